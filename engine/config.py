@@ -1,0 +1,109 @@
+"""ElmoConfig: the dimensions and switches of one ELMo model, whatever file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from flashelmo.engine.errors import FlashElmoError
+
+Family = Literal["bilm", "manylangs"]
+
+
+@dataclass(frozen=True)
+class ElmoConfig:
+    """Architecture of an ELMo model (Peters et al. 2018, https://arxiv.org/abs/1802.05365).
+
+    Attributes:
+        family: whose conventions the ids follow: "bilm" (bilm-tf, AllenNLP, NLPL, SeqVec; UTF-8 bytes)
+            or "manylangs" (ELMoForManyLangs; code points and words looked up in lexicons).
+        cell_size: C, size of the LSTM cell.
+        projection_size: P, size of a hidden state; equals C where the LSTM has no projection.
+        n_layers: LSTM layers in each direction, without the character layer.
+        cell_clip, projection_clip: bounds of cell state and hidden state; None where unbounded.
+        skip_connections: whether a layer's input is added to its output, from the second layer on.
+        filters: (width, number) of each convolution over characters; empty for models of words alone.
+        n_highway: highway layers after the convolutions.
+        activation: "relu" or "tanh", applied to the maximum over positions.
+        character_size: D, size of a character embedding; 0 where the model has no characters.
+        n_characters: rows of the character embedding, padding and boundaries included.
+        max_characters: M, positions of a word, begin and end of word included.
+        word_size: size of a word embedding; 0 where the model has none.
+        n_words: rows of the word embedding.
+    """
+
+    family: Family
+    cell_size: int
+    projection_size: int
+    n_layers: int
+    cell_clip: float | None
+    projection_clip: float | None
+    skip_connections: bool
+    filters: tuple[tuple[int, int], ...]
+    n_highway: int
+    activation: Literal["relu", "tanh"]
+    character_size: int
+    n_characters: int
+    max_characters: int
+    word_size: int = 0
+    n_words: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cell_size", "projection_size", "n_layers"):
+            _check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
+        for name in ("n_highway", "character_size", "n_characters", "word_size", "n_words"):
+            _check(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+        for name in ("cell_clip", "projection_clip"):
+            clip = getattr(self, name)
+            _check(clip is None or clip > 0, name, "a positive number or none", clip)
+        _check(self.family in ("bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
+        _check(self.activation in ("relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
+        _check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
+        if self.character_size:
+            _check(bool(self.filters), "filters", "at least one [width, number]", list(self.filters))
+            widest = max(width for width, _ in self.filters)
+            _check(self.max_characters >= max(widest, 3), "max_characters", f">= {max(widest, 3)}", self.max_characters)
+            _check(all(w > 0 and n > 0 for w, n in self.filters), "filters", "positive numbers", list(self.filters))
+
+    @property
+    def n_filters(self) -> int:
+        """F, the filters of all widths together."""
+        return sum(number for _, number in self.filters)
+
+    @property
+    def output_size(self) -> int:
+        """2P, the size of a token's vector in one layer."""
+        return 2 * self.projection_size
+
+    @property
+    def lstm_flops_per_token(self) -> int:
+        """Floating-point operations of the four (layers x 2) LSTM products for one token."""
+        recurrent = 2 * (2 * self.projection_size) * (4 * self.cell_size)
+        projection = 2 * self.cell_size * self.projection_size if self.projection_size != self.cell_size else 0
+        return 2 * self.n_layers * (recurrent + projection)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary that `from_dict` reads back."""
+        return {**asdict(self), "filters": [list(pair) for pair in self.filters]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config.json") -> ElmoConfig:
+        """Read what `to_dict` wrote. Unknown and missing keys raise FlashElmoError naming `source`."""
+        known = {field.name for field in fields(cls)}
+        required = known - {"word_size", "n_words"}
+        if unknown := sorted(set(values) - known):
+            raise FlashElmoError(f"{source}: unknown keys {unknown}; known: {sorted(known)}")
+        if missing := sorted(required - set(values)):
+            raise FlashElmoError(f"{source}: missing keys {missing}")
+        try:
+            filters = tuple((int(width), int(number)) for width, number in values["filters"])
+            return cls(**{**values, "filters": filters})
+        except FlashElmoError as error:
+            raise FlashElmoError(f"{source}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise FlashElmoError(f"{source}: a value has the wrong type: {error}") from None
+
+
+def _check(holds: bool, name: str, expected: str, found: object) -> None:
+    if not holds:
+        raise FlashElmoError(f"{name}: expected {expected}, found {found!r}")
