@@ -1,8 +1,9 @@
 """ElmoWeights: the one canonical layout of a model's tensors in memory.
 
-Every reader in `checkpoints/` produces it and every runtime starts from it. Matrices are used as `x @ weight`;
-gates stand in the order input, forget, candidate, output (i, f, g, o); the forget bias already holds the +1 that
-bilm-tf adds at load; a highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps the input, so
+Every reader in `checkpoints/` produces it and every runtime starts from it. Matrices are used as `x @ weight`. The
+LSTM's gates are the FIRST dimension, [4, P, C] and [4, C], in the order input, forget, candidate, output (i, f, g, o),
+so that each gate's matrix is contiguous and runtimes can use the memory-mapped file as it lies. The forget bias already
+holds the +1 that bilm-tf adds at load; a highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps the input, so
 its reader negates it).
 """
 
@@ -43,7 +44,8 @@ class Highway:
 class LstmCell:
     """One direction of one layer.
 
-    input_weight [P, 4C], recurrent_weight [P, 4C], bias [4C], projection [C, P] or None where P = C.
+    input_weight [4, P, C], recurrent_weight [4, P, C], bias [4, C] (gates i, f, g, o first), projection [C, P] or None
+    where P = C.
     """
 
     input_weight: Array
@@ -150,9 +152,9 @@ def expected_shapes(config: ElmoConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(config.n_layers):
         for direction in DIRECTIONS:
             prefix = f"lstm.{layer}.{direction}"
-            shapes[f"{prefix}.input_weight"] = (size, 4 * config.cell_size)
-            shapes[f"{prefix}.recurrent_weight"] = (size, 4 * config.cell_size)
-            shapes[f"{prefix}.bias"] = (4 * config.cell_size,)
+            shapes[f"{prefix}.input_weight"] = (4, size, config.cell_size)
+            shapes[f"{prefix}.recurrent_weight"] = (4, size, config.cell_size)
+            shapes[f"{prefix}.bias"] = (4, config.cell_size)
             if config.cell_size != size:
                 shapes[f"{prefix}.projection"] = (config.cell_size, size)
     return shapes
