@@ -1,1 +1,53 @@
-"""flashelmo."""
+"""ELMo vectors, exact and fast: the names users import.
+
+They are looked up on first use, so that `import flashelmo` itself loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashelmo.engine.characters import batch_to_ids
+    from flashelmo.engine.checkpoints import load_model
+    from flashelmo.engine.config import ElmoConfig
+    from flashelmo.engine.elmo import Elmo
+    from flashelmo.engine.embedder import ElmoEmbedder
+    from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+__version__ = "0.1.0"
+__all__ = [
+    "Elmo",
+    "ElmoConfig",
+    "ElmoEmbedder",
+    "FlashElmoError",
+    "MissingExtraError",
+    "__version__",
+    "batch_to_ids",
+    "load_model",
+]
+
+# Public name -> module that defines it. The imports above tell the same to type checkers; a test compares the two.
+_HOMES = {
+    "Elmo": "flashelmo.engine.elmo",
+    "ElmoConfig": "flashelmo.engine.config",
+    "ElmoEmbedder": "flashelmo.engine.embedder",
+    "FlashElmoError": "flashelmo.engine.errors",
+    "MissingExtraError": "flashelmo.engine.errors",
+    "batch_to_ids": "flashelmo.engine.characters",
+    "load_model": "flashelmo.engine.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines a public name, on the name's first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

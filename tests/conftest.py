@@ -1,0 +1,48 @@
+"""Fixtures that every test file may use."""
+
+from pathlib import Path
+
+import pytest
+from tolerances import RELATIVE_TOLERANCES, TOLERANCES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout that the tests lie in; the package under test may be installed elsewhere."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden data and texts beside the checkout."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no golden data: {folder / 'data'} is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """Small models with the outputs that the published implementations computed."""
+    return shared / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def text() -> list[list[str]]:
+    """Real sentences, as tokens: Genesis 1-4, which comes with the project."""
+    lines = (ROOT / "examples" / "genesis.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines]
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> dict[str, float]:
+    """Largest absolute difference by number type, for the exact runtimes."""
+    return TOLERANCES
+
+
+@pytest.fixture(scope="session")
+def relative_tolerance() -> dict[str, float]:
+    """Largest relative error of a layer by number type, for the runtimes that round."""
+    return RELATIVE_TOLERANCES
