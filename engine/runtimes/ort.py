@@ -1,0 +1,98 @@
+"""ONNX Runtime on the CPU: the graph's pieces in float32, or with 8-bit LSTM weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.graph import GATES, Graph, Tensors, WeightType, input_product_graph, step_graph, words_graph
+from flashelmo.engine.runtimes import Array, Gates, Int32, Int64
+from flashelmo.engine.weights import DIRECTIONS
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise MissingExtraError("onnxruntime", "cpu", "running ELMo on the CPU") from error
+
+
+class OrtRuntime:
+    """Runs the graph's pieces; every output goes into an array the caller gives.
+
+    Args:
+        config: the model's dimensions.
+        tensors: what `prepare_tensors` made; kept alive, since ONNX Runtime may read them in place.
+        weight_type: "float32" or "int8".
+        threads: threads of one piece; 0 lets ONNX Runtime take the machine's cores.
+    """
+
+    def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: WeightType, threads: int = 0) -> None:
+        self._tensors = tensors
+        self._threads = threads
+        layers = range(config.n_layers)
+        self._words = self._piece(words_graph(config))
+        self._products = [
+            [self._piece(input_product_graph(config, layer, name, weight_type)) for name in DIRECTIONS]
+            for layer in layers
+        ]
+        self._steps = [
+            [self._piece(step_graph(config, layer, name, weight_type)) for name in DIRECTIONS] for layer in layers
+        ]
+
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+        """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
+        inputs = {"windows": windows, "word_ids": word_ids}
+        self._words.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
+
+    def input_product(self, layer: int, direction: int, x: Array, gates: Gates) -> None:
+        """Input product: x [m, P] -> gates, four [m, C]."""
+        self._products[layer][direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
+
+    def step(
+        self,
+        layer: int,
+        direction: int,
+        gates: Gates,
+        gate_rows: Int32,
+        parents: Int32,
+        hidden: Array,
+        cell: Array,
+        new_hidden: Array,
+        new_cell: Array,
+    ) -> None:
+        """One LSTM step of n rows; shapes as in `step_graph`."""
+        inputs = {"gate_rows": gate_rows, "parents": parents, "hidden": hidden, "cell": cell}
+        inputs |= zip(GATES, gates, strict=True)
+        self._steps[layer][direction].run(inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
+
+    def _piece(self, graph: Graph) -> _Piece:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each
+        # Each session has its own threads; they must not spin while another session works.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(self._tensors[name]) for name in graph.weights]
+        options.add_external_initializers(graph.weights, values)
+        model = graph.to_model(self._tensors).SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return _Piece(session, values)
+
+
+class _Piece:
+    """A session with inputs and outputs bound in place."""
+
+    def __init__(self, session: Any, weights: list[Any]) -> None:
+        self._session = session
+        self._weights = weights
+        self._binding = session.io_binding()
+
+    def run(self, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
