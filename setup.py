@@ -1,26 +1,42 @@
 """Packaging: the folders at the root are the subpackages of `flashelmo`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).resolve().parent
+PUBLIC_FACE = "src/flashelmo"
 ROOT_FOLDERS = ("engine", "kernels", "export", "benchmarks")
 
+
+def version() -> str:
+    """`flashelmo.__version__`, read without importing the package."""
+    source = (ROOT / PUBLIC_FACE / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise ValueError(f'{PUBLIC_FACE}/__init__.py: no line __version__ = "..."')
+    return match[1]
+
+
+package_dir = {"flashelmo": PUBLIC_FACE}
 packages = ["flashelmo"]
-package_dir = {"flashelmo": "src/flashelmo"}
 for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
-    packages += [f"flashelmo.{folder}"] + [f"flashelmo.{folder}.{name}" for name in find_packages(folder)]
+    packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]
 
 CPU = ["onnxruntime>=1.20"]
-TORCH = ["torch>=2.4"]
 OPENVINO = ["openvino>=2024.6"]
+TORCH = ["torch>=2.4"]
+TRITON = ["triton>=3.2 ; sys_platform == 'linux'"]
+BENCH = ["matplotlib>=3.8", "psutil>=5.9", "pytest>=8", "pytest-benchmark>=4"]
+TOOLS = ["hypothesis>=6", "mypy>=1.10", "ruff>=0.8", "setuptools>=70.1"]
 
 setup(
     name="flashelmo",
-    version="0.1.0",
+    version=version(),
     description="Contextual word embeddings from ELMo, exact and as fast as the hardware allows",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -41,13 +57,10 @@ setup(
     ],
     extras_require={
         "cpu": CPU,
-        "gpu": [*TORCH, "triton>=3.2", "onnxruntime-gpu>=1.20"],
+        "gpu": [*TORCH, *TRITON, "onnxruntime-gpu>=1.20"],
         "openvino": OPENVINO,
         "torch": TORCH,
-        "bench": ["pytest-benchmark>=4", "pytest>=8", "matplotlib>=3.8", "psutil>=5.9"],
-        "dev": [
-            *CPU, *TORCH, *OPENVINO,
-            "hypothesis>=6", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-benchmark>=4", "ruff>=0.8", "build>=1",
-        ],
+        "bench": BENCH,
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BENCH, *TOOLS],
     },
 )

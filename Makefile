@@ -1,0 +1,63 @@
+# Works from a fresh clone with python3 (3.10 or newer) and make; everything is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL := .wheel
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo test lint bench
+
+help:
+	@echo "make demo   embed a text with a small random model: demo/vectors.h5"
+	@echo "make test   build the wheel, install it and run the tests against it"
+	@echo "make lint   ruff, formatting, types"
+	@echo "make bench  the benchmarks (takes long; use an idle machine)"
+
+# The stamps say what .venv holds, so that a second call installs nothing.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/cpu.stamp: setup.py pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[cpu]'
+	touch $@
+
+$(VENV)/dev.stamp: setup.py pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	touch $@
+
+demo/model/config.json: | $(VENV)/cpu.stamp
+	$(BIN)/flashelmo init --preset small demo/model
+
+demo: $(VENV)/cpu.stamp demo/model/config.json
+	$(BIN)/flashelmo embed examples/genesis.txt demo/vectors.h5 --model demo/model --overwrite
+	@echo "The vectors are in demo/vectors.h5. The shape (layers, tokens, size) of the first sentence's:"
+	$(BIN)/python -c "import h5py; print(h5py.File('demo/vectors.h5')['0'].shape)"
+
+# What is tested is what users get: the wheel, in an environment of its own that borrows .venv's other packages.
+# While working, `.venv/bin/pytest` runs the same tests on the checkout.
+test: $(VENV)/dev.stamp
+	rm -rf build $(WHEEL)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEEL)/dist .
+	$(BIN)/python -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --no-deps --no-index $(WHEEL)/dist/*.whl
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    $(BIN)/python -c "$$site" > "$$($(WHEEL)/bin/python -c "$$site")/borrowed.pth"
+	$(WHEEL)/bin/python -c "import sys, flashelmo as f; assert f.__file__.startswith(sys.prefix), f.__file__"
+	PYTHONSAFEPATH=1 $(WHEEL)/bin/python -m pytest
+
+# Type checkers don't follow setup.py's mapping: a tree of links shows them the package as it is imported.
+.PHONY: .typing
+.typing:
+	rm -rf .typing && mkdir -p .typing/flashelmo
+	for path in src/flashelmo/*; do ln -s ../../$$path .typing/flashelmo/; done
+	for path in */__init__.py; do ln -s ../../$${path%/__init__.py} .typing/flashelmo/; done
+
+lint: $(VENV)/dev.stamp .typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.typing $(BIN)/mypy -p flashelmo
+	MYPYPATH=.typing $(BIN)/mypy tests examples setup.py
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/pytest benchmarks

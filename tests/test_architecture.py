@@ -1,0 +1,191 @@
+"""Which way dependencies point, and what an import may cost: the rules that keep the package light."""
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+FACE = "face"
+# Part of the package -> parts it may import. The command line alone may also start the benchmarks.
+ARROWS = {
+    "kernels": {"kernels"},
+    "engine": {"engine", "kernels"},
+    "export": {"engine", "export"},
+    FACE: {FACE, "engine", "export"},
+    "benchmarks": {FACE, "benchmarks", "engine", "export", "kernels"},
+}
+KERNELS_MAY_IMPORT = {"torch", "triton"}
+# The only modules that may import these packages while they are being imported; all others wait until they are used.
+TORCH_MODULES = {"engine.elmo", "engine.runtimes.reference", "engine.runtimes.torch_layers", "engine.runtimes.cuda"}
+OPTIONAL = {"torch", "triton", "onnxruntime", "openvino"}
+HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
+IMPORT_SECONDS = 0.3
+
+
+def package_folder(part: str) -> Path:
+    """Where a part of the installed package lies: in the checkout, or in site-packages."""
+    spec = find_spec("flashelmo" if part == FACE else f"flashelmo.{part}")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def modules(part: str) -> Iterator[tuple[str, ast.Module]]:
+    """Dotted name (without `flashelmo.`) and syntax tree of every module of one part."""
+    folder = package_folder(part)
+    for path in sorted(folder.glob("*.py") if part == FACE else folder.rglob("*.py")):
+        name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of the modules that are imported anywhere below `tree`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_when_imported(tree: ast.AST) -> set[str]:
+    """As `imports`, without those in functions and under TYPE_CHECKING."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= imports(ast.Module([node], []))
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            names |= imports_when_imported(node)
+    return names
+
+
+def part_of(name: str) -> str | None:
+    """The part of flashelmo that an imported name belongs to; None for other packages."""
+    package, _, rest = name.partition(".")
+    if package != "flashelmo":
+        return None
+    part = rest.partition(".")[0]
+    return part if part in ARROWS else FACE
+
+
+def top_level(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def run_python(code: str) -> str:
+    """Standard output of a fresh interpreter."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def without(*packages: str) -> str:
+    """Code that makes the import of these packages fail as if they were not installed."""
+    return (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {packages!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+
+
+@pytest.mark.parametrize("part", ARROWS)
+def test_imports_follow_the_arrows(part: str) -> None:
+    for name, tree in modules(part):
+        allowed = ARROWS[part] | ({"benchmarks"} if name == "face.cli" else set())
+        found = {target for imported in imports(tree) if (target := part_of(imported))}
+        assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
+
+
+def test_kernels_import_torch_and_triton_alone() -> None:
+    for name, tree in modules("kernels"):
+        outside = top_level(imports(tree)) - {"flashelmo"} - set(sys.stdlib_module_names)
+        assert outside <= KERNELS_MAY_IMPORT, f"{name} imports {sorted(outside)}"
+
+
+@pytest.mark.parametrize("part", ["engine", "export", FACE])
+def test_optional_packages_are_imported_on_use(part: str) -> None:
+    for name, tree in modules(part):
+        found = top_level(imports_when_imported(tree)) & OPTIONAL
+        allowed = {"torch"} if name in TORCH_MODULES else set()
+        assert found <= allowed, f"{name} imports {sorted(found)} as soon as it is imported"
+
+
+def test_the_parsing_sees_every_way_to_import() -> None:
+    tree = ast.parse(
+        "import torch.nn as nn\n"
+        "from flashelmo.engine import config\n"
+        "if TYPE_CHECKING:\n    import onnxruntime\n"
+        "try:\n    import h5py\nexcept ImportError:\n    pass\n"
+        "def f():\n    from triton import language\n"
+        "class C:\n    import openvino\n"
+    )
+    eager = {"torch.nn", "flashelmo.engine.config", "h5py", "openvino"}
+    assert imports_when_imported(tree) == eager
+    assert imports(tree) == eager | {"onnxruntime", "triton.language"}
+    assert {name: part_of(name) for name in ("flashelmo.engine.config", "flashelmo.cli", "torch.nn")} == {
+        "flashelmo.engine.config": "engine",
+        "flashelmo.cli": FACE,
+        "torch.nn": None,
+    }
+
+
+def test_import_loads_nothing_heavy() -> None:
+    loaded = run_python("import sys, flashelmo; print(*sys.modules)").split()
+    assert "flashelmo" in loaded
+    assert top_level(set(loaded)) & HEAVY == set()
+    assert not [name for name in loaded if name.startswith("flashelmo.")]
+
+
+def test_import_is_fast() -> None:
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        run_python(code)
+        return time.perf_counter() - start
+
+    # The best of several, taken in turn: what else the machine does only ever adds.
+    pairs = [(seconds("pass"), seconds("import flashelmo")) for _ in range(5)]
+    cost = min(after for _, after in pairs) - min(before for before, _ in pairs)
+    assert cost < IMPORT_SECONDS
+
+
+def test_mapped_folders_are_no_top_level_packages() -> None:
+    # A fresh interpreter in another folder: `kernels` belongs to another package on the index.
+    code = (
+        "import os, tempfile; os.chdir(tempfile.gettempdir())\nfrom importlib.util import find_spec\nimport flashelmo\n"
+    )
+    names = [part for part in ARROWS if part != FACE]
+    code += f"for name in {names}:\n    spec = find_spec(name)\n    print(spec and spec.origin)"
+    origins = set(run_python(code).split())
+    ours = {str(package_folder(part) / "__init__.py") for part in names}
+    assert origins & ours == set()
+
+
+def test_public_names_resolve() -> None:
+    import flashelmo
+
+    for name in flashelmo.__all__:
+        assert getattr(flashelmo, name) is not None
+    assert set(flashelmo.__all__) <= set(dir(flashelmo))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        flashelmo.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_python_looks_up() -> None:
+    import flashelmo
+
+    tree = dict(modules(FACE))[FACE]
+    typed = {name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in imports(node)}
+    looked_up = {f"{module}.{name}" for name, module in flashelmo._HOMES.items()}
+    assert {name for name in typed if name.startswith("flashelmo.")} == looked_up
+    assert set(flashelmo._HOMES) | {"__version__"} == set(flashelmo.__all__)
