@@ -57,6 +57,8 @@ lint: $(VENV)/dev.stamp .typing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.typing $(BIN)/mypy -p flashelmo
+	@# One folder's types must reach another: a wrong call is an error, not an unresolved Any.
+	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoConfig; ElmoConfig.from_dict(0)' | grep arg-type
 	MYPYPATH=.typing $(BIN)/mypy tests examples setup.py
 
 bench: $(VENV)/dev.stamp

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 FACE = "face"
 # Part of the package -> parts it may import. The command line alone may also start the benchmarks.
@@ -20,8 +23,17 @@ ARROWS = {
     "benchmarks": {FACE, "benchmarks", "engine", "export", "kernels"},
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
-# The only modules that may import these packages while they are being imported; all others wait until they are used.
-TORCH_MODULES = {"engine.elmo", "engine.runtimes.reference", "engine.runtimes.torch_layers", "engine.runtimes.cuda"}
+# Modules that are built on an optional package and import it at their top; all others wait until it is used.
+BUILT_ON = {
+    "engine.elmo": {"torch"},
+    "engine.scalar_mix": {"torch"},
+    "engine.runtimes.cuda": {"torch"},
+    "engine.runtimes.openvino": {"openvino"},
+    "engine.runtimes.ort": {"onnxruntime"},
+    "engine.runtimes.padding": {"torch"},
+    "engine.runtimes.reference": {"torch"},
+    "engine.runtimes.torch_layers": {"torch"},
+}
 OPTIONAL = {"torch", "triton", "onnxruntime", "openvino"}
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
@@ -117,8 +129,18 @@ def test_kernels_import_torch_and_triton_alone() -> None:
 def test_optional_packages_are_imported_on_use(part: str) -> None:
     for name, tree in modules(part):
         found = top_level(imports_when_imported(tree)) & OPTIONAL
-        allowed = {"torch"} if name in TORCH_MODULES else set()
-        assert found <= allowed, f"{name} imports {sorted(found)} as soon as it is imported"
+        allowed = BUILT_ON.get(name, set())
+        assert found <= allowed, f"{name} imports {sorted(found - allowed)} as soon as it is imported"
+
+
+@pytest.mark.parametrize("part", ARROWS)
+def test_every_imported_package_is_declared(part: str) -> None:
+    declared = {canonicalize_name(Requirement(line).name) for line in requires("flashelmo") or []}
+    distributions = packages_distributions()
+    for name, tree in modules(part):
+        for package in top_level(imports(tree)) - {"flashelmo"} - set(sys.stdlib_module_names):
+            providers = {canonicalize_name(provider) for provider in distributions.get(package, [package])}
+            assert providers & declared, f"{name} imports {package}, which setup.py does not mention"
 
 
 def test_the_parsing_sees_every_way_to_import() -> None:

@@ -1,0 +1,89 @@
+"""What the installed package holds and says of itself: every module, the types, and each package it needs."""
+
+import re
+from importlib.metadata import distribution, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import flashelmo
+
+EXTRAS = {"cpu", "gpu", "openvino", "torch", "bench", "dev"}
+
+
+def needed_by(name: str, extra: str = "") -> set[str]:
+    """Packages that `pip install name[extra]` installs besides, as far as they are installed here."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(canonicalize_name(name), extra)]
+    while waiting:
+        package, package_extra = waiting.pop()
+        if (package, package_extra) in seen:
+            continue
+        seen.add((package, package_extra))
+        for requirement in map(Requirement, requires(package) or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": package_extra}):
+                dependency = canonicalize_name(requirement.name)
+                waiting += [(dependency, ""), *((dependency, wanted) for wanted in requirement.extras)]
+    return {package for package, _ in seen} - {canonicalize_name(name)}
+
+
+def constraints(root: Path) -> dict[str, Requirement]:
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert len({canonicalize_name(pin.name) for pin in pins}) == len(pins), "a package is pinned twice"
+    return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+def test_every_module_is_installed(root: Path) -> None:
+    mapped = {init.parent.name: init.parent for init in root.glob("*/__init__.py")}
+    assert {"engine", "kernels", "export"} <= set(mapped)
+    for package, folder in {"": root / "src" / "flashelmo", **mapped}.items():
+        spec = find_spec(f"flashelmo.{package}".rstrip("."))
+        assert spec is not None and spec.origin is not None, f"setup.py does not map {folder}"
+        installed = Path(spec.origin).parent
+        files = {path.relative_to(folder) for path in folder.rglob("*.py")}
+        assert files <= {path.relative_to(installed) for path in installed.rglob("*.py")}
+        for inner in {path.parent for path in files}:
+            assert inner / "__init__.py" in files, f"{folder / inner} has no __init__.py, so no wheel would hold it"
+
+
+def test_types_are_installed() -> None:
+    assert flashelmo.__file__ is not None
+    assert (Path(flashelmo.__file__).parent / "py.typed").is_file()
+
+
+def test_metadata() -> None:
+    said = distribution("flashelmo").metadata
+    assert version("flashelmo") == flashelmo.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", flashelmo.__version__)
+    assert said["License-Expression"] or said["License"] == "Apache-2.0"
+    assert set(said.get_all("Provides-Extra") or []) == EXTRAS
+    commands = distribution("flashelmo").entry_points.select(group="console_scripts")
+    assert {(command.name, command.value) for command in commands} == {("flashelmo", "flashelmo.cli:main")}
+
+
+@pytest.mark.parametrize("package", ["torch", "triton", "onnxruntime", "openvino", "matplotlib", "pytest"])
+def test_plain_install_stays_light(package: str) -> None:
+    assert package not in needed_by("flashelmo")
+    assert package in needed_by("flashelmo", "dev")
+
+
+def test_constraints_pin_all_that_is_installed_for_development(root: Path) -> None:
+    needed = needed_by("flashelmo", "dev")
+    pins = constraints(root)
+    assert needed - set(pins) == set(), "not pinned"
+    for name in needed:
+        assert re.fullmatch(r"==[\w.]+", str(pins[name].specifier)), f"{pins[name]} is no exact version"
+
+
+def test_ranges_allow_the_pinned_versions(root: Path) -> None:
+    pins = constraints(root)
+    for requirement in map(Requirement, requires("flashelmo") or []):
+        pin = pins.get(canonicalize_name(requirement.name))
+        if pin is not None:
+            pinned = str(pin.specifier).removeprefix("==")
+            assert requirement.specifier.contains(pinned), f"{requirement} excludes {pinned}"
+            assert "==" not in str(requirement.specifier), "exact versions belong into constraints.txt"
