@@ -100,7 +100,7 @@ class BiLstm:
         for slab in _slabs(forest, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
             first, last = slab[0][1], slab[-1][2]
             if x_rows is None:
-                gate_rows, inputs = np.arange(last - first, dtype=np.int32), x[first:last]
+                gate_rows, inputs = None, x[first:last]
             else:
                 words, inverse = np.unique(x_rows[first:last], return_inverse=True)
                 gate_rows, inputs = inverse.astype(np.int32), x[words]
@@ -109,11 +109,12 @@ class BiLstm:
             for depth, start, stop in slab:
                 begin, end = forest.depths[depth], forest.depths[depth + 1]
                 before = states if depth == 0 else (hidden[forest.depths[depth - 1] : begin], cells[(depth - 1) % 2])
+                here = slice(start - first, stop - first)
                 runtime.step(
                     layer,
                     direction,
-                    gates,
-                    gate_rows[start - first : stop - first],
+                    gates[:, here] if gate_rows is None else gates,
+                    None if gate_rows is None else gate_rows[here],
                     forest.parents[start:stop],
                     *before,
                     hidden[start:stop],

@@ -28,7 +28,7 @@ class Runtime(Protocol):
         layer: int,
         direction: int,
         gates: Gates,
-        gate_rows: Int32,
+        gate_rows: Int32 | None,
         parents: Int32,
         hidden: Array,
         cell: Array,

@@ -56,7 +56,7 @@ class OrtRuntime:
         layer: int,
         direction: int,
         gates: Gates,
-        gate_rows: Int32,
+        gate_rows: Int32 | None,
         parents: Int32,
         hidden: Array,
         cell: Array,
@@ -64,8 +64,9 @@ class OrtRuntime:
         new_cell: Array,
     ) -> None:
         """One LSTM step of n rows; shapes as in `step_graph`."""
-        inputs = {"gate_rows": gate_rows, "parents": parents, "hidden": hidden, "cell": cell}
-        inputs |= zip(GATES, gates, strict=True)
+        inputs = {"parents": parents, "hidden": hidden, "cell": cell, **dict(zip(GATES, gates, strict=True))}
+        if gate_rows is not None:
+            inputs["gate_rows"] = gate_rows
         self._steps[layer][direction].run(inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
 
     def _piece(self, graph: Graph) -> _Piece:
