@@ -59,7 +59,7 @@ lint: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy -p flashelmo
 	@# One folder's types must reach another: a wrong call is an error, not an unresolved Any.
 	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoConfig; ElmoConfig.from_dict(0)' | grep arg-type
-	MYPYPATH=.typing $(BIN)/mypy tests examples setup.py
+	MYPYPATH=.typing $(BIN)/mypy --config-file tests/mypy.ini tests/*.py examples/*.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/pytest benchmarks
