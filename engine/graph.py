@@ -159,25 +159,25 @@ def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_t
     return graph
 
 
-def step_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+def step_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType, *, gather: bool) -> Graph:
     """One LSTM step of n rows.
 
-    Inputs: `input`, `forget`, `candidate`, `output` from the input product: in layer 0 [m, C], one row per distinct
-    word, with `gate_rows` [n] int32 into them, in the others [n, C]; the states of the depth before, `hidden` [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
+    Inputs: `input`, `forget`, `candidate`, `output` from the input product, [n, C], or with `gather` [m, C] and
+    `gate_rows` [n] int32 into them (one row per distinct word); the states of the depth before, `hidden` [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
     Outputs: `new_hidden` [n, P], `new_cell` [n, C]. (bilm-tf's LSTMCell with projection, cell_clip and proj_clip.)
     """
     graph = Graph()
     name = f"lstm.{layer}.{direction}"
     for gate in GATES:
-        graph.input(gate, ["m" if layer == 0 else "n", config.cell_size])
-    if layer == 0:
+        graph.input(gate, ["m" if gather else "n", config.cell_size])
+    if gather:
         graph.input("gate_rows", ["n"], TensorProto.INT32)
     parents = graph.input("parents", ["n"], TensorProto.INT32)
     hidden = graph.node("Gather", [graph.input("hidden", ["p", config.projection_size]), parents])
     cell = graph.node("Gather", [graph.input("cell", ["p", config.cell_size]), parents])
 
     def gate_node(gate: str) -> str:
-        given = graph.node("Gather", [gate, "gate_rows"]) if layer == 0 else gate
+        given = graph.node("Gather", [gate, "gate_rows"]) if gather else gate
         total = graph.matmul(hidden, f"{name}.recurrent_weight.{gate}", weight_type, add=given)
         return graph.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
 

@@ -39,7 +39,8 @@ class OrtRuntime:
             for layer in layers
         ]
         self._steps = [
-            [self._piece(step_graph(config, layer, name, weight_type)) for name in DIRECTIONS] for layer in layers
+            [self._piece(step_graph(config, layer, name, weight_type, gather=layer == 0)) for name in DIRECTIONS]
+            for layer in layers
         ]
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:

@@ -1,0 +1,110 @@
+"""OpenVINO on the CPU: the same graph pieces in float32, or in bfloat16 where the processor multiplies it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.graph import GATES, Graph, Tensors, input_product_graph, step_graph, words_graph
+from flashelmo.engine.runtimes import Array, Gates, Int32, Int64
+from flashelmo.engine.weights import DIRECTIONS
+
+try:
+    import openvino
+except ImportError as error:
+    raise MissingExtraError("openvino", "openvino", "the OpenVINO runtime") from error
+
+ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones run slowly
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor (AVX-512 BF16, AMX)."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVinoRuntime:
+    """Runs the graph's pieces, their rows rounded up to a multiple of 32.
+
+    Args:
+        config: the model's dimensions.
+        tensors: what `prepare_tensors` made for float32.
+        precision: "fp32" or "bf16" (products and elementwise operations; what passes between pieces is float32).
+        threads: threads of one piece; 0 lets OpenVINO take the machine's cores.
+
+    Raises:
+        FlashElmoError: bf16 on a processor without it.
+    """
+
+    def __init__(
+        self, config: ElmoConfig, tensors: Tensors, precision: Literal["fp32", "bf16"], threads: int = 0
+    ) -> None:
+        if precision == "bf16" and not has_bf16():
+            raise FlashElmoError(
+                "precision 'bf16': this processor has no bfloat16 products (AVX-512 BF16 or AMX); pass 'fp32' or 'int8'"
+            )
+        self._core = openvino.Core()
+        self._tensors = tensors
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        layers = range(config.n_layers)
+        self._words = self._piece(words_graph(config))
+        self._products = [
+            [self._piece(input_product_graph(config, layer, name, "float32")) for name in DIRECTIONS]
+            for layer in layers
+        ]
+        self._steps = [
+            [self._piece(step_graph(config, layer, name, "float32", gather=True)) for name in DIRECTIONS]
+            for layer in layers
+        ]
+
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+        """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
+        inputs = {"windows": windows, "word_ids": word_ids}
+        padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
+        _run(self._words, padded, {"vectors": vectors})
+
+    def input_product(self, layer: int, direction: int, x: Array, gates: Gates) -> None:
+        """Input product: x [m, P] -> gates, four [m, C]."""
+        _run(self._products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
+
+    def step(
+        self,
+        layer: int,
+        direction: int,
+        gates: Gates,
+        gate_rows: Int32 | None,
+        parents: Int32,
+        hidden: Array,
+        cell: Array,
+        new_hidden: Array,
+        new_cell: Array,
+    ) -> None:
+        """One LSTM step of n rows; shapes as in `step_graph`. Rows added by rounding repeat row 0."""
+        if gate_rows is None:
+            gate_rows = np.arange(len(parents), dtype=np.int32)
+        inputs = {"gate_rows": _pad_rows(gate_rows), "parents": _pad_rows(parents), "hidden": hidden, "cell": cell}
+        inputs |= zip(GATES, gates, strict=True)
+        _run(self._steps[layer][direction], inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
+
+    def _piece(self, graph: Graph) -> Any:
+        model = self._core.read_model(graph.to_model(self._tensors, embed=True).SerializeToString())
+        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+
+
+def _pad_rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    missing = -len(array) % ROW_MULTIPLE
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+
+def _run(request: Any, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
+    request.infer(inputs, share_inputs=True)
+    for name, array in outputs.items():
+        array[...] = request.get_tensor(name).data[: len(array)]
