@@ -18,11 +18,11 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/cpu.stamp: setup.py pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/cpu.stamp: setup.py constraints.txt | $(BIN)/python
 	$(INSTALL) '.[cpu]'
 	touch $@
 
-$(VENV)/dev.stamp: setup.py pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/dev.stamp: setup.py constraints.txt | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	touch $@
 
