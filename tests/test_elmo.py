@@ -1,0 +1,330 @@
+"""AllenNLP's module: the mix, the mask, caching, fine-tuning, and state dicts."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tiny_models import BILM, MODELS, SENTENCES, WORD_MODEL, WORDS, random_model
+from tolerances import TOLERANCES
+
+from flashelmo.engine.characters import WordEncoder, batch_to_ids
+from flashelmo.engine.checkpoints import save_native
+from flashelmo.engine.elmo import Elmo
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.runtimes.padding import pad_tokens, positions_before
+from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.scalar_mix import ScalarMix
+from flashelmo.engine.weights import ElmoModel
+
+WEIGHTS = [0.3, -1.2, 0.7]
+VOCABULARY = ["@@PADDING@@", "the", "cat", "sat", "incomprehensibilities", "é"]
+FLAT = [word for sentence in SENTENCES for word in sentence]
+FOLDERS = {"bilm": "skip", "manylangs": "manylangs", "words": "words alone"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are tiny
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    for name, model in FOLDERS.items():
+        save_native(MODELS[model], path / name)
+    return path
+
+
+@pytest.fixture
+def build(folder):
+    def elmo(count=1, name="bilm", dropout=0.0, **kwargs):
+        return Elmo(folder / name, None, count, dropout=dropout, **kwargs)
+
+    return elmo
+
+
+@pytest.fixture(scope="module")
+def ids():
+    """int64 [B, T, 12]: the tiny model's words are shorter than the 50 positions of `batch_to_ids`."""
+    return pad(WordEncoder(BILM, None).character_ids(FLAT))
+
+
+def pad(flat):
+    lengths = torch.tensor([len(sentence) for sentence in SENTENCES])
+    return pad_tokens(torch.from_numpy(flat.astype(np.int64)), positions_before(lengths, int(lengths.max())))
+
+
+WORD_IDS = pad(np.array([VOCABULARY.index(word) for word in FLAT]))
+
+
+def padded_layers(name="bilm", boundaries=False):
+    """[L, B, T, 2P] as the reference runtime gives them sentence by sentence, zero where padded, and the mask."""
+    rows = ReferenceRuntime(MODELS[FOLDERS[name]]).embed_batch(SENTENCES, keep_sentence_boundaries=boundaries)
+    size = max(row.shape[1] for row in rows)
+    padded = [np.pad(row.astype(np.float64), ((0, 0), (0, size - row.shape[1]), (0, 0))) for row in rows]
+    return np.stack(padded, axis=1), np.arange(size) < np.array([[row.shape[1]] for row in rows])
+
+
+def close(found, expected, number="fp32"):
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=TOLERANCES[number])
+
+
+def softmax(values):
+    return np.exp(values) / np.exp(values).sum()
+
+
+def test_scalar_mix_formula():
+    tensors = np.random.default_rng(1).normal(size=(3, 2, 4, 5))
+    mix = ScalarMix(3, initial_scalar_parameters=WEIGHTS).double()
+    mix.gamma.data.fill_(1.7)
+    expected = 1.7 * np.tensordot(softmax(np.float64(np.float32(WEIGHTS))), tensors, 1)
+    close(mix(list(torch.from_numpy(tensors))), expected, "fp64")
+    with pytest.raises(FlashElmoError, match="expected 3 tensors, found 2"):
+        mix(list(torch.from_numpy(tensors[:2])))
+    with pytest.raises(FlashElmoError, match="expected 2, one a layer, found 3"):
+        ScalarMix(2, initial_scalar_parameters=WEIGHTS)
+
+
+def test_scalar_mix_with_layer_norm():
+    tensors = np.random.default_rng(2).normal(1, 3, size=(3, 2, 4, 5))
+    mask = np.array([[True, True, True, False], [True, False, False, False]])
+    mix = ScalarMix(3, do_layer_norm=True, initial_scalar_parameters=WEIGHTS).double()
+    normed = [(t - t[mask].mean()) / np.sqrt(t[mask].var() + 1e-13) for t in tensors]
+    expected = np.tensordot(softmax(np.float64(np.float32(WEIGHTS))), np.stack(normed), 1)
+    close(mix(list(torch.from_numpy(tensors)), torch.from_numpy(mask)), expected, "fp64")
+    with pytest.raises(FlashElmoError, match="needs a mask"):
+        mix(list(torch.from_numpy(tensors)))
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_representations(build, ids, boundaries):
+    module = build(2, keep_sentence_boundaries=boundaries)
+    for value, parameter in zip(WEIGHTS, module.scalar_mix_1.scalar_parameters, strict=True):
+        parameter.data.fill_(value)
+    output = module(ids)
+    layers, mask = padded_layers(boundaries=boundaries)
+    np.testing.assert_array_equal(output["mask"].numpy(), mask)
+    assert len(output["elmo_representations"]) == 2
+    close(output["elmo_representations"][0], layers.mean(axis=0))
+    close(output["elmo_representations"][1], np.tensordot(softmax(WEIGHTS), layers, 1))
+    assert module.get_output_dim() == output["elmo_representations"][0].shape[-1] == 8
+
+
+def test_golden_through_batch_to_ids(golden):
+    """The published outputs, from an options file and a weights file."""
+    stream = json.loads((golden / "bilm_skip" / "sentences.json").read_text())[0]
+    folder = golden / "bilm_skip"
+    module = Elmo(folder / "options.json", folder / "lm_weights.hdf5", 1, dropout=0.0)
+    output = module(batch_to_ids([line.split() for line in stream]))["elmo_representations"][0]
+    with h5py.File(folder / "expected_stateless.hdf5") as file:
+        for k, row in enumerate(output):
+            expected = np.mean(file[str(k)], axis=0)
+            close(row[: len(expected)], expected)
+            assert not row[len(expected) :].any()
+
+
+def test_layer_norm_counts_boundaries(build, ids):
+    layers, mask = padded_layers(boundaries=True)
+    normed = [(layer - layer[mask].mean()) / np.sqrt(layer[mask].var() + 1e-13) for layer in layers]
+    tokens = np.mean(normed, axis=0)[:, 1:-1]
+    output = build(do_layer_norm=True)(ids)
+    close(output["elmo_representations"][0], tokens * output["mask"].unsqueeze(-1).numpy())
+
+
+def test_fixed_mix(build, ids):
+    module = build(scalar_mix_parameters=[-9e10, 1, -9e10])
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    close(module(ids)["elmo_representations"][0], padded_layers()[0][1])
+
+
+def test_cached_words(build, ids):
+    module, words = build(vocab_to_cache=VOCABULARY), WORD_IDS
+    plain = build()(ids)
+    for inputs in (ids, None):
+        cached = module(inputs, words)
+        assert torch.equal(cached["mask"], plain["mask"])
+        close(cached["elmo_representations"][0], plain["elmo_representations"][0].detach().numpy())
+    module.bilm.character_embedding.data.fill_(0.0)  # the cached vectors no longer depend on it
+    close(module(ids, words)["elmo_representations"][0], plain["elmo_representations"][0].detach().numpy())
+
+
+def test_words_that_are_not_cached(build, ids):
+    module, words = build(vocab_to_cache=VOCABULARY[:3]), WORD_IDS
+    close(module(ids, words)["elmo_representations"][0], padded_layers()[0].mean(axis=0))
+    with pytest.raises(FlashElmoError, match="word_inputs: expected ids below 3, found 5"):
+        module(None, words)
+
+
+def test_word_inputs_without_a_cache_are_ignored(build, ids, caplog):
+    output = build()(ids, torch.ones_like(ids[:, :, 0]))
+    close(output["elmo_representations"][0], padded_layers()[0].mean(axis=0))
+    assert "word_inputs is ignored" in caplog.text
+
+
+def test_other_families(build):
+    manylangs = build(name="manylangs", vocab_to_cache=VOCABULARY)
+    close(manylangs(None, WORD_IDS)["elmo_representations"][0], padded_layers("manylangs")[0].mean(axis=0))
+    words = pad(WordEncoder(WORD_MODEL, WORDS).word_ids(FLAT))  # its rows count from 1, 0 is padding
+    close(build(name="words")(None, words)["elmo_representations"][0], padded_layers("words")[0].mean(axis=0))
+
+
+def test_more_dimensions(build, ids):
+    flat = build()(ids)
+    deep = torch.stack([ids, ids.flip(0)], dim=1)
+    output = build()(deep)
+    assert output["mask"].shape == deep.shape[:3]
+    assert torch.equal(output["mask"][:, 0], flat["mask"])
+    close(output["elmo_representations"][0][:, 0], flat["elmo_representations"][0].detach().numpy())
+    close(output["elmo_representations"][0][:, 1], flat["elmo_representations"][0].flip(0).detach().numpy())
+    words = WORD_IDS.unsqueeze(0)
+    cached = build(vocab_to_cache=VOCABULARY, keep_sentence_boundaries=True)(deep[:, 0].unsqueeze(0), words)
+    close(cached["elmo_representations"][0][0], padded_layers(boundaries=True)[0].mean(axis=0))
+
+
+def test_dropout(build, ids):
+    torch.manual_seed(0)
+    module = build(dropout=0.5)
+    trained = module.train()(ids)["elmo_representations"][0]
+    plain = module.eval()(ids)["elmo_representations"][0]
+    kept = trained != 0
+    close(trained[kept], 2 * plain[kept].detach().numpy())
+    assert 0.3 < 1 - kept.sum() / plain.ne(0).sum() < 0.7
+
+
+def test_stateful_only_when_asked(build, ids):
+    calls = [[module(ids)["elmo_representations"][0] for _ in range(2)] for module in (build(), build(stateful=True))]
+    assert torch.equal(*calls[0])
+    assert torch.equal(calls[0][0], calls[1][0])
+    runtime = ReferenceRuntime(MODELS["skip"], stateful=True)
+    second = [runtime.embed_batch(SENTENCES) for _ in range(2)][1]
+    for row, layers in zip(calls[1][1], second, strict=True):
+        close(row[: layers.shape[1]], layers.mean(axis=0))
+    assert (calls[1][0] - calls[1][1]).abs().max() > 1e-4
+
+
+def test_state_can_be_reset_and_trained_through(build, ids):
+    module = build(stateful=True, requires_grad=True)
+    with torch.inference_mode():
+        first = module(ids)["elmo_representations"][0].clone()
+    module(ids)["elmo_representations"][0].sum().backward()  # through a state that inference left
+    assert module.bilm.forward_layers[0].recurrent_weight.grad.abs().sum() > 0
+    module.reset_state()
+    assert torch.equal(module(ids)["elmo_representations"][0], first)
+
+
+def test_fine_tuning_reaches_every_parameter(build, ids):
+    frozen, tuned = build(), build(requires_grad=True)
+    for module in (frozen, tuned):
+        module(ids)["elmo_representations"][0].square().sum().backward()
+    moved = {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
+    assert moved == {"scalar_mix_0.gamma", *(f"scalar_mix_0.scalar_parameters.{k}" for k in range(3))}
+    assert all(parameter.grad.abs().sum() > 0 for parameter in tuned.parameters())
+
+
+def test_fine_tuned_weights_are_a_model(build, ids):
+    module = build(requires_grad=True)
+    module(ids)["elmo_representations"][0].square().mean().backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    model = ElmoModel(BILM, module.bilm.to_weights(), None, MODELS["skip"].path, "native")
+    found = ReferenceRuntime(model).embed_batch(SENTENCES, keep_sentence_boundaries=True)
+    for k, layer in enumerate(module.bilm(ids)["activations"]):  # the mix has moved too, so compare the layers
+        close(layer[0, : len(SENTENCES[0]) + 2], found[0][k])
+    before = ReferenceRuntime(MODELS["skip"]).embed_batch(SENTENCES)
+    assert np.abs(found[0][:, 1:-1] - before[0]).max() > 1e-3
+
+
+def test_state_dict_comes_back(build, folder, tmp_path, ids):
+    save_native(random_model(BILM, seed=5), tmp_path / "other")
+    source = Elmo(tmp_path / "other", None, 2, scalar_mix_parameters=WEIGHTS, dropout=0.0)
+    target = build(2)
+    target.load_state_dict(source.state_dict())
+    for a, b in zip(source(ids)["elmo_representations"], target(ids)["elmo_representations"], strict=True):
+        assert torch.equal(a, b)
+
+
+def allennlp_state_dict(model):
+    """The names and layouts that AllenNLP's Elmo has."""
+    w, state = model.weights, {}
+    embedder, lstm = "_elmo_lstm._token_embedder", "_elmo_lstm._elmo_lstm"
+    state[f"{embedder}._char_embedding_weights"] = w.character_embedding
+    for i, convolution in enumerate(w.convolutions):
+        state[f"{embedder}.char_conv_{i}.weight"] = convolution.weight.transpose(2, 1, 0)
+        state[f"{embedder}.char_conv_{i}.bias"] = convolution.bias
+    for k, highway in enumerate(w.highways):
+        name = f"{embedder}._highways._layers.{k}"
+        state[f"{name}.weight"] = np.concatenate([highway.transform.weight.T, -highway.gate.weight.T])
+        state[f"{name}.bias"] = np.concatenate([highway.transform.bias, -highway.gate.bias])
+    state[f"{embedder}._projection.weight"] = w.projection.weight.T
+    state[f"{embedder}._projection.bias"] = w.projection.bias
+    for k, cells in enumerate(w.lstm):
+        for direction, cell in zip(("forward", "backward"), cells, strict=True):
+            name = f"{lstm}.{direction}_layer_{k}"
+            state[f"{name}.input_linearity.weight"] = np.concatenate([gate.T for gate in cell.input_weight])
+            state[f"{name}.state_linearity.weight"] = np.concatenate([gate.T for gate in cell.recurrent_weight])
+            state[f"{name}.state_linearity.bias"] = np.concatenate(list(cell.bias))
+            state[f"{name}.state_projection.weight"] = cell.projection.T
+    state["scalar_mix_0.gamma"] = np.float32([1.5])
+    state |= {f"scalar_mix_0.scalar_parameters.{k}": np.float32([value]) for k, value in enumerate(WEIGHTS)}
+    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+
+
+def test_allennlp_state_dict_loads(build, ids):
+    other = random_model(BILM, seed=5)
+    state = {f"embedder.{name}": tensor for name, tensor in allennlp_state_dict(other).items()}
+    parent = torch.nn.ModuleDict({"embedder": build()})
+    parent.load_state_dict(state)
+    layers = ReferenceRuntime(other).embed_batch(SENTENCES)
+    found = parent["embedder"](ids)["elmo_representations"][0]
+    for row, expected in zip(found, layers, strict=True):
+        close(row[: expected.shape[1]], 1.5 * np.tensordot(softmax(WEIGHTS), expected, 1))
+    assert all(name.startswith("embedder._elmo_lstm") or "scalar_mix" in name for name in state)  # not altered
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*embedder\.bilm\.nonsense"):
+        parent.load_state_dict({**state, "embedder._elmo_lstm.nonsense": torch.zeros(1)})
+
+
+class Given(torch.nn.Module):
+    """A module in place of the biLM, as AllenNLP allows."""
+
+    num_layers = 2
+
+    def get_output_dim(self):
+        return 3
+
+    def forward(self, inputs, word_inputs):
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool)
+        return {"activations": [torch.full((*mask.shape, 3), value) for value in (1.0, 3.0)], "mask": mask}
+
+
+def test_module_is_used():
+    module = Elmo(None, None, 1, dropout=0.0, module=Given())
+    output = module(torch.ones(2, 6, 12, dtype=torch.int64))
+    assert module.get_output_dim() == 3
+    close(output["elmo_representations"][0], np.full((2, 4, 3), 2.0))
+    with pytest.raises(FlashElmoError, match="module: expected options_file and weight_file to be None"):
+        Elmo("options.json", None, 1, module=Given())
+
+
+def test_bad_input(build, ids):
+    with pytest.raises(FlashElmoError, match="expected files or a module, found neither"):
+        Elmo(None, None, 1)
+    with pytest.raises(FlashElmoError, match="scalar_mix_parameters: expected 3, one a layer, found 2"):
+        build(scalar_mix_parameters=[1.0, 2.0])
+    with pytest.raises(FlashElmoError, match=r"expected shapes \[\.\.\., T, M\], \[\.\.\., T\], found \[5, 12\], None"):
+        build()(ids[:, 0])
+    with pytest.raises(FlashElmoError, match=r"character_ids: expected \[\.\.\., 12\], found"):
+        build()(ids[:, :, :11])
+
+
+def test_missing_torch_names_the_extra():
+    code = "import sys; sys.modules['torch'] = None\nimport flashelmo.engine.elmo"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "MissingExtraError: the module Elmo needs the package torch" in result.stderr
+    assert "pip install 'flashelmo[torch]'" in result.stderr
