@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pyarrow as pa
 
-from flashelmo.engine.characters import WordEncoder, lengths
+from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.graph import character_windows
 from flashelmo.engine.runtimes import Array, Int64, Runtime
@@ -48,7 +48,7 @@ class WordVectors:
         if character_ids is None:
             self._runtime.word_vectors(None, word_ids, vectors)
             return vectors
-        sizes = lengths(character_ids)
+        sizes = self._encoder.lengths(character_ids)
         order = np.argsort(sizes, kind="stable")
         for group in _groups(order, sizes):
             windows = character_windows(character_ids[group], int(sizes[group[-1]]), self._config)
