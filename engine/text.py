@@ -1,0 +1,253 @@
+"""Tokenized text to windows of sentences in Arrow, without a Python loop over tokens or lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashelmo.engine.errors import FlashElmoError
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+Errors = Literal["strict", "replace"]
+
+CHUNK_BYTES = 1 << 20
+MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
+NEWLINE = ord("\n")
+
+# White space is what str.split() takes for it.
+ASCII_SPACE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
+WIDE_SPACES = [char.encode() for char in map(chr, range(128, 0x3001)) if char.isspace()]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokenized sentences that are embedded together.
+
+    Attributes:
+        words: distinct words in the order they are first seen [W].
+        word_ids: index into `words` of every token [tokens], sentences end to end.
+        offsets: [B + 1]; sentence b is word_ids[offsets[b]:offsets[b + 1]].
+        text: the lines as they were read (UTF-8), where they came from a file.
+    """
+
+    words: pa.StringArray
+    word_ids: Int32
+    offsets: Int64
+    text: bytes | None = None
+
+    @classmethod
+    def from_sentences(cls, sentences: Sequence[Sequence[str]]) -> Window:
+        """Window of sentences as token lists. Lone surrogates, which UTF-8 cannot hold, are left out of a token."""
+        offsets = np.zeros(len(sentences) + 1, np.int64)
+        np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
+        return cls._encode(_strings([token for sentence in sentences for token in sentence]), offsets)
+
+    @classmethod
+    def _encode(cls, tokens: pa.StringArray, offsets: Int64, text: bytes | None = None) -> Window:
+        encoded = tokens.dictionary_encode()
+        return cls(encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False), offsets, text)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def tokens(self, b: int) -> list[str]:
+        """The tokens of sentence b."""
+        ids = self.word_ids[self.offsets[b] : self.offsets[b + 1]]
+        tokens: list[str] = self.words.take(pa.array(ids)).to_pylist()
+        return tokens
+
+    def sentence_text(self, b: int) -> str:
+        """Sentence b as it stands in the file, without white space around it; else its tokens joined by blanks."""
+        return " ".join(self.tokens(b)) if self.text is None else self._lines[b].strip()
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return (self.text or b"").decode("utf-8").split("\n")
+
+
+def read_windows(
+    source: str | Path | IO[Any], *, max_sentences: int, max_tokens: int, errors: Errors = "strict"
+) -> Iterator[Window]:
+    r"""Read text of one sentence a line, its tokens separated by white space, in bounded memory.
+
+    Lines end at \n (so \r\n does too). An empty line is an empty sentence, an empty file has none.
+
+    Args:
+        source: a path, "-" for standard input, or a file object, best a binary one.
+        max_sentences, max_tokens: bounds of a window. A line of more tokens is a window by itself.
+        errors: what bytes that are not UTF-8 get: "strict", an error, or "replace", U+FFFD.
+
+    Raises:
+        FlashElmoError: text that is not UTF-8, naming the line and the byte, both counted from 1.
+        OSError: a file that cannot be read.
+    """
+    if min(max_sentences, max_tokens) < 1:
+        raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {max_tokens}")
+    if errors not in ("strict", "replace"):
+        raise FlashElmoError(f"errors: expected 'strict' or 'replace', found {errors!r}")
+    parts: list[_Block] = []
+    for block in _read_blocks(source, errors):
+        start = 0
+        while start < block.n_lines:
+            stop = _fit(block, start, max_sentences - _total(parts, "n_lines"), max_tokens - _total(parts, "n_tokens"))
+            if _total(parts, "n_bytes") > MAX_WINDOW_BYTES:
+                stop = start
+            if stop == start and parts:
+                yield _window(parts)
+                parts = []
+                continue
+            stop = max(stop, start + 1)
+            parts.append(block.lines(start, stop))
+            start = stop
+    if parts:
+        yield _window(parts)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Whole lines: their bytes, their tokens end to end, and where each line begins in both [lines + 1]."""
+
+    text: bytes
+    tokens: pa.StringArray
+    token_offsets: Int64
+    byte_offsets: Int64
+
+    @property
+    def n_lines(self) -> int:
+        return len(self.token_offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.text)
+
+    def lines(self, start: int, stop: int) -> _Block:
+        tokens, data = self.token_offsets[start : stop + 1], self.byte_offsets[start : stop + 1]
+        return _Block(
+            self.text[data[0] : data[-1]],
+            self.tokens.slice(tokens[0], tokens[-1] - tokens[0]),
+            tokens - tokens[0],
+            data - data[0],
+        )
+
+
+def _fit(block: _Block, start: int, max_lines: int, max_tokens: int) -> int:
+    """The line before which a window that starts at `start` must end."""
+    max_tokens = min(max_tokens, block.n_tokens)
+    stop = np.searchsorted(block.token_offsets, block.token_offsets[start] + max_tokens, side="right") - 1
+    return max(start, min(int(stop), start + max_lines))
+
+
+def _total(parts: list[_Block], name: str) -> int:
+    return sum(getattr(part, name) for part in parts)
+
+
+def _window(parts: list[_Block]) -> Window:
+    starts = np.cumsum([0, *(part.n_tokens for part in parts)])
+    offsets = [part.token_offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+    return Window._encode(
+        pa.concat_arrays([part.tokens for part in parts]),
+        np.concatenate([[0], *offsets]).astype(np.int64),
+        b"".join(part.text for part in parts),
+    )
+
+
+def _read_blocks(source: str | Path | IO[Any], errors: Errors) -> Iterator[_Block]:
+    n_lines = 0
+    with _open(source) as file:
+        name = str(getattr(file, "name", "text"))
+        for raw in _read_lines(file):
+            text = _check_utf8(raw, errors, name, n_lines)
+            block = _split(text)
+            n_lines += block.n_lines
+            yield block
+
+
+def _open(source: str | Path | IO[Any]) -> Any:
+    """A context that closes what was opened here, and nothing else."""
+    if source == "-":
+        return nullcontext(sys.stdin.buffer)
+    return open(source, "rb") if isinstance(source, str | Path) else nullcontext(source)
+
+
+def _read_lines(file: IO[Any]) -> Iterator[bytes]:
+    """Large pieces of the file that end with a line; the last line may lack its end, it gets one."""
+    rest: list[bytes] = []
+    while chunk := file.read(CHUNK_BYTES):
+        if isinstance(chunk, str):
+            chunk = chunk.encode("utf-8", "surrogatepass")
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*rest, chunk[:end]])
+            rest = []
+        rest.append(chunk[end:])
+    if last := b"".join(rest):
+        yield last + b"\n"
+
+
+def _check_utf8(raw: bytes, errors: Errors, name: str, n_lines: int) -> bytes:
+    """The bytes themselves, or a repaired copy; n_lines were read before them."""
+    if raw.isascii():
+        return raw
+    if errors == "replace":
+        return raw.decode("utf-8", "replace").encode()
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = n_lines + raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        found = f"0x{raw[error.start]:02x} ({error.reason})"
+        raise FlashElmoError(f"{name}: line {line}, byte {column}: expected UTF-8, found {found}") from None
+    return raw
+
+
+def _split(text: bytes) -> _Block:
+    """Tokens of whole lines of UTF-8, at white space."""
+    if len(text) > np.iinfo(np.int32).max:
+        raise FlashElmoError(f"text: expected lines shorter than 2 GiB, found one of about {len(text)} bytes")
+    spaced = text
+    if not text.isascii():
+        for space in WIDE_SPACES:
+            spaced = spaced.replace(space, b" " * len(space))
+    data = np.frombuffer(spaced, np.uint8)
+    is_space = ASCII_SPACE[data]
+    # white space and tokens alternate; a block ends with white space, its newline
+    edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
+    if not is_space[0]:
+        edges = np.concatenate([[0], edges])
+    starts, ends = edges[0::2], edges[1::2]
+    letters = np.zeros(len(starts) + 1, np.int32)
+    np.cumsum(ends - starts, out=letters[1:])
+    newlines = np.flatnonzero(data == NEWLINE)
+    return _Block(
+        text,
+        pa.StringArray.from_buffers(len(starts), pa.py_buffer(letters), pa.py_buffer(data[~is_space])),
+        np.concatenate([[0], np.searchsorted(starts, newlines)]).astype(np.int64),
+        np.concatenate([[0], newlines + 1]).astype(np.int64),
+    )
+
+
+def _strings(tokens: list[str]) -> pa.StringArray:
+    try:
+        strings = pa.array(tokens, pa.string())
+    except UnicodeEncodeError:
+        strings = pa.array([token.encode("utf-8", "ignore").decode() for token in tokens], pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise FlashElmoError(f"sentences: expected lists of texts: {error}") from None
+    if strings.null_count:
+        raise FlashElmoError(f"token {pc.is_null(strings).index(True).as_py()}: expected text, found nothing")
+    return strings

@@ -1,0 +1,171 @@
+"""Reading text, against Python's own split of every line."""
+
+import io
+import sys
+import tracemalloc
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashelmo.engine import text as text_module
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text import Window, read_windows
+
+SPACES = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace() and char != "\n"]
+# what looks like white space and is none: zero-width and combining ones, and halves of wide spaces
+NO_SPACES = "\u200b\u2060\ufeff\u180e\u200c\u0080\u00c2\u3001\u2007a\u2030\0"
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from(["a", "b", *NO_SPACES])
+lines = st.lists(words | st.sampled_from(SPACES) | st.just(" "), max_size=12).map("".join)
+texts = st.lists(lines | st.just(""), max_size=12).map("\n".join)
+
+
+def slow_lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def read(data: bytes, max_sentences: int = 1000, max_tokens: int = 1000, **options: str) -> list[Window]:
+    return list(
+        read_windows(io.BytesIO(data), max_sentences=max_sentences, max_tokens=max_tokens, **options)  # type: ignore[arg-type]
+    )
+
+
+def sentences(windows: Iterable[Window]) -> list[list[str]]:
+    return [window.tokens(b) for window in windows for b in range(len(window))]
+
+
+@given(texts, st.integers(1, 5), st.integers(1, 9), st.integers(1, 40))
+def test_tokens_are_those_of_split(text: str, max_sentences: int, max_tokens: int, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "CHUNK_BYTES", chunk)
+        windows = read(text.encode(), max_sentences, max_tokens)
+    assert sentences(windows) == [line.split() for line in slow_lines(text)]
+    keys = [window.sentence_text(b) for window in windows for b in range(len(window))]
+    assert keys == [line.strip() for line in slow_lines(text)]
+    assert b"".join(window.text or b"" for window in windows).removesuffix(b"\n") == text.encode().removesuffix(b"\n")
+    for window in windows:
+        assert len(set(window.words.to_pylist())) == len(window.words)
+        assert 0 < len(window) <= max_sentences
+        assert len(window.word_ids) <= max_tokens or len(window) == 1
+    # windows are as large as they may be
+    for window, following in pairwise(windows):
+        n_next = following.offsets[1]
+        assert len(window) == max_sentences or len(window.word_ids) + n_next > max_tokens
+
+
+@given(st.lists(st.lists(words, max_size=6), max_size=6))
+def test_sentences_in_memory(batch: list[list[str]]) -> None:
+    window = Window.from_sentences(batch)
+    assert sentences([window]) == batch and len(window) == len(batch)
+    assert [window.sentence_text(b) for b in range(len(batch))] == [" ".join(sentence) for sentence in batch]
+    tokens = [token for sentence in batch for token in sentence]
+    assert window.words.to_pylist() == list(dict.fromkeys(tokens))
+    assert window.word_ids.dtype == "int32" and window.offsets.dtype == "int64"
+
+
+def test_every_white_space_character_splits() -> None:
+    text = "\n".join(f"a{space}b" for space in SPACES) + "\n" + "\n".join(f"a{char}b" for char in NO_SPACES)
+    assert sentences(read(text.encode())) == [line.split() for line in slow_lines(text)]
+    assert len(SPACES) == 28
+
+
+def test_line_ends() -> None:
+    assert sentences(read(b"a b\r\nc\n\n \nd")) == [["a", "b"], ["c"], [], [], ["d"]]
+    assert sentences(read(b"a\n")) == sentences(read(b"a")) == [["a"]]
+    assert sentences(read(b"\n\n")) == [[], []]
+    assert read(b"") == []
+
+
+def test_windows_end_at_their_bounds() -> None:
+    data = b"a b\nc\n\nd e f g h\ni\nj k\n"
+    windows = read(data, max_sentences=10, max_tokens=3)
+    assert [sentences([window]) for window in windows] == [
+        [["a", "b"], ["c"], []],
+        [["d", "e", "f", "g", "h"]],  # more than three tokens: a window by itself
+        [["i"], ["j", "k"]],
+    ]
+    assert [len(window) for window in read(data, max_sentences=2)] == [2, 2, 2]
+    assert [len(window) for window in read(data, max_sentences=4, max_tokens=1 << 62)] == [4, 2]
+
+
+def test_windows_end_at_a_bound_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(text_module, "MAX_WINDOW_BYTES", 20)
+    data = b"".join(b"a%d\n" % i for i in range(40))
+    windows = read(data)
+    assert sentences(windows) == [[f"a{i}"] for i in range(40)]
+    assert max(len(window.text or b"") for window in windows) < 32
+
+
+def test_bytes_that_are_not_utf8() -> None:
+    data = "good\nü ok\nnaïve x".encode() + b"\xff y\nz \xc3\n"
+    with pytest.raises(FlashElmoError, match=r"^text: line 3, byte 9: expected UTF-8, found 0xff \(invalid start"):
+        read(data)
+    assert sentences(read(data, errors="replace"))[2:] == [["naïve", "x\ufffd", "y"], ["z", "\ufffd"]]
+    assert sentences(read(data, errors="replace"))[:2] == [["good"], ["ü", "ok"]]
+    with pytest.raises(FlashElmoError, match="line 1, byte 1: expected UTF-8, found 0xed"):
+        read(b"\xed\xa0\x80")  # a surrogate, encoded
+    with pytest.raises(FlashElmoError, match="errors: expected 'strict' or 'replace', found 'ignore'"):
+        read(b"a", errors="ignore")
+
+
+def test_line_numbers_count_across_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(text_module, "CHUNK_BYTES", 5)
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"a b\n" * 20 + b"ab\xfe\n")
+    with pytest.raises(FlashElmoError, match=r"bad\.txt: line 21, byte 3: "):
+        list(read_windows(path, max_sentences=1, max_tokens=1))
+
+
+def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("ä b\nc\n", encoding="utf-8")
+    expected = [["ä", "b"], ["c"]]
+    assert sentences(read_windows(path, max_sentences=9, max_tokens=9)) == expected
+    assert sentences(read_windows(str(path), max_sentences=9, max_tokens=9)) == expected
+    with path.open(encoding="utf-8") as file:
+        assert sentences(read_windows(file, max_sentences=9, max_tokens=9)) == expected
+        assert not file.closed
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert sentences(read_windows("-", max_sentences=9, max_tokens=9)) == expected
+    with pytest.raises(FileNotFoundError, match="absent"):
+        list(read_windows(tmp_path / "absent", max_sentences=1, max_tokens=1))
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"some words that go on and on\n" * 400_000)  # 11 MB
+    tracemalloc.start()
+    n_tokens = 0
+    for window in read_windows(path, max_sentences=1000, max_tokens=10_000):
+        n_tokens += len(window.word_ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n_tokens == 400_000 * 7
+    assert peak < 30 << 20  # of which a chunk's arrays take most
+
+
+def test_one_line_of_many_tokens() -> None:
+    (window,) = read(b"tick tock " * 50_000, max_tokens=1000)
+    assert len(window) == 1 and len(window.word_ids) == 100_000
+    assert window.words.to_pylist() == ["tick", "tock"]
+
+
+def test_real_text(text: list[list[str]], root: Path) -> None:
+    windows = list(read_windows(root / "examples" / "genesis.txt", max_sentences=7, max_tokens=100))
+    assert sentences(windows) == text
+
+
+def test_tokens_that_are_no_text() -> None:
+    with pytest.raises(FlashElmoError, match="token 1: expected text, found nothing"):
+        Window.from_sentences([["a", None]])  # type: ignore[list-item]
+    with pytest.raises(FlashElmoError, match="expected lists of texts"):
+        Window.from_sentences([["a", 1]])  # type: ignore[list-item]
+    assert Window.from_sentences([["a\ud800b"]]).tokens(0) == ["ab"]
+    with pytest.raises(FlashElmoError, match="at least one sentence"):
+        read(b"a", max_sentences=0)
