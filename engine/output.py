@@ -1,0 +1,119 @@
+"""From a sentence's layers to what was asked for: which layer, which number type, tokens or one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+
+Array: TypeAlias = npt.NDArray[Any]
+Index: TypeAlias = tuple[int | slice, ...]
+
+BLOCK_VALUES = 1 << 22  # a long sentence is cut into blocks of at most this many values
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is kept of each sentence.
+
+    Attributes:
+        layers: "all", "top", "average" (of all layers) or the number of a layer, 0 the one of the characters.
+        dtype: "float32" or "float16".
+        pool: "mean" for the mean over a sentence's tokens, None for every token.
+    """
+
+    layers: str | int = "all"
+    dtype: str = "float32"
+    pool: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, int) and self.layers not in ("all", "top", "average"):
+            raise FlashElmoError(f"layers: expected all, top, average or a layer's number, found {self.layers!r}")
+        if self.dtype not in ("float32", "float16"):
+            raise FlashElmoError(f"dtype: expected float32 or float16, found {self.dtype!r}")
+        if self.pool not in (None, "mean"):
+            raise FlashElmoError(f"pool: expected mean or nothing, found {self.pool!r}")
+
+    def check(self, n_layers: int) -> None:
+        """Raise FlashElmoError where a model of n_layers layers, the characters' one included, lacks `layers`."""
+        if isinstance(self.layers, int):
+            _check_layer(self.layers, n_layers)
+
+    def shape(self, layers_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the result for a sentence of layers_shape (L, T, 2P)."""
+        n_layers, n_tokens, size = layers_shape
+        tokens = () if self.pool else (n_tokens,)
+        return (n_layers, *tokens, size) if self.layers == "all" else (*tokens, size)
+
+    def blocks(self, vectors: Array) -> Iterator[tuple[Index, Array]]:
+        """The result for vectors [L, T, 2P] in blocks of bounded size and in C order, each with its place."""
+        self.check(len(vectors))
+        n_tokens, size = vectors.shape[1:]
+        if self.pool:
+            yield (), cast(pool_mean(select_layers(vectors, self.layers)), self.dtype)
+            return
+        if vectors.size <= BLOCK_VALUES:
+            yield (), cast(select_layers(vectors, self.layers), self.dtype)
+            return
+        step = max(1, BLOCK_VALUES // (len(vectors) * size))
+        for layer in range(len(vectors)) if self.layers == "all" else (None,):
+            for start in range(0, n_tokens, step):
+                part = vectors[:, start : start + step]
+                if layer is None:
+                    yield (slice(start, start + step),), cast(select_layers(part, self.layers), self.dtype)
+                else:
+                    yield (layer, slice(start, start + step)), cast(part[layer], self.dtype)
+
+
+def select_layers(vectors: Array, layers: str | int) -> Array:
+    """Vectors [L, T, 2P] of "all" layers, or [T, 2P] of the "top" one, of one by its number, or their "average".
+
+    Raises:
+        FlashElmoError: there is no such layer.
+    """
+    if layers == "all":
+        return vectors
+    if layers == "top":
+        layers = len(vectors) - 1
+    if isinstance(layers, int):
+        _check_layer(layers, len(vectors))
+        one: Array = vectors[layers]
+        return one
+    if layers == "average":
+        mean: Array = vectors.mean(axis=0, dtype=vectors.dtype)
+        return mean
+    raise FlashElmoError(f"layers: expected all, top, average or a layer's number, found {layers!r}")
+
+
+def pool_mean(vectors: Array) -> Array:
+    """Mean over tokens: [..., T, 2P] -> [..., 2P]; zeros for an empty sentence. Sums are float64."""
+    n_tokens = max(1, vectors.shape[-2])
+    mean: Array = (vectors.sum(axis=-2, dtype=np.float64) / n_tokens).astype(vectors.dtype)
+    return mean
+
+
+def cast(vectors: Array, dtype: str) -> Array:
+    """The vectors as `dtype`, not copied where they have it.
+
+    Raises:
+        FlashElmoError: a value is finite, but beyond float16's range of +-65504. ELMo's vectors lie far within;
+            where they don't, infinity would spoil every later use of the file.
+    """
+    if vectors.dtype == dtype:
+        return vectors
+    with np.errstate(over="ignore"):
+        result = vectors.astype(dtype)
+    if not np.isfinite(result).all() and not np.array_equal(np.isfinite(result), np.isfinite(vectors)):
+        largest = np.abs(vectors[np.isfinite(vectors)]).max()
+        raise FlashElmoError(f"output: expected values within {dtype}'s range, found {largest:g}; use float32")
+    return result
+
+
+def _check_layer(layer: int, n_layers: int) -> None:
+    if not 0 <= layer < n_layers:
+        raise FlashElmoError(f"layers: expected a layer from 0 to {n_layers - 1}, found {layer}")
