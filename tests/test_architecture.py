@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tiny_models import MODELS
 
 FACE = "face"
 # Part of the package -> parts it may import. The command line alone may also start the benchmarks.
@@ -211,3 +212,52 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
     looked_up = {f"{module}.{name}" for name, module in flashelmo._HOMES.items()}
     assert {name for name in typed if name.startswith("flashelmo.")} == looked_up
     assert set(flashelmo._HOMES) | {"__version__"} == set(flashelmo.__all__)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("engine.runtimes.ort", "onnxruntime", "cpu"),
+        ("engine.runtimes.openvino", "openvino", "openvino"),
+        ("engine.runtimes.reference", "torch", "torch"),
+        ("engine.elmo", "torch", "torch"),
+    ],
+)
+def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None:
+    code = (
+        without(package) + "from flashelmo import FlashElmoError, MissingExtraError\n"
+        f"try:\n    import flashelmo.{module}\n"
+        "except MissingExtraError as error:\n    assert isinstance(error, FlashElmoError)\n    print(error)"
+    )
+    message = run_python(code)
+    assert f"needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'\n" in message
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    from flashelmo.engine.checkpoints import save_native
+
+    save_native(MODELS["skip"], tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_embedding_needs_neither_torch_nor_openvino(model_folder: Path) -> None:
+    embed = (
+        "import sys, flashelmo\n"
+        f"vectors = flashelmo.ElmoEmbedder.load({str(model_folder)!r}, runtime='ort').embed_sentence(['the', 'cat'])\n"
+        "print(vectors.shape, vectors.tobytes().hex(), sorted({'torch', 'triton', 'openvino'} & set(sys.modules)))"
+    )
+    absent = run_python(without("torch", "triton", "openvino") + embed)
+    assert absent == run_python(embed)
+    assert absent.startswith("(3, 2, 8) ") and absent.endswith(" []\n")
+
+
+@pytest.mark.parametrize(("runtime", "extra"), [("ort", "cpu"), ("openvino", "openvino"), ("reference", "torch")])
+def test_the_embedder_names_the_extra_that_it_lacks(model_folder: Path, runtime: str, extra: str) -> None:
+    code = (
+        without("torch", "triton", "openvino", "onnxruntime")
+        + "from flashelmo import ElmoEmbedder, MissingExtraError\n"
+        f"try:\n    ElmoEmbedder.load({str(model_folder)!r}, runtime={runtime!r})\n"
+        "except MissingExtraError as error:\n    print(error)"
+    )
+    assert f"flashelmo[{extra}]" in run_python(code)
