@@ -1,0 +1,303 @@
+"""ElmoEmbedder: load a model, choose what runs it, embed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.graph import prepare_tensors
+from flashelmo.engine.pipeline import Pipeline, Statistics
+from flashelmo.engine.runtimes import Array
+from flashelmo.engine.text import Window
+from flashelmo.engine.weights import ElmoModel
+
+Precision = Literal["fp32", "bf16", "int8", "fp64"]
+RuntimeName = Literal["auto", "ort", "openvino", "reference"]
+Sentence: TypeAlias = Sequence[str]
+
+# Precision -> the runtimes that have it, the preferred one first.
+RUNTIMES: dict[str, tuple[str, ...]] = {
+    "fp32": ("ort", "openvino", "reference"),
+    "int8": ("ort",),
+    "bf16": ("openvino",),
+    "fp64": ("reference",),
+}
+# Hidden states of a window, all layers and directions: a bound on its tokens.
+WINDOW_BYTES = 256 << 20
+MAX_WINDOW_SENTENCES = 1 << 16
+
+
+class ElmoEmbedder:
+    """Contextual word vectors of an ELMo model. An instance can be used from several threads.
+
+    Sentences are lists of tokens; a string is split on white space. Vectors are float32 arrays [L, T, 2P]: L layers
+    (the characters' one, then each LSTM layer), T tokens, forward then backward halves; float64 for precision "fp64".
+
+    The same sentence always gets the same vectors, unless `stateful`, which carries the LSTM state from batch to
+    batch by batch row, as AllenNLP and bilm-tf do.
+    """
+
+    def __init__(
+        self,
+        model: ElmoModel,
+        *,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        runtime: RuntimeName = "auto",
+        stateful: bool = False,
+        batch_size: int = 64,
+        threads: int | None = None,
+        keep_sentence_boundaries: bool = False,
+        share: bool = True,
+        cache_bytes: int = 128 << 20,
+        window_tokens: int | None = None,
+    ) -> None:
+        """Make an embedder of a model in memory; see `load`."""
+        for name, value in (("batch_size", batch_size), ("threads", threads), ("window_tokens", window_tokens)):
+            if value is not None and value < 1:
+                raise FlashElmoError(f"{name}: expected 1 or more, found {value}")
+        if cache_bytes < 0:
+            raise FlashElmoError(f"cache_bytes: expected 0 or more, found {cache_bytes}")
+        self.config: ElmoConfig = model.config
+        self.keep_sentence_boundaries = keep_sentence_boundaries
+        self._lock = threading.Lock()
+        name = _choose_runtime(device, precision, runtime)
+        if window_tokens is None:
+            window_tokens = max(1, WINDOW_BYTES // (4 * model.config.output_size * model.config.n_layers))
+        by_batch = stateful or name == "reference"
+        self.window_limits: tuple[int, int] = (MAX_WINDOW_SENTENCES, window_tokens)
+        if by_batch:
+            self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
+        self._pipeline: Pipeline | ReferencePipeline
+        if name == "reference":
+            self._pipeline = ReferencePipeline(model, precision, threads, stateful, batch_size, keep_sentence_boundaries)
+        else:
+            self._pipeline = Pipeline(
+                model,
+                _make_runtime(model, name, precision, threads or 0),
+                keep_boundaries=keep_sentence_boundaries,
+                share=share,
+                stateful=stateful,
+                cache_bytes=cache_bytes,
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, *, options_file: str | Path | None = None, **settings: Any) -> ElmoEmbedder:
+        """Load a published or converted model.
+
+        Args:
+            path: a folder, an archive or a weights file, of any format that `flashelmo info` reads.
+            options_file: the options of a weights file that has none beside it.
+            **settings: what the constructor takes:
+                device: "auto" or "cpu".
+                precision: "fp32"; "int8" (8-bit LSTM weights), "bf16" (OpenVINO), "fp64" (the PyTorch reference).
+                runtime: "auto", "ort", "openvino" or "reference".
+                stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
+                batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
+                threads: processor threads; None takes all cores.
+                keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
+                share: compute equal prefixes and suffixes of sentences once.
+                cache_bytes: bound of the word vectors kept from call to call.
+                window_tokens: tokens computed together; None bounds their hidden states to 256 MiB.
+
+        Raises:
+            FlashElmoError: files that are missing, damaged or of an unknown format; settings that do not go together.
+            MissingExtraError: the chosen runtime's package is not installed.
+        """
+        return cls(load_model(path, options_file), **settings)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Totals of everything this instance embedded."""
+        return self._pipeline.statistics
+
+    def reset_state(self) -> None:
+        """Let every row of a stateful embedder start at zero again."""
+        with self._lock:
+            self._pipeline.reset_state()
+
+    def embed_windows(
+        self, windows: Iterable[Window], on_share: Callable[[float], None] = lambda share: None
+    ) -> Iterator[tuple[Window, Iterator[Array]]]:
+        """Each window with an iterator of its sentences' vectors; `on_share` hears what share of it is computed."""
+        for window in windows:
+            with self._lock:
+                sentences = self._pipeline.run(window, on_share)
+            yield window, sentences
+
+    def embed(self, sentences: Iterable[Sentence | str]) -> Iterator[Array]:
+        """Stream the vectors [L, T, 2P] of any number of sentences, in order, in bounded memory."""
+        for _, vectors in self.embed_windows(_windows(sentences, *self.window_limits)):
+            yield from vectors
+
+    def embed_batch(self, batch: Sequence[Sentence | str]) -> list[Array]:
+        """The vectors [L, T, 2P] of each sentence (AllenNLP's method)."""
+        return list(self.embed(batch))
+
+    def embed_sentence(self, sentence: Sentence | str) -> Array:
+        """The vectors [L, T, 2P] of one sentence (AllenNLP's method)."""
+        return self.embed_batch([sentence])[0]
+
+    def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
+        """As `embed`; `batch_size` is the rows of a stateful embedder's batches (AllenNLP's method)."""
+        max_sentences, max_tokens = self.window_limits
+        windows = _windows(sentences, batch_size or max_sentences, max_tokens)
+        for _, vectors in self.embed_windows(windows):
+            yield from vectors
+
+    def encode(
+        self,
+        sentences: str | Sequence[str] | Sequence[Sentence],
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        convert_to_numpy: bool = True,
+        normalize_embeddings: bool = False,
+        *,
+        layers: str | int = "average",
+    ) -> Any:
+        """Vectors of sentences under sentence-transformers' names.
+
+        Args:
+            sentences: one string, or a sequence of strings (split on white space) or of token lists.
+            batch_size: at most this many sentences at once; None lets the schedule choose.
+            show_progress_bar: show one on standard error.
+            output_value: "sentence_embedding", the mean over tokens [2P] (zeros for an empty sentence), or
+                "token_embeddings" [T, 2P].
+            convert_to_numpy: numpy arrays; otherwise PyTorch tensors.
+            normalize_embeddings: scale every vector to length 1.
+            layers: "average" of the layers, "top", or the number of one.
+
+        Returns:
+            For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
+            (one array for one string).
+        """
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            expected = "'sentence_embedding' or 'token_embeddings'"
+            raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
+        if layers == "all":
+            raise FlashElmoError("layers: expected 'average', 'top' or a layer's number, found 'all'")
+        single = isinstance(sentences, str)
+        batch: Sequence[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
+        stream = self.embed_sentences(batch, batch_size)
+        if show_progress_bar:
+            from tqdm import tqdm
+
+            stream = tqdm(stream, total=len(batch), unit="sentence")
+        results = []
+        for vectors in stream:
+            chosen = select_layers(vectors, layers)
+            if output_value == "sentence_embedding":
+                chosen = pool_mean(chosen)
+            results.append(_normalize(chosen) if normalize_embeddings else chosen)
+        return _collect(results, single, output_value == "sentence_embedding", self.config, convert_to_numpy)
+
+
+class ReferencePipeline:
+    """The PyTorch reference behind the same face as `Pipeline`."""
+
+    def __init__(
+        self,
+        model: ElmoModel,
+        precision: str,
+        threads: int | None,
+        stateful: bool,
+        batch_size: int,
+        keep_boundaries: bool,
+    ) -> None:
+        from flashelmo.engine.runtimes.reference import ReferenceRuntime
+
+        self._runtime = ReferenceRuntime(
+            model,
+            precision="fp64" if precision == "fp64" else "fp32",
+            threads=threads,
+            stateful=stateful,
+            batch_size=batch_size,
+        )
+        self._keep_boundaries = keep_boundaries
+        self.statistics = Statistics()
+
+    def reset_state(self) -> None:
+        """Let every row start at zero again."""
+        self._runtime.reset_state()
+
+    def run(self, window: Window, on_share: Callable[[float], None] = lambda share: None) -> Iterator[Array]:
+        """Compute a window; then iterate over its sentences' layers [L, T, 2P]."""
+        sentences = [window.tokens(b) for b in range(len(window))]
+        results = self._runtime.embed_batch(sentences, self._keep_boundaries)
+        on_share(1.0)
+        tokens = sum(map(len, sentences))
+        self.statistics.sentences += len(sentences)
+        self.statistics.tokens += tokens
+        self.statistics.distinct_words += tokens + 2 * len(sentences)
+        self.statistics.steps += 2 * tokens + 4 * len(sentences)
+        return iter(results)
+
+
+def _choose_runtime(device: str, precision: str, runtime: str) -> str:
+    if device not in ("auto", "cpu"):
+        raise FlashElmoError(f"device: expected 'auto' or 'cpu', found {device!r}")
+    if precision not in RUNTIMES:
+        raise FlashElmoError(f"precision: expected one of {', '.join(RUNTIMES)}, found {precision!r}")
+    available = RUNTIMES[precision]
+    if runtime == "auto":
+        return available[0]
+    if runtime not in RUNTIMES["fp32"]:
+        raise FlashElmoError(f"runtime: expected auto, {', '.join(RUNTIMES['fp32'])}, found {runtime!r}")
+    if runtime not in available:
+        raise FlashElmoError(f"runtime {runtime!r} has no precision {precision!r}; expected {' or '.join(available)}")
+    return runtime
+
+
+def _make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Any:
+    if name == "openvino":
+        from flashelmo.engine.runtimes.openvino import OpenVinoRuntime
+
+        tensors = prepare_tensors(model.config, model.weights, "float32")
+        return OpenVinoRuntime(model.config, tensors, "bf16" if precision == "bf16" else "fp32", threads)
+    from flashelmo.engine.runtimes.ort import OrtRuntime
+
+    weight_type: Literal["int8", "float32"] = "int8" if precision == "int8" else "float32"
+    return OrtRuntime(model.config, prepare_tensors(model.config, model.weights, weight_type), weight_type, threads)
+
+
+def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int) -> Iterator[Window]:
+    """Group sentences; a window ends before it would pass either bound."""
+    batch: list[Sentence] = []
+    n_tokens = 0
+    for sentence in sentences:
+        tokens = sentence.split() if isinstance(sentence, str) else sentence
+        if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > max_tokens):
+            yield Window.from_sentences(batch)
+            batch, n_tokens = [], 0
+        batch.append(tokens)
+        n_tokens += len(tokens)
+    if batch:
+        yield Window.from_sentences(batch)
+
+
+def _normalize(vectors: Array) -> Array:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def _collect(results: list[Array], single: bool, stacked: bool, config: ElmoConfig, as_numpy: bool) -> Any:
+    """One result, a stack or a list, as numpy arrays or PyTorch tensors."""
+    arrays: Any = results
+    if single:
+        arrays = results[0]
+    elif stacked:
+        arrays = np.stack(results) if results else np.empty((0, config.output_size), np.float32)
+    if as_numpy:
+        return arrays
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch", "convert_to_numpy=False") from error
+    return [torch.from_numpy(array) for array in arrays] if isinstance(arrays, list) else torch.from_numpy(arrays)

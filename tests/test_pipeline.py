@@ -1,0 +1,178 @@
+"""Every runtime against the reference, and the invariances of the schedule."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny_models import MODELS, SENTENCES
+
+from flashelmo.engine import bilstm, initialize
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.weights import ElmoModel
+
+Vectors = list[npt.NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> ElmoModel:
+    return MODELS[request.param]
+
+
+@pytest.fixture(params=["ort", "openvino"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    return str(request.param)
+
+
+def assert_close(found: Vectors, expected: Vectors, bound: float) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert np.isfinite(a).all()
+        assert np.abs(a - b).max(initial=0) < bound
+
+
+def relative_errors(found: Vectors, expected: Vectors) -> npt.NDArray[np.float64]:
+    """||a - b|| / ||b|| of each layer."""
+    a, b = np.concatenate(found, axis=1), np.concatenate(expected, axis=1)
+    return np.linalg.norm(a - b, axis=(1, 2)) / np.linalg.norm(b, axis=(1, 2))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_stateless_equals_the_reference(
+    model: ElmoModel, runtime: str, keep: bool, tolerance: dict[str, float]
+) -> None:
+    expected = ReferenceRuntime(model).embed_batch(SENTENCES, keep)
+    embedder = ElmoEmbedder(model, runtime=runtime, keep_sentence_boundaries=keep)
+    assert_close(embedder.embed_batch(SENTENCES), expected, tolerance["fp32"])
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_stateful_equals_the_reference(model: ElmoModel, runtime: str, keep: bool, tolerance: dict[str, float]) -> None:
+    """Batches of 2: rows that grow, shrink and hold empty sentences."""
+    sentences = SENTENCES + SENTENCES[::-1]
+    expected = ReferenceRuntime(model, stateful=True, batch_size=2).embed_batch(sentences, keep)
+    embedder = ElmoEmbedder(model, runtime=runtime, stateful=True, batch_size=2, keep_sentence_boundaries=keep)
+    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])
+
+
+def test_a_state_survives_smaller_batches_and_is_reset(tolerance: dict[str, float]) -> None:
+    model = MODELS["skip"]
+    reference = ReferenceRuntime(model, stateful=True, batch_size=5)
+    embedder = ElmoEmbedder(model, stateful=True, batch_size=5)
+    for batch in (SENTENCES[:3], SENTENCES[:1], SENTENCES):
+        assert_close(embedder.embed_batch(batch), reference.embed_batch(batch), tolerance["fp32"])
+    first = ElmoEmbedder(model, stateful=True).embed_sentence(SENTENCES[0])
+    assert np.abs(first - embedder.embed_sentence(SENTENCES[0])).max() > 1e-3
+    embedder.reset_state()
+    assert_close([embedder.embed_sentence(SENTENCES[0])], [first], tolerance["fp32"])
+
+
+def test_int8_stays_near(sentences: list[list[str]], relative_tolerance: dict[str, float]) -> None:
+    """At a published size: in the tiny models above a single weight's rounding is a large part of a sum."""
+    model = initialize.random_model("small", seed=1)
+    expected = ElmoEmbedder(model).embed_batch(sentences)
+    errors = relative_errors(ElmoEmbedder(model, precision="int8").embed_batch(sentences), expected)
+    assert errors[0] < 1e-6  # the characters stay in float32
+    assert 0 < errors[1:].max() < relative_tolerance["int8"]
+
+
+def test_float64_is_the_references(tolerance: dict[str, float]) -> None:
+    model = MODELS["skip"]
+    exact = ElmoEmbedder(model, precision="fp64").embed_batch(SENTENCES)
+    assert all(vectors.dtype == np.float64 for vectors in exact)
+    assert_close(ElmoEmbedder(model).embed_batch(SENTENCES), exact, tolerance["fp32"])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def sentences(text: list[list[str]]) -> list[list[str]]:
+    """Real text whose beginnings and ends repeat."""
+    return [*text[:40], [], ["And"], *text[:5], text[0][:4], text[1][3:]]
+
+
+@pytest.fixture
+def expected(sentences: list[list[str]]) -> Vectors:
+    return ReferenceRuntime(MODELS["skip"]).embed_batch(sentences)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"share": False},
+        {"cache_bytes": 0},
+        {"cache_bytes": 64},  # four vectors
+        {"window_tokens": 1},
+        {"window_tokens": 100},
+        {"threads": 1},
+        {"runtime": "reference", "batch_size": 7},
+    ],
+    ids=str,
+)
+def test_settings_do_not_change_the_vectors(
+    settings: dict[str, object], sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
+) -> None:
+    embedder = ElmoEmbedder(MODELS["skip"], **settings)  # type: ignore[arg-type]
+    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])
+    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])  # with whatever the cache holds now
+
+
+def test_order_and_company_do_not_change_the_vectors(
+    sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
+) -> None:
+    embedder = ElmoEmbedder(MODELS["skip"])
+    assert_close(embedder.embed_batch(sentences[::-1])[::-1], expected, tolerance["fp32"])
+    assert_close([embedder.embed_sentence(s) for s in sentences], expected, tolerance["fp32"])
+
+
+@pytest.mark.parametrize(("step_rows", "table_bytes"), [(1, 0), (3, 0), (3, 1 << 20), (256, 0)])
+def test_how_rows_are_cut_into_steps_does_not_change_the_vectors(
+    step_rows: int,
+    table_bytes: int,
+    sentences: list[list[str]],
+    expected: Vectors,
+    tolerance: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bilstm, "STEP_ROWS", step_rows)
+    monkeypatch.setattr(bilstm, "WORD_TABLE_BYTES", table_bytes)
+    assert_close(ElmoEmbedder(MODELS["skip"]).embed_batch(sentences), expected, tolerance["fp32"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_runs_are_bit_identical(precision: str, sentences: list[list[str]]) -> None:
+    def run() -> Vectors:
+        return ElmoEmbedder(MODELS["skip"], precision=precision).embed_batch(sentences)  # type: ignore[arg-type]
+
+    for a, b in zip(run(), run(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_statistics_count_what_sharing_saved() -> None:
+    embedder = ElmoEmbedder(MODELS["skip"])
+    embedder.embed_batch([["a", "b"], ["a", "b"], ["a", "c"], []])
+    assert (embedder.statistics.sentences, embedder.statistics.tokens) == (4, 6)
+    assert embedder.statistics.distinct_words == 5  # a, b, c and the two boundaries
+    # forward: <S>, a, b, c; backward: </S>, b a, c a
+    assert embedder.statistics.steps == 4 + 5
+    assert embedder.statistics.steps_saved == 2 * 3 * 3 - 9
+    embedder.embed_batch([["a", "b"]])
+    assert embedder.statistics.distinct_words == 5
+
+
+def test_embedding_streams() -> None:
+    """Vectors come out while input is still being read."""
+    read = 0
+
+    def lines() -> Iterator[list[str]]:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield ["a", "b", "c"]
+
+    stream = ElmoEmbedder(MODELS["skip"], window_tokens=30).embed(lines())
+    next(stream)
+    assert read <= 12

@@ -1,0 +1,82 @@
+"""The forests against sentences walked one by one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashelmo.engine.schedule import Boundaries, Forest, Schedule, build_schedule
+
+BEGIN, END = 7, 8
+windows = st.lists(st.lists(st.integers(0, 6), max_size=6), max_size=12)
+
+
+def schedule_of(sentences: list[list[int]], *, keep: bool, share: bool, complete: bool) -> Schedule:
+    offsets = np.cumsum([0, *map(len, sentences)])
+    word_ids = np.array([word for sentence in sentences for word in sentence], np.int32)
+    return build_schedule(word_ids, offsets, Boundaries(BEGIN, END, keep), share=share, complete=complete)
+
+
+def path(forest: Forest, node: int, depth: int) -> tuple[list[int], int]:
+    """Words from the root to a node, and the root."""
+    words = []
+    for level in range(depth, -1, -1):
+        assert forest.depths[level] <= node < forest.depths[level + 1]
+        words.append(int(forest.words[node]))
+        parent = int(forest.parents[node])
+        node = parent + int(forest.depths[level - 1]) if level else parent
+    return words[::-1], node
+
+
+@given(windows, st.booleans(), st.booleans(), st.booleans())
+def test_every_token_hangs_under_its_own_prefix_and_suffix(
+    sentences: list[list[int]], keep: bool, share: bool, complete: bool
+) -> None:
+    schedule = schedule_of(sentences, keep=keep, share=share, complete=complete)
+    for b, sentence in enumerate(sentences):
+        whole = [BEGIN, *sentence, END]
+        positions = range(len(whole)) if keep else range(1, len(whole) - 1)
+        span = slice(schedule.offsets[b], schedule.offsets[b + 1])
+        assert schedule.token_words[span].tolist() == [whole[p] for p in positions]
+        for position, node in zip(positions, schedule.forward.token_nodes[span], strict=True):
+            assert path(schedule.forward, int(node), position) == (whole[: position + 1], 0 if share else b)
+        for position, node in zip(positions, schedule.backward.token_nodes[span], strict=True):
+            depth = len(whole) - 1 - position
+            assert path(schedule.backward, int(node), depth) == (whole[: position - 1 if position else None : -1], 0 if share else b)
+
+
+@given(windows)
+def test_a_shared_forest_has_one_node_for_each_distinct_prefix_and_no_other(sentences: list[list[int]]) -> None:
+    schedule = schedule_of(sentences, keep=False, share=True, complete=False)
+    prefixes = {(BEGIN, *s[:n]) for s in sentences if s for n in range(len(s) + 1)}
+    suffixes = {(*s[n:], END) for s in sentences if s for n in range(len(s) + 1)}
+    assert schedule.forward.n_nodes == len(prefixes)
+    assert schedule.backward.n_nodes == len(suffixes)
+
+
+@given(windows)
+def test_a_complete_run_takes_every_sentence_through_both_boundaries(sentences: list[list[int]]) -> None:
+    schedule = schedule_of(sentences, keep=False, share=False, complete=True)
+    for forest in (schedule.forward, schedule.backward):
+        assert forest.n_nodes == sum(len(s) + 2 for s in sentences)
+        lengths = np.array([len(s) for s in sentences], int)[forest.rows]
+        assert (np.diff(lengths) <= 0).all()
+        for depth, size in enumerate(np.diff(forest.depths)):
+            # the rows of a depth are the first of the order, so a node's parent has its own index
+            assert size == (lengths + 2 > depth).sum()
+            if depth:
+                begin = forest.depths[depth]
+                assert forest.parents[begin : begin + size].tolist() == list(range(size))
+
+
+def test_equal_sentences_cost_nothing_more() -> None:
+    once = schedule_of([[1, 2, 3]], keep=False, share=True, complete=False)
+    often = schedule_of([[1, 2, 3]] * 50, keep=False, share=True, complete=False)
+    assert once.n_nodes == often.n_nodes == 8
+
+
+@pytest.mark.parametrize("sentences", [[], [[]], [[], []]])
+def test_nothing_to_do(sentences: list[list[int]]) -> None:
+    schedule = schedule_of(sentences, keep=False, share=True, complete=False)
+    assert schedule.n_nodes == 0
+    assert schedule.offsets.tolist() == [0] * (len(sentences) + 1)
