@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.graph import GATES
@@ -90,63 +92,104 @@ class BiLstm:
         config, runtime = self._config, self._runtime
         sizes = np.diff(forest.depths)
         hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
-        cells = np.empty((2, sizes.max(initial=0), config.cell_size), np.float32)  # this depth's and the one before
+        cell, cell_before = np.empty((2, sizes.max(initial=0), config.cell_size), np.float32)
         if states is None:
             states = (np.zeros((1, config.projection_size), np.float32), np.zeros((1, config.cell_size), np.float32))
             finals = None
         else:
             finals = states
 
+        before = states  # of the depth before
         for slab in _slabs(forest, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
-            first, last = slab[0][1], slab[-1][2]
+            first, stop = slab[0].start, slab[-1].stop
             if x_rows is None:
-                gate_rows, inputs = None, x[first:last]
+                gate_rows, inputs = None, x[first:stop]
             else:
-                words, inverse = np.unique(x_rows[first:last], return_inverse=True)
+                words, inverse = np.unique(x_rows[first:stop], return_inverse=True)
                 gate_rows, inputs = inverse.astype(np.int32), x[words]
             gates = np.empty((len(GATES), len(inputs), config.cell_size), np.float32)
             runtime.input_product(layer, direction, inputs, gates)
-            for depth, start, stop in slab:
-                begin, end = forest.depths[depth], forest.depths[depth + 1]
-                before = states if depth == 0 else (hidden[forest.depths[depth - 1] : begin], cells[(depth - 1) % 2])
-                here = slice(start - first, stop - first)
-                runtime.step(
+            for steps in slab:
+                here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
+                row = steps.start - int(forest.depths[steps.depth])
+                runtime.steps(
                     layer,
                     direction,
-                    gates[:, here] if gate_rows is None else gates,
-                    None if gate_rows is None else gate_rows[here],
-                    forest.parents[start:stop],
+                    gates[:, here].reshape(len(GATES), *shape, -1) if gate_rows is None else gates,
+                    None if gate_rows is None else gate_rows[here].reshape(shape),
+                    forest.parents[steps.start :][: steps.n_rows],
                     *before,
-                    hidden[start:stop],
-                    cells[depth % 2, start - begin : stop - begin],
+                    hidden[steps.start : steps.stop].reshape(*shape, -1),
+                    cell[row : row + steps.n_rows],
                 )
-                on_nodes(stop - start)
-                if finals and stop == end:
-                    # rows are in order of length: those that end here are the last ones
-                    going_on = sizes[depth + 1] if depth + 1 < len(sizes) else 0
-                    rows = forest.rows[going_on : end - begin]
-                    finals[0][rows] = hidden[begin + going_on : end]
-                    finals[1][rows] = cells[depth % 2, going_on : end - begin]
+                on_nodes(steps.stop - steps.start)
+                last = steps.depth + steps.n_steps
+                if steps.stop == forest.depths[last]:  # all rows of this depth are done
+                    before = (hidden[forest.depths[last - 1] : steps.stop], cell[: sizes[last - 1]])
+                    cell, cell_before = cell_before, cell
+                    if finals:  # rows are in order of length: those that end here are the last ones
+                        ended = slice(sizes[last] if last < len(sizes) else 0, None)
+                        rows = forest.rows[: sizes[last - 1]][ended]
+                        finals[0][rows], finals[1][rows] = before[0][ended], before[1][ended]
         return hidden
 
 
-def _slabs(forest: Forest, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[tuple[int, int, int]]]:
-    """Groups of consecutive steps (depth, start, stop) whose input product is one: at most max_nodes nodes each.
+@dataclass(frozen=True)
+class _Steps:
+    """One call: n_steps depths from `depth` on, the same rows in each; nodes start:stop."""
+
+    depth: int
+    n_steps: int
+    start: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        return (self.stop - self.start) // self.n_steps
+
+
+def _steps(forest: Forest) -> Iterator[_Steps]:
+    """Calls of at most STEP_ROWS nodes: a large depth is cut, small ones whose rows just go on are joined."""
+    sizes = np.diff(forest.depths)
+    goes_on = _goes_on(forest)
+    depth = 0
+    while depth < forest.n_depths:
+        start, size = int(forest.depths[depth]), int(sizes[depth])
+        if size > STEP_ROWS:
+            n_calls = -(-size // STEP_ROWS)
+            cuts = [start + size * call // n_calls for call in range(n_calls + 1)]
+            yield from (_Steps(depth, 1, first, stop) for first, stop in pairwise(cuts))
+            depth += 1
+            continue
+        n_steps = 1
+        while depth + n_steps < forest.n_depths and goes_on[depth + n_steps] and (n_steps + 1) * size <= STEP_ROWS:
+            n_steps += 1
+        yield _Steps(depth, n_steps, start, start + n_steps * size)
+        depth += n_steps
+
+
+def _goes_on(forest: Forest) -> npt.NDArray[np.bool_]:
+    """[depths] whether a depth's rows are the ones before, none ended and none branched."""
+    sizes = np.diff(forest.depths)
+    goes_on = np.zeros(len(sizes), np.bool_)
+    if len(sizes) > 1:
+        same = forest.parents == np.arange(forest.n_nodes) - np.repeat(forest.depths[:-1], sizes)
+        goes_on[1:] = np.logical_and.reduceat(same, forest.depths[:-1])[1:] & (sizes[1:] == sizes[:-1])
+    return goes_on
+
+
+def _slabs(forest: Forest, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Steps]]:
+    """Groups of consecutive calls whose input product is one: at most max_nodes nodes each.
 
     With `x_rows`, a window whose distinct rows are at most max_nodes is one group, however many its nodes.
     """
     if x_rows is not None and len(np.unique(x_rows)) <= max_nodes:
         max_nodes = forest.n_nodes
-    slab: list[tuple[int, int, int]] = []
-    for depth in range(forest.n_depths):
-        begin, end = int(forest.depths[depth]), int(forest.depths[depth + 1])
-        n_steps = -(-(end - begin) // STEP_ROWS)
-        for step in range(n_steps):
-            start = begin + (end - begin) * step // n_steps
-            stop = begin + (end - begin) * (step + 1) // n_steps
-            if slab and stop - slab[0][1] > max_nodes:
-                yield slab
-                slab = []
-            slab.append((depth, start, stop))
+    slab: list[_Steps] = []
+    for steps in _steps(forest):
+        if slab and steps.stop - slab[0].start > max_nodes:
+            yield slab
+            slab = []
+        slab.append(steps)
     if slab:
         yield slab

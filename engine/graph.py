@@ -1,11 +1,11 @@
-"""The streamlined inference graph as ONNX pieces: words to vectors, an LSTM's input product, one LSTM step.
+"""The streamlined inference graph as ONNX pieces: words to vectors, an LSTM's input product, its steps.
 
 The published network runs in three pieces, each an ONNX model without weights: its initializers are named, and
 `prepare_tensors` gives an array for every name, a view of the model's own memory wherever that is possible.
 
     words          character ids (and word ids) -> word vectors          once per distinct word
     input product  word vectors or hidden states -> gates' input part    no recurrence: any number of rows at once
-    step           gates' input part, parents' states -> new states      once per depth of a forest
+    steps          gates' input part, parents' states -> new states      once per depth of a forest
 
 Gates are four separate products (input, forget, candidate, output), so that nothing is split or copied afterwards.
 """
@@ -159,39 +159,69 @@ def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_t
     return graph
 
 
-def step_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType, *, gather: bool) -> Graph:
-    """One LSTM step of n rows.
+def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+    """T LSTM steps of the same n rows, as one Scan; T is 1 where rows branch or end.
 
-    Inputs: `input`, `forget`, `candidate`, `output` from the input product, [n, C], or with `gather` [m, C] and
-    `gate_rows` [n] int32 into them (one row per distinct word); the states of the depth before, `hidden` [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
-    Outputs: `new_hidden` [n, P], `new_cell` [n, C]. (bilm-tf's LSTMCell with projection, cell_clip and proj_clip.)
+    Inputs: `input`, `forget`, `candidate`, `output` from the input product: in layer 0 [m, C], one row per distinct
+    word, with `gate_rows` [T, n] int32 into them, in the others [T, n, C]; the states of the depth before, `hidden`
+    [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
+    Outputs: `new_hidden` [T, n, P], and `new_cell` [n, C] after the last step.
     """
     graph = Graph()
-    name = f"lstm.{layer}.{direction}"
-    for gate in GATES:
-        graph.input(gate, ["m" if gather else "n", config.cell_size])
-    if gather:
-        graph.input("gate_rows", ["n"], TensorProto.INT32)
     parents = graph.input("parents", ["n"], TensorProto.INT32)
     hidden = graph.node("Gather", [graph.input("hidden", ["p", config.projection_size]), parents])
     cell = graph.node("Gather", [graph.input("cell", ["p", config.cell_size]), parents])
+    if layer == 0:
+        gate_rows = graph.input("gate_rows", ["T", "n"], TensorProto.INT32)
+        tables = [graph.input(gate, ["m", config.cell_size]) for gate in GATES]
+        gates = [graph.node("Gather", [table, gate_rows]) for table in tables]
+    else:
+        gates = [graph.input(gate, ["T", "n", config.cell_size]) for gate in GATES]
+    body = _step_graph(config, layer, direction, weight_type)
+    graph.weights, graph.constants = body.weights, body.constants  # the body sees its surroundings' initializers
+    scan = helper.make_node(
+        "Scan",
+        [hidden, cell, *gates],
+        ["last_hidden", "new_cell", "new_hidden"],
+        body=helper.make_graph(body.nodes, "step", body.inputs, body.outputs),
+        num_scan_inputs=len(gates),
+    )
+    graph.nodes.append(scan)
+    graph.output("new_hidden", ["T", "n", config.projection_size])
+    graph.output("new_cell", ["n", config.cell_size])
+    return graph
+
+
+def _step_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+    """One step: states [n, P] and [n, C], gates' input parts [n, C] -> states, and the hidden state once more.
+
+    The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).
+    """
+    graph = Graph()
+    name = f"lstm.{layer}.{direction}"
+    graph.input("hidden_before", ["n", config.projection_size])
+    graph.input("cell_before", ["n", config.cell_size])
+    for gate in GATES:
+        graph.input(f"{gate}_part", ["n", config.cell_size])
 
     def gate_node(gate: str) -> str:
-        given = graph.node("Gather", [gate, "gate_rows"]) if gather else gate
-        total = graph.matmul(hidden, f"{name}.recurrent_weight.{gate}", weight_type, add=given)
+        weight = f"{name}.recurrent_weight.{gate}"
+        total = graph.matmul("hidden_before", weight, weight_type, add=f"{gate}_part")
         return graph.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
 
     keep, admit, candidate = (gate_node(gate) for gate in ("forget", "input", "candidate"))
-    new_cell = graph.node("Add", [graph.node("Mul", [keep, cell]), graph.node("Mul", [admit, candidate])])
-    graph.clip(new_cell, config.cell_clip, "new_cell")
-    exposed = graph.node("Mul", [gate_node("output"), graph.node("Tanh", ["new_cell"])])
+    cell = graph.node("Add", [graph.node("Mul", [keep, "cell_before"]), graph.node("Mul", [admit, candidate])])
+    graph.clip(cell, config.cell_clip, "cell_after")
+    exposed = graph.node("Mul", [gate_node("output"), graph.node("Tanh", ["cell_after"])])
     if config.cell_size != config.projection_size:
-        exposed = graph.matmul(exposed, f"{name}.projection", weight_type)
-        graph.clip(exposed, config.projection_clip, "new_hidden")
+        projected = graph.matmul(exposed, f"{name}.projection", weight_type)
+        graph.clip(projected, config.projection_clip, "hidden_after")
     else:
-        graph.node("Identity", [exposed], "new_hidden")
-    graph.output("new_hidden", ["n", config.projection_size])
-    graph.output("new_cell", ["n", config.cell_size])
+        graph.node("Identity", [exposed], "hidden_after")
+    graph.node("Identity", ["hidden_after"], "hidden_of_step")
+    graph.output("hidden_after", ["n", config.projection_size])
+    graph.output("cell_after", ["n", config.cell_size])
+    graph.output("hidden_of_step", ["n", config.projection_size])
     return graph
 
 

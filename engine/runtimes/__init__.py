@@ -23,7 +23,7 @@ class Runtime(Protocol):
     def input_product(self, layer: int, direction: int, x: Array, gates: Gates) -> None:
         """The gates' part that does not recur."""
 
-    def step(
+    def steps(
         self,
         layer: int,
         direction: int,
@@ -35,4 +35,4 @@ class Runtime(Protocol):
         new_hidden: Array,
         new_cell: Array,
     ) -> None:
-        """One LSTM step."""
+        """T LSTM steps of the same rows. `gate_rows` is given for layer 0 alone."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.graph import GATES, Graph, Tensors, input_product_graph, step_graph, words_graph
+from flashelmo.engine.graph import GATES, Graph, Tensors, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.runtimes import Array, Gates, Int32, Int64
 from flashelmo.engine.weights import DIRECTIONS
 
@@ -61,8 +61,7 @@ class OpenVinoRuntime:
             for layer in layers
         ]
         self._steps = [
-            [self._piece(step_graph(config, layer, name, "float32", gather=True)) for name in DIRECTIONS]
-            for layer in layers
+            [self._piece(steps_graph(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers
         ]
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
@@ -75,7 +74,7 @@ class OpenVinoRuntime:
         """Input product: x [m, P] -> gates, four [m, C]."""
         _run(self._products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
-    def step(
+    def steps(
         self,
         layer: int,
         direction: int,
@@ -87,11 +86,12 @@ class OpenVinoRuntime:
         new_hidden: Array,
         new_cell: Array,
     ) -> None:
-        """One LSTM step of n rows; shapes as in `step_graph`. Rows added by rounding repeat row 0."""
-        if gate_rows is None:
-            gate_rows = np.arange(len(parents), dtype=np.int32)
-        inputs = {"gate_rows": _pad_rows(gate_rows), "parents": _pad_rows(parents), "hidden": hidden, "cell": cell}
-        inputs |= zip(GATES, gates, strict=True)
+        """T LSTM steps of n rows; shapes as in `steps_graph`. Rows added by rounding repeat row 0."""
+        inputs = {"parents": _pad_rows(parents), "hidden": hidden, "cell": cell}
+        if gate_rows is not None:
+            inputs |= {"gate_rows": _pad_rows(gate_rows, axis=1), **dict(zip(GATES, gates, strict=True))}
+        else:
+            inputs |= {name: _pad_rows(gate, axis=1) for name, gate in zip(GATES, gates, strict=True)}
         _run(self._steps[layer][direction], inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
 
     def _piece(self, graph: Graph) -> Any:
@@ -99,12 +99,13 @@ class OpenVinoRuntime:
         return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
-def _pad_rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    missing = -len(array) % ROW_MULTIPLE
-    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
+    missing = -array.shape[axis] % ROW_MULTIPLE
+    return np.pad(array, [(0, missing if a == axis else 0) for a in range(array.ndim)]) if missing else array
 
 
 def _run(request: Any, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
     request.infer(inputs, share_inputs=True)
     for name, array in outputs.items():
-        array[...] = request.get_tensor(name).data[: len(array)]
+        result = request.get_tensor(name).data
+        array[...] = result[tuple(map(slice, array.shape))]

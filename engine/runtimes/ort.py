@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.graph import GATES, Graph, Tensors, WeightType, input_product_graph, step_graph, words_graph
+from flashelmo.engine.graph import GATES, Graph, Tensors, WeightType, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.runtimes import Array, Gates, Int32, Int64
 from flashelmo.engine.weights import DIRECTIONS
 
@@ -39,8 +39,7 @@ class OrtRuntime:
             for layer in layers
         ]
         self._steps = [
-            [self._piece(step_graph(config, layer, name, weight_type, gather=layer == 0)) for name in DIRECTIONS]
-            for layer in layers
+            [self._piece(steps_graph(config, layer, name, weight_type)) for name in DIRECTIONS] for layer in layers
         ]
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
@@ -52,7 +51,7 @@ class OrtRuntime:
         """Input product: x [m, P] -> gates, four [m, C]."""
         self._products[layer][direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
-    def step(
+    def steps(
         self,
         layer: int,
         direction: int,
@@ -64,7 +63,7 @@ class OrtRuntime:
         new_hidden: Array,
         new_cell: Array,
     ) -> None:
-        """One LSTM step of n rows; shapes as in `step_graph`."""
+        """T LSTM steps of n rows; shapes as in `steps_graph`."""
         inputs = {"parents": parents, "hidden": hidden, "cell": cell, **dict(zip(GATES, gates, strict=True))}
         if gate_rows is not None:
             inputs["gate_rows"] = gate_rows
