@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.graph import prepare_tensors

@@ -1,0 +1,94 @@
+"""Readers of every published weight format. Which one a path holds is told by its contents, never by its name."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+from flashelmo.engine.checkpoints.files import extracted, read_json
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.weights import ElmoModel
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def load_model(path: str | Path, options_file: str | Path | None = None) -> ElmoModel:
+    """Load a model from a folder, a zip or tar archive, or a weights file.
+
+    Args:
+        path: bilm-tf's or AllenNLP's HDF5, an NLPL archive or its folder, SeqVec's folder, an ELMoForManyLangs folder
+            or archive, or what `flashelmo convert` wrote.
+        options_file: the options of an HDF5 file that lie elsewhere than beside it.
+
+    Raises:
+        FlashElmoError: one line that names the file, and the tensor or key, that is missing or wrong.
+        MissingExtraError: reading ELMoForManyLangs' pickles without PyTorch.
+    """
+    path = Path(path)
+    options = None if options_file is None else Path(options_file)
+    if not path.exists():
+        raise FlashElmoError(f"{path}: no such file or folder")
+    try:
+        return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
+    except PermissionError as error:
+        raise FlashElmoError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+
+
+def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
+    from flashelmo.engine.checkpoints.bilm import read_bilm
+    from flashelmo.engine.checkpoints.manylangs import read_manylangs
+    from flashelmo.engine.checkpoints.native import read_native
+
+    config = folder / "config.json"
+    if config.is_file() and "format_version" in read_json(config):
+        return read_native(folder)
+    if config.is_file() and (folder / "encoder.pkl").exists():
+        return read_manylangs(folder)
+    weights = [path for path in sorted(folder.iterdir()) if path.is_file() and _starts_with(path, HDF5_SIGNATURE)]
+    if len(weights) > 1:  # beside the weights may lie vectors; only weights hold an LSTM
+        weights = [path for path in weights if _has_lstm(path)]
+    if len(weights) > 1:
+        raise FlashElmoError(f"{folder}: expected one model, found {', '.join(path.name for path in weights)}")
+    if weights:
+        return read_bilm(weights[0], options)
+    inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))]
+    if len(inner) == 1:  # archives often hold one folder
+        return _load_folder(inner[0], options)
+    expected = "HDF5 weights with options.json, config.json with model.safetensors, or config.json with encoder.pkl"
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    raise FlashElmoError(f"{folder}: expected a model ({expected}), found {found}")
+
+
+def _load_file(path: Path, options: Path | None) -> ElmoModel:
+    from flashelmo.engine.checkpoints.bilm import read_bilm
+
+    if _starts_with(path, HDF5_SIGNATURE):
+        return read_bilm(path, options)
+    if (zipfile.is_zipfile(path) and not _is_torch_file(path)) or tarfile.is_tarfile(path):
+        with extracted(path) as folder:
+            model = _load_folder(folder, options)
+        return ElmoModel(model.config, model.weights, model.lexicon, path, model.format)
+    if path.name in ("config.json", "model.safetensors", "options.json", "encoder.pkl", "token_embedder.pkl"):
+        raise FlashElmoError(f"{path}: expected the model's folder, found a file of it; pass {path.parent}")
+    raise FlashElmoError(f"{path}: expected HDF5 weights or a zip or tar archive, found neither (perhaps truncated)")
+
+
+def _starts_with(path: Path, signature: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(signature)) == signature
+
+
+def _is_torch_file(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
+
+
+def _has_lstm(path: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "RNN_0" in file
+    except OSError:
+        return True  # let the reader say what is wrong with it
