@@ -12,7 +12,7 @@ from tiny_models import BILM, MODELS, SENTENCES, WORD_MODEL, WORDS, random_model
 from tolerances import TOLERANCES
 
 from flashelmo.engine.characters import WordEncoder, batch_to_ids
-from flashelmo.engine.checkpoints import save_native
+from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.elmo import Elmo
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.runtimes.padding import pad_tokens, positions_before
@@ -38,7 +38,7 @@ def one_thread():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
     for name, model in FOLDERS.items():
-        save_native(MODELS[model], path / name)
+        write_native(MODELS[model], path / name)
     return path
 
 
@@ -84,7 +84,7 @@ def test_scalar_mix_formula():
     tensors = np.random.default_rng(1).normal(size=(3, 2, 4, 5))
     mix = ScalarMix(3, initial_scalar_parameters=WEIGHTS).double()
     mix.gamma.data.fill_(1.7)
-    expected = 1.7 * np.tensordot(softmax(np.float64(np.float32(WEIGHTS))), tensors, 1)
+    expected = 1.7 * np.tensordot(softmax(np.array(WEIGHTS, np.float32).astype(float)), tensors, 1)
     close(mix(list(torch.from_numpy(tensors))), expected, "fp64")
     with pytest.raises(FlashElmoError, match="expected 3 tensors, found 2"):
         mix(list(torch.from_numpy(tensors[:2])))
@@ -97,7 +97,7 @@ def test_scalar_mix_with_layer_norm():
     mask = np.array([[True, True, True, False], [True, False, False, False]])
     mix = ScalarMix(3, do_layer_norm=True, initial_scalar_parameters=WEIGHTS).double()
     normed = [(t - t[mask].mean()) / np.sqrt(t[mask].var() + 1e-13) for t in tensors]
-    expected = np.tensordot(softmax(np.float64(np.float32(WEIGHTS))), np.stack(normed), 1)
+    expected = np.tensordot(softmax(np.array(WEIGHTS, np.float32).astype(float)), np.stack(normed), 1)
     close(mix(list(torch.from_numpy(tensors)), torch.from_numpy(mask)), expected, "fp64")
     with pytest.raises(FlashElmoError, match="needs a mask"):
         mix(list(torch.from_numpy(tensors)))
@@ -241,7 +241,7 @@ def test_fine_tuned_weights_are_a_model(build, ids):
 
 
 def test_state_dict_comes_back(build, folder, tmp_path, ids):
-    save_native(random_model(BILM, seed=5), tmp_path / "other")
+    write_native(random_model(BILM, seed=5), tmp_path / "other")
     source = Elmo(tmp_path / "other", None, 2, scalar_mix_parameters=WEIGHTS, dropout=0.0)
     target = build(2)
     target.load_state_dict(source.state_dict())
@@ -270,8 +270,8 @@ def allennlp_state_dict(model):
             state[f"{name}.state_linearity.weight"] = np.concatenate([gate.T for gate in cell.recurrent_weight])
             state[f"{name}.state_linearity.bias"] = np.concatenate(list(cell.bias))
             state[f"{name}.state_projection.weight"] = cell.projection.T
-    state["scalar_mix_0.gamma"] = np.float32([1.5])
-    state |= {f"scalar_mix_0.scalar_parameters.{k}": np.float32([value]) for k, value in enumerate(WEIGHTS)}
+    state["scalar_mix_0.gamma"] = np.array([1.5], np.float32)
+    state |= {f"scalar_mix_0.scalar_parameters.{k}": np.array([value], np.float32) for k, value in enumerate(WEIGHTS)}
     return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
 
 

@@ -33,11 +33,12 @@ def sigmoid(x):
 def word_vector(model: ElmoModel, encoder: WordEncoder, word: str) -> np.ndarray:
     """One word, one window at a time."""
     weights, config = model.weights, model.config
+    word_ids, character_ids = encoder.word_ids([word]), encoder.character_ids([word])
     parts = []
-    if config.word_size:
-        parts.append(weights.word_embedding[encoder.word_ids([word])[0]])
-    if config.character_size:
-        characters = weights.character_embedding[encoder.character_ids([word])[0]].astype(np.float64)
+    if weights.word_embedding is not None and word_ids is not None:
+        parts.append(weights.word_embedding[word_ids[0]])
+    if weights.character_embedding is not None and character_ids is not None:
+        characters = weights.character_embedding[character_ids[0]].astype(np.float64)
         maxima = []
         for (width, _), kernel in zip(config.filters, weights.convolutions, strict=True):
             starts = range(config.max_characters - width + 1)
@@ -205,6 +206,7 @@ def test_gradients_are_finite_differences():
     loss().backward()
     step = 1e-6
     for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
         place = int(parameter.grad.abs().argmax())
         slope = parameter.grad.flatten()[place].item()
         assert abs(slope) > 1e-4, name
@@ -237,6 +239,6 @@ def test_bad_input():
     with pytest.raises(FlashElmoError, match="word_ids: this model needs them"):
         manylangs(torch.ones(1, 1, 12, dtype=torch.int64), mask=torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(FlashElmoError, match="precision: the reference has 'fp32' and 'fp64', found 'bf16'"):
-        ReferenceRuntime(MODELS["skip"], precision="bf16")
+        ReferenceRuntime(MODELS["skip"], precision="bf16")  # type: ignore[arg-type]
     with pytest.raises(FlashElmoError, match="batch_size: expected 1 or more, found 0"):
         ReferenceRuntime(MODELS["skip"], batch_size=0)
