@@ -31,13 +31,18 @@ class LstmState:
 
     def of(self, layer: int, direction: int, n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
         """The states of the first n_rows rows; writing to them updates this object."""
-        sizes = (config.projection_size, config.cell_size)
-        old = self.rows.get((layer, direction), tuple(np.zeros((0, size), np.float32) for size in sizes))
-        missing = n_rows - len(old[0])
-        if missing > 0:
-            old = tuple(np.pad(array, ((0, missing), (0, 0))) for array in old)
-            self.rows[layer, direction] = old
-        return old[0][:n_rows], old[1][:n_rows]
+        hidden, cell = self.rows.get((layer, direction)) or zero_states(0, config)
+        if n_rows > len(hidden):
+            new_hidden, new_cell = zero_states(n_rows - len(hidden), config)
+            hidden, cell = np.concatenate([hidden, new_hidden]), np.concatenate([cell, new_cell])
+            self.rows[layer, direction] = hidden, cell
+        return hidden[:n_rows], cell[:n_rows]
+
+
+def zero_states(n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
+    """The state before any word: hidden [n_rows, P], cell [n_rows, C]."""
+    shapes = (n_rows, config.projection_size), (n_rows, config.cell_size)
+    return np.zeros(shapes[0], np.float32), np.zeros(shapes[1], np.float32)
 
 
 class BiLstm:
@@ -93,13 +98,7 @@ class BiLstm:
         sizes = np.diff(forest.depths)
         hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
         cell, cell_before = np.empty((2, sizes.max(initial=0), config.cell_size), np.float32)
-        if states is None:
-            states = (np.zeros((1, config.projection_size), np.float32), np.zeros((1, config.cell_size), np.float32))
-            finals = None
-        else:
-            finals = states
-
-        before = states  # of the depth before
+        before = states or zero_states(1, config)  # of the depth before; a shared forest has one root
         for slab in _slabs(forest, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
             first, stop = slab[0].start, slab[-1].stop
             if x_rows is None:
@@ -127,10 +126,10 @@ class BiLstm:
                 if steps.stop == forest.depths[last]:  # all rows of this depth are done
                     before = (hidden[forest.depths[last - 1] : steps.stop], cell[: sizes[last - 1]])
                     cell, cell_before = cell_before, cell
-                    if finals:  # rows are in order of length: those that end here are the last ones
+                    if states:  # rows are in order of length: those that end here are the last ones
                         ended = slice(sizes[last] if last < len(sizes) else 0, None)
                         rows = forest.rows[: sizes[last - 1]][ended]
-                        finals[0][rows], finals[1][rows] = before[0][ended], before[1][ended]
+                        states[0][rows], states[1][rows] = before[0][ended], before[1][ended]
         return hidden
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -13,10 +13,14 @@ from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.graph import prepare_tensors
+from flashelmo.engine.output import pool_mean, select_layers
 from flashelmo.engine.pipeline import Pipeline, Statistics
 from flashelmo.engine.runtimes import Array
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
+
+if TYPE_CHECKING:
+    from flashelmo.engine.runtimes.reference import ReferenceRuntime
 
 Precision = Literal["fp32", "bf16", "int8", "fp64"]
 RuntimeName = Literal["auto", "ort", "openvino", "reference"]
@@ -77,7 +81,8 @@ class ElmoEmbedder:
             self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
         self._pipeline: Pipeline | ReferencePipeline
         if name == "reference":
-            self._pipeline = ReferencePipeline(model, precision, threads, stateful, batch_size, keep_sentence_boundaries)
+            reference = _make_reference(model, precision, threads, stateful, batch_size)
+            self._pipeline = ReferencePipeline(reference, keep_sentence_boundaries)
         else:
             self._pipeline = Pipeline(
                 model,
@@ -203,24 +208,8 @@ class ElmoEmbedder:
 class ReferencePipeline:
     """The PyTorch reference behind the same face as `Pipeline`."""
 
-    def __init__(
-        self,
-        model: ElmoModel,
-        precision: str,
-        threads: int | None,
-        stateful: bool,
-        batch_size: int,
-        keep_boundaries: bool,
-    ) -> None:
-        from flashelmo.engine.runtimes.reference import ReferenceRuntime
-
-        self._runtime = ReferenceRuntime(
-            model,
-            precision="fp64" if precision == "fp64" else "fp32",
-            threads=threads,
-            stateful=stateful,
-            batch_size=batch_size,
-        )
+    def __init__(self, runtime: ReferenceRuntime, keep_boundaries: bool) -> None:
+        self._runtime = runtime
         self._keep_boundaries = keep_boundaries
         self.statistics = Statistics()
 
@@ -256,6 +245,15 @@ def _choose_runtime(device: str, precision: str, runtime: str) -> str:
     return runtime
 
 
+def _make_reference(
+    model: ElmoModel, precision: str, threads: int | None, stateful: bool, batch_size: int
+) -> ReferenceRuntime:
+    from flashelmo.engine.runtimes.reference import ReferenceRuntime
+
+    number_type: Literal["fp64", "fp32"] = "fp64" if precision == "fp64" else "fp32"
+    return ReferenceRuntime(model, precision=number_type, threads=threads, stateful=stateful, batch_size=batch_size)
+
+
 def _make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Any:
     if name == "openvino":
         from flashelmo.engine.runtimes.openvino import OpenVinoRuntime
@@ -285,7 +283,8 @@ def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens
 
 def _normalize(vectors: Array) -> Array:
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    normalized: Array = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return normalized
 
 
 def _collect(results: list[Array], single: bool, stacked: bool, config: ElmoConfig, as_numpy: bool) -> Any:

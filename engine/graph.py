@@ -22,6 +22,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.cpu import int8_levels
 from flashelmo.engine.weights import ElmoWeights, expected_shapes
 
 OPSET = 18
@@ -86,6 +87,10 @@ class Graph:
             return self.node("Gemm", [x, self.weight(weight), add])
         return self.node("MatMul", [x, self.weight(weight)])
 
+    def dense(self, x: str, name: str) -> str:
+        """x @ NAME.weight + NAME.bias."""
+        return self.matmul(x, f"{name}.weight", "float32", add=self.weight(f"{name}.bias"))
+
     def to_model(self, tensors: Tensors, *, embed: bool = False) -> onnx.ModelProto:
         """The ONNX model; its weights are placeholders for external data unless `embed` puts them inside."""
         initializers = [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()]
@@ -105,7 +110,7 @@ def _placeholder(array: npt.NDArray[Any], name: str) -> TensorProto:
 
 
 def words_graph(config: ElmoConfig) -> Graph:
-    """Words to vectors: `windows` (see `character_windows`) and `word_ids` [W], those the model has -> `vectors` [W, P].
+    """Words to vectors: `windows` (see `character_windows`), `word_ids` [W], those the model has -> `vectors` [W, P].
 
     The convolutions of all widths are one product over the characters of each window of the widest. The maximum over
     positions comes before bias and activation: both keep its order.
@@ -119,7 +124,7 @@ def words_graph(config: ElmoConfig) -> Graph:
         parts.append(_character_nodes(graph, config))
     token = parts[0] if len(parts) == 1 else graph.node("Concat", parts, axis=1)
     if "projection.weight" in expected_shapes(config):
-        token = graph.matmul(token, "projection.weight", "float32", add=graph.weight("projection.bias"))
+        token = graph.dense(token, "projection")
     graph.node("Identity", [token], "vectors")
     graph.output("vectors", ["W", config.projection_size])
     return graph
@@ -138,10 +143,9 @@ def _character_nodes(graph: Graph, config: ElmoConfig) -> str:
     one = graph.constant("one", 1, np.float32)
     for k in range(config.n_highway):
         name = f"highways.{k}"
-        transformed = graph.matmul(x, f"{name}.transform.weight", "float32", add=graph.weight(f"{name}.transform.bias"))
-        gate = graph.matmul(x, f"{name}.gate.weight", "float32", add=graph.weight(f"{name}.gate.bias"))
-        gate = graph.node("Sigmoid", [gate])
-        new = graph.node("Mul", [gate, graph.node("Relu", [transformed])])
+        new = graph.node("Relu", [graph.dense(x, f"{name}.transform")])
+        gate = graph.node("Sigmoid", [graph.dense(x, f"{name}.gate")])
+        new = graph.node("Mul", [gate, new])
         old = graph.node("Mul", [graph.node("Sub", [one, gate]), x])
         x = graph.node("Add", [new, old])
     return x
@@ -246,11 +250,11 @@ def character_windows(character_ids: npt.NDArray[np.int32], longest: int, config
     return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(padded, width, axis=1))
 
 
-def prepare_tensors(config: ElmoConfig, weights: ElmoWeights, weight_type: WeightType, levels: int = 127) -> Tensors:
+def prepare_tensors(config: ElmoConfig, weights: ElmoWeights, weight_type: WeightType) -> Tensors:
     """An array for every weight the graphs name, in the order of `weights`.
 
     float32: views of the model's own tensors, but for the small convolutions. int8: the LSTM's matrices, quantized
-    symmetrically by column to [-levels, levels], with `NAME.scale`; the characters' matrices stay float32, as they run
+    symmetrically by column, with `NAME.scale`; the characters' matrices stay float32, as they run
     once per distinct word and their error would reach every layer.
     """
     tensors: dict[str, npt.NDArray[Any]] = {}
@@ -263,7 +267,7 @@ def prepare_tensors(config: ElmoConfig, weights: ElmoWeights, weight_type: Weigh
             tensors[name] = tensor
     if weight_type == "int8":
         for name in [name for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2]:
-            tensors[name], tensors[f"{name}.scale"] = quantize(tensors[name], levels)
+            tensors[name], tensors[f"{name}.scale"] = quantize(tensors[name], int8_levels())
     return tensors
 
 
@@ -286,6 +290,6 @@ def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str,
 
 
 def quantize(weight: npt.NDArray[np.float32], levels: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Symmetric 8-bit quantization by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
+    """Symmetric quantization by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
     scale = np.maximum(np.abs(weight).max(axis=0) / levels, np.finfo(np.float32).tiny).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale

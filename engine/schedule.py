@@ -10,6 +10,7 @@ Rows that carry a state of their own (stateful runs) take the same structure wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -162,5 +163,5 @@ def _build_forest(
     )
 
 
-def _concatenate(parts: list[npt.NDArray[np.integer]]) -> Int32:
+def _concatenate(parts: Sequence[npt.NDArray[np.signedinteger]]) -> Int32:
     return np.concatenate(parts, dtype=np.int32) if parts else np.empty(0, np.int32)

@@ -1,10 +1,10 @@
 """ElmoWeights: the one canonical layout of a model's tensors in memory.
 
 Every reader in `checkpoints/` produces it and every runtime starts from it. Matrices are used as `x @ weight`. The
-LSTM's gates are the FIRST dimension, [4, P, C] and [4, C], in the order input, forget, candidate, output (i, f, g, o),
-so that each gate's matrix is contiguous and runtimes can use the memory-mapped file as it lies. The forget bias already
-holds the +1 that bilm-tf adds at load; a highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps the input, so
-its reader negates it).
+LSTM's gates are the first dimension, [4, P, C] and [4, C], in the order input, forget, candidate, output (i, f, g, o),
+so that each gate's matrix is contiguous and runtimes use the memory-mapped file as it lies. The forget bias already
+holds the 1 that bilm-tf adds at load. A highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps
+the input, so its reader negates it).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None
 
 @dataclass(frozen=True)
 class Lexicon:
-    """ELMoForManyLangs' `char.dic` and `word.dic`, or a bilm word model's vocabulary: token to row; either may be empty."""
+    """Token to row: ELMoForManyLangs' `char.dic` and `word.dic`, or a bilm word model's vocabulary. May be empty."""
 
     characters: Mapping[str, int]
     words: Mapping[str, int]

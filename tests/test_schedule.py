@@ -41,8 +41,8 @@ def test_every_token_hangs_under_its_own_prefix_and_suffix(
         for position, node in zip(positions, schedule.forward.token_nodes[span], strict=True):
             assert path(schedule.forward, int(node), position) == (whole[: position + 1], 0 if share else b)
         for position, node in zip(positions, schedule.backward.token_nodes[span], strict=True):
-            depth = len(whole) - 1 - position
-            assert path(schedule.backward, int(node), depth) == (whole[: position - 1 if position else None : -1], 0 if share else b)
+            suffix = whole[position:][::-1]
+            assert path(schedule.backward, int(node), len(suffix) - 1) == (suffix, 0 if share else b)
 
 
 @given(windows)

@@ -1,0 +1,27 @@
+"""What this processor multiplies well."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets as Linux names them; empty where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(word for line in lines if line.startswith(("flags", "Features")) for word in line.split())
+
+
+def int8_levels() -> int:
+    """Largest magnitude of an 8-bit weight whose products with unsigned 8-bit inputs add up exactly.
+
+    127 with 8-bit dot products (VNNI, or Arm's). Without them x86 adds pairs of products in saturating 16 bits, which
+    only weights of 7 bits never overflow: 2 * 255 * 63 < 2**15.
+    """
+    dot_products = {"avx512_vnni", "avx_vnni", "asimddp"} & cpu_flags()
+    return 127 if dot_products or platform.machine() == "arm64" else 63
