@@ -13,6 +13,7 @@ Gates are four separate products (input, forget, candidate, output), so that not
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -266,8 +267,12 @@ def prepare_tensors(config: ElmoConfig, weights: ElmoWeights, weight_type: Weigh
         elif not name.startswith(("character_embedding", "convolutions.")):
             tensors[name] = tensor
     if weight_type == "int8":
-        for name in [name for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2]:
-            tensors[name], tensors[f"{name}.scale"] = quantize(tensors[name], int8_levels())
+        matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2}
+        levels = int8_levels()
+        with ThreadPoolExecutor() as pool:
+            quantized = pool.map(lambda matrix: quantize(matrix, levels), matrices.values())
+        for name, (integers, scale) in zip(matrices, quantized, strict=True):
+            tensors[name], tensors[f"{name}.scale"] = integers, scale
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,15 +33,15 @@ class OrtRuntime:
     def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: WeightType, threads: int = 0) -> None:
         self._tensors = tensors
         self._threads = threads
-        layers = range(config.n_layers)
-        self._words = self._piece(words_graph(config))
-        self._products = [
-            [self._piece(input_product_graph(config, layer, name, weight_type)) for name in DIRECTIONS]
-            for layer in layers
+        cells = [(layer, name) for layer in range(config.n_layers) for name in DIRECTIONS]
+        graphs = [
+            words_graph(config),
+            *(input_product_graph(config, layer, name, weight_type) for layer, name in cells),
+            *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
         ]
-        self._steps = [
-            [self._piece(steps_graph(config, layer, name, weight_type)) for name in DIRECTIONS] for layer in layers
-        ]
+        with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
+            self._words, *pieces = pool.map(self._piece, graphs)
+        self._products, self._steps = pieces[: len(cells)], pieces[len(cells) :]
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
@@ -49,7 +50,7 @@ class OrtRuntime:
 
     def input_product(self, layer: int, direction: int, x: Array, gates: Gates) -> None:
         """Input product: x [m, P] -> gates, four [m, C]."""
-        self._products[layer][direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
+        self._products[2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
     def steps(
         self,
@@ -67,7 +68,7 @@ class OrtRuntime:
         inputs = {"parents": parents, "hidden": hidden, "cell": cell, **dict(zip(GATES, gates, strict=True))}
         if gate_rows is not None:
             inputs["gate_rows"] = gate_rows
-        self._steps[layer][direction].run(inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
+        self._steps[2 * layer + direction].run(inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
 
     def _piece(self, graph: Graph) -> _Piece:
         options = onnxruntime.SessionOptions()
