@@ -1,0 +1,140 @@
+"""Results of one run: rows of figures with what they were measured on, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.errors import FlashElmoError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        section: what kind of figure, as "bulk" or "single".
+        model: preset or name of the model; empty for the machine itself.
+        name, detail: who was measured, as "int8", and on what, as "cold cache".
+        unit: of the figures; a speed if it ends in "/s", otherwise the less the better.
+        median, low, p25, p75, high: over the rounds; None where there is no figure, `note` says why.
+        samples: every round's figure, in order.
+        ceiling: what the machine's measured limits allow for the LSTM alone, in the same unit.
+        ceiling_both: the same for LSTM and characters.
+        ratios: how many times faster than others: by their name, the median of the rounds' own ratios.
+        note: anything to say beside the figure.
+    """
+
+    section: str
+    model: str
+    name: str
+    unit: str
+    detail: str = ""
+    median: float | None = None
+    low: float | None = None
+    p25: float | None = None
+    p75: float | None = None
+    high: float | None = None
+    samples: list[float] = field(default_factory=list)
+    ceiling: float | None = None
+    ceiling_both: float | None = None
+    ratios: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @classmethod
+    def of(cls, samples: Sequence[float], **values: Any) -> Row:
+        """A row with the quantiles of its samples."""
+        low, p25, median, p75, high = (_rounded(x) for x in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
+        kept = [_rounded(sample) for sample in samples]
+        return cls(**values, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
+
+    @property
+    def label(self) -> str:
+        """Name and detail in one."""
+        return f"{self.name}, {self.detail}" if self.detail else self.name
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the LSTM's ceiling that the median reaches; sharing can take it above 1."""
+        return self._share_of(self.ceiling)
+
+    @property
+    def utilisation_both(self) -> float | None:
+        """Share of the ceiling of both parts."""
+        return self._share_of(self.ceiling_both)
+
+    def _share_of(self, ceiling: float | None) -> float | None:
+        if not self.median or not ceiling:
+            return None
+        return self.median / ceiling if self.unit.endswith("/s") else ceiling / self.median
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows of one run and what they were measured on (see `machine.py`)."""
+
+    machine: dict[str, Any]
+    versions: dict[str, Any]
+    commit: dict[str, Any] | None
+    date: str
+    settings: dict[str, Any]
+    rows: list[Row]
+
+    def section(self, section: str, model: str | None = None) -> list[Row]:
+        """The rows of one section, of one model if it is named."""
+        return [row for row in self.rows if row.section == section and model in (None, row.model)]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models measured, in order."""
+        return list(dict.fromkeys(row.model for row in self.rows if row.model))
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, one row a line."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = asdict(self)
+        rows = ",\n".join(
+            json.dumps({k: v for k, v in row.items() if v not in (None, "", [], {})}) for row in values.pop("rows")
+        )
+        head = json.dumps(values, indent=1)
+        path.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read what `write` wrote.
+
+        Raises:
+            FlashElmoError: the file is something else.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FlashElmoError(f"{path}: expected results of the benchmark: {error}") from None
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> float:
+    """How many times faster: the median of the ratios of figures that were measured in the same round."""
+    pairs = zip(ours, theirs, strict=True)
+    speed = unit.endswith("/s")
+    return _rounded(np.median([a / b if speed else b / a for a, b in pairs]))
+
+
+def with_ratios(rows: list[Row], opponents: Mapping[str, Row]) -> list[Row]:
+    """The rows with their ratios to the opponents, themselves excepted."""
+    result = []
+    for row in rows:
+        others = {name: other for name, other in opponents.items() if row.samples and other is not row}
+        ratios = {name: median_ratio(row.samples, other.samples, row.unit) for name, other in others.items()}
+        result.append(replace(row, ratios=ratios))
+    return result
+
+
+def _rounded(value: float | np.floating[Any]) -> float:
+    """Five significant digits."""
+    return float(f"{value:.5g}")

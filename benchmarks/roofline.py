@@ -1,0 +1,214 @@
+"""The machine's limits, measured: matrix peaks and bandwidths, and what they allow a model at most.
+
+    bulk      tokens/s <= peak / operations of a token          (every token's LSTM steps, nothing shared)
+    single    time     >= bytes of weights streamed / bandwidth (the recurrent ones again for every token)
+
+The peak of a precision is the best that any library here reaches on large products; `python -m benchmarks.roofline`
+prints it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flashelmo.benchmarks.machine import has_bf16
+from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.cpu import int8_levels
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.graph import Graph, WeightType, quantize
+from flashelmo.engine.weights import expected_shapes
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise MissingExtraError("onnxruntime", "cpu", "measuring the matrix peak") from error
+
+SHAPES = ((256, 512, 16384), (512, 1024, 4096), (1024, 2048, 2048))  # rows, K, columns
+STREAM_K = 1024
+COPY_BYTES = 512 << 20
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
+
+
+class Roofline:
+    """Measures peaks; made once, then measured in every round.
+
+    Args:
+        threads: threads of a product; None takes all cores.
+        seconds: spent on each product.
+    """
+
+    def __init__(self, threads: int | None = None, seconds: float = 0.3) -> None:
+        self._threads = threads or 0
+        self._seconds = seconds
+        self._products = [
+            (shape[0] * shape[1] * shape[2] * 2, *product) for shape in SHAPES for product in self._of(shape)
+        ]
+        self._streams: dict[tuple[int, str], Callable[[], object]] = {}
+
+    def peaks(self) -> dict[str, float]:
+        """Operations a second by precision, of the best shape in the best library."""
+        peaks: dict[str, float] = {}
+        for operations, precision, run in self._products:
+            peaks[precision] = max(peaks.get(precision, 0.0), operations / best_seconds(run, self._seconds))
+        return peaks
+
+    def copy_bandwidth(self) -> float:
+        """Bytes a second of a copy far larger than the caches, read and written bytes together."""
+        source = np.ones(COPY_BYTES, np.uint8)
+        target = np.empty_like(source)
+        return 2 * COPY_BYTES / best_seconds(lambda: np.copyto(target, source), self._seconds)
+
+    def stream_bandwidth(self, n_weights: int, precision: str) -> float:
+        """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
+        n_columns = max(1, n_weights // STREAM_K)
+        if (n_weights, precision) not in self._streams:
+            weight_type: WeightType = "int8" if precision == "int8" else "float32"
+            self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, n_columns, weight_type, self._threads)
+        run = self._streams[n_weights, precision]
+        return (
+            STREAM_K * n_columns * BYTES["int8" if precision == "int8" else "fp32"] / best_seconds(run, self._seconds)
+        )
+
+    def _of(self, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Each library's product of one shape, by precision."""
+        yield "fp32", _onnx_product(*shape, "float32", self._threads)
+        yield "int8", _onnx_product(*shape, "int8", self._threads)
+        try:
+            import torch
+        except ImportError:
+            return
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        yield "fp32", _torch_product(*shape, torch.float32)
+        if has_bf16():
+            yield "bf16", _torch_product(*shape, torch.bfloat16)
+
+
+def best_seconds(run: Callable[[], object], seconds: float) -> float:
+    """The fastest of the calls that fit into `seconds`, at least two; the first, which prepares, is not counted."""
+    run()
+    end = time.perf_counter() + seconds
+    times: list[float] = []
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _onnx_product(rows: int, k: int, columns: int, weight_type: WeightType, threads: int) -> Callable[[], object]:
+    """x [rows, k] @ constant weight [k, columns] by the nodes that the engine's graph has."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, k), np.float32)
+    weight = rng.standard_normal((k, columns), np.float32)
+    tensors: dict[str, Any] = {"weight": weight}
+    if weight_type == "int8":
+        tensors["weight"], tensors["weight.scale"] = quantize(weight, int8_levels())
+    graph = Graph()
+    product = graph.matmul(graph.input("x", [rows, k]), "weight", weight_type)
+    graph.node("Identity", [product], "y")
+    graph.output("y", [rows, columns])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_external_initializers(
+        graph.weights, [onnxruntime.OrtValue.ortvalue_from_numpy(tensors[name]) for name in graph.weights]
+    )
+    model = graph.to_model(tensors).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    y = np.empty((rows, columns), np.float32)
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+
+    def run(arrays: object = (x, y, tensors)) -> None:  # the binding knows addresses alone: keep what lies there
+        session.run_with_iobinding(binding)
+
+    return run
+
+
+def _torch_product(rows: int, k: int, columns: int, dtype: Any) -> Callable[[], object]:
+    import torch
+
+    x = torch.randn(rows, k).to(dtype)
+    weight = torch.randn(columns, k).to(dtype)
+
+    def run() -> None:
+        with torch.inference_mode():
+            torch.nn.functional.linear(x, weight)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Work:
+    """What embedding a text costs at least, if every token's LSTM steps are computed and every word's vector once.
+
+    Attributes:
+        tokens: of the text.
+        lstm: floating-point operations of all its LSTM steps.
+        characters: floating-point operations of its distinct words' vectors, at the positions that words have.
+    """
+
+    tokens: int
+    lstm: int
+    characters: int
+
+    @classmethod
+    def of(cls, config: ElmoConfig, sentences: Sequence[Sequence[str]]) -> Work:
+        """Work of embedding these sentences."""
+        tokens = sum(len(sentence) for sentence in sentences)
+        words = {word for sentence in sentences for word in sentence}
+        characters = sum(_word_operations(config, word) for word in words)
+        return cls(tokens, tokens * config.lstm_flops_per_token, characters)
+
+    def lstm_ceiling(self, peak: float) -> float:
+        """Tokens a second if only the LSTM were computed, at the peak."""
+        return self.tokens * peak / self.lstm
+
+    def both_ceiling(self, peak: float, characters_peak: float) -> float:
+        """Tokens a second if LSTM and characters were computed, each at its peak."""
+        return self.tokens / (self.lstm / peak + self.characters / characters_peak)
+
+
+def _word_operations(config: ElmoConfig, word: str) -> int:
+    """Operations of one word's vector: windows that touch its characters or their marks, highways, projection."""
+    units = len(word.encode("utf-8", "replace")) if config.family == "bilm" else len(word)
+    positions = min(units + 2, config.max_characters)
+    operations = 0
+    for width, number in config.filters:
+        windows = min(positions, config.max_characters - width + 1)
+        operations += 2 * width * config.character_size * number * windows
+    operations += config.n_highway * 2 * 2 * config.n_filters**2
+    if "projection.weight" in expected_shapes(config):
+        operations += 2 * (config.word_size + config.n_filters) * config.projection_size
+    return operations
+
+
+def streamed_weights(config: ElmoConfig, n_tokens: int) -> int:
+    """Weights that one sentence's LSTM reads: the recurrent ones for every token, the input's once."""
+    square = 4 * config.projection_size * config.cell_size
+    projection = config.cell_size * config.projection_size if config.cell_size != config.projection_size else 0
+    return 2 * config.n_layers * (n_tokens * (square + projection) + square)
+
+
+def recurrent_weights(config: ElmoConfig) -> int:
+    """Weights that are read again for every token."""
+    return streamed_weights(config, 1) - streamed_weights(config, 0)
+
+
+def main() -> None:
+    """Print the machine's limits."""
+    roofline = Roofline()
+    for precision, peak in roofline.peaks().items():
+        print(f"{precision}: {peak / 1e9:.0f} GFLOP/s")
+    print(f"copy: {roofline.copy_bandwidth() / 1e9:.1f} GB/s read and written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Results as tables, the machine's ceiling beside every figure that has one: cells, and what a terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from flashelmo.benchmarks.results import Results, Row
+
+CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
+
+
+def print_head(console: Console, results: Results) -> None:
+    """What the figures are measured on."""
+    console.print(f"{describe_machine(results)}\n{describe_software(results)}\n{results.date}\n", highlight=False)
+
+
+def print_rows(console: Console, rows: Sequence[Row]) -> None:
+    """A table for each section and unit, its notes below."""
+    for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
+        members = list(group)
+        headings, lines = grid(members, spread=True)
+        table = Table(title=f"{model}: {section}, {unit}", title_justify="left")
+        for k, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if k == 0 else "right")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+        for note in notes(members):
+            console.print(note, highlight=False)
+
+
+def describe_machine(results: Results) -> str:
+    """Processor, cores, instruction sets and memory in one line."""
+    machine = results.machine
+    sets = ", ".join(machine["instruction_sets"]) or "no known instruction sets"
+    return f"{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
+
+
+def describe_software(results: Results) -> str:
+    """Versions and commit in one line."""
+    parts = [f"{name} {version}" for name, version in results.versions.items() if version]
+    if results.commit:
+        parts.append(f"commit {results.commit['id'][:12]}{' with changes' if results.commit['dirty'] else ''}")
+    return ", ".join(parts)
+
+
+def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of a table of rows of one unit.
+
+    Args:
+        rows: columns for ratios and ceilings are there if any row has them.
+        spread: with columns for quartiles and extremes.
+    """
+    opponents = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    has_ceiling = any(row.ceiling for row in rows)
+    spread = spread and any(len(row.samples) > 1 for row in rows)
+    headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]
+    headings += [f"x {name}" for name in opponents] + (list(CEILINGS) if has_ceiling else [])
+    lines = []
+    for row in rows:
+        line = [row.label, figure(row.median) or "none"]
+        if spread:
+            line += [f"{figure(row.p25)} to {figure(row.p75)}", f"{figure(row.low)} to {figure(row.high)}"]
+        line += [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in opponents]
+        if has_ceiling:
+            shares = percent(row.utilisation), percent(row.utilisation_both)
+            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]]
+        lines.append(line if row.median is not None else [*line[:2], *[""] * (len(headings) - 2)])
+    return headings, lines
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What is to be said beside the figures, each once; a row without a figure says why."""
+    said = [row.note if row.median is not None else f"{row.label}: {row.note}" for row in rows if row.note]
+    return list(dict.fromkeys(said))
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, thousands separated; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole percentage; nothing for None."""
+    return "" if share is None else f"{100 * share:.0f}%"

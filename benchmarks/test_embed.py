@@ -1,0 +1,64 @@
+"""Bulk text and single sentences on the small model: the engine's precisions beside the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from flashelmo.benchmarks.accuracy import check
+from flashelmo.benchmarks.settings import CONTESTANTS
+from flashelmo.benchmarks.speed import CACHES
+from flashelmo.benchmarks.text import Sentences
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.runtimes import Array
+
+
+@pytest.fixture(scope="module")
+def expected(model_folder: Path, sentences: Sentences) -> list[Array]:
+    return ElmoEmbedder.load(model_folder, **CONTESTANTS["reference"]).embed_batch(sentences)
+
+
+def load(model_folder: Path, name: str, **options: Any) -> ElmoEmbedder:
+    try:
+        return ElmoEmbedder.load(model_folder, **CONTESTANTS[name], **options)
+    except FlashElmoError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.benchmark(group="bulk, 2,000 tokens, no word known")
+@pytest.mark.parametrize("name", list(CONTESTANTS))
+def test_bulk(
+    benchmark: BenchmarkFixture, model_folder: Path, sentences: Sentences, expected: list[Array], name: str
+) -> None:
+    embedder = load(model_folder, name, cache_bytes=0)
+    check(name, embedder.embed_batch(sentences), expected)
+    benchmark.extra_info["tokens"] = sum(map(len, sentences))
+    benchmark(embedder.embed_batch, sentences)
+
+
+@pytest.mark.benchmark(group="one sentence of 20 tokens")
+@pytest.mark.parametrize("cache", list(CACHES))
+@pytest.mark.parametrize("name", ["fp32", "int8", "bf16"])
+def test_single(
+    benchmark: BenchmarkFixture, model_folder: Path, sentences: Sentences, expected: list[Array], name: str, cache: str
+) -> None:
+    time_single(benchmark, load(model_folder, name, **CACHES[cache]), sentences, expected, name)
+
+
+@pytest.mark.benchmark(group="one sentence of 20 tokens")
+def test_single_reference(
+    benchmark: BenchmarkFixture, model_folder: Path, sentences: Sentences, expected: list[Array]
+) -> None:
+    time_single(benchmark, load(model_folder, "reference"), sentences, expected, "reference")
+
+
+def time_single(
+    benchmark: BenchmarkFixture, embedder: ElmoEmbedder, sentences: Sentences, expected: list[Array], name: str
+) -> None:
+    k = next(k for k, sentence in enumerate(sentences) if len(sentence) >= 20)
+    check(name, [embedder.embed_sentence(sentences[k])], [expected[k]])
+    benchmark(embedder.embed_sentence, sentences[k][:20])

@@ -1,0 +1,92 @@
+"""A process of its own for each contestant, so that idle ones neither spin on the cores nor share caches and heaps."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+from flashelmo.engine.errors import FlashElmoError
+
+
+class Worker:
+    """An object made in a fresh process; its methods are called from here, one at a time.
+
+    Args:
+        make: class or function that makes the object; it and its arguments are pickled.
+
+    Raises:
+        FlashElmoError: what `make` raised in its process.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self._result()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the object's method returns; the call waits for it."""
+        self._pipe.send((method, arguments))
+        return self._result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _result(self) -> Any:
+        try:
+            outcome, value = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a worker ended with exit code {self._process.exitcode}") from None
+        if outcome == "refused":
+            raise FlashElmoError(value)
+        if outcome == "failed":
+            raise RuntimeError(value)
+        return value
+
+
+def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Make the object and answer calls until the other side closes."""
+    target = _attempt(pipe, make, arguments)
+    while target is not None:
+        try:
+            method, arguments = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        _attempt(pipe, getattr(target, method), arguments, answer=True)
+
+
+def _attempt(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], answer: bool = False) -> Any:
+    """Call, and send what came of it; the value itself only as an answer."""
+    try:
+        value = function(*arguments)
+        pipe.send(("done", value if answer else None))
+        return value
+    except FlashElmoError as error:
+        pipe.send(("refused", str(error)))
+    except Exception:
+        pipe.send(("failed", traceback.format_exc()))
+    return None
