@@ -35,7 +35,7 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
 }
 # Hidden states of a window, all layers and directions: a bound on its tokens.
 WINDOW_BYTES = 256 << 20
-MAX_WINDOW_SENTENCES = 1 << 16
+MAX_WINDOW_TOKENS = 1 << 17  # more saves few steps more
 
 
 class ElmoEmbedder:
@@ -65,8 +65,8 @@ class ElmoEmbedder:
     ) -> None:
         """Make an embedder of a model in memory; see `load`."""
         for name, value in (("batch_size", batch_size), ("threads", threads), ("window_tokens", window_tokens)):
-            if value is not None and value < 1:
-                raise FlashElmoError(f"{name}: expected 1 or more, found {value}")
+            if value is not None:
+                _check_positive(name, value)
         if cache_bytes < 0:
             raise FlashElmoError(f"cache_bytes: expected 0 or more, found {cache_bytes}")
         self.config: ElmoConfig = model.config
@@ -74,9 +74,10 @@ class ElmoEmbedder:
         self._lock = threading.Lock()
         name = _choose_runtime(device, precision, runtime)
         if window_tokens is None:
-            window_tokens = max(1, WINDOW_BYTES // (4 * model.config.output_size * model.config.n_layers))
+            bytes_per_token = 4 * model.config.output_size * model.config.n_layers
+            window_tokens = min(MAX_WINDOW_TOKENS, max(1, WINDOW_BYTES // bytes_per_token))
         by_batch = stateful or name == "reference"
-        self.window_limits: tuple[int, int] = (MAX_WINDOW_SENTENCES, window_tokens)
+        self.window_limits: tuple[int, int] = (window_tokens, window_tokens)
         if by_batch:
             self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
         self._pipeline: Pipeline | ReferencePipeline
@@ -110,7 +111,7 @@ class ElmoEmbedder:
                 keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
                 share: compute equal prefixes and suffixes of sentences once.
                 cache_bytes: bound of the word vectors kept from call to call.
-                window_tokens: tokens computed together; None bounds their hidden states to 256 MiB.
+                window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB.
 
         Raises:
             FlashElmoError: files that are missing, damaged or of an unknown format; settings that do not go together.
@@ -153,7 +154,10 @@ class ElmoEmbedder:
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
         """As `embed`; `batch_size` is the rows of a stateful embedder's batches (AllenNLP's method)."""
         max_sentences, max_tokens = self.window_limits
-        windows = _windows(sentences, batch_size or max_sentences, max_tokens)
+        if batch_size is not None:
+            _check_positive("batch_size", batch_size)
+            max_sentences = batch_size
+        windows = _windows(sentences, max_sentences, max_tokens)
         for _, vectors in self.embed_windows(windows):
             yield from vectors
 
@@ -230,6 +234,11 @@ class ReferencePipeline:
         return iter(results)
 
 
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise FlashElmoError(f"{name}: expected 1 or more, found {value}")
+
+
 def _choose_runtime(device: str, precision: str, runtime: str) -> str:
     if device not in ("auto", "cpu"):
         raise FlashElmoError(f"device: expected 'auto' or 'cpu', found {device!r}")
@@ -272,6 +281,8 @@ def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens
     n_tokens = 0
     for sentence in sentences:
         tokens = sentence.split() if isinstance(sentence, str) else sentence
+        if not isinstance(tokens, Sequence):
+            raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r}")
         if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > max_tokens):
             yield Window.from_sentences(batch)
             batch, n_tokens = [], 0

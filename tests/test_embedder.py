@@ -1,0 +1,192 @@
+"""ElmoEmbedder's own methods: loading, names from AllenNLP and sentence-transformers, threads, errors."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tiny_models import MODELS, SENTENCES
+
+from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
+from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.runtimes.openvino import has_bf16
+
+MODEL = MODELS["skip"]
+FLOAT32_RUNTIMES = ["ort", "openvino", "reference"]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> ElmoEmbedder:
+    return ElmoEmbedder(MODEL)
+
+
+@pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
+@pytest.mark.parametrize("method", ["embed_sentence", "embed_batch", "embed", "embed_sentences"])
+@pytest.mark.parametrize("name", ["bilm_skip", "manylangs"])
+def test_golden_stateless(golden: Path, name: str, method: str, runtime: str, tolerance: dict[str, float]) -> None:
+    sentences = json.loads((golden / name / "sentences.json").read_text(encoding="utf-8"))
+    file = "expected_layers.hdf5"
+    if name == "bilm_skip":
+        sentences = [line.split() for stream in sentences[:2] for line in stream]
+        file = "expected_stateless.hdf5"
+    embedder = ElmoEmbedder.load(golden / name, runtime=runtime)
+    if method == "embed_sentence":
+        found = [embedder.embed_sentence(sentence) for sentence in sentences]
+    else:
+        found = list(getattr(embedder, method)(sentences))
+    with h5py.File(golden / name / file) as expected:
+        assert len(found) == len(expected)
+        for i, vectors in enumerate(found):
+            assert np.abs(vectors - expected[str(i)][()]).max() < tolerance["fp32"]
+
+
+@pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
+@pytest.mark.parametrize(("name", "streams"), [("bilm_skip", (0, 1)), ("bilm_noskip", (0,))])
+def test_golden_streams_need_the_state(
+    golden: Path, name: str, streams: tuple[int, ...], runtime: str, tolerance: dict[str, float]
+) -> None:
+    """TensorFlow's bilm ran sentence i of all streams as batch i and carried each row's state on."""
+    rows = json.loads((golden / name / "sentences.json").read_text(encoding="utf-8"))
+    embedder = ElmoEmbedder.load(golden / name, runtime=runtime, stateful=True, batch_size=len(rows))
+    batches = [embedder.embed_batch([row[i].split() for row in rows]) for i in range(len(rows[0]))]
+    for stream in streams:
+        with h5py.File(golden / name / f"lm_embeddings_{stream}.hdf5") as expected:
+            for i, batch in enumerate(batches):
+                top = np.concatenate(list(expected[str(i)]), axis=-1)
+                assert np.abs(batch[stream][-1] - top).max() < tolerance["fp32"]
+
+
+def test_strings_are_split_on_white_space(embedder: ElmoEmbedder) -> None:
+    assert np.array_equal(embedder.embed_sentence("  the cat\tsat "), embedder.embed_sentence(["the", "cat", "sat"]))
+
+
+def test_empty_input(embedder: ElmoEmbedder) -> None:
+    assert list(embedder.embed([])) == []
+    assert embedder.embed_sentence([]).shape == (3, 0, 8)
+    assert embedder.encode([]).shape == (0, 8)
+    assert embedder.encode("").tolist() == [0.0] * 8
+
+
+def test_encode_pools_the_average_of_the_layers(embedder: ElmoEmbedder, tolerance: dict[str, float]) -> None:
+    layers = embedder.embed_batch(SENTENCES)
+    found = embedder.encode(SENTENCES)
+    assert found.shape == (len(SENTENCES), 8)
+    for vector, expected in zip(found, layers, strict=True):
+        mean = expected.mean(axis=(0, 1)) if expected.shape[1] else np.zeros(8)
+        assert np.abs(vector - mean).max() < tolerance["fp32"]
+    assert np.array_equal(embedder.encode("the cat sat"), found[0])
+
+
+def test_encode_gives_tokens_of_one_layer(embedder: ElmoEmbedder) -> None:
+    layers = embedder.embed_batch(SENTENCES)
+    for name, number in (("top", 2), (1, 1)):
+        found = embedder.encode(SENTENCES, output_value="token_embeddings", layers=name)
+        assert all(np.array_equal(a, b[number]) for a, b in zip(found, layers, strict=True))
+
+
+def test_encode_normalizes_and_leaves_zeros(embedder: ElmoEmbedder) -> None:
+    norms = np.linalg.norm(embedder.encode(SENTENCES, normalize_embeddings=True), axis=1)
+    assert np.abs(norms - [1, 1, 0, 1, 1]).max() < 1e-6
+
+
+def test_encode_gives_tensors(embedder: ElmoEmbedder) -> None:
+    found = embedder.encode(SENTENCES, convert_to_numpy=False)
+    assert isinstance(found, torch.Tensor)
+    assert np.array_equal(found.numpy(), embedder.encode(SENTENCES))
+    tokens = embedder.encode(SENTENCES, convert_to_numpy=False, output_value="token_embeddings")
+    assert [tuple(t.shape) for t in tokens] == [(len(s), 8) for s in SENTENCES]
+
+
+def test_encode_shows_progress(embedder: ElmoEmbedder, capsys: pytest.CaptureFixture[str]) -> None:
+    embedder.encode(SENTENCES, show_progress_bar=True)
+    assert "5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output_value": "tokens"}, "output_value: expected"),
+        ({"layers": "all"}, "layers: expected"),
+        ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
+        ({"layers": "last"}, "layers: expected"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more, found 0"),
+    ],
+)
+def test_encode_refuses(embedder: ElmoEmbedder, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlashElmoError, match=message):
+        embedder.encode(SENTENCES, **arguments)
+
+
+@pytest.mark.parametrize("sentences", [[["a", 1]], [["a", None]], [5]], ids=str)
+def test_what_is_no_text_is_refused(embedder: ElmoEmbedder, sentences: Any) -> None:
+    with pytest.raises(FlashElmoError, match="expected"):
+        embedder.embed_batch(sentences)
+
+
+def test_several_threads_share_an_embedder(text: list[list[str]]) -> None:
+    embedder = ElmoEmbedder(MODEL, cache_bytes=1 << 10)
+    parts = [text[i::8] for i in range(8)]
+    expected = [embedder.embed_batch(part) for part in parts]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for found, right in zip(pool.map(embedder.embed_batch, parts), expected, strict=True):
+                assert all(np.abs(a - b).max(initial=0) < 1e-5 for a, b in zip(found, right, strict=True))
+
+
+def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -> None:
+    write_native(MODEL, tmp_path / "model")
+    loaded = ElmoEmbedder.load(tmp_path / "model")
+    assert loaded.config == MODEL.config
+    assert np.array_equal(loaded.embed_sentence("the cat"), embedder.embed_sentence("the cat"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "tpu"}, "device: expected"),
+        ({"device": "cuda"}, "device: expected"),
+        ({"precision": "fp8"}, "precision: expected one of fp32"),
+        ({"runtime": "onnx"}, "runtime: expected auto, ort"),
+        ({"runtime": "ort", "precision": "fp64"}, "runtime 'ort' has no precision 'fp64'; expected reference"),
+        ({"runtime": "reference", "precision": "int8"}, "expected ort"),
+        ({"threads": 0}, "threads: expected 1 or more, found 0"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more"),
+        ({"window_tokens": 0}, "window_tokens: expected 1 or more"),
+        ({"cache_bytes": -1}, "cache_bytes: expected 0 or more"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlashElmoError, match=message):
+        ElmoEmbedder(MODEL, **settings)
+
+
+def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not(relative_tolerance: dict[str, float]) -> None:
+    if not has_bf16():
+        with pytest.raises(FlashElmoError, match="precision 'bf16': this processor has no bfloat16"):
+            ElmoEmbedder(MODEL, precision="bf16")
+        return
+    found = np.concatenate(ElmoEmbedder(MODEL, precision="bf16").embed_batch(SENTENCES), axis=1)
+    expected = np.concatenate(ElmoEmbedder(MODEL).embed_batch(SENTENCES), axis=1)
+    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < relative_tolerance["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "package", "extra"),
+    [("ort", "onnxruntime", "cpu"), ("openvino", "openvino", "openvino"), ("reference", "torch", "torch")],
+)
+def test_an_absent_package_names_its_extra(
+    runtime: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("flashelmo.engine.runtimes.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        MissingExtraError, match=rf"{package}, which is not installed: pip install 'flashelmo\[{extra}\]"
+    ):
+        ElmoEmbedder(MODEL, runtime=runtime)  # type: ignore[arg-type]
