@@ -1,0 +1,187 @@
+"""Where vectors go: files that appear under their name only when they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Array, Index, Output
+
+INDEX_NAME = "sentence_to_index"
+
+
+class Store(Protocol):
+    """A file format: named arrays, written one by one."""
+
+    def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
+        """Write one array, which comes in blocks in C order."""
+
+    def add_text(self, key: str, text: str) -> None:
+        """Write one text as an array of shape (1,)."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+    def abort(self) -> None:
+        """Let go of the file, whatever state it is in."""
+
+
+class Sink:
+    """One sentence after the other into a store, under the keys of AllenNLP's `elmo` command (0.9).
+
+    A sentence's key is its number, from 0, or with `use_sentence_keys` the sentence. With numbers, and unless
+    `forget_sentences`, the text `sentence_to_index` maps sentences to keys in JSON; the last of equal sentences stays.
+
+    Args:
+        path: the name that errors give.
+        store: the file.
+        output: what is kept of a sentence.
+    """
+
+    def __init__(self, path: Path, store: Store, output: Output, use_sentence_keys: bool, forget_sentences: bool):
+        self.path = path
+        self.output = output
+        self.needs_sentences = use_sentence_keys or not forget_sentences
+        self._store = store
+        self._use_sentence_keys = use_sentence_keys
+        self._index: dict[str, str] | None = None if use_sentence_keys or forget_sentences else {}
+        self._n_written = 0
+
+    def write(self, vectors: Array, sentence: str = "") -> None:
+        """Write a sentence's vectors [L, T, 2P]; the text matters where `needs_sentences`.
+
+        Raises:
+            FlashElmoError: the file cannot be written, a key that was there or cannot be one, a layer that is not
+                there, a value beyond the number type's range.
+        """
+        key = str(self._n_written)
+        if self._use_sentence_keys:
+            self._check_key(sentence)
+            key = sentence
+        elif self._index is not None:
+            self._index[sentence] = key
+        with self._errors(key):
+            shape = self.output.shape(vectors.shape)
+            self._store.add(key, shape, self.output.dtype, self.output.blocks(vectors))
+        self._n_written += 1
+
+    def close(self) -> None:
+        """Write what stands at the end, and finish the file."""
+        with self._errors(INDEX_NAME):
+            if self._index is not None:
+                self._store.add_text(INDEX_NAME, json.dumps(self._index))
+            self._store.close()
+
+    def abort(self) -> None:
+        """Let go of the file after an error."""
+        with suppress(Exception):  # the error that led here is the one to tell
+            self._store.abort()
+
+    def _check_key(self, sentence: str) -> None:
+        line = self._n_written + 1
+        if not sentence:
+            raise FlashElmoError(f"line {line}: an empty sentence cannot be a key; leave out --use-sentence-keys")
+        if "\0" in sentence:
+            raise FlashElmoError(f"line {line}: a NUL character cannot be in a key; leave out --use-sentence-keys")
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            with _writing(self.path):
+                yield
+        except KeyError:
+            raise FlashElmoError(
+                f"{self.path}: line {self._n_written + 1}: the key {key[:60]!r} is taken already, or no key of this "
+                "format; leave out --use-sentence-keys"
+            ) from None
+
+
+@contextmanager
+def open_sink(
+    path: str | Path,
+    output: Output | None = None,
+    *,
+    overwrite: bool = False,
+    use_sentence_keys: bool = False,
+    forget_sentences: bool = False,
+) -> Iterator[Sink]:
+    """Open a file to write vectors to: `.npz`, or HDF5 under any other suffix.
+
+    The file is written under a temporary name in the same folder and takes its own name when the context ends well;
+    after an exception nothing is left.
+
+    Raises:
+        FlashElmoError: the file exists and `overwrite` is not set, or it cannot be written.
+    """
+    path = Path(path)
+    final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
+    with _writing(path):
+        _check_path(path, final, overwrite)
+    temporary = final.with_name(f".{final.name[:100]}.{os.getpid()}.tmp")
+    sink = None
+    try:
+        with _writing(path):
+            store = _open_store(temporary, path.suffix)
+        sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
+        yield sink
+        sink.close()
+        with _writing(path):
+            _publish(temporary, final)
+    except BaseException:
+        if sink is not None:
+            sink.abort()
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _check_path(path: Path, final: Path, overwrite: bool) -> None:
+    if not final.parent.is_dir():
+        raise FlashElmoError(f"{path}: there is no folder {final.parent}")
+    if not final.exists():
+        return
+    if not final.is_file():
+        raise FlashElmoError(f"{path}: expected a file's name, found a folder or device")
+    if not overwrite:
+        raise FlashElmoError(f"{path}: exists already; --overwrite replaces it")
+
+
+def _open_store(path: Path, suffix: str) -> Store:
+    if suffix == ".npz":
+        from flashelmo.engine.sinks.npz import NpzFile
+
+        return NpzFile(path)
+    from flashelmo.engine.sinks.hdf5 import Hdf5File
+
+    return Hdf5File(path)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give the finished file its name, once its contents are safe on disk."""
+    _sync(temporary)
+    os.replace(temporary, final)
+    with suppress(OSError):  # not every system lets one open a folder
+        _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One line for what the system says."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error).partition("\n")[0]
+        raise FlashElmoError(f"{path}: cannot write: {reason}") from None

@@ -1,0 +1,99 @@
+"""HDF5, one dataset a sentence, in the layout of AllenNLP's `elmo` command."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flashelmo.engine.output import Array, Index
+
+
+class Hdf5File:
+    """An HDF5 file of datasets. In a key `/` separates groups, as in AllenNLP's files: `file[key]` finds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._disk = _Disk(path, "w+b")
+        self._file = h5py.File(self._disk, "w")
+        self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        self._links.set_create_intermediate_group(True)
+        self._links.set_char_encoding(h5py.h5t.CSET_UTF8)
+        self._datasets = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._datasets.set_obj_track_times(False)  # equal runs give equal files
+
+    def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
+        """Write one array. KeyError: the key is taken, or cannot be one, as "." cannot. OSError: the disk is full."""
+        try:
+            # h5py's create_dataset does the same and takes twice as long
+            dataset = h5py.h5d.create(
+                self._file.id,
+                key.encode("utf-8"),
+                h5py.h5t.py_create(np.dtype(dtype)),
+                h5py.h5s.create_simple(shape),
+                dcpl=self._datasets,
+                lcpl=self._links,
+            )
+        except ValueError:
+            self._disk.check()
+            raise KeyError(key) from None
+        for index, block in blocks:
+            if block.shape == shape:
+                dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(block))
+            else:
+                h5py.Dataset(dataset)[index] = block
+        self._disk.check()
+
+    def add_text(self, key: str, text: str) -> None:
+        """Write one text of variable length."""
+        self._file.create_dataset(key, (1,), dtype=h5py.string_dtype())[0] = text
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+        self._disk.close()
+        self._disk.check()
+
+    def abort(self) -> None:
+        """Let go of the file."""
+        self._disk.discard = True
+        self._file.close()
+        self._disk.close()
+
+
+class _Disk(io.FileIO):
+    """The file beneath HDF5, which must not see a write fail: on a full disk it ends in a segmentation fault.
+
+    Attributes:
+        error: the first one, which `check` raises; what is written after it is lost.
+        discard: lose all that is written from now on.
+    """
+
+    error: OSError | None = None
+    discard = False
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or remember why not."""
+        rest = memoryview(data)
+        while rest and self.error is None and not self.discard:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file, or remember why not."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def check(self) -> None:
+        """Raise the error that writing met."""
+        if self.error is not None:
+            raise self.error

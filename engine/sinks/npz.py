@@ -1,0 +1,49 @@
+"""NumPy's .npz: a zip archive with one array a sentence, written without keeping any in memory."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from flashelmo.engine.output import Array, Index
+
+
+class NpzFile:
+    """An archive that `numpy.load` reads: member `key.npy` is the array of `key`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115
+        self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+        self._keys: set[str] = set()
+
+    def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
+        """Write one array. KeyError: the key is taken, or too long for an archive."""
+        name = f"{key}.npy"
+        if key in self._keys or len(name.encode("utf-8")) > 0xFFFF:
+            raise KeyError(key)
+        self._keys.add(key)
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        with self._archive.open(name, "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for _, block in blocks:
+                member.write(np.ascontiguousarray(block).tobytes())
+
+    def add_text(self, key: str, text: str) -> None:
+        """Write one text as UTF-8; as a text, NumPy would store every character in four bytes."""
+        array = np.array([text.encode("utf-8")])
+        self.add(key, array.shape, array.dtype.str, [((), array)])
+
+    def close(self) -> None:
+        """Finish the archive: its directory, then the file."""
+        self._archive.close()
+        self._file.close()
+
+    def abort(self) -> None:
+        """Let go of the file."""
+        try:
+            self._archive.close()
+        finally:
+            self._file.close()
