@@ -25,7 +25,7 @@ def relative_errors(found: Sequence[Array], expected: Sequence[Array]) -> list[f
 
 def max_error(found: Sequence[Array], expected: Sequence[Array]) -> float:
     """Largest absolute difference."""
-    return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(found, expected, strict=True))
+    return float(np.max([np.abs(a - b).max(initial=0) for a, b in zip(found, expected, strict=True)]))
 
 
 def check(name: str, found: Sequence[Array], expected: Sequence[Array]) -> None:
@@ -37,7 +37,7 @@ def check(name: str, found: Sequence[Array], expected: Sequence[Array]) -> None:
     if precision in MAX_ABSOLUTE:
         error, bound = max_error(found, expected), MAX_ABSOLUTE[precision]
     else:
-        error, bound = max(relative_errors(found, expected)), MAX_RELATIVE[precision]
+        error, bound = float(np.max(relative_errors(found, expected))), MAX_RELATIVE[precision]
     if not error <= bound:
         raise FlashElmoError(f"{name}: expected vectors within {bound} of the reference's, found {error:.2g}")
 

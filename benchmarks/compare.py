@@ -37,7 +37,7 @@ def run(settings: Settings, console: Console, out: Path | None = None) -> Result
         versions=machine.versions(),
         commit=machine.commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=_without_paths(settings),
+        settings=without_paths(settings),
         rows=[],
     )
     print_head(console, results)
@@ -80,7 +80,7 @@ def _prepare(name: str, seed: int, folder: Path) -> Subject:
     return Subject(path.name, target, model.config)
 
 
-def _without_paths(settings: Settings) -> dict[str, object]:
+def without_paths(settings: Settings) -> dict[str, object]:
     """Settings as JSON; of paths, which say something of the machine's owner, only the last part."""
     values = asdict(settings)
     values["models"] = [Path(name).name for name in settings.models]

@@ -141,11 +141,11 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
 def draw_batches(sentences: Sentences, n_batches: int) -> Sentences:
     """Runs of 32 sentences, evenly spaced over all: each in the middle of its share of the text."""
     share = len(sentences) / n_batches
-    starts = [int(share * (k + 0.5) - BATCH / 2) for k in range(n_batches)]
-    if starts[0] < 0:
+    if share < BATCH:
         raise FlashElmoError(
             f"text: expected {n_batches} batches of {BATCH} sentences, found {len(sentences)} sentences"
         )
+    starts = [int(share * (k + 0.5) - BATCH / 2) for k in range(n_batches)]
     return [sentence for start in starts for sentence in sentences[start : start + BATCH]]
 
 

@@ -34,6 +34,11 @@ class Worker:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process."""
+        return self._process.pid
+
     def call(self, method: str, *arguments: Any) -> Any:
         """What the object's method returns; the call waits for it."""
         self._pipe.send((method, arguments))
