@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from flashelmo.engine.checkpoints import load_model
+from flashelmo.engine.checkpoints.native import release_pages
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.graph import prepare_tensors
@@ -93,6 +94,7 @@ class ElmoEmbedder:
                 stateful=stateful,
                 cache_bytes=cache_bytes,
             )
+        release_pages(model.weights)  # the runtimes have packed their own
 
     @classmethod
     def load(cls, path: str | Path, *, options_file: str | Path | None = None, **settings: Any) -> ElmoEmbedder:

@@ -6,6 +6,7 @@ The tensors are the canonical ones under their canonical names, so a model is us
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def read_safetensors(path: Path) -> dict[str, Array]:
             raise FlashElmoError(f"{path}: tensor {name} has {stop - start} bytes, expected shape {tuple(shape)}")
         tensors[name] = data[begin + start : begin + stop].view(np.float32).reshape(shape)
     return tensors
+
+
+def release_pages(weights: ElmoWeights) -> None:
+    """Let the system take back the memory of a memory-mapped model; what is read again comes from the file."""
+    for _, tensor in weights.named_tensors():
+        array: Any = tensor
+        while array is not None and not isinstance(array, np.memmap):
+            array = getattr(array, "base", None)
+        if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+            array._mmap.madvise(mmap.MADV_DONTNEED)
+            return  # all tensors lie in one file
 
 
 def _read_lexicon(path: Path) -> Lexicon:
