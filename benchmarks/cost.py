@@ -32,7 +32,7 @@ def measure_memory(subject: Subject, settings: Settings, folder: Path) -> list[R
         found = run_fresh("memory", subject.folder, _options("fp32", settings), path)
         beyond = (found["peak"] - model_bytes) / GIB
         note = f"loaded {found['loaded'] / GIB:.3f} GiB, model's file {model_bytes / GIB:.3f} GiB"
-        rows.append(Row.of([beyond], **common, detail=f"{n_tokens} tokens", note=note))
+        rows.append(Row.of([beyond], **common, detail=f"peak of {n_tokens} tokens", note=note))
     return rows
 
 

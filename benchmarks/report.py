@@ -55,17 +55,19 @@ def _machine_section(results: Results, name: str) -> str:
         parts.append(_cost_table("Load time and memory", rows))
     if rows := [row for row in results.section("host") if row.unit.startswith("%")]:
         parts.append(_pivot("Share of each stage in the engine's time, %", rows))
+    absent = {row.name: row.note for row in results.rows if row.median is None}
+    parts += [f"Not measured: {name}. {reason}." for name, reason in absent.items()]
     return "\n\n".join(parts)
 
 
 def _speed_table(title: str, rows: Sequence[Row]) -> str:
     headings, lines = grid(rows, spread=False)
-    return _markdown(title, headings, lines) + _note_lines(rows)
+    return _markdown(title, 1, headings, lines) + _notes(rows)
 
 
 def _cost_table(title: str, rows: Sequence[Row]) -> str:
-    lines = [[row.model, row.label, figure(row.median) or "none", row.unit] for row in rows]
-    return _markdown(title, ["model", "what", "median", "unit"], lines) + _note_lines(rows)
+    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
+    return _markdown(title, 3, ["model", "what", "unit", "median"], lines) + _notes(rows)
 
 
 def _pivot(title: str, rows: Sequence[Row]) -> str:
@@ -73,23 +75,25 @@ def _pivot(title: str, rows: Sequence[Row]) -> str:
     details = list(dict.fromkeys(row.detail for row in rows if row.median is not None))
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
-        cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = figure(row.median)
+        if row.median is not None:
+            cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = figure(row.median)
     several = len({unit for _, _, unit in cells}) > 1
     lines = [
         [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
         for (model, name, unit), line in cells.items()
     ]
-    return _markdown(title, ["model", "", *details], lines) + _note_lines(rows)
+    return _markdown(title, 2, ["model", "", *details], lines) + _notes(rows)
 
 
-def _markdown(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---" if k == 0 else "---:" for k in range(len(headings))]
+def _markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first n_texts columns are text, the others figures."""
+    rule = ["---" if k < n_texts else "---:" for k in range(len(headings))]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
     return f"**{title}**\n\n{rows}"
 
 
-def _note_lines(rows: Sequence[Row]) -> str:
-    said = notes(rows)
+def _notes(rows: Sequence[Row]) -> str:
+    said = notes([row for row in rows if row.median is not None])
     return "\n\n" + "; ".join(said) + "." if said else ""
 
 
@@ -124,6 +128,7 @@ def draw(results: Results, path: Path) -> None:
         axis.set_yticks(places, [row.label for row in rows])
         axis.invert_yaxis()
         axis.margins(x=0.15)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
     plot.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(plot)

@@ -55,7 +55,8 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         rows: columns for ratios and ceilings are there if any row has them.
         spread: with columns for quartiles and extremes.
     """
-    opponents = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    compared = {name for row in rows for name in row.ratios}
+    opponents = [row.label for row in rows if row.label in compared]
     has_ceiling = any(row.ceiling for row in rows)
     spread = spread and any(len(row.samples) > 1 for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]

@@ -259,7 +259,8 @@ def test_markdown_of_results(tmp_path: Path) -> None:
     assert "Abacus, 2 cores (beads), 1 GiB; python 3.12, commit 0123456789ab; 2030-01-02." in text
     assert "| fp32 | 1,600 | 16.0 | 2,000 | 80% | 1,800 | 89% |" in text
     assert "| small | int8 | 0 | 0.01 | 0.02 |" in text
-    assert "| small | fp32, load | 0.25 | s |" in text
+    assert "| small | fp32, load | s | 0.25 |" in text
+    assert "by hand.\n" in text and text.endswith("Not measured: bf16. not on this processor.")
     assert "(benchmarks/results/abacus.svg)" in text
 
 
