@@ -75,6 +75,14 @@ def test_loaded_text_is_cut_to_the_tokens_asked_for(tmp_path: Path) -> None:
         load_sentences(6, path)
 
 
+def test_without_a_file_text_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashelmo.benchmarks.text.REAL_TEXT", tmp_path / "nothing here")
+    sentences, source = load_sentences(100, seed=5)
+    assert source == "generated text, seed 5"
+    assert sum(map(len, sentences)) == 100
+    assert sentences[:-1] == generate(100, seed=5)[: len(sentences) - 1]
+
+
 def test_batches_are_drawn_evenly() -> None:
     sentences = [[str(k)] for k in range(300)]
     drawn = [int(sentence[0]) for sentence in draw_batches(sentences, 3)]
