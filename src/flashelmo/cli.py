@@ -245,7 +245,8 @@ def _print_summary(summary: Summary, target: Path) -> None:
     all_steps = summary.steps + summary.steps_saved
     saved = summary.steps_saved / all_steps if all_steps else 0.0
     say(
-        f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, {summary.distinct_words:,} distinct words\n"
+        f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
+        f"{summary.distinct_words:,} distinct words (boundaries included)\n"
         f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
         f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s\n"
         f"{target}: {readable_size(target.stat().st_size)}"

@@ -68,7 +68,7 @@ def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[Progr
         disable=True if quiet else (False if in_lines else None),
         file=_Lines() if in_lines else sys.stderr,
         mininterval=10 if in_lines else 0.2,
-        leave=False,
+        leave=in_lines,
     ) as bar:
 
         def on_progress(n_bytes: float, n_tokens: float) -> None:

@@ -1,0 +1,333 @@
+"""The command line, in this process: what it writes, what it says, and what bad input gets."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from tiny_models import MODELS
+
+from flashelmo.cli import main
+from flashelmo.engine.checkpoints import load_model
+from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.output import Output
+from flashelmo.terminal import progress_bar, readable_size
+
+TEXT = "the cat sat\n\nthe cat sat on a mat\nincomprehensibilities , naïve\nthe cat sat\n"
+LINES = TEXT.splitlines()
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_native(MODELS["skip"], folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder but for text.txt, and the one that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def succeed(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must succeed; standard error."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        assert status == 0, captured.err
+        return captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def fail(capfd: pytest.CaptureFixture[str], here: Path) -> Run:
+    """Run a command that must fail with one line, leaving no file; that line."""
+
+    def run(*arguments: object, status: int = 1) -> str:
+        before = {path: path.stat().st_mtime_ns for path in here.iterdir()}
+        assert main([str(argument) for argument in arguments]) == status
+        captured = capfd.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1, captured
+        assert captured.err.startswith("flashelmo: ")
+        assert {path: path.stat().st_mtime_ns for path in here.iterdir()} == before
+        return captured.err.removeprefix("flashelmo: ").rstrip("\n")
+
+    return run
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    if str(path).endswith(".npz"):
+        with np.load(path) as archive:
+            return dict(archive)
+    with h5py.File(path) as file:
+        return {key: file[key][()] for key in file}
+
+
+def expected(model: Path, output: Output, **settings: Any) -> list[np.ndarray]:
+    vectors = ElmoEmbedder.load(model, **settings).embed(line.split() for line in LINES)
+    return [block for sentence in vectors for _, block in output.blocks(sentence)]
+
+
+def check_vectors(found: dict[str, Any], vectors: list[np.ndarray], atol: float = 1e-6) -> None:
+    assert json.loads(found.pop("sentence_to_index")[0]) == {line: str(i) for i, line in enumerate(LINES)}
+    assert len(found) == len(vectors)
+    for i, wanted in enumerate(vectors):
+        assert found[str(i)].dtype == wanted.dtype and found[str(i)].shape == wanted.shape
+        np.testing.assert_allclose(found[str(i)], wanted, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["v.h5", "v.npz"])
+@pytest.mark.parametrize(
+    ("flags", "output"),
+    [
+        ([], Output()),
+        (["--layers", "top", "--dtype", "float16"], Output("top", "float16")),
+        (["--layers", "average", "--pool", "mean"], Output("average", pool="mean")),
+        (["--layers", "0"], Output(0)),
+    ],
+)
+def test_embed(here: Path, model: Path, succeed: Run, name: str, flags: list[str], output: Output) -> None:
+    said = succeed("embed", "text.txt", name, "--model", model, *flags)
+    check_vectors(read(name), expected(model, output))
+    n_tokens = len(TEXT.split())
+    assert f"{len(LINES)} sentences, {n_tokens} tokens, 11 distinct words (boundaries included)\n" in said
+    assert "saved by sharing" in said and "tokens/s" in said and f"{name}: " in said
+    assert sorted(path.name for path in here.iterdir()) == ["text.txt", name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        (["--stateful", "--batch-size", "2"], {"stateful": True, "batch_size": 2}),
+        (["--keep-sentence-boundaries", "--threads", "1"], {"keep_sentence_boundaries": True}),
+        (["--precision", "int8"], {"precision": "int8"}),
+    ],
+)
+def test_embed_passes_settings_on(
+    here: Path, model: Path, succeed: Run, flags: list[str], settings: dict[str, Any]
+) -> None:
+    succeed("embed", "text.txt", "v.h5", "--model", model, *flags)
+    found = read("v.h5")
+    check_vectors(dict(found), expected(model, Output(), **settings))
+    plain = expected(model, Output())
+    assert any(found[str(i)].shape != wanted.shape or (found[str(i)] != wanted).any() for i, wanted in enumerate(plain))
+
+
+def test_embed_from_standard_input(here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert succeed("embed", "-", "v.h5", "--model", model, "--quiet") == ""
+    check_vectors(read("v.h5"), expected(model, Output()))
+
+
+def test_embed_keys(here: Path, model: Path, succeed: Run, fail: Run) -> None:
+    succeed("embed", "text.txt", "v.h5", "--model", model, "--forget-sentences")
+    assert sorted(read("v.h5")) == ["0", "1", "2", "3", "4"]
+    message = fail("embed", "text.txt", "k.h5", "--model", model, "--use-sentence-keys")
+    assert message == "line 2: an empty sentence cannot be a key; leave out --use-sentence-keys"
+    (here / "text.txt").write_text("a b\n c  d \n", encoding="utf-8")
+    succeed("embed", "text.txt", "k.h5", "--model", model, "--use-sentence-keys")
+    assert sorted(read("k.h5")) == ["a b", "c  d"]
+
+
+def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
+    (here / "v.h5").write_text("precious")
+    assert fail("embed", "text.txt", "v.h5", "--model", model) == "v.h5: exists already; --overwrite replaces it"
+    assert (here / "v.h5").read_text() == "precious"
+    succeed("embed", "text.txt", "v.h5", "--model", model, "--overwrite")
+    check_vectors(read("v.h5"), expected(model, Output()))
+    assert "is the text itself" in fail("embed", "text.txt", "text.txt", "--model", model, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.txt", "v.h5"], "absent.txt: No such file or directory"),
+        ([".", "v.h5"], ".: Is a directory"),
+        (["text.txt", "absent/v.h5"], "absent/v.h5: there is no folder"),
+        (["text.txt", "v.h5", "--layers", "3"], "layers: expected a layer from 0 to 2, found 3"),
+        (["text.txt", "v.h5", "--layers", "last"], "layers: expected all, top, average or a layer's number"),
+        (["text.txt", "v.h5", "--dtype", "int8"], "dtype: expected float32 or float16, found 'int8'"),
+        (["text.txt", "v.h5", "--pool", "max"], "pool: expected mean"),
+        (["text.txt", "v.h5", "--precision", "fp8"], "precision: expected one of"),
+        (["text.txt", "v.h5", "--runtime", "fast"], "runtime: expected"),
+        (["text.txt", "v.h5", "--device", "gpu"], "device: expected"),
+        (["text.txt", "v.h5", "--errors", "ignore"], "errors: expected 'strict' or 'replace', found 'ignore'"),
+        (["text.txt", "v.h5", "--batch-size", "0"], "batch_size: expected 1 or more, found 0"),
+        (["text.txt", "v.h5", "--options", "absent.json"], "absent.json"),
+    ],
+)
+def test_bad_arguments(model: Path, fail: Run, arguments: list[str], message: str) -> None:
+    if "--options" in arguments:  # a native model needs none
+        arguments = [*arguments, "--model", "text.txt"]
+        message = "text.txt: expected HDF5 weights"
+    assert message in fail("embed", "--model", model, *arguments)
+
+
+def test_text_that_is_not_utf8(here: Path, model: Path, succeed: Run, fail: Run) -> None:
+    (here / "bad.txt").write_bytes(b"the cat\nsat \xff on\n")
+    message = fail("embed", "bad.txt", "v.h5", "--model", model)
+    assert message == "bad.txt: line 2, byte 5: expected UTF-8, found 0xff (invalid start byte)"
+    succeed("embed", "bad.txt", "v.h5", "--model", model, "--errors", "replace")
+    embedder = ElmoEmbedder.load(model)
+    np.testing.assert_allclose(read("v.h5")["1"], embedder.embed_sentence(["sat", "\ufffd", "on"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_file(
+    here: Path, model: Path, fail: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    embed_windows = ElmoEmbedder.embed_windows
+
+    def interrupted(self: ElmoEmbedder, *arguments: Any) -> Any:
+        for window, sentences in embed_windows(self, *arguments):
+            yield window, sentences
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ElmoEmbedder, "embed_windows", interrupted)
+    before = signal.getsignal(number)
+    assert fail("embed", "text.txt", "v.h5", "--model", model, status=128 + number) == "interrupted"
+    assert signal.getsignal(number) == before
+
+
+def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) -> None:
+    arguments = ("elmo", "text.txt", "v.h5", "--weight-file", model, "--batch-size", "2", "--overwrite")
+    stateful = {"stateful": True, "batch_size": 2}
+    for layers in ("all", "top", "average"):
+        succeed(*arguments, f"--{layers}")
+        check_vectors(read("v.h5"), expected(model, Output(layers), **stateful))
+    succeed(*arguments, "--all", "--forget-sentences", "--vocab-path", "vocabulary", "--cuda-device", "-1")
+    assert sorted(read("v.h5")) == ["0", "1", "2", "3", "4"]
+    said = succeed(*arguments, "--all", "--file-friendly-logging")
+    assert "tokens/s]" in said and "\r" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--weight-file", "w"], "expected one of --all, --top and --average, found none"),
+        (["--weight-file", "w", "--all", "--top"], "expected one of --all, --top and --average, found all top"),
+        (["--all"], "--weight-file: expected the weights of a model; none are downloaded"),
+        (["--all", "--weight-file", "w", "--cuda-device", "0"], "--cuda-device: expected -1, found 0"),
+        (["--all", "--weight-file", "absent.hdf5"], "absent.hdf5: no such file or folder"),
+    ],
+)
+def test_bad_arguments_of_elmo(fail: Run, flags: list[str], message: str) -> None:
+    assert message in fail("elmo", "text.txt", "v.h5", *flags)
+
+
+def test_golden_streams(golden: Path, here: Path, succeed: Run, tolerance: dict[str, float]) -> None:
+    # What bilm-tf computed: batch i was sentence i of three streams, the state carried from batch to batch.
+    for name in ("bilm_skip", "bilm_noskip"):
+        streams = json.loads((golden / name / "sentences.json").read_text())
+        sentences = [stream[i] for i in range(len(streams[0])) for stream in streams]
+        (here / "streams.txt").write_text("\n".join(s if isinstance(s, str) else " ".join(s) for s in sentences))
+        weights = next((golden / name).glob("*weights*.hdf5"))
+        options = next((golden / name).glob("*options*.json"))
+        arguments = ("--weight-file", weights, "--options-file", options, "--batch-size", "3", "--top", "--overwrite")
+        succeed("elmo", "streams.txt", "v.h5", *arguments)
+        found = read("v.h5")
+        outputs = sorted((golden / name).glob("lm_embeddings_*.hdf5"))  # not of every stream
+        assert outputs
+        for path in outputs:
+            k = int(path.stem.rpartition("_")[2])
+            with h5py.File(path) as file:
+                for i in range(len(streams[k])):
+                    wanted = np.concatenate(list(file[str(i)][()]), axis=-1)
+                    np.testing.assert_allclose(found[str(3 * i + k)], wanted, atol=tolerance["fp32"])
+
+
+def test_golden_sentences(golden: Path, here: Path, succeed: Run, tolerance: dict[str, float]) -> None:
+    streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text())
+    chinese = json.loads((golden / "manylangs" / "sentences.json").read_text())
+    for folder, expected_file, sentences in (
+        ("bilm_skip", "expected_stateless.hdf5", streams[0] + streams[1]),
+        ("manylangs", "expected_layers.hdf5", chinese),
+    ):
+        (here / "golden.txt").write_text("\n".join(s if isinstance(s, str) else " ".join(s) for s in sentences))
+        succeed("embed", "golden.txt", "v.h5", "--model", golden / folder, "--overwrite")
+        found = read("v.h5")
+        with h5py.File(golden / folder / expected_file) as file:
+            for i in range(len(sentences)):
+                np.testing.assert_allclose(found[str(i)], file[str(i)][()], atol=tolerance["fp32"])
+
+
+def test_init_info_and_convert(here: Path, succeed: Run, fail: Run) -> None:
+    assert "13,593,312 random parameters" in succeed("init", "a", "--preset", "small", "--seed", "3")
+    succeed("init", "b", "--seed", "3", "--format", "hdf5")
+    assert sorted(path.name for path in (here / "b").iterdir()) == ["options.json", "weights.hdf5"]
+    succeed("convert", "b", "c")
+    models = [dict(load_model(here / name).weights.named_tensors()) for name in "abc"]
+    for name, tensor in models[0].items():
+        # the forget bias is stored without its 1 in HDF5, so that it may be rounded
+        np.testing.assert_allclose(models[1][name], tensor, atol=1e-7)
+        np.testing.assert_array_equal(models[1][name], models[2][name])
+    facts = json.loads(succeed("info", "c", "--json"))
+    assert facts["parameters"] == 13_593_312 and facts["projection_size"] == 128 and facts["format"] == "native"
+    said = succeed("info", "b")
+    assert "parameters: 13,593,312\n" in said and "format: bilm-hdf5\n" in said and "weights.hdf5: 54." in said
+    assert "seed" not in said and "sha256" in said
+
+    assert "exists" in fail("convert", "b", "c")
+    assert "exists" in fail("init", "a")
+    assert "--format: expected hdf5 or native, found 'onnx'" in fail("init", "d", "--format", "onnx")
+    assert "preset: expected one of small, medium, original, found 'tiny'" in fail("init", "d", "--preset", "tiny")
+    assert "absent: no such file or folder" in fail("info", "absent")
+    succeed("init", "a", "--seed", "4", "--overwrite")
+    changed = load_model(here / "a").weights.lstm[0][0].input_weight
+    assert (changed != models[0]["lstm.0.forward.input_weight"]).any()
+
+
+def test_version_and_usage(capfd: pytest.CaptureFixture[str]) -> None:
+    import flashelmo
+
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"flashelmo {flashelmo.__version__}\n"
+    assert main(["embed"]) == 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert main(["embed", "--help"]) == 0
+    assert "--keep-sentence" in capfd.readouterr().out
+
+
+def test_the_installed_command(here: Path) -> None:
+    command = [sys.executable, "-m", "flashelmo.cli", "info", "absent"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "flashelmo: absent: no such file or folder\n")
+
+
+def test_progress_bar_of_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    clock = iter(range(100))  # a second passes whenever it is asked
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    with open("text.txt", "rb") as file, progress_bar(file, False, False) as on_progress:
+        for n_bytes in (22, 44, 66):
+            on_progress(n_bytes, n_bytes / 4)
+    shown = terminal.getvalue()
+    assert " 86%|" in shown and "66.0/77.0B" in shown and "<00:0" in shown and "tokens/s]" in shown
+
+
+def test_readable_size() -> None:
+    sizes = {0: "0 B", 999: "999 B", 1500: "1.5 KB", 54_400_000: "54.4 MB", 2e12: "2.0 TB"}
+    assert {size: readable_size(size) for size in sizes} == sizes

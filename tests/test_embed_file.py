@@ -1,0 +1,70 @@
+"""The loop from a text to a file of vectors."""
+
+import io
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from tiny_models import MODELS
+
+from flashelmo.engine.embed_file import embed_file
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.sinks import open_sink
+
+TEXT = b"the cat sat\ncat\n\nthe cat  sat on\r\n sat cat the cat \n" * 3
+LINES = TEXT.decode().split("\n")[:-1]
+
+
+@pytest.mark.parametrize("window_tokens", [1, 7, None])
+def test_file_holds_every_sentence_in_order(tmp_path: Path, window_tokens: int | None) -> None:
+    embedder = ElmoEmbedder(MODELS["skip"], window_tokens=window_tokens)
+    with open_sink(tmp_path / "v.h5") as sink:
+        summary = embed_file(embedder, io.BytesIO(TEXT), sink)
+    with h5py.File(tmp_path / "v.h5") as file:
+        assert len(file) == len(LINES) + 1
+        for i, line in enumerate(LINES):
+            np.testing.assert_allclose(file[str(i)][()], embedder.embed_sentence(line.split()), atol=1e-6)
+    assert (summary.sentences, summary.tokens) == (len(LINES), sum(len(line.split()) for line in LINES))
+    assert summary.tokens_per_second == pytest.approx(summary.tokens / summary.seconds)
+
+
+def test_summary_counts_this_file_alone(tmp_path: Path) -> None:
+    embedder = ElmoEmbedder(MODELS["skip"])
+    summaries = []
+    for name in "ab":
+        with open_sink(tmp_path / name) as sink:
+            summaries.append(embed_file(embedder, io.BytesIO(TEXT), sink))
+    first, second = summaries
+    assert first.sentences == second.sentences and first.steps == second.steps > 0
+    assert first.steps_saved == second.steps_saved > 0  # the text repeats
+    assert first.distinct_words > 0 and second.distinct_words == 0  # all cached
+
+
+def test_progress_grows_to_the_end(tmp_path: Path) -> None:
+    reports: list[tuple[float, float]] = []
+    embedder = ElmoEmbedder(MODELS["skip"], window_tokens=5)
+    with open_sink(tmp_path / "v.h5") as sink:
+        summary = embed_file(
+            embedder, io.BytesIO(TEXT), sink, on_progress=lambda n_bytes, n_tokens: reports.append((n_bytes, n_tokens))
+        )
+    assert reports == sorted(reports) and len(set(reports)) > 6
+    assert reports[-1] == (len(TEXT), summary.tokens)
+
+
+def test_no_sentences(tmp_path: Path) -> None:
+    with open_sink(tmp_path / "v.h5") as sink:
+        summary = embed_file(ElmoEmbedder(MODELS["skip"]), io.BytesIO(b""), sink)
+    assert summary.sentences == summary.tokens == 0
+    with h5py.File(tmp_path / "v.h5") as file:
+        assert list(file) == ["sentence_to_index"] and file["sentence_to_index"][0] == b"{}"
+
+
+def test_a_layer_too_high_is_told_at_once(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FlashElmoError, match="expected a layer from 0 to 2, found 3"),
+        open_sink(tmp_path / "v.h5", Output(3)) as sink,
+    ):
+        embed_file(ElmoEmbedder(MODELS["skip"]), io.BytesIO(b""), sink)
