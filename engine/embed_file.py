@@ -40,12 +40,14 @@ def embed_file(
     sink: Sink,
     *,
     errors: Errors = "strict",
+    max_sentences: int | None = None,
     on_progress: Progress = lambda n_bytes, n_tokens: None,
 ) -> Summary:
     """Embed a text of one sentence a line, window by window in bounded memory, into an open sink.
 
     Args:
         source, errors: as `read_windows` takes them.
+        max_sentences: of a window, and so the rows of a stateful batch; None leaves it to the embedder.
         on_progress: called again and again with the bytes of text and the tokens done so far.
 
     Raises:
@@ -56,8 +58,10 @@ def embed_file(
     started = time.perf_counter()
     before = replace(embedder.statistics)
     progress = _Progress(on_progress)
-    max_sentences, max_tokens = embedder.window_limits
-    windows = read_windows(source, max_sentences=max_sentences, max_tokens=max_tokens, errors=errors)
+    sentences_at_once, max_tokens = embedder.window_limits
+    windows = read_windows(
+        source, max_sentences=max_sentences or sentences_at_once, max_tokens=max_tokens, errors=errors
+    )
     for window, sentences in embedder.embed_windows(progress.follow(windows), progress.share):
         for b, vectors in enumerate(sentences):
             sink.write(vectors, window.sentence_text(b) if sink.needs_sentences else "")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.checkpoints.native import release_pages
 from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.graph import prepare_tensors
-from flashelmo.engine.output import pool_mean, select_layers
+from flashelmo.engine.output import Output, pool_mean, select_layers
 from flashelmo.engine.pipeline import Pipeline, Statistics
 from flashelmo.engine.runtimes import Array
+from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 
@@ -162,6 +164,42 @@ class ElmoEmbedder:
         windows = _windows(sentences, max_sentences, max_tokens)
         for _, vectors in self.embed_windows(windows):
             yield from vectors
+
+    def embed_file(
+        self,
+        input_file: str | Path | IO[Any],
+        output_file_path: str | Path,
+        output_format: str | int = "all",
+        batch_size: int | None = None,
+        forget_sentences: bool = False,
+        use_sentence_keys: bool = False,
+        *,
+        overwrite: bool = False,
+    ) -> Summary:
+        """Embed a text of one sentence a line into a file in AllenNLP's layout (AllenNLP's method).
+
+        Args:
+            input_file: a path or an open file; tokens stand between white space.
+            output_file_path: HDF5, or `.npz`; it appears when it is whole.
+            output_format: "all" layers, "top", "average" or a layer's number.
+            batch_size: as in `embed_sentences`.
+            forget_sentences: leave out the index of sentences.
+            use_sentence_keys: sentences, not line numbers, are the keys.
+            overwrite: replace a file that exists.
+
+        Raises:
+            FlashElmoError: text that is not UTF-8, a layer that is not there, a file that cannot be written.
+        """
+        if batch_size is not None:
+            _check_positive("batch_size", batch_size)
+        with open_sink(
+            output_file_path,
+            Output(output_format),
+            overwrite=overwrite,
+            use_sentence_keys=use_sentence_keys,
+            forget_sentences=forget_sentences,
+        ) as sink:
+            return embed_file(self, input_file, sink, max_sentences=batch_size)
 
     def encode(
         self,

@@ -61,6 +61,21 @@ def test_golden_streams_need_the_state(
                 assert np.abs(batch[stream][-1] - top).max() < tolerance["fp32"]
 
 
+@pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
+def test_golden_file(golden: Path, tmp_path: Path, runtime: str, tolerance: dict[str, float]) -> None:
+    streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text(encoding="utf-8"))
+    (tmp_path / "text").write_text("".join(f"{line}\n" for stream in streams[:2] for line in stream), encoding="utf-8")
+    embedder = ElmoEmbedder.load(golden / "bilm_skip", runtime=runtime)
+    summary = embedder.embed_file(tmp_path / "text", tmp_path / "vectors.h5")
+    assert summary.sentences == 20
+    with (
+        h5py.File(golden / "bilm_skip" / "expected_stateless.hdf5") as expected,
+        h5py.File(tmp_path / "vectors.h5") as found,
+    ):
+        for i in range(20):
+            assert np.abs(found[str(i)][()] - expected[str(i)][()]).max() < tolerance["fp32"]
+
+
 def test_strings_are_split_on_white_space(embedder: ElmoEmbedder) -> None:
     assert np.array_equal(embedder.embed_sentence("  the cat\tsat "), embedder.embed_sentence(["the", "cat", "sat"]))
 
