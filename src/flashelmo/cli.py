@@ -185,6 +185,14 @@ def init(
     say(f"{folder}: {model.weights.n_parameters:,} random parameters")
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure the engine against the reference and this machine's limits; `flashelmo bench --help` has the options."""
+    from flashelmo.benchmarks.compare import main as compare
+
+    raise typer.Exit(compare(context.args))
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """ELMo vectors, exact and fast."""
