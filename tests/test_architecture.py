@@ -235,9 +235,9 @@ def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    from flashelmo.engine.checkpoints import save_native
+    from flashelmo.engine.checkpoints.native import write_native
 
-    save_native(MODELS["skip"], tmp_path / "model")
+    write_native(MODELS["skip"], tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import MODELS, SENTENCES
 
 from flashelmo.engine import bilstm, initialize
-from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.embedder import ElmoEmbedder, RuntimeName
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
 from flashelmo.engine.weights import ElmoModel
 
@@ -21,10 +21,11 @@ def model(request: pytest.FixtureRequest) -> ElmoModel:
 
 
 @pytest.fixture(params=["ort", "openvino"])
-def runtime(request: pytest.FixtureRequest) -> str:
+def runtime(request: pytest.FixtureRequest) -> RuntimeName:
     if request.param == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    return str(request.param)
+    name: RuntimeName = request.param
+    return name
 
 
 def assert_close(found: Vectors, expected: Vectors, bound: float) -> None:
@@ -43,7 +44,7 @@ def relative_errors(found: Vectors, expected: Vectors) -> npt.NDArray[np.float64
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_stateless_equals_the_reference(
-    model: ElmoModel, runtime: str, keep: bool, tolerance: dict[str, float]
+    model: ElmoModel, runtime: RuntimeName, keep: bool, tolerance: dict[str, float]
 ) -> None:
     expected = ReferenceRuntime(model).embed_batch(SENTENCES, keep)
     embedder = ElmoEmbedder(model, runtime=runtime, keep_sentence_boundaries=keep)
@@ -51,7 +52,9 @@ def test_stateless_equals_the_reference(
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_stateful_equals_the_reference(model: ElmoModel, runtime: str, keep: bool, tolerance: dict[str, float]) -> None:
+def test_stateful_equals_the_reference(
+    model: ElmoModel, runtime: RuntimeName, keep: bool, tolerance: dict[str, float]
+) -> None:
     """Batches of 2: rows that grow, shrink and hold empty sentences."""
     sentences = SENTENCES + SENTENCES[::-1]
     expected = ReferenceRuntime(model, stateful=True, batch_size=2).embed_batch(sentences, keep)

@@ -105,7 +105,7 @@ def release_pages(weights: ElmoWeights) -> None:
         while array is not None and not isinstance(array, np.memmap):
             array = getattr(array, "base", None)
         if array is not None and hasattr(mmap, "MADV_DONTNEED"):
-            array._mmap.madvise(mmap.MADV_DONTNEED)
+            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
             return  # all tensors lie in one file
 
 
