@@ -51,6 +51,7 @@ class BiLstm:
     def __init__(self, config: ElmoConfig, runtime: Runtime) -> None:
         self._config = config
         self._runtime = runtime
+        self._memory: dict[str, Array] = {}
         self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // (len(GATES) * 4 * config.cell_size))
 
     def run(
@@ -83,6 +84,13 @@ class BiLstm:
             directions.append(outputs)
         return list(zip(*directions, strict=True))
 
+    def _scratch(self, name: str, n: int, rows: int) -> Array:
+        """[n, rows, C] of memory that is used again and again: fresh pages cost as much as a pass over them."""
+        size = n * rows * self._config.cell_size
+        if name not in self._memory or self._memory[name].size < size:
+            self._memory[name] = np.empty(size, np.float32)
+        return self._memory[name][:size].reshape(n, rows, self._config.cell_size)
+
     def _run_layer(
         self,
         layer: int,
@@ -97,7 +105,7 @@ class BiLstm:
         config, runtime = self._config, self._runtime
         sizes = np.diff(forest.depths)
         hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
-        cell, cell_before = np.empty((2, sizes.max(initial=0), config.cell_size), np.float32)
+        cell, cell_before = self._scratch("cells", 2, sizes.max(initial=0))
         before = states or zero_states(1, config)  # of the depth before; a shared forest has one root
         for slab in _slabs(forest, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
             first, stop = slab[0].start, slab[-1].stop
@@ -106,7 +114,7 @@ class BiLstm:
             else:
                 words, inverse = np.unique(x_rows[first:stop], return_inverse=True)
                 gate_rows, inputs = inverse.astype(np.int32), x[words]
-            gates = np.empty((len(GATES), len(inputs), config.cell_size), np.float32)
+            gates = self._scratch("gates", len(GATES), len(inputs))
             runtime.input_product(layer, direction, inputs, gates)
             for steps in slab:
                 here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
