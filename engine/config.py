@@ -8,6 +8,7 @@ from typing import Any, Literal
 from flashelmo.engine.errors import FlashElmoError
 
 Family = Literal["bilm", "manylangs"]
+MAX_COUNT = 1000
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,13 @@ class ElmoConfig:
     n_words: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("cell_size", "projection_size", "n_layers"):
-            _check(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
+        for name in ("cell_size", "projection_size", "n_layers", "max_characters"):
+            _check(_is_whole(getattr(self, name), 1), name, "a positive whole number", getattr(self, name))
         for name in ("n_highway", "character_size", "n_characters", "word_size", "n_words"):
-            _check(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+            _check(_is_whole(getattr(self, name), 0), name, "a whole number, zero or more", getattr(self, name))
+        for name in ("n_layers", "n_highway", "max_characters"):  # a damaged file must not fill the memory
+            _check(getattr(self, name) <= MAX_COUNT, name, f"at most {MAX_COUNT}", getattr(self, name))
+        _check(isinstance(self.skip_connections, bool), "skip_connections", "true or false", self.skip_connections)
         for name in ("cell_clip", "projection_clip"):
             clip = getattr(self, name)
             _check(clip is None or clip > 0, name, "a positive number or none", clip)
@@ -60,10 +64,12 @@ class ElmoConfig:
         _check(self.activation in ("relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
         _check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
         if self.character_size:
-            _check(bool(self.filters), "filters", "at least one [width, number]", list(self.filters))
+            if self.family == "bilm":  # ids of 256 bytes, begin and end of sentence and word, padding, and no token
+                _check(self.n_characters == 262, "n_characters", "262", self.n_characters)
+            whole = bool(self.filters) and all(_is_whole(value, 1) for pair in self.filters for value in pair)
+            _check(whole, "filters", "pairs of positive whole numbers [width, number]", list(self.filters))
             widest = max(width for width, _ in self.filters)
             _check(self.max_characters >= max(widest, 3), "max_characters", f">= {max(widest, 3)}", self.max_characters)
-            _check(all(w > 0 and n > 0 for w, n in self.filters), "filters", "positive numbers", list(self.filters))
 
     @property
     def n_filters(self) -> int:
@@ -96,12 +102,16 @@ class ElmoConfig:
         if missing := sorted(required - set(values)):
             raise FlashElmoError(f"{source}: missing keys {missing}")
         try:
-            filters = tuple((int(width), int(number)) for width, number in values["filters"])
+            filters = tuple((width, number) for width, number in values["filters"])
             return cls(**{**values, "filters": filters})
         except FlashElmoError as error:
             raise FlashElmoError(f"{source}: {error}") from None
         except (TypeError, ValueError) as error:
             raise FlashElmoError(f"{source}: a value has the wrong type: {error}") from None
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check(holds: bool, name: str, expected: str, found: object) -> None:

@@ -43,7 +43,13 @@ def preset_config(preset: str) -> ElmoConfig:
 
 
 def random_model(preset: str, seed: int) -> ElmoModel:
-    """A model of a published size with random weights: the same for the same seed, alive but not saturated."""
+    """A model of a published size with random weights: the same for the same seed, alive but not saturated.
+
+    Raises:
+        FlashElmoError: an unknown preset or a negative seed.
+    """
+    if seed < 0:
+        raise FlashElmoError(f"seed: expected zero or more, found {seed}")
     config = preset_config(preset)
     rng = np.random.default_rng(seed)
     tensors = {name: _random_tensor(name, shape, rng) for name, shape in expected_shapes(config).items()}

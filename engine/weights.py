@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -176,8 +176,15 @@ def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None
             raise FlashElmoError(f"{source}: tensor {name} has shape {tensor.shape}, expected {expected[name]}")
         if tensor.dtype != np.float32:
             raise FlashElmoError(f"{source}: tensor {name} has type {tensor.dtype}, expected float32")
-        if not (np.isfinite(tensor.sum()) or np.isfinite(tensor).all()):  # the sum is fast, but may overflow
+        if not all_finite(tensor):
             raise FlashElmoError(f"{source}: tensor {name} holds NaN or infinity")
+
+
+def all_finite(tensor: npt.NDArray[np.floating[Any]]) -> bool:
+    """Whether no value is NaN or infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = tensor.sum()  # fast, and finite but where a value is not or the sum overflows
+    return bool(np.isfinite(total) or np.isfinite(tensor).all())
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,7 @@ class ElmoModel:
         config, weights, lexicon: what the runtimes need; lexicon is None for models of bytes.
         path: the weights file that was read, or the folder where there are several.
         format: "bilm-hdf5", "manylangs" or "native".
+        source_format: what a native model was converted from; None where it was not.
     """
 
     config: ElmoConfig
@@ -203,3 +211,4 @@ class ElmoModel:
     lexicon: Lexicon | None
     path: Path
     format: str
+    source_format: str | None = None

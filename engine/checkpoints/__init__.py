@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
-from flashelmo.engine.checkpoints.files import extracted, read_json
+from flashelmo.engine.checkpoints.files import extracted, first_line, read_json
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.weights import ElmoModel
 
@@ -27,23 +28,23 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
     """
     path = Path(path)
     options = None if options_file is None else Path(options_file)
-    if not path.exists():
-        raise FlashElmoError(f"{path}: no such file or folder")
     try:
+        if not path.exists():
+            raise FlashElmoError(f"{path}: no such file or folder")
         return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
-    except PermissionError as error:
-        raise FlashElmoError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    except OSError as error:  # permissions, names that are too long, failing disks
+        raise FlashElmoError(f"{error.filename or path}: cannot be read: {first_line(error)}") from None
 
 
 def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
     from flashelmo.engine.checkpoints.bilm import read_bilm
-    from flashelmo.engine.checkpoints.manylangs import read_manylangs
+    from flashelmo.engine.checkpoints.manylangs import PICKLES, read_manylangs
     from flashelmo.engine.checkpoints.native import read_native
 
     config = folder / "config.json"
     if config.is_file() and "format_version" in read_json(config):
         return read_native(folder)
-    if config.is_file() and (folder / "encoder.pkl").exists():
+    if config.is_file() and any((folder / name).exists() for name in PICKLES):
         return read_manylangs(folder)
     weights = [path for path in sorted(folder.iterdir()) if path.is_file() and _starts_with(path, HDF5_SIGNATURE)]
     if len(weights) > 1:  # beside the weights may lie vectors; only weights hold an LSTM
@@ -62,16 +63,27 @@ def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
 
 def _load_file(path: Path, options: Path | None) -> ElmoModel:
     from flashelmo.engine.checkpoints.bilm import read_bilm
+    from flashelmo.engine.checkpoints.native import is_safetensors, read_native
 
     if _starts_with(path, HDF5_SIGNATURE):
         return read_bilm(path, options)
-    if (zipfile.is_zipfile(path) and not _is_torch_file(path)) or tarfile.is_tarfile(path):
-        with extracted(path) as folder:
+    if _is_archive(path):
+        return _load_archive(path, options)
+    if is_safetensors(path):
+        return read_native(path.parent, path)
+    if path.suffix in (".json", ".pkl", ".dic"):
+        raise FlashElmoError(f"{path}: expected a model's folder, archive or weights; is it the folder {path.parent}?")
+    raise FlashElmoError(f"{path}: expected HDF5 weights, safetensors, or a zip or tar archive, found none of them")
+
+
+def _load_archive(path: Path, options: Path | None) -> ElmoModel:
+    with extracted(path) as folder:
+        try:
             model = _load_folder(folder, options)
-        return ElmoModel(model.config, model.weights, model.lexicon, path, model.format)
-    if path.name in ("config.json", "model.safetensors", "options.json", "encoder.pkl", "token_embedder.pkl"):
-        raise FlashElmoError(f"{path}: expected the model's folder, found a file of it; pass {path.parent}")
-    raise FlashElmoError(f"{path}: expected HDF5 weights or a zip or tar archive, found neither (perhaps truncated)")
+        except FlashElmoError as error:  # which names the files where they were extracted to
+            error.args = (str(error).replace(str(folder), str(path)),)
+            raise
+    return replace(model, path=path)
 
 
 def _starts_with(path: Path, signature: bytes) -> bool:
@@ -79,9 +91,14 @@ def _starts_with(path: Path, signature: bytes) -> bool:
         return file.read(len(signature)) == signature
 
 
-def _is_torch_file(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("data.pkl") for name in archive.namelist())
+def _is_archive(path: Path) -> bool:
+    try:
+        if not zipfile.is_zipfile(path):
+            return tarfile.is_tarfile(path)
+        with zipfile.ZipFile(path) as archive:  # PyTorch's files are zip archives too
+            return not any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # damaged; `extracted` says how
+        return True
 
 
 def _has_lstm(path: Path) -> bool:

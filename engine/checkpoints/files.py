@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise FlashElmoError(f"{path}: expected JSON: {error}") from None
     if not isinstance(values, dict):
         raise FlashElmoError(f"{path}: expected a JSON object, found {type(values).__name__}")
@@ -34,36 +34,49 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
-    if folder.exists() and not overwrite:
-        raise FlashElmoError(f"{folder}: exists already; pass --overwrite (overwrite=True) to replace it")
-    if folder.exists() and not folder.is_dir():
-        raise FlashElmoError(f"{folder}: expected a folder to replace, found a file")
-    if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - MODEL_FILES)):
-        raise FlashElmoError(f"{folder}: expected a model's folder to replace, found other files in it: {others[0]}")
+    folder = folder.absolute()
     try:
+        _check_replaceable(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workspace:
+            new, old = Path(workspace, "new"), Path(workspace, "old")
+            new.mkdir()
+            yield new
+            for path in new.iterdir():
+                _flush(path)
+            if not folder.exists():
+                new.rename(folder)
+                return
+            folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
     except OSError as error:
-        raise FlashElmoError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            folder.rename(old / folder.name)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
-    except OSError as error:
-        raise FlashElmoError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise FlashElmoError(f"{folder}: cannot be written: {first_line(error)}") from None
+
+
+def _flush(path: Path) -> None:
+    """See to it that a file is on the disk before its final name points to it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise FlashElmoError(f"{folder}: exists already; pass --overwrite (overwrite=True) to replace it")
+    if not folder.is_dir():
+        raise FlashElmoError(f"{folder}: expected a folder to replace, found a file")
+    if others := sorted({path.name for path in folder.iterdir()} - MODEL_FILES):
+        raise FlashElmoError(f"{folder}: expected a model's folder to replace, found other files in it: {others[0]}")
 
 
 @contextmanager
 def extracted(archive: Path) -> Iterator[Path]:
-    """The files of a zip or tar archive in a temporary folder."""
+    """The files of a zip or tar archive in a temporary folder; none is ever written outside it."""
     with tempfile.TemporaryDirectory(prefix="flashelmo.") as folder:
         try:
             if zipfile.is_zipfile(archive):
@@ -72,6 +85,19 @@ def extracted(archive: Path) -> Iterator[Path]:
             else:
                 with tarfile.open(archive) as tar:
                     tar.extractall(folder, filter="data")
-        except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
-            raise FlashElmoError(f"{archive}: expected a whole zip or tar archive: {error}") from None
+        except Exception as error:  # each compression has errors of its own for damaged data
+            raise FlashElmoError(f"{archive}: expected a whole zip or tar archive: {first_line(error)}") from None
         yield Path(folder)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return (text.splitlines() or [type(error).__name__])[0]
+
+
+def check_rows(lexicon: Mapping[str, int], n_rows: int, source: Path) -> None:
+    """Every entry of a lexicon must be a row of the embedding."""
+    for token, row in lexicon.items():
+        if not 0 <= row < n_rows:
+            raise FlashElmoError(f"{source}: {token!r} is row {row}, but the embedding's rows are 0 to {n_rows - 1}")

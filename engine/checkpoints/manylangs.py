@@ -5,19 +5,27 @@ Read as elmoformanylangs' `Embedder` does (elmoformanylangs/elmo.py, modules/), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from flashelmo.engine.checkpoints.files import read_json
+from flashelmo.engine.checkpoints.files import check_rows, read_json
+from flashelmo.engine.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.weights import Array, ElmoModel, ElmoWeights, Lexicon, check_tensors, expected_shapes
+from flashelmo.engine.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "manylangs"
-UNKNOWN = "<oov>"
+PICKLES = EMBEDDER, ENCODER = "token_embedder.pkl", "encoder.pkl"
+NEEDED_WORDS = ("<oov>", "<bos>", "<eos>")
+NEEDED_CHARACTERS = (*NEEDED_WORDS, "<bow>", "<eow>", "<pad>")
 # What the published models were trained with (elmoformanylangs/configs/cnn_50_100_512_4096_sample.json).
 PUBLISHED_CONFIGURATION: dict[str, Any] = {
     "encoder": {
@@ -48,38 +56,87 @@ def read_manylangs(folder: Path) -> ElmoModel:
         MissingExtraError: PyTorch, which reads the pickles, is not installed.
     """
     options, source = _read_configuration(folder)
-    words, characters = (_read_lexicon(folder / name) for name in ("word.dic", "char.dic"))
-    config = _config(options, source, words, characters)
-    for name, lexicon, size in (("word.dic", words, config.word_size), ("char.dic", characters, config.character_size)):
-        if size and UNKNOWN not in lexicon:
-            raise FlashElmoError(f"{folder / name}: expected the token {UNKNOWN}, found none among {len(lexicon)}")
-    stored = _load_pickle(folder / "token_embedder.pkl") | _load_pickle(folder / "encoder.pkl")
-    weights = ElmoWeights.from_named_tensors(_canonical_tensors(stored, config, folder), config)
-    check_tensors(weights, config, str(folder))
-    return ElmoModel(config, weights, Lexicon(characters, words), folder, FORMAT)
+    sizes = _sizes(options, source)
+    words = _read_lexicon(folder / "word.dic", NEEDED_WORDS) if sizes["word_size"] else {}
+    characters = _read_lexicon(folder / "char.dic", NEEDED_CHARACTERS) if sizes["character_size"] else {}
+    files = {file: _load_pickle(folder / file) for file in PICKLES}
+    for key, name, lexicon in (("n_words", "word", words), ("n_characters", "char", characters)):
+        embedding = files[EMBEDDER].get(f"{name}_emb_layer.embedding.weight", np.empty((len(lexicon), 0)))
+        sizes[key] = embedding.shape[0] if lexicon and embedding.ndim else 0
+        check_rows(lexicon, sizes[key], folder / f"{name}.dic")
+    config = ElmoConfig.from_dict(sizes, str(source))
+    if config.cell_size == config.projection_size:
+        raise FlashElmoError(f"{source}: encoder: expected projection_dim below dim, found {config.cell_size} for both")
+    tensors: dict[str, Array] = {}
+    for file, stored in files.items():
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
+        check_stored(table.values(), shapes, folder / file, source.name)
+        tensors |= {k: to_canonical(s, stored[s.name][s.rows], folder / file) for k, s in table.items()}
+    return ElmoModel(
+        config, ElmoWeights.from_named_tensors(tensors, config), Lexicon(characters, words), folder, FORMAT
+    )
+
+
+def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
+    """How the state dicts store each canonical tensor. Their linear layers compute x @ weight.T."""
+    size, cell, filters, inputs = config.projection_size, config.cell_size, config.n_filters, config.character_size
+    table = {}
+    if config.word_size:
+        table["word_embedding"] = Stored("word_emb_layer.embedding.weight", (config.n_words, config.word_size))
+    if config.character_size:
+        table["character_embedding"] = Stored("char_emb_layer.embedding.weight", (config.n_characters, inputs))
+    for i, (width, number) in enumerate(config.filters):
+        theirs = f"convolutions.{i}"
+        table[f"{theirs}.weight"] = Stored(f"{theirs}.weight", (number, inputs, width), lambda t: t.transpose(2, 1, 0))
+        table[f"{theirs}.bias"] = Stored(f"{theirs}.bias", (number,))
+    for k in range(config.n_highway):
+        for kind, shape in (("weight", (2 * filters, filters)), ("bias", (2 * filters,))):
+            theirs, upper, lower = f"highways._layers.{k}.{kind}", slice(0, filters), slice(filters, 2 * filters)
+            table[f"highways.{k}.transform.{kind}"] = Stored(theirs, shape, np.transpose, rows=upper)
+            table[f"highways.{k}.gate.{kind}"] = Stored(theirs, shape, _to_gate, rows=lower)
+    table["projection.weight"] = Stored("projection.weight", (size, config.word_size + filters), np.transpose)
+    table["projection.bias"] = Stored("projection.bias", (size,))
+    for layer in range(config.n_layers):
+        for direction in DIRECTIONS:
+            theirs, ours = f"{direction}_layer_{layer}", f"lstm.{layer}.{direction}"
+            for kind, name in (("input_weight", "input_linearity"), ("recurrent_weight", "state_linearity")):
+                table[f"{ours}.{kind}"] = Stored(f"{theirs}.{name}.weight", (4 * cell, size), _split_gates)
+            table[f"{ours}.bias"] = Stored(f"{theirs}.state_linearity.bias", (4 * cell,), lambda t: t.reshape(4, -1))
+            table[f"{ours}.projection"] = Stored(f"{theirs}.state_projection.weight", (size, cell), np.transpose)
+    return table
+
+
+def _to_gate(keep: Array) -> Array:
+    """Their gate keeps the input, ours multiplies the new part: 1 - sigmoid(x) = sigmoid(-x)."""
+    return -keep.T
+
+
+def _split_gates(weight: Array) -> Array:
+    """[4C, P] -> [4, P, C]; the gates' order i, f, g, o is the canonical one."""
+    return weight.reshape(4, -1, weight.shape[1]).transpose(0, 2, 1)
 
 
 def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """The configuration that config.json points to, often by a path on its author's machine."""
+    """The configuration that config.json points to, often by a path on its author's machine, and its file."""
     arguments = read_json(folder / "config.json")
-    given = str(arguments.get("config_path", ""))
+    given = str(arguments.get("config_path") or "")
     for candidate in (folder / given, folder / PureWindowsPath(given).name):  # splits at / and \\ alike
         if given and candidate.is_file():
             return read_json(candidate), candidate
     if "encoder" in arguments and "token_embedder" in arguments:
         return arguments, folder / "config.json"
-    return PUBLISHED_CONFIGURATION, folder / "config.json"
+    return PUBLISHED_CONFIGURATION, folder / "cnn_50_100_512_4096_sample.json"
 
 
-def _config(
-    options: Mapping[str, Any], source: Path, words: Mapping[str, int], characters: Mapping[str, int]
-) -> ElmoConfig:
+def _sizes(options: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The configuration but for the lexicons' sizes."""
     try:
         encoder, embedder = options["encoder"], options["token_embedder"]
         for part, kind, found in (("encoder", "elmo", encoder["name"]), ("token_embedder", "cnn", embedder["name"])):
             if str(found).lower() != kind:
                 raise FlashElmoError(f"{source}: {part}: expected the name {kind!r}, found {found!r}")
-        values = {
+        return {
             "family": "manylangs",
             "cell_size": encoder["dim"],
             "projection_size": encoder["projection_dim"],
@@ -91,95 +148,61 @@ def _config(
             "n_highway": embedder["n_highway"] if embedder["char_dim"] else 0,
             "activation": embedder["activation"],
             "character_size": embedder["char_dim"],
-            "n_characters": 1 + max(characters.values(), default=-1) if embedder["char_dim"] else 0,
             "max_characters": embedder["max_characters_per_token"],
             "word_size": embedder["word_dim"],
-            "n_words": 1 + max(words.values(), default=-1) if embedder["word_dim"] else 0,
         }
     except KeyError as error:
         raise FlashElmoError(f"{source}: key {error} is missing") from None
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise FlashElmoError(f"{source}: a value has the wrong type: {error}") from None
-    return ElmoConfig.from_dict(values, str(source))
 
 
-def _read_lexicon(path: Path) -> dict[str, int]:
-    """`token<TAB>row` lines; a line of one field stands for the ideographic space."""
-    if not path.exists():
-        return {}
+def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
+    """`token<TAB>row` lines, stripped as the published reader does: one field is left of a token of white space."""
     lexicon = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        token, tab, row = line.strip("\r").rpartition("\t")
+        token, tab, row = line.strip().rpartition("\t")
         try:
-            lexicon[token if tab and token else "\u3000"] = int(row)
+            lexicon[token if tab else "\u3000"] = int(row)
         except ValueError:
             raise FlashElmoError(f"{path}: line {number}: expected token, tab, number; found {line!r}") from None
+    for token in needed:
+        if token not in lexicon:
+            raise FlashElmoError(f"{path}: expected the token {token}, found none among {len(lexicon)}")
     return lexicon
 
 
-def _load_pickle(path: Path) -> dict[str, Any]:
+def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a state dict. Nothing but tensors is unpickled, so no code of the file's runs."""
     try:
         import torch
     except ImportError as error:
-        raise MissingExtraError("torch", "torch", f"reading {path}") from error
+        raise MissingExtraError("torch", "torch", f"reading {path.name}") from error
     import pickle
 
     if not path.exists():
         raise FlashElmoError(f"{path}: the file is missing")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found something else: {reason}") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: _to_numpy(tensor) for name, tensor in stored.items()}
+    except pickle.UnpicklingError as error:  # its advice is to run the file's code
+        found = next((line for line in str(error).splitlines() if "GLOBAL" in line), "something else").strip()
+        raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found: {found}") from None
+    except Exception as error:  # a damaged file may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FlashElmoError(f"{path}: expected a PyTorch state dict: {reason}") from None
-    if not isinstance(stored, dict):
-        raise FlashElmoError(f"{path}: expected a PyTorch state dict, found {type(stored).__name__}")
-    return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+        raise FlashElmoError(f"{path}: expected a whole PyTorch state dict: {reason}") from None
 
 
-def _canonical_tensors(stored: Mapping[str, Any], config: ElmoConfig, folder: Path) -> dict[str, Array]:
-    def take(name: str) -> Array:
-        if name not in stored:
-            raise FlashElmoError(f"{folder}: tensor {name} is missing")
-        array: Array = stored[name].float().numpy()
-        return array
-
-    tensors = {}
-    if config.word_size:
-        tensors["word_embedding"] = take("word_emb_layer.embedding.weight")
-    if config.character_size:
-        tensors["character_embedding"] = take("char_emb_layer.embedding.weight")
-    for i in range(len(config.filters)):
-        tensors[f"convolutions.{i}.weight"] = take(f"convolutions.{i}.weight").transpose(2, 1, 0)
-        tensors[f"convolutions.{i}.bias"] = take(f"convolutions.{i}.bias")
-    for k in range(config.n_highway):
-        for kind in ("weight", "bias"):
-            transform, keep = np.split(take(f"highways._layers.{k}.{kind}"), 2)
-            tensors[f"highways.{k}.transform.{kind}"] = transform.T
-            tensors[f"highways.{k}.gate.{kind}"] = -keep.T  # 1 - sigmoid(x) = sigmoid(-x)
-    tensors["projection.weight"] = take("projection.weight").T
-    tensors["projection.bias"] = take("projection.bias")
-    for layer in range(config.n_layers):
-        for direction in ("forward", "backward"):
-            theirs, ours = f"{direction}_layer_{layer}", f"lstm.{layer}.{direction}"
-            tensors[f"{ours}.input_weight"] = _gates(take(f"{theirs}.input_linearity.weight"))
-            tensors[f"{ours}.recurrent_weight"] = _gates(take(f"{theirs}.state_linearity.weight"))
-            tensors[f"{ours}.bias"] = take(f"{theirs}.state_linearity.bias").reshape(4, -1)
-            tensors[f"{ours}.projection"] = take(f"{theirs}.state_projection.weight").T
-    if config.cell_size == config.projection_size:
-        raise FlashElmoError(f"{folder}: expected an LSTM with a projection to a smaller size, found dim = projection_dim")
-    assert tensors.keys() == expected_shapes(config).keys()
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-
-
-def _gates(weight: Array) -> Array:
-    """[4C, P] -> [4, P, C]."""
-    return weight.reshape(4, -1, weight.shape[1]).transpose(0, 2, 1)
+def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+    return array

@@ -1,0 +1,349 @@
+"""The native format, detection by contents, conversion and description; each published format has a file of its own."""
+
+import hashlib
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_models import MODELS
+
+from flashelmo.engine.checkpoints import load_model
+from flashelmo.engine.checkpoints.bilm import write_bilm
+from flashelmo.engine.checkpoints.convert import convert, describe
+from flashelmo.engine.checkpoints.native import read_safetensors, release_pages, write_native
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.weights import ElmoModel, check_tensors
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_native(MODELS["manylangs"], tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same_model(found: ElmoModel, expected: ElmoModel) -> None:
+    assert found.config == expected.config and found.lexicon == expected.lexicon
+    tensors = dict(expected.weights.named_tensors())
+    assert [name for name, _ in found.weights.named_tensors()] == list(tensors)
+    for name, tensor in found.weights.named_tensors():
+        np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
+
+
+def fails(path: Path, message: str) -> None:
+    with pytest.raises(FlashElmoError, match=message) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def edit_json(path: Path, change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def edit_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def edit_header(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    begin = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:begin])
+    changed = change(header)
+    text = json.dumps(header if changed is None else changed).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[begin:])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_is_read(name, tmp_path):
+    write_native(MODELS[name], tmp_path / "deep" / "model")
+    model = load_model(tmp_path / "deep" / "model")
+    same_model(model, MODELS[name])
+    assert (model.format, model.path.name) == ("native", "model.safetensors")
+    same_model(load_model(model.path), MODELS[name])
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model"]
+
+
+def test_the_file_is_an_ordinary_safetensors_file(folder):
+    expected = dict(MODELS["manylangs"].weights.named_tensors())
+    for tensors in (load_file(folder / "model.safetensors"), read_safetensors(folder / "model.safetensors")):
+        assert tensors.keys() == expected.keys()
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(tensor, expected[name])
+
+
+def test_tensors_are_views_of_the_mapped_file(folder):
+    weights = load_model(folder).weights
+    for name, tensor in weights.named_tensors():
+        base: Any = tensor
+        while base is not None and not isinstance(base, np.memmap):
+            base = base.base
+        assert isinstance(base, np.memmap) and np.shares_memory(base, tensor), name
+        assert not tensor.flags.writeable and tensor.flags.aligned and tensor.flags.c_contiguous, name
+    release_pages(weights)  # and what is read again is the same
+    np.testing.assert_array_equal(weights.lstm[0][0].bias, MODELS["manylangs"].weights.lstm[0][0].bias)
+
+
+def test_a_header_of_odd_length_is_read(folder):
+    def change(header):
+        header["__metadata__"] = {"by": "x"}
+        while len(json.dumps(header)) % 4 != 1:
+            header["__metadata__"]["by"] += "x"
+
+    edit_header(folder, change)
+    model = load_model(folder)
+    same_model(model, MODELS["manylangs"])
+    assert all(tensor.flags.aligned for _, tensor in model.weights.named_tensors())
+
+
+def test_archives(folder, tmp_path):
+    model = load_model(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "model"))
+    same_model(model, MODELS["manylangs"])
+    assert model.path == tmp_path / "packed.zip"
+    files = describe(model)["files"]
+    assert [file["name"] for file in files] == ["packed.zip"]
+
+
+def test_weights_are_known_by_their_contents(folder):
+    (folder / "model.safetensors").rename(folder / "weights.bin")
+    same_model(load_model(folder / "weights.bin"), MODELS["manylangs"])
+    fails(folder, r"model\.safetensors: cannot be read")
+
+
+def test_nothing_is_replaced_unasked(folder, tmp_path):
+    for write in (write_native, write_bilm):
+        with pytest.raises(FlashElmoError, match="model: exists already"):
+            write(MODELS["skip"], folder)
+    write_native(MODELS["skip"], folder, overwrite=True)
+    same_model(load_model(folder), MODELS["skip"])
+    assert not (folder / "lexicon.json").exists()
+    write_bilm(MODELS["skip"], folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["options.json", "weights.hdf5"]
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(FlashElmoError, match=r"thesis\.tex"):
+        write_native(MODELS["skip"], folder, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlashElmoError, match="file: expected a folder"):
+        write_native(MODELS["skip"], tmp_path / "file", overwrite=True)
+    with pytest.raises(FlashElmoError, match="cannot be written"):
+        write_native(MODELS["skip"], tmp_path / "file" / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(OSError(28, "No space left on device"), "model: cannot be written: No space"), (KeyboardInterrupt(), "^$")],
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, error, expected, exists):
+    if exists:
+        write_native(MODELS["no skip"], tmp_path / "model")
+
+    def fail(descriptor):
+        raise error
+
+    monkeypatch.setattr("os.fsync", fail)  # everything is written by then, under another name
+    with pytest.raises((FlashElmoError, KeyboardInterrupt), match=expected):
+        write_native(MODELS["skip"], tmp_path / "model", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] * exists
+    if exists:
+        same_model(load_model(tmp_path / "model"), MODELS["no skip"])
+
+
+def test_an_unwritable_tensor_file_is_an_error_of_one_line(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def fail(tensors, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    with pytest.raises(FlashElmoError, match=r"model: cannot be written: .*No space left"):
+        write_native(MODELS["skip"], tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_file(folder):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    for size in [*range(0, 24), 300, len(data) // 2, len(data) - 1]:
+        path.write_bytes(data[:size])
+        fails(folder, r"model\.safetensors: ")
+    path.unlink()
+    fails(folder, r"model\.safetensors: cannot be read")
+
+
+def shift(header, name, *offsets):
+    header[name]["data_offsets"] = list(offsets)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h["projection.bias"].update(dtype="F16"), r"tensor projection\.bias has type F16, expected F32"),
+        (lambda h: h["projection.bias"].update(shape=[5]), r"tensor projection\.bias has 16 bytes, expected 20"),
+        (lambda h: h["projection.bias"].update(shape=[-2, -2]), r"tensor projection\.bias"),
+        (lambda h: h["projection.bias"].update(shape=["4"]), r"tensor projection\.bias"),
+        (lambda h: h["projection.bias"].update(shape=4), r"tensor projection\.bias"),
+        (lambda h: h["projection.bias"].update(shape=[2**40, 2**40]), r"tensor projection\.bias"),
+        (lambda h: shift(h, "projection.bias", 10**9, 10**9 + 16), r"tensor projection\.bias .*truncated"),
+        (lambda h: shift(h, "projection.bias", 16, 0), r"tensor projection\.bias "),
+        (lambda h: shift(h, "projection.bias", -16, 0), r"tensor projection\.bias"),
+        (lambda h: shift(h, "projection.bias", 0.0, 16.0), r"tensor projection\.bias"),
+        (lambda h: shift(h, "projection.bias", 0), r"tensor projection\.bias"),
+        # over another tensor
+        (lambda h: shift(h, "convolutions.0.bias", *h["projection.bias"]["data_offsets"]), r"tensor \S+ "),
+        (lambda h: shift(h, "projection.bias", 4, 20), r"tensor \S+ begins at byte \d+ of the data, expected \d+"),
+        (lambda h: h["projection.bias"].pop("dtype"), r"no readable header"),
+        (lambda h: h.update({"projection.bias": 3}), r"no readable header"),
+        (lambda h: [1], r"no readable header"),
+        (lambda h: {}, r"tensor \S+ is missing"),
+    ],
+)
+def test_wrong_headers(folder, change, message):
+    edit_header(folder, change)
+    fails(folder, rf"model\.safetensors: .*{message}")
+
+
+@pytest.mark.parametrize("length", [0, 3, 2**40, 2**64 - 1])
+def test_wrong_lengths_of_the_header(folder, length):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
+    fails(folder, r"model\.safetensors: expected a safetensors file, found no readable header")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("lstm.1.backward.projection"), r"tensor lstm\.1\.backward\.projection is missing"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), r"tensor extra has no place"),
+        (lambda t: t.update({"projection.bias": np.zeros(3, np.float32)}), r"projection\.bias .*\(3,\).*\(4,\)"),
+        (lambda t: t["highways.1.gate.weight"].__setitem__((2, 3), np.nan), r"highways\.1\.gate\.weight holds NaN"),
+        (lambda t: t["lstm.0.forward.bias"].__setitem__((0, 1), -np.inf), r"lstm\.0\.forward\.bias holds NaN or inf"),
+        (lambda t: t.update({"projection.bias": np.zeros(4)}), r"projection\.bias has type F64"),
+    ],
+)
+def test_wrong_tensors(folder, change, message):
+    edit_tensors(folder, change)
+    fails(folder, rf"model\.safetensors: .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format_version=2), r"expected format_version 1, found 2"),
+        (lambda c: c.pop("cell_size"), r"missing keys \['cell_size'\]"),
+        (lambda c: c.update(colour="red"), r"unknown keys \['colour'\]"),
+        (lambda c: c.update(cell_size="6"), r"cell_size: .*'6'"),
+        (lambda c: c.update(skip_connections="no"), r"skip_connections: .*'no'"),
+        (lambda c: c.update(filters=3), r"wrong type"),
+        (lambda c: c.update(family="bert"), r"family: .*'bert'"),
+        (lambda c: c.update(n_highway=-1), r"n_highway: .*-1"),
+        (lambda c: c.update(max_characters=2.5), r"max_characters: .*2\.5"),
+    ],
+)
+def test_wrong_configurations(folder, change, message):
+    edit_json(folder / "config.json", change)
+    fails(folder, rf"config\.json: .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("words"), r"'words'"),
+        (lambda v: v.update(characters=[1]), r"'characters'"),
+        (lambda v: v["words"].update(cat="1"), r"'words'"),
+        (lambda v: v["words"].update(cat=6), r"'cat'.* 6"),
+        (lambda v: v["characters"].update(a=-1), r"'a'.*-1"),
+    ],
+)
+def test_wrong_lexicons(folder, change, message):
+    edit_json(folder / "lexicon.json", change)
+    fails(folder, rf"lexicon\.json: .*{message}")
+
+
+def test_a_missing_lexicon(folder):
+    (folder / "lexicon.json").unlink()
+    fails(folder, r"lexicon\.json: cannot be read")
+
+
+def test_files_of_a_model_are_not_the_model(folder, tmp_path):
+    fails(folder / "config.json", r"config\.json: expected .*folder")
+    (tmp_path / "text.txt").write_text("no model at all\n" * 100)
+    fails(tmp_path / "text.txt", r"text\.txt: expected HDF5")
+    fails(tmp_path / "absent", "absent: no such file or folder")
+
+
+@pytest.mark.parametrize("name", ["bilm_skip", "manylangs"])
+def test_convert(name, golden, tmp_path):
+    model = convert(golden / name, tmp_path / "native")
+    converted = load_model(tmp_path / "native")
+    same_model(converted, model)
+    again = convert(tmp_path / "native", tmp_path / "again")
+    same_model(load_model(tmp_path / "again"), again)
+    for file in (tmp_path / "native").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    facts = describe(converted)
+    assert (facts["format"], facts["source_format"]) == ("native", model.format)
+    with pytest.raises(FlashElmoError, match="exists already"):
+        convert(golden / name, tmp_path / "native")
+    convert(golden / name, str(tmp_path / "native"), overwrite=True)
+
+
+def test_convert_does_not_write_over_its_source(folder):
+    for source in (folder, folder / "model.safetensors"):
+        with pytest.raises(FlashElmoError, match="model: expected another folder"):
+            convert(source, folder, overwrite=True)
+    same_model(load_model(folder), MODELS["manylangs"])
+
+
+def test_convert_with_options_elsewhere(tmp_path):
+    write_bilm(MODELS["skip"], tmp_path / "model")
+    (tmp_path / "model" / "options.json").rename(tmp_path / "o.json")
+    convert(tmp_path / "model", tmp_path / "native", options_file=tmp_path / "o.json")
+    assert load_model(tmp_path / "native").config == MODELS["skip"].config
+
+
+def test_describe(folder):
+    facts = describe(load_model(folder))
+    path = folder / "model.safetensors"
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["files"] == [
+        {
+            "name": "model.safetensors",
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+    ]
+    assert facts["parameters"] == sum(tensor.size for tensor in load_file(path).values())
+    assert facts["inputs"] == ["characters", "words"] and facts["layers"] == 3 and facts["output_size"] == 8
+    assert (facts["cell_size"], facts["projection_size"], facts["family"]) == (6, 4, "manylangs")
+    assert describe(MODELS["skip"])["files"] == []
+
+
+def test_describe_names_both_pickles(golden):
+    files = describe(load_model(golden / "manylangs"))["files"]
+    assert [file["name"] for file in files] == ["token_embedder.pkl", "encoder.pkl"]
+    encoder = (golden / "manylangs" / "encoder.pkl").read_bytes()
+    assert files[1]["sha256"] == hashlib.sha256(encoder).hexdigest() and files[1]["bytes"] == len(encoder)
+
+
+def test_check_tensors_looks_at_every_tensor():
+    model = MODELS["skip"]
+    check_tensors(model.weights, model.config, "model")
+    with pytest.raises(FlashElmoError, match=r"model: tensor projection\.bias is missing, expected shape \(4,\)"):
+        check_tensors(replace(model.weights, projection=None), model.config, "model")
+    with pytest.raises(FlashElmoError, match=r"model: tensor highways\.1\.\S+ is not part of this configuration"):
+        check_tensors(model.weights, replace(model.config, n_highway=1), "model")
+    double: Any = np.zeros((262, 3))
+    double = replace(model.weights, character_embedding=double)
+    with pytest.raises(FlashElmoError, match=r"tensor character_embedding has type float64, expected float32"):
+        check_tensors(double, model.config, "model")
