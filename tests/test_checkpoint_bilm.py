@@ -189,6 +189,7 @@ def test_tensors_of_training_and_other_widths_are_fine(folder):
         ("elmo_2x4096_512_2048cnn_2xhighway_weights.hdf5", "elmo_2x4096_512_2048cnn_2xhighway_options.json"),
         ("biomed_elmo_weights", "biomed_elmo_options.json"),
         ("weights.bin", "my_options_v2.json"),
+        ("model.json", "settings.json"),
     ],
 )
 def test_names_do_not_matter(folder, weights, options):
@@ -196,6 +197,7 @@ def test_names_do_not_matter(folder, weights, options):
     (folder / "weights.hdf5").rename(folder / weights)
     (folder / "options.json").rename(folder / options)
     (folder / "README.txt").write_text("not a model")
+    (folder / "sentences.json").write_text("[]")
     same_weights(load_model(folder), expected)
     same_weights(load_model(str(folder / weights)), expected)
 
@@ -257,6 +259,10 @@ def test_vocabularies(word_folder):
     (word_folder / "vocab.txt.gz").write_bytes(gzip.compress(lines.encode())[:-12])
     fails(word_folder, r"vocab\.txt\.gz: ")
     (word_folder / "vocab.txt.gz").unlink()
+    plain.write_text(lines.replace("the\n", "!!!MAXTERMID\nthe\n"))  # a line that bilm-tf does not count
+    assert load_model(word_folder).lexicon == WORDS
+    plain.write_text(lines.replace("<UNK>", "<unk>"))
+    fails(word_folder, r"vocab\.txt: expected the word <UNK>")
     plain.write_bytes(lines.encode().replace(b"cat", b"\xff\xfe"))
     fails(word_folder, r"vocab\.txt: .*(UTF-8|utf-8)")
     plain.write_text(lines + "one\nmore\n")

@@ -107,5 +107,5 @@ def _has_lstm(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "RNN_0" in file
-    except OSError:
+    except Exception:  # damaged
         return True  # let the reader say what is wrong with it

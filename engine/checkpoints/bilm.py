@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = "bilm-hdf5"
 GATE_ORDER = (0, 2, 1, 3)  # canonical i, f, g, o from bilm-tf's i, j, f, o and back
+NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
+NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
 PARTS = ("CNN", "RNN_")  # of the network; what else lies in a file, such as a softmax, is training's
 
 
@@ -36,7 +38,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
 
     Args:
         weights_file: HDF5.
-        options_file: JSON; where absent, `options.json` or the only `*options*.json` beside the weights.
+        options_file: JSON; where absent, what `find_options` finds beside the weights.
 
     Raises:
         FlashElmoError: naming the file, the key or the tensor, what was expected and what was found.
@@ -55,7 +57,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
             tensors = {name: to_canonical(s, file[s.name][s.rows], weights_file) for name, s in table.items()}
     except FlashElmoError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's, where a file is damaged
+    except Exception as error:  # h5py raises what it pleases where a file is damaged
         raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {first_line(error)}") from None
     weights = ElmoWeights.from_named_tensors(tensors, config)
     lexicon = Lexicon({}, _read_vocabulary(weights_file.parent, config.n_words - 1)) if config.word_size else None
@@ -169,9 +171,12 @@ def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
     """Words of a word model, one a line; row 0 is no word. Empty where no vocabulary lies beside the weights."""
     for path in (folder / "vocab.txt", folder / "vocab.txt.gz"):
         if path.is_file():
-            words = [line.strip() for line in _read_text(path).removesuffix("\n").split("\n")]
+            lines = [line.strip() for line in _read_text(path).removesuffix("\n").split("\n")]
+            words = [line for line in lines if line != NOT_A_WORD]
             if len(words) != n_words:
                 raise FlashElmoError(f"{path}: expected {n_words} words, as the embedding has, found {len(words)}")
+            if missing := sorted(NEEDED_WORDS - set(words)):
+                raise FlashElmoError(f"{path}: expected the word {missing[0]}, found none among {n_words}")
             return {word: row for row, word in enumerate(words, start=1)}
     return {}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.checkpoints.files import check_rows, new_folder, read_json
+from flashelmo.engine.checkpoints.files import check_rows, first_line, new_folder, read_json
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.weights import Array, ElmoModel, ElmoWeights, Lexicon, check_tensors, expected_shapes
@@ -94,7 +94,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     try:
         data = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
-        raise FlashElmoError(f"{path}: cannot be read: {error}") from None
+        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
     begin = HEADER_LENGTH_BYTES + int.from_bytes(data[:HEADER_LENGTH_BYTES].tobytes(), "little")
     try:
         header: dict[str, Any] = json.loads(data[HEADER_LENGTH_BYTES:begin].tobytes().decode("utf-8"))

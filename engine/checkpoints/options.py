@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flashelmo.engine.checkpoints.files import read_json
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 
@@ -13,17 +14,28 @@ N_CHARACTERS = 262  # 256 bytes, 5 specials, and the zero row of id 0, which the
 
 
 def find_options(weights_file: Path) -> Path:
-    """The options beside a weights file: named after it as AllenNLP's are, `options.json`, or the only candidate."""
+    """The options beside a weights file: named after it as AllenNLP's are, `options.json`, or known by their contents.
+
+    Raises:
+        FlashElmoError: there is no such file, or several.
+    """
     folder = weights_file.parent
     named = folder / f"{weights_file.stem.replace('weights', 'options')}.json"
     for candidate in (named, folder / "options.json"):
-        if candidate.is_file():
+        if candidate.is_file() and candidate != weights_file:
             return candidate
-    candidates = sorted(folder.glob("*options*.json"))
+    candidates = [path for path in sorted(folder.glob("*.json")) if path != weights_file and _holds_options(path)]
     if len(candidates) != 1:
         found = ", ".join(path.name for path in candidates) or "none"
         raise FlashElmoError(f"{weights_file}: expected one options file beside it (options.json), found {found}")
     return candidates[0]
+
+
+def _holds_options(path: Path) -> bool:
+    try:
+        return "lstm" in read_json(path)
+    except FlashElmoError:
+        return False
 
 
 def read_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], source: Path) -> ElmoConfig:
