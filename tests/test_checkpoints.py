@@ -159,6 +159,22 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, error, expected,
         same_model(load_model(tmp_path / "model"), MODELS["no skip"])
 
 
+def test_a_model_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    write_native(MODELS["no skip"], tmp_path / "model")
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(FlashElmoError, match="model: cannot be written: Input/output error"):
+        write_native(MODELS["skip"], tmp_path / "model", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    same_model(load_model(tmp_path / "model"), MODELS["no skip"])
+
+
 def test_an_unwritable_tensor_file_is_an_error_of_one_line(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
