@@ -167,7 +167,7 @@ def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None
     """
     expected = expected_shapes(config)
     found = dict(weights.named_tensors())
-    for name in expected.keys() - found.keys():
+    for name in sorted(expected.keys() - found.keys()):
         raise FlashElmoError(f"{source}: tensor {name} is missing, expected shape {expected[name]}")
     for name, tensor in found.items():
         if name not in expected:
