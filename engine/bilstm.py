@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.graph import GATES
-from flashelmo.engine.runtimes import Array, Int32, Runtime
+from flashelmo.engine.runtimes import Array, Int32, LstmSteps, Runtime
 from flashelmo.engine.schedule import Forest, Schedule
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
@@ -120,14 +120,16 @@ class BiLstm:
                 here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
                 row = steps.start - int(forest.depths[steps.depth])
                 runtime.steps(
-                    layer,
-                    direction,
-                    gates[:, here].reshape(len(GATES), *shape, -1) if gate_rows is None else gates,
-                    None if gate_rows is None else gate_rows[here].reshape(shape),
-                    forest.parents[steps.start :][: steps.n_rows],
-                    *before,
-                    hidden[steps.start : steps.stop].reshape(*shape, -1),
-                    cell[row : row + steps.n_rows],
+                    LstmSteps(
+                        layer,
+                        direction,
+                        gates[:, here].reshape(len(GATES), *shape, -1) if gate_rows is None else gates,
+                        None if gate_rows is None else gate_rows[here].reshape(shape),
+                        forest.parents[steps.start :][: steps.n_rows],
+                        *before,
+                        hidden[steps.start : steps.stop].reshape(*shape, -1),
+                        cell[row : row + steps.n_rows],
+                    )
                 )
                 on_nodes(steps.stop - steps.start)
                 last = steps.depth + steps.n_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -14,28 +14,16 @@ from flashelmo.engine.checkpoints.native import release_pages
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.graph import prepare_tensors
 from flashelmo.engine.output import Output, pool_mean, select_layers
-from flashelmo.engine.pipeline import Pipeline, Statistics
+from flashelmo.engine.pipeline import Pipeline, ReferencePipeline, Statistics
 from flashelmo.engine.runtimes import Array
+from flashelmo.engine.runtimes.choice import Precision, RuntimeName, choose_runtime, make_reference, make_runtime
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 
-if TYPE_CHECKING:
-    from flashelmo.engine.runtimes.reference import ReferenceRuntime
-
-Precision = Literal["fp32", "bf16", "int8", "fp64"]
-RuntimeName = Literal["auto", "ort", "openvino", "reference"]
 Sentence: TypeAlias = Sequence[str]
 
-# Precision -> the runtimes that have it, the preferred one first.
-RUNTIMES: dict[str, tuple[str, ...]] = {
-    "fp32": ("ort", "openvino", "reference"),
-    "int8": ("ort",),
-    "bf16": ("openvino",),
-    "fp64": ("reference",),
-}
 # Hidden states of a window, all layers and directions: a bound on its tokens.
 WINDOW_BYTES = 256 << 20
 MAX_WINDOW_TOKENS = 1 << 17  # more saves few steps more
@@ -75,7 +63,7 @@ class ElmoEmbedder:
         self.config: ElmoConfig = model.config
         self.keep_sentence_boundaries = keep_sentence_boundaries
         self._lock = threading.Lock()
-        name = _choose_runtime(device, precision, runtime)
+        name = choose_runtime(device, precision, runtime)
         if window_tokens is None:
             bytes_per_token = 4 * model.config.output_size * model.config.n_layers
             window_tokens = min(MAX_WINDOW_TOKENS, max(1, WINDOW_BYTES // bytes_per_token))
@@ -85,12 +73,12 @@ class ElmoEmbedder:
             self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
         self._pipeline: Pipeline | ReferencePipeline
         if name == "reference":
-            reference = _make_reference(model, precision, threads, stateful, batch_size)
+            reference = make_reference(model, precision, threads, stateful, batch_size)
             self._pipeline = ReferencePipeline(reference, keep_sentence_boundaries)
         else:
             self._pipeline = Pipeline(
                 model,
-                _make_runtime(model, name, precision, threads or 0),
+                make_runtime(model, name, precision, threads or 0),
                 keep_boundaries=keep_sentence_boundaries,
                 share=share,
                 stateful=stateful,
@@ -249,70 +237,9 @@ class ElmoEmbedder:
         return _collect(results, single, output_value == "sentence_embedding", self.config, convert_to_numpy)
 
 
-class ReferencePipeline:
-    """The PyTorch reference behind the same face as `Pipeline`."""
-
-    def __init__(self, runtime: ReferenceRuntime, keep_boundaries: bool) -> None:
-        self._runtime = runtime
-        self._keep_boundaries = keep_boundaries
-        self.statistics = Statistics()
-
-    def reset_state(self) -> None:
-        """Let every row start at zero again."""
-        self._runtime.reset_state()
-
-    def run(self, window: Window, on_share: Callable[[float], None] = lambda share: None) -> Iterator[Array]:
-        """Compute a window; then iterate over its sentences' layers [L, T, 2P]."""
-        sentences = [window.tokens(b) for b in range(len(window))]
-        results = self._runtime.embed_batch(sentences, self._keep_boundaries)
-        on_share(1.0)
-        tokens = sum(map(len, sentences))
-        self.statistics.sentences += len(sentences)
-        self.statistics.tokens += tokens
-        self.statistics.distinct_words += tokens + 2 * len(sentences)
-        self.statistics.steps += 2 * tokens + 4 * len(sentences)
-        return iter(results)
-
-
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise FlashElmoError(f"{name}: expected 1 or more, found {value}")
-
-
-def _choose_runtime(device: str, precision: str, runtime: str) -> str:
-    if device not in ("auto", "cpu"):
-        raise FlashElmoError(f"device: expected 'auto' or 'cpu', found {device!r}")
-    if precision not in RUNTIMES:
-        raise FlashElmoError(f"precision: expected one of {', '.join(RUNTIMES)}, found {precision!r}")
-    available = RUNTIMES[precision]
-    if runtime == "auto":
-        return available[0]
-    if runtime not in RUNTIMES["fp32"]:
-        raise FlashElmoError(f"runtime: expected auto, {', '.join(RUNTIMES['fp32'])}, found {runtime!r}")
-    if runtime not in available:
-        raise FlashElmoError(f"runtime {runtime!r} has no precision {precision!r}; expected {' or '.join(available)}")
-    return runtime
-
-
-def _make_reference(
-    model: ElmoModel, precision: str, threads: int | None, stateful: bool, batch_size: int
-) -> ReferenceRuntime:
-    from flashelmo.engine.runtimes.reference import ReferenceRuntime
-
-    number_type: Literal["fp64", "fp32"] = "fp64" if precision == "fp64" else "fp32"
-    return ReferenceRuntime(model, precision=number_type, threads=threads, stateful=stateful, batch_size=batch_size)
-
-
-def _make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Any:
-    if name == "openvino":
-        from flashelmo.engine.runtimes.openvino import OpenVinoRuntime
-
-        tensors = prepare_tensors(model.config, model.weights, "float32")
-        return OpenVinoRuntime(model.config, tensors, "bf16" if precision == "bf16" else "fp32", threads)
-    from flashelmo.engine.runtimes.ort import OrtRuntime
-
-    weight_type: Literal["int8", "float32"] = "int8" if precision == "int8" else "float32"
-    return OrtRuntime(model.config, prepare_tensors(model.config, model.weights, weight_type), weight_type, threads)
 
 
 def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int) -> Iterator[Window]:

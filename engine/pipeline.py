@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ from flashelmo.engine.schedule import Boundaries, Schedule, build_schedule
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 from flashelmo.engine.word_vectors import WordVectors
+
+if TYPE_CHECKING:
+    from flashelmo.engine.runtimes.reference import ReferenceRuntime
 
 LayerStates = list[tuple[Array, Array]]
 
@@ -109,6 +113,31 @@ class Pipeline:
         self.statistics.distinct_words += n_new
         self.statistics.steps += schedule.n_nodes
         self.statistics.steps_saved += max(0, alone - schedule.n_nodes)
+
+
+class ReferencePipeline:
+    """The PyTorch reference behind the same face as `Pipeline`."""
+
+    def __init__(self, runtime: ReferenceRuntime, keep_boundaries: bool) -> None:
+        self._runtime = runtime
+        self._keep_boundaries = keep_boundaries
+        self.statistics = Statistics()
+
+    def reset_state(self) -> None:
+        """Let every row start at zero again."""
+        self._runtime.reset_state()
+
+    def run(self, window: Window, on_share: Callable[[float], None] = lambda share: None) -> Iterator[Array]:
+        """Compute a window; then iterate over its sentences' layers [L, T, 2P]."""
+        sentences = [window.tokens(b) for b in range(len(window))]
+        results = self._runtime.embed_batch(sentences, self._keep_boundaries)
+        on_share(1.0)
+        tokens = sum(map(len, sentences))
+        self.statistics.sentences += len(sentences)
+        self.statistics.tokens += tokens
+        self.statistics.distinct_words += tokens + 2 * len(sentences)
+        self.statistics.steps += 2 * tokens + 4 * len(sentences)
+        return iter(results)
 
 
 def _sentences(schedule: Schedule, vectors: Array, layers: LayerStates) -> Iterator[Array]:

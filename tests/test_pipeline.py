@@ -8,7 +8,8 @@ import pytest
 from tiny_models import MODELS, SENTENCES
 
 from flashelmo.engine import bilstm, initialize
-from flashelmo.engine.embedder import ElmoEmbedder, RuntimeName
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.runtimes.choice import RuntimeName
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
 from flashelmo.engine.weights import ElmoModel
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.graph import GATES, Graph, Tensors, input_product_graph, steps_graph, words_graph
-from flashelmo.engine.runtimes import Array, Gates, Int32, Int64
+from flashelmo.engine.runtimes import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.weights import DIRECTIONS
 
 try:
@@ -70,29 +70,19 @@ class OpenVinoRuntime:
         padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
         _run(self._words, padded, {"vectors": vectors})
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Gates) -> None:
-        """Input product: x [m, P] -> gates, four [m, C]."""
+    def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
+        """Input product: x [m, P] -> gates [4, m, C]."""
         _run(self._products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
-    def steps(
-        self,
-        layer: int,
-        direction: int,
-        gates: Gates,
-        gate_rows: Int32 | None,
-        parents: Int32,
-        hidden: Array,
-        cell: Array,
-        new_hidden: Array,
-        new_cell: Array,
-    ) -> None:
-        """T LSTM steps of n rows; shapes as in `steps_graph`. Rows added by rounding repeat row 0."""
-        inputs = {"parents": _pad_rows(parents), "hidden": hidden, "cell": cell}
-        if gate_rows is not None:
-            inputs |= {"gate_rows": _pad_rows(gate_rows, axis=1), **dict(zip(GATES, gates, strict=True))}
+    def steps(self, steps: LstmSteps) -> None:
+        """T LSTM steps of n rows. Rows added by rounding repeat row 0."""
+        inputs = {"parents": _pad_rows(steps.parents), "hidden": steps.hidden, "cell": steps.cell}
+        if steps.gate_rows is not None:
+            inputs |= {"gate_rows": _pad_rows(steps.gate_rows, axis=1), **dict(zip(GATES, steps.gates, strict=True))}
         else:
-            inputs |= {name: _pad_rows(gate, axis=1) for name, gate in zip(GATES, gates, strict=True)}
-        _run(self._steps[layer][direction], inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
+            inputs |= {name: _pad_rows(gate, axis=1) for name, gate in zip(GATES, steps.gates, strict=True)}
+        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
+        _run(self._steps[steps.layer][steps.direction], inputs, outputs)
 
     def _piece(self, graph: Graph) -> Any:
         model = self._core.read_model(graph.to_model(self._tensors, embed=True).SerializeToString())

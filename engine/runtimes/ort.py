@@ -11,7 +11,7 @@ import numpy.typing as npt
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph import GATES, Graph, Tensors, WeightType, input_product_graph, steps_graph, words_graph
-from flashelmo.engine.runtimes import Array, Gates, Int32, Int64
+from flashelmo.engine.runtimes import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.weights import DIRECTIONS
 
 try:
@@ -48,27 +48,18 @@ class OrtRuntime:
         inputs = {"windows": windows, "word_ids": word_ids}
         self._words.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Gates) -> None:
-        """Input product: x [m, P] -> gates, four [m, C]."""
+    def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
+        """Input product: x [m, P] -> gates [4, m, C]."""
         self._products[2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
-    def steps(
-        self,
-        layer: int,
-        direction: int,
-        gates: Gates,
-        gate_rows: Int32 | None,
-        parents: Int32,
-        hidden: Array,
-        cell: Array,
-        new_hidden: Array,
-        new_cell: Array,
-    ) -> None:
-        """T LSTM steps of n rows; shapes as in `steps_graph`."""
-        inputs = {"parents": parents, "hidden": hidden, "cell": cell, **dict(zip(GATES, gates, strict=True))}
-        if gate_rows is not None:
-            inputs["gate_rows"] = gate_rows
-        self._steps[2 * layer + direction].run(inputs, {"new_hidden": new_hidden, "new_cell": new_cell})
+    def steps(self, steps: LstmSteps) -> None:
+        """T LSTM steps of n rows."""
+        inputs = {"parents": steps.parents, "hidden": steps.hidden, "cell": steps.cell}
+        inputs |= zip(GATES, steps.gates, strict=True)
+        if steps.gate_rows is not None:
+            inputs["gate_rows"] = steps.gate_rows
+        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
+        self._steps[2 * steps.layer + steps.direction].run(inputs, outputs)
 
     def _piece(self, graph: Graph) -> _Piece:
         options = onnxruntime.SessionOptions()
