@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -15,9 +17,9 @@ from flashelmo.engine.runtimes import Array, Int32, LstmSteps, Runtime
 from flashelmo.engine.schedule import Forest, Schedule
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
-STEP_ROWS = 256
-# Input products of a layer are held for this many bytes of rows at once: of a window's distinct words, or of nodes.
-WORD_TABLE_BYTES = 512 << 20
+STEP_ROWS = 512
+# The lowest layer's input products of this many bytes, of a window's distinct words, are held by each direction.
+WORD_TABLE_BYTES = 320 << 20
 
 
 @dataclass
@@ -51,7 +53,9 @@ class BiLstm:
     def __init__(self, config: ElmoConfig, runtime: Runtime) -> None:
         self._config = config
         self._runtime = runtime
-        self._memory: dict[str, Array] = {}
+        self._memory: dict[tuple[str, int], Array] = {}
+        self._boundaries: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
+        self._pool = ThreadPoolExecutor(2, "flashelmo") if runtime.concurrent_directions else None
         self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // (len(GATES) * 4 * config.cell_size))
 
     def run(
@@ -67,29 +71,69 @@ class BiLstm:
             schedule: built with `share=False, complete=True` where there is a state.
             word_vectors: [W, P] of the words that the schedule's nodes name.
             state: rows' states to start from, updated in place; None starts every root at zero.
-            on_nodes: called after every step with the number of its nodes, for progress bars.
+            on_nodes: called after every step with the number of its nodes, by either direction's thread.
         """
-        directions = []
-        for direction, forest in enumerate((schedule.forward, schedule.backward)):
-            outputs: list[Array] = []
-            for layer in range(self._config.n_layers):
-                states = state.of(layer, direction, len(forest.rows), self._config) if state else None
-                if layer == 0:
-                    hidden = self._run_layer(layer, direction, forest, word_vectors, forest.words, states, on_nodes)
-                else:
-                    hidden = self._run_layer(layer, direction, forest, outputs[-1], None, states, on_nodes)
-                    if self._config.skip_connections:
-                        hidden += outputs[-1]  # into the output alone: the recurrence is over
-                outputs.append(hidden)
-            directions.append(outputs)
-        return list(zip(*directions, strict=True))
+        stop = threading.Event()
 
-    def _scratch(self, name: str, n: int, rows: int) -> Array:
+        def run_direction(direction: int, forest: Forest) -> list[Array]:
+            return self._run_direction(direction, forest, word_vectors, state, count)
+
+        def count(nodes: int) -> None:
+            if stop.is_set():
+                raise InterruptedError
+            on_nodes(nodes)
+
+        forests = (schedule.forward, schedule.backward)
+        if self._pool is None:
+            return list(zip(*map(run_direction, range(2), forests), strict=True))
+        directions = [self._pool.submit(run_direction, *arguments) for arguments in enumerate(forests)]
+        try:
+            return list(zip(*(future.result() for future in directions), strict=True))
+        except BaseException:  # Ctrl-C among them: the other direction ends after its step
+            stop.set()
+            wait(directions)
+            raise
+
+    def _run_direction(
+        self,
+        direction: int,
+        forest: Forest,
+        word_vectors: Array,
+        state: LstmState | None,
+        on_nodes: Callable[[int], None],
+    ) -> list[Array]:
+        """Outputs [N, P] of every layer."""
+        outputs: list[Array] = []
+        for layer in range(self._config.n_layers):
+            states = state.of(layer, direction, len(forest.rows), self._config) if state else None
+            x, x_rows = (word_vectors, forest.words) if layer == 0 else (outputs[-1], None)
+            hidden = self._run_layer(layer, direction, forest, x, x_rows, states, on_nodes)
+            if layer and self._config.skip_connections:
+                hidden += outputs[-1]  # into the output alone: the recurrence is over
+            outputs.append(hidden)
+        return outputs
+
+    def _scratch(self, name: str, direction: int, n: int, rows: int) -> Array:
         """[n, rows, C] of memory that is used again and again: fresh pages cost as much as a pass over them."""
-        size = n * rows * self._config.cell_size
-        if name not in self._memory or self._memory[name].size < size:
-            self._memory[name] = np.empty(size, np.float32)
-        return self._memory[name][:size].reshape(n, rows, self._config.cell_size)
+        key, size = (name, direction), n * rows * self._config.cell_size
+        if key not in self._memory or self._memory[key].size < size:
+            self._memory[key] = np.empty(size, np.float32)
+        return self._memory[key][:size].reshape(n, rows, self._config.cell_size)
+
+    def _boundary_state(self, layer: int, direction: int, x: Array) -> tuple[Array, Array]:
+        """State [1, P], [1, C] after a boundary's vector x [1, P] from a fresh state: the same in every window."""
+        key = (layer, direction)
+        known = self._boundaries.get(key)
+        if known is None or not np.array_equal(known[0], x):
+            gates = np.empty((len(GATES), 1, self._config.cell_size), np.float32)
+            self._runtime.input_product(layer, direction, x, gates)
+            after = zero_states(1, self._config)
+            one = np.zeros(1, np.int32)
+            table, rows = (gates, one[None]) if layer == 0 else (gates[:, None], None)
+            zeros = zero_states(1, self._config)
+            self._runtime.steps(LstmSteps(layer, direction, table, rows, one, *zeros, after[0][None], after[1]))
+            known = self._boundaries[key] = (x.copy(), *after)
+        return known[1], known[2]
 
     def _run_layer(
         self,
@@ -105,16 +149,22 @@ class BiLstm:
         config, runtime = self._config, self._runtime
         sizes = np.diff(forest.depths)
         hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
-        cell, cell_before = self._scratch("cells", 2, sizes.max(initial=0))
-        before = states or zero_states(1, config)  # of the depth before; a shared forest has one root
-        for slab in _slabs(forest, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
+        cell, cell_before = self._scratch("cells", direction, 2, sizes.max(initial=0))
+        first_depth = 0
+        if states:
+            before = states  # of the depth before
+        elif forest.n_nodes:  # depth 0 of a shared forest is the boundary alone
+            before = self._boundary_state(layer, direction, x[forest.words[:1]] if x_rows is not None else x[:1])
+            hidden[:1] = before[0]
+            first_depth = 1
+        for slab in _slabs(forest, first_depth, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
             first, stop = slab[0].start, slab[-1].stop
             if x_rows is None:
                 gate_rows, inputs = None, x[first:stop]
             else:
                 words, inverse = np.unique(x_rows[first:stop], return_inverse=True)
                 gate_rows, inputs = inverse.astype(np.int32), x[words]
-            gates = self._scratch("gates", len(GATES), len(inputs))
+            gates = self._scratch("gates", direction, len(GATES), len(inputs))
             runtime.input_product(layer, direction, inputs, gates)
             for steps in slab:
                 here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
@@ -157,11 +207,11 @@ class _Steps:
         return (self.stop - self.start) // self.n_steps
 
 
-def _steps(forest: Forest) -> Iterator[_Steps]:
-    """Calls of at most STEP_ROWS nodes: a large depth is cut, small ones whose rows just go on are joined."""
+def _steps(forest: Forest, first_depth: int) -> Iterator[_Steps]:
+    """Calls of at most STEP_ROWS nodes from first_depth on: large depths are cut, those whose rows go on are joined."""
     sizes = np.diff(forest.depths)
     goes_on = _goes_on(forest)
-    depth = 0
+    depth = first_depth
     while depth < forest.n_depths:
         start, size = int(forest.depths[depth]), int(sizes[depth])
         if size > STEP_ROWS:
@@ -187,7 +237,7 @@ def _goes_on(forest: Forest) -> npt.NDArray[np.bool_]:
     return goes_on
 
 
-def _slabs(forest: Forest, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Steps]]:
+def _slabs(forest: Forest, first_depth: int, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Steps]]:
     """Groups of consecutive calls whose input product is one: at most max_nodes nodes each.
 
     With `x_rows`, a window whose distinct rows are at most max_nodes is one group, however many its nodes.
@@ -195,7 +245,7 @@ def _slabs(forest: Forest, max_nodes: int, x_rows: Int32 | None) -> Iterator[lis
     if x_rows is not None and len(np.unique(x_rows)) <= max_nodes:
         max_nodes = forest.n_nodes
     slab: list[_Steps] = []
-    for steps in _steps(forest):
+    for steps in _steps(forest, first_depth):
         if slab and steps.stop - slab[0].start > max_nodes:
             yield slab
             slab = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,25 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(word for line in lines if line.startswith(("flags", "Features")) for word in line.split())
+
+
+def n_cores() -> int:
+    """Cores this process may use; of two hardware threads on one core only one counts, as they share its units."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        shared = Path("/sys/devices/system/cpu/smt/active").read_text(encoding="utf-8").strip() == "1"
+    except OSError:
+        shared = False
+    return max(1, usable // 2) if shared else usable
+
+
+def cache_bytes() -> int:
+    """Size of the last-level cache; 32 MiB where the system does not say."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="utf-8").strip()
+        return int(size.removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 32 << 20
 
 
 def int8_levels() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,10 +97,13 @@ class Pipeline:
             self.reset_state()
         done = 0
 
+        lock = threading.Lock()
+
         def count(nodes: int) -> None:
             nonlocal done
-            done += nodes
-            on_nodes(done / (schedule.n_nodes * self._config.n_layers))
+            with lock:
+                done += nodes
+                on_nodes(done / (schedule.n_nodes * self._config.n_layers))
 
         layers = self._bilstm.run(schedule, vectors, self._state, count)
         self._count(window, schedule, n_new)

@@ -145,7 +145,7 @@ def _build_forest(
         positions = firsts[:n_rows] + stride * depth
         words_here = sequences[positions]
         parents_here = states[:n_rows]
-        if share:
+        if share and n_rows > 1:
             pairs, states = np.unique(parents_here * n_words + words_here, return_inverse=True)
             parents_here, words_here = np.divmod(pairs, n_words)
         else:

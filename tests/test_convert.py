@@ -180,15 +180,16 @@ def a_model(kind: str, folder: Path, golden: Path) -> Path:
         write_native(MODELS["manylangs"], folder / kind)
         return folder / kind
     write_bilm(MODELS["words alone" if kind == "words" else "skip"], folder / kind)
-    if kind in ("zip", "gztar", "xztar"):
-        return Path(shutil.make_archive(str(folder / f"packed.{kind}"), kind, folder / kind))
     return folder / kind
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", ["native", "hdf5", "words", "manylangs", "zip", "gztar", "xztar"])
+@pytest.mark.parametrize("kind", ["native", "hdf5", "words", "manylangs"])
 def test_random_damage_is_an_error_of_one_line_or_harmless(kind: str, golden: Path, tmp_path: Path) -> None:
-    """Cut, or a few bytes changed: whatever the file and the place, nothing but FlashElmoError is raised."""
+    """Cut, or a few bytes changed: whatever the file and the place, nothing but FlashElmoError is raised.
+
+    Only files whose bytes are the same in every run, so that every run tests the same damage.
+    """
     generator = random.Random(kind)
     path = a_model(kind, tmp_path, golden)
     names = ("lm_embeddings", "expected", "sentences")

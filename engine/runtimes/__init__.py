@@ -37,7 +37,13 @@ class LstmSteps(NamedTuple):
 
 
 class Runtime(Protocol):
-    """Executes the graph's pieces (`graph.py` gives the shapes); results are written into arrays that are given."""
+    """Executes the graph's pieces (`graph.py` gives the shapes); results are written into arrays that are given.
+
+    Attributes:
+        concurrent_directions: whether the two directions' pieces may run at once, from two threads.
+    """
+
+    concurrent_directions: bool
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words to vectors: windows [W, m, width], word_ids [W] -> vectors [W, P]."""

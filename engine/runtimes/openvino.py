@@ -39,6 +39,8 @@ class OpenVinoRuntime:
         FlashElmoError: bf16 on a processor without it.
     """
 
+    concurrent_directions = False  # OpenVINO's threads serve one request after the other
+
     def __init__(
         self, config: ElmoConfig, tensors: Tensors, precision: Literal["fp32", "bf16"], threads: int = 0
     ) -> None:

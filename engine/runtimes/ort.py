@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.cpu import cache_bytes, n_cores
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph import GATES, Graph, Tensors, WeightType, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.runtimes import Array, Int32, Int64, LstmSteps
@@ -27,12 +28,19 @@ class OrtRuntime:
         config: the model's dimensions.
         tensors: what `prepare_tensors` made; kept alive, since ONNX Runtime may read them in place.
         weight_type: "float32" or "int8".
-        threads: threads of one piece; 0 lets ONNX Runtime take the machine's cores.
+        threads: threads to use; 0 takes all cores.
+
+    Where a step's weights of both directions fit the cache, each direction has half of the threads and both run at
+    once: one's elementwise operations fill the time in which the other waits. Larger weights come from memory anew at
+    every step of few rows, and two directions would only drive each other's out of the cache.
     """
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: WeightType, threads: int = 0) -> None:
         self._tensors = tensors
-        self._threads = threads
+        threads = threads or n_cores()
+        step_weights = 5 * config.projection_size * config.cell_size * (1 if weight_type == "int8" else 4)
+        self.concurrent_directions = threads > 1 and 2 * step_weights <= cache_bytes()
+        piece_threads = -(-threads // 2) if self.concurrent_directions else threads
         cells = [(layer, name) for layer in range(config.n_layers) for name in DIRECTIONS]
         graphs = [
             words_graph(config),
@@ -40,7 +48,7 @@ class OrtRuntime:
             *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
         ]
         with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
-            self._words, *pieces = pool.map(self._piece, graphs)
+            self._words, *pieces = pool.map(self._piece, graphs, [threads, *2 * len(cells) * [piece_threads]])
         self._products, self._steps = pieces[: len(cells)], pieces[len(cells) :]
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
@@ -61,9 +69,9 @@ class OrtRuntime:
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
         self._steps[2 * steps.layer + steps.direction].run(inputs, outputs)
 
-    def _piece(self, graph: Graph) -> _Piece:
+    def _piece(self, graph: Graph, threads: int) -> _Piece:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = threads
         options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each
         # Each session has its own threads; they must not spin while another session works.
         options.add_session_config_entry("session.force_spinning_stop", "1")
