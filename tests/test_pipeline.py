@@ -11,6 +11,7 @@ from flashelmo.engine import bilstm, initialize
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.runtimes.choice import RuntimeName
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 
 Vectors = list[npt.NDArray[np.float32]]
@@ -165,6 +166,25 @@ def test_statistics_count_what_sharing_saved() -> None:
     assert embedder.statistics.steps_saved == 2 * 3 * 3 - 9
     embedder.embed_batch([["a", "b"]])
     assert embedder.statistics.distinct_words == 5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupted_window_leaves_the_embedder_whole(
+    threads: int, sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
+) -> None:
+    """Ctrl-C or an error in a progress bar: both directions stop, and the next call is not disturbed."""
+    embedder = ElmoEmbedder(MODELS["skip"], threads=threads)
+    shares: list[float] = []
+
+    def interrupt(share: float) -> None:
+        shares.append(share)
+        if len(shares) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(embedder.embed_windows([Window.from_sentences(sentences)], interrupt))
+    assert max(shares) < 1
+    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])
 
 
 def test_embedding_streams() -> None:
