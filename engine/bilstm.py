@@ -157,6 +157,7 @@ class BiLstm:
             before = self._boundary_state(layer, direction, x[forest.words[:1]] if x_rows is not None else x[:1])
             hidden[:1] = before[0]
             first_depth = 1
+            on_nodes(1)
         for slab in _slabs(forest, first_depth, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
             first, stop = slab[0].start, slab[-1].stop
             if x_rows is None:

@@ -168,6 +168,12 @@ def test_statistics_count_what_sharing_saved() -> None:
     assert embedder.statistics.distinct_words == 5
 
 
+def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
+    shares: list[float] = []
+    next(ElmoEmbedder(MODELS["skip"]).embed_windows([Window.from_sentences(sentences)], shares.append))
+    assert shares == sorted(shares) and shares[-1] == 1.0
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_interrupted_window_leaves_the_embedder_whole(
     threads: int, sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
