@@ -1,0 +1,294 @@
+"""One time step of the LSTM with projection, both directions at once, over the nodes of one depth.
+
+With r the projected state that recurs (P values), c the cell (C values) and x the layer's input (P values), of a node
+and its parent:
+
+    i, f, g, o = x @ W_x + r_parent @ W_r + b
+    c = clip(sigmoid(f) * c_parent + sigmoid(i) * tanh(g), cell_clip)
+    h = sigmoid(o) * tanh(c)
+    r = clip(h @ W_p, projection_clip)
+
+(Sak et al. 2014, https://arxiv.org/abs/1402.1128, with bilm-tf's clips; the forget bias is already in b.) The skip
+connection adds x to what the layer puts out, never to what recurs.
+
+Two kernels: `gates_kernel` gathers the parents' states and computes c and h, `projection_kernel` r. Programs read from
+the schedule which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's
+part x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that
+of reading weights, it saves almost half of it.
+
+Sums and cells are float32; x, r and h have the compute type. Letters: D directions, N nodes, R rows of the largest
+depth, P projection, C cells, T depths.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from flashelmo.kernels.launch import Launch, Precision, check
+from flashelmo.kernels.lstm_weights import LstmWeights
+from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.product import clip, product, tanh
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, choose_tile
+
+
+class LstmTensors(NamedTuple):
+    """What the steps of one layer read and write.
+
+    Attributes:
+        x: the layer's input: word vectors [words, P], or the layer below's outputs [D, N, P].
+        x_gates: float32 [D, M, 4C], x @ W_x + b of a slab (some depths that follow each other); None where not hoisted.
+        hidden: [D, N, P], r of every node, the roots' first.
+        cell: float32 [2, D, R, C], c of two depths in turn.
+        exposed: [D, R, C], h of one depth.
+        outputs: [D, N, P], r + x where there is a skip connection; else None.
+        partial: float32, shares of the projection's sums over cells: [blocks of rows, D, splits, rows, P].
+        arrivals: int32, how many programs have ever brought a share: [blocks of rows, D, blocks of columns].
+    """
+
+    x: Any
+    x_gates: Any
+    hidden: Any
+    cell: Any
+    exposed: Any
+    outputs: Any
+    partial: Any
+    arrivals: Any
+
+
+class NodeTensors(NamedTuple):
+    """`Nodes` as the kernels take them; words is None where a node's input has the node's own number."""
+
+    starts: Any
+    parents: Any
+    words: Any
+
+
+class Shape(NamedTuple):
+    """Constants of a model: one compilation each."""
+
+    D: int
+    P: int
+    C: int
+
+
+@triton.jit
+def depth_nodes(nodes, direction, depth, T):
+    """First node of the depth before, first node of this depth, one beyond its last."""
+    p = nodes.starts + direction * (T + 2) + depth
+    return tl.load(p - 1), tl.load(p), tl.load(p + 1)
+
+
+@triton.jit
+def gates_tile(
+    weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """c and h of a block of rows and cells."""
+    P: tl.constexpr = SHAPE.P
+    C: tl.constexpr = SHAPE.C
+    before, first, last = depth_nodes(nodes, direction, depth, T)
+    direction = direction.to(tl.int64)
+    o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
+    node = (first + o_row).to(tl.int64)
+    m_row = node < last
+    parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0).to(tl.int64)
+    o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)  # column 4c + k is gate k of cell c
+    m_gate = o_gate < 4 * C
+    EVEN: tl.constexpr = C % TILE.columns == 0
+
+    p_hidden = tensors.hidden + (direction * N + before + parent) * P
+    if tensors.x_gates is not None:
+        if weights.recurrent_scale is None:
+            p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
+        else:
+            p_weight = weights.recurrent + direction * (4 * P * C) + o_gate
+        acc = product(p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
+        if weights.recurrent_scale is not None:
+            acc *= tl.load(weights.recurrent_scale + direction * 4 * C + o_gate, mask=m_gate, other=0.0)[None, :]
+        slab_first = tl.load(nodes.starts + direction * (T + 2) + slab_depth)
+        p_x = tensors.x_gates + (direction * M + node - slab_first) * (4 * C)
+        acc += tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
+    else:
+        if nodes.words is not None:
+            x_row = tl.load(nodes.words + direction * N + node, mask=m_row, other=0).to(tl.int64)
+        else:
+            x_row = direction * N + node
+        p_weight = weights.input + direction * (8 * P * C) + o_gate  # the recurrent weight follows it
+        p_x = tensors.x + x_row * P
+        acc = product(p_x, p_hidden, m_row, p_weight, m_gate, P, 2, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
+        acc += tl.load(weights.bias + direction * 4 * C + o_gate, mask=m_gate, other=0.0)[None, :]
+
+    i_and_g, f_and_o = tl.split(tl.reshape(acc, (TILE.rows, TILE.columns, 2, 2)))  # the last axis is split first
+    i, g = tl.split(i_and_g)
+    f, o = tl.split(f_and_o)
+    o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
+    m = m_row[:, None] & (o_cell < C)[None, :]
+    p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
+    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
+    c = clip(tl.sigmoid(f) * c + tl.sigmoid(i) * tanh(g), weights.cell_clip)
+    h = tl.sigmoid(o) * tanh(c)
+    o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
+    tl.store(tensors.cell + depth % 2 * SHAPE.D * R * C + o_here, c, mask=m)
+    tl.store(tensors.exposed + o_here, h.to(tensors.exposed.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def projection_tile(
+    weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """r of a block of rows and columns, or a split's share of its sums: the last split to come adds them all up."""
+    P: tl.constexpr = SHAPE.P
+    C: tl.constexpr = SHAPE.C
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    direction = direction.to(tl.int64)
+    o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
+    node = (first + o_row).to(tl.int64)
+    m_row = node < last
+    o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
+    m_column = o_column < P
+    m = m_row[:, None] & m_column[None, :]
+    SIZE: tl.constexpr = C // TILE.splits
+    p_exposed = tensors.exposed + (direction * R + o_row) * C + i_split * SIZE
+    p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
+    EVEN: tl.constexpr = P % TILE.columns == 0
+    acc = product(p_exposed, p_exposed, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
+
+    i_block = i_rows * SHAPE.D + direction
+    complete = True
+    if TILE.splits > 1:
+        o_partial = (i_block * TILE.splits * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
+        tl.store(tensors.partial + i_split * TILE.rows * P + o_partial, acc, mask=m)
+        tl.debug_barrier()  # every thread's share is written before the program says so
+        arrival = tl.atomic_add(tensors.arrivals + i_block * tl.cdiv(P, TILE.columns) + i_columns, 1, sem="acq_rel")
+        complete = arrival % TILE.splits == TILE.splits - 1
+        if complete:
+            acc = tl.zeros_like(acc)
+            for split in tl.static_range(TILE.splits):  # in this order, whoever came last: one sum in every run
+                p_share = tensors.partial + split * TILE.rows * P + o_partial
+                acc += tl.load(p_share, mask=m, other=0.0, cache_modifier=".cg")
+    if complete:
+        if weights.projection_scale is not None:
+            acc *= tl.load(weights.projection_scale + direction * P + o_column, mask=m_column, other=0.0)[None, :]
+        r = clip(acc, weights.projection_clip).to(tensors.hidden.dtype.element_ty)
+        o_r = ((direction * N + node) * P)[:, None] + o_column[None, :]
+        tl.store(tensors.hidden + o_r, r, mask=m)
+        if tensors.outputs is not None:
+            x = tl.load(tensors.x + o_r, mask=m, other=0.0).to(tl.float32)
+            tl.store(tensors.outputs + o_r, (r.to(tl.float32) + x).to(tensors.outputs.dtype.element_ty), mask=m)
+
+
+@triton.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
+def gates_kernel(
+    weights, tensors, nodes, depth, slab_depth, N, M, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
+    i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    if first + i_rows * TILE.rows < last:
+        gates_tile(
+            weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
+            SHAPE, TILE, PRECISION, KEEP,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
+def projection_kernel(
+    weights, tensors, nodes, depth, N, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """r of one depth. Grid: blocks of rows; blocks of columns times splits; D."""
+    i_rows, i_columns, direction = tl.program_id(0), tl.program_id(1) // TILE.splits, tl.program_id(2)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    if first + i_rows * TILE.rows < last:
+        projection_tile(
+            weights, tensors, nodes, depth, direction, i_rows, i_columns, tl.program_id(1) % TILE.splits, N, R, T,
+            SHAPE, TILE, PRECISION, KEEP,
+        )  # fmt: skip
+
+
+def step_launches(
+    weights: LstmWeights,
+    tensors: LstmTensors,
+    nodes: Nodes,
+    depth: int,
+    *,
+    by_word: bool = False,
+    slab_depth: int = 0,
+    precision: Precision = "ieee",
+) -> tuple[Launch, Launch]:
+    """The two launches of one depth, 1 ... T; they must follow each other.
+
+    Args:
+        tensors: see `LstmTensors`; hidden, cell, exposed, outputs, partial and arrivals are written.
+        by_word: x has a row for each word, not for each node.
+        slab_depth: the depth whose first node is row 0 of `tensors.x_gates`.
+        precision: of float32 products; "tf32" is fast and off by about 3e-4.
+
+    Raises:
+        ValueError: a tensor has another shape, type or layout than it should, or depth does not exist.
+    """
+    shape = check_tensors(weights, tensors, nodes, by_word)
+    if not 1 <= depth <= nodes.n_depths:
+        raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
+    rows, dtype = nodes.rows(depth), tensors.hidden.dtype
+    gates, projection = (choose_tile(operation, dtype, precision, rows) for operation in ("gates", "projection"))
+    if shape.C % projection.splits:
+        projection = projection._replace(splits=1)
+    shared = {
+        "weights": weights,
+        "tensors": tensors,
+        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word else None),
+        "depth": depth,
+        "N": nodes.n_nodes,
+        "R": tensors.cell.shape[2],
+        "T": nodes.n_depths,
+        "SHAPE": shape,
+        "PRECISION": precision,
+        "KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else "",
+    }
+    slab = {"slab_depth": slab_depth, "M": 0 if tensors.x_gates is None else tensors.x_gates.shape[1]}
+    blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
+    columns = triton.cdiv(shape.P, projection.columns) * projection.splits
+    return (
+        Launch(gates_kernel, blocks, shared | slab | {"TILE": gates}, gates.options),
+        Launch(
+            projection_kernel,
+            (triton.cdiv(rows, projection.rows), columns, shape.D),
+            shared | {"TILE": projection},
+            projection.options,
+        ),
+    )
+
+
+def check_tensors(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, by_word: bool) -> Shape:
+    """The sizes of a model's layer.
+
+    Raises:
+        ValueError: a tensor has another shape, type or layout than the others ask for.
+    """
+    D, C, P = weights.projection.shape
+    N, dtype = nodes.n_nodes, (weights.dtype,)
+    check("hidden", tensors.hidden, [D, N, P], dtype)
+    check("x", tensors.x, [None, P] if by_word else [D, N, P], dtype)
+    check("cell", tensors.cell, [2, D, None, C], [torch.float32])
+    R = tensors.cell.shape[2]
+    if nodes.n_directions != D:
+        raise ValueError(f"nodes: expected {D} directions, as the weights have, found {nodes.n_directions}")
+    if R < nodes.max_rows:
+        raise ValueError(f"cell: expected at least {nodes.max_rows} rows, those of the largest depth, found {R}")
+    check("exposed", tensors.exposed, [D, R, C], dtype)
+    if tensors.outputs is not None:
+        if by_word:
+            raise ValueError("outputs: expected none, as words are no nodes and a lowest layer has no skip connection")
+        check("outputs", tensors.outputs, [D, N, P], dtype)
+    if tensors.x_gates is not None:
+        check("x_gates", tensors.x_gates, [D, None, 4 * C], [torch.float32])
+    elif weights.recurrent_scale is not None:
+        raise ValueError("x_gates: expected the input's part computed beforehand, as 8-bit weights need, found none")
+    return Shape(D, P, C)

@@ -1,0 +1,98 @@
+"""The nodes of a schedule's forests as the kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashelmo.kernels.launch import check_ids
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The LSTM's steps of D directions, node by node in order of depth; depth 0 are the roots, whose state is given.
+
+    Attributes:
+        starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1], the roots R = starts[d, 1].
+        parents: int32 [D, N], each node's parent among the nodes of the depth before; 0 for roots and beyond the last.
+        words: int32 [D, N], the word of each node; likewise.
+        depths: `starts` in the host's memory.
+    """
+
+    starts: Tensor
+    parents: Tensor
+    words: Tensor
+    depths: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(
+        cls,
+        forests: Sequence[tuple[Tensor, Tensor, Tensor]],
+        *,
+        n_words: int,
+        n_roots: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Nodes:
+        """Nodes of forests in the host's memory, one for each direction.
+
+        Args:
+            forests: (words [N], parents [N], depths [T + 1]) of integers; depth t's nodes are depths[t]:depths[t + 1], and
+                their parents lie among those of depth t - 1, or among the roots (`engine.schedule.Forest`).
+            n_words: word ids lie below.
+            n_roots: R, states that depth 0 may start from.
+
+        Raises:
+            ValueError: an id lies outside its range.
+        """
+        n_depths = max(len(depths) for _, _, depths in forests)
+        n_nodes = n_roots + max(len(words) for words, _, _ in forests)
+        starts = torch.zeros(len(forests), n_depths + 1, dtype=torch.int32)
+        parents = torch.zeros(len(forests), n_nodes, dtype=torch.int32)
+        all_words = torch.zeros_like(parents)
+        for d, (words, above, depths) in enumerate(forests):
+            check_ids(f"words of direction {d}", words, n_words)
+            _check_parents(d, above, depths, n_roots)
+            parents[d, n_roots : n_roots + len(above)] = above
+            all_words[d, n_roots : n_roots + len(words)] = words
+            starts[d, 1 : len(depths) + 1] = depths + n_roots
+            starts[d, len(depths) + 1 :] = starts[d, len(depths)]
+        on_device = (tensor.to(device) for tensor in (starts, parents, all_words))
+        return cls(*on_device, tuple(map(tuple, starts.tolist())))
+
+    @property
+    def n_directions(self) -> int:
+        """D."""
+        return len(self.depths)
+
+    @property
+    def n_depths(self) -> int:
+        """T, without the roots' depth."""
+        return len(self.depths[0]) - 2
+
+    @property
+    def n_nodes(self) -> int:
+        """N, roots included, of the direction that has most."""
+        return self.parents.shape[1]
+
+    @property
+    def n_roots(self) -> int:
+        """R."""
+        return self.depths[0][1]
+
+    def rows(self, depth: int) -> int:
+        """Nodes of a depth, in the direction that has most."""
+        return max(starts[depth + 1] - starts[depth] for starts in self.depths)
+
+    @property
+    def max_rows(self) -> int:
+        """Nodes of the largest depth, roots included."""
+        return max(self.rows(depth) for depth in range(self.n_depths + 1))
+
+
+def _check_parents(direction: int, parents: Tensor, depths: Tensor, n_roots: int) -> None:
+    bounds = [n_roots, *(depths[1:] - depths[:-1]).tolist()]
+    for depth, bound in enumerate(bounds[:-1]):
+        check_ids(f"parents of direction {direction}, depth {depth}", parents[depths[depth] : depths[depth + 1]], bound)

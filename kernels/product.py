@@ -1,0 +1,65 @@
+"""The main loop that every kernel shares, and the pointwise functions of their epilogues.
+
+    acc [M, N] = sum over k of rows[M, k] * weight[k, N]
+
+The rows are given by pointers, so that they may be gathered, and may come from two tensors one after the other: the
+LSTM's [x, hidden] is never put together in memory. Products are in the rows' type, or TF32 where asked for; sums are
+float32. An 8-bit weight is an integer that every 16-bit type holds exactly; its scale is the caller's.
+
+Sizes need not fit the blocks: what lies beyond them is read as zero.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def product(
+    p_rows,  # [M] pointers to the rows
+    p_more_rows,  # [M] pointers to the second half of the rows, where PARTS is 2
+    m_rows,  # [M] which rows exist
+    p_columns,  # [N] pointers to the columns of the weight [PARTS * SIZE, STRIDE]
+    m_columns,  # [N] which columns exist
+    SIZE: tl.constexpr,  # of a row
+    PARTS: tl.constexpr,  # 1 or 2
+    STRIDE: tl.constexpr,  # from one row of the weight to the next
+    EVEN_COLUMNS: tl.constexpr,  # all columns exist
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,  # "ieee" or "tf32"
+    KEEP: tl.constexpr,  # eviction policy of the weight
+):
+    """Float32 sums [M, N]."""
+    acc = tl.zeros([p_rows.shape[0], p_columns.shape[0]], tl.float32)
+    N_BLOCKS: tl.constexpr = (SIZE + BLOCK_K - 1) // BLOCK_K
+    for i in range(PARTS * N_BLOCKS):  # one loop for both halves, so that loads run ahead across them
+        part = i // N_BLOCKS
+        o_k = i % N_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
+        p_a = p_rows
+        if PARTS == 2:
+            p_a = tl.where(part == 0, p_rows, p_more_rows)
+        p_a = p_a[:, None] + o_k[None, :]
+        p_b = p_columns[None, :] + (part * SIZE + o_k).to(tl.int64)[:, None] * STRIDE
+        m_a, m_b = m_rows[:, None], m_columns[None, :]
+        if SIZE % BLOCK_K != 0:
+            m_a, m_b = m_a & (o_k < SIZE)[None, :], m_b & (o_k < SIZE)[:, None]
+        a = tl.load(p_a, mask=m_a, other=0.0)
+        if EVEN_COLUMNS and SIZE % BLOCK_K == 0:
+            b = tl.load(p_b, eviction_policy=KEEP)
+        else:
+            b = tl.load(p_b, mask=m_b, other=0, eviction_policy=KEEP)
+        acc = tl.dot(a, b.to(a.dtype), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent, to 1.2e-7 absolute; an overflow of the exponential gives the right limit."""
+    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit
+def clip(x, bound):
+    """x within [-bound, bound]; an infinite bound clips nothing."""
+    return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)

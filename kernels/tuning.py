@@ -1,0 +1,67 @@
+"""Tiles: how much of the result one program computes, by operation, number type and rows.
+
+All fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too), so that there is one table; on
+sm_90, with 227 KiB, two programs then share a multiprocessor, and one's epilogue runs beside the other's product.
+`python -m benchmarks.kernel_resources` prints what each entry costs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from flashelmo.kernels.launch import Precision
+
+ANY = 1 << 62  # rows
+
+
+class Tile(NamedTuple):
+    """One program's share.
+
+    Attributes:
+        rows, columns: of the result (for the LSTM's gates, columns are cells of four gates).
+        k: summed at once.
+        warps, stages: of a program; stages - 1 blocks of k are on their way while one is multiplied.
+        splits: programs that share one sum over k.
+    """
+
+    rows: int
+    columns: int
+    k: int
+    warps: int
+    stages: int
+    splits: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As Triton's compiler takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "tf32", "ieee" (float32).
+TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
+    ("gates", "half"): (
+        (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
+        (32, Tile(32, 32, 128, 4, 2)),
+        (ANY, Tile(64, 32, 64, 4, 4)),  # 160 registers and no spills; 128 rows would need 8 warps
+    ),
+    ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
+    ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # bound by FFMA, not by memory
+    ("projection", "half"): (
+        (16, Tile(16, 32, 128, 4, 4, splits=8)),  # few columns: the sum over cells fills the card
+        (64, Tile(32, 64, 128, 4, 3, splits=8)),
+        (ANY, Tile(64, 64, 64, 4, 4)),
+    ),
+    ("projection", "tf32"): ((64, Tile(32, 32, 64, 4, 4, splits=8)), (ANY, Tile(64, 64, 32, 4, 4))),
+    ("projection", "ieee"): ((64, Tile(32, 32, 32, 4, 3, splits=8)), (ANY, Tile(64, 64, 16, 8, 3))),
+}
+
+# Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
+WEIGHT_BOUND_ROWS = 128
+
+
+def choose_tile(operation: str, dtype: torch.dtype, precision: Precision, rows: int) -> Tile:
+    """The tile for so many rows of this type."""
+    kind = precision if dtype == torch.float32 else "half"
+    return next(tile for most, tile in TILES[operation, kind] if rows <= most)

@@ -1,0 +1,51 @@
+"""Triton's interpreter, which runs the kernels on the CPU, made right for bfloat16.
+
+The interpreter of Triton 3.6 holds bfloat16 as 16-bit integers and then multiplies them as integers in `tl.dot`, converts
+integers to it by value, and rounds float32 to it towards zero. What follows does these three as the hardware does.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton.language as tl
+from triton.runtime import interpreter
+
+Array = npt.NDArray[Any]
+
+
+def to_float32(bits: Array) -> Array:
+    """The values of bfloat16 numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bfloat16(values: Array) -> Array:
+    """Rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def repair_bfloat16() -> None:
+    """Replace what the interpreter does wrong; a second call changes nothing."""
+    builder = interpreter.InterpreterBuilder
+    if getattr(builder, "repaired", False):
+        return
+    cast, dot = builder.cast_impl, builder.create_dot
+
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        source_type, target_type = source.dtype.scalar, target.scalar
+        if tl.bfloat16 not in (source_type, target_type) or source_type == target_type:
+            return cast(self, source, target)
+        values = to_float32(source.data) if source_type == tl.bfloat16 else source.data
+        if target_type == tl.bfloat16:
+            return interpreter.TensorHandle(to_bfloat16(values), tl.bfloat16)
+        return interpreter.TensorHandle(values.astype(interpreter._get_np_dtype(target_type)), target_type)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        a, b = (cast_impl(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(self, a, b, d, *options)
+
+    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+    builder.create_fp_to_fp = lambda self, source, target, _: cast_impl(self, source, target)
+    builder.repaired = True
