@@ -55,7 +55,7 @@ class Launch(NamedTuple):
     def _device(self) -> torch.device:
         kind = "cpu" if triton.knobs.runtime.interpret else "cuda"
         tensors = self.tensors
-        device = next(iter(tensors.values())).device
+        first, device = next((name, tensor.device) for name, tensor in tensors.items())
         for name, tensor in tensors.items():
             if tensor.device.type != kind:
                 raise ValueError(f"{name}: expected a tensor on a {kind} device, found {tensor.device}")
@@ -91,6 +91,6 @@ def check_ids(name: str, ids: Tensor, n: int) -> None:
     """
     if ids.device.type != "cpu":
         raise ValueError(f"{name}: expected ids in the host's memory, where they can be checked, found {ids.device}")
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < n):
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n):
         bad = int(ids.max()) if int(ids.min()) >= 0 else int(ids.min())
         raise ValueError(f"{name}: expected ids from 0 to {n - 1}, found {bad}")

@@ -280,7 +280,7 @@ def check_tensors(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, by_w
     R = tensors.cell.shape[2]
     if nodes.n_directions != D:
         raise ValueError(f"nodes: expected {D} directions, as the weights have, found {nodes.n_directions}")
-    if R < nodes.max_rows:
+    if nodes.max_rows > R:
         raise ValueError(f"cell: expected at least {nodes.max_rows} rows, those of the largest depth, found {R}")
     check("exposed", tensors.exposed, [D, R, C], dtype)
     if tensors.outputs is not None:

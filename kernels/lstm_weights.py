@@ -15,15 +15,16 @@ INT8_LEVELS = 127
 class LstmWeights(NamedTuple):
     """One layer, D directions.
 
-    The four gates of a cell stand side by side, so that one block of columns holds all that its cells need, and the input's
-    and the recurrent weight one under the other, so that [x, r] @ [W_x; W_r] is one product.
+    The four gates of a cell stand side by side, so that one block of columns holds all that its cells need, and the
+    input's and the recurrent weight one under the other, so that [x, r] @ [W_x; W_r] is one product.
 
     Attributes:
         input: [D, P, 4C], column 4c + k is gate k (i, f, g, o) of cell c.
         recurrent: [D, P, 4C] likewise: in the compute type, where it lies behind `input` in memory, or int8.
         bias: float32 [D, 4C], the forget gate's 1 included.
         projection: [D, C, P]: in the compute type or int8.
-        recurrent_scale, projection_scale: float32 [D, 4C] and [D, P], what an 8-bit weight's 1 is worth, by column; else None.
+        recurrent_scale, projection_scale: float32 [D, 4C] and [D, P], what an 8-bit weight's 1 is worth, by column;
+            None where the weights are not of 8 bits.
         cell_clip, projection_clip: bounds; infinite where nothing is clipped.
     """
 
@@ -64,8 +65,8 @@ def pack_lstm(
         projection: [D, C, P], or None where P = C.
         cell_clip, projection_clip: bounds, or None.
         dtype: the compute type.
-        int8: round the recurrent weight and the projection to 8 bits, by column; their scales are static, and the states
-            that they multiply keep the compute type, so that a vector does not depend on its company.
+        int8: round the recurrent weight and the projection to 8 bits, by column; their scales are static, and the
+            states that they multiply keep the compute type, so that a vector does not depend on its company.
 
     Raises:
         ValueError: a tensor has another shape or type than it should.

@@ -16,7 +16,7 @@ class Nodes:
     """The LSTM's steps of D directions, node by node in order of depth; depth 0 are the roots, whose state is given.
 
     Attributes:
-        starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1], the roots R = starts[d, 1].
+        starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1].
         parents: int32 [D, N], each node's parent among the nodes of the depth before; 0 for roots and beyond the last.
         words: int32 [D, N], the word of each node; likewise.
         depths: `starts` in the host's memory.
@@ -39,8 +39,8 @@ class Nodes:
         """Nodes of forests in the host's memory, one for each direction.
 
         Args:
-            forests: (words [N], parents [N], depths [T + 1]) of integers; depth t's nodes are depths[t]:depths[t + 1], and
-                their parents lie among those of depth t - 1, or among the roots (`engine.schedule.Forest`).
+            forests: (words [N], parents [N], depths [T + 1]) of integers; depth t's nodes are depths[t]:depths[t + 1],
+                and their parents lie among those of depth t - 1, or among the roots (`engine.schedule.Forest`).
             n_words: word ids lie below.
             n_roots: R, states that depth 0 may start from.
 

@@ -1,7 +1,7 @@
 """Tiles: how much of the result one program computes, by operation, number type and rows.
 
-All fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too), so that there is one table; on
-sm_90, with 227 KiB, two programs then share a multiprocessor, and one's epilogue runs beside the other's product.
+All fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too), so that there is one table;
+on sm_90, with 227 KiB, two programs then share a multiprocessor, and one's epilogue runs beside the other's product.
 `python -m benchmarks.kernel_resources` prints what each entry costs.
 """
 
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "tf32", "ieee" (float32).
+# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "tf32", "ieee".
 TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("gates", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows

@@ -1,9 +1,20 @@
 """Fixtures that every test file may use."""
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
+
+if find_spec("triton"):  # kernels run on the card where there is one, otherwise in Triton's interpreter
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+        from interpreter import repair_bfloat16
+
+        repair_bfloat16()
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,3 +57,9 @@ def tolerance() -> dict[str, float]:
 def relative_tolerance() -> dict[str, float]:
     """Largest relative error of a layer by number type, for the runtimes that round."""
     return RELATIVE_TOLERANCES
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the kernels' tensors lie: the card, or the host's memory for Triton's interpreter."""
+    return "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"

@@ -1,7 +1,8 @@
 """Triton's interpreter, which runs the kernels on the CPU, made right for bfloat16.
 
-The interpreter of Triton 3.6 holds bfloat16 as 16-bit integers and then multiplies them as integers in `tl.dot`, converts
-integers to it by value, and rounds float32 to it towards zero. What follows does these three as the hardware does.
+The interpreter of Triton 3.6 holds bfloat16 as 16-bit integers and then multiplies them as integers in `tl.dot`,
+converts integers to it by value, and rounds float32 to it towards zero. What follows does these three as the hardware
+does.
 """
 
 from typing import Any
