@@ -60,9 +60,7 @@ class Launch(NamedTuple):
             if tensor.device.type != kind:
                 raise ValueError(f"{name}: expected a tensor on a {kind} device, found {tensor.device}")
             if tensor.device != device:
-                raise ValueError(
-                    f"{name}: expected a tensor on {device} as {next(iter(tensors))}, found {tensor.device}"
-                )
+                raise ValueError(f"{name}: expected a tensor on {device} as {first}, found {tensor.device}")
         return device
 
 
