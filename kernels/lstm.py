@@ -91,7 +91,7 @@ def gates_tile(
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
     before, first, last = depth_nodes(nodes, direction, depth, T)
-    direction = direction.to(tl.int64)
+    direction = tl.cast(direction, tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
     node = (first + o_row).to(tl.int64)
     m_row = node < last
@@ -145,14 +145,15 @@ def projection_tile(
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
     _, first, last = depth_nodes(nodes, direction, depth, T)
-    direction = direction.to(tl.int64)
+    direction = tl.cast(direction, tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
     node = (first + o_row).to(tl.int64)
     m_row = node < last
     o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
     m_column = o_column < P
     m = m_row[:, None] & m_column[None, :]
-    SIZE: tl.constexpr = C // TILE.splits
+    SPLITS: tl.constexpr = TILE.splits
+    SIZE: tl.constexpr = C // SPLITS
     p_exposed = tensors.exposed + (direction * R + o_row) * C + i_split * SIZE
     p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
     EVEN: tl.constexpr = P % TILE.columns == 0
@@ -160,15 +161,15 @@ def projection_tile(
 
     i_block = i_rows * SHAPE.D + direction
     complete = True
-    if TILE.splits > 1:
-        o_partial = (i_block * TILE.splits * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
+    if SPLITS > 1:
+        o_partial = (i_block * SPLITS * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
         tl.store(tensors.partial + i_split * TILE.rows * P + o_partial, acc, mask=m)
         tl.debug_barrier()  # every thread's share is written before the program says so
         arrival = tl.atomic_add(tensors.arrivals + i_block * tl.cdiv(P, TILE.columns) + i_columns, 1, sem="acq_rel")
-        complete = arrival % TILE.splits == TILE.splits - 1
+        complete = arrival % SPLITS == SPLITS - 1
         if complete:
             acc = tl.zeros_like(acc)
-            for split in tl.static_range(TILE.splits):  # in this order, whoever came last: one sum in every run
+            for split in tl.static_range(SPLITS):  # in this order, whoever came last: one sum in every run
                 p_share = tensors.partial + split * TILE.rows * P + o_partial
                 acc += tl.load(p_share, mask=m, other=0.0, cache_modifier=".cg")
     if complete:

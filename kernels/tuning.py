@@ -20,7 +20,7 @@ class Tile(NamedTuple):
     """One program's share.
 
     Attributes:
-        rows, columns: of the result (for the LSTM's gates, columns are cells of four gates).
+        rows, columns: of the result (for the LSTM's gates, columns are cells of four gates; for highways, features of two).
         k: summed at once.
         warps, stages: of a program; stages - 1 blocks of k are on their way while one is multiplied.
         splits: programs that share one sum over k.
@@ -43,19 +43,51 @@ class Tile(NamedTuple):
 TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("gates", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
-        (32, Tile(32, 32, 128, 4, 2)),
-        (ANY, Tile(64, 32, 64, 4, 4)),  # 160 registers and no spills; 128 rows would need 8 warps
+        (32, Tile(32, 32, 64, 4, 4)),
+        (ANY, Tile(64, 32, 64, 4, 4)),  # 128 rows would need 8 warps, and then one program fills a multiprocessor
     ),
     ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
     ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # bound by FFMA, not by memory
+    # Few columns: where rows are few too, programs share a sum over the cells, so that all multiprocessors have work.
     ("projection", "half"): (
-        (16, Tile(16, 32, 128, 4, 4, splits=8)),  # few columns: the sum over cells fills the card
+        (16, Tile(16, 32, 128, 4, 4, splits=8)),
         (64, Tile(32, 64, 128, 4, 3, splits=8)),
+        (128, Tile(64, 64, 64, 4, 4, splits=4)),
+        (256, Tile(64, 64, 64, 4, 4, splits=2)),
         (ANY, Tile(64, 64, 64, 4, 4)),
     ),
     ("projection", "tf32"): ((64, Tile(32, 32, 64, 4, 4, splits=8)), (ANY, Tile(64, 64, 32, 4, 4))),
+    # A program a multiprocessor, so larger blocks; both halves of a step share warps and stages.
+    ("persistent gates", "half"): ((16, Tile(16, 64, 64, 8, 3)), (ANY, Tile(32, 64, 32, 8, 4))),
+    ("persistent projection", "half"): (
+        (16, Tile(16, 32, 128, 8, 3, splits=4)),
+        (ANY, Tile(32, 32, 64, 8, 4, splits=4)),
+    ),
+    ("persistent gates", "tf32"): ((ANY, Tile(16, 32, 64, 8, 2)),),
+    ("persistent projection", "tf32"): ((ANY, Tile(16, 32, 64, 8, 2, splits=4)),),
+    ("persistent gates", "ieee"): ((ANY, Tile(16, 32, 16, 8, 3)),),
+    ("persistent projection", "ieee"): ((ANY, Tile(16, 32, 16, 8, 3, splits=4)),),
     ("projection", "ieee"): ((64, Tile(32, 32, 32, 4, 3, splits=8)), (ANY, Tile(64, 64, 16, 8, 3))),
+    ("linear", "half"): (
+        (16, Tile(16, 32, 128, 4, 4)),  # reads weights
+        (128, Tile(32, 64, 128, 4, 3)),
+        (512, Tile(64, 64, 64, 4, 4)),
+        (ANY, Tile(128, 128, 64, 8, 3)),  # the least traffic that leaves room for two programs a multiprocessor
+    ),
+    ("linear", "tf32"): ((64, Tile(32, 32, 64, 4, 3)), (ANY, Tile(64, 64, 32, 4, 4))),
+    ("linear", "ieee"): ((64, Tile(32, 32, 32, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
+    ("highway", "half"): (
+        (16, Tile(16, 16, 128, 4, 4)),  # reads weights: 2,048 features are a program for each multiprocessor
+        (64, Tile(32, 32, 128, 4, 3)),
+        (256, Tile(64, 32, 64, 4, 4)),
+        (ANY, Tile(128, 64, 64, 8, 3)),
+    ),
+    ("highway", "tf32"): ((64, Tile(32, 16, 64, 4, 3)), (ANY, Tile(64, 32, 32, 4, 4))),
+    ("highway", "ieee"): ((64, Tile(32, 16, 32, 4, 3)), (ANY, Tile(64, 32, 16, 8, 3))),
 }
+
+# So many blocks of rows pass over a block of columns one after the other, while both are in the L2 cache.
+ROW_GROUP = 8
 
 # Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
 WEIGHT_BOUND_ROWS = 128

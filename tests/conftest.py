@@ -12,9 +12,9 @@ if find_spec("triton"):  # kernels run on the card where there is one, otherwise
 
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
-        from interpreter import repair_bfloat16
+        from interpreter import repair
 
-        repair_bfloat16()
+        repair()
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,8 +1,8 @@
-"""Triton's interpreter, which runs the kernels on the CPU, made right for bfloat16.
+"""Triton's interpreter, which runs the kernels on the CPU, made right.
 
 The interpreter of Triton 3.6 holds bfloat16 as 16-bit integers and then multiplies them as integers in `tl.dot`,
 converts integers to it by value, and rounds float32 to it towards zero. What follows does these three as the hardware
-does.
+does. Its numbers are arrays of one element, which NumPy 2.4 no longer takes as the end of a `range`.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def to_bfloat16(values: Array) -> Array:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
-def repair_bfloat16() -> None:
+def repair() -> None:
     """Replace what the interpreter does wrong; a second call changes nothing."""
     builder = interpreter.InterpreterBuilder
     if getattr(builder, "repaired", False):
@@ -50,3 +50,11 @@ def repair_bfloat16() -> None:
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
     builder.create_fp_to_fp = lambda self, source, target, _: cast_impl(self, source, target)
     builder.repaired = True
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor

@@ -1,0 +1,169 @@
+"""Many time steps of the LSTM in one launch, for depths of few rows.
+
+There a step takes microseconds, and two launches a step cost as much as its work. Here one program a multiprocessor
+stays for all the steps: it computes its blocks of cells (`lstm.gates_tile`), waits for the others, computes its blocks
+of the projection (`lstm.projection_tile`), and waits again. The weights that a step reads are marked to stay in the L2
+cache; 8-bit ones fit there at every published size.
+
+Programs wait for each other, so all must run at once: the launch is cooperative, with a program a multiprocessor. A
+grid of one program is legal and never waits, so that Triton's interpreter runs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flashelmo.kernels.launch import Launch, Precision, check
+from flashelmo.kernels.lstm import LstmTensors, NodeTensors, check_tensors, depth_nodes, gates_tile, projection_tile
+from flashelmo.kernels.lstm_weights import LstmWeights
+from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.tuning import choose_tile
+
+MAX_POLLS = tl.constexpr(1 << 22)  # of a wait: seconds, where a step takes microseconds
+
+
+class Barrier(NamedTuple):
+    """Where the programs of a device's persistent launches meet.
+
+    Attributes:
+        arrivals: int64 [1], how many programs have ever arrived; each launch adds a multiple of its programs.
+        timed_out: int32 [1], not 0 once a wait has been given up.
+    """
+
+    arrivals: Any
+    timed_out: Any
+
+    @classmethod
+    def on(cls, device: torch.device | str) -> Barrier:
+        """A barrier for launches of one number of programs, one launch at a time."""
+        return cls(torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int32, device=device))
+
+    def check(self) -> None:
+        """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
+        if int(self.timed_out):
+            raise RuntimeError(
+                "persistent LSTM: expected all programs at the barrier, found some missing until time ran out"
+            )
+
+
+@triton.jit
+def wait_for_all(barrier, polls_left):
+    """Wait until all programs of the grid are here; returns how often a later wait may look.
+
+    The ticket says which round of arrivals this is, so that nothing is ever reset.
+    """
+    tl.debug_barrier()  # what this program's threads have written goes before its arrival
+    n_programs = tl.num_programs(0).to(tl.int64)
+    ticket = tl.atomic_add(barrier.arrivals, 1, sem="release")
+    target = (ticket // n_programs + 1) * n_programs
+    arrived = ticket + 1
+    while (arrived < target) & (polls_left > 0):
+        arrived = tl.load(barrier.arrivals, volatile=True)
+        polls_left -= 1
+    arrived = tl.atomic_add(barrier.arrivals, 0, sem="acquire")  # what the others have written is seen from here on
+    if arrived < target:
+        tl.store(barrier.timed_out, 1)
+    tl.debug_barrier()
+    return tl.where(arrived < target, 0, MAX_POLLS)  # once given up, no later wait holds the device
+
+
+@triton.jit(do_not_specialize=["first_depth", "n_depths", "slab_depth", "N", "M", "R", "T"])
+def persistent_kernel(
+    weights, tensors, nodes, barrier, first_depth, n_depths, slab_depth, N, M, R, T,
+    SHAPE: tl.constexpr, GATES: tl.constexpr, PROJECTION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Depths first_depth ... first_depth + n_depths - 1. Grid: any number of programs that run at once."""
+    program, n_programs = tl.program_id(0), tl.num_programs(0)
+    N_CELLS: tl.constexpr = (SHAPE.C + GATES.columns - 1) // GATES.columns
+    N_COLUMNS: tl.constexpr = (SHAPE.P + PROJECTION.columns - 1) // PROJECTION.columns
+    N_SHARES: tl.constexpr = N_COLUMNS * PROJECTION.splits
+    polls = MAX_POLLS
+    for depth in range(first_depth, first_depth + n_depths):
+        for i in range(program, N_CELLS * SHAPE.D, n_programs):
+            direction = i // N_CELLS
+            _, first, last = depth_nodes(nodes, direction, depth, T)
+            for i_rows in range(tl.cdiv(last - first, GATES.rows)):
+                gates_tile(
+                    weights, tensors, nodes, depth, slab_depth, direction, i_rows, i % N_CELLS, N, M, R, T,
+                    SHAPE, GATES, PRECISION, "evict_last",
+                )  # fmt: skip
+        polls = wait_for_all(barrier, polls)
+        for i in range(program, N_SHARES * SHAPE.D, n_programs):
+            direction, i_share = i // N_SHARES, i % N_SHARES
+            _, first, last = depth_nodes(nodes, direction, depth, T)
+            for i_rows in range(tl.cdiv(last - first, PROJECTION.rows)):
+                projection_tile(
+                    weights, tensors, nodes, depth, direction, i_rows,
+                    i_share // PROJECTION.splits, i_share % PROJECTION.splits, N, R, T,
+                    SHAPE, PROJECTION, PRECISION, "evict_last",
+                )  # fmt: skip
+        polls = wait_for_all(barrier, polls)
+
+
+def persistent_launch(
+    weights: LstmWeights,
+    tensors: LstmTensors,
+    nodes: Nodes,
+    first_depth: int,
+    n_depths: int,
+    barrier: Barrier,
+    *,
+    by_word: bool = False,
+    slab_depth: int = 0,
+    precision: Precision = "ieee",
+    programs: int | None = None,
+) -> Launch:
+    """One launch of n_depths depths that follow each other.
+
+    Args:
+        tensors, by_word, slab_depth, precision: as for `lstm.step_launches`.
+        barrier: of launches with this number of programs.
+        programs: at most the device's multiprocessors, which it is where absent (one in the interpreter).
+
+    Raises:
+        ValueError: a tensor has another shape, type or layout than it should, or a depth does not exist.
+    """
+    shape = check_tensors(weights, tensors, nodes, by_word)
+    if not (1 <= first_depth and n_depths >= 1 and first_depth + n_depths <= nodes.n_depths + 1):
+        raise ValueError(
+            f"first_depth, n_depths: expected depths from 1 to {nodes.n_depths}, "
+            f"found {first_depth} to {first_depth + n_depths - 1}"
+        )
+    check("arrivals", barrier.arrivals, [1], [torch.int64])
+    rows = max(nodes.rows(depth) for depth in range(first_depth, first_depth + n_depths))
+    tiles = {
+        name: choose_tile(f"persistent {name}", weights.dtype, precision, rows) for name in ("gates", "projection")
+    }
+    if shape.C % tiles["projection"].splits:
+        tiles["projection"] = tiles["projection"]._replace(splits=1)
+    arguments = {
+        "weights": weights,
+        "tensors": tensors,
+        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word else None),
+        "barrier": barrier,
+        "first_depth": first_depth,
+        "n_depths": n_depths,
+        "slab_depth": slab_depth,
+        "N": nodes.n_nodes,
+        "M": 0 if tensors.x_gates is None else tensors.x_gates.shape[1],
+        "R": tensors.cell.shape[2],
+        "T": nodes.n_depths,
+        "SHAPE": shape,
+        "GATES": tiles["gates"],
+        "PROJECTION": tiles["projection"],
+        "PRECISION": precision,
+    }
+    options = tiles["gates"].options | {"launch_cooperative_grid": True}
+    return Launch(persistent_kernel, (programs or n_multiprocessors(tensors.hidden.device),), arguments, options)
+
+
+def n_multiprocessors(device: torch.device) -> int:
+    """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
