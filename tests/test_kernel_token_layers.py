@@ -1,0 +1,260 @@
+"""Gather, mix and pooling of tokens' layers, against the formula in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashelmo.kernels import reference
+from flashelmo.kernels.token_layers import TOKENS, Tokens, token_layers, token_layers_launch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # relative, of one value
+N_ROOTS = 2
+
+
+class Case:
+    """Random rows of words and nodes; the roots' rows, which no token may read, are NaN."""
+
+    def __init__(
+        self,
+        lengths: tuple[int, ...],
+        *,
+        n_layers: int = 3,
+        n_outputs: int = 3,
+        P: int = 12,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        n_tokens, n_words, n_nodes = sum(lengths), 7, 11
+        self.words = torch.randint(0, n_words, (n_tokens,), generator=generator, dtype=torch.int32)
+        self.nodes = torch.randint(0, n_nodes, (2, n_tokens), generator=generator, dtype=torch.int32)
+        self.offsets = torch.tensor([0, *lengths]).cumsum(0)
+        self.n_words, self.n_nodes, self.device = n_words, n_nodes, device
+        self.word_vectors = torch.randn(n_words, P, generator=generator).to(dtype)
+        self.outputs = torch.randn(n_layers - 1, 2, N_ROOTS + n_nodes, P, generator=generator).to(dtype)
+        self.outputs[:, :, :N_ROOTS] = torch.nan
+        self.mix = torch.randn(n_outputs, n_layers, generator=generator)
+
+    def tokens(self, pooled: bool) -> Tokens:
+        return Tokens.of(
+            self.words,
+            self.nodes,
+            self.offsets if pooled else None,
+            n_words=self.n_words,
+            n_nodes=self.n_nodes,
+            n_roots=N_ROOTS,
+            device=self.device,
+        )
+
+    def run(self, pooled: bool, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """What the kernel writes into an output full of NaN."""
+        rows = len(self.offsets) - 1 if pooled else len(self.words)
+        out = torch.full((rows, len(self.mix), 2 * self.word_vectors.shape[1]), torch.nan, dtype=out_dtype)
+        out = out.to(self.device)
+        word_vectors, outputs, mix = (t.to(self.device) for t in (self.word_vectors, self.outputs, self.mix))
+        token_layers_launch(word_vectors, outputs, self.tokens(pooled), mix, out).run()
+        return out.cpu()
+
+    def expected(self, pooled: bool) -> torch.Tensor:
+        return reference.token_layers(
+            self.word_vectors.double(),
+            self.outputs[:, :, N_ROOTS:].double(),
+            self.words.long(),
+            self.nodes.long(),
+            self.mix.double(),
+            self.offsets if pooled else None,
+        )
+
+    def bound(self, out_dtype: torch.dtype) -> float:
+        """Sums of a few terms in float32, then one rounding: values lie below 4, mixed ones below 4 * sum |mix|."""
+        largest = 4 * float(self.mix.abs().sum(1).max())
+        return largest * (8 * ROUNDING[torch.float32] + ROUNDING[out_dtype])
+
+    def check(self, pooled: bool, out_dtype: torch.dtype = torch.float32) -> None:
+        found, expected = self.run(pooled, out_dtype), self.expected(pooled)
+        assert found.shape == expected.shape and found.isfinite().all()
+        assert (found.double() - expected).abs().max() <= self.bound(out_dtype)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_type(dtype: torch.dtype, out_dtype: torch.dtype, pooled: bool, device: str) -> None:
+    Case((3, 0, 9, 1), dtype=dtype, device=device).check(pooled, out_dtype)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("lengths", [(1,), (63,), (TOKENS,), (TOKENS + 1, TOKENS - 1), (0, 2, 0, 0, 5, 0)])
+def test_ragged_sentences(lengths: tuple[int, ...], pooled: bool, device: str) -> None:
+    Case(lengths, device=device).check(pooled)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(("n_layers", "n_outputs"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 4), (5, 2)])
+def test_layers_and_outputs(n_layers: int, n_outputs: int, pooled: bool, device: str) -> None:
+    Case((4, 6), n_layers=n_layers, n_outputs=n_outputs, device=device).check(pooled)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("P", [1, 128, 130, 200])
+def test_columns_that_fit_no_block(P: int, pooled: bool, device: str) -> None:
+    Case((2, 3), P=P, device=device).check(pooled)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    n_layers=st.integers(1, 5),
+    n_outputs=st.integers(1, 4),
+    P=st.integers(1, 40),
+    pooled=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_size(
+    lengths: list[int],
+    n_layers: int,
+    n_outputs: int,
+    P: int,
+    pooled: bool,
+    dtype: torch.dtype,
+    seed: int,
+    device: str,
+) -> None:
+    if not pooled and not sum(lengths):
+        lengths = [1]
+    Case(
+        tuple(lengths), n_layers=n_layers, n_outputs=n_outputs, P=P, dtype=dtype, device=device, seed=seed
+    ).check(pooled)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_identity_gives_the_rows_themselves(dtype: torch.dtype, device: str) -> None:
+    """Bit for bit, in the rows' own type and in float32."""
+    case = Case((5, 6), P=20, dtype=dtype, device=device)
+    case.mix = torch.eye(3)
+    nodes = case.nodes.long() + N_ROOTS
+    lowest = case.word_vectors[case.words.long()]
+    above = torch.cat([case.outputs[:, 0, nodes[0]], case.outputs[:, 1, nodes[1]]], -1)
+    rows = torch.cat([torch.cat([lowest, lowest], -1)[None], above]).transpose(0, 1)
+    assert torch.equal(case.run(False, dtype), rows)
+    assert torch.equal(case.run(False), rows.float())
+
+
+def test_the_mean_of_one_token_is_the_token(device: str) -> None:
+    case = Case((1, 1, 1), device=device)
+    assert torch.equal(case.run(True), case.run(False))
+
+
+def test_the_top_layer_and_the_average(device: str) -> None:
+    case = Case((4, 3), device=device)
+    case.mix = torch.eye(3)
+    layers = case.run(False)
+    case.mix = torch.tensor([[0.0, 0.0, 1.0]])
+    assert torch.equal(case.run(False)[:, 0], layers[:, 2])
+    case.mix = torch.full((1, 3), 1 / 3)
+    assert (case.run(False)[:, 0] - layers.mean(1)).abs().max() <= case.bound(torch.float32)
+
+
+@pytest.mark.parametrize("lengths", [(0,), (0, 0, 0)])
+def test_empty_sentences_are_zero(lengths: tuple[int, ...], device: str) -> None:
+    found = Case(lengths, device=device).run(True)
+    assert found.shape[0] == len(lengths) and torch.equal(found, torch.zeros_like(found))
+
+
+def test_nothing_is_asked_for(device: str) -> None:
+    assert Case((), device=device).run(False).shape == (0, 3, 24)
+    assert Case((), device=device).run(True).shape == (0, 3, 24)
+
+
+def test_nan_in_a_layer_is_seen_whatever_its_coefficient(device: str) -> None:
+    case = Case((4,), device=device)
+    case.mix = torch.tensor([[0.0, 0.0, 1.0]])
+    case.words[:], case.nodes[:] = torch.arange(4), torch.arange(4)
+    case.outputs[0, 1, N_ROOTS + 2, 5] = torch.nan  # layer 1, backward, of token 2
+    wrong = torch.zeros(4, 1, 24, dtype=torch.bool)
+    wrong[2, 0, 12 + 5] = True
+    assert torch.equal(case.run(False).isnan(), wrong)
+    assert torch.equal(case.run(True).isnan(), wrong.any(0, keepdim=True))
+
+
+def test_the_public_function_allocates(device: str) -> None:
+    case = Case((2, 0, 3), device=device)
+    for pooled in (False, True):
+        for dtype in DTYPES:
+            word_vectors, outputs, mix = (t.to(device) for t in (case.word_vectors, case.outputs, case.mix))
+            found = token_layers(word_vectors, outputs, case.tokens(pooled), mix, out_dtype=dtype)
+            assert found.dtype == dtype
+            assert torch.equal(found.cpu(), case.run(pooled, dtype))
+
+
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64])
+def test_tokens_on_the_device(integer: torch.dtype, device: str) -> None:
+    """Of any integers; nodes are counted from the roots on."""
+    words, nodes = torch.tensor([4, 0], dtype=integer), torch.tensor([[0, 1], [2, 0]], dtype=integer)
+    tokens = Tokens.of(
+        words, nodes, torch.tensor([0, 0, 2], dtype=integer), n_words=5, n_nodes=3, n_roots=2, device=device
+    )  # fmt: skip
+    assert [tensor.dtype for tensor in tokens] == [torch.int32] * 3
+    assert [tensor.tolist() for tensor in tokens] == [[4, 0], [[2, 3], [4, 2]], [0, 0, 2]]
+    assert Tokens.of(words, nodes, None, n_words=5, n_nodes=3).nodes.tolist() == [[1, 2], [3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"words": torch.tensor([0, 5])}, "words: expected ids from 0 to 4, found 5"),
+        ({"words": torch.tensor([-1, 0])}, "words: expected ids from 0 to 4, found -1"),
+        ({"words": torch.tensor([0.0, 1.0])}, "words: expected torch.int32 or torch.int64, found torch.float32"),
+        ({"nodes": torch.tensor([[0, 3], [0, 0]])}, "nodes: expected ids from 0 to 2, found 3"),
+        ({"nodes": torch.tensor([[0, 1, 2], [0, 1, 2]])}, "nodes: expected shape [2, 2], found [2, 3]"),
+        ({"offsets": torch.tensor([0, 3])}, "offsets: expected ids from 0 to 2, found 3"),
+        ({"offsets": torch.tensor([0, 1])}, "offsets: expected numbers that ascend from 0 to 2, found [0, 1]"),
+        ({"offsets": torch.tensor([1, 2])}, "offsets: expected numbers that ascend from 0 to 2, found [1, 2]"),
+        ({"offsets": torch.tensor([0, 2, 1, 2])}, "offsets: expected numbers that ascend from 0 to 2, found [0, 2, 1"),
+        ({"offsets": torch.zeros(20, dtype=torch.int64)}, "from 0 to 2, found [0, 0, 0, 0, ..., 0]"),
+        ({"offsets": torch.zeros(0, dtype=torch.int64)}, "offsets: expected numbers that ascend from 0 to 2, found []"),
+    ],
+)
+def test_bad_tokens_are_named(changes: dict[str, torch.Tensor], message: str) -> None:
+    given = {
+        "words": torch.tensor([0, 1]),
+        "nodes": torch.tensor([[0, 1], [2, 0]]),
+        "offsets": torch.tensor([0, 2]),
+    }
+    with pytest.raises(ValueError) as error:
+        Tokens.of(*(given | changes).values(), n_words=5, n_nodes=3)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("word_vectors", torch.zeros(7), "word_vectors: expected shape [any, any], found [7]"),
+        ("outputs", torch.zeros(2, 2, 13, 8), "outputs: expected shape [any, 2, any, 12], found [2, 2, 13, 8]"),
+        ("outputs", torch.zeros(2, 2, 13, 12).half(), "outputs: expected torch.float32, found torch.float16"),
+        ("mix", torch.zeros(1, 2), "mix: expected shape [any, 3], found [1, 2]"),
+        ("mix", torch.zeros(1, 3).half(), "mix: expected torch.float32, found torch.float16"),
+        ("out", torch.zeros(4, 3, 24), "out: expected shape [5, 3, 24], found [4, 3, 24]"),
+        ("out", torch.zeros(5, 24, 3).mT, "out: expected a contiguous tensor"),
+        ("tokens", {"words": torch.zeros(5)}, "tokens.words: expected torch.int32, found torch.float32"),
+        ("tokens", {"nodes": torch.zeros(5, 2).int()}, "tokens.nodes: expected shape [2, 5], found [5, 2]"),
+        ("tokens", {"offsets": torch.zeros(3)}, "tokens.offsets: expected torch.int32 or torch.int64"),
+    ],
+)
+def test_bad_tensors_are_named(name: str, wrong: object, message: str) -> None:
+    case = Case((2, 3))
+    arguments = {
+        "word_vectors": case.word_vectors,
+        "outputs": case.outputs,
+        "tokens": case.tokens(False),
+        "mix": case.mix,
+        "out": torch.zeros(5, 3, 24),
+    }
+    arguments[name] = case.tokens(False)._replace(**wrong) if isinstance(wrong, dict) else wrong
+    with pytest.raises(ValueError) as error:
+        token_layers_launch(**arguments)  # type: ignore[arg-type]
+    assert message in str(error.value)
