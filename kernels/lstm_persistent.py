@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.lstm import LstmTensors, NodeTensors, check_tensors, depth_nodes, gates_tile, projection_tile
@@ -129,18 +128,17 @@ def persistent_launch(
         ValueError: a tensor has another shape, type or layout than it should, or a depth does not exist.
     """
     shape = check_tensors(weights, tensors, nodes, by_word)
-    if not (1 <= first_depth and n_depths >= 1 and first_depth + n_depths <= nodes.n_depths + 1):
+    if first_depth < 1 or n_depths < 1 or first_depth + n_depths > nodes.n_depths + 1:
         raise ValueError(
             f"first_depth, n_depths: expected depths from 1 to {nodes.n_depths}, "
             f"found {first_depth} to {first_depth + n_depths - 1}"
         )
     check("arrivals", barrier.arrivals, [1], [torch.int64])
     rows = max(nodes.rows(depth) for depth in range(first_depth, first_depth + n_depths))
-    tiles = {
-        name: choose_tile(f"persistent {name}", weights.dtype, precision, rows) for name in ("gates", "projection")
-    }
-    if shape.C % tiles["projection"].splits:
-        tiles["projection"] = tiles["projection"]._replace(splits=1)
+    gates = choose_tile("persistent gates", weights.dtype, precision, rows)
+    projection = choose_tile("persistent projection", weights.dtype, precision, rows)
+    if shape.C % projection.splits:
+        projection = projection._replace(splits=1)
     arguments = {
         "weights": weights,
         "tensors": tensors,
@@ -154,11 +152,11 @@ def persistent_launch(
         "R": tensors.cell.shape[2],
         "T": nodes.n_depths,
         "SHAPE": shape,
-        "GATES": tiles["gates"],
-        "PROJECTION": tiles["projection"],
+        "GATES": gates,
+        "PROJECTION": projection,
         "PRECISION": precision,
     }
-    options = tiles["gates"].options | {"launch_cooperative_grid": True}
+    options = gates.options | {"launch_cooperative_grid": True}
     return Launch(persistent_kernel, (programs or n_multiprocessors(tensors.hidden.device),), arguments, options)
 
 

@@ -20,7 +20,7 @@ class Tile(NamedTuple):
     """One program's share.
 
     Attributes:
-        rows, columns: of the result (for the LSTM's gates, columns are cells of four gates; for highways, features of two).
+        rows, columns: of the result; for the LSTM's gates columns are cells (4 gates), for highways features (2).
         k: summed at once.
         warps, stages: of a program; stages - 1 blocks of k are on their way while one is multiplied.
         splits: programs that share one sum over k.
@@ -91,9 +91,22 @@ ROW_GROUP = 8
 
 # Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
 WEIGHT_BOUND_ROWS = 128
+# Of the input's part of a slab of depths, both directions.
+HOISTED_BYTES = 256 << 20
+# Up to so many rows a step takes no longer than the launches that the persistent kernel saves.
+PERSISTENT_ROWS = 32
 
 
 def choose_tile(operation: str, dtype: torch.dtype, precision: Precision, rows: int) -> Tile:
     """The tile for so many rows of this type."""
     kind = precision if dtype == torch.float32 else "half"
     return next(tile for most, tile in TILES[operation, kind] if rows <= most)
+
+
+def is_hoisted(rows: int, projection_size: int, dtype: torch.dtype) -> bool:
+    """Whether a step's input part is better computed beforehand, for its whole slab.
+
+    A cell's part is then written and read again, 2 * 4 gates * 4 bytes a row, in place of its input weights, 4 gates * P
+    * itemsize: fewer bytes up to 8 * rows = P * itemsize, which is 128 rows at P = 512 in 16 bits.
+    """
+    return 8 * rows <= projection_size * dtype.itemsize

@@ -1,0 +1,173 @@
+"""One layer of the bidirectional LSTM over all nodes of a schedule: which launches, in which order.
+
+Depths that follow each other and are of one kind form a slab:
+
+    fused       many rows: input and recurrent state are multiplied in one pass, two launches a depth
+    hoisted     few rows: the input's part of the whole slab is one product beforehand, two launches a depth
+    persistent  very few rows: likewise beforehand, and one launch for all depths of the slab
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flashelmo.kernels.launch import Launch, Precision, check
+from flashelmo.kernels.linear import linear
+from flashelmo.kernels.lstm import LstmTensors, step_launches
+from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
+from flashelmo.kernels.lstm_weights import LstmWeights
+from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.tuning import HOISTED_BYTES, PERSISTENT_ROWS, TILES, is_hoisted
+
+Kind: TypeAlias = Literal["fused", "hoisted", "persistent"]
+
+
+class Slab(NamedTuple):
+    """Depths first ... first + n_depths - 1, computed alike."""
+
+    kind: Kind
+    first: int
+    n_depths: int
+
+
+def lstm_layer(
+    weights: LstmWeights,
+    nodes: Nodes,
+    x: Tensor,
+    *,
+    by_word: bool = False,
+    skip: bool = False,
+    roots: tuple[Tensor, Tensor] | None = None,
+    barrier: Barrier | None = None,
+    precision: Precision = "ieee",
+) -> tuple[Tensor, LstmTensors]:
+    """What the layer puts out for every node, [D, N, P] with the roots' rows first, and the tensors it was computed in.
+
+    Args:
+        x: the layer's input: word vectors [words, P] where `by_word`, else the layer below's outputs [D, N, P].
+        skip: add x to the output.
+        roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C]; zero where absent.
+        barrier: lets depths of very few rows run as one launch; none, and they run as two launches each.
+        precision: of float32 products.
+
+    Raises:
+        ValueError: a tensor has another shape, type, layout or device than it should.
+    """
+    tensors = new_tensors(weights, nodes, x, skip=skip)
+    n_roots = nodes.n_roots
+    if roots is not None:
+        D, C, P = weights.projection.shape
+        check("roots' hidden", roots[0], [D, n_roots, P], [weights.dtype])
+        check("roots' cell", roots[1], [D, n_roots, C], [torch.float32])
+        tensors.hidden[:, :n_roots], tensors.cell[0, :, :n_roots] = roots
+    for slab in slabs(weights, nodes, persistent=barrier is not None):
+        for launch in _launches(slab, weights, tensors, nodes, by_word, barrier, precision):
+            launch.run()
+    outputs: Tensor = tensors.outputs if skip else tensors.hidden
+    return outputs, tensors
+
+
+def _launches(
+    slab: Slab,
+    weights: LstmWeights,
+    tensors: LstmTensors,
+    nodes: Nodes,
+    by_word: bool,
+    barrier: Barrier | None,
+    precision: Precision,
+) -> Iterator[Launch]:
+    if slab.kind != "fused":
+        x = slab_inputs(slab, nodes, tensors.x, by_word)
+        x_gates = linear(x, weights.input, weights.bias, out_dtype=torch.float32, precision=precision)
+        tensors = tensors._replace(x_gates=x_gates)
+    if slab.kind == "persistent" and barrier is not None:
+        yield persistent_launch(
+            weights, tensors, nodes, slab.first, slab.n_depths, barrier,
+            by_word=by_word, slab_depth=slab.first, precision=precision,
+        )  # fmt: skip
+        return
+    for depth in range(slab.first, slab.first + slab.n_depths):
+        yield from step_launches(
+            weights, tensors, nodes, depth, by_word=by_word, slab_depth=slab.first, precision=precision
+        )
+
+
+def new_tensors(weights: LstmWeights, nodes: Nodes, x: Tensor, *, skip: bool = False) -> LstmTensors:
+    """Tensors for one layer on x's device, the roots' states zero."""
+    D, C, P = weights.projection.shape
+    N, R = nodes.n_nodes, nodes.max_rows
+    hidden = x.new_empty(D, N, P)
+    cell = x.new_empty(2, D, R, C, dtype=torch.float32)
+    hidden[:, : nodes.n_roots] = 0
+    cell[0, :, : nodes.n_roots] = 0
+    outputs = None
+    if skip:
+        outputs = x.new_empty(D, N, P)
+        outputs[:, : nodes.n_roots] = 0
+    n_shares, n_blocks = _shares(R)
+    return LstmTensors(
+        x=x,
+        x_gates=None,
+        hidden=hidden,
+        cell=cell,
+        exposed=x.new_empty(D, R, C),
+        outputs=outputs,
+        partial=x.new_empty(D * n_shares * P, dtype=torch.float32),
+        arrivals=x.new_zeros(D * n_blocks * P, dtype=torch.int32),
+    )
+
+
+def _shares(rows: int) -> tuple[int, int]:
+    """Rows of partial sums, and blocks of rows, that some tile with shared sums needs for up to so many rows."""
+    n_shares = n_blocks = 1
+    for (operation, _), entries in TILES.items():
+        for most, tile in entries:
+            if operation.endswith("projection") and tile.splits > 1:
+                blocks = -(-min(most, rows) // tile.rows)
+                n_shares, n_blocks = max(n_shares, blocks * tile.rows * tile.splits), max(n_blocks, blocks)
+    return n_shares, n_blocks
+
+
+def slabs(weights: LstmWeights, nodes: Nodes, *, persistent: bool) -> Iterator[Slab]:
+    """All depths in order, 1 ... T, in slabs as long as can be."""
+    most = max(1, HOISTED_BYTES // (4 * weights.bias.numel()))  # nodes of a slab
+    slab: Slab | None = None
+    for depth in range(1, nodes.n_depths + 1):
+        kind = _kind(nodes.rows(depth), persistent, weights)
+        fits = slab is not None and (
+            kind == "fused" or slab_rows(Slab(kind, slab.first, slab.n_depths + 1), nodes) <= most
+        )
+        if slab is not None and slab.kind == kind and fits:
+            slab = slab._replace(n_depths=slab.n_depths + 1)
+            continue
+        if slab is not None:
+            yield slab
+        slab = Slab(kind, depth, 1)
+    if slab is not None:
+        yield slab
+
+
+def _kind(rows: int, persistent: bool, weights: LstmWeights) -> Kind:
+    if persistent and rows <= PERSISTENT_ROWS:
+        return "persistent"
+    if weights.recurrent_scale is not None or is_hoisted(rows, weights.projection.shape[2], weights.dtype):
+        return "hoisted"
+    return "fused"
+
+
+def slab_rows(slab: Slab, nodes: Nodes) -> int:
+    """Nodes of a slab, in the direction that has most."""
+    return max(starts[slab.first + slab.n_depths] - starts[slab.first] for starts in nodes.depths)
+
+
+def slab_inputs(slab: Slab, nodes: Nodes, x: Tensor, by_word: bool) -> Tensor:
+    """The layer's inputs of a slab's nodes, [D, M, P]; a direction with fewer nodes repeats some that are not used."""
+    first = nodes.starts[:, slab.first, None].long()
+    node = (first + torch.arange(slab_rows(slab, nodes), device=x.device)).clamp_(max=nodes.n_nodes - 1)
+    if by_word:
+        return x[nodes.words.gather(1, node).long()]
+    return x.gather(1, node[..., None].expand(-1, -1, x.shape[-1]))
