@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import FLOATS, Launch, check, check_ids
+from flashelmo.kernels.tuning import Tile
 
 # Bound by memory: 16 bytes a load and thread, and few enough tokens that one sentence's vectors fill many programs.
 TOKENS = 8  # at a time
@@ -93,11 +94,11 @@ class Shape(NamedTuple):
 @triton.jit
 def load_layers(
     word_vectors, outputs, tokens, o_token, m_token, o_column, direction, n_tokens, N,
-    SHAPE: tl.constexpr, LAYERS: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One direction's layers of some tokens, float32 [LAYERS, tokens, columns]; zero beyond layer L."""
+    """One direction's layers of some tokens, float32 [TILE.k, tokens, columns]; zero beyond layer L."""
     P: tl.constexpr = SHAPE.P
-    layer = tl.arange(0, LAYERS)[:, None]
+    layer = tl.arange(0, TILE.k)[:, None]
     word = tl.load(tokens.words + o_token, mask=m_token, other=0).to(tl.int64)
     node = tl.load(tokens.nodes + direction * n_tokens + o_token, mask=m_token, other=0).to(tl.int64)
     p_output = outputs + (((layer - 1) * 2 + direction).to(tl.int64) * N + node[None, :]) * P
@@ -108,28 +109,28 @@ def load_layers(
 
 
 @triton.jit
-def load_mix(mix, i_output, SHAPE: tl.constexpr, LAYERS: tl.constexpr):
-    """Coefficients of one output [LAYERS]; zero beyond layer L."""
-    layer = tl.arange(0, LAYERS)
+def load_mix(mix, i_output, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """Coefficients of one output [TILE.k]; zero beyond layer L."""
+    layer = tl.arange(0, TILE.k)
     return tl.load(mix + i_output * SHAPE.L + layer, mask=layer < SHAPE.L, other=0.0)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "N"])
 def tokens_kernel(
     word_vectors, outputs, tokens, mix, out, n_tokens, N,
-    SHAPE: tl.constexpr, LAYERS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Mixed layers of tokens, out [tokens, O, 2, P]. Grid: blocks of tokens; blocks of columns; directions."""
     direction = tl.program_id(2)
-    o_token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    o_token = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     m_token = o_token < n_tokens
-    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
     layers = load_layers(
-        word_vectors, outputs, tokens, o_token, m_token, o_column, direction, n_tokens, N, SHAPE, LAYERS
+        word_vectors, outputs, tokens, o_token, m_token, o_column, direction, n_tokens, N, SHAPE, TILE
     )  # fmt: skip
     m = m_token[:, None] & (o_column < SHAPE.P)[None, :]
     for i_output in range(SHAPE.O):
-        mixed = tl.sum(load_mix(mix, i_output, SHAPE, LAYERS)[:, None, None] * layers, axis=0)
+        mixed = tl.sum(load_mix(mix, i_output, SHAPE, TILE)[:, None, None] * layers, axis=0)
         o_row = ((o_token.to(tl.int64) * SHAPE.O + i_output) * 2 + direction) * SHAPE.P
         tl.store(out + o_row[:, None] + o_column[None, :], mixed.to(out.dtype.element_ty), mask=m)
 
@@ -137,23 +138,26 @@ def tokens_kernel(
 @triton.jit(do_not_specialize=["n_tokens", "N"])
 def sentences_kernel(
     word_vectors, outputs, tokens, mix, out, n_tokens, N,
-    SHAPE: tl.constexpr, LAYERS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Mixed means of sentences, out [B, O, 2, P]. Grid: sentences; blocks of columns; directions."""
     sentence, direction = tl.program_id(0), tl.program_id(2)
-    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
     first, last = tl.load(tokens.offsets + sentence), tl.load(tokens.offsets + sentence + 1)
+    LAYERS: tl.constexpr = TILE.k
+    TOKENS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
     sums = tl.zeros([LAYERS, TOKENS, COLUMNS], tl.float32)
     start = first
     while start < last:
-        o_token = start + tl.arange(0, TOKENS)
+        o_token = start + tl.arange(0, TILE.rows)
         sums += load_layers(
-            word_vectors, outputs, tokens, o_token, o_token < last, o_column, direction, n_tokens, N, SHAPE, LAYERS
+            word_vectors, outputs, tokens, o_token, o_token < last, o_column, direction, n_tokens, N, SHAPE, TILE
         )  # fmt: skip
-        start += TOKENS
+        start += TILE.rows
     means = tl.sum(sums, axis=1) / tl.maximum(last - first, 1).to(tl.float32)
     for i_output in range(SHAPE.O):
-        mixed = tl.sum(load_mix(mix, i_output, SHAPE, LAYERS)[:, None] * means, axis=0)
+        mixed = tl.sum(load_mix(mix, i_output, SHAPE, TILE)[:, None] * means, axis=0)
         o_row = ((sentence.to(tl.int64) * SHAPE.O + i_output) * 2 + direction) * SHAPE.P
         tl.store(out + o_row + o_column, mixed.to(out.dtype.element_ty), mask=o_column < SHAPE.P)
 
@@ -184,7 +188,7 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         programs = rows = tokens.offsets.shape[0] - 1
         kernel = sentences_kernel
     check("out", out, [rows, mix.shape[0], 2 * P], FLOATS)
-    columns = min(COLUMNS, triton.next_power_of_2(P))
+    tile = Tile(TOKENS, min(COLUMNS, triton.next_power_of_2(P)), triton.next_power_of_2(L), WARPS, stages=1)
     arguments = {
         "word_vectors": word_vectors,
         "outputs": outputs,
@@ -194,11 +198,9 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         "n_tokens": n_tokens,
         "N": N,
         "SHAPE": Shape(L, mix.shape[0], P),
-        "LAYERS": triton.next_power_of_2(L),
-        "TOKENS": TOKENS,
-        "COLUMNS": columns,
+        "TILE": tile,
     }
-    return Launch(kernel, (programs, triton.cdiv(P, columns), 2), arguments, {"num_warps": WARPS})
+    return Launch(kernel, (programs, triton.cdiv(P, tile.columns), 2), arguments, tile.options)
 
 
 def token_layers(
