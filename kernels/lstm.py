@@ -32,7 +32,7 @@ from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.product import clip, product, tanh
-from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, choose_tile
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 class LstmTensors(NamedTuple):
@@ -234,13 +234,12 @@ def step_launches(
     Raises:
         ValueError: a tensor has another shape, type or layout than it should, or depth does not exist.
     """
-    shape = check_tensors(weights, tensors, nodes, by_word)
     if not 1 <= depth <= nodes.n_depths:
         raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
-    rows, dtype = nodes.rows(depth), tensors.hidden.dtype
-    gates, projection = (choose_tile(operation, dtype, precision, rows) for operation in ("gates", "projection"))
-    if shape.C % projection.splits:
-        projection = projection._replace(splits=1)
+    shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depth)
+    rows = nodes.rows(depth)
+    gates = choose_tile("gates", weights.dtype, precision, rows)
+    projection = choose_projection("projection", weights, tensors, precision, rows)
     shared = {
         "weights": weights,
         "tensors": tensors,
@@ -267,8 +266,35 @@ def step_launches(
     )
 
 
-def check_tensors(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, by_word: bool) -> Shape:
+def choose_projection(
+    operation: str, weights: LstmWeights, tensors: LstmTensors, precision: Precision, rows: int
+) -> Tile:
+    """The projection's tile for so many rows, its sums shared where the cells can be split evenly.
+
+    Raises:
+        ValueError: the tensors of shared sums are too small.
+    """
+    D, C, P = weights.projection.shape
+    tile = choose_tile(operation, weights.dtype, precision, rows)
+    if C % tile.splits or tile.splits == 1:
+        return tile._replace(splits=1)
+    check("partial", tensors.partial, [None], [torch.float32])
+    check("arrivals", tensors.arrivals, [None], [torch.int32])
+    blocks = D * triton.cdiv(rows, tile.rows)
+    needed = {"partial": blocks * tile.splits * tile.rows * P, "arrivals": blocks * triton.cdiv(P, tile.columns)}
+    for name, values in needed.items():
+        if len(getattr(tensors, name)) < values:
+            raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(tensors, name))}")
+    return tile
+
+
+def check_tensors(
+    weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, by_word: bool, slab_depth: int, last_depth: int
+) -> Shape:
     """The sizes of a model's layer.
+
+    Args:
+        slab_depth, last_depth: the depths that `tensors.x_gates` must cover, where there is such a tensor.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than the others ask for.
@@ -290,6 +316,11 @@ def check_tensors(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, by_w
         check("outputs", tensors.outputs, [D, N, P], dtype)
     if tensors.x_gates is not None:
         check("x_gates", tensors.x_gates, [D, None, 4 * C], [torch.float32])
+        rows = max(starts[last_depth + 1] - starts[slab_depth] for starts in nodes.depths)
+        if tensors.x_gates.shape[1] < rows:
+            raise ValueError(
+                f"x_gates: expected at least {rows} rows, those of the slab, found {tensors.x_gates.shape[1]}"
+            )
     elif weights.recurrent_scale is not None:
         raise ValueError("x_gates: expected the input's part computed beforehand, as 8-bit weights need, found none")
     return Shape(D, P, C)

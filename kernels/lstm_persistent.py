@@ -18,7 +18,15 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, Precision, check
-from flashelmo.kernels.lstm import LstmTensors, NodeTensors, check_tensors, depth_nodes, gates_tile, projection_tile
+from flashelmo.kernels.lstm import (
+    LstmTensors,
+    NodeTensors,
+    check_tensors,
+    choose_projection,
+    depth_nodes,
+    gates_tile,
+    projection_tile,
+)
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.tuning import choose_tile
@@ -45,9 +53,7 @@ class Barrier(NamedTuple):
     def check(self) -> None:
         """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
         if int(self.timed_out):
-            raise RuntimeError(
-                "persistent LSTM: expected all programs at the barrier, found some missing until time ran out"
-            )
+            raise RuntimeError("barrier: expected all programs of a launch to arrive, found some missing after seconds")
 
 
 @triton.jit
@@ -127,18 +133,16 @@ def persistent_launch(
     Raises:
         ValueError: a tensor has another shape, type or layout than it should, or a depth does not exist.
     """
-    shape = check_tensors(weights, tensors, nodes, by_word)
-    if first_depth < 1 or n_depths < 1 or first_depth + n_depths > nodes.n_depths + 1:
+    last_depth = first_depth + n_depths - 1
+    if not 1 <= first_depth <= last_depth <= nodes.n_depths:
         raise ValueError(
-            f"first_depth, n_depths: expected depths from 1 to {nodes.n_depths}, "
-            f"found {first_depth} to {first_depth + n_depths - 1}"
+            f"first_depth, n_depths: expected depths from 1 to {nodes.n_depths}, found {first_depth} to {last_depth}"
         )
-    check("arrivals", barrier.arrivals, [1], [torch.int64])
-    rows = max(nodes.rows(depth) for depth in range(first_depth, first_depth + n_depths))
+    shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, last_depth)
+    check("arrivals of the barrier", barrier.arrivals, [1], [torch.int64])
+    rows = max(nodes.rows(depth) for depth in range(first_depth, last_depth + 1))
     gates = choose_tile("persistent gates", weights.dtype, precision, rows)
-    projection = choose_tile("persistent projection", weights.dtype, precision, rows)
-    if shape.C % projection.splits:
-        projection = projection._replace(splits=1)
+    projection = choose_projection("persistent projection", weights, tensors, precision, rows)
     arguments = {
         "weights": weights,
         "tensors": tensors,

@@ -106,7 +106,7 @@ def choose_tile(operation: str, dtype: torch.dtype, precision: Precision, rows: 
 def is_hoisted(rows: int, projection_size: int, dtype: torch.dtype) -> bool:
     """Whether a step's input part is better computed beforehand, for its whole slab.
 
-    A cell's part is then written and read again, 2 * 4 gates * 4 bytes a row, in place of its input weights, 4 gates * P
-    * itemsize: fewer bytes up to 8 * rows = P * itemsize, which is 128 rows at P = 512 in 16 bits.
+    A cell's part is then written and read again, 2 * 4 gates * 4 bytes a row, in place of its input weights, 4 gates *
+    P * itemsize: fewer bytes up to 8 * rows = P * itemsize, which is 128 rows at P = 512 in 16 bits.
     """
     return 8 * rows <= projection_size * dtype.itemsize
