@@ -100,6 +100,11 @@ class WordEncoder:
         strings = _binary(words, self._surrogates)
         return self._words.rows(self._cut(strings) if self.config.family == "manylangs" else strings)
 
+    @property
+    def padding_id(self) -> int:
+        """The id that fills a word's row up to M."""
+        return self._alphabet.padding
+
     def lengths(self, character_ids: Int32) -> Int64:
         """Positions of each word of character_ids [W, M] up to its end-of-word and with it, int64 [W]."""
         occupied = character_ids[:, ::-1] != self._alphabet.padding

@@ -46,7 +46,8 @@ class LstmTensors(NamedTuple):
         exposed: [D, R, C], h of one depth.
         outputs: [D, N, P], r + x where there is a skip connection; else None.
         partial: float32, shares of the projection's sums over cells: [blocks of rows, D, splits, rows, P].
-        arrivals: int32, how many programs have ever brought a share: [blocks of rows, D, blocks of columns].
+        arrivals: int32, how many programs have brought a share, zero between launches:
+            [blocks of rows, D, blocks of columns].
     """
 
     x: Any
@@ -165,9 +166,10 @@ def projection_tile(
         o_partial = (i_block * SPLITS * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
         tl.store(tensors.partial + i_split * TILE.rows * P + o_partial, acc, mask=m)
         tl.debug_barrier()  # every thread's share is written before the program says so
-        arrival = tl.atomic_add(tensors.arrivals + i_block * tl.cdiv(P, TILE.columns) + i_columns, 1, sem="acq_rel")
-        complete = arrival % SPLITS == SPLITS - 1
+        p_arrivals = tensors.arrivals + i_block * tl.cdiv(P, TILE.columns) + i_columns
+        complete = tl.atomic_add(p_arrivals, 1, sem="acq_rel") == SPLITS - 1
         if complete:
+            tl.store(p_arrivals, 0)  # for the next depth
             acc = tl.zeros_like(acc)
             for split in tl.static_range(SPLITS):  # in this order, whoever came last: one sum in every run
                 p_share = tensors.partial + split * TILE.rows * P + o_partial

@@ -2,7 +2,8 @@
 
 The interpreter of Triton 3.6 holds bfloat16 as 16-bit integers and then multiplies them as integers in `tl.dot`,
 converts integers to it by value, and rounds float32 to it towards zero. What follows does these three as the hardware
-does. Its numbers are arrays of one element, which NumPy 2.4 no longer takes as the end of a `range`.
+does. Its numbers are arrays of one element, which NumPy 2.4 no longer takes as the end of a `range`. Its exponential
+warns of overflow, where a card gives infinity in silence.
 """
 
 from typing import Any
@@ -50,6 +51,14 @@ def repair() -> None:
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
     builder.create_fp_to_fp = lambda self, source, target, _: cast_impl(self, source, target)
     builder.repaired = True
+
+    exponential = builder.create_exp
+
+    def create_exp(self: Any, x: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return exponential(self, x)
+
+    builder.create_exp = create_exp
 
     patch = interpreter._patch_lang_tensor
 
