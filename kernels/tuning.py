@@ -44,7 +44,8 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("gates", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
         (32, Tile(32, 32, 64, 4, 4)),
-        (ANY, Tile(64, 32, 64, 4, 4)),  # 128 rows would need 8 warps, and then one program fills a multiprocessor
+        (64, Tile(64, 32, 64, 4, 4)),  # 160 registers: two programs a multiprocessor
+        (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill with 8 warps
     ),
     ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
     ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # bound by FFMA, not by memory
@@ -53,8 +54,10 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (16, Tile(16, 32, 128, 4, 4, splits=8)),
         (64, Tile(32, 64, 128, 4, 3, splits=8)),
         (128, Tile(64, 64, 64, 4, 4, splits=4)),
-        (256, Tile(64, 64, 64, 4, 4, splits=2)),
-        (ANY, Tile(64, 64, 64, 4, 4)),
+        (256, Tile(128, 128, 64, 8, 3, splits=8)),  # as large as can be: what is read from the L2 cache bounds it
+        (512, Tile(128, 128, 64, 8, 3, splits=4)),
+        (1024, Tile(128, 128, 64, 8, 3, splits=2)),
+        (ANY, Tile(128, 128, 64, 8, 3)),
     ),
     ("projection", "tf32"): ((64, Tile(32, 32, 64, 4, 4, splits=8)), (ANY, Tile(64, 64, 32, 4, 4))),
     # A program a multiprocessor, so larger blocks; both halves of a step share warps and stages.
@@ -88,6 +91,22 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ),
     ("highway", "tf32"): ((64, Tile(32, 16, 64, 4, 3)), (ANY, Tile(64, 32, 32, 4, 4))),
     ("highway", "ieee"): ((64, Tile(32, 16, 32, 4, 3)), (512, Tile(64, 32, 16, 8, 3)), (ANY, Tile(128, 64, 16, 8, 3))),
+    # A whole window at once, so that a program's weights stay on chip: 7 characters of 16 values, or fewer.
+    ("characters", "half"): (
+        (16, Tile(16, 32, 128, 4, 5)),
+        (256, Tile(32, 64, 128, 4, 5)),
+        (ANY, Tile(64, 128, 128, 8, 5)),  # two programs a multiprocessor: one's maximum beside the other's product
+    ),
+    ("characters", "tf32"): ((64, Tile(32, 32, 128, 4, 3)), (ANY, Tile(64, 64, 128, 8, 3))),
+    ("characters", "ieee"): ((64, Tile(32, 32, 128, 4, 3)), (ANY, Tile(64, 64, 128, 8, 3))),
+    # Larger windows: weights are read again at each position, so that many words should share them.
+    ("wide characters", "half"): (
+        (16, Tile(16, 32, 64, 4, 3)),
+        (256, Tile(32, 64, 64, 4, 3)),
+        (ANY, Tile(128, 128, 64, 8, 5)),
+    ),
+    ("wide characters", "tf32"): ((64, Tile(32, 32, 64, 4, 3)), (ANY, Tile(64, 64, 64, 8, 3))),
+    ("wide characters", "ieee"): ((64, Tile(32, 32, 32, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
 }
 
 # So many blocks of rows pass over a block of columns one after the other, while both are in the L2 cache.
