@@ -28,7 +28,7 @@ for folder in ROOT_FOLDERS:
 CPU = ["onnxruntime>=1.20"]
 OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
-TRITON = ["triton>=3.2 ; sys_platform == 'linux'"]
+TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
 TOOLS = ["hypothesis>=6", "mypy>=1.10", "psutil>=5.9", "ruff>=0.8", "setuptools>=70.1"]
 

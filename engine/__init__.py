@@ -10,8 +10,9 @@ A sentence passes through these files in this order:
 
 One legend of dimension letters holds in every shape of this project:
 
-    B  sentences of a batch        T  tokens of a sentence     L  layers (LSTM layers + 1)
+    B  sentences of a batch        T  tokens, time steps       L  layers (LSTM layers + 1)
     W  distinct words              M  characters of a word     N  nodes of a forest
-    R  rows of one step            D  character embedding      F  filters, summed over widths
+    R  rows of one step            E  character embedding      F  filters, summed over widths
     C  LSTM cell                   P  LSTM projection (the size of a hidden state)
+    D  directions
 """

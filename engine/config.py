@@ -26,7 +26,7 @@ class ElmoConfig:
         filters: (width, number) of each convolution over characters; empty for models of words alone.
         n_highway: highway layers after the convolutions.
         activation: "relu" or "tanh", applied to the maximum over positions.
-        character_size: D, size of a character embedding; 0 where the model has no characters.
+        character_size: E, size of a character embedding; 0 where the model has no characters.
         n_characters: rows of the character embedding, padding and boundaries included.
         max_characters: M, positions of a word, begin and end of word included.
         word_size: size of a word embedding; 0 where the model has none.

@@ -135,7 +135,7 @@ def _character_nodes(graph: Graph, config: ElmoConfig) -> str:
     """Character embeddings, convolutions, maximum over positions, activation and highways: [W, F]."""
     width = widest(config)
     windows = graph.input("windows", ["W", "positions", width], TensorProto.INT32)
-    embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, positions, width, D + 1]
+    embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, positions, width, E + 1]
     flat = graph.constant("flat", [0, 0, width * (config.character_size + 1)])
     sums = graph.matmul(graph.node("Reshape", [embedded, flat]), "convolutions", "float32")
     maximum = graph.node("ReduceMax", [sums, graph.constant("positions", [1])], keepdims=0)
@@ -277,7 +277,7 @@ def prepare_tensors(config: ElmoConfig, weights: ElmoWeights, weight_type: Weigh
 
 
 def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str, npt.NDArray[Any]]:
-    """All widths as one matrix [width * (D + 1), F]; the embedding [n_characters + 1, D + 1] with its mask column."""
+    """All widths as one matrix [width * (E + 1), F]; the embedding [n_characters + 1, E + 1] with its mask column."""
     assert weights.character_embedding is not None
     size = config.character_size
     table = np.zeros((config.n_characters + 1, size + 1), np.float32)

@@ -26,7 +26,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Dense:
-    """y = x @ weight + bias; weight [in, out], bias [out]. A convolution's weight is [width, D, number]."""
+    """y = x @ weight + bias; weight [in, out], bias [out]. A convolution's weight is [width, E, number]."""
 
     weight: Array
     bias: Array
@@ -58,7 +58,7 @@ class LstmCell:
 class ElmoWeights:
     """All float32 tensors of a model.
 
-    character_embedding [n_characters, D] and word_embedding [n_words, word_size] may each be None; projection is
+    character_embedding [n_characters, E] and word_embedding [n_words, word_size] may each be None; projection is
     None where the token representation already has size P. lstm[layer] = (forward, backward).
     """
 

@@ -46,7 +46,7 @@ class Launch(NamedTuple):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors among the arguments, those inside named tuples too, by name."""
-        named = {}
+        named: dict[str, Tensor] = {}
         for name, value in self.arguments.items():
             members = value._asdict() if hasattr(value, "_asdict") else {name.removesuffix("_ptr"): value}
             named |= {key: member for key, member in members.items() if isinstance(member, Tensor)}

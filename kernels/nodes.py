@@ -59,8 +59,8 @@ class Nodes:
             all_words[d, n_roots : n_roots + len(words)] = words
             starts[d, 1 : len(depths) + 1] = depths + n_roots
             starts[d, len(depths) + 1 :] = starts[d, len(depths)]
-        on_device = (tensor.to(device) for tensor in (starts, parents, all_words))
-        return cls(*on_device, tuple(map(tuple, starts.tolist())))
+        host = tuple(map(tuple, starts.tolist()))
+        return cls(starts.to(device), parents.to(device), all_words.to(device), host)
 
     @property
     def n_directions(self) -> int:

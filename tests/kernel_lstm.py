@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.kernels import reference
+from flashelmo.kernels.launch import Precision
 from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm import LstmTensors
 from flashelmo.kernels.lstm_layer import Slab, new_tensors, slab_inputs
@@ -54,7 +55,7 @@ class RandomLayer:
             projection=None if self.projection is None else through(self.projection),
         )
 
-    def poisoned(self, *, skip: bool = False, hoisted: bool = False, precision: str = "ieee") -> LstmTensors:
+    def poisoned(self, *, skip: bool = False, hoisted: bool = False, precision: Precision = "ieee") -> LstmTensors:
         """Tensors in which all that the kernels must write is NaN."""
         weights = self.pack()
         tensors = new_tensors(weights, self.nodes, self.x, skip=skip)

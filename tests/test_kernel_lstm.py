@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kernel_lstm import RandomLayer, random_layer, real_nodes
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
+from flashelmo.kernels.launch import Precision
 from flashelmo.kernels.lstm import LstmTensors, step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm, quantize
@@ -18,15 +19,17 @@ from flashelmo.kernels.nodes import Nodes
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def run_steps(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, **options: object) -> None:
+def run_steps(
+    weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, precision: Precision = "ieee", by_word: bool = False
+) -> None:
     for depth in range(1, nodes.n_depths + 1):
-        for launch in step_launches(weights, tensors, nodes, depth, slab_depth=1, **options):
+        for launch in step_launches(weights, tensors, nodes, depth, slab_depth=1, precision=precision, by_word=by_word):
             launch.run()
 
 
-def run_persistent(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, **options: object) -> None:
+def run_persistent(weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, precision: Precision = "ieee") -> None:
     barrier = Barrier.on(tensors.hidden.device)
-    launch = persistent_launch(weights, tensors, nodes, 1, nodes.n_depths, barrier, slab_depth=1, **options)
+    launch = persistent_launch(weights, tensors, nodes, 1, nodes.n_depths, barrier, slab_depth=1, precision=precision)
     launch.run()
     assert int(barrier.arrivals) == 2 * nodes.n_depths * launch.grid[0]
     barrier.check()

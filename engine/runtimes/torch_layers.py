@@ -60,10 +60,10 @@ class DenseLayer(torch.nn.Module):
 
 
 class ConvolutionLayer(DenseLayer):
-    """Valid convolution over a word's positions, with weight [number, D, width] and bias [number]."""
+    """Valid convolution over a word's positions, with weight [number, E, width] and bias [number]."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[N, D, M] -> [N, number, M - width + 1]."""
+        """[N, E, M] -> [N, number, M - width + 1]."""
         return F.conv1d(inputs, self.weight, self.bias)
 
 
