@@ -1,0 +1,276 @@
+"""Character ids to word features: embedding, convolutions, maximum over positions, bias and activation in one kernel.
+
+    z[word, p, f] = sum over j < width[f], e < E of embedding[ids[word, p + j], e] * W_f[j, e],  p <= M - width[f]
+    y[word, f] = activation(max over p of z[word, p, f] + bias[f])
+
+(Kim et al. 2016, https://arxiv.org/abs/1508.06615; the maximum runs over padding's windows too, as in bilm-tf.) Nothing
+between ids and features is in memory.
+
+- All widths are one product, with the window of the widest filter: a narrower filter's weight is zero in the rows
+  beyond its own width. In the published models the widest filters are half of all.
+- A program owns a block of words and one of filters and keeps their maximum on chip while it goes through positions.
+- Only windows that begin at a word's characters are multiplied. All others hold padding alone and have one value per
+  filter, which is known beforehand and where the maximum starts from, if the word has such a window. Words of like
+  length share a block; where the others have more positions, a word goes through its own last window again, which
+  leaves its maximum as it is: its features do not depend on its company.
+
+Letters: W words, M positions, E size of a character's embedding, S its size in memory, F filters, K = widest * S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flashelmo.kernels.launch import FLOATS, Launch, Precision, check, check_ids
+from flashelmo.kernels.product import tanh
+from flashelmo.kernels.tuning import Tile, choose_tile
+
+Activation: TypeAlias = Literal["relu", "tanh"]
+INTEGERS = (torch.int16, torch.int32, torch.int64)
+LEAST_SIZE = 16  # of a character's embedding in memory: the least k of a matrix instruction
+
+
+class Words(NamedTuple):
+    """Distinct words as the kernel reads them.
+
+    Attributes:
+        character_ids: int32 [W, M].
+        lengths: int32 [W], windows of each word to multiply: those that begin before or at its last character that is
+            not padding, and at least one.
+        order: int32 [W], the words by length, longest first.
+    """
+
+    character_ids: Any
+    lengths: Any
+    order: Any
+
+
+def group_words(
+    character_ids: Tensor, *, n_characters: int, padding_id: int, device: torch.device | str = "cpu"
+) -> Words:
+    """Check ids [W, M] in the host's memory, group their words by length and copy them to the device.
+
+    Raises:
+        ValueError: an id lies outside 0 ... n_characters - 1, or the tensor is not one of ids.
+    """
+    check("character_ids", character_ids, [None, None], INTEGERS)
+    check_ids("character_ids", character_ids, n_characters)
+    M = character_ids.shape[1]
+    positions = torch.arange(1, M + 1)
+    lengths = ((character_ids != padding_id) * positions).amax(dim=1).clamp(min=1)
+    order = lengths.argsort(descending=True, stable=True)
+    return Words(*(tensor.to(device, torch.int32) for tensor in (character_ids, lengths, order)))
+
+
+class CharCnnWeights(NamedTuple):
+    """Weights as the kernel reads them.
+
+    Attributes:
+        embedding: [characters, S], zero beyond column E; S is a power of two, so that loads are aligned.
+        weight: [widest * S, F], row j * S + e for component e of a window's character j; zero beyond a filter's width.
+        bias: float32 [F].
+        widths: int32 [F], of each filter.
+        padding: float32 [F], each filter's product with a window of padding alone.
+        widest: of the widths.
+        activation: "relu" or "tanh".
+    """
+
+    embedding: Tensor
+    weight: Tensor
+    bias: Tensor
+    widths: Tensor
+    padding: Tensor
+    widest: int
+    activation: Activation
+
+
+def pack_char_cnn(
+    embedding: Tensor,
+    convolutions: Sequence[tuple[Tensor, Tensor]],
+    *,
+    padding_id: int,
+    activation: Activation,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> CharCnnWeights:
+    """Lay out embedding and filters for the kernel.
+
+    Args:
+        embedding: [characters, E].
+        convolutions: (weight [width, E, number], bias [number]) for each width; F is the sum of the numbers.
+        padding_id: of the character that fills up words.
+        dtype: the compute type.
+
+    Raises:
+        ValueError: a tensor has another shape or type than it should, or there is no such padding or activation.
+    """
+    check("embedding", embedding, [None, None], FLOATS)
+    n_characters, E = embedding.shape
+    if not 0 <= padding_id < n_characters:
+        raise ValueError(f"padding_id: expected an id from 0 to {n_characters - 1}, found {padding_id}")
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation: expected {' or '.join(get_args(Activation))}, found {activation}")
+    if not convolutions:
+        raise ValueError("convolutions: expected at least one width, found none")
+    for i, (weight, bias) in enumerate(convolutions):
+        check(f"weight of convolution {i}", weight, [None, E, None], FLOATS)
+        check(f"bias of convolution {i}", bias, [weight.shape[2]], FLOATS)
+
+    widest, S = max(weight.shape[0] for weight, _ in convolutions), max(LEAST_SIZE, triton.next_power_of_2(E))
+    embedding = torch.nn.functional.pad(embedding.to(device, dtype), (0, S - E))
+    weight = torch.cat(
+        [
+            torch.nn.functional.pad(weight.to(device, dtype), (0, 0, 0, S - E, 0, widest - weight.shape[0]))
+            for weight, _ in convolutions
+        ],
+        dim=2,
+    )  # [widest, S, F]
+    widths = torch.cat([torch.full((weight.shape[2],), weight.shape[0]) for weight, _ in convolutions])
+    padding = torch.einsum("s,jsf->f", embedding[padding_id].float(), weight.float())
+    return CharCnnWeights(
+        embedding=embedding,
+        weight=weight.flatten(0, 1),
+        bias=torch.cat([bias.to(device, torch.float32) for _, bias in convolutions]),
+        widths=widths.to(device, torch.int32),
+        padding=padding,
+        widest=widest,
+        activation=activation,
+    )
+
+
+@triton.jit
+def window_block(p_ids, start, embedding_ptr, i, M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr):
+    """Columns i * k ... of the embedded windows that begin at `start`: [rows, k]."""
+    CHARACTERS: tl.constexpr = max(TILE.k // S, 1)
+    SIZE: tl.constexpr = min(TILE.k, S)
+    # Beyond a word's end are windows' characters that only wider filters than this position's would read: any will do.
+    position = tl.minimum(start[:, None] + (i * TILE.k // S + tl.arange(0, CHARACTERS))[None, :], M - 1)
+    character = tl.load(p_ids[:, None] + position)
+    o_e = i * TILE.k % S + tl.arange(0, SIZE)
+    o_embedding = character[:, :, None] * S + o_e[None, None, :]
+    o_embedding = tl.reshape(o_embedding, (TILE.rows, TILE.k))
+    VECTOR: tl.constexpr = 64 // embedding_ptr.dtype.element_ty.primitive_bitwidth  # 16 bytes would pass by L1
+    o_embedding = tl.max_contiguous(tl.multiple_of(o_embedding, (1, VECTOR)), (1, VECTOR))
+    return tl.load(embedding_ptr + o_embedding)
+
+
+@triton.jit(do_not_specialize=["W"])
+def char_cnn_kernel(
+    words, embedding_ptr, weight_ptr, bias_ptr, widths_ptr, padding_ptr, out_ptr, W,
+    M: tl.constexpr, S: tl.constexpr, F: tl.constexpr, WIDEST: tl.constexpr, ACTIVATION: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A block of words and filters. Grid: blocks of filters; blocks of words, the longest first."""
+    o_word = tl.program_id(1) * TILE.rows + tl.arange(0, TILE.rows)
+    m_word = o_word < W
+    word = tl.load(words.order + o_word, mask=m_word, other=0).to(tl.int64)
+    length = tl.load(words.lengths + word, mask=m_word, other=1)
+    p_ids = words.character_ids + word * M
+    o_filter = tl.program_id(0) * TILE.columns + tl.arange(0, TILE.columns)
+    m_filter = o_filter < F
+    width = tl.load(widths_ptr + o_filter, mask=m_filter, other=1)
+    padding = tl.load(padding_ptr + o_filter, mask=m_filter, other=0.0)
+
+    has_padding = length[:, None] + width[None, :] <= M
+    maximum = tl.where(has_padding, padding[None, :], float("-inf"))
+    o_k = tl.arange(0, TILE.k)
+    p_weight = weight_ptr + o_k[:, None] * F + o_filter[None, :]
+    ONE_BLOCK: tl.constexpr = TILE.k >= WIDEST * S
+    if ONE_BLOCK:  # the weights stay on chip
+        weight = tl.load(p_weight, mask=(o_k < WIDEST * S)[:, None] & m_filter[None, :], other=0.0)
+    n_blocks = tl.cdiv(tl.max(width) * S, TILE.k)  # beyond them these filters are zero
+    for p in range(tl.max(length)):
+        start = tl.minimum(p, length - 1)
+        acc = tl.zeros_like(maximum)
+        if ONE_BLOCK:
+            window = window_block(p_ids, start, embedding_ptr, 0, M, S, TILE)
+            acc = tl.dot(window, weight, acc, input_precision=PRECISION)
+        else:
+            for i in range(n_blocks):
+                window = window_block(p_ids, start, embedding_ptr, i, M, S, TILE)
+                m_weight = (i * TILE.k + o_k < WIDEST * S)[:, None] & m_filter[None, :]
+                weight = tl.load(p_weight + i * TILE.k * F, mask=m_weight, other=0.0)
+                acc = tl.dot(window, weight, acc, input_precision=PRECISION)
+        if p > M - WIDEST:  # the widest filters have no window here
+            acc = tl.where((p + width <= M)[None, :], acc, float("-inf"))
+        maximum = tl.maximum(maximum, acc, propagate_nan=tl.PropagateNan.ALL)
+
+    y = maximum + tl.load(bias_ptr + o_filter, mask=m_filter, other=0.0)[None, :]
+    if ACTIVATION == "relu":
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        y = tanh(y)
+    p_out = out_ptr + (word * F)[:, None] + o_filter[None, :]
+    tl.store(p_out, y.to(out_ptr.dtype.element_ty), mask=m_word[:, None] & m_filter[None, :])
+
+
+def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, precision: Precision = "ieee") -> Launch:
+    """The launch that writes the words' features to `out`.
+
+    Args:
+        words: of `group_words`, which has checked their ids.
+        out: [W, F] in the weights' type.
+        precision: of float32 products; "tf32" is fast and off by about 3e-4.
+
+    Raises:
+        ValueError: a tensor has another shape, type or layout than it should, or words have fewer positions than the
+            widest filter.
+    """
+    dtype = weights.weight.dtype
+    check("embedding", weights.embedding, [None, None], FLOATS)
+    S, F = weights.embedding.shape[1], weights.weight.shape[-1]
+    check("weight", weights.weight, [weights.widest * S, F], [weights.embedding.dtype])
+    for name, tensor in (("bias", weights.bias), ("padding", weights.padding)):
+        check(name, tensor, [F], [torch.float32])
+    check("widths", weights.widths, [F], [torch.int32])
+    check("character_ids", words.character_ids, [None, None], [torch.int32])
+    W, M = words.character_ids.shape
+    check("lengths", words.lengths, [W], [torch.int32])
+    check("order", words.order, [W], [torch.int32])
+    if weights.widest > M:
+        raise ValueError(f"character_ids: expected {weights.widest} positions or more, a filter's width, found {M}")
+    check("out", out, [W, F], [dtype])
+    tile = char_cnn_tile(dtype, precision, W, weights.widest * S)
+    arguments = {
+        "words": words,
+        "embedding_ptr": weights.embedding,
+        "weight_ptr": weights.weight,
+        "bias_ptr": weights.bias,
+        "widths_ptr": weights.widths,
+        "padding_ptr": weights.padding,
+        "out_ptr": out,
+        "W": W,
+        "M": M,
+        "S": S,
+        "F": F,
+        "WIDEST": weights.widest,
+        "ACTIVATION": weights.activation,
+        "TILE": tile,
+        "PRECISION": precision,
+    }
+    grid = triton.cdiv(F, tile.columns), triton.cdiv(W, tile.rows)
+    return Launch(char_cnn_kernel, grid, arguments, tile.options)
+
+
+def char_cnn_tile(dtype: torch.dtype, precision: Precision, rows: int, size: int) -> Tile:
+    """The tile that holds a whole window of this size, or else one that goes through it."""
+    whole = choose_tile("characters", dtype, precision, rows)
+    return whole if size <= whole.k else choose_tile("wide characters", dtype, precision, rows)
+
+
+def char_cnn(words: Words, weights: CharCnnWeights, *, precision: Precision = "ieee") -> Tensor:
+    """Features [W, F] of words, in the order that they were given in.
+
+    Arguments and errors are those of `char_cnn_launch`.
+    """
+    out = torch.empty(
+        len(words.order), weights.weight.shape[-1], dtype=weights.weight.dtype, device=weights.weight.device
+    )
+    char_cnn_launch(words, weights, out, precision=precision).run()
+    return out
