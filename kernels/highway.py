@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import FLOATS, Launch, Precision, check
-from flashelmo.kernels.product import product
+from flashelmo.kernels.product import product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
 
@@ -79,8 +79,9 @@ def highway_kernel(
     m_column = o_column < 2 * F
     p_x = x_ptr + row * F
     EVEN: tl.constexpr = F % TILE.columns == 0
-    acc = product(p_x, p_x, m_row, weights.weight + o_column, m_column, F, 1, 2 * F, EVEN, TILE.k, PRECISION, "")
-    acc += tl.load(weights.bias + o_column, mask=m_column, other=0.0)[None, :]
+    bias = tl.load(weights.bias + o_column, mask=m_column, other=0.0)
+    acc = zeros(TILE.rows, 2 * TILE.columns) + bias[None, :]
+    acc = product(acc, p_x, p_x, m_row, weights.weight + o_column, m_column, F, 1, 2 * F, EVEN, TILE.k, PRECISION, "")
 
     transform, gate = tl.split(tl.reshape(acc, (TILE.rows, TILE.columns, 2)))
     o_feature = i_features * TILE.columns + tl.arange(0, TILE.columns)

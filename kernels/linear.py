@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import FLOATS, Launch, Precision, check
-from flashelmo.kernels.product import product
+from flashelmo.kernels.product import product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
 
@@ -37,8 +37,9 @@ def linear_kernel(
     row = d * n + o_row
     p_x = x_ptr + row * K
     p_weight = weight_ptr + d * WEIGHT_STRIDE + o_column
-    acc = product(p_x, p_x, m_row, p_weight, m_column, K, 1, F, F % TILE.columns == 0, TILE.k, PRECISION, "")
-    acc += tl.load(bias_ptr + d * F + o_column, mask=m_column, other=0.0)[None, :]
+    bias = tl.load(bias_ptr + d * F + o_column, mask=m_column, other=0.0)
+    acc = zeros(TILE.rows, TILE.columns) + bias[None, :]
+    acc = product(acc, p_x, p_x, m_row, p_weight, m_column, K, 1, F, F % TILE.columns == 0, TILE.k, PRECISION, "")
     p_out = out_ptr + (row * F)[:, None] + o_column[None, :]
     tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_row[:, None] & m_column[None, :])
 

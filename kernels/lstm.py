@@ -31,7 +31,7 @@ import triton.language as tl
 from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
-from flashelmo.kernels.product import clip, product, tanh
+from flashelmo.kernels.product import clip, product, tanh, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
@@ -101,18 +101,27 @@ def gates_tile(
     m_gate = o_gate < 4 * C
     EVEN: tl.constexpr = C % TILE.columns == 0
 
+    o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
+    m = m_row[:, None] & (o_cell < C)[None, :]
+    p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
+    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # on its way while the product is computed
+
     p_hidden = tensors.hidden + (direction * N + before + parent) * P
     if tensors.x_gates is not None:
-        if weights.recurrent_scale is None:
-            p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
-        else:
-            p_weight = weights.recurrent + direction * (4 * P * C) + o_gate
-        acc = product(p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
-        if weights.recurrent_scale is not None:
-            acc *= tl.load(weights.recurrent_scale + direction * 4 * C + o_gate, mask=m_gate, other=0.0)[None, :]
         slab_first = tl.load(nodes.starts + direction * (T + 2) + slab_depth)
         p_x = tensors.x_gates + (direction * M + node - slab_first) * (4 * C)
-        acc += tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
+        x_gates = tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
+        if weights.recurrent_scale is None:
+            p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
+            acc = product(
+                x_gates, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP
+            )
+        else:
+            p_weight = weights.recurrent + direction * (4 * P * C) + o_gate
+            acc = tl.zeros_like(x_gates)
+            acc = product(acc, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
+            scale = tl.load(weights.recurrent_scale + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
+            acc = acc * scale[None, :] + x_gates
     else:
         if nodes.words is not None:
             x_row = tl.load(nodes.words + direction * N + node, mask=m_row, other=0).to(tl.int64)
@@ -120,16 +129,13 @@ def gates_tile(
             x_row = direction * N + node
         p_weight = weights.input + direction * (8 * P * C) + o_gate  # the recurrent weight follows it
         p_x = tensors.x + x_row * P
-        acc = product(p_x, p_hidden, m_row, p_weight, m_gate, P, 2, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
-        acc += tl.load(weights.bias + direction * 4 * C + o_gate, mask=m_gate, other=0.0)[None, :]
+        bias = tl.load(weights.bias + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
+        acc = zeros(TILE.rows, 4 * TILE.columns) + bias[None, :]
+        acc = product(acc, p_x, p_hidden, m_row, p_weight, m_gate, P, 2, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
 
     i_and_g, f_and_o = tl.split(tl.reshape(acc, (TILE.rows, TILE.columns, 2, 2)))  # the last axis is split first
     i, g = tl.split(i_and_g)
     f, o = tl.split(f_and_o)
-    o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
-    m = m_row[:, None] & (o_cell < C)[None, :]
-    p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
     c = clip(tl.sigmoid(f) * c + tl.sigmoid(i) * tanh(g), weights.cell_clip)
     h = tl.sigmoid(o) * tanh(c)
     o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
@@ -158,7 +164,8 @@ def projection_tile(
     p_exposed = tensors.exposed + (direction * R + o_row) * C + i_split * SIZE
     p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
     EVEN: tl.constexpr = P % TILE.columns == 0
-    acc = product(p_exposed, p_exposed, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
+    acc = zeros(TILE.rows, TILE.columns)
+    acc = product(acc, p_exposed, p_exposed, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
 
     i_block = i_rows * SHAPE.D + direction
     complete = True

@@ -1,6 +1,6 @@
 """The main loop that every kernel shares, and the pointwise functions of their epilogues.
 
-    acc [M, N] = sum over k of rows[M, k] * weight[k, N]
+    acc [M, N] += sum over k of rows[M, k] * weight[k, N]
 
 The rows are given by pointers, so that they may be gathered, and may come from two tensors one after the other: the
 LSTM's [x, hidden] is never put together in memory. Products are in the rows' type, or TF32 where asked for; sums are
@@ -16,7 +16,14 @@ import triton.language as tl
 
 
 @triton.jit
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums to begin with, float32."""
+    return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
 def product(
+    acc,  # float32 [M, N] to begin with: what is added to the product is loaded while the first blocks are
     p_rows,  # [M] pointers to the rows
     p_more_rows,  # [M] pointers to the second half of the rows, where PARTS is 2
     m_rows,  # [M] which rows exist
@@ -30,8 +37,7 @@ def product(
     PRECISION: tl.constexpr,  # "ieee" or "tf32"
     KEEP: tl.constexpr,  # eviction policy of the weight
 ):
-    """Float32 sums [M, N]."""
-    acc = tl.zeros([p_rows.shape[0], p_columns.shape[0]], tl.float32)
+    """acc and the product: float32 [M, N]."""
     N_BLOCKS: tl.constexpr = (SIZE + BLOCK_K - 1) // BLOCK_K
     for i in range(PARTS * N_BLOCKS):  # one loop for both halves, so that loads run ahead across them
         part = i // N_BLOCKS
