@@ -1,0 +1,265 @@
+"""What every GPU kernel costs, compiled without a card: `python -m benchmarks.kernel_resources`.
+
+Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_80,
+sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+try:
+    import triton
+except ImportError as error:
+    raise MissingExtraError("triton", "gpu", "compiling the kernels") from error
+
+from flashelmo.benchmarks.kernel_cases import TARGETS, Case, cases
+from flashelmo.benchmarks.kernel_compile import (
+    compile_launch,
+    count_instructions,
+    fastest_product,
+    machine_code,
+    usage,
+)
+from flashelmo.kernels.tuning import Tile
+
+KIB = 1024
+REGISTERS = 65536  # of a multiprocessor
+MOST_REGISTERS = 255  # of a thread
+TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory, where it has one
+WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
+
+
+class Card(NamedTuple):
+    """Limits of one multiprocessor (CUDA C++ Programming Guide, technical specifications by compute capability)."""
+
+    program_kib: int  # of shared memory, for one program
+    kib: int
+    warps: int
+    programs: int
+
+
+CARDS = {
+    80: Card(163, 164, 64, 32),
+    90: Card(227, 228, 64, 32),
+    100: Card(227, 228, 64, 32),
+    120: Card(99, 100, 48, 24),
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes.
+
+    Attributes:
+        kernel, type, size, entries: of its `Case`.
+        tiles: the launch's, as "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits.
+        rows: of the result, of its largest tile.
+        warps: of a program.
+        target: compute capability.
+        registers: of a thread.
+        stack: bytes of a thread's local memory, which is where spilled registers go.
+        shared: bytes of shared memory.
+        tensor_columns: of tensor memory.
+        product: the fastest instruction that multiplies, of `kernel_compile.PRODUCTS`; "" if none.
+        instructions: how many there are.
+        error: why it does not compile; there are no figures then.
+    """
+
+    kernel: str
+    type: str
+    size: str
+    entries: tuple[str, ...]
+    tiles: tuple[str, ...]
+    rows: int
+    warps: int
+    target: int
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    tensor_columns: int = 0
+    product: str = ""
+    instructions: int = 0
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """All that tells it from the others."""
+        return f"{self.kernel} {self.type}, {self.size}, {' & '.join(self.tiles)}, sm_{self.target}"
+
+    @property
+    def programs(self) -> int:
+        """Of a multiprocessor, as its registers, shared and tensor memory and warps allow."""
+        card = CARDS[self.target]
+        warp_registers = -(-self.registers // 8) * 8 * 32  # given out 8 a thread
+        allowed = [
+            card.programs,
+            card.warps // self.warps,
+            REGISTERS // max(1, warp_registers * self.warps),
+            card.kib * KIB // (self.shared + KIB),  # the system takes 1 KiB for each program
+        ]
+        if self.tensor_columns:
+            allowed.append(TENSOR_COLUMNS // self.tensor_columns)
+        return min(allowed)
+
+
+def breaches(found: Resources) -> Iterator[str]:
+    """The limits that a kernel breaks, a line each."""
+    if found.error:
+        yield f"{found.name}: does not compile: {found.error}"
+        return
+    if found.stack > 0:
+        yield f"{found.name}: expected no spills, found {found.stack} bytes of stack"
+    if found.registers > MOST_REGISTERS:
+        yield f"{found.name}: expected at most {MOST_REGISTERS} registers, found {found.registers}"
+    most = CARDS[found.target].program_kib
+    if found.shared > most * KIB:
+        yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
+    by_warpgroup = found.target == 90 and found.type in ("bf16", "fp16") and found.rows >= WARPGROUP_ROWS
+    if by_warpgroup and found.product != "HGMMA":
+        yield f"{found.name}: expected HGMMA, as a tile has {found.rows} rows, found {found.product or 'none'}"
+
+
+def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[Resources]:
+    """All cases for some targets, in their order, compiled by a process a core.
+
+    Args:
+        kernel: only those whose name begins so.
+
+    Raises:
+        FlashElmoError: none has such a name.
+    """
+    jobs = [
+        (index, target)
+        for index, case in enumerate(_cases())
+        for target in case.targets
+        if target in targets and case.kernel.startswith(kernel)
+    ]
+    if not jobs:
+        names = ", ".join(dict.fromkeys(case.kernel for case in _cases()))
+        raise FlashElmoError(f"--kernel: expected the beginning of one of {names}; found {kernel!r}")
+    measured: list[tuple[Resources, bytes]] = []
+    workers = min(len(jobs), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, console.status("") as status:
+        for each in pool.map(_measure_job, jobs):
+            measured.append(each)
+            status.update(f"{len(measured)} of {len(jobs)}: {each[0].name}")
+    found = [resources for resources, _ in measured]
+    for target in targets:
+        compiled = [k for k, (resources, code) in enumerate(measured) if resources.target == target and code]
+        counted = count_instructions([measured[k][1] for k in compiled], target) if compiled else []
+        for k, counts in zip(compiled, counted, strict=True):
+            found[k] = replace(found[k], product=fastest_product(counts), instructions=counts.total())
+    return found
+
+
+_cases = cache(cases)
+
+
+def _measure_job(job: tuple[int, int]) -> tuple[Resources, bytes]:
+    index, target = job
+    return measure(_cases()[index], target)
+
+
+def measure(case: Case, target: int) -> tuple[Resources, bytes]:
+    """Compile a case for one target: all figures but the instructions', and the code that these are counted in."""
+    launch = case.build()
+    tiles = [value for value in launch.arguments.values() if isinstance(value, Tile)]
+    resources = Resources(
+        kernel=case.kernel,
+        type=case.type,
+        size=case.size,
+        entries=case.entries,
+        tiles=tuple(map(tile_label, tiles)),
+        rows=max(tile.rows for tile in tiles),
+        warps=launch.options["num_warps"],
+        target=target,
+    )
+    try:
+        compiled = compile_launch(launch, target)
+    except Exception as error:  # whatever Triton raises: the others are still to be compiled
+        reason = (str(error).strip().splitlines() or [""])[-1]
+        return replace(resources, error=f"{type(error).__name__}: {reason}"), b""
+    cubin, metadata = compiled.asm["cubin"], compiled.metadata
+    numbers = usage(cubin)
+    resources = replace(
+        resources,
+        registers=numbers["REG"],
+        stack=numbers["STACK"],
+        shared=metadata.shared,
+        tensor_columns=metadata.tmem_size or 0,
+    )
+    return resources, machine_code(cubin)
+
+
+def tile_label(tile: Tile) -> str:
+    """As "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits."""
+    splits = f" /{tile.splits}" if tile.splits > 1 else ""
+    return f"{tile.rows}x{tile.columns}x{tile.k} {tile.warps}w {tile.stages}s{splits}"
+
+
+def print_table(console: Console, found: Sequence[Resources]) -> None:
+    """A line for each compiled kernel."""
+    table = Table(title=f"GPU kernels, compiled by Triton {triton.__version__}", title_justify="left")
+    for heading in ("kernel", "type", "size", "tile", "target"):
+        table.add_column(heading)
+    for heading in ("registers", "spills B", "shared KiB", "product", "instructions", "programs"):
+        table.add_column(heading, justify="right")
+    for each in found:
+        line = [each.kernel, each.type, each.size, "\n".join(each.tiles), f"sm_{each.target}"]
+        if not each.error:
+            line += [str(each.registers), str(each.stack), f"{each.shared / KIB:.1f}", each.product]
+            line += [f"{each.instructions:,}", str(each.programs)]
+        table.add_row(*line)
+    console.print(table)
+
+
+def write(path: Path, found: Sequence[Resources]) -> None:
+    """Write as JSON, one kernel a line."""
+    lines = [json.dumps(asdict(each) | {"programs": each.programs}) for each in found]
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print the table and what breaks a limit; the exit status."""
+    parser = argparse.ArgumentParser(prog="kernel_resources", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--target", type=int, choices=TARGETS, help="default: all")
+    parser.add_argument("--kernel", default="", help="only those whose name begins so")
+    given = parser.parse_args(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    try:
+        if triton.knobs.runtime.interpret:
+            raise FlashElmoError("TRITON_INTERPRET: expected it unset, as the interpreter compiles nothing")
+        found = measure_all([given.target] if given.target else TARGETS, given.kernel, console)
+        print_table(console, found)
+        if given.json is not None:
+            write(given.json, found)
+    except (FlashElmoError, OSError) as error:
+        print(f"kernel_resources: {error}", file=sys.stderr)
+        return 1
+    lines = [line for each in found for line in breaches(each)]
+    for line in lines:
+        print(line, file=sys.stderr)
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
