@@ -5,6 +5,8 @@ speed.py        bulk text and single sentences
 cost.py         memory, load time, and where the time goes
 accuracy.py     how far each precision lies from the exact vectors
 roofline.py     the machine's matrix peak and bandwidths
+gpu_kernels.py  every GPU kernel on this machine's card: `python -m benchmarks.gpu_kernels --out DIR`
+kernel_model.py the time that each of them should take: `python -m benchmarks.kernel_model --card H200`
 report.py       README's table and plot from results/*.json
 test_*.py       pytest-benchmark suites of the parts: `pytest benchmarks`
 """

@@ -23,8 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.schedule import Boundaries, build_schedule
-from flashelmo.engine.text import Window
 
 Sentences = list[list[str]]
 Int64 = npt.NDArray[np.int64]
@@ -107,6 +105,9 @@ def write_sentences(path: Path, sentences: Sentences) -> Path:
 
 def statistics(sentences: Sentences) -> dict[str, float]:
     """The numbers of this module's docstring."""
+    from flashelmo.engine.schedule import Boundaries, build_schedule
+    from flashelmo.engine.text import Window  # generating text needs no Arrow
+
     window = Window.from_sentences(sentences)
     lengths = np.diff(window.offsets)
     n_words, n_tokens = len(window.words), int(lengths.sum())
