@@ -68,7 +68,7 @@ BF16 = NumberType("bf16", "half", torch.bfloat16)
 FP16 = NumberType("fp16", "half", torch.float16)
 FP32 = NumberType("fp32", "ieee", torch.float32)
 TF32 = NumberType("tf32", "tf32", torch.float32, "tf32")
-INT8 = NumberType("int8", "half", torch.bfloat16)
+INT8 = NumberType("int8", "int8", torch.bfloat16)
 EXACT = (BF16, FP16, FP32, TF32)
 
 TARGETS = (80, 90, 100, 120)

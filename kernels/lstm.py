@@ -247,7 +247,7 @@ def step_launches(
         raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
     shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depth)
     rows = nodes.rows(depth)
-    gates = choose_tile("gates", weights.dtype, precision, rows)
+    gates = choose_tile("gates", weights.dtype, precision, rows, int8=weights.is_int8)
     projection = choose_projection("projection", weights, tensors, precision, rows)
     shared = {
         "weights": weights,
@@ -284,7 +284,7 @@ def choose_projection(
         ValueError: the tensors of shared sums are too small.
     """
     D, C, P = weights.projection.shape
-    tile = choose_tile(operation, weights.dtype, precision, rows)
+    tile = choose_tile(operation, weights.dtype, precision, rows, int8=weights.is_int8)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
     check("partial", tensors.partial, [None], [torch.float32])
@@ -330,6 +330,6 @@ def check_tensors(
             raise ValueError(
                 f"x_gates: expected at least {rows} rows, those of the slab, found {tensors.x_gates.shape[1]}"
             )
-    elif weights.recurrent_scale is not None:
+    elif weights.is_int8:
         raise ValueError("x_gates: expected the input's part computed beforehand, as 8-bit weights need, found none")
     return Shape(D, P, C)

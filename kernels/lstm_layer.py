@@ -154,7 +154,7 @@ def slabs(weights: LstmWeights, nodes: Nodes, *, persistent: bool) -> Iterator[S
 def _kind(rows: int, persistent: bool, weights: LstmWeights) -> Kind:
     if persistent and rows <= PERSISTENT_ROWS:
         return "persistent"
-    if weights.recurrent_scale is not None or is_hoisted(rows, weights.projection.shape[2], weights.dtype):
+    if weights.is_int8 or is_hoisted(rows, weights.projection.shape[2], weights.dtype):
         return "hoisted"
     return "fused"
 

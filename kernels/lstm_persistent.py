@@ -141,7 +141,7 @@ def persistent_launch(
     shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, last_depth)
     check("arrivals of the barrier", barrier.arrivals, [1], [torch.int64])
     rows = max(nodes.rows(depth) for depth in range(first_depth, last_depth + 1))
-    gates = choose_tile("persistent gates", weights.dtype, precision, rows)
+    gates = choose_tile("persistent gates", weights.dtype, precision, rows, int8=weights.is_int8)
     projection = choose_projection("persistent projection", weights, tensors, precision, rows)
     arguments = {
         "weights": weights,

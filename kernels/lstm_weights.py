@@ -38,6 +38,11 @@ class LstmWeights(NamedTuple):
     projection_clip: float
 
     @property
+    def is_int8(self) -> bool:
+        """Whether the weights that recur have 8 bits."""
+        return self.recurrent_scale is not None
+
+    @property
     def dtype(self) -> torch.dtype:
         """The compute type."""
         return self.input.dtype

@@ -39,7 +39,8 @@ class Tile(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "tf32", "ieee".
+# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "int8" (8-bit weights,
+# other values of any type), "tf32", "ieee".
 TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("gates", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
@@ -47,6 +48,7 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (64, Tile(64, 32, 64, 4, 4)),  # 160 registers: two programs a multiprocessor
         (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill with 8 warps
     ),
+    ("gates", "int8"): ((16, Tile(16, 32, 128, 4, 3)), (ANY, Tile(32, 32, 64, 4, 4))),  # for few rows: more would spill
     ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
     ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # bound by FFMA, not by memory
     # Few columns: where rows are few too, programs share a sum over the cells, so that all multiprocessors have work.
@@ -59,10 +61,20 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (1024, Tile(128, 128, 64, 8, 3, splits=2)),
         (ANY, Tile(128, 128, 64, 8, 3)),
     ),
+    ("projection", "int8"): (
+        (16, Tile(16, 32, 128, 4, 4, splits=8)),
+        (64, Tile(32, 64, 128, 4, 3, splits=8)),
+        (ANY, Tile(64, 64, 64, 4, 4)),
+    ),
     ("projection", "tf32"): ((64, Tile(32, 32, 64, 4, 4, splits=8)), (ANY, Tile(64, 64, 32, 4, 4))),
     # A program a multiprocessor, so larger blocks; both halves of a step share warps and stages.
     ("persistent gates", "half"): ((16, Tile(16, 64, 64, 8, 3)), (ANY, Tile(32, 64, 32, 8, 4))),
     ("persistent projection", "half"): (
+        (16, Tile(16, 32, 128, 8, 3, splits=4)),
+        (ANY, Tile(32, 32, 64, 8, 4, splits=4)),
+    ),
+    ("persistent gates", "int8"): ((16, Tile(16, 64, 64, 8, 3)), (ANY, Tile(32, 64, 32, 8, 4))),
+    ("persistent projection", "int8"): (
         (16, Tile(16, 32, 128, 8, 3, splits=4)),
         (ANY, Tile(32, 32, 64, 8, 4, splits=4)),
     ),
@@ -121,9 +133,9 @@ HOISTED_BYTES = 256 << 20
 PERSISTENT_ROWS = 32
 
 
-def choose_tile(operation: str, dtype: torch.dtype, precision: Precision, rows: int) -> Tile:
-    """The tile for so many rows of this type."""
-    kind = precision if dtype == torch.float32 else "half"
+def choose_tile(operation: str, dtype: torch.dtype, precision: Precision, rows: int, *, int8: bool = False) -> Tile:
+    """The tile for so many rows of this type, multiplied by weights of the same or of 8 bits."""
+    kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
     return next(tile for most, tile in TILES[operation, kind] if rows <= most)
 
 
