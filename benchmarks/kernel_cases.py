@@ -24,7 +24,7 @@ from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
-from flashelmo.kernels.tuning import ANY, TILES
+from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, Tile
 
 MANY = 4096  # rows, where a tile is for any number
 LAYERS = 3
@@ -131,6 +131,9 @@ def cases() -> list[Case]:
         *each_entry(gates_by_word, [BF16], FEW_TARGETS),
         *each_entry(gates_hoisted, [BF16, FP32, TF32], FEW_TARGETS),
         *each_entry(gates_hoisted, [INT8]),
+        *hopper_entry(gates),
+        *hopper_entry(gates_by_word),
+        *hopper_entry(gates_hoisted),
         *each_size(gates),
         *each_entry(projection, [*EXACT, INT8]),
         *each_entry(projection_alone, [BF16], FEW_TARGETS),
@@ -141,10 +144,13 @@ def cases() -> list[Case]:
         *each_size(characters),
         *each_entry(wide_characters, EXACT, size=MANYLANGS),
         *each_entry(character_projection, EXACT),
+        *hopper_entry(character_projection),
         *each_size(character_projection),
         *each_entry(lstm_input, [BF16], FEW_TARGETS),
+        *hopper_entry(lstm_input),
         *each_size(lstm_input),
         *each_entry(highway, EXACT),
+        *hopper_entry(highway),
         *each_size(highway),
         *each_entry(tokens, [BF16]),
         *each_entry(tokens, [FP16, FP32], FEW_TARGETS),
@@ -179,6 +185,21 @@ def each_size(kernel: Kernel) -> Iterator[Case]:
             yield _case(kernel, size, BF16, rows, entries, FEW_TARGETS)
 
 
+def hopper_entry(kernel: Kernel) -> Iterator[Case]:
+    """The cases of an entry of HOPPER_TILES."""
+    for number_type in (BF16, FP16):
+        least, tile = HOPPER_TILES[kernel.operations[0], number_type.kind]
+        build = partial(with_tile, partial(kernel.build, ORIGINAL, number_type, least), tile)
+        entry = hopper_entry_name(kernel.operations[0], number_type.kind)
+        yield Case(kernel.name, number_type.label, described(ORIGINAL, kernel.letters), (entry,), (90,), build)
+
+
+def with_tile(build: Callable[[], Launch], tile: Tile) -> Launch:
+    """A launch as it would be compiled with this tile."""
+    launch = build()
+    return launch._replace(arguments={**launch.arguments, "TILE": tile}, options=tile.options)
+
+
 def _case(
     kernel: Kernel,
     size: Size,
@@ -205,6 +226,11 @@ def rows_and_entries(operations: Sequence[str], kind: str) -> list[tuple[int, tu
 def entry_name(operation: str, kind: str, most: int) -> str:
     """Of an entry of TILES, which is for up to so many rows."""
     return f"{operation}/{kind}/{'any' if most == ANY else most}"
+
+
+def hopper_entry_name(operation: str, kind: str) -> str:
+    """Of an entry of HOPPER_TILES, which is from so many rows on."""
+    return f"{operation}/{kind}/sm_90 from {HOPPER_TILES[operation, kind][0]}"
 
 
 def described(size: Size, letters: str) -> str:

@@ -77,6 +77,7 @@ class Resources:
         shared: bytes of shared memory.
         tensor_columns: of tensor memory.
         product: the fastest instruction that multiplies, of `kernel_compile.PRODUCTS`; "" if none.
+        acquires: instructions after which what other programs have written is read from memory, not from a cache.
         instructions: how many there are.
         error: why it does not compile; there are no figures then.
     """
@@ -94,6 +95,7 @@ class Resources:
     shared: int = 0
     tensor_columns: int = 0
     product: str = ""
+    acquires: int = 0
     instructions: int = 0
     error: str = ""
 
@@ -164,7 +166,8 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
         compiled = [k for k, (resources, code) in enumerate(measured) if resources.target == target and code]
         counted = count_instructions([measured[k][1] for k in compiled], target) if compiled else []
         for k, counts in zip(compiled, counted, strict=True):
-            found[k] = replace(found[k], product=fastest_product(counts), instructions=counts.total())
+            product, acquires = fastest_product(counts), counts["CCTL"]
+            found[k] = replace(found[k], product=product, acquires=acquires, instructions=counts.total())
     return found
 
 

@@ -112,7 +112,7 @@ def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision
     check("out", out, [n, F], [dtype])
     if out.data_ptr() == x.data_ptr() != 0:
         raise ValueError("out: expected memory of its own, found x's")
-    tile = choose_tile("highway", dtype, precision, n)
+    tile = choose_tile("highway", dtype, precision, n, device=x.device)
     arguments = {
         "x_ptr": x,
         "weights": weights,

@@ -68,7 +68,7 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, preci
     check("weight", weight[0] if D else weight, [K, F], [x.dtype])
     check("bias", bias, [*D, F], [torch.float32])
     check("out", out, [*D, n, F], sorted({x.dtype, torch.float32}, key=str))
-    tile = choose_tile("linear", x.dtype, precision, n)
+    tile = choose_tile("linear", x.dtype, precision, n, device=x.device)
     arguments = {
         "x_ptr": x,
         "weight_ptr": weight,

@@ -247,7 +247,7 @@ def step_launches(
         raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
     shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depth)
     rows = nodes.rows(depth)
-    gates = choose_tile("gates", weights.dtype, precision, rows, int8=weights.is_int8)
+    gates = choose_tile("gates", weights.dtype, precision, rows, device=tensors.hidden.device, int8=weights.is_int8)
     projection = choose_projection("projection", weights, tensors, precision, rows)
     shared = {
         "weights": weights,

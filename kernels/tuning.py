@@ -1,7 +1,7 @@
 """Tiles: how much of the result one program computes, by operation, number type and rows.
 
-All fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too), so that there is one table;
-on sm_90, with 227 KiB, two programs then share a multiprocessor, and one's epilogue runs beside the other's product.
+All of `TILES` fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too); on sm_90 two
+programs then share a multiprocessor if their registers allow it, and one's epilogue runs beside the other's product.
 `python -m benchmarks.kernel_resources` prints what each entry costs.
 """
 
@@ -122,6 +122,14 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("wide characters", "ieee"): ((64, Tile(32, 32, 32, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
 }
 
+# What sm_90, with 227 KiB, has instead, from so many rows on: a third less traffic of the L2 cache, for which products
+# wait, is worth more than a second program a multiprocessor. (On sm_100 16 warps spill and do without tcgen05.)
+HOPPER_TILES: dict[tuple[str, str], tuple[int, Tile]] = {
+    ("gates", "half"): (256, Tile(128, 64, 64, 16, 3)),
+    ("linear", "half"): (2048, Tile(128, 256, 64, 8, 3)),
+    ("highway", "half"): (1024, Tile(128, 128, 64, 8, 3)),
+}
+
 # So many blocks of rows pass over a block of columns one after the other, while both are in the L2 cache.
 ROW_GROUP = 8
 
@@ -133,10 +141,30 @@ HOISTED_BYTES = 256 << 20
 PERSISTENT_ROWS = 32
 
 
-def choose_tile(operation: str, dtype: torch.dtype, precision: Precision, rows: int, *, int8: bool = False) -> Tile:
-    """The tile for so many rows of this type, multiplied by weights of the same or of 8 bits."""
+def choose_tile(
+    operation: str,
+    dtype: torch.dtype,
+    precision: Precision,
+    rows: int,
+    *,
+    device: torch.device | None = None,
+    int8: bool = False,
+) -> Tile:
+    """The tile for so many rows of this type.
+
+    Args:
+        device: where it runs; a tile that fits every card where absent.
+        int8: the weights have 8 bits.
+    """
     kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
+    least, hopper_tile = HOPPER_TILES.get((operation, kind), (ANY, None))
+    if hopper_tile is not None and rows >= least and device is not None and _is_hopper(device):
+        return hopper_tile
     return next(tile for most, tile in TILES[operation, kind] if rows <= most)
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def is_hoisted(rows: int, projection_size: int, dtype: torch.dtype) -> bool:

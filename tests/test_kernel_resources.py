@@ -15,12 +15,24 @@ import pytest
 pytest.importorskip("triton")
 
 from flashelmo.benchmarks import kernel_resources
-from flashelmo.benchmarks.kernel_cases import OTHER_SIZES, TARGETS, cases, described, entry_name
+from flashelmo.benchmarks.kernel_cases import (
+    OTHER_SIZES,
+    TARGETS,
+    cases,
+    described,
+    entry_name,
+    hopper_entry_name,
+)
 from flashelmo.benchmarks.kernel_compile import fastest_product, machine_code, parse_usage, split_instructions
 from flashelmo.benchmarks.kernel_resources import KIB, Resources, breaches, main, tile_label
-from flashelmo.kernels.tuning import TILES
+from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
-FULL_TYPES = {"half": {"bf16"}, "tf32": {"tf32"}, "ieee": {"fp32"}}  # by kind of product, compiled for every target
+FULL_TYPES = {
+    "half": {"bf16"},
+    "int8": {"int8"},
+    "tf32": {"tf32"},
+    "ieee": {"fp32"},
+}  # by kind of product, compiled for every target
 
 
 class Run(NamedTuple):
@@ -93,21 +105,19 @@ def test_every_entry_of_the_table_is_compiled(run: Run, target: int) -> None:
             for number_type in FULL_TYPES[kind]:
                 assert (entry_name(operation, kind, most), number_type, tile_label(tile)) in compiled
     named = {entry_name(operation, kind, most) for (operation, kind), table in TILES.items() for most, _ in table}
+    if target == 90:
+        for (operation, kind), (_, tile) in HOPPER_TILES.items():
+            named.add(hopper_entry_name(operation, kind))
+            for number_type in ("bf16", "fp16"):
+                assert (hopper_entry_name(operation, kind), number_type, tile_label(tile)) in compiled
     assert {entry for entry, _, _ in compiled} <= named
 
 
 def test_half_types_and_8_bit_weights_have_every_entry_too(run: Run) -> None:
-    for number_type, operations in {
-        "fp16": {operation for operation, _ in TILES},
-        "int8": {"gates", "projection", "persistent gates", "persistent projection"},
-    }.items():
+    for number_type, kind in (("fp16", "half"), ("int8", "int8")):
         found = {entry for each in run.found if (each.type, each.target) == (number_type, 90) for entry in each.entries}
-        expected = {
-            entry_name(*key, most)
-            for key in TILES
-            if key[1] == "half" and key[0] in operations
-            for most, _ in TILES[key]
-        }
+        expected = {entry_name(*key, most) for key in TILES if key[1] == kind for most, _ in TILES[key]}
+        expected |= {hopper_entry_name(*key) for key in HOPPER_TILES if key[1] == kind}
         assert found == expected
 
 
@@ -125,6 +135,14 @@ def test_large_tiles_multiply_by_warp_group(run: Run) -> None:
     products = {target: {each.product for each in run.found if each.target == target} for target in TARGETS}
     assert "UTCHMMA" in products[100]
     assert not products[80] & {"HGMMA", "UTCHMMA"} and not products[120] & {"HGMMA", "UTCHMMA"}
+
+
+def test_every_wait_for_others_ends_in_an_acquire(run: Run) -> None:
+    """Without it a program may go on with what a cache still holds; a compiler drops one whose result nobody uses."""
+    for each in run.found:
+        shares_sums = any("/" in tile for tile in each.tiles)
+        waits = 2 if each.kernel == "persistent" else 0
+        assert each.acquires == waits + shares_sums, each
 
 
 def test_the_table_has_a_line_for_each(run: Run) -> None:
