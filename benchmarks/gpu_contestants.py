@@ -1,10 +1,11 @@
 """What is timed on a GPU: our kernels through their launchers, and what else can do the same work.
 
-    cuBLAS          the products alone, without gather, gates, cell, clip or bias: torch.bmm and torch.matmul
+    cuBLAS          the products alone, without gather, gates, cell, clip or bias: torch.bmm and torch.mm
     torch.compile   the reference's step, both directions, without gather
 
 All work on random tensors of a model's sizes. An LSTM is timed as a chain of steps over a forest of equal depths with
-random parents, as long as the slabs that the layer's input is multiplied for.
+random parents, as long as the slabs that the layer's input is multiplied for. Hoisted and persistent steps leave that
+product out; it is timed by itself, as "input".
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flashelmo.benchmarks import kernel_model as model
 from flashelmo.benchmarks.gpu_checks import (
     DTYPES,
     PADDING,
+    SMALL_ROWS,
     Canonical,
     character_weights,
     group,
@@ -44,7 +46,6 @@ from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import is_hoisted
 
-SMALL_ROWS = 64  # persistent steps and 8-bit weights are for few rows
 OTHER_KINDS = ("fp16", "fp32", "tf32")
 D = model.D
 
@@ -101,9 +102,11 @@ def runner(launches: Sequence[Launch]) -> Callable[[], None]:
 def product(a: Tensor, b: Tensor, out: Tensor, kind: str) -> Callable[[], None]:
     """The library's product into `out`, in float32 or TF32 as the kind says."""
 
+    multiply = torch.bmm if a.ndim == 3 else torch.mm
+
     def run() -> None:
         torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
-        torch.matmul(a, b, out=out)
+        multiply(a, b, out=out)
         torch.set_float32_matmul_precision("highest")
 
     return run
@@ -116,7 +119,7 @@ def ceiling_groups(device: str, size: int, copy_bytes: int, kinds: Sequence[str]
     """Square products of each kind, and a copy whose buffers are far larger than any cache."""
     for kind in kinds:
         a, b = (torch.randn(size, size, device=device).to(DTYPES[kind]) for _ in range(2))
-        task = Task(f"torch.matmul {kind}", product(a, b, torch.empty_like(a), kind))
+        task = Task(f"torch.mm {kind}", product(a, b, torch.empty_like(a), kind))
         yield Group("ceiling", f"{size} x {size} x {size}", [Contestant(task, kind)])
     source = torch.randint(256, (copy_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -21,6 +21,7 @@ from flashelmo.benchmarks.kernel_model import card_named
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.initialize import preset_config
 from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.tuning import Tile, choose_tile
 
 CONFIG = replace(ODD, filters=((1, 2), (2, 3)), n_highway=2, activation="relu")
 SETTINGS = GpuSettings(
@@ -148,7 +149,7 @@ def test_every_time_has_its_model_roofline_and_peer(whole: Whole) -> None:
 
 def test_ceilings_are_measured_and_used(whole: Whole) -> None:
     results = whole[1]
-    peak = find(results, "ceiling", "16 x 16 x 16", "torch.matmul bf16")
+    peak = find(results, "ceiling", "16 x 16 x 16", "torch.mm bf16")
     assert peak.median is not None and peak.median == pytest.approx(2 * 16**3 / 21 / 1e6, rel=1e-4)
     copy = find(results, "ceiling", "1 MiB", "copy")
     assert copy.median == pytest.approx(2 * (1 << 20) / 11 / 1e3, rel=1e-4)
@@ -350,6 +351,29 @@ def test_which_ways_are_timed() -> None:
         ("tf32", "fused"),
     ]
     assert list(ways(config, 32, ["fp32"])) == [("fp32", "hoisted")]
+
+
+def test_every_tile_that_is_timed_is_checked() -> None:
+    sizes, settings = Sizes(), GpuSettings()
+
+    def tiles(operation: str, kind: str, rows: Sequence[int]) -> set[Tile]:
+        dtype, precision = gpu_checks.DTYPES[kind], gpu_checks.precision_of(kind)
+        return {choose_tile(operation, dtype, precision, n, int8=kind == "int8") for n in rows}
+
+    small = [n for n in sizes.steps if n <= 64]
+    at_small = [n for n in settings.rows if n <= 64]
+    for operation in ("gates", "projection"):
+        assert tiles(operation, "bf16", settings.rows) <= tiles(operation, "bf16", sizes.steps)
+        assert tiles(operation, "int8", at_small) <= tiles(operation, "int8", small)
+        for kind in ("fp16", "fp32", "tf32"):
+            assert tiles(operation, kind, settings.other_rows) <= tiles(operation, kind, (*sizes.few, *sizes.many))
+        for kind in ("bf16", "int8"):
+            operations = f"persistent {operation}"
+            assert tiles(operations, kind, at_small) <= tiles(operations, kind, (max(small), max(small[:2])))
+    for operation in ("highway", "characters", "linear"):
+        assert tiles(operation, "bf16", settings.words) <= tiles(operation, "bf16", sizes.rows)
+    for kind in settings.kinds:
+        assert tiles("linear", kind, [settings.input_nodes]) == tiles("linear", kind, sizes.rows[-1:])
 
 
 def test_chains_are_as_long_as_slabs() -> None:
