@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
     steps: tuple[int, ...] = (1, 9, 31, 63, 127, 255, 300, 700)
     few: tuple[int, ...] = (1, 31)
     many: tuple[int, ...] = (300,)
-    rows: tuple[int, ...] = (1, 63, 200, 1003)
+    rows: tuple[int, ...] = (1, 63, 200, 1003, 2051)
 
 
 class Canonical(NamedTuple):

@@ -20,8 +20,8 @@ from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Task, Timing
 from flashelmo.benchmarks.kernel_model import card_named
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.initialize import preset_config
+from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.tuning import Tile, choose_tile
 
 CONFIG = replace(ODD, filters=((1, 2), (2, 3)), n_highway=2, activation="relu")
 SETTINGS = GpuSettings(
@@ -353,12 +353,14 @@ def test_which_ways_are_timed() -> None:
     assert list(ways(config, 32, ["fp32"])) == [("fp32", "hoisted")]
 
 
-def test_every_tile_that_is_timed_is_checked() -> None:
-    sizes, settings = Sizes(), GpuSettings()
+@pytest.mark.parametrize("is_hopper", [False, True])
+def test_every_tile_that_is_timed_is_checked(monkeypatch: pytest.MonkeyPatch, is_hopper: bool) -> None:
+    monkeypatch.setattr(tuning, "_is_hopper", lambda device: is_hopper)
+    sizes, settings, device = Sizes(), GpuSettings(), torch.device("cpu")
 
-    def tiles(operation: str, kind: str, rows: Sequence[int]) -> set[Tile]:
+    def tiles(operation: str, kind: str, rows: Sequence[int]) -> set[tuning.Tile]:
         dtype, precision = gpu_checks.DTYPES[kind], gpu_checks.precision_of(kind)
-        return {choose_tile(operation, dtype, precision, n, int8=kind == "int8") for n in rows}
+        return {tuning.choose_tile(operation, dtype, precision, n, device=device, int8=kind == "int8") for n in rows}
 
     small = [n for n in sizes.steps if n <= 64]
     at_small = [n for n in settings.rows if n <= 64]
