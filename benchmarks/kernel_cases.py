@@ -133,7 +133,6 @@ def cases() -> list[Case]:
         *each_entry(gates_hoisted, [INT8]),
         *hopper_entry(gates),
         *hopper_entry(gates_by_word),
-        *hopper_entry(gates_hoisted),
         *each_size(gates),
         *each_entry(projection, [*EXACT, INT8]),
         *each_entry(projection_alone, [BF16], FEW_TARGETS),

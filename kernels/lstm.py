@@ -31,7 +31,7 @@ import triton.language as tl
 from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
-from flashelmo.kernels.product import clip, product, tanh, zeros
+from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
@@ -86,7 +86,7 @@ def depth_nodes(nodes, direction, depth, T):
 @triton.jit
 def gates_tile(
     weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
     """c and h of a block of rows and cells."""
     P: tl.constexpr = SHAPE.P
@@ -136,8 +136,9 @@ def gates_tile(
     i_and_g, f_and_o = tl.split(tl.reshape(acc, (TILE.rows, TILE.columns, 2, 2)))  # the last axis is split first
     i, g = tl.split(i_and_g)
     f, o = tl.split(f_and_o)
-    c = clip(tl.sigmoid(f) * c + tl.sigmoid(i) * tanh(g), weights.cell_clip)
-    h = tl.sigmoid(o) * tanh(c)
+    c = sigmoid(f, APPROXIMATE) * c + sigmoid(i, APPROXIMATE) * tanh(g, APPROXIMATE)
+    c = clip(c, weights.cell_clip)
+    h = sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
     o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
     tl.store(tensors.cell + depth % 2 * SHAPE.D * R * C + o_here, c, mask=m)
     tl.store(tensors.exposed + o_here, h.to(tensors.exposed.dtype.element_ty), mask=m)
@@ -195,7 +196,7 @@ def projection_tile(
 @triton.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
 def gates_kernel(
     weights, tensors, nodes, depth, slab_depth, N, M, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
     """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
     i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -203,7 +204,7 @@ def gates_kernel(
     if first + i_rows * TILE.rows < last:
         gates_tile(
             weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
-            SHAPE, TILE, PRECISION, KEEP,
+            SHAPE, TILE, PRECISION, KEEP, APPROXIMATE,
         )  # fmt: skip
 
 
@@ -247,7 +248,8 @@ def step_launches(
         raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
     shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depth)
     rows = nodes.rows(depth)
-    gates = choose_tile("gates", weights.dtype, precision, rows, device=tensors.hidden.device, int8=weights.is_int8)
+    device = tensors.hidden.device if tensors.x_gates is None else None
+    gates = choose_tile("gates", weights.dtype, precision, rows, device=device, int8=weights.is_int8)
     projection = choose_projection("projection", weights, tensors, precision, rows)
     shared = {
         "weights": weights,
@@ -261,11 +263,15 @@ def step_launches(
         "PRECISION": precision,
         "KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else "",
     }
-    slab = {"slab_depth": slab_depth, "M": 0 if tensors.x_gates is None else tensors.x_gates.shape[1]}
+    only_gates = {
+        "slab_depth": slab_depth,
+        "M": 0 if tensors.x_gates is None else tensors.x_gates.shape[1],
+        "APPROXIMATE": is_approximate(weights.dtype),
+    }
     blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
     columns = triton.cdiv(shape.P, projection.columns) * projection.splits
     return (
-        Launch(gates_kernel, blocks, shared | slab | {"TILE": gates}, gates.options),
+        Launch(gates_kernel, blocks, shared | only_gates | {"TILE": gates}, gates.options),
         Launch(
             projection_kernel,
             (triton.cdiv(rows, projection.rows), columns, shape.D),
@@ -273,6 +279,11 @@ def step_launches(
             projection.options,
         ),
     )
+
+
+def is_approximate(dtype: torch.dtype) -> bool:
+    """Whether activations are the card's approximate ones: where rounding to bf16 hides the difference."""
+    return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret
 
 
 def choose_projection(

@@ -25,6 +25,7 @@ from flashelmo.kernels.lstm import (
     choose_projection,
     depth_nodes,
     gates_tile,
+    is_approximate,
     projection_tile,
 )
 from flashelmo.kernels.lstm_weights import LstmWeights
@@ -81,6 +82,7 @@ def wait_for_all(barrier, polls_left):
 def persistent_kernel(
     weights, tensors, nodes, barrier, first_depth, n_depths, slab_depth, N, M, R, T,
     SHAPE: tl.constexpr, GATES: tl.constexpr, PROJECTION: tl.constexpr, PRECISION: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
     """Depths first_depth ... first_depth + n_depths - 1. Grid: any number of programs that run at once."""
     program, n_programs = tl.program_id(0), tl.num_programs(0)
@@ -95,7 +97,7 @@ def persistent_kernel(
             for i_rows in range(tl.cdiv(last - first, GATES.rows)):
                 gates_tile(
                     weights, tensors, nodes, depth, slab_depth, direction, i_rows, i % N_CELLS, N, M, R, T,
-                    SHAPE, GATES, PRECISION, "evict_last",
+                    SHAPE, GATES, PRECISION, "evict_last", APPROXIMATE,
                 )  # fmt: skip
         polls = wait_for_all(barrier, polls)
         for i in range(program, N_SHARES * SHAPE.D, n_programs):
@@ -159,6 +161,7 @@ def persistent_launch(
         "GATES": gates,
         "PROJECTION": projection,
         "PRECISION": precision,
+        "APPROXIMATE": is_approximate(weights.dtype),
     }
     options = gates.options | {"launch_cooperative_grid": True}
     return Launch(persistent_kernel, (programs or n_multiprocessors(tensors.hidden.device),), arguments, options)
