@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -115,16 +116,21 @@ def product(a: Tensor, b: Tensor, out: Tensor, kind: str) -> Callable[[], None]:
 # ------------------------------------------------------------------------------------------------------------ ceilings
 
 
-def ceiling_groups(device: str, size: int, copy_bytes: int, kinds: Sequence[str]) -> Iterator[Group]:
-    """Square products of each kind, and a copy whose buffers are far larger than any cache."""
+def ceiling_groups(device: str, size: int, copies: tuple[int, int], kinds: Sequence[str]) -> Iterator[Group]:
+    """Square products of each kind, a copy far larger than any cache, and one that the L2 cache holds.
+
+    Args:
+        copies: bytes of the two copies.
+    """
     for kind in kinds:
         a, b = (torch.randn(size, size, device=device).to(DTYPES[kind]) for _ in range(2))
         task = Task(f"torch.mm {kind}", product(a, b, torch.empty_like(a), kind))
         yield Group("ceiling", f"{size} x {size} x {size}", [Contestant(task, kind)])
-    source = torch.randint(256, (copy_bytes,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    task = Task("copy", lambda: target.copy_(source))
-    yield Group("ceiling", f"{copy_bytes >> 20} MiB", [Contestant(task, "bytes")])
+    for name, n_bytes, kind in zip(("copy", "copy in L2"), copies, ("bytes", "L2 bytes"), strict=True):
+        source = torch.randint(256, (n_bytes,), dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        task = Task(name, partial(target.copy_, source))
+        yield Group("ceiling", f"{n_bytes >> 20} MiB", [Contestant(task, kind)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- LSTM

@@ -75,7 +75,8 @@ class GpuSettings:
         kinds: of arithmetic.
         sizes, odd_sizes: that are checked, at the model's sizes and at `ODD` ones; None leaves the latter out.
         chain: length of the chains of steps.
-        peak_size, copy_bytes: of the products and the copy that measure ceilings.
+        peak_size, copy_bytes, l2_copy_bytes: of the products and the copies, of memory and of L2 cache, that measure
+            ceilings.
         rounds: samples of each time.
         seed: of random numbers.
         limit_seconds: what has not begun by then is left out.
@@ -94,6 +95,7 @@ class GpuSettings:
     chain: Chain = field(default_factory=Chain)
     peak_size: int = 8192
     copy_bytes: int = 2 << 30
+    l2_copy_bytes: int = 8 << 20
     rounds: int = 9
     seed: int = 0
     limit_seconds: float = 270.0
@@ -237,11 +239,13 @@ class Run:
         if self._deadline.left <= 0:
             self._keep([Row("ceiling", settings.model, "all", "TFLOP/s", note=self._deadline.over)])
             return
-        for group in ceiling_groups(self._device, settings.peak_size, settings.copy_bytes, settings.kinds):
+        copies = settings.copy_bytes, settings.l2_copy_bytes
+        for group in ceiling_groups(self._device, settings.peak_size, copies, settings.kinds):
             (each,) = group.contestants
             (timing,) = self._timer.time([each.task])
-            if each.kind == "bytes":
-                speeds, unit = [2 * settings.copy_bytes / us / 1e3 for us in timing.samples], "GB/s"
+            if each.kind in ("bytes", "L2 bytes"):
+                copied = settings.copy_bytes if each.kind == "bytes" else settings.l2_copy_bytes
+                speeds, unit = [2 * copied / us / 1e3 for us in timing.samples], "GB/s"
             else:
                 speeds, unit = [2 * settings.peak_size**3 / us / 1e6 for us in timing.samples], "TFLOP/s"
             row = Row("ceiling", settings.model, each.task.name, unit, group.detail, note=timing.note)
@@ -261,7 +265,9 @@ class Run:
             if each.cost is not None:
                 time, bound = each.cost.microseconds(self.card, each.kind)
                 name = gpu_report.MODEL + each.task.name
-                row = Row(group.section, self.settings.model, name, "µs", group.detail, note=f"bound by {bound}")
+                tiled, tiled_bound = each.cost.as_tiled(self.card, each.kind)
+                note = f"bound by {bound}; as tiled {tiled:.1f} µs, bound by {tiled_bound}"
+                row = Row(group.section, self.settings.model, name, "µs", group.detail, note=note)
                 rows.append(replace(row, median=float(f"{time:.4g}")))
         return rows
 
@@ -308,6 +314,8 @@ def _with_ceiling(card: Card, kind: str, speed: float | None) -> Card:
         return card
     if kind == "bytes":
         return kernel_model.measured(card, memory=1e9 * speed)
+    if kind == "L2 bytes":  # a copy's; products, which only read, may get more, but not less
+        return kernel_model.measured(card, l2=max(card.l2, 1e9 * speed))
     if kind == "fp16":  # as fast as bf16, whose peak counts
         return card
     return kernel_model.measured(card, **{"half" if kind == "bf16" else kind: 1e12 * speed})

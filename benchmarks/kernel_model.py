@@ -5,8 +5,10 @@
 
 Inputs and outputs come from and go to memory once. Weights, which every call reads again, are taken to stay in the L2
 cache where they fill at most half of it, and to be streamed from memory otherwise; an LSTM's states, written a step
-ago, are taken to be there still. The model knows nothing of tiles, of tails or of latency: it says what a perfect
-kernel would take, and a measurement far from it has a cause worth finding.
+ago, are taken to be there still. That is a perfect kernel's time; a measurement far from it has a cause worth finding.
+
+One cause the model knows: programs fetch what they multiply from the L2 cache block by block, a row again for every
+block of columns and a column for every block of rows. "As tiled" is the time with these bytes in place of each once.
 
 Letters: D directions (2), C cells, P projection, F filters, n rows of a step (in each direction), words or nodes.
 `python -m benchmarks.kernel_model` prints the table.
@@ -18,12 +20,13 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import PRESETS, preset_config
+from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, Tile
 
 D = 2
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -36,6 +39,8 @@ KEPT = 0.5  # of the L2 cache: what is read again and again and fills no more st
 # Kind of arithmetic -> bytes of a value, and of a recurrent weight. 8-bit weights are multiplied as 16-bit numbers.
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "int8": 2}
 WEIGHT_BYTES = VALUE_BYTES | {"int8": 1}
+TILE_KINDS = {"bf16": "half", "fp16": "half", "tf32": "tf32", "fp32": "ieee", "int8": "int8"}
+COLUMNS = {"gates": 4, "persistent gates": 4, "highway": 2}  # of the product, to one of a tile
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Card:
     multiprocessors: int
     launch: float
     barrier: float
+
+    @property
+    def is_hopper(self) -> bool:
+        """Whether it is one of sm_90."""
+        return self.name.startswith(("H100", "H200"))
 
     def peak(self, kind: str) -> float:
         """Operations a second of a kind of arithmetic: one of `VALUE_BYTES`."""
@@ -106,6 +116,7 @@ def measured(
     tf32: float | None = None,
     fp32: float | None = None,
     memory: float | None = None,
+    l2: float | None = None,
 ) -> Card:
     """The card with ceilings that were measured on it; None leaves the table's."""
     return replace(
@@ -114,6 +125,7 @@ def measured(
         tf32=tf32 or card.tf32,
         fp32=fp32 or card.fp32,
         memory=memory or card.memory,
+        l2=l2 or card.l2,
     )
 
 
@@ -122,6 +134,33 @@ class Prediction(NamedTuple):
 
     microseconds: float
     bound: str
+
+
+class Product(NamedTuple):
+    """A product that is computed in tiles: `matrices` times [rows, inputs] x [inputs, columns]."""
+
+    operation: str
+    kind: str
+    matrices: int
+    rows: int
+    columns: int
+    inputs: int
+
+    def fetched(self, card: Card) -> float:
+        """Bytes that the programs fetch from the L2 cache."""
+        tile = self.tile(card)
+        row_blocks = -(-self.rows // tile.rows)
+        column_blocks = -(-self.columns // (tile.columns * COLUMNS.get(self.operation, 1)))
+        rows, columns = column_blocks * self.rows * VALUE_BYTES[self.kind], self.columns * WEIGHT_BYTES[self.kind]
+        return self.matrices * self.inputs * (rows + row_blocks * columns)
+
+    def tile(self, card: Card) -> Tile:
+        """As `kernels.tuning` chooses it."""
+        key = self.operation, TILE_KINDS[self.kind]
+        least, hopper_tile = HOPPER_TILES.get(key, (ANY, None))
+        if hopper_tile is not None and card.is_hopper and self.rows >= least:
+            return hopper_tile
+        return next(tile for most, tile in TILES[key] if self.rows <= most)
 
 
 @dataclass(frozen=True)
@@ -134,6 +173,7 @@ class Cost:
         weights: bytes that every call reads again.
         states: bytes written or read that the next or the last step reads or wrote.
         launches, barriers: how many.
+        products: that are tiled, and not counted where costs are compared.
     """
 
     operations: float = 0
@@ -142,14 +182,16 @@ class Cost:
     states: float = 0
     launches: float = 0
     barriers: float = 0
+    products: tuple[Product, ...] = field(default=(), compare=False)
 
     def __add__(self, other: Cost) -> Cost:
         """Both, one after the other."""
-        return Cost(*(mine + theirs for mine, theirs in zip(self._values, other._values, strict=True)))
+        sums = (mine + theirs for mine, theirs in zip(self._values, other._values, strict=True))
+        return replace(Cost(*sums), products=self.products + other.products)
 
-    def __mul__(self, times: float) -> Cost:
+    def __mul__(self, times: int) -> Cost:
         """So many times."""
-        return Cost(*(times * value for value in self._values))
+        return replace(Cost(*(times * value for value in self._values)), products=times * self.products)
 
     @property
     def _values(self) -> tuple[float, ...]:
@@ -170,10 +212,17 @@ class Cost:
 
     def microseconds(self, card: Card, kind: str) -> Prediction:
         """The model's time."""
+        return self._prediction(card, kind, self.bytes)
+
+    def as_tiled(self, card: Card, kind: str) -> Prediction:
+        """The model's time with what the tiles fetch."""
+        return self._prediction(card, kind, max(self.bytes, sum(each.fetched(card) for each in self.products)))
+
+    def _prediction(self, card: Card, kind: str, l2_bytes: float) -> Prediction:
         work = {
             "matrix": 1e6 * self.operations / card.peak(kind),
             "memory": 1e6 * self.memory_bytes(card) / card.memory,
-            "L2": 1e6 * self.bytes / card.l2,
+            "L2": 1e6 * l2_bytes / card.l2,
         }
         waiting = self.launches * card.launch + self.barriers * card.barrier
         bound = max(work, key=lambda name: work[name])
@@ -194,6 +243,7 @@ def gates(config: ElmoConfig, rows: int, kind: str, way: str) -> Cost:
         weights=D * inputs * 4 * C * WEIGHT_BYTES[kind],
         states=D * rows * (P * width + C * (4 + 4 + width)),  # hidden; the cell before and after; exposed
         launches=1,
+        products=(Product("gates", kind, D, rows, 4 * C, inputs),),
     )
 
 
@@ -205,6 +255,7 @@ def projection(config: ElmoConfig, rows: int, kind: str) -> Cost:
         weights=D * C * P * WEIGHT_BYTES[kind],
         states=D * rows * (C + P) * width,
         launches=1,
+        products=(Product("projection", kind, D, rows, P, C),),
     )
 
 
@@ -222,6 +273,7 @@ def linear(matrices: int, rows: int, inputs: int, outputs: int, kind: str, outpu
         streamed=matrices * rows * (inputs * width + outputs * (output_bytes or width)),
         weights=matrices * (inputs * width + 4) * outputs,
         launches=1,
+        products=(Product("linear", kind, matrices, rows, outputs, inputs),),
     )
 
 
@@ -252,7 +304,8 @@ def characters(config: ElmoConfig, lengths: Sequence[int], kind: str) -> Cost:
 def highway(config: ElmoConfig, words: int, kind: str) -> Cost:
     """One highway layer: transform and gate."""
     F, width = config.n_filters, VALUE_BYTES[kind]
-    return replace(linear(1, words, F, 2 * F, kind), streamed=2 * words * F * width)
+    product = Product("highway", kind, 1, words, 2 * F, F)
+    return replace(linear(1, words, F, 2 * F, kind), streamed=2 * words * F * width, products=(product,))
 
 
 def final_projection(config: ElmoConfig, words: int, kind: str) -> Cost:
@@ -272,12 +325,13 @@ def token_layers(config: ElmoConfig, tokens: int, outputs: int, kind: str) -> Co
 
 
 def table(config: ElmoConfig, card: Card) -> list[list[str]]:
-    """Lines of the printed table: what, rows, kind, then microseconds and what bounds them."""
+    """Lines of the printed table: what, rows, kind, microseconds and what bounds them, and both as tiled."""
     lines = []
 
     def line(what: str, size: str, kind: str, cost: Cost) -> None:
-        predicted = cost.microseconds(card, kind)
-        lines.append([what, size, kind, f"{predicted.microseconds:,.1f}", predicted.bound])
+        predicted, tiled = cost.microseconds(card, kind), cost.as_tiled(card, kind)
+        times = [f"{each.microseconds:,.1f}" for each in (predicted, tiled)]
+        lines.append([what, size, kind, times[0], predicted.bound, times[1], tiled.bound])
 
     for rows in ROWS:
         size = f"{rows} rows"
@@ -314,8 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{given.model} model on {card.name}: {card.half / 1e12:.0f} TFLOP/s in 16 bits, {card.tf32 / 1e12:.0f} in "
         f"TF32, {card.fp32 / 1e12:.1f} in float32, {card.memory / 1e12:.2f} TB/s; model, not measured"
     )
-    for what, size, kind, time, bound in table(preset_config(given.model), card):
-        print(f"{what:24}{size:>14}{kind:>6}{time:>10} µs  {bound}")
+    for what, size, kind, time, bound, tiled, tiled_bound in table(preset_config(given.model), card):
+        print(f"{what:24}{size:>14}{kind:>6}{time:>10} µs  {bound:8}as tiled{tiled:>10} µs  {tiled_bound}")
     return 0
 
 

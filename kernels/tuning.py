@@ -54,8 +54,9 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     # Few columns: where rows are few too, programs share a sum over the cells, so that all multiprocessors have work.
     ("projection", "half"): (
         (16, Tile(16, 32, 128, 4, 4, splits=8)),
-        (64, Tile(32, 64, 128, 4, 3, splits=8)),
-        (128, Tile(64, 64, 64, 4, 4, splits=4)),
+        (32, Tile(32, 64, 128, 4, 3, splits=8)),
+        (64, Tile(64, 64, 64, 4, 4, splits=8)),
+        (128, Tile(128, 64, 64, 8, 3, splits=8)),
         (256, Tile(128, 128, 64, 8, 3, splits=8)),  # as large as can be: what is read from the L2 cache bounds it
         (512, Tile(128, 128, 64, 8, 3, splits=4)),
         (1024, Tile(128, 128, 64, 8, 3, splits=2)),

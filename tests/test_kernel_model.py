@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from flashelmo.benchmarks import kernel_model as model
-from flashelmo.benchmarks.kernel_model import Card, Cost, Prediction, card_named, measured
+from flashelmo.benchmarks.kernel_model import Card, Cost, Prediction, Product, card_named, measured
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import preset_config
@@ -51,6 +51,28 @@ def test_weights_and_operations_of_the_original_model() -> None:
     all_positions = model.characters(ORIGINAL, [50], "bf16").operations
     assert all_positions == pytest.approx(17.6e6, rel=0.02)  # 50 positions
     assert model.characters(ORIGINAL, [8], "bf16").operations < all_positions / 4
+
+
+def test_tiles_fetch_rows_and_columns_again_and_again() -> None:
+    product = Product("linear", "bf16", 2, 1000, 700, 30)
+    tile = product.tile(PLAIN)
+    assert (tile.rows, tile.columns) == (128, 128)  # 8 blocks of rows, 6 of columns
+    assert product.fetched(PLAIN) == 2 * 30 * (6 * 1000 + 8 * 700) * 2
+    gates = Product("gates", "int8", 1, 16, 256, 10)  # 32 cells a tile, 128 columns
+    assert gates.fetched(PLAIN) == 10 * (2 * 16 * 2 + 256)
+    hopper = replace(PLAIN, name="H200")
+    assert product.tile(hopper) == tile  # from 2,048 rows on
+    assert product._replace(rows=2048).tile(hopper).columns == 256
+    assert product._replace(rows=2048).tile(PLAIN) == tile
+
+
+@pytest.mark.parametrize("rows", model.ROWS)
+def test_as_tiled_takes_no_less(rows: int) -> None:
+    cost = model.step(ORIGINAL, rows, "bf16", "fused")
+    assert cost.as_tiled(H200, "bf16").microseconds >= cost.microseconds(H200, "bf16").microseconds
+    assert [each.operation for each in cost.products] == ["gates", "projection"]
+    fetched = sum(each.fetched(H200) for each in cost.products)
+    assert fetched >= cost.weights
 
 
 def test_costs_small_enough_to_count() -> None:
