@@ -186,16 +186,19 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Both, one after the other."""
-        sums = (mine + theirs for mine, theirs in zip(self._values, other._values, strict=True))
-        return replace(Cost(*sums), products=self.products + other.products)
+        return Cost(
+            operations=self.operations + other.operations,
+            streamed=self.streamed + other.streamed,
+            weights=self.weights + other.weights,
+            states=self.states + other.states,
+            launches=self.launches + other.launches,
+            barriers=self.barriers + other.barriers,
+            products=self.products + other.products,
+        )
 
     def __mul__(self, times: int) -> Cost:
         """So many times."""
-        return replace(Cost(*(times * value for value in self._values)), products=times * self.products)
-
-    @property
-    def _values(self) -> tuple[float, ...]:
-        return (self.operations, self.streamed, self.weights, self.states, self.launches, self.barriers)
+        return sum([self] * times, Cost())
 
     @property
     def bytes(self) -> float:
