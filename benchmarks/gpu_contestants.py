@@ -164,18 +164,22 @@ class Layer:
         x_gates = self.random(D, T * rows, 4 * self.config.cell_size)
         for kind, way in ways(self.config, rows, kinds):
             for section, contestant in self._contestants(kind, way, rows, nodes, x_gates):
-                sections[section].append(contestant)
+                if all(contestant.task.name != other.task.name for other in sections[section]):
+                    sections[section].append(contestant)  # the projection is the same in every way
         for section, contestants in sections.items():
             yield Group(section, f"{rows} rows", contestants)
 
+    def ours(self, rows: int, kind: str) -> dict[str, Contestant]:
+        """Gates, projection and step by our kernels, in the way that is in use at so many rows."""
+        way = "hoisted" if is_hoisted(rows, self.config.projection_size, DTYPES[kind]) else "fused"
+        T = self._chain.depths(rows)
+        x_gates = self.random(D, T * rows, 4 * self.config.cell_size)
+        found = self._contestants(kind, way, rows, self._nodes(rows, T), x_gates)
+        return {section: contestant for section, contestant in found if contestant.cost is not None}
+
     def compiled(self, rows: int) -> Group:
         """The step as the table would run it, and torch.compile of the reference's."""
-        config = self.config
-        way = "hoisted" if is_hoisted(rows, config.projection_size, DTYPES["bf16"]) else "fused"
-        x_gates = self.random(D, self._chain.depths(rows) * rows, 4 * config.cell_size)
-        nodes = self._nodes(rows, self._chain.depths(rows))
-        found = self._contestants("bf16", way, rows, nodes, x_gates)
-        ours = next(contestant for section, contestant in found if section == "step")
+        config, ours = self.config, self.ours(rows, "bf16")["step"]
         weights = Canonical(*(weight.to(self.device, DTYPES["bf16"]) for weight in self._canonical))
         x = self.random(D, rows, config.projection_size, kind="bf16")
         hidden = self.random(D, rows, config.projection_size, kind="bf16")
@@ -224,9 +228,7 @@ class Layer:
         }
         for section, launches in (("gates", gates), ("projection", projections), ("step", both)):
             name = f"{way} {kind}"
-            if section == "projection":  # the same in both ways
-                if (kind, way) == ("bf16", "hoisted"):
-                    continue
+            if section == "projection":
                 name = kind
             peer = peers.get(section)
             task = Task(name, runner(launches), T)
