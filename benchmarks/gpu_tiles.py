@@ -2,8 +2,8 @@
 
 Every candidate is put into the kernels' table alone, launched through the public launcher, and timed in turn with the
 others of its operation and size. The fastest go by hand into `kernels/tuning.py`, each with its reason, and
-`benchmarks.kernel_resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json, best
-first. A candidate that does not fit the card is a line that says so.
+`benchmarks.kernel_resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json,
+best first. A candidate that does not fit the card is a line that says so.
 """
 
 from __future__ import annotations
