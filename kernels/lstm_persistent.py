@@ -65,13 +65,12 @@ def wait_for_all(barrier, polls_left):
     """
     tl.debug_barrier()  # what this program's threads have written goes before its arrival
     n_programs = tl.num_programs(0).to(tl.int64)
-    ticket = tl.atomic_add(barrier.arrivals, 1, sem="release")
+    ticket = tl.atomic_add(barrier.arrivals, 1, sem="acq_rel")  # the last to come does not look again
     target = (ticket // n_programs + 1) * n_programs
     arrived = ticket + 1
     while (arrived < target) & (polls_left > 0):
-        arrived = tl.load(barrier.arrivals, volatile=True)
+        arrived = tl.atomic_add(barrier.arrivals, 0, sem="acquire")  # a load, by one thread for all
         polls_left -= 1
-    arrived = tl.atomic_add(barrier.arrivals, 0, sem="acquire")  # what the others have written is seen from here on
     if arrived < target:
         tl.store(barrier.timed_out, 1)
     tl.debug_barrier()
@@ -145,16 +144,17 @@ def persistent_launch(
     rows = max(nodes.rows(depth) for depth in range(first_depth, last_depth + 1))
     gates = choose_tile("persistent gates", weights.dtype, precision, rows, int8=weights.is_int8)
     projection = choose_projection("persistent projection", weights, tensors, precision, rows)
+    hoisted = tensors.x_gates is not None
     arguments = {
         "weights": weights,
         "tensors": tensors,
-        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word else None),
+        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word and not hoisted else None),
         "barrier": barrier,
         "first_depth": first_depth,
         "n_depths": n_depths,
         "slab_depth": slab_depth,
         "N": nodes.n_nodes,
-        "M": 0 if tensors.x_gates is None else tensors.x_gates.shape[1],
+        "M": tensors.x_gates.shape[1] if hoisted else 0,
         "R": tensors.cell.shape[2],
         "T": nodes.n_depths,
         "SHAPE": shape,
