@@ -24,7 +24,7 @@ from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
-from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, Tile
+from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, WEIGHT_BOUND_ROWS, Tile
 
 MANY = 4096  # rows, where a tile is for any number
 LAYERS = 3
@@ -255,6 +255,7 @@ def projection_step(size: Size, number_type: NumberType, rows: int, skip: bool =
 
 def persistent_steps(size: Size, number_type: NumberType, rows: int, skip: bool = True) -> Launch:
     """Both of all depths."""
+    rows = min(rows, WEIGHT_BOUND_ROWS)  # shared sums are allocated for no more
     weights, tensors, nodes = lstm_arguments(size, number_type, rows, skip=skip, hoisted=True)
     barrier = Barrier(empty(1, dtype=torch.int64), empty(1, dtype=torch.int32))
     return persistent_launch(

@@ -29,7 +29,7 @@ class Launch(NamedTuple):
     options: Mapping[str, Any]
 
     def run(self) -> None:
-        """Launch on the tensors' device.
+        """Launch on the tensors' device. The first launch also compiles and loads: do not capture it in a CUDA graph.
 
         Raises:
             ValueError: a tensor is not on a CUDA device, or not on that of the others.

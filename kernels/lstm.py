@@ -140,7 +140,7 @@ def gates_tile(
     c = clip(c, weights.cell_clip)
     h = sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
     o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
-    tl.store(tensors.cell + depth % 2 * SHAPE.D * R * C + o_here, c, mask=m)
+    tl.store(tensors.cell + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
     tl.store(tensors.exposed + o_here, h.to(tensors.exposed.dtype.element_ty), mask=m)
 
 
@@ -251,10 +251,9 @@ def step_launches(
     device = tensors.hidden.device if tensors.x_gates is None else None
     gates = choose_tile("gates", weights.dtype, precision, rows, device=device, int8=weights.is_int8)
     projection = choose_projection("projection", weights, tensors, precision, rows)
+    hoisted, skip = tensors.x_gates is not None, tensors.outputs is not None
     shared = {
         "weights": weights,
-        "tensors": tensors,
-        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word else None),
         "depth": depth,
         "N": nodes.n_nodes,
         "R": tensors.cell.shape[2],
@@ -263,19 +262,28 @@ def step_launches(
         "PRECISION": precision,
         "KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else "",
     }
+    # A kernel is compiled for which tensors there are: none that it leaves alone.
     only_gates = {
+        "tensors": tensors._replace(x=None if hoisted else tensors.x, outputs=None, partial=None, arrivals=None),
+        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word and not hoisted else None),
         "slab_depth": slab_depth,
-        "M": 0 if tensors.x_gates is None else tensors.x_gates.shape[1],
+        "M": tensors.x_gates.shape[1] if hoisted else 0,
+        "TILE": gates,
         "APPROXIMATE": is_approximate(weights.dtype),
+    }
+    only_projection = {
+        "tensors": tensors._replace(x=tensors.x if skip else None, x_gates=None, cell=None),
+        "nodes": NodeTensors(nodes.starts, None, None),
+        "TILE": projection,
     }
     blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
     columns = triton.cdiv(shape.P, projection.columns) * projection.splits
     return (
-        Launch(gates_kernel, blocks, shared | only_gates | {"TILE": gates}, gates.options),
+        Launch(gates_kernel, blocks, shared | only_gates, gates.options),
         Launch(
             projection_kernel,
             (triton.cdiv(rows, projection.rows), columns, shape.D),
-            shared | {"TILE": projection},
+            shared | only_projection,
             projection.options,
         ),
     )

@@ -21,7 +21,7 @@ from flashelmo.kernels.lstm import LstmTensors, step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
-from flashelmo.kernels.tuning import HOISTED_BYTES, PERSISTENT_ROWS, TILES, is_hoisted
+from flashelmo.kernels.tuning import HOISTED_BYTES, PERSISTENT_ROWS, TILES, WEIGHT_BOUND_ROWS, is_hoisted
 
 Kind: TypeAlias = Literal["fused", "hoisted", "persistent"]
 
@@ -122,11 +122,15 @@ def new_tensors(weights: LstmWeights, nodes: Nodes, x: Tensor, *, skip: bool = F
 
 
 def _shares(rows: int) -> tuple[int, int]:
-    """Rows of partial sums, and blocks of rows, that some tile with shared sums needs for up to so many rows."""
+    """Rows of partial sums, and blocks of rows, that some tile with shared sums needs for up to so many rows.
+
+    Persistent launches share them whatever their rows, but are of use for few rows alone.
+    """
     n_shares = n_blocks = 1
     for (operation, _), entries in TILES.items():
         for most, tile in entries:
             if operation.endswith("projection") and tile.splits > 1:
+                most = min(most, WEIGHT_BOUND_ROWS) if operation.startswith("persistent") else most
                 blocks = -(-min(most, rows) // tile.rows)
                 n_shares, n_blocks = max(n_shares, blocks * tile.rows * tile.splits), max(n_blocks, blocks)
     return n_shares, n_blocks

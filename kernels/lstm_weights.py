@@ -102,8 +102,8 @@ def pack_lstm(
         projection=projection if int8 else projection.to(dtype),
         recurrent_scale=recurrent_scale,
         projection_scale=projection_scale,
-        cell_clip=float("inf") if cell_clip is None else cell_clip,
-        projection_clip=float("inf") if projection_clip is None else projection_clip,
+        cell_clip=float("inf" if cell_clip is None else cell_clip),
+        projection_clip=float("inf" if projection_clip is None else projection_clip),
     )
 
 
