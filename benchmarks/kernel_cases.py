@@ -257,10 +257,8 @@ def persistent_steps(size: Size, number_type: NumberType, rows: int, skip: bool 
     """Both of all depths."""
     rows = min(rows, WEIGHT_BOUND_ROWS)  # shared sums are allocated for no more
     weights, tensors, nodes = lstm_arguments(size, number_type, rows, skip=skip, hoisted=True)
-    barrier = Barrier(empty(1, dtype=torch.int64), empty(1, dtype=torch.int32))
-    return persistent_launch(
-        weights, tensors, nodes, 1, 1, barrier, slab_depth=1, precision=number_type.precision, programs=PROGRAMS
-    )
+    barrier = Barrier(empty(1, dtype=torch.int64), empty(1, dtype=torch.int32), PROGRAMS)
+    return persistent_launch(weights, tensors, nodes, 1, 1, barrier, slab_depth=1, precision=number_type.precision)
 
 
 def lstm_arguments(

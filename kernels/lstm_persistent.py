@@ -41,15 +41,19 @@ class Barrier(NamedTuple):
     Attributes:
         arrivals: int64 [1], how many programs have ever arrived; each launch adds a multiple of its programs.
         timed_out: int32 [1], not 0 once a wait has been given up.
+        programs: of every launch that meets here; one launch at a time.
     """
 
     arrivals: Any
     timed_out: Any
+    programs: int
 
     @classmethod
-    def on(cls, device: torch.device | str) -> Barrier:
-        """A barrier for launches of one number of programs, one launch at a time."""
-        return cls(torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int32, device=device))
+    def on(cls, device: torch.device | str, programs: int | None = None) -> Barrier:
+        """A barrier on a device, for as many programs as it has multiprocessors where no number is given."""
+        device = torch.device(device)
+        arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
+        return cls(arrivals, timed_out, programs or n_multiprocessors(device))
 
     def check(self) -> None:
         """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
@@ -122,14 +126,12 @@ def persistent_launch(
     by_word: bool = False,
     slab_depth: int = 0,
     precision: Precision = "ieee",
-    programs: int | None = None,
 ) -> Launch:
     """One launch of n_depths depths that follow each other.
 
     Args:
         tensors, by_word, slab_depth, precision: as for `lstm.step_launches`.
-        barrier: of launches with this number of programs.
-        programs: at most the device's multiprocessors, which it is where absent (one in the interpreter).
+        barrier: whose number of programs is the grid.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should, or a depth does not exist.
@@ -164,7 +166,7 @@ def persistent_launch(
         "APPROXIMATE": is_approximate(weights.dtype),
     }
     options = gates.options | {"launch_cooperative_grid": True}
-    return Launch(persistent_kernel, (programs or n_multiprocessors(tensors.hidden.device),), arguments, options)
+    return Launch(persistent_kernel, (barrier.programs,), arguments, options)
 
 
 def n_multiprocessors(device: torch.device) -> int:
