@@ -23,9 +23,10 @@ from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Precision
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm import LstmTensors, step_launches
+from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_layer import new_tensors
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
+from flashelmo.kernels.lstm_tensors import LstmTensors
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch

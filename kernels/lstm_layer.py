@@ -17,8 +17,9 @@ from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.linear import linear
-from flashelmo.kernels.lstm import LstmTensors, step_launches
+from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
+from flashelmo.kernels.lstm_tensors import LstmTensors
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.tuning import HOISTED_BYTES, PERSISTENT_ROWS, TILES, WEIGHT_BOUND_ROWS, is_hoisted

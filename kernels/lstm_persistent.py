@@ -18,16 +18,8 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, Precision, check
-from flashelmo.kernels.lstm import (
-    LstmTensors,
-    NodeTensors,
-    check_tensors,
-    choose_projection,
-    depth_nodes,
-    gates_tile,
-    is_approximate,
-    projection_tile,
-)
+from flashelmo.kernels.lstm import depth_nodes, gates_tile, is_approximate, projection_tile
+from flashelmo.kernels.lstm_tensors import LstmTensors, NodeTensors, check_tensors, choose_projection
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.tuning import choose_tile

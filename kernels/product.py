@@ -63,7 +63,7 @@ def product(
 def tanh(x, APPROXIMATE: tl.constexpr = False):
     """Hyperbolic tangent, to 1.2e-7 absolute: an overflow of the exponential gives the right limit.
 
-    APPROXIMATE is the card's own instruction, to 2^-11 relative, an eighth of what bf16 rounds off: one instruction in
+    APPROXIMATE is the card's own instruction, to 2^-11 relative where bf16 rounds to 2^-9: one instruction in
     place of 13. Triton's interpreter does not know it.
     """
     if APPROXIMATE:

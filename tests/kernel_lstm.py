@@ -8,8 +8,8 @@ from torch import Tensor
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Precision
 from flashelmo.kernels.linear import linear
-from flashelmo.kernels.lstm import LstmTensors
 from flashelmo.kernels.lstm_layer import Slab, new_tensors, slab_inputs
+from flashelmo.kernels.lstm_tensors import LstmTensors
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
 from flashelmo.kernels.nodes import Nodes
 

@@ -11,8 +11,9 @@ from kernel_lstm import RandomLayer, random_layer, real_nodes
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
 from flashelmo.kernels.launch import Precision
-from flashelmo.kernels.lstm import LstmTensors, step_launches
+from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
+from flashelmo.kernels.lstm_tensors import LstmTensors
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm, quantize
 from flashelmo.kernels.nodes import Nodes
 
