@@ -93,6 +93,13 @@ class Nodes:
 
 
 def _check_parents(direction: int, parents: Tensor, depths: Tensor, n_roots: int) -> None:
-    bounds = [n_roots, *(depths[1:] - depths[:-1]).tolist()]
-    for depth, bound in enumerate(bounds[:-1]):
-        check_ids(f"parents of direction {direction}, depth {depth}", parents[depths[depth] : depths[depth + 1]], bound)
+    sizes = depths.diff()
+    bounds = torch.cat([torch.tensor([n_roots]), sizes[:-1]]).repeat_interleave(sizes)
+    wrong = ((parents < 0) | (parents >= bounds)).nonzero()
+    if len(wrong):
+        node = int(wrong[0])
+        depth = int(torch.searchsorted(depths, node, right=True)) - 1
+        raise ValueError(
+            f"parents of direction {direction}, depth {depth}: expected ids from 0 to {int(bounds[node]) - 1}, "
+            f"found {int(parents[node])}"
+        )
