@@ -93,6 +93,20 @@ class Check(NamedTuple):
     error: Callable[[], float]
 
 
+class Checked(NamedTuple):
+    """What checks found.
+
+    Attributes:
+        rows: the errors.
+        failed: (name, kind) of kernels that failed or were not reached.
+        lost: why nothing more runs on the device; empty if it still does.
+    """
+
+    rows: list[Row]
+    failed: set[tuple[str, str]]
+    lost: str = ""
+
+
 def precision_of(kind: str) -> Precision:
     """Of float32 products."""
     return "tf32" if kind == "tf32" else "ieee"
@@ -105,10 +119,11 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
 
 
 def run_checks(
-    checks: Iterator[Check], model: str, deadline: Deadline, say: Callable[[str], None]
-) -> tuple[list[Row], set[tuple[str, str]]]:
-    """The errors as rows, and the (name, kind) of kernels that failed or were not reached; failures are told."""
-    rows, failed = [], set()
+    checks: Iterator[Check], model: str, deadline: Deadline, say: Callable[[str], None], device: str
+) -> Checked:
+    """Check until the end or until the device is lost; failures are told."""
+    rows: list[Row] = []
+    failed: set[tuple[str, str]] = set()
     for check in checks:
         row = Row(
             section="error", model=model, name=f"{check.name} {check.kind}", unit="relative error", detail=check.detail
@@ -127,8 +142,22 @@ def run_checks(
             if row.note:
                 failed.add((check.name, check.kind))
                 say(f"{row.label}: {row.note}")
+                if not _is_alive(device):
+                    lost = f"the device is lost after {row.label}: the rest is not checked"
+                    say(lost)
+                    return Checked([*rows, replace(row, note=f"{row.note}; {lost}")], failed, lost)
         rows.append(row)
-    return rows, failed
+    return Checked(rows, failed)
+
+
+def _is_alive(device: str) -> bool:
+    """Whether work on the device still ends well: some errors of a kernel end its process's CUDA context."""
+    if torch.device(device).type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except Exception:
+            return False
+    return True
 
 
 def checks(config: ElmoConfig, sizes: Sizes, device: str, seed: int, kinds: Sequence[str]) -> Iterator[Check]:

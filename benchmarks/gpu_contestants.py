@@ -61,6 +61,7 @@ class Contestant:
         cost: of one call, for the model; None for a peer.
         checks: names of the checks that must have passed; none for a peer.
         peer: name of the task in the same group that does the same by other means.
+        verify: called after its group was timed; raises RuntimeError if what was timed went wrong unseen.
     """
 
     task: Task
@@ -68,6 +69,7 @@ class Contestant:
     cost: model.Cost | None = None
     checks: tuple[str, ...] = ()
     peer: str = ""
+    verify: Callable[[], None] | None = None
 
 
 class Group(NamedTuple):
@@ -206,11 +208,13 @@ class Layer:
         if way != "fused":
             tensors = tensors._replace(x_gates=x_gates)
         if way == "persistent":
+            barrier = Barrier.on(self.device)
             launch = persistent_launch(
-                weights, tensors, nodes, 1, T, Barrier.on(self.device), slab_depth=1, precision=precision_of(kind)
+                weights, tensors, nodes, 1, T, barrier, slab_depth=1, precision=precision_of(kind)
             )
             cost = step_cost + model.Cost(launches=1 / T)
-            yield "step", Contestant(Task(f"{way} {kind}", launch.run, T), kind, cost, checks)
+            task = Task(f"{way} {kind}", launch.run, T)
+            yield "step", Contestant(task, kind, cost, checks, verify=barrier.check)
             return
         steps = [
             step_launches(

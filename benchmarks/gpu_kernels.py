@@ -147,11 +147,10 @@ class Run:
     def run(self) -> bool:
         """Check, measure the ceilings, time, and report; whether no kernel failed."""
         self._say(gpu_report.head(self.results))
-        self._check()
-        self._measure_ceilings()
-        for job in self._jobs():
-            self._do(job)
-        self._draw()
+        if self._check():
+            self._measure_ceilings()
+            for job in self._jobs():
+                self._do(job)
         for line in ["", *gpu_report.summary(self.results), ""]:
             self._say(line)
         self._keep(gpu_report.targets(self.results, self._costs, self.card, self.settings.model))
@@ -159,22 +158,25 @@ class Run:
         for row in failures:
             self._say(f"{row.section}, {row.label}: {row.note}")
         self._say(f"failures: {len(failures)}; {self._deadline.seconds - self._deadline.left:.0f} s; {self.path}")
+        self._draw()
         return not failures
 
-    def _check(self) -> None:
+    def _check(self) -> bool:
+        """Whether the device can go on."""
         settings = self.settings
         found = checks(self.config, settings.sizes, self._device, settings.seed, settings.kinds)
-        rows, self._failed = run_checks(found, settings.model, self._deadline, self._say)
-        if settings.odd_sizes is not None:
+        rows, self._failed, lost = run_checks(found, settings.model, self._deadline, self._say, self._device)
+        if settings.odd_sizes is not None and not lost:
             kinds = [kind for kind in ("bf16", "fp32") if kind in settings.kinds]
             odd = checks(ODD, settings.odd_sizes, self._device, settings.seed + 1, kinds)
-            more, failed = run_checks(odd, "odd sizes", self._deadline, self._say)
+            more, failed, lost = run_checks(odd, "odd sizes", self._deadline, self._say, self._device)
             rows += more
             self._failed |= failed
         self.results.rows.extend(rows)
         self.results.write(self.path)
         for line in gpu_report.worst_errors(rows):
             self._say(line)
+        return not lost
 
     def _jobs(self) -> Iterator[Job]:
         """What is timed, the targets first."""
@@ -234,11 +236,18 @@ class Run:
             self._keep([Row(job.section, self.settings.model, "all", "µs", job.detail, note=note)])
 
     def _measure_ceilings(self) -> None:
-        """Matrix peaks and copy bandwidth; the card has them from then on."""
+        """Matrix peaks and copy bandwidth; the card has them from then on, and the table's where measuring fails."""
         settings = self.settings
         if self._deadline.left <= 0:
             self._keep([Row("ceiling", settings.model, "all", "TFLOP/s", note=self._deadline.over)])
             return
+        try:
+            self._time_ceilings()
+        except Exception as error:
+            self._keep([Row("ceiling", settings.model, "all", "TFLOP/s", note=f"{FAILED}: {one_line(error)}")])
+
+    def _time_ceilings(self) -> None:
+        settings = self.settings
         copies = settings.copy_bytes, settings.l2_copy_bytes
         for group in ceiling_groups(self._device, settings.peak_size, copies, settings.kinds):
             (each,) = group.contestants
@@ -261,6 +270,11 @@ class Run:
         rows = []
         for each in group.contestants:
             timing = timings.get(each.task.name, Timing([], self._why_not(each)))
+            if timing.samples and each.verify:
+                try:
+                    each.verify()
+                except RuntimeError as error:
+                    timing = Timing([], one_line(error))
             rows.append(self._timed(group, each, timing, timings.get(each.peer, Timing([])).samples))
             if each.cost is not None:
                 time, bound = each.cost.microseconds(self.card, each.kind)
@@ -301,6 +315,8 @@ class Run:
                 self._say(f"drawn: {path}")
         except ImportError:
             self._say("not drawn, as matplotlib is not installed")
+        except Exception as error:  # plots are the least of a run
+            self._say(f"not drawn: {one_line(error)}")
 
 
 def _quantiles(samples: list[float]) -> dict[str, Any]:
@@ -373,6 +389,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[GpuSettings, argparse.Namesp
     parser.add_argument("--limit-seconds", type=float, default=default.limit_seconds, help="default: %(default)s")
     parser.add_argument("--commit", metavar="ID", help="of the sources, where they are no checkout")
     given = parser.parse_args(arguments)
+    if given.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, found {given.rounds}")
     rows = default.rows
     if given.rows:
         try:
@@ -392,11 +410,23 @@ def parse(arguments: Sequence[str] | None) -> tuple[GpuSettings, argparse.Namesp
     return settings, given
 
 
+def why_no_folder(out: Path) -> str:
+    """Make the folder of the results; why that cannot be, empty if it is there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--out: expected a folder or a path where one can be made, found {out} ({error.strerror})"
+    return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run on the current CUDA device; the exit status."""
     settings, given = parse(arguments)
     if not torch.cuda.is_available():
         print(f"gpu_kernels: {NO_DEVICE}", file=sys.stderr)
+        return 1
+    if problem := why_no_folder(given.out):
+        print(f"gpu_kernels: {problem}", file=sys.stderr)
         return 1
 
     def say(line: str) -> None:

@@ -3,7 +3,8 @@
 Every candidate is put into the kernels' table alone, launched through the public launcher, and timed in turn with the
 others of its operation and size. The fastest go by hand into `kernels/tuning.py`, each with its reason, and
 `benchmarks.kernel_resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json,
-best first. A candidate that does not fit the card is a line that says so.
+best first. A candidate that does not fit the card, or whose result is wrong, is a line that says so and has no time.
+The exit status is 1 if the device was lost.
 """
 
 from __future__ import annotations
@@ -19,15 +20,24 @@ from unittest import mock
 import torch
 
 from flashelmo.benchmarks import gpu_report
+from flashelmo.benchmarks.gpu_checks import Check, Sizes, checks, run_checks
 from flashelmo.benchmarks.gpu_contestants import Chain, Contestant, Layer, word_groups
-from flashelmo.benchmarks.gpu_kernels import NO_DEVICE, GpuSettings, card_of, gpu, new_results, text_words
-from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Timer
+from flashelmo.benchmarks.gpu_kernels import (
+    NO_DEVICE,
+    GpuSettings,
+    card_of,
+    gpu,
+    new_results,
+    text_words,
+    why_no_folder,
+)
+from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Timer, Timing, one_line
 from flashelmo.benchmarks.kernel_model import Card
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.initialize import PRESETS, preset_config
 from flashelmo.kernels import tuning
-from flashelmo.kernels.tuning import ANY, Tile
+from flashelmo.kernels.tuning import ANY, Tile, is_hoisted
 
 # Operation -> rows (or words) at which its candidates are timed, in 16 bits.
 ROWS = {
@@ -94,7 +104,8 @@ CANDIDATES: dict[str, tuple[Tile, ...]] = {
         Tile(128, 128, 128, 8, 3),
     ),
 }
-SECTIONS = {"linear": "final projection"}  # of `gpu_contestants`, where it is not the operation's name
+SECTIONS = {"linear": "final projection"}  # of `gpu_contestants` and checks, where it is not the operation's name
+CHECKED_ROWS = 1003  # at most: what is timed on more rows is checked on so many, as the reference runs on the host
 
 
 @contextmanager
@@ -128,12 +139,17 @@ class Sweep:
         self._device, self._timer, self._seed, self._deadline = device, timer, seed, deadline
         self._path, self._say = path, say
         self._layer = Layer(config, device, chain or Chain(), seed)
+        self._lost = ""
 
-    def run(self, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]) -> None:
-        """All candidates of all operations that are named in both."""
+    def run(self, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]) -> bool:
+        """All candidates of all operations that are named in both; whether the device lived to the end."""
         for operation, tiles in candidates.items():
             for n in rows.get(operation, ()):
                 self._compare(operation, n, tiles)
+                if self._lost:
+                    self._say(self._lost)
+                    return False
+        return True
 
     def _compare(self, operation: str, n: int, tiles: Sequence[Tile]) -> None:
         unit = "rows" if operation in ("gates", "projection") else "words"
@@ -141,20 +157,48 @@ class Sweep:
             self._keep([Row(operation, "tiles", "all", "µs", f"{n} {unit}", note=self._deadline.over)])
             return
         fitting = [tile for tile in tiles if tile.rows <= max(16, 2 * n)]  # others would mostly hold absent rows
-        found = []
+        check = self._check(operation, n)
+        found: dict[Tile, Contestant | str] = {}
         for tile in fitting:
             with only(operation, tile):
-                found.append(self._contestant(operation, n))
-        timings = self._timer.time([contestant.task for contestant in found])
+                found[tile] = self._correct(operation, n, check)
+            if self._lost:
+                break
+        ready = [] if self._lost else [tile for tile, each in found.items() if isinstance(each, Contestant)]
+        tasks = [each.task for each in found.values() if isinstance(each, Contestant)]
+        timings = dict(zip(ready, self._timer.time(tasks), strict=True)) if ready else {}
         rows = []
-        for tile, contestant, timing in zip(fitting, found, timings, strict=True):
+        for tile, each in found.items():
+            timing = timings.get(tile, Timing([], each if isinstance(each, str) else "not timed"))
             row = Row(operation, "tiles", label(tile), "µs", f"{n} {unit}", note=timing.note)
             if timing.samples:
                 row = replace(Row.of(timing.samples, **_named(row)), note=timing.note)
-            if contestant.cost is not None:
-                row = replace(row, ceiling=float(f"{contestant.cost.roofline(self._card, contestant.kind):.4g}"))
+            if isinstance(each, Contestant) and each.cost is not None:
+                row = replace(row, ceiling=float(f"{each.cost.roofline(self._card, each.kind):.4g}"))
             rows.append(row)
         self._keep(sorted(rows, key=lambda row: row.median or float("inf")))
+
+    def _check(self, operation: str, n: int) -> Check:
+        """Of the operation at about so many rows; one for all candidates, as the LSTM's keeps its reference."""
+        rows = (min(n, CHECKED_ROWS),)
+        if operation in ("gates", "projection"):
+            way = "hoisted" if is_hoisted(n, self._config.projection_size, torch.bfloat16) else "fused"
+            name, sizes = f"{way} step", Sizes(rows, rows, rows, rows)
+        else:
+            name, sizes = SECTIONS.get(operation, operation), Sizes((1,), (1,), (1,), rows)
+        found = checks(self._config, sizes, self._device, self._seed, ("bf16",))
+        return next(check for check in found if (check.name, check.kind) == (name, "bf16"))
+
+    def _correct(self, operation: str, n: int, check: Check) -> Contestant | str:
+        """Our kernel with the table's tile, or why it is not timed."""
+        checked = run_checks(iter([check]), "tiles", self._deadline, lambda line: None, self._device)
+        self._lost = checked.lost
+        if checked.failed:
+            return checked.rows[0].note
+        try:
+            return self._contestant(operation, n)
+        except Exception as error:  # too large for the card's memory, say: one candidate's failure is its own
+            return one_line(error)
 
     def _contestant(self, operation: str, n: int) -> Contestant:
         """Our kernel at so many rows, launched with the table's tile."""
@@ -194,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(f"gpu_tiles: {NO_DEVICE}", file=sys.stderr)
         return 1
+    if problem := why_no_folder(given.out):
+        print(f"gpu_tiles: {problem}", file=sys.stderr)
+        return 1
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -213,8 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path=given.out / f"gpu-tiles-{gpu_report.slug(found['name'])}.json",
         say=say,
     )
-    sweep.run({name: CANDIDATES[name] for name in given.operations}, ROWS)
-    return 0
+    return 0 if sweep.run({name: CANDIDATES[name] for name in given.operations}, ROWS) else 1
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -144,8 +145,11 @@ def _graph(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph.capture_begin()
         try:
             run()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(Exception):  # the end of a failed capture fails too, and says less
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
     return graph
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks import gpu_checks, gpu_kernels, gpu_report, gpu_timing
-from flashelmo.benchmarks.gpu_checks import Check, Sizes, random_words, relative_error, run_checks, spell
+from flashelmo.benchmarks import gpu_checks, gpu_kernels, gpu_report, gpu_tiles, gpu_timing
+from flashelmo.benchmarks.gpu_checks import Check, Checked, Sizes, random_words, relative_error, run_checks, spell
 from flashelmo.benchmarks.gpu_contestants import Chain, Layer, both_directions, ways
 from flashelmo.benchmarks.gpu_kernels import ODD, GpuSettings, Run
 from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Task, Timing
@@ -22,6 +23,7 @@ from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.initialize import preset_config
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm_persistent import Barrier
 
 CONFIG = replace(ODD, filters=((1, 2), (2, 3)), n_highway=2, activation="relu")
 SETTINGS = GpuSettings(
@@ -97,6 +99,14 @@ def find(results: Results, section: str, detail: str, name: str) -> Row:
     rows = [row for row in results.section(section) if (row.detail, row.name) == (detail, name)]
     assert len(rows) == 1, (section, detail, name)
     return rows[0]
+
+
+def last(said: Sequence[str]) -> str:
+    """The line that says how it went; only plots follow."""
+    (found,) = (line for line in said if line.startswith("failures: "))
+    rest = said[said.index(found) + 1 :]
+    assert all(line.startswith(("drawn: ", "not drawn")) for line in rest)
+    return found
 
 
 Whole = tuple[bool, Results, list[str], Path]
@@ -178,7 +188,7 @@ def test_the_end_has_a_short_table_and_the_targets(whole: Whole) -> None:
     targets = [line for line in said if line.startswith("target")]
     assert len(targets) == 4 and "wanted: less than 1e-05" in targets[-1]
     assert [("not measured" in line) for line in targets] == [True, True, True, False]
-    assert said[-1].startswith("failures: 0; ")
+    assert last(said).startswith("failures: 0; ")
 
 
 def test_targets_are_shares_of_the_measured_peak() -> None:
@@ -258,7 +268,7 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     assert (peer.median, peer.note) == (None, "OutOfResources: shared memory")  # a peer's failure is no failure of ours
     assert find(results, "step", "1 rows", "hoisted bf16").ratios == {}
     failures = len(highway) + len(characters) + len(tokens) + 1
-    assert said[-1].startswith(f"failures: {failures}; ")
+    assert last(said).startswith(f"failures: {failures}; ")
 
 
 def test_what_cannot_be_built_takes_nothing_else_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,11 +276,76 @@ def test_what_cannot_be_built_takes_nothing_else_with_it(tmp_path: Path, monkeyp
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gpu_kernels, "input_group", too_large)
-    monkeypatch.setattr(gpu_kernels, "run_checks", lambda *args: ([], set()))
+    monkeypatch.setattr(gpu_kernels, "run_checks", lambda *args: Checked([], set()))
     well, results, _ = start(tmp_path, LITTLE)
     assert not well
     assert find(results, "input", "3 nodes", "all").note == "FAILED: OutOfMemoryError: CUDA out of memory"
     assert find(results, "token layers", "5 tokens", "one mix bf16").median == 11.0
+
+
+def test_ceilings_that_cannot_be_measured_are_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*args: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_kernels, "ceiling_groups", too_large)
+    monkeypatch.setattr(gpu_kernels, "run_checks", lambda *args: Checked([], set()))
+    well, results, said = start(tmp_path, LITTLE)
+    assert not well and last(said).startswith("failures: 1; ")
+    assert [row.note for row in results.section("ceiling")] == ["FAILED: OutOfMemoryError: CUDA out of memory"]
+    assert find(results, "step", "1 rows", "hoisted bf16").median == 11.0
+    assert len(results.section("target")) == 4
+
+
+def test_no_failure_in_drawing_costs_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("no such colour\nand more")
+
+    monkeypatch.setattr(gpu_report, "draw", broken)
+    well, results, said = start(tmp_path, replace(LITTLE, limit_seconds=0.0))
+    assert well and len(results.section("target")) == 4
+    assert last(said) and said[-1] == "not drawn: ValueError: no such colour"
+
+
+def test_a_lost_device_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> Launch:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(gpu_checks, "_is_alive", lambda device: False)
+    monkeypatch.setattr(gpu_checks, "highway_launch", broken)
+    timer = FakeTimer()
+    well, results, said = start(tmp_path, replace(LITTLE, odd_sizes=LITTLE.sizes), timer)
+    assert not well and timer.ran == []
+    line = "the device is lost after highway bf16, 1 words: the rest is not checked"
+    assert said.count(line) == 1
+    assert results.section("error")[-1].note == f"FAILED: RuntimeError: CUDA error; {line}"
+    assert {row.section for row in results.rows} == {"error", "target"}
+    assert last(said).startswith("failures: 1; ")
+
+
+def test_a_device_is_lost_where_it_cannot_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(device: str) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    wrong = Check("highway", "bf16", "1 words", lambda: 1.0)
+    for synchronize, reached in ((dead, 1), (lambda device: None, 2)):
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        rows, failed, lost = run_checks(iter([wrong, wrong]), "m", Deadline(60), lambda line: None, "cuda:0")
+        assert (len(rows), bool(lost), failed) == (reached, reached == 1, {("highway", "bf16")})
+    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    assert not run_checks(iter([wrong]), "m", Deadline(60), lambda line: None, "cpu").lost
+
+
+def test_a_barrier_that_gave_up_while_timed_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gave_up(barrier: Barrier) -> None:
+        raise RuntimeError("barrier: some are missing")
+
+    monkeypatch.setattr(Barrier, "check", gave_up)
+    monkeypatch.setattr(gpu_kernels, "run_checks", lambda *args: Checked([], set()))
+    well, results, _ = start(tmp_path, LITTLE)
+    assert not well
+    row = find(results, "step", "1 rows", "persistent bf16")
+    assert (row.median, row.note) == (None, "FAILED: RuntimeError: barrier: some are missing")
+    assert find(results, "step", "1 rows", "hoisted bf16").median == 11.0
 
 
 def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:
@@ -288,7 +363,7 @@ def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:
 def test_errors_are_relative_and_see_nan() -> None:
     expected = torch.tensor([3.0, 4.0])
     assert relative_error(torch.tensor([3.0, 4.5]), expected) == pytest.approx(0.1)
-    rows, failed = run_checks(
+    rows, failed, lost = run_checks(
         iter(
             [
                 Check("fine", "fp32", "1 row", lambda: 9e-6),
@@ -300,9 +375,11 @@ def test_errors_are_relative_and_see_nan() -> None:
         "m",
         Deadline(60),
         lambda line: None,
+        "cpu",
     )
     assert failed == {("wrong", "fp32"), ("nan", "int8")}
     assert [bool(row.note) for row in rows] == [False, True, False, True]
+    assert not lost
 
 
 def test_without_a_device_there_is_one_line(
@@ -326,6 +403,24 @@ def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             gpu_kernels.parse(["--out", "x", "--rows", rows])
         assert f"--rows: expected positive whole numbers with commas, found '{rows}'" in capsys.readouterr().err
+
+
+def test_rounds_and_folders_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        gpu_kernels.parse(["--out", "x", "--rounds", "0"])
+    assert "--rounds: expected at least 1, found 0" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    file = tmp_path / "file"
+    file.touch()
+    for name, main in (("gpu_kernels", gpu_kernels.main), ("gpu_tiles", gpu_tiles.main)):
+        for out in (file, file / "folder"):
+            assert main(["--out", str(out)]) == 1
+            expected = f"{name}: --out: expected a folder or a path where one can be made, found {out} ("
+            error = capsys.readouterr().err
+            assert error.startswith(expected) and error.count("\n") == 1
+    assert gpu_kernels.why_no_folder(tmp_path / "new" / "folder") == ""
 
 
 def test_a_card_that_is_not_in_the_table_takes_what_the_device_says() -> None:
@@ -467,3 +562,31 @@ def test_a_task_that_fails_has_no_time_and_the_others_go_on(monkeypatch: pytest.
     assert timings[0] == Timing([], "ValueError: no")
     assert timings[1] == Timing([], "RuntimeError: an illegal memory access was encountered")
     assert timings[2] == Timing([1.0, 1.0])
+
+
+def test_a_failed_capture_tells_its_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def capture_begin(self) -> None:
+            pass
+
+        def capture_end(self) -> None:
+            raise RuntimeError("capture was invalidated")
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    def fail() -> None:
+        raise ValueError("the first")
+
+    for name, value in {
+        "CUDAGraph": Graph,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with pytest.raises(ValueError, match="the first"):
+        gpu_timing._graph(fail)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        gpu_timing._graph(lambda: None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,14 @@ pytest.importorskip("triton")
 import torch
 from tiny_models import BILM
 
-from flashelmo.benchmarks.gpu_contestants import Chain
+from flashelmo.benchmarks import gpu_checks
+from flashelmo.benchmarks.gpu_contestants import Chain, Contestant, Layer
 from flashelmo.benchmarks.gpu_kernels import NO_DEVICE, GpuSettings, new_results
 from flashelmo.benchmarks.gpu_tiles import CANDIDATES, ROWS, Sweep, label, main, only
 from flashelmo.benchmarks.gpu_timing import Deadline, Task, Timing
 from flashelmo.benchmarks.kernel_model import card_named
 from flashelmo.benchmarks.results import Results
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES, Tile, choose_tile
 
 SMALL, SMALLER = Tile(16, 16, 32, 4, 2), Tile(16, 16, 16, 4, 2)
@@ -32,7 +35,7 @@ class LastIsFastest:
         return [Timing([], "OutOfResources: shared memory"), *times[1:]]
 
 
-def sweep(out: Path, deadline: float = 60.0) -> tuple[Results, list[str]]:
+def sweep(out: Path, deadline: float = 60.0, well: bool = True) -> tuple[Results, list[str]]:
     said: list[str] = []
     found = {"name": "NVIDIA H200", "l2_bytes": 50e6, "multiprocessors": 132}
     path = out / "tiles.json"
@@ -49,7 +52,8 @@ def sweep(out: Path, deadline: float = 60.0) -> tuple[Results, list[str]]:
         say=said.append,
         chain=Chain(2, 1, 2),
     )
-    run.run({operation: (SMALL, SMALLER) for operation in CANDIDATES}, {operation: (3,) for operation in CANDIDATES})
+    rows = dict.fromkeys(CANDIDATES, (3,))
+    assert run.run({operation: (SMALL, SMALLER) for operation in CANDIDATES}, rows) == well
     return Results.read(path), said
 
 
@@ -68,6 +72,46 @@ def test_candidates_are_timed_and_sorted(tmp_path: Path) -> None:
 def test_what_the_time_limit_leaves_out_is_said(tmp_path: Path) -> None:
     results, _ = sweep(tmp_path, deadline=0.0)
     assert {row.note for row in results.rows} == {"skipped, as the 0 seconds were over"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter alone")
+def test_wrong_candidates_and_those_that_cannot_be_built_are_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(x: torch.Tensor, *args: Any, **options: Any) -> Launch:
+        wrong = choose_tile("highway", torch.bfloat16, "ieee", 3) == SMALLER
+        return launch(1.5 * x if wrong else x, *args, **options)
+
+    def too_large(self: Layer, rows: int, kind: str) -> dict[str, Contestant]:
+        if choose_tile("gates", torch.bfloat16, "ieee", rows) == SMALL:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return ours(self, rows, kind)
+
+    launch, ours = gpu_checks.highway_launch, Layer.ours
+    monkeypatch.setattr(gpu_checks, "highway_launch", off)
+    monkeypatch.setattr(Layer, "ours", too_large)
+    results, _ = sweep(tmp_path)
+    notes = {row.name: row.note for row in results.section("highway")}
+    assert notes[label(SMALLER)].startswith("FAILED: error 0.") and "OutOfResources" in notes[label(SMALL)]
+    assert all(row.median is None for row in results.section("highway"))
+    notes = {row.name: row.note for row in results.section("gates")}
+    assert notes[label(SMALL)] == "OutOfMemoryError: CUDA out of memory"
+    assert notes[label(SMALLER)] == "OutOfResources: shared memory"  # the only one that is timed
+    assert results.section("linear")[0].median == 9.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter alone")
+def test_a_lost_device_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> Launch:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(gpu_checks, "_is_alive", lambda device: False)
+    monkeypatch.setattr(gpu_checks, "step_launches", broken)
+    results, said = sweep(tmp_path, well=False)
+    (row,) = results.rows
+    assert (row.section, row.median) == ("gates", None)
+    assert row.note.startswith("FAILED: RuntimeError: CUDA error; the device is lost after ")
+    assert said[-1].startswith("the device is lost after ")
 
 
 def test_the_table_holds_one_candidate_for_a_while() -> None:
