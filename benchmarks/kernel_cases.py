@@ -120,6 +120,7 @@ def cases() -> list[Case]:
     projection = Kernel("projection", ("projection",), "CP", projection_step)
     projection_alone = Kernel("projection, no skip", ("projection",), "CP", partial(projection_step, skip=False))
     persistent = Kernel("persistent", persistent_operations, "CP", persistent_steps)
+    persistent_alone = Kernel("persistent, no skip", persistent_operations, "CP", partial(persistent_steps, skip=False))
     characters = Kernel("characters", ("characters",), "FE", character_features)
     wide_characters = Kernel("characters, wide", ("wide characters",), "FE", character_features)
     character_projection = Kernel("linear", ("linear",), "FP", character_projection_product)
@@ -129,8 +130,9 @@ def cases() -> list[Case]:
     sentences = Kernel("token layers, means", (), "P", partial(token_layers, pooled=True))
     return [
         *each_entry(gates, EXACT),
-        *each_entry(gates_by_word, [BF16], FEW_TARGETS),
-        *each_entry(gates_hoisted, [BF16, FP32, TF32], FEW_TARGETS),
+        *each_entry(gates_by_word, [BF16]),
+        *each_entry(gates_hoisted, [BF16, FP16]),
+        *each_entry(gates_hoisted, [FP32, TF32], FEW_TARGETS),
         *each_entry(gates_hoisted, [INT8]),
         *hopper_entry(gates),
         *hopper_entry(gates_by_word),
@@ -139,6 +141,7 @@ def cases() -> list[Case]:
         *each_entry(projection_alone, [BF16], FEW_TARGETS),
         *each_size(projection),
         *each_entry(persistent, [*EXACT, INT8]),
+        *each_entry(persistent_alone, [BF16, INT8]),
         *each_size(persistent),
         *each_entry(characters, EXACT),
         *each_size(characters),

@@ -44,11 +44,14 @@ class Words(NamedTuple):
         lengths: int32 [W], windows of each word to multiply: those that begin before or at its last character that is
             not padding, and at least one.
         order: int32 [W], the words by length, longest first.
+        n_characters, padding_id: the ids lie below; what fills up words.
     """
 
     character_ids: Any
     lengths: Any
     order: Any
+    n_characters: Any = None
+    padding_id: Any = None
 
 
 def group_words(
@@ -65,7 +68,8 @@ def group_words(
     positions = torch.arange(1, M + 1)
     lengths = ((character_ids != padding_id) * positions).amax(dim=1).clamp(min=1)
     order = lengths.argsort(descending=True, stable=True)
-    return Words(*(tensor.to(device, torch.int32) for tensor in (character_ids, lengths, order)))
+    character_ids, lengths, order = (ids.to(device, torch.int32) for ids in (character_ids, lengths, order))
+    return Words(character_ids, lengths, order, n_characters, padding_id)
 
 
 class CharCnnWeights(NamedTuple):
@@ -79,6 +83,7 @@ class CharCnnWeights(NamedTuple):
         padding: float32 [F], each filter's product with a window of padding alone.
         widest: of the widths.
         activation: "relu" or "tanh".
+        padding_id: of the character that fills up words.
     """
 
     embedding: Tensor
@@ -88,6 +93,7 @@ class CharCnnWeights(NamedTuple):
     padding: Tensor
     widest: int
     activation: Activation
+    padding_id: int
 
 
 def pack_char_cnn(
@@ -141,6 +147,7 @@ def pack_char_cnn(
         padding=padding,
         widest=widest,
         activation=activation,
+        padding_id=padding_id,
     )
 
 
@@ -233,12 +240,19 @@ def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, preci
     W, M = words.character_ids.shape
     check("lengths", words.lengths, [W], [torch.int32])
     check("order", words.order, [W], [torch.int32])
+    n_characters = weights.embedding.shape[0]
+    if words.n_characters is not None and words.n_characters > n_characters:
+        raise ValueError(
+            f"embedding: expected {words.n_characters} characters, as the words' ids, found {n_characters}"
+        )
+    if words.padding_id not in (None, weights.padding_id):
+        raise ValueError(f"padding_id: expected {weights.padding_id}, as the weights', found {words.padding_id}")
     if weights.widest > M:
         raise ValueError(f"character_ids: expected {weights.widest} positions or more, a filter's width, found {M}")
     check("out", out, [W, F], [dtype])
     tile = char_cnn_tile(dtype, precision, W, weights.widest * S)
     arguments = {
-        "words": words,
+        "words": words._replace(n_characters=None, padding_id=None),
         "embedding_ptr": weights.embedding,
         "weight_ptr": weights.weight,
         "bias_ptr": weights.bias,

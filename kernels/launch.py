@@ -48,7 +48,9 @@ class Launch(NamedTuple):
         """The tensors among the arguments, those inside named tuples too, by name."""
         named: dict[str, Tensor] = {}
         for name, value in self.arguments.items():
-            members = value._asdict() if hasattr(value, "_asdict") else {name.removesuffix("_ptr"): value}
+            members = {name.removesuffix("_ptr"): value}
+            if hasattr(value, "_asdict"):
+                members = {f"{name}.{key}": member for key, member in value._asdict().items()}
             named |= {key: member for key, member in members.items() if isinstance(member, Tensor)}
         return named
 
@@ -64,12 +66,14 @@ class Launch(NamedTuple):
         return device
 
 
-def check(name: str, tensor: Tensor, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:
+def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:
     """Raise ValueError, naming the argument, unless a tensor is contiguous and has this shape and one of these types.
 
     Args:
         shape: None where any size will do.
     """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor, found {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name}: expected {' or '.join(map(str, dtypes))}, found {tensor.dtype}")
     fits = tensor.ndim == len(shape) and all(

@@ -19,7 +19,7 @@ from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
-from flashelmo.kernels.lstm_tensors import LstmTensors
+from flashelmo.kernels.lstm_tensors import LstmTensors, check_weights
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.tuning import HOISTED_BYTES, PERSISTENT_ROWS, TILES, WEIGHT_BOUND_ROWS, is_hoisted
@@ -52,16 +52,25 @@ def lstm_layer(
         x: the layer's input: word vectors [words, P] where `by_word`, else the layer below's outputs [D, N, P].
         skip: add x to the output.
         roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C]; zero where absent.
-        barrier: lets depths of very few rows run as one launch; none, and they run as two launches each.
+        barrier: lets depths of very few rows run as one launch; none, and they run as two launches each. Whoever takes
+            the results calls `barrier.check()`, which waits for the device: after a time-out they are wrong.
         precision: of float32 products.
 
     Raises:
         ValueError: a tensor has another shape, type, layout or device than it should.
     """
+    D, C, P = check_weights(weights)
+    if nodes.n_directions != D:
+        raise ValueError(f"nodes: expected {D} directions, as the weights have, found {nodes.n_directions}")
+    check("x", x, [None, P] if by_word else [D, nodes.n_nodes, P], [weights.dtype])
+    for name, tensor in (("x", x), ("nodes", nodes.starts)):
+        if tensor.device != weights.bias.device:
+            raise ValueError(f"{name}: expected a tensor on {weights.bias.device} as weights, found {tensor.device}")
+    if by_word and len(x) < nodes.n_words:
+        raise ValueError(f"x: expected at least {nodes.n_words} words, as the nodes name, found {len(x)}")
     tensors = new_tensors(weights, nodes, x, skip=skip)
     n_roots = nodes.n_roots
     if roots is not None:
-        D, C, P = weights.projection.shape
         check("roots' hidden", roots[0], [D, n_roots, P], [weights.dtype])
         check("roots' cell", roots[1], [D, n_roots, C], [torch.float32])
         tensors.hidden[:, :n_roots], tensors.cell[0, :, :n_roots] = roots

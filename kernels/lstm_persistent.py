@@ -1,9 +1,10 @@
 """Many time steps of the LSTM in one launch, for depths of few rows.
 
-There a step takes microseconds, and two launches a step cost as much as its work. Here one program a multiprocessor
-stays for all the steps: it computes its blocks of cells (`lstm.gates_tile`), waits for the others, computes its blocks
-of the projection (`lstm.projection_tile`), and waits again. The weights that a step reads are marked to stay in the L2
-cache; 8-bit ones fit there at every published size.
+There a step takes microseconds. Its two launches from the host take longer than that; inside a captured graph they take
+about what the two waits here do, and only a measurement can tell which is less. One program a multiprocessor stays for
+all the steps: it computes its blocks of cells (`lstm.gates_tile`), waits for the others, computes its blocks of the
+projection (`lstm.projection_tile`), and waits again. The weights that a step reads are marked to stay in the L2 cache,
+where 8-bit ones of the original size, 21 MB, fit on an H100 or newer.
 
 Programs wait for each other, so all must run at once: the launch is cooperative, with a program a multiprocessor. A
 grid of one program is legal and never waits, so that Triton's interpreter runs it.
@@ -44,8 +45,11 @@ class Barrier(NamedTuple):
     def on(cls, device: torch.device | str, programs: int | None = None) -> Barrier:
         """A barrier on a device, for as many programs as it has multiprocessors where no number is given."""
         device = torch.device(device)
+        most = n_multiprocessors(device)
+        if programs is not None and (programs < 1 or (device.type == "cuda" and programs > most)):
+            raise ValueError(f"programs: expected 1 to {most}, all of which run at once, found {programs}")
         arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
-        return cls(arrivals, timed_out, programs or n_multiprocessors(device))
+        return cls(arrivals, timed_out, programs or most)
 
     def check(self) -> None:
         """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
@@ -116,7 +120,7 @@ def persistent_launch(
     barrier: Barrier,
     *,
     by_word: bool = False,
-    slab_depth: int = 0,
+    slab_depth: int = 1,
     precision: Precision = "ieee",
 ) -> Launch:
     """One launch of n_depths depths that follow each other.
@@ -133,7 +137,7 @@ def persistent_launch(
         raise ValueError(
             f"first_depth, n_depths: expected depths from 1 to {nodes.n_depths}, found {first_depth} to {last_depth}"
         )
-    shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, last_depth)
+    shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, first_depth, last_depth)
     check("arrivals of the barrier", barrier.arrivals, [1], [torch.int64])
     rows = max(nodes.rows(depth) for depth in range(first_depth, last_depth + 1))
     gates = choose_tile("persistent gates", weights.dtype, precision, rows, int8=weights.is_int8)

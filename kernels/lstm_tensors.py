@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from flashelmo.kernels.launch import Precision, check
+from flashelmo.kernels.launch import FLOATS, Precision, check
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.tuning import Tile, choose_tile
 
 
 class LstmTensors(NamedTuple):
-    """What the steps of one layer read and write.
+    """What the steps of one layer read and write; a kernel is given None for what it leaves alone.
 
     Attributes:
         x: the layer's input: word vectors [words, P], or the layer below's outputs [D, N, P].
@@ -23,9 +23,8 @@ class LstmTensors(NamedTuple):
         cell: float32 [2, D, R, C], c of two depths in turn.
         exposed: [D, R, C], h of one depth.
         outputs: [D, N, P], r + x where there is a skip connection; else None.
-        partial: float32, shares of the projection's sums over cells: [blocks of rows, D, splits, rows, P].
-        arrivals: int32, how many programs have brought a share, zero between launches:
-            [blocks of rows, D, blocks of columns].
+        partial: float32 [values], shares of the projection's sums over cells.
+        arrivals: int32 [values], how many programs have brought a share; zero between launches.
     """
 
     x: Any
@@ -39,7 +38,7 @@ class LstmTensors(NamedTuple):
 
 
 class NodeTensors(NamedTuple):
-    """`Nodes` as the kernels take them; words is None where a node's input has the node's own number."""
+    """`Nodes` as the kernels take them; words is None where they don't say which input is a node's."""
 
     starts: Any
     parents: Any
@@ -76,21 +75,55 @@ def choose_projection(
     return tile
 
 
+def check_weights(weights: LstmWeights) -> tuple[int, int, int]:
+    """D, C and P of weights that `pack_lstm` laid out.
+
+    Raises:
+        ValueError: they have another shape, type or layout, as copies of each by itself would.
+    """
+    check("projection", weights.projection, [None, None, None], [torch.int8 if weights.is_int8 else weights.dtype])
+    D, C, P = weights.projection.shape
+    check("bias", weights.bias, [D, 4 * C], [torch.float32])
+    if weights.is_int8:
+        check("recurrent", weights.recurrent, [D, P, 4 * C], [torch.int8])
+        check("recurrent_scale", weights.recurrent_scale, [D, 4 * C], [torch.float32])
+        check("projection_scale", weights.projection_scale, [D, P], [torch.float32])
+        check("input", weights.input, [D, P, 4 * C], FLOATS)
+        return D, C, P
+    for name, weight in (("input", weights.input), ("recurrent", weights.recurrent)):
+        check(name, weight[0], [P, 4 * C], FLOATS)
+        if weight.shape[0] != D or weight.stride(0) != 8 * P * C:
+            raise ValueError(f"{name}: expected one of {D} directions as pack_lstm lays them out, found another layout")
+    behind = weights.recurrent.data_ptr() - weights.input.data_ptr()
+    if behind != 4 * P * C * weights.dtype.itemsize and weights.input.device.type != "meta":
+        raise ValueError("recurrent: expected to lie behind input in memory, as pack_lstm lays them out")
+    return D, C, P
+
+
 def check_tensors(
-    weights: LstmWeights, tensors: LstmTensors, nodes: Nodes, by_word: bool, slab_depth: int, last_depth: int
+    weights: LstmWeights,
+    tensors: LstmTensors,
+    nodes: Nodes,
+    by_word: bool,
+    slab_depth: int,
+    first_depth: int,
+    last_depth: int,
 ) -> Shape:
     """The sizes of a model's layer.
 
     Args:
-        slab_depth, last_depth: the depths that `tensors.x_gates` must cover, where there is such a tensor.
+        slab_depth: the depth whose first node is row 0 of `tensors.x_gates`, where there is such a tensor.
+        first_depth, last_depth: the depths to be computed.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than the others ask for.
     """
-    D, C, P = weights.projection.shape
+    D, C, P = check_weights(weights)
     N, dtype = nodes.n_nodes, (weights.dtype,)
     check("hidden", tensors.hidden, [D, N, P], dtype)
     check("x", tensors.x, [None, P] if by_word else [D, N, P], dtype)
+    if by_word and tensors.x.shape[0] < nodes.n_words:
+        raise ValueError(f"x: expected at least {nodes.n_words} words, as the nodes name, found {tensors.x.shape[0]}")
     check("cell", tensors.cell, [2, D, None, C], [torch.float32])
     R = tensors.cell.shape[2]
     if nodes.n_directions != D:
@@ -104,6 +137,8 @@ def check_tensors(
         check("outputs", tensors.outputs, [D, N, P], dtype)
     if tensors.x_gates is not None:
         check("x_gates", tensors.x_gates, [D, None, 4 * C], [torch.float32])
+        if not 1 <= slab_depth <= first_depth:
+            raise ValueError(f"slab_depth: expected 1 to {first_depth}, the first depth, found {slab_depth}")
         rows = max(starts[last_depth + 1] - starts[slab_depth] for starts in nodes.depths)
         if tensors.x_gates.shape[1] < rows:
             raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashelmo.kernels.launch import check_ids
+from flashelmo.kernels.launch import check, check_ids
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Nodes:
         parents: int32 [D, N], each node's parent among the nodes of the depth before; 0 for roots and beyond the last.
         words: int32 [D, N], the word of each node; likewise.
         depths: `starts` in the host's memory.
+        n_words: the words' numbers lie below.
     """
 
     starts: Tensor
     parents: Tensor
     words: Tensor
     depths: tuple[tuple[int, ...], ...]
+    n_words: int = 0
 
     @classmethod
     def of(
@@ -45,8 +47,12 @@ class Nodes:
             n_roots: R, states that depth 0 may start from.
 
         Raises:
-            ValueError: an id lies outside its range.
+            ValueError: an id lies outside its range, or a forest is none.
         """
+        if not forests:
+            raise ValueError("forests: expected one for each direction, found none")
+        for d, forest in enumerate(forests):
+            _check_forest(d, *forest)
         n_depths = max(len(depths) for _, _, depths in forests)
         n_nodes = n_roots + max(len(words) for words, _, _ in forests)
         starts = torch.zeros(len(forests), n_depths + 1, dtype=torch.int32)
@@ -60,7 +66,7 @@ class Nodes:
             starts[d, 1 : len(depths) + 1] = depths + n_roots
             starts[d, len(depths) + 1 :] = starts[d, len(depths)]
         host = tuple(map(tuple, starts.tolist()))
-        return cls(starts.to(device), parents.to(device), all_words.to(device), host)
+        return cls(starts.to(device), parents.to(device), all_words.to(device), host, n_words)
 
     @property
     def n_directions(self) -> int:
@@ -92,9 +98,20 @@ class Nodes:
         return max(self.rows(depth) for depth in range(self.n_depths + 1))
 
 
+def _check_forest(direction: int, words: Tensor, parents: Tensor, depths: Tensor) -> None:
+    """Raise ValueError unless parents and depths are those of as many nodes as there are words."""
+    integers = (torch.int32, torch.int64)
+    check(f"words of direction {direction}", words, [None], integers)
+    check(f"parents of direction {direction}", parents, [len(words)], integers)
+    check(f"depths of direction {direction}", depths, [None], integers)
+    ends = [int(depths[0]), int(depths[-1])] if len(depths) else []
+    if ends != [0, len(words)] or bool((depths.diff() < 0).any()):
+        raise ValueError(f"depths of direction {direction}: expected numbers that ascend from 0 to {len(words)}")
+
+
 def _check_parents(direction: int, parents: Tensor, depths: Tensor, n_roots: int) -> None:
     sizes = depths.diff()
-    bounds = torch.cat([torch.tensor([n_roots]), sizes[:-1]]).repeat_interleave(sizes)
+    bounds = torch.cat([torch.tensor([n_roots]), sizes])[: len(sizes)].repeat_interleave(sizes)
     wrong = ((parents < 0) | (parents >= bounds)).nonzero()
     if len(wrong):
         node = int(wrong[0])

@@ -75,7 +75,7 @@ def tanh(x, APPROXIMATE: tl.constexpr = False):
 
 @triton.jit
 def sigmoid(x, APPROXIMATE: tl.constexpr):
-    """Logistic function, APPROXIMATE by the card's tanh."""
+    """Logistic function; APPROXIMATE by the card's tanh, to 2^-12 absolute."""
     if APPROXIMATE:
         return 0.5 * tanh(0.5 * x, APPROXIMATE) + 0.5
     return tl.sigmoid(x)

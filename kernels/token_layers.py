@@ -42,11 +42,14 @@ class Tokens(NamedTuple):
         nodes: int32 [2, tokens], its node in the forward and in the backward forest, counted from the roots on.
         offsets: int32 or int64 [B + 1], sentence b's tokens are offsets[b]:offsets[b + 1]; None for every token by
             itself.
+        n_words, n_nodes: the ids lie below; roots are counted.
     """
 
     words: Any
     nodes: Any
     offsets: Any
+    n_words: Any = 0
+    n_nodes: Any = 0
 
     @classmethod
     def of(
@@ -80,7 +83,8 @@ class Tokens(NamedTuple):
             check("offsets", offsets, [None], integers)
             _check_offsets(offsets, len(words))
             offsets = offsets.to(device, torch.int32)
-        return cls(words.to(device, torch.int32), (nodes + n_roots).to(device, torch.int32), offsets)
+        nodes = (nodes + n_roots).to(device, torch.int32)
+        return cls(words.to(device, torch.int32), nodes, offsets, n_words, n_nodes + n_roots)
 
 
 class Shape(NamedTuple):
@@ -182,6 +186,9 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
     check("tokens.words", tokens.words, [None], [torch.int32])
     check("tokens.nodes", tokens.nodes, [2, n_tokens], [torch.int32])
     check("mix", mix, [None, L], [torch.float32])
+    for name, rows, ids in (("word_vectors", word_vectors.shape[0], tokens.n_words), ("outputs", N, tokens.n_nodes)):
+        if rows < ids:
+            raise ValueError(f"{name}: expected at least {ids} rows, as the tokens were made for, found {rows}")
     kernel, programs, rows = tokens_kernel, triton.cdiv(n_tokens, TOKENS), n_tokens
     if tokens.offsets is not None:
         check("tokens.offsets", tokens.offsets, [None], [torch.int32, torch.int64])
@@ -192,7 +199,7 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
     arguments = {
         "word_vectors": word_vectors,
         "outputs": outputs,
-        "tokens": tokens,
+        "tokens": tokens._replace(n_words=None, n_nodes=None),
         "mix": mix,
         "out": out,
         "n_tokens": n_tokens,

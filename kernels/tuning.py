@@ -7,7 +7,7 @@ programs then share a multiprocessor if their registers allow it, and one's epil
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -46,7 +46,7 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
         (32, Tile(32, 32, 64, 4, 4)),
         (64, Tile(64, 32, 64, 4, 4)),  # 160 registers: two programs a multiprocessor
-        (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill with 8 warps
+        (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill on sm_80 and sm_120
     ),
     ("gates", "int8"): ((16, Tile(16, 32, 128, 4, 3)), (ANY, Tile(32, 32, 64, 4, 4))),  # for few rows: more would spill
     ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
@@ -124,7 +124,7 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
 }
 
 # What sm_90, with 227 KiB, has instead, from so many rows on: a third less traffic of the L2 cache, for which products
-# wait, is worth more than a second program a multiprocessor. Gates only where they are fused.
+# wait, should be worth more than a second program a multiprocessor: to be measured. Gates only where they are fused.
 HOPPER_TILES: dict[tuple[str, str], tuple[int, Tile]] = {
     ("gates", "half"): (256, Tile(128, 64, 64, 8, 4)),
     ("linear", "half"): (2048, Tile(128, 256, 64, 8, 4)),
@@ -138,7 +138,7 @@ ROW_GROUP = 8
 WEIGHT_BOUND_ROWS = 128
 # Of the input's part of a slab of depths, both directions.
 HOISTED_BYTES = 256 << 20
-# Up to so many rows a step takes no longer than the launches that the persistent kernel saves.
+# Up to so many rows a step takes less than its two launches from the host: to be measured.
 PERSISTENT_ROWS = 32
 
 
@@ -156,7 +156,12 @@ def choose_tile(
     Args:
         device: where it runs; a tile that fits every card where absent.
         int8: the weights have 8 bits.
+
+    Raises:
+        ValueError: there is no such precision.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: expected {' or '.join(get_args(Precision))}, found {precision!r}")
     kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
     least, hopper_tile = HOPPER_TILES.get((operation, kind), (ANY, None))
     if hopper_tile is not None and rows >= least and device is not None and _is_hopper(device):

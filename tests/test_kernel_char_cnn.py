@@ -190,7 +190,8 @@ def test_words_are_grouped_by_length():
     assert words.lengths.tolist() == [1, 1, 3, 4, 3]
     assert words.order.tolist() == [3, 2, 4, 0, 1]
     assert torch.equal(words.character_ids, ids.int())
-    assert {tensor.dtype for tensor in words} == {torch.int32}
+    assert {tensor.dtype for tensor in words[:3]} == {torch.int32}
+    assert (words.n_characters, words.padding_id) == (N_CHARACTERS, PADDING)
 
 
 def test_no_words(device):
@@ -332,3 +333,13 @@ def test_bad_input_is_named(name):
             wrong.get("out", random(4, 12)),
         )
     assert str(raised.value).startswith(message)
+
+
+def test_words_of_another_alphabet_are_refused(device: str) -> None:
+    convolutions = [(torch.randn(2, 3, 4), torch.randn(4))]
+    weights = pack_char_cnn(torch.randn(20, 3), convolutions, padding_id=1, activation="relu", device=device)
+    ids = torch.zeros(2, 5, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"^embedding: expected 30 characters, as the words' ids, found 20"):
+        char_cnn(group_words(ids, n_characters=30, padding_id=1, device=device), weights)
+    with pytest.raises(ValueError, match=r"^padding_id: expected 1, as the weights', found 2"):
+        char_cnn(group_words(ids, n_characters=20, padding_id=2, device=device), weights)

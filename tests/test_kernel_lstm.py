@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_lstm import RandomLayer, random_layer, real_nodes
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
+from triton import language as tl
 
+from flashelmo.kernels import lstm_persistent
 from flashelmo.kernels.launch import Precision
 from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
@@ -182,12 +184,13 @@ def test_a_row_depends_on_its_parent_alone(device: str) -> None:
     assert not torch.equal(again.hidden[:, 2:5], tensors.hidden[:, 2:5])
 
 
-def test_shared_sums_are_the_same_in_every_run(device: str) -> None:
+def test_shared_sums_leave_their_counts_at_zero_and_repeat(device: str) -> None:
     layer = random_layer(device, sizes=((40, 40), (40, 40)), C=64)
     results = []
     for _ in range(3):
         tensors = layer.poisoned()
         run_steps(layer.pack(), tensors, layer.nodes)
+        assert not tensors.arrivals.any()
         results.append(real_nodes(tensors.hidden, layer.nodes))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
@@ -312,7 +315,7 @@ def test_ids_out_of_range_are_refused(words: list[int], parents: list[int], mess
 
 
 def test_ids_on_a_device_cannot_be_checked() -> None:
-    forest = torch.empty(2, device="meta"), torch.tensor([0, 0]), torch.tensor([0, 1, 2])
+    forest = torch.empty(2, dtype=torch.int32, device="meta"), torch.tensor([0, 0]), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match=r"^words of direction 0: expected ids in the host's memory"):
         Nodes.of([forest], n_words=5)
 
@@ -320,8 +323,90 @@ def test_ids_on_a_device_cannot_be_checked() -> None:
 def test_tensors_of_another_device_are_named(device: str) -> None:
     layer = random_layer(device)
     tensors = layer.poisoned()._replace(exposed=torch.empty(2, 20, 24, device="meta"))
-    with pytest.raises(ValueError, match=r"^exposed: expected a tensor on a (cpu|cuda) device, found meta"):
+    with pytest.raises(ValueError, match=r"^tensors.exposed: expected a tensor on a (cpu|cuda) device, found meta"):
         run_steps(layer.pack(), tensors, layer.nodes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w._replace(input=w.input.contiguous()), "input: expected one of 2 directions as pack_lstm lays"),
+        (lambda w: w._replace(recurrent=w.recurrent.clone()), "recurrent: expected one of 2 directions"),
+        (lambda w: w._replace(input=torch.stack([w.input] * 2, 1)[:, 0]), "recurrent: expected to lie behind input"),
+        (lambda w: w._replace(bias=w.bias[:, :10]), r"bias: expected shape \[2, 96\], found \[2, 10\]"),
+        (
+            lambda w: w._replace(projection=w.projection.half()),
+            "projection: expected torch.float32, found torch.float16",
+        ),
+        (lambda w: w._replace(projection=w.projection.mT.contiguous().mT), "projection: expected a contiguous tensor"),
+        (lambda w: w._replace(projection=None), "projection: expected a tensor, found NoneType"),
+    ],
+)
+def test_weights_that_were_laid_out_otherwise_are_refused(change: object, message: str) -> None:
+    layer = random_layer("cpu")
+    weights = change(layer.pack())  # type: ignore[operator]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        step_launches(weights, layer.poisoned(), layer.nodes, 1)
+
+
+@pytest.mark.parametrize("slab_depth", [0, 3, 9])
+def test_a_slab_begins_at_or_before_its_first_depth(slab_depth: int) -> None:
+    layer = random_layer("cpu")
+    tensors = layer.poisoned(hoisted=True)
+    with pytest.raises(ValueError, match=rf"^slab_depth: expected 1 to 2, the first depth, found {slab_depth}"):
+        step_launches(layer.pack(), tensors, layer.nodes, 2, slab_depth=slab_depth)
+
+
+def test_words_that_are_not_there_are_refused() -> None:
+    layer = random_layer("cpu")
+    tensors = layer.poisoned()._replace(x=layer.x[0, :22])
+    with pytest.raises(ValueError, match=r"^x: expected at least 23 words, as the nodes name, found 22"):
+        step_launches(layer.pack(), tensors, layer.nodes, 1, by_word=True)
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    layer = random_layer("cpu")
+    with pytest.raises(ValueError, match=r"^precision: expected ieee or tf32, found 'fast'"):
+        step_launches(layer.pack(), layer.poisoned(), layer.nodes, 1, precision="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("forest", "message"),
+    [
+        (([0.5], [0], [0, 1]), "words of direction 0: expected torch.int32 or torch.int64, found torch.float32"),
+        (([0, 1], [0], [0, 2]), r"parents of direction 0: expected shape \[2\], found \[1\]"),
+        (([0, 1], [0, 0], [0, 1]), "depths of direction 0: expected numbers that ascend from 0 to 2"),
+        (([0, 1], [0, 0], [0, 2, 1, 2]), "depths of direction 0: expected numbers that ascend from 0 to 2"),
+    ],
+)
+def test_forests_that_are_none_are_refused(forest: tuple[list[int], ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Nodes.of([tuple(map(torch.tensor, forest))], n_words=5)  # type: ignore[list-item]
+
+
+def test_no_forest_is_refused_and_an_empty_one_is_not() -> None:
+    with pytest.raises(ValueError, match=r"^forests: expected one for each direction, found none"):
+        Nodes.of([], n_words=5)
+    nothing = torch.empty(0, dtype=torch.int32)
+    nodes = Nodes.of([(nothing, nothing, torch.zeros(1, dtype=torch.int64))], n_words=5)
+    assert (nodes.n_depths, nodes.n_nodes, nodes.max_rows) == (0, 1, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter programs run one after another")
+def test_a_wait_ends_when_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two programs waits for one that the interpreter has not begun."""
+    monkeypatch.setattr(lstm_persistent, "MAX_POLLS", tl.constexpr(3))
+    layer = random_layer("cpu")
+    barrier = Barrier.on("cpu", programs=2)
+    persistent_launch(layer.pack(), layer.poisoned(), layer.nodes, 1, 1, barrier).run()
+    assert int(barrier.arrivals) == 4
+    with pytest.raises(RuntimeError, match=r"^barrier: expected all programs of a launch to arrive"):
+        barrier.check()
+
+
+def test_programs_must_be_some() -> None:
+    with pytest.raises(ValueError, match=r"^programs: expected 1 to \d+, all of which run at once, found 0"):
+        Barrier.on("cpu", programs=0)
 
 
 def test_a_wait_given_up_is_an_error() -> None:

@@ -198,8 +198,9 @@ def test_tokens_on_the_device(integer: torch.dtype, device: str) -> None:
     tokens = Tokens.of(
         words, nodes, torch.tensor([0, 0, 2], dtype=integer), n_words=5, n_nodes=3, n_roots=2, device=device
     )  # fmt: skip
-    assert [tensor.dtype for tensor in tokens] == [torch.int32] * 3
-    assert [tensor.tolist() for tensor in tokens] == [[4, 0], [[2, 3], [4, 2]], [0, 0, 2]]
+    assert [tensor.dtype for tensor in tokens[:3]] == [torch.int32] * 3
+    assert [tensor.tolist() for tensor in tokens[:3]] == [[4, 0], [[2, 3], [4, 2]], [0, 0, 2]]
+    assert (tokens.n_words, tokens.n_nodes) == (5, 5)
     assert Tokens.of(words, nodes, None, n_words=5, n_nodes=3).nodes.tolist() == [[1, 2], [3, 1]]
 
 
@@ -258,3 +259,12 @@ def test_bad_tensors_are_named(name: str, wrong: object, message: str) -> None:
     with pytest.raises(ValueError) as error:
         token_layers_launch(**arguments)  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+def test_tokens_of_another_schedule_are_refused(device: str) -> None:
+    tokens = Tokens.of(torch.tensor([0]), torch.tensor([[4], [4]]), None, n_words=3, n_nodes=5, device=device)
+    vectors, mix = torch.zeros(3, 4, device=device), torch.eye(2, device=device)
+    with pytest.raises(ValueError, match=r"^outputs: expected at least 6 rows, as the tokens were made for, found 5"):
+        token_layers(vectors, torch.zeros(1, 2, 5, 4, device=device), tokens, mix)
+    with pytest.raises(ValueError, match=r"^word_vectors: expected at least 3 rows, as the tokens were made for"):
+        token_layers(vectors[:2], torch.zeros(1, 2, 6, 4, device=device), tokens, mix)
