@@ -170,7 +170,7 @@ class Sweep:
         rows = []
         for tile, each in found.items():
             timing = timings.get(tile, Timing([], each if isinstance(each, str) else "not timed"))
-            row = Row(operation, "tiles", label(tile), "µs", f"{n} {unit}", note=timing.note)
+            row = Row(operation, "tiles", tile.label, "µs", f"{n} {unit}", note=timing.note)
             if timing.samples:
                 row = replace(Row.of(timing.samples, **_named(row)), note=timing.note)
             if isinstance(each, Contestant) and each.cost is not None:
@@ -214,12 +214,6 @@ class Sweep:
         self._results.write(self._path)
         for line in gpu_report.lines(rows):
             self._say(line)
-
-
-def label(tile: Tile) -> str:
-    """As "128x64x64 8w 4s /2": rows, columns, k, warps, stages, splits."""
-    splits = f" /{tile.splits}" if tile.splits > 1 else ""
-    return f"{tile.rows}x{tile.columns}x{tile.k} {tile.warps}w {tile.stages}s{splits}"
 
 
 def _named(row: Row) -> dict[str, str]:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import PRESETS, preset_config
-from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, Tile
+from flashelmo.kernels.tuning import Tile, table_tile
 
 D = 2
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -156,11 +156,7 @@ class Product(NamedTuple):
 
     def tile(self, card: Card) -> Tile:
         """As `kernels.tuning` chooses it."""
-        key = self.operation, TILE_KINDS[self.kind]
-        least, hopper_tile = HOPPER_TILES.get(key, (ANY, None))
-        if hopper_tile is not None and card.is_hopper and self.rows >= least:
-            return hopper_tile
-        return next(tile for most, tile in TILES[key] if self.rows <= most)
+        return table_tile(self.operation, TILE_KINDS[self.kind], self.rows, hopper=card.is_hopper)
 
 
 @dataclass(frozen=True)

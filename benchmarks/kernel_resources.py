@@ -188,7 +188,7 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
         type=case.type,
         size=case.size,
         entries=case.entries,
-        tiles=tuple(map(tile_label, tiles)),
+        tiles=tuple(tile.label for tile in tiles),
         rows=max(tile.rows for tile in tiles),
         warps=launch.options["num_warps"],
         target=target,
@@ -208,12 +208,6 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
         tensor_columns=metadata.tmem_size or 0,
     )
     return resources, machine_code(cubin)
-
-
-def tile_label(tile: Tile) -> str:
-    """As "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits."""
-    splits = f" /{tile.splits}" if tile.splits > 1 else ""
-    return f"{tile.rows}x{tile.columns}x{tile.k} {tile.warps}w {tile.stages}s{splits}"
 
 
 def print_table(console: Console, found: Sequence[Resources]) -> None:

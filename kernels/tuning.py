@@ -38,6 +38,12 @@ class Tile(NamedTuple):
         """As Triton's compiler takes them."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
+    @property
+    def label(self) -> str:
+        """As "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits."""
+        splits = f" /{self.splits}" if self.splits > 1 else ""
+        return f"{self.rows}x{self.columns}x{self.k} {self.warps}w {self.stages}s{splits}"
+
 
 # (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "int8" (8-bit weights,
 # other values of any type), "tf32", "ieee".
@@ -163,8 +169,13 @@ def choose_tile(
     if precision not in get_args(Precision):
         raise ValueError(f"precision: expected {' or '.join(get_args(Precision))}, found {precision!r}")
     kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
+    return table_tile(operation, kind, rows, hopper=device is not None and _is_hopper(device))
+
+
+def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
+    """The tile of the tables for so many rows, on sm_90 or elsewhere."""
     least, hopper_tile = HOPPER_TILES.get((operation, kind), (ANY, None))
-    if hopper_tile is not None and rows >= least and device is not None and _is_hopper(device):
+    if hopper and hopper_tile is not None and rows >= least:
         return hopper_tile
     return next(tile for most, tile in TILES[operation, kind] if rows <= most)
 

@@ -15,7 +15,7 @@ from tiny_models import BILM
 from flashelmo.benchmarks import gpu_checks
 from flashelmo.benchmarks.gpu_contestants import Chain, Contestant, Layer
 from flashelmo.benchmarks.gpu_kernels import NO_DEVICE, GpuSettings, new_results
-from flashelmo.benchmarks.gpu_tiles import CANDIDATES, ROWS, Sweep, label, main, only
+from flashelmo.benchmarks.gpu_tiles import CANDIDATES, ROWS, Sweep, main, only
 from flashelmo.benchmarks.gpu_timing import Deadline, Task, Timing
 from flashelmo.benchmarks.kernel_model import card_named
 from flashelmo.benchmarks.results import Results
@@ -63,7 +63,7 @@ def test_candidates_are_timed_and_sorted(tmp_path: Path) -> None:
     assert len(said) == 2 * len(CANDIDATES)
     for operation in CANDIDATES:
         best, worst = results.section(operation)
-        assert (best.name, worst.name) == (label(SMALLER), label(SMALL))
+        assert (best.name, worst.name) == (SMALLER.label, SMALL.label)
         assert best.median == 9.0 and best.ceiling and best.detail.startswith("3 ")
         assert worst.median is None and worst.note == "OutOfResources: shared memory"
 
@@ -92,11 +92,11 @@ def test_wrong_candidates_and_those_that_cannot_be_built_are_lines(
     monkeypatch.setattr(Layer, "ours", too_large)
     results, _ = sweep(tmp_path)
     notes = {row.name: row.note for row in results.section("highway")}
-    assert notes[label(SMALLER)].startswith("FAILED: error 0.") and "OutOfResources" in notes[label(SMALL)]
+    assert notes[SMALLER.label].startswith("FAILED: error 0.") and "OutOfResources" in notes[SMALL.label]
     assert all(row.median is None for row in results.section("highway"))
     notes = {row.name: row.note for row in results.section("gates")}
-    assert notes[label(SMALL)] == "OutOfMemoryError: CUDA out of memory"
-    assert notes[label(SMALLER)] == "OutOfResources: shared memory"  # the only one that is timed
+    assert notes[SMALL.label] == "OutOfMemoryError: CUDA out of memory"
+    assert notes[SMALLER.label] == "OutOfResources: shared memory"  # the only one that is timed
     assert results.section("linear")[0].median == 9.0
 
 

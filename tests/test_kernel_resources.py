@@ -24,7 +24,7 @@ from flashelmo.benchmarks.kernel_cases import (
     hopper_entry_name,
 )
 from flashelmo.benchmarks.kernel_compile import fastest_product, machine_code, parse_usage, split_instructions
-from flashelmo.benchmarks.kernel_resources import KIB, Resources, breaches, main, tile_label
+from flashelmo.benchmarks.kernel_resources import KIB, Resources, breaches, main
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
 FULL_TYPES = {
@@ -103,13 +103,13 @@ def test_every_entry_of_the_table_is_compiled(run: Run, target: int) -> None:
     for (operation, kind), table in TILES.items():
         for most, tile in table:
             for number_type in FULL_TYPES[kind]:
-                assert (entry_name(operation, kind, most), number_type, tile_label(tile)) in compiled
+                assert (entry_name(operation, kind, most), number_type, tile.label) in compiled
     named = {entry_name(operation, kind, most) for (operation, kind), table in TILES.items() for most, _ in table}
     if target == 90:
         for (operation, kind), (_, tile) in HOPPER_TILES.items():
             named.add(hopper_entry_name(operation, kind))
             for number_type in ("bf16", "fp16"):
-                assert (hopper_entry_name(operation, kind), number_type, tile_label(tile)) in compiled
+                assert (hopper_entry_name(operation, kind), number_type, tile.label) in compiled
     assert {entry for entry, _, _ in compiled} <= named
 
 
