@@ -448,7 +448,7 @@ def _tokens_error(
     words, nodes = torch.randint(0, n, (n,), generator=rng), torch.randint(0, n, (2, n), generator=rng)
     mix = torch.cat([torch.eye(L), normal(rng, 1, L)])
     tokens = Tokens.of(words, nodes, offsets, n_words=n, n_nodes=n, device=device)
-    out = torch.full((len(lengths) if pooled else n, L + 1, 2 * P), torch.nan, device=device)
+    out = torch.full((L + 1, len(lengths) if pooled else n, 2 * P), torch.nan, device=device)
     token_layers_launch(vectors.to(device), outputs.to(device), tokens, mix.to(device), out).run()
     expected = reference.token_layers(vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets)
     return relative_error(out, expected)

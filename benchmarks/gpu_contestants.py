@@ -394,7 +394,7 @@ def token_group(config: ElmoConfig, n: int, kind: str, device: str, seed: int) -
     tokens = Tokens.of(words, nodes, None, n_words=n_words, n_nodes=n, device=device)
     contestants = []
     for name, mix in (("one mix", torch.randn(1, L)), ("all layers", torch.eye(L))):
-        out = torch.empty(n, len(mix), 2 * P, device=device)
+        out = torch.empty(len(mix), n, 2 * P, device=device)
         launch = token_layers_launch(vectors, outputs, tokens, mix.to(device), out)
         cost = model.token_layers(config, n, len(mix), kind)
         contestants.append(Contestant(Task(f"{name} {kind}", launch.run), kind, cost, ("token layers",)))

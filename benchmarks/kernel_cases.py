@@ -349,7 +349,7 @@ def token_layers(size: Size, number_type: NumberType, rows: int, pooled: bool = 
     )
     word_vectors = empty(rows, size.P, dtype=number_type.dtype)
     outputs = empty(LAYERS - 1, 2, rows, size.P, dtype=number_type.dtype)
-    out = empty(rows // 16 if pooled else rows, LAYERS, 2 * size.P)
+    out = empty(LAYERS, rows // 16 if pooled else rows, 2 * size.P)
     return token_layers_launch(word_vectors, outputs, tokens, empty(LAYERS, LAYERS), out)
 
 

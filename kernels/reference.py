@@ -72,7 +72,7 @@ def lstm_step(
 def token_layers(
     word_vectors: Tensor, outputs: Tensor, token_words: Tensor, token_nodes: Tensor, mix: Tensor, offsets: Tensor | None
 ) -> Tensor:
-    """Mixed layers of tokens [tokens, O, 2P], or their means over sentences [B, O, 2P], zero for an empty sentence.
+    """Mixed layers of tokens [O, tokens, 2P], or their means over sentences [O, B, 2P], zero for an empty sentence.
 
     Args:
         word_vectors: [words, P]; layer 0 is [x, x].
@@ -84,8 +84,8 @@ def token_layers(
     forward, backward = outputs[:, 0, token_nodes[0]], outputs[:, 1, token_nodes[1]]
     lowest = word_vectors[token_words]
     layers = torch.cat([torch.cat([lowest, lowest], -1)[None], torch.cat([forward, backward], -1)])  # [L, tokens, 2P]
-    mixed = torch.einsum("ol,ltp->top", mix, layers)
+    mixed = torch.einsum("ol,ltp->otp", mix, layers)
     if offsets is None:
         return mixed
     lengths = (offsets[1:] - offsets[:-1]).tolist()
-    return torch.stack([part.sum(0) / max(1, len(part)) for part in mixed.split(lengths)])
+    return torch.stack([part.sum(1) / max(1, part.shape[1]) for part in mixed.split(lengths, 1)], 1)

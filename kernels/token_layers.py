@@ -3,10 +3,12 @@
 With layer 0 of a token [x, x] of its word vector x, layer k > 0 what LSTM layer k - 1 put out at its two nodes, forward
 and backward side by side, and mix [O, L] the coefficients:
 
-    out[token, o] = sum over k of mix[o, k] * layer k of the token
-    out[sentence, o] = the mean of that over the sentence's tokens, zero where there are none
+    out[o, token] = sum over k of mix[o, k] * layer k of the token
+    out[o, sentence] = the mean of that over the sentence's tokens, zero where there are none
 
-So an identity gives all layers, one row with a single 1 the top layer, one of 1 / L their average, and one of
+so that a sentence's tokens a:b are the view out[:, a:b], in which each layer is contiguous.
+
+An identity gives all layers, one row with a single 1 the top layer, one of 1 / L their average, and one of
 softmax(w) * gamma the learned scalar mix of Peters et al. 2018 (https://arxiv.org/abs/1802.05365).
 
 A program reads each row it needs once and writes all O outputs from it. Sums are float32. Every layer counts, with a
@@ -124,7 +126,7 @@ def tokens_kernel(
     word_vectors, outputs, tokens, mix, out, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mixed layers of tokens, out [tokens, O, 2, P]. Grid: blocks of tokens; blocks of columns; directions."""
+    """Mixed layers of tokens, out [O, tokens, 2, P]. Grid: blocks of tokens; blocks of columns; directions."""
     direction = tl.program_id(2)
     o_token = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     m_token = o_token < n_tokens
@@ -135,7 +137,7 @@ def tokens_kernel(
     m = m_token[:, None] & (o_column < SHAPE.P)[None, :]
     for i_output in range(SHAPE.O):
         mixed = tl.sum(load_mix(mix, i_output, SHAPE, TILE)[:, None, None] * layers, axis=0)
-        o_row = ((o_token.to(tl.int64) * SHAPE.O + i_output) * 2 + direction) * SHAPE.P
+        o_row = ((tl.cast(n_tokens, tl.int64) * i_output + o_token) * 2 + direction) * SHAPE.P
         tl.store(out + o_row[:, None] + o_column[None, :], mixed.to(out.dtype.element_ty), mask=m)
 
 
@@ -144,8 +146,8 @@ def sentences_kernel(
     word_vectors, outputs, tokens, mix, out, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mixed means of sentences, out [B, O, 2, P]. Grid: sentences; blocks of columns; directions."""
-    sentence, direction = tl.program_id(0), tl.program_id(2)
+    """Mixed means of sentences, out [O, B, 2, P]. Grid: sentences; blocks of columns; directions."""
+    sentence, n_sentences, direction = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
     o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
     first, last = tl.load(tokens.offsets + sentence), tl.load(tokens.offsets + sentence + 1)
     LAYERS: tl.constexpr = TILE.k
@@ -162,7 +164,7 @@ def sentences_kernel(
     means = tl.sum(sums, axis=1) / tl.maximum(last - first, 1).to(tl.float32)
     for i_output in range(SHAPE.O):
         mixed = tl.sum(load_mix(mix, i_output, SHAPE, TILE)[:, None] * means, axis=0)
-        o_row = ((sentence.to(tl.int64) * SHAPE.O + i_output) * 2 + direction) * SHAPE.P
+        o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
         tl.store(out + o_row + o_column, mixed.to(out.dtype.element_ty), mask=o_column < SHAPE.P)
 
 
@@ -174,7 +176,7 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         outputs: [L - 1, 2, N, P] of the same type, what the LSTM layers put out, forward and backward.
         tokens: of these words and nodes.
         mix: float32 [O, L].
-        out: float32, fp16 or bf16 [tokens, O, 2P], or [B, O, 2P] where the tokens have offsets.
+        out: float32, fp16 or bf16 [O, tokens, 2P], or [O, B, 2P] where the tokens have offsets.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
@@ -194,7 +196,7 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         check("tokens.offsets", tokens.offsets, [None], [torch.int32, torch.int64])
         programs = rows = tokens.offsets.shape[0] - 1
         kernel = sentences_kernel
-    check("out", out, [rows, mix.shape[0], 2 * P], FLOATS)
+    check("out", out, [mix.shape[0], rows, 2 * P], FLOATS)
     tile = Tile(TOKENS, min(COLUMNS, triton.next_power_of_2(P)), triton.next_power_of_2(L), WARPS, stages=1)
     arguments = {
         "word_vectors": word_vectors,
@@ -213,7 +215,7 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
 def token_layers(
     word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, *, out_dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Mixed layers of tokens [tokens, O, 2P], or their means over sentences [B, O, 2P], zero for an empty sentence.
+    """Mixed layers of tokens [O, tokens, 2P], or their means over sentences [O, B, 2P], zero for an empty sentence.
 
     Args:
         word_vectors: [words, P].
@@ -225,7 +227,7 @@ def token_layers(
         ValueError: a tensor has another shape, type or layout than it should.
     """
     n_rows = (tokens.words if tokens.offsets is None else tokens.offsets[1:]).shape[0]
-    out = torch.empty(n_rows, mix.shape[0], 2 * word_vectors.shape[-1], dtype=out_dtype, device=word_vectors.device)
+    out = torch.empty(mix.shape[0], n_rows, 2 * word_vectors.shape[-1], dtype=out_dtype, device=word_vectors.device)
     token_layers_launch(word_vectors, outputs, tokens, mix, out).run()
     return out
 

@@ -124,7 +124,7 @@ def embed(
         device=device,
     )
     all_layers = torch.eye(config.n_layers + 1, device=device)
-    layers = token_layers(vectors, torch.stack(outputs), tokens, all_layers).movedim(0, 1).cpu().numpy()
+    layers = token_layers(vectors, torch.stack(outputs), tokens, all_layers).cpu().numpy()
     return np.split(layers, schedule.offsets[1:-1], axis=1)
 
 

@@ -52,7 +52,7 @@ class Case:
     def run(self, pooled: bool, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """What the kernel writes into an output full of NaN."""
         rows = len(self.offsets) - 1 if pooled else len(self.words)
-        out = torch.full((rows, len(self.mix), 2 * self.word_vectors.shape[1]), torch.nan, dtype=out_dtype)
+        out = torch.full((len(self.mix), rows, 2 * self.word_vectors.shape[1]), torch.nan, dtype=out_dtype)
         out = out.to(self.device)
         word_vectors, outputs, mix = (t.to(self.device) for t in (self.word_vectors, self.outputs, self.mix))
         token_layers_launch(word_vectors, outputs, self.tokens(pooled), mix, out).run()
@@ -139,9 +139,19 @@ def test_the_identity_gives_the_rows_themselves(dtype: torch.dtype, device: str)
     nodes = case.nodes.long() + N_ROOTS
     lowest = case.word_vectors[case.words.long()]
     above = torch.cat([case.outputs[:, 0, nodes[0]], case.outputs[:, 1, nodes[1]]], -1)
-    rows = torch.cat([torch.cat([lowest, lowest], -1)[None], above]).transpose(0, 1)
+    rows = torch.cat([torch.cat([lowest, lowest], -1)[None], above])
     assert torch.equal(case.run(False, dtype), rows)
     assert torch.equal(case.run(False), rows.float())
+
+
+def test_a_sentence_is_a_view_with_contiguous_layers(device: str) -> None:
+    case = Case((3, 4), device=device)
+    layers = case.run(False)
+    second = Case((3, 4), device=device)
+    second.words, second.nodes = case.words[3:], case.nodes[:, 3:].contiguous()
+    sentence = layers[:, 3:]
+    assert sentence.shape == (3, 4, 24) and all(layer.is_contiguous() for layer in sentence)
+    assert torch.equal(sentence, second.run(False))
 
 
 def test_the_mean_of_one_token_is_the_token(device: str) -> None:
@@ -154,20 +164,20 @@ def test_the_top_layer_and_the_average(device: str) -> None:
     case.mix = torch.eye(3)
     layers = case.run(False)
     case.mix = torch.tensor([[0.0, 0.0, 1.0]])
-    assert torch.equal(case.run(False)[:, 0], layers[:, 2])
+    assert torch.equal(case.run(False)[0], layers[2])
     case.mix = torch.full((1, 3), 1 / 3)
-    assert (case.run(False)[:, 0] - layers.mean(1)).abs().max() <= case.bound(torch.float32)
+    assert (case.run(False)[0] - layers.mean(0)).abs().max() <= case.bound(torch.float32)
 
 
 @pytest.mark.parametrize("lengths", [(0,), (0, 0, 0)])
 def test_empty_sentences_are_zero(lengths: tuple[int, ...], device: str) -> None:
     found = Case(lengths, device=device).run(True)
-    assert found.shape[0] == len(lengths) and torch.equal(found, torch.zeros_like(found))
+    assert found.shape[1] == len(lengths) and torch.equal(found, torch.zeros_like(found))
 
 
 def test_nothing_is_asked_for(device: str) -> None:
-    assert Case((), device=device).run(False).shape == (0, 3, 24)
-    assert Case((), device=device).run(True).shape == (0, 3, 24)
+    assert Case((), device=device).run(False).shape == (3, 0, 24)
+    assert Case((), device=device).run(True).shape == (3, 0, 24)
 
 
 def test_nan_in_a_layer_is_seen_whatever_its_coefficient(device: str) -> None:
@@ -175,10 +185,10 @@ def test_nan_in_a_layer_is_seen_whatever_its_coefficient(device: str) -> None:
     case.mix = torch.tensor([[0.0, 0.0, 1.0]])
     case.words[:], case.nodes[:] = torch.arange(4), torch.arange(4)
     case.outputs[0, 1, N_ROOTS + 2, 5] = torch.nan  # layer 1, backward, of token 2
-    wrong = torch.zeros(4, 1, 24, dtype=torch.bool)
-    wrong[2, 0, 12 + 5] = True
+    wrong = torch.zeros(1, 4, 24, dtype=torch.bool)
+    wrong[0, 2, 12 + 5] = True
     assert torch.equal(case.run(False).isnan(), wrong)
-    assert torch.equal(case.run(True).isnan(), wrong.any(0, keepdim=True))
+    assert torch.equal(case.run(True).isnan(), wrong.any(1, keepdim=True))
 
 
 def test_the_public_function_allocates(device: str) -> None:
@@ -239,8 +249,8 @@ def test_bad_tokens_are_named(changes: dict[str, torch.Tensor], message: str) ->
         ("outputs", torch.zeros(2, 2, 13, 12).half(), "outputs: expected torch.float32, found torch.float16"),
         ("mix", torch.zeros(1, 2), "mix: expected shape [any, 3], found [1, 2]"),
         ("mix", torch.zeros(1, 3).half(), "mix: expected torch.float32, found torch.float16"),
-        ("out", torch.zeros(4, 3, 24), "out: expected shape [5, 3, 24], found [4, 3, 24]"),
-        ("out", torch.zeros(5, 24, 3).mT, "out: expected a contiguous tensor"),
+        ("out", torch.zeros(3, 4, 24), "out: expected shape [3, 5, 24], found [3, 4, 24]"),
+        ("out", torch.zeros(3, 24, 5).mT, "out: expected a contiguous tensor"),
         ("tokens", {"words": torch.zeros(5)}, "tokens.words: expected torch.int32, found torch.float32"),
         ("tokens", {"nodes": torch.zeros(5, 2).int()}, "tokens.nodes: expected shape [2, 5], found [5, 2]"),
         ("tokens", {"offsets": torch.zeros(3)}, "tokens.offsets: expected torch.int32 or torch.int64"),
@@ -253,7 +263,7 @@ def test_bad_tensors_are_named(name: str, wrong: object, message: str) -> None:
         "outputs": case.outputs,
         "tokens": case.tokens(False),
         "mix": case.mix,
-        "out": torch.zeros(5, 3, 24),
+        "out": torch.zeros(3, 5, 24),
     }
     arguments[name] = case.tokens(False)._replace(**wrong) if isinstance(wrong, dict) else wrong
     with pytest.raises(ValueError) as error:
