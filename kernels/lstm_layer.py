@@ -44,9 +44,13 @@ def lstm_layer(
     skip: bool = False,
     roots: tuple[Tensor, Tensor] | None = None,
     barrier: Barrier | None = None,
+    out: Tensor | None = None,
     precision: Precision = "ieee",
 ) -> tuple[Tensor, LstmTensors]:
     """What the layer puts out for every node, [D, N, P] with the roots' rows first, and the tensors it was computed in.
+
+    Rows beyond a direction's last node are not written. Nothing waits for the device, so that a CUDA graph may capture
+    the launches once each has run before.
 
     Args:
         x: the layer's input: word vectors [words, P] where `by_word`, else the layer below's outputs [D, N, P].
@@ -54,6 +58,7 @@ def lstm_layer(
         roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C]; zero where absent.
         barrier: lets depths of very few rows run as one launch; none, and they run as two launches each. Whoever takes
             the results calls `barrier.check()`, which waits for the device: after a time-out they are wrong.
+        out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
         precision: of float32 products.
 
     Raises:
@@ -63,12 +68,14 @@ def lstm_layer(
     if nodes.n_directions != D:
         raise ValueError(f"nodes: expected {D} directions, as the weights have, found {nodes.n_directions}")
     check("x", x, [None, P] if by_word else [D, nodes.n_nodes, P], [weights.dtype])
-    for name, tensor in (("x", x), ("nodes", nodes.starts)):
+    if out is not None:
+        check("out", out, [D, nodes.n_nodes, P], [weights.dtype])
+    for name, tensor in (("x", x), ("nodes", nodes.starts), ("out", x if out is None else out)):
         if tensor.device != weights.bias.device:
             raise ValueError(f"{name}: expected a tensor on {weights.bias.device} as weights, found {tensor.device}")
     if by_word and len(x) < nodes.n_words:
         raise ValueError(f"x: expected at least {nodes.n_words} words, as the nodes name, found {len(x)}")
-    tensors = new_tensors(weights, nodes, x, skip=skip)
+    tensors = new_tensors(weights, nodes, x, skip=skip, out=out)
     n_roots = nodes.n_roots
     if roots is not None:
         check("roots' hidden", roots[0], [D, n_roots, P], [weights.dtype])
@@ -106,17 +113,19 @@ def _launches(
         )
 
 
-def new_tensors(weights: LstmWeights, nodes: Nodes, x: Tensor, *, skip: bool = False) -> LstmTensors:
-    """Tensors for one layer on x's device, the roots' states zero."""
+def new_tensors(
+    weights: LstmWeights, nodes: Nodes, x: Tensor, *, skip: bool = False, out: Tensor | None = None
+) -> LstmTensors:
+    """Tensors for one layer on x's device, the roots' states zero; what the layer puts out is `out`, if given."""
     D, C, P = weights.projection.shape
     N, R = nodes.n_nodes, nodes.max_rows
-    hidden = x.new_empty(D, N, P)
+    hidden = x.new_empty(D, N, P) if skip or out is None else out
     cell = x.new_empty(2, D, R, C, dtype=torch.float32)
     hidden[:, : nodes.n_roots] = 0
     cell[0, :, : nodes.n_roots] = 0
     outputs = None
     if skip:
-        outputs = x.new_empty(D, N, P)
+        outputs = x.new_empty(D, N, P) if out is None else out
         outputs[:, : nodes.n_roots] = 0
     n_shares, n_blocks = _shares(R)
     return LstmTensors(
@@ -175,13 +184,14 @@ def _kind(rows: int, persistent: bool, weights: LstmWeights) -> Kind:
 
 def slab_rows(slab: Slab, nodes: Nodes) -> int:
     """Nodes of a slab, in the direction that has most."""
-    return max(starts[slab.first + slab.n_depths] - starts[slab.first] for starts in nodes.depths)
+    return nodes.span(slab.first, slab.first + slab.n_depths - 1)
 
 
 def slab_inputs(slab: Slab, nodes: Nodes, x: Tensor, by_word: bool) -> Tensor:
-    """The layer's inputs of a slab's nodes, [D, M, P]; a direction with fewer nodes repeats some that are not used."""
-    first = nodes.starts[:, slab.first, None].long()
-    node = (first + torch.arange(slab_rows(slab, nodes), device=x.device)).clamp_(max=nodes.n_nodes - 1)
+    """The layer's inputs of a slab's nodes, [D, M, P]; a direction with fewer nodes repeats its last."""
+    starts = nodes.starts.long()
+    last = (starts[:, -1:] - 1).clamp_(min=0)
+    node = torch.minimum(starts[:, slab.first, None] + torch.arange(slab_rows(slab, nodes), device=x.device), last)
     if by_word:
         return x[nodes.words.gather(1, node).long()]
     return x.gather(1, node[..., None].expand(-1, -1, x.shape[-1]))

@@ -139,7 +139,7 @@ def check_tensors(
         check("x_gates", tensors.x_gates, [D, None, 4 * C], [torch.float32])
         if not 1 <= slab_depth <= first_depth:
             raise ValueError(f"slab_depth: expected 1 to {first_depth}, the first depth, found {slab_depth}")
-        rows = max(starts[last_depth + 1] - starts[slab_depth] for starts in nodes.depths)
+        rows = nodes.span(slab_depth, last_depth)
         if tensors.x_gates.shape[1] < rows:
             raise ValueError(
                 f"x_gates: expected at least {rows} rows, those of the slab, found {tensors.x_gates.shape[1]}"
