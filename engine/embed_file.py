@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,9 +63,10 @@ def embed_file(
     windows = read_windows(
         source, max_sentences=max_sentences or sentences_at_once, max_tokens=max_tokens, errors=errors
     )
-    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.share):
+    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.share, sink.output):
         for b, vectors in enumerate(sentences):
             sink.write(vectors, window.sentence_text(b) if sink.needs_sentences else "")
+        progress.finish_window()
     after = embedder.statistics
     return Summary(
         sentences=after.sentences - before.sentences,
@@ -77,21 +79,26 @@ def embed_file(
 
 
 class _Progress:
-    """Adds up windows, of the latest one the share that is done."""
+    """Adds up the windows that are written, and of the next one the share that is computed."""
 
     def __init__(self, report: Progress) -> None:
         self._report = report
         self._done = (0, 0)
-        self._window = (0, 0)
+        self._read: deque[tuple[int, int]] = deque()  # bytes and tokens of the windows that are not written yet
 
     def follow(self, windows: Iterator[Window]) -> Iterator[Window]:
-        """Pass windows on; a window that is asked for means that the one before is done."""
+        """Pass windows on, however far ahead they are read."""
         for window in windows:
-            self._window = (len(window.text or b""), len(window.word_ids))
+            self._read.append((len(window.text or b""), len(window.word_ids)))
             yield window
-            self.share(1.0)
-            self._done = (self._done[0] + self._window[0], self._done[1] + self._window[1])
 
     def share(self, share: float) -> None:
-        """The share of the latest window that is done."""
-        self._report(self._done[0] + share * self._window[0], self._done[1] + share * self._window[1])
+        """The share of the first unwritten window that is computed."""
+        n_bytes, n_tokens = self._read[0]
+        self._report(self._done[0] + share * n_bytes, self._done[1] + share * n_tokens)
+
+    def finish_window(self) -> None:
+        """The first unwritten window is written."""
+        self.share(1.0)
+        n_bytes, n_tokens = self._read.popleft()
+        self._done = (self._done[0] + n_bytes, self._done[1] + n_tokens)

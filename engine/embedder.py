@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
-
-import numpy as np
 
 from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.checkpoints.native import release_pages
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.embed_file import Summary, embed_file
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.output import Output, pool_mean, select_layers
-from flashelmo.engine.pipeline import Pipeline, ReferencePipeline, Statistics
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output, normalize, stack
+from flashelmo.engine.pipeline import OnShare, Pipeline, ReferencePipeline, Statistics, Stream, WindowPipeline
 from flashelmo.engine.runtimes import Array
 from flashelmo.engine.runtimes.choice import Precision, RuntimeName, choose_runtime, make_reference, make_runtime
 from flashelmo.engine.sinks import open_sink
@@ -23,6 +21,8 @@ from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 
 Sentence: TypeAlias = Sequence[str]
+
+ALL_LAYERS = Output()
 
 # Hidden states of a window, all layers and directions: a bound on its tokens.
 WINDOW_BYTES = 256 << 20
@@ -34,6 +34,7 @@ class ElmoEmbedder:
 
     Sentences are lists of tokens; a string is split on white space. Vectors are float32 arrays [L, T, 2P]: L layers
     (the characters' one, then each LSTM layer), T tokens, forward then backward halves; float64 for precision "fp64".
+    `embed` gives fewer where fewer are asked for: one layer, their average, or the mean over the tokens.
 
     The same sentence always gets the same vectors, unless `stateful`, which carries the LSTM state from batch to
     batch by batch row, as AllenNLP and bilm-tf do.
@@ -62,7 +63,6 @@ class ElmoEmbedder:
             raise FlashElmoError(f"cache_bytes: expected 0 or more, found {cache_bytes}")
         self.config: ElmoConfig = model.config
         self.keep_sentence_boundaries = keep_sentence_boundaries
-        self._lock = threading.Lock()
         name = choose_runtime(device, precision, runtime)
         if window_tokens is None:
             bytes_per_token = 4 * model.config.output_size * model.config.n_layers
@@ -71,7 +71,7 @@ class ElmoEmbedder:
         self.window_limits: tuple[int, int] = (window_tokens, window_tokens)
         if by_batch:
             self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
-        self._pipeline: Pipeline | ReferencePipeline
+        self._pipeline: WindowPipeline
         if name == "reference":
             reference = make_reference(model, precision, threads, stateful, batch_size)
             self._pipeline = ReferencePipeline(reference, keep_sentence_boundaries)
@@ -118,22 +118,58 @@ class ElmoEmbedder:
 
     def reset_state(self) -> None:
         """Let every row of a stateful embedder start at zero again."""
-        with self._lock:
-            self._pipeline.reset_state()
+        self._pipeline.reset_state()
 
     def embed_windows(
-        self, windows: Iterable[Window], on_share: Callable[[float], None] = lambda share: None
-    ) -> Iterator[tuple[Window, Iterator[Array]]]:
-        """Each window with an iterator of its sentences' vectors; `on_share` hears what share of it is computed."""
-        for window in windows:
-            with self._lock:
-                sentences = self._pipeline.run(window, on_share)
-            yield window, sentences
+        self,
+        windows: Iterable[Window],
+        on_share: OnShare = lambda share: None,
+        output: Output = ALL_LAYERS,
+        *,
+        convert_to_numpy: bool = True,
+    ) -> Stream:
+        """Each window with an iterator of its sentences' vectors, in order.
 
-    def embed(self, sentences: Iterable[Sentence | str]) -> Iterator[Array]:
-        """Stream the vectors [L, T, 2P] of any number of sentences, in order, in bounded memory."""
-        for _, vectors in self.embed_windows(_windows(sentences, *self.window_limits)):
-            yield from vectors
+        Args:
+            windows: sentences that are computed together; `window_limits` bounds their memory.
+            on_share: hears again and again what share is computed of the window that comes next.
+            output: which layers, and whether they are pooled; see `embed` for the shapes. Vectors may have its
+                `dtype` already, or else the number type of the computation, which a sink casts.
+            convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+
+        Raises:
+            FlashElmoError: a layer that the model lacks; raised by the call itself, before anything is read.
+            MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
+        """
+        output.check(self.config.n_layers + 1)
+        return self._pipeline.stream(windows, output, on_share, as_numpy=convert_to_numpy)
+
+    def embed(
+        self,
+        sentences: Iterable[Sentence | str],
+        *,
+        layers: str | int = "all",
+        pool: str | None = None,
+        convert_to_numpy: bool = True,
+    ) -> Iterator[Any]:
+        """Stream the vectors of any number of sentences, in order, in bounded memory.
+
+        Args:
+            sentences: token lists, or strings, which are split on white space.
+            layers: "all", "top", "average" (of all layers) or the number of a layer, 0 the one of the characters.
+            pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
+                Boundaries that are kept count as tokens.
+            convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+
+        Returns:
+            For each sentence [L, T, 2P], or [T, 2P] where `layers` is not "all"; pooled [L, 2P], or [2P].
+
+        Raises:
+            FlashElmoError: `layers` or `pool` is none of these, or the model lacks the layer; raised by the call
+                itself, before a sentence is read.
+            MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
+        """
+        return self._embed(sentences, self.window_limits, Output(layers, pool=pool), convert_to_numpy)
 
     def embed_batch(self, batch: Sequence[Sentence | str]) -> list[Array]:
         """The vectors [L, T, 2P] of each sentence (AllenNLP's method)."""
@@ -145,13 +181,7 @@ class ElmoEmbedder:
 
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
         """As `embed`; `batch_size` is the rows of a stateful embedder's batches (AllenNLP's method)."""
-        max_sentences, max_tokens = self.window_limits
-        if batch_size is not None:
-            _check_positive("batch_size", batch_size)
-            max_sentences = batch_size
-        windows = _windows(sentences, max_sentences, max_tokens)
-        for _, vectors in self.embed_windows(windows):
-            yield from vectors
+        return self._embed(sentences, self._limits(batch_size), ALL_LAYERS)
 
     def embed_file(
         self,
@@ -208,33 +238,53 @@ class ElmoEmbedder:
             show_progress_bar: show one on standard error.
             output_value: "sentence_embedding", the mean over tokens [2P] (zeros for an empty sentence), or
                 "token_embeddings" [T, 2P].
-            convert_to_numpy: numpy arrays; otherwise PyTorch tensors.
-            normalize_embeddings: scale every vector to length 1.
+            convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+            normalize_embeddings: scale every vector to length 1; zeros stay zeros.
             layers: "average" of the layers, "top", or the number of one.
 
         Returns:
             For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
             (one array for one string).
+
+        Raises:
+            FlashElmoError: an argument that is none of these, a layer that the model lacks.
+            MissingExtraError: tensors are asked for, and PyTorch is not installed.
         """
         if output_value not in ("sentence_embedding", "token_embeddings"):
             expected = "'sentence_embedding' or 'token_embeddings'"
             raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
         if layers == "all":
             raise FlashElmoError("layers: expected 'average', 'top' or a layer's number, found 'all'")
-        single = isinstance(sentences, str)
+        pooled = output_value == "sentence_embedding"
+        output = Output(layers, pool="mean" if pooled else None)
         batch: Sequence[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
-        stream = self.embed_sentences(batch, batch_size)
+        stream = self._embed(batch, self._limits(batch_size), output, convert_to_numpy)
         if show_progress_bar:
             from tqdm import tqdm
 
             stream = tqdm(stream, total=len(batch), unit="sentence")
-        results = []
-        for vectors in stream:
-            chosen = select_layers(vectors, layers)
-            if output_value == "sentence_embedding":
-                chosen = pool_mean(chosen)
-            results.append(_normalize(chosen) if normalize_embeddings else chosen)
-        return _collect(results, single, output_value == "sentence_embedding", self.config, convert_to_numpy)
+        results = [normalize(vectors) if normalize_embeddings else vectors for vectors in stream]
+        if isinstance(sentences, str):
+            return results[0]
+        return stack(results, self.config.output_size, convert_to_numpy) if pooled else results
+
+    def _embed(
+        self,
+        sentences: Iterable[Sentence | str],
+        limits: tuple[int, int],
+        output: Output,
+        convert_to_numpy: bool = True,
+    ) -> Iterator[Any]:
+        """Results of sentences in windows of at most `limits` sentences and tokens."""
+        windows = self.embed_windows(_windows(sentences, *limits), output=output, convert_to_numpy=convert_to_numpy)
+        return chain.from_iterable(results for _, results in windows)
+
+    def _limits(self, batch_size: int | None) -> tuple[int, int]:
+        """The window's limits, with a number of sentences that a caller chose."""
+        if batch_size is None:
+            return self.window_limits
+        _check_positive("batch_size", batch_size)
+        return batch_size, self.window_limits[1]
 
 
 def _check_positive(name: str, value: int) -> None:
@@ -257,25 +307,3 @@ def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens
         n_tokens += len(tokens)
     if batch:
         yield Window.from_sentences(batch)
-
-
-def _normalize(vectors: Array) -> Array:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    normalized: Array = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    return normalized
-
-
-def _collect(results: list[Array], single: bool, stacked: bool, config: ElmoConfig, as_numpy: bool) -> Any:
-    """One result, a stack or a list, as numpy arrays or PyTorch tensors."""
-    arrays: Any = results
-    if single:
-        arrays = results[0]
-    elif stacked:
-        arrays = np.stack(results) if results else np.empty((0, config.output_size), np.float32)
-    if as_numpy:
-        return arrays
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("torch", "torch", "convert_to_numpy=False") from error
-    return [torch.from_numpy(array) for array in arrays] if isinstance(arrays, list) else torch.from_numpy(arrays)

@@ -50,24 +50,42 @@ class Output:
         tokens = () if self.pool else (n_tokens,)
         return (n_layers, *tokens, size) if self.layers == "all" else (*tokens, size)
 
-    def blocks(self, vectors: Array) -> Iterator[tuple[Index, Array]]:
-        """The result for vectors [L, T, 2P] in blocks of bounded size and in C order, each with its place."""
-        self.check(len(vectors))
-        n_tokens, size = vectors.shape[1:]
-        if self.pool:
-            yield (), cast(pool_mean(select_layers(vectors, self.layers)), self.dtype)
+    def groups(self, n_layers: int) -> list[range]:
+        """The layers behind each layer of the result, which is their mean: of n_layers, each by itself or all or one.
+
+        "all" of 3 layers are the groups 0 | 1 | 2, "top" is 2 alone, and "average" 0, 1, 2 in one group.
+        """
+        if self.layers == "average":
+            return [range(n_layers)]
+        if self.layers == "all":
+            return [range(layer, layer + 1) for layer in range(n_layers)]
+        self.check(n_layers)
+        layer = self.layers if isinstance(self.layers, int) else n_layers - 1
+        return [range(layer, layer + 1)]
+
+    def choose(self, vectors: Array) -> Array:
+        """The result for a sentence's layers [L, T, 2P], in their number type."""
+        chosen = select_layers(vectors, self.layers)
+        return pool_mean(chosen) if self.pool else chosen
+
+    def blocks(self, result: Array) -> Iterator[tuple[Index, Array]]:
+        """A result as `dtype`, in blocks of bounded size and in C order, each with its place.
+
+        Raises:
+            FlashElmoError: these are not the dimensions of a result; a value beyond the number type's range.
+        """
+        n_dimensions = 1 + (self.layers == "all") + (self.pool is None)
+        if result.ndim != n_dimensions:
+            expected = f"{n_dimensions} dimensions for layers {self.layers!r} and pool {self.pool!r}"
+            raise FlashElmoError(f"vectors: expected {expected}, found {list(result.shape)}")
+        if result.size <= BLOCK_VALUES or result.ndim == 1:
+            yield (), cast(result, self.dtype)
             return
-        if vectors.size <= BLOCK_VALUES:
-            yield (), cast(select_layers(vectors, self.layers), self.dtype)
-            return
-        step = max(1, BLOCK_VALUES // (len(vectors) * size))
-        for layer in range(len(vectors)) if self.layers == "all" else (None,):
-            for start in range(0, n_tokens, step):
-                part = vectors[:, start : start + step]
-                if layer is None:
-                    yield (slice(start, start + step),), cast(select_layers(part, self.layers), self.dtype)
-                else:
-                    yield (layer, slice(start, start + step)), cast(part[layer], self.dtype)
+        step = max(1, BLOCK_VALUES // result.shape[-1])
+        for leading in np.ndindex(result.shape[:-2]):
+            rows = result[leading]
+            for start in range(0, len(rows), step):
+                yield (*leading, slice(start, start + step)), cast(rows[start : start + step], self.dtype)
 
 
 def select_layers(vectors: Array, layers: str | int) -> Array:
@@ -95,6 +113,21 @@ def pool_mean(vectors: Array) -> Array:
     n_tokens = max(1, vectors.shape[-2])
     mean: Array = (vectors.sum(axis=-2, dtype=np.float64) / n_tokens).astype(vectors.dtype)
     return mean
+
+
+def normalize(vectors: Any) -> Any:
+    """Every vector [..., 2P] at length 1, zeros as they are; of a numpy array or a PyTorch tensor."""
+    lengths = (vectors * vectors).sum(axis=-1, keepdims=True) ** 0.5
+    return vectors / (lengths + (lengths == 0))
+
+
+def stack(vectors: list[Any], size: int, as_numpy: bool) -> Any:
+    """Vectors [2P], 2P = size, one above the other [B, 2P]: numpy arrays, or else PyTorch tensors."""
+    if as_numpy:
+        return np.stack(vectors) if vectors else np.empty((0, size), np.float32)
+    import torch
+
+    return torch.stack(vectors) if vectors else torch.empty(0, size)
 
 
 def cast(vectors: Array, dtype: str) -> Array:

@@ -1,18 +1,20 @@
-"""One window of sentences from words to vectors: schedule, word vectors, LSTM, gather."""
+"""Windows of sentences from words to vectors: schedule, word vectors, LSTM, gather."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from flashelmo.engine.bilstm import BiLstm, LstmState
 from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.runtimes import Array, Runtime
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.output import Output, pool_mean
+from flashelmo.engine.runtimes import Array, Int32, Runtime
 from flashelmo.engine.schedule import Boundaries, Schedule, build_schedule
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
@@ -21,7 +23,9 @@ from flashelmo.engine.word_vectors import WordVectors
 if TYPE_CHECKING:
     from flashelmo.engine.runtimes.reference import ReferenceRuntime
 
-LayerStates = list[tuple[Array, Array]]
+OnShare: TypeAlias = Callable[[float], None]
+Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
+Source: TypeAlias = tuple[Array, Int32]  # states [N, P], and which of them each token has [tokens]
 
 
 @dataclass
@@ -41,9 +45,48 @@ class Statistics:
     steps: int = 0
     steps_saved: int = 0
 
+    def count(self, window: Window, schedule: Schedule, n_new: int, keep_boundaries: bool) -> None:
+        """Add a window whose schedule was run, and for which n_new word vectors were computed."""
+        lengths = np.diff(window.offsets)
+        alone = 2 * int(np.where(lengths > 0, lengths + 1 + keep_boundaries, 0).sum())
+        self.sentences += len(lengths)
+        self.tokens += int(window.offsets[-1])
+        self.distinct_words += n_new
+        self.steps += schedule.n_nodes
+        self.steps_saved += max(0, alone - schedule.n_nodes)
+
+
+class WindowPipeline(Protocol):
+    """Turns a stream of windows into what was asked for of their sentences. Several threads may use one at once.
+
+    Attributes:
+        statistics: totals of everything that was embedded.
+        ahead: windows it reads beyond the one it gives.
+    """
+
+    statistics: Statistics
+    ahead: int
+
+    def reset_state(self) -> None:
+        """Let every row start at zero again."""
+
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        """Each window with an iterator of its sentences' results, in order; nothing is read before it is iterated.
+
+        Args:
+            output: layers and pooling, which the model must have (`Output.check`). A result has the shape
+                `output.shape((L, T, 2P))`; it may have `output.dtype` already, or else the number type of the
+                computation, float32 or float64.
+            on_share: hears again and again what share is computed of the window that comes next.
+            as_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+
+        Raises:
+            MissingExtraError: tensors are asked for, and PyTorch is not installed; raised by the call itself.
+        """
+
 
 class Pipeline:
-    """Embeds windows on a runtime that executes the graph's pieces.
+    """Embeds windows on a runtime that executes the graph's pieces, each when it is asked for.
 
     Args:
         model, runtime: what to compute and what computes it.
@@ -52,6 +95,8 @@ class Pipeline:
         stateful: carry the LSTM state from window to window, row by row.
         cache_bytes: bound of the word vectors kept.
     """
+
+    ahead = 0
 
     def __init__(
         self,
@@ -71,18 +116,29 @@ class Pipeline:
         self._share = share
         self._stateful = stateful
         self._state = LstmState() if stateful or not share else None
+        self._lock = threading.Lock()  # a window at a time: state, cache and the LSTM's memory are shared
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
+        with self._lock:
+            self._clear_state()
+
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        """See `WindowPipeline`; `on_share` is called after every step."""
+
+        def run(window: Window) -> Iterator[Array]:
+            with self._lock:
+                return self._run(window, output, on_share)
+
+        return _stream(windows, run, as_numpy)
+
+    def _clear_state(self) -> None:
         if self._state is not None:
             self._state = LstmState()
 
-    def run(self, window: Window, on_nodes: Callable[[float], None] = lambda share: None) -> Iterator[Array]:
-        """Compute a window; then iterate over its sentences' layers [L, T, 2P] in input order.
-
-        `on_nodes` is called after every step with the share of the window's steps done.
-        """
+    def _run(self, window: Window, output: Output, on_share: OnShare) -> Iterator[Array]:
+        """Compute a window; then iterate over its sentences' results."""
         n_words = len(window.words)
         words = pa.concat_arrays([window.words, pa.array(self._encoder.boundary_words, pa.string())])
         schedule = build_schedule(
@@ -94,7 +150,7 @@ class Pipeline:
         )
         vectors, n_new = self._words.lookup(words)
         if not self._stateful:
-            self.reset_state()
+            self._clear_state()
         done = 0
 
         lock = threading.Lock()
@@ -103,55 +159,95 @@ class Pipeline:
             nonlocal done
             with lock:
                 done += nodes
-                on_nodes(done / (schedule.n_nodes * self._config.n_layers))
+                on_share(done / (schedule.n_nodes * self._config.n_layers))
 
         layers = self._bilstm.run(schedule, vectors, self._state, count)
-        self._count(window, schedule, n_new)
-        return _sentences(schedule, vectors, layers)
-
-    def _count(self, window: Window, schedule: Schedule, n_new: int) -> None:
-        lengths = np.diff(window.offsets)
-        alone = 2 * int(np.where(lengths > 0, lengths + 1 + self._keep_boundaries, 0).sum())
-        self.statistics.sentences += len(lengths)
-        self.statistics.tokens += int(window.offsets[-1])
-        self.statistics.distinct_words += n_new
-        self.statistics.steps += schedule.n_nodes
-        self.statistics.steps_saved += max(0, alone - schedule.n_nodes)
+        self.statistics.count(window, schedule, n_new, self._keep_boundaries)
+        return _sentences(schedule, vectors, layers, output)
 
 
 class ReferencePipeline:
     """The PyTorch reference behind the same face as `Pipeline`."""
 
+    ahead = 0
+
     def __init__(self, runtime: ReferenceRuntime, keep_boundaries: bool) -> None:
         self._runtime = runtime
         self._keep_boundaries = keep_boundaries
+        self._lock = threading.Lock()
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
-        self._runtime.reset_state()
+        with self._lock:
+            self._runtime.reset_state()
 
-    def run(self, window: Window, on_share: Callable[[float], None] = lambda share: None) -> Iterator[Array]:
-        """Compute a window; then iterate over its sentences' layers [L, T, 2P]."""
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        """See `WindowPipeline`; `on_share` is called when a window is computed."""
+
+        def run(window: Window) -> Iterator[Array]:
+            with self._lock:
+                layers = self._run(window)
+            on_share(1.0)
+            return map(output.choose, layers)
+
+        return _stream(windows, run, as_numpy)
+
+    def _run(self, window: Window) -> list[Array]:
+        """The layers [L, T, 2P] of a window's sentences."""
         sentences = [window.tokens(b) for b in range(len(window))]
         results = self._runtime.embed_batch(sentences, self._keep_boundaries)
-        on_share(1.0)
         tokens = sum(map(len, sentences))
         self.statistics.sentences += len(sentences)
         self.statistics.tokens += tokens
         self.statistics.distinct_words += tokens + 2 * len(sentences)
         self.statistics.steps += 2 * tokens + 4 * len(sentences)
-        return iter(results)
+        return results
 
 
-def _sentences(schedule: Schedule, vectors: Array, layers: LayerStates) -> Iterator[Array]:
-    """Gather each sentence's rows: layer 0 is [x, x], the others are [forward, backward]."""
-    size = vectors.shape[1]
+def _stream(windows: Iterable[Window], run: Callable[[Window], Iterator[Array]], as_numpy: bool) -> Stream:
+    """Each window with its results, computed when it is asked for."""
+    if as_numpy:
+        return ((window, run(window)) for window in windows)
+    try:
+        from torch import from_numpy
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch", "convert_to_numpy=False") from error
+    return ((window, map(from_numpy, run(window))) for window in windows)
+
+
+def _sentences(
+    schedule: Schedule, vectors: Array, layers: list[tuple[Array, Array]], output: Output
+) -> Iterator[Array]:
+    """Gather what is asked for of each sentence and no more. Layer 0 is [x, x], the others are [forward, backward]."""
+    words, nodes = schedule.token_words, (schedule.forward.token_nodes, schedule.backward.token_nodes)
+    sources = [((vectors, words), (vectors, words))]
+    sources += [((forward, nodes[0]), (backward, nodes[1])) for forward, backward in layers]
+    groups = [[sources[layer] for layer in group] for group in output.groups(len(sources))]
     for start, stop in zip(schedule.offsets[:-1], schedule.offsets[1:], strict=True):
-        result = np.empty((len(layers) + 1, stop - start, 2 * size), np.float32)
-        words = schedule.token_words[start:stop]
-        result[0, :, :size] = result[0, :, size:] = vectors[words]
-        for k, (forward, backward) in enumerate(layers, start=1):
-            result[k, :, :size] = forward[schedule.forward.token_nodes[start:stop]]
-            result[k, :, size:] = backward[schedule.backward.token_nodes[start:stop]]
-        yield result
+        yield _sentence(groups, slice(start, stop), 2 * vectors.shape[1], output)
+
+
+def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: int, output: Output) -> Array:
+    """The result for the tokens of one sentence; at a time, at most one layer more is held."""
+    n_tokens = tokens.stop - tokens.start
+    result = np.empty((len(groups), size) if output.pool else (len(groups), n_tokens, size), np.float32)
+    for row, group in zip(result, groups, strict=True):
+        mean = np.empty((n_tokens, size), np.float32) if output.pool else row
+        for k, halves in enumerate(group):
+            _gather(halves, tokens, mean, add=k > 0)
+        if len(group) > 1:
+            mean /= len(group)
+        if output.pool:
+            row[:] = pool_mean(mean)
+    return result if output.layers == "all" else result[0]
+
+
+def _gather(halves: tuple[Source, Source], tokens: slice, into: Array, add: bool) -> None:
+    """Write a layer's vectors into [T, 2P], or add them to what it holds."""
+    size = into.shape[1] // 2
+    for half, (states, rows) in zip((into[:, :size], into[:, size:]), halves, strict=True):
+        if add:
+            half += states[rows[tokens]]
+        else:
+            half[:] = states[rows[tokens]]

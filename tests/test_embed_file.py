@@ -1,6 +1,9 @@
 """The loop from a text to a file of vectors."""
 
 import io
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -12,7 +15,9 @@ from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import OnShare, Stream, WindowPipeline
 from flashelmo.engine.sinks import open_sink
+from flashelmo.engine.text import Window
 
 TEXT = b"the cat sat\ncat\n\nthe cat  sat on\r\n sat cat the cat \n" * 3
 LINES = TEXT.decode().split("\n")[:-1]
@@ -52,6 +57,59 @@ def test_progress_grows_to_the_end(tmp_path: Path) -> None:
         )
     assert reports == sorted(reports) and len(set(reports)) > 6
     assert reports[-1] == (len(TEXT), summary.tokens)
+
+
+@pytest.mark.parametrize(
+    "output", [Output("top"), Output("average", "float16"), Output(0, pool="mean"), Output(pool="mean")], ids=str
+)
+def test_file_holds_what_was_asked_for(tmp_path: Path, output: Output) -> None:
+    embedder = ElmoEmbedder(MODELS["skip"], window_tokens=7)
+    with open_sink(tmp_path / "v.h5", output) as sink:
+        embed_file(embedder, io.BytesIO(TEXT), sink)
+    with h5py.File(tmp_path / "v.h5") as file:
+        for i, line in enumerate(LINES):
+            expected = output.choose(embedder.embed_sentence(line.split())).astype(output.dtype)
+            found = file[str(i)][()]
+            assert found.dtype == expected.dtype and found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, atol=1e-6 if output.dtype == "float32" else 1e-3)
+
+
+class LookingAhead:
+    """A pipeline that reads two windows beyond the one it gives, and tells in between how far that one is."""
+
+    ahead = 2
+
+    def __init__(self, pipeline: WindowPipeline) -> None:
+        self._pipeline = pipeline
+        self.statistics = pipeline.statistics
+
+    def reset_state(self) -> None:
+        self._pipeline.reset_state()
+
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        windows = iter(windows)
+        waiting = deque(islice(windows, 1 + self.ahead))
+        while waiting:
+            on_share(0.5)
+            yield from self._pipeline.stream([waiting.popleft()], output, lambda share: None, as_numpy=as_numpy)
+            waiting.extend(islice(windows, 1))
+
+
+def test_windows_may_be_read_ahead(tmp_path: Path) -> None:
+    def run(name: str, embedder: ElmoEmbedder) -> tuple[bytes, list[tuple[float, float]]]:
+        reports: list[tuple[float, float]] = []
+        with open_sink(tmp_path / name) as sink:
+            embed_file(embedder, io.BytesIO(TEXT), sink, on_progress=lambda *report: reports.append(report))
+        return (tmp_path / name).read_bytes(), reports
+
+    embedder = ElmoEmbedder(MODELS["skip"], window_tokens=5)
+    run("warm", embedder)  # a word's vector may differ in the last bit by the words it was computed with
+    expected, _ = run("a", embedder)
+    embedder._pipeline = LookingAhead(embedder._pipeline)
+    found, reports = run("b", embedder)
+    assert found == expected
+    assert reports == sorted(reports) and len(set(reports)) == len(reports) > 10
+    assert reports[-1] == (len(TEXT), len(TEXT.split()))
 
 
 def test_no_sentences(tmp_path: Path) -> None:

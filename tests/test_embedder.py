@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny_models import MODELS, SENTENCES
 
 from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
 from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.output import Output
 from flashelmo.engine.runtimes.openvino import has_bf16
 
 MODEL = MODELS["skip"]
@@ -115,6 +117,73 @@ def test_encode_gives_tensors(embedder: ElmoEmbedder) -> None:
     assert np.array_equal(found.numpy(), embedder.encode(SENTENCES))
     tokens = embedder.encode(SENTENCES, convert_to_numpy=False, output_value="token_embeddings")
     assert [tuple(t.shape) for t in tokens] == [(len(s), 8) for s in SENTENCES]
+
+
+@pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
+def test_encode_gives_normalized_tensors(embedder: ElmoEmbedder, output_value: Any) -> None:
+    given: dict[str, Any] = {"output_value": output_value, "normalize_embeddings": True}
+    expected = embedder.encode(SENTENCES, **given)
+    found = embedder.encode(SENTENCES, convert_to_numpy=False, **given)
+    assert isinstance(found, torch.Tensor if output_value == "sentence_embedding" else list)
+    assert len(found) == len(expected) == len(SENTENCES)
+    for a, b in zip(found, expected, strict=True):
+        assert isinstance(a, torch.Tensor) and a.dtype == torch.float32
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-6, atol=1e-7)
+
+
+def test_encode_gives_one_tensor_for_one_string_and_none_for_none(embedder: ElmoEmbedder) -> None:
+    one = embedder.encode("the cat", convert_to_numpy=False)
+    assert np.array_equal(one.numpy(), embedder.encode("the cat"))
+    none = embedder.encode([], convert_to_numpy=False)
+    assert isinstance(none, torch.Tensor) and none.shape == (0, 8)
+    assert embedder.encode([], convert_to_numpy=False, output_value="token_embeddings") == []
+
+
+@pytest.mark.parametrize("layers", ["top", "average", 1])
+@pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
+def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, layers: str | int) -> None:
+    pool = "mean" if output_value == "sentence_embedding" else None
+    expected = list(embedder.embed(SENTENCES, layers=layers, pool=pool))
+    found = embedder.encode(SENTENCES, output_value=output_value, layers=layers)
+    assert len(found) == len(expected)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("runtime", ["ort", "reference"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
+        ({"layers": -1}, "layers: expected a layer from 0 to 2, found -1"),
+        ({"layers": "last"}, "layers: expected all, top, average or a layer's number, found 'last'"),
+        ({"pool": "max"}, "pool: expected mean or nothing, found 'max'"),
+    ],
+)
+def test_embed_refuses_before_it_reads(runtime: Any, arguments: dict[str, Any], message: str) -> None:
+    embedder = ElmoEmbedder(MODEL, runtime=runtime)
+
+    def never() -> Iterator[str]:
+        raise AssertionError("a sentence was read")
+        yield ""
+
+    with pytest.raises(FlashElmoError, match=message):
+        embedder.embed(never(), **arguments)
+    if arguments == {"layers": 3}:
+        with pytest.raises(FlashElmoError, match=message):
+            embedder.embed_windows(iter([]), output=Output(3))
+    assert embedder.statistics.sentences == 0
+
+
+@pytest.mark.parametrize("runtime", ["ort", "reference"])
+def test_tensors_need_torch(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = ElmoEmbedder(MODEL, runtime=runtime)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for call in (embedder.embed, embedder.encode):
+        with pytest.raises(
+            MissingExtraError, match=r"convert_to_numpy=False needs .* pip install 'flashelmo\[torch\]'"
+        ):
+            call(SENTENCES, convert_to_numpy=False)
+    assert embedder.statistics.sentences == 0
 
 
 def test_encode_shows_progress(embedder: ElmoEmbedder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,15 @@
 """Layers, pooling and number types."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from flashelmo.engine import output as output_module
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Output, cast, pool_mean, select_layers
+from flashelmo.engine.output import Output, cast, normalize, pool_mean, select_layers, stack
 
 rng = np.random.default_rng(1)
 VECTORS = rng.standard_normal((3, 5, 4)).astype(np.float32)
@@ -46,27 +50,81 @@ def test_cast() -> None:
     assert np.isinf(cast(np.array([np.inf], np.float32), "float16")).all()  # what was infinite may stay so
 
 
+CHOICES = ["all", "top", "average", 0, 1]
+
+
+@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("layers", CHOICES)
+def test_groups_say_which_layers_a_result_is_made_of(layers: str | int, pool: str | None) -> None:
+    output = Output(layers, pool=pool)
+    means = np.stack([VECTORS[list(group)].mean(axis=0) for group in output.groups(3)])
+    means = means if layers == "all" else means[0]
+    np.testing.assert_array_equal(output.choose(VECTORS), pool_mean(means) if pool else means)
+
+
+def test_groups_of_a_layer_that_is_not_there() -> None:
+    with pytest.raises(FlashElmoError, match="expected a layer from 0 to 2, found 3"):
+        Output(3).groups(3)
+
+
 @pytest.mark.parametrize("block", [1 << 20, 30, 12, 1])
 @pytest.mark.parametrize("pool", [None, "mean"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("layers", ["all", "top", "average", 0, 1])
+@pytest.mark.parametrize("layers", CHOICES)
 def test_blocks_join_to_the_result(
     monkeypatch: pytest.MonkeyPatch, layers: str | int, dtype: str, pool: str | None, block: int
 ) -> None:
     monkeypatch.setattr(output_module, "BLOCK_VALUES", block)
     output = Output(layers, dtype, pool)
     for vectors in (VECTORS, VECTORS[:, :1], VECTORS[:, :0]):
-        expected = select_layers(vectors, layers)
-        expected = (pool_mean(expected) if pool else expected).astype(dtype)
+        chosen = select_layers(vectors, layers)
+        chosen = pool_mean(chosen) if pool else chosen
+        np.testing.assert_array_equal(output.choose(vectors), chosen)
+        expected = chosen.astype(dtype)
         assert output.shape(vectors.shape) == expected.shape
         result = np.full(expected.shape, np.nan, dtype)
         parts = []
-        for index, part in output.blocks(vectors):
+        for index, part in output.blocks(chosen):
             result[index] = part
             parts.append(part.ravel())
         np.testing.assert_array_equal(result, expected)
         np.testing.assert_array_equal(np.concatenate(parts), expected.ravel())  # blocks come in C order
-        assert pool or max(part.size for part in parts) <= max(block, 4)
+        assert max(part.size for part in parts) <= max(block, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_result_that_has_its_type_is_not_copied(dtype: str) -> None:
+    result = VECTORS.astype(dtype)
+    ((index, block),) = Output(dtype=dtype).blocks(result)
+    assert index == () and block is result
+
+
+@pytest.mark.parametrize(
+    ("output", "vectors"),
+    [(Output("top"), VECTORS), (Output(), VECTORS[0]), (Output(pool="mean"), VECTORS), (Output(0), VECTORS[0, 0])],
+)
+def test_what_is_no_result_is_refused(output: Output, vectors: np.ndarray) -> None:
+    with pytest.raises(FlashElmoError, match=rf"vectors: expected \d dimensions for layers {output.layers!r}"):
+        list(output.blocks(vectors))
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+def test_normalize(make: Callable[[np.ndarray], Any]) -> None:
+    vectors = VECTORS[:, :2].copy()
+    vectors[1, 0] = 0
+    found = normalize(make(vectors))
+    assert type(found) is type(make(vectors)) and found.dtype == make(vectors).dtype
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(found), vectors / np.where(lengths > 0, lengths, 1), rtol=1e-6)
+    assert (np.asarray(found)[1, 0] == 0).all()
+
+
+def test_stack() -> None:
+    rows = list(VECTORS[0])
+    np.testing.assert_array_equal(stack(rows, 4, True), VECTORS[0])
+    np.testing.assert_array_equal(stack([torch.tensor(row) for row in rows], 4, False).numpy(), VECTORS[0])
+    assert stack([], 4, True).shape == tuple(stack([], 4, False).shape) == (0, 4)
+    assert isinstance(stack([], 4, False), torch.Tensor)
 
 
 def test_bad_settings() -> None:

@@ -1,14 +1,19 @@
 """Every runtime against the reference, and the invariances of the schedule."""
 
+import threading
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from tiny_models import MODELS, SENTENCES
 
 from flashelmo.engine import bilstm, initialize
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.output import Output, pool_mean, select_layers
 from flashelmo.engine.runtimes.choice import RuntimeName
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
 from flashelmo.engine.text import Window
@@ -194,7 +199,7 @@ def test_an_interrupted_window_leaves_the_embedder_whole(
 
 
 def test_embedding_streams() -> None:
-    """Vectors come out while input is still being read."""
+    """Vectors come out while input is still being read, and nothing is read before they are asked for."""
     read = 0
 
     def lines() -> Iterator[list[str]]:
@@ -203,6 +208,109 @@ def test_embedding_streams() -> None:
             read += 1
             yield ["a", "b", "c"]
 
-    stream = ElmoEmbedder(MODELS["skip"], window_tokens=30).embed(lines())
+    stream = ElmoEmbedder(MODELS["skip"], window_tokens=30).embed(lines(), layers="top")
+    assert read == 0
     next(stream)
     assert read <= 12
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        {"model": "skip"},
+        {"model": "three layers, no highway", "keep_sentence_boundaries": True, "window_tokens": 4},
+        {"model": "manylangs", "share": False},
+        {"model": "skip", "stateful": True, "batch_size": 2},
+        {"model": "skip", "runtime": "reference"},
+        {"model": "no skip", "runtime": "reference", "precision": "fp64", "keep_sentence_boundaries": True},
+    ],
+    ids=str,
+)
+def embedder(request: pytest.FixtureRequest) -> ElmoEmbedder:
+    settings = dict(request.param)
+    return ElmoEmbedder(MODELS[settings.pop("model")], **settings)
+
+
+@pytest.mark.parametrize("as_numpy", [True, False])
+@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("layers", ["all", "top", "average", 0, 1])
+def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
+    embedder: ElmoEmbedder, layers: str | int, pool: str | None, as_numpy: bool
+) -> None:
+    """To the last bit, in the same number type, and without holding on to more."""
+    embedder.reset_state()
+    everything = embedder.embed_batch(SENTENCES)
+    embedder.reset_state()
+    found = list(embedder.embed(SENTENCES, layers=layers, pool=pool, convert_to_numpy=as_numpy))
+    assert len(found) == len(SENTENCES)
+    for result, vectors in zip(found, everything, strict=True):
+        expected = select_layers(vectors, layers)
+        expected = pool_mean(expected) if pool else expected
+        assert type(result) is (np.ndarray if as_numpy else torch.Tensor)
+        array = np.asarray(result)
+        assert array.dtype == vectors.dtype and array.shape == expected.shape
+        assert np.array_equal(array, expected)
+
+
+@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("layers", ["all", "top", "average", 0])
+def test_a_result_holds_no_memory_beyond_its_own(layers: str | int, pool: str | None) -> None:
+    (result,) = ElmoEmbedder(MODELS["skip"]).embed([SENTENCES[3]], layers=layers, pool=pool)
+    assert result.base is None or result.base.nbytes == result.nbytes
+
+
+def test_one_layer_of_a_long_sentence_takes_no_room_for_all() -> None:
+    """Beyond the hidden states, which are there for all layers, the result and half a layer."""
+    embedder = ElmoEmbedder(MODELS["skip"])
+    ((_, results),) = list(
+        embedder.embed_windows([Window.from_sentences([["cat"] * 20_000])], output=Output("average"))
+    )
+    tracemalloc.start()
+    try:
+        (result,) = results
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.nbytes <= peak < 2 * result.nbytes
+
+
+def test_streams_may_be_read_in_turns_and_from_two_threads(
+    sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
+) -> None:
+    """Each asks one embedder for something else."""
+    embedder = ElmoEmbedder(MODELS["skip"], window_tokens=60)
+    outputs = [Output("top"), Output("average", pool="mean")]
+    wanted = [[output.choose(vectors) for vectors in expected] for output in outputs]
+    streams = [embedder.embed(sentences, layers=output.layers, pool=output.pool) for output in outputs]
+    in_turns = list(zip(*streams, strict=True))
+    for k, right in enumerate(wanted):
+        assert_close([results[k] for results in in_turns], right, tolerance["fp32"])
+    windows = [Window.from_sentences(sentences[i : i + 4]) for i in range(0, len(sentences), 4)]
+    both = threading.Barrier(2, timeout=60)
+
+    def read(output: Output) -> Vectors:
+        found: Vectors = []
+        for window, results in embedder.embed_windows(windows, output=output):
+            both.wait()  # both have a window computed whose results are not gathered yet
+            found += results
+            assert len(found) <= len(sentences) and len(window) <= 4
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        for found, right in zip(pool.map(read, outputs), wanted, strict=True):
+            assert_close(found, right, tolerance["fp32"])
+    assert embedder.statistics.sentences == 4 * len(sentences)
+
+
+@pytest.mark.parametrize("runtime", ["ort", "reference"])
+def test_a_window_comes_with_its_own_sentences(runtime: RuntimeName, tolerance: dict[str, float]) -> None:
+    embedder = ElmoEmbedder(MODELS["skip"], runtime=runtime)
+    parts: list[list[list[str]]] = [SENTENCES[:2], [], [[]], SENTENCES[2:]]
+    windows = [Window.from_sentences(part) for part in parts]
+    shares: list[float] = []
+    found = [(window, list(results)) for window, results in embedder.embed_windows(windows, shares.append)]
+    assert [id(window) for window, _ in found] == [id(window) for window in windows]
+    assert [len(results) for _, results in found] == [2, 0, 1, 3]
+    expected = ReferenceRuntime(MODELS["skip"]).embed_batch(SENTENCES)
+    assert_close([*found[0][1], *found[3][1]], expected, tolerance["fp32"])
+    assert shares and max(shares) == 1.0

@@ -26,7 +26,7 @@ SUFFIXES = [".h5", ".hdf5", ".npz", ".other"]
 def write(path: Path, output: Output | None = None, *, sentences: list[str] = SENTENCES, **options: bool) -> None:
     with open_sink(path, output, **options) as sink:
         for sentence, vectors in zip(sentences, VECTORS, strict=False):
-            sink.write(vectors, sentence)
+            sink.write(sink.output.choose(vectors), sentence)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -93,15 +93,29 @@ def test_output_settings(tmp_path: Path, suffix: str, monkeypatch: pytest.Monkey
         write(path, output, overwrite=True, forget_sentences=True)
         found = read(path)
         for i, vectors in enumerate(VECTORS):
-            (expected,) = (block for _, block in whole_blocks(output, vectors))
             assert found[str(i)].dtype == output.dtype
-            np.testing.assert_array_equal(found[str(i)], expected)
+            np.testing.assert_array_equal(found[str(i)], output.choose(vectors).astype(output.dtype))
 
 
-def whole_blocks(output: Output, vectors: np.ndarray) -> list[tuple[object, np.ndarray]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output_module, "BLOCK_VALUES", 1 << 20)
-        return list(output.blocks(vectors))
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_a_result_of_any_type_gives_the_same_file(tmp_path: Path, suffix: str) -> None:
+    """What computes may have cast already."""
+    output = Output("top", "float16")
+    for name, dtype in (("a", "float32"), ("b", "float16"), ("c", "float64")):
+        with open_sink(tmp_path / f"{name}{suffix}", output) as sink:
+            for sentence, vectors in zip(SENTENCES, VECTORS, strict=True):
+                sink.write(output.choose(vectors).astype(dtype), sentence)
+    first = (tmp_path / f"a{suffix}").read_bytes()
+    assert (tmp_path / f"b{suffix}").read_bytes() == first == (tmp_path / f"c{suffix}").read_bytes()
+
+
+def test_vectors_that_were_not_asked_for(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FlashElmoError, match=r"expected 2 dimensions for layers 'top' and pool None, found \[3, 2, 4\]"),
+        open_sink(tmp_path / "v.h5", Output("top")) as sink,
+    ):
+        sink.write(VECTORS[0], SENTENCES[0])
+    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz"])

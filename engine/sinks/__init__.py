@@ -53,11 +53,14 @@ class Sink:
         self._n_written = 0
 
     def write(self, vectors: Array, sentence: str = "") -> None:
-        """Write a sentence's vectors [L, T, 2P]; the text matters where `needs_sentences`.
+        """Write what `output` asks for of a sentence; the text matters where `needs_sentences`.
+
+        Args:
+            vectors: [L, T, 2P] of all layers, [T, 2P] of one, without T where pooled; of any floating-point type.
 
         Raises:
-            FlashElmoError: the file cannot be written, a key that was there or cannot be one, a layer that is not
-                there, a value beyond the number type's range.
+            FlashElmoError: the file cannot be written, a key that was there or cannot be one, vectors that `output`
+                does not ask for, a value beyond the number type's range.
         """
         key = str(self._n_written)
         if self._use_sentence_keys:
@@ -66,8 +69,7 @@ class Sink:
         elif self._index is not None:
             self._index[sentence] = key
         with self._errors(key):
-            shape = self.output.shape(vectors.shape)
-            self._store.add(key, shape, self.output.dtype, self.output.blocks(vectors))
+            self._store.add(key, vectors.shape, self.output.dtype, self.output.blocks(vectors))
         self._n_written += 1
 
     def close(self) -> None:
