@@ -21,7 +21,7 @@ from flashelmo.engine.config import ElmoConfig
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Precision
+from flashelmo.kernels.launch import Precision, can_depend
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_layer import new_tensors
@@ -110,6 +110,11 @@ class Checked(NamedTuple):
 def precision_of(kind: str) -> Precision:
     """Of float32 products."""
     return "tf32" if kind == "tf32" else "ieee"
+
+
+def has_dependent(device: str) -> bool:
+    """Whether dependent launches can be tried: on any card that has them, and in the interpreter, which has none."""
+    return torch.device(device).type != "cuda" or can_depend(torch.device(device))
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
@@ -220,8 +225,8 @@ class LstmCase:
         self._roots = normal(rng, D, N_ROOTS, P).bfloat16().float(), normal(rng, D, N_ROOTS, C)
         self._expected: Tensor | None = None
 
-    def error(self, kind: str, way: str, device: str) -> float:
-        """Of all nodes' hidden states, computed as fused, hoisted or persistent steps."""
+    def error(self, kind: str, way: str, device: str, dependent: bool = False) -> float:
+        """Of all nodes' hidden states, computed as fused, hoisted or persistent steps, or as dependent launches."""
         weights = pack(self._weights, self._config, kind, device)
         nodes = self._on(device)
         x = self._x.to(device, weights.dtype)
@@ -237,7 +242,7 @@ class LstmCase:
         else:
             for depth in range(1, nodes.n_depths + 1):
                 for launch in step_launches(
-                    weights, tensors, nodes, depth, slab_depth=int(way == "hoisted"), precision=precision_of(kind)
+                    weights, tensors, nodes, depth, precision=precision_of(kind), dependent=dependent
                 ):
                     launch.run()
         return relative_error(self._real(tensors.hidden), self._real(self.expected()))
@@ -326,12 +331,13 @@ def _lstm_checks(
     weights = lstm_weights(config, rng)
     cases: dict[tuple[int, ...], LstmCase] = {}
 
-    def check(rows: tuple[int, ...], way: str, kind: str) -> Check:
+    def check(rows: tuple[int, ...], way: str, kind: str, dependent: bool = False) -> Check:
         if rows not in cases:
             cases[rows] = LstmCase(config, weights, rows, rng)
         case = cases[rows]
         detail = f"rows {', '.join(map(str, rows))}"
-        return Check(f"{way} step", kind, detail, lambda: case.error(kind, way, device))
+        name = f"dependent {way} step" if dependent else f"{way} step"
+        return Check(name, kind, detail, lambda: case.error(kind, way, device, dependent))
 
     for kind in kinds:
         if kind == "bf16":
@@ -342,6 +348,10 @@ def _lstm_checks(
             for smaller in dict.fromkeys((small, small[:2])):  # all depths of a launch have one tile
                 yield check(smaller, "persistent", kind)
                 yield check(smaller, "persistent", "int8")
+            if has_dependent(device):
+                yield check(sizes.steps, "fused", kind, dependent=True)
+                yield check(sizes.steps, "hoisted", kind, dependent=True)
+                yield check(small, "hoisted", "int8", dependent=True)
         else:
             yield check(sizes.few, "hoisted", kind)
             yield check(sizes.many, "fused", kind)

@@ -5,7 +5,7 @@
 
 All work on random tensors of a model's sizes. An LSTM is timed as a chain of steps over a forest of equal depths with
 random parents, as long as the slabs that the layer's input is multiplied for. Hoisted and persistent steps leave that
-product out; it is timed by itself, as "input".
+product out; it is timed by itself, as "input". Steps of dependent launches take turns with the same steps without.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from flashelmo.benchmarks.gpu_checks import (
     Canonical,
     character_weights,
     group,
+    has_dependent,
     highway_weights,
     lstm_weights,
     pack,
@@ -42,11 +43,13 @@ from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_layer import new_tensors
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
+from flashelmo.kernels.lstm_tensors import LstmTensors
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import is_hoisted
 
+DEPENDENT = "step, dependent launches"
 OTHER_KINDS = ("fp16", "fp32", "tf32")
 D = model.D
 
@@ -170,6 +173,8 @@ class Layer:
                     sections[section].append(contestant)  # the projection is the same in every way
         for section, contestants in sections.items():
             yield Group(section, f"{rows} rows", contestants)
+        if "bf16" in kinds and has_dependent(self.device):
+            yield Group(DEPENDENT, f"{rows} rows", list(self._dependent(rows, nodes, x_gates)))
 
     def ours(self, rows: int, kind: str) -> dict[str, Contestant]:
         """Gates, projection and step by our kernels, in the way that is in use at so many rows."""
@@ -199,14 +204,9 @@ class Layer:
         self, kind: str, way: str, rows: int, nodes: Nodes, x_gates: Tensor
     ) -> Iterator[tuple[str, Contestant]]:
         config, weights = self.config, self.weights(kind)
-        x = self.random(D, nodes.n_nodes, config.projection_size).to(weights.dtype)
-        tensors = new_tensors(weights, nodes, x)
-        for tensor in (tensors.hidden, tensors.cell, tensors.exposed):
-            tensor.normal_()
+        tensors = self._tensors(kind, way, nodes, x_gates)
         T, checks = nodes.n_depths, (f"{way} step",)
         step_cost = model.step(config, rows, kind, way)
-        if way != "fused":
-            tensors = tensors._replace(x_gates=x_gates)
         if way == "persistent":
             barrier = Barrier.on(self.device)
             launch = persistent_launch(
@@ -216,14 +216,8 @@ class Layer:
             task = Task(f"{way} {kind}", launch.run, T)
             yield "step", Contestant(task, kind, cost, checks, verify=barrier.check)
             return
-        steps = [
-            step_launches(
-                weights, tensors, nodes, depth, slab_depth=int(way == "hoisted"), precision=precision_of(kind)
-            )
-            for depth in range(1, T + 1)
-        ]
-        gates, projections = ([pair[k] for pair in steps] for k in range(2))
-        both = [launch for pair in steps for launch in pair]
+        both = self._steps(kind, nodes, tensors)
+        gates, projections = both[::2], both[1::2]
         peers = {} if kind == "int8" else self._products(kind, way, rows)
         costs = {
             "gates": model.gates(config, rows, kind, way),
@@ -239,6 +233,35 @@ class Layer:
             yield section, Contestant(task, kind, costs[section], checks, peer.name if peer else "")
             if peer:
                 yield section, Contestant(peer, kind)
+
+    def _dependent(self, rows: int, nodes: Nodes, x_gates: Tensor) -> Iterator[Contestant]:
+        """Steps in the way that is in use, each kind as dependent launches and as plain ones."""
+        for kind in ("bf16", "int8") if rows <= SMALL_ROWS else ("bf16",):
+            hoisted = kind == "int8" or is_hoisted(rows, self.config.projection_size, DTYPES[kind])
+            way = "hoisted" if hoisted else "fused"
+            tensors = self._tensors(kind, way, nodes, x_gates)
+            plain, dependent = (runner(self._steps(kind, nodes, tensors, dependent=d)) for d in (False, True))
+            name, peer = f"{way} {kind}", f"plain {way} {kind}"
+            cost, T = model.step(self.config, rows, kind, way), nodes.n_depths
+            yield Contestant(Task(name, dependent, T), kind, cost, (f"dependent {way} step",), peer)
+            yield Contestant(Task(peer, plain, T), kind)
+
+    def _tensors(self, kind: str, way: str, nodes: Nodes, x_gates: Tensor) -> LstmTensors:
+        weights = self.weights(kind)
+        x = self.random(D, nodes.n_nodes, self.config.projection_size).to(weights.dtype)
+        tensors = new_tensors(weights, nodes, x)
+        for tensor in (tensors.hidden, tensors.cell, tensors.exposed):
+            tensor.normal_()
+        return tensors._replace(x_gates=None if way == "fused" else x_gates)
+
+    def _steps(self, kind: str, nodes: Nodes, tensors: LstmTensors, dependent: bool = False) -> list[Launch]:
+        """Gates and projection of each depth, in turn."""
+        weights, precision = self.weights(kind), precision_of(kind)
+        return [
+            launch
+            for depth in range(1, nodes.n_depths + 1)
+            for launch in step_launches(weights, tensors, nodes, depth, precision=precision, dependent=dependent)
+        ]
 
     def _products(self, kind: str, way: str, rows: int) -> dict[str, Task]:
         """The library's products of a step."""

@@ -74,6 +74,7 @@ EXACT = (BF16, FP16, FP32, TF32)
 
 TARGETS = (80, 90, 100, 120)
 FEW_TARGETS = (90,)  # for what compiles much like something else
+DEPENDENT_TARGETS = (90, 100, 120)  # of launches that may begin before the one before ends
 
 # Makes the launch from size, number type and rows.
 Build = Callable[[Size, NumberType, int], Launch]
@@ -119,6 +120,13 @@ def cases() -> list[Case]:
     gates_hoisted = Kernel("gates hoisted", ("gates",), "CP", partial(gates_step, hoisted=True))
     projection = Kernel("projection", ("projection",), "CP", projection_step)
     projection_alone = Kernel("projection, no skip", ("projection",), "CP", partial(projection_step, skip=False))
+    gates_dependent = Kernel("gates dependent", ("gates",), "CP", partial(gates_step, dependent=True))
+    hoisted_dependent = Kernel(
+        "gates hoisted dependent", ("gates",), "CP", partial(gates_step, hoisted=True, dependent=True)
+    )
+    projection_dependent = Kernel(
+        "projection dependent", ("projection",), "CP", partial(projection_step, dependent=True)
+    )
     persistent = Kernel("persistent", persistent_operations, "CP", persistent_steps)
     persistent_alone = Kernel("persistent, no skip", persistent_operations, "CP", partial(persistent_steps, skip=False))
     characters = Kernel("characters", ("characters",), "FE", character_features)
@@ -140,6 +148,11 @@ def cases() -> list[Case]:
         *each_entry(projection, [*EXACT, INT8]),
         *each_entry(projection_alone, [BF16], FEW_TARGETS),
         *each_size(projection),
+        *each_entry(gates_dependent, [BF16], FEW_TARGETS),
+        *each_entry(hoisted_dependent, [BF16], DEPENDENT_TARGETS),
+        *each_entry(hoisted_dependent, [INT8], FEW_TARGETS),
+        *each_entry(projection_dependent, [BF16], DEPENDENT_TARGETS),
+        *each_entry(projection_dependent, [INT8], FEW_TARGETS),
         *each_entry(persistent, [*EXACT, INT8]),
         *each_entry(persistent_alone, [BF16, INT8]),
         *each_size(persistent),
@@ -244,17 +257,28 @@ def described(size: Size, letters: str) -> str:
 # ----------------------------------------------------------------------------------------------- the kernels' launches
 
 
-def gates_step(size: Size, number_type: NumberType, rows: int, by_word: bool = False, hoisted: bool = False) -> Launch:
+def gates_step(
+    size: Size,
+    number_type: NumberType,
+    rows: int,
+    by_word: bool = False,
+    hoisted: bool = False,
+    dependent: bool = False,
+) -> Launch:
     """Gates and cells of one depth."""
     weights, tensors, nodes = lstm_arguments(size, number_type, rows, by_word=by_word, hoisted=hoisted)
-    return step_launches(weights, tensors, nodes, 1, by_word=by_word, slab_depth=1, precision=number_type.precision)[0]
+    return step_launches(
+        weights, tensors, nodes, 1, by_word=by_word, precision=number_type.precision, dependent=dependent
+    )[0]
 
 
-def projection_step(size: Size, number_type: NumberType, rows: int, skip: bool = True) -> Launch:
+def projection_step(
+    size: Size, number_type: NumberType, rows: int, skip: bool = True, dependent: bool = False
+) -> Launch:
     """The projection of one depth."""
     hoisted = number_type == INT8
     weights, tensors, nodes = lstm_arguments(size, number_type, rows, skip=skip, hoisted=hoisted)
-    return step_launches(weights, tensors, nodes, 1, slab_depth=1, precision=number_type.precision)[1]
+    return step_launches(weights, tensors, nodes, 1, precision=number_type.precision, dependent=dependent)[1]
 
 
 def persistent_steps(size: Size, number_type: NumberType, rows: int, skip: bool = True) -> Launch:

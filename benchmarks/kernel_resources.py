@@ -36,6 +36,7 @@ from flashelmo.benchmarks.kernel_compile import (
     machine_code,
     usage,
 )
+from flashelmo.benchmarks.kernel_ptx import END, LAUNCH, WAIT, before, parameter_names
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
@@ -43,6 +44,7 @@ REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 255  # of a thread
 TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory, where it has one
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
+COMPLETE = ("nodes.", "weights.")  # how the names of tensors begin that no launch before may write
 
 
 class Card(NamedTuple):
@@ -79,6 +81,9 @@ class Resources:
         product: the fastest instruction that multiplies, of `kernel_compile.PRODUCTS`; "" if none.
         acquires: instructions after which what other programs have written is read from memory, not from a cache.
         instructions: how many there are.
+        early: the tensors that a dependent launch may read or write before it has waited for the one before it, and
+            `END` if it may end without; empty for another.
+        starts_next: a dependent launch says on every path that the next may begin.
         error: why it does not compile; there are no figures then.
     """
 
@@ -97,6 +102,8 @@ class Resources:
     product: str = ""
     acquires: int = 0
     instructions: int = 0
+    early: tuple[str, ...] = ()
+    starts_next: bool = False
     error: str = ""
 
     @property
@@ -129,6 +136,10 @@ def breaches(found: Resources) -> Iterator[str]:
         yield f"{found.name}: expected no spills, found {found.stack} bytes of stack"
     if found.registers > MOST_REGISTERS:
         yield f"{found.name}: expected at most {MOST_REGISTERS} registers, found {found.registers}"
+    if wrong := [name for name in found.early if not name.startswith(COMPLETE)]:
+        yield f"{found.name}: expected a wait for the launch before it first, found {', '.join(wrong)}"
+    if found.early and not found.starts_next:
+        yield f"{found.name}: expected to let the launch after it begin, found a path that does not"
     most = CARDS[found.target].program_kib
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
@@ -207,6 +218,10 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
         shared=metadata.shared,
         tensor_columns=metadata.tmem_size or 0,
     )
+    if metadata.launch_pdl:
+        ptx, names = compiled.asm["ptx"], parameter_names(compiled.src.signature)
+        starts_next = END not in before(ptx, LAUNCH, names)
+        resources = replace(resources, early=before(ptx, WAIT, names), starts_next=starts_next)
     return resources, machine_code(cubin)
 
 

@@ -66,6 +66,18 @@ class Launch(NamedTuple):
         return device
 
 
+def can_depend(device: torch.device) -> bool:
+    """Whether a launch on a device may begin before the one before it ends: from compute capability 9.0 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def check_dependent(device: torch.device) -> None:
+    """Raise ValueError where launches on a CUDA device cannot depend on each other."""
+    if device.type == "cuda" and not can_depend(device):
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise ValueError(f"dependent: expected a device of compute capability 9.0 or more, found {found}")
+
+
 def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:
     """Raise ValueError, naming the argument, unless a tensor is contiguous and has this shape and one of these types.
 

@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from flashelmo.kernels.launch import Launch, Precision
+from flashelmo.kernels.launch import Launch, Precision, check_dependent
 from flashelmo.kernels.lstm_tensors import LstmTensors, NodeTensors, check_tensors, choose_projection
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
@@ -42,9 +42,22 @@ def depth_nodes(nodes, direction, depth, T):
 
 
 @triton.jit
+def wait_for_launch_before(DEPENDENT: tl.constexpr):
+    """Until then only the schedule and the weights may be read, and nothing written; every program must come here.
+
+    Had one launch ended without, that after it would not wait for those before both. The launch after this one may
+    then begin as soon as programs of this one leave room.
+    """
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def gates_tile(
     weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """c and h of a block of rows and cells."""
     P: tl.constexpr = SHAPE.P
@@ -58,6 +71,13 @@ def gates_tile(
     o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)  # column 4c + k is gate k of cell c
     m_gate = o_gate < 4 * C
     EVEN: tl.constexpr = C % TILE.columns == 0
+    if tensors.x_gates is not None:
+        x_row = direction * M + node - tl.load(nodes.starts + direction * (T + 2) + slab_depth)
+    elif nodes.words is not None:
+        x_row = tl.load(nodes.words + direction * N + node, mask=m_row, other=0).to(tl.int64)
+    else:
+        x_row = direction * N + node
+    wait_for_launch_before(DEPENDENT)
 
     o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m = m_row[:, None] & (o_cell < C)[None, :]
@@ -66,8 +86,7 @@ def gates_tile(
 
     p_hidden = tensors.hidden + (direction * N + before + parent) * P
     if tensors.x_gates is not None:
-        slab_first = tl.load(nodes.starts + direction * (T + 2) + slab_depth)
-        p_x = tensors.x_gates + (direction * M + node - slab_first) * (4 * C)
+        p_x = tensors.x_gates + x_row * (4 * C)
         x_gates = tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
         if weights.recurrent_scale is None:
             p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
@@ -81,10 +100,6 @@ def gates_tile(
             scale = tl.load(weights.recurrent_scale + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
             acc = acc * scale[None, :] + x_gates
     else:
-        if nodes.words is not None:
-            x_row = tl.load(nodes.words + direction * N + node, mask=m_row, other=0).to(tl.int64)
-        else:
-            x_row = direction * N + node
         p_weight = weights.input + direction * (8 * P * C) + o_gate  # the recurrent weight follows it
         p_x = tensors.x + x_row * P
         bias = tl.load(weights.bias + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
@@ -105,7 +120,7 @@ def gates_tile(
 @triton.jit
 def projection_tile(
     weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """r of a block of rows and columns, or a split's share of its sums: the last split to come adds them all up."""
     P: tl.constexpr = SHAPE.P
@@ -123,6 +138,7 @@ def projection_tile(
     p_exposed = tensors.exposed + (direction * R + o_row) * C + i_split * SIZE
     p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
     EVEN: tl.constexpr = P % TILE.columns == 0
+    wait_for_launch_before(DEPENDENT)
     acc = zeros(TILE.rows, TILE.columns)
     acc = product(acc, p_exposed, p_exposed, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
 
@@ -155,6 +171,7 @@ def projection_tile(
 def gates_kernel(
     weights, tensors, nodes, depth, slab_depth, N, M, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
     i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -162,14 +179,16 @@ def gates_kernel(
     if first + i_rows * TILE.rows < last:
         gates_tile(
             weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
-            SHAPE, TILE, PRECISION, KEEP, APPROXIMATE,
+            SHAPE, TILE, PRECISION, KEEP, APPROXIMATE, DEPENDENT,
         )  # fmt: skip
+    else:
+        wait_for_launch_before(DEPENDENT)
 
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])
 def projection_kernel(
     weights, tensors, nodes, depth, N, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """r of one depth. Grid: blocks of rows; blocks of columns times splits; D."""
     i_rows, i_columns, direction = tl.program_id(0), tl.program_id(1) // TILE.splits, tl.program_id(2)
@@ -177,8 +196,10 @@ def projection_kernel(
     if first + i_rows * TILE.rows < last:
         projection_tile(
             weights, tensors, nodes, depth, direction, i_rows, i_columns, tl.program_id(1) % TILE.splits, N, R, T,
-            SHAPE, TILE, PRECISION, KEEP,
+            SHAPE, TILE, PRECISION, KEEP, DEPENDENT,
         )  # fmt: skip
+    else:
+        wait_for_launch_before(DEPENDENT)
 
 
 def step_launches(
@@ -190,6 +211,7 @@ def step_launches(
     by_word: bool = False,
     slab_depth: int = 1,
     precision: Precision = "ieee",
+    dependent: bool = False,
 ) -> tuple[Launch, Launch]:
     """The two launches of one depth, 1 ... T; they must follow each other.
 
@@ -198,14 +220,20 @@ def step_launches(
         by_word: x has a row for each word, not for each node.
         slab_depth: the depth whose first node is row 0 of `tensors.x_gates`.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        dependent: each may begin before the launch before it ends, whatever that is, and reads the schedule and the
+            weights meanwhile: these must not be what that launch writes. Triton's interpreter takes no notice.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should, or depth does not exist.
+        ValueError: a tensor has another shape, type or layout than it should, depth does not exist, or the device has
+            no dependent launches.
     """
     if not 1 <= depth <= nodes.n_depths:
         raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
     shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depth, depth)
     rows = nodes.rows(depth)
+    dependent = dependent and not triton.knobs.runtime.interpret
+    if dependent:
+        check_dependent(tensors.hidden.device)
     device = tensors.hidden.device if tensors.x_gates is None else None
     gates = choose_tile("gates", weights.dtype, precision, rows, device=device, int8=weights.is_int8)
     projection = choose_projection("projection", weights, tensors, precision, rows)
@@ -219,6 +247,7 @@ def step_launches(
         "SHAPE": shape,
         "PRECISION": precision,
         "KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else "",
+        "DEPENDENT": dependent,
     }
     # A kernel is compiled for which tensors there are: none that it leaves alone.
     only_gates = {
@@ -236,13 +265,14 @@ def step_launches(
     }
     blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
     columns = triton.cdiv(shape.P, projection.columns) * projection.splits
+    options = {"launch_pdl": True} if dependent else {}
     return (
-        Launch(gates_kernel, blocks, shared | only_gates, gates.options),
+        Launch(gates_kernel, blocks, shared | only_gates, gates.options | options),
         Launch(
             projection_kernel,
             (triton.cdiv(rows, projection.rows), columns, shape.D),
             shared | only_projection,
-            projection.options,
+            projection.options | options,
         ),
     )
 

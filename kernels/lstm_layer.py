@@ -46,6 +46,7 @@ def lstm_layer(
     barrier: Barrier | None = None,
     out: Tensor | None = None,
     precision: Precision = "ieee",
+    dependent: bool = False,
 ) -> tuple[Tensor, LstmTensors]:
     """What the layer puts out for every node, [D, N, P] with the roots' rows first, and the tensors it was computed in.
 
@@ -60,9 +61,11 @@ def lstm_layer(
             the results calls `barrier.check()`, which waits for the device: after a time-out they are wrong.
         out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
         precision: of float32 products.
+        dependent: each launch of a step may begin before the one before it ends (`lstm.step_launches`).
 
     Raises:
-        ValueError: a tensor has another shape, type, layout or device than it should.
+        ValueError: a tensor has another shape, type, layout or device than it should, or the device has no dependent
+            launches.
     """
     D, C, P = check_weights(weights)
     if nodes.n_directions != D:
@@ -82,7 +85,7 @@ def lstm_layer(
         check("roots' cell", roots[1], [D, n_roots, C], [torch.float32])
         tensors.hidden[:, :n_roots], tensors.cell[0, :, :n_roots] = roots
     for slab in slabs(weights, nodes, persistent=barrier is not None):
-        for launch in _launches(slab, weights, tensors, nodes, by_word, barrier, precision):
+        for launch in _launches(slab, weights, tensors, nodes, by_word, barrier, precision, dependent):
             launch.run()
     outputs: Tensor = tensors.outputs if skip else tensors.hidden
     return outputs, tensors
@@ -96,6 +99,7 @@ def _launches(
     by_word: bool,
     barrier: Barrier | None,
     precision: Precision,
+    dependent: bool,
 ) -> Iterator[Launch]:
     if slab.kind != "fused":
         x = slab_inputs(slab, nodes, tensors.x, by_word)
@@ -109,8 +113,9 @@ def _launches(
         return
     for depth in range(slab.first, slab.first + slab.n_depths):
         yield from step_launches(
-            weights, tensors, nodes, depth, by_word=by_word, slab_depth=slab.first, precision=precision
-        )
+            weights, tensors, nodes, depth,
+            by_word=by_word, slab_depth=slab.first, precision=precision, dependent=dependent,
+        )  # fmt: skip
 
 
 def new_tensors(

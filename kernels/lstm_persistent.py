@@ -96,7 +96,7 @@ def persistent_kernel(
             for i_rows in range(tl.cdiv(last - first, GATES.rows)):
                 gates_tile(
                     weights, tensors, nodes, depth, slab_depth, direction, i_rows, i % N_CELLS, N, M, R, T,
-                    SHAPE, GATES, PRECISION, "evict_last", APPROXIMATE,
+                    SHAPE, GATES, PRECISION, "evict_last", APPROXIMATE, False,
                 )  # fmt: skip
         polls = wait_for_all(barrier, polls)
         for i in range(program, N_SHARES * SHAPE.D, n_programs):
@@ -106,7 +106,7 @@ def persistent_kernel(
                 projection_tile(
                     weights, tensors, nodes, depth, direction, i_rows,
                     i_share // PROJECTION.splits, i_share % PROJECTION.splits, N, R, T,
-                    SHAPE, PROJECTION, PRECISION, "evict_last",
+                    SHAPE, PROJECTION, PRECISION, "evict_last", False,
                 )  # fmt: skip
         polls = wait_for_all(barrier, polls)
 

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks import gpu_checks, gpu_kernels, gpu_report, gpu_tiles, gpu_timing
+from flashelmo.benchmarks import gpu_checks, gpu_contestants, gpu_kernels, gpu_report, gpu_tiles, gpu_timing
 from flashelmo.benchmarks.gpu_checks import Check, Checked, Sizes, random_words, relative_error, run_checks, spell
 from flashelmo.benchmarks.gpu_contestants import Chain, Layer, both_directions, ways
 from flashelmo.benchmarks.gpu_kernels import ODD, GpuSettings, Run
@@ -125,6 +125,7 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: Whole) -> None:
     steps = {"fused step", "hoisted step", "persistent step"}
     expected = {f"{name} {kind}" for name in kernels | steps for kind in ("bf16", "fp32")}
     expected |= {"hoisted step int8", "persistent step int8"}
+    expected |= {f"dependent {name}" for name in ("fused step bf16", "hoisted step bf16", "hoisted step int8")}
     for sizes in ("tiny", "odd sizes"):
         assert {row.name for row in errors if row.model == sizes} == expected
     for row in errors:
@@ -155,6 +156,32 @@ def test_every_time_has_its_model_roofline_and_peer(whole: Whole) -> None:
         predicted = find(results, section, detail, f"model of {name}")
         assert predicted.median is not None and predicted.median >= row.ceiling
         assert predicted.note.startswith("bound by ")
+
+
+def test_dependent_launches_stand_beside_plain_ones(whole: Whole) -> None:
+    results = whole[1]
+    for detail, names in (("1 rows", ("hoisted bf16", "hoisted int8")), ("3 rows", ("hoisted int8",))):
+        for name in names:
+            row = find(results, "step, dependent launches", detail, name)
+            assert (row.median, row.ratios) == (11.0, {f"plain {name}": 1.0})
+            assert find(results, "step, dependent launches", detail, f"plain {name}").median == 11.0
+
+
+def test_cards_without_dependent_launches_leave_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (gpu_checks, gpu_contestants):
+        monkeypatch.setattr(module, "has_dependent", lambda device: False)
+    names = {check.name for check in gpu_checks.checks(CONFIG, LITTLE.sizes, "cpu", 0, ("bf16",))}
+    assert "hoisted step" in names and not any("dependent" in name for name in names)
+    sections = [group.section for group in Layer(CONFIG, "cpu", Chain(2, 1, 2), 0).groups(1, ["bf16"])]
+    assert sections == ["gates", "projection", "step"]
+
+
+@pytest.mark.parametrize(("capability", "has"), [((8, 0), False), ((9, 0), True), ((12, 0), True)])
+def test_which_cards_have_dependent_launches(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert gpu_checks.has_dependent("cuda:0") is has and gpu_checks.has_dependent("cpu")
 
 
 def test_ceilings_are_measured_and_used(whole: Whole) -> None:

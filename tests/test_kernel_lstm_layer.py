@@ -10,6 +10,8 @@ pytest.importorskip("triton")
 from kernel_lstm import RandomLayer, random_layer, real_nodes
 from tolerances import TOLERANCES
 
+from flashelmo.kernels.launch import can_depend, check_dependent
+from flashelmo.kernels.lstm import step_launches
 from flashelmo.kernels.lstm_layer import Slab, lstm_layer, slab_inputs, slab_rows, slabs
 from flashelmo.kernels.lstm_persistent import Barrier
 from flashelmo.kernels.nodes import Nodes
@@ -117,6 +119,39 @@ def test_outputs_are_written_where_they_are_wanted(device: str, skip: bool) -> N
     assert torch.equal(real_nodes(all_layers[1], layer.nodes), real_nodes(expected, layer.nodes))
     assert not all_layers[1, :, 0].any()  # the roots' rows
     assert all_layers[[0, 2]].isnan().all()
+
+
+def test_the_interpreter_takes_no_notice_of_dependence() -> None:
+    layer = random_layer("cpu", sizes=SIZES)
+    if torch.cuda.is_available():
+        pytest.skip("in the interpreter alone")
+    for launch in step_launches(layer.pack(), layer.poisoned(), layer.nodes, 1, dependent=True):
+        assert launch.arguments["DEPENDENT"] is False and "launch_pdl" not in launch.options
+
+
+def test_dependent_launches_give_the_same(device: str) -> None:
+    if device == "cuda" and not can_depend(torch.device(device)):
+        pytest.skip("the card has no dependent launches")
+    layer = random_layer(device, sizes=SIZES, P=16, C=64)
+    for int8 in (False, True):
+        plain, dependent = (
+            lstm_layer(layer.pack(int8=int8), layer.nodes, layer.x, skip=True, dependent=d)[0] for d in (False, True)
+        )
+        assert torch.equal(real_nodes(plain, layer.nodes), real_nodes(dependent, layer.nodes))
+        assert real_nodes(plain, layer.nodes).isfinite().all()
+
+
+def test_cards_without_dependent_launches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    card = torch.device("cuda", 0)
+    assert not can_depend(card) and not can_depend(torch.device("cpu"))
+    with pytest.raises(ValueError) as error:
+        check_dependent(card)
+    assert str(error.value) == "dependent: expected a device of compute capability 9.0 or more, found 8.0"
+    for capability in ((9, 0), (10, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert can_depend(card)
+        check_dependent(card)
 
 
 def test_outputs_that_do_not_fit_are_named() -> None:

@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def resources_of(row: dict[str, Any]) -> Resources:
     """What was written as JSON."""
     values = {field.name: row[field.name] for field in fields(Resources)}
-    return Resources(**values | {name: tuple(values[name]) for name in ("entries", "tiles")})
+    return Resources(**values | {name: tuple(values[name]) for name in ("entries", "tiles", "early")})
 
 
 # --------------------------------------------------------------------------------------------------------- the kernels
@@ -146,6 +146,19 @@ def test_every_wait_for_others_ends_in_an_acquire(run: Run) -> None:
         shares_sums = any("/" in tile for tile in each.tiles)
         waits = 2 if each.kernel.startswith("persistent") else 0
         assert each.acquires == 2 * waits + shares_sums, each
+
+
+def test_dependent_launches_wait_before_they_touch_what_others_write(run: Run) -> None:
+    """The rule is about some kernels, on every card that has them; what they read while they wait is the schedule."""
+    dependent = [each for each in run.found if each.kernel.endswith(" dependent")]
+    assert {(each.kernel.split()[0], each.target) for each in dependent} == {
+        (kernel, target) for kernel in ("gates", "projection") for target in (90, 100, 120)
+    }
+    for each in dependent:
+        assert each.starts_next and "nodes.starts" in each.early
+        assert set(each.early) <= {"nodes.starts", "nodes.parents"}
+        assert ("nodes.parents" in each.early) == each.kernel.startswith("gates")
+    assert all(not each.early and not each.starts_next for each in run.found if each not in dependent)
 
 
 def test_the_table_has_a_line_for_each(run: Run) -> None:
@@ -262,6 +275,14 @@ def test_a_sound_kernel_breaks_no_limit() -> None:
         ({"target": 120, "shared": 100 * KIB}, "expected at most 99 KiB of shared memory, found 100.0"),
         ({"product": "HMMA"}, "expected HGMMA, as a tile has 64 rows, found HMMA"),
         ({"type": "fp16", "product": ""}, "expected HGMMA, as a tile has 64 rows, found none"),
+        (
+            {"early": ("nodes.starts", "tensors.hidden", "the end"), "starts_next": True},
+            "expected a wait for the launch before it first, found tensors.hidden, the end",
+        ),
+        (
+            {"early": ("nodes.starts", "weights.bias")},
+            "expected to let the launch after it begin, found a path that does not",
+        ),
         ({"error": "CompilationError: no"}, "does not compile: CompilationError: no"),
     ],
 )
