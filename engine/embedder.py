@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.checkpoints.native import release_pages
 from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.device_pool import DevicePool
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output, normalize, stack
 from flashelmo.engine.pipeline import OnShare, Pipeline, ReferencePipeline, Statistics, Stream, WindowPipeline
 from flashelmo.engine.runtimes import Array
-from flashelmo.engine.runtimes.choice import Precision, RuntimeName, choose_runtime, make_reference, make_runtime
+from flashelmo.engine.runtimes.choice import (
+    Choice,
+    Precision,
+    RuntimeName,
+    choose_runtime,
+    make_reference,
+    make_runtime,
+)
+from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
+
+if TYPE_CHECKING:
+    from flashelmo.engine.runtimes.cuda.pipeline import CudaPipeline
 
 Sentence: TypeAlias = Sequence[str]
 
@@ -44,8 +57,8 @@ class ElmoEmbedder:
         self,
         model: ElmoModel,
         *,
-        device: str = "auto",
-        precision: Precision = "fp32",
+        device: str | Sequence[str] = "auto",
+        precision: Precision = "auto",
         runtime: RuntimeName = "auto",
         stateful: bool = False,
         batch_size: int = 64,
@@ -54,6 +67,7 @@ class ElmoEmbedder:
         share: bool = True,
         cache_bytes: int = 128 << 20,
         window_tokens: int | None = None,
+        cuda: CudaSettings | None = None,
     ) -> None:
         """Make an embedder of a model in memory; see `load`."""
         for name, value in (("batch_size", batch_size), ("threads", threads), ("window_tokens", window_tokens)):
@@ -63,27 +77,41 @@ class ElmoEmbedder:
             raise FlashElmoError(f"cache_bytes: expected 0 or more, found {cache_bytes}")
         self.config: ElmoConfig = model.config
         self.keep_sentence_boundaries = keep_sentence_boundaries
-        name = choose_runtime(device, precision, runtime)
-        if window_tokens is None:
-            bytes_per_token = 4 * model.config.output_size * model.config.n_layers
-            window_tokens = min(MAX_WINDOW_TOKENS, max(1, WINDOW_BYTES // bytes_per_token))
-        by_batch = stateful or name == "reference"
-        self.window_limits: tuple[int, int] = (window_tokens, window_tokens)
-        if by_batch:
-            self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
+        choice = choose_runtime(device, precision, runtime)
+        if stateful and len(choice.devices) > 1:
+            raise FlashElmoError(f"stateful: expected one device, found {len(choice.devices)}")
+        most_tokens = _most_tokens(self.config)
         self._pipeline: WindowPipeline
-        if name == "reference":
-            reference = make_reference(model, precision, threads, stateful, batch_size)
+        if choice.runtime == "cuda":
+            pipeline = make_on_cuda(
+                model,
+                choice,
+                keep_boundaries=keep_sentence_boundaries,
+                share=share,
+                stateful=stateful,
+                cache_bytes=cache_bytes,
+                window_tokens=window_tokens,
+                threads=threads,
+                settings=cuda,
+            )
+            self._pipeline = pipeline
+            most_tokens = MAX_WINDOW_TOKENS if isinstance(pipeline, DevicePool) else pipeline.max_tokens
+        elif choice.runtime == "reference":
+            reference = make_reference(model, choice.precision, threads, stateful, batch_size)
             self._pipeline = ReferencePipeline(reference, keep_sentence_boundaries)
         else:
             self._pipeline = Pipeline(
                 model,
-                make_runtime(model, name, precision, threads or 0),
+                make_runtime(model, choice.runtime, choice.precision, threads or 0),
                 keep_boundaries=keep_sentence_boundaries,
                 share=share,
                 stateful=stateful,
                 cache_bytes=cache_bytes,
             )
+        most_tokens = window_tokens or most_tokens
+        self.window_limits: tuple[int, int] = (most_tokens, most_tokens)
+        if stateful or choice.runtime == "reference":
+            self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
         release_pages(model.weights)  # the runtimes have packed their own
 
     @classmethod
@@ -94,16 +122,21 @@ class ElmoEmbedder:
             path: a folder, an archive or a weights file, of any format that `flashelmo info` reads.
             options_file: the options of a weights file that has none beside it.
             **settings: what the constructor takes:
-                device: "auto" or "cpu".
-                precision: "fp32"; "int8" (8-bit LSTM weights), "bf16" (OpenVINO), "fp64" (the PyTorch reference).
-                runtime: "auto", "ort", "openvino" or "reference".
+                device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is
+                    "cuda" where it can be used, and otherwise says once that it is the CPU.
+                precision: on the CPU "fp32", "int8" (8-bit LSTM weights), "bf16" (OpenVINO) or "fp64" (the PyTorch
+                    reference); on a CUDA device "bf16", "fp16", "fp32", "tf32", or "int8" (8-bit LSTM weights, the
+                    rest in 16 bits). "auto" is "fp32" on the CPU, "bf16" on cards that have it and "fp16" on others.
+                runtime: "auto"; on the CPU "ort", "openvino" or "reference".
                 stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
                 batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
                 threads: processor threads; None takes all cores.
                 keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
                 share: compute equal prefixes and suffixes of sentences once.
                 cache_bytes: bound of the word vectors kept from call to call.
-                window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB.
+                window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB,
+                    on a CUDA device to what fits its free memory.
+                cuda: switches of the CUDA runtime that change its speed alone (`engine.runtimes.cuda.settings`).
 
         Raises:
             FlashElmoError: files that are missing, damaged or of an unknown format; settings that do not go together.
@@ -285,6 +318,21 @@ class ElmoEmbedder:
             return self.window_limits
         _check_positive("batch_size", batch_size)
         return batch_size, self.window_limits[1]
+
+
+def make_on_cuda(model: ElmoModel, choice: Choice, **settings: Any) -> CudaPipeline | DevicePool:
+    """The pipeline of one CUDA device, or of several, with a process for each."""
+    from flashelmo.engine.runtimes.cuda.pipeline import make_pipeline
+
+    make = partial(make_pipeline, model=model, precision=choice.precision, **settings)
+    if len(choice.devices) > 1:
+        return DevicePool(make, choice.devices)
+    return make(choice.devices[0])
+
+
+def _most_tokens(config: ElmoConfig) -> int:
+    """Tokens of a window on the CPU."""
+    return min(MAX_WINDOW_TOKENS, max(1, WINDOW_BYTES // (4 * config.output_size * config.n_layers)))
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -67,6 +67,17 @@ class Window:
         tokens: list[str] = self.words.take(pa.array(ids)).to_pylist()
         return tokens
 
+    def halves(self) -> tuple[Window, Window]:
+        """Two windows of about as many tokens each, of one that has two sentences or more; without the text."""
+        middle = int(np.searchsorted(self.offsets, self.offsets[-1] / 2))
+        middle = min(max(middle, 1), len(self) - 1)
+        return self._part(0, middle), self._part(middle, len(self))
+
+    def _part(self, first: int, last: int) -> Window:
+        offsets = self.offsets[first : last + 1]
+        used, word_ids = np.unique(self.word_ids[offsets[0] : offsets[-1]], return_inverse=True)
+        return Window(self.words.take(pa.array(used)), word_ids.astype(np.int32), offsets - offsets[0])
+
     def sentence_text(self, b: int) -> str:
         """Sentence b as it stands in the file, without white space around it; else its tokens joined by blanks."""
         return " ".join(self.tokens(b)) if self.text is None else self._lines[b].strip()

@@ -233,7 +233,7 @@ def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -
     ("settings", "message"),
     [
         ({"device": "tpu"}, "device: expected"),
-        ({"device": "cuda"}, "device: expected"),
+        ({"device": "gpu"}, "device: expected"),
         ({"precision": "fp8"}, "precision: expected one of fp32"),
         ({"runtime": "onnx"}, "runtime: expected auto, ort"),
         ({"runtime": "ort", "precision": "fp64"}, "runtime 'ort' has no precision 'fp64'; expected reference"),

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import ctypes
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph import WeightType, prepare_tensors
@@ -12,32 +18,124 @@ from flashelmo.engine.weights import ElmoModel
 if TYPE_CHECKING:
     from flashelmo.engine.runtimes.reference import ReferenceRuntime
 
-Precision = Literal["fp32", "bf16", "int8", "fp64"]
-RuntimeName = Literal["auto", "ort", "openvino", "reference"]
+Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8", "fp64"]
+RuntimeName: TypeAlias = Literal["auto", "ort", "openvino", "reference", "cuda"]
 
-# Precision -> the runtimes that have it, the preferred one first.
-RUNTIMES: dict[str, tuple[str, ...]] = {
+logger = logging.getLogger("flashelmo")
+
+# Precision -> the runtimes of the processor that have it, the preferred one first.
+CPU_RUNTIMES: dict[str, tuple[str, ...]] = {
     "fp32": ("ort", "openvino", "reference"),
     "int8": ("ort",),
     "bf16": ("openvino",),
     "fp64": ("reference",),
 }
+CUDA_PRECISIONS = ("bf16", "fp16", "fp32", "tf32", "int8")
+PRECISIONS = ("auto", *dict.fromkeys((*CPU_RUNTIMES, *CUDA_PRECISIONS)))
+RUNTIMES = ("auto", "ort", "openvino", "reference", "cuda")
+INTERPRETER = "interpreter"  # the CUDA runtime's kernels, interpreted by Triton on the CPU: for tests
+DEVICE_NAME = re.compile(rf"auto|cpu|cuda(:\d+)?|{INTERPRETER}")
 
 
-def choose_runtime(device: str, precision: str, runtime: str) -> str:
-    """The name of a runtime; FlashElmoError where the three do not go together."""
-    if device not in ("auto", "cpu"):
-        raise FlashElmoError(f"device: expected 'auto' or 'cpu', found {device!r}")
-    if precision not in RUNTIMES:
-        raise FlashElmoError(f"precision: expected one of {', '.join(RUNTIMES)}, found {precision!r}")
-    available = RUNTIMES[precision]
+@dataclass(frozen=True)
+class Choice:
+    """What executes a model.
+
+    Attributes:
+        runtime: "ort", "openvino", "reference" or "cuda".
+        precision: one that it has; on a CUDA device "auto" where the device decides.
+        devices: "cpu", or the names of CUDA devices.
+    """
+
+    runtime: str
+    precision: str
+    devices: tuple[str, ...] = ("cpu",)
+
+
+def choose_runtime(device: str | Sequence[str], precision: str, runtime: str) -> Choice:
+    """What executes a model; device "auto" is a CUDA device where there is one that has all that is asked for.
+
+    Raises:
+        FlashElmoError: the three do not go together.
+    """
+    devices = _devices(device)
+    if precision not in PRECISIONS:
+        raise FlashElmoError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+    if runtime not in RUNTIMES:
+        raise FlashElmoError(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
+    if devices == ("auto",):
+        devices = _automatic(precision, runtime)
+    if devices == ("cpu",):
+        return _choose_on_cpu(precision, runtime)
+    if runtime not in ("auto", "cuda"):
+        raise FlashElmoError(f"runtime {runtime!r} runs on device 'cpu'; expected 'cuda' on {', '.join(devices)}")
+    if precision not in ("auto", *CUDA_PRECISIONS):
+        expected = ", ".join(CUDA_PRECISIONS)
+        raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on a CUDA device")
+    return Choice("cuda", precision, devices)
+
+
+def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
+    """The names, checked; several must be CUDA devices."""
+    names = (device,) if isinstance(device, str) else tuple(device)
+    for name in names:
+        if not DEVICE_NAME.fullmatch(str(name)):
+            raise FlashElmoError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    if not names or (len(names) > 1 and {"auto", "cpu"} & set(names)):
+        raise FlashElmoError(f"device: expected one, or several CUDA devices, found {list(names)}")
+    return names
+
+
+def _choose_on_cpu(precision: str, runtime: str) -> Choice:
+    precision = "fp32" if precision == "auto" else precision
+    available = CPU_RUNTIMES.get(precision, ())
+    if not available:
+        expected = ", ".join(CPU_RUNTIMES)
+        raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
     if runtime == "auto":
-        return available[0]
-    if runtime not in RUNTIMES["fp32"]:
-        raise FlashElmoError(f"runtime: expected auto, {', '.join(RUNTIMES['fp32'])}, found {runtime!r}")
+        return Choice(available[0], precision)
+    if runtime == "cuda":
+        raise FlashElmoError("runtime 'cuda': expected a CUDA device, found device 'cpu'")
     if runtime not in available:
         raise FlashElmoError(f"runtime {runtime!r} has no precision {precision!r}; expected {' or '.join(available)}")
-    return runtime
+    return Choice(runtime, precision)
+
+
+def _automatic(precision: str, runtime: str) -> tuple[str, ...]:
+    """A CUDA device where one can be used for this, otherwise the CPU, which is said once."""
+    if runtime in ("ort", "openvino", "reference") or precision == "fp64":
+        return ("cpu",)
+    if not has_cuda_card():
+        _say_once(logging.INFO, "device 'auto': no CUDA device found, running on the CPU")
+        return ("cpu",)
+    try:
+        from flashelmo.engine.runtimes.cuda.requirements import check_precision, find_device
+
+        check_precision(find_device("cuda"), precision)
+    except FlashElmoError as error:
+        _say_once(logging.WARNING, f"device 'auto': running on the CPU: {error}")
+        return ("cpu",)
+    return ("cuda",)
+
+
+@cache
+def has_cuda_card() -> bool:
+    """Whether NVIDIA's driver finds a card; PyTorch, which takes seconds to import, is not asked."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+            break
+        except OSError:
+            continue
+    else:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+@cache
+def _say_once(level: int, message: str) -> None:
+    logger.log(level, message)
 
 
 def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:

@@ -1,0 +1,173 @@
+"""Queues a window's work on one device: by a bucket's graph where it is small, launch by launch where it is large."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.output import Output
+from flashelmo.engine.runtimes.cuda.compute import Asked, compute
+from flashelmo.engine.runtimes.cuda.graphs import GraphCache
+from flashelmo.engine.runtimes.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.runtimes.cuda.settings import CudaSettings
+from flashelmo.engine.runtimes.cuda.state import DeviceState
+from flashelmo.engine.runtimes.cuda.transfer import Transfers
+from flashelmo.engine.runtimes.cuda.weights import DeviceModel
+from flashelmo.engine.runtimes.cuda.words import WordTable
+from flashelmo.engine.schedule import Int32, Schedule
+from flashelmo.kernels.lstm_persistent import Barrier
+
+
+class Executor:
+    """A model on a device, with what is kept from window to window. All methods run in the computing stream.
+
+    Args:
+        model: on the device.
+        encoder, transfers: words to ids, and ids to the device.
+        share: whether schedules share prefixes, and so have one root.
+        stateful: carry the LSTM state from window to window, row by row.
+        cache_bytes: of the table of word vectors.
+        settings: switches that change the speed alone.
+    """
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        encoder: WordEncoder,
+        transfers: Transfers,
+        *,
+        share: bool,
+        stateful: bool,
+        cache_bytes: int,
+        settings: CudaSettings,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self._transfers = transfers
+        self._share = share
+        self._table = WordTable(model, encoder, transfers, cache_bytes)
+        self._state = DeviceState(model) if stateful else None
+        self._barrier = Barrier.on(model.device)
+        self._met = False  # whether programs have waited for each other since the last check
+        self._graphs = GraphCache(model.device, settings.max_graphs)
+        self._captured_on: list[Tensor] = []
+        self._asked: dict[Output, Asked] = {}
+
+    def reset_state(self) -> None:
+        """Let every row start at zero again."""
+        if self._state is not None:
+            self._state.reset()
+
+    def make_room(self) -> None:
+        """Give back memory that is not needed for what is queued."""
+        self._graphs.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+            torch.cuda.empty_cache()
+
+    def check(self) -> None:
+        """Raise RuntimeError if a persistent launch gave up waiting, so that results so far are wrong.
+
+        Waits for the device, but only if there was such a launch since the last check.
+        """
+        if self._met:
+            self._met = False
+            self._barrier.check()
+
+    def run(self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0) -> tuple[Tensor, int]:
+        """Queue a window's work.
+
+        Args:
+            words: distinct words that the schedule names.
+            first_row: of a stateful run, where the window's rows begin.
+
+        Returns:
+            Results [O, tokens, 2P], pooled ones [O, B, 2P], and the number of words that had to be computed.
+
+        Raises:
+            RuntimeError: the device's memory is used up, among others; the state is as it was.
+        """
+        word_rows, n_new = self._table.lookup(words)
+        if self._state is not None:
+            self._state.reserve(first_row + len(schedule.offsets) - 1)
+        sizes = self.sizes(schedule, output)
+        asked = self._ask(output)
+        if sizes.n_depths == 0:  # no sentence has a token
+            size = (len(asked.mix), sizes.n_sentences, 2 * self.model.config.projection_size)
+            return torch.zeros(size, dtype=asked.dtype, device=self.model.device), n_new
+        if self._is_small(sizes):
+            return self._replay(schedule, sizes, word_rows, output, first_row), n_new
+        ints = self._transfers.upload(Layout(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
+        barrier = self._barrier if self.settings.persistent else None
+        return self._compute(sizes, asked, first_row, barrier, ints), n_new
+
+    def sizes(self, schedule: Schedule, output: Output) -> Sizes:
+        """How large the tensors of a window are."""
+        return Sizes.of(schedule, share=self._share, pooled=output.pool is not None, stateful=self._state is not None)
+
+    def _is_small(self, sizes: Sizes) -> bool:
+        settings = self.settings
+        return settings.graphs and sizes.max_rows <= settings.graph_rows and sizes.n_depths <= settings.graph_depths
+
+    def _replay(self, schedule: Schedule, sizes: Sizes, word_rows: Int32, output: Output, first_row: int) -> Tensor:
+        """A small window by its bucket's graph, or launch by launch as long as there is none."""
+        bucket = sizes.bucket()
+        size, fill_bucket = Layout(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
+        barrier = self._barrier if self.settings.persistent_in_graphs else None
+        run = partial(self._compute, bucket, self._ask(output), first_row, barrier)
+        self._forget_graphs_of_other_tensors()
+        captured = self._graphs.get((bucket, output, first_row), size, run)
+        n_results = sizes.n_sentences if output.pool else sizes.n_tokens
+        if captured is None:
+            return run(self._transfers.upload(size, fill_bucket))[:, :n_results]
+        self._transfers.upload_into(captured.ints, fill_bucket)
+        captured.replay()
+        return captured.out[:, :n_results].clone(memory_format=torch.contiguous_format)  # the next replay writes it
+
+    def _forget_graphs_of_other_tensors(self) -> None:
+        """Graphs hold the addresses of the table and the state; both may have moved."""
+        tensors = [self._table.vectors, *([] if self._state is None else self._state.hidden)]
+        if [id(tensor) for tensor in tensors] != [id(tensor) for tensor in self._captured_on]:
+            self._graphs.clear()
+            self._captured_on = tensors
+
+    def _compute(self, sizes: Sizes, asked: Asked, first_row: int, barrier: Barrier | None, ints: Tensor) -> Tensor:
+        self._met |= barrier is not None
+        return compute(
+            self.model,
+            self._table.vectors,
+            ints,
+            sizes,
+            asked,
+            self.settings,
+            barrier=barrier,
+            state=self._state,
+            first_row=first_row,
+        )
+
+    def _fill(self, sizes: Sizes, schedule: Schedule, word_rows: Int32, first_row: int) -> partial[None]:
+        unused_row = 0 if self._state is None else self._state.n_rows
+        return partial(
+            fill,
+            sizes=sizes,
+            schedule=schedule,
+            word_rows=word_rows,
+            first_row=first_row,
+            unused_row=unused_row,
+        )
+
+    def _ask(self, output: Output) -> Asked:
+        """The coefficients of each layer in each layer of the result; kept, since graphs hold their address."""
+        if output not in self._asked:
+            n_layers = self.model.config.n_layers + 1
+            groups = output.groups(n_layers)
+            mix = np.zeros((len(groups), n_layers), np.float32)
+            for row, group in zip(mix, groups, strict=True):
+                row[list(group)] = 1 / len(group)
+            self._asked[output] = Asked(torch.from_numpy(mix).to(self.model.device), getattr(torch, output.dtype))
+        return self._asked[output]

@@ -1,0 +1,107 @@
+"""Small windows as captured CUDA graphs: a bucket's launches are recorded once and replayed for each of its windows.
+
+A step of few rows takes microseconds, and its two launches from Python take far longer. A graph's launches are
+recorded, so that replaying all steps costs the host one call. Kernels read from the schedule which nodes there are, so
+one graph serves every window that its bucket holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("flashelmo")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One bucket's graph.
+
+    Attributes:
+        replay: runs it.
+        ints, out: what it reads and writes.
+    """
+
+    replay: Callable[[], object]
+    ints: Tensor
+    out: Tensor
+
+
+class GraphCache:
+    """Graphs by bucket. A bucket is captured when it comes a second time: its first window compiles the kernels.
+
+    Args:
+        device: a CUDA device, or the CPU for Triton's interpreter.
+        max_graphs: kept; the least recently replayed gives way.
+    """
+
+    def __init__(self, device: torch.device, max_graphs: int) -> None:
+        self._device = device
+        self._max_graphs = max_graphs
+        self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._pool: Any = None  # graphs run one after the other, so that all share their memory
+        self.works = True
+
+    def get(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
+        """The graph of a bucket; None where it is not captured (yet).
+
+        Args:
+            key: the bucket, and whatever else the launches depend on.
+            size: of the bucket's integers.
+            run: queues the bucket's work on integers that it is given, and returns the result.
+        """
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        if not self.works:
+            return None
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > 16 * self._max_graphs:
+                self._seen.popitem(last=False)
+            return None
+        try:
+            captured = self._capture(size, run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the same launches work without a graph
+            self.works = False
+            logger.warning("CUDA graphs are not used: %s", str(error).partition("\n")[0])
+            return None
+        self._graphs[key] = captured
+        if len(self._graphs) > self._max_graphs:
+            self._graphs.popitem(last=False)
+        return captured
+
+    def clear(self) -> None:
+        """Let go of all graphs and their memory."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _capture(self, size: int, run: Callable[[Tensor], Tensor]) -> Captured:
+        """What a run queues on the current stream; `torch.cuda.graph` would collect garbage and empty caches first."""
+        ints = torch.zeros(size, dtype=torch.int32, device=self._device)
+        if self._device.type == "cpu":  # Triton's interpreter has no graphs: the run itself stands for one
+            first = run(ints)
+            return Captured(lambda: first.copy_(run(ints)), ints, first)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.current_stream(self._device).synchronize()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            out = run(ints)
+        except BaseException:
+            with suppress(Exception):  # the end of a failed capture fails too, and says less
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return Captured(graph.replay, ints, out)

@@ -1,0 +1,95 @@
+"""What the CUDA runtime needs of a machine, and in one line what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("torch", "gpu", "device 'cuda'") from error
+try:
+    import triton
+except ImportError as error:
+    raise MissingExtraError("triton", "gpu", "device 'cuda'") from error
+
+LEAST_CAPABILITY = (7, 5)
+BF16_CAPABILITY = (8, 0)  # and TF32
+INTERPRETER = "interpreter"
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: "cuda" (the current one), "cuda:1", or "interpreter".
+
+    Raises:
+        FlashElmoError: it is not there, or something that it needs is not.
+    """
+    interprets = bool(triton.knobs.runtime.interpret)
+    if name == INTERPRETER:
+        if not interprets:
+            raise FlashElmoError("device 'interpreter': expected TRITON_INTERPRET=1 in the environment, found it unset")
+        return torch.device("cpu")
+    if interprets:
+        raise FlashElmoError(f"device {name!r}: expected kernels on the card, found TRITON_INTERPRET set; unset it")
+    if not torch.backends.cuda.is_built():
+        raise FlashElmoError(
+            f"device {name!r}: expected a PyTorch with CUDA, found {torch.__version__}; https://pytorch.org has one"
+        )
+    n_devices = _count(name)
+    device = torch.device(name)
+    index = torch.cuda.current_device() if name == "cuda" else device.index
+    if index >= n_devices:
+        raise FlashElmoError(f"device {name!r}: expected one of cuda:0 to cuda:{n_devices - 1}, found no such card")
+    capability = torch.cuda.get_device_capability(index)
+    if capability < LEAST_CAPABILITY:
+        raise FlashElmoError(
+            f"device {name!r}: expected compute capability {_dotted(LEAST_CAPABILITY)} or more, found "
+            f"{torch.cuda.get_device_name(index)} with {_dotted(capability)}"
+        )
+    if not _has_compiler():
+        raise FlashElmoError(f"device {name!r}: Triton needs a C compiler, found none; install gcc or set CC")
+    return torch.device("cuda", index)
+
+
+def default_precision(device: torch.device) -> str:
+    """The 16-bit type that a device computes fastest in: "bf16" where it has it, otherwise "fp16"."""
+    return "bf16" if _has_bf16(device) else "fp16"
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise FlashElmoError where the device lacks the type."""
+    if precision in ("bf16", "tf32") and not _has_bf16(device):
+        raise FlashElmoError(
+            f"precision {precision!r}: expected a card of compute capability {_dotted(BF16_CAPABILITY)} or more, found "
+            f"{torch.cuda.get_device_name(device)} with {_dotted(torch.cuda.get_device_capability(device))}; pass "
+            "'fp16' or 'fp32'"
+        )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+
+
+def _count(name: str) -> int:
+    """Cards that PyTorch can use, one at least."""
+    try:
+        torch.cuda.init()
+        n_devices = torch.cuda.device_count()
+    except (RuntimeError, AssertionError) as error:  # no driver, or too old a one: PyTorch's own sentence says which
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise FlashElmoError(f"device {name!r}: expected a card that CUDA can use, found none: {reason}") from None
+    if not n_devices:
+        raise FlashElmoError(f"device {name!r}: expected a card that CUDA can use, found none")
+    return n_devices
+
+
+def _has_compiler() -> bool:
+    """Whether Triton finds what it builds its launchers with."""
+    return bool(os.environ.get("CC")) or any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,117 @@
+"""Copies between host and device that overlap with computing: streams of their own, and pinned memory.
+
+Pinned memory comes from PyTorch's allocator, which hands a freed block out again once the copies that used it are over;
+so buffers alternate by themselves, as many as are in flight. Tensors that one stream makes and another uses are
+recorded on both, so that the device's memory is not handed out too early either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Int32 = npt.NDArray[np.int32]
+
+
+class Transfers:
+    """The three streams of one device: copies up, computing, copies down. On the CPU everything happens at once.
+
+    Args:
+        device: a CUDA device, or the CPU for Triton's interpreter.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._on_device = device.type == "cuda"
+        if self._on_device:
+            self._up, self._compute, self._down = (torch.cuda.Stream(device) for _ in range(3))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Work that is queued inside goes to the computing stream."""
+        stream: AbstractContextManager[Any] = nullcontext()
+        if self._on_device:
+            stream = torch.cuda.stream(self._compute)
+        with stream, torch.no_grad():
+            yield
+
+    def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
+        """int32 [size] on the device, for the computing stream; `fill` writes it in the host's memory."""
+        host = self._host(size, fill)
+        if not self._on_device:
+            return host
+        with torch.cuda.stream(self._up):
+            tensor = host.to(self.device, non_blocking=True)
+        self._compute.wait_stream(self._up)
+        tensor.record_stream(self._compute)
+        return tensor
+
+    def upload_into(self, tensor: Tensor, fill: Callable[[Int32], None]) -> None:
+        """Likewise into a tensor that is there, in the computing stream's own order."""
+        tensor.copy_(self._host(len(tensor), fill), non_blocking=True)
+
+    def mark(self) -> Mark:
+        """The point that the computing stream has been filled up to."""
+        return Mark(self._compute.record_event() if self._on_device else None)
+
+    def download(self, tensor: Tensor, made: Mark) -> Download:
+        """Begin to copy what the computing stream has made at a mark."""
+        if not self._on_device:
+            return Download(tensor, made)
+        with torch.cuda.stream(self._down):
+            self._down.wait_event(made.event)
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor.contiguous(), non_blocking=True)
+            tensor.record_stream(self._down)
+            return Download(host, Mark(self._down.record_event()))
+
+    def hand_over(self, tensor: Tensor, made: Mark) -> Tensor:
+        """A tensor for the caller's own stream, which waits for the mark; the host does not."""
+        if self._on_device:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(made.event)
+            tensor.record_stream(stream)
+        return tensor
+
+    def wait(self) -> None:
+        """Until everything that was queued is done."""
+        if self._on_device:
+            torch.cuda.synchronize(self.device)
+
+    def _host(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
+        host = torch.empty(size, dtype=torch.int32, pin_memory=self._on_device)
+        fill(host.numpy())
+        return host
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point in a stream; on the CPU everything lies before it."""
+
+    event: Any
+
+    def wait(self) -> None:
+        """Until the device has come so far."""
+        if self.event is not None:
+            self.event.synchronize()
+
+
+@dataclass(frozen=True)
+class Download:
+    """A tensor on its way to the host."""
+
+    host: Tensor
+    done: Mark
+
+    def wait(self) -> npt.NDArray[Any]:
+        """Its values, in memory that is used again once this object and the array are gone."""
+        self.done.wait()
+        values: npt.NDArray[Any] = self.host.numpy()
+        return values
