@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from flashelmo.engine.sinks import Sink
-from flashelmo.engine.text import Errors, Window, read_windows
+from flashelmo.engine.text import Errors, Window, read_ahead, read_windows
 
 if TYPE_CHECKING:
     from flashelmo.engine.embedder import ElmoEmbedder
@@ -63,6 +63,8 @@ def embed_file(
     windows = read_windows(
         source, max_sentences=max_sentences or sentences_at_once, max_tokens=max_tokens, errors=errors
     )
+    if embedder.reads_ahead:
+        windows = read_ahead(windows)
     for window, sentences in embedder.embed_windows(progress.follow(windows), progress.share, sink.output):
         for b, vectors in enumerate(sentences):
             sink.write(vectors, window.sentence_text(b) if sink.needs_sentences else "")

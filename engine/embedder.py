@@ -149,6 +149,11 @@ class ElmoEmbedder:
         """Totals of everything this instance embedded."""
         return self._pipeline.statistics
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether windows are read before those ahead of them are computed, as a device never waits for its input."""
+        return self._pipeline.ahead > 0
+
     def reset_state(self) -> None:
         """Let every row of a stateful embedder start at zero again."""
         self._pipeline.reset_state()

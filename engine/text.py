@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,6 +124,15 @@ def read_windows(
             start = stop
     if parts:
         yield _window(parts)
+
+
+def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
+    """The windows, each read by a thread while the one before is used."""
+    with ThreadPoolExecutor(1, "flashelmo-text") as reader:
+        upcoming = reader.submit(next, windows, None)
+        while (window := upcoming.result()) is not None:
+            upcoming = reader.submit(next, windows, None)
+            yield window
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flashelmo.engine import text as text_module
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text import Window, read_windows
+from flashelmo.engine.text import Window, read_ahead, read_windows
 
 SPACES = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace() and char != "\n"]
 # what looks like white space and is none: zero-width and combining ones, and halves of wide spaces
@@ -169,3 +169,23 @@ def test_tokens_that_are_no_text() -> None:
     assert Window.from_sentences([["a\ud800b"]]).tokens(0) == ["ab"]
     with pytest.raises(FlashElmoError, match="at least one sentence"):
         read(b"a", max_sentences=0)
+
+
+def test_windows_that_are_read_ahead_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"a b\n\nc\nd e f\n" * 50)
+    limits: dict[str, int] = {"max_sentences": 7, "max_tokens": 9}
+    plain = list(read_windows(path, **limits))
+    ahead = list(read_ahead(read_windows(path, **limits)))
+    assert len(plain) > 50
+    for ours, expected in zip(ahead, plain, strict=True):
+        assert [ours.tokens(b) for b in range(len(ours))] == [expected.tokens(b) for b in range(len(expected))]
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"a\n" * (1 << 19) + b"b\n" * 3 + b"\xff\n")
+    windows = read_ahead(read_windows(path, max_sentences=1 << 18, max_tokens=1 << 18))
+    assert len(next(windows)) == 1 << 18
+    with pytest.raises(FlashElmoError, match="line 524292, byte 1"):
+        list(windows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class WordTable:
         if not self._keep:
             self._forget(np.array(list(self._rows.values()), np.int64))
         self._window += 1
-        rows = np.fromiter((self._rows.get(name, -1) for name in names), np.int32, len(names))
+        rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int32, len(names))
         self._used[rows[rows >= 0]] = self._window
         missing = np.flatnonzero(rows < 0)
         if len(missing):
