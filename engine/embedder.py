@@ -49,6 +49,11 @@ class ElmoEmbedder:
     (the characters' one, then each LSTM layer), T tokens, forward then backward halves; float64 for precision "fp64".
     `embed` gives fewer where fewer are asked for: one layer, their average, or the mean over the tokens.
 
+    Attributes:
+        config: the model's dimensions.
+        device, precision: where and in what it is computed, now that "auto" is decided.
+        window_limits: sentences and tokens that are computed together.
+
     The same sentence always gets the same vectors, unless `stateful`, which carries the LSTM state from batch to
     batch by batch row, as AllenNLP and bilm-tf do.
     """
@@ -80,6 +85,7 @@ class ElmoEmbedder:
         choice = choose_runtime(device, precision, runtime)
         if stateful and len(choice.devices) > 1:
             raise FlashElmoError(f"stateful: expected one device, found {len(choice.devices)}")
+        self.device, self.precision = ", ".join(choice.devices), choice.precision
         most_tokens = _most_tokens(self.config)
         self._pipeline: WindowPipeline
         if choice.runtime == "cuda":
@@ -95,6 +101,8 @@ class ElmoEmbedder:
                 settings=cuda,
             )
             self._pipeline = pipeline
+            if not isinstance(pipeline, DevicePool):
+                self.device, self.precision = str(pipeline.device), pipeline.precision
             most_tokens = MAX_WINDOW_TOKENS if isinstance(pipeline, DevicePool) else pipeline.max_tokens
         elif choice.runtime == "reference":
             reference = make_reference(model, choice.precision, threads, stateful, batch_size)

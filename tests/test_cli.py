@@ -20,6 +20,7 @@ from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.output import Output
+from flashelmo.engine.runtimes import choice
 from flashelmo.terminal import progress_bar, readable_size
 
 TEXT = "the cat sat\n\nthe cat sat on a mat\nincomprehensibilities , naïve\nthe cat sat\n"
@@ -64,10 +65,11 @@ def fail(capfd: pytest.CaptureFixture[str], here: Path) -> Run:
         before = {path: path.stat().st_mtime_ns for path in here.iterdir()}
         assert main([str(argument) for argument in arguments]) == status
         captured = capfd.readouterr()
-        assert captured.out == "" and captured.err.count("\n") == 1, captured
-        assert captured.err.startswith("flashelmo: ")
+        lines = [line for line in captured.err.splitlines() if "device 'auto'" not in line]
+        assert captured.out == "" and len(lines) == 1, captured
+        assert lines[0].startswith("flashelmo: ")
         assert {path: path.stat().st_mtime_ns for path in here.iterdir()} == before
-        return captured.err.removeprefix("flashelmo: ").rstrip("\n")
+        return lines[0].removeprefix("flashelmo: ")
 
     return run
 
@@ -168,6 +170,8 @@ def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
         (["text.txt", "v.h5", "--precision", "fp8"], "precision: expected one of"),
         (["text.txt", "v.h5", "--runtime", "fast"], "runtime: expected"),
         (["text.txt", "v.h5", "--device", "gpu"], "device: expected"),
+        (["text.txt", "v.h5", "--device", "cpu,cuda"], "device: expected one, or several CUDA devices"),
+        (["text.txt", "v.h5", "--device", "cuda"], "device 'cuda': expected"),
         (["text.txt", "v.h5", "--errors", "ignore"], "errors: expected 'strict' or 'replace', found 'ignore'"),
         (["text.txt", "v.h5", "--batch-size", "0"], "batch_size: expected 1 or more, found 0"),
         (["text.txt", "v.h5", "--options", "absent.json"], "absent.json"),
@@ -224,12 +228,27 @@ def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) 
         (["--weight-file", "w"], "expected one of --all, --top and --average, found none"),
         (["--weight-file", "w", "--all", "--top"], "expected one of --all, --top and --average, found all top"),
         (["--all"], "--weight-file: expected the weights of a model; none are downloaded"),
-        (["--all", "--weight-file", "w", "--cuda-device", "0"], "--cuda-device: expected -1, found 0"),
         (["--all", "--weight-file", "absent.hdf5"], "absent.hdf5: no such file or folder"),
     ],
 )
 def test_bad_arguments_of_elmo(fail: Run, flags: list[str], message: str) -> None:
     assert message in fail("elmo", "text.txt", "v.h5", *flags)
+
+
+def test_elmo_on_a_device_that_is_not_there(here: Path, model: Path, fail: Run) -> None:
+    said = fail("elmo", "text.txt", "v.h5", "--all", "--weight-file", str(model), "--cuda-device", "0")
+    assert "device 'cuda:0': expected" in said
+
+
+def test_where_it_computes_is_said(here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
+    choice._say_once.cache_clear()
+    said = succeed("embed", "text.txt", "v.h5", "--model", str(model))
+    assert said.count("device 'auto': no CUDA device found, running on the CPU") == 1
+    assert " tokens/s (cpu, fp32)" in said
+    assert "'auto'" not in succeed("embed", "text.txt", "w.h5", "--model", str(model))
+    choice._say_once.cache_clear()
+    assert not succeed("embed", "text.txt", "x.h5", "--model", str(model), "--quiet")
 
 
 def test_golden_streams(golden: Path, here: Path, succeed: Run, tolerance: dict[str, float]) -> None:

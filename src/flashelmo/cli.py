@@ -17,7 +17,16 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text import Errors
-from flashelmo.terminal import InterruptedBySignal, fail, file_status, progress_bar, readable_size, say, signals_raise
+from flashelmo.terminal import (
+    InterruptedBySignal,
+    fail,
+    file_status,
+    messages,
+    progress_bar,
+    readable_size,
+    say,
+    signals_raise,
+)
 
 app = typer.Typer(
     help="ELMo vectors, exact and fast.",
@@ -44,9 +53,13 @@ def embed(
     layers: Annotated[str, typer.Option(metavar="all|top|average|0|1|2", help="Layers to keep.")] = "all",
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
     pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16|int8|fp64", help="Of the computation.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|tf32|bf16|fp16|int8|fp64", help="Of the computation.")
+    ] = "auto",
     runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference", help="What computes.")] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu", help="Where it computes.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; on each of several.")
+    ] = "auto",
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int, typer.Option(help="Rows of stateful batches.")] = 64,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
@@ -69,7 +82,7 @@ def embed(
             "options_file": options,
             "precision": precision,
             "runtime": runtime,
-            "device": device,
+            "device": device.split(",") if "," in device else device,
             "stateful": stateful,
             "batch_size": batch_size,
             "threads": threads,
@@ -99,7 +112,7 @@ def elmo(
     file_friendly_logging: Annotated[
         bool, typer.Option("--file-friendly-logging", help="Progress in lines, and fewer of them.")
     ] = False,
-    cuda_device: Annotated[int, typer.Option(help="-1 is the processor.")] = -1,
+    cuda_device: Annotated[int, typer.Option(min=-1, help="Number of a CUDA device; -1 is the processor.")] = -1,
     forget_sentences: ForgetSentences = False,
     use_sentence_keys: SentenceKeys = False,
     overwrite: Overwrite = False,
@@ -110,14 +123,18 @@ def elmo(
         raise FlashElmoError(f"expected one of --all, --top and --average, found {' '.join(chosen) or 'none'}")
     if weight_file is None:
         raise FlashElmoError("--weight-file: expected the weights of a model; none are downloaded")
-    if cuda_device >= 0:
-        raise FlashElmoError(f"--cuda-device: expected -1, found {cuda_device}; there is no runtime for CUDA yet")
     _embed(
         input,
         output,
         Output(chosen[0]),
         weight_file,
-        settings={"options_file": options_file, "stateful": True, "batch_size": batch_size},
+        settings={
+            "options_file": options_file,
+            "device": "cpu" if cuda_device < 0 else f"cuda:{cuda_device}",
+            "precision": "fp32",  # as AllenNLP's
+            "stateful": True,
+            "batch_size": batch_size,
+        },
         sink_settings={
             "overwrite": overwrite,
             "use_sentence_keys": use_sentence_keys,
@@ -238,25 +255,26 @@ def _embed(
         with open_sink(target, output, **sink_settings) as sink:
             from flashelmo.engine.embedder import ElmoEmbedder
 
-            embedder = ElmoEmbedder.load(model, **settings)
-            with progress_bar(file, quiet, in_lines) as on_progress:
-                summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
+            with messages(quiet):
+                embedder = ElmoEmbedder.load(model, **settings)
+                with progress_bar(file, quiet, in_lines) as on_progress:
+                    summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
     if not quiet:
-        _print_summary(summary, target)
+        _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
 
 
 def _open_input(source: str) -> Any:
     return nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb")
 
 
-def _print_summary(summary: Summary, target: Path) -> None:
+def _print_summary(summary: Summary, target: Path, computed: str) -> None:
     all_steps = summary.steps + summary.steps_saved
     saved = summary.steps_saved / all_steps if all_steps else 0.0
     say(
         f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
         f"{summary.distinct_words:,} distinct words (boundaries included)\n"
         f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
-        f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s\n"
+        f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({computed})\n"
         f"{target}: {readable_size(target.stat().st_size)}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import stat
@@ -99,6 +100,22 @@ def readable_size(n_bytes: float) -> str:
             return f"{n_bytes:,.1f} {unit}" if unit != "B" else f"{n_bytes} B"
         n_bytes /= 1000
     return f"{n_bytes:,.1f} TB"
+
+
+@contextmanager
+def messages(quiet: bool) -> Iterator[None]:
+    """What the engine has to say goes to standard error, a line each; warnings alone where it is to be quiet."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("flashelmo: %(message)s"))
+    logger = logging.getLogger("flashelmo")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def say(text: str) -> None:

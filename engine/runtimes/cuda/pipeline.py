@@ -49,6 +49,7 @@ class CudaPipeline:
         settings: switches that change the speed alone.
 
     Attributes:
+        device, precision: as given.
         max_tokens: of a window; fewer once one did not fit.
     """
 
@@ -68,6 +69,7 @@ class CudaPipeline:
         settings: CudaSettings | None = None,
     ) -> None:
         settings = settings or CudaSettings()
+        self.device, self.precision = device, precision
         encoder = WordEncoder(model.config, model.lexicon)
         self._keep_boundaries = keep_boundaries
         self._planner = Planner(
