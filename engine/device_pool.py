@@ -1,0 +1,182 @@
+"""Several devices embed one stream of windows, each in a process of its own.
+
+A window goes to the device that has the fewest, and its results come back through memory that both processes share. The
+program that starts the processes needs no guard: they run `device_worker.py`, never the program's own file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from itertools import count
+
+from flashelmo.engine.device_process import DeviceProcess, Result
+from flashelmo.engine.device_stream import Arrived, Confirmed, Lost, WindowStream
+from flashelmo.engine.device_worker import Cancel, Start
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
+from flashelmo.engine.shared_arrays import write_object
+from flashelmo.engine.text import Window
+
+logger = logging.getLogger("flashelmo")
+
+
+class DevicePool:
+    """A pipeline made of one on each of several devices, with the face of `WindowPipeline`.
+
+    Windows are given in the order they came in. Several threads may use a pool, and a thread several streams, at once.
+    A device whose process ends is reported once as a warning, and its windows are done by the others. No state is
+    carried from window to window, as neighbours go to different devices.
+
+    Args:
+        make: makes a device's pipeline, called with its name in its process. It must be picklable, from a module that
+            can be imported; arrays that it holds are copied once for all processes, which share them.
+        devices: names of the devices, each once.
+        setup: called first in every process.
+
+    Raises:
+        FlashElmoError: no device, one twice, or one whose pipeline cannot be made, with what `make` said.
+    """
+
+    def __init__(
+        self, make: Callable[[str], WindowPipeline], devices: Sequence[str], *, setup: Callable[[], None] | None = None
+    ) -> None:
+        _check_names(devices)
+        self.statistics = Statistics()
+        self._lock = threading.Lock()
+        self._switchboard = _Switchboard()
+        self._processes: list[DeviceProcess] = []
+        self._end = weakref.finalize(self, _end, self._processes)
+        try:
+            self._start(make, devices, setup)
+        except BaseException:
+            self.close()
+            raise
+        self.ahead = sum(process.limit + 1 for process in self._processes) - 1
+
+    def _start(
+        self, make: Callable[[str], WindowPipeline], devices: Sequence[str], setup: Callable[[], None] | None
+    ) -> None:
+        model, pickled = write_object(make)
+        try:
+            for name in devices:
+                process = DeviceProcess(name, model, self._switchboard)
+                self._processes.append(process)
+                self._switchboard.processes.append(process)
+                process.send(Start(name, pickle.dumps(setup), pickled))
+        finally:
+            os.close(model)
+        for process in self._processes:
+            process.settled.wait()
+            if not process.limit:
+                raise FlashElmoError(f"device {process.name}: {process.cause}")
+
+    def reset_state(self) -> None:
+        """Does nothing: there is no state."""
+
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        """See `WindowPipeline`; `on_share` is called when a window is given. Results are arrays of their own memory.
+
+        Raises:
+            FlashElmoError: tensors are asked for; or, from the iterator, a window's own error in its place, or that no
+                device is left.
+        """
+        if not as_numpy:
+            raise FlashElmoError("convert_to_numpy: expected True with several devices, found False")
+        return self._stream(windows, output, on_share)
+
+    def _stream(self, windows: Iterable[Window], output: Output, on_share: OnShare) -> Stream:
+        stream = self._switchboard.open(windows, output, self.ahead + 1)
+        try:
+            for window, embedded in stream.results():
+                self._count(embedded.counts)
+                on_share(1.0)
+                yield window, embedded.arrays
+        finally:
+            self._switchboard.close(stream)
+
+    def _count(self, counts: tuple[int, ...]) -> None:
+        with self._lock:
+            for field, n in zip(fields(Statistics), counts, strict=True):
+                setattr(self.statistics, field.name, getattr(self.statistics, field.name) + n)
+
+    def close(self) -> None:
+        """End the processes. So do the end of the program and of the pool's last reference."""
+        self._end()
+
+
+def _check_names(devices: Sequence[str]) -> None:
+    if not devices:
+        raise FlashElmoError("device: expected at least one, found none")
+    for name in devices:
+        if list(devices).count(name) > 1:
+            raise FlashElmoError(f"device: expected each device once, found {name!r} {list(devices).count(name)} times")
+
+
+def _end(processes: list[DeviceProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+class _Switchboard:
+    """Brings what processes send to the stream that waits for it. It knows no pool, so that a pool can be freed."""
+
+    def __init__(self) -> None:
+        self.processes: list[DeviceProcess] = []
+        self._lock = threading.RLock()  # a stream may be freed, and so closed, at any time, here too
+        self._streams: dict[int, WindowStream] = {}
+        self._numbers = count()
+        self._cause = ""
+
+    def open(self, windows: Iterable[Window], output: Output, bound: int) -> WindowStream:
+        """A stream on all processes that run."""
+        with self._lock:
+            stream = WindowStream(next(self._numbers), self.processes, windows, output, bound, self._cause)
+            self._streams[stream.number] = stream
+            return stream
+
+    def close(self, stream: WindowStream) -> None:
+        """Forget a stream; what it waits for is dropped."""
+        with self._lock:
+            del self._streams[stream.number]
+        for process, places in stream.sent.items():
+            if places:
+                process.send(Cancel(stream.number))
+        stream.clear()
+
+    def deliver(self, process: DeviceProcess, number: int, place: int, result: Result) -> None:
+        """A window is finished."""
+        with self._lock:
+            stream = self._streams.get(number)
+            if stream is not None:
+                stream.sent[process].remove(place)
+                stream.unconfirmed.add(process)
+                stream.events.put(Arrived(place, result))
+
+    def confirm(self, process: DeviceProcess) -> None:
+        """What a process delivered is right."""
+        with self._lock:
+            for stream in list(self._streams.values()):
+                if process in stream.unconfirmed:
+                    stream.unconfirmed.remove(process)
+                    stream.events.put(Confirmed())
+
+    def lose(self, process: DeviceProcess) -> None:
+        """A process has ended."""
+        with self._lock:
+            self.processes.remove(process)
+            self._cause = f"{process.name}: {process.cause}"
+            streams = list(self._streams.values())
+        if process.limit and not process.closed:
+            lost = sum(len(stream.sent.get(process, ())) for stream in streams)
+            logger.warning("device %s: %s; windows done again: %d", process.name, process.cause, lost)
+        for stream in streams:
+            stream.events.put(Lost(process))

@@ -1,0 +1,159 @@
+"""A device's process as the pool sees it: started, written to, read from, and what it ended of."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from flashelmo.engine.device_worker import Checked, Done, Failed, Ready, Refused, describe
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.shared_arrays import Array, read_arrays, receive_file
+
+END_SECONDS = 10.0  # a driver may take its time to free a device
+
+
+class Embedded(NamedTuple):
+    """A window's results, and what it added to each of the statistics."""
+
+    arrays: Iterator[Array]
+    counts: tuple[int, ...]
+
+
+Result: TypeAlias = Embedded | FlashElmoError
+
+
+class Listener(Protocol):
+    """Hears what processes send, each from a thread of its own."""
+
+    def deliver(self, process: DeviceProcess, stream: int, place: int, result: Result) -> None:
+        """What became of a window of a stream."""
+
+    def confirm(self, process: DeviceProcess) -> None:
+        """The process found nothing wrong with what it delivered."""
+
+    def lose(self, process: DeviceProcess) -> None:
+        """The process has ended."""
+
+
+class DeviceProcess:
+    """Starts `device_worker.py` for a device. Threads of its own write and read, so that neither `send` ever waits nor
+    results do, and an interrupt of the program leaves no message half sent.
+
+    Args:
+        name: of the device.
+        model: descriptor of the open file that the first message speaks of.
+        listener: hears what it sends.
+
+    Attributes:
+        limit: windows of one stream it may hold at once; 0 until it is ready.
+        settled: set when it is ready or has ended.
+        cause: why it ended; None as long as it runs.
+        spoils: it ended because what it delivered and did not confirm may be wrong.
+        closed: it was ended on purpose.
+    """
+
+    def __init__(self, name: str, model: int, listener: Listener) -> None:
+        self.name = name
+        self.limit = 0
+        self.settled = threading.Event()
+        self.cause: str | None = None
+        self.spoils = False
+        self.closed = False
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = _start(theirs.fileno(), model)
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(listener,), daemon=True)
+        self._writer.start()
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The system's number of the process."""
+        return self._process.pid
+
+    def send(self, message: object) -> None:
+        """Send a message as soon as it can be; lost where the process has ended."""
+        self._outbox.put(message)
+
+    def kill(self) -> None:
+        """End the process; nothing is reported."""
+        self.closed = True
+        self._process.kill()
+
+    def join(self) -> None:
+        """Wait until the process has ended, and all that it sent has been read."""
+        if self._reader is not threading.current_thread():
+            self._reader.join(END_SECONDS)
+
+    def _write(self) -> None:
+        with suppress(Exception):
+            while (message := self._outbox.get()) is not None:
+                self._connection.send(message)
+        self._process.kill()  # it cannot be reached, so that the other thread finds that it has ended
+
+    def _read(self, listener: Listener) -> None:
+        failure: str | None = None
+        try:
+            while failure is None:
+                failure = self._handle(self._connection.recv(), listener)
+        except (EOFError, ConnectionError):
+            pass
+        except Exception as error:
+            failure = describe(error)
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        self.cause = failure or _exit_text(self._process.returncode)
+        listener.lose(self)
+        self.settled.set()
+        self._outbox.put(None)
+        self._writer.join()
+        self._connection.close()
+
+    def _handle(self, message: Ready | Done | Refused | Checked | Failed, listener: Listener) -> str | None:
+        """Act on a message; why the process cannot go on, or None."""
+        if isinstance(message, Failed):
+            self.spoils = message.spoils
+            return message.text
+        if isinstance(message, Ready):
+            self.limit = message.ahead + 2
+            self.settled.set()
+        elif isinstance(message, Checked):
+            listener.confirm(self)
+        elif isinstance(message, Refused):
+            listener.deliver(self, message.stream, message.place, FlashElmoError(message.text))
+        else:
+            arrays = read_arrays(receive_file(self._connection), message.layout)
+            listener.deliver(self, message.stream, message.place, Embedded(arrays, message.counts))
+        return None
+
+
+def _start(connection: int, model: int) -> subprocess.Popen[bytes]:
+    """Start a process that imports from where this one does, and that no key pressed in the terminal reaches."""
+    path = [str(entry) for entry in sys.path]
+    code = (
+        f"import sys; sys.path[:] = {path!r}; "
+        f"from flashelmo.engine.device_worker import main; main({connection}, {model})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(connection, model),
+        start_new_session=True,
+    )
+
+
+def _exit_text(code: int | None) -> str:
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

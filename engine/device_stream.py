@@ -1,0 +1,150 @@
+"""One stream of windows over several devices: which windows are where, and which is given next.
+
+A device holds as many windows as its pipeline reads ahead and two more, so that it always has the next one at hand. How
+many are taken from the input before the first of them is given is bounded too: a device that falls behind makes the
+others wait, not the memory grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import count
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from flashelmo.engine.device_process import DeviceProcess, Embedded, Result
+from flashelmo.engine.device_worker import Flush, Task
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.text import Window
+
+
+class Arrived(NamedTuple):
+    """A window is done."""
+
+    place: int
+    result: Result
+
+
+class Confirmed(NamedTuple):
+    """Fewer processes are unconfirmed."""
+
+
+class Lost(NamedTuple):
+    """A process has ended."""
+
+    process: DeviceProcess
+
+
+class WindowStream:
+    """One call of `DevicePool.stream`: where each of its windows is.
+
+    Attributes:
+        sent: the windows that each process holds.
+        unconfirmed: processes that may yet find that what they sent is wrong.
+        events: what happened elsewhere.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        processes: Iterable[DeviceProcess],
+        windows: Iterable[Window],
+        output: Output,
+        bound: int,
+        cause: str,
+    ) -> None:
+        self.number = number
+        self.sent: dict[DeviceProcess, set[int]] = {process: set() for process in processes}
+        self.unconfirmed: set[DeviceProcess] = set()
+        self.events: SimpleQueue[Arrived | Confirmed | Lost] = SimpleQueue()
+        self._input = enumerate(windows)
+        self._output = output
+        self._bound = bound
+        self._cause = cause
+        self._taken: dict[int, Window] = {}  # and not given
+        self._finished: dict[int, Result] = {}
+        self._again: list[int] = []  # taken, and lost with a process
+        self._waiting: set[DeviceProcess] = set()  # processes that may wait for more before they give results
+        self._end: Exception | None = None  # what the input raised, StopIteration for its orderly end
+
+    def results(self) -> Iterator[tuple[Window, Embedded]]:
+        """Every window with its results, in order."""
+        for place in count():
+            self._fill()
+            while place not in self._finished:
+                if self._end is not None and place not in self._taken:
+                    self._wait_for_confirmation()
+                    if isinstance(self._end, StopIteration):
+                        return
+                    raise self._end
+                if not self.sent:
+                    raise FlashElmoError(f"device: expected one that still runs, found none; {self._cause}")
+                self._flush(place)
+                self._handle(self.events.get())
+                self._fill()
+            window, result = self._taken.pop(place), self._finished.pop(place)
+            if isinstance(result, FlashElmoError):
+                raise result
+            yield window, result
+
+    def clear(self) -> None:
+        """Free all results: what an error's traceback holds must not hold them."""
+        self.events = SimpleQueue()
+        self._finished.clear()
+        self._taken.clear()
+
+    def _wait_for_confirmation(self) -> None:
+        while self.unconfirmed:
+            self._handle(self.events.get())
+
+    def _handle(self, event: Arrived | Confirmed | Lost) -> None:
+        if isinstance(event, Arrived):
+            self._finished[event.place] = event.result
+        elif isinstance(event, Lost):
+            self._lose(event.process)
+
+    def _lose(self, process: DeviceProcess) -> None:
+        self._cause = f"{process.name}: {process.cause}"
+        if process.spoils and process in self.unconfirmed:
+            raise FlashElmoError(f"device {self._cause}; it has given vectors that may be wrong")
+        self.unconfirmed.discard(process)
+        self._again = sorted([*self._again, *self.sent.pop(process)])
+
+    def _fill(self) -> None:
+        """Send windows to whoever has room."""
+        while (process := self._least_busy()) is not None and (place := self._next()) is not None:
+            self.sent[process].add(place)
+            self._waiting.add(process)
+            window = replace(self._taken[place], text=None)
+            process.send(Task(self.number, place, window, self._output))
+
+    def _flush(self, place: int) -> None:
+        """Say that nothing follows for now to those who may hold a window back that is waited for.
+
+        Not to those who have all that they may have: no pipeline reads further ahead.
+        """
+        for process in self._waiting & self.sent.keys():
+            needed = place in self.sent[process] and len(self.sent[process]) < process.limit
+            if self._end is not None or needed:
+                process.send(Flush())
+                self._waiting.remove(process)
+
+    def _least_busy(self) -> DeviceProcess | None:
+        """A process that has room, if there is one."""
+        with_room = [process for process in self.sent if len(self.sent[process]) < process.limit]
+        return min(with_room, key=lambda process: len(self.sent[process]), default=None)
+
+    def _next(self) -> int | None:
+        """The next window to send, if there is one, and if it may be taken before the first is given."""
+        if self._again:
+            return self._again.pop(0)
+        if self._end is not None or len(self._taken) >= self._bound:
+            return None
+        try:
+            place, self._taken[place] = next(self._input)
+        except Exception as error:
+            self._end = error
+            return None
+        return place

@@ -1,0 +1,234 @@
+"""The process of one device: `DevicePool` starts it, sends it windows and gets their results.
+
+A thread reads what the pool sends, so that the pool never waits for a device that computes, and ends the process as
+soon as the pool has ended. The pipeline is fed with runs: windows of one of the pool's streams that follow each other.
+A run ends when the pool says that nothing follows for now, so that a pipeline that looks ahead gives what it holds.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import astuple
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, NamedTuple, NoReturn
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import WindowPipeline
+from flashelmo.engine.shared_arrays import Array, Layout, Pickled, read_object, send_file, write_arrays
+from flashelmo.engine.text import Window
+
+
+class Start(NamedTuple):
+    """The first message: what is called with nothing, pickled, before the pipeline's maker is read and called."""
+
+    device: str
+    setup: bytes
+    make: Pickled
+
+
+class Task(NamedTuple):
+    """A window to embed: its stream, and its place in that."""
+
+    stream: int
+    place: int
+    window: Window
+    output: Output
+
+
+class Flush(NamedTuple):
+    """No window follows for now."""
+
+
+class Cancel(NamedTuple):
+    """Nobody waits for a stream's windows any more."""
+
+    stream: int
+
+
+class Ready(NamedTuple):
+    """The pipeline is made."""
+
+    ahead: int
+
+
+class Done(NamedTuple):
+    """A window's results, in a file that is handed over next, and what it added to each of the statistics."""
+
+    stream: int
+    place: int
+    layout: Layout
+    counts: tuple[int, ...]
+
+
+class Refused(NamedTuple):
+    """A window's FlashElmoError."""
+
+    stream: int
+    place: int
+    text: str
+
+
+class Checked(NamedTuple):
+    """The pipeline has come to the end of a run, and found nothing wrong with what it gave."""
+
+
+class Failed(NamedTuple):
+    """The last message of a process that cannot go on; `spoils` if results since the last `Checked` may be wrong."""
+
+    text: str
+    spoils: bool
+
+
+def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
+    """Serve the pool at the other end of a connection until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
+    os.set_inheritable(connection_descriptor, False)
+    connection: Connection[Any, Any] = Connection(connection_descriptor)
+    worker = None
+    try:
+        start: Start = connection.recv()
+        inbox = _Inbox(connection)
+        pipeline = _make(start, model_descriptor)
+        connection.send(Ready(pipeline.ahead))
+        worker = _Worker(pipeline, connection, inbox)
+        while True:
+            worker.run()
+    except BaseException as error:
+        with suppress(OSError):
+            connection.send(Failed(describe(error), spoils=worker is not None and not worker.begun))
+    os._exit(1)  # a library in an unknown state may hang, or write to the terminal, in an orderly end
+
+
+def _make(start: Start, model_descriptor: int) -> WindowPipeline:
+    setup: Callable[[], None] | None = pickle.loads(start.setup)
+    if setup is not None:
+        setup()
+    make: Callable[[str], WindowPipeline] = read_object(model_descriptor, start.make)
+    return make(start.device)
+
+
+def describe(error: BaseException) -> str:
+    """One line; the class too where the text is not written for users."""
+    if isinstance(error, FlashElmoError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+class _Inbox:
+    """What the pool sent, in order."""
+
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self._messages: SimpleQueue[Task | Flush | Cancel] = SimpleQueue()
+        self._held: Task | None = None
+        self._cancelled: set[int] = set()
+        threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def first(self) -> Task:
+        """The next window, of whatever stream."""
+        while (task := self._next()) is None:
+            pass
+        return task
+
+    def rest(self, stream: int) -> Iterator[Task]:
+        """The windows of a stream that follow, to the end of the run."""
+        while (task := self._next()) is not None and task.stream == stream:
+            yield task
+        self._held = task
+
+    def is_cancelled(self, stream: int) -> bool:
+        """Whether nobody waits for a stream any more."""
+        return stream in self._cancelled
+
+    def _next(self) -> Task | None:
+        """A window that somebody waits for, or None: the run ends here."""
+        message, self._held = self._held or self._messages.get(), None
+        if isinstance(message, Cancel):
+            self._cancelled.remove(message.stream)  # no window of it comes after this
+        if isinstance(message, Task) and message.stream not in self._cancelled:
+            return message
+        return None
+
+    def _read(self, connection: Connection[Any, Any]) -> None:
+        try:
+            while True:
+                message = connection.recv()
+                if isinstance(message, Cancel):
+                    self._cancelled.add(message.stream)
+                self._messages.put(message)
+        finally:
+            os._exit(1)  # the pool is gone, or what it sends cannot be read
+
+
+class _Worker:
+    """Runs the pipeline on what is in the inbox.
+
+    Attributes:
+        begun: windows that the pipeline has taken and whose results are not sent.
+    """
+
+    def __init__(self, pipeline: WindowPipeline, connection: Connection[Any, Any], inbox: _Inbox) -> None:
+        self._pipeline = pipeline
+        self._connection = connection
+        self._inbox = inbox
+        self.begun: deque[Task] = deque()
+
+    def run(self) -> None:
+        """Embed the windows of one run.
+
+        An error of a pipeline that looks ahead may be that of a window further on: each is then embedded alone.
+        """
+        first = self._inbox.first()
+        error = self._embed(first, self._inbox.rest(first.stream))
+        if error is not None and len(self.begun) == 1:
+            self._refuse(self.begun[0], error)
+        elif error is not None:
+            for task in self.begun:
+                error = self._embed(task, iter(()))
+                if error is not None:
+                    self._refuse(task, error)
+
+    def _embed(self, first: Task, rest: Iterator[Task]) -> str | None:
+        """Embed windows of one stream, and send their results; what a FlashElmoError says, or None."""
+        counts, self.begun = astuple(self._pipeline.statistics), deque([first])
+
+        def windows() -> Iterator[Window]:
+            yield first.window
+            for task in rest:
+                self.begun.append(task)
+                yield task.window
+
+        try:
+            for _, results in self._pipeline.stream(windows(), first.output, lambda share: None):
+                if self._inbox.is_cancelled(first.stream):
+                    return None
+                counts = self._send(self.begun[0], results, counts)
+                self.begun.popleft()
+        except FlashElmoError as error:
+            if not self.begun:
+                raise
+            return str(error)
+        self._connection.send(Checked())
+        return None
+
+    def _send(self, task: Task, results: Iterable[Array], before: tuple[int, ...]) -> tuple[int, ...]:
+        """Hand a window's results over; the statistics after it."""
+        descriptor, layout = write_arrays(results)
+        try:
+            after = astuple(self._pipeline.statistics)
+            added = tuple(b - a for a, b in zip(before, after, strict=True))
+            self._connection.send(Done(task.stream, task.place, layout, added))
+            send_file(self._connection, descriptor)
+        finally:
+            os.close(descriptor)
+        return after
+
+    def _refuse(self, task: Task, error: str) -> None:
+        self._connection.send(Refused(task.stream, task.place, error))

@@ -1,0 +1,126 @@
+"""Pipelines for the tests of a pool of devices: a real one, and one that fails as it is told.
+
+They are made in other processes, which import them from here.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import OnShare, Pipeline, Statistics, Stream
+from flashelmo.engine.runtimes.choice import make_runtime
+from flashelmo.engine.text import Window
+from flashelmo.engine.weights import ElmoModel
+
+Array = npt.NDArray[np.float32]
+
+
+def cpu_pipeline(model: ElmoModel, device: str) -> Pipeline:
+    """ONNX Runtime on one thread."""
+    return Pipeline(model, make_runtime(model, "ort", "fp32", 1))
+
+
+def lengths(window: Window) -> Iterator[Array]:
+    """What the made-up pipeline gives: each token's letters and its place, [1, T, 2]."""
+    for b in range(len(window)):
+        tokens = window.tokens(b)
+        yield np.array([[(len(token), t) for t, token in enumerate(tokens)]], np.float32).reshape(1, -1, 2)
+
+
+def meet(file: Path) -> None:
+    """Wait until two processes have come here."""
+    file.touch()
+    end = time.monotonic() + 20
+    while len(list(file.parent.iterdir())) < 2:
+        assert time.monotonic() < end, "the other device never came"
+        time.sleep(0.01)
+
+
+class MadeUp:
+    """Gives `lengths`, a window behind what it has taken, and fails.
+
+    Its device's name says how: "kill:2" is killed when it takes its second window, "raise:2" raises there, "slow:0.1"
+    takes 0.1 s for each, "meet:FILE" makes the file and waits until there is another beside it, "spoil"
+    finds at the end that all was wrong. A token "refuse" is an
+    error of its window, found on taking it; "late" is one found when its results are made; "kill" ends any process.
+    """
+
+    ahead = 1
+
+    def __init__(self, device: str) -> None:
+        self._fault, _, self._argument = device.partition(":")
+        self._taken = 0
+        self.statistics = Statistics()
+        if self._fault == "absent":
+            raise FlashElmoError("expected a device that is there, found none")
+        if self._fault == "broken":
+            raise RuntimeError("driver too old\nand more lines")
+
+    def reset_state(self) -> None:
+        pass
+
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        held: deque[Window] = deque()
+        for window in windows:
+            self._take(window)
+            held.append(window)
+            if len(held) > self.ahead:
+                yield self._give(held.popleft(), output)
+        while held:
+            yield self._give(held.popleft(), output)
+        if self._fault == "spoil":
+            raise RuntimeError("a launch gave up")
+
+    def _take(self, window: Window) -> None:
+        self._taken += 1
+        tokens = window.words.to_pylist()
+        last = self._argument == str(self._taken)
+        if "kill" in tokens or (self._fault == "kill" and last):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._fault == "raise" and last:
+            raise RuntimeError("CUDA error: an illegal memory access\nand more lines")
+        if "refuse" in tokens:
+            raise FlashElmoError("token: expected another, found 'refuse'")
+        if self._fault == "slow":
+            time.sleep(float(self._argument))
+        if self._fault == "meet":
+            meet(Path(self._argument))
+
+    def _give(self, window: Window, output: Output) -> tuple[Window, Iterator[Array]]:
+        self.statistics.sentences += len(window)
+        self.statistics.tokens += len(window.word_ids)
+
+        def results() -> Iterator[Array]:
+            for b, array in enumerate(lengths(window)):
+                if "late" in window.tokens(b):
+                    raise FlashElmoError("token: expected another, found 'late'")
+                yield array.astype(output.dtype)
+
+        return window, results()
+
+
+class NotReady:
+    """A pipeline that is never made."""
+
+    def __init__(self, device: str) -> None:
+        print("waiting", flush=True)
+        time.sleep(100)
+
+
+def setup_marks() -> None:
+    """Leave a mark that `make_marked` looks for."""
+    os.environ["FLASHELMO_TEST_SETUP"] = "done"
+
+
+def make_marked(device: str) -> MadeUp:
+    """A pipeline that cannot be made before `setup_marks`."""
+    assert os.environ["FLASHELMO_TEST_SETUP"] == "done"
+    return MadeUp(device)
