@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -54,8 +54,18 @@ class Launch(NamedTuple):
             named |= {key: member for key, member in members.items() if isinstance(member, Tensor)}
         return named
 
+    def _tensors(self) -> Iterator[Tensor]:
+        """Without their names, which take time."""
+        for value in self.arguments.values():
+            for member in value if isinstance(value, tuple) else (value,):
+                if isinstance(member, Tensor):
+                    yield member
+
     def _device(self) -> torch.device:
         kind = "cpu" if triton.knobs.runtime.interpret else "cuda"
+        devices = {tensor.device for tensor in self._tensors()}
+        if len(devices) == 1 and next(iter(devices)).type == kind:
+            return devices.pop()
         tensors = self.tensors
         first, device = next((name, tensor.device) for name, tensor in tensors.items())
         for name, tensor in tensors.items():

@@ -22,6 +22,9 @@ depth, P projection, C cells, T depths.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -229,24 +232,37 @@ def step_launches(
     """
     if not 1 <= depth <= nodes.n_depths:
         raise ValueError(f"depth: expected 1 to {nodes.n_depths}, found {depth}")
-    shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depth, depth)
-    rows = nodes.rows(depth)
+    gates, projection = slab_launches(
+        weights, tensors, nodes, range(depth, depth + 1),
+        by_word=by_word, slab_depth=slab_depth, precision=precision, dependent=dependent,
+    )  # fmt: skip
+    return gates, projection
+
+
+def slab_launches(
+    weights: LstmWeights,
+    tensors: LstmTensors,
+    nodes: Nodes,
+    depths: range,
+    *,
+    by_word: bool,
+    slab_depth: int,
+    precision: Precision,
+    dependent: bool,
+) -> Iterator[Launch]:
+    """Those of depths that follow each other, in order, checked once for all; arguments and errors are the same."""
+    shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depths[0], depths[-1])
     dependent = dependent and not triton.knobs.runtime.interpret
     if dependent:
         check_dependent(tensors.hidden.device)
-    device = tensors.hidden.device if tensors.x_gates is None else None
-    gates = choose_tile("gates", weights.dtype, precision, rows, device=device, int8=weights.is_int8)
-    projection = choose_projection("projection", weights, tensors, precision, rows)
     hoisted, skip = tensors.x_gates is not None, tensors.outputs is not None
     shared = {
         "weights": weights,
-        "depth": depth,
         "N": nodes.n_nodes,
         "R": tensors.cell.shape[2],
         "T": nodes.n_depths,
         "SHAPE": shape,
         "PRECISION": precision,
-        "KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else "",
         "DEPENDENT": dependent,
     }
     # A kernel is compiled for which tensors there are: none that it leaves alone.
@@ -255,26 +271,37 @@ def step_launches(
         "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if by_word and not hoisted else None),
         "slab_depth": slab_depth,
         "M": tensors.x_gates.shape[1] if hoisted else 0,
-        "TILE": gates,
         "APPROXIMATE": is_approximate(weights.dtype),
     }
     only_projection = {
         "tensors": tensors._replace(x=tensors.x if skip else None, x_gates=None, cell=None),
         "nodes": NodeTensors(nodes.starts, None, None),
-        "TILE": projection,
     }
-    blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
-    columns = triton.cdiv(shape.P, projection.columns) * projection.splits
     options = {"launch_pdl": True} if dependent else {}
-    return (
-        Launch(gates_kernel, blocks, shared | only_gates, gates.options | options),
-        Launch(
-            projection_kernel,
-            (triton.cdiv(rows, projection.rows), columns, shape.D),
-            shared | only_projection,
-            projection.options | options,
-        ),
-    )
+    device = None if hoisted else tensors.hidden.device
+
+    @cache
+    def of_rows(rows: int) -> tuple[Launch, Launch]:
+        """Both of any depth that has so many, but for the depth."""
+        gates = choose_tile("gates", weights.dtype, precision, rows, device=device, int8=weights.is_int8)
+        projection = choose_projection("projection", weights, tensors, precision, rows)
+        keep = {"KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else ""}
+        blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
+        columns = triton.cdiv(shape.P, projection.columns) * projection.splits
+        shares = triton.cdiv(rows, projection.rows), columns, shape.D
+        return (
+            Launch(gates_kernel, blocks, shared | only_gates | keep | {"TILE": gates}, gates.options | options),
+            Launch(
+                projection_kernel,
+                shares,
+                shared | only_projection | keep | {"TILE": projection},
+                projection.options | options,
+            ),
+        )
+
+    for depth in depths:
+        for launch in of_rows(nodes.rows(depth)):
+            yield launch._replace(arguments={**launch.arguments, "depth": depth})
 
 
 def is_approximate(dtype: torch.dtype) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.linear import linear
-from flashelmo.kernels.lstm import step_launches
+from flashelmo.kernels.lstm import slab_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_tensors import LstmTensors, check_weights
 from flashelmo.kernels.lstm_weights import LstmWeights
@@ -111,11 +111,11 @@ def _launches(
             by_word=by_word, slab_depth=slab.first, precision=precision,
         )  # fmt: skip
         return
-    for depth in range(slab.first, slab.first + slab.n_depths):
-        yield from step_launches(
-            weights, tensors, nodes, depth,
-            by_word=by_word, slab_depth=slab.first, precision=precision, dependent=dependent,
-        )  # fmt: skip
+    depths = range(slab.first, slab.first + slab.n_depths)
+    yield from slab_launches(
+        weights, tensors, nodes, depths,
+        by_word=by_word, slab_depth=slab.first, precision=precision, dependent=dependent,
+    )  # fmt: skip
 
 
 def new_tensors(

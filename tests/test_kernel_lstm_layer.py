@@ -1,6 +1,7 @@
 """Buckets, which stand for many schedules, and outputs written where they are wanted: the same values as without."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ pytest.importorskip("triton")
 from kernel_lstm import RandomLayer, random_layer, real_nodes
 from tolerances import TOLERANCES
 
+from flashelmo.kernels import lstm
 from flashelmo.kernels.launch import can_depend, check_dependent
-from flashelmo.kernels.lstm import step_launches
+from flashelmo.kernels.lstm import slab_launches, step_launches
 from flashelmo.kernels.lstm_layer import Slab, lstm_layer, slab_inputs, slab_rows, slabs
 from flashelmo.kernels.lstm_persistent import Barrier
+from flashelmo.kernels.lstm_tensors import Shape
 from flashelmo.kernels.nodes import Nodes
 
 SIZES = ((1, 3, 5, 2), (1, 2, 9))
@@ -119,6 +122,35 @@ def test_outputs_are_written_where_they_are_wanted(device: str, skip: bool) -> N
     assert torch.equal(real_nodes(all_layers[1], layer.nodes), real_nodes(expected, layer.nodes))
     assert not all_layers[1, :, 0].any()  # the roots' rows
     assert all_layers[[0, 2]].isnan().all()
+
+
+@pytest.mark.parametrize("hoisted", [False, True], ids=["fused", "hoisted"])
+def test_a_slab_has_the_launches_of_its_steps_and_is_checked_once(
+    monkeypatch: pytest.MonkeyPatch, hoisted: bool
+) -> None:
+    layer = random_layer("cpu", sizes=((1, 3, 70, 3, 1), (1, 2, 2, 2, 1)), C=64)
+    weights, tensors, checked = layer.pack(), layer.poisoned(skip=True, hoisted=hoisted), []
+    steps = [
+        launch for depth in range(2, 6) for launch in step_launches(weights, tensors, layer.nodes, depth, slab_depth=2)
+    ]
+
+    def check_tensors(*arguments: Any) -> Shape:
+        checked.append(arguments[-2:])
+        return Shape(2, 12, 64)
+
+    monkeypatch.setattr(lstm, "check_tensors", check_tensors)
+    slab = list(
+        slab_launches(
+            weights, tensors, layer.nodes, range(2, 6),
+            by_word=False, slab_depth=2, precision="ieee", dependent=False,
+        )
+    )  # fmt: skip
+    assert checked == [(2, 5)]
+    assert [launch.arguments["depth"] for launch in slab] == [2, 2, 3, 3, 4, 4, 5, 5]
+    assert len({launch.arguments["TILE"] for launch in slab}) > 2
+    for ours, expected in zip(slab, steps, strict=True):  # tensors are the same objects, and so equal
+        assert ours == expected._replace(arguments={name: expected.arguments[name] for name in ours.arguments})
+        assert ours.arguments.keys() == expected.arguments.keys()
 
 
 def test_the_interpreter_takes_no_notice_of_dependence() -> None:
