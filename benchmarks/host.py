@@ -1,4 +1,4 @@
-"""The host side: how fast text becomes a schedule on one core, and each stage's share of the engine's time."""
+"""The host side: how fast text becomes schedules, on one core and on more, and each stage's share of the time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import cProfile
 import os
 import pstats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from flashelmo.benchmarks.contestant import Contestant
 from flashelmo.benchmarks.results import Row
@@ -18,9 +20,12 @@ from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine import pipeline
 from flashelmo.engine.bilstm import BiLstm
 from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.cpu import n_cores
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.runtimes.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.runtimes.cuda.plan import Plan, Planner
 from flashelmo.engine.schedule import Boundaries, build_schedule
-from flashelmo.engine.text import Window, read_windows
+from flashelmo.engine.text import Window, read_ahead, read_windows
 from flashelmo.engine.word_vectors import WordVectors
 
 # Stage -> the functions whose time it is. Character ids are made inside the look-up of word vectors.
@@ -34,30 +39,52 @@ STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 WINDOWS = (1 << 15, 1 << 17)  # tokens, those of the original and of the small model
 MAX_SENTENCES = 1 << 16
+METHODS = {"text to words": "windows", "text to schedule": "schedules", "text to a device's input": "device_inputs"}
 
 
 class Host:
-    """Text to schedule, on one core."""
+    """Text to schedules, on some of the cores."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: int = 1) -> None:
+        self._cores = cores
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
     def windows(self, path: Path, max_tokens: int) -> float:
         """Tokens a second from a file to windows of distinct words and word ids."""
-        return self._speed(path, max_tokens, lambda window: None)
+        return _speed(window for window in _read(path, max_tokens))
 
     def schedules(self, path: Path, max_tokens: int) -> float:
         """Tokens a second from a file to the forests of its windows."""
-        return self._speed(path, max_tokens, _schedule)
+        return _speed(_scheduled(window) for window in _read(path, max_tokens))
 
-    def _speed(self, path: Path, max_tokens: int, use: Callable[[Window], object]) -> float:
-        begin = time.perf_counter()
-        n_tokens = 0
-        for window in read_windows(path, max_sentences=MAX_SENTENCES, max_tokens=max_tokens):
-            use(window)
-            n_tokens += len(window.word_ids)
-        return n_tokens / (time.perf_counter() - begin)
+    def device_inputs(self, path: Path, max_tokens: int) -> float:
+        """Tokens a second from a file to the integers that a CUDA device is given, a thread for each core."""
+        planner = Planner(("<S>", "</S>"), threads=self._cores)
+        return _speed(_filled(plan) for plan in planner.plan_ahead(read_ahead(_read(path, max_tokens))))
+
+
+def _speed(windows: Iterator[Window]) -> float:
+    begin = time.perf_counter()
+    n_tokens = sum(len(window.word_ids) for window in windows)
+    return n_tokens / (time.perf_counter() - begin)
+
+
+def _read(path: Path, max_tokens: int) -> Iterator[Window]:
+    return read_windows(path, max_sentences=MAX_SENTENCES, max_tokens=max_tokens)
+
+
+def _scheduled(window: Window) -> Window:
+    n_words = len(window.words)
+    build_schedule(window.word_ids, window.offsets, Boundaries(n_words, n_words + 1))
+    return window
+
+
+def _filled(plan: Plan) -> Window:
+    sizes = Sizes.of(plan.schedule, share=True, pooled=False, stateful=False)
+    plan.words.to_pylist()  # what the table of word vectors is asked for
+    fill(np.empty(Layout(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
+    return plan.window
 
 
 class Profiled(Contestant):
@@ -83,14 +110,18 @@ def measure_host(subject: Subject, settings: Settings, folder: Path) -> list[Row
     """Tokens a second of the text's way to the schedule, and the share of every stage in the engine's time."""
     text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
     path = write_sentences(folder / "host.txt", text)
+    path = write_sentences(folder / "host.txt", text)
+    common = {"section": "host", "model": subject.name, "unit": "tokens/s", "note": source}
     rows = []
-    with Worker(Host) as worker:
-        for window in WINDOWS:
-            for name, method in ("text to words", "windows"), ("text to schedule", "schedules"):
-                samples = [worker.call(method, path, window) for _ in range(settings.rounds)]
-                detail = f"one core, windows of {window} tokens"
-                common = {"section": "host", "model": subject.name, "name": name, "unit": "tokens/s", "note": source}
-                rows.append(Row.of(samples, **common, detail=detail))
+    for cores in _doubled(n_cores()):
+        with Worker(Host, cores) as worker:
+            for window in WINDOWS:
+                for name, method in METHODS.items():
+                    if cores > 1 and method != "device_inputs":  # the others are one thread's work
+                        continue
+                    samples = [worker.call(method, path, window) for _ in range(settings.rounds)]
+                    detail = f"{cores} core{'s' * (cores > 1)}, windows of {window} tokens"
+                    rows.append(Row.of(samples, **common, name=name, detail=detail))
     for name in settings.contestants:
         try:
             rows += _stages(subject, settings, name, folder)
@@ -111,6 +142,6 @@ def _stages(subject: Subject, settings: Settings, name: str, folder: Path) -> li
     return [Row.of([100 * value / total], **common, detail=stage) for stage, value in seconds.items()]
 
 
-def _schedule(window: Window) -> object:
-    n_words = len(window.words)
-    return build_schedule(window.word_ids, window.offsets, Boundaries(n_words, n_words + 1))
+def _doubled(most: int) -> list[int]:
+    """1, 2, 4, ... and the most."""
+    return sorted({most, *(1 << k for k in range(most.bit_length()) if 1 << k <= most)})

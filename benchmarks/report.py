@@ -53,6 +53,8 @@ def _machine_section(results: Results, name: str) -> str:
         parts.append(_pivot("Distance from the exact vectors", rows))
     if rows := [row for row in results.rows if row.section in COSTS]:
         parts.append(_cost_table("Load time and memory", rows))
+    if rows := [row for row in results.section("host") if row.unit == "tokens/s"]:
+        parts.append(_cost_table("The host's part of a device's work, tokens/s", rows))
     if rows := [row for row in results.section("host") if row.unit.startswith("%")]:
         parts.append(_pivot("Share of each stage in the engine's time, %", rows))
     absent = {row.name: row.note for row in results.rows if row.median is None}

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.checkpoints.native import release_pages
 from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.device_pool import DevicePool
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.make_pipeline import make_pipeline
 from flashelmo.engine.output import Output, normalize, stack
-from flashelmo.engine.pipeline import OnShare, Pipeline, ReferencePipeline, Statistics, Stream, WindowPipeline
+from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
 from flashelmo.engine.runtimes import Array
-from flashelmo.engine.runtimes.choice import (
-    Choice,
-    Precision,
-    RuntimeName,
-    choose_runtime,
-    make_reference,
-    make_runtime,
-)
+from flashelmo.engine.runtimes.choice import Precision, RuntimeName, choose_runtime
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 
-if TYPE_CHECKING:
-    from flashelmo.engine.runtimes.cuda.pipeline import CudaPipeline
-
 Sentence: TypeAlias = Sequence[str]
 
 ALL_LAYERS = Output()
-
-# Hidden states of a window, all layers and directions: a bound on its tokens.
-WINDOW_BYTES = 256 << 20
-MAX_WINDOW_TOKENS = 1 << 17  # more saves few steps more
 
 
 class ElmoEmbedder:
@@ -83,40 +68,21 @@ class ElmoEmbedder:
         self.config: ElmoConfig = model.config
         self.keep_sentence_boundaries = keep_sentence_boundaries
         choice = choose_runtime(device, precision, runtime)
-        if stateful and len(choice.devices) > 1:
-            raise FlashElmoError(f"stateful: expected one device, found {len(choice.devices)}")
-        self.device, self.precision = ", ".join(choice.devices), choice.precision
-        most_tokens = _most_tokens(self.config)
-        self._pipeline: WindowPipeline
-        if choice.runtime == "cuda":
-            pipeline = make_on_cuda(
-                model,
-                choice,
-                keep_boundaries=keep_sentence_boundaries,
-                share=share,
-                stateful=stateful,
-                cache_bytes=cache_bytes,
-                window_tokens=window_tokens,
-                threads=threads,
-                settings=cuda,
-            )
-            self._pipeline = pipeline
-            if not isinstance(pipeline, DevicePool):
-                self.device, self.precision = str(pipeline.device), pipeline.precision
-            most_tokens = MAX_WINDOW_TOKENS if isinstance(pipeline, DevicePool) else pipeline.max_tokens
-        elif choice.runtime == "reference":
-            reference = make_reference(model, choice.precision, threads, stateful, batch_size)
-            self._pipeline = ReferencePipeline(reference, keep_sentence_boundaries)
-        else:
-            self._pipeline = Pipeline(
-                model,
-                make_runtime(model, choice.runtime, choice.precision, threads or 0),
-                keep_boundaries=keep_sentence_boundaries,
-                share=share,
-                stateful=stateful,
-                cache_bytes=cache_bytes,
-            )
-        most_tokens = window_tokens or most_tokens
+        made = make_pipeline(
+            model,
+            choice,
+            keep_boundaries=keep_sentence_boundaries,
+            share=share,
+            stateful=stateful,
+            batch_size=batch_size,
+            cache_bytes=cache_bytes,
+            window_tokens=window_tokens,
+            threads=threads,
+            cuda=cuda or CudaSettings(),
+        )
+        self._pipeline: WindowPipeline = made.pipeline
+        self.device, self.precision = made.device, made.precision
+        most_tokens = window_tokens or made.max_tokens
         self.window_limits: tuple[int, int] = (most_tokens, most_tokens)
         if stateful or choice.runtime == "reference":
             self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
@@ -331,21 +297,6 @@ class ElmoEmbedder:
             return self.window_limits
         _check_positive("batch_size", batch_size)
         return batch_size, self.window_limits[1]
-
-
-def make_on_cuda(model: ElmoModel, choice: Choice, **settings: Any) -> CudaPipeline | DevicePool:
-    """The pipeline of one CUDA device, or of several, with a process for each."""
-    from flashelmo.engine.runtimes.cuda.pipeline import make_pipeline
-
-    make = partial(make_pipeline, model=model, precision=choice.precision, **settings)
-    if len(choice.devices) > 1:
-        return DevicePool(make, choice.devices)
-    return make(choice.devices[0])
-
-
-def _most_tokens(config: ElmoConfig) -> int:
-    """Tokens of a window on the CPU."""
-    return min(MAX_WINDOW_TOKENS, max(1, WINDOW_BYTES // (4 * config.output_size * config.n_layers)))
 
 
 def _check_positive(name: str, value: int) -> None:

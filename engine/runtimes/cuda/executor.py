@@ -98,8 +98,7 @@ class Executor:
         sizes = self.sizes(schedule, output)
         asked = self._ask(output)
         if sizes.n_depths == 0:  # no sentence has a token
-            size = (len(asked.mix), sizes.n_sentences, 2 * self.model.config.projection_size)
-            return torch.zeros(size, dtype=asked.dtype, device=self.model.device), n_new
+            return self._new_results(asked, sizes.n_sentences).zero_(), n_new
         if self._is_small(sizes):
             return self._replay(schedule, sizes, word_rows, output, first_row), n_new
         ints = self._transfers.upload(Layout(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
@@ -117,6 +116,8 @@ class Executor:
     def _replay(self, schedule: Schedule, sizes: Sizes, word_rows: Int32, output: Output, first_row: int) -> Tensor:
         """A small window by its bucket's graph, or launch by launch as long as there is none."""
         bucket = sizes.bucket()
+        if self._state is not None:
+            self._state.reserve(first_row + bucket.n_roots)
         size, fill_bucket = Layout(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
         barrier = self._barrier if self.settings.persistent_in_graphs else None
         run = partial(self._compute, bucket, self._ask(output), first_row, barrier)
@@ -125,9 +126,15 @@ class Executor:
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
             return run(self._transfers.upload(size, fill_bucket))[:, :n_results]
+        results = self._new_results(self._ask(output), n_results)  # before the state moves on, as memory may be lacking
         self._transfers.upload_into(captured.ints, fill_bucket)
-        captured.replay()
-        return captured.out[:, :n_results].clone(memory_format=torch.contiguous_format)  # the next replay writes it
+        self._met |= barrier is not None
+        return results.copy_(captured.replay()[:, :n_results])
+
+    def _new_results(self, asked: Asked, n: int) -> Tensor:
+        """[O, n, 2P], not filled."""
+        size = (len(asked.mix), n, 2 * self.model.config.projection_size)
+        return torch.empty(size, dtype=asked.dtype, device=self.model.device)
 
     def _forget_graphs_of_other_tensors(self) -> None:
         """Graphs hold the addresses of the table and the state; both may have moved."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,12 @@ class Captured:
     """One bucket's graph.
 
     Attributes:
-        replay: runs it.
-        ints, out: what it reads and writes.
+        replay: runs it and gives its result, which the next replay overwrites.
+        ints: what it reads.
     """
 
-    replay: Callable[[], object]
+    replay: Callable[[], Tensor]
     ints: Tensor
-    out: Tensor
 
 
 class GraphCache:
@@ -90,8 +90,7 @@ class GraphCache:
         """What a run queues on the current stream; `torch.cuda.graph` would collect garbage and empty caches first."""
         ints = torch.zeros(size, dtype=torch.int32, device=self._device)
         if self._device.type == "cpu":  # Triton's interpreter has no graphs: the run itself stands for one
-            first = run(ints)
-            return Captured(lambda: first.copy_(run(ints)), ints, first)
+            return Captured(_rerun(partial(run, ints)), ints)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -104,4 +103,22 @@ class GraphCache:
                 graph.capture_end()
             raise
         graph.capture_end()
-        return Captured(graph.replay, ints, out)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return Captured(replay, ints)
+
+
+def _rerun(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A replay without a graph, which writes one tensor again and again as a graph does."""
+    held: list[Tensor] = []
+
+    def replay() -> Tensor:
+        out = run()
+        if not held:
+            held.append(out)
+        return held[0].copy_(out)
+
+    return replay

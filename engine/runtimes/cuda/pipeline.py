@@ -165,7 +165,7 @@ def _oldest(queued: deque[tuple[Window, list[Results]]], on_share: OnShare) -> t
     return window, (result for part in parts for result in part)
 
 
-def make_pipeline(name: str, /, *, model: ElmoModel, precision: str, **settings: Any) -> CudaPipeline:
+def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, **settings: Any) -> CudaPipeline:
     """The pipeline of a device, by its name; precision "auto" is the 16-bit type that it computes fastest in.
 
     Raises:

@@ -36,15 +36,14 @@ class DeviceState:
         if self.hidden and n_rows <= self.n_rows:
             return
         config, device = self._model.config, self._model.device
-        before = list(zip(self.hidden, self.cell, strict=True))
-        kept = self.n_rows if before else 0
+        kept = self.n_rows if self.hidden else 0
         n_rows = max(n_rows, 2 * kept)
-        hidden, cell = (2, n_rows + 1, config.projection_size), (2, n_rows + 1, config.cell_size)
-        self.hidden = [torch.zeros(hidden, dtype=self._model.dtype, device=device) for _ in range(config.n_layers)]
-        self.cell = [torch.zeros(cell, dtype=torch.float32, device=device) for _ in range(config.n_layers)]
-        for layer, (old_hidden, old_cell) in enumerate(before):
-            self.hidden[layer][:, :kept] = old_hidden[:, :kept]
-            self.cell[layer][:, :kept] = old_cell[:, :kept]
+        sizes = (2, n_rows + 1, config.projection_size), (2, n_rows + 1, config.cell_size)
+        hidden = [torch.zeros(sizes[0], dtype=self._model.dtype, device=device) for _ in range(config.n_layers)]
+        cell = [torch.zeros(sizes[1], dtype=torch.float32, device=device) for _ in range(config.n_layers)]
+        for larger, before in zip((*hidden, *cell), (*self.hidden, *self.cell), strict=False):
+            larger[:, :kept] = before[:, :kept]
+        self.hidden, self.cell = hidden, cell  # only now: what is kept survives an error
 
     def reset(self) -> None:
         """Let every row start at zero again."""

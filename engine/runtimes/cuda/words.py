@@ -46,7 +46,7 @@ class WordTable:
         if len(names) > len(self.vectors):
             self._make(len(names))
         if not self._keep:
-            self._forget(np.array(list(self._rows.values()), np.int64))
+            self._forget(np.flatnonzero(self._used))
         self._window += 1
         rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int32, len(names))
         self._used[rows[rows >= 0]] = self._window
@@ -80,9 +80,9 @@ class WordTable:
     def _forget(self, rows: Int64) -> None:
         for row in rows[self._used[rows] > 0].tolist():
             name = self._names[row]
-            if name is not None:
+            if name is not None and self._rows.get(name) == row:  # a window may name a word twice: a boundary's
                 del self._rows[name]
-                self._names[row] = None
+            self._names[row] = None
         self._used[rows] = 0
 
     def _compute(self, words: pa.StringArray, rows: Int32) -> None:
