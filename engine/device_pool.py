@@ -75,7 +75,8 @@ class DevicePool:
         for process in self._processes:
             process.settled.wait()
             if not process.limit:
-                raise FlashElmoError(f"device {process.name}: {process.cause}")
+                cause = str(process.cause)
+                raise FlashElmoError(cause if process.name in cause else f"device {process.name}: {cause}")
 
     def reset_state(self) -> None:
         """Does nothing: there is no state."""

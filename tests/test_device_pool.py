@@ -144,6 +144,23 @@ def test_values_are_those_of_one_device(real: DevicePool, windows: list[Window],
         assert a.dtype == b.dtype and np.array_equal(a, b) and np.isfinite(a).all()
 
 
+def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]], tolerance: dict[str, float]) -> None:
+    """On the card where there is one; otherwise the process repairs Triton's interpreter, as the tests do."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from interpreter import repair
+
+    from flashelmo.engine.runtimes.cuda.pipeline import make_cuda_pipeline
+
+    make = partial(make_cuda_pipeline, model=MODELS["skip"], precision="fp32")
+    name, setup = ("cuda:0", None) if device == "cuda" else ("interpreter", repair)
+    windows = [Window.from_sentences(text[start : start + 2]) for start in range(0, 6, 2)]
+    with closing(DevicePool(make, [name], setup=setup)) as pool:
+        _, results = run(pool, windows)
+    _, expected = collect(cpu_pipeline(MODELS["skip"], "cpu").stream(windows, ALL, ignore))
+    for a, b in zip(chain(*results), chain(*expected), strict=True):
+        assert a.shape == b.shape and np.abs(a - b).max() < tolerance["fp32"]
+
+
 def test_results_belong_to_the_caller(real: DevicePool, windows: list[Window]) -> None:
     _, [(first, *_), *_] = run(real, windows[:1])
     assert first.flags.owndata and first.flags.writeable and first.flags.c_contiguous
