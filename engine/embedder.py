@@ -100,7 +100,7 @@ class ElmoEmbedder:
                     "cuda" where it can be used, and otherwise says once that it is the CPU.
                 precision: on the CPU "fp32", "int8" (8-bit LSTM weights), "bf16" (OpenVINO) or "fp64" (the PyTorch
                     reference); on a CUDA device "bf16", "fp16", "fp32", "tf32", or "int8" (8-bit LSTM weights, the
-                    rest in 16 bits). "auto" is "fp32" on the CPU, "bf16" on cards that have it and "fp16" on others.
+                    rest in bf16). "auto" is "bf16" on CUDA devices that have it, otherwise "fp32".
                 runtime: "auto"; on the CPU "ort", "openvino" or "reference".
                 stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
                 batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.

@@ -249,8 +249,13 @@ def slab_launches(
     slab_depth: int,
     precision: Precision,
     dependent: bool,
+    keep_weights: bool = True,
 ) -> Iterator[Launch]:
-    """Those of depths that follow each other, in order, checked once for all; arguments and errors are the same."""
+    """Those of depths that follow each other, in order, checked once for all; arguments and errors are the same.
+
+    Args:
+        keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
+    """
     shape = check_tensors(weights, tensors, nodes, by_word, slab_depth, depths[0], depths[-1])
     dependent = dependent and not triton.knobs.runtime.interpret
     if dependent:
@@ -285,7 +290,7 @@ def slab_launches(
         """Both of any depth that has so many, but for the depth."""
         gates = choose_tile("gates", weights.dtype, precision, rows, device=device, int8=weights.is_int8)
         projection = choose_projection("projection", weights, tensors, precision, rows)
-        keep = {"KEEP": "evict_last" if rows <= WEIGHT_BOUND_ROWS else ""}
+        keep = {"KEEP": "evict_last" if keep_weights and rows <= WEIGHT_BOUND_ROWS else ""}
         blocks = triton.cdiv(rows, gates.rows), triton.cdiv(shape.C, gates.columns), shape.D
         columns = triton.cdiv(shape.P, projection.columns) * projection.splits
         shares = triton.cdiv(rows, projection.rows), columns, shape.D

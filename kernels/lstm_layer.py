@@ -47,6 +47,7 @@ def lstm_layer(
     out: Tensor | None = None,
     precision: Precision = "ieee",
     dependent: bool = False,
+    keep_weights: bool = True,
 ) -> tuple[Tensor, LstmTensors]:
     """What the layer puts out for every node, [D, N, P] with the roots' rows first, and the tensors it was computed in.
 
@@ -62,6 +63,7 @@ def lstm_layer(
         out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
         precision: of float32 products.
         dependent: each launch of a step may begin before the one before it ends (`lstm.step_launches`).
+        keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
 
     Raises:
         ValueError: a tensor has another shape, type, layout or device than it should, or the device has no dependent
@@ -85,7 +87,10 @@ def lstm_layer(
         check("roots' cell", roots[1], [D, n_roots, C], [torch.float32])
         tensors.hidden[:, :n_roots], tensors.cell[0, :, :n_roots] = roots
     for slab in slabs(weights, nodes, persistent=barrier is not None):
-        for launch in _launches(slab, weights, tensors, nodes, by_word, barrier, precision, dependent):
+        for launch in _launches(
+            slab, weights, tensors, nodes, by_word, barrier,
+            precision=precision, dependent=dependent, keep_weights=keep_weights,
+        ):  # fmt: skip
             launch.run()
     outputs: Tensor = tensors.outputs if skip else tensors.hidden
     return outputs, tensors
@@ -98,8 +103,10 @@ def _launches(
     nodes: Nodes,
     by_word: bool,
     barrier: Barrier | None,
+    *,
     precision: Precision,
     dependent: bool,
+    keep_weights: bool,
 ) -> Iterator[Launch]:
     if slab.kind != "fused":
         x = slab_inputs(slab, nodes, tensors.x, by_word)
@@ -114,7 +121,7 @@ def _launches(
     depths = range(slab.first, slab.first + slab.n_depths)
     yield from slab_launches(
         weights, tensors, nodes, depths,
-        by_word=by_word, slab_depth=slab.first, precision=precision, dependent=dependent,
+        by_word=by_word, slab_depth=slab.first, precision=precision, dependent=dependent, keep_weights=keep_weights,
     )  # fmt: skip
 
 

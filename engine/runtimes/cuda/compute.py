@@ -12,6 +12,7 @@ from flashelmo.engine.runtimes.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.cuda.state import DeviceState
 from flashelmo.engine.runtimes.cuda.weights import DeviceModel
+from flashelmo.kernels.launch import can_depend
 from flashelmo.kernels.lstm_layer import lstm_layer
 from flashelmo.kernels.lstm_persistent import Barrier
 from flashelmo.kernels.nodes import Nodes
@@ -68,7 +69,8 @@ def compute(
             roots=None if state is None else state.roots(layer, first_row, sizes.n_roots),
             barrier=barrier,
             precision=model.products,
-            dependent=settings.dependent,
+            dependent=settings.dependent and can_depend(model.device),
+            keep_weights=settings.keep_weights,
             out=outputs[layer],
         )
         if state is not None:

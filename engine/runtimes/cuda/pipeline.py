@@ -25,7 +25,7 @@ from flashelmo.engine.runtimes.cuda.requirements import check_precision, default
 from flashelmo.engine.runtimes.cuda.results import Results
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.cuda.transfer import Transfers
-from flashelmo.engine.runtimes.cuda.weights import DTYPES, CudaPrecision, DeviceModel
+from flashelmo.engine.runtimes.cuda.weights import CudaPrecision, DeviceModel
 from flashelmo.engine.schedule import Schedule
 from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
@@ -39,7 +39,7 @@ class CudaPipeline:
     Args:
         model: what to compute.
         device: a CUDA device, or the CPU where Triton interprets its kernels.
-        precision: of the computation; `wide` is the 16-bit type that "int8" computes in.
+        precision: of the computation.
         keep_boundaries: give the vectors of the begin and end of every sentence too.
         share: compute equal prefixes and suffixes once. Stateful runs never share.
         stateful: carry the LSTM state from window to window, row by row.
@@ -59,7 +59,6 @@ class CudaPipeline:
         device: torch.device,
         precision: CudaPrecision,
         *,
-        wide: torch.dtype = torch.bfloat16,
         keep_boundaries: bool = False,
         share: bool = True,
         stateful: bool = False,
@@ -82,7 +81,7 @@ class CudaPipeline:
         self._transfers = Transfers(device)
         with self._transfers.computing():
             self._executor = Executor(
-                DeviceModel(model, device, precision, wide),
+                DeviceModel(model, device, precision),
                 encoder,
                 self._transfers,
                 share=share and not stateful,
@@ -166,17 +165,16 @@ def _oldest(queued: deque[tuple[Window, list[Results]]], on_share: OnShare) -> t
 
 
 def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, **settings: Any) -> CudaPipeline:
-    """The pipeline of a device, by its name; precision "auto" is the 16-bit type that it computes fastest in.
+    """The pipeline of a device, by its name; precision "auto" is the type that it computes fastest in.
 
     Raises:
         FlashElmoError: the device is not there, or lacks the type.
     """
     device = find_device(name)
-    wide = default_precision(device)
-    chosen = wide if precision == "auto" else precision
-    check_precision(device, chosen)
+    check_precision(device, precision)
+    chosen = default_precision(device) if precision == "auto" else precision
     try:
-        return CudaPipeline(model, device, cast(CudaPrecision, chosen), wide=DTYPES[wide], **settings)
+        return CudaPipeline(model, device, cast(CudaPrecision, chosen), **settings)
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise

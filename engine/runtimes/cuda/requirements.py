@@ -17,7 +17,7 @@ except ImportError as error:
     raise MissingExtraError("triton", "gpu", "device 'cuda'") from error
 
 LEAST_CAPABILITY = (7, 5)
-BF16_CAPABILITY = (8, 0)  # and TF32
+HALF_CAPABILITY = (8, 0)  # below, Triton multiplies 16-bit numbers and TF32 one by one, slower than float32
 INTERPRETER = "interpreter"
 
 
@@ -55,22 +55,22 @@ def find_device(name: str) -> torch.device:
 
 
 def default_precision(device: torch.device) -> str:
-    """The 16-bit type that a device computes fastest in: "bf16" where it has it, otherwise "fp16"."""
-    return "bf16" if _has_bf16(device) else "fp16"
+    """The type that a device computes fastest in: "bf16" where it has it, otherwise "fp32"."""
+    return "bf16" if _has_half(device) else "fp32"
 
 
 def check_precision(device: torch.device, precision: str) -> None:
     """Raise FlashElmoError where the device lacks the type."""
-    if precision in ("bf16", "tf32") and not _has_bf16(device):
+    if precision not in ("auto", "fp32") and not _has_half(device):
+        found = f"{torch.cuda.get_device_name(device)} with {_dotted(torch.cuda.get_device_capability(device))}"
         raise FlashElmoError(
-            f"precision {precision!r}: expected a card of compute capability {_dotted(BF16_CAPABILITY)} or more, found "
-            f"{torch.cuda.get_device_name(device)} with {_dotted(torch.cuda.get_device_capability(device))}; pass "
-            "'fp16' or 'fp32'"
+            f"precision {precision!r}: expected a card of compute capability {_dotted(HALF_CAPABILITY)} or more, found "
+            f"{found}; pass 'fp32'"
         )
 
 
-def _has_bf16(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+def _has_half(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= HALF_CAPABILITY
 
 
 def _count(name: str) -> int:

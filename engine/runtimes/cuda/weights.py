@@ -18,7 +18,13 @@ from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
 
 CudaPrecision: TypeAlias = Literal["bf16", "fp16", "fp32", "tf32", "int8"]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "int8": torch.bfloat16,
+}
 
 
 class DeviceModel:
@@ -27,8 +33,7 @@ class DeviceModel:
     Args:
         model: as it was read.
         device: where the weights go.
-        precision: of the computation; "int8" has 8-bit LSTM weights beside values of type `wide`.
-        wide: the 16-bit type that "int8" computes in.
+        precision: of the computation; "int8" has 8-bit LSTM weights beside bf16 values.
 
     Attributes:
         dtype: of word vectors and hidden states; cells and sums are float32.
@@ -36,12 +41,10 @@ class DeviceModel:
         lstm: each layer's weights, both directions.
     """
 
-    def __init__(
-        self, model: ElmoModel, device: torch.device, precision: CudaPrecision, wide: torch.dtype = torch.bfloat16
-    ) -> None:
+    def __init__(self, model: ElmoModel, device: torch.device, precision: CudaPrecision) -> None:
         self.config = model.config
         self.device = device
-        self.dtype = DTYPES.get(precision, wide)
+        self.dtype = DTYPES[precision]
         self.products: Precision = "tf32" if precision == "tf32" else "ieee"
         weights = model.weights
         self._word_embedding = None
