@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
+
+SMALL_WINDOW = 1 << 15  # rows times depths: up to here all depths at once take less time than a loop
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _build_forest(
 ) -> Forest:
     """Forest of the rows that start at `firsts` in `sequences` and walk by `stride` for `steps` [B] words."""
     rows = np.argsort(-steps, kind="stable")
+    if 0 < len(rows) * steps.max(initial=0) <= SMALL_WINDOW:
+        return _build_small_forest(sequences, firsts, stride, steps, asked, rows, share=share)
     firsts = firsts[rows]
     # rows are sorted by length, so those that reach depth t are the first reach[t]
     reach = len(rows) - np.searchsorted(np.sort(steps), np.arange(steps.max(initial=0)), side="right")
@@ -161,6 +165,55 @@ def _build_forest(
         token_nodes=position_nodes[asked],
         rows=rows,
     )
+
+
+def _build_small_forest(
+    sequences: Int32,
+    firsts: Int64,
+    stride: int,
+    steps: Int64,
+    asked: slice | npt.NDArray[np.bool_],
+    rows: Int64,
+    *,
+    share: bool,
+) -> Forest:
+    """The same, all depths at once: where rows are few, a loop over depths would take far longer than its work.
+
+    Rows in order of their words share with the row before them what both begin with; the rest are nodes of their own.
+    """
+    depth = np.arange(steps.max())
+    positions = firsts[:, None] + stride * depth
+    present = depth < steps[:, None]
+    words = np.where(present, sequences[np.where(present, positions, 0)], -1)  # [B, T]
+    order = _lexicographic(words) if share else rows
+    words, positions, present = words[order], positions[order], present[order]
+    is_new = present.copy()
+    if share:
+        differs = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)  # from the first difference on
+        is_new[1:] &= differs
+    place = np.cumsum(is_new, axis=0, dtype=np.int32) - 1  # of each row's node in its depth
+    parents = np.empty_like(place)
+    parents[:, 0] = 0 if share else order
+    parents[:, 1:] = place[:, :-1]
+    depths = np.zeros(len(depth) + 1, np.int64)
+    np.cumsum(is_new.sum(axis=0), out=depths[1:])
+    position_nodes = np.full(len(sequences), -1, np.int32)
+    position_nodes[positions[present]] = (place + depths[:-1].astype(np.int32))[present]
+    return Forest(
+        words=words.T[is_new.T].astype(np.int32),  # depth by depth
+        parents=parents.T[is_new.T],
+        depths=depths,
+        token_nodes=position_nodes[asked],
+        rows=rows,
+    )
+
+
+def _lexicographic(words: npt.NDArray[np.signedinteger[Any]]) -> Int64:
+    """The order of rows by their first words, then their second, ...; -1 comes first."""
+    if len(words) == 1:
+        return np.zeros(1, np.int64)
+    keys = np.ascontiguousarray(words + 1, ">u4")  # whose bytes compare as the numbers do
+    return keys.view(f"V{keys.itemsize * keys.shape[1]}")[:, 0].argsort(kind="stable")
 
 
 def _concatenate(parts: Sequence[npt.NDArray[np.signedinteger]]) -> Int32:

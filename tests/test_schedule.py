@@ -1,10 +1,13 @@
 """The forests against sentences walked one by one."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashelmo.engine import schedule as schedule_module
 from flashelmo.engine.schedule import Boundaries, Forest, Schedule, build_schedule
 
 BEGIN, END = 7, 8
@@ -80,3 +83,17 @@ def test_nothing_to_do(sentences: list[list[int]]) -> None:
     schedule = schedule_of(sentences, keep=False, share=True, complete=False)
     assert schedule.n_nodes == 0
     assert schedule.offsets.tolist() == [0] * (len(sentences) + 1)
+
+
+@given(windows, st.booleans(), st.booleans(), st.booleans())
+def test_small_windows_have_the_forests_of_large_ones(
+    sentences: list[list[int]], keep: bool, share: bool, complete: bool
+) -> None:
+    small = schedule_of(sentences, keep=keep, share=share, complete=complete)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_module, "SMALL_WINDOW", 0)
+        large = schedule_of(sentences, keep=keep, share=share, complete=complete)
+    for ours, expected in ((small.forward, large.forward), (small.backward, large.backward)):
+        for field in fields(Forest):
+            found, wanted = getattr(ours, field.name), getattr(expected, field.name)
+            assert found.dtype == wanted.dtype and np.array_equal(found, wanted), field.name

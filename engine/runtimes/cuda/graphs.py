@@ -78,13 +78,20 @@ class GraphCache:
             return None
         self._graphs[key] = captured
         if len(self._graphs) > self._max_graphs:
+            self._wait()
             self._graphs.popitem(last=False)
         return captured
 
     def clear(self) -> None:
         """Let go of all graphs and their memory."""
+        self._wait()
         self._graphs.clear()
         self._pool = None
+
+    def _wait(self) -> None:
+        """Until no graph runs any more, so that it can be let go."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def _capture(self, size: int, run: Callable[[Tensor], Tensor]) -> Captured:
         """What a run queues on the current stream; `torch.cuda.graph` would collect garbage and empty caches first."""
@@ -94,7 +101,7 @@ class GraphCache:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.current_stream(self._device).synchronize()
+        self._wait()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             out = run(ints)

@@ -6,6 +6,7 @@ Letters: D directions, T depths, N nodes with the roots, R rows of the largest d
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -132,14 +133,11 @@ class Layout:
         self.size = 0
         for name, shape in shapes.items():
             self._parts[name] = (self.size, shape)
-            self.size += -(-int(np.prod(shape)) // ALIGNED) * ALIGNED
+            self.size += -(-prod(shape) // ALIGNED) * ALIGNED
 
     def views(self, flat: Any) -> dict[str, Any]:
         """The parts of an array or tensor of `size` integers, by name."""
-        return {
-            name: flat[start : start + int(np.prod(shape))].reshape(shape)
-            for name, (start, shape) in self._parts.items()
-        }
+        return {name: flat[start : start + prod(shape)].reshape(shape) for name, (start, shape) in self._parts.items()}
 
 
 def fill(
