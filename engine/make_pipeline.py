@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.device_pool import DevicePool
+from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.pipeline import Pipeline, ReferencePipeline, WindowPipeline
 from flashelmo.engine.runtimes.choice import Choice, make_reference, make_runtime

@@ -21,11 +21,11 @@ from device_pipelines import MadeUp, cpu_pipeline, lengths, make_marked, setup_m
 from tiny_models import MODELS
 
 from flashelmo.engine.checkpoints.native import read_native, write_native
-from flashelmo.engine.device_pool import DevicePool
+from flashelmo.engine.devices.pool import DevicePool
+from flashelmo.engine.devices.shared_arrays import read_object, write_object
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics
-from flashelmo.engine.shared_arrays import read_object, write_object
 from flashelmo.engine.text import Window
 
 Arrays = list[npt.NDArray[Any]]
@@ -408,7 +408,7 @@ import os, sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 print("program", flush=True)
 from device_pipelines import MadeUp, NotReady
-from flashelmo.engine.device_pool import DevicePool
+from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.output import Output
 from flashelmo.engine.text import Window
 """
@@ -466,7 +466,7 @@ def test_processes_end_with_the_program(tmp_path: Path, number: int) -> None:
     assert time.monotonic() - began < 5
     assert program.returncode == -number
     assert err.count("Traceback") == err.count("KeyboardInterrupt\n") == (number == signal.SIGINT)
-    assert "device_worker" not in err and "resource_tracker" not in err
+    assert "devices.worker" not in err and "resource_tracker" not in err
 
 
 @ENDS

@@ -12,9 +12,9 @@ from multiprocessing import Pipe
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from flashelmo.engine.device_worker import Checked, Done, Failed, Ready, Refused, describe
+from flashelmo.engine.devices.shared_arrays import Array, read_arrays, receive_file
+from flashelmo.engine.devices.worker import Checked, Done, Failed, Ready, Refused, describe
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.shared_arrays import Array, read_arrays, receive_file
 
 END_SECONDS = 10.0  # a driver may take its time to free a device
 
@@ -43,7 +43,7 @@ class Listener(Protocol):
 
 
 class DeviceProcess:
-    """Starts `device_worker.py` for a device. Threads of its own write and read, so that neither `send` ever waits nor
+    """Starts `worker.py` for a device. Threads of its own write and read, so that neither `send` ever waits nor
     results do, and an interrupt of the program leaves no message half sent.
 
     Args:
@@ -142,7 +142,7 @@ def _start(connection: int, model: int) -> subprocess.Popen[bytes]:
     path = [str(entry) for entry in sys.path]
     code = (
         f"import sys; sys.path[:] = {path!r}; "
-        f"from flashelmo.engine.device_worker import main; main({connection}, {model})"
+        f"from flashelmo.engine.devices.worker import main; main({connection}, {model})"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],

@@ -1,7 +1,7 @@
 """Several devices embed one stream of windows, each in a process of its own.
 
 A window goes to the device that has the fewest, and its results come back through memory that both processes share. The
-program that starts the processes needs no guard: they run `device_worker.py`, never the program's own file.
+program that starts the processes needs no guard: they run `worker.py`, never the program's own file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from itertools import count
 
-from flashelmo.engine.device_process import DeviceProcess, Result
-from flashelmo.engine.device_stream import Arrived, Confirmed, Lost, WindowStream
-from flashelmo.engine.device_worker import Cancel, Start
+from flashelmo.engine.devices.process import DeviceProcess, Result
+from flashelmo.engine.devices.shared_arrays import write_object
+from flashelmo.engine.devices.stream import Arrived, Confirmed, Lost, WindowStream
+from flashelmo.engine.devices.worker import Cancel, Start
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
-from flashelmo.engine.shared_arrays import write_object
 from flashelmo.engine.text import Window
 
 logger = logging.getLogger("flashelmo")

@@ -13,8 +13,8 @@ from itertools import count
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from flashelmo.engine.device_process import DeviceProcess, Embedded, Result
-from flashelmo.engine.device_worker import Flush, Task
+from flashelmo.engine.devices.process import DeviceProcess, Embedded, Result
+from flashelmo.engine.devices.worker import Flush, Task
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.text import Window

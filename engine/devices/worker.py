@@ -19,10 +19,10 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
+from flashelmo.engine.devices.shared_arrays import Array, Layout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import WindowPipeline
-from flashelmo.engine.shared_arrays import Array, Layout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.text import Window
 
 

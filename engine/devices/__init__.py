@@ -1,0 +1,8 @@
+"""Several devices at once: a process for each, windows to whichever has room, results back in order.
+
+pool.py             the pipeline that is made of many
+stream.py           one stream of windows: which are where, and which is given next
+process.py          a device's process as the pool sees it
+worker.py           the process itself
+shared_arrays.py    what both have in memory
+"""
