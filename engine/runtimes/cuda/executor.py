@@ -84,7 +84,7 @@ class Executor:
 
         Args:
             words: distinct words that the schedule names.
-            first_row: of a stateful run, where the window's rows begin.
+            first_row: where the window's rows begin in a batch, which matters to stateful runs.
 
         Returns:
             Results [O, tokens, 2P], pooled ones [O, B, 2P], and the number of words that had to be computed.
@@ -122,7 +122,7 @@ class Executor:
         barrier = self._barrier if self.settings.persistent_in_graphs else None
         run = partial(self._compute, bucket, self._ask(output), first_row, barrier)
         self._forget_graphs_of_other_tensors()
-        captured = self._graphs.get((bucket, output, first_row), size, run)
+        captured = self._graphs.get((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
             return run(self._transfers.upload(size, fill_bucket))[:, :n_results]

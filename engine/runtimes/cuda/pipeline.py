@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.errors import FlashElmoError
@@ -120,10 +121,12 @@ class CudaPipeline:
         window, n_tokens = plan.window, len(plan.schedule.token_words)
         if len(window) == 1 or n_tokens <= self.max_tokens:
             try:
-                return [self._run(plan, output, as_numpy, first_row)]
+                values, n_new = self._executor.run(plan.words, plan.schedule, output, first_row)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
+            else:
+                return [self._results(plan, values, n_new, output, as_numpy)]
             self._executor.make_room()
             if len(window) == 1:
                 raise FlashElmoError(self._too_long(plan.schedule, output))
@@ -134,9 +137,9 @@ class CudaPipeline:
             *self._queue(second, output, as_numpy, first_row + len(first.window)),
         ]
 
-    def _run(self, plan: Plan, output: Output, as_numpy: bool, first_row: int) -> Results:
+    def _results(self, plan: Plan, values: Tensor, n_new: int, output: Output, as_numpy: bool) -> Results:
+        """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
         schedule = plan.schedule
-        values, n_new = self._executor.run(plan.words, schedule, output, first_row)
         self.statistics.count(plan.window, schedule, n_new, self._keep_boundaries)
         return Results(
             values,

@@ -62,13 +62,14 @@ class Transfers:
         return Mark(self._compute.record_event() if self._on_device else None)
 
     def download(self, tensor: Tensor, made: Mark) -> Download:
-        """Begin to copy what the computing stream has made at a mark."""
+        """Begin to copy what the computing stream has made at a mark: [O, rows, 2P], a part of the rows perhaps."""
         if not self._on_device:
             return Download(tensor, made)
         with torch.cuda.stream(self._down):
             self._down.wait_event(made.event)
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            host.copy_(tensor.contiguous(), non_blocking=True)
+            for ours, theirs in zip(host, tensor, strict=True):  # each contiguous: no copy on the device before
+                ours.copy_(theirs, non_blocking=True)
             tensor.record_stream(self._down)
             return Download(host, Mark(self._down.record_event()))
 

@@ -1,0 +1,221 @@
+"""The CUDA runtime as a whole against the reference: every model, every output, graphs and launches."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, pipeline_of
+from tiny_models import BILM, MODELS, SENTENCES, random_model
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.output import Output
+from flashelmo.engine.runtimes.cuda import layout, plan
+from flashelmo.engine.runtimes.cuda.settings import CudaSettings
+from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.text import Window
+from flashelmo.engine.weights import ElmoWeights
+
+MODEL = MODELS["skip"]
+# One bucket, and so one graph: launched, then captured, then replayed.
+WINDOWS = [
+    [["the", "cat", "sat"], [], ["incomprehensibilities", "cat"]],
+    [["sat", "é", "the"]],
+    [["cat"], ["the", "cat", "the"], ["the", "cat", "é"], []],
+]
+SHORT = WINDOWS[0]
+
+
+@pytest.fixture(autouse=True)
+def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets of few tokens, as the interpreter computes their padding too."""
+    monkeypatch.setattr(layout, "LEAST_NODES", 16)
+
+
+def n_graphs(embedder: ElmoEmbedder) -> int:
+    return len(pipeline_of(embedder)._executor._graphs._graphs)
+
+
+def reference(sentences: list[list[str]], model: str = "skip", keep: bool = False) -> list[Any]:
+    return ReferenceRuntime(MODELS[model]).embed_batch(sentences, keep)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_equals_the_reference(name: str) -> None:
+    by_graph, ahead = on_cuda(MODELS[name]), on_cuda(MODELS[name], cuda=AHEAD)
+    for window in WINDOWS:
+        assert_close(by_graph.embed_batch(window), reference(window, name))
+    assert n_graphs(by_graph) == 1
+    assert_close(ahead.embed_batch(SHORT), reference(SHORT, name))
+    assert n_graphs(ahead) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "share", "keep"),
+    [
+        (CudaSettings(persistent_in_graphs=True), False, False),
+        (CudaSettings(), False, True),
+        (AHEAD, False, True),
+        (replace(AHEAD, persistent=False), True, True),
+        (replace(AHEAD, persistent=False), False, False),
+    ],
+    ids=str,
+)
+def test_switches_and_sharing_and_boundaries(settings: CudaSettings, share: bool, keep: bool) -> None:
+    embedder = on_cuda(MODEL, cuda=settings, share=share, keep_sentence_boundaries=keep)
+    for window in WINDOWS if settings.graphs else WINDOWS[2:]:
+        assert_close(embedder.embed_batch(window), reference(window, keep=keep))
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "pool"),
+    [
+        *((CudaSettings(), layers, pool) for layers in ("all", "top", "average", 0, 1) for pool in (None, "mean")),
+        (AHEAD, "all", "mean"),
+        (AHEAD, "average", None),
+    ],
+)
+def test_every_output(settings: CudaSettings, layers: str | int, pool: str | None) -> None:
+    output = Output(layers, pool=pool)
+    found = list(on_cuda(MODEL, cuda=settings).embed(SHORT, layers=layers, pool=pool))
+    assert all(array.dtype == np.float32 for array in found)
+    assert_close(found, [output.choose(vectors) for vectors in reference(SHORT)])
+
+
+def test_outputs_in_turns_have_graphs_of_their_own() -> None:
+    embedder = on_cuda(ONE_LAYER)
+    expected = ReferenceRuntime(ONE_LAYER).embed_batch(SHORT)
+    for _ in range(3):
+        for output in (Output("top"), Output(0), Output("top", pool="mean")):
+            found = list(embedder.embed(SHORT, layers=output.layers, pool=output.pool))
+            assert_close(found, [output.choose(vectors) for vectors in expected])
+    assert n_graphs(embedder) == 3
+
+
+def test_nothing_to_compute() -> None:
+    """Windows without sentences and without tokens, in the middle of others, are computed without a launch."""
+    parts: list[list[list[str]]] = [[], [[], []], SHORT, [[]], []]
+    windows = [Window.from_sentences(part) for part in parts]
+    for as_numpy in (True, False):
+        stream = on_cuda(MODEL).embed_windows(windows, convert_to_numpy=as_numpy)
+        found = [(window, [np.asarray(vectors) for vectors in results]) for window, results in stream]
+        assert [id(window) for window, _ in found] == [id(window) for window in windows]
+        for (_, results), part in zip(found, parts, strict=True):
+            assert_close(results, reference(part) if part else [])
+    embedder = on_cuda(MODEL)
+    assert list(embedder.embed([])) == []
+    assert embedder.encode([]).shape == (0, 8)
+    assert embedder.encode(["", ""]).tolist() == [[0.0] * 8] * 2
+    ((_, results),) = embedder.embed_windows([Window.from_sentences([])], output=Output(pool="mean"))
+    assert list(results) == []
+
+
+def test_empty_sentences_with_kept_boundaries() -> None:
+    found = on_cuda(MODEL, keep_sentence_boundaries=True, cuda=AHEAD).embed_batch([[], []])
+    assert_close(found, reference([[], []], keep=True))
+    assert found[0].shape == (3, 2, 8)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_ragged_text_in_many_windows(text: list[list[str]], share: bool) -> None:
+    """Windows of several sizes in turn, of which some share a bucket."""
+    cut = [line[: (5 * i) % 7] for i, line in enumerate(text[:14])]
+    ragged = [*cut[:3], text[0][:10], *cut[3:]]
+    embedder = on_cuda(MODEL, share=share, window_tokens=16)
+    assert_close(embedder.embed_batch(ragged), reference(ragged))
+    assert (embedder.statistics.steps_saved > 0) == share
+
+
+def test_order_and_company_do_not_change_the_vectors() -> None:
+    embedder = on_cuda(ONE_LAYER)
+    expected = ReferenceRuntime(ONE_LAYER).embed_batch(SENTENCES)
+    assert_close([embedder.embed_sentence(sentence) for sentence in SENTENCES], expected)
+    assert_close(embedder.embed_batch(SENTENCES[::-1] * 4), expected[::-1] * 4)
+
+
+def test_schedules_made_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "SMALL_WINDOW", 3)  # tokens: windows of one are planned in between
+    windows = [Window.from_sentences(part) for part in (SHORT, [["cat"]], SHORT[::-1], [["the"]], *([SHORT] * 4))]
+    read: list[Window] = []
+
+    def source() -> Iterator[Window]:
+        for window in windows:
+            read.append(window)
+            yield window
+
+    embedder = on_cuda(ONE_LAYER, threads=2)
+    for k, (window, results) in enumerate(embedder.embed_windows(source())):
+        assert window is windows[k] and len(read) <= k + 1 + pipeline_of(embedder).ahead
+        sentences = [window.tokens(b) for b in range(len(window))]
+        assert_close(list(results), ReferenceRuntime(ONE_LAYER).embed_batch(sentences))
+    assert k == len(windows) - 1
+
+
+def test_an_error_of_a_planning_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "SMALL_WINDOW", 0)
+    embedder = on_cuda(ONE_LAYER)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "build_schedule", lambda *arguments, **options: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            embedder.embed_batch(SHORT)
+    assert_close(embedder.embed_batch(SHORT), ReferenceRuntime(ONE_LAYER).embed_batch(SHORT))
+
+
+def test_statistics_are_those_of_the_other_runtimes() -> None:
+    batch = [["cat", "sat"], ["cat", "sat"], ["cat", "the"], []]
+    embedder = on_cuda(ONE_LAYER)
+    embedder.embed_batch(batch)
+    other = ElmoEmbedder(ONE_LAYER, device="cpu")
+    other.embed_batch(batch)
+    assert embedder.statistics == other.statistics and embedder.statistics.steps_saved == 2 * 3 * 3 - 9
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "auto"])
+def test_rounding_types_are_near_the_reference(precision: str, relative_tolerance: dict[str, float]) -> None:
+    config = replace(BILM, cell_size=64, projection_size=16, cell_clip=3.0, projection_clip=3.0)
+    model = random_model(config)
+    tensors = {name: 0.3 * tensor for name, tensor in model.weights.named_tensors()}  # like trained ones: not saturated
+    model = replace(model, weights=ElmoWeights.from_named_tensors(tensors, config))
+    expected = np.concatenate(ReferenceRuntime(model).embed_batch(SHORT), axis=1)
+    found = np.concatenate(on_cuda(model, precision=precision, cuda=AHEAD).embed_batch(SHORT), axis=1)
+    assert found.dtype == np.float32
+    bound = relative_tolerance["bf16" if precision == "auto" else precision]
+    for layer, (one, other) in enumerate(zip(found, expected, strict=True)):
+        error = np.linalg.norm(one - other) / np.linalg.norm(other)
+        assert 0 < error < (layer + 1) * bound, f"layer {layer}"
+
+
+def short_ones(folder: Path, most: int) -> dict[int, list[str]]:
+    """The sentences of at most so many tokens, by their number in the file of vectors."""
+    sentences = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
+    if (folder / "expected_stateless.hdf5").is_file():
+        sentences = [line.split() for stream in sentences[:2] for line in stream]
+    return {key: sentence for key, sentence in enumerate(sentences) if len(sentence) <= most}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("bilm_skip", "expected_stateless.hdf5"), ("manylangs", "expected_layers.hdf5")]
+)
+def test_published_vectors(golden: Path, name: str, file: str) -> None:
+    sentences = short_ones(golden / name, 5)
+    embedder = ElmoEmbedder.load(golden / name, device=DEVICE, precision="fp32", cuda=AHEAD)
+    with h5py.File(golden / name / file) as expected:
+        found = embedder.embed_batch(list(sentences.values()))
+        assert_close(found, [expected[str(key)][()] for key in sentences])
+
+
+def test_published_vectors_without_skip_connections(golden: Path) -> None:
+    """A beginning has the forward vectors of the whole, an end the backward ones, and both are soon computed."""
+    sentence = json.loads((golden / "bilm_noskip" / "sentences.json").read_text(encoding="utf-8"))[0][0].split()
+    embedder = ElmoEmbedder.load(golden / "bilm_noskip", device=DEVICE, precision="fp32", cuda=AHEAD)
+    first, last = embedder.embed([sentence[:4], sentence[-4:]], layers="top")
+    with h5py.File(golden / "bilm_noskip" / "lm_embeddings_0.hdf5") as file:
+        forward, backward = file["0"][()]
+    assert_close([first[:, :16], last[:, 16:]], [forward[:4], backward[-4:]])
