@@ -36,7 +36,7 @@ ABSOLUTE = {"fp32": 1e-4}
 # Largest relative error of layer 0, ||a - b|| / ||b||; each LSTM layer may add as much again.
 RELATIVE = {
     "fp32": 1e-4,
-    "tf32": 2e-3,  # products of 10 bits of mantissa, sums of 24
+    "tf32": 3e-3,  # Triton cuts to 10 bits instead of rounding: 7e-4 a product, and words take four in a row
     "fp16": 2e-3,  # 11 bits
     "bf16": 0.01,  # 8 bits of mantissa: each rounding is off by 0.4% at most, and a sum averages them
     "int8": 0.05,  # 8-bit weights with a scale for each output column

@@ -1,4 +1,4 @@
-"""What a run of the engine on a GPU measures: correctness, speed, switches, stages, and the slowest rivals last."""
+"""What a run of the engine on a GPU measures: correctness, speed, stages, switches, and the slowest rivals last."""
 
 from __future__ import annotations
 
@@ -92,14 +92,13 @@ class Jobs:
             for name in models:
                 yield from self._speed_jobs(name, folder)
         for name in models:
-            if "switches" in settings.sections:
-                yield from self._switch_jobs(name)
-        for name in models:
             if "stages" in settings.sections:
                 yield from self._stage_jobs(name)
-        if "speed" in settings.sections:
-            for name in models:
+            if "switches" in settings.sections:
+                yield from self._switch_jobs(name)
+            if "speed" in settings.sections:
                 yield from self._compiled_jobs(name, folder)
+        if "speed" in settings.sections:
             yield from self._onnx_jobs(models[0], folder)
 
     # ----------------------------------------------------------------------------------------------------- correctness
@@ -206,7 +205,7 @@ class Jobs:
     def _onnx(self, name: str, folder: Path, batch: Workload, path: Path) -> list[list[Row]]:
         return [self._speed(name, folder).onnx(batch, self.settings.precisions[0], path)]
 
-    # ---------------------------------------------------------------------------------------------- switches and stages
+    # --------------------------------------------------------------------------------------------- stages and switches
 
     def _switch_jobs(self, name: str) -> Iterator[Job]:
         """Each switch, where the precision that they are judged by is right."""

@@ -130,13 +130,22 @@ def parse(arguments: Sequence[str] | None) -> tuple[PrecisionSettings, Path]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="write the results there")
     parser.add_argument("--models", default="small", help=f"some of {','.join(PRESETS)}, with commas (default: small)")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="default: %(default)s")
     parser.add_argument("--sentences", type=int, default=default.sentences, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=default.tokens, help="of each at most; default: %(default)s")
     given = parser.parse_args(arguments)
     if min(given.sentences, given.tokens) < 1:
         parser.error("--sentences, --tokens: expected at least 1")
-    models = tuple(given.models.split(","))
-    return PrecisionSettings(models=models, sentences=given.sentences, tokens=given.tokens), given.out
+    settings = PrecisionSettings(
+        models=tuple(given.models.split(",")),
+        precisions=tuple(given.precisions.split(",")),
+        sentences=given.sentences,
+        tokens=given.tokens,
+    )
+    for name in settings.precisions:
+        if name not in PRECISIONS:
+            parser.error(f"--precisions: expected some of {','.join(PRECISIONS)}, found {name!r}")
+    return settings, given.out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,7 +59,7 @@ def test_correctness_comes_first_and_the_slowest_last(whole: Whole) -> None:
     assert well
     order = list(dict.fromkeys(row.section for row in results.rows))
     speeds = ["bulk", "single", "batch", "ragged"]
-    assert order == ["error", "ceiling", *speeds, "switch", "stages", "compiled", "onnx", "target"]
+    assert order == ["error", "ceiling", *speeds, "stages", "switch", "compiled", "onnx", "target"]
     assert said[-1].startswith("failures: 0; ")
 
 

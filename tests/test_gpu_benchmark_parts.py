@@ -461,7 +461,7 @@ def test_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (settings.off, settings.limit_seconds, rest.out) == (("graphs", "dependent"), 60.0, Path("x"))
     assert (settings.real_sentences, settings.short_sentences, settings.onnx) == (4, 0, Path("m.onnx"))
     for wrong, message in [
-        (["--only", "all"], "--only: expected some of correctness,speed,switches,stages, found 'all'"),
+        (["--only", "all"], "--only: expected some of correctness,speed,stages,switches, found 'all'"),
         (["--models", "huge"], "--models: expected some of small,medium,original, found 'huge'"),
         (["--rounds", "0"], "--rounds: expected at least 1, found 0"),
         (["--seed", "-1"], "--seed: expected zero or more, found -1"),

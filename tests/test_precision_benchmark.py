@@ -59,13 +59,16 @@ def test_results_are_written(
     monkeypatch.setattr(precision, "interpret", lambda: None)
     monkeypatch.setattr(precision, "random_model", tiny_model)
     monkeypatch.setattr("flashelmo.engine.embedder.ElmoEmbedder", Off)
-    monkeypatch.setattr(precision, "PRECISIONS", ("bf16",))
     out = tmp_path / "precision" / "here.json"
-    assert precision.main(["--out", str(out), "--sentences", "1", "--tokens", "2"]) == 1  # fp16 is none
+    given = ["--out", str(out), "--sentences", "1", "--tokens", "2"]
+    assert precision.main([*given, "--precisions", "fp32,fp16"]) == 1
     assert "precision: small, fp16: expected finite vectors" in capsys.readouterr().err
     results = Results.read(out)
     assert [row.name for row in results.rows] == ["fp32"] * 6
-    assert results.settings["models"] == ["small"]
+    assert (results.settings["models"], results.settings["precisions"]) == (["small"], ["fp32", "fp16"])
+    with pytest.raises(SystemExit):
+        precision.main([*given, "--precisions", "tf32"])
+    assert "--precisions: expected some of fp32,fp16,bf16,int8, found 'tf32'" in capsys.readouterr().err
 
 
 def test_outside_the_checkout_there_is_one_line(
