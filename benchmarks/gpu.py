@@ -3,9 +3,9 @@
 The vectors of every precision are compared with the reference's on the CPU and with published ones, in every way to
 embed. Then sentences, batches and bulk text are embedded in turns with PyTorch's eager reference, torch.compile,
 cuDNN's LSTM and ONNX Runtime, the card's time is shared out among the stages, and each of the CUDA runtime's switches
-is timed against its opposite. Beside each figure stands what the card's limits, measured in the same run, allow. Results
-go to DIR/gpu-CARD.json, tables and plots beside it; what a time limit leaves out is said. The exit status is 1 if
-vectors are wrong, a job failed or the device was lost.
+is timed against its opposite. Beside each figure stands what the card's limits, measured in the same run, allow.
+Results go to DIR/gpu-CARD.json, tables and plots beside it; what a time limit leaves out is said. The exit status is 1
+if vectors are wrong, a job failed or the device was lost.
 """
 
 from __future__ import annotations
