@@ -8,6 +8,7 @@ Stacks            the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: E
                   LSTMs of two layers with proj_size do the same products. It has no clips, no skip connection and
                   no boundaries, starts from vectors that are there, and reads the same order in both directions:
                   a peer in speed alone. Its stacks run one after the other, or side by side on two streams.
+                  Its fp16 is a peer of our bf16 where PyTorch hands no bf16 to cuDNN: both have 16 bits.
 Onnx              an exported model in ONNX Runtime's CUDA provider, ids made from tokens, its outputs left on the
                   device. Its weights may be others than ours: a peer in speed alone.
 """
@@ -92,6 +93,9 @@ class Stacks:
     Args:
         rows, steps: of the batch.
         streams: 1, one stack after the other; 2, side by side.
+
+    Raises:
+        FlashElmoError: on a card, PyTorch would not hand this type to cuDNN, but run kernels of its own.
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class Stacks:
     ) -> None:
         C, P = config.cell_size, config.projection_size
         self._x = torch.randn(steps, rows, P).to(device, dtype)
+        if self._x.is_cuda and not torch.cudnn_is_acceptable(self._x):
+            raise FlashElmoError(f"cuDNN: PyTorch {torch.__version__} does not hand {dtype} to it")
         self._stacks = [
             torch.nn.LSTM(P, C, num_layers=config.n_layers, proj_size=P if P < C else 0).eval().to(device, dtype)
             for _ in range(2)
