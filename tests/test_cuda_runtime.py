@@ -184,9 +184,11 @@ def test_rounding_types_are_near_the_reference(precision: str, relative_toleranc
     tensors = {name: 0.3 * tensor for name, tensor in model.weights.named_tensors()}  # like trained ones: not saturated
     model = replace(model, weights=ElmoWeights.from_named_tensors(tensors, config))
     expected = np.concatenate(ReferenceRuntime(model).embed_batch(SHORT), axis=1)
-    found = np.concatenate(on_cuda(model, precision=precision, cuda=AHEAD).embed_batch(SHORT), axis=1)
+    embedder = on_cuda(model, precision=precision, cuda=AHEAD)
+    assert embedder.precision == ("bf16" if precision == "auto" else precision)
+    found = np.concatenate(embedder.embed_batch(SHORT), axis=1)
     assert found.dtype == np.float32
-    bound = relative_tolerance["bf16" if precision == "auto" else precision]
+    bound = relative_tolerance[embedder.precision]
     for layer, (one, other) in enumerate(zip(found, expected, strict=True)):
         error = np.linalg.norm(one - other) / np.linalg.norm(other)
         assert 0 < error < (layer + 1) * bound, f"layer {layer}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import partial
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import Tensor
 from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.output import Output
 from flashelmo.engine.runtimes.cuda.compute import Asked, compute
-from flashelmo.engine.runtimes.cuda.graphs import GraphCache
+from flashelmo.engine.runtimes.cuda.graphs import Captured, GraphCache
 from flashelmo.engine.runtimes.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.runtimes.cuda.memory import is_out_of_memory
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.cuda.state import DeviceState
-from flashelmo.engine.runtimes.cuda.transfer import Transfers
+from flashelmo.engine.runtimes.cuda.transfer import CAPTURE, Transfers
 from flashelmo.engine.runtimes.cuda.weights import DeviceModel
 from flashelmo.engine.runtimes.cuda.words import WordTable
 from flashelmo.engine.schedule import Int32, Schedule
@@ -67,8 +69,9 @@ class Executor:
         """Give back memory that is not needed for what is queued."""
         self._graphs.clear()
         if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-            torch.cuda.empty_cache()
+            self._transfers.wait()
+            with CAPTURE:
+                torch.cuda.empty_cache()
 
     def check(self) -> None:
         """Raise RuntimeError if a persistent launch gave up waiting, so that results so far are wrong.
@@ -76,8 +79,12 @@ class Executor:
         Waits for the device, but only if there was such a launch since the last check.
         """
         if self._met:
-            self._met = False
-            self._barrier.check()
+            self._met = False  # first, as another stream may queue such a launch meanwhile
+            try:
+                self._barrier.check()
+            except RuntimeError:
+                self._met = True  # the other stream's results are wrong too
+                raise
 
     def run(self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0) -> tuple[Tensor, int]:
         """Queue a window's work.
@@ -122,7 +129,7 @@ class Executor:
         barrier = self._barrier if self.settings.persistent_in_graphs else None
         run = partial(self._compute, bucket, self._ask(output), first_row, barrier)
         self._forget_graphs_of_other_tensors()
-        captured = self._graphs.get((bucket, output, 0 if self._state is None else first_row), size, run)
+        captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
             return run(self._transfers.upload(size, fill_bucket))[:, :n_results]
@@ -130,6 +137,16 @@ class Executor:
         self._transfers.upload_into(captured.ints, fill_bucket)
         self._met |= barrier is not None
         return results.copy_(captured.replay()[:, :n_results])
+
+    def _graph(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
+        """A bucket's graph; none where it finds no memory, as a capture may not use what is kept for launches."""
+        try:
+            return self._graphs.get(key, size, run)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        self.make_room()
+        return None
 
     def _new_results(self, asked: Asked, n: int) -> Tensor:
         """[O, n, 2P], not filled."""

@@ -6,6 +6,10 @@ results that are not there yet. A window that does not fit the device's memory i
 
 from __future__ import annotations
 
+# Before all others, as it names a package that is absent.
+from flashelmo.engine.runtimes.cuda.requirements import check_precision, default_precision, find_device
+
+# isort: split
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,7 +26,6 @@ from flashelmo.engine.pipeline import OnShare, Statistics, Stream
 from flashelmo.engine.runtimes.cuda import memory
 from flashelmo.engine.runtimes.cuda.executor import Executor
 from flashelmo.engine.runtimes.cuda.plan import Plan, Planner
-from flashelmo.engine.runtimes.cuda.requirements import check_precision, default_precision, find_device
 from flashelmo.engine.runtimes.cuda.results import Results
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.cuda.transfer import Transfers

@@ -1,0 +1,220 @@
+"""Graphs of buckets: which are captured, which are kept, and what happens where a device captures none."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from cuda_runs import ONE_LAYER, assert_close, on_cuda, out_of_memory, pipeline_of
+from tiny_models import MODELS
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.runtimes.cuda import layout, state
+from flashelmo.engine.runtimes.cuda.executor import Executor
+from flashelmo.engine.runtimes.cuda.graphs import Captured, GraphCache
+from flashelmo.engine.runtimes.cuda.layout import Sizes
+from flashelmo.engine.runtimes.cuda.settings import CudaSettings
+from flashelmo.engine.runtimes.reference import ReferenceRuntime
+
+CPU = torch.device("cpu")
+SENTENCE = ["the", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "LEAST_NODES", 16)
+
+
+class Runs:
+    """Work that doubles its integers, and counts how often it is queued."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, ints: torch.Tensor) -> torch.Tensor:
+        self.n += 1
+        return 2.0 * ints
+
+
+def captured(cache: GraphCache, key: str, run: Callable[[torch.Tensor], torch.Tensor] | None = None) -> bool:
+    return cache.get(key, 4, run or Runs()) is not None
+
+
+def test_a_bucket_is_captured_when_it_comes_again() -> None:
+    cache, run = GraphCache(CPU, 8), Runs()
+    assert not captured(cache, "a", run) and run.n == 0  # the first window is launched, which compiles
+    graph = cache.get("a", 4, run)
+    assert graph is not None and graph.ints.tolist() == [0] * 4
+    assert cache.get("a", 4, run) is graph
+    outs = []
+    for k in range(3):
+        graph.ints.copy_(torch.arange(4) + k)
+        outs.append(graph.replay())
+        assert outs[-1].tolist() == [2.0 * (i + k) for i in range(4)]
+    assert len({out.data_ptr() for out in outs}) == 1  # a replay writes where the last one did
+
+
+def test_the_least_recently_used_gives_way() -> None:
+    cache = GraphCache(CPU, 2)
+    for key in "aabb":
+        captured(cache, key)
+    assert captured(cache, "a")
+    assert not captured(cache, "c") and captured(cache, "c")  # b is gone
+    assert list(cache._graphs) == ["a", "c"]
+    assert captured(cache, "b")  # it was seen before
+    assert list(cache._graphs) == ["c", "b"]
+
+
+def test_what_was_seen_is_bounded() -> None:
+    cache = GraphCache(CPU, 1)
+    for i in range(40):
+        captured(cache, str(i))
+    assert len(cache._seen) == 16
+    assert captured(cache, "39") and not captured(cache, "0")
+
+
+def test_cleared_graphs_are_captured_again_at_once() -> None:
+    cache = GraphCache(CPU, 2)
+    before = [cache.get("a", 4, Runs()) for _ in range(2)][1]
+    cache.clear()
+    after = cache.get("a", 4, Runs())
+    assert before is not None and after is not None and after is not before
+
+
+class Failing(GraphCache):
+    """Captures nothing."""
+
+    error: Exception
+
+    def _capture(self, size: int, run: Callable[[torch.Tensor], torch.Tensor]) -> Captured:
+        raise self.error
+
+
+def test_a_device_that_captures_nothing_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    cache = Failing(CPU, 2)
+    cache.error = RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more lines")
+    with caplog.at_level(logging.WARNING, "flashelmo"):
+        assert [captured(cache, key) for key in "aabba"] == [False] * 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "CUDA graphs are not used: CUDA error: operation not permitted when stream is capturing"
+    ]
+    assert not cache.works
+
+
+def test_memory_that_is_lacking_is_no_fault_of_graphs() -> None:
+    cache = Failing(CPU, 2)
+    cache.error = out_of_memory()
+    assert not captured(cache, "a")
+    with pytest.raises(torch.OutOfMemoryError):
+        captured(cache, "a")
+    assert cache.works
+
+
+def test_vectors_are_the_same_without_captures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> Captured:
+        raise RuntimeError("CUDA error: a capture failed")
+
+    monkeypatch.setattr(GraphCache, "_capture", fail)
+    embedder = on_cuda(ONE_LAYER)
+    expected = ReferenceRuntime(ONE_LAYER).embed_batch([SENTENCE])
+    with caplog.at_level(logging.WARNING, "flashelmo"):
+        for _ in range(3):
+            assert_close(embedder.embed_batch([SENTENCE]), expected)
+    assert caplog.text.count("CUDA graphs are not used: CUDA error: a capture failed") == 1
+
+
+def executor_of(embedder: ElmoEmbedder) -> Executor:
+    return pipeline_of(embedder)._executor
+
+
+def graphs_of(embedder: ElmoEmbedder) -> list[Captured]:
+    return list(executor_of(embedder)._graphs._graphs.values())
+
+
+def test_graphs_go_when_the_table_moves() -> None:
+    """A window with more words than rows has another table; a graph would read the old one."""
+    embedder = on_cuda(ONE_LAYER, cache_bytes=64)
+    for _ in range(2):
+        embedder.embed_sentence(SENTENCE)
+    (before,) = graphs_of(embedder)
+    sentence = ["the", "cat", "sat"]
+    for _ in range(2):
+        assert_close([embedder.embed_sentence(sentence)], ReferenceRuntime(ONE_LAYER).embed_batch([sentence]))
+    (after,) = graphs_of(embedder)
+    assert after is not before
+    assert_close([embedder.embed_sentence(SENTENCE)], ReferenceRuntime(ONE_LAYER).embed_batch([SENTENCE]))
+    assert graphs_of(embedder) == [after]  # words that come and go leave the table where it is
+
+
+def test_graphs_go_when_the_state_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "ROWS", 16)
+    embedder = on_cuda(ONE_LAYER, stateful=True)
+    other = ElmoEmbedder(ONE_LAYER, device="cpu", stateful=True)
+    graphs = []
+    for n in (1, 1, 17, 1):
+        batch = [["cat"]] * n
+        assert_close(embedder.embed_batch(batch), other.embed_batch(batch))
+        graphs.append(graphs_of(embedder))
+    assert [len(kept) for kept in graphs] == [0, 1, 0, 1]
+    assert graphs[1] != graphs[3]
+
+
+def test_graphs_stay_when_the_state_is_reset() -> None:
+    embedder = on_cuda(ONE_LAYER, stateful=True)
+    for _ in range(2):
+        embedder.embed_sentence(SENTENCE)
+    before = graphs_of(embedder)
+    embedder.reset_state()
+    embedder.embed_sentence(SENTENCE)
+    assert len(before) == 1 and graphs_of(embedder) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_small"),
+    [
+        (CudaSettings(), True),
+        (CudaSettings(graphs=False), False),
+        (CudaSettings(graph_rows=3), True),
+        (CudaSettings(graph_rows=2), False),
+        (CudaSettings(graph_depths=4), True),
+        (CudaSettings(graph_depths=3), False),
+        (CudaSettings(graph_rows=0), False),
+    ],
+    ids=str,
+)
+def test_large_windows_are_launched_ahead(settings: CudaSettings, is_small: bool) -> None:
+    sizes = Sizes(((0, 1, 2, 5, 7, 8), (0, 1, 2, 4, 6, 7)), n_roots=1, n_nodes=8, n_tokens=7)
+    assert executor_of(on_cuda(ONE_LAYER, cuda=settings))._is_small(sizes) == is_small
+
+
+def test_buckets_in_turn_displace_each_other() -> None:
+    """With room for one graph, two are captured again and again, and stay right."""
+    embedder = on_cuda(ONE_LAYER, cuda=CudaSettings(max_graphs=1))
+    sentences = [["cat"], ["the"] * 4]
+    expected = ReferenceRuntime(ONE_LAYER).embed_batch(sentences)
+    for _ in range(3):
+        assert_close([embedder.embed_sentence(sentence) for sentence in sentences], expected)
+    assert len(graphs_of(embedder)) == 1
+
+
+def test_replays_of_persistent_launches_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out in a replay is noticed at the end of the stream: nothing but the replay is queued then."""
+    embedder = on_cuda(MODELS["words alone"], cuda=CudaSettings(persistent_in_graphs=True))
+    for _ in range(2):
+        embedder.embed_sentence(SENTENCE)
+    executor = executor_of(embedder)
+    (key,) = executor._graphs._graphs
+    graph = executor._graphs._graphs[key]
+    out = graph.replay()
+    executor._graphs._graphs[key] = Captured(lambda: out, graph.ints)
+    executor._met = False
+    executor._barrier.timed_out.fill_(1)
+    for check in (lambda: embedder.embed_sentence(SENTENCE), executor.check):  # and whoever else takes results
+        with pytest.raises(RuntimeError, match="barrier: expected all programs of a launch to arrive"):
+            check()
