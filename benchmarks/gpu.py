@@ -70,7 +70,11 @@ def parse(arguments: Sequence[str] | None) -> tuple[EngineSettings, argparse.Nam
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="an exported model for ONNX Runtime")
     parser.add_argument("--off", metavar="SWITCHES", help="of the CUDA runtime, with commas, off throughout")
     parser.add_argument("--few", action="store_true", help="check few sentences, of random models alone")
-    parser.add_argument("--sanitize", action="store_true", help="check once more under compute-sanitizer")
+    parser.add_argument(
+        "--sanitize",
+        action="store_true",
+        help="at the end, the checks under compute-sanitizer (best with --only correctness)",
+    )
     parser.add_argument("--rounds", type=int, default=default.rounds, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=default.seed, help="of random weights and generated text")
     parser.add_argument("--limit-seconds", type=float, default=default.limit_seconds, help="default: %(default)s")

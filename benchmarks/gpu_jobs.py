@@ -85,8 +85,6 @@ class Jobs:
         """In order; `folder` takes texts."""
         settings, models = self.settings, self.settings.models
         yield from self._check_jobs()
-        if settings.sanitize and "correctness" in settings.sections:
-            yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(self._out, self._deadline)))
         if "speed" in settings.sections:
             yield Job("ceiling", CARD, "", self._ceilings)
             for name in models:
@@ -100,6 +98,8 @@ class Jobs:
                 yield from self._compiled_jobs(name, folder)
         if "speed" in settings.sections:
             yield from self._onnx_jobs(models[0], folder)
+        if settings.sanitize and "correctness" in settings.sections:  # takes minutes: best with nothing but the checks
+            yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(self._out, self._deadline)))
 
     # ----------------------------------------------------------------------------------------------------- correctness
 

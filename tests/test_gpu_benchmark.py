@@ -328,6 +328,15 @@ def test_wrong_vectors_on_a_lost_device_end_the_checks(tmp_path: Path, monkeypat
     assert {row.name for row in results.section("error")} == {"batch bf16", "all"}
 
 
+def test_the_sanitizers_findings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    settings = replace(LITTLE, precisions=("fp32",), sections=("correctness",), text=text_file(tmp_path), sanitize=True)
+    well, results, _ = start(tmp_path, settings)
+    assert well
+    (row,) = results.section("sanitizer")
+    assert (row.name, row.note) == ("compute-sanitizer", "compute-sanitizer is not installed")
+
+
 def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:
     timer = FakeTimer()
     settings = replace(SETTINGS, models=("tiny",), text=text_file(tmp_path), limit_seconds=0.0)
