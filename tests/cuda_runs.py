@@ -77,3 +77,8 @@ class Compute:
             raise self._error()
         self.computed.append(sizes)
         return self._compute(*arguments, **options)
+
+
+def of_any_name(model: ElmoModel, name: str) -> CudaPipeline:
+    """A pipeline for a pool, whose devices are one here."""
+    return CudaPipeline(model, TORCH_DEVICE, "fp32", cache_bytes=1 << 13, threads=1, settings=AHEAD)

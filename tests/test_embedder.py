@@ -233,9 +233,9 @@ def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -
     ("settings", "message"),
     [
         ({"device": "tpu"}, "device: expected"),
-        ({"device": "gpu"}, "device: expected"),
-        ({"precision": "fp8"}, "precision: expected one of fp32"),
-        ({"runtime": "onnx"}, "runtime: expected auto, ort"),
+        ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
+        ({"precision": "fp8"}, "precision: expected one of auto, fp32, int8, bf16, fp64, fp16, tf32, found 'fp8'"),
+        ({"runtime": "onnx"}, "runtime: expected one of auto, ort, openvino, reference, cuda, found 'onnx'"),
         ({"runtime": "ort", "precision": "fp64"}, "runtime 'ort' has no precision 'fp64'; expected reference"),
         ({"runtime": "reference", "precision": "int8"}, "expected ort"),
         ({"threads": 0}, "threads: expected 1 or more, found 0"),

@@ -68,6 +68,48 @@ def test_sentences_in_memory(batch: list[list[str]]) -> None:
     assert window.word_ids.dtype == "int32" and window.offsets.dtype == "int64"
 
 
+@given(st.lists(st.lists(words, max_size=6), min_size=2, max_size=9))
+def test_halves_are_the_window(batch: list[list[str]]) -> None:
+    window = Window.from_sentences(batch)
+    halves = window.halves()
+    assert sentences(halves) == batch
+    n_tokens = [len(half.word_ids) for half in halves]
+    longest = max(map(len, batch))
+    for half in halves:
+        assert len(half) > 0 and half.offsets[0] == 0 and half.offsets[-1] == len(half.word_ids)
+        assert half.word_ids.dtype == "int32" and half.offsets.dtype == "int64" and half.text is None
+        assert set(half.word_ids.tolist()) == set(range(len(half.words)))  # no word that none of its sentences has
+        assert len(set(half.words.to_pylist())) == len(half.words)
+    assert abs(n_tokens[0] - n_tokens[1]) <= 2 * longest  # the cut is beside the sentence in the middle
+
+
+@pytest.mark.parametrize(
+    ("lengths", "first"),
+    [
+        ([1, 1], 1),
+        ([0, 0], 1),
+        ([5, 5, 5, 5], 2),
+        ([9, 1, 1, 1], 1),
+        ([1, 1, 1, 9], 3),
+        ([0, 0, 9], 2),
+        ([9, 0, 0], 1),
+        ([2, 2, 9, 2], 3),
+    ],
+    ids=str,
+)
+def test_windows_are_halved_by_their_tokens(lengths: list[int], first: int) -> None:
+    halves = Window.from_sentences([["a"] * length for length in lengths]).halves()
+    assert [len(half) for half in halves] == [first, len(lengths) - first]
+
+
+def test_halves_of_text_that_was_read_stand_by_themselves() -> None:
+    (window,) = read(b"a b\nc  a \n\nd\n")
+    first, second = window.halves()
+    assert [sentences([half]) for half in (first, second)] == [[["a", "b"], ["c", "a"]], [[], ["d"]]]
+    assert [first.sentence_text(1), second.sentence_text(1)] == ["c a", "d"]
+    assert set(first.words.to_pylist()) == {"a", "b", "c"} and second.words.to_pylist() == ["d"]
+
+
 def test_every_white_space_character_splits() -> None:
     text = "\n".join(f"a{space}b" for space in SPACES) + "\n" + "\n".join(f"a{char}b" for char in NO_SPACES)
     assert sentences(read(text.encode())) == [line.split() for line in slow_lines(text)]
