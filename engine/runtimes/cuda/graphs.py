@@ -18,6 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashelmo.engine.runtimes.cuda.memory import is_out_of_memory
+from flashelmo.engine.runtimes.cuda.transfer import CAPTURE
+
+HELD_BYTES = 1 << 30  # of graphs' results; what else a graph needs, it shares with the others
+
 logger = logging.getLogger("flashelmo")
 
 
@@ -28,10 +33,12 @@ class Captured:
     Attributes:
         replay: runs it and gives its result, which the next replay overwrites.
         ints: what it reads.
+        n_bytes: of its result.
     """
 
     replay: Callable[[], Tensor]
     ints: Tensor
+    n_bytes: int = 0
 
 
 class GraphCache:
@@ -70,14 +77,14 @@ class GraphCache:
             return None
         try:
             captured = self._capture(size, run)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # the same launches work without a graph
-            self.works = False
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.works = False  # the same launches work without a graph
             logger.warning("CUDA graphs are not used: %s", str(error).partition("\n")[0])
             return None
         self._graphs[key] = captured
-        if len(self._graphs) > self._max_graphs:
+        while len(self._graphs) > 1 and self._are_too_many():
             self._wait()
             self._graphs.popitem(last=False)
         return captured
@@ -87,6 +94,10 @@ class GraphCache:
         self._wait()
         self._graphs.clear()
         self._pool = None
+
+    def _are_too_many(self) -> bool:
+        n_bytes = sum(graph.n_bytes for graph in self._graphs.values())
+        return len(self._graphs) > self._max_graphs or n_bytes > HELD_BYTES
 
     def _wait(self) -> None:
         """Until no graph runs any more, so that it can be let go."""
@@ -102,20 +113,45 @@ class GraphCache:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._wait()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            out = run(ints)
-        except BaseException:
-            with suppress(Exception):  # the end of a failed capture fails too, and says less
-                graph.capture_end()
-            raise
-        graph.capture_end()
+        with CAPTURE:
+            try:
+                out = _record(graph, self._pool, partial(run, ints))
+            except BaseException:
+                self._abandon(graph)
+                raise
 
         def replay() -> Tensor:
             graph.replay()
             return out
 
-        return Captured(replay, ints)
+        return Captured(replay, ints, out.nbytes)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that failed. PyTorch's allocators would else believe that it goes on, and use nothing again."""
+        pool, self._pool = self._pool, None
+        graph.reset()
+        with suppress(Exception):  # where the capture came so far as to end itself
+            device = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(device, pool)
+            _abandoned.append(graph)
+            torch._C._cuda_releasePool(device, pool)
+
+
+_abandoned: list[torch.cuda.CUDAGraph] = []  # one of PyTorch's allocators goes on asking them what they captured
+
+
+def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:
+    """Capture what a run queues on the current stream, and give its result."""
+    # "relaxed": other modes forbid what waits for nothing here, as to load a kernel or to let go of a tensor.
+    graph.capture_begin(pool=pool, capture_error_mode="relaxed")
+    try:
+        out = run()
+    except BaseException:
+        with suppress(Exception):  # the end of a failed capture fails too, and says less
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return out
 
 
 def _rerun(run: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -21,8 +21,8 @@ def window_tokens(config: ElmoConfig, value_bytes: int, device: torch.device) ->
     """Tokens that a window may have so that its tensors fit what is free now; halved later should that be wrong."""
     if device.type != "cuda":
         return MAX_WINDOW_TOKENS
-    free = torch.cuda.mem_get_info(device)[0]
-    return tokens_that_fit(config, value_bytes, free)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # given back where it is needed
+    return tokens_that_fit(config, value_bytes, torch.cuda.mem_get_info(device)[0] + cached)
 
 
 def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:

@@ -13,7 +13,9 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.runtimes.cuda.transfer import Download, Mark, Transfers
 from flashelmo.engine.schedule import Int64
 
-PIECE_BYTES = 64 << 20  # of pinned memory at a time: while one piece is read, the next one is copied
+# Of pinned memory at a time: while one piece is read, the next one is copied. Such memory comes in powers of two, and a
+# piece may be a sentence longer.
+PIECE_BYTES = 60 << 20
 
 
 class Results:

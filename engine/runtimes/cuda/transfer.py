@@ -7,6 +7,7 @@ recorded on both, so that the device's memory is not handed out too early either
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ import torch
 from torch import Tensor
 
 Int32 = npt.NDArray[np.int32]
+
+# PyTorch's allocator forgets what is recorded on another stream while any thread captures a graph, and would hand the
+# memory out too early: nobody does one during the other.
+CAPTURE = threading.RLock()
 
 
 class Transfers:
@@ -38,8 +43,9 @@ class Transfers:
         """Work that is queued inside goes to the computing stream."""
         stream: AbstractContextManager[Any] = nullcontext()
         if self._on_device:
-            stream = torch.cuda.stream(self._compute)
-        with stream, torch.no_grad():
+            stream = self._queuing(self._compute)
+        # What is kept from call to call must not become an inference tensor, which later calls could not write to.
+        with stream, torch.inference_mode(False), torch.no_grad():
             yield
 
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
@@ -47,10 +53,10 @@ class Transfers:
         host = self._host(size, fill)
         if not self._on_device:
             return host
-        with torch.cuda.stream(self._up):
+        with self._queuing(self._up):
             tensor = host.to(self.device, non_blocking=True)
         self._compute.wait_stream(self._up)
-        tensor.record_stream(self._compute)
+        _record(tensor, self._compute)
         return tensor
 
     def upload_into(self, tensor: Tensor, fill: Callable[[Int32], None]) -> None:
@@ -65,12 +71,12 @@ class Transfers:
         """Begin to copy what the computing stream has made at a mark: [O, rows, 2P], a part of the rows perhaps."""
         if not self._on_device:
             return Download(tensor, made)
-        with torch.cuda.stream(self._down):
+        with self._queuing(self._down):
             self._down.wait_event(made.event)
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             for ours, theirs in zip(host, tensor, strict=True):  # each contiguous: no copy on the device before
                 ours.copy_(theirs, non_blocking=True)
-            tensor.record_stream(self._down)
+            _record(tensor, self._down)
             return Download(host, Mark(self._down.record_event()))
 
     def hand_over(self, tensor: Tensor, made: Mark) -> Tensor:
@@ -78,18 +84,31 @@ class Transfers:
         if self._on_device:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(made.event)
-            tensor.record_stream(stream)
+            _record(tensor, stream)
         return tensor
 
     def wait(self) -> None:
         """Until everything that was queued is done."""
-        if self._on_device:
-            torch.cuda.synchronize(self.device)
+        if self._on_device:  # the device itself may not be waited for while another thread captures a graph
+            for stream in (self._up, self._compute, self._down):
+                stream.synchronize()
 
     def _host(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
-        host = torch.empty(size, dtype=torch.int32, pin_memory=self._on_device)
+        host = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=self._on_device)
         fill(host.numpy())
         return host
+
+    @contextmanager
+    def _queuing(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Work goes to a stream; its device first, as leaving a stream would set up the device of before."""
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+            yield
+
+
+def _record(tensor: Tensor, stream: torch.cuda.Stream) -> None:
+    """Let a tensor's memory not be handed out before a stream has done what it has been given so far."""
+    with CAPTURE:
+        tensor.record_stream(stream)
 
 
 @dataclass(frozen=True)
