@@ -171,7 +171,8 @@ def test_parts_are_aligned_and_apart() -> None:
 
 
 def test_a_window_without_tokens_has_no_depths() -> None:
-    for window in ([], [[], []]):
+    windows: list[list[list[int]]] = [[], [[], []]]
+    for window in windows:
         schedule = schedule_of(window, "shared", False)
         sizes = sizes_of(schedule, "shared", pooled=True)
         assert (sizes.n_depths, sizes.max_rows, sizes.n_tokens, sizes.n_sentences) == (0, 0, 0, len(window))

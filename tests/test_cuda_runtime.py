@@ -113,8 +113,8 @@ def test_nothing_to_compute() -> None:
     assert list(embedder.embed([])) == []
     assert embedder.encode([]).shape == (0, 8)
     assert embedder.encode(["", ""]).tolist() == [[0.0] * 8] * 2
-    ((_, results),) = embedder.embed_windows([Window.from_sentences([])], output=Output(pool="mean"))
-    assert list(results) == []
+    ((_, pooled),) = embedder.embed_windows([Window.from_sentences([])], output=Output(pool="mean"))
+    assert list(pooled) == []
 
 
 def test_empty_sentences_with_kept_boundaries() -> None:

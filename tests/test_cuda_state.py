@@ -146,7 +146,8 @@ def test_halves_keep_their_rows(settings: CudaSettings) -> None:
 
 def test_a_window_without_sentences_changes_nothing() -> None:
     ours, other = both(ONE_LAYER, cuda=AHEAD)
-    for batch in ([["cat"]], [], [["cat"]], [[], []], [["the"]]):
+    batches: list[list[list[str]]] = [[["cat"]], [], [["cat"]], [[], []], [["the"]]]
+    for batch in batches:
         assert_close(ours.embed_batch(batch), other.embed_batch(batch) if batch else [])
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -216,7 +217,7 @@ def test_tokens_that_are_no_text() -> None:
 def test_windows_that_are_read_ahead_are_the_same(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes(b"a b\n\nc\nd e f\n" * 50)
-    limits: dict[str, int] = {"max_sentences": 7, "max_tokens": 9}
+    limits: dict[str, Any] = {"max_sentences": 7, "max_tokens": 9}
     plain = list(read_windows(path, **limits))
     ahead = list(read_ahead(read_windows(path, **limits)))
     assert len(plain) > 20
