@@ -75,6 +75,7 @@ class WindowStream:
             self._fill()
             while place not in self._finished:
                 if self._end is not None and place not in self._taken:
+                    self._flush(place)  # all may have come before the end was known
                     self._wait_for_confirmation()
                     if isinstance(self._end, StopIteration):
                         return
