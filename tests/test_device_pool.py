@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import astuple
@@ -23,7 +24,10 @@ from tiny_models import MODELS
 
 from flashelmo.engine.checkpoints.native import read_native, write_native
 from flashelmo.engine.devices.pool import DevicePool
+from flashelmo.engine.devices.process import Embedded
 from flashelmo.engine.devices.shared_arrays import read_object, write_object
+from flashelmo.engine.devices.stream import Arrived, Confirmed, WindowStream
+from flashelmo.engine.devices.worker import Flush, Task
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics
@@ -146,18 +150,46 @@ def test_values_are_those_of_one_device(real: DevicePool, windows: list[Window],
         assert a.dtype == b.dtype and np.array_equal(a, b) and np.isfinite(a).all()
 
 
-def test_all_windows_may_be_done_before_the_last_is_known_to_be_the_last(real: DevicePool) -> None:
-    """The first takes long, and no more than all the others are taken meanwhile."""
-    windows = [window(" ".join(f"x{k}" for k in range(100_000))), *(window("a b") for _ in range(real.ahead))]
+class Prompt:
+    """A process that is done with a window as soon as it gets it, but keeps the first until it is flushed."""
 
-    def one_by_one() -> Iterator[Window]:
-        for each in windows:
-            time.sleep(0.1)
-            yield each
+    limit, cause, spoils = 2, None, False
 
-    collect(real.stream([window("a b")] * 4, ALL, ignore))  # the first windows take longer than later ones
-    _, results = collect(real.stream(one_by_one(), Output("top", pool="mean"), ignore))
-    assert [len(arrays) for arrays in results] == [1] * len(windows)
+    def __init__(self, streams: list[WindowStream]) -> None:
+        self._streams = streams
+        self._kept: list[int] = []
+
+    def send(self, message: Task | Flush) -> None:
+        (stream,) = self._streams
+        if isinstance(message, Task) and message.place == 0:
+            self._kept.append(0)
+        elif isinstance(message, Task):
+            self._deliver(stream, message.place)
+        else:
+            for place in self._kept:
+                self._deliver(stream, place)
+            stream.unconfirmed.discard(self)  # type: ignore[arg-type]
+            stream.events.put(Confirmed())
+
+    def _deliver(self, stream: WindowStream, place: int) -> None:
+        stream.sent[self].remove(place)  # type: ignore[index]
+        stream.unconfirmed.add(self)  # type: ignore[arg-type]
+        stream.events.put(Arrived(place, Embedded(iter(()), (place,))))
+
+
+class Events(deque[Any]):
+    """A queue that raises where a real one would wait for ever."""
+
+    put, get = deque.append, deque.popleft
+
+
+def test_all_windows_may_be_done_before_the_last_is_known_to_be_the_last() -> None:
+    streams: list[WindowStream] = []
+    processes: Any = [Prompt(streams), Prompt(streams)]
+    stream = WindowStream(0, processes, [window("a")] * 3, ALL, 3, "")  # none is taken beyond the third at first
+    stream.events = Events()  # type: ignore[assignment]
+    streams.append(stream)
+    assert [embedded.counts for _, embedded in stream.results()] == [(0,), (1,), (2,)]
 
 
 def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]], tolerance: dict[str, float]) -> None:
