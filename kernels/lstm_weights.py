@@ -83,7 +83,7 @@ def pack_lstm(
     if projection is None:
         if P != C:
             raise ValueError(f"projection: expected a tensor where P = {P} and C = {C} differ, found None")
-        projection, projection_clip = torch.eye(C).expand(D, C, C).contiguous(), None
+        projection, projection_clip = torch.eye(C, dtype=torch.float32).expand(D, C, C).contiguous(), None
     check("projection", projection, [D, C, P], FLOATS)
 
     stacked = torch.stack([_gates_last(input_weight), _gates_last(recurrent_weight)], dim=1)  # [D, 2, P, 4C]
