@@ -21,7 +21,15 @@ from gpu_run import CONFIG, tiny_model
 from tiny_models import SENTENCES
 
 import flashelmo.kernels
-from flashelmo.benchmarks import gpu, gpu_sanitizer, gpu_stages, gpu_tables, gpu_targets, gpu_workloads
+from flashelmo.benchmarks import (
+    gpu,
+    gpu_sanitizer,
+    gpu_stages,
+    gpu_tables,
+    gpu_targets,
+    gpu_workloads,
+    report_gpu,
+)
 from flashelmo.benchmarks import kernel_model as model
 from flashelmo.benchmarks.gpu_ceilings import with_ceiling
 from flashelmo.benchmarks.gpu_rivals import Eager, Onnx, Stacks
@@ -433,6 +441,31 @@ def test_targets_take_the_slowest_ratio_and_the_largest_text() -> None:
         ("text to means, bf16", "x bulk text on the device", 0.8),
     ]
     assert found[3].note == "wanted: at least 30k; not measured"
+
+
+def test_readme_gets_its_tables_from_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row("bulk", "small", "flashelmo bf16", "tokens/s", "9 tokens", median=5e6)
+    folder = tmp_path / "benchmarks" / "results" / "gpu"
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- gpu:begin -->\nold\n<!-- gpu:end -->\nb\n", encoding="utf-8")
+    monkeypatch.setattr(report_gpu, "ROOT", tmp_path)
+    assert report_gpu.main() == 0
+    empty = "a\n<!-- gpu:begin -->\n\nNone measured yet.\n\n<!-- gpu:end -->\nb\n"
+    assert readme.read_text(encoding="utf-8") == empty
+    results_of(replace(row, samples=[5e6])).write(folder / "gpu-h200.json")
+    assert report_gpu.main() == 0
+    written = readme.read_text(encoding="utf-8")
+    assert "\n|  | bulk: 9 tokens |\n| --- | ---: |\n| flashelmo bf16 | 5,000 |\n" in written
+    assert written.startswith("a\n<!-- gpu:begin -->\n\nNVIDIA H200, host ")
+    assert written.endswith("\n\n<!-- gpu:end -->\nb\n")
+    assert report_gpu.main() == 0 and readme.read_text(encoding="utf-8") == written
+    (folder / "x.json").write_text("{}")
+    assert report_gpu.main() == 1
+    assert "report_gpu: " in capsys.readouterr().err
+    with pytest.raises(FlashElmoError, match="README: expected the lines <!-- gpu:begin --> and <!-- gpu:end -->"):
+        report_gpu.replace_tables("text", "table")
 
 
 def test_lines_tell_a_check_at_once() -> None:

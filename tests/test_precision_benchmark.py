@@ -11,9 +11,9 @@ from gpu_run import tiny_model
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks import precision, report_gpu
+from flashelmo.benchmarks import precision
 from flashelmo.benchmarks.precision import PrecisionSettings, measure
-from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.results import Results
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 
@@ -88,32 +88,3 @@ def test_kernels_that_were_imported_for_a_card_are_told(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "flashelmo.kernels.launch", sys.modules[__name__])
     with pytest.raises(FlashElmoError, match="found kernels that were imported for a card"):
         precision.interpret()
-
-
-def test_readme_gets_its_tables_from_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = precision.new_results(LITTLE)
-    for name, unit, figure in [("fp32", "max abs error", 1e-6), ("fp32", "relative error", 2e-6)]:
-        results.rows.append(Row("error", "small", name, unit, "layer 0", median=figure, note="as measured"))
-    folder = tmp_path / "benchmarks" / "results"
-    results.write(folder / "precision" / "here.json")
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- precision:begin -->\nold\n<!-- precision:end -->\nb\n", encoding="utf-8")
-    monkeypatch.setattr(report_gpu, "ROOT", tmp_path)
-    assert report_gpu.main() == 0
-    written = readme.read_text(encoding="utf-8")
-    table = "| model | precision | absolute, layer 0 | relative, layer 0 |\n| --- | --- | ---: | ---: |\n"
-    table += "| small | fp32 | 1e-06 | 2e-06 |\n\nas measured. python "
-    assert written.startswith(f"a\n<!-- precision:begin -->\n\n{table}")
-    assert written.endswith("\n\n<!-- precision:end -->\nb\n")
-    assert report_gpu.main() == 0 and readme.read_text(encoding="utf-8") == written
-    (folder / "precision" / "here.json").unlink()
-    assert report_gpu.main() == 0
-    assert readme.read_text(encoding="utf-8") == "a\n<!-- precision:begin -->\n<!-- precision:end -->\nb\n"
-    (folder / "gpu").mkdir()
-    (folder / "gpu" / "x.json").write_text("{}")
-    assert report_gpu.main() == 1
-    assert "report_gpu: " in capsys.readouterr().err
-    with pytest.raises(FlashElmoError, match="README: expected the lines <!-- gpu:begin --> and <!-- gpu:end -->"):
-        report_gpu.replace_between("text", "gpu", "table")
