@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import ONE_LAYER, assert_close, on_cuda, out_of_memory, pipeline_of
+from cuda_runs import ONE_LAYER, assert_close, driver_out_of_memory, on_cuda, out_of_memory, pipeline_of
 from tiny_models import MODELS
 
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.runtimes.cuda import graphs as graphs_module
 from flashelmo.engine.runtimes.cuda import layout, state
 from flashelmo.engine.runtimes.cuda.executor import Executor
 from flashelmo.engine.runtimes.cuda.graphs import Captured, GraphCache
@@ -26,7 +27,7 @@ SENTENCE = ["the", "cat"]
 
 @pytest.fixture(autouse=True)
 def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LEAST_NODES", 16)
+    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 class Runs:
@@ -105,13 +106,31 @@ def test_a_device_that_captures_nothing_is_told_of_once(caplog: pytest.LogCaptur
     assert not cache.works
 
 
-def test_memory_that_is_lacking_is_no_fault_of_graphs() -> None:
+@pytest.mark.parametrize("error", [out_of_memory(), driver_out_of_memory()], ids=repr)
+def test_memory_that_is_lacking_is_no_fault_of_graphs(error: Exception) -> None:
     cache = Failing(CPU, 2)
-    cache.error = out_of_memory()
+    cache.error = error
     assert not captured(cache, "a")
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error), match="out of memory"):
         captured(cache, "a")
     assert cache.works
+
+
+def test_results_of_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few they are; the newest is kept though it is too large by itself."""
+    sizes = {"a": 600, "b": 600, "c": 300, "d": 2000}
+
+    class Sized(GraphCache):
+        def _capture(self, size: int, run: Callable[[torch.Tensor], torch.Tensor]) -> Captured:
+            return Captured(lambda: torch.zeros(1), torch.zeros(1), size)
+
+    monkeypatch.setattr(graphs_module, "HELD_BYTES", 1000)
+    cache, kept = Sized(CPU, 8), []
+    for key, size in sizes.items():
+        cache.get(key, size, Runs())
+        cache.get(key, size, Runs())
+        kept.append("".join(map(str, cache._graphs)))
+    assert kept == ["a", "b", "bc", "d"]
 
 
 def test_vectors_are_the_same_without_captures(

@@ -106,7 +106,7 @@ def test_stateful_halves_keep_their_rows(settings: CudaSettings, monkeypatch: py
     assert n_tokens(compute.failed) == [24 if settings.graphs else 8]
 
 
-@pytest.mark.parametrize("output", [Output("top"), Output(pool="mean"), Output("average", pool="mean")], ids=str)
+@pytest.mark.parametrize("output", [Output("top"), Output(pool="mean")], ids=str)
 def test_halves_of_every_output(output: Output, expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     compute = install(monkeypatch, 4)
     for as_numpy in (True, False):

@@ -173,8 +173,9 @@ def test_the_interpreter_has_every_precision() -> None:
         check_precision(device, precision)
 
 
-@pytest.mark.parametrize("package", ["torch", "triton"])
-@pytest.mark.parametrize("device", ["cuda", ["cuda:0", "cuda:1"]], ids=str)
+@pytest.mark.parametrize(
+    ("package", "device"), [("torch", "cuda"), ("torch", ["cuda:0", "cuda:1"]), ("triton", "cuda")], ids=str
+)
 def test_an_absent_package_names_the_extra(package: str, device: Any) -> None:
     model = "from flashelmo.engine.initialize import random_model\nmodel = random_model('small', 0)\n"
     code = (
