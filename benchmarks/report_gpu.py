@@ -1,6 +1,6 @@
 """README's tables of the engine on GPUs from the committed results: `python -m benchmarks.report_gpu` writes them.
 
-Everything between `<!-- gpu:begin -->` and `<!-- gpu:end -->` comes from results/gpu/*.json, written by `benchmarks.gpu`.
+Everything between `<!-- gpu:begin -->` and `<!-- gpu:end -->` comes from results/gpu/*.json, by `benchmarks.gpu`.
 """
 
 from __future__ import annotations
