@@ -20,7 +20,7 @@ import numpy.typing as npt
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
-SMALL_WINDOW = 1 << 15  # rows times depths: up to here all depths at once take less time than a loop
+SMALL_WINDOW = 1 << 17  # rows times depths: up to here all depths at once take less time than a loop
 
 
 @dataclass(frozen=True)
