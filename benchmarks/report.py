@@ -1,6 +1,7 @@
 """README's figures from the committed results: `python -m benchmarks.report` writes the tables and draws the plots.
 
-Everything between the two markers in README.md comes from results/*.json, and a test compares them.
+Everything between two markers in README.md comes from results/*.json, or results/precision/*.json, and a test compares
+them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.tables import describe_machine, describe_software, figure, grid, notes
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+FIGURES, PRECISION = "figures", "precision"  # what stands between two markers of that name
 # Section -> title of its table in README, what its figures are.
 SPEEDS = {"bulk": "Bulk text, tokens/s", "single": "One sentence, ms"}
 COSTS = ("load", "memory")
@@ -26,17 +27,36 @@ def figures(folder: Path) -> str:
     return "\n\n".join(_machine_section(Results.read(path), path.stem) for path in paths) or "None measured yet."
 
 
-def replace_figures(readme: str, new: str) -> str:
-    """README with `new` between the markers.
+def precision_errors(folder: Path) -> str:
+    """Markdown of what `benchmarks.precision` measured, by file name."""
+    parts = []
+    for path in sorted((folder / "precision").glob("*.json")):
+        results = Results.read(path)
+        rows = [row for row in results.section("error") if row.unit == "relative error"]
+        rows += [row for row in results.section("error") if row.name == "fp32" and row.unit == "max abs error"]
+        title = f"Distance from the exact vectors, on a CUDA device (`benchmarks/results/precision/{path.name}`)"
+        parts.append(_pivot(title, rows))
+    return "\n\n".join(parts) or "None measured yet."
+
+
+def in_readme(readme: str, folder: Path) -> str:
+    """README with the committed results between its markers."""
+    readme = replace_between(readme, PRECISION, precision_errors(folder))
+    return replace_between(readme, FIGURES, figures(folder))
+
+
+def replace_between(readme: str, name: str, new: str) -> str:
+    """README with `new` between the markers of a name.
 
     Raises:
         FlashElmoError: there are no such markers.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise FlashElmoError(f"README: expected the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = readme.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise FlashElmoError(f"README: expected the lines {begin} and {end}")
+    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
 
 
 def _machine_section(results: Results, name: str) -> str:
@@ -144,7 +164,7 @@ def main() -> int:
         for path in sorted(folder.glob("*.json")):
             draw(Results.read(path), path.with_suffix(".svg"))
         text = readme.read_text(encoding="utf-8")
-        readme.write_text(replace_figures(text, figures(folder)), encoding="utf-8")
+        readme.write_text(in_readme(text, folder), encoding="utf-8")
     except (FlashElmoError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1

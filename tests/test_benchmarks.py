@@ -257,7 +257,7 @@ def test_the_ceiling_stands_beside_the_figure() -> None:
 
 def test_readme_shows_the_committed_results_and_nothing_else(root: Path) -> None:
     readme = (root / "README.md").read_text(encoding="utf-8")
-    assert readme == report.replace_figures(readme, report.figures(root / "benchmarks" / "results"))
+    assert readme == report.in_readme(readme, root / "benchmarks" / "results")
 
 
 def test_markdown_of_results(tmp_path: Path) -> None:
@@ -273,10 +273,27 @@ def test_markdown_of_results(tmp_path: Path) -> None:
 
 
 def test_readme_without_markers_is_refused() -> None:
-    new = report.replace_figures(f"a\n{report.BEGIN}old{report.END}\nb", "new")
-    assert new == f"a\n{report.BEGIN}\n\nnew\n\n{report.END}\nb"
+    begin, end = "<!-- figures:begin -->", "<!-- figures:end -->"
+    assert report.replace_between(f"a\n{begin}old{end}\nb", "figures", "new") == f"a\n{begin}\n\nnew\n\n{end}\nb"
     with pytest.raises(FlashElmoError, match="expected the lines"):
-        report.replace_figures("no markers", "new")
+        report.replace_between("no markers", "figures", "new")
+
+
+def test_precisions_are_shown_by_layer(tmp_path: Path) -> None:
+    assert report.precision_errors(tmp_path) == "None measured yet."
+    rows = [
+        Row.of([error], section="error", model="small", name=name, unit=unit, detail=f"layer {layer}")
+        for name, unit, errors in (
+            ("fp32", "max abs error", (1e-6, 2e-6)),
+            ("bf16", "max abs error", (0.1, 0.2)),
+            ("bf16", "relative error", (0.003, 0.004)),
+        )
+        for layer, error in enumerate(errors)
+    ]
+    replace(results(), rows=rows).write(tmp_path / "precision" / "abacus.json")
+    text = report.precision_errors(tmp_path)
+    assert "| small | bf16 (relative error) | 0.003 | 0.004 |\n" in text
+    assert text.endswith("| small | fp32 (max abs error) | 1e-06 | 2e-06 |")
 
 
 def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path) -> None:
