@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
+from flashelmo.engine.runtimes import choice
+
 if find_spec("triton"):  # kernels run on the card where there is one, otherwise in Triton's interpreter
     import torch
 
@@ -17,6 +19,12 @@ if find_spec("triton"):  # kernels run on the card where there is one, otherwise
         repair()
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _automatic_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a card too: tests of the CUDA runtime name their device."""
+    monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
 
 
 @pytest.fixture(scope="session")
