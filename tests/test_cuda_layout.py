@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashelmo.engine.runtimes.cuda.layout import ALIGNED, LEAST_NODES, LEAST_ROWS, D, Layout, Sizes, fill, last_depths
+from flashelmo.engine.runtimes.cuda import layout as layout_module
+from flashelmo.engine.runtimes.cuda.layout import ALIGNED, D, Layout, Sizes, fill, last_depths
 from flashelmo.engine.schedule import Boundaries, Schedule, build_schedule
 
 WORDS = 5  # and two boundaries
@@ -115,31 +116,36 @@ def test_exact_sizes(window: list[list[int]], kind: str, keep: bool, pooled: boo
     check_parts(parts, sizes, window, kind, keep)
 
 
-@given(windows.filter(any), kinds, st.booleans(), st.booleans())
-def test_a_bucket_holds_the_window(window: list[list[int]], kind: str, keep: bool, pooled: bool) -> None:
+@given(windows.filter(any), kinds, st.booleans(), st.booleans(), st.sampled_from([(16, 64), (1, 1), (2, 4)]))
+def test_a_bucket_holds_the_window(
+    window: list[list[int]], kind: str, keep: bool, pooled: bool, least: tuple[int, int]
+) -> None:
     """Its forests are the same, but for the roots beyond the window's; what else there is leads nowhere."""
     schedule = schedule_of(window, kind, keep)
     exact = sizes_of(schedule, kind, pooled)
-    bucket = exact.bucket()
+    with pytest.MonkeyPatch.context() as patch:  # small ones are outgrown sooner
+        patch.setattr(layout_module, "LEAST_ROWS", least[0])
+        patch.setattr(layout_module, "LEAST_NODES", least[1])
+        bucket = exact.bucket()
+        assert bucket.bucket() == bucket
     parts = filled(bucket, schedule)
     check_walks(parts, bucket, window, kind, keep)
     check_parts(parts, bucket, window, kind, keep)
-    check_room(bucket, exact, parts["starts"])
+    check_room(bucket, exact, parts["starts"], *least)
     assert (parts["token_words"][exact.n_tokens :] == 0).all()
     assert (parts["token_nodes"][:, exact.n_tokens :] == 0).all()  # a root, which every kernel may read
-    assert bucket.bucket() == bucket
 
 
-def check_room(bucket: Sizes, exact: Sizes, starts: npt.NDArray[np.int32]) -> None:
+def check_room(bucket: Sizes, exact: Sizes, starts: npt.NDArray[np.int32], least_rows: int, least_nodes: int) -> None:
     """No depth has more rows than the kernels are launched for."""
     for d in range(D):
         assert np.all(np.diff(starts[d]) >= 0) and starts[d, -1] <= bucket.n_nodes
         assert np.all(np.diff(starts[d]) <= np.diff(bucket.depths[d]))
     for name in ("n_roots", "n_nodes", "n_tokens", "n_sentences", "n_rows", "n_depths", "max_rows"):
         assert getattr(bucket, name) >= getattr(exact, name)
-    assert bucket.n_nodes - bucket.n_roots <= max(LEAST_NODES, 1.5 * max(exact.n_nodes - exact.n_roots, exact.n_tokens))
+    assert bucket.n_nodes - bucket.n_roots <= max(least_nodes, 1.5 * max(exact.n_nodes - exact.n_roots, exact.n_tokens))
     assert bucket.n_depths <= max(exact.n_depths + 3, 1.25 * exact.n_depths)
-    assert bucket.max_rows < max(LEAST_ROWS + 1, 2 * exact.max_rows)
+    assert bucket.max_rows < max(least_rows + 1, 2 * exact.max_rows)
 
 
 @given(windows)

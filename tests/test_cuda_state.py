@@ -127,7 +127,7 @@ def test_the_state_survives_memory_that_is_lacking_for_more_rows(monkeypatch: py
 def test_halves_keep_their_rows() -> None:
     """A batch that is larger than a window may be; its halves' graphs differ in their rows."""
     ours, other = both(ONE_LAYER, window_tokens=2)
-    batch = [["the", "sat"], ["é"], ["cat"]]
+    batch = [["the"], ["sat"], ["é"], ["cat"]]
     for _ in range(3):
         assert_close(ours.embed_batch(batch), other.embed_batch(batch))
     assert ours.statistics == other.statistics
