@@ -5,10 +5,10 @@ speed.py            bulk text and single sentences
 cost.py             memory, load time, and where the time goes
 accuracy.py         how far each precision lies from the exact vectors
 roofline.py         the machine's matrix peak and bandwidths
-gpu_kernels.py      every GPU kernel on this machine's card: `python -m benchmarks.gpu_kernels --out DIR`
-gpu_tiles.py        the fastest of their tiles on this card: `python -m benchmarks.gpu_tiles --out DIR`
-kernel_model.py     the time that each of them should take: `python -m benchmarks.kernel_model --card H200`
-kernel_resources.py registers, spills and shared memory of each: `python -m benchmarks.kernel_resources`
-report.py           README's table and plot from results/*.json
+host.py             text to schedules, on one core and on more
+precision.py        each precision's error on a CUDA device, without one: `python -m benchmarks.precision`
+gpu/                the engine on a card, end to end: `python -m benchmarks.gpu --out DIR`
+kernels/            the GPU kernels by themselves, on a card and without one
+report.py           README's tables and plots from results/
 test_*.py           pytest-benchmark suites of the parts: `pytest benchmarks`
 """

@@ -1,7 +1,7 @@
 """README's figures from the committed results: `python -m benchmarks.report` writes the tables and draws the plots.
 
-Everything between two markers in README.md comes from results/*.json, or results/precision/*.json, and a test compares
-them.
+Everything between two markers in README.md comes from the results: "figures" from results/*.json, "precision" from
+results/precision/*.json, "gpu" from results/gpu/*.json. A test compares them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flashelmo.benchmarks.gpu import tables as gpu_tables
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.tables import describe_machine, describe_software, figure, grid, notes
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
-FIGURES, PRECISION = "figures", "precision"  # what stands between two markers of that name
+NOTHING = "None measured yet."
 # Section -> title of its table in README, what its figures are.
 SPEEDS = {"bulk": "Bulk text, tokens/s", "single": "One sentence, ms"}
 COSTS = ("load", "memory")
@@ -24,7 +25,7 @@ BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "in
 def figures(folder: Path) -> str:
     """Markdown of all results in a folder, by file name."""
     paths = sorted(folder.glob("*.json"))
-    return "\n\n".join(_machine_section(Results.read(path), path.stem) for path in paths) or "None measured yet."
+    return "\n\n".join(_machine_section(Results.read(path), path.stem) for path in paths) or NOTHING
 
 
 def precision_errors(folder: Path) -> str:
@@ -34,15 +35,17 @@ def precision_errors(folder: Path) -> str:
         results = Results.read(path)
         rows = [row for row in results.section("error") if row.unit == "relative error"]
         rows += [row for row in results.section("error") if row.name == "fp32" and row.unit == "max abs error"]
-        title = f"Distance from the exact vectors, on a CUDA device (`benchmarks/results/precision/{path.name}`)"
+        title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
         parts.append(_pivot(title, rows))
-    return "\n\n".join(parts) or "None measured yet."
+    return "\n\n".join(parts) or NOTHING
 
 
 def in_readme(readme: str, folder: Path) -> str:
     """README with the committed results between its markers."""
-    readme = replace_between(readme, PRECISION, precision_errors(folder))
-    return replace_between(readme, FIGURES, figures(folder))
+    gpus = [gpu_tables.tables(Results.read(path)) for path in sorted((folder / "gpu").glob("*.json"))]
+    readme = replace_between(readme, "precision", precision_errors(folder))
+    readme = replace_between(readme, "gpu", "\n\n".join(gpus) or NOTHING)
+    return replace_between(readme, "figures", figures(folder))
 
 
 def replace_between(readme: str, name: str, new: str) -> str:

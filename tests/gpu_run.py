@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 from tiny_models import BILM, random_model
 
-from flashelmo.benchmarks import gpu
-from flashelmo.benchmarks.gpu_accuracy import RELATIVE
-from flashelmo.benchmarks.gpu_jobs import Tools
-from flashelmo.benchmarks.gpu_run import Run
-from flashelmo.benchmarks.gpu_settings import EngineSettings
-from flashelmo.benchmarks.gpu_subject import Place
-from flashelmo.benchmarks.gpu_timing import Task, Timing
-from flashelmo.benchmarks.kernel_model import card_named
+from flashelmo.benchmarks.gpu import __main__ as gpu
+from flashelmo.benchmarks.gpu.accuracy import RELATIVE
+from flashelmo.benchmarks.gpu.jobs import Tools
+from flashelmo.benchmarks.gpu.run import Run
+from flashelmo.benchmarks.gpu.settings import EngineSettings
+from flashelmo.benchmarks.gpu.subject import Place
+from flashelmo.benchmarks.kernels.model import card_named
+from flashelmo.benchmarks.kernels.timing import Task, Timing
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.weights import ElmoModel, ElmoWeights

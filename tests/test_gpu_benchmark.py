@@ -14,13 +14,15 @@ pytest.importorskip("triton")
 import gpu_run
 from gpu_run import LITTLE, SETTINGS, FakeTimer, StandIn, Switches, find, start, tiny_model
 
-from flashelmo.benchmarks import gpu_accuracy, gpu_speed, gpu_tables
-from flashelmo.benchmarks.gpu_accuracy import ABSOLUTE, RELATIVE, Truth
-from flashelmo.benchmarks.gpu_rivals import Eager
-from flashelmo.benchmarks.gpu_speed import Speed
-from flashelmo.benchmarks.gpu_subject import Place, Subject
-from flashelmo.benchmarks.gpu_workloads import bulk
-from flashelmo.benchmarks.kernel_model import card_named
+from flashelmo.benchmarks.gpu import accuracy as gpu_accuracy
+from flashelmo.benchmarks.gpu import speed as gpu_speed
+from flashelmo.benchmarks.gpu import tables as gpu_tables
+from flashelmo.benchmarks.gpu.accuracy import ABSOLUTE, RELATIVE, Truth
+from flashelmo.benchmarks.gpu.rivals import Eager
+from flashelmo.benchmarks.gpu.speed import Speed
+from flashelmo.benchmarks.gpu.subject import Place, Subject
+from flashelmo.benchmarks.gpu.workloads import bulk
+from flashelmo.benchmarks.kernels.model import card_named
 from flashelmo.benchmarks.results import Results
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError

@@ -21,23 +21,20 @@ from gpu_run import CONFIG, tiny_model
 from tiny_models import SENTENCES
 
 import flashelmo.kernels
-from flashelmo.benchmarks import (
-    gpu,
-    gpu_sanitizer,
-    gpu_stages,
-    gpu_tables,
-    gpu_targets,
-    gpu_workloads,
-    report_gpu,
-)
-from flashelmo.benchmarks import kernel_model as model
-from flashelmo.benchmarks.gpu_ceilings import with_ceiling
-from flashelmo.benchmarks.gpu_rivals import Eager, Onnx, Stacks
-from flashelmo.benchmarks.gpu_settings import EngineSettings
-from flashelmo.benchmarks.gpu_stages import Busy, covered, others, shares, stage_of
-from flashelmo.benchmarks.gpu_switches import default_settings, switches, turned_off
-from flashelmo.benchmarks.gpu_timing import Deadline, Task, Timing
-from flashelmo.benchmarks.gpu_workloads import (
+from flashelmo.benchmarks import report
+from flashelmo.benchmarks.gpu import __main__ as gpu
+from flashelmo.benchmarks.gpu import sanitizer as gpu_sanitizer
+from flashelmo.benchmarks.gpu import stages as gpu_stages
+from flashelmo.benchmarks.gpu import tables as gpu_tables
+from flashelmo.benchmarks.gpu import targets as gpu_targets
+from flashelmo.benchmarks.gpu import workloads as gpu_workloads
+from flashelmo.benchmarks.gpu.ceilings import with_ceiling
+from flashelmo.benchmarks.gpu.rivals import Eager, Onnx, Stacks
+from flashelmo.benchmarks.gpu.settings import EngineSettings
+from flashelmo.benchmarks.gpu.stages import Busy, covered, others, shares, stage_of
+from flashelmo.benchmarks.gpu.switches import default_settings, switches, turned_off
+from flashelmo.benchmarks.gpu.wall_timing import WallTimer, at_most
+from flashelmo.benchmarks.gpu.workloads import (
     Workload,
     batches,
     bulk,
@@ -48,9 +45,10 @@ from flashelmo.benchmarks.gpu_workloads import (
     ragged_batch,
     suited_tokens,
 )
-from flashelmo.benchmarks.kernel_model import card_named
+from flashelmo.benchmarks.kernels import model
+from flashelmo.benchmarks.kernels.model import card_named
+from flashelmo.benchmarks.kernels.timing import Deadline, Task, Timing
 from flashelmo.benchmarks.results import Results, Row
-from flashelmo.benchmarks.wall_timing import WallTimer, at_most
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import preset_config
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
@@ -443,29 +441,19 @@ def test_targets_take_the_slowest_ratio_and_the_largest_text() -> None:
     assert found[3].note == "wanted: at least 30k; not measured"
 
 
-def test_readme_gets_its_tables_from_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_readme_gets_its_tables_from_the_results(tmp_path: Path) -> None:
     row = Row("bulk", "small", "flashelmo bf16", "tokens/s", "9 tokens", median=5e6)
-    folder = tmp_path / "benchmarks" / "results" / "gpu"
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- gpu:begin -->\nold\n<!-- gpu:end -->\nb\n", encoding="utf-8")
-    monkeypatch.setattr(report_gpu, "ROOT", tmp_path)
-    assert report_gpu.main() == 0
-    empty = "a\n<!-- gpu:begin -->\n\nNone measured yet.\n\n<!-- gpu:end -->\nb\n"
-    assert readme.read_text(encoding="utf-8") == empty
-    results_of(replace(row, samples=[5e6])).write(folder / "gpu-h200.json")
-    assert report_gpu.main() == 0
-    written = readme.read_text(encoding="utf-8")
+    readme = "".join(f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in ("precision", "gpu", "figures"))
+    empty = report.in_readme(readme, tmp_path)
+    assert empty.count("None measured yet.") == 3 and "old" not in empty
+    results_of(replace(row, samples=[5e6])).write(tmp_path / "gpu" / "gpu-h200.json")
+    written = report.in_readme(empty, tmp_path)
     assert "\n|  | bulk: 9 tokens |\n| --- | ---: |\n| flashelmo bf16 | 5,000 |\n" in written
-    assert written.startswith("a\n<!-- gpu:begin -->\n\nNVIDIA H200, host ")
-    assert written.endswith("\n\n<!-- gpu:end -->\nb\n")
-    assert report_gpu.main() == 0 and readme.read_text(encoding="utf-8") == written
-    (folder / "x.json").write_text("{}")
-    assert report_gpu.main() == 1
-    assert "report_gpu: " in capsys.readouterr().err
-    with pytest.raises(FlashElmoError, match="README: expected the lines <!-- gpu:begin --> and <!-- gpu:end -->"):
-        report_gpu.replace_tables("text", "table")
+    assert "<!-- gpu:begin -->\n\nNVIDIA H200, host " in written
+    assert report.in_readme(written, tmp_path) == written
+    (tmp_path / "gpu" / "x.json").write_text("{}")
+    with pytest.raises(FlashElmoError, match=r"x.json: expected results of the benchmark"):
+        report.in_readme(written, tmp_path)
 
 
 def test_lines_tell_a_check_at_once() -> None:
@@ -516,7 +504,7 @@ def test_without_a_device_there_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith("gpu: --out: expected a folder") and error.count("\n") == 1
     assert gpu_tables.main([str(tmp_path / "none.json")]) == 1
-    assert capsys.readouterr().err.startswith("gpu_tables: ")
+    assert capsys.readouterr().err.startswith("gpu.tables: ")
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), ("bf16", "fp32", "fp16", "tf32")), ((7, 5), ("fp32",))])

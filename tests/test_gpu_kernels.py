@@ -13,12 +13,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks import gpu_checks, gpu_contestants, gpu_kernels, gpu_report, gpu_tiles, gpu_timing
-from flashelmo.benchmarks.gpu_checks import Check, Checked, Sizes, random_words, relative_error, run_checks, spell
-from flashelmo.benchmarks.gpu_contestants import Chain, Layer, both_directions, ways
-from flashelmo.benchmarks.gpu_kernels import ODD, GpuSettings, Run
-from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Task, Timing
-from flashelmo.benchmarks.kernel_model import card_named
+from flashelmo.benchmarks.kernels import checks as gpu_checks
+from flashelmo.benchmarks.kernels import contestants as gpu_contestants
+from flashelmo.benchmarks.kernels import measure as gpu_kernels
+from flashelmo.benchmarks.kernels import report as gpu_report
+from flashelmo.benchmarks.kernels import tiles as gpu_tiles
+from flashelmo.benchmarks.kernels import timing as gpu_timing
+from flashelmo.benchmarks.kernels.checks import Check, Checked, Sizes, random_words, relative_error, run_checks, spell
+from flashelmo.benchmarks.kernels.contestants import Chain, Layer, both_directions, ways
+from flashelmo.benchmarks.kernels.measure import ODD, GpuSettings, Run
+from flashelmo.benchmarks.kernels.model import card_named
+from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Task, Timing
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.initialize import preset_config
 from flashelmo.kernels import tuning
@@ -219,7 +224,7 @@ def test_the_end_has_a_short_table_and_the_targets(whole: Whole) -> None:
 
 
 def test_targets_are_shares_of_the_measured_peak() -> None:
-    from flashelmo.benchmarks.kernel_model import Cost
+    from flashelmo.benchmarks.kernels.model import Cost
 
     rows = [
         Row("step", "m", "fused bf16", "µs", "512 rows", median=100.0),
@@ -414,7 +419,7 @@ def test_without_a_device_there_is_one_line(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_kernels.main(["--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "gpu_kernels: no CUDA device: this benchmark needs one\n"
+    assert capsys.readouterr().err == "kernels.measure: no CUDA device: this benchmark needs one\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -441,7 +446,7 @@ def test_rounds_and_folders_are_refused_before_anything_runs(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     file = tmp_path / "file"
     file.touch()
-    for name, main in (("gpu_kernels", gpu_kernels.main), ("gpu_tiles", gpu_tiles.main)):
+    for name, main in (("kernels.measure", gpu_kernels.main), ("kernels.tiles", gpu_tiles.main)):
         for out in (file, file / "folder"):
             assert main(["--out", str(out)]) == 1
             expected = f"{name}: --out: expected a folder or a path where one can be made, found {out} ("

@@ -12,12 +12,12 @@ pytest.importorskip("triton")
 import torch
 from tiny_models import BILM
 
-from flashelmo.benchmarks import gpu_checks
-from flashelmo.benchmarks.gpu_contestants import Chain, Contestant, Layer
-from flashelmo.benchmarks.gpu_kernels import NO_DEVICE, GpuSettings, new_results
-from flashelmo.benchmarks.gpu_tiles import CANDIDATES, ROWS, Sweep, main, only
-from flashelmo.benchmarks.gpu_timing import Deadline, Task, Timing
-from flashelmo.benchmarks.kernel_model import card_named
+from flashelmo.benchmarks.kernels import checks as gpu_checks
+from flashelmo.benchmarks.kernels.contestants import Chain, Contestant, Layer
+from flashelmo.benchmarks.kernels.measure import NO_DEVICE, GpuSettings, new_results
+from flashelmo.benchmarks.kernels.model import card_named
+from flashelmo.benchmarks.kernels.tiles import CANDIDATES, ROWS, Sweep, main, only
+from flashelmo.benchmarks.kernels.timing import Deadline, Task, Timing
 from flashelmo.benchmarks.results import Results
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES, Tile, choose_tile
@@ -137,4 +137,4 @@ def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
     assert main(["--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"gpu_tiles: {NO_DEVICE}\n"
+    assert capsys.readouterr().err == f"kernels.tiles: {NO_DEVICE}\n"

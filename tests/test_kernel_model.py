@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from flashelmo.benchmarks import kernel_model as model
-from flashelmo.benchmarks.kernel_model import Card, Cost, Prediction, Product, card_named, measured
+from flashelmo.benchmarks.kernels import model
+from flashelmo.benchmarks.kernels.model import Card, Cost, Prediction, Product, card_named, measured
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import preset_config
@@ -177,4 +177,4 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert hoisted.endswith("µs  memory")
     assert float(hoisted.split()[-3]) == pytest.approx(41.9e6 / 2.039e6 + 3.0, rel=0.02)
     assert model.main(["--card", "GT 710"]) == 1
-    assert capsys.readouterr().err.startswith("kernel_model: card: expected one of ")
+    assert capsys.readouterr().err.startswith("kernels.model: card: expected one of ")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks.kernel_ptx import END, WAIT, Statement, before, parameter_names, parse
+from flashelmo.benchmarks.kernels.ptx import END, WAIT, Statement, before, parameter_names, parse
 
 # If the program has rows: loads a start, adds an offset to the hidden states' address, waits, loads there. Otherwise it
 # waits and ends.

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks import kernel_resources
-from flashelmo.benchmarks.kernel_cases import (
+from flashelmo.benchmarks.kernels import resources as kernel_resources
+from flashelmo.benchmarks.kernels.cases import (
     OTHER_SIZES,
     TARGETS,
     cases,
@@ -23,8 +23,8 @@ from flashelmo.benchmarks.kernel_cases import (
     entry_name,
     hopper_entry_name,
 )
-from flashelmo.benchmarks.kernel_compile import fastest_product, machine_code, parse_usage, split_instructions
-from flashelmo.benchmarks.kernel_resources import KIB, Resources, breaches, main
+from flashelmo.benchmarks.kernels.compile import fastest_product, machine_code, parse_usage, split_instructions
+from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches, main
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
 FULL_TYPES = {
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """In a process of its own, as kernels imported here may be the interpreter's."""
     file = tmp_path_factory.mktemp("resources") / "resources.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "flashelmo.benchmarks.kernel_resources", "--json", str(file)]
+    command = [sys.executable, "-m", "flashelmo.benchmarks.kernels.resources", "--json", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert file.is_file(), done.stderr
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -342,12 +342,12 @@ def test_the_exit_status_says_whether_a_limit_is_broken(
 def test_the_interpreter_is_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert main([]) == 1
-    assert capsys.readouterr().err.startswith("kernel_resources: TRITON_INTERPRET: expected it unset")
+    assert capsys.readouterr().err.startswith("kernels.resources: TRITON_INTERPRET: expected it unset")
 
 
 def test_an_unknown_kernel_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert main(["--kernel", "nothing"]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("kernel_resources: --kernel: expected the beginning of one of gates, ")
+    assert message.startswith("kernels.resources: --kernel: expected the beginning of one of gates, ")
     assert message.endswith("; found 'nothing'\n")

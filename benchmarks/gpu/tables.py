@@ -1,6 +1,6 @@
 """What a run of the engine on a GPU found, for people: lines as they come, Markdown tables and a plot.
 
-`python -m benchmarks.gpu_tables DIR/gpu-CARD.json` prints the tables, for README too.
+`python -m benchmarks.gpu.tables DIR/gpu-CARD.json` prints the tables, for README too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
-from flashelmo.benchmarks import gpu_report
-from flashelmo.benchmarks.gpu_timing import one_line
+from flashelmo.benchmarks.kernels import report as gpu_report
+from flashelmo.benchmarks.kernels.timing import one_line
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.tables import describe_software, figure, percent
 from flashelmo.engine.errors import FlashElmoError
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print("\n\n".join(tables(Results.read(path)) for path in given.results))
     except FlashElmoError as error:
-        print(f"gpu_tables: {error}", file=sys.stderr)
+        print(f"gpu.tables: {error}", file=sys.stderr)
         return 1
     return 0
 

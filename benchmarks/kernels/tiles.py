@@ -1,8 +1,8 @@
-"""Which tile is fastest on this machine's card: `python -m benchmarks.gpu_tiles --out DIR`.
+"""Which tile is fastest on this machine's card: `python -m benchmarks.kernels.tiles --out DIR`.
 
 Every candidate is put into the kernels' table alone, launched through the public launcher, and timed in turn with the
 others of its operation and size. The fastest go by hand into `kernels/tuning.py`, each with its reason, and
-`benchmarks.kernel_resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json,
+`benchmarks.kernels.resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json,
 best first. A candidate that does not fit the card, or whose result is wrong, is a line that says so and has no time.
 The exit status is 1 if the device was lost.
 """
@@ -19,10 +19,10 @@ from unittest import mock
 
 import torch
 
-from flashelmo.benchmarks import gpu_report
-from flashelmo.benchmarks.gpu_checks import Check, Sizes, checks, run_checks
-from flashelmo.benchmarks.gpu_contestants import Chain, Contestant, Layer, word_groups
-from flashelmo.benchmarks.gpu_kernels import (
+from flashelmo.benchmarks.kernels import report as gpu_report
+from flashelmo.benchmarks.kernels.checks import Check, Sizes, checks, run_checks
+from flashelmo.benchmarks.kernels.contestants import Chain, Contestant, Layer, word_groups
+from flashelmo.benchmarks.kernels.measure import (
     NO_DEVICE,
     GpuSettings,
     card_of,
@@ -31,8 +31,8 @@ from flashelmo.benchmarks.gpu_kernels import (
     text_words,
     why_no_folder,
 )
-from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Timer, Timing, one_line
-from flashelmo.benchmarks.kernel_model import Card
+from flashelmo.benchmarks.kernels.model import Card
+from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Timer, Timing, one_line
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.initialize import PRESETS, preset_config
@@ -230,10 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", metavar="ID", help="of the sources, where they are no checkout")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print(f"gpu_tiles: {NO_DEVICE}", file=sys.stderr)
+        print(f"kernels.tiles: {NO_DEVICE}", file=sys.stderr)
         return 1
     if problem := why_no_folder(given.out):
-        print(f"gpu_tiles: {problem}", file=sys.stderr)
+        print(f"kernels.tiles: {problem}", file=sys.stderr)
         return 1
 
     def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """Launches of every kernel with every tile, and at every published size, on tensors that take no memory.
 
-They are for compiling (`benchmarks.kernel_resources`). The launchers are the public ones, so that what is compiled is
+They are for compiling (`benchmarks.kernels.resources`). The launchers are the public ones, so that what is compiled is
 what runs. A new kernel needs a function that makes its launch of a size, a number type and rows, and lines in `cases`.
 """
 

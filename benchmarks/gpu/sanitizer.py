@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flashelmo.benchmarks.gpu_rows import CARD, FAILED
-from flashelmo.benchmarks.gpu_timing import Deadline
+from flashelmo.benchmarks.gpu.rows import CARD, FAILED
+from flashelmo.benchmarks.kernels.timing import Deadline
 from flashelmo.benchmarks.results import Row
 
 SECTION = "sanitizer"

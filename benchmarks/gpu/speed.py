@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from flashelmo.benchmarks.gpu_accuracy import Truth, compare, file_means
-from flashelmo.benchmarks.gpu_rivals import Compiled, Eager, Onnx, Stacks
-from flashelmo.benchmarks.gpu_rows import FAILED, UNIT, speeds, with_samples
-from flashelmo.benchmarks.gpu_settings import EngineSettings
-from flashelmo.benchmarks.gpu_subject import Embedder, Subject, leave_on_device
-from flashelmo.benchmarks.gpu_timing import Task, Timer, Timing, one_line
-from flashelmo.benchmarks.gpu_workloads import Ceilings, Workload, ceilings
-from flashelmo.benchmarks.kernel_model import Card
+from flashelmo.benchmarks.gpu.accuracy import Truth, compare, file_means
+from flashelmo.benchmarks.gpu.rivals import Compiled, Eager, Onnx, Stacks
+from flashelmo.benchmarks.gpu.rows import FAILED, UNIT, speeds, with_samples
+from flashelmo.benchmarks.gpu.settings import EngineSettings
+from flashelmo.benchmarks.gpu.subject import Embedder, Subject, leave_on_device
+from flashelmo.benchmarks.gpu.workloads import Ceilings, Workload, ceilings
+from flashelmo.benchmarks.kernels.model import Card
+from flashelmo.benchmarks.kernels.timing import Task, Timer, Timing, one_line
 from flashelmo.benchmarks.results import Row, median_ratio
 from flashelmo.benchmarks.text import Sentences, write_sentences
 from flashelmo.engine.errors import FlashElmoError

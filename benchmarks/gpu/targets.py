@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flashelmo.benchmarks.gpu_rows import UNIT
-from flashelmo.benchmarks.gpu_speed import CUDNN, EAGER, KNOWN, OURS, TEXT_TO_MEANS
+from flashelmo.benchmarks.gpu.rows import UNIT
+from flashelmo.benchmarks.gpu.speed import CUDNN, EAGER, KNOWN, OURS, TEXT_TO_MEANS
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 
 SECTION = "target"

@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flashelmo.benchmarks.gpu_accuracy import Check, LayerError, compare, one_vector
-from flashelmo.benchmarks.gpu_subject import Place, Subject
+from flashelmo.benchmarks.gpu.accuracy import Check, LayerError, compare, one_vector
+from flashelmo.benchmarks.gpu.subject import Place, Subject
 from flashelmo.benchmarks.text import REAL_TEXT
 from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.runtimes import Array

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashelmo.benchmarks.gpu_accuracy import Check, Truth, checks
-from flashelmo.benchmarks.gpu_ceilings import measure_ceilings, with_ceiling
-from flashelmo.benchmarks.gpu_golden import golden_checks
-from flashelmo.benchmarks.gpu_rows import CARD, FAILED, UNIT
-from flashelmo.benchmarks.gpu_sanitizer import sanitize
-from flashelmo.benchmarks.gpu_settings import EngineSettings
-from flashelmo.benchmarks.gpu_speed import Speed
-from flashelmo.benchmarks.gpu_stages import measure_stages
-from flashelmo.benchmarks.gpu_subject import Place, Subject, leave_on_device
-from flashelmo.benchmarks.gpu_switches import measure_switch, switches
-from flashelmo.benchmarks.gpu_timing import Deadline, Timer, one_line
-from flashelmo.benchmarks.gpu_workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
-from flashelmo.benchmarks.kernel_model import Card
+from flashelmo.benchmarks.gpu.accuracy import Check, Truth, checks
+from flashelmo.benchmarks.gpu.ceilings import measure_ceilings, with_ceiling
+from flashelmo.benchmarks.gpu.golden import golden_checks
+from flashelmo.benchmarks.gpu.rows import CARD, FAILED, UNIT
+from flashelmo.benchmarks.gpu.sanitizer import sanitize
+from flashelmo.benchmarks.gpu.settings import EngineSettings
+from flashelmo.benchmarks.gpu.speed import Speed
+from flashelmo.benchmarks.gpu.stages import measure_stages
+from flashelmo.benchmarks.gpu.subject import Place, Subject, leave_on_device
+from flashelmo.benchmarks.gpu.switches import measure_switch, switches
+from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
+from flashelmo.benchmarks.kernels.model import Card
+from flashelmo.benchmarks.kernels.timing import Deadline, Timer, one_line
 from flashelmo.benchmarks.results import Row
 from flashelmo.engine.weights import ElmoModel
 

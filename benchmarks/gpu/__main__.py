@@ -22,16 +22,16 @@ import torch
 import triton
 
 from flashelmo.benchmarks import machine
-from flashelmo.benchmarks.gpu_golden import GOLDEN
-from flashelmo.benchmarks.gpu_jobs import Tools
-from flashelmo.benchmarks.gpu_kernels import NO_DEVICE, card_of, gpu, why_no_folder
-from flashelmo.benchmarks.gpu_run import Run
-from flashelmo.benchmarks.gpu_settings import PRECISIONS, SECTIONS, EngineSettings
-from flashelmo.benchmarks.gpu_subject import Place
-from flashelmo.benchmarks.gpu_switches import default_settings, turned_off
-from flashelmo.benchmarks.gpu_timing import GraphTimer
+from flashelmo.benchmarks.gpu.golden import GOLDEN
+from flashelmo.benchmarks.gpu.jobs import Tools
+from flashelmo.benchmarks.gpu.run import Run
+from flashelmo.benchmarks.gpu.settings import PRECISIONS, SECTIONS, EngineSettings
+from flashelmo.benchmarks.gpu.subject import Place
+from flashelmo.benchmarks.gpu.switches import default_settings, turned_off
+from flashelmo.benchmarks.gpu.wall_timing import WallTimer
+from flashelmo.benchmarks.kernels.measure import NO_DEVICE, card_of, gpu, why_no_folder
+from flashelmo.benchmarks.kernels.timing import GraphTimer
 from flashelmo.benchmarks.results import Results
-from flashelmo.benchmarks.wall_timing import WallTimer
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import PRESETS, random_model

@@ -1,6 +1,6 @@
-"""Every GPU kernel on this machine's card: correct first, then how fast: `python -m benchmarks.gpu_kernels --out DIR`.
+"""Every GPU kernel on this card: correct first, then how fast: `python -m benchmarks.kernels.measure --out DIR`.
 
-Beside each time stand the model's (`kernel_model`, with the ceilings that this run measured), the roofline's, and those
+Beside each time stand the model's (`model.py`, with the ceilings that this run measured), the roofline's, and those
 of cuBLAS at the same shapes and of `torch.compile` of the reference's step. Results go to DIR/gpu-kernels-CARD.json and
 plots beside it. What a time limit leaves out is said. The exit status is 1 if a kernel is wrong or fails.
 """
@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from flashelmo.benchmarks import gpu_report, kernel_model, machine
-from flashelmo.benchmarks.gpu_checks import FAILED, FLOAT_KINDS, Sizes, checks, run_checks
-from flashelmo.benchmarks.gpu_contestants import (
+from flashelmo.benchmarks import machine
+from flashelmo.benchmarks.kernels import model as kernel_model
+from flashelmo.benchmarks.kernels import report as gpu_report
+from flashelmo.benchmarks.kernels.checks import FAILED, FLOAT_KINDS, Sizes, checks, run_checks
+from flashelmo.benchmarks.kernels.contestants import (
     OTHER_KINDS,
     Chain,
     Contestant,
@@ -32,8 +34,8 @@ from flashelmo.benchmarks.gpu_contestants import (
     token_group,
     word_groups,
 )
-from flashelmo.benchmarks.gpu_timing import Deadline, GraphTimer, Timer, Timing, one_line
-from flashelmo.benchmarks.kernel_model import Card, Cost
+from flashelmo.benchmarks.kernels.model import Card, Cost
+from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Timer, Timing, one_line
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.text import load_sentences
 from flashelmo.engine.config import ElmoConfig
@@ -423,10 +425,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run on the current CUDA device; the exit status."""
     settings, given = parse(arguments)
     if not torch.cuda.is_available():
-        print(f"gpu_kernels: {NO_DEVICE}", file=sys.stderr)
+        print(f"kernels.measure: {NO_DEVICE}", file=sys.stderr)
         return 1
     if problem := why_no_folder(given.out):
-        print(f"gpu_kernels: {problem}", file=sys.stderr)
+        print(f"kernels.measure: {problem}", file=sys.stderr)
         return 1
 
     def say(line: str) -> None:

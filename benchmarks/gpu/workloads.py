@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
 
-from flashelmo.benchmarks import kernel_model as model
-from flashelmo.benchmarks.kernel_model import Card, Cost
+from flashelmo.benchmarks.kernels import model
+from flashelmo.benchmarks.kernels.model import Card, Cost
 from flashelmo.benchmarks.text import REAL_TEXT, Sentences, generate
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError

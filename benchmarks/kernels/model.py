@@ -11,7 +11,7 @@ One cause the model knows: programs fetch what they multiply from the L2 cache b
 block of columns and a column for every block of rows. "As tiled" is the time with these bytes in place of each once.
 
 Letters: D directions (2), C cells, P projection, F filters, n rows of a step (in each direction), words or nodes.
-`python -m benchmarks.kernel_model` prints the table.
+`python -m benchmarks.kernels.model` prints the table.
 """
 
 from __future__ import annotations
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         card = card_named(given.card)
     except FlashElmoError as error:
-        print(f"kernel_model: {error}", file=sys.stderr)
+        print(f"kernels.model: {error}", file=sys.stderr)
         return 1
     print(
         f"{given.model} model on {card.name}: {card.half / 1e12:.0f} TFLOP/s in 16 bits, {card.tf32 / 1e12:.0f} in "

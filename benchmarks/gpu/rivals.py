@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.gpu_workloads import batches
+from flashelmo.benchmarks.gpu.wall_timing import at_most
+from flashelmo.benchmarks.gpu.workloads import batches
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.wall_timing import at_most
 from flashelmo.engine.characters import WordEncoder, batch_to_ids
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError

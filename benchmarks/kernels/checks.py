@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.gpu_timing import Deadline, one_line
+from flashelmo.benchmarks.kernels.timing import Deadline, one_line
 from flashelmo.benchmarks.results import Row
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.kernels import reference

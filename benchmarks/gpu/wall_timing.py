@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flashelmo.benchmarks.gpu_timing import Task, Timing, one_line
+from flashelmo.benchmarks.kernels.timing import Task, Timing, one_line
 
 WARM_UPS = 4  # the first compiles, the second may capture a graph, the third replays it; the last is timed
 SLOW_SECONDS = 0.5  # of a call: two of them warm up enough

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashelmo.benchmarks.kernel_model import Card, Cost
+from flashelmo.benchmarks.kernels.model import Card, Cost
 from flashelmo.benchmarks.results import Results, Row
 
 MODEL = "model of "  # how the name of a row begins that is predicted, not measured

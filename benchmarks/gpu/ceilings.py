@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flashelmo.benchmarks import kernel_model
-from flashelmo.benchmarks.gpu_contestants import ceiling_groups
-from flashelmo.benchmarks.gpu_rows import CARD, with_samples
-from flashelmo.benchmarks.gpu_settings import EngineSettings
-from flashelmo.benchmarks.gpu_timing import Timer
-from flashelmo.benchmarks.kernel_model import Card
+from flashelmo.benchmarks.gpu.rows import CARD, with_samples
+from flashelmo.benchmarks.gpu.settings import EngineSettings
+from flashelmo.benchmarks.kernels import model as kernel_model
+from flashelmo.benchmarks.kernels.contestants import ceiling_groups
+from flashelmo.benchmarks.kernels.model import Card
+from flashelmo.benchmarks.kernels.timing import Timer
 from flashelmo.benchmarks.results import Row
 
 KINDS = ("bf16", "fp32", "tf32")  # fp16 is as fast as bf16

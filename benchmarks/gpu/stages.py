@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from flashelmo.benchmarks.gpu_timing import one_line
+from flashelmo.benchmarks.kernels.timing import one_line
 from flashelmo.benchmarks.results import Row
 
 SECTION = "stages"

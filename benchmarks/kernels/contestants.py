@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks import kernel_model as model
-from flashelmo.benchmarks.gpu_checks import (
+from flashelmo.benchmarks.kernels import model
+from flashelmo.benchmarks.kernels.checks import (
     DTYPES,
     PADDING,
     SMALL_ROWS,
@@ -33,7 +33,7 @@ from flashelmo.benchmarks.gpu_checks import (
     precision_of,
     spell,
 )
-from flashelmo.benchmarks.gpu_timing import Task
+from flashelmo.benchmarks.kernels.timing import Task
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launch, pack_char_cnn

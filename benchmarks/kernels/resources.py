@@ -1,4 +1,4 @@
-"""What every GPU kernel costs, compiled without a card: `python -m benchmarks.kernel_resources`.
+"""What every GPU kernel costs, compiled without a card: `python -m benchmarks.kernels.resources`.
 
 Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_80,
 sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
@@ -28,15 +28,15 @@ try:
 except ImportError as error:
     raise MissingExtraError("triton", "gpu", "compiling the kernels") from error
 
-from flashelmo.benchmarks.kernel_cases import TARGETS, Case, cases
-from flashelmo.benchmarks.kernel_compile import (
+from flashelmo.benchmarks.kernels.cases import TARGETS, Case, cases
+from flashelmo.benchmarks.kernels.compile import (
     compile_launch,
     count_instructions,
     fastest_product,
     machine_code,
     usage,
 )
-from flashelmo.benchmarks.kernel_ptx import END, LAUNCH, WAIT, before, parameter_names
+from flashelmo.benchmarks.kernels.ptx import END, LAUNCH, WAIT, before, parameter_names
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
@@ -78,7 +78,7 @@ class Resources:
         stack: bytes of a thread's local memory, which is where spilled registers go.
         shared: bytes of shared memory.
         tensor_columns: of tensor memory.
-        product: the fastest instruction that multiplies, of `kernel_compile.PRODUCTS`; "" if none.
+        product: the fastest instruction that multiplies, of `compile.PRODUCTS`; "" if none.
         acquires: instructions after which what other programs have written is read from memory, not from a cache.
         instructions: how many there are.
         early: the tensors that a dependent launch may read or write before it has waited for the one before it, and
@@ -249,7 +249,7 @@ def write(path: Path, found: Sequence[Resources]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, print the table and what breaks a limit; the exit status."""
-    parser = argparse.ArgumentParser(prog="kernel_resources", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="kernels.resources", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--target", type=int, choices=TARGETS, help="default: all")
     parser.add_argument("--kernel", default="", help="only those whose name begins so")
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.json is not None:
             write(given.json, found)
     except (FlashElmoError, OSError) as error:
-        print(f"kernel_resources: {error}", file=sys.stderr)
+        print(f"kernels.resources: {error}", file=sys.stderr)
         return 1
     lines = [line for each in found for line in breaches(each)]
     for line in lines:

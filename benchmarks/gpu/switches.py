@@ -11,11 +11,11 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from flashelmo.benchmarks.gpu_accuracy import Truth, compare
-from flashelmo.benchmarks.gpu_rows import UNIT, speeds, with_samples
-from flashelmo.benchmarks.gpu_subject import Subject, leave_on_device
-from flashelmo.benchmarks.gpu_timing import Task, Timer, Timing, one_line
-from flashelmo.benchmarks.gpu_workloads import Workload
+from flashelmo.benchmarks.gpu.accuracy import Truth, compare
+from flashelmo.benchmarks.gpu.rows import UNIT, speeds, with_samples
+from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
+from flashelmo.benchmarks.gpu.workloads import Workload
+from flashelmo.benchmarks.kernels.timing import Task, Timer, Timing, one_line
 from flashelmo.benchmarks.results import Row, median_ratio
 from flashelmo.engine.errors import FlashElmoError
 
