@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CudaSettings:
-    """What is used; the benchmark times each switch against its opposite (`benchmarks/gpu/__main__.py`).
+    """What is used; the benchmark times each switch against its opposite (`benchmarks/gpu/`).
 
     Attributes:
         graphs: replay small windows as captured CUDA graphs.
