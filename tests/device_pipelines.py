@@ -48,9 +48,9 @@ class MadeUp:
     """Gives `lengths`, a window behind what it has taken, and fails.
 
     Its device's name says how: "kill:2" is killed when it takes its second window, "raise:2" raises there, "slow:0.1"
-    takes 0.1 s for each, "meet:FILE" makes the file and waits until there is another beside it, "spoil"
-    finds at the end that all was wrong. A token "refuse" is an
-    error of its window, found on taking it; "late" is one found when its results are made; "kill" ends any process.
+    takes 0.1 s for each, "meet:FILE" makes the file and waits until there is another beside it, "end" fails when it
+    has given all. A token "refuse" is an error of its window, found on taking it; "late" is one found when its results
+    are made; "kill" ends any process.
     """
 
     ahead = 1
@@ -76,8 +76,8 @@ class MadeUp:
                 yield self._give(held.popleft(), output)
         while held:
             yield self._give(held.popleft(), output)
-        if self._fault == "spoil":
-            raise RuntimeError("a launch gave up")
+        if self._fault == "end":
+            raise RuntimeError("driver shutting down")
 
     def _take(self, window: Window) -> None:
         self._taken += 1

@@ -17,7 +17,7 @@ from itertools import count
 
 from flashelmo.engine.devices.process import DeviceProcess, Result
 from flashelmo.engine.devices.shared_arrays import write_object
-from flashelmo.engine.devices.stream import Arrived, Confirmed, Lost, WindowStream
+from flashelmo.engine.devices.stream import Arrived, Lost, WindowStream
 from flashelmo.engine.devices.worker import Cancel, Start
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -159,16 +159,7 @@ class _Switchboard:
             stream = self._streams.get(number)
             if stream is not None:
                 stream.sent[process].remove(place)
-                stream.unconfirmed.add(process)
                 stream.events.put(Arrived(place, result))
-
-    def confirm(self, process: DeviceProcess) -> None:
-        """What a process delivered is right."""
-        with self._lock:
-            for stream in list(self._streams.values()):
-                if process in stream.unconfirmed:
-                    stream.unconfirmed.remove(process)
-                    stream.events.put(Confirmed())
 
     def lose(self, process: DeviceProcess) -> None:
         """A process has ended."""

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from flashelmo.engine.devices.shared_arrays import Array, read_arrays, receive_file
-from flashelmo.engine.devices.worker import Checked, Done, Failed, Ready, Refused, describe
+from flashelmo.engine.devices.worker import Done, Failed, Ready, Refused, describe
 from flashelmo.engine.errors import FlashElmoError
 
 END_SECONDS = 10.0  # a driver may take its time to free a device
@@ -35,9 +35,6 @@ class Listener(Protocol):
     def deliver(self, process: DeviceProcess, stream: int, place: int, result: Result) -> None:
         """What became of a window of a stream."""
 
-    def confirm(self, process: DeviceProcess) -> None:
-        """The process found nothing wrong with what it delivered."""
-
     def lose(self, process: DeviceProcess) -> None:
         """The process has ended."""
 
@@ -55,7 +52,6 @@ class DeviceProcess:
         limit: windows of one stream it may hold at once; 0 until it is ready.
         settled: set when it is ready or has ended.
         cause: why it ended; None as long as it runs.
-        spoils: it ended because what it delivered and did not confirm may be wrong.
         closed: it was ended on purpose.
     """
 
@@ -64,7 +60,6 @@ class DeviceProcess:
         self.limit = 0
         self.settled = threading.Event()
         self.cause: str | None = None
-        self.spoils = False
         self.closed = False
         self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._connection, theirs = Pipe()
@@ -119,16 +114,13 @@ class DeviceProcess:
         self._writer.join()
         self._connection.close()
 
-    def _handle(self, message: Ready | Done | Refused | Checked | Failed, listener: Listener) -> str | None:
+    def _handle(self, message: Ready | Done | Refused | Failed, listener: Listener) -> str | None:
         """Act on a message; why the process cannot go on, or None."""
         if isinstance(message, Failed):
-            self.spoils = message.spoils
             return message.text
         if isinstance(message, Ready):
             self.limit = message.ahead + 2
             self.settled.set()
-        elif isinstance(message, Checked):
-            listener.confirm(self)
         elif isinstance(message, Refused):
             listener.deliver(self, message.stream, message.place, FlashElmoError(message.text))
         else:

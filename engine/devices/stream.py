@@ -27,10 +27,6 @@ class Arrived(NamedTuple):
     result: Result
 
 
-class Confirmed(NamedTuple):
-    """Fewer processes are unconfirmed."""
-
-
 class Lost(NamedTuple):
     """A process has ended."""
 
@@ -42,7 +38,6 @@ class WindowStream:
 
     Attributes:
         sent: the windows that each process holds.
-        unconfirmed: processes that may yet find that what they sent is wrong.
         events: what happened elsewhere.
     """
 
@@ -57,8 +52,7 @@ class WindowStream:
     ) -> None:
         self.number = number
         self.sent: dict[DeviceProcess, set[int]] = {process: set() for process in processes}
-        self.unconfirmed: set[DeviceProcess] = set()
-        self.events: SimpleQueue[Arrived | Confirmed | Lost] = SimpleQueue()
+        self.events: SimpleQueue[Arrived | Lost] = SimpleQueue()
         self._input = enumerate(windows)
         self._output = output
         self._bound = bound
@@ -74,15 +68,13 @@ class WindowStream:
         for place in count():
             self._fill()
             while place not in self._finished:
+                self._flush(place)
                 if self._end is not None and place not in self._taken:
-                    self._flush(place)  # all may have come before the end was known
-                    self._wait_for_confirmation()
                     if isinstance(self._end, StopIteration):
                         return
                     raise self._end
                 if not self.sent:
                     raise FlashElmoError(f"device: expected one that still runs, found none; {self._cause}")
-                self._flush(place)
                 self._handle(self.events.get())
                 self._fill()
             window, result = self._taken.pop(place), self._finished.pop(place)
@@ -96,22 +88,12 @@ class WindowStream:
         self._finished.clear()
         self._taken.clear()
 
-    def _wait_for_confirmation(self) -> None:
-        while self.unconfirmed:
-            self._handle(self.events.get())
-
-    def _handle(self, event: Arrived | Confirmed | Lost) -> None:
+    def _handle(self, event: Arrived | Lost) -> None:
         if isinstance(event, Arrived):
             self._finished[event.place] = event.result
-        elif isinstance(event, Lost):
-            self._lose(event.process)
-
-    def _lose(self, process: DeviceProcess) -> None:
-        self._cause = f"{process.name}: {process.cause}"
-        if process.spoils and process in self.unconfirmed:
-            raise FlashElmoError(f"device {self._cause}; it has given vectors that may be wrong")
-        self.unconfirmed.discard(process)
-        self._again = sorted([*self._again, *self.sent.pop(process)])
+        else:
+            self._cause = f"{event.process.name}: {event.process.cause}"
+            self._again = sorted([*self._again, *self.sent.pop(event.process)])
 
     def _fill(self) -> None:
         """Send windows to whoever has room."""

@@ -76,15 +76,10 @@ class Refused(NamedTuple):
     text: str
 
 
-class Checked(NamedTuple):
-    """The pipeline has come to the end of a run, and found nothing wrong with what it gave."""
-
-
 class Failed(NamedTuple):
-    """The last message of a process that cannot go on; `spoils` if results since the last `Checked` may be wrong."""
+    """The last message of a process that cannot go on."""
 
     text: str
-    spoils: bool
 
 
 def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
@@ -92,7 +87,6 @@ def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
     os.set_inheritable(connection_descriptor, False)
     connection: Connection[Any, Any] = Connection(connection_descriptor)
-    worker = None
     try:
         start: Start = connection.recv()
         inbox = _Inbox(connection)
@@ -103,7 +97,7 @@ def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
             worker.run()
     except BaseException as error:
         with suppress(OSError):
-            connection.send(Failed(describe(error), spoils=worker is not None and not worker.begun))
+            connection.send(Failed(describe(error)))
     os._exit(1)  # a library in an unknown state may hang, or write to the terminal, in an orderly end
 
 
@@ -168,17 +162,13 @@ class _Inbox:
 
 
 class _Worker:
-    """Runs the pipeline on what is in the inbox.
-
-    Attributes:
-        begun: windows that the pipeline has taken and whose results are not sent.
-    """
+    """Runs the pipeline on what is in the inbox."""
 
     def __init__(self, pipeline: WindowPipeline, connection: Connection[Any, Any], inbox: _Inbox) -> None:
         self._pipeline = pipeline
         self._connection = connection
         self._inbox = inbox
-        self.begun: deque[Task] = deque()
+        self._begun: deque[Task] = deque()  # taken by the pipeline, and their results not sent
 
     def run(self) -> None:
         """Embed the windows of one run.
@@ -187,35 +177,34 @@ class _Worker:
         """
         first = self._inbox.first()
         error = self._embed(first, self._inbox.rest(first.stream))
-        if error is not None and len(self.begun) == 1:
-            self._refuse(self.begun[0], error)
+        if error is not None and len(self._begun) == 1:
+            self._refuse(self._begun[0], error)
         elif error is not None:
-            for task in self.begun:
+            for task in self._begun:
                 error = self._embed(task, iter(()))
                 if error is not None:
                     self._refuse(task, error)
 
     def _embed(self, first: Task, rest: Iterator[Task]) -> str | None:
         """Embed windows of one stream, and send their results; what a FlashElmoError says, or None."""
-        counts, self.begun = astuple(self._pipeline.statistics), deque([first])
+        counts, self._begun = astuple(self._pipeline.statistics), deque([first])
 
         def windows() -> Iterator[Window]:
             yield first.window
             for task in rest:
-                self.begun.append(task)
+                self._begun.append(task)
                 yield task.window
 
         try:
             for _, results in self._pipeline.stream(windows(), first.output, lambda share: None):
                 if self._inbox.is_cancelled(first.stream):
                     return None
-                counts = self._send(self.begun[0], results, counts)
-                self.begun.popleft()
+                counts = self._send(self._begun[0], results, counts)
+                self._begun.popleft()
         except FlashElmoError as error:
-            if not self.begun:
+            if not self._begun:
                 raise
             return str(error)
-        self._connection.send(Checked())
         return None
 
     def _send(self, task: Task, results: Iterable[Array], before: tuple[int, ...]) -> tuple[int, ...]:
