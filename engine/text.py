@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from queue import Full, Queue
 from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
@@ -70,8 +71,8 @@ class Window:
 
     def halves(self) -> tuple[Window, Window]:
         """Two windows of about as many tokens each, of one that has two sentences or more; without the text."""
-        middle = int(np.searchsorted(self.offsets, self.offsets[-1] / 2))
-        middle = min(max(middle, 1), len(self) - 1)
+        half = self.offsets[-1] / 2
+        middle = int(np.argmin(np.abs(self.offsets[1:-1] - half))) + 1
         return self._part(0, middle), self._part(middle, len(self))
 
     def _part(self, first: int, last: int) -> Window:
@@ -127,12 +128,33 @@ def read_windows(
 
 
 def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
-    """The windows, each read by a thread while the one before is used."""
-    with ThreadPoolExecutor(1, "flashelmo-text") as reader:
-        upcoming = reader.submit(next, windows, None)
-        while (window := upcoming.result()) is not None:
-            upcoming = reader.submit(next, windows, None)
+    """Windows, each read by a thread while the one before is used; a read that blocks holds nobody up at the end."""
+    read: Queue[Window | BaseException | None] = Queue(1)
+    stop = threading.Event()
+
+    def put(item: Window | BaseException | None) -> None:
+        while not stop.is_set():
+            with suppress(Full):
+                return read.put(item, timeout=0.1)
+
+    def follow() -> None:
+        try:
+            for window in windows:
+                put(window)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            put(error)
+        put(None)
+
+    threading.Thread(target=follow, name="flashelmo-text", daemon=True).start()
+    try:
+        while (window := read.get()) is not None:
+            if isinstance(window, BaseException):
+                raise window
             yield window
+    finally:
+        stop.set()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import io
 import sys
+import threading
+import time
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,9 +94,10 @@ def test_halves_are_the_window(batch: list[list[str]]) -> None:
         ([5, 5, 5, 5], 2),
         ([9, 1, 1, 1], 1),
         ([1, 1, 1, 9], 3),
-        ([0, 0, 9], 2),
+        ([0, 0, 9], 1),
         ([9, 0, 0], 1),
-        ([2, 2, 9, 2], 3),
+        ([2, 2, 9, 2], 2),
+        ([4, 5, 0], 1),
     ],
     ids=str,
 )
@@ -106,9 +109,9 @@ def test_windows_are_halved_by_their_tokens(lengths: list[int], first: int) -> N
 def test_halves_of_text_that_was_read_stand_by_themselves() -> None:
     (window,) = read(b"a b\nc  a \n\nd\n")
     first, second = window.halves()
-    assert [sentences([half]) for half in (first, second)] == [[["a", "b"], ["c", "a"]], [[], ["d"]]]
-    assert [first.sentence_text(1), second.sentence_text(1)] == ["c a", "d"]
-    assert set(first.words.to_pylist()) == {"a", "b", "c"} and second.words.to_pylist() == ["d"]
+    assert [sentences([half]) for half in (first, second)] == [[["a", "b"]], [["c", "a"], [], ["d"]]]
+    assert [first.sentence_text(0), second.sentence_text(2)] == ["a b", "d"]
+    assert set(first.words.to_pylist()) == {"a", "b"} and set(second.words.to_pylist()) == {"a", "c", "d"}
 
 
 def test_every_white_space_character_splits() -> None:
@@ -232,3 +235,34 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_in_its_place(tmp_path: Pa
     assert len(next(windows)) == 1 << 18
     with pytest.raises(FlashElmoError, match="line 524292, byte 1"):
         list(windows)
+
+
+def test_a_read_that_blocks_holds_nobody_up() -> None:
+    """As Ctrl-C while a terminal's next line is waited for."""
+    may_go_on = threading.Event()
+
+    def windows() -> Iterator[Window]:
+        yield Window.from_sentences([["a"]])
+        may_go_on.wait(30)
+
+    ahead = read_ahead(windows())
+    assert next(ahead).words.to_pylist() == ["a"]
+    begin = time.monotonic()
+    ahead.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - begin < 5
+    may_go_on.set()
+
+
+def test_reading_ahead_stops_with_the_reader() -> None:
+    taken = 0
+
+    def windows() -> Iterator[Window]:
+        nonlocal taken
+        for taken in range(1, 1000):
+            yield Window.from_sentences([["a"]])
+
+    ahead = read_ahead(windows())
+    next(ahead)
+    ahead.close()  # type: ignore[attr-defined]
+    time.sleep(0.3)
+    assert taken <= 4
