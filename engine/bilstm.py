@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.graph import GATES
 from flashelmo.engine.runtimes import Array, Int32, LstmSteps, Runtime
 from flashelmo.engine.schedule import Forest, Schedule
+from flashelmo.engine.weights import GATES
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
 STEP_ROWS = 512

@@ -24,11 +24,10 @@ from onnx import TensorProto, helper
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.cpu import int8_levels
-from flashelmo.engine.weights import ElmoWeights, expected_shapes
+from flashelmo.engine.weights import GATES, ElmoWeights, expected_shapes
 
 OPSET = 18
 IR_VERSION = 10  # onnx writes a newer one by default than ONNX Runtime releases read
-GATES = ("input", "forget", "candidate", "output")
 MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
 
 WeightType = Literal["float32", "int8"]

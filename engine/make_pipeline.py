@@ -11,10 +11,10 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.pipeline import Pipeline, ReferencePipeline, WindowPipeline
 from flashelmo.engine.runtimes.choice import Choice, make_reference, make_runtime
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
+from flashelmo.engine.schedule import MAX_WINDOW_TOKENS
 from flashelmo.engine.weights import ElmoModel
 
 WINDOW_BYTES = 256 << 20  # of a window's hidden states on the CPU, all layers and directions
-MAX_WINDOW_TOKENS = 1 << 17  # more saves few steps more
 
 
 class Made(NamedTuple):
@@ -70,7 +70,8 @@ def make_pipeline(
         settings=cuda,
     )
     if len(choice.devices) > 1:
-        return Made(DevicePool(make, choice.devices), ", ".join(choice.devices), choice.precision, MAX_WINDOW_TOKENS)
+        pool = DevicePool(make, choice.devices)
+        return Made(pool, ", ".join(choice.devices), pool.precision, MAX_WINDOW_TOKENS)
     on_device = make(choice.devices[0])
     return Made(on_device, str(on_device.device), on_device.precision, on_device.max_tokens)
 

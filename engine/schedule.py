@@ -20,6 +20,7 @@ import numpy.typing as npt
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
+MAX_WINDOW_TOKENS = 1 << 17  # larger windows share few steps more
 SMALL_WINDOW = 1 << 17  # rows times depths: up to here all depths at once take less time than a loop
 
 

@@ -22,6 +22,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Array: TypeAlias = npt.NDArray[np.float32]
 DIRECTIONS = ("forward", "backward")
+GATES = ("input", "forget", "candidate", "output")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.graph import character_windows
 from flashelmo.engine.runtimes import Array, Int64, Runtime
 
 # Positions of one words product: enough rows for the matrix peak, few enough to stay in the last-level cache.
@@ -48,6 +47,8 @@ class WordVectors:
         if character_ids is None:
             self._runtime.word_vectors(None, word_ids, vectors)
             return vectors
+        from flashelmo.engine.graph import character_windows  # needs onnx, as only its runtimes do
+
         sizes = self._encoder.lengths(character_ids)
         order = np.argsort(sizes, kind="stable")
         for group in _groups(order, sizes):

@@ -13,6 +13,7 @@ from cuda_runs import ONE_LAYER, assert_close, driver_out_of_memory, on_cuda, ou
 from tiny_models import MODELS
 
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.runtimes.cuda import graphs as graphs_module
 from flashelmo.engine.runtimes.cuda import layout, state
 from flashelmo.engine.runtimes.cuda.executor import Executor
@@ -222,8 +223,9 @@ def test_buckets_in_turn_displace_each_other() -> None:
     assert len(graphs_of(embedder)) == 1
 
 
-def test_replays_of_persistent_launches_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time-out in a replay is noticed at the end of the stream: nothing but the replay is queued then."""
+@pytest.mark.parametrize("as_numpy", [True, False])
+def test_replays_of_persistent_launches_are_checked(as_numpy: bool) -> None:
+    """A time-out in a replay is noticed before a vector is given, and forgotten once it is said."""
     embedder = on_cuda(MODELS["words alone"], cuda=CudaSettings(persistent_in_graphs=True))
     for _ in range(2):
         embedder.embed_sentence(SENTENCE)
@@ -232,8 +234,14 @@ def test_replays_of_persistent_launches_are_checked(monkeypatch: pytest.MonkeyPa
     graph = executor._graphs._graphs[key]
     out = graph.replay()
     executor._graphs._graphs[key] = Captured(lambda: out, graph.ints)
-    executor._met = False
     executor._barrier.timed_out.fill_(1)
-    for check in (lambda: embedder.embed_sentence(SENTENCE), executor.check):  # and whoever else takes results
-        with pytest.raises(RuntimeError, match="barrier: expected all programs of a launch to arrive"):
-            check()
+    with pytest.raises(FlashElmoError, match="device cpu: expected all programs of a persistent launch to run at once"):
+        next(embedder.embed([SENTENCE], convert_to_numpy=as_numpy))
+    expected = ReferenceRuntime(MODELS["words alone"]).embed_batch([SENTENCE])
+    assert_close([embedder.embed_sentence(SENTENCE)], expected)
+
+
+def test_what_waits_for_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = on_cuda(MODELS["words alone"])
+    executor_of(embedder)._barrier.timed_out.fill_(1)  # nobody's
+    embedder.embed_sentence(SENTENCE)

@@ -124,7 +124,7 @@ def test_a_sentence_that_does_not_fit_is_named_with_sizes(expected: list[Any], m
         stream = embedder.embed([*SENTENCES, ["cat", "sat"] * 3])
         with pytest.raises(FlashElmoError) as error:
             list(stream)
-    assert n_tokens(compute.failed) == [14, 5, 6]
+    assert n_tokens(compute.failed) == [14, 6, 6]
     assert str(error.value) == (
         f"sentence of 6 tokens: expected one that fits the memory of {TORCH_DEVICE}, where 0.25 GiB are free; "
         "found one that needs about 0.00 GiB"
@@ -252,8 +252,9 @@ def test_windows_that_fit_leave_room_by_the_estimate_of_their_peak(preset: str, 
     depths = (0, *range(1, 1 + 7 * rows, rows))
     sizes = Sizes((depths, depths), n_roots=1, n_nodes=1 + n, n_tokens=n)
     results = 4 * n * (config.n_layers + 1) * 2 * config.projection_size
-    needed = memory.peak_bytes(config, 2, sizes, Output()) + (memory.IN_FLIGHT - 1) * results
-    assert 0.3 * (gib << 30) < needed < gib << 30 or n == memory.MAX_WINDOW_TOKENS
+    needed = memory.peak_bytes(config, 2, sizes, Output()) + (memory.RESULTS_HELD - 1) * results
+    assert needed < gib << 30
+    assert needed > 0.3 * (gib << 30) or n == memory.MAX_WINDOW_TOKENS
     assert memory.peak_bytes(config, 2, sizes, Output("top")) < memory.peak_bytes(config, 2, sizes, Output())
 
 
@@ -267,3 +268,37 @@ def test_window_limits_are_those_of_the_device(
     assert pipeline_of(embedder).max_tokens == expected
     stateful = on_cuda(ONE_LAYER, window_tokens=limit, stateful=True, batch_size=3)
     assert stateful.window_limits[0] == 3 and pipeline_of(stateful).max_tokens == expected
+
+
+def test_windows_grow_again_once_the_shortage_has_passed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipeline, "FITTED", 8)
+    embedder = on_cuda(ONE_LAYER, window_tokens=16, cuda=CudaSettings(graphs=False))
+    real = executor.compute
+
+    def short(model: Any, vectors: Any, ints: Any, sizes: Sizes, *arguments: Any, **options: Any) -> Any:
+        if sizes.n_tokens > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, vectors, ints, sizes, *arguments, **options)
+
+    monkeypatch.setattr(executor, "compute", short)
+    sentences = [["cat"] * n for n in (3, 1, 2, 2)]
+    with caplog.at_level("WARNING", "flashelmo"):
+        embedder.embed_batch(sentences)
+        embedder.embed_batch(sentences)
+    assert [record.getMessage() for record in caplog.records] == [
+        "device cpu: out of memory, windows of 8 tokens are halved"
+    ]
+    assert pipeline_of(embedder).max_tokens < 8
+    monkeypatch.setattr(executor, "compute", real)
+    for _ in range(12):
+        embedder.embed_sentence(["cat"])
+    assert pipeline_of(embedder).max_tokens == 16
+
+
+def test_boundaries_that_are_kept_do_not_halve_a_full_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window's bound counts the words of its text."""
+    monkeypatch.setattr(Window, "halves", lambda self: pytest.fail("halved"))
+    embedder = on_cuda(ONE_LAYER, window_tokens=4, keep_sentence_boundaries=True)
+    assert [len(vectors[0]) for vectors in embedder.embed_batch([["the"], ["cat"], ["sat"], ["the"]])] == [3] * 4

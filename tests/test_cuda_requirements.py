@@ -3,6 +3,7 @@
 import ctypes
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_a_device_is_found_by_its_name(machine: Machine) -> None:
     machine((9, 0), (8, 0), current=1)
     assert find_device("cuda") == torch.device("cuda", 1)
     assert find_device("cuda:0") == torch.device("cuda", 0)
-    for compiler in ("cc", "clang"):
+    for compiler in ("gcc", "clang"):
         machine((7, 5), compiler=compiler)
         assert find_device("cuda") == torch.device("cuda", 0)
 
@@ -132,6 +133,20 @@ def test_a_card_that_is_too_old(machine: Machine) -> None:
     machine((9, 0), (7, 0))
     refuses("device 'cuda:1': expected compute capability 7.5 or more, found Card 1 with 7.0", "cuda:1")
     assert find_device("cuda:0") == torch.device("cuda", 0)
+
+
+def test_no_headers_of_python(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine((9, 0))
+    monkeypatch.setattr(requirements.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    refuses(f"device 'cuda': Triton needs Python's headers, found no {tmp_path / 'Python.h'}; install python3-dev")
+
+
+@pytest.mark.parametrize("version", ["3.3.0", "2.3.1", "3.5.9+git"])
+def test_a_triton_that_is_too_old(machine: Machine, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """One that knows nothing of what the newer ones have."""
+    machine((9, 0))
+    monkeypatch.setattr(requirements, "triton", SimpleNamespace(__version__=version))
+    refuses(f"device 'cuda': expected Triton 3.6 or newer, found {version}")
 
 
 def test_the_interpreter_is_a_device_where_it_interprets(machine: Machine) -> None:
@@ -204,7 +219,7 @@ def test_auto_without_a_card_imports_neither_torch_nor_triton() -> None:
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "flashelmo"]
+    return [(record.levelname, record.getMessage()) for record in caplog.records if record.name.startswith("flashelmo")]
 
 
 def test_auto_is_the_card_where_there_is_one(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
@@ -235,7 +250,7 @@ def test_auto_without_a_card_is_the_processor_which_is_said_once(
         for precision, runtime in (("auto", "ort"), ("fp32", "ort"), ("int8", "ort"), ("bf16", "openvino")):
             expected = Choice(runtime, "fp32" if precision == "auto" else precision)
             assert choose_runtime("auto", precision, "auto") == expected
-    assert messages(caplog) == [("INFO", "device 'auto': no CUDA device found, running on the CPU")]
+    assert messages(caplog) == [("WARNING", "device 'auto': no CUDA device found, running on the CPU")]
 
 
 def test_auto_with_a_card_that_cannot_be_used_warns_once(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,6 +318,10 @@ def test_cuda_never_falls_back(machine: Machine, runtime: Any, caplog: pytest.Lo
         ((["cuda:0", "gpu"], "auto", "auto"), "device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
         (([0, 1], "auto", "auto"), "device: expected auto, cpu, cuda or cuda:N, found 0"),
         (([], "auto", "auto"), "device: expected one, or several CUDA devices, found []"),
+        (
+            (["cuda", "cuda:1"], "auto", "auto"),
+            "device: expected a number of each of several, as in 'cuda:0', found ['cuda', 'cuda:1']",
+        ),
         ((["cuda", "cpu"], "auto", "auto"), "device: expected one, or several CUDA devices, found ['cuda', 'cpu']"),
         ((["auto", "cuda"], "auto", "auto"), "device: expected one, or several CUDA devices, found ['auto', 'cuda']"),
     ],

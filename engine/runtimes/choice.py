@@ -11,17 +11,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.graph import WeightType, prepare_tensors
 from flashelmo.engine.runtimes import Runtime
 from flashelmo.engine.weights import ElmoModel
 
 if TYPE_CHECKING:
+    from flashelmo.engine.graph import WeightType
     from flashelmo.engine.runtimes.reference import ReferenceRuntime
 
 Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8", "fp64"]
 RuntimeName: TypeAlias = Literal["auto", "ort", "openvino", "reference", "cuda"]
 
-logger = logging.getLogger("flashelmo")
+logger = logging.getLogger("flashelmo.device")
 
 # Precision -> the runtimes of the processor that have it, the preferred one first.
 CPU_RUNTIMES: dict[str, tuple[str, ...]] = {
@@ -83,6 +83,8 @@ def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
             raise FlashElmoError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if not names or (len(names) > 1 and {"auto", "cpu"} & set(names)):
         raise FlashElmoError(f"device: expected one, or several CUDA devices, found {list(names)}")
+    if len(names) > 1 and "cuda" in names:
+        raise FlashElmoError(f"device: expected a number of each of several, as in 'cuda:0', found {list(names)}")
     return names
 
 
@@ -106,14 +108,14 @@ def _automatic(precision: str, runtime: str) -> tuple[str, ...]:
     if runtime in ("ort", "openvino", "reference") or precision == "fp64":
         return ("cpu",)
     if not has_cuda_card():
-        _say_once(logging.INFO, "device 'auto': no CUDA device found, running on the CPU")
+        _say_once("device 'auto': no CUDA device found, running on the CPU")
         return ("cpu",)
     try:
         from flashelmo.engine.runtimes.cuda.requirements import check_precision, find_device
 
         check_precision(find_device("cuda"), precision)
     except FlashElmoError as error:
-        _say_once(logging.WARNING, f"device 'auto': running on the CPU: {error}")
+        _say_once(f"device 'auto': running on the CPU: {error}")
         return ("cpu",)
     return ("cuda",)
 
@@ -134,12 +136,14 @@ def has_cuda_card() -> bool:
 
 
 @cache
-def _say_once(level: int, message: str) -> None:
-    logger.log(level, message)
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:
     """The runtime of a name, "ort" or "openvino", on `threads` threads; 0 takes all cores."""
+    from flashelmo.engine.graph import prepare_tensors  # needs onnx, which a CUDA device does not
+
     if name == "openvino":
         from flashelmo.engine.runtimes.openvino import OpenVinoRuntime
 

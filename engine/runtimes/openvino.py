@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.graph import GATES, Graph, Tensors, input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph import Graph, Tensors, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.runtimes import Array, Int32, Int64, LstmSteps
-from flashelmo.engine.weights import DIRECTIONS
+from flashelmo.engine.weights import DIRECTIONS, GATES
 
 try:
     import openvino

@@ -104,18 +104,17 @@ def readable_size(n_bytes: float) -> str:
 
 @contextmanager
 def messages(quiet: bool) -> Iterator[None]:
-    """What the engine has to say goes to standard error, a line each; warnings alone where it is to be quiet."""
+    """The engine's warnings go to standard error, a line each; where it is to be quiet, not which device it takes."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("flashelmo: %(message)s"))
-    logger = logging.getLogger("flashelmo")
-    level = logger.level
+    logger, device = logging.getLogger("flashelmo"), logging.getLogger("flashelmo.device")
     logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    device.setLevel(logging.ERROR if quiet else logging.WARNING)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        device.setLevel(logging.NOTSET)
 
 
 def say(text: str) -> None:

@@ -55,7 +55,7 @@ class Executor:
         self._table = WordTable(model, encoder, transfers, cache_bytes)
         self._state = DeviceState(model) if stateful else None
         self._barrier = Barrier.on(model.device)
-        self._met = False  # whether programs have waited for each other since the last check
+        self._met = False  # whether programs have waited for each other since `timed_out` was called
         self._graphs = GraphCache(model.device, settings.max_graphs)
         self._captured_on: list[Tensor] = []
         self._asked: dict[Output, Asked] = {}
@@ -73,18 +73,15 @@ class Executor:
             with CAPTURE:
                 torch.cuda.empty_cache()
 
-    def check(self) -> None:
-        """Raise RuntimeError if a persistent launch gave up waiting, so that results so far are wrong.
+    def timed_out(self) -> Tensor | None:
+        """int32 [1], not 0 once a persistent launch gave up waiting; None if there was none since the last call."""
+        met, self._met = self._met, False
+        return self._barrier.timed_out if met else None
 
-        Waits for the device, but only if there was such a launch since the last check.
-        """
-        if self._met:
-            self._met = False  # first, as another stream may queue such a launch meanwhile
-            try:
-                self._barrier.check()
-            except RuntimeError:
-                self._met = True  # the other stream's results are wrong too
-                raise
+    def renew_barrier(self) -> None:
+        """After a time-out: what had arrived then does not count any more."""
+        self._graphs.clear()
+        self._barrier = Barrier.on(self.model.device)
 
     def run(self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0) -> tuple[Tensor, int]:
         """Queue a window's work.

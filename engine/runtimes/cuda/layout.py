@@ -103,7 +103,7 @@ def _half_steps(n: int, least: int) -> int:
 
 def _rounded_depths(n: int) -> int:
     """A step without rows costs its launches, so that few are added: up to 3 below 32 depths, an eighth above."""
-    step = max(4, 1 << max(0, n - 1).bit_length() >> 3)
+    step = max(4, 1 << max(0, n - 1).bit_length() >> 4)
     return -(-n // step) * step
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from flashelmo.engine.runtimes.cuda.requirements import check_precision, default_precision, find_device
 
 # isort: split
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,9 @@ from flashelmo.engine.text import Window
 from flashelmo.engine.weights import ElmoModel
 
 IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepares the next
+FITTED = 64  # windows in a row, after one that did not fit, before larger ones are tried again
+
+logger = logging.getLogger("flashelmo")
 
 
 class CudaPipeline:
@@ -54,7 +58,7 @@ class CudaPipeline:
 
     Attributes:
         device, precision: as given.
-        max_tokens: of a window; fewer once one did not fit.
+        max_tokens: of a window; fewer for a while once one did not fit.
     """
 
     def __init__(
@@ -95,7 +99,8 @@ class CudaPipeline:
             )
         self._lock = threading.Lock()  # what is kept from window to window is shared
         value_bytes = self._executor.model.dtype.itemsize
-        self.max_tokens = window_tokens or memory.window_tokens(model.config, value_bytes, device)
+        self._most_tokens = window_tokens or memory.window_tokens(model.config, value_bytes, device)
+        self.max_tokens, self._n_fitted = self._most_tokens, 0
         self.ahead = self._planner.threads + IN_FLIGHT
         self.statistics = Statistics()
 
@@ -110,18 +115,33 @@ class CudaPipeline:
         for plan in self._planner.plan_ahead(windows):
             if len(queued) == IN_FLIGHT:
                 made = queued[0][1][-1].made
-                yield _oldest(queued, on_share)
+                yield self._oldest(queued, on_share)
                 made.wait()  # where nobody waits for results, the host would otherwise run ahead without bound
             with self._lock, self._transfers.computing():
                 queued.append((plan.window, self._queue(plan, output, as_numpy)))
         while queued:
-            yield _oldest(queued, on_share)
-        with self._transfers.computing():
-            self._executor.check()
+            yield self._oldest(queued, on_share)
+
+    def _oldest(self, queued: deque[tuple[Window, list[Results]]], on_share: OnShare) -> tuple[Window, Iterator[Any]]:
+        """The results of the window that was queued first.
+
+        Raises:
+            FlashElmoError: programs that work together did not all run at once, so that its vectors are wrong.
+        """
+        window, parts = queued.popleft()
+        if any(part.are_wrong for part in parts):
+            with self._lock, self._transfers.computing():
+                self._executor.renew_barrier()
+            raise FlashElmoError(
+                f"device {self.device}: expected all programs of a persistent launch to run at once, found some "
+                "missing after seconds; pass cuda=CudaSettings(persistent=False)"
+            )
+        on_share(1.0)
+        return window, (result for part in parts for result in part)
 
     def _queue(self, plan: Plan, output: Output, as_numpy: bool, first_row: int = 0) -> list[Results]:
         """Queue a window's work, in halves where it does not fit the device's memory."""
-        window, n_tokens = plan.window, len(plan.schedule.token_words)
+        window, n_tokens = plan.window, len(plan.window.word_ids)
         if len(window) == 1 or n_tokens <= self.max_tokens:
             try:
                 values, n_new = self._executor.run(plan.words, plan.schedule, output, first_row)
@@ -129,16 +149,30 @@ class CudaPipeline:
                 if not memory.is_out_of_memory(error):
                     raise
             else:
+                self._grow()
                 return [self._results(plan, values, n_new, output, as_numpy)]
             self._executor.make_room()
             if len(window) == 1:
                 raise FlashElmoError(self._too_long(plan.schedule, output))
-            self.max_tokens = max(1, n_tokens // 2)
+            self._shrink(n_tokens)
         first, second = (self._planner.plan(half) for half in window.halves())
         return [
             *self._queue(first, output, as_numpy, first_row),
             *self._queue(second, output, as_numpy, first_row + len(first.window)),
         ]
+
+    def _shrink(self, n_tokens: int) -> None:
+        """After a window of so many tokens found no memory."""
+        if self.max_tokens == self._most_tokens:
+            logger.warning("device %s: out of memory, windows of %d tokens are halved", self.device, n_tokens)
+        self.max_tokens = max(1, n_tokens // 2)
+        self._n_fitted = 0
+
+    def _grow(self) -> None:
+        """After a window that fitted: the shortage may have passed."""
+        self._n_fitted += 1
+        if self.max_tokens < self._most_tokens and self._n_fitted >= FITTED:
+            self.max_tokens, self._n_fitted = min(2 * self.max_tokens, self._most_tokens), 0
 
     def _results(self, plan: Plan, values: Tensor, n_new: int, output: Output, as_numpy: bool) -> Results:
         """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
@@ -152,6 +186,7 @@ class CudaPipeline:
             transfers=self._transfers,
             made=self._transfers.mark(),
             as_numpy=as_numpy,
+            timed_out=self._executor.timed_out(),
         )
 
     def _too_long(self, schedule: Schedule, output: Output) -> str:
@@ -162,12 +197,6 @@ class CudaPipeline:
             f"sentence of {len(schedule.token_words):,} tokens: expected one that fits the memory of {device}, where "
             f"{memory.free_memory(device)} are free; found one that needs about {needed / 2**30:.2f} GiB"
         )
-
-
-def _oldest(queued: deque[tuple[Window, list[Results]]], on_share: OnShare) -> tuple[Window, Iterator[Any]]:
-    window, parts = queued.popleft()
-    on_share(1.0)
-    return window, (result for part in parts for result in part)
 
 
 def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, **settings: Any) -> CudaPipeline:

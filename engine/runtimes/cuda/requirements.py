@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.runtimes.choice import INTERPRETER
 
 try:
     import torch
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise MissingExtraError("torch", "gpu", "device 'cuda'") from error
 try:
     import triton
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise MissingExtraError("triton", "gpu", "device 'cuda'") from error
 
+LEAST_TRITON = (3, 6)
 LEAST_CAPABILITY = (7, 5)
 HALF_CAPABILITY = (8, 0)  # below, Triton multiplies 16-bit numbers and TF32 one by one, slower than float32
-INTERPRETER = "interpreter"
 
 
 def find_device(name: str) -> torch.device:
@@ -27,6 +30,9 @@ def find_device(name: str) -> torch.device:
     Raises:
         FlashElmoError: it is not there, or something that it needs is not.
     """
+    if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST_TRITON:
+        expected = f"Triton {_dotted(LEAST_TRITON)} or newer"
+        raise FlashElmoError(f"device {name!r}: expected {expected}, found {triton.__version__}")
     interprets = bool(triton.knobs.runtime.interpret)
     if name == INTERPRETER:
         if not interprets:
@@ -49,8 +55,7 @@ def find_device(name: str) -> torch.device:
             f"device {name!r}: expected compute capability {_dotted(LEAST_CAPABILITY)} or more, found "
             f"{torch.cuda.get_device_name(index)} with {_dotted(capability)}"
         )
-    if not _has_compiler():
-        raise FlashElmoError(f"device {name!r}: Triton needs a C compiler, found none; install gcc or set CC")
+    _check_compiler(name)
     return torch.device("cuda", index)
 
 
@@ -86,9 +91,13 @@ def _count(name: str) -> int:
     return n_devices
 
 
-def _has_compiler() -> bool:
-    """Whether Triton finds what it builds its launchers with."""
-    return bool(os.environ.get("CC")) or any(map(shutil.which, ("cc", "gcc", "clang")))
+def _check_compiler(name: str) -> None:
+    """Raise FlashElmoError unless Triton finds what it builds its launchers with."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise FlashElmoError(f"device {name!r}: Triton needs a C compiler, found none; install gcc or set CC")
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        raise FlashElmoError(f"device {name!r}: Triton needs Python's headers, found no {header}; install python3-dev")
 
 
 def _dotted(capability: tuple[int, int]) -> str:

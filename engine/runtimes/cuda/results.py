@@ -28,6 +28,10 @@ class Results:
         pooled: a sentence has one row, and a result is to have no dimension for that.
         transfers, made: bring them to the host, once the computing stream has come to the mark.
         as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
+        timed_out: int32 [1], not 0 where the values are wrong.
+
+    Attributes:
+        made: see above.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Results:
         transfers: Transfers,
         made: Mark,
         as_numpy: bool,
+        timed_out: Tensor | None = None,
     ) -> None:
         self.made = made
         self._values = values
@@ -50,6 +55,12 @@ class Results:
         self._as_numpy = as_numpy
         self._cuts = _cuts(offsets, values.shape[0] * values.shape[2] * values.element_size())
         self._first = self._download(0) if as_numpy else None
+        self._timed_out = None if timed_out is None else transfers.download(timed_out, made)
+
+    @property
+    def are_wrong(self) -> bool:
+        """Whether a launch gave up waiting. Waits for the device, but only where one could."""
+        return self._timed_out is not None and bool(self._timed_out.wait().any())
 
     def __iter__(self) -> Iterator[Any]:
         return self._arrays() if self._as_numpy else self._tensors()
@@ -71,7 +82,7 @@ class Results:
             if piece + 1 < len(self._cuts):
                 download = self._download(piece + 1)
             if values.dtype == np.float16 and not np.isfinite(values).all():
-                raise FlashElmoError("output: expected values within float16's range, found larger ones; use float32")
+                raise FlashElmoError("output: expected finite values within float16's range, found others; use float32")
             values = values[0] if self._single else values
             start = self._offsets[first]
             for b in range(first, last):

@@ -14,7 +14,8 @@ class CudaSettings:
         persistent: depths of few rows in one launch of cooperating programs, in windows that are launched ahead.
         persistent_in_graphs: likewise inside graphs, where two launches a step may be faster.
         dependent: launch a step's kernels before the one before has ended (programmatic dependent launch, sm_90 on).
-        keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again.
+        keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again, where they are
+            launched one by one; persistent launches always ask.
         graph_rows: windows with more rows at some depth are launched ahead: a step then outlasts its launches.
         graph_depths: windows of more time steps are launched ahead.
         max_graphs: kept; the least recently replayed gives way.
