@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,8 @@ class MadeUp:
 
     Its device's name says how: "kill:2" is killed when it takes its second window, "raise:2" raises there, "slow:0.1"
     takes 0.1 s for each, "meet:FILE" makes the file and waits until there is another beside it, "end" fails when it
-    has given all. A token "refuse" is an error of its window, found on taking it; "late" is one found when its results
-    are made; "kill" ends any process.
+    has given all, "in:bf16" says that it computes in bf16, others in fp32. A token "refuse" is an error of its window,
+    found on taking it; "late" is one found when its results are made; "kill" ends any process.
     """
 
     ahead = 1
@@ -58,6 +59,7 @@ class MadeUp:
     def __init__(self, device: str) -> None:
         self._fault, _, self._argument = device.partition(":")
         self._taken = 0
+        self.precision = self._argument if self._fault == "in" else "fp32"
         self.statistics = Statistics()
         if self._fault == "absent":
             raise FlashElmoError("expected a device that is there, found none")
@@ -105,6 +107,12 @@ class MadeUp:
                 yield array.astype(output.dtype)
 
         return window, results()
+
+
+def choosing(name: str, /, *, precision: str, **settings: Any) -> MadeUp:
+    """Stands for `make_cuda_pipeline` where "auto" is fp32 on the second of several cards."""
+    chosen = {"cuda:1": "fp32"}.get(name, "bf16")
+    return MadeUp(f"in:{chosen if precision == 'auto' else precision}")
 
 
 class NotReady:

@@ -16,16 +16,18 @@ import pytest
 pytest.importorskip("triton")
 
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Vectors, assert_close, of_any_name
+from device_pipelines import choosing
 from interpreter import repair
 
 from flashelmo.engine import make_pipeline
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.make_pipeline import MAX_WINDOW_TOKENS
 from flashelmo.engine.output import Output
+from flashelmo.engine.runtimes.choice import Precision
 from flashelmo.engine.runtimes.cuda.pipeline import CudaPipeline
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.schedule import MAX_WINDOW_TOKENS
 from flashelmo.engine.text import Window
 
 
@@ -54,6 +56,7 @@ def test_vectors_are_those_of_the_reference(pool: DevicePool, windows: list[Wind
     pairs = [(window, list(results)) for window, results in pool.stream(windows, output, lambda share: None)]
     assert [id(window) for window, _ in pairs] == [id(window) for window in windows]
     assert_close([array for _, results in pairs for array in results], expected_of(windows, output))
+    assert pool.precision == "fp32"
     assert pool.statistics.sentences == 17
     assert 0 < pool.statistics.distinct_words < 2 * pool.statistics.tokens
 
@@ -95,7 +98,7 @@ def test_an_embedder_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None
 
     def make_pool(make: Any, devices: tuple[str, ...]) -> SimpleNamespace:
         made.append((pickle.loads(pickle.dumps(make)), devices))
-        return SimpleNamespace(ahead=1)
+        return SimpleNamespace(ahead=1, precision="fp32")
 
     monkeypatch.setattr(make_pipeline, "DevicePool", make_pool)
     embedder = ElmoEmbedder(
@@ -113,4 +116,28 @@ def test_an_embedder_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None
     assert_close(list(results), ReferenceRuntime(ONE_LAYER).embed_batch([["cat"], ["cat"]], True))
     assert pipeline.statistics.steps_saved == 0
     unlimited = ElmoEmbedder(ONE_LAYER, device=["cuda:0", "cuda:1"])
-    assert (unlimited.precision, unlimited.window_limits) == ("auto", (MAX_WINDOW_TOKENS,) * 2)
+    assert (unlimited.precision, unlimited.window_limits) == ("fp32", (MAX_WINDOW_TOKENS,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "found"),
+    [(("cuda:0", "cuda:2"), "auto", "bf16"), (("cuda:1", "cuda:2"), "fp16", "fp16")],
+    ids=["same", "asked for"],
+)
+def test_precision_is_what_the_devices_decided(
+    devices: tuple[str, ...], asked: Precision, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashelmo.engine.runtimes.cuda.pipeline.make_cuda_pipeline", choosing)
+    embedder = ElmoEmbedder(ONE_LAYER, device=devices, precision=asked)
+    assert isinstance(embedder._pipeline, DevicePool)
+    with closing(embedder._pipeline):
+        assert (embedder.device, embedder.precision) == (", ".join(devices), found)
+
+
+def test_devices_that_decided_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashelmo.engine.runtimes.cuda.pipeline.make_cuda_pipeline", choosing)
+    with pytest.raises(FlashElmoError) as error:
+        ElmoEmbedder(ONE_LAYER, device=["cuda:0", "cuda:1"])
+    assert str(error.value) == (
+        "precision: expected one for all devices, found bf16 on cuda:0 and fp32 on cuda:1; pass one that both have"
+    )

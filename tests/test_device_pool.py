@@ -440,6 +440,30 @@ def test_devices_that_cannot_be_used(devices: list[str], message: str, caplog: p
     assert not caplog.records
 
 
+def test_precision_is_what_the_devices_chose(
+    real: DevicePool, made_up: DevicePool, faulty: Callable[..., DevicePool]
+) -> None:
+    assert faulty("in:bf16").precision == "bf16"
+    assert made_up.precision == "fp32"
+    assert real.precision == ""  # pipelines that do not say
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (["in:bf16", "b"], "found bf16 on in:bf16 and fp32 on b; pass one that both have"),
+        (["a", "in:fp16", "c"], "found fp32 on a, fp16 on in:fp16 and fp32 on c; pass one that all have"),
+    ],
+)
+def test_devices_that_chose_different_precisions(
+    devices: list[str], message: str, faulty: Callable[..., DevicePool], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(FlashElmoError) as error:
+        faulty(*devices)
+    assert str(error.value) == f"precision: expected one for all devices, {message}"
+    assert not caplog.records
+
+
 def test_tensors_stay_in_their_process(made_up: DevicePool) -> None:
     with pytest.raises(FlashElmoError, match="expected True with several devices"):
         made_up.stream([], ALL, ignore, as_numpy=False)

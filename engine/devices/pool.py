@@ -40,8 +40,12 @@ class DevicePool:
         devices: names of the devices, each once.
         setup: called first in every process.
 
+    Attributes:
+        precision: what the pipelines compute in; "" where they do not say.
+
     Raises:
-        FlashElmoError: no device, one twice, or one whose pipeline cannot be made, with what `make` said.
+        FlashElmoError: no device, one twice, one whose pipeline cannot be made, with what `make` said, or pipelines
+            that compute in different precisions.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class DevicePool:
         self._end = weakref.finalize(self, _end, self._processes)
         try:
             self._start(make, devices, setup)
+            self.precision = _one_precision(self._processes)
         except BaseException:
             self.close()
             raise
@@ -118,6 +123,17 @@ def _check_names(devices: Sequence[str]) -> None:
     for name in devices:
         if list(devices).count(name) > 1:
             raise FlashElmoError(f"device: expected each device once, found {name!r} {list(devices).count(name)} times")
+
+
+def _one_precision(processes: list[DeviceProcess]) -> str:
+    """The one that all share: a sentence's vectors do not depend on the device that it goes to."""
+    if len({process.precision for process in processes}) == 1:
+        return processes[0].precision
+    *most, last = [f"{process.precision} on {process.name}" for process in processes]
+    raise FlashElmoError(
+        f"precision: expected one for all devices, found {', '.join(most)} and {last}; "
+        f"pass one that {'both' if len(processes) == 2 else 'all'} have"
+    )
 
 
 def _end(processes: list[DeviceProcess]) -> None:

@@ -50,6 +50,7 @@ class DeviceProcess:
 
     Attributes:
         limit: windows of one stream it may hold at once; 0 until it is ready.
+        precision: what its pipeline computes in, where it says so.
         settled: set when it is ready or has ended.
         cause: why it ended; None as long as it runs.
         closed: it was ended on purpose.
@@ -58,6 +59,7 @@ class DeviceProcess:
     def __init__(self, name: str, model: int, listener: Listener) -> None:
         self.name = name
         self.limit = 0
+        self.precision = ""
         self.settled = threading.Event()
         self.cause: str | None = None
         self.closed = False
@@ -119,7 +121,7 @@ class DeviceProcess:
         if isinstance(message, Failed):
             return message.text
         if isinstance(message, Ready):
-            self.limit = message.ahead + 2
+            self.limit, self.precision = message.ahead + 2, message.precision
             self.settled.set()
         elif isinstance(message, Refused):
             listener.deliver(self, message.stream, message.place, FlashElmoError(message.text))

@@ -54,9 +54,10 @@ class Cancel(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The pipeline is made."""
+    """The pipeline is made; its precision, where it has one."""
 
     ahead: int
+    precision: str
 
 
 class Done(NamedTuple):
@@ -91,7 +92,7 @@ def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
         start: Start = connection.recv()
         inbox = _Inbox(connection)
         pipeline = _make(start, model_descriptor)
-        connection.send(Ready(pipeline.ahead))
+        connection.send(Ready(pipeline.ahead, getattr(pipeline, "precision", "")))
         worker = _Worker(pipeline, connection, inbox)
         while True:
             worker.run()
