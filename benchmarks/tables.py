@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from flashelmo.benchmarks.results import Results, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
 
@@ -20,6 +21,8 @@ def print_head(console: Console, results: Results) -> None:
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """A table for each section and unit, its notes below."""
+    from rich.table import Table
+
     for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
         members = list(group)
         headings, lines = grid(members, spread=True)

@@ -334,9 +334,9 @@ def test_the_sanitizers_findings_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("shutil.which", lambda name: None)
     settings = replace(LITTLE, precisions=("fp32",), sections=("correctness",), text=text_file(tmp_path), sanitize=True)
     well, results, _ = start(tmp_path, settings)
-    assert well
+    assert not well  # it was asked for, and has not run
     (row,) = results.section("sanitizer")
-    assert (row.name, row.note) == ("compute-sanitizer", "compute-sanitizer is not installed")
+    assert (row.name, row.note) == ("compute-sanitizer", "FAILED: compute-sanitizer is not installed")
 
 
 def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:

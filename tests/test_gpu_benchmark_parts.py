@@ -367,7 +367,7 @@ def test_stages_of_a_card_that_profiles(monkeypatch: pytest.MonkeyPatch) -> None
         ("========= ERROR SUMMARY: 1 error\n", 1, (1, "FAILED: 1 errors")),
         ("========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)", 0, (2, "FAILED: 2 errors")),
         ("========= ERROR SUMMARY: 0 errors\n", 1, (0, "FAILED: the checks ended with exit status 1")),
-        ("Killed", 137, (None, "not measured: no summary, exit status 137")),
+        ("Killed", 137, (None, "FAILED: no summary, exit status 137")),
     ],
 )
 def test_a_sanitizers_log_is_judged(text: str, status: int, expected: tuple[float | None, str]) -> None:
@@ -399,7 +399,7 @@ def test_the_sanitizer_runs_the_checks(tmp_path: Path, monkeypatch: pytest.Monke
     assert {row.note for row in over} == {"skipped, as the 0 seconds were over"}
     monkeypatch.setattr("shutil.which", lambda name: None)
     (row,) = gpu_sanitizer.sanitize(tmp_path, Deadline(1000))
-    assert row.note == "compute-sanitizer is not installed"
+    assert row.note == "FAILED: compute-sanitizer is not installed"
 
 
 # ----------------------------------------------------------------------------------------- targets, tables, command

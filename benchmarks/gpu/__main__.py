@@ -7,11 +7,18 @@ is timed against its opposite. Beside each figure stands what the card's limits,
 Results go to DIR/gpu-CARD.json, tables and plots beside it; what a time limit leaves out is said. The exit status is 1
 if vectors are wrong, a job failed or the device was lost.
 """
+# ruff: noqa: E402
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
+
+NEEDED = ("flashelmo", "numpy", "pyarrow", "torch", "triton")
+if missing := [name for name in NEEDED if find_spec(name) is None]:  # before any of them is imported
+    sys.exit(f"gpu: expected the packages {', '.join(NEEDED)}, found no {', '.join(missing)}: pip install -e '.[gpu]'")
+
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -42,7 +49,7 @@ def new_results(settings: EngineSettings, found: dict[str, Any], commit: str | N
     """Results without rows; of paths, which say something of the machine's owner, only the last part.
 
     Args:
-        found: the card, as `gpu_kernels.gpu` describes it.
+        found: the card, as `kernels.measure.gpu` describes it.
     """
     values = asdict(settings)
     for name in ("text", "golden", "onnx"):
@@ -82,6 +89,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[EngineSettings, argparse.Nam
     given = parser.parse_args(arguments)
     if given.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {given.rounds}")
+    if given.sanitize and given.only and "correctness" not in given.only:
+        parser.error(f"--sanitize: expected correctness among the sections, found {given.only!r}")
     if given.seed < 0:
         parser.error(f"--seed: expected zero or more, found {given.seed}")
     settings = replace(

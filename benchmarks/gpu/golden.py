@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from flashelmo.benchmarks.gpu.accuracy import Check, LayerError, compare, one_vector
@@ -80,5 +79,7 @@ def _stored(folder: Path) -> Any:
 
 def _vectors(path: Path) -> list[Array]:
     """Of every sentence, by its number."""
+    import h5py  # which a machine with a card may lack, as it may the files
+
     with h5py.File(path) as stored:
         return [np.asarray(stored[str(k)]) for k in range(len(stored))]

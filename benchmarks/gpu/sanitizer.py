@@ -40,7 +40,7 @@ def sanitize(out: Path, deadline: Deadline) -> Iterator[Row]:
     """A row for each tool: errors found, or why there is no figure; the logs lie beside the results."""
     program = shutil.which(PROGRAM) or shutil.which(f"/usr/local/cuda/bin/{PROGRAM}")
     if program is None:
-        yield Row(SECTION, CARD, PROGRAM, "errors", note=f"{PROGRAM} is not installed")
+        yield Row(SECTION, CARD, PROGRAM, "errors", note=f"{FAILED}: {PROGRAM} is not installed")
         return
     for job in JOBS:
         name = f"{job.tool} {job.precisions}"
@@ -71,7 +71,7 @@ def _run(arguments: Sequence[str], log: Path, seconds: float) -> tuple[float | N
     except subprocess.TimeoutExpired:
         return None, f"not measured: no end within {seconds:.0f} seconds"
     except OSError as error:
-        return None, f"not measured: {error}"
+        return None, f"{FAILED}: {error}"
     return judge(log.read_text(encoding="utf-8", errors="replace"), done.returncode)
 
 
@@ -79,7 +79,7 @@ def judge(text: str, status: int) -> tuple[float | None, str]:
     """Number of errors that a log tells, and a note that fails the run where there are any."""
     summaries = SUMMARY.findall(text)
     if not summaries:
-        return None, f"not measured: no summary, exit status {status}"
+        return None, f"{FAILED}: no summary, exit status {status}"
     errors = sum(int(number) for pair in summaries for number in pair if number)
     if errors:
         return errors, f"{FAILED}: {errors} errors"

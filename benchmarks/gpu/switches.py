@@ -101,7 +101,7 @@ def _run(subject: Subject, embedder: Any, workload: Workload) -> None:
 
 
 def _check(embedder: Any, truth: Truth, precision: str) -> None:
-    """Twice, so that what is captured is replayed."""
+    """Three times, so that what is captured with the second is replayed."""
     for _ in range(3):
         found = list(embedder.embed(truth.sentences))
     for error in compare(found, truth.vectors, precision):

@@ -104,7 +104,7 @@ CANDIDATES: dict[str, tuple[Tile, ...]] = {
         Tile(128, 128, 128, 8, 3),
     ),
 }
-SECTIONS = {"linear": "final projection"}  # of `gpu_contestants` and checks, where it is not the operation's name
+SECTIONS = {"linear": "final projection"}  # of contestants and checks, where it is not the operation's name
 CHECKED_ROWS = 1003  # at most: what is timed on more rows is checked on so many, as the reference runs on the host
 
 
