@@ -121,7 +121,7 @@ class DeviceProcess:
         if isinstance(message, Failed):
             return message.text
         if isinstance(message, Ready):
-            self.limit, self.precision = message.ahead + 2, message.precision
+            self.precision, self.limit = message.precision, message.ahead + 2
             self.settled.set()
         elif isinstance(message, Refused):
             listener.deliver(self, message.stream, message.place, FlashElmoError(message.text))
