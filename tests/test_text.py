@@ -258,7 +258,8 @@ def test_reading_ahead_stops_with_the_reader() -> None:
 
     def windows() -> Iterator[Window]:
         nonlocal taken
-        for taken in range(1, 1000):
+        while taken < 1000:
+            taken += 1
             yield Window.from_sentences([["a"]])
 
     ahead = read_ahead(windows())

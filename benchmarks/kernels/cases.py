@@ -72,7 +72,8 @@ TF32 = NumberType("tf32", "tf32", torch.float32, "tf32")
 INT8 = NumberType("int8", "int8", torch.bfloat16)
 EXACT = (BF16, FP16, FP32, TF32)
 
-TARGETS = (80, 90, 100, 120)
+TARGETS = (75, 80, 90, 100, 120)
+MATRIX_TARGETS = TARGETS[1:]  # with the matrix instructions that Triton uses; on 75 there is float32 alone
 FEW_TARGETS = (90,)  # for what compiles much like something else
 DEPENDENT_TARGETS = (90, 100, 120)  # of launches that may begin before the one before ends
 
@@ -178,16 +179,17 @@ def cases() -> list[Case]:
 
 
 def each_entry(
-    kernel: Kernel, types: Sequence[NumberType], targets: tuple[int, ...] = TARGETS, size: Size = ORIGINAL
+    kernel: Kernel, types: Sequence[NumberType], targets: tuple[int, ...] = MATRIX_TARGETS, size: Size = ORIGINAL
 ) -> Iterator[Case]:
     """Cases of all entries of TILES that a kernel has, at one size.
 
     Args:
-        targets: of all types but fp16, which compiles as bf16 does and is for few.
+        targets: of all types but fp16, which compiles as bf16 does and is for few; float32 is for sm_75 too.
     """
     for number_type in types:
         for rows, entries in rows_and_entries(kernel.operations, number_type.kind):
             chosen = FEW_TARGETS if number_type == FP16 else targets
+            chosen = (75, *targets) if number_type == FP32 else chosen
             yield _case(kernel, size, number_type, rows, entries, chosen)
 
 
