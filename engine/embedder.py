@@ -101,10 +101,10 @@ class ElmoEmbedder:
                 precision: on the CPU "fp32", "int8" (8-bit LSTM weights), "bf16" (OpenVINO) or "fp64" (the PyTorch
                     reference); on a CUDA device "bf16", "fp16", "fp32", "tf32", or "int8" (8-bit LSTM weights, the
                     rest in bf16). "auto" is "bf16" on CUDA devices that have it, otherwise "fp32".
-                runtime: "auto"; on the CPU "ort", "openvino" or "reference".
+                runtime: "auto"; on the CPU "ort", "openvino" or "reference", on a CUDA device "cuda".
                 stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
                 batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
-                threads: processor threads; None takes all cores.
+                threads: processor threads; None takes all cores. On a CUDA device they make schedules, 4 at most.
                 keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
                 share: compute equal prefixes and suffixes of sentences once.
                 cache_bytes: bound of the word vectors kept from call to call.
@@ -171,7 +171,8 @@ class ElmoEmbedder:
             layers: "all", "top", "average" (of all layers) or the number of a layer, 0 the one of the characters.
             pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
                 Boundaries that are kept count as tokens.
-            convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+            convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors on the device that computed
+                them, a window's in one piece of memory: clone those that are kept without their neighbours.
 
         Returns:
             For each sentence [L, T, 2P], or [T, 2P] where `layers` is not "all"; pooled [L, 2P], or [2P].

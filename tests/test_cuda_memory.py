@@ -32,7 +32,7 @@ from flashelmo.engine.runtimes.cuda.layout import Sizes
 from flashelmo.engine.runtimes.cuda.pipeline import make_cuda_pipeline
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.cuda.transfer import Transfers
-from flashelmo.engine.runtimes.cuda.words import WordTable
+from flashelmo.engine.runtimes.cuda.words import VectorTable
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
 from flashelmo.engine.text import Window
 
@@ -149,15 +149,15 @@ def test_memory_that_is_lacking_for_word_vectors(expected: list[Any], monkeypatc
     """Some words of the window have their rows when it fails; they keep them, and the others get theirs later."""
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
     monkeypatch.setattr("flashelmo.engine.runtimes.cuda.words.WORDS_AT_ONCE", 2)
-    compute, calls = WordTable._compute, []
+    compute, calls = VectorTable._compute, []
 
-    def fail(self: WordTable, words: Any, rows: Any) -> None:
+    def fail(self: VectorTable, words: Any, rows: Any) -> None:
         calls.append(words.to_pylist())
         if len(calls) == 2:
             raise out_of_memory()
         compute(self, words, rows)
 
-    monkeypatch.setattr(WordTable, "_compute", fail)
+    monkeypatch.setattr(VectorTable, "_compute", fail)
     for _ in range(2):
         assert_close(embedder.embed_batch(SENTENCES), expected)
     failed = calls.pop(1)
@@ -168,14 +168,14 @@ def test_memory_that_is_lacking_for_word_vectors(expected: list[Any], monkeypatc
 
 def test_memory_that_is_lacking_for_a_larger_table(expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD, cache_bytes=5 * 16)  # SENTENCES need six rows
-    make = WordTable._make
+    make = VectorTable._make
 
-    def fail(self: WordTable, n_rows: int) -> None:
+    def fail(self: VectorTable, n_rows: int) -> None:
         if n_rows > 5:
             raise out_of_memory()
         make(self, n_rows)
 
-    monkeypatch.setattr(WordTable, "_make", fail)
+    monkeypatch.setattr(VectorTable, "_make", fail)
     assert_close(embedder.embed_batch(SENTENCES), expected)
     assert pipeline_of(embedder).max_tokens == 4
 

@@ -20,7 +20,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.runtimes.cuda import words as words_module
 from flashelmo.engine.runtimes.cuda.transfer import Transfers
 from flashelmo.engine.runtimes.cuda.weights import DeviceModel
-from flashelmo.engine.runtimes.cuda.words import WordTable
+from flashelmo.engine.runtimes.cuda.words import VectorTable
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
 from flashelmo.engine.weights import ElmoModel
 
@@ -28,13 +28,13 @@ ROW_BYTES = 16  # of the tiny models' float32
 NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own vector, or the unknown word's
 
 
-def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> WordTable:
+def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> VectorTable:
     encoder = WordEncoder(model.config, model.lexicon)
     device_model = DeviceModel(model, TORCH_DEVICE, "fp32")
-    return WordTable(device_model, encoder, Transfers(TORCH_DEVICE), n_rows * ROW_BYTES)
+    return VectorTable(device_model, encoder, Transfers(TORCH_DEVICE), n_rows * ROW_BYTES)
 
 
-def look_up(table: WordTable, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
+def look_up(table: VectorTable, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
     """The vectors [W, P] of words, and how many were computed."""
     rows, n_new = table.lookup(pa.array(names, pa.string()))
     assert rows.dtype == np.int32 and len(rows) == len(names)
@@ -47,7 +47,7 @@ def expected_vectors(names: Sequence[str]) -> npt.NDArray[Any]:
     return embedding[[WORDS.words.get(name, WORDS.words["<UNK>"]) for name in names]]
 
 
-def check(table: WordTable, names: Sequence[str]) -> int:
+def check(table: VectorTable, names: Sequence[str]) -> int:
     """Look words up and compare; then every kept word is where the table says."""
     vectors, n_new = look_up(table, names)
     np.testing.assert_array_equal(vectors, expected_vectors(names))

@@ -27,7 +27,7 @@ ALIGNMENT = 64  # bytes: as wide as a vector register
 BUFFER_BYTES = 1 << 20
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """How arrays lie end to end in a file: their number type, their shapes [B, dimensions] and the bytes in all."""
 
     dtype: str
@@ -43,21 +43,21 @@ class Pickled(NamedTuple):
     n_bytes: int
 
 
-def write_arrays(arrays: Iterable[Array]) -> tuple[int, Layout]:
+def write_arrays(arrays: Iterable[Array]) -> tuple[int, ArrayLayout]:
     """Copy arrays, of one number type and number of dimensions, into new memory; the caller closes the descriptor."""
 
-    def write(file: IO[bytes]) -> Layout:
+    def write(file: IO[bytes]) -> ArrayLayout:
         dtype, shapes = "float32", []
         for array in arrays:
             dtype = array.dtype.str
             shapes.append(array.shape)
             file.write(np.ascontiguousarray(array).data)
-        return Layout(dtype, np.array(shapes, np.int64), file.tell())
+        return ArrayLayout(dtype, np.array(shapes, np.int64), file.tell())
 
     return _new_file(write)
 
 
-def read_arrays(descriptor: int, layout: Layout) -> Iterator[Array]:
+def read_arrays(descriptor: int, layout: ArrayLayout) -> Iterator[Array]:
     """Copies of the arrays, made one by one as they are asked for; closes the descriptor."""
     return _copies(_map(descriptor, layout.n_bytes, mmap.ACCESS_READ), layout)
 
@@ -135,7 +135,7 @@ def _map(descriptor: int, n_bytes: int, access: int) -> mmap.mmap | bytearray:
         os.close(descriptor)
 
 
-def _copies(memory: mmap.mmap | bytearray, layout: Layout) -> Iterator[Array]:
+def _copies(memory: mmap.mmap | bytearray, layout: ArrayLayout) -> Iterator[Array]:
     values, start = np.frombuffer(memory, layout.dtype), 0
     for shape in layout.shapes.tolist():
         stop = start + prod(shape)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
-from flashelmo.engine.devices.shared_arrays import Array, Layout, Pickled, read_object, send_file, write_arrays
+from flashelmo.engine.devices.shared_arrays import Array, ArrayLayout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import WindowPipeline
@@ -65,7 +65,7 @@ class Done(NamedTuple):
 
     stream: int
     place: int
-    layout: Layout
+    layout: ArrayLayout
     counts: tuple[int, ...]
 
 

@@ -56,7 +56,7 @@ def embed(
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|tf32|bf16|fp16|int8|fp64", help="Of the computation.")
     ] = "auto",
-    runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference", help="What computes.")] = "auto",
+    runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference|cuda", help="What computes.")] = "auto",
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; on each of several.")
     ] = "auto",

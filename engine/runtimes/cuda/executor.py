@@ -20,7 +20,7 @@ from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.cuda.state import DeviceState
 from flashelmo.engine.runtimes.cuda.transfer import CAPTURE, Transfers
 from flashelmo.engine.runtimes.cuda.weights import DeviceModel
-from flashelmo.engine.runtimes.cuda.words import WordTable
+from flashelmo.engine.runtimes.cuda.words import VectorTable
 from flashelmo.engine.schedule import Int32, Schedule
 from flashelmo.kernels.lstm_persistent import Barrier
 
@@ -52,7 +52,7 @@ class Executor:
         self.settings = settings
         self._transfers = transfers
         self._share = share
-        self._table = WordTable(model, encoder, transfers, cache_bytes)
+        self._table = VectorTable(model, encoder, transfers, cache_bytes)
         self._state = DeviceState(model) if stateful else None
         self._barrier = Barrier.on(model.device)
         self._met = False  # whether programs have waited for each other since `timed_out` was called

@@ -20,7 +20,7 @@ from flashelmo.kernels.char_cnn import Words
 WORDS_AT_ONCE = 1 << 14  # of the char-CNN: their features, 2,048 values a word, are held twice
 
 
-class WordTable:
+class VectorTable:
     """Rows of word vectors by word. The lowest LSTM layer reads the table itself.
 
     Args:
