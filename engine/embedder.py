@@ -171,8 +171,8 @@ class ElmoEmbedder:
             layers: "all", "top", "average" (of all layers) or the number of a layer, 0 the one of the characters.
             pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
                 Boundaries that are kept count as tokens.
-            convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors on the device that computed
-                them, a window's in one piece of memory: clone those that are kept without their neighbours.
+            convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors where they were computed,
+                a window's in one piece of memory: clone those that are kept without their neighbours.
 
         Returns:
             For each sentence [L, T, 2P], or [T, 2P] where `layers` is not "all"; pooled [L, 2P], or [2P].
