@@ -110,7 +110,6 @@ def measure_host(subject: Subject, settings: Settings, folder: Path) -> list[Row
     """Tokens a second of the text's way to the schedule, and the share of every stage in the engine's time."""
     text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
     path = write_sentences(folder / "host.txt", text)
-    path = write_sentences(folder / "host.txt", text)
     common = {"section": "host", "model": subject.name, "unit": "tokens/s", "note": source}
     rows = []
     for cores in _doubled(n_cores()):

@@ -13,7 +13,7 @@ from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.make_pipeline import make_pipeline
-from flashelmo.engine.output import Output, normalize, stack
+from flashelmo.engine.output import Layers, Output, normalize, stack
 from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
 from flashelmo.engine.runtimes import Array
 from flashelmo.engine.runtimes.choice import Precision, RuntimeName, choose_runtime
@@ -160,7 +160,7 @@ class ElmoEmbedder:
         self,
         sentences: Iterable[Sentence | str],
         *,
-        layers: str | int = "all",
+        layers: Layers = "all",
         pool: str | None = None,
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
@@ -168,7 +168,8 @@ class ElmoEmbedder:
 
         Args:
             sentences: token lists, or strings, which are split on white space.
-            layers: "all", "top", "average" (of all layers) or the number of a layer, 0 the one of the characters.
+            layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or a
+                mix: a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w).
             pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
                 Boundaries that are kept count as tokens.
             convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors where they were computed,
@@ -241,7 +242,7 @@ class ElmoEmbedder:
         convert_to_numpy: bool = True,
         normalize_embeddings: bool = False,
         *,
-        layers: str | int = "average",
+        layers: Layers = "average",
     ) -> Any:
         """Vectors of sentences under sentence-transformers' names.
 
@@ -253,7 +254,7 @@ class ElmoEmbedder:
                 "token_embeddings" [T, 2P].
             convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
             normalize_embeddings: scale every vector to length 1; zeros stay zeros.
-            layers: "average" of the layers, "top", or the number of one.
+            layers: "average" of the layers, "top", the number of one, or a mix, as `embed` takes it.
 
         Returns:
             For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
@@ -267,7 +268,7 @@ class ElmoEmbedder:
             expected = "'sentence_embedding' or 'token_embeddings'"
             raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
         if layers == "all":
-            raise FlashElmoError("layers: expected 'average', 'top' or a layer's number, found 'all'")
+            raise FlashElmoError("layers: expected 'average', 'top', a layer's number or a mix, found 'all'")
         pooled = output_value == "sentence_embedding"
         output = Output(layers, pool="mean" if pooled else None)
         batch: Sequence[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences

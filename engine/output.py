@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Array: TypeAlias = npt.NDArray[Any]
 Index: TypeAlias = tuple[int | slice, ...]
+Layers: TypeAlias = str | int | Sequence[float]
 
 BLOCK_VALUES = 1 << 22  # a long sentence is cut into blocks of at most this many values
 
@@ -22,18 +23,22 @@ class Output:
     """What is kept of each sentence.
 
     Attributes:
-        layers: "all", "top", "average" (of all layers) or the number of a layer, 0 the one of the characters.
+        layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or a mix:
+            a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w) (Peters et al. 2018, eq. 1).
         dtype: "float32" or "float16".
         pool: "mean" for the mean over a sentence's tokens, None for every token.
     """
 
-    layers: str | int = "all"
+    layers: Layers = "all"
     dtype: str = "float32"
     pool: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layers, int) and self.layers not in ("all", "top", "average"):
-            raise FlashElmoError(f"layers: expected all, top, average or a layer's number, found {self.layers!r}")
+        if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", _coefficients(self.layers))
+        elif not isinstance(self.layers, int) and self.layers not in ("all", "top", "average"):
+            expected = "all, top, average, a layer's number or a coefficient for each layer"
+            raise FlashElmoError(f"layers: expected {expected}, found {self.layers!r}")
         if self.dtype not in ("float32", "float16"):
             raise FlashElmoError(f"dtype: expected float32 or float16, found {self.dtype!r}")
         if self.pool not in (None, "mean"):
@@ -43,6 +48,8 @@ class Output:
         """Raise FlashElmoError where a model of n_layers layers, the characters' one included, lacks `layers`."""
         if isinstance(self.layers, int):
             _check_layer(self.layers, n_layers)
+        if isinstance(self.layers, tuple) and len(self.layers) != n_layers:
+            raise FlashElmoError(f"layers: expected {n_layers} coefficients, one a layer, found {len(self.layers)}")
 
     def shape(self, layers_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the result for a sentence of layers_shape (L, T, 2P)."""
@@ -51,17 +58,25 @@ class Output:
         return (n_layers, *tokens, size) if self.layers == "all" else (*tokens, size)
 
     def groups(self, n_layers: int) -> list[range]:
-        """The layers behind each layer of the result, which is their mean: of n_layers, each by itself or all or one.
+        """The layers behind each layer of the result: of n_layers, each by itself or all or one.
 
-        "all" of 3 layers are the groups 0 | 1 | 2, "top" is 2 alone, and "average" 0, 1, 2 in one group.
+        "all" of 3 layers are the groups 0 | 1 | 2, "top" is 2 alone, and "average" or a mix 0, 1, 2 in one group.
         """
-        if self.layers == "average":
+        if self.layers == "average" or isinstance(self.layers, tuple):
             return [range(n_layers)]
         if self.layers == "all":
             return [range(layer, layer + 1) for layer in range(n_layers)]
         self.check(n_layers)
         layer = self.layers if isinstance(self.layers, int) else n_layers - 1
         return [range(layer, layer + 1)]
+
+    def mix(self, n_layers: int) -> npt.NDArray[np.float32]:
+        """Coefficients of n_layers layers for each layer of the result [O, L]."""
+        groups = self.groups(n_layers)
+        mix = np.zeros((len(groups), n_layers), np.float32)
+        for row, group in zip(mix, groups, strict=True):
+            row[list(group)] = self.layers if isinstance(self.layers, tuple) else 1 / len(group)
+        return mix
 
     def choose(self, vectors: Array) -> Array:
         """The result for a sentence's layers [L, T, 2P], in their number type."""
@@ -88,8 +103,18 @@ class Output:
                 yield (*leading, slice(start, start + step)), cast(rows[start : start + step], self.dtype)
 
 
-def select_layers(vectors: Array, layers: str | int) -> Array:
-    """Vectors [L, T, 2P] of "all" layers, or [T, 2P] of the "top" one, of one by its number, or their "average".
+def _coefficients(values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not np.isfinite(found).all():
+        raise FlashElmoError(f"layers: expected a finite coefficient for each layer, found {list(values)!r}")
+    return found
+
+
+def select_layers(vectors: Array, layers: Layers) -> Array:
+    """Vectors [L, T, 2P] of "all" layers, or [T, 2P] of the "top" one, of one by its number, their "average" or a mix.
 
     Raises:
         FlashElmoError: there is no such layer.
@@ -105,6 +130,9 @@ def select_layers(vectors: Array, layers: str | int) -> Array:
     if layers == "average":
         mean: Array = vectors.mean(axis=0, dtype=vectors.dtype)
         return mean
+    if not isinstance(layers, str):
+        mixed: Array = np.tensordot(np.asarray(layers, vectors.dtype), vectors, axes=1)
+        return mixed
     raise FlashElmoError(f"layers: expected all, top, average or a layer's number, found {layers!r}")
 
 

@@ -103,6 +103,7 @@ def check_vectors(found: dict[str, Any], vectors: list[np.ndarray], atol: float 
         (["--layers", "top", "--dtype", "float16"], Output("top", "float16")),
         (["--layers", "average", "--pool", "mean"], Output("average", pool="mean")),
         (["--layers", "0"], Output(0)),
+        (["--layers", "0.5,-0.25,1"], Output((0.5, -0.25, 1.0))),
     ],
 )
 def test_embed(here: Path, model: Path, succeed: Run, name: str, flags: list[str], output: Output) -> None:
@@ -163,8 +164,10 @@ def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
         (["absent.txt", "v.h5"], "absent.txt: No such file or directory"),
         ([".", "v.h5"], ".: Is a directory"),
         (["text.txt", "absent/v.h5"], "absent/v.h5: there is no folder"),
+        (["text.txt", "v.h5", "--layers", "1,2"], "layers: expected 3 coefficients, one a layer, found 2"),
+        (["text.txt", "v.h5", "--layers", "1,x,2"], "--layers: expected a number for each layer with commas, found"),
         (["text.txt", "v.h5", "--layers", "3"], "layers: expected a layer from 0 to 2, found 3"),
-        (["text.txt", "v.h5", "--layers", "last"], "layers: expected all, top, average or a layer's number"),
+        (["text.txt", "v.h5", "--layers", "last"], "layers: expected all, top, average, a layer's number"),
         (["text.txt", "v.h5", "--dtype", "int8"], "dtype: expected float32 or float16, found 'int8'"),
         (["text.txt", "v.h5", "--pool", "max"], "pool: expected mean"),
         (["text.txt", "v.h5", "--precision", "fp8"], "precision: expected one of"),

@@ -17,7 +17,7 @@ from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, pipeline_
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.output import Output
+from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.runtimes.cuda import layout, plan
 from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
@@ -83,12 +83,16 @@ def test_switches_and_sharing_and_boundaries(settings: CudaSettings, share: bool
 @pytest.mark.parametrize(
     ("settings", "layers", "pool"),
     [
-        *((CudaSettings(), layers, pool) for layers in ("all", "top", "average", 0, 1) for pool in (None, "mean")),
+        *(
+            (CudaSettings(), layers, pool)
+            for layers in ("all", "top", "average", 0, 1, (0.5, -2.0))
+            for pool in (None, "mean")
+        ),
         (AHEAD, "all", "mean"),
         (AHEAD, "average", None),
     ],
 )
-def test_every_output(settings: CudaSettings, layers: str | int, pool: str | None) -> None:
+def test_every_output(settings: CudaSettings, layers: Layers, pool: str | None) -> None:
     output = Output(layers, pool=pool)
     found = list(on_cuda(ONE_LAYER, cuda=settings).embed(SHORT, layers=layers, pool=pool))
     assert all(array.dtype == np.float32 for array in found)

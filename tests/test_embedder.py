@@ -15,7 +15,7 @@ from tiny_models import MODELS, SENTENCES
 
 from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
 from flashelmo.engine.checkpoints.native import write_native
-from flashelmo.engine.output import Output
+from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.runtimes.openvino import has_bf16
 
 MODEL = MODELS["skip"]
@@ -139,9 +139,9 @@ def test_encode_gives_one_tensor_for_one_string_and_none_for_none(embedder: Elmo
     assert embedder.encode([], convert_to_numpy=False, output_value="token_embeddings") == []
 
 
-@pytest.mark.parametrize("layers", ["top", "average", 1])
+@pytest.mark.parametrize("layers", ["top", "average", 1, [0.5, 0.3, -0.2]])
 @pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
-def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, layers: str | int) -> None:
+def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, layers: Layers) -> None:
     pool = "mean" if output_value == "sentence_embedding" else None
     expected = list(embedder.embed(SENTENCES, layers=layers, pool=pool))
     found = embedder.encode(SENTENCES, output_value=output_value, layers=layers)
@@ -153,9 +153,15 @@ def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, l
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"layers": [1.0, 2.0]}, "layers: expected 3 coefficients, one a layer, found 2"),
+        ({"layers": [1.0, float("nan"), 2.0]}, "layers: expected a finite coefficient for each layer, found"),
+        ({"layers": []}, "layers: expected a finite coefficient for each layer, found"),
         ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": -1}, "layers: expected a layer from 0 to 2, found -1"),
-        ({"layers": "last"}, "layers: expected all, top, average or a layer's number, found 'last'"),
+        (
+            {"layers": "last"},
+            "layers: expected all, top, average, a layer's number or a coefficient for each layer, found 'last'",
+        ),
         ({"pool": "max"}, "pool: expected mean or nothing, found 'max'"),
     ],
 )

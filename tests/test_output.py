@@ -128,7 +128,10 @@ def test_stack() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(FlashElmoError, match="layers: expected all, top, average or a layer's number, found 'last'"):
+    with pytest.raises(
+        FlashElmoError,
+        match="layers: expected all, top, average, a layer's number or a coefficient for each layer, found 'last'",
+    ):
         Output("last")
     with pytest.raises(FlashElmoError, match="dtype: expected float32 or float16, found 'int8'"):
         Output(dtype="int8")
@@ -136,3 +139,18 @@ def test_bad_settings() -> None:
         Output(pool="max")
     with pytest.raises(FlashElmoError, match="found 'both'"):
         select_layers(VECTORS, "both")
+
+
+def test_a_mix_is_one_vector_of_all_layers() -> None:
+    output = Output([0.5, -1, 2])
+    assert output == Output((0.5, -1.0, 2.0)) and hash(output) == hash(Output((0.5, -1.0, 2.0)))
+    assert output.shape((3, 5, 4)) == (5, 4) and output.groups(3) == [range(3)]
+    np.testing.assert_array_equal(output.mix(3), np.array([[0.5, -1, 2]], np.float32))
+    np.testing.assert_allclose(output.choose(VECTORS), 0.5 * VECTORS[0] - VECTORS[1] + 2 * VECTORS[2], rtol=1e-6)
+
+
+def test_coefficients_of_what_is_no_mix() -> None:
+    np.testing.assert_array_equal(Output().mix(3), np.eye(3, dtype=np.float32))
+    np.testing.assert_array_equal(Output("top").mix(3), np.array([[0, 0, 1]], np.float32))
+    np.testing.assert_array_equal(Output(1).mix(3), np.array([[0, 1, 0]], np.float32))
+    np.testing.assert_allclose(Output("average").mix(3), np.full((1, 3), 1 / 3), rtol=1e-6)

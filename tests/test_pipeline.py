@@ -253,6 +253,17 @@ def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
 
 
 @pytest.mark.parametrize("pool", [None, "mean"])
+def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedder, pool: str | None) -> None:
+    embedder.reset_state()
+    everything = embedder.embed_batch(SENTENCES)
+    embedder.reset_state()
+    mix = [0.5, -1.0, 2.0, 0.25][: embedder.config.n_layers + 1]
+    for result, vectors in zip(embedder.embed(SENTENCES, layers=mix, pool=pool), everything, strict=True):
+        expected = sum(factor * layer for factor, layer in zip(mix, vectors.astype(np.float64), strict=True))
+        np.testing.assert_allclose(result, pool_mean(expected) if pool else expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", [None, "mean"])
 @pytest.mark.parametrize("layers", ["all", "top", "average", 0])
 def test_a_result_holds_no_memory_beyond_its_own(layers: str | int, pool: str | None) -> None:
     (result,) = ElmoEmbedder(MODELS["skip"]).embed([SENTENCES[3]], layers=layers, pool=pool)

@@ -50,7 +50,9 @@ def embed(
     output: OutputFile,
     model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
     options: Options = None,
-    layers: Annotated[str, typer.Option(metavar="all|top|average|0|1|2", help="Layers to keep.")] = "all",
+    layers: Annotated[
+        str, typer.Option(metavar="all|top|average|0|1|2|W0,W1,W2", help="Layers to keep; W: their mix.")
+    ] = "all",
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
     pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
     precision: Annotated[
@@ -76,7 +78,7 @@ def embed(
     _embed(
         input,
         output,
-        Output(int(layers) if layers.isdecimal() else layers, dtype, pool),
+        Output(_layers(layers), dtype, pool),
         model,
         settings={
             "options_file": options,
@@ -261,6 +263,16 @@ def _embed(
                     summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
     if not quiet:
         _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
+
+
+def _layers(text: str) -> str | int | list[float]:
+    """A name, a layer's number, or the coefficients of a mix."""
+    if "," not in text:
+        return int(text) if text.isdecimal() else text
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        raise FlashElmoError(f"--layers: expected a number for each layer with commas, found {text!r}") from None
 
 
 def _open_input(source: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from functools import partial
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -185,10 +184,6 @@ class Executor:
     def _ask(self, output: Output) -> Asked:
         """The coefficients of each layer in each layer of the result; kept, since graphs hold their address."""
         if output not in self._asked:
-            n_layers = self.model.config.n_layers + 1
-            groups = output.groups(n_layers)
-            mix = np.zeros((len(groups), n_layers), np.float32)
-            for row, group in zip(mix, groups, strict=True):
-                row[list(group)] = 1 / len(group)
+            mix = output.mix(self.model.config.n_layers + 1)
             self._asked[output] = Asked(torch.from_numpy(mix).to(self.model.device), getattr(torch, output.dtype))
         return self._asked[output]
