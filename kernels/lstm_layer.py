@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, Precision, check
 from flashelmo.kernels.linear import linear
-from flashelmo.kernels.lstm import slab_launches
+from flashelmo.kernels.lstm_launches import slab_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_tensors import LstmTensors, check_weights
 from flashelmo.kernels.lstm_weights import LstmWeights
@@ -62,7 +62,7 @@ def lstm_layer(
             the results calls `barrier.check()`, which waits for the device: after a time-out they are wrong.
         out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
         precision: of float32 products.
-        dependent: each launch of a step may begin before the one before it ends (`lstm.step_launches`).
+        dependent: each launch of a step may begin before the one before it ends (`lstm_launches.step_launches`).
         keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
 
     Raises:

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, Precision, check
-from flashelmo.kernels.lstm import depth_nodes, gates_tile, is_approximate, projection_tile
+from flashelmo.kernels.lstm import depth_nodes, gates_tile, projection_tile
+from flashelmo.kernels.lstm_launches import is_approximate
 from flashelmo.kernels.lstm_tensors import LstmTensors, NodeTensors, check_tensors, choose_projection
 from flashelmo.kernels.lstm_weights import LstmWeights
 from flashelmo.kernels.nodes import Nodes
@@ -126,7 +127,7 @@ def persistent_launch(
     """One launch of n_depths depths that follow each other.
 
     Args:
-        tensors, by_word, slab_depth, precision: as for `lstm.step_launches`.
+        tensors, by_word, slab_depth, precision: as for `lstm_launches.step_launches`.
         barrier: whose number of programs is the grid.
 
     Raises:

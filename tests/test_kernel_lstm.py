@@ -13,7 +13,7 @@ from triton import language as tl
 
 from flashelmo.kernels import lstm_persistent
 from flashelmo.kernels.launch import Precision
-from flashelmo.kernels.lstm import step_launches
+from flashelmo.kernels.lstm_launches import step_launches
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_tensors import LstmTensors
 from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm, quantize

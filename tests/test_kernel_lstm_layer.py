@@ -11,9 +11,9 @@ pytest.importorskip("triton")
 from kernel_lstm import RandomLayer, random_layer, real_nodes
 from tolerances import TOLERANCES
 
-from flashelmo.kernels import lstm
+from flashelmo.kernels import lstm_launches
 from flashelmo.kernels.launch import can_depend, check_dependent
-from flashelmo.kernels.lstm import slab_launches, step_launches
+from flashelmo.kernels.lstm_launches import slab_launches, step_launches
 from flashelmo.kernels.lstm_layer import Slab, lstm_layer, slab_inputs, slab_rows, slabs
 from flashelmo.kernels.lstm_persistent import Barrier
 from flashelmo.kernels.lstm_tensors import Shape
@@ -138,7 +138,7 @@ def test_a_slab_has_the_launches_of_its_steps_and_is_checked_once(
         checked.append(arguments[-2:])
         return Shape(2, 12, 64)
 
-    monkeypatch.setattr(lstm, "check_tensors", check_tensors)
+    monkeypatch.setattr(lstm_launches, "check_tensors", check_tensors)
     slab = list(
         slab_launches(
             weights, tensors, layer.nodes, range(2, 6),

@@ -23,7 +23,7 @@ from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Precision, can_depend
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm import step_launches
+from flashelmo.kernels.lstm_launches import step_launches
 from flashelmo.kernels.lstm_layer import new_tensors
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_tensors import LstmTensors

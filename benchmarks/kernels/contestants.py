@@ -40,7 +40,7 @@ from flashelmo.kernels.char_cnn import char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm import step_launches
+from flashelmo.kernels.lstm_launches import step_launches
 from flashelmo.kernels.lstm_layer import new_tensors
 from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
 from flashelmo.kernels.lstm_tensors import LstmTensors
