@@ -253,6 +253,22 @@ def test_auto_without_a_card_is_the_processor_which_is_said_once(
     assert messages(caplog) == [("WARNING", "device 'auto': no CUDA device found, running on the CPU")]
 
 
+def test_of_what_the_processor_lacks_nothing_else_is_said(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    machine()
+    with pytest.raises(FlashElmoError, match=r"^precision 'fp16': expected one of fp32, int8, bf16, fp64 on the CPU$"):
+        choose_runtime("auto", "fp16", "auto")
+    assert messages(caplog) == []
+
+
+def test_an_interpreter_that_is_wrong_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine((9, 0), interprets=True)
+    monkeypatch.setattr("triton.runtime.interpreter.InterpreterBuilder.repaired", False)
+    refuses(
+        "device 'interpreter': expected Triton's interpreter as tests/interpreter.py repairs it, found its own",
+        device="interpreter",
+    )
+
+
 def test_auto_with_a_card_that_cannot_be_used_warns_once(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine((7, 0))
     for _ in range(2):

@@ -63,10 +63,14 @@ def choose_runtime(device: str | Sequence[str], precision: str, runtime: str) ->
         raise FlashElmoError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
     if runtime not in RUNTIMES:
         raise FlashElmoError(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
+    why_not_cuda = ""
     if devices == ("auto",):
-        devices = _automatic(precision, runtime)
+        devices, why_not_cuda = _automatic(precision, runtime)
     if devices == ("cpu",):
-        return _choose_on_cpu(precision, runtime)
+        choice = _choose_on_cpu(precision, runtime)
+        if why_not_cuda:
+            _say_once(f"device 'auto': {why_not_cuda}")
+        return choice
     if runtime not in ("auto", "cuda"):
         raise FlashElmoError(f"runtime {runtime!r} runs on device 'cpu'; expected 'cuda' on {', '.join(devices)}")
     if precision not in ("auto", *CUDA_PRECISIONS):
@@ -103,21 +107,19 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
     return Choice(runtime, precision)
 
 
-def _automatic(precision: str, runtime: str) -> tuple[str, ...]:
-    """A CUDA device where one can be used for this, otherwise the CPU, which is said once."""
+def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:
+    """A CUDA device where one can be used for this; otherwise the CPU, and what is to be said of it."""
     if runtime in ("ort", "openvino", "reference") or precision == "fp64":
-        return ("cpu",)
+        return ("cpu",), ""
     if not has_cuda_card():
-        _say_once("device 'auto': no CUDA device found, running on the CPU")
-        return ("cpu",)
+        return ("cpu",), "no CUDA device found, running on the CPU"
     try:
         from flashelmo.engine.runtimes.cuda.requirements import check_precision, find_device
 
         check_precision(find_device("cuda"), precision)
     except FlashElmoError as error:
-        _say_once(f"device 'auto': running on the CPU: {error}")
-        return ("cpu",)
-    return ("cuda",)
+        return ("cpu",), f"running on the CPU: {error}"
+    return ("cuda",), ""
 
 
 @cache

@@ -37,6 +37,12 @@ def find_device(name: str) -> torch.device:
     if name == INTERPRETER:
         if not interprets:
             raise FlashElmoError("device 'interpreter': expected TRITON_INTERPRET=1 in the environment, found it unset")
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        if not getattr(InterpreterBuilder, "repaired", False):
+            raise FlashElmoError(
+                "device 'interpreter': expected Triton's interpreter as tests/interpreter.py repairs it, found its own"
+            )
         return torch.device("cpu")
     if interprets:
         raise FlashElmoError(f"device {name!r}: expected kernels on the card, found TRITON_INTERPRET set; unset it")
