@@ -83,7 +83,7 @@ def _scheduled(window: Window) -> Window:
 def _filled(plan: Plan) -> Window:
     sizes = Sizes.of(plan.schedule, share=True, pooled=False, stateful=False)
     plan.words.to_pylist()  # what the table of word vectors is asked for
-    fill(np.empty(Layout(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
+    fill(np.empty(Layout.of(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
     return plan.window
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from flashelmo.engine.errors import FlashElmoError
 
+FAILED = "FAILED"  # how the note of a row begins that makes a run fail
+
 
 @dataclass(frozen=True)
 class Row:

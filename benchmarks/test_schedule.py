@@ -83,9 +83,9 @@ def test_device_input(benchmark: BenchmarkFixture, text_file: Path) -> None:
     def run() -> dict[str, Any]:
         plan = planner.plan(read(text_file))
         sizes = Sizes.of(plan.schedule, share=True, pooled=False, stateful=False)
-        flat = np.empty(Layout(sizes).size, np.int32)
+        flat = np.empty(Layout.of(sizes).size, np.int32)
         fill(flat, sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
-        return Layout(sizes).views(flat)
+        return Layout.of(sizes).views(flat)
 
     window, parts = read(text_file), run()
     expected = schedule(window)

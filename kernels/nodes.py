@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,14 +15,18 @@ from flashelmo.kernels.launch import check, check_ids
 class Nodes:
     """The LSTM's steps of D directions, node by node in order of depth; depth 0 are the roots, whose state is given.
 
-    `of` checks forests and lays them out, `bucket` stands for many; `Nodes(...)` takes tensors as they are, unchecked.
+    `of` checks forests and lays them out; `Nodes(...)` takes tensors as they are, unchecked. It may stand for every
+    schedule that fits, as a captured graph of launches needs, whose tensors are filled anew: how many nodes there are
+    is read on the device.
 
     Attributes:
-        starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1].
+        starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1]. Beyond a schedule's
+            last depth all are the end of its nodes.
         parents: int32 [D, N], each node's parent among the nodes of the depth before; 0 for roots, and what lies beyond
             the last node is not read.
         words: int32 [D, N], the word of each node; likewise.
-        depths: `starts` in the host's memory, or those of the largest depths that there may be.
+        depths: `starts` in the host's memory, or those of the largest depths that there may be, with more nodes in all
+            perhaps than the N that there is room for.
         n_words: the words' numbers lie below.
     """
 
@@ -71,38 +74,6 @@ class Nodes:
             starts[d, len(depths) + 1 :] = starts[d, len(depths)]
         host = tuple(map(tuple, starts.tolist()))
         return cls(starts.to(device), parents.to(device), all_words.to(device), host, n_words)
-
-    @classmethod
-    def bucket(
-        cls,
-        starts: Tensor,
-        parents: Tensor,
-        words: Tensor,
-        *,
-        rows: Sequence[int],
-        n_roots: int = 1,
-        n_words: int = 0,
-    ) -> Nodes:
-        """Nodes of every schedule that fits, as a captured graph of launches needs: its tensors are filled anew.
-
-        A schedule fits that has at most T depths, at most rows[t - 1] nodes in depth t of each direction, and at most N
-        in all, roots included; N may be less than the sum of the rows. How many there are is read on the device.
-
-        Args:
-            starts: int32 [D, T + 2]; from the schedule's last depth on, all are the end of its nodes. All zero: none.
-            parents, words: int32 [D, N], as of `Nodes`.
-            rows: the most nodes that depths 1 ... T may have.
-
-        Raises:
-            ValueError: a tensor has another shape, type or layout than it should.
-        """
-        check("starts", starts, [None, len(rows) + 2], [torch.int32])
-        check("parents", parents, [len(starts), None], [torch.int32])
-        check("words", words, list(parents.shape), [torch.int32])
-        if parents.shape[1] < n_roots:
-            raise ValueError(f"parents: expected room for {n_roots} roots at least, found {parents.shape[1]}")
-        depths = tuple(accumulate((0, n_roots, *rows)))
-        return cls(starts, parents, words, (depths,) * len(starts), n_words)
 
     @property
     def n_directions(self) -> int:

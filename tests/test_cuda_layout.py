@@ -35,9 +35,9 @@ def sizes_of(schedule: Schedule, kind: str, pooled: bool = False) -> Sizes:
 
 def filled(sizes: Sizes, schedule: Schedule) -> dict[str, npt.NDArray[np.int32]]:
     """What `fill` writes, into memory that was in use before, by part."""
-    flat = np.full(Layout(sizes).size, -7, np.int32)
+    flat = np.full(Layout.of(sizes).size, -7, np.int32)
     fill(flat, sizes, schedule, WORD_ROWS, first_row=FIRST_ROW, unused_row=UNUSED_ROW)
-    parts: dict[str, npt.NDArray[np.int32]] = Layout(sizes).views(flat)
+    parts: dict[str, npt.NDArray[np.int32]] = Layout.of(sizes).views(flat)
     return parts
 
 
@@ -156,7 +156,7 @@ def test_rows_take_as_many_steps_as_their_sentences(window: list[list[int]]) -> 
 
 def test_parts_are_aligned_and_apart() -> None:
     sizes = Sizes(((0, 1, 4, 6), (0, 1, 3, 6)), n_roots=1, n_nodes=6, n_tokens=33, n_sentences=2, n_rows=2)
-    layout = Layout(sizes)
+    layout = Layout.of(sizes)
     flat = np.arange(layout.size)
     parts = layout.views(flat)
     assert all(part.flat[0] % ALIGNED == 0 for part in parts.values())
@@ -171,7 +171,7 @@ def test_parts_are_aligned_and_apart() -> None:
     }
     numbers = np.concatenate([part.ravel() for part in parts.values()])
     assert len(set(numbers.tolist())) == len(numbers) <= layout.size
-    assert set(Layout(replace(sizes, n_sentences=0, n_rows=0)).views(flat)) == {
+    assert set(Layout.of(replace(sizes, n_sentences=0, n_rows=0)).views(flat)) == {
         "starts", "parents", "words", "token_words", "token_nodes",
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Buckets, which stand for many schedules, and outputs written where they are wanted: the same values as without."""
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -35,7 +36,8 @@ def bucket_of(nodes: Nodes) -> Nodes:
     for d, depths in enumerate(nodes.depths):
         parents[d, : depths[-1]] = nodes.parents[d, : depths[-1]]
         words[d, : depths[-1]] = nodes.words[d, : depths[-1]]
-    return Nodes.bucket(starts, parents, words, rows=ROWS, n_roots=nodes.n_roots, n_words=nodes.n_words)
+    most = tuple(accumulate((0, nodes.n_roots, *ROWS)))
+    return Nodes(starts, parents, words, (most,) * nodes.n_directions, nodes.n_words)
 
 
 def in_bucket(x: torch.Tensor) -> torch.Tensor:
@@ -195,28 +197,3 @@ def test_outputs_that_do_not_fit_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             lstm_layer(layer.pack(), layer.nodes, layer.x, out=out)
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong", "message"),
-    [
-        ("starts", torch.zeros(2, 4, dtype=torch.int32), r"starts: expected shape \[any, 8\], found \[2, 4\]"),
-        ("parents", torch.zeros(2, 9), "parents: expected torch.int32, found torch.float32"),
-        ("parents", torch.zeros(2, 1, dtype=torch.int32), r"words: expected shape \[2, 1\], found \[2, 9\]"),
-        ("words", torch.zeros(1, 9, dtype=torch.int32), r"words: expected shape \[2, 9\], found \[1, 9\]"),
-    ],
-)
-def test_tensors_that_are_no_bucket_are_named(name: str, wrong: torch.Tensor, message: str) -> None:
-    tensors = {
-        "starts": torch.zeros(2, len(ROWS) + 2, dtype=torch.int32),
-        "parents": torch.zeros(2, 9, dtype=torch.int32),
-        "words": torch.zeros(2, 9, dtype=torch.int32),
-    } | {name: wrong}
-    with pytest.raises(ValueError, match=f"^{message}"):
-        Nodes.bucket(*tensors.values(), rows=ROWS)
-
-
-def test_a_bucket_has_room_for_its_roots() -> None:
-    none = torch.zeros(2, 1, dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"^parents: expected room for 2 roots at least, found 1"):
-        Nodes.bucket(torch.zeros(2, 2, dtype=torch.int32), none, none, rows=(), n_roots=2)

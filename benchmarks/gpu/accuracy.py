@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flashelmo.benchmarks.gpu.rows import FAILED
 from flashelmo.benchmarks.gpu.settings import EngineSettings
 from flashelmo.benchmarks.gpu.subject import Embedder, Subject
 from flashelmo.benchmarks.gpu.workloads import batches, equal_batch
-from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.text import Sentences, write_sentences
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output, pool_mean, select_layers

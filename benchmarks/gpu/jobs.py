@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from flashelmo.benchmarks.gpu.accuracy import Check, Truth, checks
 from flashelmo.benchmarks.gpu.ceilings import measure_ceilings, with_ceiling
 from flashelmo.benchmarks.gpu.golden import golden_checks
-from flashelmo.benchmarks.gpu.rows import CARD, FAILED, UNIT
+from flashelmo.benchmarks.gpu.rows import CARD, UNIT
 from flashelmo.benchmarks.gpu.sanitizer import sanitize
 from flashelmo.benchmarks.gpu.settings import EngineSettings
 from flashelmo.benchmarks.gpu.speed import Speed
@@ -21,7 +21,7 @@ from flashelmo.benchmarks.gpu.switches import measure_switch, switches
 from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
 from flashelmo.benchmarks.kernels.model import Card
 from flashelmo.benchmarks.kernels.timing import Deadline, Timer, one_line
-from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.engine.weights import ElmoModel
 
 CHECKING = 0.5  # share of the time that the checks may take

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from flashelmo.benchmarks.results import Row
 
-FAILED = "FAILED"  # how the note of a row begins that makes the run fail
 UNIT = "tokens/s"
 CARD = "card"  # in place of the model where a row is of none; a row's words are never empty
 

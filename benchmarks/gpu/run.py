@@ -14,14 +14,14 @@ from pathlib import Path
 
 from flashelmo.benchmarks.gpu import tables as gpu_tables
 from flashelmo.benchmarks.gpu.jobs import Job, Jobs, Tools
-from flashelmo.benchmarks.gpu.rows import CARD, FAILED, UNIT
+from flashelmo.benchmarks.gpu.rows import CARD, UNIT
 from flashelmo.benchmarks.gpu.settings import EngineSettings
 from flashelmo.benchmarks.gpu.subject import Place
 from flashelmo.benchmarks.gpu.targets import targets
 from flashelmo.benchmarks.kernels import report as gpu_report
 from flashelmo.benchmarks.kernels.model import Card
 from flashelmo.benchmarks.kernels.timing import Deadline, one_line
-from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.results import FAILED, Results, Row
 from flashelmo.engine.errors import FlashElmoError
 
 LOST = "skipped, as the device is lost"

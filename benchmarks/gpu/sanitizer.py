@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flashelmo.benchmarks.gpu.rows import CARD, FAILED
+from flashelmo.benchmarks.gpu.rows import CARD
 from flashelmo.benchmarks.kernels.timing import Deadline
-from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.results import FAILED, Row
 
 SECTION = "sanitizer"
 PROGRAM = "compute-sanitizer"

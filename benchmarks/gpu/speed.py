@@ -15,13 +15,13 @@ import torch
 
 from flashelmo.benchmarks.gpu.accuracy import Truth, compare, file_means
 from flashelmo.benchmarks.gpu.rivals import Compiled, Eager, Onnx, Stacks
-from flashelmo.benchmarks.gpu.rows import FAILED, UNIT, speeds, with_samples
+from flashelmo.benchmarks.gpu.rows import UNIT, speeds, with_samples
 from flashelmo.benchmarks.gpu.settings import EngineSettings
 from flashelmo.benchmarks.gpu.subject import Embedder, Subject, leave_on_device
 from flashelmo.benchmarks.gpu.workloads import Ceilings, Workload, ceilings
 from flashelmo.benchmarks.kernels.model import Card
 from flashelmo.benchmarks.kernels.timing import Task, Timer, Timing, one_line
-from flashelmo.benchmarks.results import Row, median_ratio
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.text import Sentences, write_sentences
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text import read_windows

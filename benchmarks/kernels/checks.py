@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.benchmarks.kernels.timing import Deadline, one_line
-from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack_char_cnn
@@ -47,7 +47,6 @@ DTYPES = {
     "int8": torch.bfloat16,
 }
 FLOAT_KINDS = ("bf16", "fp16", "fp32", "tf32")
-FAILED = "FAILED"  # how the note of a row begins that makes the run fail
 N_ROOTS = 2
 SMALL_ROWS = 64  # persistent steps and 8-bit weights are for few rows
 # Ids of bilm-tf's alphabet: bytes are 1 to 256.

@@ -22,7 +22,7 @@ import triton
 from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.kernels import model as kernel_model
 from flashelmo.benchmarks.kernels import report as gpu_report
-from flashelmo.benchmarks.kernels.checks import FAILED, FLOAT_KINDS, Sizes, checks, run_checks
+from flashelmo.benchmarks.kernels.checks import FLOAT_KINDS, Sizes, checks, run_checks
 from flashelmo.benchmarks.kernels.contestants import (
     OTHER_KINDS,
     Chain,
@@ -36,7 +36,7 @@ from flashelmo.benchmarks.kernels.contestants import (
 )
 from flashelmo.benchmarks.kernels.model import Card, Cost
 from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Timer, Timing, one_line
-from flashelmo.benchmarks.results import Results, Row, median_ratio
+from flashelmo.benchmarks.results import FAILED, Results, Row, median_ratio
 from flashelmo.benchmarks.text import load_sentences
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError

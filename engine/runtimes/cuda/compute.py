@@ -54,7 +54,7 @@ def compute(
         barrier: lets depths of very few rows run as one launch; whoever takes the results checks it.
         state: to start from and to update, with `first_row` for the window's first one.
     """
-    parts: dict[str, Any] = Layout(sizes).views(ints)
+    parts: dict[str, Any] = Layout.of(sizes).views(ints)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = Nodes(parts["starts"], parts["parents"], parts["words"], sizes.depths)
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)

@@ -104,7 +104,7 @@ class Executor:
             return self._new_results(asked, sizes.n_sentences).zero_(), n_new
         if self._is_small(sizes):
             return self._replay(schedule, sizes, word_rows, output, first_row), n_new
-        ints = self._transfers.upload(Layout(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
+        ints = self._transfers.upload(Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
         barrier = self._barrier if self.settings.persistent else None
         return self._compute(sizes, asked, first_row, barrier, ints), n_new
 
@@ -121,7 +121,7 @@ class Executor:
         bucket = sizes.bucket()
         if self._state is not None:
             self._state.reserve(first_row + bucket.n_roots)
-        size, fill_bucket = Layout(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
+        size, fill_bucket = Layout.of(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
         barrier = self._barrier if self.settings.persistent_in_graphs else None
         run = partial(self._compute, bucket, self._ask(output), first_row, barrier)
         self._forget_graphs_of_other_tensors()

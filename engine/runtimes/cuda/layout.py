@@ -5,6 +5,7 @@ Letters: D directions, T depths, N nodes with the roots, R rows of the largest d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, TypeAlias
@@ -108,16 +109,31 @@ def _rounded_depths(n: int) -> int:
 
 
 class Layout:
-    """Where each part of a window's integers lies.
+    """Where arrays of integers lie end to end in one, which a single copy brings to the device.
 
-    Parts:
+    Args:
+        shapes: of the parts, by name.
+
+    Attributes:
+        size: of the whole.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._parts: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self.size = 0
+        for name, shape in shapes.items():
+            self._parts[name] = (self.size, shape)
+            self.size += -(-prod(shape) // ALIGNED) * ALIGNED
+
+    @classmethod
+    def of(cls, sizes: Sizes) -> Layout:
+        """A window's parts.
+
         starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.nodes.Nodes` has them; words are rows of the table.
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
-            place in its depth, which of two depths' cells it is, and the row of the state that it goes to.
-    """
-
-    def __init__(self, sizes: Sizes) -> None:
+        place in its depth, which of two depths' cells it is, and the row of the state that it goes to.
+        """
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),
             "parents": (D, sizes.n_nodes),
@@ -129,11 +145,7 @@ class Layout:
             shapes["offsets"] = (sizes.n_sentences + 1,)
         if sizes.n_rows:
             shapes |= dict.fromkeys(("final_nodes", "final_ranks", "final_slots", "state_rows"), (sizes.n_rows,))
-        self._parts: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self.size = 0
-        for name, shape in shapes.items():
-            self._parts[name] = (self.size, shape)
-            self.size += -(-prod(shape) // ALIGNED) * ALIGNED
+        return cls(shapes)
 
     def views(self, flat: Any) -> dict[str, Any]:
         """The parts of an array or tensor of `size` integers, by name."""
@@ -143,7 +155,7 @@ class Layout:
 def fill(
     flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32, *, first_row: int = 0, unused_row: int = 0
 ) -> None:
-    """Write a schedule into an array of `Layout(sizes).size` integers; what a bucket has beyond it is harmless.
+    """Write a schedule into an array of `Layout.of(sizes).size` integers; what a bucket has beyond it is harmless.
 
     Args:
         word_rows: [W], each word's row in the table of word vectors.
@@ -151,7 +163,7 @@ def fill(
         unused_row: of the state, which a bucket's other rows go to.
     """
     flat[:] = 0
-    parts = Layout(sizes).views(flat)
+    parts = Layout.of(sizes).views(flat)
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
         starts = parts["starts"][d]

@@ -42,7 +42,7 @@ def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Outpu
     step = D * max(sizes.max_rows, sizes.n_roots) * config.cell_size * (2 * FLOAT_BYTES + value_bytes)
     n_results = len(output.groups(n_layers + 1)) * (sizes.n_sentences if output.pool else sizes.n_tokens)
     gates = min(HOISTED_BYTES, D * sizes.n_nodes * 4 * config.cell_size * FLOAT_BYTES)
-    return (n_layers + 1) * hidden + step + gates + n_results * 2 * size * FLOAT_BYTES + 4 * Layout(sizes).size
+    return (n_layers + 1) * hidden + step + gates + n_results * 2 * size * FLOAT_BYTES + 4 * Layout.of(sizes).size
 
 
 def is_out_of_memory(error: BaseException) -> bool:

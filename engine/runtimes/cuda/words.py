@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.runtimes.cuda.layout import ALIGNED
+from flashelmo.engine.runtimes.cuda.layout import Layout
 from flashelmo.engine.runtimes.cuda.transfer import Transfers
 from flashelmo.engine.runtimes.cuda.weights import DeviceModel
 from flashelmo.engine.schedule import Int32, Int64
@@ -101,17 +101,13 @@ class VectorTable:
             lengths = self._encoder.lengths(character_ids)
             order = np.argsort(-lengths, kind="stable")
             parts |= {"character_ids": character_ids, "lengths": lengths, "order": order}
-        starts = np.cumsum([0, *(-(-part.size // ALIGNED) * ALIGNED for part in parts.values())])
+        layout = Layout({name: part.shape for name, part in parts.items()})
 
         def fill(flat: Int32) -> None:
-            for start, part in zip(starts, parts.values(), strict=False):
-                flat[start : start + part.size] = part.reshape(-1)
+            for name, view in layout.views(flat).items():
+                view[:] = parts[name]
 
-        flat = self._transfers.upload(int(starts[-1]), fill)
-        ids = {
-            name: flat[start : start + part.size].view(part.shape)
-            for start, (name, part) in zip(starts.tolist(), parts.items(), strict=False)
-        }
+        ids = layout.views(self._transfers.upload(layout.size, fill))
         spelled = None
         if character_ids is not None:
             spelled = Words(ids["character_ids"], ids["lengths"], ids["order"])
