@@ -2,16 +2,19 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import MODELS
 
 from flashelmo.engine.characters import WordEncoder, batch_to_ids
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.spelling import Speller, Utf8Words, utf8
 from flashelmo.engine.weights import Lexicon
 
 CHARACTERS = {"<oov>": 0, "<bow>": 1, "<eow>": 2, "<pad>": 3, "<bos>": 4, "<eos>": 5, "a": 6, "é": 7, "天": 8, "😀": 9}
@@ -73,6 +76,28 @@ def test_arrow_arrays_and_slices(words: list[str], start: int, data: st.DataObje
     for encoder in (WordEncoder(BILM, None), WordEncoder(MANYLANGS, LEXICON)):
         np.testing.assert_array_equal(encoder.character_ids(array), encoder.character_ids(words[start:]))
     np.testing.assert_array_equal(encoder.word_ids(array), encoder.word_ids(words[start:]))
+
+
+@given(st.lists(any_texts | st.text("cath<>beo/S", max_size=14), max_size=8))
+def test_arrow_and_plain_python_give_the_same_ids(words: list[str]) -> None:
+    for model in MODELS.values():
+        encoder, speller = WordEncoder(model.config, model.lexicon), Speller(model.config, model.lexicon)
+        plain = Utf8Words.from_python(words, speller.surrogates)
+        arrow_ids = [encoder.character_ids(words), encoder.word_ids(words)]
+        plain_ids = [speller.spell(plain), speller.look_up(plain)]
+        assert any(ids is not None for ids in plain_ids)
+        for a, b in zip(arrow_ids, plain_ids, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                assert a.dtype == b.dtype
+                np.testing.assert_array_equal(a, b)
+
+
+@given(st.lists(texts, max_size=8), texts)
+def test_rows_of_a_word(words: list[str], wanted: str) -> None:
+    words = [*words, wanted, wanted[1:], wanted]
+    found = Utf8Words.from_python(words, "strict").rows_of(wanted)
+    assert found.tolist() == [row for row, word in enumerate(words) if word == wanted]
 
 
 @given(st.lists(texts, max_size=8))
@@ -158,6 +183,12 @@ def test_bad_lexicons_and_words() -> None:
         WordEncoder(BILM, None).character_ids(["a", None])
     with pytest.raises(FlashElmoError, match="expected a list of texts"):
         WordEncoder(BILM, None).character_ids(["a", 7])
+    with pytest.raises(FlashElmoError, match="word 1: expected text, found nothing"):
+        WordEncoder(BILM, None).character_ids(["\ud800", None])
+    bad: list[tuple[Any, str]] = [(None, "nothing"), (7, "7"), (b"a", "b'a'")]
+    for word, found in bad:
+        with pytest.raises(FlashElmoError, match=f"word 2: expected text, found {found}"):
+            utf8(["a", "", word], "ignore")
 
 
 def test_batch_to_ids() -> None:
