@@ -20,7 +20,8 @@ from flashelmo.benchmarks.machine import has_bf16
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.cpu import int8_levels
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.graph import Graph, WeightType, quantize
+from flashelmo.engine.graph_tensors import quantize
+from flashelmo.engine.onnx_graph import Graph, WeightType
 from flashelmo.engine.weights import expected_shapes
 
 try:
@@ -109,8 +110,8 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: WeightType, thre
     tensors: dict[str, Any] = {"weight": weight}
     if weight_type == "int8":
         tensors["weight"], tensors["weight.scale"] = quantize(weight, int8_levels())
-    graph = Graph()
-    product = graph.matmul(graph.input("x", [rows, k]), "weight", weight_type)
+    graph = Graph(weight_type)
+    product = graph.lstm_matmul(graph.input("x", [rows, k]), "weight")
     graph.node("Identity", [product], "y")
     graph.output("y", [rows, columns])
     options = onnxruntime.SessionOptions()

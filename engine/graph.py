@@ -8,139 +8,64 @@ The published network runs in three pieces, each an ONNX model without weights: 
     steps          gates' input part, parents' states -> new states      once per depth of a forest
 
 Gates are four separate products (input, forget, candidate, output), so that nothing is split or copied afterwards.
+The functions `*_nodes` append a piece's nodes to a larger graph, as the export of a whole model does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import TensorProto, helper
 
 from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.cpu import int8_levels
-from flashelmo.engine.weights import GATES, ElmoWeights, expected_shapes
-
-OPSET = 18
-IR_VERSION = 10  # onnx writes a newer one by default than ONNX Runtime releases read
-MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
-
-WeightType = Literal["float32", "int8"]
-Tensors = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass
-class Graph:
-    """An ONNX graph under construction; weights stay outside, by name."""
-
-    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
-    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    weights: list[str] = field(default_factory=list)
-
-    def input(self, name: str, shape: Iterable[int | str], data_type: int = TensorProto.FLOAT) -> str:
-        """Declare an input; names in `shape` are free dimensions."""
-        self.inputs.append(helper.make_tensor_value_info(name, data_type, list(shape)))
-        return name
-
-    def output(self, name: str, shape: Iterable[int | str]) -> None:
-        """Declare a float32 output that some node makes."""
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
-
-    def node(self, operator: str, inputs: Iterable[str], output: str = "", domain: str = "", **attributes: Any) -> str:
-        """Append a node with one output; its name is made up where none is given."""
-        output = output or f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
-        return output
-
-    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
-        """A small array inside the graph."""
-        self.constants[name] = np.asarray(value, dtype)
-        return name
-
-    def weight(self, name: str) -> str:
-        """A named tensor of `prepare_tensors`."""
-        self.weights.append(name)
-        return name
-
-    def clip(self, name: str, bound: float | None, output: str) -> str:
-        """Clip to [-bound, bound]; no bound, no clip."""
-        if bound is None:
-            return self.node("Identity", [name], output)
-        low = self.constant(f"{output}_low", -bound, np.float32)
-        high = self.constant(f"{output}_high", bound, np.float32)
-        return self.node("Clip", [name, low, high], output)
-
-    def matmul(self, x: str, weight: str, weight_type: WeightType, *, add: str = "") -> str:
-        """x @ weight (+ add), where `add` has the product's shape or is a bias."""
-        if weight_type == "int8":
-            inputs = [x, self.weight(weight), self.weight(f"{weight}.scale")]
-            product = self.node("DynamicQuantizeMatMul", inputs, domain="com.microsoft")
-            return self.node("Add", [product, add]) if add else product
-        if add:
-            return self.node("Gemm", [x, self.weight(weight), add])
-        return self.node("MatMul", [x, self.weight(weight)])
-
-    def dense(self, x: str, name: str) -> str:
-        """x @ NAME.weight + NAME.bias."""
-        return self.matmul(x, f"{name}.weight", "float32", add=self.weight(f"{name}.bias"))
-
-    def to_model(self, tensors: Tensors, *, embed: bool = False) -> onnx.ModelProto:
-        """The ONNX model; its weights are placeholders for external data unless `embed` puts them inside."""
-        initializers = [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()]
-        for name in self.weights:
-            make = onnx.numpy_helper.from_array if embed else _placeholder
-            initializers.append(make(tensors[name], name))
-        graph = helper.make_graph(self.nodes, "flashelmo", self.inputs, self.outputs, initializers)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="flashelmo")
-
-
-def _placeholder(array: npt.NDArray[Any], name: str) -> TensorProto:
-    tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
-    tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    tensor.external_data.add(key="location", value="given in memory")
-    return tensor
+from flashelmo.engine.onnx_graph import Graph, WeightType
+from flashelmo.engine.weights import GATES, expected_shapes
 
 
 def words_graph(config: ElmoConfig) -> Graph:
-    """Words to vectors: `windows` (see `character_windows`), `word_ids` [W], those the model has -> `vectors` [W, P].
-
-    The convolutions of all widths are one product over the characters of each window of the widest. The maximum over
-    positions comes before bias and activation: both keep its order.
-    """
+    """Words to vectors: of `windows` (see `character_windows`) and `word_ids` [W], those it has -> `vectors` [W, P]."""
     graph = Graph()
-    parts = []
-    if config.word_size:
-        word_ids = graph.input("word_ids", ["W"], TensorProto.INT64)
-        parts.append(graph.node("Gather", [graph.weight("word_embedding"), word_ids]))
+    word_ids = graph.input("word_ids", ["W"], TensorProto.INT64) if config.word_size else ""
+    maxima = ""
     if config.character_size:
-        parts.append(_character_nodes(graph, config))
-    token = parts[0] if len(parts) == 1 else graph.node("Concat", parts, axis=1)
-    if "projection.weight" in expected_shapes(config):
-        token = graph.dense(token, "projection")
-    graph.node("Identity", [token], "vectors")
+        windows = graph.input("windows", ["W", "positions", widest(config)], TensorProto.INT32)
+        maxima = maxima_nodes(graph, config, windows)
+    graph.node("Identity", [vector_nodes(graph, config, maxima, word_ids)], "vectors")
     graph.output("vectors", ["W", config.projection_size])
     return graph
 
 
-def _character_nodes(graph: Graph, config: ElmoConfig) -> str:
-    """Character embeddings, convolutions, maximum over positions, activation and highways: [W, F]."""
-    width = widest(config)
-    windows = graph.input("windows", ["W", "positions", width], TensorProto.INT32)
-    embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, positions, width, E + 1]
-    flat = graph.constant("flat", [0, 0, width * (config.character_size + 1)])
-    sums = graph.matmul(graph.node("Reshape", [embedded, flat]), "convolutions", "float32")
-    maximum = graph.node("ReduceMax", [sums, graph.constant("positions", [1])], keepdims=0)
-    x = graph.node("Add", [maximum, graph.weight("convolutions.bias")])
+def maxima_nodes(graph: Graph, config: ElmoConfig, windows: str) -> str:
+    """Character embeddings, convolutions and their maximum over positions: windows [W, m, width] -> [W, F].
+
+    The convolutions of all widths are one product over the characters of each window of the widest. The maximum over
+    positions comes before bias and activation: both keep its order.
+    """
+    embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, m, width, E + 1]
+    flat = graph.constant(f"{graph.prefix}flat", [0, 0, widest(config) * (config.character_size + 1)])
+    sums = graph.node("MatMul", [graph.node("Reshape", [embedded, flat]), graph.weight("convolutions")])
+    return graph.node("ReduceMax", [sums, graph.constant(f"{graph.prefix}positions", [1])], keepdims=0)
+
+
+def vector_nodes(graph: Graph, config: ElmoConfig, maxima: str, word_ids: str) -> str:
+    """Words' vectors [W, P] from maxima [W, F] and word_ids [W], whichever of them the model has."""
+    parts = []
+    if config.word_size:
+        parts.append(graph.node("Gather", [graph.weight("word_embedding"), word_ids]))
+    if config.character_size:
+        parts.append(_highway_nodes(graph, config, maxima))
+    token = parts[0] if len(parts) == 1 else graph.node("Concat", parts, axis=1)
+    return graph.dense(token, "projection") if "projection.weight" in expected_shapes(config) else token
+
+
+def _highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
+    """Bias, activation and highways: [W, F] -> [W, F]."""
+    x = graph.node("Add", [maxima, graph.weight("convolutions.bias")])
     x = graph.node("Relu" if config.activation == "relu" else "Tanh", [x])
-    one = graph.constant("one", 1, np.float32)
+    one = graph.number("one", 1)
     for k in range(config.n_highway):
         name = f"highways.{k}"
         new = graph.node("Relu", [graph.dense(x, f"{name}.transform")])
@@ -153,14 +78,20 @@ def _character_nodes(graph: Graph, config: ElmoConfig) -> str:
 
 def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
     """The gates' part that does not recur: `x` [m, P] -> `input`, `forget`, `candidate`, `output`, each [m, C]."""
-    graph = Graph()
+    graph = Graph(weight_type)
     x = graph.input("x", ["m", config.projection_size])
-    for gate in GATES:
-        name = f"lstm.{layer}.{direction}"
-        bias = graph.weight(f"{name}.bias.{gate}")
-        graph.node("Identity", [graph.matmul(x, f"{name}.input_weight.{gate}", weight_type, add=bias)], gate)
+    for gate, part in zip(GATES, input_product_nodes(graph, layer, direction, x), strict=True):
+        graph.node("Identity", [part], gate)
         graph.output(gate, ["m", config.cell_size])
     return graph
+
+
+def input_product_nodes(graph: Graph, layer: int, direction: str, x: str) -> list[str]:
+    """The gates' part that does not recur, bias and all: x [m, P] -> four of [m, C]."""
+    name = f"lstm.{layer}.{direction}"
+    return [
+        graph.lstm_matmul(x, f"{name}.input_weight.{gate}", add=graph.weight(f"{name}.bias.{gate}")) for gate in GATES
+    ]
 
 
 def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
@@ -171,62 +102,105 @@ def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: Wei
     [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
     Outputs: `new_hidden` [T, n, P], and `new_cell` [n, C] after the last step.
     """
-    graph = Graph()
+    graph = Graph(weight_type)
     parents = graph.input("parents", ["n"], TensorProto.INT32)
     hidden = graph.node("Gather", [graph.input("hidden", ["p", config.projection_size]), parents])
     cell = graph.node("Gather", [graph.input("cell", ["p", config.cell_size]), parents])
     if layer == 0:
-        gate_rows = graph.input("gate_rows", ["T", "n"], TensorProto.INT32)
+        rows = graph.input("gate_rows", ["T", "n"], TensorProto.INT32)
         tables = [graph.input(gate, ["m", config.cell_size]) for gate in GATES]
-        gates = [graph.node("Gather", [table, gate_rows]) for table in tables]
+        gates = [graph.node("Gather", [table, rows]) for table in tables]
     else:
         gates = [graph.input(gate, ["T", "n", config.cell_size]) for gate in GATES]
-    body = _step_graph(config, layer, direction, weight_type)
-    graph.weights, graph.constants = body.weights, body.constants  # the body sees its surroundings' initializers
-    scan = helper.make_node(
-        "Scan",
-        [hidden, cell, *gates],
-        ["last_hidden", "new_cell", "new_hidden"],
-        body=helper.make_graph(body.nodes, "step", body.inputs, body.outputs),
-        num_scan_inputs=len(gates),
-    )
-    graph.nodes.append(scan)
+    states = scan_nodes(graph, config, layer, direction, Steps(hidden, cell, gates))
+    graph.node("Identity", [states.cell], "new_cell")
+    graph.node("Identity", [states.all_hidden], "new_hidden")
     graph.output("new_hidden", ["T", "n", config.projection_size])
     graph.output("new_cell", ["n", config.cell_size])
     return graph
 
 
-def _step_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
-    """One step: states [n, P] and [n, C], gates' input parts [n, C] -> states, and the hidden state once more.
+@dataclass(frozen=True)
+class Steps:
+    """What LSTM steps start from, by the names of a graph's values.
+
+    Attributes:
+        hidden, cell: states before the first step, [n, P] and [n, C].
+        gates: the four gates' input parts, [T, n, C] each.
+        running: bool [T, n, 1]: rows that take part in a step, others keep their states; empty where all do.
+    """
+
+    hidden: str
+    cell: str
+    gates: Sequence[str]
+    running: str = ""
+
+
+@dataclass(frozen=True)
+class States:
+    """What LSTM steps end in: hidden [n, P] and cell [n, C] after the last one, all_hidden [T, n, P] after each."""
+
+    hidden: str
+    cell: str
+    all_hidden: str
+
+
+def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, steps: Steps) -> States:
+    """LSTM steps as one Scan, whose body holds the recurrent products, the cell, the clips and the projection alone.
+
+    ONNX's own LSTM has neither a projection nor a clipped cell. float16 graphs keep the cell in float32.
+    """
+    prefix = f"lstm.{layer}.{direction}."
+    body = _step_graph(config, prefix, graph.weight_type, masked=bool(steps.running))
+    graph.constants |= body.constants  # the body sees its surroundings' initializers
+    graph.weights += body.weights
+    over_steps = [*steps.gates, steps.running] if steps.running else steps.gates
+    states = States(f"{prefix}last_hidden", f"{prefix}last_cell", f"{prefix}all_hidden")
+    scan = helper.make_node(
+        "Scan",
+        [steps.hidden, steps.cell, *over_steps],
+        [states.hidden, states.cell, states.all_hidden],
+        body=helper.make_graph(body.nodes, f"{prefix}step", body.inputs, body.outputs),
+        num_scan_inputs=len(over_steps),
+    )
+    graph.nodes.append(scan)
+    return states
+
+
+def _step_graph(config: ElmoConfig, prefix: str, weight_type: WeightType, *, masked: bool) -> Graph:
+    """One step: states [n, P] and [n, C], and the gates' input parts -> states, and the hidden state once more.
 
     The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).
     """
-    graph = Graph()
-    name = f"lstm.{layer}.{direction}"
-    graph.input("hidden_before", ["n", config.projection_size])
-    graph.input("cell_before", ["n", config.cell_size])
-    for gate in GATES:
-        graph.input(f"{gate}_part", ["n", config.cell_size])
+    body = Graph(weight_type, prefix)
+    before = body.input(f"{prefix}hidden_before", ["n", config.projection_size])
+    cell_before = body.input(f"{prefix}cell_before", ["n", config.cell_size], TensorProto.FLOAT)
+    parts = [body.input(f"{prefix}{gate}_part", ["n", config.cell_size]) for gate in GATES]
 
-    def gate_node(gate: str) -> str:
-        weight = f"{name}.recurrent_weight.{gate}"
-        total = graph.matmul("hidden_before", weight, weight_type, add=f"{gate}_part")
-        return graph.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
+    def gate_node(gate: str, part: str) -> str:
+        total = body.lstm_matmul(before, f"{prefix}recurrent_weight.{gate}", add=part)
+        return body.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
 
-    keep, admit, candidate = (gate_node(gate) for gate in ("forget", "input", "candidate"))
-    cell = graph.node("Add", [graph.node("Mul", [keep, "cell_before"]), graph.node("Mul", [admit, candidate])])
-    graph.clip(cell, config.cell_clip, "cell_after")
-    exposed = graph.node("Mul", [gate_node("output"), graph.node("Tanh", ["cell_after"])])
+    admit, keep, candidate, expose = map(gate_node, GATES, parts)
+    kept = body.node("Mul", [body.widen(keep), cell_before])
+    new = body.widen(body.node("Mul", [admit, candidate]))
+    cell = body.clip(body.node("Add", [kept, new]), config.cell_clip, f"{prefix}cell", np.float32)
+    hidden = body.node("Mul", [expose, body.node("Tanh", [body.narrow(cell)])])
     if config.cell_size != config.projection_size:
-        projected = graph.matmul(exposed, f"{name}.projection", weight_type)
-        graph.clip(projected, config.projection_clip, "hidden_after")
-    else:
-        graph.node("Identity", [exposed], "hidden_after")
-    graph.node("Identity", ["hidden_after"], "hidden_of_step")
-    graph.output("hidden_after", ["n", config.projection_size])
-    graph.output("cell_after", ["n", config.cell_size])
-    graph.output("hidden_of_step", ["n", config.projection_size])
-    return graph
+        projected = body.lstm_matmul(hidden, f"{prefix}projection")
+        float_type = np.float16 if weight_type == "float16" else np.float32
+        hidden = body.clip(projected, config.projection_clip, f"{prefix}hidden", float_type)
+    if masked:
+        running = body.input(f"{prefix}running", ["n", 1], TensorProto.BOOL)
+        cell = body.node("Where", [running, cell, cell_before])
+        hidden = body.node("Where", [running, hidden, before])
+    body.node("Identity", [hidden], f"{prefix}hidden_after")
+    body.node("Identity", [cell], f"{prefix}cell_after")
+    body.node("Identity", [hidden], f"{prefix}hidden_of_step")
+    body.output(f"{prefix}hidden_after", ["n", config.projection_size])
+    body.output(f"{prefix}cell_after", ["n", config.cell_size], TensorProto.FLOAT)
+    body.output(f"{prefix}hidden_of_step", ["n", config.projection_size])
+    return body
 
 
 def widest(config: ElmoConfig) -> int:
@@ -248,52 +222,3 @@ def character_windows(character_ids: npt.NDArray[np.int32], longest: int, config
     known = min(padded.shape[1], n_positions)
     padded[:, :known] = character_ids[:, :known]
     return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(padded, width, axis=1))
-
-
-def prepare_tensors(config: ElmoConfig, weights: ElmoWeights, weight_type: WeightType) -> Tensors:
-    """An array for every weight the graphs name, in the order of `weights`.
-
-    float32: views of the model's own tensors, but for the small convolutions. int8: the LSTM's matrices, quantized
-    symmetrically by column, with `NAME.scale`; the characters' matrices stay float32, as they run
-    once per distinct word and their error would reach every layer.
-    """
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    if config.character_size:
-        tensors |= _prepare_convolutions(config, weights)
-    for name, tensor in weights.named_tensors():
-        if name.startswith("lstm.") and not name.endswith(".projection"):
-            tensors |= {f"{name}.{gate}": part for gate, part in zip(GATES, tensor, strict=True)}
-        elif not name.startswith(("character_embedding", "convolutions.")):
-            tensors[name] = tensor
-    if weight_type == "int8":
-        matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2}
-        levels = int8_levels()
-        with ThreadPoolExecutor() as pool:
-            quantized = pool.map(lambda matrix: quantize(matrix, levels), matrices.values())
-        for name, (integers, scale) in zip(matrices, quantized, strict=True):
-            tensors[name], tensors[f"{name}.scale"] = integers, scale
-    return tensors
-
-
-def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str, npt.NDArray[Any]]:
-    """All widths as one matrix [width * (E + 1), F]; the embedding [n_characters + 1, E + 1] with its mask column."""
-    assert weights.character_embedding is not None
-    size = config.character_size
-    table = np.zeros((config.n_characters + 1, size + 1), np.float32)
-    table[:-1, :-1] = weights.character_embedding
-    table[-1, -1] = 1.0
-    matrix = np.zeros((widest(config), size + 1, config.n_filters), np.float32)
-    first = 0
-    for convolution in weights.convolutions:
-        width, _, number = convolution.weight.shape
-        matrix[:width, :-1, first : first + number] = convolution.weight
-        matrix[:width, -1, first : first + number] = MASKED
-        first += number
-    bias = np.concatenate([convolution.bias for convolution in weights.convolutions])
-    return {"characters": table, "convolutions": matrix.reshape(-1, config.n_filters), "convolutions.bias": bias}
-
-
-def quantize(weight: npt.NDArray[np.float32], levels: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Symmetric quantization by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / levels, np.finfo(np.float32).tiny).astype(np.float32)
-    return np.rint(weight / scale).astype(np.int8), scale

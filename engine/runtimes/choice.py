@@ -15,7 +15,7 @@ from flashelmo.engine.runtimes import Runtime
 from flashelmo.engine.weights import ElmoModel
 
 if TYPE_CHECKING:
-    from flashelmo.engine.graph import WeightType
+    from flashelmo.engine.onnx_graph import WeightType
     from flashelmo.engine.runtimes.reference import ReferenceRuntime
 
 Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8", "fp64"]
@@ -144,7 +144,7 @@ def _say_once(message: str) -> None:
 
 def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:
     """The runtime of a name, "ort" or "openvino", on `threads` threads; 0 takes all cores."""
-    from flashelmo.engine.graph import prepare_tensors  # needs onnx, which a CUDA device does not
+    from flashelmo.engine.graph_tensors import prepare_tensors  # needs onnx, which a CUDA device does not
 
     if name == "openvino":
         from flashelmo.engine.runtimes.openvino import OpenVinoRuntime

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.graph import Graph, Tensors, input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph import input_product_graph, steps_graph, words_graph
+from flashelmo.engine.onnx_graph import Graph, Tensors
 from flashelmo.engine.runtimes import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.weights import DIRECTIONS, GATES
 

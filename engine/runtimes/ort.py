@@ -11,7 +11,8 @@ import numpy.typing as npt
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.cpu import cache_bytes, n_cores
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.graph import Graph, Tensors, WeightType, input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph import input_product_graph, steps_graph, words_graph
+from flashelmo.engine.onnx_graph import Graph, Tensors, WeightType
 from flashelmo.engine.runtimes import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.weights import DIRECTIONS, GATES
 

@@ -1,0 +1,132 @@
+"""Graph: an ONNX graph under construction, its weights outside by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+OPSET = 18
+IR_VERSION = 10  # onnx writes a newer one by default than ONNX Runtime releases read
+
+WeightType = Literal["float32", "float16", "int8"]
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass
+class Graph:
+    """An ONNX graph under construction; weights stay outside, by name.
+
+    Attributes:
+        weight_type: of the LSTM's matrices. With "float16" all is float16 but for what `widen` makes; with "int8" the
+            rest is float32.
+        prefix: begins the names of its nodes' outputs, as the body of a Scan needs names of its own.
+    """
+
+    weight_type: WeightType = "float32"
+    prefix: str = ""
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    weights: list[str] = field(default_factory=list)
+    quantized: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    @property
+    def float_type(self) -> int:
+        """ONNX's number of the type that the graph computes in."""
+        return int(TensorProto.FLOAT16 if self.weight_type == "float16" else TensorProto.FLOAT)
+
+    def input(self, name: str, shape: Iterable[int | str], data_type: int | None = None) -> str:
+        """Declare an input, of the graph's float type unless told; names in `shape` are free dimensions."""
+        data_type = self.float_type if data_type is None else data_type
+        self.inputs.append(helper.make_tensor_value_info(name, data_type, list(shape)))
+        return name
+
+    def output(self, name: str, shape: Iterable[int | str], data_type: int | None = None) -> None:
+        """Declare an output that some node makes."""
+        data_type = self.float_type if data_type is None else data_type
+        self.outputs.append(helper.make_tensor_value_info(name, data_type, list(shape)))
+
+    def node(self, operator: str, inputs: Iterable[str], output: str = "", **attributes: Any) -> str:
+        """Append a node with one output; its name is made up where none is given."""
+        output = output or f"{self.prefix}{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
+        """A small array inside the graph."""
+        self.constants[name] = np.asarray(value, dtype)
+        return name
+
+    def number(self, name: str, value: npt.ArrayLike) -> str:
+        """A small array of the graph's float type."""
+        return self.constant(name, value, helper.tensor_dtype_to_np_dtype(self.float_type))
+
+    def weight(self, name: str) -> str:
+        """A named tensor of `prepare_tensors`."""
+        if name not in self.weights:
+            self.weights.append(name)
+        return name
+
+    def widen(self, x: str) -> str:
+        """A float16 graph's value as float32; others' as it is."""
+        return self.node("Cast", [x], to=TensorProto.FLOAT) if self.weight_type == "float16" else x
+
+    def narrow(self, x: str) -> str:
+        """The inverse of `widen`."""
+        return self.node("Cast", [x], to=TensorProto.FLOAT16) if self.weight_type == "float16" else x
+
+    def clip(self, name: str, bound: float | None, output: str, dtype: npt.DTypeLike) -> str:
+        """Clip values of a type to [-bound, bound]; no bound, no clip."""
+        if bound is None:
+            return self.node("Identity", [name], output)
+        low = self.constant(f"{output}_low", -bound, dtype)
+        high = self.constant(f"{output}_high", bound, dtype)
+        return self.node("Clip", [name, low, high], output)
+
+    def dense(self, x: str, name: str) -> str:
+        """x @ NAME.weight + NAME.bias."""
+        return self.node("Gemm", [x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")])
+
+    def lstm_matmul(self, x: str, weight: str, *, add: str = "") -> str:
+        """x @ weight (+ add), where `add` has the product's shape or is a bias; in 8 bits where the weights have 8."""
+        if self.weight_type == "int8":
+            product = self._int8_matmul(x, weight)
+            return self.node("Add", [product, add]) if add else product
+        if add:
+            return self.node("Gemm", [x, self.weight(weight), add])
+        return self.node("MatMul", [x, self.weight(weight)])
+
+    def _int8_matmul(self, x: str, weight: str) -> str:
+        """x, quantized once for all its products, times 8-bit weights; ONNX Runtime fuses these nodes into one."""
+        if x not in self.quantized:
+            names = (f"{x}_8bit", f"{x}_scale", f"{x}_zero")
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names))
+            self.quantized[x] = names
+        integers, scale, zero = self.quantized[x]
+        product = self.node("MatMulInteger", [integers, self.weight(weight), zero])
+        scales = self.node("Mul", [scale, self.weight(f"{weight}.scale")])
+        return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), scales])
+
+    def to_model(self, tensors: Tensors, *, embed: bool = False, name: str = "flashelmo") -> onnx.ModelProto:
+        """The ONNX model; its weights are placeholders for external data unless `embed` puts them inside."""
+        initializers = [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()]
+        for weight in self.weights:
+            make = onnx.numpy_helper.from_array if embed else _placeholder
+            initializers.append(make(tensors[weight], weight))
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, initializers)
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="flashelmo")
+
+
+def _placeholder(array: npt.NDArray[Any], name: str) -> TensorProto:
+    tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor.external_data.add(key="location", value="given in memory")
+    return tensor
