@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.onnx_graph import Graph, WeightType
@@ -45,9 +45,9 @@ def maxima_nodes(graph: Graph, config: ElmoConfig, windows: str) -> str:
     positions comes before bias and activation: both keep its order.
     """
     embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, m, width, E + 1]
-    flat = graph.constant(f"{graph.prefix}flat", [0, 0, widest(config) * (config.character_size + 1)])
+    flat = graph.ints(0, 0, widest(config) * (config.character_size + 1))
     sums = graph.node("MatMul", [graph.node("Reshape", [embedded, flat]), graph.weight("convolutions")])
-    return graph.node("ReduceMax", [sums, graph.constant(f"{graph.prefix}positions", [1])], keepdims=0)
+    return graph.node("ReduceMax", [sums, graph.ints(1)], keepdims=0)
 
 
 def vector_nodes(graph: Graph, config: ElmoConfig, maxima: str, word_ids: str) -> str:
@@ -152,18 +152,10 @@ def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, ste
     """
     prefix = f"lstm.{layer}.{direction}."
     body = _step_graph(config, prefix, graph.weight_type, masked=bool(steps.running))
-    graph.constants |= body.constants  # the body sees its surroundings' initializers
-    graph.weights += body.weights
     over_steps = [*steps.gates, steps.running] if steps.running else steps.gates
     states = States(f"{prefix}last_hidden", f"{prefix}last_cell", f"{prefix}all_hidden")
-    scan = helper.make_node(
-        "Scan",
-        [steps.hidden, steps.cell, *over_steps],
-        [states.hidden, states.cell, states.all_hidden],
-        body=helper.make_graph(body.nodes, f"{prefix}step", body.inputs, body.outputs),
-        num_scan_inputs=len(over_steps),
-    )
-    graph.nodes.append(scan)
+    outputs = (states.hidden, states.cell, states.all_hidden)
+    graph.scan([steps.hidden, steps.cell], over_steps, outputs, body)
     return states
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ class Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
-    quantized: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    quantized: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def float_type(self) -> int:
@@ -56,13 +56,31 @@ class Graph:
     def node(self, operator: str, inputs: Iterable[str], output: str = "", **attributes: Any) -> str:
         """Append a node with one output; its name is made up where none is given."""
         output = output or f"{self.prefix}{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
-        return output
+        return self.add(operator, inputs, [output], **attributes)[0]
+
+    def add(self, operator: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: Any) -> list[str]:
+        """Append a node with these outputs, some of which may be empty: not wanted."""
+        self.nodes.append(helper.make_node(operator, list(inputs), list(outputs), **attributes))
+        return [name for name in outputs if name]
+
+    def scan(self, states: Sequence[str], over: Sequence[str], outputs: Sequence[str], body: Graph) -> None:
+        """Append a Scan: the body's inputs are the states, then a slice of each of `over` along their first axis."""
+        self.constants |= body.constants  # the body sees its surroundings' initializers
+        for name in body.weights:
+            self.weight(name)
+        step = helper.make_graph(body.nodes, f"{body.prefix}step", body.inputs, body.outputs)
+        self.add("Scan", [*states, *over], outputs, body=step, num_scan_inputs=len(over))
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
         """A small array inside the graph."""
-        self.constants[name] = np.asarray(value, dtype)
+        array = np.asarray(value, dtype)
+        known = self.constants.setdefault(name, array)
+        assert known.dtype == array.dtype and np.array_equal(known, array), f"two constants of the name {name}"
         return name
+
+    def ints(self, *values: int) -> str:
+        """These int64 numbers, [n]."""
+        return self.constant(f"{self.prefix}int64 {' '.join(map(str, values))}", values)
 
     def number(self, name: str, value: npt.ArrayLike) -> str:
         """A small array of the graph's float type."""
@@ -106,9 +124,8 @@ class Graph:
     def _int8_matmul(self, x: str, weight: str) -> str:
         """x, quantized once for all its products, times 8-bit weights; ONNX Runtime fuses these nodes into one."""
         if x not in self.quantized:
-            names = (f"{x}_8bit", f"{x}_scale", f"{x}_zero")
-            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names))
-            self.quantized[x] = names
+            outputs = (f"{x}_integers", f"{x}_scale", f"{x}_zero")
+            self.quantized[x] = self.add("DynamicQuantizeLinear", [x], outputs)
         integers, scale, zero = self.quantized[x]
         product = self.node("MatMulInteger", [integers, self.weight(weight), zero])
         scales = self.node("Mul", [scale, self.weight(f"{weight}.scale")])

@@ -1,0 +1,174 @@
+"""One ONNX file from a model, unverified: its graph, its weights in the precision asked for, what it says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.checkpoints.files import first_line
+from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.cpu import int8_levels
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.graph_tensors import prepare_tensors
+from flashelmo.engine.onnx_graph import WeightType
+from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.export.boundaries import boundary_states
+from flashelmo.export.distinct_words import Vocabulary
+from flashelmo.export.graph import elmo_graph
+from flashelmo.export.metadata import Metadata, Precision
+
+WEIGHT_TYPES: dict[Precision, WeightType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+INT8_LEVELS, REDUCED_LEVELS = 127, 63
+LARGEST_HALF = float(np.finfo(np.float16).max)
+LARGEST_FILE = 2_000_000_000  # bytes of weights in one file; protobuf's own bound is 2 GiB
+
+
+def build_onnx(
+    model: ElmoModel,
+    path: str | Path,
+    *,
+    precision: Precision = "fp32",
+    layers: Sequence[int] | None = None,
+    mix: Sequence[float] | None = None,
+    stateful: bool = False,
+    characters: int | str | None = None,
+    reduce_range: bool | None = None,
+    external_data: bool = False,
+    license: str = "unknown",
+    report_sha256: str = "",
+) -> Metadata:
+    """Write a model as one ONNX file; `export_onnx` verifies it too.
+
+    Args:
+        model: of any format.
+        path: the file; external data, where there are any, go beside it under its name with `_data`.
+        precision: "fp32", "fp16" (weights and products; cells are float32) or "int8" (the LSTM's matrices).
+        layers: numbers of the hidden states that are outputs; None for all.
+        mix: coefficient of each layer in the token embeddings; None for their average.
+        stateful: take the rows' LSTM states as inputs and give them as outputs.
+        characters: positions of a word in `character_ids`: the model's number, or "dynamic" for any up to it; None is
+            the model's number.
+        reduce_range: 8-bit weights of 7 bits, as x86 processors without VNNI need; None where this processor does.
+        external_data: weights in a file of their own, as they always are beyond 2 GB.
+        license: of the weights, for the metadata.
+        report_sha256: digest of the verification report, for the metadata.
+
+    Raises:
+        FlashElmoError: an argument that is none of these, weights that the precision cannot hold, a file that cannot
+            be written.
+    """
+    metadata = Metadata(
+        config=model.config,
+        lexicon=model.lexicon,
+        precision=_precision(precision),
+        layers=_layers(model.config.n_layers + 1, layers),
+        mix=_mix(model.config.n_layers + 1, mix),
+        stateful=stateful,
+        characters=_characters(model.config, characters),
+        int8_levels=_levels(reduce_range) if precision == "int8" else None,
+        weights_sha256=weights_sha256(model.weights),
+        source_format=model.source_format or model.format,
+        license=license,
+        report_sha256=report_sha256,
+    )
+    vocabulary = vocabulary_of(model)
+    weight_type = WEIGHT_TYPES[metadata.precision]
+    if weight_type == "float16":
+        _check_range(model)
+    tensors = dict(prepare_tensors(model.config, model.weights, weight_type, metadata.int8_levels))
+    if not stateful:
+        tensors |= _boundary_tensors(model, vocabulary, weight_type)
+    graph = elmo_graph(metadata, vocabulary, weight_type)
+    proto = graph.to_model(tensors, embed=True, name="elmo")
+    onnx.helper.set_model_props(proto, metadata.to_properties())
+    large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
+    _save(proto, Path(path), external_data=external_data or large)
+    return metadata
+
+
+def vocabulary_of(model: ElmoModel) -> Vocabulary:
+    """The ids of the boundaries and of padding."""
+    encoder = WordEncoder(model.config, model.lexicon)
+    characters, words = encoder.character_ids(encoder.boundary_words), encoder.word_ids(encoder.boundary_words)
+    return Vocabulary(None if characters is None else characters.astype(np.int64), words, encoder.padding_id)
+
+
+def weights_sha256(weights: ElmoWeights) -> str:
+    """Digest of the canonical tensors: name, shape and float32 values of each, in the order of `named_tensors`."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.named_tensors():
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(tensor, "<f4").data)
+    return digest.hexdigest()
+
+
+def _precision(precision: str) -> Precision:
+    for known in WEIGHT_TYPES:
+        if precision == known:
+            return known
+    raise FlashElmoError(f"precision: expected {', '.join(WEIGHT_TYPES)}, found {precision!r}")
+
+
+def _layers(n_layers: int, layers: Sequence[int] | None) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(n_layers))
+    if any(not 0 <= layer < n_layers for layer in layers) or len(set(layers)) < len(layers):
+        raise FlashElmoError(f"layers: expected different numbers from 0 to {n_layers - 1}, found {list(layers)}")
+    return tuple(sorted(layers))
+
+
+def _mix(n_layers: int, mix: Sequence[float] | None) -> tuple[float, ...]:
+    if mix is None:
+        return (1 / n_layers,) * n_layers
+    if len(mix) != n_layers or not np.isfinite(mix).all() or not any(mix):
+        raise FlashElmoError(f"mix: expected {n_layers} finite coefficients, not all 0, found {list(mix)}")
+    return tuple(float(coefficient) for coefficient in mix)
+
+
+def _characters(config: ElmoConfig, characters: int | str | None) -> int | None:
+    if characters == "dynamic" or not config.character_size:
+        return None
+    if characters not in (None, config.max_characters, str(config.max_characters)):
+        raise FlashElmoError(f"characters: expected {config.max_characters} or 'dynamic', found {characters!r}")
+    return config.max_characters
+
+
+def _levels(reduce_range: bool | None) -> int:
+    if reduce_range is None:
+        return int8_levels()
+    return REDUCED_LEVELS if reduce_range else INT8_LEVELS
+
+
+def _check_range(model: ElmoModel) -> None:
+    for name, tensor in model.weights.named_tensors():
+        largest = float(np.abs(tensor).max(initial=0))
+        if largest > LARGEST_HALF:
+            raise FlashElmoError(
+                f"{model.path}: tensor {name}: expected values within float16's range, found {largest:g}"
+            )
+
+
+def _boundary_tensors(model: ElmoModel, vocabulary: Vocabulary, weight_type: WeightType) -> dict[str, npt.NDArray[Any]]:
+    """The states after the boundaries, in the types that the graph takes: cells are always float32."""
+    hidden_type = np.float16 if weight_type == "float16" else np.float32
+    states = boundary_states(model.config, model.weights, vocabulary)
+    return {
+        name: state.astype(hidden_type if name.endswith("hidden") else np.float32) for name, state in states.items()
+    }
+
+
+def _save(proto: onnx.ModelProto, path: Path, *, external_data: bool) -> None:
+    try:
+        if external_data:
+            onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024)
+        else:
+            onnx.save_model(proto, path)
+    except OSError as error:
+        raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}") from None
