@@ -1,0 +1,166 @@
+"""Sentences to the padded arrays that an exported file takes, and the checks of arrays that others made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.spelling import Int64, Speller, Utf8Words
+from flashelmo.export.metadata import STATES, Metadata
+
+Sentence: TypeAlias = Sequence[str]
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+AXES = ("batch_size", "sequence_length", "characters")
+
+
+def input_names(metadata: Metadata) -> list[str]:
+    """Names of a file's inputs, those of ids first."""
+    ids = {"character_ids": metadata.config.character_size, "word_ids": metadata.config.word_size}
+    return [*(name for name, size in ids.items() if size), *(STATES if metadata.stateful else ())]
+
+
+def token_lists(sentences: Iterable[Sentence | str]) -> list[Sentence]:
+    """The tokens of sentences, of which strings are split on white space."""
+    if isinstance(sentences, str):
+        raise FlashElmoError("sentences: expected several, found one text; put it into a list")
+    tokens = [sentence.split() if isinstance(sentence, str) else sentence for sentence in sentences]
+    for sentence in tokens:
+        if not isinstance(sentence, Sequence):
+            raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r:.60}")
+    return tokens
+
+
+def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -> Iterator[Int64]:
+    """Numbers of the sentences of each batch: in the order given, or the longest first, so that little is padding."""
+    if batch_size < 1:
+        raise FlashElmoError(f"batch_size: expected 1 or more, found {batch_size}")
+    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
+    order = np.arange(len(lengths)) if in_order else np.argsort(-lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def pad(sentences: Sequence[Sentence], speller: Speller, metadata: Metadata) -> Arrays:
+    """Inputs for sentences: character_ids int64 [B, T, M] and word_ids int64 [B, T], those that the file takes.
+
+    T is the length of the longest sentence, at least 1; where the file's last axis is free, M is that of the longest
+    word.
+    """
+    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
+    is_token = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    words = Utf8Words.from_python([word for sentence in sentences for word in sentence], speller.surrogates)
+    inputs: Arrays = {}
+    characters, rows = speller.spell(words), speller.look_up(words)
+    if characters is not None:
+        width = metadata.characters or int(speller.lengths(characters).max(initial=1))
+        inputs["character_ids"] = _at_tokens(characters[:, :width], is_token, 0)
+    if rows is not None:
+        inputs["word_ids"] = _at_tokens(rows, is_token, metadata.absent_word_id)
+    return inputs
+
+
+def _at_tokens(ids: npt.NDArray[Any], is_token: npt.NDArray[np.bool_], absent: int) -> Int64:
+    """Ids of all tokens [W, ...] at the True places of is_token [B, T], and `absent` at the others."""
+    padded = np.full((*is_token.shape, *ids.shape[1:]), absent, np.int64)
+    padded[is_token] = ids
+    return padded
+
+
+def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
+    """Arrays as the file takes them, of inputs in whatever integers; absent states stay absent.
+
+    Raises:
+        FlashElmoError: a name, type or shape that the file does not take, ids out of range, padding that does not
+            stand on the right of its sentence.
+    """
+    names = input_names(metadata)
+    for name, value in inputs.items():
+        if value is not None and name not in names:
+            raise FlashElmoError(f"inputs: expected {', '.join(names)}, found {name}")
+    checked: Arrays = {}
+    config, absent = metadata.config, metadata.absent_word_id
+    if "character_ids" in names:
+        characters = _integers(inputs, "character_ids", 3)
+        _check_width(characters, metadata)
+        _check_range("character_ids", characters, 0, config.n_characters)
+        is_token = (characters != 0).any(axis=-1)
+        checked["character_ids"] = np.ascontiguousarray(characters, np.int64)
+    if "word_ids" in names:
+        words = _integers(inputs, "word_ids", 2)
+        _check_range("word_ids", words, absent, config.n_words)
+        if not checked:
+            is_token = words != absent
+        if words.shape != is_token.shape:
+            expected = f"{list(is_token.shape)} as in character_ids"
+            raise FlashElmoError(f"word_ids: expected {expected}, found {list(words.shape)}")
+        _check_places("word_ids: expected no id below 0 where there is a token", is_token & (words < 0))
+        checked["word_ids"] = np.ascontiguousarray(words, np.int64)
+    _check_places("inputs: expected padding on the right of a sentence alone", ~is_token[:, :-1] & is_token[:, 1:])
+    return checked | _check_states(inputs, metadata, len(is_token))
+
+
+def _integers(inputs: Mapping[str, Any], name: str, n_axes: int) -> npt.NDArray[Any]:
+    """One input as an array of `n_axes` axes that holds something."""
+    if inputs.get(name) is None:
+        raise FlashElmoError(f"{name}: this file needs them, found none")
+    array = _array(name, inputs[name])
+    if array.dtype.kind not in "iu":
+        raise FlashElmoError(f"{name}: expected integers, found {array.dtype}")
+    if array.ndim != n_axes or not array.size:
+        expected = f"[{', '.join(AXES[:n_axes])}], each 1 or more"
+        raise FlashElmoError(f"{name}: expected {expected}, found {list(array.shape)}")
+    return array
+
+
+def _array(name: str, value: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise FlashElmoError(f"{name}: expected an array: {error}") from None
+
+
+def _check_width(characters: npt.NDArray[Any], metadata: Metadata) -> None:
+    most = metadata.config.max_characters
+    if not (metadata.characters or 1) <= characters.shape[-1] <= most:
+        expected = most if metadata.characters else f"1 to {most}"
+        raise FlashElmoError(
+            f"character_ids: expected {expected} characters on the last axis, found {characters.shape[-1]}"
+        )
+
+
+def _check_range(name: str, ids: npt.NDArray[Any], least: int, n_rows: int) -> None:
+    """An id that is no row of the embedding must never reach the graph: some providers read what lies beyond it."""
+    lowest, highest = int(ids.min()), int(ids.max())
+    if not least <= lowest <= highest < n_rows:
+        raise FlashElmoError(f"{name}: expected ids from {least} to {n_rows - 1}, found {lowest} to {highest}")
+
+
+def _check_places(expected: str, wrong: npt.NDArray[np.bool_]) -> None:
+    """`wrong` [B, T] says which tokens break what is expected."""
+    if wrong.any():
+        raise FlashElmoError(f"{expected}, found otherwise in sentence {int(wrong.any(axis=1).argmax())} of the batch")
+
+
+def _check_states(inputs: Mapping[str, Any], metadata: Metadata, n_rows: int) -> Arrays:
+    states: Arrays = {}
+    for name in STATES:
+        if inputs.get(name) is None:
+            continue
+        state, expected = _array(name, inputs[name]), state_shape(name, metadata, n_rows)
+        if state.dtype.kind != "f" or state.shape != expected:
+            found = f"{state.dtype} {list(state.shape)}"
+            raise FlashElmoError(f"{name}: expected floats {list(expected)}, found {found}")
+        states[name] = state
+    return states
+
+
+def state_shape(name: str, metadata: Metadata, n_rows: int) -> tuple[int, int, int]:
+    """Shape of a state of so many rows."""
+    config = metadata.config
+    size = config.projection_size if name == "state.hidden" else config.cell_size
+    return 2 * config.n_layers, n_rows, size

@@ -1,0 +1,105 @@
+"""A file opened in ONNX Runtime, on the execution providers that were asked for and no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from flashelmo.engine.cpu import n_cores
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+except ImportError as error:
+    raise MissingExtraError("onnxruntime", "cpu", "running an exported file") from error
+
+Options: TypeAlias = Mapping[str, Any]
+Provider: TypeAlias = str | tuple[str, Options]
+
+SHORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+# ONNX Runtime's exceptions have no class in common but Exception.
+ORT_ERRORS = (
+    ort.EngineError,
+    ort.EPFail,
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.InvalidProtobuf,
+    ort.NoModel,
+    ort.NoSuchFile,
+    ort.NotImplemented,
+    ort.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+
+
+def model_file(path: Path) -> Path:
+    """The file that a path means: itself, or the fp32 one in an exported folder."""
+    file = path / "onnx" / "model.onnx" if path.is_dir() else path
+    if not file.is_file():
+        raise FlashElmoError(f"{file}: expected a model exported by flashelmo, found no such file")
+    return file
+
+
+def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, Options]]:
+    """Full names and options of providers, all of which this ONNX Runtime was built with."""
+    there = onnxruntime.get_available_providers()
+    wanted = []
+    given: Sequence[Any] = [providers] if isinstance(providers, str) else providers
+    for provider in given:
+        name, options = provider if isinstance(provider, tuple) and len(provider) == 2 else (provider, {})
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            raise FlashElmoError(f"providers: expected names or (name, options), found {provider!r}")
+        name = SHORT_NAMES.get(name, name)
+        if name not in there:
+            raise FlashElmoError(f"providers: expected some of {', '.join(there)}, found {name}")
+        wanted.append((name, options))
+    if not wanted:
+        raise FlashElmoError(f"providers: expected some of {', '.join(there)}, found none")
+    return wanted
+
+
+def device_of(name: str, options: Options) -> tuple[str, int]:
+    """Kind and number of the device on which a provider leaves what it computed."""
+    return (DEVICES[name], int(options.get("device_id", 0))) if name in DEVICES else ("cpu", 0)
+
+
+def options_of(given: Any, threads: int | None) -> Any:
+    """The SessionOptions given, or those that suit batches of ever other shapes."""
+    if threads is not None and threads < 1:
+        raise FlashElmoError(f"threads: expected 1 or more, found {threads}")
+    if given is not None:
+        if threads is not None:
+            raise FlashElmoError("threads: expected them in session_options, since these are given, found both")
+        return given
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or n_cores()
+    options.enable_mem_pattern = False  # shapes vary without end, and a pattern is kept for each
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(file: Path, wanted: list[tuple[str, Options]], options: Any) -> Any:
+    """An InferenceSession on the providers wanted; ONNX Runtime would go on without those that fail to load."""
+    providers = [(name, dict(values)) for name, values in wanted]
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
+    except ORT_ERRORS as error:
+        raise FlashElmoError(f"{file}: ONNX Runtime cannot load it: {reason(error)}") from error
+    session.disable_fallback()
+    found = session.get_providers()
+    for name, _ in wanted:
+        if name not in found:  # onnxruntime#23372
+            raise FlashElmoError(f"providers: {name} did not load, ONNX Runtime would have used {', '.join(found)}")
+    return session
+
+
+def reason(error: Exception) -> str:
+    """What an exception says on its first line, without the code and path that ONNX Runtime puts before it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .+? failed: ?)?", "", line)

@@ -1,0 +1,148 @@
+"""Exported files in environments that hold numpy, onnxruntime and what that requires, and no other package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import requires
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from test_architecture import FACE, package_folder
+from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, random_model
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.export.build import build_onnx
+
+N_SENTENCES = 50
+TOLERANCE = 2e-5
+MODELS = {
+    "bilm": random_model(replace(BILM, max_characters=50)),
+    "manylangs": random_model(MANYLANGS, MANYLANGS_LEXICON),
+}
+NEEDED = ("numpy", "onnxruntime")
+
+# Run in the new environment: embeds each file's sentences, and says what is installed there and what may be.
+SCRIPT = """
+import json, re, sys
+from importlib.metadata import PackageNotFoundError, distributions, requires
+
+def canonical(name):
+    return re.sub("[-_.]+", "-", re.match("[-_.A-Za-z0-9]+", name)[0]).lower()
+
+def required(name):
+    try:
+        return {canonical(line) for line in requires(name) or [] if "extra ==" not in line}
+    except PackageNotFoundError:
+        return set()
+
+allowed, waiting = set(), ["numpy", "onnxruntime"]
+while waiting:
+    allowed.add(name := waiting.pop())
+    waiting += required(name) - allowed
+
+import numpy
+from flashelmo.export import OnnxElmo
+
+folder = sys.argv[1]
+with open(f"{folder}/sentences.json", encoding="utf-8") as file:
+    sentences = json.load(file)
+for name in sys.argv[2:]:
+    numpy.savez(f"{folder}/{name}.npz", *OnnxElmo(f"{folder}/{name}.onnx").embed(sentences, batch_size=8))
+print(json.dumps({
+    "installed": {canonical(each.metadata["Name"]): each.version for each in distributions()},
+    "allowed": sorted(allowed),
+    "flashelmo": sys.modules["flashelmo"].__file__,
+}))
+"""
+
+
+def ragged(text: list[list[str]]) -> list[list[str]]:
+    """Real sentences, each cut to another length, with an empty and a one-word sentence among them."""
+    cut = [sentence[: 1 + 7 * k % len(sentence)] for k, sentence in enumerate(text[:N_SENTENCES])]
+    cut[3], cut[10] = [], ["Adam"]
+    assert len(cut) == N_SENTENCES and len({len(sentence) for sentence in cut}) > 10
+    return cut
+
+
+def oldest() -> list[str]:
+    """The lower bounds that the package declares."""
+    declared = [Requirement(line) for line in requires("flashelmo") or []]
+    return sorted(
+        {f"{each.name}=={spec.version}" for each in declared if each.name in NEEDED for spec in each.specifier}
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, text: list[list[str]]) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "sentences.json").write_text(json.dumps(ragged(text)), encoding="utf-8")
+    for name, model in MODELS.items():
+        build_onnx(model, folder / f"{name}.onnx")
+    return folder
+
+
+def install(python: Path, arguments: list[str]) -> None:
+    """Skip the test where no index is reached, or where it has no wheel of an old version for this Python."""
+    if find_spec("pip") is None:
+        pytest.skip("pip is not installed, so no other environment can be filled")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*pip, "--no-compile", "--disable-pip-version-check", "--retries=1", "--timeout=30", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode == 0:
+        return
+    if "(from versions: none)" in done.stderr or "Connection" in done.stderr:
+        pytest.skip(f"pip reaches no index that has {' and '.join(NEEDED)}: {done.stderr.strip().splitlines()[-1]}")
+    if "No matching distribution" in done.stderr and any("==" in argument for argument in arguments):
+        pytest.skip(f"no wheel for this Python: {done.stderr.strip().splitlines()[-1]}")
+    pytest.fail(done.stderr)
+
+
+def make_environment(folder: Path, arguments: list[str]) -> Path:
+    """The Python of a new virtual environment with these packages and flashelmo's own files."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    install(python, arguments)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    found = subprocess.run([python, "-Ic", where], capture_output=True, text=True, check=True, timeout=120)
+    package = Path(found.stdout.strip()) / "flashelmo"
+    for part in ("engine", "export"):
+        shutil.copytree(package_folder(part), package / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in package_folder(FACE).glob("*.py"):
+        shutil.copy(path, package)
+    return python
+
+
+@pytest.mark.parametrize("versions", ["constraints.txt", "the oldest"])
+def test_a_fresh_environment_with_numpy_and_onnxruntime_alone(
+    versions: str, exported: Path, text: list[list[str]], tmp_path: Path, root: Path
+) -> None:
+    arguments = oldest() if versions == "the oldest" else [*NEEDED, "--constraint", str(root / "constraints.txt")]
+    python = make_environment(tmp_path / "environment", arguments)
+    command = [str(python), "-I", "-W", "error", "-c", SCRIPT, str(exported), *MODELS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert set(NEEDED) <= set(said["installed"]) <= set(said["allowed"])
+    assert Path(said["flashelmo"]).is_relative_to(tmp_path)
+    for line in oldest() if versions == "the oldest" else []:
+        name, _, version = line.partition("==")
+        assert said["installed"][name].startswith(version), said["installed"]
+    for name, model in MODELS.items():
+        expected = list(ElmoEmbedder(model, runtime="ort", precision="fp32").embed(ragged(text)))
+        with np.load(exported / f"{name}.npz") as arrays:
+            found = [arrays[f"arr_{k}"] for k in range(len(arrays))]
+        assert len(found) == len(expected) == N_SENTENCES
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
+        assert max(np.abs(b).max(initial=0) for b in expected) > 0.1

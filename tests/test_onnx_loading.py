@@ -1,0 +1,210 @@
+"""How OnnxElmo opens a file: providers, options, damaged files, and what it needs to be installed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+from onnx_toy import METADATA, toy_model
+from test_architecture import HEAVY, run_python, top_level
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.export import open_session, runtime
+from flashelmo.export.runtime import OnnxElmo
+
+# Blocks everything but the standard library, numpy, onnxruntime and this package.
+ALONE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in sys.stdlib_module_names | {"numpy", "onnxruntime", "flashelmo"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_model(tmp_path_factory.mktemp("toy") / "onnx" / "model.onnx")
+
+
+class Recorder:
+    """A session that notes what is bound where, and computes on the CPU."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.outputs: list[tuple[str, str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def io_binding(self) -> Any:
+        binding = self.session.io_binding()
+        bind = binding.bind_output
+
+        def bind_output(name: str, device: str, number: int) -> None:
+            self.outputs.append((name, device, number))
+            bind(name, "cpu", 0)
+
+        binding.bind_output = bind_output
+        return binding
+
+
+def test_only_what_is_asked_for_is_bound(toy: Path) -> None:
+    elmo = OnnxElmo(toy)
+    recorder = elmo._session = Recorder(elmo._session)
+    elmo.embed(["a b", "c"])
+    elmo.encode("a")
+    elmo.run(outputs=["mask"], **elmo.inputs(["a"]))
+    names = ["hidden_states.0", "hidden_states.2", "sentence_embedding", "mask"]
+    assert recorder.outputs == [(name, "cpu", 0) for name in names]
+
+
+def test_outputs_are_bound_to_the_first_providers_device(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_session = onnxruntime.InferenceSession(str(toy), providers=["CPUExecutionProvider"])
+    asked: list[Any] = []
+
+    def session(file: str, options: Any, *, providers: Any, enable_fallback: int) -> Recorder:
+        asked.append((providers, enable_fallback))
+        made = Recorder(cpu_session)
+        made.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    elmo = OnnxElmo(toy, providers=[("cuda", {"device_id": 1})])
+    elmo.encode("a")
+    assert asked == [([("CUDAExecutionProvider", {"device_id": 1})], 0)]
+    assert elmo._session.outputs == [("sentence_embedding", "cuda", 1)]
+    assert elmo.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def test_providers_that_are_not_there(toy: Path) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (
+            ["NnapiExecutionProvider"],
+            "providers: expected some of .*CPUExecutionProvider, found NnapiExecutionProvider",
+        ),
+        (("NnapiExecutionProvider", {"device_id": 0}), "found NnapiExecutionProvider"),
+        (("cpu", {"device_id": 0}), r"providers: expected names or \(name, options\), found {'device_id': 0}"),
+        ([("cpu", 3)], r"providers: expected names or \(name, options\), found \('cpu', 3\)"),
+        ([], "providers: expected some of .*, found none"),
+    ]
+    for providers, message in wrong:
+        with pytest.raises(FlashElmoError, match=message):
+            OnnxElmo(toy, providers=providers)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_provider_that_does_not_load_is_no_silent_cpu(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NnapiExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    message = "providers: NnapiExecutionProvider did not load, ONNX Runtime would have used CPUExecutionProvider$"
+    with pytest.raises(FlashElmoError, match=message):
+        OnnxElmo(toy, providers=names)
+
+
+def test_threads_and_session_options(toy: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    np.testing.assert_array_equal(OnnxElmo(toy, session_options=options).embed(["a"]), OnnxElmo(toy).embed(["a"]))
+    with pytest.raises(FlashElmoError, match="threads: expected them in session_options, since these are given"):
+        OnnxElmo(toy, session_options=options, threads=1)
+    with pytest.raises(FlashElmoError, match="threads: expected 1 or more, found 0"):
+        OnnxElmo(toy, threads=0)
+    assert open_session.options_of(None, 3).intra_op_num_threads == 3
+
+
+def test_files_that_cannot_be_loaded(toy: Path, tmp_path: Path) -> None:
+    def message_of(path: Path) -> str:
+        with pytest.raises(FlashElmoError) as caught:
+            OnnxElmo(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    absent = "expected a model exported by flashelmo, found no such file"
+    assert message_of(tmp_path / "no.onnx") == f"{tmp_path / 'no.onnx'}: {absent}"
+    assert message_of(tmp_path) == f"{tmp_path / 'onnx' / 'model.onnx'}: {absent}"
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(toy.read_bytes()[:300])
+    assert message_of(damaged).startswith(f"{damaged}: ONNX Runtime cannot load it: ")
+    foreign = onnx.load(toy)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, damaged)
+    assert message_of(damaged) == f"{damaged}: expected a model exported by flashelmo, found no metadata of it"
+    helper.set_model_props(foreign, replace(METADATA, stateful=True).to_properties())
+    onnx.save(foreign, damaged)
+    expected = "expected the inputs character_ids, state.hidden, state.cell, found character_ids"
+    assert message_of(damaged) == f"{damaged}: {expected}"
+
+
+def test_external_data(toy: Path, tmp_path: Path) -> None:
+    whole = toy_model(tmp_path / "whole" / "model.onnx", external=True)
+    assert (whole.parent / "model.onnx_data").is_file()
+    np.testing.assert_array_equal(OnnxElmo(whole).embed(["a b"]), OnnxElmo(toy).embed(["a b"]))
+    alone = tmp_path / "model.onnx"
+    shutil.copy(whole, alone)
+    with pytest.raises(FlashElmoError, match=r"model\.onnx: ONNX Runtime cannot load it: .*model\.onnx_data") as caught:
+        OnnxElmo(alone)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_while_running_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elmo = OnnxElmo(toy)
+    monkeypatch.setattr(runtime, "check_inputs", lambda inputs, metadata: inputs)
+    with pytest.raises(FlashElmoError, match=r"model\.onnx: ONNX Runtime failed: .*character_ids") as caught:
+        elmo.run(character_ids=np.ones((1, 2, 3), np.int64))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_saturate_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = toy_model(tmp_path / "model.onnx", replace(METADATA, precision="int8", int8_levels=127))
+    reduced = toy_model(tmp_path / "reduced.onnx", replace(METADATA, precision="int8", int8_levels=63))
+    monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
+    for levels in (127, 63):
+        monkeypatch.setattr(runtime, "int8_levels", lambda levels=levels: levels)
+        with caplog.at_level(logging.WARNING, "flashelmo"):
+            OnnxElmo(reduced)
+            OnnxElmo(file)
+    assert [record.name for record in caplog.records] == ["flashelmo"]
+    assert "up to 127 saturate" in caplog.text and "reduce_range" in caplog.text and str(file) in caplog.text
+
+
+def test_it_needs_numpy_and_onnxruntime_alone(toy: Path) -> None:
+    code = (
+        f"{ALONE}from flashelmo.export import OnnxElmo\n"
+        f"vectors, = OnnxElmo({str(toy)!r}).embed(['é b'])\n"
+        "print(vectors.dtype, vectors.tobytes().hex())\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    values, loaded = run_python(code).splitlines()
+    assert values == f"float32 {OnnxElmo(toy).embed(['é b'])[0].tobytes().hex()}"
+    assert {"numpy", "onnxruntime", "flashelmo"} <= set(loaded.split())
+    assert set(loaded.split()) & HEAVY == {"numpy", "onnxruntime"}
+
+
+def test_importing_export_loads_nothing_heavy() -> None:
+    loaded = run_python("import sys, flashelmo.export; print(dir(flashelmo.export), *sys.modules)").split()
+    assert "flashelmo.export" in loaded
+    assert top_level(set(loaded)) & HEAVY == set()
+    assert [name for name in loaded if name.startswith("flashelmo.")] == ["flashelmo.export"]
+
+
+def test_without_onnxruntime_its_extra_is_named() -> None:
+    code = (
+        ALONE.replace(', "onnxruntime"', "") + "from flashelmo import MissingExtraError\n"
+        "try:\n    from flashelmo.export import OnnxElmo\n"
+        "except MissingExtraError as error:\n    print(error)"
+    )
+    assert "needs the package onnxruntime, which is not installed: pip install 'flashelmo[cpu]'" in run_python(code)
+    assert issubclass(MissingExtraError, FlashElmoError)
