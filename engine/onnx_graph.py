@@ -60,8 +60,10 @@ class Graph:
 
     def add(self, operator: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: Any) -> list[str]:
         """Append a node with these outputs, some of which may be empty: not wanted."""
-        self.nodes.append(helper.make_node(operator, list(inputs), list(outputs), **attributes))
-        return [name for name in outputs if name]
+        wanted = [name for name in outputs if name]
+        # ONNX Runtime before 1.22 fails at nodes without names of their own
+        self.nodes.append(helper.make_node(operator, list(inputs), list(outputs), name=wanted[0], **attributes))
+        return wanted
 
     def scan(self, states: Sequence[str], over: Sequence[str], outputs: Sequence[str], body: Graph) -> None:
         """Append a Scan: the body's inputs are the states, then a slice of each of `over` along their first axis."""

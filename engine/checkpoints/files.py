@@ -7,7 +7,7 @@ import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
+def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODEL_FILES.__contains__) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    Only a folder whose files, by their paths in it, are all `ours` is ever replaced.
+    """
     folder = folder.absolute()
     try:
-        _check_replaceable(folder, overwrite)
+        check_replaceable(folder, overwrite, ours)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workspace:
             new, old = Path(workspace, "new"), Path(workspace, "old")
             new.mkdir()
             yield new
-            for path in new.iterdir():
-                _flush(path)
+            for path in new.rglob("*"):
+                if path.is_file():
+                    _flush(path)
             if not folder.exists():
                 new.rename(folder)
                 return
@@ -63,14 +67,16 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
+def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
+    """Raise FlashElmoError where a folder exists, unless it is to be replaced and holds no files but `ours`."""
     if not folder.exists():
         return
     if not overwrite:
         raise FlashElmoError(f"{folder}: exists already; pass --overwrite (overwrite=True) to replace it")
     if not folder.is_dir():
         raise FlashElmoError(f"{folder}: expected a folder to replace, found a file")
-    if others := sorted({path.name for path in folder.iterdir()} - MODEL_FILES):
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    if others := sorted(name for name in (path.relative_to(folder).as_posix() for path in files) if not ours(name)):
         raise FlashElmoError(f"{folder}: expected a model's folder to replace, found other files in it: {others[0]}")
 
 

@@ -12,11 +12,21 @@ from typing import Annotated, Any, cast
 import typer
 
 from flashelmo import __version__
+from flashelmo.arguments import (
+    ForgetSentences,
+    InputText,
+    Options,
+    OutputFile,
+    Overwrite,
+    SentenceKeys,
+    parse_layers,
+)
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text import Errors
+from flashelmo.export_command import export
 from flashelmo.terminal import (
     InterruptedBySignal,
     fail,
@@ -36,12 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-InputText = Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space; - reads stdin.")]
-OutputFile = Annotated[Path, typer.Argument(help="File of vectors: .npz, or HDF5 under any other name.")]
-Options = Annotated[Path | None, typer.Option(help="Options file of weights that have none beside them.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
-SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
-ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
+app.command()(export)
 
 
 @app.command()
@@ -78,7 +83,7 @@ def embed(
     _embed(
         input,
         output,
-        Output(_layers(layers), dtype, pool),
+        Output(parse_layers(layers), dtype, pool),
         model,
         settings={
             "options_file": options,
@@ -263,16 +268,6 @@ def _embed(
                     summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
     if not quiet:
         _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
-
-
-def _layers(text: str) -> str | int | list[float]:
-    """A name, a layer's number, or the coefficients of a mix."""
-    if "," not in text:
-        return int(text) if text.isdecimal() else text
-    try:
-        return [float(value) for value in text.split(",")]
-    except ValueError:
-        raise FlashElmoError(f"--layers: expected a number for each layer with commas, found {text!r}") from None
 
 
 def _open_input(source: str) -> Any:

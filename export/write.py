@@ -1,0 +1,138 @@
+"""`flashelmo export`: a folder with the verified ONNX files of a model, their reports and a model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from flashelmo.engine.checkpoints.files import check_replaceable, new_folder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.weights import ElmoModel
+from flashelmo.export.build import build_onnx, check_precision
+from flashelmo.export.card import model_card
+from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.open_session import Provider
+from flashelmo.export.report import Report
+from flashelmo.export.triton_repository import write_triton_repository
+from flashelmo.export.truth import Truth
+from flashelmo.export.verify import verify
+
+ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+# The names that deployment tools look for; the card and reports lie beside them.
+FILE_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+WRITTEN = re.compile(r"README\.md|onnx/model(_fp16|_int8)?\.(onnx|onnx_data|report\.json|report\.md)|triton/.*")
+
+
+def export_onnx(
+    model: ElmoModel,
+    folder: str | Path,
+    *,
+    precisions: Sequence[Precision] = ("fp32",),
+    triton: bool = False,
+    sentences: Sequence[Sequence[str]] | None = None,
+    providers: str | Sequence[Provider] = "cpu",
+    overwrite: bool = False,
+    on_progress: Callable[[str], None] = lambda what: None,
+    **options: Any,
+) -> list[Report]:
+    """Write a model as ONNX files, each verified against the PyTorch reference before the folder gets its name.
+
+        folder/README.md                    model card
+        folder/onnx/model.onnx              fp32; model_fp16.onnx and model_int8.onnx likewise
+        folder/onnx/model.report.json, .md  what the verification found
+        folder/triton/                      a model repository for NVIDIA Triton Inference Server, if `triton`
+
+    Args:
+        model: of any format, as `load_model` gives it.
+        folder: where to; it appears whole or not at all.
+        precisions: the files to write: "fp32", "fp16" and "int8".
+        triton: write the model repository too.
+        sentences, providers: what the verification embeds and runs on; see `verify`.
+        overwrite: replace a folder that this function wrote.
+        on_progress: hears what is being done.
+        **options: what `build_onnx` takes: layers, mix, stateful, characters, reduce_range, external_data, license.
+
+    Returns:
+        The report of each file.
+
+    Raises:
+        FlashElmoError: an argument that is none of these, a folder that exists, or a file that breaks a bound: then
+            nothing is left under `folder`.
+        MissingExtraError: PyTorch or ONNX Runtime, which verify, are not installed.
+    """
+    check_folder(folder, overwrite)
+    if not precisions or len(set(precisions)) < len(precisions):
+        raise FlashElmoError(f"precisions: expected one or more of {ALL_PRECISIONS}, found {list(precisions)}")
+    with new_folder(Path(folder), overwrite, ours=_is_ours) as target:
+        truth = Truth(model)
+        metadata: list[Metadata] = []
+        reports: list[Report] = []
+        for precision in precisions:
+            path = target / "onnx" / FILE_NAMES[check_precision(precision)]
+            path.parent.mkdir(exist_ok=True)
+            on_progress(f"{precision}: writing")
+            built = build_onnx(model, path, precision=precision, **options)
+            on_progress(f"{precision}: verifying")
+            report = verify(path, model, sentences=sentences, providers=providers, truth=truth, expected=built)
+            if not report.passed:
+                raise FlashElmoError(f"{folder}: not written: {_failures(report)}")
+            metadata.append(_enter_report(path, report))
+            reports.append(report)
+        (target / "README.md").write_text(model_card(metadata, reports), encoding="utf-8")
+        if triton:
+            on_progress("writing the model repository")
+            files = {name: target / "onnx" / FILE_NAMES[name] for name in precisions}
+            write_triton_repository(target / "triton", files, model)
+    return reports
+
+
+def check_folder(folder: str | Path, overwrite: bool) -> None:
+    """Raise FlashElmoError where `export_onnx` could not write the folder, before the work is done."""
+    if Path(folder).suffix == ".onnx":
+        raise FlashElmoError(f"{folder}: expected the name of a folder to write, found that of a file")
+    check_replaceable(Path(folder), overwrite, _is_ours)
+
+
+def verify_folder(model: ElmoModel, folder: str | Path, **settings: Any) -> list[Report]:
+    """Verify every file of an exported folder again: elsewhere, with other versions or on another provider.
+
+    Args:
+        model: what they were exported from.
+        folder: as `export_onnx` wrote it.
+        **settings: what `verify` takes.
+
+    Raises:
+        FlashElmoError: no exported file, or what `verify` raises.
+    """
+    files = [Path(folder, "onnx", name) for name in FILE_NAMES.values()]
+    found = [path for path in files if path.is_file()]
+    if not found:
+        raise FlashElmoError(f"{folder}: expected an exported folder with {files[0].relative_to(folder)}, found none")
+    truth = Truth(model)
+    return [verify(path, model, truth=truth, **settings) for path in found]
+
+
+def _is_ours(name: str) -> bool:
+    return WRITTEN.fullmatch(name) is not None
+
+
+def _failures(report: Report) -> str:
+    """The first thing that is not as it must be, and how many more there are."""
+    failures = report.failures or (f"{report.file}: no token was compared",)
+    return failures[0] + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else "")
+
+
+def _enter_report(path: Path, report: Report) -> Metadata:
+    """Write a file's report beside it, and the report's digest into it; its metadata."""
+    path.with_suffix(".report.json").write_text(report.to_json(), encoding="utf-8")
+    path.with_suffix(".report.md").write_text(report.to_markdown(), encoding="utf-8")
+    proto = onnx.load(path, load_external_data=False)
+    properties = {entry.key: entry.value for entry in proto.metadata_props} | {"report_sha256": report.digest()}
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, properties)
+    onnx.save_model(proto, path)
+    return Metadata.from_properties(properties, str(path))

@@ -1,0 +1,50 @@
+"""Arguments that several commands take, and how their texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashelmo.engine.errors import FlashElmoError
+
+InputText = Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space; - reads stdin.")]
+OutputFile = Annotated[Path, typer.Argument(help="File of vectors: .npz, or HDF5 under any other name.")]
+Options = Annotated[Path | None, typer.Option(help="Options file of weights that have none beside them.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
+ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
+
+
+def parse_layers(text: str) -> str | int | list[float]:
+    """A name, a layer's number, or the coefficients of a mix."""
+    if "," not in text:
+        return int(text) if text.isdecimal() else text
+    return parse_coefficients("--layers", text)
+
+
+def parse_coefficients(option: str, text: str) -> list[float]:
+    """Numbers with commas between them."""
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        raise FlashElmoError(f"{option}: expected a number for each layer with commas, found {text!r}") from None
+
+
+def parse_mix(text: str, n_layers: int) -> Sequence[float]:
+    """Coefficients of n_layers layers, from "average", "top" or the numbers themselves."""
+    if text == "average":
+        return [1 / n_layers] * n_layers
+    if text == "top":
+        return [0.0] * (n_layers - 1) + [1.0]
+    return parse_coefficients("--mix", text)
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise FlashElmoError(f"{option}: expected whole numbers with commas, found {text!r}")
+    return [int(number) for number in numbers]
