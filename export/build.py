@@ -67,7 +67,7 @@ def build_onnx(
     metadata = Metadata(
         config=model.config,
         lexicon=model.lexicon,
-        precision=_precision(precision),
+        precision=check_precision(precision),
         layers=_layers(model.config.n_layers + 1, layers),
         mix=_mix(model.config.n_layers + 1, mix),
         stateful=stateful,
@@ -109,7 +109,8 @@ def weights_sha256(weights: ElmoWeights) -> str:
     return digest.hexdigest()
 
 
-def _precision(precision: str) -> Precision:
+def check_precision(precision: str) -> Precision:
+    """The precision; FlashElmoError where a file has none of that name."""
     for known in WEIGHT_TYPES:
         if precision == known:
             return known
