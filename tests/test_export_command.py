@@ -1,0 +1,186 @@
+"""`flashelmo export`: the folder it writes, what it refuses, and a gate that lets nothing broken through."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny_models import BILM, MODELS, random_model
+
+from flashelmo.cli import main
+from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.weights import ElmoWeights
+from flashelmo.export import OnnxElmo, export_onnx
+
+Run = Callable[..., str]
+SENTENCES = [["the", "cat", "sat"], [], ["é"]]
+TEXT = "the cat sat\n\nthe cat sat on a mat\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a trained model's size: no gate is saturated, so that 8 bits suffice."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = replace(BILM, cell_size=64, projection_size=16, cell_clip=3.0, projection_clip=3.0)
+    tensors = {name: 0.3 * tensor for name, tensor in random_model(config).weights.named_tensors()}
+    weights = ElmoWeights.from_named_tensors(tensors, config)
+    write_native(replace(random_model(config), weights=weights), folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def succeed(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        assert status == 0, captured.err
+        return captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def fail(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must fail; its one line."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        lines = capfd.readouterr().err.splitlines()
+        assert status == 1
+        return lines[-1].removeprefix("flashelmo: ")
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_file_its_report_and_a_card(here: Path, model: Path, succeed: Run) -> None:
+    said = succeed("export", model, "out", "--text", "text.txt").splitlines()
+    assert files(here / "out") == {"README.md", "onnx/model.onnx", "onnx/model.report.json", "onnx/model.report.md"}
+    assert said[:2] == ["fp32: writing", "fp32: verifying"]
+    assert said[2].startswith("out/onnx/model.onnx: ") and "tokens verified, relative error at most" in said[2]
+    report = (here / "out" / "onnx" / "model.report.json").read_bytes()
+    values = json.loads(report)
+    assert values["passed"] is True and values["tokens"] > 0
+    elmo = OnnxElmo("out")
+    assert elmo.metadata.report_sha256 == hashlib.sha256(report).hexdigest()
+    for found, expected in zip(elmo.embed(SENTENCES), ElmoEmbedder.load(model).embed(SENTENCES), strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_every_option(here: Path, model: Path, succeed: Run) -> None:
+    options = ["--layers", "0,2", "--mix", "0,0.5,1.5", "--characters", "dynamic", "--license", "cc0-1.0"]
+    succeed("export", model, "out", "--all", *options, "--reduce-range", "--external-data", "--triton", "-q")
+    names = {"model", "model_fp16", "model_int8"}
+    expected = {f"onnx/{name}{end}" for name in names for end in (".onnx", ".onnx_data", ".report.json", ".report.md")}
+    found = files(here / "out")
+    assert {name for name in found if not name.startswith("triton/")} == {"README.md", *expected}
+    assert {"triton/README.md", "triton/elmo_fp32/config.pbtxt", "triton/elmo_int8/1/model.onnx"} <= found
+    for name in names:
+        metadata = OnnxElmo(here / "out" / "onnx" / f"{name}.onnx").metadata
+        assert (metadata.layers, metadata.mix, metadata.license) == ((0, 2), (0.0, 0.5, 1.5), "cc0-1.0")
+        assert metadata.characters is None and metadata.report_sha256
+    assert metadata.int8_levels is None or metadata.int8_levels == 63
+    assert "license: cc0-1.0" in (here / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_stateful_files(here: Path, model: Path, succeed: Run) -> None:
+    succeed("export", model, "out", "--stateful", "--precision", "fp32,int8", "-q")
+    elmo = OnnxElmo("out")
+    reference = ElmoEmbedder.load(model, stateful=True, batch_size=2)
+    sentences = [["the", "cat"], ["sat"], ["cat", "cat", "the"], ["the"]]
+    for found, expected in zip(elmo.embed(sentences, batch_size=2), reference.embed(sentences), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, fail: Run) -> None:
+    succeed("export", model, "out", "-q")
+    before = (here / "out" / "onnx" / "model.onnx").read_bytes()
+    message = "out: exists already; pass --overwrite (overwrite=True) to replace it"
+    assert fail("export", model, "out") == message
+    assert (here / "out" / "onnx" / "model.onnx").read_bytes() == before
+    succeed("export", model, "out", "--overwrite", "--precision", "int8", "-q")
+    assert files(here / "out") == {
+        "README.md", "onnx/model_int8.onnx", "onnx/model_int8.report.json", "onnx/model_int8.report.md"
+    }  # fmt: skip
+    (here / "out" / "onnx" / "mine.txt").write_text("notes")
+    message = fail("export", model, "out", "--overwrite")
+    assert message.endswith("expected a model's folder to replace, found other files in it: onnx/mine.txt")
+    assert (here / "out" / "onnx" / "mine.txt").read_text() == "notes"
+
+
+def test_a_broken_bound_leaves_nothing(
+    here: Path, model: Path, fail: Run, succeed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states after the boundaries are taken for zeros: every vector is a little wrong."""
+    from flashelmo.export import build
+
+    right = build.boundary_states
+    monkeypatch.setattr(build, "boundary_states", lambda *given: {k: 0 * v for k, v in right(*given).items()})
+    message = fail("export", model, "out")
+    assert message.startswith("out: not written: onnx/model.onnx: hidden_states.1: max abs error ")
+    assert "expected < 2e-5" in message and message.endswith(" more)")
+    assert files(here) == {"text.txt"} and [path.name for path in here.iterdir()] == ["text.txt"]
+
+
+def test_verifying_again(here: Path, model: Path, succeed: Run, fail: Run) -> None:
+    succeed("export", model, "out", "-q")
+    before = files(here / "out")
+    assert "| `hidden_states.2` |" in succeed("export", model, "out", "--verify-only")
+    path = here / "out" / "onnx" / "model.onnx"
+    proto = onnx.load(path)
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "lstm.1.forward.projection")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] += 0.05
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save_model(proto, path)
+    assert fail("export", model, "out", "--verify-only").startswith("onnx/model.onnx: hidden_states.2: ")
+    assert files(here / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out.onnx"], "out.onnx: expected the name of a folder to write, found that of a file"),
+        (["out", "--precision", "fp8"], "precision: expected fp32, fp16, int8, found 'fp8'"),
+        (["out", "--precision", "fp32,fp32"], "expected one or more of"),
+        (["out", "--layers", "top"], "--layers: expected whole numbers with commas, found 'top'"),
+        (["out", "--layers", "3"], "layers: expected different numbers from 0 to 2, found [3]"),
+        (["out", "--mix", "a,b"], "--mix: expected a number for each layer with commas, found 'a,b'"),
+        (["out", "--mix", "1,2"], "mix: expected 3 finite coefficients, not all 0, found [1.0, 2.0]"),
+        (["out", "--characters", "50"], "characters: expected 12 or 'dynamic', found '50'"),
+        (["out", "--provider", "cuda"], "CUDAExecutionProvider"),
+        (["out", "--text", "none.txt"], "none.txt: No such file or directory"),
+        (["out", "--verify-only"], "out: expected an exported folder with onnx/model.onnx, found none"),
+    ],
+)
+def test_bad_arguments(here: Path, model: Path, fail: Run, arguments: list[str], message: str) -> None:
+    assert message in fail("export", model, *arguments)
+    assert files(here) == {"text.txt"}
+
+
+def test_a_text_without_tokens(here: Path, model: Path, fail: Run) -> None:
+    (here / "empty.txt").write_text("\n\n")
+    assert "expected" in fail("export", model, "out", "--text", "empty.txt")
+    assert files(here) == {"text.txt", "empty.txt"}
+
+
+def test_precisions_are_named_once(tmp_path: Path) -> None:
+    with pytest.raises(FlashElmoError, match=r"^precisions: expected one or more of .*, found \[\]"):
+        export_onnx(MODELS["skip"], tmp_path / "out", precisions=[])
