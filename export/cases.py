@@ -1,0 +1,120 @@
+"""What an exported file is verified on: text in batches of several sizes, and unusual words and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+from flashelmo.engine.weights import ElmoModel, Lexicon
+from flashelmo.export.sentences import MULTIBYTE_WORDS
+
+Sentence: TypeAlias = tuple[str, ...]
+
+EXTRA_COLUMNS = 3
+SAMPLED = 64  # words, and characters, of a lexicon
+LENGTHS = (4, 1, 7, 2, 3)  # of the sentences that sampled words are put into, in turn
+ROWS_CARRIED = (3, 5, 1, 4, 2)  # of batches in a row: rows that are new, that pause, and that come back
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences that run at once.
+
+    Attributes:
+        sentences: B of them.
+        extra_columns: padding beyond the longest sentence.
+        all_positions: give all M positions of a word, even where the file takes fewer.
+    """
+
+    sentences: tuple[Sentence, ...]
+    extra_columns: int = 0
+    all_positions: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batches that one line of the report is about.
+
+    Attributes:
+        name: what is special.
+        batches: in their order.
+        carried: whether each batch starts from the states that the one before it left.
+    """
+
+    name: str
+    batches: tuple[Batch, ...]
+    carried: bool = False
+
+    @property
+    def n_sentences(self) -> int:
+        """Sentences of all batches."""
+        return sum(len(batch.sentences) for batch in self.batches)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all batches."""
+        return sum(len(sentence) for batch in self.batches for sentence in batch.sentences)
+
+
+def make_cases(
+    model: ElmoModel, sentences: Sequence[Sentence], batch_sizes: Sequence[int], stateful: bool
+) -> list[Case]:
+    """All cases of one model and text."""
+    first = tuple(sentences[:3])
+    empty = Batch((first[0], (), *first[1:])), Batch(((), ())), Batch(((),))
+    cases = [Case(f"text, batches of {size}", _batches(sentences, size)) for size in batch_sizes]
+    cases.append(Case("empty sentences", empty))
+    cases.append(Case("columns of padding", (Batch(first, EXTRA_COLUMNS, all_positions=True),)))
+    if model.config.character_size:
+        cases.append(Case("short, long and multi-byte words", (Batch(_special_words(model.config.max_characters)),)))
+    if model.lexicon is not None and (of_lexicon := _lexicon_sentences(model.lexicon)):
+        cases.append(Case("words of the lexicon", _batches(of_lexicon, 8)))
+    if stateful:
+        cases.append(Case("state carried", _carried(sentences), carried=True))
+    return cases
+
+
+def _batches(sentences: Sequence[Sentence], size: int) -> tuple[Batch, ...]:
+    return tuple(Batch(tuple(sentences[start : start + size])) for start in range(0, len(sentences), size))
+
+
+def _special_words(max_characters: int) -> tuple[Sentence, ...]:
+    """Words of one character; of M - 3 to M + 10, whose limit is M - 2; and of several bytes a character."""
+    letters = "pneumonoultramicroscopicsilicovolcanoconiosis" * (1 + max_characters // 40)
+    sizes = (max_characters - 3, max_characters - 2, max_characters - 1, max_characters, max_characters + 10)
+    long = tuple(letters[:size] for size in sizes if size > 0)
+    cut_within_a_character = "a" + "é" * max_characters
+    return (("a",), long, ("I", "."), (*MULTIBYTE_WORDS, cut_within_a_character))
+
+
+def _lexicon_sentences(lexicon: Lexicon) -> tuple[Sentence, ...]:
+    """Words at even steps of the lexicon, and words made of characters at even steps."""
+    characters = _sample([character for character in lexicon.characters if len(character) == 1])
+    sizes = _in_turn(len(characters))
+    words = ["".join(islice(letters, size)) for letters in [iter(characters)] for size in sizes]
+    words += _sample(list(lexicon.words))
+    rest = iter(words)
+    return tuple(tuple(islice(rest, size)) for size in _in_turn(len(words)))
+
+
+def _sample(values: Sequence[str]) -> list[str]:
+    step = max(1, len(values) // SAMPLED)
+    return list(values[::step][:SAMPLED])
+
+
+def _in_turn(total: int) -> Iterator[int]:
+    """LENGTHS in turn, as many as make up the total."""
+    k = 0
+    while total > 0:
+        yield LENGTHS[k % len(LENGTHS)]
+        total -= LENGTHS[k % len(LENGTHS)]
+        k += 1
+
+
+def _carried(sentences: Sequence[Sentence]) -> tuple[Batch, ...]:
+    """Batches of different numbers of rows, one of which is an empty sentence."""
+    rest = iter((*sentences[:4], (), *sentences[4:]))
+    batches = (Batch(tuple(islice(rest, rows))) for rows in ROWS_CARRIED)
+    return tuple(batch for batch in batches if batch.sentences)

@@ -1,0 +1,108 @@
+"""Outputs beside what they should be: errors where there are tokens, exact zeros where there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.export.metadata import Metadata
+from flashelmo.export.report import OutputError
+from flashelmo.export.truth import Floats
+
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One output as it should be.
+
+    Attributes:
+        values: [..., D], zero where nothing is present.
+        present: bool [...], where there are vectors to compare.
+    """
+
+    values: Doubles
+    present: Bools
+
+
+def expected_outputs(layers: Sequence[Floats], mask: Bools, metadata: Metadata) -> dict[str, Expected]:
+    """Outputs of a batch with these sentences' layers [L, tokens, 2P] and mask [B, T], mixed as the metadata say."""
+    padded = np.zeros((len(metadata.mix), *mask.shape, metadata.config.output_size))
+    padded[:, mask] = np.concatenate(layers, axis=1)
+    mixed = np.tensordot(metadata.mix, padded, axes=1)
+    lengths = mask.sum(axis=1)
+    means = mixed.sum(axis=1) / np.maximum(lengths, 1)[:, None]
+    result = {f"hidden_states.{k}": Expected(padded[k], mask) for k in metadata.layers}
+    return result | {"token_embeddings": Expected(mixed, mask), "sentence_embedding": Expected(means, lengths > 0)}
+
+
+def expected_states(states: Mapping[str, Floats]) -> dict[str, Expected]:
+    """The states {"hidden": [2 * LSTM layers, B, P], "cell": ...} after a batch; every row of it runs."""
+    return {
+        f"new_state.{name}": Expected(state.astype(np.float64), np.ones(state.shape[:2], bool))
+        for name, state in states.items()
+    }
+
+
+class Comparison:
+    """Collects one case's vectors and what is wrong beyond any bound.
+
+    Attributes:
+        problems: such as "hidden_states.1: padding is not zero".
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._pairs: dict[str, list[tuple[Doubles, Doubles]]] = {}
+
+    def add(self, found: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, Expected], mask: Bools) -> None:
+        """Compare one batch's outputs; those that the file lacks are left to the check of its graph."""
+        if "mask" in found and not np.array_equal(found["mask"], mask):
+            self.problems.append("mask: differs from where the tokens are")
+        for name in expected.keys() & found.keys():
+            self._add(name, np.asarray(found[name], np.float64), expected[name])
+
+    def errors(self) -> tuple[OutputError, ...]:
+        """Errors of all outputs that were compared, in the order of their names."""
+        pairs = ((name, zip(*self._pairs[name], strict=True)) for name in sorted(self._pairs))
+        return tuple(output_error(name, *map(np.concatenate, both)) for name, both in pairs)
+
+    def _add(self, name: str, found: Doubles, expected: Expected) -> None:
+        if found.shape != expected.values.shape:
+            self.problems.append(f"{name}: shape {list(found.shape)}, expected {list(expected.values.shape)}")
+            return
+        if not np.isfinite(found).all():
+            self.problems.append(f"{name}: holds NaN or infinity")
+        if found[~expected.present].any():
+            self.problems.append(f"{name}: not zero where there is no token")
+        self._pairs.setdefault(name, []).append((found[expected.present], expected.values[expected.present]))
+
+
+def output_error(name: str, found: Doubles, expected: Doubles) -> OutputError:
+    """Errors of vectors [N, D], N >= 0, to four digits."""
+    if not np.isfinite(found).all():
+        return OutputError(name, len(found), math.inf, math.inf, -1.0)
+    difference = found - expected
+    size = float(np.linalg.norm(expected))
+    off = float(np.linalg.norm(difference))
+    relative = off / size if size else math.inf if off else 0.0
+    most = float(np.abs(difference).max(initial=0.0))
+    return OutputError(name, len(found), _rounded(most), _rounded(relative), round(_least_cosine(found, expected), 9))
+
+
+def _least_cosine(a: Doubles, b: Doubles) -> float:
+    """Of two vectors of a row; two zeros point the same way, one zero nowhere."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+    return float(cosines.min(initial=1.0))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3e}")

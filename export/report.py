@@ -1,0 +1,157 @@
+"""The verification report: how far an exported file lies from the reference, as data, JSON and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.export.bounds import Bound
+from flashelmo.export.markdown import report_page
+from flashelmo.export.metadata import Precision
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """Distance of one output's vectors from the reference's.
+
+    Attributes:
+        name: of the output.
+        vectors: how many were compared.
+        max_abs: largest absolute difference; infinite where a value is not finite.
+        relative: ||a - b|| / ||b|| over all vectors.
+        cosine: least cosine of a vector and the reference's.
+    """
+
+    name: str
+    vectors: int
+    max_abs: float
+    relative: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case: what was embedded, and each output's error in it."""
+
+    name: str
+    batches: int
+    sentences: int
+    tokens: int
+    outputs: tuple[OutputError, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the verification of one file found.
+
+    Attributes:
+        file: its path in the exported folder.
+        precision, layers, mix, stateful, int8_levels, weights_sha256: what the file's metadata says.
+        megabytes: size of the file and its external data.
+        providers: those that ONNX Runtime used.
+        processor: its name.
+        versions: of the packages that took part.
+        bounds: the bound of each output but the mask, which must be equal.
+        cases: every case, with its errors.
+        failures: a line for each thing that is not as it must be, beginning with `file`.
+    """
+
+    file: str
+    precision: Precision
+    layers: tuple[int, ...]
+    mix: tuple[float, ...]
+    stateful: bool
+    int8_levels: int | None
+    weights_sha256: str
+    megabytes: float
+    providers: tuple[str, ...]
+    processor: str
+    versions: Mapping[str, str]
+    bounds: Mapping[str, Bound]
+    cases: tuple[CaseResult, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether tokens were compared and nothing failed."""
+        return not self.failures and self.tokens > 0
+
+    @property
+    def sentences(self) -> int:
+        """Sentences compared, each as often as it was."""
+        return sum(case.sentences for case in self.cases)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens compared, each as often as it was."""
+        return sum(case.tokens for case in self.cases)
+
+    @property
+    def outputs(self) -> tuple[OutputError, ...]:
+        """Each output's errors, the worst of any case; without outputs that were never compared."""
+        errors = [error for case in self.cases for error in case.outputs]
+        compared = [name for name in self.bounds if any(error.name == name for error in errors)]
+        return tuple(worst(name, [error for error in errors if error.name == name]) for name in compared)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `passed`, the totals and the worst errors are there for who reads it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["bounds"] = {name: asdict(bound) for name, bound in self.bounds.items()}
+        values["cases"] = [
+            {**asdict(case), "outputs": [_error_to_dict(error) for error in case.outputs]} for case in self.cases
+        ]
+        summary = {"passed": self.passed, "sentences": self.sentences, "tokens": self.tokens}
+        return {**values, **summary, "outputs": [_error_to_dict(error) for error in self.outputs]}
+
+    def to_json(self) -> str:
+        """The text of the file beside the model."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+    def digest(self) -> str:
+        """sha256 of `to_json` in UTF-8, which the model's metadata holds as `report_sha256`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_markdown(self) -> str:
+        """The page for people."""
+        return report_page(self)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "report.json") -> Report:
+        """Read what `to_json` wrote. Anything else raises FlashElmoError naming `source`."""
+        try:
+            read = json.loads(text)
+            values = {field.name: read[field.name] for field in fields(cls)}
+            values["bounds"] = {name: Bound(**bound) for name, bound in values["bounds"].items()}
+            values["cases"] = tuple(_case_from_dict(case) for case in values["cases"])
+            values |= {name: tuple(values[name]) for name in ("layers", "mix", "providers", "failures")}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FlashElmoError(f"{source}: expected a verification report, found {error!r}") from None
+        return cls(**values)
+
+
+def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
+    """The worst of each kind of error."""
+    errors = list(errors)
+    return OutputError(
+        name,
+        vectors=sum(error.vectors for error in errors),
+        max_abs=max(error.max_abs for error in errors),
+        relative=max(error.relative for error in errors),
+        cosine=min(error.cosine for error in errors),
+    )
+
+
+def _error_to_dict(error: OutputError) -> dict[str, Any]:
+    """JSON has no infinity: it becomes a text, which `float` reads."""
+    return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in asdict(error).items()}
+
+
+def _case_from_dict(values: dict[str, Any]) -> CaseResult:
+    names = ("max_abs", "relative", "cosine")
+    errors = (OutputError(**{**error, **{name: float(error[name]) for name in names}}) for error in values["outputs"])
+    return CaseResult(**{**values, "outputs": tuple(errors)})

@@ -1,0 +1,93 @@
+"""One exported file in ONNX Runtime, fed with batches of sentences: nothing but the contract lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.characters import WordEncoder
+from flashelmo.export.cases import Batch
+from flashelmo.export.metadata import STATES, Metadata
+from flashelmo.export.open_session import Provider, available_providers, open_session, options_of
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Session:
+    """Runs batches and keeps the states that a stateful file gives back.
+
+    Args:
+        path: the file.
+        metadata: what it says of itself.
+        providers: ONNX Runtime's execution providers, the preferred one first.
+
+    Attributes:
+        path, metadata: as given.
+        providers: those in use.
+
+    Raises:
+        FlashElmoError: a provider that is not there, or a file that ONNX Runtime cannot load.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata, providers: str | Sequence[Provider]) -> None:
+        self._session = open_session(path, available_providers(providers), options_of(None, None))
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self._names = [output.name for output in self._session.get_outputs()]
+        self.path, self.metadata = path, metadata
+        self._encoder = WordEncoder(metadata.config, metadata.lexicon)
+        self.reset_state()
+
+    def reset_state(self) -> None:
+        """Let every row of the next batch start at zero."""
+        config = self.metadata.config
+        hidden_type = np.float16 if self.metadata.precision == "fp16" else np.float32
+        self._states: Arrays = {
+            "state.hidden": np.zeros((2 * config.n_layers, 0, config.projection_size), hidden_type),
+            "state.cell": np.zeros((2 * config.n_layers, 0, config.cell_size), np.float32),
+        }
+
+    def run(self, batch: Batch) -> Arrays:
+        """All outputs by name."""
+        inputs = batch_inputs(batch, self.metadata, self._encoder)
+        if self.metadata.stateful:
+            inputs |= {name: _first_rows(state, len(batch.sentences)) for name, state in self._states.items()}
+        outputs = dict(zip(self._names, self._session.run(None, inputs), strict=True))
+        if self.metadata.stateful:  # rows beyond this batch wait for a later one
+            for name, old in self._states.items():
+                if (new := outputs.get(STATES[name])) is not None:
+                    self._states[name] = np.concatenate([new, old[:, new.shape[1] :]], axis=1)
+        return outputs
+
+
+def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arrays:
+    """The inputs character_ids and word_ids that the file has, as whoever feeds it would make them."""
+    mask = token_mask(batch)
+    words = list(chain(*batch.sentences))
+    inputs: Arrays = {}
+    if (spelled := encoder.character_ids(words)) is not None:
+        ids = np.zeros((*mask.shape, metadata.config.max_characters), np.int64)
+        ids[mask] = spelled
+        if metadata.characters is None and not batch.all_positions:
+            ids = ids[..., : encoder.lengths(spelled).max(initial=1)]
+        inputs["character_ids"] = ids
+    if (rows := encoder.word_ids(words)) is not None:
+        inputs["word_ids"] = np.full(mask.shape, metadata.absent_word_id, np.int64)
+        inputs["word_ids"][mask] = rows
+    return inputs
+
+
+def token_mask(batch: Batch) -> npt.NDArray[np.bool_]:
+    """bool [B, T], True at tokens; T is one at least."""
+    lengths = np.array([len(sentence) for sentence in batch.sentences])
+    return np.arange(max(1, lengths.max()) + batch.extra_columns) < lengths[:, None]
+
+
+def _first_rows(state: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """[2 * layers, rows, D]: the first rows, new ones zero."""
+    new = max(0, rows - state.shape[1])
+    return np.pad(state[:, :rows], ((0, 0), (0, new), (0, 0)))

@@ -1,0 +1,205 @@
+"""The gate: an exported file, run by ONNX Runtime alone, against the PyTorch reference on ragged real text."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.weights import ElmoModel
+from flashelmo.export.bounds import BOUNDS, Bound, bounds_of_outputs
+from flashelmo.export.cases import Case, Sentence, make_cases
+from flashelmo.export.compare import Comparison, expected_outputs, expected_states
+from flashelmo.export.markdown import short
+from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
+from flashelmo.export.report import CaseResult, OutputError, Report
+from flashelmo.export.sentences import SENTENCES
+from flashelmo.export.session import Session, token_mask
+from flashelmo.export.structure import graph_problems, makes_sense, metadata_problems, one_line, read_graph
+from flashelmo.export.truth import Truth
+
+BATCH_SIZES = (1, 3, 8, 32)
+KINDS = {"max_abs": "max abs error", "relative": "relative error"}
+PACKAGES = ("flashelmo", "numpy", "onnx", "onnxruntime", "torch")
+
+
+def verify(
+    path: str | Path,
+    model: ElmoModel,
+    *,
+    sentences: Sequence[Sequence[str]] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    providers: str | Sequence[Provider] = "cpu",
+    bounds: Mapping[Precision, Bound] | None = None,
+    truth: Truth | None = None,
+    expected: Metadata | None = None,
+) -> Report:
+    """Compare every output of an exported file with what the reference computes of the model.
+
+    Every output is compared in every case, token by token, and must be exactly zero where there is no token. What it
+    should be follows from the reference's layers and the file's own metadata, which are checked against `model` and
+    `expected`; the graph is checked against the contract.
+
+    Args:
+        path: the ONNX file, its external data beside it.
+        model: what it was exported from.
+        sentences: tokenized text; forty sentences of the King James Version where absent. The reference computes each
+            once, some 200 tokens a second at the original size.
+        batch_sizes: numbers of sentences that the text runs in, one case each.
+        providers: ONNX Runtime's execution providers, the preferred one first.
+        bounds: by precision, in place of BOUNDS.
+        truth: a `Truth(model)`, given where several files of one model are verified.
+        expected: the metadata as they were meant to be; the report's digest is not compared.
+
+    Returns:
+        The report. Where it has not passed, `failures` says why, a line each.
+
+    Raises:
+        FlashElmoError: no file exported by this package, a provider that is absent, or no text.
+    """
+    path = Path(path)
+    text = _checked_text(SENTENCES if sentences is None else sentences, batch_sizes)
+    truth = truth or Truth(model)
+    if truth.model is not model:
+        raise FlashElmoError("truth: expected the one made of this model, found another's")
+    wanted = available_providers(providers)
+    graph, metadata = read_graph(path)
+    problems = graph_problems(path, graph, metadata) + metadata_problems(metadata, model, expected)
+    limits = bounds_of_outputs(metadata, BOUNDS if bounds is None else bounds)
+    results: list[CaseResult] = []
+    session = _open(path, metadata, wanted, problems) if makes_sense(metadata, model) else None
+    if session is not None:
+        cases = make_cases(model, text, batch_sizes, metadata.stateful)
+        results = _run_cases(cases, session, truth, problems)
+        problems += _not_compared(results, limits) + _broken_bounds(results, limits)
+    name = f"onnx/{path.name}" if path.parent.name == "onnx" else path.name
+    return Report(
+        file=name,
+        precision=metadata.precision,
+        layers=metadata.layers,
+        mix=metadata.mix,
+        stateful=metadata.stateful,
+        int8_levels=metadata.int8_levels,
+        weights_sha256=metadata.weights_sha256,
+        megabytes=_megabytes(path),
+        providers=tuple(name for name, _ in wanted) if session is None else session.providers,
+        processor=_processor(),
+        versions={package: _version(package) for package in PACKAGES},
+        bounds=limits,
+        cases=tuple(results),
+        failures=tuple(f"{name}: {line}" for line in problems),
+    )
+
+
+def _checked_text(sentences: Sequence[Sequence[str]], batch_sizes: Sequence[int]) -> tuple[Sentence, ...]:
+    text = tuple(map(tuple, sentences))
+    if not any(text):
+        raise FlashElmoError(f"sentences: expected some with tokens, found {len(text)} without")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise FlashElmoError(f"batch_sizes: expected numbers from 1 on, found {list(batch_sizes)}")
+    return text
+
+
+def _open(path: Path, metadata: Metadata, providers: Sequence[Provider], problems: list[str]) -> Session | None:
+    """The file in ONNX Runtime; None, and a problem, where it can't read it."""
+    try:
+        return Session(path, metadata, providers)
+    except FlashElmoError as error:
+        problems.append(one_line(error, path).removeprefix(f"{path.name}: "))
+        return None
+
+
+def _run_cases(cases: Sequence[Case], session: Session, truth: Truth, problems: list[str]) -> list[CaseResult]:
+    """Each case's errors. A problem is said once, with the first case that has it."""
+    results = []
+    found: dict[str, str] = {}
+    # All at once, so that what runs together, and how it rounds, depends on the text alone.
+    truth.layers(
+        [sentence for case in cases if not case.carried for batch in case.batches for sentence in batch.sentences]
+    )
+    for case in cases:
+        comparison = _run_case(case, session, truth)
+        for problem in comparison.problems:
+            found.setdefault(problem, case.name)
+        errors = comparison.errors()
+        results.append(CaseResult(case.name, len(case.batches), case.n_sentences, case.n_tokens, errors))
+    problems += [f"{problem} ({name})" for problem, name in found.items()]
+    return results
+
+
+def _run_case(case: Case, session: Session, truth: Truth) -> Comparison:
+    comparison = Comparison()
+    session.reset_state()
+    carried = truth.carried(case.batches) if case.carried else None
+    for k, batch in enumerate(case.batches):
+        try:
+            outputs = session.run(batch)
+        except ORT_ERRORS as error:
+            comparison.problems.append(f"ONNX Runtime failed: {reason(error)}")
+            break
+        mask = token_mask(batch)
+        if carried is None:
+            session.reset_state()
+            expected = expected_outputs(truth.layers(batch.sentences), mask, session.metadata)
+        else:
+            layers, states = carried[k]
+            expected = expected_outputs(layers, mask, session.metadata) | expected_states(states)
+        comparison.add(outputs, expected, mask)
+    return comparison
+
+
+def _not_compared(results: Sequence[CaseResult], limits: Mapping[str, Bound]) -> list[str]:
+    """What would let a file pass without having been looked at."""
+    lines = [f"{result.name}: no token was compared" for result in results if not result.tokens]
+    compared = {error.name for result in results for error in result.outputs if error.vectors}
+    return lines + [f"{name}: nothing was compared" for name in limits if name not in compared]
+
+
+def _broken_bounds(results: Sequence[CaseResult], limits: Mapping[str, Bound]) -> list[str]:
+    """A line for each bound that an output breaks, with the case that breaks it most."""
+    lines = []
+    for name, bound in limits.items():
+        errors = [(case.name, error) for case in results for error in case.outputs if error.name == name]
+        if errors:
+            lines += [f"{name}: {line}" for line in _broken(bound, errors)]
+    return lines
+
+
+def _broken(bound: Bound, errors: Sequence[tuple[str, OutputError]]) -> list[str]:
+    lines = []
+    for kind, limit in (("max_abs", bound.max_abs), ("relative", bound.relative)):
+        case, error = max(errors, key=lambda pair: float(getattr(pair[1], kind)))
+        most = float(getattr(error, kind))
+        if limit is not None and not most < limit:
+            lines.append(f"{KINDS[kind]} {short(most, 3)}, expected < {short(limit)} ({case})")
+    case, error = min(errors, key=lambda pair: pair[1].cosine)
+    if bound.cosine is not None and not error.cosine > bound.cosine:
+        lines.append(f"least cosine {error.cosine:.6f}, expected > {bound.cosine:g} ({case})")
+    return lines
+
+
+def _megabytes(path: Path) -> float:
+    """Of the file and its external data, to a tenth."""
+    files = (path, path.with_name(f"{path.name}_data"))
+    return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 1)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # installed by another name, as onnxruntime-gpu
+        return str(getattr(import_module(package), "__version__", "unknown"))
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it, or what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,675 @@
+"""The gate of exported files: what is right passes, and each thing that is wrong fails with a line that names it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from tiny_models import BILM, MODELS, WORDS, random_model
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.export import verification
+from flashelmo.export.bounds import BOUNDS, Bound, bounds_of_outputs
+from flashelmo.export.build import build_onnx
+from flashelmo.export.cases import Batch, Case, make_cases
+from flashelmo.export.compare import Comparison, expected_outputs, output_error
+from flashelmo.export.markdown import short, table
+from flashelmo.export.metadata import Metadata
+from flashelmo.export.report import CaseResult, OutputError, Report
+from flashelmo.export.sentences import SENTENCES
+from flashelmo.export.truth import Truth
+from flashelmo.export.verification import verify
+
+TEXT = SENTENCES[:9]
+TEXT_CASES = ["text, batches of 1", "text, batches of 3", "text, batches of 8", "text, batches of 32"]
+OUTPUTS = ["hidden_states.0", "hidden_states.1", "hidden_states.2", "token_embeddings", "sentence_embedding"]
+# Tiny models in which a rounded weight is a small part of its sum: one fails in float16, another in 8 bits.
+WELL_CONDITIONED = ["skip", "no clips, tanh", "three layers, no highway", "words alone", "manylangs"]
+
+
+@cache
+def truth(name: str) -> Truth:
+    """Computed once for all tests."""
+    return Truth(MODELS[name])
+
+
+def check(path: Path, name: str = "skip", **settings: Any) -> Report:
+    """Verify on a short text, unless another is given."""
+    settings = {"sentences": TEXT, "batch_sizes": (3,), **settings}
+    return verify(path, MODELS[name], truth=truth(name), **settings)
+
+
+# What is right
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_passes(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    metadata = build_onnx(model, tmp_path / "model.onnx")
+    report = check(tmp_path / "model.onnx", name, sentences=None, batch_sizes=(1, 3, 8, 32), expected=metadata)
+    assert report.failures == ()
+    assert report.passed
+    names = [*TEXT_CASES, "empty sentences", "columns of padding"]
+    names += ["short, long and multi-byte words"] * bool(model.config.character_size)
+    names += ["words of the lexicon"] * (model.lexicon is not None)
+    assert [case.name for case in report.cases] == names
+    for case in report.cases:
+        vectors = {error.name: error.vectors for error in case.outputs}
+        assert vectors.pop("sentence_embedding") > 0
+        assert set(vectors) == {f"hidden_states.{k}" for k in range(model.config.n_layers + 1)} | {"token_embeddings"}
+        assert set(vectors.values()) == {case.tokens}
+    assert [case.tokens for case in report.cases[:4]] == [486] * 4
+    assert max(error.max_abs for error in report.outputs) < 2e-5
+    assert min(error.cosine for error in report.outputs) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", ["skip", "words alone", "manylangs"])
+def test_stateful_files_pass(name: str, tmp_path: Path) -> None:
+    metadata = build_onnx(MODELS[name], tmp_path / "model.onnx", stateful=True)
+    report = check(tmp_path / "model.onnx", name, sentences=SENTENCES[:20], expected=metadata)
+    assert report.failures == ()
+    carried = report.cases[-1]
+    assert (carried.name, carried.batches, carried.sentences) == ("state carried", 5, 15)
+    vectors = {error.name: error.vectors for error in carried.outputs}
+    rows = 2 * MODELS[name].config.n_layers * 15
+    assert vectors["new_state.hidden"] == vectors["new_state.cell"] == rows
+    assert vectors["hidden_states.1"] == carried.tokens == sum(map(len, SENTENCES[:14]))
+    assert {error.name for error in report.outputs} == {*OUTPUTS, "new_state.hidden", "new_state.cell"}
+
+
+def test_chosen_layers_a_mix_and_free_characters_pass(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"layers": [2], "mix": [2.5, -0.5, 3.0], "characters": "dynamic"}
+    metadata = build_onnx(MODELS["skip"], tmp_path / "model.onnx", **settings)
+    report = check(tmp_path / "model.onnx", expected=metadata)
+    assert report.failures == ()
+    assert [error.name for error in report.outputs] == ["hidden_states.2", "token_embeddings", "sentence_embedding"]
+    assert report.bounds["hidden_states.2"].max_abs == 2e-5
+    assert report.bounds["token_embeddings"].max_abs == pytest.approx(1.2e-4)  # what is multiplied by 6 errs by 6
+
+
+@pytest.mark.parametrize("name", WELL_CONDITIONED)
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_rounded_files_pass_within_their_bounds(precision: Any, stateful: bool, name: str, tmp_path: Path) -> None:
+    metadata = build_onnx(MODELS[name], tmp_path / "model.onnx", precision=precision, stateful=stateful)
+    report = check(tmp_path / "model.onnx", name, expected=metadata)
+    assert report.failures == ()
+    errors = {error.name: error for error in report.outputs}
+    assert errors["hidden_states.1"].relative > 1e-4  # nobody computed in float32
+    if precision == "int8":
+        assert errors["hidden_states.0"].max_abs < 2e-5
+        assert report.int8_levels in (63, 127)
+        assert "8-bit weights of at most" in report.to_markdown()
+
+
+def test_a_bound_of_ones_own_is_kept(tmp_path: Path) -> None:
+    metadata = build_onnx(MODELS["skip"], tmp_path / "model.onnx", precision="int8")
+    strict = {**BOUNDS, "int8": Bound(max_abs=1e-4, cosine=0.9999999)}
+    report = check(tmp_path / "model.onnx", bounds=strict, expected=metadata)
+    assert not report.passed
+    assert {line.split(": ")[1] for line in report.failures} == set(OUTPUTS) - {"hidden_states.0"}
+    assert any("hidden_states.1: least cosine 0.9" in line for line in report.failures)
+    assert any("hidden_states.1: max abs error" in line and "expected < 1e-4" in line for line in report.failures)
+
+
+# What is wrong
+
+
+def break_file(path: Path, change: Callable[[onnx.ModelProto], None], name: str = "skip", **settings: Any) -> Report:
+    """Export, edit, verify. The file was right before."""
+    path = path / "model.onnx"
+    metadata = build_onnx(MODELS[name], path, **settings)
+    assert check(path, name, expected=metadata).passed
+    model = onnx.load(path)
+    change(model)
+    onnx.save_model(model, path)
+    report = check(path, name, expected=metadata)
+    assert not report.passed
+    assert all(line.startswith("model.onnx: ") and "\n" not in line for line in report.failures)
+    return report
+
+
+def subjects(report: Report) -> set[str]:
+    """What the failures are about."""
+    return {line.split(": ")[1] for line in report.failures}
+
+
+def edit_weight(model: onnx.ModelProto, name: str, value: float) -> None:
+    """Set the first entry of a weight."""
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = value
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    """Rename values in all nodes."""
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+
+
+def behind(model: onnx.ModelProto, output: str, kind: str, *inputs: np.ndarray) -> None:
+    """Put one operation behind an output."""
+    rename(model, {output: f"{output}.before"})
+    names = [f"{output}.{k}" for k in range(len(inputs))]
+    arrays = zip(inputs, names, strict=True)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for array, name in arrays)
+    model.graph.node.append(helper.make_node(kind, [f"{output}.before", *names], [output]))
+
+
+def test_one_changed_weight_fails_from_its_layer_on(tmp_path: Path) -> None:
+    name = "lstm.1.backward.recurrent_weight.forget"
+    report = break_file(tmp_path, lambda model: edit_weight(model, name, 1.5))
+    assert subjects(report) == {"hidden_states.2", "token_embeddings", "sentence_embedding"}
+    (line,) = (line for line in report.failures if "hidden_states.2" in line)
+    found, _, rest = line.removeprefix("model.onnx: hidden_states.2: max abs error ").partition(", expected < ")
+    assert float(found) > 1e-3
+    assert rest.startswith("2e-5 (")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_one_changed_weight_fails_in_rounded_files_too(precision: str, tmp_path: Path) -> None:
+    report = break_file(tmp_path, lambda model: edit_weight(model, "projection.weight", 5.0), precision=precision)
+    assert {"hidden_states.0", "hidden_states.1"} <= subjects(report)
+
+
+def test_a_mix_that_the_metadata_do_not_tell_fails(tmp_path: Path) -> None:
+    report = break_file(tmp_path, lambda model: edit_weight(model, "mix.1", 0.4))
+    assert subjects(report) == {"token_embeddings", "sentence_embedding"}
+
+
+def test_a_mix_that_nobody_asked_for_fails(tmp_path: Path) -> None:
+    metadata = build_onnx(MODELS["skip"], tmp_path / "model.onnx", mix=[0.2, 0.3, 0.5])
+    assert check(tmp_path / "model.onnx", expected=metadata).passed
+    report = check(tmp_path / "model.onnx", expected=replace(metadata, mix=(0.2, 0.5, 0.3), report_sha256="0"))
+    assert report.failures == ("model.onnx: metadata: mix: found (0.2, 0.3, 0.5), expected (0.2, 0.5, 0.3)",)
+
+
+def test_swapped_layers_fail(tmp_path: Path) -> None:
+    names = {"hidden_states.1": "hidden_states.2", "hidden_states.2": "hidden_states.1"}
+    report = break_file(tmp_path, lambda model: rename(model, names))
+    assert subjects(report) == {"hidden_states.1", "hidden_states.2"}
+
+
+def test_a_wrong_mask_fails(tmp_path: Path) -> None:
+    report = break_file(tmp_path, lambda model: behind(model, "mask", "Or", np.array([True])))
+    assert "model.onnx: mask: differs from where the tokens are (text, batches of 3)" in report.failures
+    assert report.outputs  # the rest was looked at all the same
+
+
+def test_a_renamed_output_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        rename(model, {"sentence_embedding": "embedding"})
+        (output,) = (output for output in model.graph.output if output.name == "sentence_embedding")
+        output.name = "embedding"
+
+    assert set(break_file(tmp_path, change).failures) == {
+        "model.onnx: output embedding: found it, expected none",
+        "model.onnx: output sentence_embedding: expected it, found none",
+        "model.onnx: sentence_embedding: nothing was compared",
+    }
+
+
+def test_a_missing_state_fails_without_a_traceback(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        (output,) = (output for output in model.graph.output if output.name == "new_state.cell")
+        model.graph.output.remove(output)
+
+    report = break_file(tmp_path, change, stateful=True)
+    assert "model.onnx: output new_state.cell: expected it, found none" in report.failures
+    assert "model.onnx: new_state.cell: nothing was compared" in report.failures
+
+
+def test_another_axis_or_type_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "words"
+
+    line = "found int64 [batch_size, words, 12], expected int64 [batch_size, sequence_length, 12]"
+    assert f"model.onnx: input character_ids: {line}" in break_file(tmp_path, change).failures
+
+
+def test_another_opset_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 19
+
+    assert "model.onnx: opset: found 19, expected 18" in break_file(tmp_path, change).failures
+
+
+def test_a_file_that_does_not_load_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 99
+
+    report = break_file(tmp_path, change)
+    assert {"opset", "ONNX Runtime cannot load it"} <= subjects(report)
+    assert (report.cases, report.tokens, report.outputs) == ((), 0, ())
+
+
+def test_what_the_checker_finds_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("NoSuchOperation", ["mask"], ["nothing"]))
+
+    report = break_file(tmp_path, change)
+    assert any("onnx.checker: No Op registered for NoSuchOperation" in line for line in report.failures)
+    assert str(tmp_path) not in report.to_json()
+
+
+def test_a_new_ir_version_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.ir_version = 11
+
+    assert "model.onnx: ir_version: found 11, expected at most 10" in break_file(tmp_path, change).failures
+
+
+def test_padding_that_is_not_zero_fails(tmp_path: Path) -> None:
+    tiny = np.array([1e-7], np.float32)  # far within every bound
+    report = break_file(tmp_path, lambda model: behind(model, "hidden_states.1", "Add", tiny))
+    assert report.failures == ("model.onnx: hidden_states.1: not zero where there is no token (text, batches of 3)",)
+
+
+def test_an_empty_sentences_vector_must_be_zero(tmp_path: Path) -> None:
+    tiny = np.array([1e-7], np.float32)
+    report = break_file(tmp_path, lambda model: behind(model, "sentence_embedding", "Add", tiny))
+    assert report.failures == ("model.onnx: sentence_embedding: not zero where there is no token (empty sentences)",)
+
+
+def test_what_is_not_finite_fails(tmp_path: Path) -> None:
+    report = break_file(tmp_path, lambda model: edit_weight(model, "mix.2", math.nan))
+    assert "model.onnx: token_embeddings: holds NaN or infinity (text, batches of 3)" in report.failures
+    assert any("token_embeddings: max abs error inf, expected < 2e-5" in line for line in report.failures)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_an_output_of_another_shape_fails(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        behind(model, "sentence_embedding", "Unsqueeze", np.array([0]))
+
+    failures = break_file(tmp_path, change).failures
+    assert "model.onnx: sentence_embedding: shape [1, 3, 8], expected [3, 8] (text, batches of 3)" in failures
+
+
+def test_an_operation_that_fails_is_a_line(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        behind(model, "mask", "Reshape", np.array([7, 7]))
+
+    assert "ONNX Runtime failed" in subjects(break_file(tmp_path, change))
+
+
+def test_a_state_that_is_not_passed_on_fails(tmp_path: Path) -> None:
+    zero = np.array(0, np.float32)
+    report = break_file(tmp_path, lambda model: behind(model, "new_state.hidden", "Mul", zero), stateful=True)
+    assert any(line.endswith("expected < 2e-5 (state carried)") for line in report.failures)
+    # the next batch starts from the state that the file gave
+    assert {"new_state.hidden", "hidden_states.1"} <= subjects(report)
+    assert "hidden_states.0" not in subjects(report)
+
+
+def test_an_error_in_few_words_is_not_averaged_away(tmp_path: Path) -> None:
+    """Words at the limit of characters are few, and wrong by less than the bound of all tokens together."""
+    metadata = build_onnx(MODELS["skip"], tmp_path / "model.onnx", precision="int8")
+    report = check(tmp_path / "model.onnx", sentences=SENTENCES, expected=metadata)
+    many, few = report.cases[0], report.cases[-1]
+    wrong = replace(few.outputs[1], relative=0.06)
+    cases = (*report.cases[:-1], replace(few, outputs=(few.outputs[0], wrong, *few.outputs[2:])))
+    assert wrong.vectors < many.tokens / 20
+    lines = verification._broken_bounds(cases, report.bounds)
+    assert lines == ["hidden_states.1: relative error 0.06, expected < 0.05 (short, long and multi-byte words)"]
+
+
+# Another model
+
+
+def test_another_configuration_is_not_compared(tmp_path: Path) -> None:
+    build_onnx(MODELS["no skip"], tmp_path / "model.onnx")
+    report = check(tmp_path / "model.onnx")
+    assert not report.passed and report.cases == ()
+    assert "model.onnx: metadata: config: differs from what was expected" in report.failures
+    assert "metadata: weights_sha256" not in report.failures  # both were drawn from one seed
+
+
+def test_other_weights_fail(tmp_path: Path) -> None:
+    build_onnx(random_model(BILM, seed=1), tmp_path / "model.onnx")
+    report = check(tmp_path / "model.onnx")
+    assert subjects(report) == {"metadata", *OUTPUTS}
+    assert report.failures[0].startswith("model.onnx: metadata: weights_sha256: found ")
+
+
+def test_another_lexicon_fails(tmp_path: Path) -> None:
+    words = dict(WORDS.words) | {"the": 5, "cat": 4}
+    build_onnx(replace(MODELS["words alone"], lexicon=replace(WORDS, words=words)), tmp_path / "model.onnx")
+    report = check(tmp_path / "model.onnx", "words alone")
+    assert "metadata" in subjects(report)
+    assert any("(words of the lexicon)" in line or "(text" in line for line in report.failures)
+
+
+def test_the_truth_of_another_model_is_refused(tmp_path: Path) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    with pytest.raises(FlashElmoError, match="truth: expected the one made of this model"):
+        verify(tmp_path / "model.onnx", MODELS["skip"], truth=truth("no skip"))
+
+
+# Nothing compared
+
+
+@pytest.mark.parametrize("sentences", [[], [[], []]])
+def test_a_text_without_tokens_is_refused(sentences: list[list[str]], tmp_path: Path) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    with pytest.raises(FlashElmoError, match="sentences: expected some with tokens"):
+        check(tmp_path / "model.onnx", sentences=sentences)
+
+
+@pytest.mark.parametrize("batch_sizes", [(), (0,), (3, -1)])
+def test_sizes_without_batches_are_refused(batch_sizes: tuple[int, ...], tmp_path: Path) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    with pytest.raises(FlashElmoError, match="batch_sizes: expected numbers from 1 on"):
+        check(tmp_path / "model.onnx", batch_sizes=batch_sizes)
+
+
+@pytest.mark.parametrize("cases", [[], [Case("nothing", ())], [Case("empty", (Batch(((), ())),))]])
+def test_cases_without_tokens_fail(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    monkeypatch.setattr(verification, "make_cases", lambda *arguments: cases)
+    report = check(tmp_path / "model.onnx")
+    assert not report.passed
+    assert {f"model.onnx: {name}: nothing was compared" for name in OUTPUTS} <= set(report.failures)
+    assert {f"model.onnx: {case.name}: no token was compared" for case in cases} <= set(report.failures)
+
+
+def test_a_report_of_nothing_has_not_passed() -> None:
+    report = make_report(())
+    assert report.failures == () and not report.passed
+
+
+# Files and providers
+
+
+def test_what_is_no_exported_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FlashElmoError, match="found no file"):
+        check(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"no protobuf")
+    with pytest.raises(FlashElmoError, match="expected an ONNX model"):
+        check(tmp_path / "model.onnx")
+    onnx.save_model(helper.make_model(helper.make_graph([], "empty", [], [])), tmp_path / "model.onnx")
+    with pytest.raises(FlashElmoError, match="expected a model exported by flashelmo"):
+        check(tmp_path / "model.onnx")
+
+
+def test_a_provider_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    with pytest.raises(FlashElmoError, match=r"providers: expected some of .*, found NoExecutionProvider"):
+        check(tmp_path / "model.onnx", providers=["NoExecutionProvider"])
+
+
+def test_external_data_are_read(tmp_path: Path) -> None:
+    metadata = build_onnx(MODELS["skip"], tmp_path / "model.onnx", external_data=True)
+    assert (tmp_path / "model.onnx_data").stat().st_size > 1000
+    assert check(tmp_path / "model.onnx", expected=metadata).passed
+
+
+# The truth
+
+
+def test_the_reference_computes_each_sentence_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[tuple[str, ...]] = []
+    embed_batch = ReferenceRuntime.embed_batch
+
+    def counted(self: ReferenceRuntime, sentences: Any) -> Any:
+        computed.extend(sentences)
+        return embed_batch(self, sentences)
+
+    monkeypatch.setattr(ReferenceRuntime, "embed_batch", counted)
+    fresh = Truth(MODELS["skip"])
+    first = fresh.layers([*TEXT, TEXT[0], ()])
+    again = fresh.layers([TEXT[3], TEXT[0]])
+    assert sorted(computed) == sorted({*TEXT, ()})
+    assert np.array_equal(again[0], first[3]) and np.array_equal(again[1], first[0])
+    assert [layers.shape for layers in first] == [(3, len(sentence), 8) for sentence in [*TEXT, TEXT[0], ()]]
+    batches = Batch(TEXT[:2]), Batch(TEXT[2:3])
+    computed.clear()
+    assert fresh.carried(batches) is fresh.carried(batches)
+    assert computed == list(TEXT[:3])
+
+
+def test_carried_states_are_those_of_the_batchs_rows() -> None:
+    batches = Batch(TEXT[:2]), Batch(TEXT[2:3]), Batch(TEXT[3:5])
+    carried = truth("skip").carried(batches)
+    runtime = ReferenceRuntime(MODELS["skip"], stateful=True, batch_size=2)
+    everything = [runtime.embed_batch(batch.sentences) for batch in batches]
+    for (layers, states), expected, batch in zip(carried, everything, batches, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(layers, expected, strict=True))
+        assert {name: state.shape for name, state in states.items()} == {
+            "hidden": (4, len(batch.sentences), 4),
+            "cell": (4, len(batch.sentences), 6),
+        }
+    assert runtime.elmo.state is not None
+    hidden = runtime.elmo.state.hidden.numpy()  # [layers, directions, rows, P]
+    assert np.array_equal(carried[-1][1]["hidden"][3], hidden[1, 1])
+    fresh = truth("skip").layers(TEXT[2:3])[0]
+    assert not np.allclose(carried[1][0][0][1], fresh[1])  # it went on from the first batch
+
+
+# Cases
+
+
+def test_words_of_every_length_around_the_limit() -> None:
+    config = replace(BILM, max_characters=50)
+    cases = {case.name: case for case in make_cases(random_model(config), SENTENCES, (1, 40), stateful=False)}
+    (batch,) = cases["short, long and multi-byte words"].batches
+    lengths = {len(word) for sentence in batch.sentences for word in sentence}
+    assert {1, 47, 48, 49, 50, 60} <= lengths
+    sizes = {len(character.encode()) for sentence in batch.sentences for word in sentence for character in word}
+    assert sizes == {1, 2, 3, 4}
+    assert ("a",) in batch.sentences
+    assert [len(batch.sentences) for batch in cases["text, batches of 40"].batches] == [40]
+    assert len(cases["text, batches of 1"].batches) == 40
+
+
+def test_empty_sentences_and_padding_have_their_cases() -> None:
+    cases = {case.name: case for case in make_cases(MODELS["skip"], SENTENCES, (3,), stateful=True)}
+    within, alone, one = cases["empty sentences"].batches
+    assert () in within.sentences and any(within.sentences)
+    assert (alone.sentences, one.sentences) == (((), ()), ((),))
+    assert cases["columns of padding"].batches[0].extra_columns > 0
+    rows = [len(batch.sentences) for batch in cases["state carried"].batches]
+    assert min(rows) == 1 and rows[0] < max(rows) and rows[-1] < max(rows)
+    assert any(() in batch.sentences for batch in cases["state carried"].batches)
+
+
+def test_words_are_sampled_from_the_whole_lexicon() -> None:
+    words = {"<S>": 1, "</S>": 2, "<UNK>": 3} | {f"w{k}": 4 + k for k in range(1000)}
+    model = replace(MODELS["words alone"], lexicon=replace(WORDS, words=words))
+    cases = {case.name: case for case in make_cases(model, SENTENCES, (8,), stateful=False)}
+    sampled = [word for batch in cases["words of the lexicon"].batches for s in batch.sentences for word in s]
+    numbers = [int(word[1:]) for word in sampled if word.startswith("w")]
+    assert len(sampled) == 64 and len(set(sampled)) == 64
+    assert max(np.diff(sorted(numbers))) < 20 and max(numbers) > 900
+
+
+def test_characters_of_the_lexicon_make_words() -> None:
+    model = MODELS["manylangs, characters alone"]
+    cases = {case.name: case for case in make_cases(model, SENTENCES, (8,), stateful=False)}
+    sampled = [word for batch in cases["words of the lexicon"].batches for s in batch.sentences for word in s]
+    assert sorted("".join(word for word in sampled if set(word) <= set("cat"))[:3]) == ["a", "c", "t"]
+
+
+# Errors
+
+
+def test_errors_are_what_they_say() -> None:
+    expected = np.array([[3.0, 4.0], [0.0, 1.0]])
+    found = np.array([[3.0, 4.0], [0.5, 1.0]])
+    error = output_error("x", found, expected)
+    assert (error.name, error.vectors, error.max_abs) == ("x", 2, 0.5)
+    assert error.relative == pytest.approx(0.5 / math.sqrt(26), rel=1e-3)
+    assert error.cosine == pytest.approx(1 / math.sqrt(1.25), abs=1e-8)
+
+
+def test_errors_of_zeros_and_of_nothing() -> None:
+    zeros = np.zeros((2, 3))
+    assert output_error("x", zeros, zeros) == OutputError("x", 2, 0.0, 0.0, 1.0)
+    assert output_error("x", zeros[:0], zeros[:0]) == OutputError("x", 0, 0.0, 0.0, 1.0)
+    assert output_error("x", zeros + 1, zeros) == OutputError("x", 2, 1.0, math.inf, 0.0)
+    assert output_error("x", zeros + math.inf, zeros) == OutputError("x", 2, math.inf, math.inf, -1.0)
+
+
+def test_expected_outputs_by_hand() -> None:
+    metadata = Metadata(replace(BILM, projection_size=1), None, "fp32", (1,), (1.0, 10.0, 100.0))
+    layers = [np.arange(6.0).reshape(3, 1, 2), np.zeros((3, 0, 2)), np.ones((3, 2, 2))]
+    mask = np.array([[True, False], [False, False], [True, True]])
+    expected = expected_outputs(layers, mask, metadata)
+    assert set(expected) == {"hidden_states.1", "token_embeddings", "sentence_embedding"}
+    assert expected["hidden_states.1"].values.tolist() == [[[2, 3], [0, 0]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]]
+    assert expected["token_embeddings"].values[0].tolist() == [[420.0, 531.0], [0.0, 0.0]]
+    assert expected["sentence_embedding"].values.tolist() == [[420, 531], [0, 0], [111, 111]]
+    assert expected["sentence_embedding"].present.tolist() == [True, False, True]
+    comparison = Comparison()
+    comparison.add({"mask": mask} | {name: each.values for name, each in expected.items()}, expected, mask)
+    assert comparison.problems == []
+    assert {error.name: error.vectors for error in comparison.errors()} == {
+        "hidden_states.1": 3,
+        "token_embeddings": 3,
+        "sentence_embedding": 2,
+    }
+
+
+def test_bounds_are_those_of_the_precision() -> None:
+    metadata = Metadata(BILM, None, "int8", (0, 1, 2), (0.2, 0.5, 0.3), stateful=True)
+    assert bounds_of_outputs(metadata) == {
+        "hidden_states.0": BOUNDS["fp32"],
+        **{name: BOUNDS["int8"] for name in [*OUTPUTS[1:], "new_state.hidden", "new_state.cell"]},
+    }
+    assert (BOUNDS["fp32"].max_abs, BOUNDS["fp16"].relative, BOUNDS["int8"].relative) == (2e-5, 2e-3, 0.05)
+
+
+# Reports
+
+
+def make_report(cases: tuple[CaseResult, ...], **changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "file": "onnx/model.onnx",
+        "precision": "fp32",
+        "layers": (0, 1),
+        "mix": (0.5, 0.5),
+        "stateful": False,
+        "int8_levels": None,
+        "weights_sha256": "ab" * 32,
+        "megabytes": 1234.5,
+        "providers": ("CPUExecutionProvider",),
+        "processor": "a processor",
+        "versions": {"numpy": "2.0", "onnx": "1.20"},
+        "bounds": {"hidden_states.0": Bound(max_abs=2e-5), "hidden_states.1": Bound(relative=0.05, cosine=0.98)},
+        "cases": cases,
+        "failures": (),
+    }
+    return Report(**{**values, **changes})
+
+
+CASES = (
+    CaseResult(
+        "text, batches of 3",
+        2,
+        5,
+        40,
+        (OutputError("hidden_states.0", 40, 1.2e-6, 3e-7, 1.0), OutputError("hidden_states.1", 40, 0.1, 0.02, 0.999)),
+    ),
+    CaseResult(
+        "empty sentences",
+        1,
+        2,
+        7,
+        (OutputError("hidden_states.0", 7, 1e-6, 4e-7, 1.0), OutputError("hidden_states.1", 7, 0.2, 0.01, 0.998)),
+    ),
+)
+
+
+def test_a_report_tells_the_worst_of_its_cases() -> None:
+    report = make_report(CASES)
+    assert report.passed
+    assert (report.sentences, report.tokens) == (7, 47)
+    assert report.outputs == (
+        OutputError("hidden_states.0", 47, 1.2e-6, 4e-7, 1.0),
+        OutputError("hidden_states.1", 47, 0.2, 0.02, 0.998),
+    )
+
+
+def test_a_report_is_read_back_from_its_json() -> None:
+    report = make_report(CASES, failures=("onnx/model.onnx: mask: differs",))
+    assert Report.from_json(report.to_json()) == report
+    read = json.loads(report.to_json())
+    assert read["passed"] is False and read["tokens"] == 47
+    assert read["outputs"][1] == {
+        "name": "hidden_states.1",
+        "vectors": 47,
+        "max_abs": 0.2,
+        "relative": 0.02,
+        "cosine": 0.998,
+    }
+    for text in ("", "[]", "{}", report.to_json().replace('"max_abs": 2e-05', '"width": 3')):
+        with pytest.raises(FlashElmoError, match=r"r\.json: expected a verification report"):
+            Report.from_json(text, "r.json")
+
+
+def test_a_digest_is_of_the_json_that_lies_beside_the_file(tmp_path: Path) -> None:
+    import hashlib
+
+    report = make_report(CASES)
+    (tmp_path / "report.json").write_text(report.to_json(), encoding="utf-8")
+    assert report.digest() == hashlib.sha256((tmp_path / "report.json").read_bytes()).hexdigest()
+    assert report.digest() != make_report(CASES, processor="another").digest()
+
+
+def test_a_report_is_a_page() -> None:
+    page = make_report(CASES).to_markdown()
+    assert page.startswith("# Verification of onnx/model.onnx\n\nPassed: ")
+    for line in (
+        "| precision | fp32, stateless |",
+        f"| weights' sha256 | {'ab' * 32} |",
+        "| compared | 47 tokens in 7 sentences |",
+        "| provider | CPUExecutionProvider |",
+        "| processor | a processor |",
+        "| versions | numpy 2.0, onnx 1.20 |",
+        "| file | 1,234.5 MB |",
+        "| `hidden_states.0` | 47 | 1.2e-6 | 4e-7 | 1.0000000 | max abs error < 2e-5 |",
+        "| `hidden_states.1` | 47 | 0.2 | 0.02 | 0.9980000 | relative error < 0.05, cosine > 0.98 |",
+        "| empty sentences | 1 | 2 | 7 | 0.2 | 0.01 |",
+    ):
+        assert line in page.splitlines()
+    failed = make_report(CASES, failures=("onnx/model.onnx: mask: differs",)).to_markdown()
+    assert "**Failed.**\n\n- onnx/model.onnx: mask: differs\n" in failed and "Passed" not in failed
+
+
+def test_a_report_is_the_same_each_time_and_names_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    metadata = build_onnx(MODELS["skip"], tmp_path / "onnx" / "model.onnx")
+    # The reference rounds by which sentences it computes together, so a truth of other sentences is another one.
+    settings: dict[str, Any] = {"sentences": TEXT, "batch_sizes": (3,)}
+    first = verify(tmp_path / "onnx" / "model.onnx", MODELS["skip"], expected=metadata, **settings)
+    again = verify(tmp_path / "onnx" / "model.onnx", MODELS["skip"], truth=Truth(MODELS["skip"]), **settings)
+    assert first.file == "onnx/model.onnx"
+    assert first.to_json() == again.to_json() and first.digest() == again.digest()
+    assert str(tmp_path) not in first.to_json() + first.to_markdown()
+    assert set(first.versions) == {"flashelmo", "numpy", "onnx", "onnxruntime", "torch"}
+    assert first.processor and all(first.versions.values())
+    assert first.weights_sha256 == metadata.weights_sha256 and len(metadata.weights_sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (2e-5, "2e-5"), (0.00314, "3.1e-3"), (0.0996, "0.1"), (12.3, "12"), (9960, "1e4"), (math.inf, "inf")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_cells_of_a_table_keep_to_themselves() -> None:
+    assert table(("a", "b"), [("x|y", 1)]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
