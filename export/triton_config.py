@@ -1,0 +1,223 @@
+"""`config.pbtxt` of each model in a repository for NVIDIA Triton Inference Server, with the reasons as comments.
+
+Fields: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html,
+and https://github.com/triton-inference-server/onnxruntime_backend for the `parameters` of ONNX Runtime. What a file
+takes and gives is read from the file itself, as the server compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
+from flashelmo.export.metadata import STATES, Metadata
+
+DATATYPES: dict[int, str] = {
+    TensorProto.BOOL: "BOOL",
+    TensorProto.INT64: "INT64",
+    TensorProto.FLOAT: "FP32",
+    TensorProto.FLOAT16: "FP16",
+}
+QUEUE_DELAY_MICROSECONDS = 1000
+IDLE_SECONDS = 60
+MAX_TEXTS = 64
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+        name: as the graph has it.
+        datatype: as the protocol names it ("FP32"); the configuration puts TYPE_ before.
+        shape: its axes, the batch's first, -1 where free.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server may take for one model.
+
+    Attributes:
+        max_batch_size: rows that it may join.
+        threads: processor threads, 0 for all cores.
+    """
+
+    max_batch_size: int
+    threads: int
+
+
+def graph_tensors(values: Iterable[ValueInfoProto]) -> list[Tensor]:
+    """The inputs or outputs of a graph."""
+    tensors = []
+    for value in values:
+        axes = value.type.tensor_type.shape.dim
+        shape = tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in axes)
+        tensors.append(Tensor(value.name, DATATYPES[value.type.tensor_type.elem_type], shape))
+    return tensors
+
+
+def onnx_config(name: str, file: ModelProto, metadata: Metadata, example: Iterable[Tensor], limits: Limits) -> str:
+    """The configuration of an exported file, which the ONNX Runtime backend runs.
+
+    Args:
+        name: of the model in the repository.
+        file: what was exported; its weights may be elsewhere.
+        metadata: what the file says of itself.
+        example: the inputs of a request of one row, which lie in `warmup/` under their names.
+        limits: what the server may take.
+    """
+    if metadata.stateful:
+        batching = _one_row(file) + _sequence_batching(file)
+    else:
+        batching = _rows(file, limits) + _dynamic_batching(metadata) + _warmup(example)
+    parameters = {"intra_op_thread_count": str(limits.threads), "execution_mode": "0", "enable_mem_pattern": "0"}
+    return f"""\
+name: "{name}"
+backend: "onnxruntime"
+
+{batching}
+# One instance with all cores. On a GPU, for fp32 and fp16: kind: KIND_GPU gpus: [ 0 ]
+# There ONNX Runtime drives Scan, which the LSTMs are, from the host step by step; elmo_native has kernels of its own.
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+
+version_policy {{ latest {{ num_versions: 1 }} }}
+
+# intra_op_thread_count: of an operator, 0 for all cores. execution_mode 0: one operator after the other, as the network
+# is a chain of them. enable_mem_pattern 0: a plan of the memory would be kept for every sequence_length that ever came.
+{_parameters(parameters)}"""
+
+
+def text_config(name: str, size: int, parameters: Mapping[str, str], about: str, limits: Limits) -> str:
+    """The configuration of a model of text, which the Python backend runs.
+
+    Args:
+        name: of the model in the repository.
+        size: 2P, of a vector.
+        parameters: of the model, beside its threads.
+        about: lines that say what the parameters are.
+        limits: what the server may take.
+    """
+    vectors = [Tensor("token_embeddings", "FP32", (-1, size)), Tensor("sentence_embedding", "FP32", (size,))]
+    comments = "".join(f"# {line}\n" for line in about.splitlines())
+    return f"""\
+name: "{name}"
+backend: "python"
+
+# Either text, a line whose tokens stand between white space, or tokens, rows filled up with "" at their end. Requests
+# are joined whatever their lengths, and answered with rows as long as the longest sentence of their own.
+max_batch_size: {limits.max_batch_size}
+input [
+  {{ name: "text" data_type: TYPE_STRING dims: [ 1 ] optional: true }},
+  {{ name: "tokens" data_type: TYPE_STRING dims: [ -1 ] optional: true allow_ragged_batch: true }}
+]
+{_tensors("output", [*vectors, Tensor("mask", "BOOL", (-1,))])}
+
+# Sentences that are computed together share what they have in common, so that a short wait for others pays.
+dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}
+
+# An instance is a process with a copy of the model. On a GPU: kind: KIND_GPU gpus: [ 0 ]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+
+version_policy {{ latest {{ num_versions: 1 }} }}
+
+{comments}{_parameters({**parameters, "threads": str(limits.threads)})}{_warmup([Tensor("text", "STRING", (1, 1))])}"""
+
+
+def _rows(file: ModelProto, limits: Limits) -> str:
+    """Inputs and outputs, the batch axis left out."""
+    inputs, outputs = graph_tensors(file.graph.input), graph_tensors(file.graph.output)
+    return f"""\
+# The batch axis is left out below: sequence_length comes first, but in sentence_embedding.
+max_batch_size: {limits.max_batch_size}
+{_tensors("input", [Tensor(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in inputs])}
+{_tensors("output", [Tensor(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in outputs])}
+"""
+
+
+def _one_row(file: ModelProto) -> str:
+    """Inputs and outputs of a file with states; the server demands the outputs' axes as the file has them."""
+    inputs = [tensor for tensor in graph_tensors(file.graph.input) if tensor.name not in STATES]
+    outputs = [tensor for tensor in graph_tensors(file.graph.output) if tensor.name not in STATES.values()]
+    return f"""\
+# A request is one sentence, [1, sequence_length, ...]: the states' batch axis is their second, and the server joins
+# along the first alone.
+max_batch_size: 0
+{_tensors("input", [Tensor(tensor.name, tensor.datatype, (1, *tensor.shape[1:])) for tensor in inputs])}
+{_tensors("output", outputs)}
+"""
+
+
+def _dynamic_batching(metadata: Metadata) -> str:
+    filling = "zeros" if metadata.absent_word_id == 0 else f"zeros, of {metadata.absent_word_id} in word_ids"
+    return f"""
+# Requests are joined where all their axes but the batch's agree: so fill sequence_length up to a multiple, of 8 say,
+# with rows of {filling}. That changes no vector, and mask says where tokens are. No size of batch is
+# preferred, as none is much faster than its neighbours. The delay is little beside an LSTM's steps over a sentence.
+dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}
+"""
+
+
+def _sequence_batching(file: ModelProto) -> str:
+    """The server keeps the states from request to request of a sequence."""
+    states = ",\n".join(_state(tensor) for tensor in graph_tensors(file.graph.input) if tensor.name in STATES)
+    return f"""
+# A sequence is a text, its requests the sentences in their order: the server brings the LSTMs' states from each to the
+# next, beginning with zeros. {MAX_TEXTS} texts take turns; one that is silent for {IDLE_SECONDS} s is forgotten.
+sequence_batching {{
+  max_sequence_idle_microseconds: {IDLE_SECONDS * 1_000_000}
+  oldest {{ max_candidate_sequences: {MAX_TEXTS} }}
+  state [
+{states}
+  ]
+}}
+"""
+
+
+def _state(tensor: Tensor) -> str:
+    """An input that is an output of the request before, with one row."""
+    form = f"data_type: TYPE_{tensor.datatype} dims: {[axis if axis > 0 else 1 for axis in tensor.shape]}"
+    return f"""\
+    {{
+      input_name: "{tensor.name}" output_name: "{STATES[tensor.name]}" {form}
+      initial_state {{ name: "zeros" {form} zero_data: true }}
+    }}"""
+
+
+def _warmup(example: Iterable[Tensor]) -> str:
+    """A request of one row before the first, from the files in `warmup/` that have the inputs' names."""
+    inputs = "\n".join(
+        f'    inputs {{ key: "{tensor.name}" value {{ data_type: TYPE_{tensor.datatype} '
+        f'dims: {list(tensor.shape[1:])} input_data_file: "{tensor.name}" }} }}'
+        for tensor in example
+    )
+    return f"""
+# The first run is slower than all others, so that the server makes one of its own before it says that it is ready.
+model_warmup [
+  {{
+    name: "sentence"
+    batch_size: 1
+{inputs}
+  }}
+]
+"""
+
+
+def _tensors(field: str, tensors: Iterable[Tensor]) -> str:
+    lines = (
+        f'  {{ name: "{tensor.name}" data_type: TYPE_{tensor.datatype} dims: {list(tensor.shape)} }}'
+        for tensor in tensors
+    )
+    return f"{field} [\n" + ",\n".join(lines) + "\n]"
+
+
+def _parameters(values: Mapping[str, str]) -> str:
+    lines = (f'  {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}' for key, value in values.items())
+    return "parameters [\n" + ",\n".join(lines) + "\n]\n"

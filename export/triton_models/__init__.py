@@ -1,0 +1,1 @@
+"""Models of NVIDIA Triton Inference Server's Python backend: each file is copied into a repository as `model.py`."""

@@ -1,0 +1,89 @@
+"""Requests of text to responses of vectors, for models of the server's Python backend.
+
+A request has lines of text, or lists of tokens; see the comments in `config.pbtxt`. API:
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/python_backend/README.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import pool_mean
+
+Array: TypeAlias = npt.NDArray[Any]
+Sentence: TypeAlias = Sequence[str] | str
+
+pb_utils = import_module("triton_python_backend_utils")  # the server has it, no package index does
+
+
+def answer(requests: Sequence[Any], embed: Callable[[list[Sentence]], Iterable[Array]]) -> list[Any]:
+    """A response to each request; one that cannot be read gets its error, the others their vectors.
+
+    Args:
+        requests: those that the server joined.
+        embed: the vectors [T, 2P] of each of any number of sentences; called once for all requests.
+    """
+    read = [_read(request) for request in requests]
+    vectors = iter(embed(list(chain.from_iterable(sentences for sentences in read if isinstance(sentences, list)))))
+    return [
+        _response(list(islice(vectors, len(sentences)))) if isinstance(sentences, list) else _failure(sentences)
+        for sentences in read
+    ]
+
+
+def _read(request: Any) -> list[Sentence] | FlashElmoError:
+    """The sentences of a request, or what is wrong with it."""
+    try:
+        return _sentences(request)
+    except FlashElmoError as error:
+        return error
+
+
+def _sentences(request: Any) -> list[Sentence]:
+    """The lines of `text` [B, 1] as they are, or the rows of `tokens` [B, T] without the empty ones at their end."""
+    text, tokens = (pb_utils.get_input_tensor_by_name(request, name) for name in ("text", "tokens"))
+    if (text is None) == (tokens is None):
+        found = "neither" if text is None else "both"
+        raise FlashElmoError(f"inputs: expected text or tokens, found {found}")
+    if tokens is None:
+        return [_decode(line, f"text {row}") for row, line in enumerate(text.as_numpy().reshape(-1))]
+    return [_tokens(row, f"tokens {number}") for number, row in enumerate(tokens.as_numpy())]
+
+
+def _tokens(row: Array, name: str) -> list[str]:
+    n_tokens = max((place + 1 for place, token in enumerate(row) if token), default=0)
+    return [_decode(token, name) for token in row[:n_tokens]]
+
+
+def _decode(text: bytes, name: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise FlashElmoError(f"{name}: expected UTF-8, found byte {text[error.start]:#04x} at {error.start}") from None
+
+
+def _response(vectors: list[Array]) -> Any:
+    """The vectors [T, 2P] of a request's B sentences, padded with zeros to the longest one, or to one token."""
+    longest = max(1, *map(len, vectors))
+    token_embeddings = np.zeros((len(vectors), longest, vectors[0].shape[-1]), np.float32)
+    mask = np.zeros((len(vectors), longest), np.bool_)
+    for row, sentence in enumerate(vectors):
+        token_embeddings[row, : len(sentence)] = sentence
+        mask[row, : len(sentence)] = True
+    outputs = {
+        "token_embeddings": token_embeddings,
+        "sentence_embedding": np.stack([pool_mean(sentence) for sentence in vectors]).astype(np.float32),
+        "mask": mask,
+    }
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(*output) for output in outputs.items()])
+
+
+def _failure(error: FlashElmoError) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
