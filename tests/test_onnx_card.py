@@ -1,0 +1,189 @@
+"""The model card: its programs run as they stand, and its figures are the reports'."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import MODELS
+
+from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.export.build import build_onnx
+from flashelmo.export.card import model_card
+from flashelmo.export.card_examples import SENTENCES
+from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.report import Report
+from flashelmo.export.sentences import SENTENCES as TEXT
+from flashelmo.export.truth import Truth
+from flashelmo.export.verification import verify
+
+FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+
+
+def export(folder: Path, name: str, precisions: tuple[Precision, ...], **options: Any) -> tuple[list[Any], list[Any]]:
+    """Files of each precision below `folder`, with their metadata and reports."""
+    (folder / "onnx").mkdir()
+    truth = Truth(MODELS[name])
+    metadata, reports = [], []
+    for precision in precisions:
+        path = folder / "onnx" / FILES[precision]
+        metadata.append(build_onnx(MODELS[name], path, precision=precision, **options))
+        reports.append(verify(path, MODELS[name], sentences=TEXT[:6], batch_sizes=(3,), truth=truth))
+        assert reports[-1].passed
+    return metadata, reports
+
+
+def programs(card: str) -> list[str]:
+    """The Python programs of a card."""
+    return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+
+
+def run(program: str) -> dict[str, Any]:
+    """Run a program; its variables."""
+    variables: dict[str, Any] = {}
+    exec(compile(program, "README.md", "exec"), variables)
+    return variables
+
+
+@pytest.fixture(params=["stateless", "stateful", "free characters"])
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    options: dict[str, dict[str, Any]] = {
+        "stateless": {"mix": [0.5, 0.25, 2.0]},
+        "stateful": {"stateful": True},
+        "free characters": {"characters": "dynamic"},
+    }
+    return options[request.param]
+
+
+@pytest.mark.parametrize(
+    "name", ["skip", "words alone", "manylangs", "manylangs, characters alone", "manylangs, words alone"]
+)
+def test_the_programs_run_and_give_the_references_vectors(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata, reports = export(tmp_path, name, ("fp32",), **options)
+    write_native(MODELS[name], tmp_path / "WEIGHTS")
+    monkeypatch.chdir(tmp_path)
+    ours, bare, again = programs(model_card(metadata, reports))
+
+    expected = ReferenceRuntime(MODELS[name]).embed_batch(SENTENCES)
+    mixed = [np.tensordot(metadata[0].mix, layers, axes=1) for layers in expected]
+    variables = run(ours)
+    assert variables["sentences"] == SENTENCES
+    for found, layers in zip(variables["layers"], expected, strict=True):
+        assert np.abs(found - layers).max() < 2e-5
+    assert np.abs(variables["vectors"] - [vectors.mean(axis=0) for vectors in mixed]).max() < 2e-5
+
+    variables = run(bare)
+    assert variables["sentences"] == SENTENCES
+    for row, layers in enumerate(expected):
+        for k, vectors in enumerate(layers):
+            assert np.abs(variables["outputs"][f"hidden_states.{k}"][row, : len(vectors)] - vectors).max() < 2e-5
+    assert variables["outputs"]["mask"].tolist() == [[True, True, True], [True, True, False]]
+    if metadata[0].stateful:
+        hidden = variables["outputs"]["new_state.hidden"]
+        assert hidden.any() and np.array_equal(variables["inputs"]["state.hidden"], hidden)
+        assert np.array_equal(variables["inputs"]["state.cell"], variables["outputs"]["new_state.cell"])
+
+    report = run(again)["report"]
+    assert report.passed and report.weights_sha256 == metadata[0].weights_sha256
+
+
+def test_a_program_takes_words_of_any_length_and_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("skip", "manylangs"):
+        (tmp_path / name).mkdir()
+        card = model_card(*export(tmp_path / name, name, ("fp32",)))
+        monkeypatch.chdir(tmp_path / name)
+        sentences = [["incomprehensibilities", "é" * 20, "cat"], ["日本語", "a"]]
+        variables = run(programs(card)[1].replace(repr(SENTENCES).replace("'", '"'), repr(sentences)))
+        assert variables["sentences"] == sentences
+        for row, layers in enumerate(ReferenceRuntime(MODELS[name]).embed_batch(sentences)):
+            found = variables["outputs"]["hidden_states.2"][row, : layers.shape[1]]
+            assert np.abs(found - layers[2]).max() < 2e-5
+
+
+def test_a_program_suits_a_file_of_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = model_card(*export(tmp_path, "skip", ("fp16",), stateful=True, layers=[]))
+    assert "In fp32 no value" not in card and '"onnx/model_fp16.onnx"' in card
+    monkeypatch.chdir(tmp_path)
+    ours, bare, _ = programs(card)
+    assert "embed(" not in ours and run(ours)["vectors"].dtype == np.float16
+    assert run(bare)["inputs"]["state.hidden"].dtype == np.float16
+
+
+@pytest.fixture(scope="module")
+def all_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Metadata], list[Report]]:
+    options: dict[str, Any] = {"mix": [0.5, -0.25, 2.0], "license": "CC-BY-4.0", "reduce_range": False}
+    return export(tmp_path_factory.mktemp("export"), "skip", ("fp32", "fp16", "int8"), **options)
+
+
+def test_the_table_holds_the_reports_figures(all_files: tuple[list[Metadata], list[Report]]) -> None:
+    card = model_card(*all_files)
+    assert card == model_card(*all_files)
+    header, _, *rows = card[card.index("| file |") :].splitlines()[:5]
+    names = re.findall("`(.+?)`", header)
+    assert names == [f"hidden_states.{k}" for k in range(3)] + ["token_embeddings", "sentence_embedding"]
+    for row, report, precision in zip(rows, all_files[1], FILES, strict=True):
+        file, found, megabytes, *errors = (cell.strip() for cell in row.strip("|").split("|"))
+        assert (file, found, float(megabytes)) == (f"`onnx/{FILES[precision]}`", precision, report.megabytes)
+        expected = {error.name: error.relative for error in report.outputs}
+        assert [float(error) for error in errors] == pytest.approx([expected[name] for name in names], rel=0.06)
+    most = max(error.max_abs for error in all_files[1][0].outputs)
+    (found,) = re.findall(r"In fp32 no value is off by more than (\S+)\. ", card)
+    assert float(found) == pytest.approx(most, rel=0.06)
+
+
+def test_inputs_and_outputs_are_those_of_the_file(all_files: tuple[list[Metadata], list[Report]]) -> None:
+    lines = model_card(*all_files).splitlines()
+    tokens = "[batch_size, sequence_length, "
+    for line in (
+        f"| `character_ids` | input | int64 {tokens}12] | each word's ids; zeros where there is no token |",
+        f"| `hidden_states.2` | output | float32 {tokens}8] | layer 2, of LSTMs |",
+        f"| `token_embeddings` | output | float32 {tokens}8] | sum of all 3 layers, weighted by 0.5, -0.25, 2 |",
+        "| `mask` | output | bool [batch_size, sequence_length] | true where there is a token |",
+        f"| weights' sha256 | {all_files[0][0].weights_sha256} |",
+        "| weights' format | native |",
+        "In the fp16 file float32 is float16, but for the cells of a stateful one.",
+    ):
+        assert line in lines
+
+
+def test_the_front_matter_is_the_hubs(all_files: tuple[list[Metadata], list[Report]]) -> None:
+    card = model_card(*all_files)
+    assert card.startswith(
+        "---\nlibrary_name: flashelmo\npipeline_tag: feature-extraction\nlicense: cc-by-4.0\ntags:\n- onnx\n- elmo\n"
+    )
+    metadata = [replace(each, license='My "own" terms: none') for each in all_files[0]]
+    other = model_card(metadata, all_files[1])
+    assert '\nlicense: other\nlicense_name: "My \\"own\\" terms: none"\ntags:\n' in other
+    assert card.split("---\n")[2].startswith("\n# ELMo in ONNX\n")
+
+
+@pytest.mark.parametrize(("levels", "said", "unsaid"), [(127, "without VNNI", "7 bits,"), (63, "7 bits,", "VNNI")])
+def test_int8_says_where_its_weights_are_exact(
+    levels: int, said: str, unsaid: str, all_files: tuple[list[Metadata], list[Report]]
+) -> None:
+    metadata = [*all_files[0][:2], replace(all_files[0][2], int8_levels=levels)]
+    card = model_card(metadata, all_files[1])
+    assert f"from -{levels} to {levels}" in card and said in card and unsaid not in card
+    assert "The int8 file" not in model_card(all_files[0][:2], all_files[1][:2])
+
+
+def test_a_file_that_failed_is_marked(all_files: tuple[list[Metadata], list[Report]]) -> None:
+    reports = [all_files[1][0], replace(all_files[1][1], failures=("a", "b")), all_files[1][2]]
+    card = model_card(all_files[0], reports)
+    assert "| `onnx/model_fp16.onnx` **failed its verification (2)** | fp16 |" in card
+    assert "failed" not in model_card(*all_files)
+
+
+def test_reports_must_be_those_of_the_files(all_files: tuple[list[Metadata], list[Report]]) -> None:
+    metadata, reports = all_files
+    for wrong in ([], reports[:2], reports[::-1]):
+        with pytest.raises(FlashElmoError, match="model card: expected a report of each of 3 files"):
+            model_card(metadata, wrong)
