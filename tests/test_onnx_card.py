@@ -119,8 +119,9 @@ def test_a_program_suits_a_file_of_one_precision(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture(scope="module")
 def all_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Metadata], list[Report]]:
-    options: dict[str, Any] = {"mix": [0.5, -0.25, 2.0], "license": "CC-BY-4.0", "reduce_range": False}
-    return export(tmp_path_factory.mktemp("export"), "skip", ("fp32", "fp16", "int8"), **options)
+    options: dict[str, Any] = {"mix": [0.5, -0.25, 2.0], "license": "CC-BY-4.0"}
+    # not "skip": its tiny matrices err by more in 7 bits, which is what some processors have
+    return export(tmp_path_factory.mktemp("export"), "no clips, tanh", ("fp32", "fp16", "int8"), **options)
 
 
 def test_the_table_holds_the_reports_figures(all_files: tuple[list[Metadata], list[Report]]) -> None:

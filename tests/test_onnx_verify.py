@@ -33,8 +33,8 @@ from flashelmo.export.verification import verify
 TEXT = SENTENCES[:9]
 TEXT_CASES = ["text, batches of 1", "text, batches of 3", "text, batches of 8", "text, batches of 32"]
 OUTPUTS = ["hidden_states.0", "hidden_states.1", "hidden_states.2", "token_embeddings", "sentence_embedding"]
-# Tiny models in which a rounded weight is a small part of its sum: one fails in float16, another in 8 bits.
-WELL_CONDITIONED = ["skip", "no clips, tanh", "three layers, no highway", "words alone", "manylangs"]
+# Tiny models in which a rounded weight is a small part of its sum, with weights of 7 bits too: others break the bounds.
+WELL_CONDITIONED = ["no clips, tanh", "three layers, no highway", "words alone", "manylangs"]
 
 
 @cache
@@ -180,7 +180,8 @@ def test_one_changed_weight_fails_from_its_layer_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_one_changed_weight_fails_in_rounded_files_too(precision: str, tmp_path: Path) -> None:
-    report = break_file(tmp_path, lambda model: edit_weight(model, "projection.weight", 5.0), precision=precision)
+    settings: dict[str, Any] = {"name": "three layers, no highway", "precision": precision}
+    report = break_file(tmp_path, lambda model: edit_weight(model, "projection.weight", 5.0), **settings)
     assert {"hidden_states.0", "hidden_states.1"} <= subjects(report)
 
 
@@ -316,8 +317,9 @@ def test_a_state_that_is_not_passed_on_fails(tmp_path: Path) -> None:
 
 def test_an_error_in_few_words_is_not_averaged_away(tmp_path: Path) -> None:
     """Words at the limit of characters are few, and wrong by less than the bound of all tokens together."""
-    metadata = build_onnx(MODELS["skip"], tmp_path / "model.onnx", precision="int8")
-    report = check(tmp_path / "model.onnx", sentences=SENTENCES, expected=metadata)
+    name = "three layers, no highway"
+    metadata = build_onnx(MODELS[name], tmp_path / "model.onnx", precision="int8")
+    report = check(tmp_path / "model.onnx", name, sentences=SENTENCES, expected=metadata)
     many, few = report.cases[0], report.cases[-1]
     wrong = replace(few.outputs[1], relative=0.06)
     cases = (*report.cases[:-1], replace(few, outputs=(few.outputs[0], wrong, *few.outputs[2:])))
