@@ -59,6 +59,7 @@ setup(
     extras_require={
         "cpu": CPU,
         "gpu": [*TORCH, *TRITON, "onnxruntime-gpu>=1.20"],
+        "export": [*CPU, *TORCH],
         "openvino": OPENVINO,
         "torch": TORCH,
         "bench": BENCH,

@@ -1,10 +1,13 @@
 """A whole model as one ONNX file, and what it takes to trust and to deploy it.
 
-    build.py        one file: the graph of ids to every layer, their mix and its mean, and the weights
-    metadata.py     what a file says of itself
-    write.py        the folder: files, reports, model card, perhaps NVIDIA Triton's repository
-    verify.py       a file against the reference, within bounds; report.py holds what it found
-    runtime.py      a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs
+    metadata.py         what a file says of itself
+    build.py            one file: its graph, its weights in the precision asked for, its metadata
+    graph.py            the graph; distinct_words.py, sentence_order.py and boundaries.py are its parts
+    verification/       the gate: a file against the reference, within bounds
+    card.py             the model card; card_examples.py holds the programs in it
+    triton/             a repository for NVIDIA Triton Inference Server
+    write.py            the folder that holds all this, whole or not at all
+    runtime.py          a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs
 
 The names below are looked up on first use, so that importing this package loads nothing else.
 """
@@ -15,9 +18,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashelmo.export.report import Report
     from flashelmo.export.runtime import OnnxElmo
-    from flashelmo.export.verify import verify
+    from flashelmo.export.verification.report import Report
+    from flashelmo.export.verification.verify import verify
     from flashelmo.export.write import export_onnx
 
 __all__ = ["OnnxElmo", "Report", "export_onnx", "verify"]
@@ -25,9 +28,9 @@ __all__ = ["OnnxElmo", "Report", "export_onnx", "verify"]
 # Public name -> module that defines it. The imports above tell the same to type checkers.
 _HOMES = {
     "OnnxElmo": "flashelmo.export.runtime",
-    "Report": "flashelmo.export.report",
+    "Report": "flashelmo.export.verification.report",
     "export_onnx": "flashelmo.export.write",
-    "verify": "flashelmo.export.verify",
+    "verify": "flashelmo.export.verification.verify",
 }
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.export.card_examples import bare_example, flashelmo_example
-from flashelmo.export.markdown import short, table
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.report import Report
-from flashelmo.export.structure import expected_values, value_text
+from flashelmo.export.verification.markdown import short, table
+from flashelmo.export.verification.report import Report
+from flashelmo.export.verification.structure import expected_values, value_text
 
 # Identifiers of Hugging Face's hub; any other licence is named beside `license: other`.
 LICENSES = ("unknown", "apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")

@@ -16,10 +16,10 @@ from flashelmo.export.build import build_onnx, check_precision
 from flashelmo.export.card import model_card
 from flashelmo.export.metadata import Metadata, Precision
 from flashelmo.export.open_session import Provider
-from flashelmo.export.report import Report
-from flashelmo.export.triton_repository import write_triton_repository
-from flashelmo.export.truth import Truth
-from flashelmo.export.verify import verify
+from flashelmo.export.triton.repository import write_triton_repository
+from flashelmo.export.verification.report import Report
+from flashelmo.export.verification.truth import Truth
+from flashelmo.export.verification.verify import verify
 
 ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 # The names that deployment tools look for; the card and reports lie beside them.

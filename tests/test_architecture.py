@@ -44,6 +44,7 @@ BUILT_ON = {
     "engine.runtimes.padding": {"torch"},
     "engine.runtimes.reference": {"torch"},
     "engine.runtimes.torch_layers": {"torch"},
+    "export.open_session": {"onnxruntime"},
 }
 OPTIONAL = {"torch", "triton", "onnxruntime", "openvino"}
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}

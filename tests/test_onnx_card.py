@@ -18,10 +18,10 @@ from flashelmo.export.build import build_onnx
 from flashelmo.export.card import model_card
 from flashelmo.export.card_examples import SENTENCES
 from flashelmo.export.metadata import Metadata, Precision
-from flashelmo.export.report import Report
-from flashelmo.export.sentences import SENTENCES as TEXT
-from flashelmo.export.truth import Truth
-from flashelmo.export.verification import verify
+from flashelmo.export.verification.report import Report
+from flashelmo.export.verification.sentences import SENTENCES as TEXT
+from flashelmo.export.verification.truth import Truth
+from flashelmo.export.verification.verify import verify
 
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 

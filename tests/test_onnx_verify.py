@@ -18,17 +18,17 @@ from tiny_models import BILM, MODELS, WORDS, random_model
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.export import verification
-from flashelmo.export.bounds import BOUNDS, Bound, bounds_of_outputs
 from flashelmo.export.build import build_onnx
-from flashelmo.export.cases import Batch, Case, make_cases
-from flashelmo.export.compare import Comparison, expected_outputs, output_error
-from flashelmo.export.markdown import short, table
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.report import CaseResult, OutputError, Report
-from flashelmo.export.sentences import SENTENCES
-from flashelmo.export.truth import Truth
-from flashelmo.export.verification import verify
+from flashelmo.export.verification import verify as gate
+from flashelmo.export.verification.bounds import BOUNDS, Bound, bounds_of_outputs
+from flashelmo.export.verification.cases import Batch, Case, make_cases
+from flashelmo.export.verification.compare import Comparison, expected_outputs, output_error
+from flashelmo.export.verification.markdown import short, table
+from flashelmo.export.verification.report import CaseResult, OutputError, Report
+from flashelmo.export.verification.sentences import SENTENCES
+from flashelmo.export.verification.truth import Truth
+from flashelmo.export.verification.verify import verify
 
 TEXT = SENTENCES[:9]
 TEXT_CASES = ["text, batches of 1", "text, batches of 3", "text, batches of 8", "text, batches of 32"]
@@ -324,7 +324,7 @@ def test_an_error_in_few_words_is_not_averaged_away(tmp_path: Path) -> None:
     wrong = replace(few.outputs[1], relative=0.06)
     cases = (*report.cases[:-1], replace(few, outputs=(few.outputs[0], wrong, *few.outputs[2:])))
     assert wrong.vectors < many.tokens / 20
-    lines = verification._broken_bounds(cases, report.bounds)
+    lines = gate._broken_bounds(cases, report.bounds)
     assert lines == ["hidden_states.1: relative error 0.06, expected < 0.05 (short, long and multi-byte words)"]
 
 
@@ -380,7 +380,7 @@ def test_sizes_without_batches_are_refused(batch_sizes: tuple[int, ...], tmp_pat
 @pytest.mark.parametrize("cases", [[], [Case("nothing", ())], [Case("empty", (Batch(((), ())),))]])
 def test_cases_without_tokens_fail(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_onnx(MODELS["skip"], tmp_path / "model.onnx")
-    monkeypatch.setattr(verification, "make_cases", lambda *arguments: cases)
+    monkeypatch.setattr(gate, "make_cases", lambda *arguments: cases)
     report = check(tmp_path / "model.onnx")
     assert not report.passed
     assert {f"model.onnx: {name}: nothing was compared" for name in OUTPUTS} <= set(report.failures)

@@ -27,7 +27,7 @@ from flashelmo import ElmoEmbedder, FlashElmoError
 from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.weights import ElmoModel
 from flashelmo.export.metadata import STATES
-from flashelmo.export.triton_repository import EXAMPLE, write_triton_repository
+from flashelmo.export.triton.repository import EXAMPLE, write_triton_repository
 
 ORT_TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(bool)": "BOOL"}
 

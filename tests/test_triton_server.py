@@ -19,7 +19,7 @@ from tritonclient.utils import triton_to_np_dtype
 from flashelmo import ElmoEmbedder
 from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.weights import ElmoModel
-from flashelmo.export.triton_repository import EXAMPLE
+from flashelmo.export.triton.repository import EXAMPLE
 
 SERVER = shutil.which("tritonserver")
 SECONDS_TO_START = 120

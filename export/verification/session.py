@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.characters import WordEncoder
-from flashelmo.export.cases import Batch
 from flashelmo.export.metadata import STATES, Metadata
 from flashelmo.export.open_session import Provider, available_providers, open_session, options_of
+from flashelmo.export.verification.cases import Batch
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.export.bounds import Bound
-from flashelmo.export.markdown import report_page
 from flashelmo.export.metadata import Precision
+from flashelmo.export.verification.bounds import Bound
+from flashelmo.export.verification.markdown import report_page
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.weights import ElmoModel
-from flashelmo.export.bounds import BOUNDS, Bound, bounds_of_outputs
-from flashelmo.export.cases import Case, Sentence, make_cases
-from flashelmo.export.compare import Comparison, expected_outputs, expected_states
-from flashelmo.export.markdown import short
 from flashelmo.export.metadata import Metadata, Precision
 from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
-from flashelmo.export.report import CaseResult, OutputError, Report
-from flashelmo.export.sentences import SENTENCES
-from flashelmo.export.session import Session, token_mask
-from flashelmo.export.structure import graph_problems, makes_sense, metadata_problems, one_line, read_graph
-from flashelmo.export.truth import Truth
+from flashelmo.export.verification.bounds import BOUNDS, Bound, bounds_of_outputs
+from flashelmo.export.verification.cases import Case, Sentence, make_cases
+from flashelmo.export.verification.compare import Comparison, expected_outputs, expected_states
+from flashelmo.export.verification.markdown import short
+from flashelmo.export.verification.report import CaseResult, OutputError, Report
+from flashelmo.export.verification.sentences import SENTENCES
+from flashelmo.export.verification.session import Session, token_mask
+from flashelmo.export.verification.structure import graph_problems, makes_sense, metadata_problems, one_line, read_graph
+from flashelmo.export.verification.truth import Truth
 
 BATCH_SIZES = (1, 3, 8, 32)
 KINDS = {"max_abs": "max abs error", "relative": "relative error"}

@@ -28,9 +28,9 @@ from flashelmo.engine.spelling import Speller
 from flashelmo.engine.weights import ElmoModel
 from flashelmo.export.batches import Arrays, pad
 from flashelmo.export.metadata import Metadata, Precision
-from flashelmo.export.sentences import SENTENCES
-from flashelmo.export.triton_config import Limits, Tensor, graph_tensors, onnx_config, text_config
-from flashelmo.export.triton_readme import readme
+from flashelmo.export.triton.config import Limits, Tensor, graph_tensors, onnx_config, text_config
+from flashelmo.export.triton.readme import readme
+from flashelmo.export.verification.sentences import SENTENCES
 
 EXAMPLE = SENTENCES[0]
 TEXT_OUTPUTS = ("token_embeddings", "sentence_embedding", "mask")
@@ -108,9 +108,9 @@ def _write_onnx_text(folder: Path, file: Path, metadata: Metadata, limits: Limit
 
 
 def _write_text(folder: Path, metadata: Metadata, parameters: Mapping[str, str], about: str, limits: Limits) -> None:
-    """A model of the Python backend, whose code is the module of its name in `triton_models`."""
+    """A model of the Python backend, whose code is the module of its name in `export/triton/models`."""
     (folder / "1").mkdir(parents=True)
-    code = find_spec(f"flashelmo.export.triton_models.{folder.name}")
+    code = find_spec(f"flashelmo.export.triton.models.{folder.name}")
     assert code is not None and code.origin is not None
     shutil.copyfile(code.origin, folder / "1" / "model.py")
     config = text_config(folder.name, metadata.config.output_size, parameters, about, limits)

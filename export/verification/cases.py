@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from flashelmo.engine.weights import ElmoModel, Lexicon
-from flashelmo.export.sentences import MULTIBYTE_WORDS
+from flashelmo.export.verification.sentences import MULTIBYTE_WORDS
 
 Sentence: TypeAlias = tuple[str, ...]
 

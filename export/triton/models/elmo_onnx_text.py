@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.export.runtime import OnnxElmo
-from flashelmo.export.triton_models.text_requests import answer
+from flashelmo.export.triton.models.text_requests import answer
 
 
 class TritonPythonModel:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.report import OutputError
-from flashelmo.export.truth import Floats
+from flashelmo.export.verification.report import OutputError
+from flashelmo.export.verification.truth import Floats
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -14,7 +14,7 @@ from typing import Any
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.export.triton_models.text_requests import answer
+from flashelmo.export.triton.models.text_requests import answer
 
 
 class TritonPythonModel:

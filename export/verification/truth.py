@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
 from flashelmo.engine.weights import ElmoModel
-from flashelmo.export.cases import Batch, Sentence
+from flashelmo.export.verification.cases import Batch, Sentence
 
 Floats = npt.NDArray[np.floating[Any]]
 BATCH_SIZE = 32

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashelmo.export.bounds import Bound
-    from flashelmo.export.report import CaseResult, OutputError, Report
+    from flashelmo.export.verification.bounds import Bound
+    from flashelmo.export.verification.report import CaseResult, OutputError, Report
 
 
 def short(value: float, digits: int = 2) -> str:

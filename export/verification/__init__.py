@@ -1,0 +1,10 @@
+"""The gate: an exported file against the PyTorch reference.
+
+sentences.py, cases.py   what is embedded: ragged real text, odd words, empty sentences
+truth.py                 the reference's layers, computed once for all files of a model
+session.py               the file in ONNX Runtime
+structure.py             its graph and metadata against what they must be
+compare.py, bounds.py    errors, and how large they may be
+verify.py                all of it together: the report
+report.py, markdown.py   the report as data and as a page
+"""
