@@ -22,8 +22,10 @@ from flashelmo.export.build import build_onnx
 
 N_SENTENCES = 50
 TOLERANCE = 2e-5
+BATCH = 8
 MODELS = {
     "bilm": random_model(replace(BILM, max_characters=50)),
+    "stateful": random_model(BILM),
     "manylangs": random_model(MANYLANGS, MANYLANGS_LEXICON),
 }
 NEEDED = ("numpy", "onnxruntime")
@@ -50,11 +52,11 @@ while waiting:
 import numpy
 from flashelmo.export import OnnxElmo
 
-folder = sys.argv[1]
+folder, batch_size = sys.argv[1], int(sys.argv[2])
 with open(f"{folder}/sentences.json", encoding="utf-8") as file:
     sentences = json.load(file)
-for name in sys.argv[2:]:
-    numpy.savez(f"{folder}/{name}.npz", *OnnxElmo(f"{folder}/{name}.onnx").embed(sentences, batch_size=8))
+for name in sys.argv[3:]:
+    numpy.savez(f"{folder}/{name}.npz", *OnnxElmo(f"{folder}/{name}.onnx").embed(sentences, batch_size=batch_size))
 print(json.dumps({
     "installed": {canonical(each.metadata["Name"]): each.version for each in distributions()},
     "allowed": sorted(allowed),
@@ -84,7 +86,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, text: list[list[str]]) ->
     folder = tmp_path_factory.mktemp("exported")
     (folder / "sentences.json").write_text(json.dumps(ragged(text)), encoding="utf-8")
     for name, model in MODELS.items():
-        build_onnx(model, folder / f"{name}.onnx")
+        build_onnx(model, folder / f"{name}.onnx", stateful=name == "stateful")
     return folder
 
 
@@ -129,7 +131,7 @@ def test_a_fresh_environment_with_numpy_and_onnxruntime_alone(
 ) -> None:
     arguments = oldest() if versions == "the oldest" else [*NEEDED, "--constraint", str(root / "constraints.txt")]
     python = make_environment(tmp_path / "environment", arguments)
-    command = [str(python), "-I", "-W", "error", "-c", SCRIPT, str(exported), *MODELS]
+    command = [str(python), "-I", "-W", "error", "-c", SCRIPT, str(exported), str(BATCH), *MODELS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -139,7 +141,8 @@ def test_a_fresh_environment_with_numpy_and_onnxruntime_alone(
         name, _, version = line.partition("==")
         assert said["installed"][name].startswith(version), said["installed"]
     for name, model in MODELS.items():
-        expected = list(ElmoEmbedder(model, runtime="ort", precision="fp32").embed(ragged(text)))
+        embedder = ElmoEmbedder(model, runtime="ort", stateful=name == "stateful", batch_size=BATCH)
+        expected = list(embedder.embed(ragged(text)))
         with np.load(exported / f"{name}.npz") as arrays:
             found = [arrays[f"arr_{k}"] for k in range(len(arrays))]
         assert len(found) == len(expected) == N_SENTENCES
