@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 OPSET = 18
-IR_VERSION = 10  # onnx writes a newer one by default than ONNX Runtime releases read
+IR_VERSION = 8  # the one that opset 18 came with, which ONNX Runtime reads from 1.14 on; onnx writes a newer one by default
 
 WeightType = Literal["float32", "float16", "int8"]
 Tensors = Mapping[str, npt.NDArray[Any]]
