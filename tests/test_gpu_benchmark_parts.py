@@ -2,23 +2,23 @@
 
 import ast
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from gpu_run import CONFIG, tiny_model
-from tiny_models import SENTENCES
+from tiny_models import MODELS, SENTENCES
 
 import flashelmo.kernels
 from flashelmo.benchmarks import report
@@ -52,6 +52,8 @@ from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.initialize import preset_config
 from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.export import runtime
+from flashelmo.export.build import build_onnx
 
 H200 = card_named("H200")
 
@@ -217,58 +219,29 @@ def test_stacks_do_the_same_products() -> None:
 
 
 def test_onnx_runtime_without_cuda_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = ModuleType("onnxruntime")
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    runtime.get_available_providers = lambda: ["CPUExecutionProvider"]  # type: ignore[attr-defined]
-    with pytest.raises(FlashElmoError, match="onnxruntime: expected CUDAExecutionProvider, found none"):
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(FlashElmoError, match="expected some of CPUExecutionProvider, found CUDAExecutionProvider"):
         Onnx(tmp_path / "model.onnx")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(FlashElmoError, match="onnxruntime is not installed"):
-        Onnx(tmp_path / "model.onnx")
-
-
-class FakeSession:
-    """Takes one input, gives two outputs, and remembers what is bound."""
-
-    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    inputs = ("character_ids",)
-
-    def __init__(self, path: str, providers: list[str]) -> None:
-        self.bound: dict[str, Any] = {}
-        self.runs = 0
-
-    def get_providers(self) -> list[str]:
-        return list(self.providers)
-
-    def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in self.inputs]
-
-    def get_outputs(self) -> list[Any]:
-        return [SimpleNamespace(name="hidden_states.0"), SimpleNamespace(name="mask")]
-
-    def io_binding(self) -> Any:
-        return SimpleNamespace(
-            bind_cpu_input=self.bound.__setitem__, bind_output=lambda name, device: self.bound.update({name: device})
-        )
-
-    def run_with_iobinding(self, binding: Any) -> None:
-        self.runs += 1
 
 
 def test_onnx_runtime_leaves_its_outputs_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = SimpleNamespace(get_available_providers=lambda: list(FakeSession.providers), InferenceSession=FakeSession)
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    rival = Onnx(tmp_path / "model.onnx")
-    rival([["a", "b"], ["c"]])
-    bound = rival._session.bound
-    assert bound["character_ids"].shape == (2, 2, 50) and bound["character_ids"].dtype == np.int64
-    assert (bound["hidden_states.0"], bound["mask"], rival._session.runs) == ("cuda", "cuda", 1)
-    monkeypatch.setattr(FakeSession, "inputs", ("character_ids", "mask"))
-    with pytest.raises(FlashElmoError, match="expected the input character_ids alone, found character_ids, mask"):
-        Onnx(tmp_path / "model.onnx")
-    monkeypatch.setattr(FakeSession, "providers", ("CPUExecutionProvider", "CUDAExecutionProvider"))
-    with pytest.raises(FlashElmoError, match="expected CUDAExecutionProvider to load"):
-        Onnx(tmp_path / "model.onnx")
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    monkeypatch.setattr(runtime, "OnnxElmo", lambda path, providers: Recorded(path) if providers == "cuda" else None)
+    Onnx(tmp_path / "model.onnx")([["a", "b"], ["c"]])
+    (outputs,) = Recorded.results
+    assert {type(value).__name__ for value in outputs.values()} == {"OrtValue"}
+    assert outputs["mask"].numpy().tolist() == [[True, True], [True, False]]
+
+
+class Recorded(runtime.OnnxElmo):
+    """An exported file on the CPU, which keeps what its runs gave."""
+
+    results: ClassVar[list[dict[str, Any]]] = []
+
+    def run(self, **given: Any) -> dict[str, Any]:
+        self.results.append(super().run(**given))
+        return self.results[-1]
 
 
 # ------------------------------------------------------------------------------------------------- switches and stages

@@ -9,7 +9,7 @@ Stacks            the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: E
                   no boundaries, starts from vectors that are there, and reads the same order in both directions:
                   a peer in speed alone. Its stacks run one after the other, or side by side on two streams.
                   Its fp16 is a peer of our bf16 where PyTorch hands no bf16 to cuDNN: both have 16 bits.
-Onnx              an exported model in ONNX Runtime's CUDA provider, ids made from tokens, its outputs left on the
+Onnx              an exported file in ONNX Runtime's CUDA provider, ids made from tokens, its outputs left on the
                   device. Its weights may be others than ours: a peer in speed alone.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from flashelmo.benchmarks.gpu.wall_timing import at_most
 from flashelmo.benchmarks.gpu.workloads import batches
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.engine.characters import WordEncoder, batch_to_ids
+from flashelmo.engine.characters import WordEncoder
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.runtimes import Array
@@ -33,7 +33,6 @@ from flashelmo.engine.runtimes.padding import pad_tokens, positions_before
 from flashelmo.engine.runtimes.reference import ReferenceElmo, encode
 from flashelmo.engine.weights import ElmoModel
 
-CUDA_PROVIDER = "CUDAExecutionProvider"
 COMPILED_BOUND = 0.01  # largest absolute difference: convolutions may use TF32 in one and not in the other
 
 
@@ -127,32 +126,17 @@ class Stacks:
 
 
 class Onnx:
-    """An exported model: input `character_ids` int64 [B, T, 50], every output of it.
+    """An exported file, its ids made from tokens, every output of it.
 
     Raises:
-        FlashElmoError: there is no ONNX Runtime, or none with CUDA, or the model has another input.
+        FlashElmoError: there is no ONNX Runtime, or none with CUDA, or this is no exported file.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise FlashElmoError("onnxruntime is not installed") from None
-        if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-            raise FlashElmoError(f"onnxruntime: expected {CUDA_PROVIDER}, found none: install onnxruntime-gpu")
-        self._session = onnxruntime.InferenceSession(str(path), providers=[CUDA_PROVIDER, "CPUExecutionProvider"])
-        if self._session.get_providers()[0] != CUDA_PROVIDER:
-            raise FlashElmoError(
-                f"onnxruntime: expected {CUDA_PROVIDER} to load, found {self._session.get_providers()}"
-            )
-        inputs = [each.name for each in self._session.get_inputs()]
-        if inputs != ["character_ids"]:
-            raise FlashElmoError(f"{path}: expected the input character_ids alone, found {', '.join(inputs)}")
+        from flashelmo.export.runtime import OnnxElmo  # which needs onnxruntime
+
+        self._elmo = OnnxElmo(path, providers="cuda")
 
     def __call__(self, sentences: Sentences) -> None:
         """Embed one batch; the outputs stay on the device."""
-        binding = self._session.io_binding()
-        binding.bind_cpu_input("character_ids", batch_to_ids(sentences).numpy())
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name, "cuda")
-        self._session.run_with_iobinding(binding)
+        self._elmo.run(on_device=True, **self._elmo.inputs(sentences))
