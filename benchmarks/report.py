@@ -1,18 +1,18 @@
 """README's figures from the committed results: `python -m benchmarks.report` writes the tables and draws the plots.
 
 Everything between two markers in README.md comes from the results: "figures" from results/*.json, "precision" from
-results/precision/*.json, "gpu" from results/gpu/*.json. A test compares them.
+results/precision/*.json, "gpu" from results/gpu/*.json, "onnx" from results/onnx/*.json. A test compares them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from flashelmo.benchmarks.gpu import tables as gpu_tables
-from flashelmo.benchmarks.results import Results, Row
-from flashelmo.benchmarks.tables import describe_machine, describe_software, figure, grid, notes
+from flashelmo.benchmarks.onnx import tables as onnx_tables
+from flashelmo.benchmarks.results import Results
+from flashelmo.benchmarks.tables import cost_table, describe_run, figure, pivot, speed_table
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 NOTHING = "None measured yet."
@@ -36,8 +36,14 @@ def precision_errors(folder: Path) -> str:
         rows = [row for row in results.section("error") if row.unit == "relative error"]
         rows += [row for row in results.section("error") if row.name == "fp32" and row.unit == "max abs error"]
         title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
-        parts.append(_pivot(title, rows))
+        parts.append(pivot(title, rows))
     return "\n\n".join(parts) or NOTHING
+
+
+def exported_files(folder: Path) -> str:
+    """Markdown of what `benchmarks.onnx` measured, by file name."""
+    paths = sorted((folder / "onnx").glob("*.json"))
+    return "\n\n".join(onnx_tables.tables(Results.read(path), f"onnx/{path.name}") for path in paths) or NOTHING
 
 
 def in_readme(readme: str, folder: Path) -> str:
@@ -45,6 +51,7 @@ def in_readme(readme: str, folder: Path) -> str:
     gpus = [gpu_tables.tables(Results.read(path)) for path in sorted((folder / "gpu").glob("*.json"))]
     readme = replace_between(readme, "precision", precision_errors(folder))
     readme = replace_between(readme, "gpu", "\n\n".join(gpus) or NOTHING)
+    readme = replace_between(readme, "onnx", exported_files(folder))
     return replace_between(readme, "figures", figures(folder))
 
 
@@ -64,62 +71,24 @@ def replace_between(readme: str, name: str, new: str) -> str:
 
 def _machine_section(results: Results, name: str) -> str:
     parts = [
-        f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}. Medians of "
-        f"{results.settings['rounds']} rounds in which all take turns (`benchmarks/results/{name}.json`).",
+        describe_run(results, f"{name}.json"),
         f"![Tokens a second of each precision, with the machine's ceiling](benchmarks/results/{name}.svg)",
     ]
     for section, title in SPEEDS.items():
         for model in results.models:
             if rows := results.section(section, model):
-                parts.append(_speed_table(f"{title}: {model} model", rows))
+                parts.append(speed_table(f"{title}: {model} model", rows))
     if rows := results.section("error"):
-        parts.append(_pivot("Distance from the exact vectors", rows))
+        parts.append(pivot("Distance from the exact vectors", rows))
     if rows := [row for row in results.rows if row.section in COSTS]:
-        parts.append(_cost_table("Load time and memory", rows))
+        parts.append(cost_table("Load time and memory", rows))
     if rows := [row for row in results.section("host") if row.unit == "tokens/s"]:
-        parts.append(_cost_table("The host's part of a device's work, tokens/s", rows))
+        parts.append(cost_table("The host's part of a device's work, tokens/s", rows))
     if rows := [row for row in results.section("host") if row.unit.startswith("%")]:
-        parts.append(_pivot("Share of each stage in the engine's time, %", rows))
+        parts.append(pivot("Share of each stage in the engine's time, %", rows))
     absent = {row.name: row.note for row in results.rows if row.median is None}
     parts += [f"Not measured: {name}. {reason}." for name, reason in absent.items()]
     return "\n\n".join(parts)
-
-
-def _speed_table(title: str, rows: Sequence[Row]) -> str:
-    headings, lines = grid(rows, spread=False)
-    return _markdown(title, 1, headings, lines) + _notes(rows)
-
-
-def _cost_table(title: str, rows: Sequence[Row]) -> str:
-    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
-    return _markdown(title, 3, ["model", "what", "unit", "median"], lines) + _notes(rows)
-
-
-def _pivot(title: str, rows: Sequence[Row]) -> str:
-    """A line for each model, name and unit, a column for each detail."""
-    details = list(dict.fromkeys(row.detail for row in rows if row.median is not None))
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in rows:
-        if row.median is not None:
-            cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = figure(row.median)
-    several = len({unit for _, _, unit in cells}) > 1
-    lines = [
-        [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
-        for (model, name, unit), line in cells.items()
-    ]
-    return _markdown(title, 2, ["model", "", *details], lines) + _notes(rows)
-
-
-def _markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first n_texts columns are text, the others figures."""
-    rule = ["---" if k < n_texts else "---:" for k in range(len(headings))]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
-    return f"**{title}**\n\n{rows}"
-
-
-def _notes(rows: Sequence[Row]) -> str:
-    said = notes([row for row in rows if row.median is not None])
-    return "\n\n" + "; ".join(said) + "." if said else ""
 
 
 def draw(results: Results, path: Path) -> None:

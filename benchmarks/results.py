@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flashelmo.benchmarks import machine
 from flashelmo.engine.errors import FlashElmoError
 
 FAILED = "FAILED"  # how the note of a row begins that makes a run fail
@@ -118,6 +120,18 @@ class Results:
             return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FlashElmoError(f"{path}: expected results of the benchmark: {error}") from None
+
+
+def new_results(settings: dict[str, Any]) -> Results:
+    """Results of this machine, now, without rows."""
+    return Results(
+        machine=machine.machine(),
+        versions=machine.versions(),
+        commit=machine.commit(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings=settings,
+        rows=[],
+    )
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> float:

@@ -1,8 +1,8 @@
-"""Results as tables, the machine's ceiling beside every figure that has one: cells, and what a terminal shows."""
+"""Results as tables, the machine's ceiling beside every figure that has one: cells, Markdown, a terminal's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,54 @@ def describe_software(results: Results) -> str:
     if results.commit:
         parts.append(f"commit {results.commit['id'][:12]}{' with changes' if results.commit['dirty'] else ''}")
     return ", ".join(parts)
+
+
+def describe_run(results: Results, file: str) -> str:
+    """What the tables below it are of; `file` lies in benchmarks/results."""
+    return (
+        f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}. Medians of "
+        f"{results.settings['rounds']} rounds in which all take turns (`benchmarks/results/{file}`)."
+    )
+
+
+def speed_table(title: str, rows: Sequence[Row]) -> str:
+    """Markdown: a line for each row, its ratios and ceilings beside it."""
+    headings, lines = grid(rows, spread=False)
+    return markdown(title, 1, headings, lines) + note_line(rows)
+
+
+def cost_table(title: str, rows: Sequence[Row]) -> str:
+    """Markdown: a line for each row, of whatever unit."""
+    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
+    return markdown(title, 3, ["model", "what", "unit", "median"], lines) + note_line(rows)
+
+
+def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str] = lambda row: figure(row.median)) -> str:
+    """Markdown: a line for each model, name and unit, a column for each detail."""
+    details = list(dict.fromkeys(row.detail for row in rows if row.median is not None))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        if row.median is not None:
+            cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = cell(row)
+    several = len({unit for _, _, unit in cells}) > 1
+    lines = [
+        [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
+        for (model, name, unit), line in cells.items()
+    ]
+    return markdown(title, 2, ["model", "", *details], lines) + note_line(rows)
+
+
+def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first n_texts columns are text, the others figures."""
+    rule = ["---" if k < n_texts else "---:" for k in range(len(headings))]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
+    return f"**{title}**\n\n{rows}"
+
+
+def note_line(rows: Sequence[Row]) -> str:
+    """What is to be said below the table of these rows."""
+    said = notes([row for row in rows if row.median is not None])
+    return "\n\n" + "; ".join(said) + "." if said else ""
 
 
 def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,130 @@
+"""The exported files on ONNX Runtime's CUDA provider, beside the native kernels: tokens in, vectors left on the card.
+
+ONNX Runtime drives a Scan from the host, step by step (onnxruntime#11986), and copies what one device has computed and
+another needs (nodes named Memcpy) again in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import onnx
+
+from flashelmo.benchmarks.contestant import take_turns
+from flashelmo.benchmarks.onnx.contestants import Contestant, Start, Way, line_up, start
+from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.onnx.settings import REFERENCE, OnnxSettings
+from flashelmo.benchmarks.onnx.speed import absentees, batches_of, draw_passages, measures_of, values_of, warm_up
+from flashelmo.benchmarks.results import Row, with_ratios
+from flashelmo.benchmarks.text import Sentences
+from flashelmo.benchmarks.worker import Worker
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.export.open_session import available_providers, options_of
+from flashelmo.export.runtime import OnnxElmo
+
+PRECISIONS = ("fp32", "fp16")
+PROVIDER = ("CUDAExecutionProvider", {"use_tf32": "0"})  # float32 products, as the native kernels' fp32
+WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
+
+
+def measure_cuda(exported: Exported, settings: OnnxSettings) -> list[Row]:
+    """Tokens a second of both, and the copies in ONNX Runtime's graphs; or one row that says why there are none."""
+    try:
+        available_providers([PROVIDER])
+    except FlashElmoError as error:
+        return absentees("cuda", exported, {"onnx on a card": str(error)})
+    passages, source = draw_passages(settings)
+    work = {size: batches_of(passages, size) for size in settings.batch_sizes}
+    checked = passages[0][: settings.checked]
+    with start(REFERENCE, exported, settings) as reference:
+        expected = reference.call("vectors", checked)
+    with ExitStack() as stack:
+        workers, left_out = line_up(stack, _starts(exported), checked, expected)
+        warm_up(workers, work, WARM_UPS)
+        samples = take_turns(settings.rounds, measures_of(workers, work, settings))
+
+    rows = []
+    for size, batches in work.items():
+        values = values_of("cuda", exported, size, batches, source)
+        group = {name: Row.of(samples[name, size], **values, name=name) for name in workers}
+        for precision in PRECISIONS:
+            pair = [group[name] for name in (f"onnx {precision}", f"engine {precision}") if name in group]
+            rows += with_ratios(pair, {row.name: row for row in pair if row.name.startswith("onnx")})
+    copies = [
+        row
+        for precision in PRECISIONS
+        if f"onnx {precision}" in workers
+        for row in copy_rows(exported.subject.name, precision, optimized_file(exported, precision))
+    ]
+    return [*rows, *copies, *absentees("cuda", exported, left_out)]
+
+
+def _starts(exported: Exported) -> dict[str, Start]:
+    starts = {}
+    for precision in PRECISIONS:
+        file, optimized = exported.files[precision], optimized_file(exported, precision)
+        starts[f"onnx {precision}"] = Start(precision, partial(Worker, Contestant, file_on_card, file, optimized))
+        native = partial(Worker, Contestant, native_on_card, exported.subject.folder, precision)
+        starts[f"engine {precision}"] = Start(precision, native)
+    return starts
+
+
+def file_on_card(path: Path, optimized: Path) -> Way:
+    """An exported file on the CUDA provider.
+
+    Args:
+        optimized: where ONNX Runtime writes the graph that it runs.
+    """
+    options = options_of(None, None)
+    options.optimized_model_filepath = str(optimized)
+    elmo = OnnxElmo(path, providers=[PROVIDER], session_options=options)
+    outputs = [f"hidden_states.{layer}" for layer in elmo.layers]
+
+    def run(sentences: Sentences) -> object:
+        return elmo.run(outputs=outputs, on_device=True, **elmo.inputs(sentences))
+
+    return Way(lambda sentences: elmo.embed(sentences, batch_size=len(sentences)), run)
+
+
+def native_on_card(folder: Path, precision: str) -> Way:
+    """The engine's kernels."""
+    embedder = ElmoEmbedder.load(folder, device="cuda", precision=precision)
+    import torch  # which is there, as the engine runs on the card
+
+    def run(sentences: Sentences) -> None:
+        list(embedder.embed(sentences, convert_to_numpy=False))
+        torch.cuda.synchronize()
+
+    return Way(embedder.embed_batch, run)
+
+
+def optimized_file(exported: Exported, precision: str) -> Path:
+    """Where the graph goes that ONNX Runtime makes of a file."""
+    return exported.folder / f"{precision} on a card.onnx"
+
+
+def copy_rows(model: str, precision: str, optimized: Path) -> Iterator[Row]:
+    """How many copies between host and card are in a graph, and in the bodies of its Scans, which run in every step."""
+    graph = onnx.load(optimized, load_external_data=False).graph
+    common = {"section": "cuda", "model": model, "name": f"onnx {precision}", "unit": "Memcpy nodes"}
+    within = sum(_copies(body) for body in _bodies(graph))
+    for detail, number in (("copies a run", _copies(graph) - within), ("copies a step", within)):
+        yield Row.of([number], **common, detail=detail)
+
+
+def _copies(graph: onnx.GraphProto) -> int:
+    """Nodes of a graph, and of all graphs in it, that ONNX Runtime put in to copy between devices."""
+    here = [node for node in graph.node if node.op_type.startswith("Memcpy")]
+    return len(here) + sum(_copies(body) for body in _bodies(graph))
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Graphs of a graph's nodes, as a Scan's step."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
