@@ -49,16 +49,17 @@ def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float
 def run_fresh(command: str, folder: Path, options: dict[str, Any], *arguments: object) -> dict[str, float]:
     """What one of the functions above returns in a fresh process."""
     module = ["-m", "flashelmo.benchmarks.fresh", command, str(folder), json.dumps(options), *map(str, arguments)]
-    values: dict[str, float] = json.loads(_python(*module))
+    values: dict[str, float] = json.loads(run_python(*module))
     return values
 
 
 def import_seconds() -> float:
     """Seconds of `import flashelmo` in a fresh process."""
-    return float(_python("-c", IMPORT_CODE))
+    return float(run_python("-c", IMPORT_CODE))
 
 
-def _python(*arguments: str) -> str:
+def run_python(*arguments: str) -> str:
+    """Standard output of a fresh interpreter; RuntimeError with its standard error where it fails."""
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"a fresh process failed:\n{done.stderr}")

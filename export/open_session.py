@@ -20,6 +20,8 @@ Options: TypeAlias = Mapping[str, Any]
 Provider: TypeAlias = str | tuple[str, Options]
 
 SHORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# What a provider is told where the caller does not say otherwise: by itself CUDA's rounds float32 products to 11 bits.
+DEFAULTS: Mapping[str, Options] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 # ONNX Runtime's exceptions have no class in common but Exception.
 ORT_ERRORS = (
@@ -58,7 +60,7 @@ def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, 
         name = SHORT_NAMES.get(name, name)
         if name not in there:
             raise FlashElmoError(f"providers: expected some of {', '.join(there)}, found {name}")
-        wanted.append((name, options))
+        wanted.append((name, {**DEFAULTS.get(name, {}), **options}))
     if not wanted:
         raise FlashElmoError(f"providers: expected some of {', '.join(there)}, found none")
     return wanted

@@ -49,8 +49,9 @@ class OnnxElmo:
     Args:
         path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is taken.
         providers: ONNX Runtime's execution providers in order of precedence, each a name or (name, options); "cpu"
-            and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`. One that is not there is an
-            error: nothing falls back to the CPU silently.
+            and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`, which multiplies in full
+            float32 unless its options have `use_tf32`. One that is not there is an error: nothing falls back to the
+            CPU silently.
         session_options: onnxruntime.SessionOptions in place of those made here.
         threads: processor threads; None takes all cores.
 

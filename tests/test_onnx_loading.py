@@ -82,7 +82,7 @@ def test_outputs_are_bound_to_the_first_providers_device(toy: Path, monkeypatch:
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     elmo = OnnxElmo(toy, providers=[("cuda", {"device_id": 1})])
     elmo.encode("a")
-    assert asked == [([("CUDAExecutionProvider", {"device_id": 1})], 0)]
+    assert asked == [([("CUDAExecutionProvider", {"use_tf32": "0", "device_id": 1})], 0)]
     assert elmo._session.outputs == [("sentence_embedding", "cuda", 1)]
     assert elmo.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -208,3 +208,10 @@ def test_without_onnxruntime_its_extra_is_named() -> None:
     )
     assert "needs the package onnxruntime, which is not installed: pip install 'flashelmo[cpu]'" in run_python(code)
     assert issubclass(MissingExtraError, FlashElmoError)
+
+
+def test_cuda_multiplies_in_full_float32_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert open_session.available_providers("cuda") == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    given = ("CUDAExecutionProvider", {"use_tf32": "1", "device_id": 1})
+    assert open_session.available_providers([given]) == [given]

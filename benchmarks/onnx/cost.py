@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from flashelmo.benchmarks.fresh import _python, run_fresh
+from flashelmo.benchmarks.fresh import run_fresh, run_python
 from flashelmo.benchmarks.onnx.exported import Exported
 from flashelmo.benchmarks.onnx.settings import OnnxSettings
 from flashelmo.benchmarks.results import Row
@@ -40,7 +40,7 @@ def measure_load(exported: Exported, settings: OnnxSettings) -> list[Row]:
 
 def _load(path: Path, threads: int | None) -> Mapping[str, float]:
     taken: dict[str, float] = json.loads(
-        _python("-m", "flashelmo.benchmarks.onnx.fresh", str(path), json.dumps(threads))
+        run_python("-m", "flashelmo.benchmarks.onnx.fresh", str(path), json.dumps(threads))
     )
     return taken
 

@@ -27,7 +27,7 @@ from flashelmo.export.open_session import available_providers, options_of
 from flashelmo.export.runtime import OnnxElmo
 
 PRECISIONS = ("fp32", "fp16")
-PROVIDER = ("CUDAExecutionProvider", {"use_tf32": "0"})  # float32 products, as the native kernels' fp32
+PROVIDER = "CUDAExecutionProvider"
 WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
 
 
