@@ -416,9 +416,10 @@ def test_targets_take_the_slowest_ratio_and_the_largest_text() -> None:
 
 def test_readme_gets_its_tables_from_the_results(tmp_path: Path) -> None:
     row = Row("bulk", "small", "flashelmo bf16", "tokens/s", "9 tokens", median=5e6)
-    readme = "".join(f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in ("precision", "gpu", "figures"))
+    names = ("precision", "gpu", "onnx", "figures")
+    readme = "".join(f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in names)
     empty = report.in_readme(readme, tmp_path)
-    assert empty.count("None measured yet.") == 3 and "old" not in empty
+    assert empty.count("None measured yet.") == 4 and "old" not in empty
     results_of(replace(row, samples=[5e6])).write(tmp_path / "gpu" / "gpu-h200.json")
     written = report.in_readme(empty, tmp_path)
     assert "\n|  | bulk: 9 tokens |\n| --- | ---: |\n| flashelmo bf16 | 5,000 |\n" in written
