@@ -484,7 +484,8 @@ def test_models_are_shared_outside_the_pickle(tmp_path: Path) -> None:
 
 
 PROGRAM = f"""
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in a background that ignores Ctrl-C
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 print("program", flush=True)
 from device_pipelines import MadeUp, NotReady
