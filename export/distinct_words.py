@@ -69,15 +69,12 @@ def distinct_words(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> 
 
 
 def _mask(graph: Graph, metadata: Metadata, characters: str, word_ids: str) -> str:
-    """Where tokens are, bool [B, T]: an output too. A token's character ids are never all 0, whatever the model."""
+    """Where tokens are, bool [B, T]. A token's character ids are never all 0, whatever the model."""
     if characters:
         largest = graph.node("ReduceMax", [characters, graph.ints(2)], keepdims=0)
-        mask = graph.node("Greater", [largest, graph.ints(0)], "mask")
-    else:
-        absent = graph.node("Equal", [word_ids, graph.ints(metadata.absent_word_id)])
-        mask = graph.node("Not", [absent], "mask")
-    graph.output(mask, BATCH, TensorProto.BOOL)
-    return mask
+        return graph.node("Greater", [largest, graph.ints(0)], "mask")
+    absent = graph.node("Equal", [word_ids, graph.ints(metadata.absent_word_id)])
+    return graph.node("Not", [absent], "mask")
 
 
 def _character_rows(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str, characters: str) -> str:

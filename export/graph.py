@@ -117,6 +117,7 @@ def _write_layers(graph: Graph, metadata: Metadata, sentences: Sentences, layers
     mean = graph.node("Div", [total, graph.node("Cast", [count], to=TensorProto.FLOAT)])
     graph.node("Identity", [graph.narrow(mean)], "sentence_embedding")
     graph.output("sentence_embedding", [BATCH[0], size])
+    graph.output("mask", BATCH, TensorProto.BOOL)
 
 
 def _state_shapes(metadata: Metadata) -> list[list[int | str]]:

@@ -81,6 +81,10 @@ def test_the_file_is_an_ordinary_safetensors_file(folder):
             np.testing.assert_array_equal(tensor, expected[name])
 
 
+def test_all_files_may_be_read_by_whoever_may_read_one(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_tensors_are_views_of_the_mapped_file(folder):
     weights = load_model(folder).weights
     for name, tensor in weights.named_tensors():

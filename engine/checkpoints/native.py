@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = Fals
             save_file(tensors, target / WEIGHTS_FILE)
         except SafetensorError as error:
             raise OSError(str(error)) from None
+        shutil.copymode(target / "config.json", target / WEIGHTS_FILE)  # safetensors' own lets nobody else read it
 
 
 def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:
