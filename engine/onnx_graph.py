@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 OPSET = 18
-IR_VERSION = 8  # the one that opset 18 came with, which ONNX Runtime reads from 1.14 on; onnx writes a newer one by default
+IR_VERSION = 8  # the one that opset 18 came with, read by ONNX Runtime from 1.14 on; by default onnx writes a newer one
 
 WeightType = Literal["float32", "float16", "int8"]
 Tensors = Mapping[str, npt.NDArray[Any]]
