@@ -127,12 +127,16 @@ class Steps:
     Attributes:
         hidden, cell: states before the first step, [n, P] and [n, C].
         gates: the four gates' input parts, [T, n, C] each.
+        fresh: bool [T, n, 1]: rows that begin anew with a step, from `fresh_states`; empty where none does.
+        fresh_states: weights of the graph, hidden [1, P] and cell [1, C].
         running: bool [T, n, 1]: rows that take part in a step, others keep their states; empty where all do.
     """
 
     hidden: str
     cell: str
     gates: Sequence[str]
+    fresh: str = ""
+    fresh_states: tuple[str, str] = ("", "")
     running: str = ""
 
 
@@ -151,46 +155,53 @@ def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, ste
     ONNX's own LSTM has neither a projection nor a clipped cell. float16 graphs keep the cell in float32.
     """
     prefix = f"lstm.{layer}.{direction}."
-    body = _step_graph(config, prefix, graph.weight_type, masked=bool(steps.running))
-    over_steps = [*steps.gates, steps.running] if steps.running else steps.gates
+    body = _step_graph(config, prefix, steps, graph.weight_type)
+    over_steps = [*steps.gates, *(mask for mask in (steps.fresh, steps.running) if mask)]
     states = States(f"{prefix}last_hidden", f"{prefix}last_cell", f"{prefix}all_hidden")
     outputs = (states.hidden, states.cell, states.all_hidden)
     graph.scan([steps.hidden, steps.cell], over_steps, outputs, body)
     return states
 
 
-def _step_graph(config: ElmoConfig, prefix: str, weight_type: WeightType, *, masked: bool) -> Graph:
+def _step_graph(config: ElmoConfig, prefix: str, steps: Steps, weight_type: WeightType) -> Graph:
     """One step: states [n, P] and [n, C], and the gates' input parts -> states, and the hidden state once more.
 
     The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).
     """
     body = Graph(weight_type, prefix)
-    before = body.input(f"{prefix}hidden_before", ["n", config.projection_size])
-    cell_before = body.input(f"{prefix}cell_before", ["n", config.cell_size], TensorProto.FLOAT)
+    hidden = body.input(f"{prefix}hidden_before", ["n", config.projection_size])
+    cell = body.input(f"{prefix}cell_before", ["n", config.cell_size], TensorProto.FLOAT)
     parts = [body.input(f"{prefix}{gate}_part", ["n", config.cell_size]) for gate in GATES]
+    if steps.fresh:
+        fresh = body.input(f"{prefix}fresh", ["n", 1], TensorProto.BOOL)
+        hidden, cell = (
+            body.node("Where", [fresh, body.weight(name), state])
+            for name, state in zip(steps.fresh_states, (hidden, cell), strict=True)
+        )
 
     def gate_node(gate: str, part: str) -> str:
-        total = body.lstm_matmul(before, f"{prefix}recurrent_weight.{gate}", add=part)
+        total = body.lstm_matmul(hidden, f"{prefix}recurrent_weight.{gate}", add=part)
         return body.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
 
     admit, keep, candidate, expose = map(gate_node, GATES, parts)
-    kept = body.node("Mul", [body.widen(keep), cell_before])
+    kept = body.node("Mul", [body.widen(keep), cell])
     new = body.widen(body.node("Mul", [admit, candidate]))
-    cell = body.clip(body.node("Add", [kept, new]), config.cell_clip, f"{prefix}cell", np.float32)
-    hidden = body.node("Mul", [expose, body.node("Tanh", [body.narrow(cell)])])
+    after = [f"{prefix}hidden_after", f"{prefix}cell_after"]
+    computed = [f"{prefix}hidden", f"{prefix}cell"] if steps.running else after
+    body.clip(body.node("Add", [kept, new]), config.cell_clip, computed[1], np.float32)
+    exposed = body.node("Mul", [expose, body.node("Tanh", [body.narrow(computed[1])])])
     if config.cell_size != config.projection_size:
-        projected = body.lstm_matmul(hidden, f"{prefix}projection")
         float_type = np.float16 if weight_type == "float16" else np.float32
-        hidden = body.clip(projected, config.projection_clip, f"{prefix}hidden", float_type)
-    if masked:
+        body.clip(body.lstm_matmul(exposed, f"{prefix}projection"), config.projection_clip, computed[0], float_type)
+    else:
+        body.node("Identity", [exposed], computed[0])
+    if steps.running:
         running = body.input(f"{prefix}running", ["n", 1], TensorProto.BOOL)
-        cell = body.node("Where", [running, cell, cell_before])
-        hidden = body.node("Where", [running, hidden, before])
-    body.node("Identity", [hidden], f"{prefix}hidden_after")
-    body.node("Identity", [cell], f"{prefix}cell_after")
-    body.node("Identity", [hidden], f"{prefix}hidden_of_step")
-    body.output(f"{prefix}hidden_after", ["n", config.projection_size])
-    body.output(f"{prefix}cell_after", ["n", config.cell_size], TensorProto.FLOAT)
+        for name, value, before in zip(after, computed, (hidden, cell), strict=True):
+            body.node("Where", [running, value, before], name)
+    body.node("Identity", [after[0]], f"{prefix}hidden_of_step")
+    body.output(after[0], ["n", config.projection_size])
+    body.output(after[1], ["n", config.cell_size], TensorProto.FLOAT)
     body.output(f"{prefix}hidden_of_step", ["n", config.projection_size])
     return body
 

@@ -122,8 +122,8 @@ def _maxima(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, distinct: 
     ids = graph.node("Slice", [distinct, graph.ints(0), ends, graph.ints(1)]) if config.word_size else distinct
     windows = _windows(graph, config, vocabulary, ids)
     n_words = graph.node("Shape", [ids], end=1)
-    n_blocks = _divide_up(graph, n_words, graph.ints(WORDS_AT_ONCE))
-    size = _divide_up(graph, n_words, n_blocks)
+    n_blocks = divide_up(graph, n_words, graph.ints(WORDS_AT_ONCE))
+    size = divide_up(graph, n_words, n_blocks)
     missing = graph.node("Sub", [graph.node("Mul", [n_blocks, size]), n_words])
     pads = graph.node("Concat", [graph.ints(0, 0, 0), missing, graph.ints(0, 0)], axis=0)
     shape = graph.node("Concat", [n_blocks, size, graph.ints(-1, widest(config))], axis=0)
@@ -152,6 +152,6 @@ def _windows(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, ids: str)
     return graph.node("Gather", [padded, places_needed], axis=1)
 
 
-def _divide_up(graph: Graph, number: str, by: str) -> str:
+def divide_up(graph: Graph, number: str, by: str) -> str:
     """number / by, rounded up."""
     return graph.node("Div", [graph.node("Sub", [graph.node("Add", [number, by]), graph.ints(1)]), by])

@@ -1,12 +1,13 @@
 """The whole model as one ONNX graph: from padded character ids to layers, their mix and a vector for each sentence.
 
     distinct_words.py   ids to the vectors of the distinct words of a batch
-    sentence_order.py   which of them each time step takes
+    sentence_order.py   which row and which steps of the LSTMs each token takes
     this file           LSTM layers: the input product hoisted out as one product over all steps, then a Scan over the
                         steps; from their states the layers, their mix, and its mean over the tokens
 
-The states after the begin (end) boundary are the same for all sentences: they are constants, and no step is spent on
-them. Stateful files run both boundaries, and a mask holds the states of rows that have ended.
+The states after the begin (end) boundary are the same for all sentences: they are constants, which a row of a Scan
+takes where a sentence begins, and no step is spent on them. Stateful files run both boundaries, and a mask holds the
+states of rows that have ended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from flashelmo.engine.onnx_graph import Graph, WeightType
 from flashelmo.engine.weights import DIRECTIONS
 from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words
 from flashelmo.export.metadata import STATES, Metadata
-from flashelmo.export.sentence_order import Sentences, running_steps, sentences_of, states_of_tokens, words_of_steps
+from flashelmo.export.sentence_order import (
+    Sentences,
+    fresh_rows,
+    places_of_tokens,
+    running_rows,
+    sentences_of,
+    words_of_steps,
+)
 
 
 def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: WeightType) -> Graph:
@@ -27,15 +35,12 @@ def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: WeightTy
     if metadata.stateful:
         _declare_states(graph, metadata)
     words = distinct_words(graph, metadata, vocabulary)
-    sentences = sentences_of(graph, words.mask)
+    sentences = sentences_of(graph, words.mask, stateful=metadata.stateful)
     directions = [_direction(graph, metadata, words, sentences, direction) for direction in range(len(DIRECTIONS))]
     lowest = graph.node("Gather", [words.vectors, words.rows])
     halves = [(lowest, lowest), *zip(*(layers for layers, _ in directions), strict=True)]
-    zero = graph.number("zero_vector", 0)
-    layers = []
-    for pair in halves:
-        joined = graph.node("Concat", pair, axis=2)
-        layers.append(graph.node("Where", [sentences.present, joined, zero]))
+    present, zero = graph.node("Unsqueeze", [words.mask, graph.ints(2)]), graph.number("zero_vector", 0)
+    layers = [graph.node("Where", [present, graph.node("Concat", pair, axis=2), zero]) for pair in halves]
     _write_layers(graph, metadata, sentences, layers)
     if metadata.stateful:
         _write_states(graph, metadata, [states for _, states in directions])
@@ -53,9 +58,9 @@ def _direction(
 ) -> tuple[list[str], list[States]]:
     """The tokens' states of every LSTM layer [B, T, P], and the states that the layers end in."""
     config, name = metadata.config, DIRECTIONS[direction]
-    order = words_of_steps(graph, sentences, words, direction)
-    places = states_of_tokens(graph, sentences, direction, metadata.stateful)
-    running = running_steps(graph, sentences) if metadata.stateful else ""
+    places = places_of_tokens(graph, sentences, direction)
+    order = words_of_steps(graph, sentences, words, direction, places)
+    marked = (running_rows if metadata.stateful else fresh_rows)(graph, sentences)
     x, layers, ends = "", [], []
     for layer in range(n_lstm_layers(metadata)):
         if layer == 0:
@@ -65,8 +70,8 @@ def _direction(
             products = input_product_nodes(graph, layer, name, _rows(graph, x, config.projection_size))
             shape = graph.node("Concat", [graph.node("Shape", [x], end=2), graph.ints(config.cell_size)], axis=0)
             gates = [graph.node("Reshape", [product, shape]) for product in products]
-        before = _states_before(graph, metadata, sentences, layer, direction)
-        states = scan_nodes(graph, config, layer, name, Steps(*before, gates, running))
+        steps = _steps(graph, metadata, sentences, layer, direction, gates, marked)
+        states = scan_nodes(graph, config, layer, name, steps)
         skip = layer > 0 and config.skip_connections
         x = graph.node("Add", [states.all_hidden, x]) if skip else states.all_hidden
         layers.append(graph.node("Gather", [_rows(graph, x, config.projection_size), places]))
@@ -79,18 +84,21 @@ def _rows(graph: Graph, x: str, size: int) -> str:
     return graph.node("Reshape", [x, graph.ints(-1, size)])
 
 
-def _states_before(
-    graph: Graph, metadata: Metadata, sentences: Sentences, layer: int, direction: int
-) -> tuple[str, str]:
-    """States before the first step, hidden [B, P] and cell [B, C]: those after the boundary, or the ones given."""
+def _steps(
+    graph: Graph, metadata: Metadata, sentences: Sentences, layer: int, direction: int, gates: list[str], marked: str
+) -> Steps:
+    """What a Scan starts from: the states after the boundary wherever a sentence begins, or the states given.
+
+    `marked` are the rows that begin a sentence with a step, or for stateful files those that have not ended.
+    """
     if metadata.stateful:
         place = graph.constant(f"place_{layer}_{direction}", 2 * layer + direction)
         hidden, cell = (graph.node("Gather", [state, place]) for state in STATES)
-        return hidden, cell
+        return Steps(hidden, cell, gates, running=marked)
     names = boundary_names(layer, DIRECTIONS[direction])
-    shape = graph.node("Concat", [sentences.batch, graph.ints(1)], axis=0)
+    shape = graph.node("Concat", [sentences.rows, graph.ints(1)], axis=0)
     hidden, cell = (graph.node("Expand", [graph.weight(name), shape]) for name in names)
-    return hidden, cell
+    return Steps(hidden, cell, gates, marked, names)
 
 
 def boundary_names(layer: int, direction: str) -> tuple[str, str]:

@@ -51,7 +51,7 @@ def model_file(path: Path) -> Path:
 def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, Options]]:
     """Full names and options of providers, all of which this ONNX Runtime was built with."""
     there = onnxruntime.get_available_providers()
-    wanted = []
+    wanted: list[tuple[str, Options]] = []
     given: Sequence[Any] = [providers] if isinstance(providers, str) else providers
     for provider in given:
         name, options = provider if isinstance(provider, tuple) and len(provider) == 2 else (provider, {})

@@ -1,13 +1,14 @@
-"""The exported graph's integers: in which order each direction reads the tokens, and where it leaves their states.
+"""The exported graph's integers: which row and which steps of the LSTMs' Scans each token takes.
 
 Both directions read a sentence from its own end, so that padding stands behind every sentence in both. With b a
-sentence, len its number of tokens, t a token and p a time step:
+sentence, len its number of tokens and t a token, the token takes row[b] in this step:
 
-                    token of step p                     step of token t
-    forward         p                                   t
-    backward        len - 1 - p                         len - 1 - t
+    forward         first[b] + t
+    backward        first[b] + len - 1 - t
 
-With boundaries, which take the first step and the one after the last token, all steps are one later.
+A row may hold several sentences, one behind the other: a batch of unlike lengths takes fewer rows then, and hardly more
+steps. Stateful files have a row for each sentence, since a state belongs to a row, and boundaries in the steps before
+the first token and behind the last.
 """
 
 from __future__ import annotations
@@ -17,81 +18,142 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from flashelmo.engine.onnx_graph import Graph
-from flashelmo.export.distinct_words import Words
+from flashelmo.export.distinct_words import Words, divide_up
+
+MOST_SENTENCES = 8  # in a row
+STREAMED_ROWS = 16  # a step costs as much as so many rows more, since its weights come from memory
 
 
 @dataclass(frozen=True)
 class Sentences:
     """Names of values that say where a batch's tokens are.
 
-    present bool [B, T, 1]; lengths int64 [B, 1]; batch and size int64 [1], B and T; tokens int64 [1, T], their numbers;
-    reverse int64 [B, T], the numbers of a sentence's tokens from its last to its first, then of the padding.
+    mask bool [B, T]; lengths int64 [B, 1]; tokens int64 [1, T], their numbers; rows, steps int64 [1], R and S of the
+    Scans; row, first int64 [B, 1], a sentence's row, and the step of its first token.
     """
 
-    present: str
+    mask: str
     lengths: str
-    batch: str
-    size: str
     tokens: str
-    reverse: str
+    rows: str
+    steps: str
+    row: str
+    first: str
 
 
-def sentences_of(graph: Graph, mask: str) -> Sentences:
+def sentences_of(graph: Graph, mask: str, *, stateful: bool) -> Sentences:
     """All that follows from the mask [B, T]."""
-    ones = graph.node("Cast", [mask], to=TensorProto.INT64)
-    lengths = graph.node("ReduceSum", [ones, graph.ints(1)])
+    lengths = graph.node("ReduceSum", [graph.node("Cast", [mask], to=TensorProto.INT64), graph.ints(1)])
     batch, size = graph.node("Shape", [mask], end=1), graph.node("Shape", [mask], start=1)
+    own_row, zero = _count(graph, batch, axis=1), graph.ints(0)
     tokens = _count(graph, size, axis=0)
-    mirrored = graph.node("Sub", [graph.node("Sub", [lengths, graph.ints(1)]), tokens])
-    reverse = graph.node("Where", [graph.node("Less", [tokens, lengths]), mirrored, tokens])
-    present = graph.node("Unsqueeze", [mask, graph.ints(2)])
-    return Sentences(present, lengths, batch, size, tokens, reverse)
+    if stateful:
+        steps = graph.node("Add", [size, graph.ints(2)])
+        return Sentences(mask, lengths, tokens, batch, steps, own_row, graph.ints(1))
+    longest = graph.node("Max", [graph.node("ReduceMax", [lengths, graph.ints(0, 1)], keepdims=0), graph.ints(1)])
+    shared = _shared_rows(graph, lengths, batch, longest)
+    better = graph.node("Less", [_cost(graph, *shared[:2]), _cost(graph, batch, longest)])
+    alone = (batch, longest, own_row, zero)
+    chosen = [graph.node("Where", [better, *both]) for both in zip(shared, alone, strict=True)]
+    return Sentences(mask, lengths, tokens, *chosen)
 
 
-def words_of_steps(graph: Graph, sentences: Sentences, words: Words, direction: int) -> str:
-    """Rows of the words' vectors that each step takes, int64 [T, B], or [T + 2, B] with boundaries."""
-    if not words.boundary_rows:
-        rows = words.rows
-        if direction:
-            rows = graph.node("GatherElements", [rows, sentences.reverse], axis=1)
-        return graph.node("Transpose", [rows], perm=[1, 0])
-    steps = _steps_with_boundaries(graph, sentences)
-    distance = graph.node("Sub", [sentences.lengths, steps] if direction else [steps, graph.ints(1)])
-    last = graph.node("Sub", [sentences.size, graph.ints(1)])
-    number = graph.node("Min", [graph.node("Max", [distance, graph.ints(0)]), last])
-    # of one shape for all, as GatherElements has no broadcasting
-    number = graph.node("Add", [number, graph.node("Mul", [sentences.lengths, graph.ints(0)])])
-    rows = graph.node("GatherElements", [words.rows, number], axis=1)
-    ends = [graph.node("Gather", [words.boundary_rows, graph.ints(end)]) for end in (direction, 1 - direction)]
-    behind = graph.node("Equal", [steps, graph.node("Add", [sentences.lengths, graph.ints(1)])])
-    rows = graph.node("Where", [behind, ends[1], rows])
-    rows = graph.node("Where", [graph.node("Equal", [steps, graph.ints(0)]), ends[0], rows])
-    return graph.node("Transpose", [rows], perm=[1, 0])
+def _cost(graph: Graph, rows: str, steps: str) -> str:
+    """Work of so many steps, in rows."""
+    return graph.node("Mul", [steps, graph.node("Add", [rows, graph.ints(STREAMED_ROWS)])])
 
 
-def running_steps(graph: Graph, sentences: Sentences) -> str:
-    """Whether a sentence, with its boundaries, has not ended before a step: bool [T + 2, B, 1]."""
-    steps = _steps_with_boundaries(graph, sentences)
-    running = graph.node("Less", [steps, graph.node("Add", [sentences.lengths, graph.ints(2)])])
-    return graph.node("Unsqueeze", [graph.node("Transpose", [running], perm=[1, 0]), graph.ints(2)])
+def _shared_rows(graph: Graph, lengths: str, batch: str, longest: str) -> tuple[str, str, str, str]:
+    """Rows R and steps S [1], and each sentence's row and first step [B, 1], where sentences share rows.
+
+    They are dealt to the rows by length, the longest first, in as many rounds as the batch has padding for; each round
+    goes back where the one before it came from, so that the longest get the shortest behind them.
+    """
+    flat = graph.node("Reshape", [lengths, graph.ints(-1)])
+    by_length, order = graph.add("TopK", [flat, batch], ["lengths_by_length", "sentences_by_length"])
+    n_tokens = graph.node("Max", [graph.node("ReduceSum", [flat]), graph.ints(1)])
+    rounds = graph.node("Div", [graph.node("Mul", [batch, longest]), n_tokens])
+    rounds = graph.node("Max", [graph.node("Min", [rounds, graph.ints(MOST_SENTENCES)]), graph.ints(1)])
+    rows = divide_up(graph, batch, rounds)
+    number = graph.node("Reshape", [_count(graph, batch, axis=0), graph.ints(-1)])
+    turn = graph.node("Div", [number, rows])
+    there = graph.node("Sub", [number, graph.node("Mul", [turn, rows])])
+    back = graph.node("Sub", [graph.node("Sub", [rows, graph.ints(1)]), there])
+    is_back = graph.node("Equal", [graph.node("Mod", [turn, graph.ints(2)]), graph.ints(1)])
+    row = graph.node("Where", [is_back, back, there])
+    place = graph.node("Add", [graph.node("Mul", [turn, rows]), row])
+    none = graph.node("Expand", [graph.ints(0), graph.node("Mul", [rounds, rows])])
+    dealt = graph.node("ScatterElements", [none, place, by_length])
+    dealt = graph.node("Reshape", [dealt, graph.node("Concat", [rounds, rows], axis=0)])  # rounds, rows
+    before = graph.node("CumSum", [dealt, graph.constant("rounds_axis", 0)], exclusive=1)
+    first = graph.node("Gather", [graph.node("Reshape", [before, graph.ints(-1)]), place])
+    steps = graph.node("ReduceMax", [graph.node("ReduceSum", [dealt, graph.ints(0)], keepdims=0)])
+    steps = graph.node("Max", [steps, graph.ints(1)])
+    in_order = [graph.node("ScatterElements", [flat, order, values]) for values in (row, first)]
+    row, first = (graph.node("Unsqueeze", [values, graph.ints(1)]) for values in in_order)
+    return rows, steps, row, first
 
 
-def states_of_tokens(graph: Graph, sentences: Sentences, direction: int, with_boundaries: bool) -> str:
-    """Rows of a direction's states [T * B, P] that belong to the tokens, int64 [B, T]."""
-    steps = sentences.reverse if direction else sentences.tokens
-    if with_boundaries:
-        steps = graph.node("Add", [steps, graph.ints(1)])
-    firsts = graph.node("Mul", [steps, sentences.batch])
-    return graph.node("Add", [firsts, _count(graph, sentences.batch, axis=1)])
+def places_of_tokens(graph: Graph, sentences: Sentences, direction: int) -> str:
+    """Each token's step and row as one number, step * R + row, int64 [B, T]; 0 where there is no token."""
+    number = sentences.tokens
+    if direction:
+        last = graph.node("Sub", [sentences.lengths, graph.ints(1)])
+        number = graph.node("Sub", [last, number])
+    step = graph.node("Add", [sentences.first, number])
+    return graph.node("Where", [sentences.mask, _place(graph, sentences, step), graph.ints(0)])
 
 
-def _steps_with_boundaries(graph: Graph, sentences: Sentences) -> str:
-    """The numbers of T + 2 steps, int64 [1, T + 2]."""
-    return _count(graph, graph.node("Add", [sentences.size, graph.ints(2)]), axis=0)
+def words_of_steps(graph: Graph, sentences: Sentences, words: Words, direction: int, places: str) -> str:
+    """Rows of the words' vectors that each step takes, int64 [S, R]; any where there is no token."""
+    nowhere = graph.node("Mul", [sentences.steps, sentences.rows])
+    places = graph.node("Where", [sentences.mask, places, nowhere])
+    pairs = [(places, words.rows)]
+    if words.boundary_rows:
+        behind = graph.node("Add", [sentences.lengths, graph.ints(1)])
+        for step, boundary in ((graph.ints(0), direction), (behind, 1 - direction)):
+            place = _place(graph, sentences, step)
+            word = graph.node("Gather", [words.boundary_rows, graph.ints(boundary)])
+            pairs.append((place, graph.node("Expand", [word, graph.node("Shape", [place])])))
+    return _written(graph, sentences, pairs)
+
+
+def fresh_rows(graph: Graph, sentences: Sentences) -> str:
+    """Where a sentence begins: bool [S, R, 1]."""
+    nowhere = graph.node("Mul", [sentences.steps, sentences.rows])
+    place = _place(graph, sentences, sentences.first)
+    place = graph.node("Where", [graph.node("Greater", [sentences.lengths, graph.ints(0)]), place, nowhere])
+    ones = graph.node("Expand", [graph.ints(1), graph.node("Shape", [place])])
+    fresh = graph.node("Cast", [_written(graph, sentences, [(place, ones)])], to=TensorProto.BOOL)
+    return graph.node("Unsqueeze", [fresh, graph.ints(2)])
+
+
+def running_rows(graph: Graph, sentences: Sentences) -> str:
+    """Where a sentence, with its boundaries, has not ended: bool [S, R, 1], with a row for each sentence."""
+    step = _count(graph, sentences.steps, axis=1)
+    ends = graph.node("Transpose", [graph.node("Add", [sentences.lengths, graph.ints(2)])], perm=[1, 0])
+    return graph.node("Unsqueeze", [graph.node("Less", [step, ends]), graph.ints(2)])
+
+
+def _place(graph: Graph, sentences: Sentences, step: str) -> str:
+    return graph.node("Add", [graph.node("Mul", [step, sentences.rows]), sentences.row])
+
+
+def _written(graph: Graph, sentences: Sentences, pairs: list[tuple[str, str]]) -> str:
+    """Zeros [S, R] with values written at places; the place S * R is beyond them."""
+    places, values = (
+        graph.node("Concat", [graph.node("Reshape", [each, graph.ints(-1)]) for each in column], axis=0)
+        for column in zip(*pairs, strict=True)
+    )
+    size = graph.node("Mul", [sentences.steps, sentences.rows])
+    zeros = graph.node("Expand", [graph.ints(0), graph.node("Add", [size, graph.ints(1)])])
+    written = graph.node("ScatterElements", [zeros, places, values])
+    shape = graph.node("Concat", [sentences.steps, sentences.rows], axis=0)
+    return graph.node("Reshape", [graph.node("Slice", [written, graph.ints(0), size]), shape])
 
 
 def _count(graph: Graph, number: str, axis: int) -> str:
     """0, 1, ... up to a number [1], with an axis of size 1 put in."""
-    zero, one = graph.constant("first_number", 0), graph.constant("number_step", 1)
-    numbers = graph.node("Range", [zero, graph.node("Squeeze", [number]), one])
+    start, step = graph.constant("first_number", 0), graph.constant("number_step", 1)
+    numbers = graph.node("Range", [start, graph.node("Squeeze", [number]), step])
     return graph.node("Unsqueeze", [numbers, graph.ints(axis)])

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine.characters import WordEncoder
@@ -38,9 +40,9 @@ class File:
     def __init__(self, model: ElmoModel, path: Path, **options: Any) -> None:
         self.model, self.path = model, path
         self.metadata = build_onnx(model, path, **options)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def inputs(self, sentences: Sentences, columns: int = 0) -> Arrays:
@@ -240,15 +242,55 @@ def test_positions_behind_the_longest_word_may_be_left_out(name: str, stateful: 
             assert np.array_equal(found[output], expected[output]), (output, positions)
 
 
+def inner_value(file: File, name: str, sentences: Sentences) -> npt.NDArray[Any]:
+    """A value that is no output of the file."""
+    proto = onnx.load(file.path)
+    proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    value: npt.NDArray[Any] = session.run([name], file.inputs(sentences))[0]
+    return value
+
+
 def test_distinct_words_run_through_the_characters_once(tmp_path: Path) -> None:
     """Of 40 equal words and one more, with padding, the convolutions see three."""
     file = File(MODELS["skip"], tmp_path / "model.onnx")
-    proto = onnx.load(file.path)
-    proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("words.all_maxima"))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    sentences = [["cat"] * 40, ["sat"]]
-    (maxima,) = session.run(["words.all_maxima"], file.inputs(sentences))
-    assert maxima.shape == (1, 3, 12)
+    assert inner_value(file, "words.all_maxima", [["cat"] * 40, ["sat"]]).shape == (1, 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps", "rows"),
+    [
+        ([9] * 20, 9, 20),  # nothing to gain
+        ([9], 9, 1),
+        ([0, 0], 1, 1),
+        ([40, *[1] * 19], 46, 3),  # eight in a row at most
+        ([*[20] * 8, *[3] * 24], 23, 16),
+        ([30, 29, 28, 2, 2, 2, 1, 0], 30, 4),
+    ],
+)
+def test_short_sentences_share_a_row_behind_long_ones(
+    lengths: list[int], steps: int, rows: int, tmp_path: Path
+) -> None:
+    file = File(MODELS["skip"], tmp_path / "model.onnx")
+    sentences = [["the", "cat", "sat", "é"] * 20 for _ in lengths]
+    sentences = [sentence[:length] for sentence, length in zip(sentences, lengths, strict=True)]
+    for direction in ("forward", "backward"):
+        assert inner_value(file, f"lstm.1.{direction}.all_hidden", sentences).shape == (steps, rows, 4)
+    assert farthest(file.embed(sentences), list(ReferenceRuntime(MODELS["skip"]).embed_batch(sentences))) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def shared_file(tmp_path_factory: pytest.TempPathFactory) -> File:
+    return File(MODELS["no clips, tanh"], tmp_path_factory.mktemp("shared") / "model.onnx")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=24), st.integers(0, 3))
+def test_any_lengths_in_any_order(shared_file: File, lengths: list[int], columns: int) -> None:
+    words = ["the", "cat", "sat", "on", "a", "mat", "é"]
+    sentences = [[words[(b + t) % 7] for t in range(length)] for b, length in enumerate(lengths)]
+    alone = [shared_file.embed([sentence])[0] for sentence in sentences]
+    assert farthest(shared_file.embed(sentences, columns), alone) < 1e-5
 
 
 # The graph
@@ -263,7 +305,7 @@ def test_recurrent_products_alone_stand_in_the_scans(tmp_path: Path) -> None:
         if output.startswith("words."):
             continue
         body = Counter(node.op_type for node in scan.attribute[0].g.node)
-        assert (body["Gemm"], body["MatMul"], body["Where"]) == (4, 1, 0)
+        assert (body["Gemm"], body["MatMul"], body["Where"]) == (4, 1, 2)
     outside = Counter(node.op_type for node in proto.graph.node)
     assert outside["Gemm"] == 4 * 4 + 2 * 2 + 1  # four gates of four LSTMs, two highways, the projection
     assert outside["Unique"] == 1 and outside["ReverseSequence"] == 0
