@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.cpu import int8_levels
+from flashelmo.engine.graph import widest
 from flashelmo.engine.onnx_graph import Tensors, WeightType
 from flashelmo.engine.weights import GATES, ElmoWeights
 
@@ -54,8 +55,7 @@ def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str,
     table = np.zeros((config.n_characters + 1, size + 1), np.float32)
     table[:-1, :-1] = weights.character_embedding
     table[-1, -1] = 1.0
-    widest = max(width for width, _ in config.filters)
-    matrix = np.zeros((widest, size + 1, config.n_filters), np.float32)
+    matrix = np.zeros((widest(config), size + 1, config.n_filters), np.float32)
     first = 0
     for convolution in weights.convolutions:
         width, _, number = convolution.weight.shape

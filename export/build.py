@@ -17,7 +17,7 @@ from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.cpu import int8_levels
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph_tensors import prepare_tensors
-from flashelmo.engine.onnx_graph import WeightType
+from flashelmo.engine.onnx_graph import Graph, Tensors, WeightType
 from flashelmo.engine.weights import ElmoModel, ElmoWeights
 from flashelmo.export.boundaries import boundary_states
 from flashelmo.export.distinct_words import Vocabulary
@@ -28,6 +28,7 @@ WEIGHT_TYPES: dict[Precision, WeightType] = {"fp32": "float32", "fp16": "float16
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
 LARGEST_HALF = float(np.finfo(np.float16).max)
 LARGEST_FILE = 2_000_000_000  # bytes of weights in one file; protobuf's own bound is 2 GiB
+ALIGNMENT = 4096  # of external data, so that it can be memory-mapped
 
 
 def build_onnx(
@@ -78,19 +79,29 @@ def build_onnx(
         license=license,
         report_sha256=report_sha256,
     )
-    vocabulary = vocabulary_of(model)
+    graph = elmo_graph(metadata, vocabulary_of(model), WEIGHT_TYPES[metadata.precision])
+    tensors = tensors_of(model, metadata)
+    large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
+    _save(graph, tensors, metadata, Path(path), external_data=external_data or large)
+    return metadata
+
+
+def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
+    """Every weight that a file of this metadata may name, in the type that its graph takes.
+
+    Raises:
+        FlashElmoError: a value that float16 cannot hold.
+    """
     weight_type = WEIGHT_TYPES[metadata.precision]
     if weight_type == "float16":
         _check_range(model)
     tensors = dict(prepare_tensors(model.config, model.weights, weight_type, metadata.int8_levels))
-    if not stateful:
-        tensors |= _boundary_tensors(model, vocabulary, weight_type)
-    graph = elmo_graph(metadata, vocabulary, weight_type)
-    proto = graph.to_model(tensors, embed=True, name="elmo")
-    onnx.helper.set_model_props(proto, metadata.to_properties())
-    large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
-    _save(proto, Path(path), external_data=external_data or large)
-    return metadata
+    if metadata.stateful:
+        return tensors
+    states: dict[str, npt.NDArray[Any]] = dict(boundary_states(model.config, model.weights, vocabulary_of(model)))
+    if weight_type == "float16":  # cells are always float32
+        states |= {name: state.astype(np.float16) for name, state in states.items() if name.endswith("hidden")}
+    return tensors | states
 
 
 def vocabulary_of(model: ElmoModel) -> Vocabulary:
@@ -156,20 +167,26 @@ def _check_range(model: ElmoModel) -> None:
             )
 
 
-def _boundary_tensors(model: ElmoModel, vocabulary: Vocabulary, weight_type: WeightType) -> dict[str, npt.NDArray[Any]]:
-    """The states after the boundaries, in the types that the graph takes: cells are always float32."""
-    hidden_type = np.float16 if weight_type == "float16" else np.float32
-    states = boundary_states(model.config, model.weights, vocabulary)
-    return {
-        name: state.astype(hidden_type if name.endswith("hidden") else np.float32) for name, state in states.items()
-    }
-
-
-def _save(proto: onnx.ModelProto, path: Path, *, external_data: bool) -> None:
+def _save(graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, *, external_data: bool) -> None:
+    proto = graph.to_model(tensors, embed=not external_data, name="elmo")
+    onnx.helper.set_model_props(proto, metadata.to_properties())
     try:
         if external_data:
-            onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024)
-        else:
-            onnx.save_model(proto, path)
+            _write_data(proto, tensors, path.with_name(f"{path.name}_data"))
+        onnx.save_model(proto, path)
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}") from None
+
+
+def _write_data(proto: onnx.ModelProto, tensors: Tensors, path: Path) -> None:
+    """Write the weights that are placeholders one behind the other, and tell each its place."""
+    with path.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            array = np.ascontiguousarray(tensors[tensor.name])
+            del tensor.external_data[:]
+            for key, value in (("location", path.name), ("offset", file.tell()), ("length", array.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+            file.write(array.data)

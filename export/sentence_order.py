@@ -1,7 +1,7 @@
 """The exported graph's integers: which row and which steps of the LSTMs' Scans each token takes.
 
 Both directions read a sentence from its own end, so that padding stands behind every sentence in both. With b a
-sentence, len its number of tokens and t a token, the token takes row[b] in this step:
+sentence, len its number of tokens and t the number of a token in it, the token takes row[b] in this step:
 
     forward         first[b] + t
     backward        first[b] + len - 1 - t
@@ -28,8 +28,10 @@ STREAMED_ROWS = 16  # a step costs as much as so many rows more, since its weigh
 class Sentences:
     """Names of values that say where a batch's tokens are.
 
-    mask bool [B, T]; lengths int64 [B, 1]; tokens int64 [1, T], their numbers; rows, steps int64 [1], R and S of the
-    Scans; row, first int64 [B, 1], a sentence's row, and the step of its first token.
+    mask bool [B, T]; lengths int64 [B, 1]; tokens int64 [B, T], their numbers; rows, steps int64 [1], R and S of the
+    Scans; row int64 [B, 1], a sentence's row; first int64 [B, 1] or [1], the step of its first token.
+
+    Tokens are counted, not columns: where a caller left one empty, no token leaves the steps of its own sentence.
     """
 
     mask: str
@@ -43,10 +45,11 @@ class Sentences:
 
 def sentences_of(graph: Graph, mask: str, *, stateful: bool) -> Sentences:
     """All that follows from the mask [B, T]."""
-    lengths = graph.node("ReduceSum", [graph.node("Cast", [mask], to=TensorProto.INT64), graph.ints(1)])
+    ones = graph.node("Cast", [mask], to=TensorProto.INT64)
+    lengths = graph.node("ReduceSum", [ones, graph.ints(1)])
     batch, size = graph.node("Shape", [mask], end=1), graph.node("Shape", [mask], start=1)
     own_row, zero = _count(graph, batch, axis=1), graph.ints(0)
-    tokens = _count(graph, size, axis=0)
+    tokens = graph.node("CumSum", [ones, graph.constant("tokens_axis", 1)], exclusive=1)
     if stateful:
         steps = graph.node("Add", [size, graph.ints(2)])
         return Sentences(mask, lengths, tokens, batch, steps, own_row, graph.ints(1))

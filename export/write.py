@@ -24,14 +24,19 @@ from flashelmo.export.verification.verify import verify
 ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 # The names that deployment tools look for; the card and reports lie beside them.
 FILE_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
-WRITTEN = re.compile(r"README\.md|onnx/model(_fp16|_int8)?\.(onnx|onnx_data|report\.json|report\.md)|triton/.*")
+ONNX_FILE = r"model(_fp16|_int8)?\.onnx(_data)?"
+WRITTEN = re.compile(
+    rf"(triton/)?README\.md|onnx/({ONNX_FILE}|model(_fp16|_int8)?\.report\.(json|md))"
+    r"|triton/elmo_(fp32|fp16|int8|native|onnx_text)/(config\.pbtxt|request\.json|warmup/(text|character_ids|word_ids)"
+    rf"|1/({ONNX_FILE}|model\.py|model/(config\.json|model\.safetensors|lexicon\.json)))"
+)
 
 
 def export_onnx(
     model: ElmoModel,
     folder: str | Path,
     *,
-    precisions: Sequence[Precision] = ("fp32",),
+    precisions: Sequence[str] = ("fp32",),
     triton: bool = False,
     sentences: Sequence[Sequence[str]] | None = None,
     providers: str | Sequence[Provider] = "cpu",
@@ -65,14 +70,16 @@ def export_onnx(
         MissingExtraError: PyTorch or ONNX Runtime, which verify, are not installed.
     """
     check_folder(folder, overwrite)
-    if not precisions or len(set(precisions)) < len(precisions):
-        raise FlashElmoError(f"precisions: expected one or more of {ALL_PRECISIONS}, found {list(precisions)}")
+    checked = [check_precision(precision) for precision in precisions]
+    if not checked or len(set(checked)) < len(checked):
+        expected = f"one or more of {', '.join(ALL_PRECISIONS)}, each once"
+        raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
     with new_folder(Path(folder), overwrite, ours=_is_ours) as target:
         truth = Truth(model)
         metadata: list[Metadata] = []
         reports: list[Report] = []
-        for precision in precisions:
-            path = target / "onnx" / FILE_NAMES[check_precision(precision)]
+        for precision in checked:
+            path = target / "onnx" / FILE_NAMES[precision]
             path.parent.mkdir(exist_ok=True)
             on_progress(f"{precision}: writing")
             built = build_onnx(model, path, precision=precision, **options)
@@ -85,7 +92,7 @@ def export_onnx(
         (target / "README.md").write_text(model_card(metadata, reports), encoding="utf-8")
         if triton:
             on_progress("writing the model repository")
-            files = {name: target / "onnx" / FILE_NAMES[name] for name in precisions}
+            files = {name: target / "onnx" / FILE_NAMES[name] for name in checked}
             write_triton_repository(target / "triton", files, model)
     return reports
 

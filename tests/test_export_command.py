@@ -96,7 +96,7 @@ def test_every_option(here: Path, model: Path, succeed: Run) -> None:
         metadata = OnnxElmo(here / "out" / "onnx" / f"{name}.onnx").metadata
         assert (metadata.layers, metadata.mix, metadata.license) == ((0, 2), (0.0, 0.5, 1.5), "cc0-1.0")
         assert metadata.characters is None and metadata.report_sha256
-    assert metadata.int8_levels is None or metadata.int8_levels == 63
+        assert metadata.int8_levels == (63 if name == "model_int8" else None)
     assert "license: cc0-1.0" in (here / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -119,10 +119,19 @@ def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, 
     assert files(here / "out") == {
         "README.md", "onnx/model_int8.onnx", "onnx/model_int8.report.json", "onnx/model_int8.report.md"
     }  # fmt: skip
-    (here / "out" / "onnx" / "mine.txt").write_text("notes")
+
+
+@pytest.mark.parametrize("name", ["onnx/mine.txt", "triton/mine/config.pbtxt", "triton/elmo_fp32/2/model.onnx"])
+def test_what_was_not_written_here_is_never_replaced(
+    here: Path, model: Path, succeed: Run, fail: Run, name: str
+) -> None:
+    succeed("export", model, "out", "--triton", "--external-data", "-q")
+    succeed("export", model, "out", "--triton", "--overwrite", "-q")
+    (here / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+    (here / "out" / name).write_text("mine")
     message = fail("export", model, "out", "--overwrite")
-    assert message.endswith("expected a model's folder to replace, found other files in it: onnx/mine.txt")
-    assert (here / "out" / "onnx" / "mine.txt").read_text() == "notes"
+    assert message == f"out: expected a model's folder to replace, found other files in it: {name}"
+    assert (here / "out" / name).read_text() == "mine"
 
 
 def test_a_broken_bound_leaves_nothing(
@@ -159,7 +168,8 @@ def test_verifying_again(here: Path, model: Path, succeed: Run, fail: Run) -> No
     [
         (["out.onnx"], "out.onnx: expected the name of a folder to write, found that of a file"),
         (["out", "--precision", "fp8"], "precision: expected fp32, fp16, int8, found 'fp8'"),
-        (["out", "--precision", "fp32,fp32"], "expected one or more of"),
+        (["out", "--precision", "fp32,fp8"], "precision: expected fp32, fp16, int8, found 'fp8'"),
+        (["out", "--precision", "int8,int8"], "one or more of fp32, fp16, int8, each once, found int8, int8"),
         (["out", "--layers", "top"], "--layers: expected whole numbers with commas, found 'top'"),
         (["out", "--layers", "3"], "layers: expected different numbers from 0 to 2, found [3]"),
         (["out", "--mix", "a,b"], "--mix: expected a number for each layer with commas, found 'a,b'"),
@@ -177,10 +187,13 @@ def test_bad_arguments(here: Path, model: Path, fail: Run, arguments: list[str],
 
 def test_a_text_without_tokens(here: Path, model: Path, fail: Run) -> None:
     (here / "empty.txt").write_text("\n\n")
-    assert "expected" in fail("export", model, "out", "--text", "empty.txt")
+    message = fail("export", model, "out", "--text", "empty.txt")
+    assert message == "sentences: expected some with tokens, found 2 without"
     assert files(here) == {"text.txt", "empty.txt"}
 
 
 def test_precisions_are_named_once(tmp_path: Path) -> None:
-    with pytest.raises(FlashElmoError, match=r"^precisions: expected one or more of .*, found \[\]"):
+    with pytest.raises(
+        FlashElmoError, match=r"^precisions: expected one or more of fp32, fp16, int8, each once, found none$"
+    ):
         export_onnx(MODELS["skip"], tmp_path / "out", precisions=[])

@@ -215,6 +215,26 @@ def test_a_sentence_does_not_depend_on_its_company(tmp_path: Path, text: list[li
     assert farthest(file.embed(text[:20], columns=9), together) < EXPORT_TOLERANCE
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+def test_holes_in_a_sentence_harm_nobody(stateful: bool, tmp_path: Path) -> None:
+    """Whoever fills the columns before or between the tokens gets these tokens' vectors, and so do all others."""
+    file = File(MODELS["skip"], tmp_path / "model.onnx", stateful=stateful)
+    sentences = [["the", "cat", "sat", "on"], ["cat"], ["é", "sat"], ["a"], ["the", "the", "cat"]]
+    columns = [[1, 2, 5, 8], [8], [0, 8], [3], [0, 1, 2]]
+    compact = file.inputs(sentences, columns=5)["character_ids"]
+    spread = np.zeros_like(compact)
+    for row, places in enumerate(columns):
+        spread[row, places] = compact[row, : len(places)]
+    states = file.zero_states(5) if stateful else {}
+    expected, found = (file.run({"character_ids": ids} | states) for ids in (compact, spread))
+    for row, places in enumerate(columns):
+        for name in ("hidden_states.2", "token_embeddings"):
+            one, other = found[name][row], expected[name][row]
+            assert farthest([one[places]], [other[: len(places)]]) < EXPORT_TOLERANCE
+            assert not np.delete(one, places, axis=0).any()
+    assert farthest([found["sentence_embedding"]], [expected["sentence_embedding"]]) < EXPORT_TOLERANCE
+
+
 @pytest.mark.parametrize("n_words", [1, WORDS_AT_ONCE - 1, WORDS_AT_ONCE, WORDS_AT_ONCE + 1, 3 * WORDS_AT_ONCE + 2])
 def test_any_number_of_distinct_words(n_words: int, tmp_path: Path) -> None:
     """Blocks of words are filled up, and what fills them leaves no trace."""
@@ -353,12 +373,27 @@ def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS["skip"]
     inside, outside = File(model, tmp_path / "in.onnx"), File(model, tmp_path / "out.onnx", external_data=True)
     assert not (tmp_path / "in.onnx_data").exists()
-    data = (tmp_path / "out.onnx_data").stat().st_size
-    assert 0 < data < inside.path.stat().st_size
+    data, weights = (tmp_path / "out.onnx_data").stat().st_size, 4 * model.weights.n_parameters
+    assert data > weights and outside.path.stat().st_size < inside.path.stat().st_size - weights // 2
     assert farthest(outside.embed(SENTENCES), inside.embed(SENTENCES)) == 0
+    onnx.checker.check_model(str(outside.path), full_check=True)
     monkeypatch.setattr("flashelmo.export.build.LARGEST_FILE", 1000)
     build_onnx(model, tmp_path / "large.onnx")
     assert (tmp_path / "large.onnx_data").stat().st_size == data
+
+
+def test_external_data_replace_those_that_lie_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a file of the same name in the current folder nor an earlier export gets in the way."""
+    (tmp_path / "model.onnx_data").write_bytes(b"mine")
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    File(MODELS["no projection"], tmp_path / "deep" / "model.onnx", external_data=True)
+    size = (tmp_path / "deep" / "model.onnx_data").stat().st_size
+    again = File(MODELS["no projection"], tmp_path / "deep" / "model.onnx", external_data=True)
+    assert (tmp_path / "deep" / "model.onnx_data").stat().st_size == size
+    assert (tmp_path / "model.onnx_data").read_bytes() == b"mine"
+    expected = list(ReferenceRuntime(again.model).embed_batch(SENTENCES))
+    assert farthest(again.embed(SENTENCES), expected) < EXPORT_TOLERANCE
 
 
 # Other readers
