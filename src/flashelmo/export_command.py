@@ -35,7 +35,7 @@ def export(
     external_data: Annotated[bool, typer.Option("--external-data", help="Weights in a file of their own.")] = False,
     license: Annotated[str, typer.Option(help="Of the weights, for the model card.")] = "unknown",
     triton: Annotated[bool, typer.Option("--triton", help="A repository for NVIDIA Triton Inference Server.")] = False,
-    text: Annotated[Path | None, typer.Option(help="Tokenized lines to verify with.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Tokenized lines to verify with: the first 10,000 tokens.")] = None,
     provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="ONNX Runtime's, to verify on.")] = "cpu",
     verify_only: Annotated[bool, typer.Option("--verify-only", help="Verify what OUT holds; write nothing.")] = False,
     overwrite: Overwrite = False,
