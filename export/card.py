@@ -28,7 +28,8 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
     """
     if not reports or [each.precision for each in metadata] != [report.precision for report in reports]:
         raise FlashElmoError(f"model card: expected a report of each of {len(metadata)} files, found {len(reports)}")
-    first, file = metadata[0], reports[0].file
+    shown = next((k for k, each in enumerate(metadata) if each.precision != "fp16"), 0)  # float32, where any file is
+    first, file = metadata[shown], reports[shown].file
     parts = [
         _front_matter(first.license),
         "# ELMo in ONNX",
@@ -39,7 +40,7 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
         *(_int8(each.int8_levels) for each in metadata if each.int8_levels is not None),
         "## Inputs and outputs",
         _values(first),
-        *_conventions(metadata),
+        *_conventions(first, halves=len(metadata) > 1 and any(each.precision == "fp16" for each in metadata)),
         "## Use",
         f"```python\n{flashelmo_example(file, first)}```",
         "With ONNX Runtime and NumPy alone:",
@@ -120,12 +121,12 @@ def _meaning(name: str, metadata: Metadata) -> str:
     return MEANINGS[name].format(absent=metadata.absent_word_id)
 
 
-def _conventions(metadata: Sequence[Metadata]) -> list[str]:
-    """Paragraphs on what no table says."""
-    first, config = metadata[0], metadata[0].config
+def _conventions(first: Metadata, *, halves: bool) -> list[str]:
+    """Paragraphs on what no table says; `halves` where a file beside others is of fp16."""
+    config = first.config
     decides = _DECIDES if config.character_size and config.word_size else ""
     paragraphs = [_PADDING + decides + _BOUNDARIES]
-    if any(each.precision == "fp16" for each in metadata[1:]):
+    if halves:
         paragraphs.append(_HALF)
     if first.characters is None and config.character_size:
         paragraphs.append(_DYNAMIC.format(most=config.max_characters))

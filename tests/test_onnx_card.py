@@ -166,6 +166,24 @@ def test_the_front_matter_is_the_hubs(all_files: tuple[list[Metadata], list[Repo
     assert card.split("---\n")[2].startswith("\n# ELMo in ONNX\n")
 
 
+@pytest.mark.parametrize("order", [(1, 0), (1, 0, 2), (0, 1), (1, 2)])
+def test_types_are_float32_wherever_a_file_has_them(
+    order: tuple[int, ...], all_files: tuple[list[Metadata], list[Report]]
+) -> None:
+    metadata, reports = [all_files[0][k] for k in order], [all_files[1][k] for k in order]
+    card = model_card(metadata, reports)
+    assert "| `hidden_states.2` | output | float32 " in card and "| output | float16 " not in card
+    assert "\nIn the fp16 file float32 is float16, but for the cells of a stateful one.\n" in card
+    shown = next(report.file for report in reports if report.precision != "fp16")
+    assert all(f'"{shown}"' in program for program in programs(card))
+
+
+def test_a_file_of_fp16_alone_has_its_own_types(all_files: tuple[list[Metadata], list[Report]]) -> None:
+    card = model_card(all_files[0][1:2], all_files[1][1:2])
+    assert "| `hidden_states.2` | output | float16 " in card and "| output | float32 " not in card
+    assert "In the fp16 file" not in card
+
+
 @pytest.mark.parametrize(("levels", "said", "unsaid"), [(127, "without VNNI", "7 bits,"), (63, "7 bits,", "VNNI")])
 def test_int8_says_where_its_weights_are_exact(
     levels: int, said: str, unsaid: str, all_files: tuple[list[Metadata], list[Report]]
