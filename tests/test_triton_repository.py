@@ -1,12 +1,13 @@
 """The repository for NVIDIA Triton Inference Server: its configurations, its files, its example requests."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from google.protobuf import json_format
+from google.protobuf import json_format, text_format
 from triton_repositories import (
     CASES,
     FILE_NAMES,
@@ -109,6 +110,21 @@ def test_configuration_in_full(repositories) -> None:
     assert not config.dynamic_batching.preferred_batch_size
     assert parameters(config) == {"intra_op_thread_count": "0", "execution_mode": "0", "enable_mem_pattern": "0"}
     assert "zeros, of -1 in word_ids" in (folder / "elmo_fp16" / "config.pbtxt").read_text(encoding="utf-8")
+
+
+def test_on_a_card_fp32_is_told_to_multiply_in_float32(repositories) -> None:
+    for case in ("characters", "stateful"):
+        folder, _ = repositories[case]
+        for path in onnx_models(folder):
+            text = (path / "config.pbtxt").read_text(encoding="utf-8")
+            lines = re.findall(r"^# optimization \{.*?^# \} \}$", text, re.MULTILINE | re.DOTALL)
+            assert len(lines) == (path.name == "elmo_fp32")
+            assert "optimization" not in re.sub(r"^#.*", "", text, flags=re.MULTILINE)  # as it stands, for the CPU
+            for commented in lines:
+                added = re.sub("^# ", "", commented, flags=re.MULTILINE)
+                config = text_format.Parse(text + added, model_config_pb2.ModelConfig())
+                (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+                assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
 
 
 def test_limits_are_what_was_asked_for(tmp_path) -> None:

@@ -1,7 +1,8 @@
 """`config.pbtxt` of each model in a repository for NVIDIA Triton Inference Server, with the reasons as comments.
 
 Fields: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html,
-and https://github.com/triton-inference-server/onnxruntime_backend for the `parameters` of ONNX Runtime. What a file
+and https://github.com/triton-inference-server/onnxruntime_backend for the `parameters` of ONNX Runtime and
+those of its CUDA provider, which have ONNX Runtime's names and stand below `gpu_execution_accelerator`. What a file
 takes and gives is read from the file itself, as the server compares the two.
 """
 
@@ -86,7 +87,7 @@ backend: "onnxruntime"
 {batching}
 # One instance with all cores. On a GPU, for fp32 and fp16: kind: KIND_GPU gpus: [ 0 ]
 # There ONNX Runtime drives Scan, which the LSTMs are, from the host step by step; elmo_native has kernels of its own.
-instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+{_FULL_FLOAT32 if metadata.precision == "fp32" else ""}instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 
 version_policy {{ latest {{ num_versions: 1 }} }}
 
@@ -160,7 +161,7 @@ def _dynamic_batching(metadata: Metadata) -> str:
     return f"""
 # Requests are joined where all their axes but the batch's agree: so fill sequence_length up to a multiple, of 8 say,
 # with rows of {filling}. That changes no vector, and mask says where tokens are. No size of batch is
-# preferred, as none is much faster than its neighbours. The delay is little beside an LSTM's steps over a sentence.
+# preferred: requests wait for others as long as is said here, or until max_batch_size rows are there.
 dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}
 """
 
@@ -221,3 +222,15 @@ def _tensors(field: str, tensors: Iterable[Tensor]) -> str:
 def _parameters(values: Mapping[str, str]) -> str:
     lines = (f'  {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}' for key, value in values.items())
     return "parameters [\n" + ",\n".join(lines) + "\n]\n"
+
+
+# Form: "ONNX Runtime with CUDA Execution Provider optimization" in onnxruntime_backend's README.
+_FULL_FLOAT32 = """\
+# On a GPU ONNX Runtime rounds the inputs of float32 products to 11 bits (TF32), unless it is told:
+# optimization { execution_accelerators {
+#   gpu_execution_accelerator : [ {
+#     name : "cuda"
+#     parameters { key: "use_tf32" value: "0" }
+#   } ]
+# } }
+"""

@@ -58,7 +58,8 @@ The models of text are run by the Python backend. They need flashelmo in the ima
 `[gpu]`), which must be of 24.12 or later, as earlier ones do not know numpy 2; and shared memory for the answers:
 `--shm-size=1g`. There `tritonserver --model-repository=/models` serves all models.
 
-For a GPU, add `--gpus=all` to docker's options and change `instance_group` in `config.pbtxt`, which says how.
+For a GPU, add `--gpus=all` to docker's options and change `instance_group` in `config.pbtxt`, which says how, and for
+fp32 how its products stay those of float32.
 """
 
 _CURL = """
