@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from flashelmo.engine.checkpoints.files import check_rows
 from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.weights import Lexicon
@@ -17,6 +20,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 # Inputs of a stateful file, and the outputs that hold the states after the batch. A row of the first dimension
 # [2 * LSTM layers] is a layer and direction: 2 * layer + direction, forward first.
 STATES = {"state.hidden": "new_state.hidden", "state.cell": "new_state.cell"}
+JSON_VALUES = ("config", "lexicon", "layers", "mix", "stateful", "characters", "int8_levels")
+TEXTS = ("precision", "weights_sha256", "source_format", "license", "report_sha256")
+MAX_INT8_LEVELS = 127
 
 
 @dataclass(frozen=True)
@@ -87,22 +93,83 @@ class Metadata:
         """Read what `to_properties` wrote.
 
         Raises:
-            FlashElmoError: a file that this package did not export, or a later version did; naming `source`.
+            FlashElmoError: a file that this package did not export, or a later version did, or whose metadata are
+                damaged or contradict each other; naming `source`.
         """
         if properties.get("format") != "flashelmo":
             raise FlashElmoError(f"{source}: expected a model exported by flashelmo, found no metadata of it")
         version = properties.get("format_version")
         if version != str(FORMAT_VERSION):
-            raise FlashElmoError(f"{source}: expected format_version {FORMAT_VERSION}, found {version}")
+            found = " ".join(str(version).split())
+            raise FlashElmoError(f"{source}: expected format_version {FORMAT_VERSION}, found {found:.80}")
         try:
-            names = ("config", "lexicon", "layers", "mix", "stateful", "characters", "int8_levels")
-            values = {name: json.loads(properties[name]) for name in names}
-            texts = ("precision", "weights_sha256", "source_format", "license", "report_sha256")
-            values |= {name: properties[name] for name in texts}
-            lexicon = values["lexicon"]
-            values["config"] = ElmoConfig.from_dict(values["config"], source)
-            values["lexicon"] = lexicon and Lexicon(lexicon["characters"], lexicon["words"])
-            values["layers"], values["mix"] = tuple(values["layers"]), tuple(values["mix"])
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**_values(properties, source))
+        except FlashElmoError:
+            raise
+        except (KeyError, OverflowError, RecursionError, ValueError) as error:
             raise FlashElmoError(f"{source}: damaged metadata: {error!r}") from None
-        return cls(**values)
+
+
+def _values(properties: Mapping[str, str], source: str) -> dict[str, Any]:
+    """The fields of Metadata, each of its type and suiting the configuration."""
+    values: dict[str, Any] = {name: json.loads(properties[name]) for name in JSON_VALUES}
+    values |= {name: properties[name] for name in TEXTS}
+    _check(isinstance(values["config"], dict), source, "config", "an object", values["config"])
+    config = values["config"] = ElmoConfig.from_dict(values["config"], source)
+    values["lexicon"] = _lexicon(values["lexicon"], config, source)
+    values["layers"] = _layers(values["layers"], config.n_layers + 1, source)
+    values["mix"] = _mix(values["mix"], config.n_layers + 1, source)
+    _check(isinstance(values["stateful"], bool), source, "stateful", "true or false", values["stateful"])
+    _check_characters(values["characters"], config, source)
+    precisions = get_args(Precision)
+    _check(values["precision"] in precisions, source, "precision", " or ".join(precisions), values["precision"])
+    _check_levels(values["int8_levels"], values["precision"], source)
+    return values
+
+
+def _lexicon(values: Any, config: ElmoConfig, source: str) -> Lexicon | None:
+    """Rows of tokens, none of which lies beyond its embedding."""
+    looks_up = config.word_size or (config.character_size and config.family == "manylangs")
+    if values is None and not looks_up:
+        return None
+    _check(isinstance(values, dict), source, "lexicon", "an object, as the model looks tokens up", values)
+    for name, n_rows in (("characters", config.n_characters), ("words", config.n_words)):
+        rows = values.get(name)
+        whole = isinstance(rows, dict) and all(type(row) is int for row in rows.values())
+        _check(whole, source, f"lexicon: {name}", "an object of tokens and rows", rows)
+        if n_rows:  # a lexicon may know words that the model does not look up
+            check_rows(rows, n_rows, Path(source))
+    return Lexicon(values["characters"], values["words"])
+
+
+def _layers(values: Any, n_layers: int, source: str) -> tuple[int, ...]:
+    whole = isinstance(values, list) and all(type(layer) is int and 0 <= layer < n_layers for layer in values)
+    different = whole and len(set(values)) == len(values)
+    _check(different, source, "layers", f"different numbers from 0 to {n_layers - 1}", values)
+    return tuple(values)
+
+
+def _mix(values: Any, n_layers: int, source: str) -> tuple[float, ...]:
+    numbers = isinstance(values, list) and all(type(weight) in (int, float) for weight in values)
+    finite = numbers and len(values) == n_layers and all(map(math.isfinite, values))
+    _check(finite, source, "mix", f"{n_layers} finite coefficients", values)
+    return tuple(map(float, values))
+
+
+def _check_characters(found: Any, config: ElmoConfig, source: str) -> None:
+    most = config.max_characters if config.character_size else None
+    expected = "null" if most is None else f"{most} or null"
+    _check(found is None or (type(found) is int and found == most), source, "characters", expected, found)
+
+
+def _check_levels(found: Any, precision: str, source: str) -> None:
+    if precision == "int8":
+        whole = type(found) is int and 1 <= found <= MAX_INT8_LEVELS
+        _check(whole, source, "int8_levels", f"a whole number from 1 to {MAX_INT8_LEVELS}", found)
+    else:
+        _check(found is None, source, "int8_levels", f"null in {precision}", found)
+
+
+def _check(holds: bool, source: str, name: str, expected: str, found: Any) -> None:
+    if not holds:
+        raise FlashElmoError(f"{source}: metadata: {name}: expected {expected}, found {found!r:.80}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,8 +22,7 @@ Options: TypeAlias = Mapping[str, Any]
 Provider: TypeAlias = str | tuple[str, Options]
 
 SHORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# What a provider is told where the caller does not say otherwise: by itself CUDA's rounds float32 products to 11 bits.
-DEFAULTS: Mapping[str, Options] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+FIRST_WITH_TF32 = 1, 18  # earlier versions refuse the option
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 # ONNX Runtime's exceptions have no class in common but Exception.
 ORT_ERRORS = (
@@ -41,11 +42,17 @@ ORT_ERRORS = (
 
 
 def model_file(path: Path) -> Path:
-    """The file that a path means: itself, or the fp32 one in an exported folder."""
+    """The file that a path means: itself, or in an exported folder the fp32 one, or else the only one there is."""
     file = path / "onnx" / "model.onnx" if path.is_dir() else path
-    if not file.is_file():
-        raise FlashElmoError(f"{file}: expected a model exported by flashelmo, found no such file")
-    return file
+    if file.is_file():
+        return file
+    others = sorted((path / "onnx").glob("*.onnx"))
+    if len(others) == 1 and others[0].is_file():
+        return others[0]
+    if others:
+        names = ", ".join(other.name for other in others)
+        raise FlashElmoError(f"{file}: expected this file or a single other one, found {names}; pass the path of one")
+    raise FlashElmoError(f"{file}: expected a model exported by flashelmo, found no such file")
 
 
 def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, Options]]:
@@ -60,10 +67,17 @@ def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, 
         name = SHORT_NAMES.get(name, name)
         if name not in there:
             raise FlashElmoError(f"providers: expected some of {', '.join(there)}, found {name}")
-        wanted.append((name, {**DEFAULTS.get(name, {}), **options}))
+        wanted.append((name, {**_defaults(name), **options}))
     if not wanted:
         raise FlashElmoError(f"providers: expected some of {', '.join(there)}, found none")
     return wanted
+
+
+def _defaults(name: str) -> Options:
+    """What a provider is told unless the caller says otherwise: CUDA's by itself rounds float32 products to 11 bits."""
+    version = re.match(r"(\d+)\.(\d+)", onnxruntime.__version__)
+    knows_tf32 = version is not None and tuple(map(int, version.groups())) >= FIRST_WITH_TF32
+    return {"use_tf32": "0"} if name == "CUDAExecutionProvider" and knows_tf32 else {}
 
 
 def device_of(name: str, options: Options) -> tuple[str, int]:
@@ -90,6 +104,8 @@ def open_session(file: Path, wanted: list[tuple[str, Options]], options: Any) ->
     """An InferenceSession on the providers wanted; ONNX Runtime would go on without those that fail to load."""
     providers = [(name, dict(values)) for name, values in wanted]
     try:
+        if any(name in DEVICES for name, _ in wanted):
+            _preload()
         session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except ORT_ERRORS as error:
         raise FlashElmoError(f"{file}: ONNX Runtime cannot load it: {reason(error)}") from error
@@ -99,6 +115,22 @@ def open_session(file: Path, wanted: list[tuple[str, Options]], options: Any) ->
         if name not in found:  # onnxruntime#23372
             raise FlashElmoError(f"providers: {name} did not load, ONNX Runtime would have used {', '.join(found)}")
     return session
+
+
+def properties_of(session: Any, file: Path) -> Mapping[str, str]:
+    """What a file says of itself, still as text."""
+    try:
+        properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise FlashElmoError(f"{file}: damaged metadata: expected UTF-8, found otherwise: {error.reason}") from None
+    return properties
+
+
+def _preload() -> None:
+    """Load the CUDA libraries of pip's wheels, which ONNX Runtime since 1.21 does not find unless told to."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # it prints what it did not find; the caller's output stays clean
+            onnxruntime.preload_dlls()
 
 
 def reason(error: Exception) -> str:

@@ -35,6 +35,7 @@ from flashelmo.export.open_session import (
     model_file,
     open_session,
     options_of,
+    properties_of,
     reason,
 )
 
@@ -47,11 +48,12 @@ class OnnxElmo:
     """Word and sentence vectors of an exported file. Where it is not stateful, several threads may use one at once.
 
     Args:
-        path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is taken.
+        path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is taken, or
+            the only file where that is another.
         providers: ONNX Runtime's execution providers in order of precedence, each a name or (name, options); "cpu"
-            and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`, which multiplies in full
-            float32 unless its options have `use_tf32`. One that is not there is an error: nothing falls back to the
-            CPU silently.
+            and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`, which from ONNX Runtime 1.18
+            on multiplies in full float32 unless its options have `use_tf32`. One that is not there is an error:
+            nothing falls back to the CPU silently.
         session_options: onnxruntime.SessionOptions in place of those made here.
         threads: processor threads; None takes all cores.
 
@@ -62,8 +64,8 @@ class OnnxElmo:
         output_size: 2P, the size of a vector.
 
     Raises:
-        FlashElmoError: a file that is absent, damaged, not of this package or without its external data; a provider
-            that is absent or does not load.
+        FlashElmoError: a file that is absent, damaged, not of this package or without its external data; a folder of
+            several files, none of them `model.onnx`; a provider that is absent or does not load.
     """
 
     def __init__(
@@ -77,8 +79,7 @@ class OnnxElmo:
         self._file = model_file(Path(path))
         wanted = available_providers(providers)
         self._session = open_session(self._file, wanted, options_of(session_options, threads))
-        properties = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = Metadata.from_properties(properties, str(self._file))
+        self.metadata = Metadata.from_properties(properties_of(self._session, self._file), str(self._file))
         self._inputs = {value.name: _number_type(value.type) for value in self._session.get_inputs()}
         self._outputs = {value.name: _number_type(value.type) for value in self._session.get_outputs()}
         if sorted(self._inputs) != sorted(input_names(self.metadata)):
@@ -88,10 +89,18 @@ class OnnxElmo:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.output_size: int = self.metadata.config.output_size
         self._device = device_of(*wanted[0])
-        self._speller = Speller(self.metadata.config, self.metadata.lexicon)
+        try:
+            self._speller = Speller(self.metadata.config, self.metadata.lexicon)
+        except FlashElmoError as error:  # a token that every look-up needs is not in the lexicon
+            raise FlashElmoError(f"{self._file}: {error}") from None
         self._lock = threading.Lock()
         self.reset_state()
         _warn_of_saturation(self._file, self.metadata)
+        if self.metadata.precision == "int8" and self._device[0] == "cuda":
+            logger.warning(
+                "%s: its 8-bit products have no CUDA kernels in ONNX Runtime and run on the CPU; take a file of fp16",
+                self._file,
+            )
 
     def reset_state(self) -> None:
         """Let every row of a stateful file's next batch start at zero."""
@@ -161,7 +170,7 @@ class OnnxElmo:
         for rows, outputs in self._batches(tokens, batch_size, [output_value]):
             for vectors, row in zip(outputs[output_value], rows, strict=True):
                 chosen = vectors if pooled else vectors[: len(tokens[row])].copy()
-                results[row] = normalize(chosen) if normalize_embeddings else chosen
+                results[row] = _normalize(chosen) if normalize_embeddings else chosen
         ordered = [results[row] for row in range(len(tokens))]
         if isinstance(sentences, str):
             return ordered[0]
@@ -234,6 +243,12 @@ class OnnxElmo:
         except ORT_ERRORS as error:
             raise FlashElmoError(f"{self._file}: ONNX Runtime failed: {reason(error)}") from error
         return dict(zip(names, results, strict=True))
+
+
+def _normalize(vectors: Vectors) -> Vectors:
+    """Every vector [..., 2P] at length 1 in its own type; float16 could not hold the squares of small values."""
+    unit: Vectors = normalize(vectors.astype(np.float32)).astype(vectors.dtype)
+    return unit
 
 
 def _number_type(name: str) -> npt.DTypeLike:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from onnx import helper
 from onnx_toy import METADATA, toy_model
 from test_architecture import HEAVY, run_python, top_level
+from tiny_models import MANYLANGS, MANYLANGS_LEXICON
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.export import open_session, runtime
+from flashelmo.export.metadata import Metadata
 from flashelmo.export.runtime import OnnxElmo
 
 # Blocks everything but the standard library, numpy, onnxruntime and this package.
@@ -210,8 +213,154 @@ def test_without_onnxruntime_its_extra_is_named() -> None:
     assert issubclass(MissingExtraError, FlashElmoError)
 
 
-def test_cuda_multiplies_in_full_float32_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert open_session.available_providers("cuda") == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+@pytest.mark.parametrize(
+    ("version", "default"),
+    [
+        ("1.16.0", {}),
+        ("1.17.3", {}),
+        ("1.18.0", {"use_tf32": "0"}),
+        ("1.20.0.dev20241001", {"use_tf32": "0"}),
+        ("2.0.0", {"use_tf32": "0"}),
+        ("of my own", {}),
+    ],
+)
+def test_cuda_multiplies_in_full_float32_unless_told(
+    version: str, default: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert open_session.available_providers(["cuda", "cpu"]) == [(names[0], default), (names[1], {})]
     given = ("CUDAExecutionProvider", {"use_tf32": "1", "device_id": 1})
     assert open_session.available_providers([given]) == [given]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to ONNX Runtime, which takes CUDA's provider and computes on the CPU."""
+    done: list[str] = []
+    session = onnxruntime.InferenceSession
+
+    def open_on_the_cpu(file: str, options: Any, *, providers: Any, enable_fallback: int) -> Recorder:
+        done.append("open")
+        made = Recorder(session(file, options, providers=["CPUExecutionProvider"]))
+        made.get_providers = lambda: [name for name, _ in providers]  # type: ignore[attr-defined]
+        return made
+
+    def preload() -> None:
+        done.append("preload")
+        print("Failed to load libcublas")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*open_session.SHORT_NAMES.values()])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_on_the_cpu)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    return done
+
+
+def test_cudas_libraries_are_loaded_before_a_session_on_it(
+    toy: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    OnnxElmo(toy)
+    assert steps == ["open"]
+    OnnxElmo(toy, providers=["cuda", "cpu"])
+    assert steps == ["open", "preload", "open"]
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "Failed to load libcublas\n"
+    monkeypatch.delattr(onnxruntime, "preload_dlls")  # before 1.21
+    np.testing.assert_array_equal(OnnxElmo(toy, providers="cuda").embed(["a"]), OnnxElmo(toy).embed(["a"]))
+    assert steps[3:] == ["open", "open"]
+
+
+def test_8_bits_on_cuda_are_said_to_run_on_the_cpu(
+    toy: Path, steps: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    int8 = toy_model(tmp_path / "model.onnx", replace(METADATA, precision="int8", int8_levels=63))
+    with caplog.at_level(logging.WARNING, "flashelmo"):
+        OnnxElmo(int8)
+        OnnxElmo(toy, providers="cuda")
+        assert not caplog.records
+        OnnxElmo(int8, providers="cuda")
+    assert [record.name for record in caplog.records] == ["flashelmo"] and len(steps) == 5
+    assert f"{int8}: its 8-bit products have no CUDA kernels" in caplog.text and "take a file of fp16" in caplog.text
+
+
+def test_a_folder_means_the_only_file_in_it(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    shutil.copy(toy, tmp_path / "onnx" / "model_int8.onnx")
+    (tmp_path / "onnx" / "model_int8.onnx_data").touch()
+    np.testing.assert_array_equal(OnnxElmo(tmp_path).embed(["a"]), OnnxElmo(toy).embed(["a"]))
+    shutil.copy(toy, tmp_path / "onnx" / "model_fp16.onnx")
+    with pytest.raises(FlashElmoError) as caught:
+        OnnxElmo(tmp_path)
+    expected = "expected this file or a single other one, found model_fp16.onnx, model_int8.onnx; pass the path of one"
+    assert str(caught.value) == f"{tmp_path / 'onnx' / 'model.onnx'}: {expected}"
+    shutil.copy(toy, tmp_path / "onnx" / "model.onnx")
+    assert model_name(OnnxElmo(tmp_path)) == "model.onnx"
+
+
+def model_name(elmo: OnnxElmo) -> str:
+    return elmo._file.name
+
+
+BOTH = replace(METADATA, config=MANYLANGS, lexicon=MANYLANGS_LEXICON)
+DEEP = "[" * 100_000 + "]" * 100_000
+NUMBERS = "layers: expected different numbers from 0 to 2, found"
+COEFFICIENTS = "mix: expected 3 finite coefficients, found"
+DAMAGED = [
+    ({"config": "7"}, "metadata: config: expected an object, found 7"),
+    ({"config": '{"cell_size": 1}'}, "missing keys"),
+    ({"config": DEEP}, "damaged metadata: RecursionError"),
+    ({"layers": "[" * 900 + "]" * 900}, "(metadata: layers: expected different|damaged metadata: RecursionError)"),
+    ({"mix": "[0.5,"}, "damaged metadata: JSONDecodeError"),
+    ({"lexicon": "null"}, "metadata: lexicon: expected an object, as the model looks tokens up, found None"),
+    ({"lexicon": "{}"}, "metadata: lexicon: characters: expected an object of tokens and rows, found None"),
+    ({"lexicon": '{"characters": 1}'}, "lexicon: characters: expected an object of tokens and rows, found 1"),
+    ({"lexicon": '{"characters": {"a": 1.0}}'}, "lexicon: characters: expected an object of tokens and rows, found {"),
+    ({"lexicon": '{"characters": {"a": 9}}'}, "'a' is row 9, but the embedding's rows are 0 to 8"),
+    ({"lexicon": '{"characters": {}, "words": {"a\\nb": 6}}'}, "'a.+nb' is row 6, but the embedding's rows are 0 to 5"),
+    ({"lexicon": '{"characters": {}, "words": {"a": -1}}'}, "'a' is row -1, but the embedding's rows are 0 to 5"),
+    ({"lexicon": '{"characters": {}, "words": {}}'}, "char.dic: expected the entry <bos>, found 0 others"),
+    ({"layers": "[0, 3]"}, rf"{NUMBERS} \[0, 3\]"),
+    ({"layers": "[0, 0]"}, rf"{NUMBERS} \[0, 0\]"),
+    ({"layers": "[[0]]"}, rf"{NUMBERS} \[\[0\]\]"),
+    ({"layers": "[0.0]"}, rf"{NUMBERS} \[0.0\]"),
+    ({"layers": "[true]"}, rf"{NUMBERS} \[True\]"),
+    ({"layers": "2"}, f"{NUMBERS} 2"),
+    ({"mix": '["0.2", "0.5", "0.3"]'}, rf"{COEFFICIENTS} \['0.2', "),
+    ({"mix": "[0.5, 0.5]"}, rf"{COEFFICIENTS} \[0.5, 0.5\]"),
+    ({"mix": "[0.5, 0.5, NaN]"}, rf"{COEFFICIENTS} \[0.5, 0.5, nan\]"),
+    ({"mix": f"[1, 1, 1{'0' * 400}]"}, "damaged metadata: OverflowError"),
+    ({"precision": "int4"}, "precision: expected fp32 or fp16 or int8, found 'int4'"),
+    ({"precision": "int8"}, "int8_levels: expected a whole number from 1 to 127, found None"),
+    ({"int8_levels": "63"}, "int8_levels: expected null in fp32, found 63"),
+    ({"characters": "50"}, "characters: expected 12 or null, found 50"),
+    ({"stateful": "1"}, "stateful: expected true or false, found 1"),
+    ({"format_version": "2\n3"}, "expected format_version 1, found 2 3"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), DAMAGED)
+def test_metadata_that_cannot_be(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    path = toy_model(tmp_path / "model.onnx", BOTH)
+    assert OnnxElmo(path).metadata == BOTH
+    model = onnx.load(path)
+    helper.set_model_props(model, BOTH.to_properties() | changes)
+    onnx.save(model, path)
+    with pytest.raises(FlashElmoError, match=f"^{re.escape(str(path))}: .*{message}") as caught:
+        OnnxElmo(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 200
+
+
+def test_metadata_that_are_no_text(tmp_path: Path) -> None:
+    path = toy_model(tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes().replace(b"unknown", b"unkno\xff\xff"))
+    with pytest.raises(
+        FlashElmoError, match=r"model\.onnx: damaged metadata: expected UTF-8, found otherwise: invalid"
+    ):
+        OnnxElmo(path)
+
+
+def test_a_lexicon_may_hold_what_the_model_does_not_look_up() -> None:
+    config = replace(MANYLANGS, word_size=0, n_words=0)
+    metadata = replace(METADATA, config=config, lexicon=MANYLANGS_LEXICON)
+    assert Metadata.from_properties(metadata.to_properties(), "m.onnx") == metadata

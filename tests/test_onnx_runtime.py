@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import pytest
 from onnx_toy import METADATA, SIZE, spread, sums, toy_model
@@ -211,7 +212,9 @@ def test_right_inputs_pass_the_same_checks(both: OnnxElmo) -> None:
 
 
 def test_padding_of_a_word_model_stands_on_the_right(tmp_path: Path) -> None:
-    elmo = OnnxElmo(toy_model(tmp_path / "model.onnx", replace(METADATA, config=WORD_MODEL, lexicon=WORDS)))
+    elmo = OnnxElmo(
+        toy_model(tmp_path / "model.onnx", replace(METADATA, config=WORD_MODEL, lexicon=WORDS, characters=None))
+    )
     with pytest.raises(FlashElmoError, match="padding on the right of a sentence alone, found otherwise in sentence 1"):
         elmo.run(word_ids=[[1, 0], [0, 1]])
     with pytest.raises(FlashElmoError, match="word_ids: expected ids from 0 to 6, found -1 to 1"):
@@ -232,14 +235,20 @@ def test_sentences_that_are_none(toy: Path) -> None:
         elmo.embed(["a"], batch_size=0)
 
 
-def test_threads_may_share_one(toy: Path) -> None:
-    elmo = OnnxElmo(toy, threads=1)
+def test_threads_may_share_one(tmp_path: Path, tolerance: dict[str, float]) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx")
+    assert {"Scan", "Unique"} <= {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    elmo = OnnxElmo(tmp_path / "model.onnx", threads=1)
     texts = [[f"w{k}" * (1 + (k + i) % 3) for k in range(1 + i % 7)] for i in range(40)]
-    expected = elmo.embed(texts)
+    sizes = [1, 2, 3, 5, 7, 11, 13, 40]
+    alone = [elmo.embed(texts, batch_size=size) for size in sizes]
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda size: elmo.embed(texts, batch_size=size), [1, 2, 3, 5, 7, 11, 13, 40]):
-            for a, b in zip(found, expected, strict=True):
-                np.testing.assert_array_equal(a, b)
+        together = list(pool.map(lambda size: elmo.embed(texts, batch_size=size), sizes * 3))
+    for found, expected in zip(together, alone * 3, strict=True):
+        for a, b, c in zip(found, expected, alone[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, c, rtol=0, atol=tolerance["fp32"])
+    assert min(np.abs(a).max() for a in alone[0]) > 0.1
 
 
 # Words of every kind: cut, empty, boundaries, unknown, several bytes a character.
@@ -298,3 +307,18 @@ def test_an_fp16_model(stateful: bool, tmp_path: Path, relative_tolerance: dict[
     a, b = (np.concatenate(vectors, axis=1).astype(np.float64) for vectors in (found, expected))
     for layer in range(3):
         assert np.linalg.norm(a[layer] - b[layer]) < 2 * relative_tolerance["fp16"] * np.linalg.norm(b[layer])
+
+
+@pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
+def test_small_vectors_of_fp16_are_normalized(output_value: Any, tmp_path: Path) -> None:
+    mix = [1e-4, 1e-4, 1e-4]  # the vectors' squares are zero in float16
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx", precision="fp16", mix=mix)
+    sentences = [sentence for sentence in TEXT if sentence]
+    options = {"output_value": output_value, "normalize_embeddings": True}
+    elmo, engine = OnnxElmo(tmp_path / "model.onnx"), ElmoEmbedder(MODELS["skip"], runtime="ort", precision="fp32")
+    found = np.vstack(elmo.encode(sentences, **options))
+    expected = np.vstack(engine.encode(sentences, layers=[1, 1, 1], **options))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)  # few bits are left of values so small
+    assert not elmo.encode([[]], normalize_embeddings=True).any()
