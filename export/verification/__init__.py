@@ -3,7 +3,8 @@
 sentences.py, cases.py   what is embedded: ragged real text, odd words, empty sentences
 truth.py                 the reference's layers, computed once for all files of a model
 session.py               the file in ONNX Runtime
-structure.py             its graph and metadata against what they must be
+structure.py             its graph, metadata and report against what they must be
+weights.py               its weights and other constants against those that the model gives
 compare.py, bounds.py    errors, and how large they may be
 verify.py                all of it together: the report
 report.py, markdown.py   the report as data and as a page

@@ -16,6 +16,7 @@ from flashelmo.export.verification.truth import Floats
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+TINY = 0.1  # of the root mean square of the lengths; a model of the small size has no vector below a third of it
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,29 @@ class Comparison:
 def output_error(name: str, found: Doubles, expected: Doubles) -> OutputError:
     """Errors of vectors [N, D], N >= 0, to four digits."""
     if not np.isfinite(found).all():
-        return OutputError(name, len(found), math.inf, math.inf, -1.0)
+        return OutputError(name, len(found), math.inf, math.inf, math.inf, -1.0)
     difference = found - expected
-    size = float(np.linalg.norm(expected))
-    off = float(np.linalg.norm(difference))
-    relative = off / size if size else math.inf if off else 0.0
-    most = float(np.abs(difference).max(initial=0.0))
-    return OutputError(name, len(found), _rounded(most), _rounded(relative), round(_least_cosine(found, expected), 9))
+    return OutputError(
+        name,
+        vectors=len(found),
+        max_abs=_rounded(float(np.abs(difference).max(initial=0.0))),
+        relative=_rounded(_ratio(float(np.linalg.norm(difference)), float(np.linalg.norm(expected)))),
+        worst_vector=_rounded(_worst_vector(difference, expected)),
+        cosine=round(_least_cosine(found, expected), 9),
+    )
+
+
+def _ratio(off: float, size: float) -> float:
+    return off / size if size else math.inf if off else 0.0
+
+
+def _worst_vector(difference: Doubles, expected: Doubles) -> float:
+    """Largest error of a vector, by its length; one that is small among the others, by TINY of their usual length."""
+    off, sizes = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
+    if not sizes.any():
+        return _ratio(float(off.max(initial=0.0)), 0.0)
+    usual = np.sqrt(np.square(sizes).mean())
+    return float((off / np.maximum(sizes, TINY * usual)).max())
 
 
 def _least_cosine(a: Doubles, b: Doubles) -> float:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from flashelmo.export.verification.bounds import Bound
     from flashelmo.export.verification.report import CaseResult, OutputError, Report
 
+ERRORS = ("output", "vectors", "max abs error", "relative error", "worst vector", "least cosine", "bound")
+
 
 def short(value: float, digits: int = 2) -> str:
     """A number as it is written by hand, 3.1e-3: with a power of ten below 0.01 and from 1000 on."""
@@ -29,22 +31,25 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def bound_text(bound: Bound) -> str:
     """As "max abs error < 2e-5, cosine > 0.98"."""
-    errors = {"max abs error": bound.max_abs, "relative error": bound.relative}
+    errors = {"max abs error": bound.max_abs, "relative error": bound.relative, "worst vector": bound.worst_vector}
     parts = [f"{name} < {short(limit)}" for name, limit in errors.items() if limit is not None]
     return ", ".join(parts if bound.cosine is None else [*parts, f"cosine > {bound.cosine:g}"])
 
 
 def report_page(report: Report) -> str:
     """The report in Markdown."""
-    verdict = ["Passed: masks are equal, padding is zero, everything is finite, and every error is within its bound."]
+    verdict = [
+        "Passed: weights are the model's, masks are equal, padding is zero, everything is finite, and every error is "
+        "within its bound."
+    ]
     if not report.passed:
         verdict = ["**Failed.**", "", *(f"- {line}" for line in report.failures)]
     parts = [
         f"# Verification of {report.file}",
         "\n".join(verdict),
         table(("what", "found"), _facts(report)),
-        table(("output", "vectors", "max abs error", "relative error", "least cosine", "bound"), _errors(report)),
-        "Each output's worst case. The cases:",
+        table(ERRORS, _errors(report)),
+        "Each output's worst case; relative errors are of all its vectors, and of the worst vector. The cases:",
         table(("case", "batches", "sentences", "tokens", "max abs error", "relative error"), _cases(report.cases)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -72,7 +77,8 @@ def _errors(report: Report) -> list[list[Any]]:
 
 
 def _numbers(error: OutputError) -> list[Any]:
-    return [error.vectors, short(error.max_abs), short(error.relative), f"{error.cosine:.7f}"]
+    errors = (error.max_abs, error.relative, error.worst_vector)
+    return [error.vectors, *map(short, errors), f"{error.cosine:.7f}"]
 
 
 def _cases(cases: Iterable[CaseResult]) -> list[list[Any]]:

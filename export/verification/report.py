@@ -24,6 +24,7 @@ class OutputError:
         vectors: how many were compared.
         max_abs: largest absolute difference; infinite where a value is not finite.
         relative: ||a - b|| / ||b|| over all vectors.
+        worst_vector: the largest of any vector.
         cosine: least cosine of a vector and the reference's.
     """
 
@@ -31,6 +32,7 @@ class OutputError:
     vectors: int
     max_abs: float
     relative: float
+    worst_vector: float
     cosine: float
 
 
@@ -142,6 +144,7 @@ def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
         vectors=sum(error.vectors for error in errors),
         max_abs=max(error.max_abs for error in errors),
         relative=max(error.relative for error in errors),
+        worst_vector=max(error.worst_vector for error in errors),
         cosine=min(error.cosine for error in errors),
     )
 
@@ -152,6 +155,6 @@ def _error_to_dict(error: OutputError) -> dict[str, Any]:
 
 
 def _case_from_dict(values: dict[str, Any]) -> CaseResult:
-    names = ("max_abs", "relative", "cosine")
+    names = ("max_abs", "relative", "worst_vector", "cosine")
     errors = (OutputError(**{**error, **{name: float(error[name]) for name in names}}) for error in values["outputs"])
     return CaseResult(**{**values, "outputs": tuple(errors)})

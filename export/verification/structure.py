@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +12,11 @@ import onnx
 from onnx import TensorProto
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.onnx_graph import IR_VERSION, OPSET
 from flashelmo.engine.weights import ElmoModel
 from flashelmo.export.build import weights_sha256
 from flashelmo.export.metadata import STATES, Metadata
 
-OPSET = 18
-NEWEST_IR_VERSION = 10  # what ONNX Runtime has read since 1.18
 Values: TypeAlias = dict[str, tuple[int, list[str | int]]]  # name -> element type, axes
 
 
@@ -45,8 +45,8 @@ def graph_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> li
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets.get("", opsets.get("ai.onnx")) != OPSET:
         problems.append(f"opset: found {opsets.get('', opsets.get('ai.onnx'))}, expected {OPSET}")
-    if graph.ir_version > NEWEST_IR_VERSION:
-        problems.append(f"ir_version: found {graph.ir_version}, expected at most {NEWEST_IR_VERSION}")
+    if graph.ir_version > IR_VERSION:
+        problems.append(f"ir_version: found {graph.ir_version}, expected at most {IR_VERSION}")
     inputs, outputs = expected_values(metadata)
     stored = {tensor.name for tensor in graph.graph.initializer}
     problems += _differences("input", [value for value in graph.graph.input if value.name not in stored], inputs)
@@ -91,6 +91,17 @@ def metadata_problems(metadata: Metadata, model: ElmoModel, expected: Metadata |
         for name, value in {**wanted, **of_model}.items()
         if getattr(metadata, name) != value
     ]
+
+
+def report_problems(path: Path, metadata: Metadata) -> list[str]:
+    """Whether the report beside the file, if there is one, is that which the metadata tell."""
+    report = path.with_suffix(".report.json")
+    if not metadata.report_sha256 or not report.is_file():
+        return []
+    digest = hashlib.sha256(report.read_bytes()).hexdigest()
+    if digest == metadata.report_sha256:
+        return []
+    return [f"metadata: report_sha256: found {metadata.report_sha256}, expected {digest}, that of {report.name}"]
 
 
 def makes_sense(metadata: Metadata, model: ElmoModel) -> bool:

@@ -19,11 +19,19 @@ from flashelmo.export.verification.markdown import short
 from flashelmo.export.verification.report import CaseResult, OutputError, Report
 from flashelmo.export.verification.sentences import SENTENCES
 from flashelmo.export.verification.session import Session, token_mask
-from flashelmo.export.verification.structure import graph_problems, makes_sense, metadata_problems, one_line, read_graph
+from flashelmo.export.verification.structure import (
+    graph_problems,
+    makes_sense,
+    metadata_problems,
+    one_line,
+    read_graph,
+    report_problems,
+)
 from flashelmo.export.verification.truth import Truth
+from flashelmo.export.verification.weights import weight_problems
 
 BATCH_SIZES = (1, 3, 8, 32)
-KINDS = {"max_abs": "max abs error", "relative": "relative error"}
+KINDS = {"max_abs": "max abs error", "relative": "relative error", "worst_vector": "worst vector"}
 PACKAGES = ("flashelmo", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -42,7 +50,7 @@ def verify(
 
     Every output is compared in every case, token by token, and must be exactly zero where there is no token. What it
     should be follows from the reference's layers and the file's own metadata, which are checked against `model` and
-    `expected`; the graph is checked against the contract.
+    `expected`; the graph is checked against the contract, and its weights must be those that `model` gives.
 
     Args:
         path: the ONNX file, its external data beside it.
@@ -67,8 +75,7 @@ def verify(
     if truth.model is not model:
         raise FlashElmoError("truth: expected the one made of this model, found another's")
     wanted = available_providers(providers)
-    graph, metadata = read_graph(path)
-    problems = graph_problems(path, graph, metadata) + metadata_problems(metadata, model, expected)
+    metadata, problems = _look(path, model, expected)
     limits = bounds_of_outputs(metadata, BOUNDS if bounds is None else bounds)
     results: list[CaseResult] = []
     session = _open(path, metadata, wanted, problems) if makes_sense(metadata, model) else None
@@ -102,6 +109,16 @@ def _checked_text(sentences: Sequence[Sequence[str]], batch_sizes: Sequence[int]
     if not batch_sizes or min(batch_sizes) < 1:
         raise FlashElmoError(f"batch_sizes: expected numbers from 1 on, found {list(batch_sizes)}")
     return text
+
+
+def _look(path: Path, model: ElmoModel, expected: Metadata | None) -> tuple[Metadata, list[str]]:
+    """What the file says of itself, and what is wrong with it at rest. Its weights are let go on return."""
+    graph, metadata = read_graph(path)
+    problems = graph_problems(path, graph, metadata) + metadata_problems(metadata, model, expected)
+    problems += report_problems(path, metadata)
+    if makes_sense(metadata, model):
+        problems += weight_problems(path, graph, metadata, model)
+    return metadata, problems
 
 
 def _open(path: Path, metadata: Metadata, providers: Sequence[Provider], problems: list[str]) -> Session | None:
@@ -171,7 +188,8 @@ def _broken_bounds(results: Sequence[CaseResult], limits: Mapping[str, Bound]) -
 
 def _broken(bound: Bound, errors: Sequence[tuple[str, OutputError]]) -> list[str]:
     lines = []
-    for kind, limit in (("max_abs", bound.max_abs), ("relative", bound.relative)):
+    for kind in KINDS:
+        limit = getattr(bound, kind)
         case, error = max(errors, key=lambda pair: float(getattr(pair[1], kind)))
         most = float(getattr(error, kind))
         if limit is not None and not most < limit:

@@ -1,0 +1,80 @@
+"""An exported file's weights against those that the model gives: what no text happens to read is judged here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.weights import ElmoModel
+from flashelmo.export.build import WEIGHT_TYPES, tensors_of, vocabulary_of
+from flashelmo.export.graph import elmo_graph
+from flashelmo.export.metadata import Metadata
+from flashelmo.export.verification.structure import one_line
+
+Tensor = npt.NDArray[Any]
+
+# The states after the boundaries are computed, and another processor may add up in another order: a last bit of
+# float32, which may turn one of float16 (2^-10 of the value).
+STATE_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3}
+
+
+def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, model: ElmoModel) -> list[str]:
+    """A line for each weight, clip and coefficient of the mix that the file lacks or has otherwise.
+
+    Args:
+        path: of the file, beside which its external data lie.
+        graph: of the file, without external data; they are read one tensor at a time.
+        metadata: what the file says of itself.
+        model: what it was exported from.
+    """
+    try:
+        wanted = _expected_tensors(metadata, model)
+    except FlashElmoError as error:  # values that the precision cannot hold
+        return [f"weights: {one_line(error, path)}"]
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    problems = []
+    for name, expected in wanted.items():
+        problem = _problem(name, stored.get(name), expected, path)
+        problems += [f"weights: {name}: {problem}"] if problem else []
+    return problems
+
+
+def _expected_tensors(metadata: Metadata, model: ElmoModel) -> dict[str, Tensor]:
+    graph = elmo_graph(metadata, vocabulary_of(model), WEIGHT_TYPES[metadata.precision])
+    tensors = tensors_of(model, metadata)
+    numbers = {name: value for name, value in graph.constants.items() if value.dtype.kind == "f"}  # the mix, clips
+    return numbers | {name: tensors[name] for name in graph.weights}
+
+
+def _problem(name: str, stored: onnx.TensorProto | None, expected: Tensor, path: Path) -> str:
+    """What is wrong with one tensor; empty where nothing is."""
+    if stored is None:
+        return "expected it, found none"
+    try:
+        found = _array(stored, path.parent)
+    except Exception as error:  # onnx's, protobuf's or the system's
+        return f"cannot be read: {one_line(error, path)}"
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        return f"found {found.dtype} {list(found.shape)}, expected {expected.dtype} {list(expected.shape)}"
+    return "" if _equal(name, found, expected) else "differs from the model's"
+
+
+def _array(stored: onnx.TensorProto, folder: Path) -> Tensor:
+    """The values; external ones are read into a copy, as onnx would keep them in the graph."""
+    if stored.data_location == onnx.TensorProto.EXTERNAL:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(stored)
+        stored = copy
+    return np.asarray(onnx.numpy_helper.to_array(stored, str(folder)))
+
+
+def _equal(name: str, found: Tensor, expected: Tensor) -> bool:
+    if name.endswith((".boundary_hidden", ".boundary_cell")):
+        tolerance = STATE_TOLERANCE[expected.dtype]
+        return np.allclose(found.astype(np.float64), expected.astype(np.float64), rtol=tolerance, atol=1e-5)
+    return np.array_equal(found, expected)
