@@ -2,7 +2,7 @@
 
     metadata.py         what a file says of itself
     build.py            one file: its graph, its weights in the precision asked for, its metadata
-    graph.py            the graph; distinct_words.py, sentence_order.py and boundaries.py are its parts
+    graph.py            the graph; distinct_words.py, placement.py and boundaries.py are its parts
     verification/       the gate: a file against the reference, within bounds
     card.py             the model card; card_examples.py holds the programs in it
     triton/             a repository for NVIDIA Triton Inference Server

@@ -1,7 +1,7 @@
 """The whole model as one ONNX graph: from padded character ids to layers, their mix and a vector for each sentence.
 
     distinct_words.py   ids to the vectors of the distinct words of a batch
-    sentence_order.py   which row and which steps of the LSTMs each token takes
+    placement.py        which row and which steps of the LSTMs each token takes
     this file           LSTM layers: the input product hoisted out as one product over all steps, then a Scan over the
                         steps; from their states the layers, their mix, and its mean over the tokens
 
@@ -19,7 +19,7 @@ from flashelmo.engine.onnx_graph import Graph, WeightType
 from flashelmo.engine.weights import DIRECTIONS
 from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words
 from flashelmo.export.metadata import STATES, Metadata
-from flashelmo.export.sentence_order import (
+from flashelmo.export.placement import (
     Sentences,
     fresh_rows,
     places_of_tokens,
@@ -47,7 +47,7 @@ def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: WeightTy
     return graph
 
 
-def n_lstm_layers(metadata: Metadata) -> int:
+def _n_lstm_layers(metadata: Metadata) -> int:
     """LSTM layers that a file's outputs need."""
     needed = [*metadata.layers, *(layer for layer, coefficient in enumerate(metadata.mix) if coefficient)]
     return metadata.config.n_layers if metadata.stateful else max(needed, default=0)
@@ -62,7 +62,7 @@ def _direction(
     order = words_of_steps(graph, sentences, words, direction, places)
     marked = (running_rows if metadata.stateful else fresh_rows)(graph, sentences)
     x, layers, ends = "", [], []
-    for layer in range(n_lstm_layers(metadata)):
+    for layer in range(_n_lstm_layers(metadata)):
         if layer == 0:
             tables = input_product_nodes(graph, layer, name, words.vectors)
             gates = [graph.node("Gather", [table, order]) for table in tables]
@@ -80,7 +80,7 @@ def _direction(
 
 
 def _rows(graph: Graph, x: str, size: int) -> str:
-    """[T, B, size] as [T * B, size]."""
+    """[S, R, size] as [S * R, size]."""
     return graph.node("Reshape", [x, graph.ints(-1, size)])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -60,7 +60,7 @@ def export(
     reports = export_onnx(
         loaded,
         destination,
-        precisions=ALL_PRECISIONS if all_precisions else cast(Any, precision.split(",")),
+        precisions=ALL_PRECISIONS if all_precisions else precision.split(","),
         layers=None if layers == "all" else parse_numbers("--layers", layers),
         mix=parse_mix(mix, loaded.config.n_layers + 1),
         stateful=stateful,
