@@ -103,9 +103,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path | None]:
     parser.add_argument("--seed", type=int, default=default.seed, help="of random weights and generated text")
     given = parser.parse_args(arguments)
     settings = Settings(
-        models=_listed(given.models) or (("small",) if given.quick else default.models),
-        sections=_chosen("--only", given.only, SECTIONS) or default.sections,
-        contestants=_chosen("--contestants", given.contestants, list(CONTESTANTS)[1:]) or default.contestants,
+        models=listed(given.models) or (("small",) if given.quick else default.models),
+        sections=chosen("--only", given.only, SECTIONS) or default.sections,
+        contestants=chosen("--contestants", given.contestants, list(CONTESTANTS)[1:]) or default.contestants,
         text=given.text,
         seed=given.seed,
         threads=given.threads,
@@ -114,16 +114,18 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path | None]:
     return settings.quick() if given.quick else settings, given.out
 
 
-def _listed(value: str | None) -> tuple[str, ...]:
+def listed(value: str | None) -> tuple[str, ...]:
+    """What stands between commas."""
     return tuple(value.split(",")) if value else ()
 
 
-def _chosen(option: str, value: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    chosen = _listed(value)
-    for name in chosen:
+def chosen(option: str, value: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """What stands between commas, all of it known; FlashElmoError naming the option where it is not."""
+    names = listed(value)
+    for name in names:
         if name not in known:
             raise FlashElmoError(f"{option}: expected some of {', '.join(known)}, found {name!r}")
-    return chosen
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

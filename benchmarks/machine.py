@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.cpu import cpu_flags
+from flashelmo.engine.cpu import cpu_flags, processor_name
 
 # Names of the instruction sets that decide how fast matrices are multiplied.
 X86_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
@@ -20,7 +20,7 @@ PACKAGES = ("flashelmo", "numpy", "onnxruntime", "openvino", "torch")
 def machine() -> dict[str, Any]:
     """Processor, instruction sets, cores this process may use, and memory in GiB."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "instruction_sets": [name for name in X86_SETS + ARM_SETS if name in cpu_flags()],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -59,13 +59,3 @@ def has_bf16() -> bool:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    """The processor's name as Linux gives it, or what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

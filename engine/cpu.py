@@ -18,6 +18,16 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(word for line in lines if line.startswith(("flags", "Features")) for word in line.split())
 
 
+def processor_name() -> str:
+    """The processor's name as Linux gives it, or what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def n_cores() -> int:
     """Cores this process may use; of two hardware threads on one core only one counts, as they share its units."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

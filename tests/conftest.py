@@ -1,12 +1,14 @@
 """Fixtures that every test file may use."""
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
+from flashelmo.cli import main
 from flashelmo.engine.runtimes import choice
 
 if find_spec("triton"):  # kernels run on the card where there is one, otherwise in Triton's interpreter
@@ -71,3 +73,16 @@ def relative_tolerance() -> dict[str, float]:
 def device() -> str:
     """Where the kernels' tensors lie: the card, or the host's memory for Triton's interpreter."""
     return "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
+
+
+@pytest.fixture
+def succeed(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must succeed; what it says."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        assert status == 0, captured.err
+        return captured.out + captured.err
+
+    return run

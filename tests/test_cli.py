@@ -45,19 +45,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def succeed(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must succeed; standard error."""
-
-    def run(*arguments: object) -> str:
-        status = main([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        assert status == 0, captured.err
-        return captured.out + captured.err
-
-    return run
-
-
-@pytest.fixture
 def fail(capfd: pytest.CaptureFixture[str], here: Path) -> Run:
     """Run a command that must fail with one line, leaving no file; that line."""
 

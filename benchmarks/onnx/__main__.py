@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from flashelmo.benchmarks.compare import chosen, listed
 from flashelmo.benchmarks.onnx.accuracy import measure_errors
 from flashelmo.benchmarks.onnx.cost import measure_load, measure_size
 from flashelmo.benchmarks.onnx.cuda import measure_cuda
@@ -96,8 +97,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[OnnxSettings, Path | None]:
     settings = replace(
         default,
         models=_models(given.models) or (("small",) if given.quick else default.models),
-        sections=_some("--only", given.only, SECTIONS) or default.sections,
-        contestants=_some("--contestants", given.contestants, list(ENTRANTS)[1:]) or default.contestants,
+        sections=chosen("--only", given.only, SECTIONS) or default.sections,
+        contestants=chosen("--contestants", given.contestants, list(ENTRANTS)[1:]) or default.contestants,
         text=given.text,
         rounds=given.rounds,
         threads=given.threads,
@@ -106,19 +107,11 @@ def parse(arguments: Sequence[str] | None) -> tuple[OnnxSettings, Path | None]:
 
 
 def _models(value: str | None) -> tuple[str, ...]:
-    models = tuple(value.split(",")) if value else ()
+    models = listed(value)
     for name in models:
         if name not in PRESETS and not Path(name).exists():
             raise FlashElmoError(f"--models: expected some of {', '.join(PRESETS)}, or paths, found {name!r}")
     return models
-
-
-def _some(option: str, value: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    chosen = tuple(value.split(",")) if value else ()
-    for name in chosen:
-        if name not in known:
-            raise FlashElmoError(f"{option}: expected some of {', '.join(known)}, found {name!r}")
-    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

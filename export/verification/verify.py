@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from flashelmo.engine.cpu import processor_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.weights import ElmoModel
 from flashelmo.export.metadata import Metadata, Precision
@@ -94,7 +94,7 @@ def verify(
         weights_sha256=metadata.weights_sha256,
         megabytes=_megabytes(path),
         providers=tuple(name for name, _ in wanted) if session is None else session.providers,
-        processor=_processor(),
+        processor=processor_name(),
         versions={package: _version(package) for package in PACKAGES},
         bounds=limits,
         cases=tuple(results),
@@ -211,13 +211,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # installed by another name, as onnxruntime-gpu
         return str(getattr(import_module(package), "__version__", "unknown"))
-
-
-def _processor() -> str:
-    """The processor's name as Linux gives it, or what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
