@@ -411,7 +411,7 @@ def test_what_is_not_finite_fails(tmp_path: Path) -> None:
     report = break_file(tmp_path, lambda model: edit_weight(model, "mix.2", math.nan))
     assert "model.onnx: token_embeddings: holds NaN or infinity (text, batches of 3)" in report.failures
     assert any("token_embeddings: max abs error inf, expected < 2e-5" in line for line in report.failures)
-    assert Report.from_json(report.to_json()) == report
+    assert json.loads(report.to_json())["passed"] is False  # JSON, though it knows no infinity
 
 
 def test_an_output_of_another_shape_fails(tmp_path: Path) -> None:
@@ -804,9 +804,8 @@ def test_a_report_tells_the_worst_of_its_cases() -> None:
     )
 
 
-def test_a_report_is_read_back_from_its_json() -> None:
+def test_a_report_as_json() -> None:
     report = make_report(CASES, failures=("onnx/model.onnx: mask: differs",))
-    assert Report.from_json(report.to_json()) == report
     read = json.loads(report.to_json())
     assert read["passed"] is False and read["tokens"] == 47
     assert read["outputs"][1] == {
@@ -817,9 +816,6 @@ def test_a_report_is_read_back_from_its_json() -> None:
         "worst_vector": 0.04,
         "cosine": 0.998,
     }
-    for text in ("", "[]", "{}", report.to_json().replace('"max_abs": 2e-05', '"width": 3')):
-        with pytest.raises(FlashElmoError, match=r"r\.json: expected a verification report"):
-            Report.from_json(text, "r.json")
 
 
 def test_a_digest_is_of_the_json_that_lies_beside_the_file(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.export.metadata import Precision
 from flashelmo.export.verification.bounds import Bound
 from flashelmo.export.verification.markdown import report_page
@@ -122,19 +121,6 @@ class Report:
         """The page for people."""
         return report_page(self)
 
-    @classmethod
-    def from_json(cls, text: str, source: str = "report.json") -> Report:
-        """Read what `to_json` wrote. Anything else raises FlashElmoError naming `source`."""
-        try:
-            read = json.loads(text)
-            values = {field.name: read[field.name] for field in fields(cls)}
-            values["bounds"] = {name: Bound(**bound) for name, bound in values["bounds"].items()}
-            values["cases"] = tuple(_case_from_dict(case) for case in values["cases"])
-            values |= {name: tuple(values[name]) for name in ("layers", "mix", "providers", "failures")}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FlashElmoError(f"{source}: expected a verification report, found {error!r}") from None
-        return cls(**values)
-
 
 def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
     """The worst of each kind of error."""
@@ -150,11 +136,5 @@ def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
 
 
 def _error_to_dict(error: OutputError) -> dict[str, Any]:
-    """JSON has no infinity: it becomes a text, which `float` reads."""
+    """JSON has no infinity: it becomes a text."""
     return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in asdict(error).items()}
-
-
-def _case_from_dict(values: dict[str, Any]) -> CaseResult:
-    names = ("max_abs", "relative", "worst_vector", "cosine")
-    errors = (OutputError(**{**error, **{name: float(error[name]) for name in names}}) for error in values["outputs"])
-    return CaseResult(**{**values, "outputs": tuple(errors)})

@@ -27,7 +27,7 @@ class Session:
         providers: ONNX Runtime's execution providers, the preferred one first.
 
     Attributes:
-        path, metadata: as given.
+        metadata: as given.
         providers: those in use.
 
     Raises:
@@ -38,7 +38,7 @@ class Session:
         self._session = open_session(path, available_providers(providers), options_of(None, None))
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._names = [output.name for output in self._session.get_outputs()]
-        self.path, self.metadata = path, metadata
+        self.metadata = metadata
         self._encoder = WordEncoder(metadata.config, metadata.lexicon)
         self.reset_state()
 
