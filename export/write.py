@@ -15,7 +15,7 @@ from flashelmo.engine.weights import ElmoModel
 from flashelmo.export.build import build_onnx, check_precision
 from flashelmo.export.card import model_card
 from flashelmo.export.metadata import Metadata, Precision
-from flashelmo.export.open_session import Provider
+from flashelmo.export.open_session import Provider, available_providers
 from flashelmo.export.triton.repository import write_triton_repository
 from flashelmo.export.verification.report import Report
 from flashelmo.export.verification.truth import Truth
@@ -74,6 +74,7 @@ def export_onnx(
     if not checked or len(set(checked)) < len(checked):
         expected = f"one or more of {', '.join(ALL_PRECISIONS)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
+    available_providers(providers)  # what is absent is said before the work is done
     with new_folder(Path(folder), overwrite, ours=_is_ours) as target:
         truth = Truth(model)
         metadata: list[Metadata] = []

@@ -175,6 +175,13 @@ def test_bad_arguments(here: Path, model: Path, fail: Run, arguments: list[str],
     assert files(here) == {"text.txt"}
 
 
+def test_an_absent_provider_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(FlashElmoError, match=r"^providers: expected some of .*, found gpu$"):
+        export_onnx(MODELS["skip"], tmp_path / "out", providers="gpu", on_progress=said.append)
+    assert not said and not list(tmp_path.iterdir())
+
+
 def test_a_text_without_tokens(here: Path, model: Path, fail: Run) -> None:
     (here / "empty.txt").write_text("\n\n")
     message = fail("export", model, "out", "--text", "empty.txt")
