@@ -20,7 +20,7 @@ def version() -> str:
 
 
 package_dir = {"flashelmo": PUBLIC_FACE}
-packages = ["flashelmo"]
+packages = ["flashelmo", "flashelmo.cli"]
 for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
     packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]

@@ -10,8 +10,8 @@ from flashelmo.benchmarks.contestant import start
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings, Subject, precision_of
 from flashelmo.benchmarks.text import load_sentences
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes import Array
 
 MAX_ABSOLUTE = {"fp32": 1e-5}  # hidden states lie in about [-3, 3]; the bound against published vectors
 MAX_RELATIVE = {"bf16": 0.02, "int8": 0.08}  # three times what random weights of the original size show

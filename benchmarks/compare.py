@@ -24,10 +24,10 @@ from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.settings import CONTESTANTS, SECTIONS, Settings, Subject
 from flashelmo.benchmarks.speed import measure_bulk, measure_single
 from flashelmo.benchmarks.tables import print_head, print_rows
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import random_model
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.initialize import random_model
 
 
 def run(settings: Settings, console: Console, out: Path | None = None) -> Results:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flashelmo.benchmarks.text import Sentences, generate, write_sentences
-from flashelmo.engine.checkpoints.native import write_native
-from flashelmo.engine.initialize import random_model
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.initialize import random_model
 
 TOKENS = 2_000
 HOST_TOKENS = 100_000

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from flashelmo.benchmarks.settings import CONTESTANTS, Settings, Subject
 from flashelmo.benchmarks.text import Sentences
 from flashelmo.benchmarks.worker import Worker
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.text import read_windows
+from flashelmo.engine.text.windows import read_windows
 
 Key = TypeVar("Key")
 PAUSE = 0.1  # seconds in which other processes' threads go to sleep

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # What loading a model imports; the time for that is given by itself.
-IMPORTS = ("flashelmo.engine.embedder", "flashelmo.engine.runtimes.ort")
+IMPORTS = ("flashelmo.engine.embedder", "flashelmo.engine.cpu.ort")
 IMPORT_CODE = "import time; start = time.perf_counter(); import flashelmo; print(time.perf_counter() - start)"
 
 
@@ -34,7 +34,7 @@ def load(folder: Path, options: dict[str, Any]) -> dict[str, float]:
 def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float]:
     """Peak resident bytes of this process when the model is loaded, and when the text is embedded."""
     from flashelmo import ElmoEmbedder
-    from flashelmo.engine.text import read_windows
+    from flashelmo.engine.text.windows import read_windows
 
     embedder = ElmoEmbedder.load(folder, **options)
     loaded = _peak_bytes()

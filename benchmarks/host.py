@@ -18,15 +18,15 @@ from flashelmo.benchmarks.settings import CONTESTANTS, Settings, Subject
 from flashelmo.benchmarks.text import load_sentences, write_sentences
 from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine import pipeline
-from flashelmo.engine.bilstm import BiLstm
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.cpu import n_cores
+from flashelmo.engine.cpu.bilstm import BiLstm
+from flashelmo.engine.cpu.word_vectors import WordVectors
+from flashelmo.engine.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.cuda.plan import Plan, Planner
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes.cuda.layout import Layout, Sizes, fill
-from flashelmo.engine.runtimes.cuda.plan import Plan, Planner
-from flashelmo.engine.schedule import Boundaries, build_schedule
-from flashelmo.engine.text import Window, read_ahead, read_windows
-from flashelmo.engine.word_vectors import WordVectors
+from flashelmo.engine.processor import n_cores
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.schedule import Boundaries, build_schedule
+from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
 # Stage -> the functions whose time it is. Character ids are made inside the look-up of word vectors.
 STAGES: dict[str, tuple[Callable[..., Any], ...]] = {

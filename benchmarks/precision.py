@@ -28,10 +28,10 @@ from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.accuracy import relative_errors
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.text import Sentences, load_sentences
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import PRESETS, random_model
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.initialize import PRESETS, random_model
+from flashelmo.engine.model.weights import ElmoModel
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 REPAIR = Path(__file__).resolve().parents[1] / "tests" / "interpreter.py"

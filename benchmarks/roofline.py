@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from flashelmo.benchmarks.machine import has_bf16
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.cpu import int8_levels
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.graph_tensors import quantize
-from flashelmo.engine.onnx_graph import Graph, WeightType
-from flashelmo.engine.weights import expected_shapes
+from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.tensors import quantize
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import expected_shapes
+from flashelmo.engine.processor import int8_levels
 
 try:
     import onnxruntime

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.model.config import ElmoConfig
 
 SECTIONS = ("bulk", "single", "memory", "load", "host", "error")
 BATCH = 32  # sentences of the reference's batches

@@ -9,9 +9,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from flashelmo.benchmarks.text import spell
-from flashelmo.engine.characters import BYTES, WordEncoder, batch_to_ids
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.initialize import preset_config
+from flashelmo.engine.model.initialize import preset_config
+from flashelmo.engine.text.characters import BYTES, WordEncoder, batch_to_ids
 
 WORDS = [spell(rank) for rank in range(10_000)]
 

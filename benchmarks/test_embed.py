@@ -12,9 +12,9 @@ from flashelmo.benchmarks.accuracy import check
 from flashelmo.benchmarks.settings import CONTESTANTS
 from flashelmo.benchmarks.speed import CACHES
 from flashelmo.benchmarks.text import Sentences
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes import Array
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from flashelmo.engine.runtimes.cuda.layout import Layout, Sizes, fill
-from flashelmo.engine.runtimes.cuda.plan import Planner
-from flashelmo.engine.schedule import Boundaries, Forest, Schedule, build_schedule
-from flashelmo.engine.text import Window, read_windows
+from flashelmo.engine.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.cuda.plan import Planner
+from flashelmo.engine.text.schedule import Boundaries, Forest, Schedule, build_schedule
+from flashelmo.engine.text.windows import Window, read_windows
 
 N_TOKENS = 100_000
 

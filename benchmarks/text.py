@@ -105,8 +105,8 @@ def write_sentences(path: Path, sentences: Sentences) -> Path:
 
 def statistics(sentences: Sentences) -> dict[str, float]:
     """The numbers of this module's docstring."""
-    from flashelmo.engine.schedule import Boundaries, build_schedule
-    from flashelmo.engine.text import Window  # generating text needs no Arrow
+    from flashelmo.engine.text.schedule import Boundaries, build_schedule
+    from flashelmo.engine.text.windows import Window  # generating text needs no Arrow
 
     window = Window.from_sentences(sentences)
     lengths = np.diff(window.offsets)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from flashelmo.engine.sinks import Sink
-from flashelmo.engine.text import Errors, Window, read_ahead, read_windows
+from flashelmo.engine.text.windows import Errors, Window, read_ahead, read_windows
 
 if TYPE_CHECKING:
     from flashelmo.engine.embedder import ElmoEmbedder

@@ -7,20 +7,20 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.native import release_pages
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.choice import Precision, RuntimeName, choose_runtime
+from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.make_pipeline import make_pipeline
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.native import release_pages
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Layers, Output, normalize, stack
 from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.runtimes.choice import Precision, RuntimeName, choose_runtime
-from flashelmo.engine.runtimes.cuda.settings import CudaSettings
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text import Window
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.text.windows import Window
 
 Sentence: TypeAlias = Sequence[str]
 
@@ -110,7 +110,7 @@ class ElmoEmbedder:
                 cache_bytes: bound of the word vectors kept from call to call.
                 window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB,
                     on a CUDA device to what fits its free memory.
-                cuda: switches of the CUDA runtime that change its speed alone (`engine.runtimes.cuda.settings`).
+                cuda: switches of the CUDA runtime that change its speed alone (`engine.cuda.settings`).
 
         Raises:
             FlashElmoError: files that are missing, damaged or of an unknown format; settings that do not go together.

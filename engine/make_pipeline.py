@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.choice import Choice, make_reference, make_runtime
+from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import Pipeline, ReferencePipeline, WindowPipeline
-from flashelmo.engine.runtimes.choice import Choice, make_reference, make_runtime
-from flashelmo.engine.runtimes.cuda.settings import CudaSettings
-from flashelmo.engine.schedule import MAX_WINDOW_TOKENS
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 WINDOW_BYTES = 256 << 20  # of a window's hidden states on the CPU, all layers and directions
 
@@ -55,7 +55,7 @@ def make_pipeline(
         return Made(on_cpu, "cpu", choice.precision, _tokens_at_once(model.config))
     if stateful and len(choice.devices) > 1:
         raise FlashElmoError(f"stateful: expected one device, found {len(choice.devices)}")
-    from flashelmo.engine.runtimes.cuda.pipeline import make_cuda_pipeline
+    from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 
     make = partial(
         make_cuda_pipeline,

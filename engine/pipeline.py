@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from flashelmo.engine.bilstm import BiLstm, LstmState
-from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.cpu.bilstm import BiLstm, LstmState
+from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
+from flashelmo.engine.cpu.word_vectors import WordVectors
 from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean
-from flashelmo.engine.runtimes import Array, Int32, Runtime
-from flashelmo.engine.schedule import Boundaries, Schedule, build_schedule
-from flashelmo.engine.text import Window
-from flashelmo.engine.weights import ElmoModel
-from flashelmo.engine.word_vectors import WordVectors
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.schedule import Boundaries, Schedule, build_schedule
+from flashelmo.engine.text.windows import Window
 
 if TYPE_CHECKING:
-    from flashelmo.engine.runtimes.reference import ReferenceRuntime
+    from flashelmo.engine.reference.reference import ReferenceRuntime
 
 OnShare: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]

@@ -2,12 +2,12 @@
 
     metadata.py         what a file says of itself
     build.py            one file: its graph, its weights in the precision asked for, its metadata
-    graph.py            the graph; distinct_words.py, placement.py and boundaries.py are its parts
+    whole_model.py      the graph; distinct_words.py, placement.py and boundaries.py are its parts
     verification/       the gate: a file against the reference, within bounds
     card.py             the model card; card_examples.py holds the programs in it
-    triton/             a repository for NVIDIA Triton Inference Server
+    servers/            a repository for NVIDIA Triton Inference Server
     write.py            the folder that holds all this, whole or not at all
-    runtime.py          a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs
+    onnx_elmo.py        a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs
 
 The names below are looked up on first use, so that importing this package loads nothing else.
 """
@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashelmo.export.runtime import OnnxElmo
+    from flashelmo.export.onnx_elmo import OnnxElmo
     from flashelmo.export.verification.report import Report
     from flashelmo.export.verification.verify import verify
     from flashelmo.export.write import export_onnx
@@ -27,7 +27,7 @@ __all__ = ["OnnxElmo", "Report", "export_onnx", "verify"]
 
 # Public name -> module that defines it. The imports above tell the same to type checkers.
 _HOMES = {
-    "OnnxElmo": "flashelmo.export.runtime",
+    "OnnxElmo": "flashelmo.export.onnx_elmo",
     "Report": "flashelmo.export.verification.report",
     "export_onnx": "flashelmo.export.write",
     "verify": "flashelmo.export.verification.verify",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.spelling import Int64, Speller, Utf8Words
+from flashelmo.engine.text.spelling import Int64, Speller, Utf8Words
 from flashelmo.export.metadata import STATES, Metadata
 
 Sentence: TypeAlias = Sequence[str]

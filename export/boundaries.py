@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from onnx.reference import ReferenceEvaluator
 
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.graph import character_windows, input_product_graph, steps_graph, words_graph
-from flashelmo.engine.graph_tensors import prepare_tensors
-from flashelmo.engine.onnx_graph import Graph, Tensors
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.weights import DIRECTIONS, GATES, ElmoWeights
+from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.graph.builder import Graph, Tensors
+from flashelmo.engine.graph.pieces import character_windows, input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph.tensors import prepare_tensors
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoWeights
 from flashelmo.export.distinct_words import Vocabulary
-from flashelmo.export.graph import boundary_names
+from flashelmo.export.whole_model import boundary_names
 
 
 def boundary_states(config: ElmoConfig, weights: ElmoWeights, vocabulary: Vocabulary) -> dict[str, Array]:

@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.checkpoints.files import first_line
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.cpu import int8_levels
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.graph_tensors import prepare_tensors
-from flashelmo.engine.onnx_graph import Graph, Tensors, WeightType
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.graph.builder import Graph, Tensors, WeightType
+from flashelmo.engine.graph.tensors import prepare_tensors
+from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.boundaries import boundary_states
 from flashelmo.export.distinct_words import Vocabulary
-from flashelmo.export.graph import elmo_graph
 from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.whole_model import elmo_graph
 
 WEIGHT_TYPES: dict[Precision, WeightType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 INT8_LEVELS, REDUCED_LEVELS = 127, 63

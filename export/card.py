@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.export.card_examples import bare_example, flashelmo_example
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.markdown import short, table

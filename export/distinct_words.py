@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.graph import maxima_nodes, vector_nodes, widest
-from flashelmo.engine.onnx_graph import Graph
+from flashelmo.engine.graph.builder import Graph
+from flashelmo.engine.graph.pieces import maxima_nodes, vector_nodes, widest
+from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.export.metadata import Metadata
 
 BATCH = ("batch_size", "sequence_length")
@@ -138,7 +138,7 @@ def _maxima(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, distinct: 
 
 
 def _windows(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, ids: str) -> str:
-    """Character ids [W, M] -> windows [W, m, width] as `engine.graph.character_windows` has them, m by the longest."""
+    """Character ids [W, M] -> windows [W, m, width] as `engine.graph.pieces` has them, m by the longest."""
     n_positions, width = config.max_characters, widest(config)
     padding = graph.constant("padding_character", vocabulary.padding_character)
     occupied = graph.node("Not", [graph.node("Equal", [ids, padding])])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from flashelmo.engine.checkpoints.files import check_rows
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import Lexicon
+from flashelmo.engine.model.checkpoints.files import check_rows
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import Lexicon
 
 FORMAT_VERSION = 1
 Precision = Literal["fp32", "fp16", "int8"]

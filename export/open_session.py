@@ -9,8 +9,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from flashelmo.engine.cpu import n_cores
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.processor import n_cores
 
 try:
     import onnxruntime

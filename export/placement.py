@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from flashelmo.engine.onnx_graph import Graph
+from flashelmo.engine.graph.builder import Graph
 from flashelmo.export.distinct_words import Words, divide_up
 
 MOST_SENTENCES = 8  # in a row

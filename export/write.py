@@ -9,14 +9,14 @@ from typing import Any
 
 import onnx
 
-from flashelmo.engine.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.export.build import build_onnx, check_precision
 from flashelmo.export.card import model_card
 from flashelmo.export.metadata import Metadata, Precision
 from flashelmo.export.open_session import Provider, available_providers
-from flashelmo.export.triton.repository import write_triton_repository
+from flashelmo.export.servers.repository import write_triton_repository
 from flashelmo.export.verification.report import Report
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify

@@ -49,7 +49,7 @@ class Nodes:
 
         Args:
             forests: (words [N], parents [N], depths [T + 1]) of integers; depth t's nodes are depths[t]:depths[t + 1],
-                and their parents lie among those of depth t - 1, or among the roots (`engine.schedule.Forest`).
+                and their parents lie among those of depth t - 1, or among the roots (`engine.text.schedule.Forest`).
             n_words: word ids lie below.
             n_roots: R, states that depth 0 may start from.
 

@@ -1,7 +1,7 @@
 """Every kernel's mathematics in plain PyTorch, importable without Triton: what the kernels are tested against.
 
-Weights are in the canonical layout (`engine.weights`), not in the kernels' own, so that the packing is tested too. All
-functions compute in the type of their arguments; give them float64 for the truth.
+Weights are in the canonical layout (`engine.model.weights`), not in the kernels' own, so that the packing is tested
+too. All functions compute in the type of their arguments; give them float64 for the truth.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
 from flashelmo.cli import main
-from flashelmo.engine.runtimes import choice
+from flashelmo.engine import choice
 
 if find_spec("triton"):  # kernels run on the card where there is one, otherwise in Triton's interpreter
     import torch

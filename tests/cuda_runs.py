@@ -11,12 +11,12 @@ import torch
 from tiny_models import WORD_MODEL, WORDS, random_model
 from tolerances import TOLERANCES
 
+from flashelmo.engine.cuda import executor
+from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.cuda.pipeline import CudaPipeline
+from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.runtimes.cuda import executor
-from flashelmo.engine.runtimes.cuda.layout import Sizes
-from flashelmo.engine.runtimes.cuda.pipeline import CudaPipeline
-from flashelmo.engine.runtimes.cuda.settings import CudaSettings
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
 
 Sentences = Sequence[Sequence[str]]
 Vectors = list[npt.NDArray[Any]]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.choice import make_runtime
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnShare, Pipeline, Statistics, Stream
-from flashelmo.engine.runtimes.choice import make_runtime
-from flashelmo.engine.text import Window
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.text.windows import Window
 
 Array = npt.NDArray[np.float32]
 

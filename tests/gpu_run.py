@@ -18,7 +18,7 @@ from flashelmo.benchmarks.kernels.model import card_named
 from flashelmo.benchmarks.kernels.timing import Task, Timing
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 
 CONFIG = replace(
     BILM, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0, filters=((1, 3), (2, 5)), n_highway=1

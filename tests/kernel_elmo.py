@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.schedule import Boundaries, build_schedule
-from flashelmo.engine.weights import Dense, ElmoModel, LstmCell
+from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.schedule import Boundaries, build_schedule
 from flashelmo.kernels.char_cnn import char_cnn, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway, pack_highway
 from flashelmo.kernels.linear import linear

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import BILM
 
-from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.metadata import STATES, Metadata
 
 METADATA = Metadata(BILM, None, "fp32", (0, 2), (0.2, 0.5, 0.3), characters=12)

@@ -26,24 +26,24 @@ ARROWS = {
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Modules that are built on an optional package and import it at their top; all others wait until it is used.
 BUILT_ON = {
-    "engine.elmo": {"torch"},
-    "engine.scalar_mix": {"torch"},
-    "engine.runtimes.cuda.compute": {"torch"},
-    "engine.runtimes.cuda.executor": {"torch"},
-    "engine.runtimes.cuda.graphs": {"torch"},
-    "engine.runtimes.cuda.memory": {"torch"},
-    "engine.runtimes.cuda.pipeline": {"torch"},
-    "engine.runtimes.cuda.requirements": {"torch", "triton"},
-    "engine.runtimes.cuda.results": {"torch"},
-    "engine.runtimes.cuda.state": {"torch"},
-    "engine.runtimes.cuda.transfer": {"torch"},
-    "engine.runtimes.cuda.weights": {"torch"},
-    "engine.runtimes.cuda.words": {"torch"},
-    "engine.runtimes.openvino": {"openvino"},
-    "engine.runtimes.ort": {"onnxruntime"},
-    "engine.runtimes.padding": {"torch"},
-    "engine.runtimes.reference": {"torch"},
-    "engine.runtimes.torch_layers": {"torch"},
+    "engine.reference.elmo": {"torch"},
+    "engine.reference.scalar_mix": {"torch"},
+    "engine.cuda.compute": {"torch"},
+    "engine.cuda.executor": {"torch"},
+    "engine.cuda.cuda_graphs": {"torch"},
+    "engine.cuda.memory": {"torch"},
+    "engine.cuda.pipeline": {"torch"},
+    "engine.cuda.requirements": {"torch", "triton"},
+    "engine.cuda.results": {"torch"},
+    "engine.cuda.state": {"torch"},
+    "engine.cuda.transfer": {"torch"},
+    "engine.cuda.weights": {"torch"},
+    "engine.cuda.words": {"torch"},
+    "engine.cpu.openvino": {"openvino"},
+    "engine.cpu.ort": {"onnxruntime"},
+    "engine.reference.padding": {"torch"},
+    "engine.reference.reference": {"torch"},
+    "engine.reference.torch_layers": {"torch"},
     "export.open_session": {"onnxruntime"},
 }
 OPTIONAL = {"torch", "triton", "onnxruntime", "openvino"}
@@ -61,7 +61,8 @@ def package_folder(part: str) -> Path:
 def modules(part: str) -> Iterator[tuple[str, ast.Module]]:
     """Dotted name (without `flashelmo.`) and syntax tree of every module of one part."""
     folder = package_folder(part)
-    for path in sorted(folder.glob("*.py") if part == FACE else folder.rglob("*.py")):
+    paths = [*folder.glob("*.py"), *folder.glob("cli/*.py")] if part == FACE else folder.rglob("*.py")
+    for path in sorted(paths):
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         yield name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
@@ -126,7 +127,7 @@ def without(*packages: str) -> str:
 @pytest.mark.parametrize("part", ARROWS)
 def test_imports_follow_the_arrows(part: str) -> None:
     for name, tree in modules(part):
-        allowed = ARROWS[part] | ({"benchmarks"} if name == "face.cli" else set())
+        allowed = ARROWS[part] | ({"benchmarks"} if name == "face.cli.bench" else set())
         found = {target for imported in imports(tree) if (target := part_of(imported))}
         assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
 
@@ -164,11 +165,11 @@ def test_the_parsing_sees_every_way_to_import() -> None:
         "def f():\n    from triton import language\n"
         "class C:\n    import openvino\n"
     )
-    eager = {"torch.nn", "flashelmo.engine.config", "h5py", "openvino"}
+    eager = {"torch.nn", "flashelmo.engine.model.config", "h5py", "openvino"}
     assert imports_when_imported(tree) == eager
     assert imports(tree) == eager | {"onnxruntime", "triton.language"}
-    assert {name: part_of(name) for name in ("flashelmo.engine.config", "flashelmo.cli", "torch.nn")} == {
-        "flashelmo.engine.config": "engine",
+    assert {name: part_of(name) for name in ("flashelmo.engine.model.config", "flashelmo.cli", "torch.nn")} == {
+        "flashelmo.engine.model.config": "engine",
         "flashelmo.cli": FACE,
         "torch.nn": None,
     }
@@ -228,10 +229,10 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
     [
-        ("engine.runtimes.ort", "onnxruntime", "cpu"),
-        ("engine.runtimes.openvino", "openvino", "openvino"),
-        ("engine.runtimes.reference", "torch", "torch"),
-        ("engine.elmo", "torch", "torch"),
+        ("engine.cpu.ort", "onnxruntime", "cpu"),
+        ("engine.cpu.openvino", "openvino", "openvino"),
+        ("engine.reference.reference", "torch", "torch"),
+        ("engine.reference.elmo", "torch", "torch"),
     ],
 )
 def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None:
@@ -246,7 +247,7 @@ def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    from flashelmo.engine.checkpoints.native import write_native
+    from flashelmo.engine.model.checkpoints.native import write_native
 
     write_native(MODELS["skip"], tmp_path / "model")
     return tmp_path / "model"

@@ -21,9 +21,9 @@ from flashelmo.benchmarks.speed import draw_batches
 from flashelmo.benchmarks.tables import figure, grid, notes
 from flashelmo.benchmarks.text import generate, load_sentences, spell, statistics
 from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import expected_shapes
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import expected_shapes
 
 # ---------------------------------------------------------------------------------------------------------------- text
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import MODELS
 
-from flashelmo.engine.characters import WordEncoder, batch_to_ids
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.spelling import Speller, Utf8Words, utf8
-from flashelmo.engine.weights import Lexicon
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import Lexicon
+from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
+from flashelmo.engine.text.spelling import Speller, Utf8Words, utf8
 
 CHARACTERS = {"<oov>": 0, "<bow>": 1, "<eow>": 2, "<pad>": 3, "<bos>": 4, "<eos>": 5, "a": 6, "é": 7, "天": 8, "😀": 9}
 WORDS = {"<oov>": 0, "<pad>": 1, "<bos>": 2, "<eos>": 3, "a": 4, "天天": 5, "\u3000": 6, "<bos": 7}

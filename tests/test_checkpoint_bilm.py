@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from tiny_models import MODELS, WORDS
 
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.bilm import write_bilm
-from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.text.characters import WordEncoder
 
 BILM_MODELS = [name for name, model in MODELS.items() if model.config.family == "bilm"]
 CELL = "RNN_0/RNN/MultiRNNCell/Cell0/LSTMCell"

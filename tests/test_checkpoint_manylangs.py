@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny_models import MODELS
 
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.manylangs import PUBLISHED_CONFIGURATION
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.manylangs import PUBLISHED_CONFIGURATION
+from flashelmo.engine.model.weights import ElmoModel
 
 VARIANTS = ["manylangs", "manylangs, characters alone", "manylangs, words alone"]
 CONFIGURATION = "cnn_tiny.json"

@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
 
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.bilm import write_bilm
-from flashelmo.engine.checkpoints.convert import convert, describe
-from flashelmo.engine.checkpoints.native import read_safetensors, release_pages, write_native
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel, check_tensors
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
+from flashelmo.engine.model.checkpoints.convert import convert, describe
+from flashelmo.engine.model.checkpoints.native import read_safetensors, release_pages, write_native
+from flashelmo.engine.model.weights import ElmoModel, check_tensors
 
 
 @pytest.fixture

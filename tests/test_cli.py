@@ -16,12 +16,12 @@ import pytest
 from tiny_models import MODELS
 
 from flashelmo.cli import main
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.cli.terminal import progress_bar, readable_size
+from flashelmo.engine import choice
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
-from flashelmo.engine.runtimes import choice
-from flashelmo.terminal import progress_bar, readable_size
 
 TEXT = "the cat sat\n\nthe cat sat on a mat\nincomprehensibilities , naïve\nthe cat sat\n"
 LINES = TEXT.splitlines()

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from tiny_models import MODELS
 
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.bilm import write_bilm
-from flashelmo.engine.checkpoints.convert import convert
-from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
+from flashelmo.engine.model.checkpoints.convert import convert
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import ElmoModel
 
 WRITERS: dict[str, Callable[..., None]] = {"native": write_native, "hdf5": write_bilm}
 
@@ -107,8 +107,8 @@ FULL_DISK = """
 import resource, sys
 sys.path.insert(0, sys.argv[3])
 from tiny_models import MODELS
-from flashelmo.engine.checkpoints.bilm import write_bilm
-from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.errors import FlashElmoError
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # no file may grow beyond: the weights do
 try:

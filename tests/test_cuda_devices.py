@@ -20,15 +20,15 @@ from device_pipelines import choosing
 from interpreter import repair
 
 from flashelmo.engine import make_pipeline
+from flashelmo.engine.choice import Precision
+from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.runtimes.choice import Precision
-from flashelmo.engine.runtimes.cuda.pipeline import CudaPipeline
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.schedule import MAX_WINDOW_TOKENS
-from flashelmo.engine.text import Window
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
+from flashelmo.engine.text.windows import Window
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_an_embedder_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None
 def test_precision_is_what_the_devices_decided(
     devices: tuple[str, ...], asked: Precision, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flashelmo.engine.runtimes.cuda.pipeline.make_cuda_pipeline", choosing)
+    monkeypatch.setattr("flashelmo.engine.cuda.pipeline.make_cuda_pipeline", choosing)
     embedder = ElmoEmbedder(ONE_LAYER, device=devices, precision=asked)
     assert isinstance(embedder._pipeline, DevicePool)
     with closing(embedder._pipeline):
@@ -135,7 +135,7 @@ def test_precision_is_what_the_devices_decided(
 
 
 def test_devices_that_decided_differently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flashelmo.engine.runtimes.cuda.pipeline.make_cuda_pipeline", choosing)
+    monkeypatch.setattr("flashelmo.engine.cuda.pipeline.make_cuda_pipeline", choosing)
     with pytest.raises(FlashElmoError) as error:
         ElmoEmbedder(ONE_LAYER, device=["cuda:0", "cuda:1"])
     assert str(error.value) == (

@@ -12,15 +12,15 @@ pytest.importorskip("triton")
 from cuda_runs import ONE_LAYER, assert_close, driver_out_of_memory, on_cuda, out_of_memory, pipeline_of
 from tiny_models import MODELS
 
+from flashelmo.engine.cuda import cuda_graphs as graphs_module
+from flashelmo.engine.cuda import layout, state
+from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
+from flashelmo.engine.cuda.executor import Executor
+from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes.cuda import graphs as graphs_module
-from flashelmo.engine.runtimes.cuda import layout, state
-from flashelmo.engine.runtimes.cuda.executor import Executor
-from flashelmo.engine.runtimes.cuda.graphs import Captured, GraphCache
-from flashelmo.engine.runtimes.cuda.layout import Sizes
-from flashelmo.engine.runtimes.cuda.settings import CudaSettings
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.reference.reference import ReferenceRuntime
 
 CPU = torch.device("cpu")
 SENTENCE = ["the", "cat"]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashelmo.engine.runtimes.cuda import layout as layout_module
-from flashelmo.engine.runtimes.cuda.layout import ALIGNED, D, Layout, Sizes, fill, last_depths
-from flashelmo.engine.schedule import Boundaries, Schedule, build_schedule
+from flashelmo.engine.cuda import layout as layout_module
+from flashelmo.engine.cuda.layout import ALIGNED, D, Layout, Sizes, fill, last_depths
+from flashelmo.engine.text.schedule import Boundaries, Schedule, build_schedule
 
 WORDS = 5  # and two boundaries
 BEGIN, END = WORDS, WORDS + 1

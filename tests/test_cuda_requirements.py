@@ -15,12 +15,12 @@ pytest.importorskip("triton")
 from test_architecture import run_python, without
 from tiny_models import MODELS
 
+from flashelmo.engine import choice
+from flashelmo.engine.choice import Choice, choose_runtime, has_cuda_card
+from flashelmo.engine.cuda import requirements
+from flashelmo.engine.cuda.requirements import check_precision, default_precision, find_device
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes import choice
-from flashelmo.engine.runtimes.choice import Choice, choose_runtime, has_cuda_card
-from flashelmo.engine.runtimes.cuda import requirements
-from flashelmo.engine.runtimes.cuda.requirements import check_precision, default_precision, find_device
 
 HAS_CUDA_CARD = has_cuda_card  # tests put another in its place
 MODEL = MODELS["words alone"]
@@ -192,7 +192,7 @@ def test_the_interpreter_has_every_precision() -> None:
     ("package", "device"), [("torch", "cuda"), ("torch", ["cuda:0", "cuda:1"]), ("triton", "cuda")], ids=str
 )
 def test_an_absent_package_names_the_extra(package: str, device: Any) -> None:
-    model = "from flashelmo.engine.initialize import random_model\nmodel = random_model('small', 0)\n"
+    model = "from flashelmo.engine.model.initialize import random_model\nmodel = random_model('small', 0)\n"
     code = (
         without(package) + "from flashelmo import ElmoEmbedder, MissingExtraError\n" + model + "try:\n"
         f"    ElmoEmbedder(model, device={device!r})\nexcept MissingExtraError as error:\n    print(error)"
@@ -205,8 +205,8 @@ def test_an_absent_package_names_the_extra(package: str, device: Any) -> None:
 def test_auto_without_a_card_imports_neither_torch_nor_triton() -> None:
     code = (
         "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
-        "from flashelmo.engine.runtimes import choice\nchoice.has_cuda_card = lambda: False\n"
-        "from flashelmo import ElmoEmbedder\nfrom flashelmo.engine.initialize import random_model\n"
+        "from flashelmo.engine.cpu.runtime import choice\nchoice.has_cuda_card = lambda: False\n"
+        "from flashelmo import ElmoEmbedder\nfrom flashelmo.engine.model.initialize import random_model\n"
         "for _ in range(2):\n    embedder = ElmoEmbedder(random_model('small', 0), device='auto')\n"
         "print(embedder.device, embedder.precision, embedder.embed_sentence(['a']).shape)\n"
         "print(sorted({'torch', 'triton'} & set(sys.modules)))"
@@ -294,7 +294,7 @@ def test_auto_where_torch_is_absent_warns(machine: Machine, caplog: pytest.LogCa
     code = (
         without("torch")
         + "import logging\nlogging.basicConfig(stream=sys.stdout, format='%(levelname)s %(message)s')\n"
-        "from flashelmo.engine.runtimes import choice\nchoice.has_cuda_card = lambda: True\n"
+        "from flashelmo.engine.cpu.runtime import choice\nchoice.has_cuda_card = lambda: True\n"
         "print(choice.choose_runtime('auto', 'auto', 'auto'))"
     )
     assert run_python(code).splitlines() == [

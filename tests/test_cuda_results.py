@@ -18,17 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import MODELS
 
+from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda import results as results_module
+from flashelmo.engine.cuda.results import Results
+from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.output import Output
-from flashelmo.engine.runtimes.cuda import layout
-from flashelmo.engine.runtimes.cuda import results as results_module
-from flashelmo.engine.runtimes.cuda.results import Results
-from flashelmo.engine.runtimes.cuda.transfer import Transfers
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text import Window
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.text.windows import Window
 
 SENTENCES = [["the", "cat"], [], ["sat"], ["é", "cat", "the"], ["cat"]]
 WINDOWS = [Window.from_sentences(SENTENCES[:3]), Window.from_sentences(SENTENCES[3:])]

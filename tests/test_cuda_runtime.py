@@ -16,13 +16,13 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, pipeline_of
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
+from flashelmo.engine.cuda import layout, plan
+from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.weights import ElmoWeights
 from flashelmo.engine.output import Layers, Output
-from flashelmo.engine.runtimes.cuda import layout, plan
-from flashelmo.engine.runtimes.cuda.settings import CudaSettings
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.text import Window
-from flashelmo.engine.weights import ElmoWeights
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.text.windows import Window
 
 MODEL = MODELS["skip"]
 # One bucket, and so one graph: launched, then captured, then replayed.

@@ -15,10 +15,10 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, pipeline_of
 from tiny_models import MODELS
 
+from flashelmo.engine.cuda import executor, layout, state
+from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.runtimes.cuda import executor, layout, state
-from flashelmo.engine.runtimes.cuda.settings import CudaSettings
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
 
 # Batches of several sizes, of which some hold empty sentences: rows rest, and come back.
 BATCHES = [

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import MODELS, WORDS
 
-from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.cuda import words as words_module
+from flashelmo.engine.cuda.transfer import Transfers
+from flashelmo.engine.cuda.weights import DeviceModel
+from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.runtimes.cuda import words as words_module
-from flashelmo.engine.runtimes.cuda.transfer import Transfers
-from flashelmo.engine.runtimes.cuda.weights import DeviceModel
-from flashelmo.engine.runtimes.cuda.words import VectorTable
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.text.characters import WordEncoder
 
 ROW_BYTES = 16  # of the tiny models' float32
 NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own vector, or the unknown word's

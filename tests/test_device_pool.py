@@ -22,16 +22,16 @@ import pytest
 from device_pipelines import MadeUp, cpu_pipeline, lengths, make_marked, setup_marks
 from tiny_models import MODELS
 
-from flashelmo.engine.checkpoints.native import read_native, write_native
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.devices.process import Embedded
 from flashelmo.engine.devices.shared_arrays import read_object, write_object
 from flashelmo.engine.devices.stream import Arrived, WindowStream
 from flashelmo.engine.devices.worker import Flush, Task
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.native import read_native, write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics
-from flashelmo.engine.text import Window
+from flashelmo.engine.text.windows import Window
 
 Arrays = list[npt.NDArray[Any]]
 
@@ -198,7 +198,7 @@ def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]
     pytest.importorskip("triton", reason="Triton is not installed")
     from interpreter import repair
 
-    from flashelmo.engine.runtimes.cuda.pipeline import make_cuda_pipeline
+    from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 
     make = partial(make_cuda_pipeline, model=MODELS["skip"], precision="fp32")
     name, setup = ("cuda:0", None) if device == "cuda" else ("interpreter", repair)
@@ -491,7 +491,7 @@ print("program", flush=True)
 from device_pipelines import MadeUp, NotReady
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.output import Output
-from flashelmo.engine.text import Window
+from flashelmo.engine.text.windows import Window
 """
 
 

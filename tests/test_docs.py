@@ -18,7 +18,7 @@ from documents import RUN, Block, check_printed, read_page
 from typer.main import get_command
 
 from flashelmo.cli import app
-from flashelmo.export.triton.readme import IMAGE
+from flashelmo.export.servers.readme import IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "onnx.md"

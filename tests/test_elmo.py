@@ -11,14 +11,14 @@ import torch
 from tiny_models import BILM, MODELS, SENTENCES, WORD_MODEL, WORDS, random_model
 from tolerances import TOLERANCES
 
-from flashelmo.engine.characters import WordEncoder, batch_to_ids
-from flashelmo.engine.checkpoints.native import write_native
-from flashelmo.engine.elmo import Elmo
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes.padding import pad_tokens, positions_before
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.scalar_mix import ScalarMix
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.reference.elmo import Elmo
+from flashelmo.engine.reference.padding import pad_tokens, positions_before
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.reference.scalar_mix import ScalarMix
+from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
 
 WEIGHTS = [0.3, -1.2, 0.7]
 VOCABULARY = ["@@PADDING@@", "the", "cat", "sat", "incomprehensibilities", "é"]
@@ -323,7 +323,7 @@ def test_bad_input(build, ids):
 
 
 def test_missing_torch_names_the_extra():
-    code = "import sys; sys.modules['torch'] = None\nimport flashelmo.engine.elmo"
+    code = "import sys; sys.modules['torch'] = None\nimport flashelmo.engine.reference.elmo"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert "MissingExtraError: the module Elmo needs the package torch" in result.stderr

@@ -17,7 +17,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnShare, Stream, WindowPipeline
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text import Window
+from flashelmo.engine.text.windows import Window
 
 TEXT = b"the cat sat\ncat\n\nthe cat  sat on\r\n sat cat the cat \n" * 3
 LINES = TEXT.decode().split("\n")[:-1]

@@ -14,9 +14,9 @@ import torch
 from tiny_models import MODELS, SENTENCES
 
 from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
-from flashelmo.engine.checkpoints.native import write_native
+from flashelmo.engine.cpu.openvino import has_bf16
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Layers, Output
-from flashelmo.engine.runtimes.openvino import has_bf16
 
 MODEL = MODELS["skip"]
 FLOAT32_RUNTIMES = ["ort", "openvino", "reference"]
@@ -273,7 +273,7 @@ def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not(relative_tol
 def test_an_absent_package_names_its_extra(
     runtime: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.startswith("flashelmo.engine.runtimes.")]:
+    for module in [name for name in sys.modules if name.startswith("flashelmo.engine.cpu.runtime.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(

@@ -12,10 +12,10 @@ import pytest
 from tiny_models import BILM, MODELS, random_model
 
 from flashelmo.cli import main
-from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoWeights
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import ElmoWeights
 from flashelmo.export import OnnxElmo, export_onnx
 
 Run = Callable[..., str]

@@ -50,9 +50,9 @@ from flashelmo.benchmarks.kernels.model import card_named
 from flashelmo.benchmarks.kernels.timing import Deadline, Task, Timing
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import preset_config
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.export import runtime
+from flashelmo.engine.model.initialize import preset_config
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.export import onnx_elmo as runtime
 from flashelmo.export.build import build_onnx
 
 H200 = card_named("H200")

@@ -25,7 +25,7 @@ from flashelmo.benchmarks.kernels.measure import ODD, GpuSettings, Run
 from flashelmo.benchmarks.kernels.model import card_named
 from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Task, Timing
 from flashelmo.benchmarks.results import Results, Row
-from flashelmo.engine.initialize import preset_config
+from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm_persistent import Barrier

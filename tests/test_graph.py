@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BILM, MANYLANGS, MODELS, WORD_MODEL, random_model
 
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.cpu import int8_levels
-from flashelmo.engine.graph import character_windows, input_product_graph, steps_graph, words_graph
-from flashelmo.engine.graph_tensors import prepare_tensors, quantize
-from flashelmo.engine.onnx_graph import IR_VERSION, OPSET, Graph, Tensors, WeightType
-from flashelmo.engine.runtimes.ort import OrtRuntime
-from flashelmo.engine.weights import DIRECTIONS, GATES, ElmoModel
+from flashelmo.engine.cpu.ort import OrtRuntime
+from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph, Tensors, WeightType
+from flashelmo.engine.graph.pieces import character_windows, input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph.tensors import prepare_tensors, quantize
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
+from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.text.characters import WordEncoder
 
 # Widths up to 7 and 50 positions, as the published models; words up to 48 bytes are whole.
 PUBLISHED_WIDTHS = replace(BILM, filters=((1, 3), (2, 4), (3, 5), (5, 4), (7, 6)), max_characters=50)

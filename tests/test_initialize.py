@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashelmo.engine.checkpoints.native import read_native, write_native
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import PRESETS, preset_config, random_model
-from flashelmo.engine.weights import ElmoModel, check_tensors, expected_shapes
+from flashelmo.engine.model.checkpoints.native import read_native, write_native
+from flashelmo.engine.model.initialize import PRESETS, preset_config, random_model
+from flashelmo.engine.model.weights import ElmoModel, check_tensors, expected_shapes
 
 # Parameters, from https://allenai.org/allennlp/software/elmo
 PUBLISHED = {"small": "13.6M", "medium": "28.0M", "original": "93.6M"}

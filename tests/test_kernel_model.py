@@ -6,9 +6,9 @@ import pytest
 
 from flashelmo.benchmarks.kernels import model
 from flashelmo.benchmarks.kernels.model import Card, Cost, Prediction, Product, card_named, measured
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import preset_config
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import preset_config
 
 ORIGINAL = preset_config("original")
 H200 = card_named("H200")

@@ -17,9 +17,9 @@ from kernel_lstm import random_layer, real_nodes
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.kernels import lstm_layer as layers
 from flashelmo.kernels.lstm_layer import Slab, lstm_layer, slabs
 from flashelmo.kernels.lstm_persistent import Barrier

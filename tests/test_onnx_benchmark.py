@@ -28,11 +28,11 @@ from flashelmo.benchmarks.onnx.settings import ENTRANTS, FILE_PRECISIONS, SECTIO
 from flashelmo.benchmarks.onnx.tables import tables
 from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.text import generate, write_sentences
-from flashelmo.engine.checkpoints.native import write_native
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.graph_tensors import prepare_tensors
-from flashelmo.engine.weights import DIRECTIONS, GATES, ElmoModel, ElmoWeights
+from flashelmo.engine.graph.tensors import prepare_tensors
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel, ElmoWeights
 
 CONFIG = replace(BILM, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0)
 SETTINGS = OnnxSettings(

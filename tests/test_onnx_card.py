@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny_models import MODELS
 
-from flashelmo.engine.checkpoints.native import write_native
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export.build import build_onnx
 from flashelmo.export.card import model_card
 from flashelmo.export.card_examples import SENTENCES

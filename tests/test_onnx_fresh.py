@@ -20,7 +20,7 @@ from test_architecture import FACE, package_folder
 from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Precision
 

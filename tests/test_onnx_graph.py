@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import random_model as published_size
-from flashelmo.engine.onnx_graph import IR_VERSION, OPSET, Graph
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.initialize import random_model as published_size
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.build import build_onnx, weights_sha256
 from flashelmo.export.distinct_words import WORDS_AT_ONCE
 from flashelmo.export.metadata import STATES, Metadata
@@ -412,7 +412,7 @@ def test_openvino_reads_the_file(name: str, tmp_path: Path) -> None:
 
 def test_openvino_in_bf16(tmp_path: Path, text: list[list[str]], relative_tolerance: dict[str, float]) -> None:
     openvino = pytest.importorskip("openvino")
-    from flashelmo.engine.runtimes.openvino import has_bf16
+    from flashelmo.engine.cpu.openvino import has_bf16
 
     if not has_bf16():
         pytest.skip("this processor has no bfloat16 products")

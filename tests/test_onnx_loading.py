@@ -19,9 +19,10 @@ from test_architecture import HEAVY, run_python, top_level
 from tiny_models import MANYLANGS, MANYLANGS_LEXICON
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.export import open_session, runtime
+from flashelmo.export import onnx_elmo as runtime
+from flashelmo.export import open_session
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.runtime import OnnxElmo
+from flashelmo.export.onnx_elmo import OnnxElmo
 
 # Blocks everything but the standard library, numpy, onnxruntime and this package.
 ALONE = """

@@ -19,7 +19,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import STATES
-from flashelmo.export.runtime import OnnxElmo
+from flashelmo.export.onnx_elmo import OnnxElmo
 
 
 @pytest.fixture(scope="module")

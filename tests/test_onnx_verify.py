@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from tiny_models import BILM, MODELS, WORDS, random_model
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
+from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification import verify as gate

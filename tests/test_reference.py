@@ -11,11 +11,11 @@ import torch
 from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, MODELS, SENTENCES, random_model
 from tolerances import TOLERANCES
 
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.checkpoints import load_model
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes.reference import ReferenceElmo, ReferenceRuntime
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime
+from flashelmo.engine.text.characters import WordEncoder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashelmo.engine import schedule as schedule_module
-from flashelmo.engine.schedule import Boundaries, Forest, Schedule, build_schedule
+from flashelmo.engine.text import schedule as schedule_module
+from flashelmo.engine.text.schedule import Boundaries, Forest, Schedule, build_schedule
 
 BEGIN, END = 7, 8
 windows = st.lists(st.lists(st.integers(0, 6), max_size=6), max_size=12)

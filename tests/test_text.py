@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashelmo.engine import text as text_module
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text import Window, read_ahead, read_windows
+from flashelmo.engine.text import windows as text_module
+from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
 SPACES = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace() and char != "\n"]
 # what looks like white space and is none: zero-width and combining ones, and halves of wide spaces

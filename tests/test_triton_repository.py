@@ -25,10 +25,10 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo import ElmoEmbedder, FlashElmoError
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.metadata import STATES
-from flashelmo.export.triton.repository import EXAMPLE, write_triton_repository
+from flashelmo.export.servers.repository import EXAMPLE, write_triton_repository
 
 ORT_TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(bool)": "BOOL"}
 

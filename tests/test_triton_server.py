@@ -17,9 +17,9 @@ from triton_repositories import MIX, export, onnx_models, read_request, text_mod
 from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo import ElmoEmbedder
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.weights import ElmoModel
-from flashelmo.export.triton.repository import EXAMPLE
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.export.servers.repository import EXAMPLE
 
 SERVER = shutil.which("tritonserver")
 SECONDS_TO_START = 120

@@ -13,8 +13,8 @@ from triton_repositories import MIX, export, read_config, read_request, request_
 from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo import ElmoEmbedder, FlashElmoError
-from flashelmo.engine.weights import ElmoModel
-from flashelmo.export.triton.repository import EXAMPLE
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.export.servers.repository import EXAMPLE
 
 CASES = ["characters", "both", "any characters, two layers"]
 
@@ -65,7 +65,7 @@ def serve(monkeypatch):
     vars(module).update({value.__name__: value for value in (Tensor, TritonError, InferenceResponse)})
     vars(module)["get_input_tensor_by_name"] = get_input_tensor_by_name
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.delitem(sys.modules, "flashelmo.export.triton.models.text_requests", raising=False)
+    monkeypatch.delitem(sys.modules, "flashelmo.export.servers.models.text_requests", raising=False)
 
     def load(folder: Path, kind: str = "CPU", embedder: type | None = None, **changes: str):
         spec = importlib.util.spec_from_file_location("served_model", folder / "1" / "model.py")
@@ -91,7 +91,7 @@ def serve(monkeypatch):
         return model
 
     yield load
-    sys.modules.pop("flashelmo.export.triton.models.text_requests", None)
+    sys.modules.pop("flashelmo.export.servers.models.text_requests", None)
 
 
 def strings(*rows: list) -> np.ndarray:
@@ -231,6 +231,6 @@ def test_wrong_parameters_are_refused_when_loaded(repositories, serve, changes, 
 def test_the_served_code_is_the_packages(repositories) -> None:
     folder, _ = repositories["characters"]
     for path in text_models(folder):
-        spec = importlib.util.find_spec(f"flashelmo.export.triton.models.{path.name}")
+        spec = importlib.util.find_spec(f"flashelmo.export.servers.models.{path.name}")
         assert spec is not None and spec.origin is not None
         assert (path / "1" / "model.py").read_bytes() == Path(spec.origin).read_bytes()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.weights import ElmoModel, ElmoWeights, Lexicon, expected_shapes
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon, expected_shapes
 
 BILM = ElmoConfig(
     family="bilm",

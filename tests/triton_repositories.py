@@ -10,10 +10,10 @@ from tiny_models import MANYLANGS, MANYLANGS_LEXICON, MODELS, random_model
 from tritonclient.grpc import InferInput, model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Precision
-from flashelmo.export.triton.repository import write_triton_repository
+from flashelmo.export.servers.repository import write_triton_repository
 
 MIX = [0.2, 0.5, 0.3]
 ALL_MODELS = {**MODELS, "large": random_model(replace(MANYLANGS, n_characters=400), MANYLANGS_LEXICON)}

@@ -39,10 +39,10 @@ from flashelmo.benchmarks.gpu.wall_timing import WallTimer
 from flashelmo.benchmarks.kernels.measure import NO_DEVICE, card_of, gpu, why_no_folder
 from flashelmo.benchmarks.kernels.timing import GraphTimer
 from flashelmo.benchmarks.results import Results
+from flashelmo.engine.cuda.requirements import check_precision, default_precision
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import PRESETS, random_model
-from flashelmo.engine.runtimes.cuda.requirements import check_precision, default_precision
+from flashelmo.engine.model.initialize import PRESETS, random_model
 
 
 def new_results(settings: EngineSettings, found: dict[str, Any], commit: str | None) -> Results:

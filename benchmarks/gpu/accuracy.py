@@ -23,11 +23,11 @@ from flashelmo.benchmarks.gpu.subject import Embedder, Subject
 from flashelmo.benchmarks.gpu.workloads import batches, equal_batch
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.text import Sentences, write_sentences
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output, pool_mean, select_layers
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.text import read_windows
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.text.windows import read_windows
 
 # Largest absolute difference in float32: hidden states lie in about [-3, 3]; sums of up to 4,096 products in another
 # order, two layers and some dozen steps deep, where small golden models have 64.

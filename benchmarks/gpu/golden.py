@@ -15,8 +15,8 @@ import numpy as np
 from flashelmo.benchmarks.gpu.accuracy import Check, LayerError, compare, one_vector
 from flashelmo.benchmarks.gpu.subject import Place, Subject
 from flashelmo.benchmarks.text import REAL_TEXT
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.runtimes import Array
+from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.model.checkpoints import load_model
 
 GOLDEN = REAL_TEXT.parents[1] / "golden"  # beside the checkout
 PUBLISHED = 1e-5  # largest absolute difference: 24 bits, published vectors are float32 themselves

@@ -22,7 +22,7 @@ from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load
 from flashelmo.benchmarks.kernels.model import Card
 from flashelmo.benchmarks.kernels.timing import Deadline, Timer, one_line
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
 
 CHECKING = 0.5  # share of the time that the checks may take
 SLOW = ("fp32", "tf32")  # precisions that bulk text is shorter for

@@ -25,13 +25,13 @@ from torch import Tensor
 from flashelmo.benchmarks.gpu.wall_timing import at_most
 from flashelmo.benchmarks.gpu.workloads import batches
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.engine.characters import WordEncoder
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.runtimes.padding import pad_tokens, positions_before
-from flashelmo.engine.runtimes.reference import ReferenceElmo, encode
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.reference.padding import pad_tokens, positions_before
+from flashelmo.engine.reference.reference import ReferenceElmo, encode
+from flashelmo.engine.text.characters import WordEncoder
 
 COMPILED_BOUND = 0.01  # largest absolute difference: convolutions may use TF32 in one and not in the other
 
@@ -133,7 +133,7 @@ class Onnx:
     """
 
     def __init__(self, path: Path) -> None:
-        from flashelmo.export.runtime import OnnxElmo  # which needs onnxruntime
+        from flashelmo.export.onnx_elmo import OnnxElmo  # which needs onnxruntime
 
         self._elmo = OnnxElmo(path, providers="cuda")
 

@@ -24,7 +24,7 @@ from flashelmo.benchmarks.kernels.timing import Task, Timer, Timing, one_line
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.text import Sentences, write_sentences
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text import read_windows
+from flashelmo.engine.text.windows import read_windows
 
 NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"

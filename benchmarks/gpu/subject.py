@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from flashelmo.benchmarks.text import Sentences
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
-from flashelmo.engine.text import Window
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.text.windows import Window
 
 
 class Embedder(Protocol):

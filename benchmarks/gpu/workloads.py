@@ -18,8 +18,8 @@ from pathlib import Path
 from flashelmo.benchmarks.kernels import model
 from flashelmo.benchmarks.kernels.model import Card, Cost
 from flashelmo.benchmarks.text import REAL_TEXT, Sentences, generate
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
 
 GENERATED = 1 << 19  # tokens; more are the same again
 

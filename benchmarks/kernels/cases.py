@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashelmo.engine.initialize import PUBLISHED_FILTERS
+from flashelmo.engine.model.initialize import PUBLISHED_FILTERS
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch, Precision

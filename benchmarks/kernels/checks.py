@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashelmo.benchmarks.kernels.timing import Deadline, one_line
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway

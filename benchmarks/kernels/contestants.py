@@ -34,7 +34,7 @@ from flashelmo.benchmarks.kernels.checks import (
     spell,
 )
 from flashelmo.benchmarks.kernels.timing import Task
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway

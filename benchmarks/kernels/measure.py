@@ -38,9 +38,9 @@ from flashelmo.benchmarks.kernels.model import Card, Cost
 from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Timer, Timing, one_line
 from flashelmo.benchmarks.results import FAILED, Results, Row, median_ratio
 from flashelmo.benchmarks.text import load_sentences
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import PRESETS, preset_config
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import PRESETS, preset_config
 
 NO_DEVICE = "no CUDA device: this benchmark needs one"
 TARGET_ROWS = (512, 32)

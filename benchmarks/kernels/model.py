@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from flashelmo.engine.config import ElmoConfig
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import PRESETS, preset_config
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import PRESETS, preset_config
 from flashelmo.kernels.tuning import Tile, table_tile
 
 D = 2

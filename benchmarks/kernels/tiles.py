@@ -34,8 +34,8 @@ from flashelmo.benchmarks.kernels.measure import (
 from flashelmo.benchmarks.kernels.model import Card
 from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Timer, Timing, one_line
 from flashelmo.benchmarks.results import Results, Row
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.initialize import PRESETS, preset_config
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import PRESETS, preset_config
 from flashelmo.kernels import tuning
 from flashelmo.kernels.tuning import ANY, Tile, is_hoisted
 

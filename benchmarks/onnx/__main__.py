@@ -27,7 +27,7 @@ from flashelmo.benchmarks.onnx.speed import measure_speed
 from flashelmo.benchmarks.results import FAILED, Results, Row, new_results
 from flashelmo.benchmarks.tables import print_head, print_rows
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.initialize import PRESETS
+from flashelmo.engine.model.initialize import PRESETS
 
 
 def run(settings: OnnxSettings, console: Console, out: Path | None = None) -> Results:

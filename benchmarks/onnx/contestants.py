@@ -17,15 +17,15 @@ from flashelmo.benchmarks.results import FAILED
 from flashelmo.benchmarks.settings import CONTESTANTS
 from flashelmo.benchmarks.text import Sentences
 from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine.checkpoints.files import first_line
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.runtimes import Array
-from flashelmo.engine.spelling import Speller
+from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import pad
 from flashelmo.export.metadata import Metadata
+from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import options_of
-from flashelmo.export.runtime import OnnxElmo
 
 # Relative error of a layer beyond which nothing is timed.
 BOUNDS = {"fp32": 1e-5, "fp16": 5e-3, **MAX_RELATIVE}
@@ -132,7 +132,7 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
         import openvino
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", "the exported file in OpenVINO") from error
-    from flashelmo.engine.runtimes.openvino import has_bf16
+    from flashelmo.engine.cpu.openvino import has_bf16
 
     if precision == "bf16" and not has_bf16():
         raise FlashElmoError("this processor has no bfloat16 products (AVX-512 BF16 or AMX)")

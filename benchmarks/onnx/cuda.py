@@ -23,8 +23,8 @@ from flashelmo.benchmarks.text import Sentences
 from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import available_providers, options_of
-from flashelmo.export.runtime import OnnxElmo
 
 PRECISIONS = ("fp32", "fp16")
 PROVIDER = "CUDAExecutionProvider"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from flashelmo.benchmarks.onnx.settings import FILE_PRECISIONS
 from flashelmo.benchmarks.settings import Subject
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.checkpoints.native import write_native
-from flashelmo.engine.initialize import random_model
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.initialize import random_model
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 # What opening a file imports; the time for that is given by itself.
-IMPORTS = ("flashelmo.export.runtime",)
+IMPORTS = ("flashelmo.export.onnx_elmo",)
 
 
 def load(path: Path, threads: int | None) -> dict[str, float]:

@@ -27,13 +27,13 @@ from flashelmo.benchmarks.settings import Subject
 from flashelmo.benchmarks.speed import Limits
 from flashelmo.benchmarks.text import Sentences, load_sentences
 from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine.checkpoints import load_model
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.cpu import cache_bytes
-from flashelmo.engine.runtimes import Array
+from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.processor import cache_bytes
 from flashelmo.export.build import check_precision
+from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import open_session
-from flashelmo.export.runtime import OnnxElmo
 
 UNIT = "GFLOP/s"
 

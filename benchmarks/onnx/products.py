@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from flashelmo.engine.config import ElmoConfig
-from flashelmo.engine.graph import input_product_nodes
-from flashelmo.engine.graph_tensors import prepare_tensors
-from flashelmo.engine.onnx_graph import Graph, WeightType
-from flashelmo.engine.weights import DIRECTIONS, GATES, ElmoModel
+from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.pieces import input_product_nodes
+from flashelmo.engine.graph.tensors import prepare_tensors
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
 from flashelmo.export.build import WEIGHT_TYPES
 from flashelmo.export.metadata import Precision
 

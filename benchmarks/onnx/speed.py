@@ -18,7 +18,7 @@ from flashelmo.benchmarks.settings import BATCH
 from flashelmo.benchmarks.speed import Limits, draw_batches
 from flashelmo.benchmarks.text import Sentences, load_sentences
 from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine.config import ElmoConfig
+from flashelmo.engine.model.config import ElmoConfig
 
 UNIT = "tokens/s"
 Batches = list[Sentences]

@@ -22,7 +22,7 @@ from flashelmo.engine.devices.worker import Cancel, Start
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
-from flashelmo.engine.text import Window
+from flashelmo.engine.text.windows import Window
 
 logger = logging.getLogger("flashelmo")
 

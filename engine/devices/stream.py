@@ -17,7 +17,7 @@ from flashelmo.engine.devices.process import DeviceProcess, Embedded, Result
 from flashelmo.engine.devices.worker import Flush, Task
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.text import Window
+from flashelmo.engine.text.windows import Window
 
 
 class Arrived(NamedTuple):

@@ -23,7 +23,7 @@ from flashelmo.engine.devices.shared_arrays import Array, ArrayLayout, Pickled, 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import WindowPipeline
-from flashelmo.engine.text import Window
+from flashelmo.engine.text.windows import Window
 
 
 class Start(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
-from flashelmo.engine.weights import ElmoModel, Lexicon
+from flashelmo.engine.model.weights import ElmoModel, Lexicon
 from flashelmo.export.verification.sentences import MULTIBYTE_WORDS
 
 Sentence: TypeAlias = tuple[str, ...]

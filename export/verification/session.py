@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.characters import WordEncoder
+from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.metadata import STATES, Metadata
 from flashelmo.export.open_session import Provider, available_providers, open_session, options_of
 from flashelmo.export.verification.cases import Batch

@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.onnx_graph import IR_VERSION, OPSET
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.graph.builder import IR_VERSION, OPSET
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.export.build import weights_sha256
 from flashelmo.export.metadata import STATES, Metadata
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.runtimes.reference import ReferenceRuntime
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export.verification.cases import Batch, Sentence
 
 Floats = npt.NDArray[np.floating[Any]]

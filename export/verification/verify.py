@@ -7,9 +7,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flashelmo.engine.cpu import processor_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.processor import processor_name
 from flashelmo.export.metadata import Metadata, Precision
 from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
 from flashelmo.export.verification.bounds import BOUNDS, Bound, bounds_of_outputs

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import onnx
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.export.build import WEIGHT_TYPES, tensors_of, vocabulary_of
-from flashelmo.export.graph import elmo_graph
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.structure import one_line
+from flashelmo.export.whole_model import elmo_graph
 
 Tensor = npt.NDArray[Any]
 

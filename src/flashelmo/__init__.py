@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashelmo.engine.characters import batch_to_ids
-    from flashelmo.engine.checkpoints import load_model
-    from flashelmo.engine.config import ElmoConfig
-    from flashelmo.engine.elmo import Elmo
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+    from flashelmo.engine.model.checkpoints import load_model
+    from flashelmo.engine.model.config import ElmoConfig
+    from flashelmo.engine.reference.elmo import Elmo
+    from flashelmo.engine.text.characters import batch_to_ids
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
 
 # Public name -> module that defines it. The imports above tell the same to type checkers; a test compares the two.
 _HOMES = {
-    "Elmo": "flashelmo.engine.elmo",
-    "ElmoConfig": "flashelmo.engine.config",
+    "Elmo": "flashelmo.engine.reference.elmo",
+    "ElmoConfig": "flashelmo.engine.model.config",
     "ElmoEmbedder": "flashelmo.engine.embedder",
     "FlashElmoError": "flashelmo.engine.errors",
     "MissingExtraError": "flashelmo.engine.errors",
-    "batch_to_ids": "flashelmo.engine.characters",
-    "load_model": "flashelmo.engine.checkpoints",
+    "batch_to_ids": "flashelmo.engine.text.characters",
+    "load_model": "flashelmo.engine.model.checkpoints",
 }
 
 

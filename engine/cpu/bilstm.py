@@ -1,0 +1,255 @@
+"""Runs the bidirectional LSTM over a schedule: layer by layer, depth by depth, each node once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.cpu.runtime import Array, Int32, LstmSteps, Runtime
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import GATES
+from flashelmo.engine.text.schedule import Forest, Schedule
+
+# Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
+STEP_ROWS = 512
+# The lowest layer's input products of this many bytes, of a window's distinct words, are held by each direction.
+WORD_TABLE_BYTES = 320 << 20
+
+
+@dataclass
+class LstmState:
+    """Final states of rows, carried from batch to batch: for each (layer, direction), hidden [B, P] and cell [B, C].
+
+    A smaller batch updates the first rows only; a larger one's new rows start at zero (AllenNLP, bilm-tf).
+    """
+
+    rows: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
+
+    def of(self, layer: int, direction: int, n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
+        """The states of the first n_rows rows; writing to them updates this object."""
+        hidden, cell = self.rows.get((layer, direction)) or zero_states(0, config)
+        if n_rows > len(hidden):
+            new_hidden, new_cell = zero_states(n_rows - len(hidden), config)
+            hidden, cell = np.concatenate([hidden, new_hidden]), np.concatenate([cell, new_cell])
+            self.rows[layer, direction] = hidden, cell
+        return hidden[:n_rows], cell[:n_rows]
+
+
+def zero_states(n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
+    """The state before any word: hidden [n_rows, P], cell [n_rows, C]."""
+    shapes = (n_rows, config.projection_size), (n_rows, config.cell_size)
+    return np.zeros(shapes[0], np.float32), np.zeros(shapes[1], np.float32)
+
+
+class BiLstm:
+    """The LSTM layers of one model on one runtime."""
+
+    def __init__(self, config: ElmoConfig, runtime: Runtime) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._memory: dict[tuple[str, int], Array] = {}
+        self._boundaries: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
+        self._pool = ThreadPoolExecutor(2, "flashelmo") if runtime.concurrent_directions else None
+        self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // (len(GATES) * 4 * config.cell_size))
+
+    def run(
+        self,
+        schedule: Schedule,
+        word_vectors: Array,
+        state: LstmState | None = None,
+        on_nodes: Callable[[int], None] = lambda nodes: None,
+    ) -> list[tuple[Array, Array]]:
+        """Outputs of every layer: (forward [N_forward, P], backward [N_backward, P]).
+
+        Args:
+            schedule: built with `share=False, complete=True` where there is a state.
+            word_vectors: [W, P] of the words that the schedule's nodes name.
+            state: rows' states to start from, updated in place; None starts every root at zero.
+            on_nodes: called after every step with the number of its nodes, by either direction's thread.
+        """
+        stop = threading.Event()
+
+        def run_direction(direction: int, forest: Forest) -> list[Array]:
+            return self._run_direction(direction, forest, word_vectors, state, count)
+
+        def count(nodes: int) -> None:
+            if stop.is_set():
+                raise InterruptedError
+            on_nodes(nodes)
+
+        forests = (schedule.forward, schedule.backward)
+        if self._pool is None:
+            return list(zip(*map(run_direction, range(2), forests), strict=True))
+        directions = [self._pool.submit(run_direction, *arguments) for arguments in enumerate(forests)]
+        try:
+            return list(zip(*(future.result() for future in directions), strict=True))
+        except BaseException:  # Ctrl-C among them: the other direction ends after its step
+            stop.set()
+            wait(directions)
+            raise
+
+    def _run_direction(
+        self,
+        direction: int,
+        forest: Forest,
+        word_vectors: Array,
+        state: LstmState | None,
+        on_nodes: Callable[[int], None],
+    ) -> list[Array]:
+        """Outputs [N, P] of every layer."""
+        outputs: list[Array] = []
+        for layer in range(self._config.n_layers):
+            states = state.of(layer, direction, len(forest.rows), self._config) if state else None
+            x, x_rows = (word_vectors, forest.words) if layer == 0 else (outputs[-1], None)
+            hidden = self._run_layer(layer, direction, forest, x, x_rows, states, on_nodes)
+            if layer and self._config.skip_connections:
+                hidden += outputs[-1]  # into the output alone: the recurrence is over
+            outputs.append(hidden)
+        return outputs
+
+    def _scratch(self, name: str, direction: int, n: int, rows: int) -> Array:
+        """[n, rows, C] of memory that is used again and again: fresh pages cost as much as a pass over them."""
+        key, size = (name, direction), n * rows * self._config.cell_size
+        if key not in self._memory or self._memory[key].size < size:
+            self._memory[key] = np.empty(size, np.float32)
+        return self._memory[key][:size].reshape(n, rows, self._config.cell_size)
+
+    def _boundary_state(self, layer: int, direction: int, x: Array) -> tuple[Array, Array]:
+        """State [1, P], [1, C] after a boundary's vector x [1, P] from a fresh state: the same in every window."""
+        key = (layer, direction)
+        known = self._boundaries.get(key)
+        if known is None or not np.array_equal(known[0], x):
+            gates = np.empty((len(GATES), 1, self._config.cell_size), np.float32)
+            self._runtime.input_product(layer, direction, x, gates)
+            after = zero_states(1, self._config)
+            one = np.zeros(1, np.int32)
+            table, rows = (gates, one[None]) if layer == 0 else (gates[:, None], None)
+            zeros = zero_states(1, self._config)
+            self._runtime.steps(LstmSteps(layer, direction, table, rows, one, *zeros, after[0][None], after[1]))
+            known = self._boundaries[key] = (x.copy(), *after)
+        return known[1], known[2]
+
+    def _run_layer(
+        self,
+        layer: int,
+        direction: int,
+        forest: Forest,
+        x: Array,
+        x_rows: Int32 | None,
+        states: tuple[Array, Array] | None,
+        on_nodes: Callable[[int], None],
+    ) -> Array:
+        """Hidden states [N, P] of one layer. Node n's input is x[x_rows[n]], or x[n]; `states` are read and updated."""
+        config, runtime = self._config, self._runtime
+        sizes = np.diff(forest.depths)
+        hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
+        cell, cell_before = self._scratch("cells", direction, 2, sizes.max(initial=0))
+        first_depth = 0
+        if states:
+            before = states  # of the depth before
+        elif forest.n_nodes:  # depth 0 of a shared forest is the boundary alone
+            before = self._boundary_state(layer, direction, x[forest.words[:1]] if x_rows is not None else x[:1])
+            hidden[:1] = before[0]
+            first_depth = 1
+            on_nodes(1)
+        for slab in _slabs(forest, first_depth, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
+            first, stop = slab[0].start, slab[-1].stop
+            if x_rows is None:
+                gate_rows, inputs = None, x[first:stop]
+            else:
+                words, inverse = np.unique(x_rows[first:stop], return_inverse=True)
+                gate_rows, inputs = inverse.astype(np.int32), x[words]
+            gates = self._scratch("gates", direction, len(GATES), len(inputs))
+            runtime.input_product(layer, direction, inputs, gates)
+            for steps in slab:
+                here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
+                row = steps.start - int(forest.depths[steps.depth])
+                runtime.steps(
+                    LstmSteps(
+                        layer,
+                        direction,
+                        gates[:, here].reshape(len(GATES), *shape, -1) if gate_rows is None else gates,
+                        None if gate_rows is None else gate_rows[here].reshape(shape),
+                        forest.parents[steps.start :][: steps.n_rows],
+                        *before,
+                        hidden[steps.start : steps.stop].reshape(*shape, -1),
+                        cell[row : row + steps.n_rows],
+                    )
+                )
+                on_nodes(steps.stop - steps.start)
+                last = steps.depth + steps.n_steps
+                if steps.stop == forest.depths[last]:  # all rows of this depth are done
+                    before = (hidden[forest.depths[last - 1] : steps.stop], cell[: sizes[last - 1]])
+                    cell, cell_before = cell_before, cell
+                    if states:  # rows are in order of length: those that end here are the last ones
+                        ended = slice(sizes[last] if last < len(sizes) else 0, None)
+                        rows = forest.rows[: sizes[last - 1]][ended]
+                        states[0][rows], states[1][rows] = before[0][ended], before[1][ended]
+        return hidden
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """One call: n_steps depths from `depth` on, the same rows in each; nodes start:stop."""
+
+    depth: int
+    n_steps: int
+    start: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        return (self.stop - self.start) // self.n_steps
+
+
+def _steps(forest: Forest, first_depth: int) -> Iterator[_Steps]:
+    """Calls of at most STEP_ROWS nodes from first_depth on: large depths are cut, those whose rows go on are joined."""
+    sizes = np.diff(forest.depths)
+    goes_on = _goes_on(forest)
+    depth = first_depth
+    while depth < forest.n_depths:
+        start, size = int(forest.depths[depth]), int(sizes[depth])
+        if size > STEP_ROWS:
+            n_calls = -(-size // STEP_ROWS)
+            cuts = [start + size * call // n_calls for call in range(n_calls + 1)]
+            yield from (_Steps(depth, 1, first, stop) for first, stop in pairwise(cuts))
+            depth += 1
+            continue
+        n_steps = 1
+        while depth + n_steps < forest.n_depths and goes_on[depth + n_steps] and (n_steps + 1) * size <= STEP_ROWS:
+            n_steps += 1
+        yield _Steps(depth, n_steps, start, start + n_steps * size)
+        depth += n_steps
+
+
+def _goes_on(forest: Forest) -> npt.NDArray[np.bool_]:
+    """[depths] whether a depth's rows are the ones before, none ended and none branched."""
+    sizes = np.diff(forest.depths)
+    goes_on = np.zeros(len(sizes), np.bool_)
+    if len(sizes) > 1:
+        same = forest.parents == np.arange(forest.n_nodes) - np.repeat(forest.depths[:-1], sizes)
+        goes_on[1:] = np.logical_and.reduceat(same, forest.depths[:-1])[1:] & (sizes[1:] == sizes[:-1])
+    return goes_on
+
+
+def _slabs(forest: Forest, first_depth: int, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Steps]]:
+    """Groups of consecutive calls whose input product is one: at most max_nodes nodes each.
+
+    With `x_rows`, a window whose distinct rows are at most max_nodes is one group, however many its nodes.
+    """
+    if x_rows is not None and len(np.unique(x_rows)) <= max_nodes:
+        max_nodes = forest.n_nodes
+    slab: list[_Steps] = []
+    for steps in _steps(forest, first_depth):
+        if slab and steps.stop - slab[0].start > max_nodes:
+            yield slab
+            slab = []
+        slab.append(steps)
+    if slab:
+        yield slab

@@ -1,0 +1,104 @@
+"""OpenVINO on the CPU: the same graph pieces in float32, or in bfloat16 where the processor multiplies it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.graph.builder import Graph, Tensors
+from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, GATES
+
+try:
+    import openvino
+except ImportError as error:
+    raise MissingExtraError("openvino", "openvino", "the OpenVINO runtime") from error
+
+ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones run slowly
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor (AVX-512 BF16, AMX)."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVinoRuntime:
+    """Runs the graph's pieces, their rows rounded up to a multiple of 32.
+
+    Args:
+        config: the model's dimensions.
+        tensors: what `prepare_tensors` made for float32.
+        precision: "fp32" or "bf16" (products and elementwise operations; what passes between pieces is float32).
+        threads: threads of one piece; 0 lets OpenVINO take the machine's cores.
+
+    Raises:
+        FlashElmoError: bf16 on a processor without it.
+    """
+
+    concurrent_directions = False  # OpenVINO's threads serve one request after the other
+
+    def __init__(
+        self, config: ElmoConfig, tensors: Tensors, precision: Literal["fp32", "bf16"], threads: int = 0
+    ) -> None:
+        if precision == "bf16" and not has_bf16():
+            raise FlashElmoError(
+                "precision 'bf16': this processor has no bfloat16 products (AVX-512 BF16 or AMX); pass 'fp32' or 'int8'"
+            )
+        self._core = openvino.Core()
+        self._tensors = tensors
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        layers = range(config.n_layers)
+        self._words = self._piece(words_graph(config))
+        self._products = [
+            [self._piece(input_product_graph(config, layer, name, "float32")) for name in DIRECTIONS]
+            for layer in layers
+        ]
+        self._steps = [
+            [self._piece(steps_graph(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers
+        ]
+
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+        """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
+        inputs = {"windows": windows, "word_ids": word_ids}
+        padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
+        _run(self._words, padded, {"vectors": vectors})
+
+    def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
+        """Input product: x [m, P] -> gates [4, m, C]."""
+        _run(self._products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
+
+    def steps(self, steps: LstmSteps) -> None:
+        """T LSTM steps of n rows. Rows added by rounding repeat row 0."""
+        inputs = {"parents": _pad_rows(steps.parents), "hidden": steps.hidden, "cell": steps.cell}
+        if steps.gate_rows is not None:
+            inputs |= {"gate_rows": _pad_rows(steps.gate_rows, axis=1), **dict(zip(GATES, steps.gates, strict=True))}
+        else:
+            inputs |= {name: _pad_rows(gate, axis=1) for name, gate in zip(GATES, steps.gates, strict=True)}
+        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
+        _run(self._steps[steps.layer][steps.direction], inputs, outputs)
+
+    def _piece(self, graph: Graph) -> Any:
+        model = self._core.read_model(graph.to_model(self._tensors, embed=True).SerializeToString())
+        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+
+
+def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
+    missing = -array.shape[axis] % ROW_MULTIPLE
+    return np.pad(array, [(0, missing if a == axis else 0) for a in range(array.ndim)]) if missing else array
+
+
+def _run(request: Any, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
+    request.infer(inputs, share_inputs=True)
+    for name, array in outputs.items():
+        result = request.get_tensor(name).data
+        array[...] = result[tuple(map(slice, array.shape))]

@@ -1,0 +1,100 @@
+"""ONNX Runtime on the CPU: the graph's pieces in float32, or with 8-bit LSTM weights."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.graph.builder import Graph, Tensors, WeightType
+from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, GATES
+from flashelmo.engine.processor import cache_bytes, n_cores
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise MissingExtraError("onnxruntime", "cpu", "running ELMo on the CPU") from error
+
+
+class OrtRuntime:
+    """Runs the graph's pieces; every output goes into an array the caller gives.
+
+    Args:
+        config: the model's dimensions.
+        tensors: what `prepare_tensors` made; kept alive, since ONNX Runtime may read them in place.
+        weight_type: "float32" or "int8".
+        threads: threads to use; 0 takes all cores.
+
+    Where a step's weights of both directions fit the cache, each direction has half of the threads and both run at
+    once: one's elementwise operations fill the time in which the other waits. Larger weights come from memory anew at
+    every step of few rows, and two directions would only drive each other's out of the cache.
+    """
+
+    def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: WeightType, threads: int = 0) -> None:
+        self._tensors = tensors
+        threads = threads or n_cores()
+        step_weights = 5 * config.projection_size * config.cell_size * (1 if weight_type == "int8" else 4)
+        self.concurrent_directions = threads > 1 and 2 * step_weights <= cache_bytes()
+        piece_threads = -(-threads // 2) if self.concurrent_directions else threads
+        cells = [(layer, name) for layer in range(config.n_layers) for name in DIRECTIONS]
+        graphs = [
+            words_graph(config),
+            *(input_product_graph(config, layer, name, weight_type) for layer, name in cells),
+            *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
+        ]
+        with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
+            self._words, *pieces = pool.map(self._piece, graphs, [threads, *2 * len(cells) * [piece_threads]])
+        self._products, self._steps = pieces[: len(cells)], pieces[len(cells) :]
+
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+        """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
+        inputs = {"windows": windows, "word_ids": word_ids}
+        self._words.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
+
+    def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
+        """Input product: x [m, P] -> gates [4, m, C]."""
+        self._products[2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
+
+    def steps(self, steps: LstmSteps) -> None:
+        """T LSTM steps of n rows."""
+        inputs = {"parents": steps.parents, "hidden": steps.hidden, "cell": steps.cell}
+        inputs |= zip(GATES, steps.gates, strict=True)
+        if steps.gate_rows is not None:
+            inputs["gate_rows"] = steps.gate_rows
+        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
+        self._steps[2 * steps.layer + steps.direction].run(inputs, outputs)
+
+    def _piece(self, graph: Graph, threads: int) -> _Piece:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each
+        # Each session has its own threads; they must not spin while another session works.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(self._tensors[name]) for name in graph.weights]
+        options.add_external_initializers(graph.weights, values)
+        model = graph.to_model(self._tensors).SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return _Piece(session, values)
+
+
+class _Piece:
+    """A session with inputs and outputs bound in place."""
+
+    def __init__(self, session: Any, weights: list[Any]) -> None:
+        self._session = session
+        self._weights = weights
+        self._binding = session.io_binding()
+
+    def run(self, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(self._binding)

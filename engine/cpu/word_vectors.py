@@ -1,0 +1,98 @@
+"""Word vectors, computed once per distinct word and kept in a bounded cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pyarrow as pa
+
+from flashelmo.engine.cpu.runtime import Array, Int64, Runtime
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.text.characters import WordEncoder
+
+# Positions of one words product: enough rows for the matrix peak, few enough to stay in the last-level cache.
+GROUP_POSITIONS = 2048
+
+
+class WordVectors:
+    """The context-free vectors [W, P] of words (layer 0's half).
+
+    Args:
+        config, encoder, runtime: the model's dimensions, its words-to-ids rules, and what computes.
+        cache_bytes: the least recently used vectors beyond this many bytes are forgotten.
+    """
+
+    def __init__(self, config: ElmoConfig, encoder: WordEncoder, runtime: Runtime, cache_bytes: int) -> None:
+        self._config = config
+        self._encoder = encoder
+        self._runtime = runtime
+        self._cache = _LruCache(cache_bytes // (4 * config.projection_size), config.projection_size)
+
+    def lookup(self, words: pa.StringArray) -> tuple[Array, int]:
+        """Vectors [W, P] of distinct words, and how many of them had to be computed."""
+        names = words.to_pylist()
+        vectors = np.empty((len(names), self._config.projection_size), np.float32)
+        missing = self._cache.read(names, vectors)
+        if len(missing):
+            vectors[missing] = self._compute(words.take(pa.array(missing)))
+            self._cache.write([names[i] for i in missing], vectors[missing])
+        return vectors, len(missing)
+
+    def _compute(self, words: pa.StringArray) -> Array:
+        """Words of like length together, so that few positions are padding."""
+        character_ids = self._encoder.character_ids(words)
+        word_ids = self._encoder.word_ids(words)
+        vectors = np.empty((len(words), self._config.projection_size), np.float32)
+        if character_ids is None:
+            self._runtime.word_vectors(None, word_ids, vectors)
+            return vectors
+        from flashelmo.engine.graph.pieces import character_windows  # needs onnx, as only its runtimes do
+
+        sizes = self._encoder.lengths(character_ids)
+        order = np.argsort(sizes, kind="stable")
+        for group in _groups(order, sizes):
+            windows = character_windows(character_ids[group], int(sizes[group[-1]]), self._config)
+            result = np.empty((len(group), vectors.shape[1]), np.float32)
+            self._runtime.word_vectors(windows, None if word_ids is None else word_ids[group], result)
+            vectors[group] = result
+        return vectors
+
+
+def _groups(order: Int64, sizes: Int64) -> list[Int64]:
+    """Split `order` (ascending sizes) into runs of about GROUP_POSITIONS positions."""
+    ends = np.flatnonzero(np.diff(np.cumsum(sizes[order] + 1) // GROUP_POSITIONS)) + 1
+    return np.split(order, ends)
+
+
+class _LruCache:
+    """Rows of floats by word; the least recently used give way."""
+
+    def __init__(self, capacity: int, width: int) -> None:
+        self._capacity = capacity
+        self._rows: OrderedDict[str, int] = OrderedDict()
+        self._values = np.empty((min(capacity, 1024), width), np.float32)
+
+    def read(self, names: list[str], values: Array) -> Int64:
+        """Copy known rows into `values`; the indices of unknown names."""
+        rows = np.array([self._rows.get(name, -1) for name in names], np.int64)
+        known = np.flatnonzero(rows >= 0)
+        values[known] = self._values[rows[known]]
+        for i in known:
+            self._rows.move_to_end(names[i])
+        return np.flatnonzero(rows < 0)
+
+    def write(self, names: list[str], values: Array) -> None:
+        """Keep rows of names that are not there yet."""
+        names, values = names[: self._capacity], values[: self._capacity]
+        grown = min(self._capacity, max(len(self._values), len(self._rows) + len(names)))
+        if grown > len(self._values):
+            more = min(self._capacity, max(grown, 2 * len(self._values))) - len(self._values)
+            self._values = np.concatenate([self._values, np.empty((more, self._values.shape[1]), np.float32)])
+        for name, value in zip(names, values, strict=True):
+            if name in self._rows:
+                continue
+            full = len(self._rows) == len(self._values)
+            row = self._rows.popitem(last=False)[1] if full else len(self._rows)
+            self._rows[name] = row
+            self._values[row] = value

@@ -1,0 +1,83 @@
+"""The kernels in their order: a window from word vectors to what was asked for, without waiting for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashelmo.engine.cuda.layout import D, Layout, Sizes
+from flashelmo.engine.cuda.settings import CudaSettings
+from flashelmo.engine.cuda.state import DeviceState
+from flashelmo.engine.cuda.weights import DeviceModel
+from flashelmo.kernels.launch import can_depend
+from flashelmo.kernels.lstm_layer import lstm_layer
+from flashelmo.kernels.lstm_persistent import Barrier
+from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.token_layers import Tokens, token_layers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of a window, on the device.
+
+    Attributes:
+        mix: float32 [O, L], coefficients of the layers for each output.
+        dtype: of the result.
+    """
+
+    mix: Tensor
+    dtype: torch.dtype
+
+
+def compute(
+    model: DeviceModel,
+    word_vectors: Tensor,
+    ints: Tensor,
+    sizes: Sizes,
+    asked: Asked,
+    settings: CudaSettings,
+    *,
+    barrier: Barrier | None = None,
+    state: DeviceState | None = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Layers of a window's tokens [O, tokens, 2P], or their means over sentences [O, B, 2P].
+
+    Nothing is read back, so that all of it can be captured in a CUDA graph.
+
+    Args:
+        word_vectors: [rows, P], the table that `ints` names words in.
+        ints: int32 [size], what `layout.fill` wrote for these sizes.
+        barrier: lets depths of very few rows run as one launch; whoever takes the results checks it.
+        state: to start from and to update, with `first_row` for the window's first one.
+    """
+    parts: dict[str, Any] = Layout.of(sizes).views(ints)
+    n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
+    nodes = Nodes(parts["starts"], parts["parents"], parts["words"], sizes.depths)
+    outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
+    x, final = word_vectors, []
+    for layer, weights in enumerate(model.lstm):
+        x, tensors = lstm_layer(
+            weights,
+            nodes,
+            x,
+            by_word=layer == 0,
+            skip=layer > 0 and model.config.skip_connections,
+            roots=None if state is None else state.roots(layer, first_row, sizes.n_roots),
+            barrier=barrier,
+            precision=model.products,
+            dependent=settings.dependent and can_depend(model.device),
+            keep_weights=settings.keep_weights,
+            out=outputs[layer],
+        )
+        if state is not None:
+            final.append(state.final(parts, tensors.hidden, tensors.cell))
+        del tensors  # the next layer's take their memory
+    tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
+    results = token_layers(word_vectors, outputs, tokens, asked.mix, out_dtype=asked.dtype)
+    if state is not None:
+        state.take_over(parts, final)
+    return results

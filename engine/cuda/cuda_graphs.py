@@ -1,0 +1,167 @@
+"""Small windows as captured CUDA graphs: a bucket's launches are recorded once and replayed for each of its windows.
+
+A step of few rows takes microseconds, and its two launches from Python take far longer. A graph's launches are
+recorded, so that replaying all steps costs the host one call. Kernels read from the schedule which nodes there are, so
+one graph serves every window that its bucket holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashelmo.engine.cuda.memory import is_out_of_memory
+from flashelmo.engine.cuda.transfer import CAPTURE
+
+HELD_BYTES = 1 << 30  # of graphs' results; what else a graph needs, it shares with the others
+
+logger = logging.getLogger("flashelmo")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One bucket's graph.
+
+    Attributes:
+        replay: runs it and gives its result, which the next replay overwrites.
+        ints: what it reads.
+        n_bytes: of its result.
+    """
+
+    replay: Callable[[], Tensor]
+    ints: Tensor
+    n_bytes: int = 0
+
+
+class GraphCache:
+    """Graphs by bucket. A bucket is captured when it comes a second time: its first window compiles the kernels.
+
+    Args:
+        device: a CUDA device, or the CPU for Triton's interpreter.
+        max_graphs: kept; the least recently replayed gives way.
+    """
+
+    def __init__(self, device: torch.device, max_graphs: int) -> None:
+        self._device = device
+        self._max_graphs = max_graphs
+        self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._pool: Any = None  # graphs run one after the other, so that all share their memory
+        self.works = True
+
+    def get(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
+        """The graph of a bucket; None where it is not captured (yet).
+
+        Args:
+            key: the bucket, and whatever else the launches depend on.
+            size: of the bucket's integers.
+            run: queues the bucket's work on integers that it is given, and returns the result.
+        """
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        if not self.works:
+            return None
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > 16 * self._max_graphs:
+                self._seen.popitem(last=False)
+            return None
+        try:
+            captured = self._capture(size, run)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.works = False  # the same launches work without a graph
+            logger.warning("CUDA graphs are not used: %s", str(error).partition("\n")[0])
+            return None
+        self._graphs[key] = captured
+        while len(self._graphs) > 1 and self._are_too_many():
+            self._wait()
+            self._graphs.popitem(last=False)
+        return captured
+
+    def clear(self) -> None:
+        """Let go of all graphs and their memory."""
+        self._wait()
+        self._graphs.clear()
+        self._pool = None
+
+    def _are_too_many(self) -> bool:
+        n_bytes = sum(graph.n_bytes for graph in self._graphs.values())
+        return len(self._graphs) > self._max_graphs or n_bytes > HELD_BYTES
+
+    def _wait(self) -> None:
+        """Until no graph runs any more, so that it can be let go."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _capture(self, size: int, run: Callable[[Tensor], Tensor]) -> Captured:
+        """What a run queues on the current stream; `torch.cuda.graph` would collect garbage and empty caches first."""
+        ints = torch.zeros(size, dtype=torch.int32, device=self._device)
+        if self._device.type == "cpu":  # Triton's interpreter has no graphs: the run itself stands for one
+            return Captured(_rerun(partial(run, ints)), ints)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        self._wait()
+        with CAPTURE:
+            try:
+                out = _record(graph, self._pool, partial(run, ints))
+            except BaseException:
+                self._abandon(graph)
+                raise
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return Captured(replay, ints, out.nbytes)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that failed. PyTorch's allocators would else believe that it goes on, and use nothing again."""
+        pool, self._pool = self._pool, None
+        graph.reset()
+        with suppress(Exception):  # where the capture came so far as to end itself
+            device = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(device, pool)
+            _abandoned.append(graph)
+            torch._C._cuda_releasePool(device, pool)
+
+
+_abandoned: list[torch.cuda.CUDAGraph] = []  # one of PyTorch's allocators goes on asking them what they captured
+
+
+def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:
+    """Capture what a run queues on the current stream, and give its result."""
+    # "relaxed": other modes forbid what waits for nothing here, as to load a kernel or to let go of a tensor.
+    graph.capture_begin(pool=pool, capture_error_mode="relaxed")
+    try:
+        out = run()
+    except BaseException:
+        with suppress(Exception):  # the end of a failed capture fails too, and says less
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return out
+
+
+def _rerun(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A replay without a graph, which writes one tensor again and again as a graph does."""
+    held: list[Tensor] = []
+
+    def replay() -> Tensor:
+        out = run()
+        if not held:
+            held.append(out)
+        return held[0].copy_(out)
+
+    return replay

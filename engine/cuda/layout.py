@@ -1,0 +1,197 @@
+"""A window's schedule as one array of integers, so that one copy brings it to the device. NumPy alone.
+
+Letters: D directions, T depths, N nodes with the roots, R rows of the largest depth, B sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from flashelmo.engine.text.schedule import Forest, Int32, Int64, Schedule
+
+Depths: TypeAlias = tuple[tuple[int, ...], ...]
+
+D = 2
+ALIGNED = 32  # integers: every part begins at 128 bytes, as kernels are compiled for aligned pointers
+LEAST_ROWS = 16  # of a bucket: no tile has fewer
+LEAST_NODES = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the tensors of a window are, or of a bucket: of all windows that are no larger.
+
+    Attributes:
+        depths: [D][T + 2], first node of each depth and one beyond the last, the roots' depth first. A bucket's let
+            every depth have as many rows as the largest.
+        n_roots: states that the first depth starts from.
+        n_nodes: N; a bucket's may be fewer than `depths` would have.
+        n_tokens: asked for.
+        n_sentences: B where each gets one vector; 0 where every token gets its own.
+        n_rows: B where rows carry a state on; else 0.
+    """
+
+    depths: Depths
+    n_roots: int
+    n_nodes: int
+    n_tokens: int
+    n_sentences: int = 0
+    n_rows: int = 0
+
+    @classmethod
+    def of(cls, schedule: Schedule, *, share: bool, pooled: bool, stateful: bool) -> Sizes:
+        """The exact sizes of a schedule; without sharing every sentence has a root of its own."""
+        n_sentences = len(schedule.offsets) - 1
+        n_roots = 1 if share else n_sentences
+        forests = (schedule.forward, schedule.backward)
+        n_depths = max(forest.n_depths for forest in forests)
+        return cls(
+            depths=tuple(_starts(forest, n_depths, n_roots) for forest in forests),
+            n_roots=n_roots,
+            n_nodes=n_roots + max(forest.n_nodes for forest in forests),
+            n_tokens=len(schedule.token_words),
+            n_sentences=n_sentences if pooled else 0,
+            n_rows=n_sentences if stateful else 0,
+        )
+
+    @property
+    def n_depths(self) -> int:
+        """T, without the roots' depth."""
+        return len(self.depths[0]) - 2
+
+    @property
+    def max_rows(self) -> int:
+        """R, without the roots."""
+        return max(int(np.diff(starts[1:]).max(initial=0)) for starts in self.depths)
+
+    def bucket(self) -> Sizes:
+        """The sizes of a bucket that holds this window: some padding, so that many windows share one."""
+        rows = _power_of_two(self.max_rows, LEAST_ROWS)
+        n_depths = _rounded_depths(self.n_depths)
+        n_roots = 1 if self.n_roots == 1 else _power_of_two(self.n_roots, LEAST_ROWS)
+        n_nodes = n_roots + _half_steps(max(self.n_nodes - self.n_roots, self.n_tokens), LEAST_NODES)
+        starts = (0, *(n_roots + rows * depth for depth in range(n_depths + 1)))
+        return replace(
+            self,
+            depths=(starts,) * D,
+            n_roots=n_roots,
+            n_nodes=n_nodes,
+            n_tokens=n_nodes - n_roots,
+            n_sentences=_power_of_two(self.n_sentences, LEAST_ROWS) if self.n_sentences else 0,
+            n_rows=_power_of_two(self.n_rows, LEAST_ROWS) if self.n_rows else 0,
+        )
+
+
+def _starts(forest: Forest, n_depths: int, n_roots: int) -> tuple[int, ...]:
+    starts = (forest.depths + n_roots).tolist()
+    return (0, *starts, *[starts[-1]] * (n_depths + 1 - len(starts)))
+
+
+def _power_of_two(n: int, least: int) -> int:
+    return max(least, 1 << max(0, n - 1).bit_length())
+
+
+def _half_steps(n: int, least: int) -> int:
+    """The next number of 64, 96, 128, 192, 256, ...: at most half is padding."""
+    above = _power_of_two(n, least)
+    return above * 3 // 4 if above > least and n <= above * 3 // 4 else above
+
+
+def _rounded_depths(n: int) -> int:
+    """A step without rows costs its launches, so that few are added: up to 3 below 32 depths, an eighth above."""
+    step = max(4, 1 << max(0, n - 1).bit_length() >> 4)
+    return -(-n // step) * step
+
+
+class Layout:
+    """Where arrays of integers lie end to end in one, which a single copy brings to the device.
+
+    Args:
+        shapes: of the parts, by name.
+
+    Attributes:
+        size: of the whole.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._parts: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self.size = 0
+        for name, shape in shapes.items():
+            self._parts[name] = (self.size, shape)
+            self.size += -(-prod(shape) // ALIGNED) * ALIGNED
+
+    @classmethod
+    def of(cls, sizes: Sizes) -> Layout:
+        """A window's parts.
+
+        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.nodes.Nodes` has them; words are rows of the table.
+        token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
+        final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
+        place in its depth, which of two depths' cells it is, and the row of the state that it goes to.
+        """
+        shapes: dict[str, tuple[int, ...]] = {
+            "starts": (D, sizes.n_depths + 2),
+            "parents": (D, sizes.n_nodes),
+            "words": (D, sizes.n_nodes),
+            "token_words": (sizes.n_tokens,),
+            "token_nodes": (D, sizes.n_tokens),
+        }
+        if sizes.n_sentences:
+            shapes["offsets"] = (sizes.n_sentences + 1,)
+        if sizes.n_rows:
+            shapes |= dict.fromkeys(("final_nodes", "final_ranks", "final_slots", "state_rows"), (sizes.n_rows,))
+        return cls(shapes)
+
+    def views(self, flat: Any) -> dict[str, Any]:
+        """The parts of an array or tensor of `size` integers, by name."""
+        return {name: flat[start : start + prod(shape)].reshape(shape) for name, (start, shape) in self._parts.items()}
+
+
+def fill(
+    flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32, *, first_row: int = 0, unused_row: int = 0
+) -> None:
+    """Write a schedule into an array of `Layout.of(sizes).size` integers; what a bucket has beyond it is harmless.
+
+    Args:
+        word_rows: [W], each word's row in the table of word vectors.
+        first_row: of the state, where the window's rows begin.
+        unused_row: of the state, which a bucket's other rows go to.
+    """
+    flat[:] = 0
+    parts = Layout.of(sizes).views(flat)
+    for d, forest in enumerate((schedule.forward, schedule.backward)):
+        nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
+        starts = parts["starts"][d]
+        starts[1 : len(forest.depths) + 1] = forest.depths + sizes.n_roots
+        starts[len(forest.depths) + 1 :] = starts[len(forest.depths)]
+        parts["parents"][d, nodes] = forest.parents
+        np.take(word_rows, forest.words, out=parts["words"][d, nodes])
+        np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
+    np.take(word_rows, schedule.token_words, out=parts["token_words"][: len(schedule.token_words)])
+    if sizes.n_sentences:
+        parts["offsets"][: len(schedule.offsets)] = schedule.offsets
+        parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]
+    if sizes.n_rows:
+        _fill_final(parts, schedule.forward, sizes.n_roots, first_row, unused_row)
+
+
+def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, unused_row: int) -> None:
+    """Where each row's run ends; both directions take as many steps, and rows stand in order of their number."""
+    ranks = np.arange(len(forest.rows))
+    steps = last_depths(forest)
+    parts["final_nodes"][: len(ranks)] = forest.depths[steps - 1] + n_roots + ranks
+    parts["final_ranks"][: len(ranks)] = ranks
+    parts["final_slots"][: len(ranks)] = steps % 2
+    parts["state_rows"][: len(ranks)] = first_row + forest.rows
+    parts["state_rows"][len(ranks) :] = unused_row
+
+
+def last_depths(forest: Forest) -> Int64:
+    """Steps of every row [B], longest first, of a forest without sharing: row k is there while a depth has more."""
+    sizes = np.diff(forest.depths)
+    return np.asarray(len(sizes) - np.searchsorted(sizes[::-1], np.arange(len(forest.rows)), side="right"), np.int64)

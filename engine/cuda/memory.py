@@ -1,0 +1,59 @@
+"""How many tokens of a window fit the device's memory, and what is out of memory."""
+
+from __future__ import annotations
+
+import torch
+
+from flashelmo.engine.cuda.layout import D, Layout, Sizes
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.output import Output
+from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
+from flashelmo.kernels.tuning import HOISTED_BYTES
+
+LEAST_WINDOW_TOKENS = 1 << 10
+USED = 0.8  # of what is free: the rest is for what the estimate leaves out
+TOKENS_A_ROW = 6  # of a window's tokens, the largest depth has one row for so many: short sentences
+RESULTS_HELD = 3  # windows whose results may be on the device at once: two in flight, and the one that is read
+FLOAT_BYTES = 4
+
+
+def window_tokens(config: ElmoConfig, value_bytes: int, device: torch.device) -> int:
+    """Tokens that a window may have so that its tensors fit what is free now; halved later should that be wrong."""
+    if device.type != "cuda":
+        return MAX_WINDOW_TOKENS
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # given back where it is needed
+    return tokens_that_fit(config, value_bytes, torch.cuda.mem_get_info(device)[0] + cached)
+
+
+def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
+    """Of a window, for so many free bytes."""
+    size, n_layers = config.projection_size, config.n_layers
+    hidden = 2 * size * value_bytes * (n_layers + 1)
+    step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_A_ROW
+    results = RESULTS_HELD * (n_layers + 1) * 2 * size * FLOAT_BYTES
+    fits = (USED * free - HOISTED_BYTES) / (hidden + step + results)
+    return int(min(MAX_WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, fits)))
+
+
+def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Output) -> int:
+    """About what a window of these sizes takes at its peak, beside the model and the table of words."""
+    size, n_layers = config.projection_size, config.n_layers
+    hidden = D * sizes.n_nodes * size * value_bytes
+    step = D * max(sizes.max_rows, sizes.n_roots) * config.cell_size * (2 * FLOAT_BYTES + value_bytes)
+    n_results = len(output.groups(n_layers + 1)) * (sizes.n_sentences if output.pool else sizes.n_tokens)
+    gates = min(HOISTED_BYTES, D * sizes.n_nodes * 4 * config.cell_size * FLOAT_BYTES)
+    return (n_layers + 1) * hidden + step + gates + n_results * 2 * size * FLOAT_BYTES + 4 * Layout.of(sizes).size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, PyTorch's or the driver's, says that the device's memory is used up."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+
+
+def free_memory(device: torch.device) -> str:
+    """What is free, as text; nothing is known of the host's."""
+    if device.type != "cuda":
+        return "some GiB"
+    return f"{torch.cuda.mem_get_info(device)[0] / 2**30:.2f} GiB"

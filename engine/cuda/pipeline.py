@@ -1,0 +1,220 @@
+"""Windows of sentences to vectors on a device: schedules are made ahead, and one window computes while another is read.
+
+The host makes a window's schedule, queues all its work and goes on to the next one; it waits only where a caller takes
+results that are not there yet. A window that does not fit the device's memory is halved.
+"""
+
+from __future__ import annotations
+
+# Before all others, as it names a package that is absent.
+from flashelmo.engine.cuda.requirements import check_precision, default_precision, find_device
+
+# isort: split
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashelmo.engine.cuda import memory
+from flashelmo.engine.cuda.executor import Executor
+from flashelmo.engine.cuda.plan import Plan, Planner
+from flashelmo.engine.cuda.results import Results
+from flashelmo.engine.cuda.settings import CudaSettings
+from flashelmo.engine.cuda.transfer import Transfers
+from flashelmo.engine.cuda.weights import CudaPrecision, DeviceModel
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import OnShare, Statistics, Stream
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.schedule import Schedule
+from flashelmo.engine.text.windows import Window
+
+IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepares the next
+FITTED = 64  # windows in a row, after one that did not fit, before larger ones are tried again
+
+logger = logging.getLogger("flashelmo")
+
+
+class CudaPipeline:
+    """Embeds windows by the Triton kernels. Several threads may use one at once.
+
+    Args:
+        model: what to compute.
+        device: a CUDA device, or the CPU where Triton interprets its kernels.
+        precision: of the computation.
+        keep_boundaries: give the vectors of the begin and end of every sentence too.
+        share: compute equal prefixes and suffixes once. Stateful runs never share.
+        stateful: carry the LSTM state from window to window, row by row.
+        cache_bytes: of the table of word vectors on the device.
+        window_tokens: larger windows are halved; None takes what fits the device's free memory.
+        threads: that make schedules.
+        settings: switches that change the speed alone.
+
+    Attributes:
+        device, precision: as given.
+        max_tokens: of a window; fewer for a while once one did not fit.
+    """
+
+    def __init__(
+        self,
+        model: ElmoModel,
+        device: torch.device,
+        precision: CudaPrecision,
+        *,
+        keep_boundaries: bool = False,
+        share: bool = True,
+        stateful: bool = False,
+        cache_bytes: int = 128 << 20,
+        window_tokens: int | None = None,
+        threads: int | None = None,
+        settings: CudaSettings | None = None,
+    ) -> None:
+        settings = settings or CudaSettings()
+        self.device, self.precision = device, precision
+        encoder = WordEncoder(model.config, model.lexicon)
+        self._keep_boundaries = keep_boundaries
+        self._planner = Planner(
+            encoder.boundary_words,
+            keep_boundaries=keep_boundaries,
+            share=share and not stateful,
+            complete=stateful,
+            threads=threads,
+        )
+        self._transfers = Transfers(device)
+        with self._transfers.computing():
+            self._executor = Executor(
+                DeviceModel(model, device, precision),
+                encoder,
+                self._transfers,
+                share=share and not stateful,
+                stateful=stateful,
+                cache_bytes=cache_bytes,
+                settings=settings,
+            )
+        self._lock = threading.Lock()  # what is kept from window to window is shared
+        value_bytes = self._executor.model.dtype.itemsize
+        self._most_tokens = window_tokens or memory.window_tokens(model.config, value_bytes, device)
+        self.max_tokens, self._n_fitted = self._most_tokens, 0
+        self.ahead = self._planner.threads + IN_FLIGHT
+        self.statistics = Statistics()
+
+    def reset_state(self) -> None:
+        """Let every row start at zero again."""
+        with self._lock, self._transfers.computing():
+            self._executor.reset_state()
+
+    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+        """See `engine.pipeline.WindowPipeline`; `on_share` is called when a window's results are given."""
+        queued: deque[tuple[Window, list[Results]]] = deque()
+        for plan in self._planner.plan_ahead(windows):
+            if len(queued) == IN_FLIGHT:
+                made = queued[0][1][-1].made
+                yield self._oldest(queued, on_share)
+                made.wait()  # where nobody waits for results, the host would otherwise run ahead without bound
+            with self._lock, self._transfers.computing():
+                queued.append((plan.window, self._queue(plan, output, as_numpy)))
+        while queued:
+            yield self._oldest(queued, on_share)
+
+    def _oldest(self, queued: deque[tuple[Window, list[Results]]], on_share: OnShare) -> tuple[Window, Iterator[Any]]:
+        """The results of the window that was queued first.
+
+        Raises:
+            FlashElmoError: programs that work together did not all run at once, so that its vectors are wrong.
+        """
+        window, parts = queued.popleft()
+        if any(part.are_wrong for part in parts):
+            with self._lock, self._transfers.computing():
+                self._executor.renew_barrier()
+            raise FlashElmoError(
+                f"device {self.device}: expected all programs of a persistent launch to run at once, found some "
+                "missing after seconds; pass cuda=CudaSettings(persistent=False)"
+            )
+        on_share(1.0)
+        return window, (result for part in parts for result in part)
+
+    def _queue(self, plan: Plan, output: Output, as_numpy: bool, first_row: int = 0) -> list[Results]:
+        """Queue a window's work, in halves where it does not fit the device's memory."""
+        window, n_tokens = plan.window, len(plan.window.word_ids)
+        if len(window) == 1 or n_tokens <= self.max_tokens:
+            try:
+                values, n_new = self._executor.run(plan.words, plan.schedule, output, first_row)
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+            else:
+                self._grow()
+                return [self._results(plan, values, n_new, output, as_numpy)]
+            self._executor.make_room()
+            if len(window) == 1:
+                raise FlashElmoError(self._too_long(plan.schedule, output))
+            self._shrink(n_tokens)
+        first, second = (self._planner.plan(half) for half in window.halves())
+        return [
+            *self._queue(first, output, as_numpy, first_row),
+            *self._queue(second, output, as_numpy, first_row + len(first.window)),
+        ]
+
+    def _shrink(self, n_tokens: int) -> None:
+        """After a window of so many tokens found no memory."""
+        if self.max_tokens == self._most_tokens:
+            logger.warning("device %s: out of memory, windows of %d tokens are halved", self.device, n_tokens)
+        self.max_tokens = max(1, n_tokens // 2)
+        self._n_fitted = 0
+
+    def _grow(self) -> None:
+        """After a window that fitted: the shortage may have passed."""
+        self._n_fitted += 1
+        if self.max_tokens < self._most_tokens and self._n_fitted >= FITTED:
+            self.max_tokens, self._n_fitted = min(2 * self.max_tokens, self._most_tokens), 0
+
+    def _results(self, plan: Plan, values: Tensor, n_new: int, output: Output, as_numpy: bool) -> Results:
+        """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
+        schedule = plan.schedule
+        self.statistics.count(plan.window, schedule, n_new, self._keep_boundaries)
+        return Results(
+            values,
+            np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
+            single=output.layers != "all",
+            pooled=output.pool is not None,
+            transfers=self._transfers,
+            made=self._transfers.mark(),
+            as_numpy=as_numpy,
+            timed_out=self._executor.timed_out(),
+        )
+
+    def _too_long(self, schedule: Schedule, output: Output) -> str:
+        """Why a single sentence is too long, with sizes."""
+        model, device = self._executor.model, self._executor.model.device
+        needed = memory.peak_bytes(model.config, model.dtype.itemsize, self._executor.sizes(schedule, output), output)
+        return (
+            f"sentence of {len(schedule.token_words):,} tokens: expected one that fits the memory of {device}, where "
+            f"{memory.free_memory(device)} are free; found one that needs about {needed / 2**30:.2f} GiB"
+        )
+
+
+def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, **settings: Any) -> CudaPipeline:
+    """The pipeline of a device, by its name; precision "auto" is the type that it computes fastest in.
+
+    Raises:
+        FlashElmoError: the device is not there, or lacks the type.
+    """
+    device = find_device(name)
+    check_precision(device, precision)
+    chosen = default_precision(device) if precision == "auto" else precision
+    try:
+        return CudaPipeline(model, device, cast(CudaPrecision, chosen), **settings)
+    except RuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        size = 4 * model.weights.n_parameters / 2**30
+        free = memory.free_memory(device)
+        raise FlashElmoError(
+            f"device {name!r}: expected memory for a model of {size:.2f} GiB in float32, found {free} free"
+        ) from None

@@ -1,0 +1,74 @@
+"""The LSTM states of rows, carried from window to window in stateful runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashelmo.engine.cuda.weights import DeviceModel
+
+ROWS = 64  # to begin with
+
+
+class DeviceState:
+    """Final states of rows, for each layer; a smaller batch updates the first rows only (AllenNLP, bilm-tf).
+
+    Args:
+        model: whose states.
+
+    Attributes:
+        hidden, cell: [layer][D, rows, P] and float32 [layer][D, rows, C]; others once there are more rows.
+    """
+
+    def __init__(self, model: DeviceModel) -> None:
+        self._model = model
+        self.hidden: list[Tensor] = []
+        self.cell: list[Tensor] = []
+        self.reserve(ROWS)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows there are; one more, the last, takes what belongs to none."""
+        return self.hidden[0].shape[1] - 1
+
+    def reserve(self, n_rows: int) -> None:
+        """Have at least so many rows; new ones start at zero."""
+        if self.hidden and n_rows <= self.n_rows:
+            return
+        config, device = self._model.config, self._model.device
+        kept = self.n_rows if self.hidden else 0
+        n_rows = max(n_rows, 2 * kept)
+        sizes = (2, n_rows + 1, config.projection_size), (2, n_rows + 1, config.cell_size)
+        hidden = [torch.zeros(sizes[0], dtype=self._model.dtype, device=device) for _ in range(config.n_layers)]
+        cell = [torch.zeros(sizes[1], dtype=torch.float32, device=device) for _ in range(config.n_layers)]
+        for larger, before in zip((*hidden, *cell), (*self.hidden, *self.cell), strict=False):
+            larger[:, :kept] = before[:, :kept]
+        self.hidden, self.cell = hidden, cell  # only now: what is kept survives an error
+
+    def reset(self) -> None:
+        """Let every row start at zero again."""
+        for tensor in (*self.hidden, *self.cell):
+            tensor.zero_()
+
+    def roots(self, layer: int, first_row: int, n_rows: int) -> tuple[Tensor, Tensor]:
+        """What rows first_row ... start from: hidden [D, n_rows, P] and cell [D, n_rows, C]."""
+        rows = slice(first_row, first_row + n_rows)
+        return self.hidden[layer][:, rows].contiguous(), self.cell[layer][:, rows].contiguous()
+
+    def final(self, parts: dict[str, Tensor], hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """The states that the rows of one layer end with: hidden [D, B, P] and cell [D, B, C].
+
+        Args:
+            parts: `layout.Layout`'s, whose final_nodes, final_ranks and final_slots [B] say where rows end.
+            hidden: [D, N, P] of all nodes.
+            cell: [2, D, R, C] of the last two depths that had each row.
+        """
+        ended = cell.transpose(1, 2)[parts["final_slots"].long(), parts["final_ranks"].long()]  # [B, D, C]
+        return hidden[:, parts["final_nodes"].long()], ended.transpose(0, 1)
+
+    def take_over(self, parts: dict[str, Tensor], final: list[tuple[Tensor, Tensor]]) -> None:
+        """Let the rows go on from these states, a pair a layer; all at once, when nothing can fail any more."""
+        rows = parts["state_rows"].long()
+        for layer, (hidden, cell) in enumerate(final):
+            self.hidden[layer].index_copy_(1, rows, hidden)
+            self.cell[layer].index_copy_(1, rows, cell)

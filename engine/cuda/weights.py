@@ -1,0 +1,109 @@
+"""A model's weights on the device, laid out for the kernels, and the words' way through them."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
+from flashelmo.kernels.highway import highway, pack_highway
+from flashelmo.kernels.launch import Precision
+from flashelmo.kernels.linear import linear
+from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
+
+CudaPrecision: TypeAlias = Literal["bf16", "fp16", "fp32", "tf32", "int8"]
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "int8": torch.bfloat16,
+}
+
+
+class DeviceModel:
+    """What the kernels need of a model.
+
+    Args:
+        model: as it was read.
+        device: where the weights go.
+        precision: of the computation; "int8" has 8-bit LSTM weights beside bf16 values.
+
+    Attributes:
+        dtype: of word vectors and hidden states; cells and sums are float32.
+        products: how float32 is multiplied.
+        lstm: each layer's weights, both directions.
+    """
+
+    def __init__(self, model: ElmoModel, device: torch.device, precision: CudaPrecision) -> None:
+        self.config = model.config
+        self.device = device
+        self.dtype = DTYPES[precision]
+        self.products: Precision = "tf32" if precision == "tf32" else "ieee"
+        weights = model.weights
+        self._word_embedding = None
+        if weights.word_embedding is not None:
+            self._word_embedding = self._tensor(weights.word_embedding).to(self.dtype)
+        self._char_cnn = None
+        if weights.character_embedding is not None:
+            self._char_cnn = pack_char_cnn(
+                self._tensor(weights.character_embedding),
+                [self._pair(convolution) for convolution in weights.convolutions],
+                padding_id=WordEncoder(model.config, model.lexicon).padding_id,
+                activation=model.config.activation,
+                dtype=self.dtype,
+                device=device,
+            )
+        self._highways = [
+            pack_highway(*self._pair(layer.transform), *self._pair(layer.gate), dtype=self.dtype, device=device)
+            for layer in weights.highways
+        ]
+        self._projection: tuple[Tensor, Tensor] | None = None
+        if weights.projection is not None:
+            weight, bias = self._pair(weights.projection)
+            self._projection = weight.to(self.dtype), bias
+        self.lstm: list[LstmWeights] = [self._layer(cells, int8=precision == "int8") for cells in weights.lstm]
+
+    def word_vectors(self, words: Words | None, word_ids: Tensor | None) -> Tensor:
+        """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""
+        parts = []
+        if self._word_embedding is not None and word_ids is not None:
+            parts.append(self._word_embedding[word_ids])
+        if self._char_cnn is not None and words is not None:
+            features = char_cnn(words, self._char_cnn, precision=self.products)
+            for layer in self._highways:
+                features = highway(features, layer, precision=self.products)
+            parts.append(features)
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return x if self._projection is None else linear(x, *self._projection, precision=self.products)
+
+    def _layer(self, cells: tuple[LstmCell, LstmCell], int8: bool) -> LstmWeights:
+        """One layer, packed where it is used: the device sorts the weights faster than the host."""
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([self._tensor(getattr(cell, name)) for cell in cells])
+
+        return pack_lstm(
+            stacked("input_weight"),
+            stacked("recurrent_weight"),
+            stacked("bias"),
+            None if cells[0].projection is None else stacked("projection"),
+            cell_clip=self.config.cell_clip,
+            projection_clip=self.config.projection_clip,
+            dtype=self.dtype,
+            int8=int8,
+            device=self.device,
+        )
+
+    def _tensor(self, array: npt.NDArray[np.float32]) -> Tensor:
+        """A copy on the device; the array may be a mapped file, which PyTorch must not own."""
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+    def _pair(self, dense: Dense) -> tuple[Tensor, Tensor]:
+        return self._tensor(dense.weight), self._tensor(dense.bias)

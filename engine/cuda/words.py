@@ -1,0 +1,115 @@
+"""The table of word vectors on the device: a distinct word is computed once and keeps its row while there is room."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from flashelmo.engine.cuda.layout import Layout
+from flashelmo.engine.cuda.transfer import Transfers
+from flashelmo.engine.cuda.weights import DeviceModel
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.schedule import Int32, Int64
+from flashelmo.kernels.char_cnn import Words
+
+WORDS_AT_ONCE = 1 << 14  # of the char-CNN: their features, 2,048 values a word, are held twice
+
+
+class VectorTable:
+    """Rows of word vectors by word. The lowest LSTM layer reads the table itself.
+
+    Args:
+        model, encoder: what computes a word's vector, and its characters' ids.
+        transfers: brings ids to the device.
+        cache_bytes: the table's size; the least recently used rows give way, window by window. With 0 no word is kept
+            beyond its window.
+
+    Attributes:
+        vectors: [rows, P]; another tensor once a window has more words than there are rows.
+    """
+
+    def __init__(self, model: DeviceModel, encoder: WordEncoder, transfers: Transfers, cache_bytes: int) -> None:
+        self._model = model
+        self._encoder = encoder
+        self._transfers = transfers
+        self._keep = cache_bytes > 0
+        self._make(max(1, cache_bytes // (model.config.projection_size * model.dtype.itemsize)))
+
+    def lookup(self, words: pa.StringArray) -> tuple[Int32, int]:
+        """Rows [W] of distinct words, and how many of them are computed now, in the computing stream."""
+        names: list[str] = words.to_pylist()
+        if len(names) > len(self.vectors):
+            self._make(len(names))
+        if not self._keep:
+            self._forget(np.flatnonzero(self._used))
+            self._n_taken = 0
+        self._window += 1
+        rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int32, len(names))
+        self._used[rows[rows >= 0]] = self._window
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            rows[missing] = self._free_rows(len(missing))
+            for group in np.split(missing, range(WORDS_AT_ONCE, len(missing), WORDS_AT_ONCE)):
+                self._compute(words.take(pa.array(group)), rows[group])
+                for i in group:
+                    self._rows[names[i]] = int(rows[i])
+                    self._names[rows[i]] = names[i]
+                self._used[rows[group]] = self._window
+        return rows, len(missing)
+
+    def _make(self, n_rows: int) -> None:
+        """An empty table."""
+        self.vectors = torch.zeros(
+            n_rows, self._model.config.projection_size, dtype=self._model.dtype, device=self._model.device
+        )
+        self._rows: dict[str, int] = {}
+        self._names: list[str | None] = [None] * n_rows
+        self._used = np.zeros(n_rows, np.int64)  # window of the last use; 0 for free rows
+        self._n_taken = 0  # rows from here on were never used
+        self._window = 0
+
+    def _free_rows(self, n: int) -> Int64:
+        """n rows that this window does not use: free ones first, then the least recently used."""
+        if self._n_taken + n <= len(self._used):  # finding the oldest of many takes milliseconds
+            self._n_taken += n
+            return np.arange(self._n_taken - n, self._n_taken)
+        self._n_taken = len(self._used)
+        oldest = np.argpartition(self._used, n - 1)[:n] if n < len(self._used) else np.arange(n)
+        self._forget(oldest)
+        return oldest
+
+    def _forget(self, rows: Int64) -> None:
+        for row in rows[self._used[rows] > 0].tolist():
+            name = self._names[row]
+            if name is not None and self._rows.get(name) == row:  # a window may name a word twice: a boundary's
+                del self._rows[name]
+            self._names[row] = None
+        self._used[rows] = 0
+
+    def _compute(self, words: pa.StringArray, rows: Int32) -> None:
+        """The words' vectors into these rows."""
+        parts: dict[str, npt.NDArray[np.signedinteger[Any]]] = {"rows": rows}
+        character_ids, word_ids = self._encoder.character_ids(words), self._encoder.word_ids(words)
+        if word_ids is not None:
+            parts["word_ids"] = word_ids
+        if character_ids is not None:
+            lengths = self._encoder.lengths(character_ids)
+            order = np.argsort(-lengths, kind="stable")
+            parts |= {"character_ids": character_ids, "lengths": lengths, "order": order}
+        layout = Layout({name: part.shape for name, part in parts.items()})
+
+        def fill(flat: Int32) -> None:
+            for name, view in layout.views(flat).items():
+                view[:] = parts[name]
+
+        ids = layout.views(self._transfers.upload(layout.size, fill))
+        spelled = None
+        if character_ids is not None:
+            spelled = Words(ids["character_ids"], ids["lengths"], ids["order"])
+        vectors = self._model.word_vectors(spelled, ids.get("word_ids"))
+        self.vectors.index_copy_(0, ids["rows"].long(), vectors)

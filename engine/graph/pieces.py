@@ -1,0 +1,227 @@
+"""The streamlined inference graph as ONNX pieces: words to vectors, an LSTM's input product, its steps.
+
+The published network runs in three pieces, each an ONNX model without weights: its initializers are named, and
+`prepare_tensors` gives an array for every name, a view of the model's own memory wherever that is possible.
+
+    words          character ids (and word ids) -> word vectors          once per distinct word
+    input product  word vectors or hidden states -> gates' input part    no recurrence: any number of rows at once
+    steps          gates' input part, parents' states -> new states      once per depth of a forest
+
+Gates are four separate products (input, forget, candidate, output), so that nothing is split or copied afterwards.
+The functions `*_nodes` append a piece's nodes to a larger graph, as the export of a whole model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import GATES, expected_shapes
+
+
+def words_graph(config: ElmoConfig) -> Graph:
+    """Words to vectors: of `windows` (see `character_windows`) and `word_ids` [W], those it has -> `vectors` [W, P]."""
+    graph = Graph()
+    word_ids = graph.input("word_ids", ["W"], TensorProto.INT64) if config.word_size else ""
+    maxima = ""
+    if config.character_size:
+        windows = graph.input("windows", ["W", "positions", widest(config)], TensorProto.INT32)
+        maxima = maxima_nodes(graph, config, windows)
+    graph.node("Identity", [vector_nodes(graph, config, maxima, word_ids)], "vectors")
+    graph.output("vectors", ["W", config.projection_size])
+    return graph
+
+
+def maxima_nodes(graph: Graph, config: ElmoConfig, windows: str) -> str:
+    """Character embeddings, convolutions and their maximum over positions: windows [W, m, width] -> [W, F].
+
+    The convolutions of all widths are one product over the characters of each window of the widest. The maximum over
+    positions comes before bias and activation: both keep its order.
+    """
+    embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, m, width, E + 1]
+    flat = graph.ints(0, 0, widest(config) * (config.character_size + 1))
+    sums = graph.node("MatMul", [graph.node("Reshape", [embedded, flat]), graph.weight("convolutions")])
+    return graph.node("ReduceMax", [sums, graph.ints(1)], keepdims=0)
+
+
+def vector_nodes(graph: Graph, config: ElmoConfig, maxima: str, word_ids: str) -> str:
+    """Words' vectors [W, P] from maxima [W, F] and word_ids [W], whichever of them the model has."""
+    parts = []
+    if config.word_size:
+        parts.append(graph.node("Gather", [graph.weight("word_embedding"), word_ids]))
+    if config.character_size:
+        parts.append(_highway_nodes(graph, config, maxima))
+    token = parts[0] if len(parts) == 1 else graph.node("Concat", parts, axis=1)
+    return graph.dense(token, "projection") if "projection.weight" in expected_shapes(config) else token
+
+
+def _highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
+    """Bias, activation and highways: [W, F] -> [W, F]."""
+    x = graph.node("Add", [maxima, graph.weight("convolutions.bias")])
+    x = graph.node("Relu" if config.activation == "relu" else "Tanh", [x])
+    one = graph.number("one", 1)
+    for k in range(config.n_highway):
+        name = f"highways.{k}"
+        new = graph.node("Relu", [graph.dense(x, f"{name}.transform")])
+        gate = graph.node("Sigmoid", [graph.dense(x, f"{name}.gate")])
+        new = graph.node("Mul", [gate, new])
+        old = graph.node("Mul", [graph.node("Sub", [one, gate]), x])
+        x = graph.node("Add", [new, old])
+    return x
+
+
+def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+    """The gates' part that does not recur: `x` [m, P] -> `input`, `forget`, `candidate`, `output`, each [m, C]."""
+    graph = Graph(weight_type)
+    x = graph.input("x", ["m", config.projection_size])
+    for gate, part in zip(GATES, input_product_nodes(graph, layer, direction, x), strict=True):
+        graph.node("Identity", [part], gate)
+        graph.output(gate, ["m", config.cell_size])
+    return graph
+
+
+def input_product_nodes(graph: Graph, layer: int, direction: str, x: str) -> list[str]:
+    """The gates' part that does not recur, bias and all: x [m, P] -> four of [m, C]."""
+    name = f"lstm.{layer}.{direction}"
+    return [
+        graph.lstm_matmul(x, f"{name}.input_weight.{gate}", add=graph.weight(f"{name}.bias.{gate}")) for gate in GATES
+    ]
+
+
+def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+    """T LSTM steps of the same n rows, as one Scan; T is 1 where rows branch or end.
+
+    Inputs: `input`, `forget`, `candidate`, `output` from the input product: in layer 0 [m, C], one row per distinct
+    word, with `gate_rows` [T, n] int32 into them, in the others [T, n, C]; the states of the depth before, `hidden`
+    [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
+    Outputs: `new_hidden` [T, n, P], and `new_cell` [n, C] after the last step.
+    """
+    graph = Graph(weight_type)
+    parents = graph.input("parents", ["n"], TensorProto.INT32)
+    hidden = graph.node("Gather", [graph.input("hidden", ["p", config.projection_size]), parents])
+    cell = graph.node("Gather", [graph.input("cell", ["p", config.cell_size]), parents])
+    if layer == 0:
+        rows = graph.input("gate_rows", ["T", "n"], TensorProto.INT32)
+        tables = [graph.input(gate, ["m", config.cell_size]) for gate in GATES]
+        gates = [graph.node("Gather", [table, rows]) for table in tables]
+    else:
+        gates = [graph.input(gate, ["T", "n", config.cell_size]) for gate in GATES]
+    states = scan_nodes(graph, config, layer, direction, Steps(hidden, cell, gates))
+    graph.node("Identity", [states.cell], "new_cell")
+    graph.node("Identity", [states.all_hidden], "new_hidden")
+    graph.output("new_hidden", ["T", "n", config.projection_size])
+    graph.output("new_cell", ["n", config.cell_size])
+    return graph
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What LSTM steps start from, by the names of a graph's values.
+
+    Attributes:
+        hidden, cell: states before the first step, [n, P] and [n, C].
+        gates: the four gates' input parts, [T, n, C] each.
+        fresh: bool [T, n, 1]: rows that begin anew with a step, from `fresh_states`; empty where none does.
+        fresh_states: weights of the graph, hidden [1, P] and cell [1, C].
+        running: bool [T, n, 1]: rows that take part in a step, others keep their states; empty where all do.
+    """
+
+    hidden: str
+    cell: str
+    gates: Sequence[str]
+    fresh: str = ""
+    fresh_states: tuple[str, str] = ("", "")
+    running: str = ""
+
+
+@dataclass(frozen=True)
+class States:
+    """What LSTM steps end in: hidden [n, P] and cell [n, C] after the last one, all_hidden [T, n, P] after each."""
+
+    hidden: str
+    cell: str
+    all_hidden: str
+
+
+def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, steps: Steps) -> States:
+    """LSTM steps as one Scan, whose body holds the recurrent products, the cell, the clips and the projection alone.
+
+    ONNX's own LSTM has neither a projection nor a clipped cell. float16 graphs keep the cell in float32.
+    """
+    prefix = f"lstm.{layer}.{direction}."
+    body = _step_graph(config, prefix, steps, graph.weight_type)
+    over_steps = [*steps.gates, *(mask for mask in (steps.fresh, steps.running) if mask)]
+    states = States(f"{prefix}last_hidden", f"{prefix}last_cell", f"{prefix}all_hidden")
+    outputs = (states.hidden, states.cell, states.all_hidden)
+    graph.scan([steps.hidden, steps.cell], over_steps, outputs, body)
+    return states
+
+
+def _step_graph(config: ElmoConfig, prefix: str, steps: Steps, weight_type: WeightType) -> Graph:
+    """One step: states [n, P] and [n, C], and the gates' input parts -> states, and the hidden state once more.
+
+    The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).
+    """
+    body = Graph(weight_type, prefix)
+    hidden = body.input(f"{prefix}hidden_before", ["n", config.projection_size])
+    cell = body.input(f"{prefix}cell_before", ["n", config.cell_size], TensorProto.FLOAT)
+    parts = [body.input(f"{prefix}{gate}_part", ["n", config.cell_size]) for gate in GATES]
+    if steps.fresh:
+        fresh = body.input(f"{prefix}fresh", ["n", 1], TensorProto.BOOL)
+        hidden, cell = (
+            body.node("Where", [fresh, body.weight(name), state])
+            for name, state in zip(steps.fresh_states, (hidden, cell), strict=True)
+        )
+
+    def gate_node(gate: str, part: str) -> str:
+        total = body.lstm_matmul(hidden, f"{prefix}recurrent_weight.{gate}", add=part)
+        return body.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
+
+    admit, keep, candidate, expose = map(gate_node, GATES, parts)
+    kept = body.node("Mul", [body.widen(keep), cell])
+    new = body.widen(body.node("Mul", [admit, candidate]))
+    after = [f"{prefix}hidden_after", f"{prefix}cell_after"]
+    computed = [f"{prefix}hidden", f"{prefix}cell"] if steps.running else after
+    body.clip(body.node("Add", [kept, new]), config.cell_clip, computed[1], np.float32)
+    exposed = body.node("Mul", [expose, body.node("Tanh", [body.narrow(computed[1])])])
+    if config.cell_size != config.projection_size:
+        float_type = np.float16 if weight_type == "float16" else np.float32
+        body.clip(body.lstm_matmul(exposed, f"{prefix}projection"), config.projection_clip, computed[0], float_type)
+    else:
+        body.node("Identity", [exposed], computed[0])
+    if steps.running:
+        running = body.input(f"{prefix}running", ["n", 1], TensorProto.BOOL)
+        for name, value, before in zip(after, computed, (hidden, cell), strict=True):
+            body.node("Where", [running, value, before], name)
+    body.node("Identity", [after[0]], f"{prefix}hidden_of_step")
+    body.output(after[0], ["n", config.projection_size])
+    body.output(after[1], ["n", config.cell_size], TensorProto.FLOAT)
+    body.output(f"{prefix}hidden_of_step", ["n", config.projection_size])
+    return body
+
+
+def widest(config: ElmoConfig) -> int:
+    """Width of the widest convolution."""
+    return max(width for width, _ in config.filters)
+
+
+def character_windows(character_ids: npt.NDArray[np.int32], longest: int, config: ElmoConfig) -> npt.NDArray[np.int32]:
+    """[W, M] ids of words of at most `longest` characters -> [W, m, width], the windows that matter.
+
+    Every window that touches a character of some word is there, and one of padding alone, since the published maximum
+    runs over padding too. Windows that reach beyond position M do not exist: their last ids are `n_characters`, whose
+    embedding keeps them from ever being the maximum.
+    """
+    n_words, n_positions = character_ids.shape
+    width = widest(config)
+    positions = min(longest + 1, n_positions)
+    padded = np.full((n_words, positions + width - 1), config.n_characters, np.int32)
+    known = min(padded.shape[1], n_positions)
+    padded[:, :known] = character_ids[:, :known]
+    return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(padded, width, axis=1))

@@ -1,0 +1,72 @@
+"""The tensors that the ONNX pieces name, from a model's weights: views of them, in 16 or in 8 bits."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.graph.builder import Tensors, WeightType
+from flashelmo.engine.graph.pieces import widest
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import GATES, ElmoWeights
+from flashelmo.engine.processor import int8_levels
+
+MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
+LEAST_HALF = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be no number
+
+
+def prepare_tensors(
+    config: ElmoConfig, weights: ElmoWeights, weight_type: WeightType, levels: int | None = None
+) -> Tensors:
+    """An array for every weight the graphs name, in the order of `weights`.
+
+    float32: views of the model's own tensors, but for the small convolutions. float16: all of them rounded. int8: the
+    LSTM's matrices, quantized symmetrically by column to integers in [-levels, levels] (by default those that this
+    processor adds up exactly), with `NAME.scale`; the characters' matrices stay float32, as they run once per distinct
+    word and their error would reach every layer.
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    if config.character_size:
+        tensors |= _prepare_convolutions(config, weights)
+    for name, tensor in weights.named_tensors():
+        if name.startswith("lstm.") and not name.endswith(".projection"):
+            tensors |= {f"{name}.{gate}": part for gate, part in zip(GATES, tensor, strict=True)}
+        elif not name.startswith(("character_embedding", "convolutions.")):
+            tensors[name] = tensor
+    if weight_type == "float16":
+        return {name: np.maximum(tensor, LEAST_HALF).astype(np.float16) for name, tensor in tensors.items()}
+    if weight_type == "int8":
+        matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2}
+        bound = levels or int8_levels()
+        with ThreadPoolExecutor() as pool:
+            quantized = pool.map(lambda matrix: quantize(matrix, bound), matrices.values())
+        for name, (integers, scale) in zip(matrices, quantized, strict=True):
+            tensors[name], tensors[f"{name}.scale"] = integers, scale
+    return tensors
+
+
+def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str, npt.NDArray[Any]]:
+    """All widths as one matrix [width * (E + 1), F]; the embedding [n_characters + 1, E + 1] with its mask column."""
+    assert weights.character_embedding is not None
+    size = config.character_size
+    table = np.zeros((config.n_characters + 1, size + 1), np.float32)
+    table[:-1, :-1] = weights.character_embedding
+    table[-1, -1] = 1.0
+    matrix = np.zeros((widest(config), size + 1, config.n_filters), np.float32)
+    first = 0
+    for convolution in weights.convolutions:
+        width, _, number = convolution.weight.shape
+        matrix[:width, :-1, first : first + number] = convolution.weight
+        matrix[:width, -1, first : first + number] = MASKED
+        first += number
+    bias = np.concatenate([convolution.bias for convolution in weights.convolutions])
+    return {"characters": table, "convolutions": matrix.reshape(-1, config.n_filters), "convolutions.bias": bias}
+
+
+def quantize(weight: npt.NDArray[np.float32], levels: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Symmetric quantization by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / levels, np.finfo(np.float32).tiny).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale

@@ -1,0 +1,111 @@
+"""Readers of every published weight format. Which one a path holds is told by its contents, never by its name."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.files import extracted, first_line, read_json
+from flashelmo.engine.model.weights import ElmoModel
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def load_model(path: str | Path, options_file: str | Path | None = None) -> ElmoModel:
+    """Load a model from a folder, a zip or tar archive, or a weights file.
+
+    Args:
+        path: bilm-tf's or AllenNLP's HDF5, an NLPL archive or its folder, SeqVec's folder, an ELMoForManyLangs folder
+            or archive, or what `flashelmo convert` wrote.
+        options_file: the options of an HDF5 file that lie elsewhere than beside it.
+
+    Raises:
+        FlashElmoError: one line that names the file, and the tensor or key, that is missing or wrong.
+        MissingExtraError: reading ELMoForManyLangs' pickles without PyTorch.
+    """
+    path = Path(path)
+    options = None if options_file is None else Path(options_file)
+    try:
+        if not path.exists():
+            raise FlashElmoError(f"{path}: no such file or folder")
+        return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
+    except OSError as error:  # permissions, names that are too long, failing disks
+        raise FlashElmoError(f"{error.filename or path}: cannot be read: {first_line(error)}") from None
+
+
+def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
+    from flashelmo.engine.model.checkpoints.bilm import read_bilm
+    from flashelmo.engine.model.checkpoints.manylangs import PICKLES, read_manylangs
+    from flashelmo.engine.model.checkpoints.native import read_native
+
+    config = folder / "config.json"
+    if config.is_file() and "format_version" in read_json(config):
+        return read_native(folder)
+    if config.is_file() and any((folder / name).exists() for name in PICKLES):
+        return read_manylangs(folder)
+    weights = [path for path in sorted(folder.iterdir()) if path.is_file() and _starts_with(path, HDF5_SIGNATURE)]
+    if len(weights) > 1:  # beside the weights may lie vectors; only weights hold an LSTM
+        weights = [path for path in weights if _has_lstm(path)]
+    if len(weights) > 1:
+        raise FlashElmoError(f"{folder}: expected one model, found {', '.join(path.name for path in weights)}")
+    if weights:
+        return read_bilm(weights[0], options)
+    inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))]
+    if len(inner) == 1:  # archives often hold one folder
+        return _load_folder(inner[0], options)
+    expected = "HDF5 weights with options.json, config.json with model.safetensors, or config.json with encoder.pkl"
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    raise FlashElmoError(f"{folder}: expected a model ({expected}), found {found}")
+
+
+def _load_file(path: Path, options: Path | None) -> ElmoModel:
+    from flashelmo.engine.model.checkpoints.bilm import read_bilm
+    from flashelmo.engine.model.checkpoints.native import is_safetensors, read_native
+
+    if _starts_with(path, HDF5_SIGNATURE):
+        return read_bilm(path, options)
+    if _is_archive(path):
+        return _load_archive(path, options)
+    if is_safetensors(path):
+        return read_native(path.parent, path)
+    if path.suffix in (".json", ".pkl", ".dic"):
+        raise FlashElmoError(f"{path}: expected a model's folder, archive or weights; is it the folder {path.parent}?")
+    raise FlashElmoError(f"{path}: expected HDF5 weights, safetensors, or a zip or tar archive, found none of them")
+
+
+def _load_archive(path: Path, options: Path | None) -> ElmoModel:
+    with extracted(path) as folder:
+        try:
+            model = _load_folder(folder, options)
+        except FlashElmoError as error:  # which names the files where they were extracted to
+            error.args = (str(error).replace(str(folder), str(path)),)
+            raise
+    return replace(model, path=path)
+
+
+def _starts_with(path: Path, signature: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(signature)) == signature
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        if not zipfile.is_zipfile(path):
+            return tarfile.is_tarfile(path)
+        with zipfile.ZipFile(path) as archive:  # PyTorch's files are zip archives too
+            return not any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # damaged; `extracted` says how
+        return True
+
+
+def _has_lstm(path: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "RNN_0" in file
+    except Exception:  # damaged
+        return True  # let the reader say what is wrong with it

@@ -1,0 +1,191 @@
+"""bilm-tf's and AllenNLP's weights: one HDF5 file and an options.json.
+
+Names and shapes as bilm-tf's `dump_weights` writes them (bilm/training.py) and AllenNLP's `_ElmoBiLm` reads them
+(allennlp/modules/elmo.py). NLPL archives, SeqVec and published AllenNLP files are all of this kind.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.files import first_line, new_folder, read_json
+from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
+from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT = "bilm-hdf5"
+GATE_ORDER = (0, 2, 1, 3)  # canonical i, f, g, o from bilm-tf's i, j, f, o and back
+NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
+NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
+PARTS = ("CNN", "RNN_")  # of the network; what else lies in a file, such as a softmax, is training's
+
+
+def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel:
+    """Read a weights file and its options.
+
+    Args:
+        weights_file: HDF5.
+        options_file: JSON; where absent, what `find_options` finds beside the weights.
+
+    Raises:
+        FlashElmoError: naming the file, the key or the tensor, what was expected and what was found.
+    """
+    import h5py
+
+    options_file = options_file or find_options(weights_file)
+    options = read_json(options_file)
+    try:
+        with h5py.File(weights_file, "r") as file:
+            shapes = _shapes(file)
+            config = read_options(options, shapes, options_file)
+            table = stored_tensors(config)
+            network = {k: v for k, v in shapes.items() if k.startswith(PARTS) or k in ("char_embed", "embedding")}
+            check_stored(table.values(), network, weights_file, options_file.name)
+            tensors = {name: to_canonical(s, file[s.name][s.rows], weights_file) for name, s in table.items()}
+    except FlashElmoError:
+        raise
+    except Exception as error:  # h5py raises what it pleases where a file is damaged
+        raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {first_line(error)}") from None
+    weights = ElmoWeights.from_named_tensors(tensors, config)
+    lexicon = Lexicon({}, _read_vocabulary(weights_file.parent, config.n_words - 1)) if config.word_size else None
+    return ElmoModel(config, weights, lexicon, weights_file, FORMAT)
+
+
+def write_bilm(model: ElmoModel, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Write `weights.hdf5` and `options.json` (and `vocab.txt`) that bilm-tf and AllenNLP read.
+
+    What `read_bilm` read is read again bit for bit. The file's forget bias lacks the 1 of the canonical one, so other
+    models' may be rounded, by 6e-8 at most where it lies within ±1.
+    """
+    import h5py
+
+    config = model.config
+    if config.family != "bilm":
+        raise FlashElmoError(f"{folder}: expected a model of the bilm family to write, found {config.family}")
+    if config.character_size and config.word_size:
+        raise FlashElmoError(f"{folder}: expected a model of characters or of words to write, found one of both")
+    table, parts = stored_tensors(config), dict[str, list[Array]]()
+    for name, tensor in model.weights.named_tensors():
+        parts.setdefault(table[name].name, []).append(table[name].write(tensor))
+    with new_folder(Path(folder), overwrite) as target:
+        (target / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
+        image = io.BytesIO()  # on a full disk HDF5 itself ends in a segmentation fault
+        with h5py.File(image, "w") as file:
+            for stored_name, tensors in parts.items():  # an LSTM's matrix: input rows, then recurrent rows
+                file.create_dataset(stored_name, data=np.concatenate(tensors), dtype="float32")
+        (target / "weights.hdf5").write_bytes(image.getbuffer())
+        if model.lexicon is not None and model.lexicon.words:
+            words = {row: word for word, row in model.lexicon.words.items()}
+            lines = [words.get(row, "") for row in range(1, config.n_words)]  # a word's line is its row
+            (target / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
+    """How the file stores each canonical tensor of a model of this configuration."""
+    size, cell, filters, inputs = config.projection_size, config.cell_size, config.n_filters, config.character_size
+    table = {}
+    if config.character_size:
+        table["character_embedding"] = Stored("char_embed", (config.n_characters - 1, inputs), _add_zero_row, _drop_row)
+    if config.word_size:
+        table["word_embedding"] = Stored("embedding", (config.n_words - 1, config.word_size), _add_zero_row, _drop_row)
+    for i, (width, number) in enumerate(config.filters):
+        shape = (1, width, inputs, number)
+        table[f"convolutions.{i}.weight"] = Stored(f"CNN/W_cnn_{i}", shape, lambda t: t[0], lambda t: t[None])
+        table[f"convolutions.{i}.bias"] = Stored(f"CNN/b_cnn_{i}", (number,))
+    for k in range(config.n_highway):
+        for ours, theirs in (("transform", "transform"), ("gate", "carry")):  # their carry gate carries the new part
+            table[f"highways.{k}.{ours}.weight"] = Stored(f"CNN_high_{k}/W_{theirs}", (filters, filters))
+            table[f"highways.{k}.{ours}.bias"] = Stored(f"CNN_high_{k}/b_{theirs}", (filters,))
+    if config.character_size and filters != size:
+        table["projection.weight"] = Stored("CNN_proj/W_proj", (filters, size))
+        table["projection.bias"] = Stored("CNN_proj/b_proj", (size,))
+    for direction, name in enumerate(DIRECTIONS):
+        for layer in range(config.n_layers):
+            theirs = f"RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
+            matrix = partial(Stored, f"{theirs}/W_0", (2 * size, 4 * cell), _split_gates, _join_gates)
+            table[f"lstm.{layer}.{name}.input_weight"] = matrix(rows=slice(0, size))
+            table[f"lstm.{layer}.{name}.recurrent_weight"] = matrix(rows=slice(size, 2 * size))
+            table[f"lstm.{layer}.{name}.bias"] = Stored(f"{theirs}/B", (4 * cell,), _read_bias, _write_bias)
+            if cell != size:
+                table[f"lstm.{layer}.{name}.projection"] = Stored(f"{theirs}/W_P_0", (cell, size))
+    return table
+
+
+def _shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors, by path."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def visit(path: str, entry: h5py.Group | h5py.Dataset) -> None:
+        if hasattr(entry, "shape"):
+            shapes[path] = tuple(entry.shape or ())
+
+    file.visititems(visit)
+    return shapes
+
+
+def _add_zero_row(tensor: Array) -> Array:
+    return np.concatenate([np.zeros_like(tensor[:1]), tensor])
+
+
+def _drop_row(tensor: Array) -> Array:
+    return tensor[1:]
+
+
+def _split_gates(tensor: Array) -> Array:
+    """[P, 4C] in the order i, j, f, o -> [4, P, C] in the order i, f, g, o."""
+    gates = np.split(tensor, 4, axis=1)
+    return np.stack([gates[gate] for gate in GATE_ORDER])
+
+
+def _join_gates(tensor: Array) -> Array:
+    return np.concatenate([tensor[gate] for gate in GATE_ORDER], axis=1)
+
+
+def _read_bias(tensor: Array) -> Array:
+    """[4C] -> [4, C]. TensorFlow's LSTMCell adds 1 to the forget gate when it runs."""
+    bias = tensor.reshape(4, -1)[list(GATE_ORDER)]
+    bias[1] += 1.0
+    return bias
+
+
+def _write_bias(tensor: Array) -> Array:
+    bias = np.array(tensor)
+    bias[1] -= 1.0
+    return bias[list(GATE_ORDER)].reshape(-1)
+
+
+def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
+    """Words of a word model, one a line; row 0 is no word. Empty where no vocabulary lies beside the weights."""
+    for path in (folder / "vocab.txt", folder / "vocab.txt.gz"):
+        if path.is_file():
+            lines = [line.strip() for line in _read_text(path).removesuffix("\n").split("\n")]
+            words = [line for line in lines if line != NOT_A_WORD]
+            if len(words) != n_words:
+                raise FlashElmoError(f"{path}: expected {n_words} words, as the embedding has, found {len(words)}")
+            if missing := sorted(NEEDED_WORDS - set(words)):
+                raise FlashElmoError(f"{path}: expected the word {missing[0]}, found none among {n_words}")
+            return {word: row for row, word in enumerate(words, start=1)}
+    return {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise FlashElmoError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,66 @@
+"""What `flashelmo convert` and `flashelmo info` do."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.manylangs import PICKLES
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.weights import ElmoModel
+
+
+def convert(
+    source: str | Path, destination: str | Path, *, options_file: str | Path | None = None, overwrite: bool = False
+) -> ElmoModel:
+    """Read a model of any format and write it in flashelmo's own; the model that was read.
+
+    Raises:
+        FlashElmoError: what `load_model` and `write_native` raise; a model is never replaced by its own conversion.
+    """
+    original = Path(source).resolve()
+    if Path(destination).resolve() in (original, *original.parents):
+        raise FlashElmoError(f"{destination}: expected another folder than that of the model to convert")
+    model = load_model(source, options_file)
+    write_native(model, destination, overwrite=overwrite)
+    return model
+
+
+def describe(model: ElmoModel) -> dict[str, Any]:
+    """What a model is, ready for JSON: its format, dimensions and parameters, and its files' sizes and sha256."""
+    config = model.config
+    inputs = [name for name, size in (("characters", config.character_size), ("words", config.word_size)) if size]
+    return {
+        "path": str(model.path),
+        "format": model.format,
+        "source_format": model.source_format or model.format,
+        "family": config.family,
+        "parameters": model.weights.n_parameters,
+        "layers": config.n_layers + 1,
+        "output_size": config.output_size,
+        "inputs": inputs,
+        **config.to_dict(),
+        "files": [_describe_file(path) for path in _files(model.path)],
+    }
+
+
+def _files(path: Path) -> list[Path]:
+    """The weights; none for a model that was not read from files."""
+    return [file for file in ([path / name for name in PICKLES] if path.is_dir() else [path]) if file.is_file()]
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _digest(file: Any) -> Any:
+    """hashlib.file_digest for Python 3.10."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest

@@ -1,0 +1,208 @@
+"""ELMoForManyLangs' folders: two pickled state dicts, two lexicons, and the configuration that trained them.
+
+Read as elmoformanylangs' `Embedder` does (elmoformanylangs/elmo.py, modules/), but never unpickling code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints.files import check_rows, read_json
+from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "manylangs"
+PICKLES = EMBEDDER, ENCODER = "token_embedder.pkl", "encoder.pkl"
+NEEDED_WORDS = ("<oov>", "<bos>", "<eos>")
+NEEDED_CHARACTERS = (*NEEDED_WORDS, "<bow>", "<eow>", "<pad>")
+# What the published models were trained with (elmoformanylangs/configs/cnn_50_100_512_4096_sample.json).
+PUBLISHED_CONFIGURATION: dict[str, Any] = {
+    "encoder": {
+        "name": "elmo",
+        "projection_dim": 512,
+        "cell_clip": 3,
+        "proj_clip": 3,
+        "dim": 4096,
+        "n_layers": 2,
+    },
+    "token_embedder": {
+        "name": "cnn",
+        "activation": "relu",
+        "filters": [[1, 32], [2, 32], [3, 64], [4, 128], [5, 256], [6, 512], [7, 1024]],
+        "n_highway": 2,
+        "word_dim": 100,
+        "char_dim": 50,
+        "max_characters_per_token": 50,
+    },
+}
+
+
+def read_manylangs(folder: Path) -> ElmoModel:
+    """Read a model's folder.
+
+    Raises:
+        FlashElmoError: naming the file and what is wrong in it, a pickle that holds code among them.
+        MissingExtraError: PyTorch, which reads the pickles, is not installed.
+    """
+    options, source = _read_configuration(folder)
+    sizes = _sizes(options, source)
+    words = _read_lexicon(folder / "word.dic", NEEDED_WORDS) if sizes["word_size"] else {}
+    characters = _read_lexicon(folder / "char.dic", NEEDED_CHARACTERS) if sizes["character_size"] else {}
+    files = {file: _load_pickle(folder / file) for file in PICKLES}
+    for key, name, lexicon in (("n_words", "word", words), ("n_characters", "char", characters)):
+        embedding = files[EMBEDDER].get(f"{name}_emb_layer.embedding.weight", np.empty((len(lexicon), 0)))
+        sizes[key] = embedding.shape[0] if lexicon and embedding.ndim else 0
+        check_rows(lexicon, sizes[key], folder / f"{name}.dic")
+    config = ElmoConfig.from_dict(sizes, str(source))
+    if config.cell_size == config.projection_size:
+        raise FlashElmoError(f"{source}: encoder: expected projection_dim below dim, found {config.cell_size} for both")
+    tensors: dict[str, Array] = {}
+    for file, stored in files.items():
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
+        check_stored(table.values(), shapes, folder / file, source.name)
+        tensors |= {k: to_canonical(s, stored[s.name][s.rows], folder / file) for k, s in table.items()}
+    return ElmoModel(
+        config, ElmoWeights.from_named_tensors(tensors, config), Lexicon(characters, words), folder, FORMAT
+    )
+
+
+def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
+    """How the state dicts store each canonical tensor. Their linear layers compute x @ weight.T."""
+    size, cell, filters, inputs = config.projection_size, config.cell_size, config.n_filters, config.character_size
+    table = {}
+    if config.word_size:
+        table["word_embedding"] = Stored("word_emb_layer.embedding.weight", (config.n_words, config.word_size))
+    if config.character_size:
+        table["character_embedding"] = Stored("char_emb_layer.embedding.weight", (config.n_characters, inputs))
+    for i, (width, number) in enumerate(config.filters):
+        theirs = f"convolutions.{i}"
+        table[f"{theirs}.weight"] = Stored(f"{theirs}.weight", (number, inputs, width), lambda t: t.transpose(2, 1, 0))
+        table[f"{theirs}.bias"] = Stored(f"{theirs}.bias", (number,))
+    for k in range(config.n_highway):
+        for kind, shape in (("weight", (2 * filters, filters)), ("bias", (2 * filters,))):
+            theirs, upper, lower = f"highways._layers.{k}.{kind}", slice(0, filters), slice(filters, 2 * filters)
+            table[f"highways.{k}.transform.{kind}"] = Stored(theirs, shape, np.transpose, rows=upper)
+            table[f"highways.{k}.gate.{kind}"] = Stored(theirs, shape, _to_gate, rows=lower)
+    table["projection.weight"] = Stored("projection.weight", (size, config.word_size + filters), np.transpose)
+    table["projection.bias"] = Stored("projection.bias", (size,))
+    for layer in range(config.n_layers):
+        for direction in DIRECTIONS:
+            theirs, ours = f"{direction}_layer_{layer}", f"lstm.{layer}.{direction}"
+            for kind, name in (("input_weight", "input_linearity"), ("recurrent_weight", "state_linearity")):
+                table[f"{ours}.{kind}"] = Stored(f"{theirs}.{name}.weight", (4 * cell, size), _split_gates)
+            table[f"{ours}.bias"] = Stored(f"{theirs}.state_linearity.bias", (4 * cell,), lambda t: t.reshape(4, -1))
+            table[f"{ours}.projection"] = Stored(f"{theirs}.state_projection.weight", (size, cell), np.transpose)
+    return table
+
+
+def _to_gate(keep: Array) -> Array:
+    """Their gate keeps the input, ours multiplies the new part: 1 - sigmoid(x) = sigmoid(-x)."""
+    return -keep.T
+
+
+def _split_gates(weight: Array) -> Array:
+    """[4C, P] -> [4, P, C]; the gates' order i, f, g, o is the canonical one."""
+    return weight.reshape(4, -1, weight.shape[1]).transpose(0, 2, 1)
+
+
+def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
+    """The configuration that config.json points to, often by a path on its author's machine, and its file."""
+    arguments = read_json(folder / "config.json")
+    given = str(arguments.get("config_path") or "")
+    for candidate in (folder / given, folder / PureWindowsPath(given).name):  # splits at / and \\ alike
+        if given and candidate.is_file():
+            return read_json(candidate), candidate
+    if "encoder" in arguments and "token_embedder" in arguments:
+        return arguments, folder / "config.json"
+    return PUBLISHED_CONFIGURATION, folder / "cnn_50_100_512_4096_sample.json"
+
+
+def _sizes(options: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The configuration but for the lexicons' sizes."""
+    try:
+        encoder, embedder = options["encoder"], options["token_embedder"]
+        for part, kind, found in (("encoder", "elmo", encoder["name"]), ("token_embedder", "cnn", embedder["name"])):
+            if str(found).lower() != kind:
+                raise FlashElmoError(f"{source}: {part}: expected the name {kind!r}, found {found!r}")
+        return {
+            "family": "manylangs",
+            "cell_size": encoder["dim"],
+            "projection_size": encoder["projection_dim"],
+            "n_layers": encoder["n_layers"],
+            "cell_clip": encoder.get("cell_clip") or None,
+            "projection_clip": encoder.get("proj_clip") or None,
+            "skip_connections": True,
+            "filters": embedder["filters"] if embedder["char_dim"] else [],
+            "n_highway": embedder["n_highway"] if embedder["char_dim"] else 0,
+            "activation": embedder["activation"],
+            "character_size": embedder["char_dim"],
+            "max_characters": embedder["max_characters_per_token"],
+            "word_size": embedder["word_dim"],
+        }
+    except KeyError as error:
+        raise FlashElmoError(f"{source}: key {error} is missing") from None
+    except (TypeError, AttributeError) as error:
+        raise FlashElmoError(f"{source}: a value has the wrong type: {error}") from None
+
+
+def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
+    """`token<TAB>row` lines, stripped as the published reader does: one field is left of a token of white space."""
+    lexicon = {}
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        token, tab, row = line.strip().rpartition("\t")
+        try:
+            lexicon[token if tab else "\u3000"] = int(row)
+        except ValueError:
+            raise FlashElmoError(f"{path}: line {number}: expected token, tab, number; found {line!r}") from None
+    for token in needed:
+        if token not in lexicon:
+            raise FlashElmoError(f"{path}: expected the token {token}, found none among {len(lexicon)}")
+    return lexicon
+
+
+def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a state dict. Nothing but tensors is unpickled, so no code of the file's runs."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch", f"reading {path.name}") from error
+    import pickle
+
+    if not path.exists():
+        raise FlashElmoError(f"{path}: the file is missing")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: _to_numpy(tensor) for name, tensor in stored.items()}
+    except pickle.UnpicklingError as error:  # its advice is to run the file's code
+        found = next((line for line in str(error).splitlines() if "GLOBAL" in line), "something else").strip()
+        raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found: {found}") from None
+    except Exception as error:  # a damaged file may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FlashElmoError(f"{path}: expected a whole PyTorch state dict: {reason}") from None
+
+
+def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+    return array

@@ -1,0 +1,156 @@
+"""flashelmo's own format: `config.json`, `model.safetensors` and, for models with one, `lexicon.json`.
+
+The tensors are the canonical ones under their canonical names: a model is used as it lies in the file, memory-mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.files import check_rows, first_line, new_folder, read_json
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, Lexicon, check_tensors, expected_shapes
+
+FORMAT = "native"
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+HEADER_LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+
+
+def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Write a model's folder; it appears whole or not at all.
+
+    Raises:
+        FlashElmoError: the folder exists (and is not to be overwritten) or cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with new_folder(Path(folder), overwrite) as target:
+        source_format = model.source_format if model.format == FORMAT else model.format
+        config = {"format_version": FORMAT_VERSION, "source_format": source_format, **model.config.to_dict()}
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if model.lexicon is not None:
+            lexicon = {"characters": dict(model.lexicon.characters), "words": dict(model.lexicon.words)}
+            (target / "lexicon.json").write_text(json.dumps(lexicon, ensure_ascii=False), encoding="utf-8")
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in model.weights.named_tensors()}
+        try:
+            save_file(tensors, target / WEIGHTS_FILE)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        shutil.copymode(target / "config.json", target / WEIGHTS_FILE)  # safetensors' own lets nobody else read it
+
+
+def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:
+    """Read a folder that `write_native` wrote; the tensors are read-only views of the memory-mapped file.
+
+    Args:
+        folder: of `config.json`, and of the lexicon where there is one.
+        weights_file: where it is not the folder's `model.safetensors`.
+
+    Raises:
+        FlashElmoError: naming the file and the tensor or key.
+    """
+    config_file, weights_file = folder / "config.json", weights_file or folder / WEIGHTS_FILE
+    values = read_json(config_file)
+    version, source_format = values.pop("format_version", None), values.pop("source_format", None)
+    if version != FORMAT_VERSION:
+        raise FlashElmoError(f"{config_file}: expected format_version {FORMAT_VERSION}, found {version}")
+    config = ElmoConfig.from_dict(values, str(config_file))
+    tensors = read_safetensors(weights_file)
+    expected = expected_shapes(config).keys()
+    if missing := sorted(expected - tensors.keys()):
+        raise FlashElmoError(f"{weights_file}: tensor {missing[0]} is missing, which {config_file.name} asks for")
+    if unknown := sorted(tensors.keys() - expected):
+        raise FlashElmoError(f"{weights_file}: tensor {unknown[0]} has no place in a model of {config_file.name}")
+    weights = ElmoWeights.from_named_tensors(tensors, config)
+    check_tensors(weights, config, str(weights_file))
+    has_lexicon = bool(config.word_size) or config.family == "manylangs"
+    lexicon = _read_lexicon(folder / "lexicon.json", config) if has_lexicon else None
+    return ElmoModel(config, weights, lexicon, weights_file, FORMAT, source_format)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as one: a length, and a JSON object of that length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
+        return 2 <= length <= MAX_HEADER_BYTES and file.read(1) == b"{"
+
+
+def read_safetensors(path: Path) -> dict[str, Array]:
+    """Read-only views of a memory-mapped safetensors file of float32 tensors.
+
+    The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
+    (8 bytes of header length, a JSON header of names, types, shapes and offsets, then the data).
+    """
+    try:
+        data = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
+    begin = HEADER_LENGTH_BYTES + int.from_bytes(data[:HEADER_LENGTH_BYTES].tobytes(), "little")
+    try:
+        header: dict[str, Any] = json.loads(data[HEADER_LENGTH_BYTES:begin].tobytes().decode("utf-8"))
+        header.pop("__metadata__", None)
+        entries = {name: (entry["dtype"], entry["shape"], *entry["data_offsets"]) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FlashElmoError(f"{path}: expected a safetensors file, found no readable header") from None
+    tensors = {name: _view(data[begin:], path, name, *entry) for name, entry in entries.items()}
+    end = 0
+    for start, stop, name in sorted((start, stop, name) for name, (_, _, start, stop) in entries.items()):
+        if start != end:  # neither gaps nor overlaps, as the format demands
+            raise FlashElmoError(f"{path}: tensor {name} begins at byte {start} of the data, expected {end}")
+        end = stop
+    return tensors
+
+
+def _view(data: npt.NDArray[np.uint8], path: Path, name: str, dtype: str, shape: Any, *offsets: Any) -> Array:
+    """One tensor of the file's data."""
+    numbers = [*shape, *offsets] if isinstance(shape, list) else [None]
+    if len(offsets) != 2 or not all(type(number) is int and number >= 0 for number in numbers):
+        raise FlashElmoError(f"{path}: tensor {name}: expected a shape and two offsets, found {shape} and {offsets}")
+    if dtype != "F32":
+        raise FlashElmoError(f"{path}: tensor {name} has type {dtype}, expected F32")
+    start, stop = offsets
+    if not start <= stop <= len(data):
+        end = f"the data end at {len(data)}"
+        raise FlashElmoError(
+            f"{path}: tensor {name} stands at bytes {start} to {stop}, but {end}: truncated or damaged"
+        )
+    if stop - start != 4 * math.prod(shape):
+        raise FlashElmoError(
+            f"{path}: tensor {name} has {stop - start} bytes, expected {4 * math.prod(shape)} by its shape"
+        )
+    # a header of odd length would leave the numbers unaligned: then a copy
+    return np.require(data[start:stop].view(np.float32).reshape(shape), requirements="A")
+
+
+def release_pages(weights: ElmoWeights) -> None:
+    """Let the system take back the memory of a memory-mapped model; what is read again comes from the file."""
+    for _, tensor in weights.named_tensors():
+        array: Any = tensor
+        while array is not None and not isinstance(array, np.memmap):
+            array = getattr(array, "base", None)
+        if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            return  # all tensors lie in one file
+
+
+def _read_lexicon(path: Path, config: ElmoConfig) -> Lexicon:
+    values = read_json(path)
+    for name, n_rows in (("characters", config.n_characters), ("words", config.n_words)):
+        rows = values.get(name)
+        if not isinstance(rows, dict) or not all(type(row) is int for row in rows.values()):
+            raise FlashElmoError(f"{path}: key {name!r}: expected an object of tokens and rows")
+        if n_rows:  # a lexicon may know words that the model does not look up
+            check_rows(rows, n_rows, path)
+    return Lexicon(values["characters"], values["words"])

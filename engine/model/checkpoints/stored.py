@@ -1,0 +1,65 @@
+"""Tables of names: where each canonical tensor lies in a published file, and how it is turned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.weights import Array, all_finite
+
+Conversion: TypeAlias = Callable[[Array], Array]
+ALL_ROWS = slice(None)
+
+
+def same(tensor: Array) -> Array:
+    """The tensor itself."""
+    return tensor
+
+
+class Stored(NamedTuple):
+    """A canonical tensor as a file stores it.
+
+    Attributes:
+        name: of the stored tensor, which may hold several canonical ones below each other.
+        shape: of the whole stored tensor.
+        read: the stored rows to the canonical tensor.
+        write: the inverse of `read`, in formats that are also written.
+        rows: of the stored tensor that are this one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Conversion = same
+    write: Conversion = same
+    rows: slice = ALL_ROWS
+
+
+def check_stored(table: Collection[Stored], found: Mapping[str, tuple[int, ...]], source: Path, options: str) -> None:
+    """Raise FlashElmoError unless `found`, names and shapes in the file `source`, is what `options` describe."""
+    for name, shape in {stored.name: stored.shape for stored in table}.items():
+        if name not in found:
+            raise FlashElmoError(f"{source}: tensor {name} is missing; by {options} its shape is {shape}")
+        if found[name] != shape:
+            raise FlashElmoError(f"{source}: tensor {name} has shape {found[name]}, expected {shape} by {options}")
+    if others := sorted(found.keys() - {stored.name for stored in table}):
+        raise FlashElmoError(f"{source}: tensor {others[0]} {found[others[0]]} has no place in a model of {options}")
+
+
+def to_canonical(stored: Stored, rows: npt.NDArray[Any], source: Path) -> Array:
+    """The canonical float32 tensor from a stored tensor's rows, whose 16 or 64 bits are cast.
+
+    Raises:
+        FlashElmoError: naming the file `source` and the tensor, where it is of another type or not finite.
+    """
+    if rows.dtype.kind != "f":
+        raise FlashElmoError(f"{source}: tensor {stored.name} has type {rows.dtype}, expected float32")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, which is refused
+        rows = rows.astype(np.float32, copy=False)
+    if not all_finite(rows):
+        raise FlashElmoError(f"{source}: tensor {stored.name} holds NaN or infinity")
+    return np.ascontiguousarray(stored.read(rows))

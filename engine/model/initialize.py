@@ -1,0 +1,76 @@
+"""Random models at the published sizes, for benchmarks, demonstrations and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, expected_shapes
+
+PUBLISHED_FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
+
+# Preset -> cell, projection, highway layers (https://allenai.org/allennlp/software/elmo)
+PRESETS = {
+    "small": (1024, 128, 1),
+    "medium": (2048, 256, 1),
+    "original": (4096, 512, 2),
+}
+
+
+def preset_config(preset: str) -> ElmoConfig:
+    """The configuration of a published size: "small" (13.6M parameters), "medium" (28.0M), "original" (93.6M)."""
+    if preset not in PRESETS:
+        raise FlashElmoError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
+    cell, projection, n_highway = PRESETS[preset]
+    return ElmoConfig(
+        family="bilm",
+        cell_size=cell,
+        projection_size=projection,
+        n_layers=2,
+        cell_clip=3.0,
+        projection_clip=3.0,
+        skip_connections=True,
+        filters=PUBLISHED_FILTERS,
+        n_highway=n_highway,
+        activation="relu",
+        character_size=16,
+        n_characters=262,
+        max_characters=50,
+    )
+
+
+def random_model(preset: str, seed: int) -> ElmoModel:
+    """A model of a published size with random weights: the same for the same seed, alive but not saturated.
+
+    Raises:
+        FlashElmoError: an unknown preset or a negative seed.
+    """
+    if seed < 0:
+        raise FlashElmoError(f"seed: expected zero or more, found {seed}")
+    config = preset_config(preset)
+    rng = np.random.default_rng(seed)
+    tensors = {name: _random_tensor(name, shape, rng) for name, shape in expected_shapes(config).items()}
+    tensors["character_embedding"][0] = 0.0  # no token
+    weights = ElmoWeights.from_named_tensors(tensors, config)
+    return ElmoModel(config, weights, None, Path(f"{preset} (random, seed {seed})"), "native")
+
+
+def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Uniform with the variance that keeps a layer's output about as large as its input."""
+    kind = name.rpartition(".")[2]
+    if kind == "bias":
+        bias = np.zeros(shape, np.float32)
+        if name.startswith("lstm."):
+            bias[1] = 1.0  # remember at first
+        elif ".gate." in name:
+            bias[...] = -1.0  # carry at first
+        return bias
+    fan_in = 1 if kind == "character_embedding" else int(np.prod(shape[:-1])) if name.startswith("conv") else shape[-2]
+    bound = np.float32(np.sqrt(3.0 / fan_in))
+    tensor = rng.random(shape, dtype=np.float32)
+    tensor *= 2 * bound
+    tensor -= bound
+    return tensor

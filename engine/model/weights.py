@@ -1,0 +1,215 @@
+"""ElmoWeights: the one canonical layout of a model's tensors in memory.
+
+Every reader in `checkpoints/` produces it and every runtime starts from it. Matrices are used as `x @ weight`. The
+LSTM's gates are the first dimension, [4, P, C] and [4, C], in the order input, forget, candidate, output (i, f, g, o),
+so that each gate's matrix is contiguous and runtimes use the memory-mapped file as it lies. The forget bias already
+holds the 1 that bilm-tf adds at load. A highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps
+the input, so its reader negates it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+
+Array: TypeAlias = npt.NDArray[np.float32]
+DIRECTIONS = ("forward", "backward")
+GATES = ("input", "forget", "candidate", "output")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = x @ weight + bias; weight [in, out], bias [out]. A convolution's weight is [width, E, number]."""
+
+    weight: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
+class Highway:
+    """y = g * relu(x @ transform.weight + transform.bias) + (1 - g) * x, g = sigmoid(x @ gate.weight + gate.bias)."""
+
+    transform: Dense
+    gate: Dense
+
+
+@dataclass(frozen=True)
+class LstmCell:
+    """One direction of one layer.
+
+    input_weight [4, P, C], recurrent_weight [4, P, C], bias [4, C] (gates i, f, g, o first), projection [C, P] or None
+    where P = C.
+    """
+
+    input_weight: Array
+    recurrent_weight: Array
+    bias: Array
+    projection: Array | None
+
+
+@dataclass(frozen=True)
+class ElmoWeights:
+    """All float32 tensors of a model.
+
+    character_embedding [n_characters, E] and word_embedding [n_words, word_size] may each be None; projection is
+    None where the token representation already has size P. lstm[layer] = (forward, backward).
+    """
+
+    character_embedding: Array | None
+    word_embedding: Array | None
+    convolutions: tuple[Dense, ...]
+    highways: tuple[Highway, ...]
+    projection: Dense | None
+    lstm: tuple[tuple[LstmCell, LstmCell], ...]
+
+    def named_tensors(self) -> Iterator[tuple[str, Array]]:
+        """Every tensor under its canonical name, the one the native format stores it by."""
+        if self.character_embedding is not None:
+            yield "character_embedding", self.character_embedding
+        if self.word_embedding is not None:
+            yield "word_embedding", self.word_embedding
+        for i, convolution in enumerate(self.convolutions):
+            yield from _named_dense(f"convolutions.{i}", convolution)
+        for i, highway in enumerate(self.highways):
+            yield from _named_dense(f"highways.{i}.transform", highway.transform)
+            yield from _named_dense(f"highways.{i}.gate", highway.gate)
+        if self.projection is not None:
+            yield from _named_dense("projection", self.projection)
+        for layer, cells in enumerate(self.lstm):
+            for direction, cell in zip(DIRECTIONS, cells, strict=True):
+                prefix = f"lstm.{layer}.{direction}"
+                yield f"{prefix}.input_weight", cell.input_weight
+                yield f"{prefix}.recurrent_weight", cell.recurrent_weight
+                yield f"{prefix}.bias", cell.bias
+                if cell.projection is not None:
+                    yield f"{prefix}.projection", cell.projection
+
+    @classmethod
+    def from_named_tensors(cls, tensors: Mapping[str, Array], config: ElmoConfig) -> ElmoWeights:
+        """The inverse of `named_tensors`; names and shapes must already be those of `expected_shapes(config)`."""
+
+        def dense(prefix: str) -> Dense:
+            return Dense(tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"])
+
+        def cell(layer: int, direction: str) -> LstmCell:
+            prefix = f"lstm.{layer}.{direction}"
+            return LstmCell(
+                tensors[f"{prefix}.input_weight"],
+                tensors[f"{prefix}.recurrent_weight"],
+                tensors[f"{prefix}.bias"],
+                tensors.get(f"{prefix}.projection"),
+            )
+
+        return cls(
+            character_embedding=tensors.get("character_embedding"),
+            word_embedding=tensors.get("word_embedding"),
+            convolutions=tuple(dense(f"convolutions.{i}") for i in range(len(config.filters))),
+            highways=tuple(
+                Highway(dense(f"highways.{k}.transform"), dense(f"highways.{k}.gate")) for k in range(config.n_highway)
+            ),
+            projection=dense("projection") if "projection.weight" in tensors else None,
+            lstm=tuple((cell(layer, "forward"), cell(layer, "backward")) for layer in range(config.n_layers)),
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of stored values."""
+        return sum(tensor.size for _, tensor in self.named_tensors())
+
+
+def _named_dense(prefix: str, dense: Dense) -> Iterator[tuple[str, Array]]:
+    yield f"{prefix}.weight", dense.weight
+    yield f"{prefix}.bias", dense.bias
+
+
+def expected_shapes(config: ElmoConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every canonical tensor that a model of this configuration has, by canonical name."""
+    size, n_filters = config.projection_size, config.n_filters
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def dense(prefix: str, *shape: int) -> None:
+        shapes[f"{prefix}.weight"] = shape
+        shapes[f"{prefix}.bias"] = shape[-1:]
+
+    if config.character_size:
+        shapes["character_embedding"] = (config.n_characters, config.character_size)
+    if config.word_size:
+        shapes["word_embedding"] = (config.n_words, config.word_size)
+    for i, (width, number) in enumerate(config.filters):
+        dense(f"convolutions.{i}", width, config.character_size, number)
+    for k in range(config.n_highway):
+        dense(f"highways.{k}.transform", n_filters, n_filters)
+        dense(f"highways.{k}.gate", n_filters, n_filters)
+    if config.family == "manylangs" or config.word_size + n_filters != size:
+        dense("projection", config.word_size + n_filters, size)
+    for layer in range(config.n_layers):
+        for direction in DIRECTIONS:
+            prefix = f"lstm.{layer}.{direction}"
+            shapes[f"{prefix}.input_weight"] = (4, size, config.cell_size)
+            shapes[f"{prefix}.recurrent_weight"] = (4, size, config.cell_size)
+            shapes[f"{prefix}.bias"] = (4, config.cell_size)
+            if config.cell_size != size:
+                shapes[f"{prefix}.projection"] = (config.cell_size, size)
+    return shapes
+
+
+def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None:
+    """Raise FlashElmoError, naming `source` and the tensor, unless names, shapes, type and values are right.
+
+    Values must be finite: a NaN would spread silently through every later token.
+    """
+    expected = expected_shapes(config)
+    found = dict(weights.named_tensors())
+    for name in sorted(expected.keys() - found.keys()):
+        raise FlashElmoError(f"{source}: tensor {name} is missing, expected shape {expected[name]}")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise FlashElmoError(f"{source}: tensor {name} is not part of this configuration")
+        if tensor.shape != expected[name]:
+            raise FlashElmoError(f"{source}: tensor {name} has shape {tensor.shape}, expected {expected[name]}")
+        if tensor.dtype != np.float32:
+            raise FlashElmoError(f"{source}: tensor {name} has type {tensor.dtype}, expected float32")
+        if not all_finite(tensor):
+            raise FlashElmoError(f"{source}: tensor {name} holds NaN or infinity")
+
+
+def all_finite(tensor: npt.NDArray[np.floating[Any]]) -> bool:
+    """Whether no value is NaN or infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = tensor.sum()  # fast, and finite but where a value is not or the sum overflows
+    return bool(np.isfinite(total) or np.isfinite(tensor).all())
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Token to row: ELMoForManyLangs' `char.dic` and `word.dic`, or a bilm word model's vocabulary. May be empty."""
+
+    characters: Mapping[str, int]
+    words: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ElmoModel:
+    """A model as read from disk.
+
+    Attributes:
+        config, weights, lexicon: what the runtimes need; lexicon is None for models of bytes.
+        path: the weights file that was read, or the folder where there are several.
+        format: "bilm-hdf5", "manylangs" or "native".
+        source_format: what a native model was converted from; None where it was not.
+    """
+
+    config: ElmoConfig
+    weights: ElmoWeights
+    lexicon: Lexicon | None
+    path: Path
+    format: str
+    source_format: str | None = None

@@ -1,0 +1,204 @@
+"""Elmo: AllenNLP's module, to embed inside a PyTorch model and to fine-tune."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.text.characters import WordEncoder
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "the module Elmo") from error
+
+from flashelmo.engine.reference.padding import add_boundaries, positions_before, remove_boundaries, sentence_lengths
+from flashelmo.engine.reference.reference import ReferenceElmo, encode
+from flashelmo.engine.reference.scalar_mix import ScalarMix
+
+logger = logging.getLogger(__name__)
+
+# AllenNLP's names of what `Elmo` keeps, and this module's. Layouts agree but for the highways.
+ALLENNLP_NAMES = (
+    (r"_elmo_lstm\._word_embedding\.", "cached_words."),
+    (r"_elmo_lstm\._token_embedder\._char_embedding_weights", "bilm.character_embedding"),
+    (r"_elmo_lstm\._token_embedder\.char_conv_(\d+)\.", r"bilm.convolutions.\1."),
+    (r"_elmo_lstm\._token_embedder\._projection\.", "bilm.projection."),
+    (r"_elmo_lstm\._elmo_lstm\.(forward|backward)_layer_(\d+)\.input_linearity\.", r"bilm.\1_layers.\2.input_"),
+    (r"_elmo_lstm\._elmo_lstm\.(forward|backward)_layer_(\d+)\.state_linearity\.bias", r"bilm.\1_layers.\2.bias"),
+    (r"_elmo_lstm\._elmo_lstm\.(forward|backward)_layer_(\d+)\.state_linearity\.", r"bilm.\1_layers.\2.recurrent_"),
+    (r"_elmo_lstm\._elmo_lstm\.(forward|backward)_layer_(\d+)\.state_projection\..*", r"bilm.\1_layers.\2.projection"),
+)
+ALLENNLP_HIGHWAY = re.compile(r"_elmo_lstm\._token_embedder\._highways\._layers\.(\d+)\.(weight|bias)")
+
+
+class Elmo(torch.nn.Module):
+    """ELMo representations for a task: the biLM's layers, mixed by learned weights, with dropout.
+
+    Constructor, `forward` and output are those of AllenNLP 0.9 to 2.x (`allennlp.modules.elmo.Elmo`), and its
+    state dicts load. Unlike AllenNLP's, a call does not depend on earlier ones unless `stateful`.
+
+    Args:
+        options_file: options.json, or with `weight_file` None anything that holds a whole model, as a folder.
+        weight_file: the weights.
+        num_output_representations: separately learned mixes.
+        requires_grad: fine-tune the biLM.
+        do_layer_norm: normalise the layers before they are mixed.
+        dropout: probability, on the representations.
+        vocab_to_cache: words whose context-free vectors are computed once; `forward` then takes as `word_inputs`
+            positions in this list. Position 0 means padding.
+        keep_sentence_boundaries: keep the vectors of the begin and end of sentence.
+        scalar_mix_parameters: fixed weights of the mix, before the softmax.
+        module: used in place of the pretrained biLM, with both files None: has `num_layers`, `get_output_dim` and a
+            `forward(inputs, word_inputs)` that returns `activations` and `mask`.
+        stateful: carry the LSTM state from batch to batch by batch row, as AllenNLP does.
+
+    Raises:
+        FlashElmoError: a file or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        options_file: str | Path | None,
+        weight_file: str | Path | None,
+        num_output_representations: int,
+        requires_grad: bool = False,
+        do_layer_norm: bool = False,
+        dropout: float = 0.5,
+        vocab_to_cache: Sequence[str] | None = None,
+        keep_sentence_boundaries: bool = False,
+        scalar_mix_parameters: Sequence[float] | None = None,
+        module: torch.nn.Module | None = None,
+        *,
+        stateful: bool = False,
+    ) -> None:
+        super().__init__()
+        self.keep_sentence_boundaries = keep_sentence_boundaries
+        self.cached_words: torch.nn.Embedding | None = None
+        if module is not None:
+            if options_file is not None or weight_file is not None:
+                raise FlashElmoError("module: expected options_file and weight_file to be None beside it")
+            self.bilm = module
+        else:
+            model = _load(options_file, weight_file)
+            self.bilm = ReferenceElmo(
+                model.config, model.weights, model.lexicon, requires_grad=requires_grad, stateful=stateful
+            )
+            if vocab_to_cache:
+                self._cache_words(self.bilm, WordEncoder(model.config, model.lexicon), vocab_to_cache, requires_grad)
+        self.dropout = torch.nn.Dropout(dropout)
+        self.num_output_representations = num_output_representations
+        num_layers: Any = self.bilm.num_layers
+        for k in range(num_output_representations):
+            mix = ScalarMix(num_layers, do_layer_norm, scalar_mix_parameters, trainable=scalar_mix_parameters is None)
+            self.add_module(f"scalar_mix_{k}", mix)
+
+    def get_output_dim(self) -> int:
+        """2P, the size of a representation."""
+        get_output_dim: Any = self.bilm.get_output_dim
+        return int(get_output_dim())
+
+    def reset_state(self) -> None:
+        """Forget the state that a stateful module carries."""
+        if isinstance(self.bilm, ReferenceElmo):
+            self.bilm.reset_state()
+
+    def forward(self, inputs: Tensor | None, word_inputs: Tensor | None = None) -> dict[str, Any]:
+        """Embed a batch; leading dimensions may be more than one.
+
+        Args:
+            inputs: character ids [..., T, M] from `batch_to_ids`; may be None beside `word_inputs`.
+            word_inputs: word ids [..., T], 0 at padding: positions in `vocab_to_cache`, or a word model's ids.
+
+        Returns:
+            {"elmo_representations": num_output_representations tensors [..., T, 2P], "mask": bool [..., T]};
+            T + 2 where boundaries are kept.
+        """
+        if word_inputs is not None and not self._takes_words():
+            logger.warning("word_inputs is ignored: there is no vocab_to_cache")
+            word_inputs = None
+        leading = _leading_shape(inputs, word_inputs)
+        inputs = None if inputs is None else inputs.reshape(-1, *inputs.shape[-2:])
+        word_inputs = None if word_inputs is None else word_inputs.reshape(-1, word_inputs.shape[-1])
+        output = self._run_bilm(inputs, word_inputs)
+        mask_with_boundaries = mask = output["mask"]
+        representations = []
+        for k in range(self.num_output_representations):
+            mixed = self.get_submodule(f"scalar_mix_{k}")(output["activations"], mask_with_boundaries)
+            if not self.keep_sentence_boundaries:
+                mixed, mask = remove_boundaries(mixed, mask_with_boundaries)
+            representations.append(self.dropout(mixed).reshape(*leading, *mixed.shape[1:]))
+        return {"elmo_representations": representations, "mask": mask.reshape(*leading, mask.shape[1])}
+
+    def _takes_words(self) -> bool:
+        if not isinstance(self.bilm, ReferenceElmo):
+            return True
+        return self.cached_words is not None or not self.bilm.config.character_size
+
+    def _run_bilm(self, inputs: Tensor | None, word_inputs: Tensor | None) -> dict[str, Any]:
+        """The biLM's activations and mask, from cached words where they are all cached."""
+        cached = self.cached_words
+        if cached is None or word_inputs is None or not isinstance(self.bilm, ReferenceElmo):
+            result: dict[str, Any] = self.bilm(inputs, word_inputs)
+            return result
+        if word_inputs.numel() and int(word_inputs.max()) >= cached.num_embeddings:
+            if inputs is None:
+                largest = int(word_inputs.max())
+                raise FlashElmoError(f"word_inputs: expected ids below {cached.num_embeddings}, found {largest}")
+            return self._run_bilm(inputs, None)  # a word that is not cached: AllenNLP backs off to the characters
+        lengths = sentence_lengths(word_inputs > 0)
+        vectors = add_boundaries(cached(word_inputs), lengths, self.get_buffer("boundary_vectors"))
+        mask = positions_before(lengths + 2, vectors.shape[1])
+        return {"activations": self.bilm.layers(vectors, mask), "mask": mask}
+
+    @torch.no_grad()
+    def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
+        """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
+        vectors = bilm.token_vectors(*encode(encoder, [*encoder.boundary_words, *words]))
+        self.register_buffer("boundary_vectors", vectors[:2].clone(), persistent=False)
+        self.cached_words = torch.nn.Embedding.from_pretrained(vectors[2:].clone(), freeze=not trainable, padding_idx=0)
+        self.cached_words.weight[0] = 0.0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load, reading AllenNLP's names too."""
+        for name in [name for name in state_dict if name.startswith(f"{prefix}_elmo_lstm.")]:
+            for own, tensor in _from_allennlp(name[len(prefix) :], state_dict.pop(name)).items():
+                state_dict[prefix + own] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _load(options_file: str | Path | None, weight_file: str | Path | None) -> ElmoModel:
+    if weight_file is not None:
+        return load_model(weight_file, options_file)
+    if options_file is None:
+        raise FlashElmoError("options_file, weight_file: expected files or a module, found neither")
+    return load_model(options_file)
+
+
+def _leading_shape(inputs: Tensor | None, word_inputs: Tensor | None) -> tuple[int, ...]:
+    """The dimensions before the tokens, of whichever input is there."""
+    if word_inputs is not None and word_inputs.dim() >= 2:
+        return tuple(word_inputs.shape[:-1])
+    if word_inputs is None and inputs is not None and inputs.dim() >= 3:
+        return tuple(inputs.shape[:-2])
+    found = [None if ids is None else list(ids.shape) for ids in (inputs, word_inputs)]
+    raise FlashElmoError(f"inputs, word_inputs: expected shapes [..., T, M], [..., T], found {found[0]}, {found[1]}")
+
+
+def _from_allennlp(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """This module's names and tensors for one of AllenNLP's; the rest is of a `module` that was given."""
+    if found := ALLENNLP_HIGHWAY.fullmatch(name):
+        transform, keep = tensor.chunk(2)  # AllenNLP's gate keeps the input
+        prefix, kind = f"bilm.highways.{found[1]}", found[2]
+        return {f"{prefix}.transform.{kind}": transform, f"{prefix}.gate.{kind}": -keep}
+    for pattern, own in ALLENNLP_NAMES:
+        if re.match(pattern, name):
+            return {re.sub(pattern, own, name): tensor}
+    return {re.sub(r"^_elmo_lstm\.", "bilm.", name): tensor}

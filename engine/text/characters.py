@@ -1,0 +1,90 @@
+"""Words in Arrow, or in a Python list, to the ids of `spelling.py`, without a Python loop over words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.text.spelling import (
+    BYTES,
+    Alphabet,
+    Int32,
+    Int64,
+    Speller,
+    Utf8Words,
+    WordTable,
+    spell_bytes,
+    utf8,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ALLENNLP_MAX_CHARACTERS", "BYTES", "Alphabet", "WordEncoder", "WordTable", "batch_to_ids"]
+
+ALLENNLP_MAX_CHARACTERS = 50
+
+
+class WordEncoder(Speller):
+    """A `Speller` of words in Arrow or in a Python list."""
+
+    def character_ids(self, words: Sequence[str] | pa.Array) -> Int32 | None:
+        """Rows of the character embedding, int32 [W, M]; None for models of words alone. See `Speller.spell`."""
+        return self.spell(_utf8_words(words, self.surrogates)) if self.config.character_size else None
+
+    def word_ids(self, words: Sequence[str] | pa.Array) -> Int64 | None:
+        """Rows of the word embedding, int64 [W]; None for models of characters alone. See `Speller.look_up`."""
+        return self.look_up(_utf8_words(words, self.surrogates)) if self.config.word_size else None
+
+
+def batch_to_ids(batch: Sequence[Sequence[str]]) -> torch.LongTensor:
+    """Character ids of tokenized sentences as AllenNLP's `batch_to_ids` gives them.
+
+    Returns:
+        int64 [B, T, 50], without boundaries, zero where a sentence is shorter than the longest one.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch", "batch_to_ids") from error
+    lengths = np.array([len(sentence) for sentence in batch], np.int64)
+    ids = np.zeros((len(batch), lengths.max(initial=0), ALLENNLP_MAX_CHARACTERS), np.int64)
+    words = _utf8_words([word for sentence in batch for word in sentence], "ignore")
+    is_word = np.arange(ids.shape[1]) < lengths[:, None]
+    ids[is_word] = spell_bytes(words, ALLENNLP_MAX_CHARACTERS, ("<S>", "</S>"))
+    return torch.LongTensor(torch.from_numpy(ids))
+
+
+def _utf8_words(words: Sequence[str] | pa.Array, surrogates: str) -> Utf8Words:
+    """The words' UTF-8, whatever they came in."""
+    if isinstance(words, pa.ChunkedArray):
+        words = words.combine_chunks()
+    if not isinstance(words, pa.Array):
+        words = _from_python(words, surrogates)
+    if words.null_count:
+        raise FlashElmoError(f"word {pc.is_null(words).index(True).as_py()}: expected text, found nothing")
+    return _buffers(words.cast(pa.large_binary()))
+
+
+def _from_python(words: Sequence[str], surrogates: str) -> pa.Array:
+    try:
+        return pa.array(words, pa.large_string())
+    except UnicodeEncodeError:
+        return pa.array(utf8(words, surrogates), pa.large_binary())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise FlashElmoError(f"words: expected a list of texts: {error}") from None
+
+
+def _buffers(strings: pa.LargeBinaryArray) -> Utf8Words:
+    """The bytes of all strings where they lie; a slice is its own part."""
+    _, offset_buffer, data_buffer = strings.buffers()
+    if not len(strings) or data_buffer is None:
+        return Utf8Words(np.empty(0, np.uint8), np.zeros(len(strings) + 1, np.int64))
+    offsets = np.frombuffer(offset_buffer, np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
+    return Utf8Words(data, offsets - offsets[0])

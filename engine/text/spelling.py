@@ -1,0 +1,253 @@
+"""Words to the ids that a model's embeddings are indexed by, in numpy alone.
+
+bilm-tf's models spell a word as the bytes of its UTF-8 (`UnicodeCharsVocabulary` in bilm-tf's bilm/data.py and
+`ELMoCharacterMapper` in AllenNLP agree), ELMoForManyLangs' models as code points looked up in `char.dic`
+(`create_one_batch` in its elmo.py). Both put a begin-of-word before and an end-of-word behind, then padding.
+`characters.py` brings words in Arrow here, `Utf8Words.from_python` those in a Python list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import Lexicon
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+
+N_CODE_POINTS = 0x110000
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """Ids of the special characters, as the embedding's rows count them."""
+
+    begin_sentence: int
+    end_sentence: int
+    begin_word: int
+    end_word: int
+    padding: int
+
+
+# Bytes are 1 to 256, since AllenNLP and bilm-tf add 1 to every id: 0 stands for no token at all.
+BYTES = Alphabet(begin_sentence=257, end_sentence=258, begin_word=259, end_word=260, padding=261)
+
+
+class Utf8Words(NamedTuple):
+    """The UTF-8 of words end to end: word w is data[offsets[w]:offsets[w + 1]]; offsets [W + 1] begin with 0."""
+
+    data: npt.NDArray[np.uint8]
+    offsets: Int64
+
+    @classmethod
+    def from_python(cls, words: Sequence[str], surrogates: str) -> Utf8Words:
+        """Words of a list; see `utf8`."""
+        encoded = utf8(words, surrogates)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return cls.from_lengths(np.frombuffer(b"".join(encoded), np.uint8), lengths)
+
+    @classmethod
+    def from_lengths(cls, data: npt.NDArray[np.uint8], lengths: Int64) -> Utf8Words:
+        """Words of so many bytes each [W]."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(data, offsets)
+
+    def first_bytes(self) -> Int64:
+        """Where in `data` code points begin."""
+        return np.flatnonzero((self.data & 0xC0) != 0x80)
+
+    def rows_of(self, word: str) -> Int64:
+        """Which of the words are this one."""
+        encoded = word.encode()
+        rows = np.flatnonzero(np.diff(self.offsets) == len(encoded))
+        for place, byte in enumerate(encoded):
+            rows = rows[self.data[self.offsets[rows] + place] == byte]
+        return rows
+
+
+def utf8(words: Sequence[str], surrogates: str) -> list[bytes]:
+    """The UTF-8 of every word; `surrogates` says what becomes of lone surrogates, as the `errors` of `str.encode`.
+
+    Raises:
+        FlashElmoError: a word that is no text.
+    """
+    try:
+        return [word.encode("utf-8", surrogates) for word in words]
+    except (AttributeError, TypeError):
+        for place, word in enumerate(words):
+            if not isinstance(word, str):
+                found = "nothing" if word is None else f"{word!r:.60}"
+                raise FlashElmoError(f"word {place}: expected text, found {found}") from None
+        raise
+
+
+class Speller:
+    """Character ids and word ids of one model's words.
+
+    Args:
+        config: says which family's ids, and whether the model has characters, words or both.
+        lexicon: what ELMoForManyLangs' models and bilm-tf's word models look tokens up in.
+
+    Attributes:
+        boundary_words: the tokens that stand for the begin and the end of a sentence.
+        surrogates: what a lone surrogate in a Python string is: nothing (AllenNLP), or an unknown code point.
+
+    Raises:
+        FlashElmoError: the lexicon is absent or lacks a token that every look-up needs.
+    """
+
+    def __init__(self, config: ElmoConfig, lexicon: Lexicon | None) -> None:
+        manylangs = config.family == "manylangs"
+        self.config = config
+        self.boundary_words: tuple[str, str] = ("<bos>", "<eos>") if manylangs else ("<S>", "</S>")
+        self.surrogates = "surrogatepass" if manylangs else "ignore"
+        self._alphabet = BYTES
+        self._code_points: Int32 | None = None
+        self._words: WordTable | None = None
+        if config.character_size and manylangs:
+            characters = _required(lexicon).characters
+            self._alphabet = _manylangs_alphabet(characters)
+            self._code_points = _code_point_table(characters)
+        if config.word_size:
+            unknown = "<oov>" if manylangs else "<UNK>"
+            self._words = WordTable(_required(lexicon).words, unknown, self.boundary_words)
+
+    def spell(self, words: Utf8Words) -> Int32 | None:
+        """Rows of the character embedding, int32 [W, M]; None for models of words alone.
+
+        A word's first M - 2 bytes (or code points) count. The boundary words are one special character each.
+        """
+        if not self.config.character_size:
+            return None
+        if self._code_points is None:
+            return spell_bytes(words, self.config.max_characters, self.boundary_words)
+        units, starts = _code_points(words)
+        ids = _spell(self._code_points[units], starts, self._alphabet, self.config.max_characters)
+        # a word that is cut down to a boundary word means the boundary, as in the published code
+        return _spell_boundaries(ids, self._cut(words), self.boundary_words, self._alphabet)
+
+    def look_up(self, words: Utf8Words) -> Int64 | None:
+        """Rows of the word embedding, int64 [W]; None for models of characters alone.
+
+        ELMoForManyLangs looks up the word's first M - 2 code points.
+        """
+        if self._words is None:
+            return None
+        return self._words.rows(self._cut(words) if self.config.family == "manylangs" else words)
+
+    @property
+    def padding_id(self) -> int:
+        """The id that fills a word's row up to M."""
+        return self._alphabet.padding
+
+    def lengths(self, character_ids: Int32) -> Int64:
+        """Positions of each word of character_ids [W, M] up to its end-of-word and with it, int64 [W]."""
+        occupied = character_ids[:, ::-1] != self._alphabet.padding
+        return np.asarray(character_ids.shape[1] - occupied.argmax(axis=1), np.int64)
+
+    def _cut(self, words: Utf8Words) -> Utf8Words:
+        """Words cut to M - 2 code points, but for the boundary words."""
+        data, offsets = words
+        limit = self.config.max_characters - 2
+        first_bytes = words.first_bytes()
+        begins = np.searchsorted(first_bytes, offsets)
+        long = np.diff(begins) > limit
+        for word in self.boundary_words:
+            long[words.rows_of(word)] = False
+        if not long.any():
+            return words
+        ends = offsets[1:].copy()
+        ends[long] = first_bytes[begins[:-1][long] + limit]
+        kept = np.arange(len(data)) < np.repeat(ends, np.diff(offsets))
+        return Utf8Words.from_lengths(data[kept], ends - offsets[:-1])
+
+
+class WordTable:
+    """A lexicon of words: token to row, with one row for all unknown tokens."""
+
+    def __init__(self, rows: Mapping[str, int], unknown: str, needed: Sequence[str]) -> None:
+        for token in (unknown, *needed):
+            if token not in rows:
+                raise FlashElmoError(f"word lexicon: expected the token {token}, found {len(rows)} others")
+        self._rows = {token.encode("utf-8", "surrogatepass"): row for token, row in rows.items()}
+        self._unknown = rows[unknown]
+
+    def rows(self, words: Utf8Words) -> Int64:
+        """Row of every word, int64 [W]."""
+        # the one loop over words: a hash table is a dict, and Arrow's index_in builds its own in every call
+        text, find, unknown = words.data.tobytes(), self._rows.get, self._unknown
+        return np.array([find(text[begin:end], unknown) for begin, end in pairwise(words.offsets.tolist())], np.int64)
+
+
+def spell_bytes(words: Utf8Words, max_characters: int, boundaries: Sequence[str]) -> Int32:
+    """Ids of words as bytes, int32 [W, max_characters]: bilm-tf's and AllenNLP's."""
+    ids = _spell(words.data, words.offsets, BYTES, max_characters, shift=1)
+    return _spell_boundaries(ids, words, boundaries, BYTES)
+
+
+def _spell(units: npt.NDArray[Any], offsets: Int64, alphabet: Alphabet, max_characters: int, shift: int = 0) -> Int32:
+    """Words whose characters are units[offsets[w]:offsets[w + 1]] as rows: begin, characters, end, padding."""
+    n_words = len(offsets) - 1
+    lengths = np.minimum(np.diff(offsets), max_characters - 2)
+    ids = np.full((n_words, max_characters), alphabet.padding, np.int32)
+    ids[:, 0] = alphabet.begin_word
+    ids[np.arange(n_words), lengths + 1] = alphabet.end_word
+    # the k-th character that is kept lies at units[k + skipped] and goes to place k + moved of the flat ids
+    ends = np.cumsum(lengths)
+    kept = np.arange(ends[-1] if n_words else 0)
+    skipped = np.repeat(offsets[:-1] - (ends - lengths), lengths)
+    moved = np.repeat(np.arange(n_words) * max_characters + 1 - (ends - lengths), lengths)
+    ids.reshape(-1)[kept + moved] = units[kept + skipped].astype(np.int32) + shift
+    return ids
+
+
+def _spell_boundaries(ids: Int32, words: Utf8Words, boundaries: Sequence[str], alphabet: Alphabet) -> Int32:
+    for word, character in zip(boundaries, (alphabet.begin_sentence, alphabet.end_sentence), strict=True):
+        rows = words.rows_of(word)
+        ids[rows] = alphabet.padding
+        ids[rows, :3] = (alphabet.begin_word, character, alphabet.end_word)
+    return ids
+
+
+def _manylangs_alphabet(characters: Mapping[str, int]) -> Alphabet:
+    for token in ("<bos>", "<eos>", "<bow>", "<eow>", "<pad>", "<oov>"):
+        if token not in characters:
+            raise FlashElmoError(f"char.dic: expected the entry {token}, found {len(characters)} others")
+    return Alphabet(
+        begin_sentence=characters["<bos>"],
+        end_sentence=characters["<eos>"],
+        begin_word=characters["<eow>"],  # swapped, as in the published code that the models were trained by
+        end_word=characters["<bow>"],
+        padding=characters["<pad>"],
+    )
+
+
+def _code_point_table(characters: Mapping[str, int]) -> Int32:
+    """Row of every code point."""
+    table = np.full(N_CODE_POINTS, characters["<oov>"], np.int32)
+    for character, row in characters.items():
+        if len(character) == 1:
+            table[ord(character)] = row
+    return table
+
+
+def _code_points(words: Utf8Words) -> tuple[npt.NDArray[np.uint32], Int64]:
+    """Code points of all words end to end, and the offsets of the words in them."""
+    text = words.data.tobytes().decode("utf-8", "surrogatepass")
+    units = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
+    return units, np.searchsorted(words.first_bytes(), words.offsets).astype(np.int64)
+
+
+def _required(lexicon: Lexicon | None) -> Lexicon:
+    if lexicon is None:
+        raise FlashElmoError("lexicon: this model looks words or characters up, expected a lexicon, found none")
+    return lexicon

@@ -1,0 +1,269 @@
+"""OnnxElmo: an exported file in ONNX Runtime, for who deploys it. It needs numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import normalize
+from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.text.spelling import Speller
+from flashelmo.export.batches import (
+    Arrays,
+    Sentence,
+    batches,
+    check_inputs,
+    input_names,
+    pad,
+    state_shape,
+    token_lists,
+)
+from flashelmo.export.metadata import STATES, Metadata
+from flashelmo.export.open_session import (
+    ORT_ERRORS,
+    Provider,
+    available_providers,
+    device_of,
+    model_file,
+    open_session,
+    options_of,
+    properties_of,
+    reason,
+)
+
+Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
+
+logger = logging.getLogger("flashelmo")
+
+
+class OnnxElmo:
+    """Word and sentence vectors of an exported file. Where it is not stateful, several threads may use one at once.
+
+    Args:
+        path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is taken, or
+            the only file where that is another.
+        providers: ONNX Runtime's execution providers in order of precedence, each a name or (name, options); "cpu"
+            and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`, which from ONNX Runtime 1.18
+            on multiplies in full float32 unless its options have `use_tf32`. One that is not there is an error:
+            nothing falls back to the CPU silently.
+        session_options: onnxruntime.SessionOptions in place of those made here.
+        threads: processor threads; None takes all cores.
+
+    Attributes:
+        metadata: what the file says of itself.
+        layers: numbers of the layers that it gives, 0 the characters' one.
+        providers: the execution providers in use; ONNX Runtime always adds the CPU's, for what the others lack.
+        output_size: 2P, the size of a vector.
+
+    Raises:
+        FlashElmoError: a file that is absent, damaged, not of this package or without its external data; a folder of
+            several files, none of them `model.onnx`; a provider that is absent or does not load.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        providers: str | Sequence[Provider] = ("CPUExecutionProvider",),
+        session_options: Any = None,
+        threads: int | None = None,
+    ) -> None:
+        self._file = model_file(Path(path))
+        wanted = available_providers(providers)
+        self._session = open_session(self._file, wanted, options_of(session_options, threads))
+        self.metadata = Metadata.from_properties(properties_of(self._session, self._file), str(self._file))
+        self._inputs = {value.name: _number_type(value.type) for value in self._session.get_inputs()}
+        self._outputs = {value.name: _number_type(value.type) for value in self._session.get_outputs()}
+        if sorted(self._inputs) != sorted(input_names(self.metadata)):
+            expected, found = ", ".join(input_names(self.metadata)), ", ".join(self._inputs)
+            raise FlashElmoError(f"{self._file}: expected the inputs {expected}, found {found}")
+        self.layers: tuple[int, ...] = self.metadata.layers
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.output_size: int = self.metadata.config.output_size
+        self._device = device_of(*wanted[0])
+        try:
+            self._speller = Speller(self.metadata.config, self.metadata.lexicon)
+        except FlashElmoError as error:  # a token that every look-up needs is not in the lexicon
+            raise FlashElmoError(f"{self._file}: {error}") from None
+        self._lock = threading.Lock()
+        self.reset_state()
+        _warn_of_saturation(self._file, self.metadata)
+        if self.metadata.precision == "int8" and self._device[0] == "cuda":
+            logger.warning(
+                "%s: its 8-bit products have no CUDA kernels in ONNX Runtime and run on the CPU; take a file of fp16",
+                self._file,
+            )
+
+    def reset_state(self) -> None:
+        """Let every row of a stateful file's next batch start at zero."""
+        with self._lock:
+            self._state = self._zero_state(0)
+
+    def inputs(self, sentences: Iterable[Sentence | str]) -> dict[str, Any]:
+        """The padded arrays of one batch, as `run` takes them.
+
+        Returns:
+            character_ids int64 [B, T, M] and word_ids int64 [B, T], those that the file takes; T is at least 1.
+        """
+        return pad(token_lists(sentences), self._speller, self.metadata)
+
+    def embed(self, sentences: Iterable[Sentence | str], *, batch_size: int = 32) -> list[Vectors]:
+        """The layers [K, T, 2P] of every sentence, in the order given; K layers are in the file.
+
+        Args:
+            sentences: token lists, or strings, which are split on white space.
+            batch_size: sentences that are computed together. They are sorted by their length first, but for a
+                stateful file, whose row b of a batch continues row b of the batch before.
+
+        Raises:
+            FlashElmoError: a sentence that is no text; a file without layers.
+        """
+        if not self.layers:
+            raise FlashElmoError(f"{self._file}: expected hidden_states among the outputs, found none")
+        names = [f"hidden_states.{layer}" for layer in self.layers]
+        tokens = token_lists(sentences)
+        results: dict[int, Vectors] = {}
+        for rows, outputs in self._batches(tokens, batch_size, names):
+            for b, row in enumerate(rows):
+                results[row] = np.stack([outputs[name][b, : len(tokens[row])] for name in names])
+        return [results[row] for row in range(len(tokens))]
+
+    def encode(
+        self,
+        sentences: str | Iterable[Sentence | str],
+        batch_size: int = 32,
+        *,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        normalize_embeddings: bool = False,
+    ) -> Any:
+        """The file's mix of layers, under sentence-transformers' names.
+
+        Args:
+            sentences: one string, or strings (split on white space) or token lists.
+            batch_size: as for `embed`.
+            output_value: "sentence_embedding", the mean over tokens [2P] (zeros for an empty sentence), or
+                "token_embeddings" [T, 2P].
+            normalize_embeddings: scale every vector to length 1; zeros stay zeros.
+
+        Returns:
+            For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
+            (one array for one string).
+
+        Raises:
+            FlashElmoError: another `output_value`, or one that is no output of the file; a sentence that is no text.
+        """
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            expected = "'sentence_embedding' or 'token_embeddings'"
+            raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
+        self._check_outputs([output_value])
+        tokens = token_lists([sentences] if isinstance(sentences, str) else sentences)
+        pooled = output_value == "sentence_embedding"
+        results: dict[int, Vectors] = {}
+        for rows, outputs in self._batches(tokens, batch_size, [output_value]):
+            for vectors, row in zip(outputs[output_value], rows, strict=True):
+                chosen = vectors if pooled else vectors[: len(tokens[row])].copy()
+                results[row] = _normalize(chosen) if normalize_embeddings else chosen
+        ordered = [results[row] for row in range(len(tokens))]
+        if isinstance(sentences, str):
+            return ordered[0]
+        if not pooled:
+            return ordered
+        return np.stack(ordered) if ordered else np.empty((0, self.output_size), self._outputs[output_value])
+
+    def run(self, *, outputs: Sequence[str] | None = None, on_device: bool = False, **inputs: Any) -> dict[str, Any]:
+        """Run the graph on one padded batch; nothing is carried from call to call.
+
+        Args:
+            outputs: names of those that are wanted, and nothing else is copied; None for all.
+            on_device: give onnxruntime.OrtValues where the first provider computed them.
+            **inputs: character_ids [B, T, M] and word_ids [B, T], those that the file takes, in any integers, as
+                `inputs` makes them. A stateful file takes `state.hidden` and `state.cell` too, zeros where absent.
+
+        Returns:
+            Arrays by the outputs' names.
+
+        Raises:
+            FlashElmoError: inputs that the file does not take, see `check_inputs` in `export/batches.py`; an output
+                that it lacks; what ONNX Runtime failed at.
+        """
+        names = list(self._outputs) if outputs is None else list(dict.fromkeys(outputs))
+        self._check_outputs(names)
+        checked = check_inputs(inputs, self.metadata)
+        n_rows = len(next(iter(checked.values())))
+        return self._run(self._zero_state(n_rows) | checked, names, on_device)
+
+    def _batches(self, tokens: list[Sentence], batch_size: int, names: list[str]) -> Iterator[tuple[list[int], Arrays]]:
+        """Numbers of the sentences of each batch, and the outputs that are wanted of it."""
+        for rows in batches(tokens, batch_size, in_order=self.metadata.stateful):
+            inputs = pad([tokens[row] for row in rows], self._speller, self.metadata)
+            yield rows.tolist(), self._continue(inputs, len(rows), names)
+
+    def _continue(self, inputs: Arrays, n_rows: int, names: list[str]) -> Arrays:
+        """Run a batch from the state of the one before it, where the file has one."""
+        if not self.metadata.stateful:
+            return self._run(inputs, names)
+        with self._lock:
+            zeros = self._zero_state(n_rows)
+            for name, state in self._state.items():
+                zeros[name][:, : state.shape[1]] = state[:, :n_rows]
+            outputs = self._run(inputs | zeros, [*names, *STATES.values()])
+            for name, new in STATES.items():
+                self._state[name] = np.concatenate([outputs[new], self._state[name][:, n_rows:]], axis=1)
+        return outputs
+
+    def _zero_state(self, n_rows: int) -> Arrays:
+        """States before any token; none for a file that is not stateful."""
+        names = STATES if self.metadata.stateful else ()
+        return {name: np.zeros(state_shape(name, self.metadata, n_rows), self._inputs[name]) for name in names}
+
+    def _check_outputs(self, names: Sequence[str]) -> None:
+        for name in names or ["none"]:
+            if name not in self._outputs:
+                raise FlashElmoError(f"{self._file}: expected outputs of {', '.join(self._outputs)}, found {name}")
+
+    def _run(self, inputs: Arrays, names: list[str], on_device: bool = False) -> dict[str, Any]:
+        """Bind, run, and copy what is wanted off the device at once."""
+        binding = self._session.io_binding()
+        feeds = {name: np.ascontiguousarray(array, self._inputs[name]) for name, array in inputs.items()}
+        try:
+            for name, array in feeds.items():  # which must live until the graph has run
+                binding.bind_cpu_input(name, array)
+            for name in names:
+                binding.bind_output(name, *self._device)
+            self._session.run_with_iobinding(binding)
+            results = binding.get_outputs() if on_device else binding.copy_outputs_to_cpu()
+        except ORT_ERRORS as error:
+            raise FlashElmoError(f"{self._file}: ONNX Runtime failed: {reason(error)}") from error
+        return dict(zip(names, results, strict=True))
+
+
+def _normalize(vectors: Vectors) -> Vectors:
+    """Every vector [..., 2P] at length 1 in its own type; float16 could not hold the squares of small values."""
+    unit: Vectors = normalize(vectors.astype(np.float32)).astype(vectors.dtype)
+    return unit
+
+
+def _number_type(name: str) -> npt.DTypeLike:
+    """The numpy type of a value whose type ONNX Runtime writes as `tensor(float)`."""
+    element = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(element, element))
+
+
+def _warn_of_saturation(file: Path, metadata: Metadata) -> None:
+    """Say where 8-bit weights are too large for this processor, which adds their products in saturating 16 bits."""
+    levels = metadata.int8_levels or 0
+    if levels > int8_levels() and platform.machine() in ("x86_64", "AMD64"):
+        logger.warning(
+            "%s: its 8-bit weights of up to %d saturate on a processor without AVX-512 VNNI or AVX-VNNI; "
+            "export again with reduce_range",
+            file,
+            levels,
+        )

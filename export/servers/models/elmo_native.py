@@ -1,0 +1,66 @@
+"""ELMo's vectors of text from flashelmo's engine: a model of NVIDIA Triton Inference Server's Python backend.
+
+Its settings are the `parameters` of `config.pbtxt`; the weights lie beside this file. The sentences of all requests
+that the server joined are one stream for the engine, which computes their common words, beginnings and endings once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.export.servers.models.text_requests import answer
+
+
+class TritonPythonModel:
+    """What the server calls, under the names that it looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model.
+
+        Args:
+            args: of the server; `model_config` is the configuration in JSON.
+
+        Raises:
+            FlashElmoError: no such model, or parameters that do not go together; the server says so and does not load.
+        """
+        parameters = json.loads(args["model_config"])["parameters"]
+        settings = {name: value["string_value"] for name, value in parameters.items()}
+        device = settings["device"]
+        if device == "instance":  # where instance_group puts it
+            on_gpu = args["model_instance_kind"] == "GPU"
+            device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+        self._embedder = ElmoEmbedder.load(
+            Path(__file__).parent / settings["model"],
+            device=device,
+            precision=settings["precision"],
+            threads=int(settings["threads"]) or None,
+        )
+        self._layers = _layers(settings["layers"])
+        Output(self._layers).check(self._embedder.config.n_layers + 1)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """A response to each request, the error of those that cannot be read."""
+        return answer(requests, lambda sentences: self._embedder.embed(sentences, layers=self._layers))
+
+    def finalize(self) -> None:
+        """Let the model go."""
+        del self._embedder
+
+
+def _layers(text: str) -> str | int | list[float]:
+    """The parameter `layers`: top, average, a layer's number or the coefficients of a mix."""
+    if text.isdecimal():
+        return int(text)
+    if text in ("top", "average"):
+        return text
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        expected = "top, average, a layer's number or a coefficient for each layer"
+        raise FlashElmoError(f"layers: expected {expected}, found {text!r}") from None

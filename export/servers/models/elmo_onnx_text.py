@@ -1,0 +1,44 @@
+"""ELMo's vectors of text from an exported file: a model of NVIDIA Triton Inference Server's Python backend.
+
+It needs numpy and onnxruntime alone, and spells the words itself, so that requests are text and need no padding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flashelmo.export.onnx_elmo import OnnxElmo
+from flashelmo.export.servers.models.text_requests import answer
+
+
+class TritonPythonModel:
+    """What the server calls, under the names that it looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the file.
+
+        Args:
+            args: of the server; `model_config` is the configuration in JSON.
+
+        Raises:
+            FlashElmoError: no such file, or no such provider; the server says so and does not load.
+        """
+        parameters = json.loads(args["model_config"])["parameters"]
+        settings = {name: value["string_value"] for name, value in parameters.items()}
+        on_gpu = args["model_instance_kind"] == "GPU"
+        self._elmo = OnnxElmo(
+            Path(__file__).parent / settings["model"],
+            providers=[("cuda", {"device_id": args["model_instance_device_id"]})] if on_gpu else "cpu",
+            threads=int(settings["threads"]) or None,
+        )
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """A response to each request, the error of those that cannot be read."""
+        return answer(requests, lambda sentences: self._elmo.encode(sentences, output_value="token_embeddings"))
+
+    def finalize(self) -> None:
+        """Let the file go."""
+        del self._elmo

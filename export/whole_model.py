@@ -1,0 +1,151 @@
+"""The whole model as one ONNX graph: from padded character ids to layers, their mix and a vector for each sentence.
+
+    distinct_words.py   ids to the vectors of the distinct words of a batch
+    placement.py        which row and which steps of the LSTMs each token takes
+    this file           LSTM layers: the input product hoisted out as one product over all steps, then a Scan over the
+                        steps; from their states the layers, their mix, and its mean over the tokens
+
+The states after the begin (end) boundary are the same for all sentences: they are constants, which a row of a Scan
+takes where a sentence begins, and no step is spent on them. Stateful files run both boundaries, and a mask holds the
+states of rows that have ended.
+"""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.pieces import States, Steps, input_product_nodes, scan_nodes
+from flashelmo.engine.model.weights import DIRECTIONS
+from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words
+from flashelmo.export.metadata import STATES, Metadata
+from flashelmo.export.placement import (
+    Sentences,
+    fresh_rows,
+    places_of_tokens,
+    running_rows,
+    sentences_of,
+    words_of_steps,
+)
+
+
+def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: WeightType) -> Graph:
+    """The graph of one file; its weights are those of `prepare_tensors`, and of `boundary_states` if not stateful."""
+    graph = Graph(weight_type)
+    if metadata.stateful:
+        _declare_states(graph, metadata)
+    words = distinct_words(graph, metadata, vocabulary)
+    sentences = sentences_of(graph, words.mask, stateful=metadata.stateful)
+    directions = [_direction(graph, metadata, words, sentences, direction) for direction in range(len(DIRECTIONS))]
+    lowest = graph.node("Gather", [words.vectors, words.rows])
+    halves = [(lowest, lowest), *zip(*(layers for layers, _ in directions), strict=True)]
+    present, zero = graph.node("Unsqueeze", [words.mask, graph.ints(2)]), graph.number("zero_vector", 0)
+    layers = [graph.node("Where", [present, graph.node("Concat", pair, axis=2), zero]) for pair in halves]
+    _write_layers(graph, metadata, sentences, layers)
+    if metadata.stateful:
+        _write_states(graph, metadata, [states for _, states in directions])
+    return graph
+
+
+def _n_lstm_layers(metadata: Metadata) -> int:
+    """LSTM layers that a file's outputs need."""
+    needed = [*metadata.layers, *(layer for layer, coefficient in enumerate(metadata.mix) if coefficient)]
+    return metadata.config.n_layers if metadata.stateful else max(needed, default=0)
+
+
+def _direction(
+    graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, direction: int
+) -> tuple[list[str], list[States]]:
+    """The tokens' states of every LSTM layer [B, T, P], and the states that the layers end in."""
+    config, name = metadata.config, DIRECTIONS[direction]
+    places = places_of_tokens(graph, sentences, direction)
+    order = words_of_steps(graph, sentences, words, direction, places)
+    marked = (running_rows if metadata.stateful else fresh_rows)(graph, sentences)
+    x, layers, ends = "", [], []
+    for layer in range(_n_lstm_layers(metadata)):
+        if layer == 0:
+            tables = input_product_nodes(graph, layer, name, words.vectors)
+            gates = [graph.node("Gather", [table, order]) for table in tables]
+        else:
+            products = input_product_nodes(graph, layer, name, _rows(graph, x, config.projection_size))
+            shape = graph.node("Concat", [graph.node("Shape", [x], end=2), graph.ints(config.cell_size)], axis=0)
+            gates = [graph.node("Reshape", [product, shape]) for product in products]
+        steps = _steps(graph, metadata, sentences, layer, direction, gates, marked)
+        states = scan_nodes(graph, config, layer, name, steps)
+        skip = layer > 0 and config.skip_connections
+        x = graph.node("Add", [states.all_hidden, x]) if skip else states.all_hidden
+        layers.append(graph.node("Gather", [_rows(graph, x, config.projection_size), places]))
+        ends.append(states)
+    return layers, ends
+
+
+def _rows(graph: Graph, x: str, size: int) -> str:
+    """[S, R, size] as [S * R, size]."""
+    return graph.node("Reshape", [x, graph.ints(-1, size)])
+
+
+def _steps(
+    graph: Graph, metadata: Metadata, sentences: Sentences, layer: int, direction: int, gates: list[str], marked: str
+) -> Steps:
+    """What a Scan starts from: the states after the boundary wherever a sentence begins, or the states given.
+
+    `marked` are the rows that begin a sentence with a step, or for stateful files those that have not ended.
+    """
+    if metadata.stateful:
+        place = graph.constant(f"place_{layer}_{direction}", 2 * layer + direction)
+        hidden, cell = (graph.node("Gather", [state, place]) for state in STATES)
+        return Steps(hidden, cell, gates, running=marked)
+    names = boundary_names(layer, DIRECTIONS[direction])
+    shape = graph.node("Concat", [sentences.rows, graph.ints(1)], axis=0)
+    hidden, cell = (graph.node("Expand", [graph.weight(name), shape]) for name in names)
+    return Steps(hidden, cell, gates, marked, names)
+
+
+def boundary_names(layer: int, direction: str) -> tuple[str, str]:
+    """Names of the states after the boundary that a direction begins with: hidden [1, P] and cell [1, C]."""
+    prefix = f"lstm.{layer}.{direction}.boundary"
+    return f"{prefix}_hidden", f"{prefix}_cell"
+
+
+def _write_layers(graph: Graph, metadata: Metadata, sentences: Sentences, layers: list[str]) -> None:
+    """The outputs that callers read."""
+    size = metadata.config.output_size
+    for layer in metadata.layers:
+        graph.node("Identity", [layers[layer]], f"hidden_states.{layer}")
+        graph.output(f"hidden_states.{layer}", [*BATCH, size])
+    terms = [
+        graph.node("Mul", [layers[layer], graph.number(f"mix.{layer}", coefficient)])
+        for layer, coefficient in enumerate(metadata.mix)
+        if coefficient
+    ]
+    graph.node("Sum", terms, "token_embeddings")
+    graph.output("token_embeddings", [*BATCH, size])
+    total = graph.node("ReduceSum", [graph.widen("token_embeddings"), graph.ints(1)], keepdims=0)
+    count = graph.node("Max", [sentences.lengths, graph.ints(1)])
+    mean = graph.node("Div", [total, graph.node("Cast", [count], to=TensorProto.FLOAT)])
+    graph.node("Identity", [graph.narrow(mean)], "sentence_embedding")
+    graph.output("sentence_embedding", [BATCH[0], size])
+    graph.output("mask", BATCH, TensorProto.BOOL)
+
+
+def _state_shapes(metadata: Metadata) -> list[list[int | str]]:
+    config = metadata.config
+    return [[2 * config.n_layers, BATCH[0], size] for size in (config.projection_size, config.cell_size)]
+
+
+def _declare_states(graph: Graph, metadata: Metadata) -> None:
+    """The states to start from, as inputs: `state.hidden` and, always float32, `state.cell`."""
+    types = (graph.float_type, TensorProto.FLOAT)
+    for name, shape, float_type in zip(STATES, _state_shapes(metadata), types, strict=True):
+        graph.input(name, shape, float_type)
+
+
+def _write_states(graph: Graph, metadata: Metadata, directions: list[list[States]]) -> None:
+    """The states of all layers and directions after the batch, as outputs."""
+    states = [state for layer in zip(*directions, strict=True) for state in layer]
+    parts = [state.hidden for state in states], [state.cell for state in states]
+    types = (graph.float_type, TensorProto.FLOAT)
+    for name, each, shape, float_type in zip(STATES.values(), parts, _state_shapes(metadata), types, strict=True):
+        stacked = [graph.node("Unsqueeze", [part, graph.ints(0)]) for part in each]
+        graph.node("Concat", stacked, name, axis=0)
+        graph.output(name, shape, float_type)

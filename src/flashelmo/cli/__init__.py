@@ -1,0 +1,56 @@
+"""The command `flashelmo`: parses arguments, opens files, prints; the work is the engine's. A file a command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flashelmo import __version__
+from flashelmo.cli.bench import bench
+from flashelmo.cli.convert import convert
+from flashelmo.cli.elmo import elmo
+from flashelmo.cli.embed import embed
+from flashelmo.cli.export import export
+from flashelmo.cli.info import info
+from flashelmo.cli.init import init
+from flashelmo.cli.terminal import InterruptedBySignal, fail, signals_raise
+from flashelmo.engine.errors import FlashElmoError
+
+app = typer.Typer(
+    help="ELMo vectors, exact and fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (export, embed, elmo, convert, info, init):
+    app.command()(command)
+# Its options are the benchmark's own.
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """ELMo vectors, exact and fast."""
+    if show:
+        print(f"flashelmo {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status. What a user can cause is one line on standard error."""
+    try:
+        with signals_raise():
+            app(arguments, prog_name="flashelmo")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except FlashElmoError as error:
+        return fail(str(error), 1)
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), 1)
+    except MemoryError:
+        return fail("not enough memory", 1)
+    except InterruptedBySignal as interrupt:
+        return fail("interrupted", 128 + interrupt.number)
+    return 0

@@ -1,0 +1,24 @@
+"""The command `flashelmo convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashelmo.cli.arguments import Options, Overwrite
+from flashelmo.cli.terminal import say
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Model of any format.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
+    options: Options = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert a model of any format to the native one, which is memory-mapped and loads fastest."""
+    from flashelmo.engine.model.checkpoints.convert import convert as convert_model
+
+    model = convert_model(source, destination, options_file=options, overwrite=overwrite)
+    say(f"{destination}: {model.weights.n_parameters:,} parameters from {model.format}")

@@ -1,0 +1,58 @@
+"""The command `flashelmo elmo`: AllenNLP's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashelmo.cli.arguments import ForgetSentences, InputText, Options, OutputFile, Overwrite, SentenceKeys
+from flashelmo.cli.embed import embed_to_file
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+
+
+def elmo(
+    input: InputText,
+    output: OutputFile,
+    all_layers: Annotated[bool, typer.Option("--all", help="Keep all three vectors of a token.")] = False,
+    top: Annotated[bool, typer.Option("--top", help="Keep the top vector.")] = False,
+    average: Annotated[bool, typer.Option("--average", help="Keep the average of the vectors.")] = False,
+    vocab_path: Annotated[Path | None, typer.Option(help="Without effect, as in AllenNLP.")] = None,
+    options_file: Options = None,
+    weight_file: Annotated[Path | None, typer.Option(help="Weights, or anything that holds a model.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch; the state is carried on by row.")] = 64,
+    file_friendly_logging: Annotated[
+        bool, typer.Option("--file-friendly-logging", help="Progress in lines, and fewer of them.")
+    ] = False,
+    cuda_device: Annotated[int, typer.Option(min=-1, help="Number of a CUDA device; -1 is the processor.")] = -1,
+    forget_sentences: ForgetSentences = False,
+    use_sentence_keys: SentenceKeys = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Do what AllenNLP's command `elmo` does (0.9): same flags, same file, the state carried from batch to batch."""
+    chosen = [name for name, flag in (("all", all_layers), ("top", top), ("average", average)) if flag]
+    if len(chosen) != 1:
+        raise FlashElmoError(f"expected one of --all, --top and --average, found {' '.join(chosen) or 'none'}")
+    if weight_file is None:
+        raise FlashElmoError("--weight-file: expected the weights of a model; none are downloaded")
+    embed_to_file(
+        input,
+        output,
+        Output(chosen[0]),
+        weight_file,
+        settings={
+            "options_file": options_file,
+            "device": "cpu" if cuda_device < 0 else f"cuda:{cuda_device}",
+            "precision": "fp32",  # as AllenNLP's
+            "stateful": True,
+            "batch_size": batch_size,
+        },
+        sink_settings={
+            "overwrite": overwrite,
+            "use_sentence_keys": use_sentence_keys,
+            "forget_sentences": forget_sentences,
+        },
+        in_lines=file_friendly_logging,
+    )

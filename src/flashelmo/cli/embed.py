@@ -1,0 +1,125 @@
+"""The command `flashelmo embed`, and what it shares with `flashelmo elmo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from flashelmo.cli.arguments import (
+    ForgetSentences,
+    InputText,
+    Options,
+    OutputFile,
+    Overwrite,
+    SentenceKeys,
+    parse_layers,
+)
+from flashelmo.cli.terminal import file_status, messages, progress_bar, readable_size, say
+from flashelmo.engine.embed_file import Summary, embed_file
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.sinks import open_sink
+from flashelmo.engine.text.windows import Errors
+
+
+def embed(
+    input: InputText,
+    output: OutputFile,
+    model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
+    options: Options = None,
+    layers: Annotated[
+        str, typer.Option(metavar="all|top|average|0|1|2|W0,W1,W2", help="Layers to keep; W: their mix.")
+    ] = "all",
+    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
+    pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|tf32|bf16|fp16|int8|fp64", help="Of the computation.")
+    ] = "auto",
+    runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference|cuda", help="What computes.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; on each of several.")
+    ] = "auto",
+    stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Rows of stateful batches.")] = 64,
+    threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    errors: Annotated[str, typer.Option(metavar="strict|replace", help="For bytes that are not UTF-8.")] = "strict",
+    keep_sentence_boundaries: Annotated[
+        bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
+    ] = False,
+    use_sentence_keys: SentenceKeys = False,
+    forget_sentences: ForgetSentences = False,
+    overwrite: Overwrite = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Embed a text into a file of vectors, in the layout of AllenNLP's command."""
+    embed_to_file(
+        input,
+        output,
+        Output(parse_layers(layers), dtype, pool),
+        model,
+        settings={
+            "options_file": options,
+            "precision": precision,
+            "runtime": runtime,
+            "device": device.split(",") if "," in device else device,
+            "stateful": stateful,
+            "batch_size": batch_size,
+            "threads": threads,
+            "keep_sentence_boundaries": keep_sentence_boundaries,
+        },
+        sink_settings={
+            "overwrite": overwrite,
+            "use_sentence_keys": use_sentence_keys,
+            "forget_sentences": forget_sentences,
+        },
+        errors=errors,
+        quiet=quiet,
+    )
+
+
+def embed_to_file(
+    source: str,
+    target: Path,
+    output: Output,
+    model: Path,
+    settings: dict[str, Any],
+    sink_settings: dict[str, bool],
+    errors: str = "strict",
+    quiet: bool = False,
+    in_lines: bool = False,
+) -> None:
+    """Open the files, load the model, embed; the cheap mistakes come to light first."""
+    with _open_input(source) as file:
+        status = file_status(file)
+        if status is not None and target.exists() and os.path.samestat(status, target.stat()):
+            raise FlashElmoError(f"{target}: is the text itself")
+        with open_sink(target, output, **sink_settings) as sink:
+            from flashelmo.engine.embedder import ElmoEmbedder
+
+            with messages(quiet):
+                embedder = ElmoEmbedder.load(model, **settings)
+                with progress_bar(file, quiet, in_lines) as on_progress:
+                    summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
+    if not quiet:
+        _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
+
+
+def _open_input(source: str) -> Any:
+    return nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb")
+
+
+def _print_summary(summary: Summary, target: Path, computed: str) -> None:
+    all_steps = summary.steps + summary.steps_saved
+    saved = summary.steps_saved / all_steps if all_steps else 0.0
+    say(
+        f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
+        f"{summary.distinct_words:,} distinct words (boundaries included)\n"
+        f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
+        f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({computed})\n"
+        f"{target}: {readable_size(target.stat().st_size)}"
+    )

@@ -1,0 +1,88 @@
+"""The command `flashelmo export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashelmo.cli.arguments import Options, Overwrite, parse_mix, parse_numbers
+from flashelmo.cli.terminal import readable_size, say
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.windows import read_windows
+
+MOST_TEXT = 10_000  # sentences or tokens to verify with: the reference computes some hundreds of tokens a second
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model of any format.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    options: Options = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8", help="One, or some with commas.")] = "fp32",
+    all_precisions: Annotated[bool, typer.Option("--all", help="A file for every precision.")] = False,
+    layers: Annotated[str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.")] = "all",
+    mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="What token_embeddings are.")] = "average",
+    stateful: Annotated[bool, typer.Option("--stateful", help="Take and give the LSTMs' states, by row.")] = False,
+    characters: Annotated[
+        str | None, typer.Option(metavar="dynamic|50", help="Positions of a word: any number, or the model's.")
+    ] = None,
+    reduce_range: Annotated[
+        bool | None,
+        typer.Option("--reduce-range/--full-range", help="int8 weights of 7 bits, for x86 without VNNI, or of 8."),
+    ] = None,
+    external_data: Annotated[bool, typer.Option("--external-data", help="Weights in a file of their own.")] = False,
+    license: Annotated[str, typer.Option(help="Of the weights, for the model card.")] = "unknown",
+    triton: Annotated[bool, typer.Option("--triton", help="A repository for NVIDIA Triton Inference Server.")] = False,
+    text: Annotated[Path | None, typer.Option(help="Tokenized lines to verify with: the first 10,000 tokens.")] = None,
+    provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="ONNX Runtime's, to verify on.")] = "cpu",
+    verify_only: Annotated[bool, typer.Option("--verify-only", help="Verify what OUT holds; write nothing.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+) -> None:
+    """Export a model as ONNX files, each verified against the PyTorch reference."""
+    from flashelmo.engine.model.checkpoints import load_model
+    from flashelmo.export.write import ALL_PRECISIONS, check_folder, export_onnx, verify_folder
+
+    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    if not verify_only:
+        check_folder(destination, overwrite)
+    loaded = load_model(model, options)
+    sentences = None if text is None else _sentences(text)
+    if verify_only:
+        reports = verify_folder(loaded, destination, sentences=sentences, providers=provider)
+        for report in reports:
+            print(report.to_markdown())
+        if failed := [report.failures[0] for report in reports if not report.passed]:
+            raise FlashElmoError(failed[0])
+        return
+    reports = export_onnx(
+        loaded,
+        destination,
+        precisions=ALL_PRECISIONS if all_precisions else precision.split(","),
+        layers=None if layers == "all" else parse_numbers("--layers", layers),
+        mix=parse_mix(mix, loaded.config.n_layers + 1),
+        stateful=stateful,
+        characters=characters,
+        reduce_range=reduce_range,
+        external_data=external_data,
+        license=license,
+        triton=triton,
+        sentences=sentences,
+        providers=provider,
+        overwrite=overwrite,
+        on_progress=tell,
+    )
+    for report in reports:
+        size = sum(path.stat().st_size for path in destination.glob(f"{report.file}*"))
+        worst = max(report.outputs, key=lambda error: error.relative)
+        errors = f"relative error at most {worst.relative:.2g} ({worst.name})"
+        tell(f"{destination / report.file}: {readable_size(size)}, {report.tokens:,} tokens verified, {errors}")
+
+
+def _sentences(path: Path) -> list[list[str]]:
+    """The text's first sentences."""
+    for window in read_windows(path, max_sentences=MOST_TEXT, max_tokens=MOST_TEXT):
+        return [window.tokens(b) for b in range(len(window))]
+    raise FlashElmoError(f"{path}: expected tokenized lines, found none")
