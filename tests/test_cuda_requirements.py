@@ -355,7 +355,7 @@ def test_settings_that_do_not_go_together(arguments: tuple[Any, str, str], messa
         ("cuda:3", ("cuda:3",)),
         (["cuda:0"], ("cuda:0",)),
         (("cuda:1", "cuda:0"), ("cuda:1", "cuda:0")),
-        (iter(["cuda"]), ("cuda",)),
+        pytest.param(iter(["cuda"]), ("cuda",), id="an iterator"),
         ("interpreter", ("interpreter",)),
     ],
     ids=repr,
