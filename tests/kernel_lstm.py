@@ -73,12 +73,17 @@ class RandomLayer:
     def rounded(self) -> "RandomLayer":
         """The weights as the compute type holds them, so that what remains to be compared is the computation."""
         weights = self.canonical
-        projection = None if weights.projection is None else weights.projection.to(self.dtype).float()
-        rounded = (tensor.to(self.dtype).float() for tensor in (weights.input, weights.recurrent))
-        return replace(
-            self,
-            canonical=CanonicalLstm(*rounded, weights.bias, projection, weights.cell_clip, weights.projection_clip),
+
+        def through(tensor: Tensor) -> Tensor:
+            return tensor.to(self.dtype).float()
+
+        canonical = replace(
+            weights,
+            input=through(weights.input),
+            recurrent=through(weights.recurrent),
+            projection=None if weights.projection is None else through(weights.projection),
         )
+        return replace(self, canonical=canonical)
 
     def options(self, name: str, precision: Precision = "ieee") -> LaunchOptions:
         return LaunchOptions(precision, Barrier.on(self.device) if VARIANTS[name].has_barrier else None)

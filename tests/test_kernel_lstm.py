@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_packing_puts_the_gates_of_a_cell_side_by_side() -> None:
         assert torch.equal(weights.recurrent[:, :, gate::4], canonical.recurrent[:, gate])
         assert torch.equal(weights.bias[:, gate::4], canonical.bias[:, gate])
     assert weights.recurrent.data_ptr() - weights.input.data_ptr() == 4 * 3 * 4 * 5  # one matrix [x, r] by [2P, 4C]
-    assert torch.equal(weights.projection, canonical.projection)
+    assert canonical.projection is not None and torch.equal(weights.projection, canonical.projection)
     assert (weights.cell_clip, weights.projection_clip) == (0.5, 0.4)
     unclipped = random_layer("cpu", cell_clip=None, projection_clip=None).pack().layout(interleave)
     assert (unclipped.cell_clip, unclipped.projection_clip) == (float("inf"), float("inf"))
@@ -208,12 +209,11 @@ def test_quantized_weights_are_within_half_a_step() -> None:
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_named(
-    change: dict[str, Callable[[CanonicalLstm], torch.Tensor]], message: str
-) -> None:
+def test_weights_that_do_not_fit_are_named(change: dict[str, Callable[[CanonicalLstm], Any]], message: str) -> None:
     canonical = random_layer("cpu").canonical
+    changed: dict[str, Any] = {name: of(canonical) for name, of in change.items()}
     with pytest.raises(ValueError, match=f"^{message}"):
-        replace(canonical, **{name: of(canonical) for name, of in change.items()})
+        replace(canonical, **changed)
 
 
 @pytest.mark.parametrize(
