@@ -9,8 +9,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.export.card_examples import bare_example, flashelmo_example
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.verification.markdown import short, table
-from flashelmo.export.verification.report import Report
+from flashelmo.export.verification.report import Report, short, table
 from flashelmo.export.verification.structure import expected_values, value_text
 
 # Identifiers of Hugging Face's hub; any other licence is named beside `license: other`.
