@@ -25,6 +25,7 @@ from flashelmo.engine.errors import FlashElmoError
 HAS_CUDA_CARD = has_cuda_card  # tests put another in its place
 MODEL = MODELS["words alone"]
 Machine = Callable[..., None]
+REPAIRED = "triton.runtime.interpreter.InterpreterBuilder.repaired"
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +150,9 @@ def test_a_triton_that_is_too_old(machine: Machine, monkeypatch: pytest.MonkeyPa
     refuses(f"device 'cuda': expected Triton 3.6 or newer, found {version}")
 
 
-def test_the_interpreter_is_a_device_where_it_interprets(machine: Machine) -> None:
+def test_the_interpreter_is_a_device_where_it_interprets(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine((9, 0), interprets=True)
+    monkeypatch.setattr(REPAIRED, True, raising=False)  # on a card nobody has repaired it
     assert find_device("interpreter") == torch.device("cpu")
     refuses("device 'cuda': expected kernels on the card, found TRITON_INTERPRET set; unset it")
     machine((9, 0))
@@ -205,7 +207,7 @@ def test_an_absent_package_names_the_extra(package: str, device: Any) -> None:
 def test_auto_without_a_card_imports_neither_torch_nor_triton() -> None:
     code = (
         "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
-        "from flashelmo.engine.cpu.runtime import choice\nchoice.has_cuda_card = lambda: False\n"
+        "from flashelmo.engine import choice\nchoice.has_cuda_card = lambda: False\n"
         "from flashelmo import ElmoEmbedder\nfrom flashelmo.engine.model.initialize import random_model\n"
         "for _ in range(2):\n    embedder = ElmoEmbedder(random_model('small', 0), device='auto')\n"
         "print(embedder.device, embedder.precision, embedder.embed_sentence(['a']).shape)\n"
@@ -262,7 +264,7 @@ def test_of_what_the_processor_lacks_nothing_else_is_said(machine: Machine, capl
 
 def test_an_interpreter_that_is_wrong_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine((9, 0), interprets=True)
-    monkeypatch.setattr("triton.runtime.interpreter.InterpreterBuilder.repaired", False)
+    monkeypatch.setattr(REPAIRED, False, raising=False)
     refuses(
         "device 'interpreter': expected Triton's interpreter as tests/interpreter.py repairs it, found its own",
         device="interpreter",
@@ -294,7 +296,7 @@ def test_auto_where_torch_is_absent_warns(machine: Machine, caplog: pytest.LogCa
     code = (
         without("torch")
         + "import logging\nlogging.basicConfig(stream=sys.stdout, format='%(levelname)s %(message)s')\n"
-        "from flashelmo.engine.cpu.runtime import choice\nchoice.has_cuda_card = lambda: True\n"
+        "from flashelmo.engine import choice\nchoice.has_cuda_card = lambda: True\n"
         "print(choice.choose_runtime('auto', 'auto', 'auto'))"
     )
     assert run_python(code).splitlines() == [
