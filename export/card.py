@@ -165,7 +165,7 @@ cases and bounds."""
 
 _INT8 = """\
 The int8 file holds the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes their inputs by the \
-range that these have in a batch, so that a vector changes a little with its company. """
+range that these have in a batch, so that a vector changes a little with the other sentences of its batch. """
 
 _SEVEN_BITS = "Products of such weights, of 7 bits, are exact on every processor."
 

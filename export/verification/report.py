@@ -101,7 +101,7 @@ class Report:
         return tuple(worst(name, [error for error in errors if error.name == name]) for name in compared)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `passed`, the totals and the worst errors are there for who reads it."""
+        """JSON-ready; `passed`, the totals and the worst errors follow from the rest and are added for readers."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["bounds"] = {name: asdict(bound) for name, bound in self.bounds.items()}
         values["cases"] = [
