@@ -144,7 +144,7 @@ def _end(processes: list[DeviceProcess]) -> None:
 
 
 class _Switchboard:
-    """Hands what processes send to the stream that waits for it; without a reference to the pool, which can be freed."""
+    """Hands what processes send to the stream that waits for it; holds no reference to the pool, which can be freed."""
 
     def __init__(self) -> None:
         self.processes: list[DeviceProcess] = []
