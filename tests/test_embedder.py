@@ -276,7 +276,9 @@ def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not(relative_tol
 def test_an_absent_package_names_its_extra(
     runtime: RuntimeName, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.startswith(("flashelmo.engine.cpu.", "flashelmo.engine.reference."))]:
+    for module in [
+        name for name in sys.modules if name.startswith(("flashelmo.engine.cpu.", "flashelmo.engine.reference."))
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
