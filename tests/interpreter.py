@@ -92,8 +92,20 @@ def _mend_numbers() -> None:
 
 def _patch_once_a_launch() -> None:
     """For the kernel and all functions that it calls, of which Triton's own know the language as `core`."""
-    patch = interpreter._patch_lang
+    patch, scope_of_launch = interpreter._patch_lang, interpreter._LangPatchScope
     whole = SimpleNamespace(__globals__={"language": tl, "core": tl.core})
+    patched: dict[tuple[int, str], tuple[Any, str, Any]] = {}  # place and name -> what the first launch put there
+
+    def patch_language(kernel: Any) -> Any:
+        if not patched:
+            scope = patch(whole)
+            for place, name, _ in scope._changes:
+                patched[id(place), name] = place, name, getattr(place, name)
+            return scope
+        scope = scope_of_launch()
+        for place, name, value in patched.values():
+            scope.set_attr(place, name, value)
+        return scope
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         try:
@@ -101,7 +113,7 @@ def _patch_once_a_launch() -> None:
         except Exception as error:
             raise interpreter.InterpreterError(repr(error)) from error
 
-    interpreter._patch_lang = lambda kernel: patch(whole)
+    interpreter._patch_lang = patch_language
     interpreter.InterpretedFunction.__call__ = call
 
 
