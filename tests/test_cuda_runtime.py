@@ -67,7 +67,7 @@ def test_models_equal_the_reference_launched_ahead(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "share", "keep"),
     [
-        (CudaSettings(persistent_in_graphs=True), False, False),
+        (CudaSettings(), False, False),
         (CudaSettings(), False, True),
         (AHEAD, False, True),
         (replace(AHEAD, persistent=False), True, True),
