@@ -18,12 +18,12 @@ from flashelmo.kernels.char_cnn import Words, char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch, Precision
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm_launches import step_launches
-from flashelmo.kernels.lstm_layer import new_tensors
-from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
-from flashelmo.kernels.lstm_tensors import LstmTensors
-from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
-from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.lstm.layer import pack_lstm
+from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.variants import VARIANTS
+from flashelmo.kernels.lstm.weights import CanonicalLstm
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, WEIGHT_BOUND_ROWS, Tile
 
@@ -268,39 +268,40 @@ def gates_step(
     dependent: bool = False,
 ) -> Launch:
     """Gates and cells of one depth."""
-    weights, tensors, nodes = lstm_arguments(size, number_type, rows, by_word=by_word, hoisted=hoisted)
-    return step_launches(
-        weights, tensors, nodes, 1, by_word=by_word, precision=number_type.precision, dependent=dependent
-    )[0]
+    run = layer_run(size, number_type, rows, by_word=by_word, dependent=dependent)
+    return lstm_launches(run, "hoisted" if hoisted else "fused")[-2]
 
 
 def projection_step(
     size: Size, number_type: NumberType, rows: int, skip: bool = True, dependent: bool = False
 ) -> Launch:
     """The projection of one depth."""
-    hoisted = number_type == INT8
-    weights, tensors, nodes = lstm_arguments(size, number_type, rows, skip=skip, hoisted=hoisted)
-    return step_launches(weights, tensors, nodes, 1, precision=number_type.precision, dependent=dependent)[1]
+    run = layer_run(size, number_type, rows, skip=skip, dependent=dependent)
+    return lstm_launches(run, "hoisted" if number_type == INT8 else "fused")[-1]
 
 
 def persistent_steps(size: Size, number_type: NumberType, rows: int, skip: bool = True) -> Launch:
     """Both of all depths."""
-    rows = min(rows, WEIGHT_BOUND_ROWS)  # shared sums are allocated for no more
-    weights, tensors, nodes = lstm_arguments(size, number_type, rows, skip=skip, hoisted=True)
-    barrier = Barrier(empty(1, dtype=torch.int64), empty(1, dtype=torch.int32), PROGRAMS)
-    return persistent_launch(weights, tensors, nodes, 1, 1, barrier, slab_depth=1, precision=number_type.precision)
+    rows = min(rows, WEIGHT_BOUND_ROWS)  # split sums are allocated for no more
+    return lstm_launches(layer_run(size, number_type, rows, skip=skip), "persistent")[-1]
 
 
-def lstm_arguments(
+def lstm_launches(run: LayerRun, variant: str) -> list[Launch]:
+    """All launches of a run by one variant."""
+    launches = next(each.launches for each in VARIANTS if each.name == variant)
+    return list(launches(run, range(1, run.nodes.n_depths + 1)))
+
+
+def layer_run(
     size: Size,
     number_type: NumberType,
     rows: int,
     *,
     by_word: bool = False,
     skip: bool = False,
-    hoisted: bool = False,
-) -> tuple[LstmWeights, LstmTensors, Nodes]:
-    """Weights, tensors and nodes of one depth beneath one root."""
+    dependent: bool = False,
+) -> LayerRun:
+    """One depth beneath one root."""
     C, P, _, _ = size
     N = rows + 1
     nodes = Nodes(
@@ -309,20 +310,12 @@ def lstm_arguments(
         words=empty(2, N, dtype=torch.int32),
         depths=((0, 1, N),) * 2,
     )
-    weights = pack_lstm(
-        empty(2, 4, P, C),
-        empty(2, 4, P, C),
-        empty(2, 4, C),
-        empty(2, C, P),
-        cell_clip=3.0,
-        projection_clip=3.0,
-        dtype=number_type.dtype,
-        int8=number_type == INT8,
-        device="meta",
-    )
+    canonical = CanonicalLstm(empty(2, 4, P, C), empty(2, 4, P, C), empty(2, 4, C), empty(2, C, P), 3.0, 3.0)
+    weights = pack_lstm(canonical, dtype=number_type.dtype, int8=number_type == INT8, device="meta")
     x = empty(*((rows,) if by_word else (2, N)), P, dtype=number_type.dtype)
-    tensors = new_tensors(weights, nodes, x, skip=skip)
-    return weights, tensors._replace(x_gates=empty(2, rows, 4 * C) if hoisted else None), nodes
+    barrier = Barrier(empty(1, dtype=torch.int64), empty(1, dtype=torch.int32), PROGRAMS)
+    options = LaunchOptions(number_type.precision, barrier, dependent)
+    return LayerRun(weights, new_tensors(weights, nodes, x, skip=skip), nodes, by_word, options)
 
 
 def character_features(size: Size, number_type: NumberType, rows: int) -> Launch:
@@ -352,10 +345,7 @@ def character_projection_product(size: Size, number_type: NumberType, rows: int)
 
 def lstm_input_product(size: Size, number_type: NumberType, rows: int) -> Launch:
     """The input's part of the gates, of a slab of depths."""
-    weights, _, _ = lstm_arguments(size, number_type, 1)
-    x = empty(2, rows, size.P, dtype=number_type.dtype)
-    out = empty(2, rows, 4 * size.C)
-    return linear_launch(x, weights.input, weights.bias, out, precision=number_type.precision)
+    return lstm_launches(layer_run(size, number_type, rows), "hoisted")[0]
 
 
 def highway_layer(size: Size, number_type: NumberType, rows: int) -> Launch:

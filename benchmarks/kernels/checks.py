@@ -10,25 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flashelmo.benchmarks.kernels.cases import lstm_launches
 from flashelmo.benchmarks.kernels.timing import Deadline, one_line
 from flashelmo.benchmarks.results import FAILED, Row
+from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda.compute import nodes_of
 from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Precision, can_depend
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm_launches import step_launches
-from flashelmo.kernels.lstm_layer import new_tensors
-from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
-from flashelmo.kernels.lstm_tensors import LstmTensors
-from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
-from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.lstm.layer import pack_lstm
+from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, LstmTensors, new_tensors
+from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 
 # Largest error by kind of arithmetic.
@@ -216,8 +221,7 @@ class LstmCase:
     ) -> None:
         self._config, self._weights = config, weights
         self._rows, self._rng = rows, rng
-        self._forests = [self._forest(rows), self._forest([1 + n // 2 for n in rows])]
-        self._nodes = self._on("cpu")
+        self._nodes = random_nodes([rows, [1 + n // 2 for n in rows]], N_ROOTS, rng)
         D, C, P = weights.projection.shape
         # Numbers that every type holds, so that one reference serves all.
         self._x = normal(rng, D, self._nodes.n_nodes, P).bfloat16().float()
@@ -227,23 +231,13 @@ class LstmCase:
     def error(self, kind: str, way: str, device: str, dependent: bool = False) -> float:
         """Of all nodes' hidden states, computed as fused, hoisted or persistent steps, or as dependent launches."""
         weights = pack(self._weights, self._config, kind, device)
-        nodes = self._on(device)
-        x = self._x.to(device, weights.dtype)
-        tensors = self._poisoned(weights, nodes, x)
-        if way != "fused":
-            tensors = tensors._replace(x_gates=self._input_gates(device))
-        if way == "persistent":
-            barrier = Barrier.on(device)
-            persistent_launch(
-                weights, tensors, nodes, 1, nodes.n_depths, barrier, slab_depth=1, precision=precision_of(kind)
-            ).run()
-            barrier.check()
-        else:
-            for depth in range(1, nodes.n_depths + 1):
-                for launch in step_launches(
-                    weights, tensors, nodes, depth, precision=precision_of(kind), dependent=dependent
-                ):
-                    launch.run()
+        nodes = on_device(self._nodes, device)
+        tensors = self._poisoned(weights, nodes, self._x.to(device, weights.dtype))
+        options = LaunchOptions(precision_of(kind), Barrier.on(device) if way == "persistent" else None, dependent)
+        for launch in lstm_launches(LayerRun(weights, tensors, nodes, options=options), way):
+            launch.run()
+        if options.barrier is not None:
+            options.barrier.check()
         return relative_error(self._real(tensors.hidden), self._real(self.expected()))
 
     def expected(self) -> Tensor:
@@ -254,18 +248,11 @@ class LstmCase:
 
     def _poisoned(self, weights: LstmWeights, nodes: Nodes, x: Tensor) -> LstmTensors:
         tensors = new_tensors(weights, nodes, x)
-        for tensor in (tensors.hidden, tensors.cell, tensors.exposed, tensors.partial):
+        for tensor in (tensors.hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
             tensor.fill_(torch.nan)
         tensors.hidden[:, :N_ROOTS] = self._roots[0].to(x)
         tensors.cell[0, :, :N_ROOTS] = self._roots[1].to(x.device)
         return tensors
-
-    def _input_gates(self, device: str) -> Tensor:
-        """The input's part [D, M, 4C] by the reference, so that the step alone is checked."""
-        x = self._x[:, N_ROOTS:].double()
-        gates = torch.einsum("dnp,dgpc->dncg", x, self._weights.input.double())
-        gates += self._weights.bias.double().mT[:, None]
-        return gates.flatten(-2).float().to(device)
 
     def _reference(self) -> Tensor:
         config, weights = self._config, Canonical(*(weight.double() for weight in self._weights))
@@ -292,13 +279,27 @@ class LstmCase:
         """The rows of the nodes there are, roots excepted."""
         return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
 
-    def _forest(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        above = (N_ROOTS, *rows[:-1])
-        parents = [torch.randint(0, a, (n,), generator=self._rng) for a, n in zip(above, rows, strict=True)]
-        return torch.arange(sum(rows)), torch.cat(parents), torch.tensor([0, *rows]).cumsum(0)
 
-    def _on(self, device: str) -> Nodes:
-        return Nodes.of(self._forests, n_words=sum(self._rows), n_roots=N_ROOTS, device=device)
+def random_nodes(rows: Sequence[Sequence[int]], n_roots: int, rng: torch.Generator) -> Nodes:
+    """Forward and backward forests of so many rows a depth, with random parents, as the engine lays them out."""
+    forward, backward = (_forest(each, n_roots, rng) for each in rows)
+    schedule = Schedule(forward, backward, np.empty(0, np.int32), np.zeros(n_roots + 1, np.int64))
+    sizes = layout.Sizes.of(schedule, share=False, pooled=False, stateful=False)
+    ints = np.empty(layout.Layout.of(sizes).size, np.int32)
+    layout.fill(ints, sizes, schedule, np.arange(max(map(sum, rows)), dtype=np.int32))
+    return nodes_of(layout.Layout.of(sizes).views(torch.from_numpy(ints)), sizes)
+
+
+def _forest(rows: Sequence[int], n_roots: int, rng: torch.Generator) -> Forest:
+    parents = [torch.randint(0, a, (n,), generator=rng) for a, n in zip((n_roots, *rows), rows, strict=False)]
+    n, nothing = sum(rows), np.empty(0, np.int32)
+    depths = np.array([0, *accumulate(rows)])
+    return Forest(np.arange(n, dtype=np.int32), torch.cat(parents).int().numpy(), depths, nothing, depths[:0])
+
+
+def on_device(nodes: Nodes, device: str) -> Nodes:
+    """The same there."""
+    return Nodes(nodes.starts.to(device), nodes.parents.to(device), nodes.words.to(device), nodes.depths)
 
 
 def lstm_weights(config: ElmoConfig, rng: torch.Generator) -> Canonical:
@@ -314,14 +315,8 @@ def lstm_weights(config: ElmoConfig, rng: torch.Generator) -> Canonical:
 
 def pack(weights: Canonical, config: ElmoConfig, kind: str, device: str) -> LstmWeights:
     """The weights as the kernels read them."""
-    return pack_lstm(
-        *weights,
-        cell_clip=config.cell_clip,
-        projection_clip=config.projection_clip,
-        dtype=DTYPES[kind],
-        int8=kind == "int8",
-        device=device,
-    )
+    canonical = CanonicalLstm(*weights, config.cell_clip, config.projection_clip)
+    return pack_lstm(canonical, dtype=DTYPES[kind], int8=kind == "int8", device=device)
 
 
 def _lstm_checks(

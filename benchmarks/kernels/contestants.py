@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.benchmarks.kernels import model
+from flashelmo.benchmarks.kernels.cases import lstm_launches
 from flashelmo.benchmarks.kernels.checks import (
     DTYPES,
     PADDING,
@@ -29,8 +30,10 @@ from flashelmo.benchmarks.kernels.checks import (
     has_dependent,
     highway_weights,
     lstm_weights,
+    on_device,
     pack,
     precision_of,
+    random_nodes,
     spell,
 )
 from flashelmo.benchmarks.kernels.timing import Task
@@ -39,13 +42,11 @@ from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm_launches import step_launches
-from flashelmo.kernels.lstm_layer import new_tensors
-from flashelmo.kernels.lstm_persistent import Barrier, persistent_launch
-from flashelmo.kernels.lstm_tensors import LstmTensors
-from flashelmo.kernels.lstm_weights import LstmWeights
-from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.linear import linear_kernel, linear_launch
+from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.weights import LstmWeights
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import is_hoisted
 
@@ -166,22 +167,19 @@ class Layer:
         sections: dict[str, list[Contestant]] = {"gates": [], "projection": [], "step": []}
         T = self._chain.depths(rows)
         nodes = self._nodes(rows, T)
-        x_gates = self.random(D, T * rows, 4 * self.config.cell_size)
         for kind, way in ways(self.config, rows, kinds):
-            for section, contestant in self._contestants(kind, way, rows, nodes, x_gates):
+            for section, contestant in self._contestants(kind, way, rows, nodes):
                 if all(contestant.task.name != other.task.name for other in sections[section]):
                     sections[section].append(contestant)  # the projection is the same in every way
         for section, contestants in sections.items():
             yield Group(section, f"{rows} rows", contestants)
         if "bf16" in kinds and has_dependent(self.device):
-            yield Group(DEPENDENT, f"{rows} rows", list(self._dependent(rows, nodes, x_gates)))
+            yield Group(DEPENDENT, f"{rows} rows", list(self._dependent(rows, nodes)))
 
     def ours(self, rows: int, kind: str) -> dict[str, Contestant]:
         """Gates, projection and step by our kernels, in the way that is in use at so many rows."""
         way = "hoisted" if is_hoisted(rows, self.config.projection_size, DTYPES[kind]) else "fused"
-        T = self._chain.depths(rows)
-        x_gates = self.random(D, T * rows, 4 * self.config.cell_size)
-        found = self._contestants(kind, way, rows, self._nodes(rows, T), x_gates)
+        found = self._contestants(kind, way, rows, self._nodes(rows, self._chain.depths(rows)))
         return {section: contestant for section, contestant in found if contestant.cost is not None}
 
     def compiled(self, rows: int) -> Group:
@@ -200,23 +198,18 @@ class Layer:
         peer = "torch.compile bf16"
         return Group("compiled step", f"{rows} rows", [replace(ours, peer=peer), Contestant(Task(peer, run), "bf16")])
 
-    def _contestants(
-        self, kind: str, way: str, rows: int, nodes: Nodes, x_gates: Tensor
-    ) -> Iterator[tuple[str, Contestant]]:
-        config, weights = self.config, self.weights(kind)
-        tensors = self._tensors(kind, way, nodes, x_gates)
+    def _contestants(self, kind: str, way: str, rows: int, nodes: Nodes) -> Iterator[tuple[str, Contestant]]:
+        config = self.config
         T, checks = nodes.n_depths, (f"{way} step",)
         step_cost = model.step(config, rows, kind, way)
         if way == "persistent":
             barrier = Barrier.on(self.device)
-            launch = persistent_launch(
-                weights, tensors, nodes, 1, T, barrier, slab_depth=1, precision=precision_of(kind)
-            )
+            launches = self._steps(kind, way, nodes, barrier=barrier)
             cost = step_cost + model.Cost(launches=1 / T)
-            task = Task(f"{way} {kind}", launch.run, T)
+            task = Task(f"{way} {kind}", runner(launches), T)
             yield "step", Contestant(task, kind, cost, checks, verify=barrier.check)
             return
-        both = self._steps(kind, nodes, tensors)
+        both = self._steps(kind, way, nodes)
         gates, projections = both[::2], both[1::2]
         peers = {} if kind == "int8" else self._products(kind, way, rows)
         costs = {
@@ -234,34 +227,32 @@ class Layer:
             if peer:
                 yield section, Contestant(peer, kind)
 
-    def _dependent(self, rows: int, nodes: Nodes, x_gates: Tensor) -> Iterator[Contestant]:
+    def _dependent(self, rows: int, nodes: Nodes) -> Iterator[Contestant]:
         """Steps in the way that is in use, each kind as dependent launches and as plain ones."""
         for kind in ("bf16", "int8") if rows <= SMALL_ROWS else ("bf16",):
             hoisted = kind == "int8" or is_hoisted(rows, self.config.projection_size, DTYPES[kind])
             way = "hoisted" if hoisted else "fused"
-            tensors = self._tensors(kind, way, nodes, x_gates)
-            plain, dependent = (runner(self._steps(kind, nodes, tensors, dependent=d)) for d in (False, True))
+            plain, dependent = (runner(self._steps(kind, way, nodes, dependent=d)) for d in (False, True))
             name, peer = f"{way} {kind}", f"plain {way} {kind}"
             cost, T = model.step(self.config, rows, kind, way), nodes.n_depths
             yield Contestant(Task(name, dependent, T), kind, cost, (f"dependent {way} step",), peer)
             yield Contestant(Task(peer, plain, T), kind)
 
-    def _tensors(self, kind: str, way: str, nodes: Nodes, x_gates: Tensor) -> LstmTensors:
+    def _steps(
+        self, kind: str, way: str, nodes: Nodes, *, dependent: bool = False, barrier: Barrier | None = None
+    ) -> list[Launch]:
+        """All launches but those of the input's part, which is computed here: gates and projection of each depth."""
         weights = self.weights(kind)
         x = self.random(D, nodes.n_nodes, self.config.projection_size).to(weights.dtype)
         tensors = new_tensors(weights, nodes, x)
-        for tensor in (tensors.hidden, tensors.cell, tensors.exposed):
+        for tensor in (tensors.hidden, tensors.cell, tensors.unprojected):
             tensor.normal_()
-        return tensors._replace(x_gates=None if way == "fused" else x_gates)
-
-    def _steps(self, kind: str, nodes: Nodes, tensors: LstmTensors, dependent: bool = False) -> list[Launch]:
-        """Gates and projection of each depth, in turn."""
-        weights, precision = self.weights(kind), precision_of(kind)
-        return [
-            launch
-            for depth in range(1, nodes.n_depths + 1)
-            for launch in step_launches(weights, tensors, nodes, depth, precision=precision, dependent=dependent)
-        ]
+        options = LaunchOptions(precision_of(kind), barrier, dependent)
+        launches = lstm_launches(LayerRun(weights, tensors, nodes, options=options), way)
+        for launch in launches:
+            if launch.kernel is linear_kernel:
+                launch.run()
+        return [launch for launch in launches if launch.kernel is not linear_kernel]
 
     def _products(self, kind: str, way: str, rows: int) -> dict[str, Task]:
         """The library's products of a step."""
@@ -286,13 +277,7 @@ class Layer:
 
     def _nodes(self, rows: int, depths: int) -> Nodes:
         """Forests of equal depths, with random parents."""
-        forests = []
-        for _ in range(D):
-            parents = torch.randint(0, rows, (depths, rows), generator=self._rng)
-            parents[0] = 0
-            starts = torch.arange(depths + 1) * rows
-            forests.append((torch.arange(depths * rows), parents.flatten(), starts))
-        return Nodes.of(forests, n_words=depths * rows, device=self.device)
+        return on_device(random_nodes([[rows] * depths] * D, 1, self._rng), self.device)
 
 
 def both_directions(
