@@ -26,7 +26,7 @@ class Block:
         text: what is in it.
         shown: the lines of the fence `output` that follows it at once; None where there is none.
         line: of the page, where it begins.
-        before: the paragraph above it.
+        before: the paragraph above it, in one line.
     """
 
     page: str
@@ -66,7 +66,7 @@ def read_page(text: str, page: str = "page") -> list[Block]:
         following = fences[number + 1] if number + 1 < len(fences) else None
         shown = following[2].splitlines() if following is not None and following[1] == "output" else None
         sections = re.findall(r"^## (.+)$", without_fences(above), flags=re.MULTILINE)
-        before = above.rpartition("\n\n")[2]
+        before = " ".join(above.rpartition("\n\n")[2].split())
         blocks.append(Block(page, sections[-1] if sections else "", kind, inside, shown, line, before))
     return blocks
 
