@@ -68,7 +68,7 @@ class Transfers:
         return Mark(self._compute.record_event() if self._on_device else None)
 
     def download(self, tensor: Tensor, ready: Mark) -> Download:
-        """Begin to copy what the computing stream has done when it comes to a mark: [O, rows, 2P], a part of the rows perhaps."""
+        """Begin to copy [O, rows, 2P], perhaps a part of the rows, once the computing stream has come to a mark."""
         if not self._on_device:
             return Download(tensor, ready)
         with self._queuing(self._down):
