@@ -16,7 +16,9 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoWeights
+from flashelmo.engine.precision import tolerance
 from flashelmo.export import OnnxElmo, export_onnx
+from flashelmo.export.verification.report import short
 
 Run = Callable[..., str]
 SENTENCES = [["the", "cat", "sat"], [], ["é"]]
