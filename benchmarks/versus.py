@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -56,14 +56,15 @@ class Side:
     """The process of one side, which runs in `folder`; with `repairs`, its kernels run in Triton's interpreter."""
 
     def __init__(self, where: Path, folder: Path, repairs: Sequence[Path] = ()) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        apart = {"PYTHONPATH", "TRITON_INTERPRET"}
+        environment = {name: value for name, value in os.environ.items() if name not in apart}
         environment |= {"TRITON_INTERPRET": "1"} if repairs else {}
         python, self._checkout = where.absolute(), ""
         if where.is_dir():
             if not (where / "src" / "flashelmo" / "__init__.py").is_file():
                 raise FlashElmoError(f"{where}: expected a checkout of flashelmo, found no src/flashelmo/__init__.py")
-            own, self._checkout = where.absolute() / ".venv" / "bin" / "python", str(where.resolve())
-            python = own if own.exists() else Path(sys.executable)
+            python, self._checkout = where.absolute() / ".venv" / "bin" / "python", str(where.resolve())
+            python = python if python.exists() else Path(sys.executable)
         folder.mkdir(parents=True)
         self._process = subprocess.Popen(
             [python, "-c", START, self._checkout, versus_worker.__file__, *repairs],
@@ -79,8 +80,9 @@ class Side:
     def tell(self, method: str, *arguments: Any) -> None:
         """Have a method of `versus_worker.Side` called."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([method, arguments]) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # what happened is heard
+            self._process.stdin.write(json.dumps([method, arguments]) + "\n")
+            self._process.stdin.flush()
 
     def hear(self) -> dict[str, Any]:
         """What came of it: {"value": ...} or {"refused": why}; RuntimeError for any other error."""
