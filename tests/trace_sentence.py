@@ -8,12 +8,14 @@ import os
 import runpy
 import sys
 import threading
+from functools import cache
 from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 SENTENCE = ["The", "cat", "sat"]
+real_path = cache(os.path.realpath)  # code that was compiled under a link's name keeps that name
 
 
 class Tracer:
@@ -25,7 +27,7 @@ class Tracer:
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         """As `sys.setprofile` and `threading.setprofile` want it."""
-        name = frame.f_code.co_filename
+        name = real_path(frame.f_code.co_filename)
         is_function = event == "call" and frame.f_code.co_flags & CO_OPTIMIZED and name != __file__
         if is_function and name.startswith(self._folder) and not self._is_import(frame):
             self._files.add(name.removeprefix(self._folder))
@@ -36,7 +38,7 @@ class Tracer:
             code = frame.f_code
             if (
                 code.co_name == "<module>"
-                and code.co_filename.startswith(self._folder)
+                and real_path(code.co_filename).startswith(self._folder)
                 and code.co_filename != __file__
             ):
                 return True
