@@ -68,6 +68,8 @@ types: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy -p flashelmo
 	@# One folder's types must reach another: a wrong call is an error, not an unresolved Any.
 	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoConfig; ElmoConfig.from_dict(0)' | grep arg-type
+	@# An option of the embedder that is misspelled is one too.
+	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoEmbedder; ElmoEmbedder.load("m", precison="int8")' | grep call-arg
 
 types-of-tests: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file tests/mypy.ini tests/*.py examples/*.py
