@@ -9,8 +9,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.export.card_examples import bare_example, flashelmo_example
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.verification.markdown import short, table
-from flashelmo.export.verification.report import Report
+from flashelmo.export.verification.report import Report, short, table
 from flashelmo.export.verification.structure import expected_values, value_text
 
 # Identifiers of Hugging Face's hub; any other licence is named beside `license: other`.
@@ -28,7 +27,8 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
     """
     if not reports or [each.precision for each in metadata] != [report.precision for report in reports]:
         raise FlashElmoError(f"model card: expected a report of each of {len(metadata)} files, found {len(reports)}")
-    shown = next((k for k, each in enumerate(metadata) if each.precision != "fp16"), 0)  # float32, where any file is
+    values = [each.arithmetic.values for each in metadata]
+    shown = values.index("float32") if "float32" in values else 0
     first, file = metadata[shown], reports[shown].file
     parts = [
         _front_matter(first.license),
@@ -40,7 +40,7 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
         *(_int8(each.int8_levels) for each in metadata if each.int8_levels is not None),
         "## Inputs and outputs",
         _values(first),
-        *_conventions(first, halves=len(metadata) > 1 and any(each.precision == "fp16" for each in metadata)),
+        *_conventions(first, halves=len(metadata) > 1 and "float16" in values),
         "## Use",
         f"```python\n{flashelmo_example(file, first)}```",
         "With ONNX Runtime and NumPy alone:",
@@ -166,7 +166,7 @@ cases and bounds."""
 
 _INT8 = """\
 The int8 file holds the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes their inputs by the \
-range that these have in a batch, so that a vector changes a little with its company. """
+range that these have in a batch, so that a vector changes a little with the other sentences of its batch. """
 
 _SEVEN_BITS = "Products of such weights, of 7 bits, are exact on every processor."
 

@@ -1,7 +1,7 @@
 """The CUDA runtime on the card where there is one, otherwise in Triton's interpreter, for tests."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tiny_models import WORD_MODEL, WORDS, random_model
-from tolerances import TOLERANCES
 
 from flashelmo.engine.cuda import executor
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.cuda.pipeline import CudaPipeline
-from flashelmo.engine.cuda.settings import CudaSettings
+from flashelmo.engine.cuda.requirements import find_device
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
+from flashelmo.engine.settings import CudaSettings, Settings
 
 Sentences = Sequence[Sequence[str]]
 Vectors = list[npt.NDArray[Any]]
 
 DEVICE = "interpreter" if os.environ.get("TRITON_INTERPRET") else "cuda"
-TORCH_DEVICE = torch.device("cpu" if DEVICE == "interpreter" else "cuda")
+TORCH_DEVICE = find_device(DEVICE)  # with its number, as messages have it
 AHEAD = CudaSettings(graphs=False)
 ONE_LAYER = random_model(replace(WORD_MODEL, n_layers=1), WORDS)  # little to compute, where the loop is tested
 
@@ -37,12 +38,17 @@ def pipeline_of(embedder: ElmoEmbedder) -> CudaPipeline:
     return embedder._pipeline
 
 
+def on_host(results: Iterable[Any]) -> Vectors:
+    """Results as arrays, whether they are arrays already or tensors on the device."""
+    return [torch.as_tensor(result).cpu().numpy() for result in results]
+
+
 def assert_close(found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert np.isfinite(a).all()
-        assert np.abs(a - b).max(initial=0) < TOLERANCES["fp32"]
+        assert np.abs(a - b).max(initial=0) < tolerance("fp32", "cuda")
 
 
 def out_of_memory() -> Exception:
@@ -81,4 +87,4 @@ class Compute:
 
 def of_any_name(model: ElmoModel, name: str) -> CudaPipeline:
     """A pipeline for a pool, whose devices are one here."""
-    return CudaPipeline(model, TORCH_DEVICE, "fp32", cache_bytes=1 << 13, threads=1, settings=AHEAD)
+    return CudaPipeline(model, TORCH_DEVICE, "fp32", Settings(cache_bytes=1 << 13, threads=1, cuda=AHEAD))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from cuda_runs import (
     assert_close,
     driver_out_of_memory,
     on_cuda,
+    on_host,
     out_of_memory,
     pipeline_of,
 )
@@ -25,15 +25,15 @@ from tiny_models import BILM
 
 from flashelmo.engine.cuda import executor, layout, memory, pipeline
 from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.cuda.model import VectorTable
 from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.output import Output
 from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.settings import CudaSettings, Settings
 from flashelmo.engine.text.windows import Window
 
 SENTENCES = [["the", "cat"], ["sat"], [], ["é", "the"], ["cat"], ["the", "sat"]]  # 8 tokens
@@ -103,7 +103,9 @@ def test_stateful_halves_keep_their_rows(settings: CudaSettings, monkeypatch: py
     compute = install(monkeypatch, 12 if settings.graphs else 4)  # 20 nodes of 8 tokens make a bucket of 24
     for batch in (SENTENCES[::-1], SENTENCES[:4]):
         assert_close(embedder.embed_batch(batch), other.embed_batch(batch))
-    assert n_tokens(compute.failed) == [24 if settings.graphs else 8]
+    # On a card a capture fails before the launches do; the interpreter captures nothing.
+    tries = 2 if settings.graphs and DEVICE == "cuda" else 1
+    assert n_tokens(compute.failed) == [24 if settings.graphs else 8] * tries
 
 
 @pytest.mark.parametrize("output", [Output("top"), Output(pool="mean")], ids=str)
@@ -112,7 +114,7 @@ def test_halves_of_every_output(output: Output, expected: list[Any], monkeypatch
     for as_numpy in (True, False):
         embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
         found = embedder.embed(SENTENCES, layers=output.layers, pool=output.pool, convert_to_numpy=as_numpy)
-        assert_close([np.asarray(vectors) for vectors in found], [output.choose(vectors) for vectors in expected])
+        assert_close(on_host(found), [output.choose(vectors) for vectors in expected])
     assert len(compute.failed) == 2
 
 
@@ -148,7 +150,7 @@ def test_other_errors_are_not_swallowed(expected: list[Any], monkeypatch: pytest
 def test_memory_that_is_lacking_for_word_vectors(expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Some words of the window have their rows when it fails; they keep them, and the others get theirs later."""
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
-    monkeypatch.setattr("flashelmo.engine.cuda.words.WORDS_AT_ONCE", 2)
+    monkeypatch.setattr("flashelmo.engine.cuda.model.WORDS_AT_ONCE", 2)
     compute, calls = VectorTable._compute, []
 
     def fail(self: VectorTable, words: Any, rows: Any) -> None:
@@ -205,14 +207,14 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(pipeline, "DeviceModel", fail)
         with pytest.raises(FlashElmoError, match=rf"^device '{DEVICE}': expected memory for a model of 0\.00 GiB"):
-            make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32")
+            make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32", settings=Settings())
 
     def fail_otherwise(*arguments: Any) -> None:
         raise RuntimeError("CUDA error: an illegal address")
 
     monkeypatch.setattr(pipeline, "DeviceModel", fail_otherwise)
     with pytest.raises(RuntimeError, match="illegal address"):
-        make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32")
+        make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32", settings=Settings())
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_windows_that_fit_leave_room_by_the_estimate_of_their_peak(preset: str, 
     """A window of sentences of six tokens, all layers asked for, and two whose results are on their way."""
     config = preset_config(preset)
     n = memory.tokens_that_fit(config, 2, gib << 30)
-    rows = n // memory.TOKENS_A_ROW
+    rows = n // memory.TOKENS_PER_ROW
     depths = (0, *range(1, 1 + 7 * rows, rows))
     sizes = Sizes((depths, depths), n_roots=1, n_nodes=1 + n, n_tokens=n)
     results = 4 * n * (config.n_layers + 1) * 2 * config.projection_size
@@ -288,7 +290,7 @@ def test_windows_grow_again_once_the_shortage_has_passed(
         embedder.embed_batch(sentences)
         embedder.embed_batch(sentences)
     assert [record.getMessage() for record in caplog.records] == [
-        "device cpu: out of memory, windows of 8 tokens are halved"
+        f"device {TORCH_DEVICE}: out of memory, windows of 8 tokens are halved"
     ]
     assert pipeline_of(embedder).max_tokens < 8
     monkeypatch.setattr(executor, "compute", real)

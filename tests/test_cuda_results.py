@@ -13,15 +13,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, ONE_LAYER, TORCH_DEVICE, assert_close, on_cuda
+from cuda_runs import AHEAD, ONE_LAYER, TORCH_DEVICE, assert_close, on_cuda, on_host
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import MODELS
 
 from flashelmo.engine.cuda import layout
-from flashelmo.engine.cuda import results as results_module
-from flashelmo.engine.cuda.results import Results
-from flashelmo.engine.cuda.transfer import Transfers
+from flashelmo.engine.cuda import transfer as transfer_module
+from flashelmo.engine.cuda.transfer import Results, Transfers
 from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
@@ -50,7 +49,7 @@ def results_of(values: torch.Tensor, offsets: list[int], output: Output, *, as_n
             single=output.layers != "all",
             pooled=output.pool is not None,
             transfers=transfers,
-            made=transfers.mark(),
+            ready=transfers.mark(),
             as_numpy=as_numpy,
         )
 
@@ -68,8 +67,8 @@ def test_every_sentence_has_its_rows(output: Output, as_numpy: bool, lengths: li
     offsets = [0, *np.cumsum(lengths, dtype=int).tolist()]
     values = made_up(output, offsets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results_module, "PIECE_BYTES", piece)
-        found = [np.asarray(torch.as_tensor(x).cpu()) for x in results_of(values, offsets, output, as_numpy=as_numpy)]
+        patch.setattr(transfer_module, "PIECE_BYTES", piece)
+        found = on_host(results_of(values, offsets, output, as_numpy=as_numpy))
     expected = [values[:, start:stop] for start, stop in pairwise(offsets)]
     if output.pool:
         expected = list(values.unbind(1))
@@ -85,8 +84,8 @@ def test_pieces_are_bounded_and_whole(lengths: list[int], row_bytes: int) -> Non
     """Of a sentence that is larger than a piece by itself, one at a time."""
     offsets = np.array([0, *np.cumsum(lengths, dtype=int)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results_module, "PIECE_BYTES", 100)
-        cuts = results_module._cuts(offsets, row_bytes)
+        patch.setattr(transfer_module, "PIECE_BYTES", 100)
+        cuts = transfer_module._cuts(offsets, row_bytes)
     assert [cut[0] for cut in cuts] == [0, *(cut[1] for cut in cuts[:-1])] and cuts[-1][1] == len(lengths)
     longest = row_bytes * max(lengths, default=0)
     assert all((offsets[last] - offsets[first]) * row_bytes < 100 + longest for first, last in cuts)
@@ -95,7 +94,7 @@ def test_pieces_are_bounded_and_whole(lengths: list[int], row_bytes: int) -> Non
 
 def test_only_two_pieces_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece is read while the next one is copied; the first is begun before anyone asks."""
-    monkeypatch.setattr(results_module, "PIECE_BYTES", 16)
+    monkeypatch.setattr(transfer_module, "PIECE_BYTES", 16)
     begun: list[int] = []
     download = Transfers.download
 
@@ -126,7 +125,7 @@ def test_tensors_are_views_of_one_tensor_a_window(output: Output, expected: list
     assert [len(storage) for storage in storages] == [1, 1] and storages[0] != storages[1]
     tensors = [tensor for part in found for tensor in part]
     assert all(tensor.device.type == TORCH_DEVICE.type and not tensor.requires_grad for tensor in tensors)
-    assert_close([tensor.cpu().numpy() for tensor in tensors], [output.choose(vectors) for vectors in expected])
+    assert_close(on_host(tensors), [output.choose(vectors) for vectors in expected])
 
 
 @pytest.mark.parametrize("output", OUTPUTS[:3:2], ids=str)
@@ -153,7 +152,7 @@ def test_results_may_be_read_late_and_in_turns(expected: list[Any]) -> None:
     embedder = on_cuda(ONE_LAYER)
     for as_numpy in (True, False):
         pairs = list(embedder.embed_windows([*WINDOWS] * (1 + as_numpy), convert_to_numpy=as_numpy))
-        found = [[np.asarray(torch.as_tensor(x).cpu()) for x in results] for _, results in pairs[::-1]][::-1]
+        found = [on_host(results) for _, results in pairs[::-1]][::-1]
         assert_close([array for part in found for array in part], expected * (1 + as_numpy))
 
 

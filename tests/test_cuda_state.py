@@ -12,13 +12,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, pipeline_of
+from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import MODELS
 
 from flashelmo.engine.cuda import executor, layout, state
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.settings import CudaSettings
 
 # Batches of several sizes, of which some hold empty sentences: rows rest, and come back.
 BATCHES = [
@@ -142,7 +142,7 @@ def test_a_state_may_be_made_and_carried_on_in_any_mode() -> None:
     for _ in range(2):
         (found,) = ours.embed([["cat"]], convert_to_numpy=False)
         assert not found.requires_grad and not found.is_inference()
-        assert_close([found.cpu().numpy()], other.embed_batch([["cat"]]))
+        assert_close(on_host([found]), other.embed_batch([["cat"]]))
 
 
 def test_a_window_without_sentences_changes_nothing() -> None:

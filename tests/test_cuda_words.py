@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import MODELS, WORDS
 
-from flashelmo.engine.cuda import words as words_module
+from flashelmo.engine.cuda import model as model_module
+from flashelmo.engine.cuda.model import DeviceModel, VectorTable
 from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.cuda.weights import DeviceModel
-from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.reference.reference import ReferenceRuntime
@@ -30,15 +29,18 @@ NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own v
 
 def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> VectorTable:
     encoder = WordEncoder(model.config, model.lexicon)
-    device_model = DeviceModel(model, TORCH_DEVICE, "fp32")
-    return VectorTable(device_model, encoder, Transfers(TORCH_DEVICE), n_rows * ROW_BYTES)
+    transfers = Transfers(TORCH_DEVICE)
+    with transfers.computing():
+        return VectorTable(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES)
 
 
 def look_up(table: VectorTable, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
     """The vectors [W, P] of words, and how many were computed."""
-    rows, n_new = table.lookup(pa.array(names, pa.string()))
+    with table._transfers.computing():  # the stream that their copies wait for
+        rows, n_new = table.lookup(pa.array(names, pa.string()))
+        vectors = table.vectors.cpu().numpy()
     assert rows.dtype == np.int32 and len(rows) == len(names)
-    return table.vectors.cpu().numpy()[rows], n_new
+    return vectors[rows], n_new
 
 
 def expected_vectors(names: Sequence[str]) -> npt.NDArray[Any]:
@@ -111,7 +113,7 @@ def test_any_windows_through_any_table(windows: list[list[str]], n_rows: int, at
     table = table_of(n_rows)
     seen: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words_module, "WORDS_AT_ONCE", at_once)
+        patch.setattr(model_module, "WORDS_AT_ONCE", at_once)
         for names in windows:
             n_new = check(table, names)
             new = [name for name in names if name not in seen]
@@ -123,7 +125,7 @@ def test_rows_are_whole_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words of groups that were computed are kept, those of the failing one and after it are not."""
     table = table_of(6)
     check(table, ["the", "cat", "x"])
-    monkeypatch.setattr(words_module, "WORDS_AT_ONCE", 2)
+    monkeypatch.setattr(model_module, "WORDS_AT_ONCE", 2)
     word_vectors, calls = DeviceModel.word_vectors, []
 
     def fail(self: DeviceModel, *arguments: Any) -> Any:

@@ -16,11 +16,15 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoWeights
+from flashelmo.engine.precision import tolerance
 from flashelmo.export import OnnxElmo, export_onnx
+from flashelmo.export.verification.report import short
 
 Run = Callable[..., str]
 SENTENCES = [["the", "cat", "sat"], [], ["é"]]
 TEXT = "the cat sat\n\nthe cat sat on a mat\n"
+
+EXACT = tolerance("fp32", "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_one_file_its_report_and_a_card(here: Path, model: Path, succeed: Run) -
     assert elmo.metadata.report_sha256 == hashlib.sha256(report).hexdigest()
     for found, expected in zip(elmo.embed(SENTENCES), ElmoEmbedder.load(model).embed(SENTENCES), strict=True):
         assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
 
 
 def test_every_option(here: Path, model: Path, succeed: Run) -> None:
@@ -95,7 +99,7 @@ def test_stateful_files(here: Path, model: Path, succeed: Run) -> None:
     reference = ElmoEmbedder.load(model, stateful=True, batch_size=2)
     sentences = [["the", "cat"], ["sat"], ["cat", "cat", "the"], ["the"]]
     for found, expected in zip(elmo.embed(sentences, batch_size=2), reference.embed(sentences), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
 
 
 def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, fail: Run) -> None:
@@ -110,17 +114,17 @@ def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["onnx/mine.txt", "triton/mine/config.pbtxt", "triton/elmo_fp32/2/model.onnx"])
-def test_what_was_not_written_here_is_never_replaced(
-    here: Path, model: Path, succeed: Run, fail: Run, name: str
-) -> None:
+def test_what_was_not_written_here_is_never_replaced(here: Path, model: Path, succeed: Run, fail: Run) -> None:
     succeed("export", model, "out", "--triton", "--external-data", "-q")
     succeed("export", model, "out", "--triton", "--overwrite", "-q")
-    (here / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-    (here / "out" / name).write_text("mine")
-    message = fail("export", model, "out", "--overwrite")
-    assert message == f"out: expected a model's folder to replace, found other files in it: {name}"
-    assert (here / "out" / name).read_text() == "mine"
+    for name in ("onnx/mine.txt", "triton/mine/config.pbtxt", "triton/elmo_fp32/2/model.onnx"):
+        mine = here / "out" / name
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+        message = fail("export", model, "out", "--overwrite")
+        assert message == f"out: expected a model's folder to replace, found other files in it: {name}"
+        assert mine.read_text() == "mine"
+        mine.unlink()
 
 
 def test_a_broken_bound_leaves_nothing(
@@ -133,7 +137,7 @@ def test_a_broken_bound_leaves_nothing(
     monkeypatch.setattr(build, "boundary_states", lambda *given: {k: 0 * v for k, v in right(*given).items()})
     message = fail("export", model, "out")
     assert message.startswith("out: not written: onnx/model.onnx: hidden_states.1: max abs error ")
-    assert "expected < 2e-5" in message and message.endswith(" more)")
+    assert f"expected < {short(EXACT)}" in message and message.endswith(" more)")
     assert files(here) == {"text.txt"} and [path.name for path in here.iterdir()] == ["text.txt"]
 
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from tiny_models import BILM, MANYLANGS, MODELS, WORD_MODEL, random_model
 
 from flashelmo.engine.cpu.ort import OrtRuntime
-from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph, Tensors, WeightType
+from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph, Tensors
 from flashelmo.engine.graph.pieces import character_windows, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
+from flashelmo.engine.precision import NumberType, tolerance
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 
@@ -78,7 +79,7 @@ def test_windows_reach_every_position_that_a_width_has(widths: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("name", ["trimmed", "not trimmed"])
-def test_word_vectors_of_every_length(name: str, tolerance: dict[str, float]) -> None:
+def test_word_vectors_of_every_length(name: str) -> None:
     """The convolution's maximum over all 50 positions, padding among them, whatever part of them is computed."""
     model = random_model(PUBLISHED_WIDTHS)
     for highway in model.weights.highways:
@@ -89,7 +90,7 @@ def test_word_vectors_of_every_length(name: str, tolerance: dict[str, float]) ->
         windows = windows_of(model.config, words, 50 if name == "not trimmed" else None)
         found = np.empty((len(words), model.config.projection_size), np.float32)
         runtime.word_vectors(windows, None, found)
-        assert np.abs(found - expected_vectors(model, words)).max() < tolerance["fp32"], n_characters
+        assert np.abs(found - expected_vectors(model, words)).max() < tolerance("fp32"), n_characters
 
 
 @pytest.mark.parametrize("wins", [True, False])
@@ -210,7 +211,7 @@ def test_float32_tensors_are_views_of_the_models_own(name: str) -> None:
 
 @pytest.mark.parametrize("weight_type", ["float32", "int8"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_type: WeightType) -> None:
+def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_type: NumberType) -> None:
     model = MODELS[name]
     tensors = prepare_tensors(model.config, model.weights, weight_type)
     named = [weight for graph in pieces(model.config, weight_type).values() for weight in graph.weights]
@@ -220,7 +221,7 @@ def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_
 # Graphs
 
 
-def pieces(config: ElmoConfig, weight_type: WeightType) -> dict[str, Graph]:
+def pieces(config: ElmoConfig, weight_type: NumberType) -> dict[str, Graph]:
     graphs = {"words": words_graph(config)}
     for layer in range(config.n_layers):
         for direction in DIRECTIONS:
@@ -229,13 +230,13 @@ def pieces(config: ElmoConfig, weight_type: WeightType) -> dict[str, Graph]:
     return graphs
 
 
-def tensors_of(config: ElmoConfig, weight_type: WeightType) -> Tensors:
+def tensors_of(config: ElmoConfig, weight_type: NumberType) -> Tensors:
     return prepare_tensors(config, random_model(config).weights, weight_type)
 
 
 @pytest.mark.parametrize("weight_type", ["float32", "int8"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_piece_is_valid_onnx(name: str, weight_type: WeightType) -> None:
+def test_every_piece_is_valid_onnx(name: str, weight_type: NumberType) -> None:
     model = MODELS[name]
     tensors = prepare_tensors(model.config, model.weights, weight_type)
     for graph in pieces(model.config, weight_type).values():

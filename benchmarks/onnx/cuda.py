@@ -23,6 +23,7 @@ from flashelmo.benchmarks.text import Sentences
 from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import available_providers, options_of
 
@@ -90,7 +91,7 @@ def file_on_card(path: Path, optimized: Path) -> Way:
     return Way(lambda sentences: elmo.embed(sentences, batch_size=len(sentences)), run)
 
 
-def native_on_card(folder: Path, precision: str) -> Way:
+def native_on_card(folder: Path, precision: PrecisionName) -> Way:
     """The engine's kernels."""
     embedder = ElmoEmbedder.load(folder, device="cuda", precision=precision)
     import torch  # which is there, as the engine runs on the card

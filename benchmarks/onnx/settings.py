@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flashelmo.export.metadata import Precision
+from flashelmo.engine.precision import PrecisionName
 
 SECTIONS = ("speed", "peak", "load", "size", "error", "cuda")
-FILE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
 REFERENCE = "reference"
 BASELINE = "onnx fp32"  # whose speed others are given in
 PRODUCTS = "products"  # begins the names of rows of products alone

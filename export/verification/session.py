@@ -1,4 +1,4 @@
-"""One exported file in ONNX Runtime, fed with batches of sentences: nothing but the contract lies between."""
+"""One exported file in ONNX Runtime, fed through its documented inputs alone, without the code of `OnnxElmo`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Session:
     def reset_state(self) -> None:
         """Let every row of the next batch start at zero."""
         config = self.metadata.config
-        hidden_type = np.float16 if self.metadata.precision == "fp16" else np.float32
+        hidden_type = np.float16 if self.metadata.arithmetic.values == "float16" else np.float32
         self._states: Arrays = {
             "state.hidden": np.zeros((2 * config.n_layers, 0, config.projection_size), hidden_type),
             "state.cell": np.zeros((2 * config.n_layers, 0, config.cell_size), np.float32),
@@ -65,7 +65,7 @@ class Session:
 
 
 def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arrays:
-    """The inputs character_ids and word_ids that the file has, as whoever feeds it would make them."""
+    """The inputs character_ids and word_ids that the file has, made from the description of its format."""
     mask = token_mask(batch)
     words = list(chain(*batch.sentences))
     inputs: Arrays = {}

@@ -56,7 +56,7 @@ def graph_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> li
 def expected_values(metadata: Metadata) -> tuple[Values, Values]:
     """Inputs and outputs of a file with this metadata."""
     config, batch = metadata.config, "batch_size"
-    floats = TensorProto.FLOAT16 if metadata.precision == "fp16" else TensorProto.FLOAT
+    floats = TensorProto.FLOAT16 if metadata.arithmetic.values == "float16" else TensorProto.FLOAT
     tokens: list[str | int] = [batch, "sequence_length"]
     inputs: Values = {}
     if config.character_size:
@@ -105,7 +105,7 @@ def report_problems(path: Path, metadata: Metadata) -> list[str]:
 
 
 def makes_sense(metadata: Metadata, model: ElmoModel) -> bool:
-    """Whether the metadata say enough of this model for vectors to be compared."""
+    """Whether the metadata fit the model so far that vectors can be compared."""
     n_layers = model.config.n_layers + 1
     return (
         metadata.config == model.config and len(metadata.mix) == n_layers and set(metadata.layers) <= {*range(n_layers)}
