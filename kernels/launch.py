@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-Precision: TypeAlias = Literal["ieee", "tf32"]  # of float32 products; 16-bit types have one of their own
+Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
 
 
 class Launch(NamedTuple):

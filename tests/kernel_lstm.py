@@ -13,7 +13,7 @@ from flashelmo.engine.cuda.compute import nodes_of
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch, Precision
+from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.lstm.barrier import Barrier
 from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.nodes import Nodes
@@ -85,7 +85,7 @@ class RandomLayer:
         )
         return replace(self, canonical=canonical)
 
-    def options(self, name: str, precision: Precision = "ieee") -> LaunchOptions:
+    def options(self, name: str, precision: Products = "ieee") -> LaunchOptions:
         return LaunchOptions(precision, Barrier.on(self.device) if VARIANTS[name].has_barrier else None)
 
     def poisoned(
@@ -115,7 +115,7 @@ class RandomLayer:
             tensors.outputs[:, n_roots:] = torch.nan
         return LayerRun(weights, tensors, nodes, by_word, options or LaunchOptions())
 
-    def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Precision = "ieee") -> LayerRun:
+    def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Products = "ieee") -> LayerRun:
         """A run that a variant has computed at all depths, starting from NaN."""
         run = self.poisoned(skip=skip, int8=int8, options=self.options(name, precision))
         for launch in launches_of(run, name):

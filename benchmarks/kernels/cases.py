@@ -16,7 +16,7 @@ from torch import Tensor
 from flashelmo.engine.model.initialize import PUBLISHED_FILTERS
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Launch, Precision
+from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.lstm.barrier import Barrier
 from flashelmo.kernels.lstm.layer import pack_lstm
@@ -62,7 +62,7 @@ class NumberType(NamedTuple):
     label: str
     kind: str
     dtype: torch.dtype
-    precision: Precision = "ieee"
+    precision: Products = "ieee"
 
 
 BF16 = NumberType("bf16", "half", torch.bfloat16)

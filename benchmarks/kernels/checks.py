@@ -27,7 +27,7 @@ from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Precision, can_depend
+from flashelmo.kernels.launch import Products, can_depend
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.lstm.barrier import Barrier
 from flashelmo.kernels.lstm.layer import pack_lstm
@@ -111,7 +111,7 @@ class Checked(NamedTuple):
     lost: str = ""
 
 
-def precision_of(kind: str) -> Precision:
+def precision_of(kind: str) -> Products:
     """Of float32 products."""
     return "tf32" if kind == "tf32" else "ieee"
 

@@ -37,7 +37,7 @@ class DeviceOutput:
 def compute(
     model: DeviceModel,
     word_vectors: Tensor,
-    ints: Tensor,
+    packed_schedule: Tensor,
     sizes: Sizes,
     output: DeviceOutput,
     settings: CudaSettings,
@@ -51,12 +51,12 @@ def compute(
     Nothing is read back, so that all of it can be captured in a CUDA graph.
 
     Args:
-        word_vectors: [rows, P], the table that `ints` names words in.
-        ints: int32 [size], what `layout.fill` wrote for these sizes.
+        word_vectors: [rows, P], the table that `packed_schedule` names words in.
+        packed_schedule: int32 [size], what `layout.fill` wrote for these sizes.
         barrier: lets depths of very few rows run as one launch; whoever takes the results checks it.
         state: to start from and to update, with `first_row` for the window's first one.
     """
-    parts: dict[str, Any] = Layout.of(sizes).views(ints)
+    parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = nodes_of(parts, sizes)
     options = LaunchOptions(
@@ -84,7 +84,7 @@ def compute(
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
     results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype)
     if state is not None:
-        state.take_over(parts, final)
+        state.write_back(parts, final)
     return results
 
 

@@ -25,9 +25,9 @@ from flashelmo.engine.text.schedule import Int64
 
 Int32 = npt.NDArray[np.int32]
 
-# PyTorch's allocator forgets what is recorded on another stream while any thread captures a graph, and would hand the
-# memory out too early: nobody does one during the other.
-CAPTURE = threading.RLock()
+# During a capture, in whatever thread, PyTorch ignores `record_stream` and would free memory too early: the two exclude
+# each other.
+CAPTURE_LOCK = threading.RLock()
 
 # Of pinned memory at a time: while one piece is read, the next one is copied. Such memory comes in powers of two, and a
 # piece may be a sentence longer.
@@ -69,11 +69,11 @@ class Transfers:
         return tensor
 
     def upload_into(self, tensor: Tensor, fill: Callable[[Int32], None]) -> None:
-        """Likewise into a tensor that is there, in the computing stream's own order."""
+        """As `upload`, into an existing tensor and in the computing stream itself."""
         tensor.copy_(self._host(len(tensor), fill), non_blocking=True)
 
     def mark(self) -> Mark:
-        """The point that the computing stream has been filled up to."""
+        """The end of what is queued on the computing stream so far."""
         return Mark(self._compute.record_event() if self._on_device else None)
 
     def download(self, tensor: Tensor, ready: Mark) -> Download:
@@ -97,7 +97,7 @@ class Transfers:
         return tensor
 
     def wait(self) -> None:
-        """Until everything that was queued is done."""
+        """Wait until everything that was queued is done."""
         if self._on_device:  # the device itself may not be waited for while another thread captures a graph
             for stream in (self._up, self._compute, self._down):
                 stream.synchronize()
@@ -115,8 +115,8 @@ class Transfers:
 
 
 def _record(tensor: Tensor, stream: torch.cuda.Stream) -> None:
-    """Let a tensor's memory not be handed out before a stream has done what it has been given so far."""
-    with CAPTURE:
+    """Keep a tensor's memory until a stream has finished the work queued on it so far (record_stream)."""
+    with CAPTURE_LOCK:
         tensor.record_stream(stream)
 
 
@@ -127,7 +127,7 @@ class Mark:
     event: Any
 
     def wait(self) -> None:
-        """Until the device has come so far."""
+        """Wait until the device has come so far."""
         if self.event is not None:
             self.event.synchronize()
 
@@ -186,8 +186,8 @@ class Results:
         self._timed_out = None if timed_out is None else transfers.download(timed_out, ready)
 
     @property
-    def are_wrong(self) -> bool:
-        """Whether a launch gave up waiting. Waits for the device, but only where one could."""
+    def barrier_timed_out(self) -> bool:
+        """Whether a persistent launch gave up waiting. Waits for the device, but only where there was such a launch."""
         return self._timed_out is not None and bool(self._timed_out.wait().any())
 
     def __iter__(self) -> Iterator[Any]:

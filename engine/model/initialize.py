@@ -43,7 +43,9 @@ def preset_config(preset: str) -> ElmoConfig:
 
 
 def random_model(preset: str, seed: int) -> ElmoModel:
-    """A model of a published size with random weights: the same for the same seed, alive but not saturated.
+    """A model of a published size with random weights, the same for the same seed.
+
+    Its activations neither vanish nor saturate.
 
     Raises:
         FlashElmoError: an unknown preset or a negative seed.

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.text.spelling import (
     BYTES,
-    Alphabet,
     Int32,
     Int64,
+    SpecialIds,
     Speller,
     Utf8Words,
     WordTable,
@@ -25,7 +25,7 @@ from flashelmo.engine.text.spelling import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ALLENNLP_MAX_CHARACTERS", "BYTES", "Alphabet", "WordEncoder", "WordTable", "batch_to_ids"]
+__all__ = ["ALLENNLP_MAX_CHARACTERS", "BYTES", "SpecialIds", "WordEncoder", "WordTable", "batch_to_ids"]
 
 ALLENNLP_MAX_CHARACTERS = 50
 

@@ -128,7 +128,7 @@ def read_windows(
 
 
 def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
-    """Windows, each read by a thread while the one before is used; a read that blocks holds nobody up at the end."""
+    """Windows, each read by a thread while the one before is used; closing does not wait for a blocked read."""
     read: Queue[Window | BaseException | None] = Queue(1)
     stop = threading.Event()
 

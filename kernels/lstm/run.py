@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from flashelmo.kernels.launch import Precision, check, check_dependent
+from flashelmo.kernels.launch import Products, check, check_dependent
 from flashelmo.kernels.lstm.barrier import Barrier
 from flashelmo.kernels.lstm.nodes import Nodes
 from flashelmo.kernels.lstm.weights import LstmWeights
@@ -63,7 +63,7 @@ class LaunchOptions:
         keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
     """
 
-    precision: Precision = "ieee"
+    precision: Products = "ieee"
     barrier: Barrier | None = None
     dependent: bool = False
     keep_weights: bool = True

@@ -1,4 +1,4 @@
-"""Tables of names: where each canonical tensor lies in a published file, and how it is turned."""
+"""Tables of names: where each canonical tensor lies in a published file, and how it is transformed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Conversion: TypeAlias = Callable[[Array], Array]
 ALL_ROWS = slice(None)
 
 
-def same(tensor: Array) -> Array:
+def identity(tensor: Array) -> Array:
     """The tensor itself."""
     return tensor
 
@@ -34,8 +34,8 @@ class Stored(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    read: Conversion = same
-    write: Conversion = same
+    read: Conversion = identity
+    write: Conversion = identity
     rows: slice = ALL_ROWS
 
 
