@@ -29,15 +29,15 @@ class RowStates:
     A smaller batch updates the first rows only; a larger one's new rows start at zero (AllenNLP, bilm-tf).
     """
 
-    rows: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
+    states: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
 
     def of(self, layer: int, direction: int, n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
         """The states of the first n_rows rows; writing to them updates this object."""
-        hidden, cell = self.rows.get((layer, direction)) or zero_states(0, config)
+        hidden, cell = self.states.get((layer, direction)) or zero_states(0, config)
         if n_rows > len(hidden):
             new_hidden, new_cell = zero_states(n_rows - len(hidden), config)
             hidden, cell = np.concatenate([hidden, new_hidden]), np.concatenate([cell, new_cell])
-            self.rows[layer, direction] = hidden, cell
+            self.states[layer, direction] = hidden, cell
         return hidden[:n_rows], cell[:n_rows]
 
 

@@ -29,8 +29,8 @@ Int32 = npt.NDArray[np.int32]
 # each other.
 CAPTURE_LOCK = threading.RLock()
 
-# Of pinned memory at a time: while one piece is read, the next one is copied. Such memory comes in powers of two, and a
-# piece may be a sentence longer.
+# Results come down in pieces of about this size: while one is read, the next one is copied. Pinned memory is allocated
+# in powers of two, and a piece may be a sentence longer.
 PIECE_BYTES = 60 << 20
 
 
@@ -43,15 +43,15 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._on_device = device.type == "cuda"
-        if self._on_device:
+        self._is_cuda = device.type == "cuda"
+        if self._is_cuda:
             self._up, self._compute, self._down = (torch.cuda.Stream(device) for _ in range(3))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Work that is queued inside goes to the computing stream."""
         stream: AbstractContextManager[Any] = nullcontext()
-        if self._on_device:
+        if self._is_cuda:
             stream = self._queuing(self._compute)
         # What is kept from call to call must not become an inference tensor, which later calls could not write to.
         with stream, torch.inference_mode(False), torch.no_grad():
@@ -60,7 +60,7 @@ class Transfers:
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
         """int32 [size] on the device, for the computing stream; `fill` writes it in the host's memory."""
         host = self._host(size, fill)
-        if not self._on_device:
+        if not self._is_cuda:
             return host
         with self._queuing(self._up):
             tensor = host.to(self.device, non_blocking=True)
@@ -74,11 +74,11 @@ class Transfers:
 
     def mark(self) -> Mark:
         """The end of what is queued on the computing stream so far."""
-        return Mark(self._compute.record_event() if self._on_device else None)
+        return Mark(self._compute.record_event() if self._is_cuda else None)
 
     def download(self, tensor: Tensor, ready: Mark) -> Download:
         """Begin to copy [O, rows, 2P], perhaps a part of the rows, once the computing stream has come to a mark."""
-        if not self._on_device:
+        if not self._is_cuda:
             return Download(tensor, ready)
         with self._queuing(self._down):
             self._down.wait_event(ready.event)
@@ -90,7 +90,7 @@ class Transfers:
 
     def hand_over(self, tensor: Tensor, ready: Mark) -> Tensor:
         """A tensor for the caller's own stream, which waits for the mark; the host does not."""
-        if self._on_device:
+        if self._is_cuda:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(ready.event)
             _record(tensor, stream)
@@ -98,12 +98,12 @@ class Transfers:
 
     def wait(self) -> None:
         """Wait until everything that was queued is done."""
-        if self._on_device:  # the device itself may not be waited for while another thread captures a graph
+        if self._is_cuda:  # the device itself may not be waited for while another thread captures a graph
             for stream in (self._up, self._compute, self._down):
                 stream.synchronize()
 
     def _host(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
-        host = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=self._on_device)
+        host = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=self._is_cuda)
         fill(host.numpy())
         return host
 

@@ -81,7 +81,7 @@ def _from_python(words: Sequence[str], surrogates: str) -> pa.Array:
 
 
 def _buffers(strings: pa.LargeBinaryArray) -> Utf8Words:
-    """The bytes of all strings where they lie; a slice is its own part."""
+    """The strings' bytes, not copied; of a sliced array, those of the slice."""
     _, offset_buffer, data_buffer = strings.buffers()
     if not len(strings) or data_buffer is None:
         return Utf8Words(np.empty(0, np.uint8), np.zeros(len(strings) + 1, np.int64))

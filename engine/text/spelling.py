@@ -66,11 +66,11 @@ class Utf8Words(NamedTuple):
         return np.flatnonzero((self.data & 0xC0) != 0x80)
 
     def rows_of(self, word: str) -> Int64:
-        """Which of the words are this one."""
+        """Indices of the words that equal this one."""
         encoded = word.encode()
         rows = np.flatnonzero(np.diff(self.offsets) == len(encoded))
-        for place, byte in enumerate(encoded):
-            rows = rows[self.data[self.offsets[rows] + place] == byte]
+        for i, byte in enumerate(encoded):
+            rows = rows[self.data[self.offsets[rows] + i] == byte]
         return rows
 
 
@@ -83,10 +83,10 @@ def utf8(words: Sequence[str], surrogates: str) -> list[bytes]:
     try:
         return [word.encode("utf-8", surrogates) for word in words]
     except (AttributeError, TypeError):
-        for place, word in enumerate(words):
+        for i, word in enumerate(words):
             if not isinstance(word, str):
                 found = "nothing" if word is None else f"{word!r:.60}"
-                raise FlashElmoError(f"word {place}: expected text, found {found}") from None
+                raise FlashElmoError(f"word {i}: expected text, found {found}") from None
         raise
 
 
@@ -99,7 +99,8 @@ class Speller:
 
     Attributes:
         boundary_words: the tokens that stand for the begin and the end of a sentence.
-        surrogates: what a lone surrogate in a Python string is: nothing (AllenNLP), or an unknown code point.
+        surrogates: what becomes of a lone surrogate in a Python string, as `utf8` takes it: dropped (AllenNLP), or
+            kept as an unknown code point.
 
     Raises:
         FlashElmoError: the lexicon is absent or lacks a token that every look-up needs.

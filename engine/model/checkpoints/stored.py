@@ -29,7 +29,7 @@ class Stored(NamedTuple):
         shape: of the whole stored tensor.
         read: the stored rows to the canonical tensor.
         write: the inverse of `read`, in formats that are also written.
-        rows: of the stored tensor that are this one.
+        rows: those of the stored tensor that hold this one.
     """
 
     name: str
