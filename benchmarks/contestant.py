@@ -1,78 +1,170 @@
-"""One way to embed, made in a process of its own and told there what to do."""
+"""Whoever takes part: how one is made, in a process of its own or in this one, compared, and timed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from flashelmo.benchmarks.settings import CONTESTANTS, Settings, Subject
+from flashelmo.benchmarks.accuracy import why_wrong
+from flashelmo.benchmarks.results import FAILED
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Worker
+from flashelmo.benchmarks.worker import Here, Worker, one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.windows import read_windows
 
-Key = TypeVar("Key")
-PAUSE = 0.1  # seconds in which other processes' threads go to sleep
+
+class Way(NamedTuple):
+    """One way to embed.
+
+    Attributes:
+        vectors: arrays [L, T, 2P] of a batch's sentences.
+        run: what is timed, called with a piece of work: a batch, a file of tokenized lines, or whatever it knows; its
+            result may stay where it was computed.
+        window_tokens: tokens of text that it computes together.
+    """
+
+    vectors: Callable[[Sentences], list[Array]]
+    run: Callable[[Any], object]
+    window_tokens: int = 0
 
 
+@dataclass(frozen=True)
 class Contestant:
-    """An embedder with a clock.
+    """One who takes part.
+
+    Attributes:
+        name: who, as "int8" or "PyTorch eager fp32".
+        precision: that it computes in, for its bound and its ceiling.
+        make: makes its way to embed from the arguments; where it raises FlashElmoError, this machine or installation
+            cannot run it.
+        place: of the bounds on its vectors: "cpu", "cuda" or "onnx".
+        detail: on what, as "cold cache".
+        words_known: whether words' vectors cost it nothing, for its ceiling.
+        is_rival: whether others are compared with it.
+    """
+
+    name: str
+    precision: str
+    make: Callable[..., Way]
+    arguments: tuple[Any, ...] = ()
+    place: str = "cpu"
+    detail: str = ""
+    words_known: bool = False
+    is_rival: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and detail, by which it is known in a run."""
+        return self.name, self.detail
+
+    def start(self) -> Worker:
+        """Made in a process of its own."""
+        return Worker(Clock, self.make, *self.arguments)
+
+    def here(self) -> Here:
+        """Made in this process."""
+        return Here(Clock, self.make, *self.arguments)
+
+
+class Clock:
+    """A way to embed, with a clock: what a worker holds."""
+
+    def __init__(self, make: Callable[..., Way], *arguments: Any) -> None:
+        self._way = make(*arguments)
+
+    def vectors(self, sentences: Sentences) -> list[Array]:
+        """Vectors of one batch."""
+        return self._way.vectors(sentences)
+
+    def window_tokens(self) -> int:
+        """Tokens of text that are computed together."""
+        return self._way.window_tokens
+
+    def seconds(self, work: Sequence[Any], at_least: float = 0.0, repeats: int = 1, warm_ups: int = 0) -> float:
+        """Seconds for all pieces of the work one after the other: the median of some repeats.
+
+        Args:
+            at_least: seconds that a repeat lasts, in whole passes over the work.
+            warm_ups: passes before, which are not timed.
+        """
+        for _ in range(warm_ups):
+            self._pass(work)
+        times = []
+        for _ in range(repeats):
+            begin, passes = time.perf_counter(), 0
+            while not passes or time.perf_counter() - begin < at_least:
+                self._pass(work)
+                passes += 1
+            times.append((time.perf_counter() - begin) / passes)
+        return median(times)
+
+    def _pass(self, work: Sequence[Any]) -> None:
+        for piece in work:
+            self._way.run(piece)
+
+
+Maker = Callable[[Contestant], Worker | Here]
+
+
+def line_up(
+    stack: ExitStack,
+    contestants: Iterable[Contestant],
+    sentences: Sentences,
+    expected: Sequence[Array],
+    begin: Maker = Contestant.start,
+) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
+    """Those who can take part and whose vectors are right, by name and detail; and by name why the others do not.
+
+    Args:
+        stack: keeps the workers.
+        sentences, expected: a batch, and the reference's vectors of it.
+        begin: makes one: `Contestant.start` or `Contestant.here`.
+    """
+    workers: dict[tuple[str, str], Worker | Here] = {}
+    absent: dict[str, str] = {}
+    for each in contestants:
+        if each.name in absent:
+            continue
+        try:
+            worker = begin(each)
+            stack.callback(worker.close)
+            wrong = why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place)
+        except FlashElmoError as error:
+            absent[each.name] = one_line(error)
+        except Exception as error:  # a library that breaks, a worker that ended: the others go on
+            absent[each.name] = f"{FAILED}: {one_line(error)}"
+        else:
+            if wrong:
+                absent[each.name] = f"{FAILED}: {wrong}"
+            else:
+                workers[each.key] = worker
+    return workers, absent
+
+
+def engine(folder: Path, options: dict[str, Any]) -> Way:
+    """The engine, or the reference, on this processor: a batch, or a file from its text to every sentence's vectors.
 
     Args:
         folder: the model.
         options: what `ElmoEmbedder.load` takes.
     """
+    embedder = ElmoEmbedder.load(folder, **options)
+    max_sentences, max_tokens = embedder.window_limits
 
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
-        self._embedder = ElmoEmbedder.load(folder, **options)
+    def run(work: Sentences | Path) -> None:
+        if isinstance(work, Path):
+            windows = read_windows(work, max_sentences=max_sentences, max_tokens=max_tokens)
+            for _, vectors in embedder.embed_windows(windows):
+                for _ in vectors:
+                    pass
+        else:
+            embedder.embed_batch(work)
 
-    def window_tokens(self) -> int:
-        """Tokens of text that are computed together."""
-        return self._embedder.window_limits[1]
-
-    def vectors(self, sentences: Sentences) -> list[Array]:
-        """Vectors of a few sentences."""
-        return self._embedder.embed_batch(sentences)
-
-    def bulk(self, path: Path) -> float:
-        """Tokens a second from a file of tokenized lines to every sentence's vectors."""
-        max_sentences, max_tokens = self._embedder.window_limits
-        start = time.perf_counter()
-        windows = read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens)
-        n_tokens = 0
-        for _, vectors in self._embedder.embed_windows(windows):
-            n_tokens += sum(sentence.shape[1] for sentence in vectors)
-        return n_tokens / (time.perf_counter() - start)
-
-    def single(self, sentence: Sequence[str], repeats: int) -> float:
-        """Milliseconds for one sentence, the median of some calls; one more before them is not timed."""
-        times = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            self._embedder.embed_sentence(sentence)
-            times.append(1e3 * (time.perf_counter() - start))
-        return median(times[1:])
-
-
-def start(subject: Subject, settings: Settings, name: str, **options: Any) -> Worker:
-    """A worker with one of CONTESTANTS.
-
-    Raises:
-        FlashElmoError: this machine or this installation cannot run it; the message says why.
-    """
-    given = {**CONTESTANTS[name], "threads": settings.threads, **options}
-    return Worker(Contestant, subject.folder, given)
-
-
-def take_turns(rounds: int, measures: Mapping[Key, Callable[[], float]]) -> dict[Key, list[float]]:
-    """Every measure once in each round, A B C A B C, so that a change of the machine's speed meets all alike."""
-    samples: dict[Key, list[float]] = {name: [] for name in measures}
-    for _ in range(rounds):
-        for name, measure in measures.items():
-            time.sleep(PAUSE)
-            samples[name].append(measure())
-    return samples
+    return Way(embedder.embed_batch, run, max_tokens)

@@ -1,9 +1,9 @@
-"""Results of one run: rows of figures with what they were measured on, as JSON."""
+"""The results of one run: rows of figures with what they were measured on, as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from flashelmo.benchmarks import machine
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.timing import Timing
 from flashelmo.engine.errors import FlashElmoError
 
 FAILED = "FAILED"  # how the note of a row begins that makes a run fail
@@ -35,9 +37,9 @@ class Row:
     """
 
     section: str
-    model: str
-    name: str
-    unit: str
+    model: str = ""
+    name: str = ""
+    unit: str = ""
     detail: str = ""
     median: float | None = None
     low: float | None = None
@@ -53,9 +55,30 @@ class Row:
     @classmethod
     def of(cls, samples: Sequence[float], **values: Any) -> Row:
         """A row with the quantiles of its samples."""
-        low, p25, median, p75, high = (_rounded(x) for x in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
-        kept = [_rounded(sample) for sample in samples]
-        return cls(**values, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
+        return cls(**values).with_samples(samples)
+
+    def with_samples(self, samples: Sequence[float]) -> Row:
+        """The row with these figures and their quantiles; as it is where there are none."""
+        if not len(samples):
+            return self
+        low, p25, median, p75, high = (rounded(x) for x in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
+        kept = [rounded(sample) for sample in samples]
+        return replace(self, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
+
+    def timed(self, timing: Timing, figure: Callable[[float], float] = float) -> Row:
+        """The row with a timing's figures, or the reason why there are none, which is a failure.
+
+        Args:
+            figure: of each sample, as tokens a second of seconds.
+        """
+        if not timing.samples:
+            return replace(self, note=f"{FAILED}: {timing.note}")
+        return self.with_samples([figure(sample) for sample in timing.samples])
+
+    @property
+    def failed(self) -> bool:
+        """Whether it makes a run fail."""
+        return self.note.startswith(FAILED)
 
     @property
     def label(self) -> str:
@@ -122,14 +145,14 @@ class Results:
             raise FlashElmoError(f"{path}: expected results of the benchmark: {error}") from None
 
 
-def new_results(settings: dict[str, Any]) -> Results:
+def new_results(settings: Settings, suite: str) -> Results:
     """Results of this machine, now, without rows."""
     return Results(
         machine=machine.machine(),
         versions=machine.versions(),
-        commit=machine.commit(),
+        commit={"id": settings.commit, "dirty": False} if settings.commit else machine.commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=settings,
+        settings={"suite": suite, **settings.to_dict()},
         rows=[],
     )
 
@@ -138,19 +161,21 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> f
     """How many times faster: the median of the ratios of figures that were measured in the same round."""
     pairs = zip(ours, theirs, strict=True)
     speed = unit.endswith("/s")
-    return _rounded(np.median([a / b if speed else b / a for a, b in pairs]))
+    return rounded(np.median([a / b if speed else b / a for a, b in pairs]))
 
 
-def with_ratios(rows: list[Row], opponents: Mapping[str, Row]) -> list[Row]:
+def with_ratios(rows: Sequence[Row], opponents: Mapping[str, Row]) -> list[Row]:
     """The rows with their ratios to the opponents, themselves excepted."""
     result = []
     for row in rows:
-        others = {name: other for name, other in opponents.items() if row.samples and other is not row}
+        others = {
+            name: other for name, other in opponents.items() if other is not row and row.samples and other.samples
+        }
         ratios = {name: median_ratio(row.samples, other.samples, row.unit) for name, other in others.items()}
         result.append(replace(row, ratios=ratios))
     return result
 
 
-def _rounded(value: float | np.floating[Any]) -> float:
+def rounded(value: float | np.floating[Any]) -> float:
     """Five significant digits."""
     return float(f"{value:.5g}")

@@ -3,8 +3,7 @@
     bulk      tokens/s <= peak / operations of a token          (every token's LSTM steps, nothing shared)
     single    time     >= bytes of weights streamed / bandwidth (the recurrent ones again for every token)
 
-The peak of a precision is the best that any library here reaches on large products; `python -m benchmarks.roofline`
-prints it.
+The peak of a precision is the best that any library here reaches on large products.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from flashelmo.benchmarks.machine import has_bf16
+from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.worker import Here, Worker
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph.builder import Graph, WeightType
 from flashelmo.engine.graph.tensors import quantize
@@ -88,6 +89,49 @@ class Roofline:
         yield "fp32", _torch_product(*shape, torch.float32)
         if has_bf16():
             yield "bf16", _torch_product(*shape, torch.bfloat16)
+
+
+class Limits:
+    """The machine's limits as one more contestant: measured in every round, the best counts."""
+
+    def __init__(self, worker: Worker | Here) -> None:
+        self._worker = worker
+        self.samples: dict[str, list[float]] = {}
+
+    def measure_peaks(self) -> float:
+        """Matrix peaks of all precisions, operations a second; the result is float32's."""
+        for precision, peak in self._worker.call("peaks").items():
+            self.samples.setdefault(f"{precision} matrix peak", []).append(peak)
+        return self.samples["fp32 matrix peak"][-1]
+
+    def measure_streams(self, n_weights: int) -> float:
+        """Bytes of weights read a second by products of one row; the result is float32's."""
+        for precision in ("int8", "fp32"):
+            bandwidth = self._worker.call("stream_bandwidth", n_weights, precision)
+            self.samples.setdefault(f"{precision} weights streamed", []).append(bandwidth)
+        return float(bandwidth)
+
+    def measure_copy(self) -> float:
+        """Bytes read and written a second by a copy."""
+        self.samples.setdefault("copy", []).append(self._worker.call("copy_bandwidth"))
+        return self.samples["copy"][-1]
+
+    def peak(self, precision: str) -> float | None:
+        """Best matrix peak; None where there is none of this precision."""
+        return max(self.samples.get(f"{precision} matrix peak", []), default=None)
+
+    def stream(self, precision: str) -> float:
+        """Best bandwidth of streamed weights; bf16 moves no faster than float32."""
+        return max(self.samples.get(f"{precision} weights streamed") or self.samples["fp32 weights streamed"])
+
+    def rows(self, model: str, section: str) -> list[Row]:
+        """What was measured beside a section of a model, in GFLOP/s and GB/s."""
+        rows = []
+        for name, samples in self.samples.items():
+            unit = "GFLOP/s" if name.endswith("peak") else "GB/s"
+            values = {"section": "limits", "model": model, "name": name, "detail": section, "unit": unit}
+            rows.append(Row.of([sample / 1e9 for sample in samples], **values))
+        return rows
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
@@ -168,6 +212,13 @@ class Work:
         characters = sum(_word_operations(config, word) for word in words)
         return cls(tokens, tokens * config.lstm_flops_per_token, characters)
 
+    def ceilings(self, limits: Limits, precision: str) -> tuple[float, float] | tuple[None, None]:
+        """Both ceilings, of the LSTM alone and of both parts; none where the machine has no such products."""
+        peak, characters_peak = limits.peak(precision), limits.peak("fp32")
+        if not (peak and characters_peak):
+            return None, None
+        return self.lstm_ceiling(peak), self.both_ceiling(peak, characters_peak)
+
     def lstm_ceiling(self, peak: float) -> float:
         """Tokens a second if only the LSTM were computed, at the peak."""
         return self.tokens * peak / self.lstm
@@ -201,15 +252,3 @@ def streamed_weights(config: ElmoConfig, n_tokens: int) -> int:
 def recurrent_weights(config: ElmoConfig) -> int:
     """Weights that are read again for every token."""
     return streamed_weights(config, 1) - streamed_weights(config, 0)
-
-
-def main() -> None:
-    """Print the machine's limits."""
-    roofline = Roofline()
-    for precision, peak in roofline.peaks().items():
-        print(f"{precision}: {peak / 1e9:.0f} GFLOP/s")
-    print(f"copy: {roofline.copy_bandwidth() / 1e9:.1f} GB/s read and written")
-
-
-if __name__ == "__main__":
-    main()

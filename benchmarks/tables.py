@@ -25,15 +25,19 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
 
     for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
         members = list(group)
-        headings, lines = grid(members, spread=True)
-        table = Table(title=f"{model}: {section}, {unit}", title_justify="left")
+        title = f"{model + ': ' if model else ''}{section}"
+        if all(row.median is None for row in members):
+            console.print(f"{title}: {'; '.join(notes(members))}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        headings, lines = grid([row for row in members if row.median is not None], spread=True)
+        table = Table(title=f"{title}, {unit}", title_justify="left")
         for k, heading in enumerate(headings):
             table.add_column(heading, justify="left" if k == 0 else "right")
         for line in lines:
             table.add_row(*line)
         console.print(table)
         for note in notes(members):
-            console.print(note, highlight=False)
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_machine(results: Results) -> str:

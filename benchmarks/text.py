@@ -26,6 +26,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Sentences = list[list[str]]
 Int64 = npt.NDArray[np.int64]
+PASSAGE = 32  # sentences of a run that is drawn from a text, as of the reference's batches
 REAL_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "kjv.txt"
 
 # Zipf-Mandelbrot law: the word of rank r has a probability in proportion to (r + SHIFT) ** -EXPONENT.
@@ -95,6 +96,17 @@ def spell(rank: int) -> str:
         number, digit = divmod(number - 1, len(SYLLABLES))
         word += SYLLABLES[digit]
     return word
+
+
+def draw_passages(sentences: Sentences, n_runs: int) -> Sentences:
+    """Runs of 32 sentences, evenly spaced over all: each in the middle of its share of the text."""
+    share = len(sentences) / n_runs
+    if share < PASSAGE:
+        raise FlashElmoError(
+            f"text: expected {n_runs} batches of {PASSAGE} sentences, found {len(sentences)} sentences"
+        )
+    starts = [int(share * (k + 0.5) - PASSAGE / 2) for k in range(n_runs)]
+    return [sentence for start in starts for sentence in sentences[start : start + PASSAGE]]
 
 
 def write_sentences(path: Path, sentences: Sentences) -> Path:

@@ -12,6 +12,10 @@ from typing import Any
 from flashelmo.engine.errors import FlashElmoError
 
 
+class WorkerError(RuntimeError):
+    """What went wrong in a worker, in one line; its traceback there is this one's cause."""
+
+
 class Worker:
     """An object made in a fresh process; its methods are called from here, one at a time.
 
@@ -20,6 +24,7 @@ class Worker:
 
     Raises:
         FlashElmoError: what `make` raised in its process.
+        WorkerError: anything else that it raised, or the process ended.
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
@@ -62,15 +67,38 @@ class Worker:
 
     def _result(self) -> Any:
         try:
-            outcome, value = self._pipe.recv()
+            outcome, value, trace = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"a worker ended with exit code {self._process.exitcode}") from None
+            raise WorkerError(f"a worker ended with exit code {self._process.exitcode}") from None
         if outcome == "refused":
             raise FlashElmoError(value)
         if outcome == "failed":
-            raise RuntimeError(value)
+            raise WorkerError(value) from RuntimeError(f"\n{trace}")
         return value
+
+
+class Here:
+    """The same face without a process: the object is made and called in this one, as on a card that all share."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self._object = make(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the object's method returns."""
+        return getattr(self._object, method)(*arguments)
+
+    def close(self) -> None:
+        """Let it go."""
+        del self._object
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line of at most 200 characters; the kind of error where its words are not ours."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, FlashElmoError | WorkerError):
+        return lines[0].strip()
+    return f"{type(error).__name__}: {lines[0].strip()}"[:200]
 
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -88,10 +116,10 @@ def _attempt(pipe: Connection, function: Callable[..., Any], arguments: tuple[An
     """Call, and send what came of it; the value itself only as an answer."""
     try:
         value = function(*arguments)
-        pipe.send(("done", value if answer else None))
+        pipe.send(("done", value if answer else None, ""))
         return value
     except FlashElmoError as error:
-        pipe.send(("refused", str(error)))
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+        pipe.send(("refused", str(error), ""))
+    except Exception as error:
+        pipe.send(("failed", one_line(error), traceback.format_exc()))
     return None

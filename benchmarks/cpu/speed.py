@@ -1,0 +1,121 @@
+"""Bulk text and single sentences: the engine against the reference, in turns, with the machine's ceiling beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from operator import truediv
+from typing import Any
+
+import numpy as np
+
+from flashelmo.benchmarks.contestant import Contestant, line_up
+from flashelmo.benchmarks.cpu.contestants import REFERENCE, contestant, precision_of
+from flashelmo.benchmarks.results import Row, with_ratios
+from flashelmo.benchmarks.roofline import BYTES, Limits, Roofline, Work, recurrent_weights, streamed_weights
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import Subject
+from flashelmo.benchmarks.text import PASSAGE, draw_passages, load_sentences, write_sentences
+from flashelmo.benchmarks.timing import take_turns
+from flashelmo.benchmarks.worker import Here, Worker
+from flashelmo.engine.errors import FlashElmoError
+
+Key = tuple[str, str]  # who takes part, and on what
+FILE_ORDER, SORTED = "file order", "by length"
+COLD, WARM = "cold cache", "warm cache"
+CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
+
+
+def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
+    """Tokens a second on real text, from the file to every sentence's vectors, no word known before.
+
+    The reference gets batches of 32 sentences drawn evenly over the same text in file order, and drawn evenly over the
+    text sorted by length.
+    """
+    with ExitStack() as stack:
+        ours = [contestant(subject, settings, name, cache_bytes=0) for name in settings.contestants]
+        reference, workers, absent = _line_up(stack, subject, settings, ours)
+        n_tokens = settings.bulk_tokens or max(worker.call("window_tokens") for worker in workers.values())
+        text, source = load_sentences(n_tokens, settings.text, settings.seed)
+        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
+        measures: dict[Key, Callable[[], float]] = {("limits", ""): limits.measure_peaks}
+        tokens: dict[Key, int] = {}
+        for order, sentences in (FILE_ORDER, text), (SORTED, sorted(text, key=len)):
+            drawn = draw_passages(sentences, settings.reference_batches)
+            path = write_sentences(subject.folder.parent / f"{order}.txt", drawn)
+            measures[REFERENCE, order] = partial(reference.call, "seconds", [path])
+            tokens[REFERENCE, order] = sum(map(len, drawn))
+        whole = write_sentences(subject.folder.parent / "text.txt", text)
+        for key, worker in workers.items():
+            measures[key] = partial(worker.call, "seconds", [whole])
+            tokens[key] = n_tokens
+        timings = take_turns(settings.rounds, measures)
+
+    work = Work.of(subject.config, text)
+    note = (
+        f"{work.tokens} tokens of {source}; the reference: {PASSAGE * settings.reference_batches} sentences of it in "
+        f"batches of {PASSAGE}"
+    )
+    rows = []
+    for (name, detail), n in tokens.items():
+        lstm, both = work.ceilings(limits, precision_of(name))
+        row = Row("bulk", subject.name, name, "tokens/s", detail, ceiling=lstm, ceiling_both=both, note=note)
+        rows.append(row.timed(timings[name, detail], partial(truediv, n)))
+    return [*limits.rows(subject.name, "bulk"), *_compared(rows), *_absentees("bulk", subject, absent, "tokens/s")]
+
+
+def measure_single(subject: Subject, settings: Settings) -> list[Row]:
+    """Milliseconds for one sentence; the cold cache knows no word of it, the warm one all."""
+    text, source = load_sentences(settings.tokens, settings.text, settings.seed)
+    sentence = [token for tokens in text for token in tokens]
+    with ExitStack() as stack:
+        ours = [
+            contestant(subject, settings, name, cache, **CACHES[cache])
+            for name in settings.contestants
+            for cache in CACHES
+        ]
+        reference, workers, absent = _line_up(stack, subject, settings, ours)
+        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
+        measures: dict[Key, Callable[[], float]] = {
+            ("limits", "peaks"): limits.measure_peaks,
+            ("limits", "streams"): partial(limits.measure_streams, recurrent_weights(subject.config)),
+            ("limits", "copy"): limits.measure_copy,
+        }
+        everybody = {(REFERENCE, ""): reference, **workers}
+        for key, worker in everybody.items():
+            measures[key] = partial(worker.call, "seconds", [[sentence]], 0.0, settings.single_repeats, 1)
+        timings = take_turns(settings.rounds, measures)
+
+    work = Work.of(subject.config, [sentence])
+    rows = []
+    for name, detail in everybody:
+        precision = precision_of(name)
+        lstm = BYTES[precision] * streamed_weights(subject.config, len(sentence)) / limits.stream(precision)
+        characters = 0.0 if detail == WARM else work.characters / (limits.peak("fp32") or np.inf)
+        row = Row("single", subject.name, name, "ms", detail, note=f"{len(sentence)} tokens of {source}")
+        row = replace(row, ceiling=1e3 * lstm, ceiling_both=1e3 * (lstm + characters))
+        rows.append(row.timed(timings[name, detail], lambda seconds: 1e3 * seconds))
+    return [*limits.rows(subject.name, "single"), *_compared(rows), *_absentees("single", subject, absent, "ms")]
+
+
+def _line_up(
+    stack: ExitStack, subject: Subject, settings: Settings, ours: Sequence[Contestant]
+) -> tuple[Worker, dict[Key, Worker | Here], dict[str, str]]:
+    """The reference; those who can take part and whose vectors are right; and why the others cannot."""
+    text, _ = load_sentences(100 * settings.checked, settings.text, settings.seed)
+    checked = text[: settings.checked]
+    reference = stack.enter_context(contestant(subject, settings, REFERENCE).start())
+    workers, absent = line_up(stack, ours, checked, reference.call("vectors", checked))
+    if not workers:
+        raise FlashElmoError(f"nobody to compare with the reference: {'; '.join(absent.values())}")
+    return reference, workers, absent
+
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    return with_ratios(rows, {row.label: row for row in rows if row.name == REFERENCE})
+
+
+def _absentees(section: str, subject: Subject, absent: Mapping[str, str], unit: str) -> list[Row]:
+    return [Row(section, subject.name, name, unit, note=why) for name, why in absent.items()]
