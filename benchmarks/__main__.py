@@ -32,6 +32,16 @@ def find(name: str) -> Suite:
     """
     if name == "cpu":
         from flashelmo.benchmarks.cpu.suite import SUITE as suite
+    elif name == "gpu":
+        from flashelmo.benchmarks.gpu.suite import SUITE as suite
+    elif name == "kernels":
+        from flashelmo.benchmarks.kernels.suite import SUITE as suite
+    elif name == "tiles":
+        from flashelmo.benchmarks.kernels.tiles import SUITE as suite
+    elif name == "resources":
+        from flashelmo.benchmarks.kernels.resources import SUITE as suite
+    elif name == "model":
+        from flashelmo.benchmarks.kernels.model import SUITE as suite
     else:
         raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
     return suite

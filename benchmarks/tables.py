@@ -21,8 +21,6 @@ def print_head(console: Console, results: Results) -> None:
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """A table for each section and unit, its notes below."""
-    from rich.table import Table
-
     for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
         members = list(group)
         title = f"{model + ': ' if model else ''}{section}"
@@ -30,14 +28,23 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
             console.print(f"{title}: {'; '.join(notes(members))}", highlight=False, markup=False, soft_wrap=True)
             continue
         headings, lines = grid([row for row in members if row.median is not None], spread=True)
-        table = Table(title=f"{title}, {unit}", title_justify="left")
-        for k, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if k == 0 else "right")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
+        print_table(console, f"{title}, {unit}", 1, headings, lines)
         for note in notes(members):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(
+    console: Console, title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]
+) -> None:
+    """A table whose first n_texts columns are text, the others figures."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if k < n_texts else "right")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 def describe_machine(results: Results) -> str:

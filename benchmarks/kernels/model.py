@@ -289,7 +289,7 @@ def run(settings: Settings, console: Console) -> int:
         f"{card.fp32 / 1e12:.1f} in float32, {card.memory / 1e12:.2f} TB/s; model, not measured"
     )
     headings = ["", "", "", "µs", "bound by", "as tiled, µs", "bound by"]
-    print_table(console, title, headings, list(table(preset_config(name), card)), n_texts=3)
+    print_table(console, title, 3, headings, list(table(preset_config(name), card)))
     return 0
 
 

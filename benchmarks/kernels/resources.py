@@ -1,12 +1,11 @@
-"""What every GPU kernel costs, compiled without a card: `python -m benchmarks.kernels.resources`.
+"""What every GPU kernel costs, compiled without a card: `python -m benchmarks resources`.
 
-Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_80,
-sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
+Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_75,
+sm_80, sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -18,15 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import triton
 from rich.console import Console
-from rich.table import Table
-
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-
-try:
-    import triton
-except ImportError as error:
-    raise MissingExtraError("triton", "gpu", "compiling the kernels") from error
 
 from flashelmo.benchmarks.kernels.cases import TARGETS, Case, cases
 from flashelmo.benchmarks.kernels.compile import (
@@ -37,6 +29,10 @@ from flashelmo.benchmarks.kernels.compile import (
     usage,
 )
 from flashelmo.benchmarks.kernels.ptx import END, LAUNCH, WAIT, before, parameter_names
+from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tables import print_table
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
@@ -46,10 +42,12 @@ TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory, where it has one
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
 SPILLED = 32  # bytes that may be on sm_75, where the persistent kernel spills a little
 COMPLETE = ("nodes.", "weights.")  # how the names of tensors begin that no launch before may write
+HEADINGS = ("kernel", "type", "size", "tile", "target", "registers", "spills B", "shared KiB", "product")
+HEADINGS += ("instructions", "programs")
 
 
-class Card(NamedTuple):
-    """Limits of one multiprocessor (CUDA C++ Programming Guide, technical specifications by compute capability)."""
+class Limits(NamedTuple):
+    """Of one multiprocessor (CUDA C++ Programming Guide, technical specifications by compute capability)."""
 
     program_kib: int  # of shared memory, for one program
     kib: int
@@ -57,12 +55,12 @@ class Card(NamedTuple):
     programs: int
 
 
-CARDS = {
-    75: Card(64, 64, 32, 16),
-    80: Card(163, 164, 64, 32),
-    90: Card(227, 228, 64, 32),
-    100: Card(227, 228, 64, 32),
-    120: Card(99, 100, 48, 24),
+LIMITS = {
+    75: Limits(64, 64, 32, 16),
+    80: Limits(163, 164, 64, 32),
+    90: Limits(227, 228, 64, 32),
+    100: Limits(227, 228, 64, 32),
+    120: Limits(99, 100, 48, 24),
 }
 
 
@@ -116,15 +114,14 @@ class Resources:
     @property
     def programs(self) -> int:
         """Of a multiprocessor, as its registers, shared and tensor memory and warps allow."""
-        card = CARDS[self.target]
+        limits = LIMITS[self.target]
         warp_registers = -(-self.registers // 8) * 8 * 32  # given out 8 a thread
+        reserved = KIB if self.target >= 80 else 0  # of shared memory, which the system takes for each program
         allowed = [
-            card.programs,
-            card.warps // self.warps,
+            limits.programs,
+            limits.warps // self.warps,
             REGISTERS // max(1, warp_registers * self.warps),
-            card.kib
-            * KIB
-            // (self.shared + (KIB if self.target >= 80 else 0)),  # which the system takes for each program
+            limits.kib * KIB // (self.shared + reserved),
         ]
         if self.tensor_columns:
             allowed.append(TENSOR_COLUMNS // self.tensor_columns)
@@ -144,7 +141,7 @@ def breaches(found: Resources) -> Iterator[str]:
         yield f"{found.name}: expected a wait for the launch before it first, found {', '.join(wrong)}"
     if found.early and not found.starts_next:
         yield f"{found.name}: expected to let the launch after it begin, found a path that does not"
-    most = CARDS[found.target].program_kib
+    most = LIMITS[found.target].program_kib
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
     by_warpgroup = found.target == 90 and found.type in ("bf16", "fp16") and found.rows >= WARPGROUP_ROWS
@@ -198,16 +195,9 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
     """Compile a case for one target: all figures but the instructions', and the code that these are counted in."""
     launch = case.build()
     tiles = [value for value in launch.arguments.values() if isinstance(value, Tile)]
-    resources = Resources(
-        kernel=case.kernel,
-        type=case.type,
-        size=case.size,
-        entries=case.entries,
-        tiles=tuple(tile.label for tile in tiles),
-        rows=max(tile.rows for tile in tiles),
-        warps=launch.options["num_warps"],
-        target=target,
-    )
+    labels, rows = tuple(tile.label for tile in tiles), max(tile.rows for tile in tiles)
+    named = (case.kernel, case.type, case.size, case.entries, labels, rows, launch.options["num_warps"], target)
+    resources = Resources(*named)
     try:
         compiled = compile_launch(launch, target)
     except Exception as error:  # whatever Triton raises: the others are still to be compiled
@@ -229,20 +219,13 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
     return resources, machine_code(cubin)
 
 
-def print_table(console: Console, found: Sequence[Resources]) -> None:
-    """A line for each compiled kernel."""
-    table = Table(title=f"GPU kernels, compiled by Triton {triton.__version__}", title_justify="left")
-    for heading in ("kernel", "type", "size", "tile", "target"):
-        table.add_column(heading)
-    for heading in ("registers", "spills B", "shared KiB", "product", "instructions", "programs"):
-        table.add_column(heading, justify="right")
-    for each in found:
-        line = [each.kernel, each.type, each.size, "\n".join(each.tiles), f"sm_{each.target}"]
-        if not each.error:
-            line += [str(each.registers), str(each.stack), f"{each.shared / KIB:.1f}", each.product]
-            line += [f"{each.instructions:,}", str(each.programs)]
-        table.add_row(*line)
-    console.print(table)
+def line_of(found: Resources) -> list[str]:
+    """A line of the printed table."""
+    line = [found.kernel, found.type, found.size, "\n".join(found.tiles), f"sm_{found.target}"]
+    if found.error:
+        return line
+    line += [str(found.registers), str(found.stack), f"{found.shared / KIB:.1f}", found.product]
+    return [*line, f"{found.instructions:,}", str(found.programs)]
 
 
 def write(path: Path, found: Sequence[Resources]) -> None:
@@ -251,31 +234,25 @@ def write(path: Path, found: Sequence[Resources]) -> None:
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print the table and what breaks a limit; the exit status."""
-    parser = argparse.ArgumentParser(prog="kernels.resources", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--target", type=int, choices=TARGETS, help="default: all")
-    parser.add_argument("--kernel", default="", help="only those whose name begins so")
-    given = parser.parse_args(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    try:
-        if triton.knobs.runtime.interpret:
-            raise FlashElmoError("TRITON_INTERPRET: expected it unset, as the interpreter compiles nothing")
-        found = measure_all([given.target] if given.target else TARGETS, given.kernel, console)
-        print_table(console, found)
-        if given.json is not None:
-            write(given.json, found)
-    except (FlashElmoError, OSError) as error:
-        print(f"kernels.resources: {error}", file=sys.stderr)
-        return 1
+def run(settings: Settings, console: Console) -> int:
+    """Compile, print the table and what breaks a limit; the exit status.
+
+    Raises:
+        FlashElmoError: kernels are interpreted, or none is asked for.
+    """
+    if triton.knobs.runtime.interpret:
+        raise FlashElmoError("TRITON_INTERPRET: expected it unset, as the interpreter compiles nothing")
+    if settings.target not in (None, *TARGETS):
+        raise FlashElmoError(f"--target: expected one of {', '.join(map(str, TARGETS))}, found {settings.target}")
+    found = measure_all([settings.target] if settings.target else TARGETS, settings.kernel, console)
+    title = f"GPU kernels, compiled by Triton {triton.__version__}"
+    print_table(console, title, 5, HEADINGS, [line_of(each) for each in found])
+    if settings.out is not None:
+        write(settings.out, found)
     lines = [line for each in found for line in breaches(each)]
     for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite("what every GPU kernel costs, compiled without a card", Settings(), ("out", "target", "kernel"), run)

@@ -1,0 +1,165 @@
+"""The LSTM kernels' work: a random layer over random forests, its launches in each variant, and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flashelmo.benchmarks.kernels.model import D
+from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, relative_error
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels import reference
+from flashelmo.kernels.launch import Launch, can_depend
+from flashelmo.kernels.linear import linear_kernel
+from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.lstm.layer import pack_lstm
+from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.variants import VARIANTS, choose
+from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
+
+N_ROOTS = 2
+PROGRAMS = 132  # of a persistent launch that is only compiled
+WAYS = {variant.name: variant for variant in VARIANTS}
+
+
+def has_dependent(device: str) -> bool:
+    """Whether dependent launches can be tried: on any card that has them, and in the interpreter, which has none."""
+    return torch.device(device).type != "cuda" or can_depend(torch.device(device))
+
+
+class LstmLayer:
+    """One random layer; its packed weights are kept, as every schedule uses them.
+
+    Args:
+        host: random numbers are made in the host's memory, for references; otherwise on the device.
+    """
+
+    def __init__(self, config: ElmoConfig, device: str, seed: int = 0, host: bool = False) -> None:
+        self.config, self.device = config, device
+        self.make = Maker.of(device, "fp32", seed, host)
+        C, P, normal = config.cell_size, config.projection_size, self.make.normal
+        inputs, recurrent = (normal(D, 4, P, C, scale=P**-0.5) for _ in range(2))
+        bias, projection = normal(D, 4, C, scale=0.1), normal(D, C, P, scale=2 * C**-0.5)
+        self.canonical = CanonicalLstm(inputs, recurrent, bias, projection, config.cell_clip, config.projection_clip)
+        self._packed: dict[str, LstmWeights] = {}
+
+    def weights(self, precision: str) -> LstmWeights:
+        """As the kernels read them."""
+        if precision not in self._packed:
+            int8 = PRECISIONS[precision].on("cuda").lstm_weights == "int8"
+            self._packed[precision] = pack_lstm(
+                self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device
+            )
+        return self._packed[precision]
+
+
+class LstmProblem:
+    """A layer over random forests.
+
+    Args:
+        rows: nodes of each depth, for each direction.
+        by_word: the input is a row for each word, not for each node.
+        skip: with a skip connection.
+    """
+
+    def __init__(
+        self, layer: LstmLayer, rows: Sequence[Sequence[int]], by_word: bool = False, skip: bool = False
+    ) -> None:
+        self.layer, self._by_word, self._skip = layer, by_word, skip
+        host = torch.Generator().manual_seed(sum(rows[0]))
+        forests = [_forest(each, host) for each in rows]
+        n_words = max(len(words) for words, _, _ in forests)
+        self._nodes, self.nodes = (
+            Nodes.of(forests, n_words=n_words, n_roots=N_ROOTS, device=device) for device in ("cpu", layer.device)
+        )
+        P, C, normal = layer.config.projection_size, layer.config.cell_size, layer.make.normal
+        # Numbers that every type holds, so that one reference serves all.
+        self._x = normal(*((n_words,) if by_word else (D, self.nodes.n_nodes)), P).bfloat16().float()
+        self._roots = normal(D, N_ROOTS, P).bfloat16().float(), normal(D, N_ROOTS, C)
+
+    def run(self, precision: str, way: str, dependent: bool = False) -> LayerRun:
+        """What the launches are made of: states random, as they are in use."""
+        weights = self.layer.weights(precision)
+        tensors = new_tensors(weights, self.nodes, self._x.to(weights.device, weights.dtype), skip=self._skip)
+        for tensor in (tensors.hidden, tensors.cell, tensors.unprojected):
+            tensor.normal_()
+        tensors.hidden[:, :N_ROOTS] = self._roots[0].to(tensors.hidden)
+        tensors.cell[0, :, :N_ROOTS] = self._roots[1].to(tensors.cell)
+        barrier = _barrier(self.layer.device) if way == "persistent" else None
+        options = LaunchOptions(PRECISIONS[precision].on("cuda").products, barrier, dependent)
+        return LayerRun(weights, tensors, self.nodes, self._by_word, options)
+
+    def steps(self, run: LayerRun, way: str) -> list[Launch]:
+        """The launches of all depths in order, without the products of the input, which are computed here."""
+        steps = []
+        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
+            if launch.kernel is not linear_kernel:
+                steps.append(launch)
+            elif self.layer.device != "meta":
+                launch.run()
+        return steps
+
+    def error(self, precision: str, way: str, dependent: bool = False) -> float:
+        """Of all nodes' hidden states, after what the steps should write was filled with NaN."""
+        run = self.run(precision, way, dependent)
+        steps = self.steps(run, way)
+        run.tensors.hidden[:, N_ROOTS:] = torch.nan
+        for tensor in (run.tensors.unprojected, run.tensors.partial_sums):
+            tensor.fill_(torch.nan)
+        run.tensors.cell[1] = torch.nan
+        run.tensors.cell[0, :, N_ROOTS:] = torch.nan
+        for launch in steps:
+            launch.run()
+        if run.options.barrier is not None:
+            run.options.barrier.check()
+        return relative_error(self._real(run.tensors.hidden.cpu()), self._real(self.expected))
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """Hidden states [D, N, P] in float64, by the reference on the host."""
+        config, canonical = self.layer.config, self.layer.canonical
+        hidden = torch.zeros(self._x.shape).double()
+        cell = torch.zeros(*self._x.shape[:2], config.cell_size).double()
+        hidden[:, :N_ROOTS], cell[:, :N_ROOTS] = (root.double() for root in self._roots)
+        all_weights = (canonical.input, canonical.recurrent, canonical.bias, canonical.projected().projection)
+        for d, starts in enumerate(self._nodes.depths):
+            weights = [weight[d].double() for weight in all_weights if weight is not None]
+            for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
+                parents = before + self._nodes.parents[d, first:last].long()
+                states = self._x[d, first:last].double(), hidden[d, parents], cell[d, parents]
+                after = reference.lstm_step(*states, *weights, config.cell_clip, config.projection_clip)
+                hidden[d, first:last], cell[d, first:last] = after
+        return hidden
+
+    def _real(self, hidden: Tensor) -> Tensor:
+        """The rows of the nodes that there are, roots excepted."""
+        return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
+
+
+def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:
+    """The variant that computes steps of so many rows where the host's launches cost nothing."""
+    return choose(LstmProblem(layer, ((rows,),) * D).run(precision, "hoisted"), rows).name
+
+
+def kernel_name(launch: Launch) -> str:
+    """Of its function, as "gates_kernel"."""
+    return str(launch.kernel.fn.__name__)
+
+
+def _barrier(device: str) -> Barrier:
+    if device == "meta":
+        arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
+        return Barrier(arrivals, timed_out, PROGRAMS)
+    return Barrier.on(device)
+
+
+def _forest(rows: Sequence[int], host: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Words, parents and starts of a forest with random parents."""
+    above = (N_ROOTS, *rows[:-1])
+    parents = [torch.randint(0, a, (n,), generator=host) for a, n in zip(above, rows, strict=True)]
+    return torch.arange(sum(rows)), torch.cat(parents), torch.tensor([0, *rows]).cumsum(0)
