@@ -106,7 +106,7 @@ def test_a_lost_device_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.Monkey
         raise RuntimeError("CUDA error")
 
     monkeypatch.setattr(gpu_checks, "_is_alive", lambda device: False)
-    monkeypatch.setattr(gpu_checks, "step_launches", broken)
+    monkeypatch.setattr(gpu_checks, "lstm_launches", broken)
     results, said = sweep(tmp_path, well=False)
     (row,) = results.rows
     assert (row.section, row.median) == ("gates", None)
