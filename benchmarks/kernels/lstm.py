@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flashelmo.benchmarks.kernels.model import D
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, relative_error
+from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda.compute import nodes_of
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch, can_depend
 from flashelmo.kernels.linear import linear_kernel
@@ -71,12 +77,11 @@ class LstmProblem:
         self, layer: LstmLayer, rows: Sequence[Sequence[int]], by_word: bool = False, skip: bool = False
     ) -> None:
         self.layer, self._by_word, self._skip = layer, by_word, skip
-        host = torch.Generator().manual_seed(sum(rows[0]))
-        forests = [_forest(each, host) for each in rows]
-        n_words = max(len(words) for words, _, _ in forests)
-        self._nodes, self.nodes = (
-            Nodes.of(forests, n_words=n_words, n_roots=N_ROOTS, device=device) for device in ("cpu", layer.device)
+        self._nodes = random_nodes(rows)
+        self.nodes = replace(
+            self._nodes, **{name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "words")}
         )
+        n_words = max(map(sum, rows))
         P, C, normal = layer.config.projection_size, layer.config.cell_size, layer.make.normal
         # Numbers that every type holds, so that one reference serves all.
         self._x = normal(*((n_words,) if by_word else (D, self.nodes.n_nodes)), P).bfloat16().float()
@@ -158,8 +163,20 @@ def _barrier(device: str) -> Barrier:
     return Barrier.on(device)
 
 
-def _forest(rows: Sequence[int], host: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Words, parents and starts of a forest with random parents."""
-    above = (N_ROOTS, *rows[:-1])
-    parents = [torch.randint(0, a, (n,), generator=host) for a, n in zip(above, rows, strict=True)]
-    return torch.arange(sum(rows)), torch.cat(parents), torch.tensor([0, *rows]).cumsum(0)
+def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
+    """Forests of so many rows a depth with random parents, in the host's memory, as the engine lays them out."""
+    host = torch.Generator().manual_seed(sum(rows[0]))
+    forward, backward = (_forest(each, host) for each in rows)
+    schedule = Schedule(forward, backward, np.empty(0, np.int32), np.zeros(N_ROOTS + 1, np.int64))
+    sizes = layout.Sizes.of(schedule, share=False, pooled=False, stateful=False)
+    parts = layout.Layout.of(sizes)
+    ints = np.empty(parts.size, np.int32)
+    layout.fill(ints, sizes, schedule, np.arange(max(map(sum, rows)), dtype=np.int32))
+    return nodes_of(parts.views(torch.from_numpy(ints)), sizes)
+
+
+def _forest(rows: Sequence[int], host: torch.Generator) -> Forest:
+    parents = [torch.randint(0, a, (n,), generator=host) for a, n in zip((N_ROOTS, *rows), rows, strict=False)]
+    nothing = np.empty(0, np.int32)
+    depths = np.array([0, *accumulate(rows)])
+    return Forest(np.arange(sum(rows), dtype=np.int32), torch.cat(parents).int().numpy(), depths, nothing, depths[:0])
