@@ -31,10 +31,22 @@ def find(name: str) -> Suite:
         MissingExtraError: it needs a package that is not installed.
     """
     if name == "cpu":
-        from flashelmo.benchmarks.cpu.suite import SUITE as suite
-    else:
-        raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
-    return suite
+        from flashelmo.benchmarks.cpu import suite as cpu
+
+        return cpu.SUITE
+    if name == "onnx":
+        from flashelmo.benchmarks.onnx import suite as onnx
+
+        return onnx.SUITE
+    if name == "precision":
+        from flashelmo.benchmarks import precision
+
+        return precision.SUITE
+    if name == "report":
+        from flashelmo.benchmarks import report
+
+        return report.SUITE
+    raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
 
 
 class Option(NamedTuple):
