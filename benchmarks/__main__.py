@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,7 +21,18 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import PRESETS
 
-SUITES = ("cpu", "onnx", "precision", "gpu", "kernels", "tiles", "resources", "model", "report")
+# The module of each suite: its `SUITE`.
+SUITES = {
+    "cpu": "cpu.suite",
+    "onnx": "onnx.suite",
+    "precision": "precision",
+    "gpu": "gpu.suite",
+    "kernels": "kernels.suite",
+    "tiles": "kernels.tiles",
+    "resources": "kernels.resources",
+    "model": "kernels.model",
+    "report": "report",
+}
 
 
 def find(name: str) -> Suite:
@@ -30,20 +42,9 @@ def find(name: str) -> Suite:
         FlashElmoError: there is none.
         MissingExtraError: it needs a package that is not installed.
     """
-    if name == "cpu":
-        from flashelmo.benchmarks.cpu.suite import SUITE as suite
-    elif name == "gpu":
-        from flashelmo.benchmarks.gpu.suite import SUITE as suite
-    elif name == "kernels":
-        from flashelmo.benchmarks.kernels.suite import SUITE as suite
-    elif name == "tiles":
-        from flashelmo.benchmarks.kernels.tiles import SUITE as suite
-    elif name == "resources":
-        from flashelmo.benchmarks.kernels.resources import SUITE as suite
-    elif name == "model":
-        from flashelmo.benchmarks.kernels.model import SUITE as suite
-    else:
+    if name not in SUITES:
         raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
+    suite: Suite = import_module(f"flashelmo.benchmarks.{SUITES[name]}").SUITE
     return suite
 
 

@@ -28,6 +28,24 @@ def machine() -> dict[str, Any]:
     }
 
 
+def card() -> dict[str, Any] | None:
+    """Name, memory, multiprocessors, L2 cache and compute capability of the current CUDA device; None without one."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": found.name,
+        "memory_gib": round(found.total_memory / 2**30),
+        "multiprocessors": found.multi_processor_count,
+        "l2_bytes": found.L2_cache_size,
+        "capability": f"{found.major}.{found.minor}",
+    }
+
+
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that compute; None for those that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}

@@ -1,147 +1,182 @@
-"""README's figures from the committed results: `python -m benchmarks.report` writes the tables and draws the plots.
+"""The committed results in the project's documents, and their plots: `flashelmo bench report`, in the checkout.
 
-Everything between two markers in README.md comes from the results: "figures" from results/*.json, "precision" from
-results/precision/*.json, "gpu" from results/gpu/*.json, "onnx" from results/onnx/*.json. A test compares them.
+README.md and docs/*.md have markers where tables belong, `<!-- NAME:begin -->` and `<!-- NAME:end -->`; what stands
+between them comes from benchmarks/results and from nothing else, which a test compares. The names:
+
+summary     README's one table: bulk text and one sentence of the original model, on a processor and on a card
+plot        bulk speed on the processor of the summary
+cpu         results/*.json
+onnx        results/onnx/*.json
+precision   results/precision/*.json
+gpu         results/gpu/gpu-CARD.json
+kernels     results/gpu/gpu-kernels-CARD.json
 """
 
 from __future__ import annotations
 
-import sys
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from flashelmo.benchmarks.gpu import tables as gpu_tables
-from flashelmo.benchmarks.onnx import tables as onnx_tables
-from flashelmo.benchmarks.results import Results
-from flashelmo.benchmarks.tables import cost_table, describe_run, figure, pivot, speed_table
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from rich.console import Console
 
+from flashelmo.benchmarks.cpu import tables as cpu
+from flashelmo.benchmarks.results import Results, Row, median_ratio
+from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tables import figure, markdown, percent, pivot
+from flashelmo.engine.errors import FlashElmoError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "gpu", "kernels")
 NOTHING = "None measured yet."
-# Section -> title of its table in README, what its figures are.
-SPEEDS = {"bulk": "Bulk text, tokens/s", "single": "One sentence, ms"}
-COSTS = ("load", "memory")
-BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
+MODEL = "original"  # of the summary
+KERNELS = "gpu-kernels-"  # how the files of kernels by themselves begin in results/gpu
 
 
-def figures(folder: Path) -> str:
-    """Markdown of all results in a folder, by file name."""
-    paths = sorted(folder.glob("*.json"))
-    return "\n\n".join(_machine_section(Results.read(path), path.stem) for path in paths) or NOTHING
+def fill(path: Path, text: str, folder: Path, up: str) -> str:
+    """A document's text with the results in `folder` between its markers.
 
-
-def precision_errors(folder: Path) -> str:
-    """Markdown of what `benchmarks.precision` measured, by file name."""
-    parts = []
-    for path in sorted((folder / "precision").glob("*.json")):
-        results = Results.read(path)
-        rows = [row for row in results.section("error") if row.unit == "relative error"]
-        rows += [row for row in results.section("error") if row.name == "fp32" and row.unit == "max abs error"]
-        title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
-        parts.append(pivot(title, rows))
-    return "\n\n".join(parts) or NOTHING
-
-
-def exported_files(folder: Path) -> str:
-    """Markdown of what `benchmarks.onnx` measured, by file name."""
-    paths = sorted((folder / "onnx").glob("*.json"))
-    return "\n\n".join(onnx_tables.tables(Results.read(path), f"onnx/{path.name}") for path in paths) or NOTHING
-
-
-def in_readme(readme: str, folder: Path) -> str:
-    """README with the committed results between its markers."""
-    gpus = [gpu_tables.tables(Results.read(path)) for path in sorted((folder / "gpu").glob("*.json"))]
-    readme = replace_between(readme, "precision", precision_errors(folder))
-    readme = replace_between(readme, "gpu", "\n\n".join(gpus) or NOTHING)
-    readme = replace_between(readme, "onnx", exported_files(folder))
-    return replace_between(readme, "figures", figures(folder))
-
-
-def replace_between(readme: str, name: str, new: str) -> str:
-    """README with `new` between the markers of a name.
+    Args:
+        path: of the document, for messages.
+        up: the way from the document to the project's root, as "../".
 
     Raises:
-        FlashElmoError: there are no such markers.
+        FlashElmoError: a name that is not known, or markers that don't match.
     """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = readme.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise FlashElmoError(f"README: expected the lines {begin} and {end}")
-    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
+    parts = re.split(r"<!-- (\S+):(begin|end) -->", text)
+    markers = list(zip(parts[1::3], parts[2::3], strict=True))
+    names = [name for name, _ in markers[::2]]
+    if markers != [(name, kind) for name in names for kind in ("begin", "end")]:
+        raise FlashElmoError(f"{path}: expected <!-- NAME:begin --> and <!-- NAME:end --> in pairs, found {markers}")
+    for name in names:
+        if name not in NAMES:
+            raise FlashElmoError(f"{path}: expected markers of {', '.join(NAMES)}, found {name!r}")
+    filled = parts[0]
+    for name, after in zip(names, parts[6::6], strict=True):
+        new = "\n\n".join(generate(name, folder, up)) or NOTHING
+        filled += f"<!-- {name}:begin -->\n\n{new}\n\n<!-- {name}:end -->{after}"
+    return filled
 
 
-def _machine_section(results: Results, name: str) -> str:
-    parts = [
-        describe_run(results, f"{name}.json"),
-        f"![Tokens a second of each precision, with the machine's ceiling](benchmarks/results/{name}.svg)",
-    ]
-    for section, title in SPEEDS.items():
-        for model in results.models:
-            if rows := results.section(section, model):
-                parts.append(speed_table(f"{title}: {model} model", rows))
-    if rows := results.section("error"):
-        parts.append(pivot("Distance from the exact vectors", rows))
-    if rows := [row for row in results.rows if row.section in COSTS]:
-        parts.append(cost_table("Load time and memory", rows))
-    if rows := [row for row in results.section("host") if row.unit == "tokens/s"]:
-        parts.append(cost_table("The host's part of a device's work, tokens/s", rows))
-    if rows := [row for row in results.section("host") if row.unit.startswith("%")]:
-        parts.append(pivot("Share of each stage in the engine's time, %", rows))
-    absent = {row.name: row.note for row in results.rows if row.median is None}
-    parts += [f"Not measured: {name}. {reason}." for name, reason in absent.items()]
-    return "\n\n".join(parts)
+def generate(name: str, folder: Path, up: str) -> Iterator[str]:
+    """What one name stands for: Markdown of the results in a folder, a file after the other."""
+    if name == "summary":
+        yield from summary(folder)
+    if name == "plot":
+        path = newest(folder.glob("*.json"))
+        yield from () if path is None else (cpu.image(path.name, up),)
+    if name == "cpu":
+        yield from (cpu.tables(Results.read(path), path.name, up) for path in sorted(folder.glob("*.json")))
+    if name == "onnx":
+        from flashelmo.benchmarks.onnx.tables import tables as onnx_tables  # which needs onnxruntime
+
+        for path in sorted((folder / "onnx").glob("*.json")):
+            yield onnx_tables(Results.read(path), f"onnx/{path.name}")
+    if name == "precision":
+        yield from (precision(path) for path in sorted((folder / "precision").glob("*.json")))
+    if name == "gpu":
+        from flashelmo.benchmarks.gpu.tables import tables as gpu_tables  # which needs torch
+
+        yield from (gpu_tables(Results.read(path)) for path in sorted(_cards(folder)))
 
 
-def draw(results: Results, path: Path) -> None:
-    """Bars of bulk speed for each model, with a line across each bar at its ceiling; the path's ending says the format.
+def precision(path: Path) -> str:
+    """Markdown of the errors of each precision."""
+    errors = Results.read(path).section("error")
+    rows = [row for row in errors if row.unit == "relative error"]
+    rows += [row for row in errors if row.name == "fp32" and row.unit == "max abs error"]
+    return pivot(f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)", rows)
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
+
+
+def summary(folder: Path) -> Iterator[str]:
+    """Six rows, of the newest results on a processor and on a card; nothing where either is absent.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        FlashElmoError: a figure is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"  # the same file from the same figures
-    from matplotlib import pyplot
-
-    bars = {model: [row for row in results.section("bulk", model) if row.median] for model in results.models}
-    bars = {model: rows for model, rows in bars.items() if rows}
-    if not bars:
-        raise FlashElmoError(f"{path}: expected results of bulk text, found none")
-    height = 0.8 + 0.4 * max(map(len, bars.values()))
-    plot, axes = pyplot.subplots(1, len(bars), figsize=(5.5 * len(bars), height), squeeze=False, layout="constrained")
-    for axis, (model, rows) in zip(axes[0], bars.items(), strict=True):
-        places = range(len(rows))
-        colours = [BAR_COLOURS[row.name.partition(" ")[0]] for row in rows]
-        drawn = axis.barh(places, [row.median for row in rows], color=colours)
-        axis.bar_label(drawn, [figure(row.median) for row in rows], padding=3)
-        for place, row in zip(places, rows, strict=True):
-            if row.ceiling:
-                axis.vlines(row.ceiling, place - 0.45, place + 0.45, colors="black", linestyles="dashed")
-        axis.set_yticks(places, [row.label for row in rows])
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
-        axis.locator_params(axis="x", nbins=5)
-        axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
-    plot.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(plot)
+    processor = newest(folder.glob("*.json"))
+    card = newest(_cards(folder))
+    if not (processor and card):
+        return
+    ours, theirs = Results.read(processor), "reference"
+    lines = []
+    for precision in ("fp32", "int8", "bf16"):
+        peer = _row(processor, ours, "bulk", theirs, "by length")
+        lines.append(_line(f"bulk text, {precision}", _row(processor, ours, "bulk", precision), peer))
+    for precision in ("fp32", "int8"):
+        peer = _row(processor, ours, "single", theirs)
+        row = _row(processor, ours, "single", precision, "cold cache")
+        lines.append(_line(f"one sentence, {precision}", row, peer))
+    on_card = Results.read(card)
+    peer = _row(card, on_card, "bulk", "PyTorch eager fp32", None)
+    largest = max(on_card.section("bulk", MODEL), key=lambda row: (row.name == "flashelmo bf16", row.median or 0))
+    lines.append(_line("bulk text, bf16, on a card", largest, peer))
+    yield markdown("", 1, ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
+    yield (
+        f"The {MODEL} model on {ours.machine['processor']}, {ours.machine['cores']} cores, {ours.date[:10]}, and on "
+        f"{on_card.machine['gpu']['name']}, {on_card.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "
+        "sentence has 20 words, none seen before. PyTorch runs the published algorithm in float32 on batches of 32; the "
+        "limit is that of the LSTM's products, or of reading its weights for one sentence."
+    )
 
 
-def main() -> int:
-    """Write README's figures and the plots of every result."""
-    root = Path(__file__).resolve().parents[1]
-    folder, readme = root / "benchmarks" / "results", root / "README.md"
-    try:
-        for path in sorted(folder.glob("*.json")):
-            draw(Results.read(path), path.with_suffix(".svg"))
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(in_readme(text, folder), encoding="utf-8")
-    except (FlashElmoError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
+def _row(path: Path, results: Results, section: str, name: str, detail: str | None = "") -> Row:
+    """The one row of the summary's model with this name and detail, None being any."""
+    for row in results.section(section, MODEL):
+        if row.name == name and detail in (None, row.detail) and row.median:
+            return row
+    raise FlashElmoError(f"{path}: expected a figure of {MODEL}, {section}, {name} {detail or ''}, found none")
+
+
+def _line(what: str, row: Row, peer: Row) -> list[str]:
+    """A row of the summary: ours, the peer's, and the ratio, of medians where they did not take turns."""
+    figures = [f"{figure(each.median)} {each.unit}" for each in (row, peer)]
+    times = row.ratios.get(peer.label) or median_ratio([row.median or 0], [peer.median or 1], row.unit)
+    return [what, *figures, f"{times:.1f}", percent(row.utilisation)]
+
+
+def _cards(folder: Path) -> list[Path]:
+    """Results of whole runs on a card."""
+    return [path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith(KERNELS)]
+
+
+def newest(paths: Iterable[Path]) -> Path | None:
+    """The results with the latest date; None of none."""
+    return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+def documents(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every document that may have markers, and the way from it to the root."""
+    yield root / "README.md", ""
+    for path in sorted((root / "docs").glob("*.md")):
+        yield path, "../"
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Draw the plots of all results and write the documents; the exit status."""
+    for path in sorted(RESULTS.glob("*.json")):
+        cpu.draw(Results.read(path), path.with_suffix(".svg"))
+    for path, up in documents(ROOT):
+        text = path.read_text(encoding="utf-8")
+        new = fill(path, text, RESULTS, up)
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite(
+    about="Writes the committed results into README.md and docs/*.md, and draws their plots; in the checkout.",
+    defaults=Settings(),
+    options=(),
+    command=command,
+)

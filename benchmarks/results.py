@@ -145,10 +145,10 @@ class Results:
             raise FlashElmoError(f"{path}: expected results of the benchmark: {error}") from None
 
 
-def new_results(settings: Settings, suite: str) -> Results:
-    """Results of this machine, now, without rows."""
+def new_results(settings: Settings, suite: str, card: Mapping[str, Any] | None = None) -> Results:
+    """Results of this machine, now, without rows; of a card too, where one takes part (`machine.card`)."""
     return Results(
-        machine=machine.machine(),
+        machine=machine.machine() | ({"gpu": card} if card else {}),
         versions=machine.versions(),
         commit={"id": settings.commit, "dirty": False} if settings.commit else machine.commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -26,8 +26,12 @@ def load(name: str, seed: int) -> ElmoModel:
     return random_model(name, seed) if name in PRESETS and not Path(name).exists() else load_model(Path(name))
 
 
+def write(model: ElmoModel, name: str, folder: Path) -> Subject:
+    """A model in a folder of its own in `folder`."""
+    write_native(model, folder / name)
+    return Subject(name, folder / name, model.config)
+
+
 def prepare(name: str, seed: int, folder: Path) -> Subject:
-    """A model by its preset or path, written to a folder of its own in `folder`."""
-    model, target = load(name, seed), folder / Path(name).name
-    write_native(model, target)
-    return Subject(target.name, target, model.config)
+    """A model by its preset or path, written to `folder`."""
+    return write(load(name, seed), Path(name).name, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,14 @@ from flashelmo.benchmarks.results import Results, Row
 if TYPE_CHECKING:
     from rich.console import Console
 
+# What explains a share above 100%: of a speed, and of a time.
+SHARED = (
+    "above 100%: the ceiling counts the LSTM steps of every token by itself; sentences that begin or end alike share "
+    "steps, and repeated words share products"
+)
+CACHED = (
+    "above 100%: the ceiling reads all weights at the bandwidth that was measured; a cache that holds some is faster"
+)
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
 
 
@@ -39,7 +47,8 @@ def print_table(
     """A table whose first n_texts columns are text, the others figures."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    console.print(title, style="bold", highlight=False, markup=False)
+    table = Table()
     for k, heading in enumerate(headings):
         table.add_column(heading, justify="left" if k < n_texts else "right")
     for line in lines:
@@ -48,10 +57,11 @@ def print_table(
 
 
 def describe_machine(results: Results) -> str:
-    """Processor, cores, instruction sets and memory in one line."""
+    """Card, processor, cores, instruction sets and memory in one line."""
     machine = results.machine
+    card = f"{machine['gpu']['name']}, host " if "gpu" in machine else ""
     sets = ", ".join(machine["instruction_sets"]) or "no known instruction sets"
-    return f"{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
+    return f"{card}{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
 
 
 def describe_software(results: Results) -> str:
@@ -98,10 +108,22 @@ def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str] = lambda r
 
 
 def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first n_texts columns are text, the others figures."""
+    """A table whose first n_texts columns are text, the others figures; nothing where it has no line."""
+    if not lines:
+        return ""
     rule = ["---" if k < n_texts else "---:" for k in range(len(headings))]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
-    return f"**{title}**\n\n{rows}"
+    return f"**{title}**\n\n{rows}" if title else rows
+
+
+def absent(rows: Sequence[Row]) -> Iterator[str]:
+    """What has no figure, and why; a reason once."""
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.median is None and row.section != "warning":
+            reasons.setdefault(row.note, {})[f"{row.label} ({row.section})"] = None
+    for reason, names in reasons.items():
+        yield f"Not measured: {', '.join(names)}: {reason}."
 
 
 def note_line(rows: Sequence[Row]) -> str:
@@ -139,6 +161,8 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
 def notes(rows: Sequence[Row]) -> list[str]:
     """What is to be said beside the figures, each once; a row without a figure says why."""
     said = [row.note if row.median is not None else f"{row.label}: {row.note}" for row in rows if row.note]
+    above = [row for row in rows if max(row.utilisation or 0, row.utilisation_both or 0) > 1]
+    said += [SHARED if row.unit.endswith("/s") else CACHED for row in above]
     return list(dict.fromkeys(said))
 
 

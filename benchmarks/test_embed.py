@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from flashelmo.benchmarks.accuracy import check
-from flashelmo.benchmarks.settings import CONTESTANTS
-from flashelmo.benchmarks.speed import CACHES
+from flashelmo.benchmarks.accuracy import why_wrong
+from flashelmo.benchmarks.cpu.contestants import CONTESTANTS, precision_of
+from flashelmo.benchmarks.cpu.speed import CACHES
 from flashelmo.benchmarks.text import Sentences
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -35,7 +35,7 @@ def test_bulk(
     benchmark: BenchmarkFixture, model_folder: Path, sentences: Sentences, expected: list[Array], name: str
 ) -> None:
     embedder = load(model_folder, name, cache_bytes=0)
-    check(name, embedder.embed_batch(sentences), expected)
+    assert not why_wrong(embedder.embed_batch(sentences), expected, precision_of(name))
     benchmark.extra_info["tokens"] = sum(map(len, sentences))
     benchmark(embedder.embed_batch, sentences)
 
@@ -60,5 +60,5 @@ def time_single(
     benchmark: BenchmarkFixture, embedder: ElmoEmbedder, sentences: Sentences, expected: list[Array], name: str
 ) -> None:
     k = next(k for k, sentence in enumerate(sentences) if len(sentence) >= 20)
-    check(name, [embedder.embed_sentence(sentences[k])], [expected[k]])
+    assert not why_wrong([embedder.embed_sentence(sentences[k])], [expected[k]], precision_of(name))
     benchmark(embedder.embed_sentence, sentences[k][:20])

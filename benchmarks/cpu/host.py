@@ -7,14 +7,17 @@ import os
 import pstats
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flashelmo.benchmarks.contestant import Contestant
+from flashelmo.benchmarks.contestant import engine
+from flashelmo.benchmarks.cpu.contestants import options_of
 from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.settings import CONTESTANTS, Settings, Subject
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import load_sentences, write_sentences
 from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine import pipeline
@@ -87,15 +90,22 @@ def _filled(plan: Plan) -> Window:
     return plan.window
 
 
-class Profiled(Contestant):
+class Profiled:
     """An embedder whose stages are timed by Python's profiler, from outside."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self._way = engine(folder, options)
+
+    def window_tokens(self) -> int:
+        """Tokens of text that are computed together."""
+        return self._way.window_tokens
 
     def profile(self, path: Path) -> dict[str, float]:
         """Seconds of every stage, and "all" of them with what is between."""
-        self.vectors([["first", "calls", "prepare"]])
+        self._way.vectors([["first", "calls", "prepare"]])
         profiler = cProfile.Profile()
         begin = time.perf_counter()
-        profiler.runcall(self.bulk, path)
+        profiler.runcall(self._way.run, path)
         seconds = {"all": time.perf_counter() - begin}
         stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
         for stage, functions in STAGES.items():
@@ -106,39 +116,38 @@ class Profiled(Contestant):
         return seconds
 
 
-def measure_host(subject: Subject, settings: Settings, folder: Path) -> list[Row]:
+def measure_host(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second of the text's way to the schedule, and the share of every stage in the engine's time."""
     text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
-    path = write_sentences(folder / "host.txt", text)
-    common = {"section": "host", "model": subject.name, "unit": "tokens/s", "note": source}
+    path = write_sentences(subject.folder.parent / "host.txt", text)
     rows = []
     for cores in _doubled(n_cores()):
         with Worker(Host, cores) as worker:
-            for window in WINDOWS:
-                for name, method in METHODS.items():
-                    if cores > 1 and method != "device_inputs":  # the others are one thread's work
-                        continue
-                    samples = [worker.call(method, path, window) for _ in range(settings.rounds)]
-                    detail = f"{cores} core{'s' * (cores > 1)}, windows of {window} tokens"
-                    rows.append(Row.of(samples, **common, name=name, detail=detail))
+            for window, (name, method) in product(WINDOWS, METHODS.items()):
+                if cores > 1 and method != "device_inputs":  # the others are one thread's work
+                    continue
+                samples = [worker.call(method, path, window) for _ in range(settings.rounds)]
+                detail = f"{cores} core{'s' * (cores > 1)}, windows of {window} tokens"
+                rows.append(Row("host", subject.name, name, "tokens/s", detail, note=source).with_samples(samples))
     for name in settings.contestants:
         try:
-            rows += _stages(subject, settings, name, folder)
+            rows += _stages(subject, settings, name)
         except FlashElmoError as error:
             rows.append(Row("host", subject.name, name, "% of the time", note=str(error)))
     return rows
 
 
-def _stages(subject: Subject, settings: Settings, name: str, folder: Path) -> list[Row]:
-    options = {**CONTESTANTS[name], "threads": settings.threads, "cache_bytes": 0}
-    with Worker(Profiled, subject.folder, options) as worker:
+def _stages(subject: Subject, settings: Settings, name: str) -> list[Row]:
+    with Worker(Profiled, subject.folder, options_of(name, settings, cache_bytes=0)) as worker:
         n_tokens = settings.bulk_tokens or worker.call("window_tokens")
         text, _ = load_sentences(n_tokens, settings.text, settings.seed)
-        seconds = worker.call("profile", write_sentences(folder / "stages.txt", text))
+        seconds = worker.call("profile", write_sentences(subject.folder.parent / "stages.txt", text))
     total = seconds.pop("all")
     seconds["between"] = total - sum(seconds.values())
-    common = {"section": "host", "model": subject.name, "name": name, "unit": "% of the time"}
-    return [Row.of([100 * value / total], **common, detail=stage) for stage, value in seconds.items()]
+    return [
+        Row("host", subject.name, name, "% of the time", stage).with_samples([100 * value / total])
+        for stage, value in seconds.items()
+    ]
 
 
 def _doubled(most: int) -> list[int]:

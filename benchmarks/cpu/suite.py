@@ -8,6 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from flashelmo.benchmarks.cpu.contestants import CONTESTANTS, REFERENCE
+from flashelmo.benchmarks.cpu.cost import measure_load, measure_memory
+from flashelmo.benchmarks.cpu.errors import measure_errors
+from flashelmo.benchmarks.cpu.host import measure_host
 from flashelmo.benchmarks.cpu.speed import measure_bulk, measure_single
 from flashelmo.benchmarks.results import new_results
 from flashelmo.benchmarks.run import Run, Suite, section_jobs
@@ -17,6 +20,10 @@ from flashelmo.benchmarks.subject import prepare
 SECTIONS = {
     "bulk": measure_bulk,
     "single": measure_single,
+    "memory": measure_memory,
+    "load": measure_load,
+    "host": measure_host,
+    "error": measure_errors,
 }
 
 

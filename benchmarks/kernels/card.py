@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.results import Results, new_results
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
@@ -94,7 +95,7 @@ def card_named(name: str) -> Card:
 
 
 def card_of(found: dict[str, Any], say: Callable[[str], None]) -> Card:
-    """The card of a device that `Device.describe` describes; an unknown one takes an A100's launch and barrier."""
+    """The card of a device that `machine.card` describes; an unknown one takes an A100's launch and barrier."""
     try:
         card = card_named(found["name"])
     except FlashElmoError:
@@ -115,31 +116,21 @@ class Device(NamedTuple):
     torch: str
 
     @classmethod
-    def current(cls) -> Device:
-        """The current CUDA device.
+    def current(cls) -> tuple[Device, dict[str, Any]]:
+        """The current CUDA device, and what `machine.card` says of it.
 
         Raises:
             FlashElmoError: there is none.
         """
-        if not torch.cuda.is_available():
+        found = machine.card()
+        if found is None:
             raise FlashElmoError("no CUDA device: this benchmark needs one")
-        return cls("cuda", f"cuda:{torch.cuda.current_device()}")
+        return cls("cuda", f"cuda:{torch.cuda.current_device()}"), found
 
     @property
     def is_cuda(self) -> bool:
         """Whether there is a card."""
         return self.engine != INTERPRETER and self.torch.startswith("cuda")
-
-    def describe(self) -> dict[str, Any]:
-        """Name, memory, multiprocessors, L2 cache and compute capability of a card."""
-        found = torch.cuda.get_device_properties(self.torch)
-        return {
-            "name": found.name,
-            "memory_gib": round(found.total_memory / 2**30),
-            "multiprocessors": found.multi_processor_count,
-            "l2_bytes": found.L2_cache_size,
-            "capability": f"{found.major}.{found.minor}",
-        }
 
     def fitting(self, settings: Settings) -> Settings:
         """The settings with a copy that takes at most a quarter of the free memory."""
@@ -166,7 +157,6 @@ class Device(NamedTuple):
 
 
 def results_on(found: dict[str, Any], settings: Settings, suite: str) -> Results:
-    """Results without rows of a run on a card that `Device.describe` describes."""
-    results = new_results(settings, suite)
-    versions = {"triton": triton.__version__, "cuda": torch.version.cuda}
-    return replace(results, machine=results.machine | {"gpu": found}, versions=results.versions | versions)
+    """Results without rows of a run on a card that `machine.card` describes."""
+    results = new_results(settings, suite, found)
+    return replace(results, versions=results.versions | {"triton": triton.__version__, "cuda": torch.version.cuda})

@@ -181,8 +181,8 @@ def measure(run: Run, kernels: Kernels) -> int:
 
 def command(settings: Settings, console: Console) -> int:
     """Measure on the current CUDA device; the exit status."""
-    device = Device.current()
-    found, settings = device.describe(), device.fitting(settings)
+    device, found = Device.current()
+    settings = device.fitting(settings)
     results = results_on(found, settings, "kernels")
     run = Run(settings, console, results, f"gpu-kernels-{slug(found['name'])}.json", device.is_lost)
     (model,) = settings.models

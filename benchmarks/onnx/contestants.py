@@ -1,24 +1,20 @@
-"""Ways to embed a batch, each made in a process of its own, and the line-up of those whose vectors are right."""
+"""Who takes part beside the exported file, and how each embeds a batch."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
-from flashelmo.benchmarks.accuracy import MAX_RELATIVE, relative_errors
+from flashelmo.benchmarks.contestant import Contestant, Way, engine
+from flashelmo.benchmarks.cpu import contestants as cpu
 from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.settings import ENTRANTS, OnnxSettings
-from flashelmo.benchmarks.results import FAILED
-from flashelmo.benchmarks.settings import CONTESTANTS
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.cpu.runtime import Array
-from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import first_line
 from flashelmo.engine.text.spelling import Speller
@@ -27,81 +23,54 @@ from flashelmo.export.metadata import Metadata
 from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import options_of
 
-# Relative error of a layer beyond which nothing is timed.
-BOUNDS = {"fp32": 1e-5, "fp16": 5e-3, **MAX_RELATIVE}
+REFERENCE = cpu.REFERENCE
+BASELINE = "onnx fp32"  # whose speed others are given in
 
 
-class Way(NamedTuple):
-    """One way to embed a batch.
+@dataclass(frozen=True)
+class Entrant:
+    """One who takes part.
 
     Attributes:
-        vectors: arrays [L, T, 2P] of its sentences.
-        timed: what is timed; its result may stay where it was computed.
+        runs: "onnx" is ONNX Runtime on the exported file, "openvino" OpenVINO on the float32 one.
+        precision: that it computes in.
+        parallel: ONNX Runtime runs the two directions, which know nothing of each other, at the same time, each with
+            half of the threads.
     """
 
-    vectors: Callable[[Sentences], list[Array]]
-    timed: Callable[[Sentences], object]
-
-
-class Start(NamedTuple):
-    """How a contestant begins, and the precision that it computes in."""
-
+    runs: Literal["reference", "engine", "onnx", "openvino"]
     precision: str
-    make: Callable[[], Worker]
+    parallel: bool = False
 
 
-class Contestant:
-    """A way to embed, with a clock.
-
-    Args:
-        make: makes it from the arguments that follow.
-    """
-
-    def __init__(self, make: Callable[..., Way], *arguments: Any) -> None:
-        self._way = make(*arguments)
-
-    def vectors(self, sentences: Sentences) -> list[Array]:
-        """Vectors of one batch."""
-        return self._way.vectors(sentences)
-
-    def speed(self, batches: Sequence[Sentences], seconds: float) -> float:
-        """Tokens a second of these batches, over and over for so long."""
-        n_tokens = count_tokens(batches)
-        start, rounds = time.perf_counter(), 0
-        while not rounds or time.perf_counter() - start < seconds:
-            for batch in batches:
-                self._way.timed(batch)
-            rounds += 1
-        return rounds * n_tokens / (time.perf_counter() - start)
+ENTRANTS: Mapping[str, Entrant] = {
+    REFERENCE: Entrant("reference", "fp32"),
+    "engine fp32": Entrant("engine", "fp32"),
+    "engine int8": Entrant("engine", "int8"),
+    "onnx fp32": Entrant("onnx", "fp32"),
+    "onnx fp32 parallel": Entrant("onnx", "fp32", parallel=True),
+    "onnx int8": Entrant("onnx", "int8"),
+    "onnx int8 parallel": Entrant("onnx", "int8", parallel=True),
+    "openvino fp32": Entrant("openvino", "fp32"),
+    "openvino bf16": Entrant("openvino", "bf16"),
+}
 
 
-def count_tokens(batches: Sequence[Sentences]) -> int:
-    """Tokens of all of them."""
-    return sum(len(sentence) for batch in batches for sentence in batch)
-
-
-def start(name: str, exported: Exported, settings: OnnxSettings) -> Worker:
-    """A worker with one of ENTRANTS, from tokens to vectors.
-
-    Raises:
-        FlashElmoError: this machine or this installation cannot run it; the message says why.
-    """
+def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
+    """One of ENTRANTS, from tokens to vectors."""
     entrant, threads = ENTRANTS[name], settings.threads
     if entrant.runs == "onnx":
-        return Worker(Contestant, onnx_file, exported.files[entrant.precision], threads, entrant.parallel)
+        given: tuple[Any, ...] = (exported.files[entrant.precision], threads, entrant.parallel)
+        return Contestant(name, entrant.precision, onnx_file, given, place="onnx")
     if entrant.runs == "openvino":
-        file = exported.files["fp32"]
-        return Worker(Contestant, openvino_file, file, exported.metadata, entrant.precision, threads)
-    options = {**CONTESTANTS["reference" if entrant.runs == "reference" else entrant.precision], "threads": threads}
-    if entrant.runs == "reference":
-        options["batch_size"] = max(settings.batch_sizes)  # it pads a batch as the others do
-    return Worker(Contestant, engine, exported.subject.folder, options)
-
-
-def engine(folder: Path, options: dict[str, Any]) -> Way:
-    """The engine, or the reference; its cache of words keeps what it has seen."""
-    embed = ElmoEmbedder.load(folder, **options).embed_batch
-    return Way(embed, embed)
+        given = (exported.files["fp32"], exported.metadata, entrant.precision, threads)
+        return Contestant(name, entrant.precision, openvino_file, given, place="onnx")
+    folder = exported.subject.folder
+    if entrant.runs == "reference":  # it pads a batch as the others do
+        options = cpu.options_of(REFERENCE, settings, batch_size=max(settings.batches))
+        return Contestant(name, entrant.precision, engine, (folder, options), is_rival=True)
+    options = cpu.options_of(entrant.precision, settings)
+    return Contestant(name, entrant.precision, engine, (folder, options), words_known=True)
 
 
 def onnx_file(path: Path, threads: int | None, parallel: bool) -> Way:
@@ -156,37 +125,3 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
         return [np.stack([layer[row, : len(sentence)] for layer in layers]) for row, sentence in enumerate(sentences)]
 
     return Way(embed, embed)
-
-
-def line_up(
-    stack: ExitStack, starts: Mapping[str, Start], sentences: Sentences, expected: Sequence[Array]
-) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Those who can take part and whose vectors are right; and why the others do not.
-
-    Args:
-        stack: keeps the workers.
-        starts: how each begins, by name.
-        sentences, expected: a batch, and the reference's vectors of it.
-    """
-    workers: dict[str, Worker] = {}
-    left_out: dict[str, str] = {}
-    for name, begin in starts.items():
-        try:
-            worker = stack.enter_context(begin.make())
-            wrong = why_wrong(worker.call("vectors", sentences), expected, BOUNDS[begin.precision])
-        except FlashElmoError as error:
-            left_out[name] = str(error)
-        except RuntimeError as error:  # a worker's traceback, or that it ended
-            left_out[name] = f"{FAILED}: {str(error).strip().splitlines()[-1]}"
-        else:
-            if wrong:
-                left_out[name] = f"{FAILED}: {wrong}"
-            else:
-                workers[name] = worker
-    return workers, left_out
-
-
-def why_wrong(found: Sequence[Array], expected: Sequence[Array], bound: float) -> str:
-    """Empty if every layer's relative error is within the bound; NaN never is."""
-    error = float(np.max(relative_errors(found, expected)))
-    return "" if error <= bound else f"expected vectors within {bound} of the reference's, found {error:.2g}"

@@ -1,51 +1,36 @@
-"""What a file costs before it computes anything: the time to open it, and its bytes."""
+"""What a file costs before it computes anything, its bytes, and how far its vectors lie from the exact ones."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
-from flashelmo.benchmarks.fresh import run_fresh, run_python
+from flashelmo.benchmarks.accuracy import error_rows
+from flashelmo.benchmarks.contestant import Contestant, engine
+from flashelmo.benchmarks.cpu.contestants import options_of
+from flashelmo.benchmarks.cpu.cost import measure_loads
+from flashelmo.benchmarks.fresh import run_fresh
+from flashelmo.benchmarks.onnx.contestants import REFERENCE, onnx_file
 from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.settings import OnnxSettings
+from flashelmo.benchmarks.onnx.speed import count_tokens
 from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.settings import CONTESTANTS
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import load_sentences
 
 NATIVE = "native fp32"
 MEGABYTE = 1e6
 
 
-def measure_load(exported: Exported, settings: OnnxSettings) -> list[Row]:
-    """Seconds to open each file in fresh processes, and to import what that needs; beside the native format.
-
-    They take turns. A first process of each, not counted, brings its file into the page cache.
-    """
-    runs: dict[str, Callable[[], Mapping[str, float]]] = {
-        f"onnx {precision}": partial(_load, file, settings.threads) for precision, file in exported.files.items()
+def measure_load(exported: Exported, settings: Settings) -> list[Row]:
+    """Seconds to open each file in fresh processes, and to import what that needs; beside the native format."""
+    options = {"threads": settings.threads}
+    runs = {
+        f"onnx {precision}": partial(run_fresh, "load", file, options) for precision, file in exported.files.items()
     }
-    options = {**CONTESTANTS["fp32"], "threads": settings.threads}
-    runs[NATIVE] = partial(run_fresh, "load", exported.subject.folder, options)
-    for run in runs.values():
-        run()
-    found = [{name: run() for name, run in runs.items()} for _ in range(settings.load_repeats)]
-    rows = []
-    for name in runs:
-        common = {"section": "load", "model": exported.subject.name, "name": name, "unit": "s"}
-        rows.append(Row.of([each[name]["load"] for each in found], **common, detail="load"))
-        rows.append(Row.of([each[name]["imports"] for each in found], **common, detail="imports before it"))
-    return rows
+    runs[NATIVE] = partial(run_fresh, "load", exported.subject.folder, options_of("fp32", settings))
+    return measure_loads(exported.subject.name, runs, settings)
 
 
-def _load(path: Path, threads: int | None) -> Mapping[str, float]:
-    taken: dict[str, float] = json.loads(
-        run_python("-m", "flashelmo.benchmarks.onnx.fresh", str(path), json.dumps(threads))
-    )
-    return taken
-
-
-def measure_size(exported: Exported) -> list[Row]:
+def measure_size(exported: Exported, settings: Settings) -> list[Row]:
     """Megabytes of each file with its external data, and of the native format's."""
     rows = []
     for precision, file in exported.files.items():
@@ -58,5 +43,24 @@ def measure_size(exported: Exported) -> list[Row]:
 
 
 def _size_row(exported: Exported, name: str, size: int, note: str = "") -> Row:
-    values = {"section": "size", "model": exported.subject.name, "name": name, "detail": "file", "unit": "MB"}
-    return Row.of([size / MEGABYTE], **values, note=note)
+    return Row("size", exported.subject.name, name, "MB", "file", note=note).with_samples([size / MEGABYTE])
+
+
+def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
+    """Largest absolute and relative error of every layer of each file against the reference in float64.
+
+    Raises:
+        FlashElmoError: a vector is not finite.
+    """
+    text, source = load_sentences(40 * settings.sentences, settings.text, settings.seed)
+    sentences, model = text[: settings.sentences], exported.subject.name
+    note = f"{len(sentences)} sentences, {count_tokens([sentences])} tokens of {source}"
+    options = options_of(REFERENCE, settings, precision="fp64")
+    with Contestant(REFERENCE, "fp64", engine, (exported.subject.folder, options)).start() as worker:
+        exact = worker.call("vectors", sentences)
+    found: list[Row] = []
+    for precision, file in exported.files.items():
+        name = f"onnx {precision}"
+        with Contestant(name, precision, onnx_file, (file, settings.threads, False), "onnx").start() as worker:
+            found += error_rows(model, name, worker.call("vectors", sentences), exact, note)
+    return sorted(found, key=lambda row: row.unit)

@@ -8,69 +8,66 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import onnx
+import onnxruntime
 
-from flashelmo.benchmarks.contestant import take_turns
-from flashelmo.benchmarks.onnx.contestants import Contestant, Start, Way, line_up, start
+from flashelmo.benchmarks.contestant import Contestant, Way, line_up
+from flashelmo.benchmarks.onnx.contestants import REFERENCE, contestant
 from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.settings import REFERENCE, OnnxSettings
-from flashelmo.benchmarks.onnx.speed import absentees, batches_of, draw_passages, measures_of, values_of, warm_up
+from flashelmo.benchmarks.onnx.speed import absentees, batches_of, passages_of, row_of, time_all, timed
 from flashelmo.benchmarks.results import Row, with_ratios
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.export.onnx_elmo import OnnxElmo
-from flashelmo.export.open_session import available_providers, options_of
+from flashelmo.export.open_session import options_of
 
 PRECISIONS = ("fp32", "fp16")
 PROVIDER = "CUDAExecutionProvider"
+NO_PROVIDER = "this ONNX Runtime has no CUDA provider"
 WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
 
 
-def measure_cuda(exported: Exported, settings: OnnxSettings) -> list[Row]:
+def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
     """Tokens a second of both, and the copies in ONNX Runtime's graphs; or one row that says why there are none."""
-    try:
-        available_providers([PROVIDER])
-    except FlashElmoError as error:
-        return absentees("cuda", exported, {"onnx on a card": str(error)})
-    passages, source = draw_passages(settings)
-    work = {size: batches_of(passages, size) for size in settings.batch_sizes}
+    model = exported.subject.name
+    if PROVIDER not in onnxruntime.get_available_providers():
+        return absentees("cuda", model, {"onnx on a card": NO_PROVIDER})
+    passages, source = passages_of(settings)
+    work = {size: batches_of(passages, size) for size in settings.batches}
     checked = passages[0][: settings.checked]
-    with start(REFERENCE, exported, settings) as reference:
+    with contestant(REFERENCE, exported, settings).start() as reference:
         expected = reference.call("vectors", checked)
     with ExitStack() as stack:
-        workers, left_out = line_up(stack, _starts(exported), checked, expected)
-        warm_up(workers, work, WARM_UPS)
-        samples = take_turns(settings.rounds, measures_of(workers, work, settings))
+        workers, absent = line_up(stack, contestants(exported), checked, expected)
+        timings = time_all(workers, work, settings, WARM_UPS)
 
     rows = []
     for size, batches in work.items():
-        values = values_of("cuda", exported, size, batches, source)
-        group = {name: Row.of(samples[name, size], **values, name=name) for name in workers}
         for precision in PRECISIONS:
-            pair = [group[name] for name in (f"onnx {precision}", f"engine {precision}") if name in group]
+            pair = [
+                timed(row_of("cuda", model, name, size, batches, source), timings[name, size], batches)
+                for name in (f"onnx {precision}", f"engine {precision}")
+                if (name, "") in workers
+            ]
             rows += with_ratios(pair, {row.name: row for row in pair if row.name.startswith("onnx")})
-    copies = [
-        row
-        for precision in PRECISIONS
-        if f"onnx {precision}" in workers
-        for row in copy_rows(exported.subject.name, precision, optimized_file(exported, precision))
-    ]
-    return [*rows, *copies, *absentees("cuda", exported, left_out)]
-
-
-def _starts(exported: Exported) -> dict[str, Start]:
-    starts = {}
     for precision in PRECISIONS:
-        file, optimized = exported.files[precision], optimized_file(exported, precision)
-        starts[f"onnx {precision}"] = Start(precision, partial(Worker, Contestant, file_on_card, file, optimized))
-        native = partial(Worker, Contestant, native_on_card, exported.subject.folder, precision)
-        starts[f"engine {precision}"] = Start(precision, native)
-    return starts
+        if (f"onnx {precision}", "") in workers:
+            rows += copy_rows(model, precision, optimized_file(exported, precision))
+    return [*rows, *absentees("cuda", model, absent)]
+
+
+def contestants(exported: Exported) -> list[Contestant]:
+    """The files, and the native kernels in the same precisions."""
+    found = []
+    for precision in PRECISIONS:
+        given = exported.files[precision], optimized_file(exported, precision)
+        found.append(Contestant(f"onnx {precision}", precision, file_on_card, given, place="onnx"))
+        native = exported.subject.folder, precision
+        found.append(Contestant(f"engine {precision}", precision, native_on_card, native, place="cuda"))
+    return found
 
 
 def file_on_card(path: Path, optimized: Path) -> Way:

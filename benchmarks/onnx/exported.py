@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashelmo.benchmarks.onnx.settings import FILE_PRECISIONS
-from flashelmo.benchmarks.settings import Subject
-from flashelmo.engine.model.checkpoints import load_model
-from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.initialize import random_model
+from flashelmo.benchmarks.subject import Subject, load, write
 from flashelmo.export.build import build_onnx
-from flashelmo.export.metadata import Metadata
+from flashelmo.export.metadata import Metadata, Precision
+
+FILE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,11 @@ class Exported:
 
 
 def export(name: str, seed: int, folder: Path) -> Exported:
-    """A model from a path, or a random one of a preset: in the native format and in all precisions of ONNX."""
-    path = Path(name)
-    model = load_model(path) if path.exists() else random_model(name, seed)
-    native, here = folder / path.name, folder / f"{path.name} onnx"
-    write_native(model, native)
+    """A model by its preset or path, in the native format and in all precisions of ONNX."""
+    model = load(name, seed)
+    subject = write(model, Path(name).name, folder)
+    here = folder / f"{subject.name} onnx"
     here.mkdir()
     files: dict[str, Path] = {precision: here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
     metadata = [build_onnx(model, files[precision], precision=precision) for precision in FILE_PRECISIONS]
-    return Exported(Subject(path.name, native, model.config), files, metadata[0], here)
+    return Exported(subject, files, metadata[0], here)

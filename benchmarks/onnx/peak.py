@@ -6,28 +6,26 @@ alone: the lowest layer's input products are computed for each distinct word onc
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from flashelmo.benchmarks.contestant import take_turns
-from flashelmo.benchmarks.onnx.contestants import Start, line_up, session_options, start
+from flashelmo.benchmarks.contestant import Clock, Contestant, Way, line_up
+from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS, REFERENCE, contestant, session_options
 from flashelmo.benchmarks.onnx.exported import Exported
 from flashelmo.benchmarks.onnx.products import feeds, write_products
-from flashelmo.benchmarks.onnx.settings import BASELINE, ENTRANTS, PRODUCTS, REFERENCE, OnnxSettings
 from flashelmo.benchmarks.onnx.speed import absentees
 from flashelmo.benchmarks.results import Row, with_ratios
-from flashelmo.benchmarks.roofline import BYTES, Roofline, Work, recurrent_weights, streamed_weights
-from flashelmo.benchmarks.settings import Subject
-from flashelmo.benchmarks.speed import Limits
+from flashelmo.benchmarks.roofline import BYTES, Limits, Roofline, Work, recurrent_weights, streamed_weights
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import Sentences, load_sentences
-from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.benchmarks.timing import take_turns
+from flashelmo.benchmarks.worker import Here, Worker
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.processor import cache_bytes
@@ -36,6 +34,7 @@ from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import open_session
 
 UNIT = "GFLOP/s"
+PRODUCTS = "products"  # begins the names of rows of products alone
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Batch:
         return f"{self.rows} sentences of {self.steps} tokens, {self.words} distinct words"
 
 
-def equal_batch(settings: OnnxSettings) -> Batch:
+def equal_batch(settings: Settings) -> Batch:
     """The text's first tokens in rows of equal length."""
     n_tokens, steps = settings.peak_rows * settings.peak_steps, settings.peak_steps
     text, source = load_sentences(n_tokens, settings.text, settings.seed)
@@ -74,119 +73,89 @@ def equal_batch(settings: OnnxSettings) -> Batch:
     return Batch([tokens[first : first + steps] for first in range(0, n_tokens, steps)], source)
 
 
-class FileRun:
-    """An exported file and one batch, spelled and padded beforehand.
-
-    Args:
-        sentences: the batch that is timed.
-    """
-
-    def __init__(self, path: Path, sentences: Sentences, threads: int | None, parallel: bool) -> None:
-        self._elmo = OnnxElmo(path, session_options=session_options(threads, parallel))
-        self._inputs = self._elmo.inputs(sentences)
-        self._outputs = [f"hidden_states.{layer}" for layer in self._elmo.layers]
-
-    def vectors(self, sentences: Sentences) -> list[Array]:
-        """Vectors of any batch."""
-        return self._elmo.embed(sentences, batch_size=len(sentences))
-
-    def seconds(self, repeats: int) -> float:
-        """Median of some runs; one more before them is not timed."""
-        return median_seconds(lambda: self._elmo.run(outputs=self._outputs, **self._inputs), repeats)
+def file_run(path: Path, sentences: Sentences, threads: int | None, parallel: bool) -> Way:
+    """An exported file, and one batch spelled and padded beforehand, which is all that is timed."""
+    elmo = OnnxElmo(path, session_options=session_options(threads, parallel))
+    run = partial(elmo.run, outputs=[f"hidden_states.{layer}" for layer in elmo.layers], **elmo.inputs(sentences))
+    return Way(lambda batch: elmo.embed(batch, batch_size=len(batch)), lambda work: run())
 
 
-class ProductsRun:
-    """The products alone, in a session like the file's.
+def products_run(path: Path, config: ElmoConfig, batch: Batch, threads: int | None) -> Way:
+    """The products of a batch alone, in a session like the file's; its "vectors" are all outputs of the last run."""
+    session = open_session(path, [("CPUExecutionProvider", {})], session_options(threads, parallel=False))
+    binding, given = session.io_binding(), feeds(config, batch.words, batch.rows, batch.steps)
+    for name, array in given.items():
+        binding.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
 
-    Args:
-        batch: what they are of.
-    """
+    def run(work: Any, kept: object = given) -> None:  # the binding knows addresses alone: keep what lies there
+        session.run_with_iobinding(binding)
 
-    def __init__(self, path: Path, config: ElmoConfig, batch: Batch, threads: int | None) -> None:
-        session = open_session(path, [("CPUExecutionProvider", {})], session_options(threads, parallel=False))
-        self._feeds = feeds(config, batch.words, batch.rows, batch.steps)
-        self._binding = session.io_binding()
-        for name, array in self._feeds.items():
-            self._binding.bind_cpu_input(name, array)
-        for output in session.get_outputs():
-            self._binding.bind_output(output.name)
-        self._session = session
-
-    def seconds(self, repeats: int) -> float:
-        """Median of some runs; one more before them is not timed."""
-        return median_seconds(lambda: self._session.run_with_iobinding(self._binding), repeats)
+    return Way(lambda sentences: [value.numpy() for value in binding.get_outputs()], run)
 
 
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median of some calls; one more before them is not timed."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
-
-
-def measure_peak(exported: Exported, settings: OnnxSettings) -> list[Row]:
+def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
     """GFLOP/s of the exported files and of their products alone, beside the matrix peak of the same rounds."""
     names = [name for name in settings.contestants if ENTRANTS[name].runs == "onnx"]
     batch, subject = equal_batch(settings), exported.subject
     if not names:
         return []
     with ExitStack() as stack:
-        workers, left_out = _line_up(stack, exported, settings, names, batch)
-        for precision in dict.fromkeys(ENTRANTS[name].precision for name in workers):
-            products = _start_products(exported, settings, precision, batch)
-            workers[f"{PRODUCTS} {precision}"] = stack.enter_context(products)
+        workers, absent = _line_up(stack, exported, settings, names, batch)
+        for precision in dict.fromkeys(ENTRANTS[name].precision for name, _ in workers):
+            products = stack.enter_context(_start_products(exported, settings, precision, batch))
+            workers[f"{PRODUCTS} {precision}", ""] = products
         limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
         measures: dict[str, Callable[[], float]] = {
             "peaks": limits.measure_peaks,
             "streams": partial(limits.measure_streams, recurrent_weights(subject.config)),
         }
-        for name, worker in workers.items():
-            measures[name] = partial(worker.call, "seconds", settings.peak_repeats)
-        samples = take_turns(settings.rounds, measures)
+        for (name, _), worker in workers.items():
+            measures[name] = partial(worker.call, "seconds", [batch.sentences], 0.0, settings.peak_repeats, 1)
+        timings = take_turns(settings.rounds, measures)
 
-    rows = {name: _row(exported, batch, name, samples[name], limits) for name in workers}
-    return [*limits.rows(subject, "peak"), *_compared(rows), *absentees("peak", exported, left_out, UNIT)]
+    operations = Work.of(subject.config, batch.sentences).lstm
+    rows = {
+        name: _row(subject, batch, name, limits).timed(timings[name], lambda seconds: operations / seconds / 1e9)
+        for name, _ in workers
+    }
+    return [*limits.rows(subject.name, "peak"), *_compared(rows), *absentees("peak", subject.name, absent, UNIT)]
 
 
 def _line_up(
-    stack: ExitStack, exported: Exported, settings: OnnxSettings, names: Sequence[str], batch: Batch
-) -> tuple[dict[str, Worker], dict[str, str]]:
+    stack: ExitStack, exported: Exported, settings: Settings, names: list[str], batch: Batch
+) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
     """The files whose vectors are right, and why others are left out."""
-    starts = {}
+    files = []
     for name in names:
         entrant = ENTRANTS[name]
-        arguments = exported.files[entrant.precision], batch.sentences, settings.threads, entrant.parallel
-        starts[name] = Start(entrant.precision, partial(Worker, FileRun, *arguments))
+        given = exported.files[entrant.precision], batch.sentences, settings.threads, entrant.parallel
+        files.append(Contestant(name, entrant.precision, file_run, given, place="onnx"))
     checked = batch.sentences[: settings.checked]
-    with start(REFERENCE, exported, settings) as reference:
+    with contestant(REFERENCE, exported, settings).start() as reference:
         expected = reference.call("vectors", checked)
-    return line_up(stack, starts, checked, expected)
+    return line_up(stack, files, checked, expected)
 
 
-def _start_products(exported: Exported, settings: OnnxSettings, precision: str, batch: Batch) -> Worker:
+def _start_products(exported: Exported, settings: Settings, precision: str, batch: Batch) -> Worker:
     path = exported.folder / f"{PRODUCTS} {precision}.onnx"
     model = load_model(exported.subject.folder)
     write_products(model, check_precision(precision), batch.words, batch.rows, path)
-    return Worker(ProductsRun, path, model.config, batch, settings.threads)
+    return Worker(Clock, products_run, path, model.config, batch, settings.threads)
 
 
-def _row(exported: Exported, batch: Batch, name: str, seconds: Sequence[float], limits: Limits) -> Row:
-    """A file's or its products' GFLOP/s, beside what the matrix peak allows."""
-    config, is_file = exported.subject.config, name in ENTRANTS
+def _row(subject: Subject, batch: Batch, name: str, limits: Limits) -> Row:
+    """A file's or its products' row, with what the matrix peak allows."""
+    config, is_file = subject.config, name in ENTRANTS
     precision = ENTRANTS[name].precision if is_file else name.removeprefix(f"{PRODUCTS} ")
-    work = Work.of(config, batch.sentences)
-    ceilings = {}
-    peak, characters_peak = limits.peak(precision), limits.peak("fp32")
-    if peak and characters_peak:
-        ceilings["ceiling"] = peak / 1e9
-        if is_file:
-            ceilings["ceiling_both"] = work.both_ceiling(peak, characters_peak) * config.lstm_flops_per_token / 1e9
-    values = {"section": "peak", "model": exported.subject.name, "name": name, "detail": batch.detail, "unit": UNIT}
-    note = _note_on_file(config, batch) if is_file else _note_on_products(exported.subject, batch, precision, limits)
-    return Row.of([work.lstm / taken / 1e9 for taken in seconds], **values, **ceilings, note=note)
+    note = _note_on_file(config, batch) if is_file else _note_on_products(subject, batch, precision, limits)
+    row = Row("peak", subject.name, name, UNIT, batch.detail, note=note)
+    lstm, both = Work.of(config, batch.sentences).ceilings(limits, precision)
+    if lstm is None or both is None:
+        return row
+    scale = config.lstm_flops_per_token / 1e9
+    return replace(row, ceiling=scale * lstm, ceiling_both=scale * both if is_file else None)
 
 
 def _note_on_file(config: ElmoConfig, batch: Batch) -> str:

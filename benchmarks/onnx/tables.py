@@ -1,13 +1,24 @@
-"""README's tables of a run on exported files."""
+"""Tables of a run on exported files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from flashelmo.benchmarks.onnx.settings import BASELINE, ENTRANTS, PRODUCTS
+from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS
+from flashelmo.benchmarks.onnx.peak import PRODUCTS
 from flashelmo.benchmarks.results import Results, Row
-from flashelmo.benchmarks.tables import CEILINGS, cost_table, describe_run, figure, markdown, note_line, percent, pivot
+from flashelmo.benchmarks.tables import (
+    CEILINGS,
+    absent,
+    cost_table,
+    describe_run,
+    figure,
+    markdown,
+    note_line,
+    percent,
+    pivot,
+)
 
 
 def tables(results: Results, file: str) -> str:
@@ -23,11 +34,13 @@ def tables(results: Results, file: str) -> str:
         parts.append(pivot("Distance from the exact vectors", rows))
     if rows := [*measured(results, "load"), *measured(results, "size")]:
         parts.append(cost_table("Load time and size", rows))
-    if rows := [row for row in measured(results, "cuda") if row.unit == "tokens/s"]:
+    cards = measured(results, "cuda")
+    if rows := [row for row in cards if row.unit == "tokens/s"]:
         parts.append(pivot("Ragged batches on a card, tokens/s", rows))
-    if rows := [row for row in measured(results, "cuda") if row.unit != "tokens/s"]:
+    if rows := [row for row in cards if row.unit != "tokens/s"]:
         parts.append(cost_table("Copies between host and card", rows))
-    return "\n\n".join([*parts, *absent(results)])
+    without_card = [row for row in results.rows if cards or row.section != "cuda"]  # a processor's run has none
+    return "\n\n".join([*parts, *absent(without_card)])
 
 
 def measured(results: Results, section: str) -> list[Row]:
@@ -63,13 +76,3 @@ def peak_table(rows: Sequence[Row]) -> str:
         lines.append([*line, shares[1], percent(of_products), times])
     title = "Sentences of equal length, GFLOP/s of the LSTM"
     return markdown(title, 2, headings, lines) + note_line(rows)
-
-
-def absent(results: Results) -> Iterator[str]:
-    """What has no figure, and why; a reason once."""
-    reasons: dict[str, dict[str, None]] = {}
-    for row in results.rows:
-        if row.median is None:
-            reasons.setdefault(row.note, {})[f"{row.name} ({row.section})"] = None
-    for reason, names in reasons.items():
-        yield f"Not measured: {', '.join(names)}: {reason}."
