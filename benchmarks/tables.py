@@ -144,7 +144,8 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
     has_ceiling = any(row.ceiling for row in rows)
     spread = spread and any(len(row.samples) > 1 for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]
-    headings += [f"x {name}" for name in opponents] + (list(CEILINGS) if has_ceiling else [])
+    ceilings = list(CEILINGS) if any(row.ceiling_both for row in rows) else ["ceiling", "share"]
+    headings += [f"x {name}" for name in opponents] + (ceilings if has_ceiling else [])
     lines = []
     for row in rows:
         line = [row.label, figure(row.median) or "none"]
@@ -153,7 +154,7 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         line += [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in opponents]
         if has_ceiling:
             shares = percent(row.utilisation), percent(row.utilisation_both)
-            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]]
+            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]][: len(ceilings)]
         lines.append(line if row.median is not None else [*line[:2], *[""] * (len(headings) - 2)])
     return headings, lines
 

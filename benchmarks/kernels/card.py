@@ -60,9 +60,8 @@ class Card:
 
         The L2 cache's is a copy's: products, which only read, may get more, but not less.
         """
-        if figure is None:
-            return self
-        return replace(self, **{limit: max(self.l2, figure) if limit == "l2" else figure})
+        found: dict[str, Any] = {limit: max(self.l2, figure) if limit == "l2" else figure} if figure else {}
+        return replace(self, **found)
 
 
 # Dense rates with float32 sums, and memory, from the vendor's data sheets, but for what is said beside them. No data

@@ -16,7 +16,7 @@ import torch
 from flashelmo.benchmarks.kernels import problems
 from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.model import D, kind_of
-from flashelmo.benchmarks.kernels.problems import Maker, random_ids
+from flashelmo.benchmarks.kernels.problems import Maker, random_words, spell
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
@@ -107,7 +107,7 @@ def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True,
 
 def characters(config: ElmoConfig, rows: int, make: Maker) -> Launch:
     """Embedding, convolutions and maximum."""
-    return problems.characters(config, random_ids(config, rows), make).launch
+    return problems.characters(config, spell(random_words(config, rows), config), make).launch
 
 
 def highway(config: ElmoConfig, rows: int, make: Maker) -> Launch:

@@ -20,11 +20,10 @@ from torch import Tensor
 from flashelmo.benchmarks.kernels import model, problems
 from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, kernel_name, way_in_use
+from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, kernel_name, reference_step, way_in_use
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product, spell
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch
 
 DEPENDENT = "step, dependent launches"
@@ -131,7 +130,10 @@ def _members(problem: LstmProblem, rows: int, precision: str, way: str) -> Itera
         return
     parts = {"gates": steps[::2], "projection": steps[1::2], "step": steps}
     assert {kernel_name(launch) for launch in parts["gates"]} == {"gates_kernel"}
-    costs = {"gates": model.gates(config, rows, precision, way), "projection": model.projection(config, rows, precision)}
+    costs = {
+        "gates": model.gates(config, rows, precision, way),
+        "projection": model.projection(config, rows, precision),
+    }
     peers = {} if precision == "int8" else _products(problem.layer, precision, way, rows)
     for section, launches in parts.items():
         name = precision if section == "projection" else f"{way} {precision}"
@@ -179,25 +181,22 @@ def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str
 def compiled_group(layer: LstmLayer, rows: int, chain: Chain = CHAIN) -> Group:
     """The step in the variant that is in use, and torch.compile of the reference's."""
     step, config, peer = ours(layer, rows, "bf16", chain)["step"], layer.config, "torch.compile bf16"
-    canonical = layer.canonical
-    tensors = (canonical.input, canonical.recurrent, canonical.bias, canonical.projection)
-    weights = [tensor.to(layer.device, torch.bfloat16) for tensor in tensors if tensor is not None]
     sizes = (config.projection_size, config.projection_size, config.cell_size)
     states = [torch.randn(D, rows, size, device=layer.device).bfloat16() for size in sizes]
-    compiled = torch.compile(both_directions, dynamic=False)
+    weights, compiled = layer.unpacked(layer.device, torch.bfloat16), torch.compile(both_directions, dynamic=False)
 
     def run() -> None:
         with torch.no_grad():
-            compiled(states, weights, config.cell_clip, config.projection_clip)
+            compiled(config, weights, states)
 
     return Group("compiled step", f"{rows} rows", [replace(step, peer=peer), Timed(Task(peer, run), "bf16")])
 
 
 def both_directions(
-    states: Sequence[Tensor], weights: Sequence[Tensor], *clips: float | None
+    config: ElmoConfig, weights: Sequence[Tensor], states: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
-    """The reference's step in each direction: of input, hidden state and cell, whose first axis is D as the weights'."""
-    return [reference.lstm_step(*(x[d] for x in states), *(w[d] for w in weights), *clips) for d in range(D)]
+    """The reference's step in each direction, of states whose first axis is D as the weights'."""
+    return [reference_step(config, weights, d, [state[d] for state in states]) for d in range(D)]
 
 
 # ---------------------------------------------------------------------------------------------------- words and tokens

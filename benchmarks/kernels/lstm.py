@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,18 +51,30 @@ class LstmLayer:
         self.make = Maker.of(device, "fp32", seed, host)
         C, P, normal = config.cell_size, config.projection_size, self.make.normal
         inputs, recurrent = (normal(D, 4, P, C, scale=P**-0.5) for _ in range(2))
-        bias, projection = normal(D, 4, C, scale=0.1), normal(D, C, P, scale=2 * C**-0.5)
-        self.canonical = CanonicalLstm(inputs, recurrent, bias, projection, config.cell_clip, config.projection_clip)
+        self.bias, self.projection = normal(D, 4, C, scale=0.1), normal(D, C, P, scale=2 * C**-0.5)
+        clips = config.cell_clip, config.projection_clip
+        self.canonical = CanonicalLstm(inputs, recurrent, self.bias, self.projection, *clips)
         self._packed: dict[str, LstmWeights] = {}
 
     def weights(self, precision: str) -> LstmWeights:
         """As the kernels read them."""
         if precision not in self._packed:
             int8 = PRECISIONS[precision].on("cuda").lstm_weights == "int8"
-            self._packed[precision] = pack_lstm(
-                self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device
-            )
+            self._packed[precision] = pack_lstm(self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device)
         return self._packed[precision]
+
+    def unpacked(self, device: str, dtype: torch.dtype) -> list[Tensor]:
+        """As models have them, for `reference_step`."""
+        tensors = (self.canonical.input, self.canonical.recurrent, self.bias, self.projection)
+        return [tensor.to(device, dtype) for tensor in tensors]
+
+
+def reference_step(
+    config: ElmoConfig, weights: Sequence[Tensor], d: int, states: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The reference's step of a direction, of its input, hidden state and cell."""
+    given: list[Any] = [*states, *(weight[d] for weight in weights)]
+    return reference.lstm_step(*given, config.cell_clip, config.projection_clip)
 
 
 class LstmProblem:
@@ -78,13 +91,11 @@ class LstmProblem:
     ) -> None:
         self.layer, self._by_word, self._skip = layer, by_word, skip
         self._nodes = random_nodes(rows)
-        self.nodes = replace(
-            self._nodes, **{name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "words")}
-        )
-        n_words = max(map(sum, rows))
+        on_device = {name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "words")}
+        self.nodes = replace(self._nodes, **on_device)
         P, C, normal = layer.config.projection_size, layer.config.cell_size, layer.make.normal
         # Numbers that every type holds, so that one reference serves all.
-        self._x = normal(*((n_words,) if by_word else (D, self.nodes.n_nodes)), P).bfloat16().float()
+        self._x = normal(*((max(map(sum, rows)),) if by_word else (D, self.nodes.n_nodes)), P).bfloat16().float()
         self._roots = normal(D, N_ROOTS, P).bfloat16().float(), normal(D, N_ROOTS, C)
 
     def run(self, precision: str, way: str, dependent: bool = False) -> LayerRun:
@@ -112,33 +123,28 @@ class LstmProblem:
     def error(self, precision: str, way: str, dependent: bool = False) -> float:
         """Of all nodes' hidden states, after what the steps should write was filled with NaN."""
         run = self.run(precision, way, dependent)
-        steps = self.steps(run, way)
-        run.tensors.hidden[:, N_ROOTS:] = torch.nan
-        for tensor in (run.tensors.unprojected, run.tensors.partial_sums):
+        steps, tensors = self.steps(run, way), run.tensors
+        written = (tensors.hidden[:, N_ROOTS:], tensors.cell[0, :, N_ROOTS:], tensors.cell[1])
+        for tensor in (*written, tensors.unprojected, tensors.partial_sums):
             tensor.fill_(torch.nan)
-        run.tensors.cell[1] = torch.nan
-        run.tensors.cell[0, :, N_ROOTS:] = torch.nan
         for launch in steps:
             launch.run()
         if run.options.barrier is not None:
             run.options.barrier.check()
-        return relative_error(self._real(run.tensors.hidden.cpu()), self._real(self.expected))
+        return relative_error(self._real(tensors.hidden.cpu()), self._real(self.expected))
 
     @cached_property
     def expected(self) -> Tensor:
         """Hidden states [D, N, P] in float64, by the reference on the host."""
-        config, canonical = self.layer.config, self.layer.canonical
         hidden = torch.zeros(self._x.shape).double()
-        cell = torch.zeros(*self._x.shape[:2], config.cell_size).double()
+        cell = torch.zeros(*self._x.shape[:2], self.layer.config.cell_size).double()
         hidden[:, :N_ROOTS], cell[:, :N_ROOTS] = (root.double() for root in self._roots)
-        all_weights = (canonical.input, canonical.recurrent, canonical.bias, canonical.projected().projection)
+        weights = self.layer.unpacked("cpu", torch.float64)
         for d, starts in enumerate(self._nodes.depths):
-            weights = [weight[d].double() for weight in all_weights if weight is not None]
             for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
                 parents = before + self._nodes.parents[d, first:last].long()
                 states = self._x[d, first:last].double(), hidden[d, parents], cell[d, parents]
-                after = reference.lstm_step(*states, *weights, config.cell_clip, config.projection_clip)
-                hidden[d, first:last], cell[d, first:last] = after
+                hidden[d, first:last], cell[d, first:last] = reference_step(self.layer.config, weights, d, states)
         return hidden
 
     def _real(self, hidden: Tensor) -> Tensor:
@@ -157,10 +163,9 @@ def kernel_name(launch: Launch) -> str:
 
 
 def _barrier(device: str) -> Barrier:
-    if device == "meta":
-        arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
-        return Barrier(arrivals, timed_out, PROGRAMS)
-    return Barrier.on(device)
+    if device != "meta":
+        return Barrier.on(device)
+    return Barrier(*(torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32)), PROGRAMS)
 
 
 def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
@@ -177,6 +182,5 @@ def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
 
 def _forest(rows: Sequence[int], host: torch.Generator) -> Forest:
     parents = [torch.randint(0, a, (n,), generator=host) for a, n in zip((N_ROOTS, *rows), rows, strict=False)]
-    nothing = np.empty(0, np.int32)
-    depths = np.array([0, *accumulate(rows)])
+    nothing, depths = np.empty(0, np.int32), np.array([0, *accumulate(rows)])
     return Forest(np.arange(sum(rows), dtype=np.int32), torch.cat(parents).int().numpy(), depths, nothing, depths[:0])

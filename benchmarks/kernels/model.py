@@ -190,7 +190,9 @@ def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
     return replace(whole, launches=0, barriers=2) if way == "persistent" else whole
 
 
-def linear(matrices: int, rows: int, inputs: int, outputs: int, precision: str, output_bytes: int | None = None) -> Cost:
+def linear(
+    matrices: int, rows: int, inputs: int, outputs: int, precision: str, output_bytes: int | None = None
+) -> Cost:
     """A product with bias, `matrices` times [rows, inputs] x [inputs, outputs]."""
     width = value_bytes(precision)
     return Cost(
@@ -251,27 +253,25 @@ def token_layers(config: ElmoConfig, tokens: int, outputs: int, precision: str) 
 
 
 def predicted(row: Row, cost: Cost, card: Card, precision: str) -> Row:
-    """The row with the model's time."""
-    time, bound = cost.microseconds(card, precision)
-    tiled, tiled_bound = cost.as_tiled(card, precision)
-    note = f"bound by {bound}; as tiled {tiled:.1f} µs, bound by {tiled_bound}"
+    """The row with the model's time, and as tiled."""
+    (time, bound), (tiled, tiled_bound) = cost.microseconds(card, precision), cost.as_tiled(card, precision)
+    note = f"{row.name}: bound by {bound}; as tiled {tiled:.1f} µs, bound by {tiled_bound}"
     return replace(row, unit="µs", median=float(f"{time:.4g}"), note=note)
 
 
 def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
     """Lines of the printed table: what, of what size, precision, the model's time and as tiled, each with its bound."""
     costs: list[tuple[str, str, str, Cost]] = []
-    for rows in ROWS:
-        size, bf16 = f"{rows} rows", "bf16"
-        costs += [(f"gates, {way}", size, bf16, gates(config, rows, bf16, way)) for way in ("fused", "hoisted")]
-        costs.append(("projection", size, bf16, projection(config, rows, bf16)))
-        steps = [(bf16, way) for way in ("fused", "hoisted", "persistent")]
-        steps += [("int8", way) for way in ("hoisted", "persistent")]
-        costs += [(f"step, {way}", size, each, step(config, rows, each, way)) for each, way in steps]
-    for words in WORDS:
-        given = {"characters": characters(config, [WORD_LENGTH] * words, "bf16")}
-        given |= {"highway": highway(config, words, "bf16"), "final projection": final_projection(config, words, "bf16")}
-        costs += [(what, f"{words} words", "bf16", cost) for what, cost in given.items()]
+    for n in ROWS:
+        for way in ("fused", "hoisted"):
+            costs.append((f"gates, {way}", f"{n} rows", "bf16", gates(config, n, "bf16", way)))
+        costs.append(("projection", f"{n} rows", "bf16", projection(config, n, "bf16")))
+        for precision, ways in (("bf16", ("fused", "hoisted", "persistent")), ("int8", ("hoisted", "persistent"))):
+            costs += [(f"step, {way}", f"{n} rows", precision, step(config, n, precision, way)) for way in ways]
+    for n in WORDS:
+        costs.append(("characters", f"{n} words", "bf16", characters(config, [WORD_LENGTH] * n, "bf16")))
+        costs.append(("highway", f"{n} words", "bf16", highway(config, n, "bf16")))
+        costs.append(("final projection", f"{n} words", "bf16", final_projection(config, n, "bf16")))
     costs.append(("input of the gates", "2048 nodes", "bf16", hoisted_input(config, 2048, "bf16")))
     for what, outputs in (("one mix", 1), ("all", config.n_layers + 1)):
         cost = token_layers(config, TOKENS, outputs, "bf16")
@@ -281,7 +281,7 @@ def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
         yield [what, size, precision, *(text for time, bound in times for text in (f"{time:,.1f}", bound))]
 
 
-def run(settings: Settings, console: Console) -> int:
+def command(settings: Settings, console: Console) -> int:
     """Print the table of one model on one card."""
     (name,), card = settings.models, card_named(settings.card)
     title = (
@@ -294,8 +294,8 @@ def run(settings: Settings, console: Console) -> int:
 
 
 SUITE = Suite(
-    "the time that bytes, operations and launches of each GPU kernel should take on a card",
+    "The time that bytes, operations and launches of each GPU kernel should take on a card.",
     Settings(models=("original",)),
     ("models", "card"),
-    run,
+    command,
 )

@@ -7,8 +7,9 @@ reference in float64, and timed.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +25,7 @@ from flashelmo.kernels.launch import Launch, Precision
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 
-# Ids of bilm-tf's alphabet: bytes are 1 to 256.
-BEGIN_WORD, END_WORD, PADDING = 259, 260, 261
+BEGIN_WORD, END_WORD, PADDING = 259, 260, 261  # ids of bilm-tf's alphabet: bytes are 1 to 256
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -75,11 +75,6 @@ class Maker(NamedTuple):
         """What a kernel writes to."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    @property
-    def on_device(self) -> dict[str, object]:
-        """Type and device for what packs weights."""
-        return {"dtype": self.dtype, "device": self.device}
-
 
 class Problem(NamedTuple):
     """A kernel's work.
@@ -126,15 +121,15 @@ def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
 
 def characters(config: ElmoConfig, ids: Tensor, make: Maker) -> Problem:
     """Embedding, convolutions and maximum of words [W, M]."""
-    E = config.character_size
+    E, device = config.character_size, make.device
     embedding = make.normal(config.n_characters, E)
     convolutions = [
         (make.normal(width, E, number, scale=(width * E) ** -0.5), make.normal(number, scale=0.1))
         for width, number in config.filters
     ]
-    kinds = {"padding_id": PADDING, "activation": config.activation}
-    weights = pack_char_cnn(embedding, convolutions, **kinds, **make.on_device)
-    words = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=make.device)
+    given: dict[str, Any] = {"activation": config.activation, "dtype": make.dtype, "device": device}
+    weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, **given)
+    words = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=device)
     out = make.empty(len(ids), config.n_filters)
 
     def expected() -> Tensor:
@@ -150,21 +145,16 @@ def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) ->
     F = config.n_filters
     x = make.values(n, F) if x is None else x
     transform, gate = ((make.normal(F, F, scale=F**-0.5), make.normal(F, scale=0.1)) for _ in range(2))
-    weights = pack_highway(*transform, *gate, **make.on_device)
-    out = make.empty(n, F)
+    weights = pack_highway(*transform, *gate, dtype=make.dtype, device=make.device)
+    given, out = x.to(make.device), make.empty(n, F)
 
     def expected() -> Tensor:
         doubled = [(weight.double(), bias.double()) for weight, bias in (transform, gate)]
         return reference.highway(x.double(), doubled[0], doubled[1])
 
-    given = x.to(make.device)
-    return Problem(
-        highway_launch(given, weights, out, precision=make.products),
-        out,
-        expected,
-        model.highway(config, n, make.precision),
-        library_product(given, weights.weight, make.precision),
-    )
+    launch = highway_launch(given, weights, out, precision=make.products)
+    product = library_product(given, weights.weight, make.precision)
+    return Problem(launch, out, expected, model.highway(config, n, make.precision), product)
 
 
 def final_projection(config: ElmoConfig, n: int, make: Maker) -> Problem:
@@ -184,10 +174,9 @@ def hoisted_input(config: ElmoConfig, n: int, make: Maker) -> Problem:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, make: Maker) -> Problem:
     """A product with bias; of a weight with two axes before [K, F], the first matrices of the second axis."""
-    packed = weight.to(make.device, make.dtype)
+    given, packed = x.to(make.device), weight.to(make.device, make.dtype)
     if weight.ndim == 4:
         weight, packed = weight[:, 0], packed[:, 0]
-    given = x.to(make.device)
     return Problem(
         linear_launch(given, packed, bias.to(make.device), out, precision=make.products),
         out,
@@ -198,11 +187,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, ma
 
 
 def token_layers(config: ElmoConfig, n: int, mix: Tensor, make: Maker, pooled: bool = False) -> Problem:
-    """Mixed layers of n tokens whose nodes are scattered, or their means over sentences.
-
-    Args:
-        mix: [outputs, layers].
-    """
+    """Mixed layers of n tokens whose nodes are scattered, or their means over sentences; mix [outputs, layers]."""
     L, P, n_words = config.n_layers + 1, config.projection_size, max(1, n // 10)
     host = torch.Generator().manual_seed(n)
     words = torch.randint(0, n_words, (n,), generator=host)
@@ -212,9 +197,8 @@ def token_layers(config: ElmoConfig, n: int, mix: Tensor, make: Maker, pooled: b
     vectors, outputs = make.values(n_words, P), make.values(L - 1, 2, n + 1, P)
     tokens = Tokens.of(words, nodes, offsets, n_words=n_words, n_nodes=n, device=make.device)
     out = make.empty(len(mix), len(lengths) if pooled else n, 2 * P, dtype=torch.float32)
-    given = (vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device))
     return Problem(
-        token_layers_launch(*given, out),
+        token_layers_launch(vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device), out),
         out,
         lambda: reference.token_layers(vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets),
         model.token_layers(config, n, len(mix), make.precision),
@@ -230,12 +214,8 @@ def spell(words: Sequence[str], config: ElmoConfig) -> Tensor:
     return ids
 
 
-def random_ids(config: ElmoConfig, n: int, seed: int = 0) -> Tensor:
-    """Ids [n, M] of words of one letter, of the most that fit, and of any number between."""
-    host = torch.Generator().manual_seed(seed)
-    most = config.max_characters - 2
-    lengths = torch.cat([torch.tensor([1, most]), torch.randint(1, most + 1, (n,), generator=host)])[:n, None]
-    at = torch.arange(config.max_characters)
-    ids = torch.randint(ord("a"), ord("z") + 1, (n, config.max_characters), generator=host) + 1
-    ids = ids.where(at > 0, BEGIN_WORD).where(at != lengths + 1, END_WORD)
-    return ids.where(at <= lengths + 1, PADDING)
+def random_words(config: ElmoConfig, n: int, seed: int = 0) -> list[str]:
+    """Words of one letter, of the most that fit, and of any number between."""
+    host, most = random.Random(seed), config.max_characters - 2
+    lengths = [1, most, *(host.randint(1, most) for _ in range(n))][:n]
+    return ["".join(host.choices("abcdefghijklmnopqrstuvwxyz", k=length)) for length in lengths]

@@ -70,7 +70,8 @@ class Kernels:
         (self.model,) = settings.models
         self.passed: dict[tuple[str, str], bool] = {}
         self.costs: dict[tuple[str, str, str], Cost] = {}
-        self._timer, self._sizes, self._odd_sizes, self._chain = timer, sizes, odd_sizes, chain
+        self.timer, self.chain = timer, chain
+        self._sizes, self._odd_sizes = sizes, odd_sizes
 
     def jobs(self, run: Run) -> Iterator[Job]:
         """Checks, the ceilings, and what is timed, the targets first."""
@@ -96,7 +97,7 @@ class Kernels:
         tokens = partial(token_group, config, settings.layer_tokens, "bf16", device, settings.seed)
         yield self._job("token layers", f"{settings.layer_tokens} tokens", lambda: iter([tokens()]))
         for n in settings.compiled_rows:
-            group = partial(compiled_group, chain=self._chain)
+            group = partial(compiled_group, chain=self.chain)
             yield self._job("compiled step", f"{n} rows", partial(self._compiled, group, n), COMPILE_SECONDS)
 
     @cached_property
@@ -110,7 +111,7 @@ class Kernels:
     def _steps(self, n: int) -> Job:
         settings = self.settings
         precisions = [each for each in settings.precisions if each not in OTHERS or n in settings.other_rows]
-        return self._job("step", f"{n} rows", lambda: step_groups(self.layer, n, precisions, self._chain))
+        return self._job("step", f"{n} rows", lambda: step_groups(self.layer, n, precisions, self.chain))
 
     def _words(self, words: list[str]) -> Job:
         groups = partial(word_groups, self.config, words, "bf16", self.device.torch, self.settings.seed)
@@ -124,14 +125,14 @@ class Kernels:
 
     def _ceilings(self) -> Iterator[list[Row]]:
         settings = self.settings
-        for row, card in measure_ceilings(settings, self.device, self.card, settings.precisions, self._timer):
+        for row, card in measure_ceilings(settings, self.device, self.card, settings.precisions, self.timer):
             self.card = card
             yield [row]
 
     def measure(self, group: Group) -> list[Row]:
         """A row for each member of a group, and one for the model's time of each kernel."""
         ready = [each.task for each in group.members if not self._why_not(each)]
-        timings = dict(zip((task.name for task in ready), self._timer(self.settings.rounds, ready), strict=True))
+        timings = dict(zip((task.name for task in ready), self.timer(self.settings.rounds, ready), strict=True))
         rows = []
         for each in group.members:
             row = Row(group.section, self.model, each.task.name, "µs", group.detail)
