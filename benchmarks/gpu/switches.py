@@ -24,7 +24,7 @@ SECTION = "switch"
 
 def default_settings() -> Any:
     """The runtime's settings as they are if nobody says otherwise."""
-    from flashelmo.engine.cuda.settings import CudaSettings
+    from flashelmo.engine.settings import CudaSettings
 
     return CudaSettings()
 
