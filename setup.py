@@ -55,6 +55,7 @@ setup(
         "safetensors>=0.4",
         "tqdm>=4.60",
         "typer>=0.12",
+        "typing_extensions>=4.4",
     ],
     extras_require={
         "cpu": CPU,

@@ -9,25 +9,24 @@ import numpy as np
 from flashelmo.benchmarks.results import Row
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
-
-MAX_ABSOLUTE = {"fp32": 1e-5}  # hidden states lie in about [-3, 3]; the bound against published vectors
-MAX_RELATIVE = {"bf16": 0.02, "int8": 0.08}  # three times what random weights of the original size show
-MAX_RELATIVE_ONNX = {"fp32": 1e-5, "fp16": 5e-3, **MAX_RELATIVE}
+from flashelmo.engine.precision import PRECISIONS, Place
 
 
-def why_wrong(found: Sequence[Array], expected: Sequence[Array], precision: str, place: str = "cpu") -> str:
+def why_wrong(found: Sequence[Array], expected: Sequence[Array], precision: str, place: Place = "cpu") -> str:
     """Empty if vectors are within their precision's bounds, otherwise what was expected; NaN breaks every bound.
 
     Args:
         found, expected: of each sentence, [L, T, 2P].
-        place: where they were computed: "cpu", "cuda" or "onnx".
+        place: where they were computed.
     """
-    if place == "cpu" and precision in MAX_ABSOLUTE:
-        error, bound = max_error(found, expected), MAX_ABSOLUTE[precision]
-    else:
-        bounds = MAX_RELATIVE_ONNX if place == "onnx" else MAX_RELATIVE
-        error, bound = float(np.max(relative_errors(found, expected))), bounds[precision]
-    return "" if error < bound else f"expected vectors within {bound} of the reference's, found {error:.2g}"
+    bound = PRECISIONS[precision].bounds[place]
+    for kind, error, most in (
+        ("absolute", max_error(found, expected), bound.max_abs),
+        ("relative", float(np.max(relative_errors(found, expected))), bound.relative),
+    ):
+        if most is not None and not error < most:
+            return f"expected vectors within {most:g} of the reference's ({kind}), found {error:.2g}"
+    return ""
 
 
 def relative_errors(found: Sequence[Array], expected: Sequence[Array]) -> list[float]:

@@ -18,6 +18,7 @@ from flashelmo.benchmarks.worker import Here, Worker, one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import Place
 from flashelmo.engine.text.windows import read_windows
 
 SLOW_SECONDS = 0.5  # of a pass: two of them warm up enough
@@ -54,7 +55,7 @@ class Contestant:
         precision: that it computes in, for its bound and its ceiling.
         make: makes its way to embed from the arguments; where it raises FlashElmoError, this machine or installation
             cannot run it.
-        place: of the bounds on its vectors: "cpu", "cuda" or "onnx".
+        place: of the bounds on its vectors.
         detail: on what, as "cold cache".
         words_known: whether words' vectors cost it nothing, for its ceiling.
         is_rival: whether others are compared with it.
@@ -64,7 +65,7 @@ class Contestant:
     precision: str
     make: Callable[..., Way]
     arguments: tuple[Any, ...] = ()
-    place: str = "cpu"
+    place: Place = "cpu"
     detail: str = ""
     words_known: bool = False
     is_rival: bool = False

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -121,8 +120,8 @@ def summary(folder: Path) -> Iterator[str]:
     yield (
         f"The {MODEL} model on {ours.machine['processor']}, {ours.machine['cores']} cores, {ours.date[:10]}, and on "
         f"{on_card.machine['gpu']['name']}, {on_card.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "
-        "sentence has 20 words, none seen before. PyTorch runs the published algorithm in float32 on batches of 32; the "
-        "limit is that of the LSTM's products, or of reading its weights for one sentence."
+        "sentence has 20 words, none seen before. PyTorch runs the published algorithm in float32 on batches of 32; "
+        "the limit is that of the LSTM's products, or of reading its weights for one sentence."
     )
 
 

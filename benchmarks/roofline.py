@@ -19,10 +19,11 @@ from flashelmo.benchmarks.machine import has_bf16
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.worker import Here, Worker
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
+from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import int8_levels
 
 try:
@@ -69,7 +70,7 @@ class Roofline:
         """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
         n_columns = max(1, n_weights // STREAM_K)
         if (n_weights, precision) not in self._streams:
-            weight_type: WeightType = "int8" if precision == "int8" else "float32"
+            weight_type: NumberType = "int8" if precision == "int8" else "float32"
             self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, n_columns, weight_type, self._threads)
         run = self._streams[n_weights, precision]
         return (
@@ -146,7 +147,7 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
     return min(times)
 
 
-def _onnx_product(rows: int, k: int, columns: int, weight_type: WeightType, threads: int) -> Callable[[], object]:
+def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, threads: int) -> Callable[[], object]:
     """x [rows, k] @ constant weight [k, columns] by the nodes that the engine's graph has."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, k), np.float32)

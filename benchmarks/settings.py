@@ -124,7 +124,7 @@ class Settings:
         return replace(
             self,
             models=self.models[-1:],
-            rounds=min(self.rounds, 2),
+            rounds=1,
             sentences=min(self.sentences, 4),
             batches=self.batches[:3],
             sample_seconds=0.02,

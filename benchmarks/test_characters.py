@@ -11,6 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from flashelmo.benchmarks.text import spell
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.initialize import preset_config
+from flashelmo.engine.settings import RuntimeName
 from flashelmo.engine.text.characters import BYTES, WordEncoder, batch_to_ids
 
 WORDS = [spell(rank) for rank in range(10_000)]
@@ -40,7 +41,7 @@ def test_batch_to_ids(benchmark: BenchmarkFixture) -> None:
 
 @pytest.mark.benchmark(group="vectors of 500 distinct words")
 @pytest.mark.parametrize("runtime", ["reference", "ort", "openvino"])
-def test_word_vectors(benchmark: BenchmarkFixture, model_folder: Path, runtime: str) -> None:
+def test_word_vectors(benchmark: BenchmarkFixture, model_folder: Path, runtime: RuntimeName) -> None:
     # sentences of one word: their characters cost far more than their two LSTM steps
     batch = [[word] for word in WORDS[:500]]
     expected = ElmoEmbedder.load(model_folder, runtime="reference").embed_batch(batch)

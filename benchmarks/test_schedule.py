@@ -10,7 +10,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
-from flashelmo.engine.cuda.plan import Planner
+from flashelmo.engine.pipeline import Planner
+from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.schedule import Boundaries, Forest, Schedule, build_schedule
 from flashelmo.engine.text.windows import Window, read_windows
 
@@ -78,7 +79,7 @@ def test_build_schedule(benchmark: BenchmarkFixture, text_file: Path, share: boo
 
 @pytest.mark.benchmark(group="text to a device's input, 100,000 tokens")
 def test_device_input(benchmark: BenchmarkFixture, text_file: Path) -> None:
-    planner = Planner(("<S>", "</S>"), threads=1)
+    planner = Planner(("<S>", "</S>"), Settings(threads=1))
 
     def run() -> dict[str, Any]:
         plan = planner.plan(read(text_file))

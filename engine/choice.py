@@ -1,4 +1,4 @@
-"""Which runtime executes a model, by device, precision and name."""
+"""Which runtime executes a model, by device, precision and name; and the pipeline on it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,21 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from functools import cache, partial
 
-from flashelmo.engine.cpu.runtime import Runtime
+from flashelmo.engine.cpu.pipeline import make_cpu_pipeline
+from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
-
-if TYPE_CHECKING:
-    from flashelmo.engine.graph.builder import WeightType
-    from flashelmo.engine.reference.reference import ReferenceRuntime
-
-Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8", "fp64"]
-RuntimeName: TypeAlias = Literal["auto", "ort", "openvino", "reference", "cuda"]
+from flashelmo.engine.pipeline import PipelineInfo
+from flashelmo.engine.precision import PRECISIONS, precisions_on
+from flashelmo.engine.settings import INTERPRETER, Settings
+from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")
 
-# Precision -> the runtimes of the processor that have it, the preferred one first.
-CPU_RUNTIMES: dict[str, tuple[str, ...]] = {
-    "fp32": ("ort", "openvino", "reference"),
-    "int8": ("ort",),
-    "bf16": ("openvino",),
-    "fp64": ("reference",),
-}
-CUDA_PRECISIONS = ("bf16", "fp16", "fp32", "tf32", "int8")
-PRECISIONS = ("auto", *dict.fromkeys((*CPU_RUNTIMES, *CUDA_PRECISIONS)))
-RUNTIMES = ("auto", "ort", "openvino", "reference", "cuda")
-INTERPRETER = "interpreter"  # the CUDA runtime's kernels, interpreted by Triton on the CPU: for tests
+CPU_RUNTIMES = ("ort", "openvino", "reference")
+RUNTIMES = ("auto", *CPU_RUNTIMES, "cuda")
 DEVICE_NAME = re.compile(rf"auto|cpu|cuda(:\d+)?|{INTERPRETER}")
 
 
@@ -52,15 +40,17 @@ class Choice:
     devices: tuple[str, ...] = ("cpu",)
 
 
-def choose_runtime(device: str | Sequence[str], precision: str, runtime: str) -> Choice:
-    """What executes a model; device "auto" is a CUDA device where there is one that has all that is asked for.
+def choose_runtime(settings: Settings) -> Choice:
+    """What executes a model, by the settings' device, precision and runtime.
+
+    Device "auto" is a CUDA device where there is one that has all that is asked for.
 
     Raises:
         FlashElmoError: the three do not go together.
     """
-    devices = _devices(device)
-    if precision not in PRECISIONS:
-        raise FlashElmoError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+    devices, precision, runtime = _devices(settings.device), settings.precision, settings.runtime
+    if precision not in ("auto", *PRECISIONS):
+        raise FlashElmoError(f"precision: expected one of auto, {', '.join(PRECISIONS)}, found {precision!r}")
     if runtime not in RUNTIMES:
         raise FlashElmoError(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
     why_not_cuda = ""
@@ -73,8 +63,8 @@ def choose_runtime(device: str | Sequence[str], precision: str, runtime: str) ->
         return choice
     if runtime not in ("auto", "cuda"):
         raise FlashElmoError(f"runtime {runtime!r} runs on device 'cpu'; expected 'cuda' on {', '.join(devices)}")
-    if precision not in ("auto", *CUDA_PRECISIONS):
-        expected = ", ".join(CUDA_PRECISIONS)
+    if precision != "auto" and precision not in precisions_on("cuda"):
+        expected = ", ".join(precisions_on("cuda"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on a CUDA device")
     return Choice("cuda", precision, devices)
 
@@ -94,9 +84,9 @@ def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
 
 def _choose_on_cpu(precision: str, runtime: str) -> Choice:
     precision = "fp32" if precision == "auto" else precision
-    available = CPU_RUNTIMES.get(precision, ())
+    available = PRECISIONS[precision].runtimes
     if not available:
-        expected = ", ".join(CPU_RUNTIMES)
+        expected = ", ".join(precisions_on("cpu"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
     if runtime == "auto":
         return Choice(available[0], precision)
@@ -109,7 +99,7 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:
     """A CUDA device where one can be used for this; otherwise the CPU, and what is to be said of it."""
-    if runtime in ("ort", "openvino", "reference") or precision == "fp64":
+    if runtime in CPU_RUNTIMES or (precision != "auto" and precision not in precisions_on("cuda")):
         return ("cpu",), ""
     if not has_cuda_card():
         return ("cpu",), "no CUDA device found, running on the CPU"
@@ -142,26 +132,27 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:
-    """The runtime of a name, "ort" or "openvino", on `threads` threads; 0 takes all cores."""
-    from flashelmo.engine.graph.tensors import prepare_tensors  # needs onnx, which a CUDA device does not
+def make_pipeline(model: ElmoModel, settings: Settings) -> PipelineInfo:
+    """What turns windows into vectors on the CPU, on a device, or on several.
 
-    if name == "openvino":
-        from flashelmo.engine.cpu.openvino import OpenVinoRuntime
+    Raises:
+        FlashElmoError: settings that do not go together, or a device that lacks what they need.
+        MissingExtraError: the chosen runtime's package is not installed.
+    """
+    choice = choose_runtime(settings)
+    if choice.runtime == "reference":
+        from flashelmo.engine.reference.pipeline import make_reference_pipeline
 
-        tensors = prepare_tensors(model.config, model.weights, "float32")
-        return OpenVinoRuntime(model.config, tensors, "bf16" if precision == "bf16" else "fp32", threads)
-    from flashelmo.engine.cpu.ort import OrtRuntime
+        return make_reference_pipeline(model, choice.precision, settings)
+    if choice.runtime != "cuda":
+        return make_cpu_pipeline(model, choice.runtime, choice.precision, settings)
+    if settings.stateful and len(choice.devices) > 1:
+        raise FlashElmoError(f"stateful: expected one device, found {len(choice.devices)}")
+    from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 
-    weight_type: WeightType = "int8" if precision == "int8" else "float32"
-    return OrtRuntime(model.config, prepare_tensors(model.config, model.weights, weight_type), weight_type, threads)
-
-
-def make_reference(
-    model: ElmoModel, precision: str, threads: int | None, stateful: bool, batch_size: int
-) -> ReferenceRuntime:
-    """The PyTorch reference, which takes sentences whole."""
-    from flashelmo.engine.reference.reference import ReferenceRuntime
-
-    number_type: Literal["fp64", "fp32"] = "fp64" if precision == "fp64" else "fp32"
-    return ReferenceRuntime(model, precision=number_type, threads=threads, stateful=stateful, batch_size=batch_size)
+    make = partial(make_cuda_pipeline, model=model, precision=choice.precision, settings=settings)
+    if len(choice.devices) > 1:
+        pool = DevicePool(make, choice.devices)
+        return PipelineInfo(pool, ", ".join(choice.devices), pool.precision, MAX_WINDOW_TOKENS)
+    pipeline = make(choice.devices[0])
+    return PipelineInfo(pipeline, str(pipeline.device), pipeline.precision, pipeline.max_tokens)

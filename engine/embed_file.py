@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol, TypeAlias
 
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
 from flashelmo.engine.text.windows import Errors, Window, read_ahead, read_windows
 
-if TYPE_CHECKING:
-    from flashelmo.engine.embedder import ElmoEmbedder
+OnTextProgress: TypeAlias = Callable[[float, float], None]  # bytes of text and tokens done so far
 
-Progress = Callable[[float, float], None]
+
+class Embedder(Protocol):
+    """What is needed of an `ElmoEmbedder`, which says more of each."""
+
+    config: ElmoConfig
+    window_limits: tuple[int, int]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Totals of everything that was embedded."""
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether windows are read before those ahead of them are computed."""
+
+    def embed_windows(self, windows: Iterable[Window], on_progress: OnProgress, output: Output) -> Stream:
+        """Each window with its sentences' results."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +54,20 @@ class Summary:
 
 
 def embed_file(
-    embedder: ElmoEmbedder,
+    embedder: Embedder,
     source: str | Path | IO[Any],
     sink: Sink,
     *,
     errors: Errors = "strict",
     max_sentences: int | None = None,
-    on_progress: Progress = lambda n_bytes, n_tokens: None,
+    on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
 ) -> Summary:
     """Embed a text of one sentence a line, window by window in bounded memory, into an open sink.
 
     Args:
         source, errors: as `read_windows` takes them.
         max_sentences: of a window, and so the rows of a stateful batch; None leaves it to the embedder.
-        on_progress: called again and again with the bytes of text and the tokens done so far.
+        on_progress: called repeatedly with the bytes of text and the tokens done so far.
 
     Raises:
         FlashElmoError: text that is not UTF-8, a layer that the model lacks, a file that cannot be written.
@@ -65,7 +83,7 @@ def embed_file(
     )
     if embedder.reads_ahead:
         windows = read_ahead(windows)
-    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.share, sink.output):
+    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.window, sink.output):
         for b, vectors in enumerate(sentences):
             sink.write(vectors, window.sentence_text(b) if sink.needs_sentences else "")
         progress.finish_window()
@@ -81,9 +99,9 @@ def embed_file(
 
 
 class _Progress:
-    """Adds up the windows that are written, and of the next one the share that is computed."""
+    """Adds up the windows that are written, and the computed fraction of the next one."""
 
-    def __init__(self, report: Progress) -> None:
+    def __init__(self, report: OnTextProgress) -> None:
         self._report = report
         self._done = (0, 0)
         self._read: deque[tuple[int, int]] = deque()  # bytes and tokens of the windows that are not written yet
@@ -94,13 +112,13 @@ class _Progress:
             self._read.append((len(window.text or b""), len(window.word_ids)))
             yield window
 
-    def share(self, share: float) -> None:
-        """The share of the first unwritten window that is computed."""
+    def window(self, computed: float) -> None:
+        """The computed fraction of the first unwritten window."""
         n_bytes, n_tokens = self._read[0]
-        self._report(self._done[0] + share * n_bytes, self._done[1] + share * n_tokens)
+        self._report(self._done[0] + computed * n_bytes, self._done[1] + computed * n_tokens)
 
     def finish_window(self) -> None:
         """The first unwritten window is written."""
-        self.share(1.0)
+        self.window(1.0)
         n_bytes, n_tokens = self._read.popleft()
         self._done = (self._done[0] + n_bytes, self._done[1] + n_tokens)

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from flashelmo.engine.choice import Precision, RuntimeName, choose_runtime
-from flashelmo.engine.cpu.runtime import Array
-from flashelmo.engine.cuda.settings import CudaSettings
+from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.make_pipeline import make_pipeline
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Layers, Output, normalize, stack
-from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
+from flashelmo.engine.output import Array, Layers, Output, normalize, stack
+from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
+from flashelmo.engine.settings import Options, Settings, check_at_least, shows_options
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.windows import Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Sentence: TypeAlias = Sequence[str]
 
@@ -36,6 +37,7 @@ class ElmoEmbedder:
 
     Attributes:
         config: the model's dimensions.
+        settings: as they were given.
         device, precision: where and in what it is computed, now that "auto" is decided.
         window_limits: sentences and tokens that are computed together.
 
@@ -43,80 +45,38 @@ class ElmoEmbedder:
     batch by batch row, as AllenNLP and bilm-tf do.
     """
 
-    def __init__(
-        self,
-        model: ElmoModel,
-        *,
-        device: str | Sequence[str] = "auto",
-        precision: Precision = "auto",
-        runtime: RuntimeName = "auto",
-        stateful: bool = False,
-        batch_size: int = 64,
-        threads: int | None = None,
-        keep_sentence_boundaries: bool = False,
-        share: bool = True,
-        cache_bytes: int = 128 << 20,
-        window_tokens: int | None = None,
-        cuda: CudaSettings | None = None,
-    ) -> None:
+    @shows_options
+    def __init__(self, model: ElmoModel, **options: Unpack[Options]) -> None:
         """Make an embedder of a model in memory; see `load`."""
-        for name, value in (("batch_size", batch_size), ("threads", threads), ("window_tokens", window_tokens)):
-            if value is not None:
-                _check_positive(name, value)
-        if cache_bytes < 0:
-            raise FlashElmoError(f"cache_bytes: expected 0 or more, found {cache_bytes}")
+        self.settings = Settings.of(options)
         self.config: ElmoConfig = model.config
-        self.keep_sentence_boundaries = keep_sentence_boundaries
-        choice = choose_runtime(device, precision, runtime)
-        made = make_pipeline(
-            model,
-            choice,
-            keep_boundaries=keep_sentence_boundaries,
-            share=share,
-            stateful=stateful,
-            batch_size=batch_size,
-            cache_bytes=cache_bytes,
-            window_tokens=window_tokens,
-            threads=threads,
-            cuda=cuda or CudaSettings(),
-        )
-        self._pipeline: WindowPipeline = made.pipeline
-        self.device, self.precision = made.device, made.precision
-        most_tokens = window_tokens or made.max_tokens
-        self.window_limits: tuple[int, int] = (most_tokens, most_tokens)
-        if stateful or choice.runtime == "reference":
-            self.window_limits = (batch_size, 1 << 62)  # a batch is its rows, however long
+        self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
+        self.window_limits: tuple[int, int]
+        if self.settings.stateful or max_tokens is None:
+            self.window_limits = (self.settings.batch_size, 1 << 62)  # a batch is its rows, however long
+        else:
+            self.window_limits = (self.settings.window_tokens or max_tokens,) * 2
         release_pages(model.weights)  # the runtimes have packed their own
 
     @classmethod
-    def load(cls, path: str | Path, *, options_file: str | Path | None = None, **settings: Any) -> ElmoEmbedder:
+    @shows_options
+    def load(
+        cls, path: str | Path, *, options_file: str | Path | None = None, **options: Unpack[Options]
+    ) -> ElmoEmbedder:
         """Load a published or converted model.
 
         Args:
             path: a folder, an archive or a weights file, of any format that `flashelmo info` reads.
             options_file: the options of a weights file that has none beside it.
-            **settings: what the constructor takes:
-                device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is
-                    "cuda" where it can be used, and otherwise says once that it is the CPU.
-                precision: on the CPU "fp32", "int8" (8-bit LSTM weights), "bf16" (OpenVINO) or "fp64" (the PyTorch
-                    reference); on a CUDA device "bf16", "fp16", "fp32", "tf32", or "int8" (8-bit LSTM weights, the
-                    rest in bf16). "auto" is "bf16" on CUDA devices that have it, otherwise "fp32".
-                runtime: "auto"; on the CPU "ort", "openvino" or "reference", on a CUDA device "cuda".
-                stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
-                batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
-                threads: processor threads; None takes all cores. On a CUDA device they make schedules, 4 at most.
-                keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
-                share: compute equal prefixes and suffixes of sentences once.
-                cache_bytes: bound of the word vectors kept from call to call.
-                window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB,
-                    on a CUDA device to what fits its free memory.
-                cuda: switches of the CUDA runtime that change its speed alone (`engine.cuda.settings`).
+            **options: how it computes: the fields of `engine.settings.Settings`, which says what each means.
 
         Raises:
-            FlashElmoError: files that are missing, damaged or of an unknown format; settings that do not go together.
+            FlashElmoError: files that are missing, damaged or of an unknown format; options that are unknown or do not
+                go together.
             MissingExtraError: the chosen runtime's package is not installed.
         """
-        return cls(load_model(path, options_file), **settings)
+        Settings.of(options)  # what is wrong with them comes to light before a model is read
+        return cls(load_model(path, options_file), **options)
 
     @property
     def statistics(self) -> Statistics:
@@ -135,7 +95,7 @@ class ElmoEmbedder:
     def embed_windows(
         self,
         windows: Iterable[Window],
-        on_share: OnShare = lambda share: None,
+        on_progress: OnProgress = lambda fraction: None,
         output: Output = ALL_LAYERS,
         *,
         convert_to_numpy: bool = True,
@@ -144,7 +104,7 @@ class ElmoEmbedder:
 
         Args:
             windows: sentences that are computed together; `window_limits` bounds their memory.
-            on_share: hears again and again what share is computed of the window that comes next.
+            on_progress: called repeatedly with the computed fraction of the next window.
             output: which layers, and whether they are pooled; see `embed` for the shapes. Vectors may have its
                 `dtype` already, or else the number type of the computation, which a sink casts.
             convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
@@ -154,7 +114,7 @@ class ElmoEmbedder:
             MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
         """
         output.check(self.config.n_layers + 1)
-        return self._pipeline.stream(windows, output, on_share, as_numpy=convert_to_numpy)
+        return self._pipeline.stream(windows, output, on_progress, as_numpy=convert_to_numpy)
 
     def embed(
         self,
@@ -222,8 +182,7 @@ class ElmoEmbedder:
         Raises:
             FlashElmoError: text that is not UTF-8, a layer that is not there, a file that cannot be written.
         """
-        if batch_size is not None:
-            _check_positive("batch_size", batch_size)
+        check_at_least("batch_size", batch_size, 1)
         with open_sink(
             output_file_path,
             Output(output_format),
@@ -297,13 +256,8 @@ class ElmoEmbedder:
         """The window's limits, with a number of sentences that a caller chose."""
         if batch_size is None:
             return self.window_limits
-        _check_positive("batch_size", batch_size)
+        check_at_least("batch_size", batch_size, 1)
         return batch_size, self.window_limits[1]
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise FlashElmoError(f"{name}: expected 1 or more, found {value}")
 
 
 def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int) -> Iterator[Window]:

@@ -12,19 +12,19 @@ import numpy.typing as npt
 import onnx
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.graph.builder import Graph, Tensors, WeightType
+from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.checkpoints.files import first_line
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.boundaries import boundary_states
 from flashelmo.export.distinct_words import Vocabulary
-from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.metadata import Metadata
 from flashelmo.export.whole_model import elmo_graph
 
-WEIGHT_TYPES: dict[Precision, WeightType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
 LARGEST_HALF = float(np.finfo(np.float16).max)
 LARGEST_FILE = 2_000_000_000  # bytes of weights in one file; protobuf's own bound is 2 GiB
@@ -35,7 +35,7 @@ def build_onnx(
     model: ElmoModel,
     path: str | Path,
     *,
-    precision: Precision = "fp32",
+    precision: PrecisionName = "fp32",
     layers: Sequence[int] | None = None,
     mix: Sequence[float] | None = None,
     stateful: bool = False,
@@ -73,13 +73,13 @@ def build_onnx(
         mix=_mix(model.config.n_layers + 1, mix),
         stateful=stateful,
         characters=_characters(model.config, characters),
-        int8_levels=_levels(reduce_range) if precision == "int8" else None,
+        int8_levels=_levels(reduce_range) if PRECISIONS[precision].on("onnx").lstm_weights == "int8" else None,
         weights_sha256=weights_sha256(model.weights),
         source_format=model.source_format or model.format,
         license=license,
         report_sha256=report_sha256,
     )
-    graph = elmo_graph(metadata, vocabulary_of(model), WEIGHT_TYPES[metadata.precision])
+    graph = elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
     tensors = tensors_of(model, metadata)
     large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
     _save(graph, tensors, metadata, Path(path), external_data=external_data or large)
@@ -92,7 +92,7 @@ def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
     Raises:
         FlashElmoError: a value that float16 cannot hold.
     """
-    weight_type = WEIGHT_TYPES[metadata.precision]
+    weight_type = metadata.arithmetic.lstm_weights
     if weight_type == "float16":
         _check_range(model)
     tensors = dict(prepare_tensors(model.config, model.weights, weight_type, metadata.int8_levels))
@@ -120,12 +120,13 @@ def weights_sha256(weights: ElmoWeights) -> str:
     return digest.hexdigest()
 
 
-def check_precision(precision: str) -> Precision:
+def check_precision(precision: str) -> PrecisionName:
     """The precision; FlashElmoError where a file has none of that name."""
-    for known in WEIGHT_TYPES:
-        if precision == known:
-            return known
-    raise FlashElmoError(f"precision: expected {', '.join(WEIGHT_TYPES)}, found {precision!r}")
+    names = precisions_on("onnx")
+    for name in names:
+        if precision == name:
+            return name
+    raise FlashElmoError(f"precision: expected {', '.join(names)}, found {precision!r}")
 
 
 def _layers(n_layers: int, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -28,7 +28,8 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
     """
     if not reports or [each.precision for each in metadata] != [report.precision for report in reports]:
         raise FlashElmoError(f"model card: expected a report of each of {len(metadata)} files, found {len(reports)}")
-    shown = next((k for k, each in enumerate(metadata) if each.precision != "fp16"), 0)  # float32, where any file is
+    values = [each.arithmetic.values for each in metadata]
+    shown = values.index("float32") if "float32" in values else 0
     first, file = metadata[shown], reports[shown].file
     parts = [
         _front_matter(first.license),
@@ -40,7 +41,7 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
         *(_int8(each.int8_levels) for each in metadata if each.int8_levels is not None),
         "## Inputs and outputs",
         _values(first),
-        *_conventions(first, halves=len(metadata) > 1 and any(each.precision == "fp16" for each in metadata)),
+        *_conventions(first, halves=len(metadata) > 1 and "float16" in values),
         "## Use",
         f"```python\n{flashelmo_example(file, first)}```",
         "With ONNX Runtime and NumPy alone:",

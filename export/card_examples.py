@@ -61,7 +61,7 @@ def _filled(text: str, metadata: Metadata) -> str:
         "STATES": 2 * config.n_layers,
         "P": config.projection_size,
         "C": config.cell_size,
-        "HIDDEN": "float16" if metadata.precision == "fp16" else "float32",
+        "HIDDEN": metadata.arithmetic.values,
     }
     for name, number in numbers.items():
         text = text.replace(f"${name}$", str(number))

@@ -7,15 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_rows
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import Lexicon
+from flashelmo.engine.precision import PRECISIONS, Arithmetic, PrecisionName, precisions_on
 
 FORMAT_VERSION = 1
-Precision = Literal["fp32", "fp16", "int8"]
 
 # Inputs of a stateful file, and the outputs that hold the states after the batch. A row of the first dimension
 # [2 * LSTM layers] is a layer and direction: 2 * layer + direction, forward first.
@@ -31,7 +31,7 @@ class Metadata:
 
     Attributes:
         config, lexicon: of the model; the lexicon is None for models of bytes.
-        precision: "fp32", "fp16" or "int8".
+        precision: one that exported files have (`engine.precision`).
         layers: numbers of the `hidden_states.K` that are outputs, 0 the characters' one.
         mix: coefficient of each layer in `token_embeddings`, one for every layer of the model.
         stateful: whether states are inputs and outputs.
@@ -45,7 +45,7 @@ class Metadata:
 
     config: ElmoConfig
     lexicon: Lexicon | None
-    precision: Precision
+    precision: PrecisionName
     layers: tuple[int, ...]
     mix: tuple[float, ...]
     stateful: bool = False
@@ -55,6 +55,11 @@ class Metadata:
     source_format: str = ""
     license: str = "unknown"
     report_sha256: str = ""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the file computes in."""
+        return PRECISIONS[self.precision].on("onnx")
 
     @property
     def absent_word_id(self) -> int:
@@ -121,7 +126,7 @@ def _values(properties: Mapping[str, str], source: str) -> dict[str, Any]:
     values["mix"] = _mix(values["mix"], config.n_layers + 1, source)
     _check(isinstance(values["stateful"], bool), source, "stateful", "true or false", values["stateful"])
     _check_characters(values["characters"], config, source)
-    precisions = get_args(Precision)
+    precisions = precisions_on("onnx")
     _check(values["precision"] in precisions, source, "precision", " or ".join(precisions), values["precision"])
     _check_levels(values["int8_levels"], values["precision"], source)
     return values
@@ -163,7 +168,7 @@ def _check_characters(found: Any, config: ElmoConfig, source: str) -> None:
 
 
 def _check_levels(found: Any, precision: str, source: str) -> None:
-    if precision == "int8":
+    if PRECISIONS[precision].on("onnx").lstm_weights == "int8":
         whole = type(found) is int and 1 <= found <= MAX_INT8_LEVELS
         _check(whole, source, "int8_levels", f"a whole number from 1 to {MAX_INT8_LEVELS}", found)
     else:

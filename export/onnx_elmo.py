@@ -96,7 +96,7 @@ class OnnxElmo:
         self._lock = threading.Lock()
         self.reset_state()
         _warn_of_saturation(self._file, self.metadata)
-        if self.metadata.precision == "int8" and self._device[0] == "cuda":
+        if self.metadata.arithmetic.lstm_weights == "int8" and self._device[0] == "cuda":
             logger.warning(
                 "%s: its 8-bit products have no CUDA kernels in ONNX Runtime and run on the CPU; take a file of fp16",
                 self._file,

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.pieces import States, Steps, input_product_nodes, scan_nodes
 from flashelmo.engine.model.weights import DIRECTIONS
+from flashelmo.engine.precision import NumberType
 from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words
 from flashelmo.export.metadata import STATES, Metadata
 from flashelmo.export.placement import (
@@ -29,7 +30,7 @@ from flashelmo.export.placement import (
 )
 
 
-def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: WeightType) -> Graph:
+def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: NumberType) -> Graph:
     """The graph of one file; its weights are those of `prepare_tensors`, and of `boundary_states` if not stateful."""
     graph = Graph(weight_type)
     if metadata.stateful:

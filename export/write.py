@@ -12,18 +12,18 @@ import onnx
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import precisions_on
 from flashelmo.export.build import build_onnx, check_precision
 from flashelmo.export.card import model_card
-from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.metadata import Metadata
 from flashelmo.export.open_session import Provider, available_providers
 from flashelmo.export.servers.repository import write_triton_repository
 from flashelmo.export.verification.report import Report
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify
 
-ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 # The names that deployment tools look for; the card and reports lie beside them.
-FILE_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+FILE_NAMES = {name: "model.onnx" if name == "fp32" else f"model_{name}.onnx" for name in precisions_on("onnx")}
 ONNX_FILE = r"model(_fp16|_int8)?\.onnx(_data)?"
 WRITTEN = re.compile(
     rf"(triton/)?README\.md|onnx/({ONNX_FILE}|model(_fp16|_int8)?\.report\.(json|md))"
@@ -72,7 +72,7 @@ def export_onnx(
     check_folder(folder, overwrite)
     checked = [check_precision(precision) for precision in precisions]
     if not checked or len(set(checked)) < len(checked):
-        expected = f"one or more of {', '.join(ALL_PRECISIONS)}, each once"
+        expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
     available_providers(providers)  # what is absent is said before the work is done
     with new_folder(Path(folder), overwrite, ours=_is_ours) as target:

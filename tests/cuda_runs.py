@@ -14,9 +14,9 @@ from tolerances import TOLERANCES
 from flashelmo.engine.cuda import executor
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.cuda.pipeline import CudaPipeline
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.settings import CudaSettings, Settings
 
 Sentences = Sequence[Sequence[str]]
 Vectors = list[npt.NDArray[Any]]
@@ -81,4 +81,4 @@ class Compute:
 
 def of_any_name(model: ElmoModel, name: str) -> CudaPipeline:
     """A pipeline for a pool, whose devices are one here."""
-    return CudaPipeline(model, TORCH_DEVICE, "fp32", cache_bytes=1 << 13, threads=1, settings=AHEAD)
+    return CudaPipeline(model, TORCH_DEVICE, "fp32", Settings(cache_bytes=1 << 13, threads=1, cuda=AHEAD))

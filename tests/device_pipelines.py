@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.choice import make_runtime
+from flashelmo.engine.cpu.pipeline import CpuPipeline, make_runtime
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import OnShare, Pipeline, Statistics, Stream
+from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
+from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.windows import Window
 
 Array = npt.NDArray[np.float32]
 
 
-def cpu_pipeline(model: ElmoModel, device: str) -> Pipeline:
+def cpu_pipeline(model: ElmoModel, device: str) -> CpuPipeline:
     """ONNX Runtime on one thread."""
-    return Pipeline(model, make_runtime(model, "ort", "fp32", 1))
+    return CpuPipeline(model, make_runtime(model, "ort", "fp32", 1), Settings())
 
 
 def lengths(window: Window) -> Iterator[Array]:
@@ -69,7 +70,9 @@ class MadeUp:
     def reset_state(self) -> None:
         pass
 
-    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+    def stream(
+        self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
+    ) -> Stream:
         held: deque[Window] = deque()
         for window in windows:
             self._take(window)

@@ -159,7 +159,7 @@ def test_every_imported_package_is_declared(part: str) -> None:
 def test_the_parsing_sees_every_way_to_import() -> None:
     tree = ast.parse(
         "import torch.nn as nn\n"
-        "from flashelmo.engine import config\n"
+        "from flashelmo.engine.model import config\n"
         "if TYPE_CHECKING:\n    import onnxruntime\n"
         "try:\n    import h5py\nexcept ImportError:\n    pass\n"
         "def f():\n    from triton import language\n"

@@ -19,13 +19,13 @@ from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Vectors, assert_close, of_any_na
 from device_pipelines import choosing
 from interpreter import repair
 
-from flashelmo.engine import make_pipeline
-from flashelmo.engine.choice import Precision
+from flashelmo.engine import choice
 from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 from flashelmo.engine.text.windows import Window
@@ -100,7 +100,7 @@ def test_an_embedder_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None
         made.append((pickle.loads(pickle.dumps(make)), devices))
         return SimpleNamespace(ahead=1, precision="fp32")
 
-    monkeypatch.setattr(make_pipeline, "DevicePool", make_pool)
+    monkeypatch.setattr(choice, "DevicePool", make_pool)
     embedder = ElmoEmbedder(
         ONE_LAYER, device=["cuda:0", "cuda:1"], precision="fp32", keep_sentence_boundaries=True, share=False,
         cache_bytes=160, window_tokens=9, threads=2, cuda=AHEAD,
@@ -111,7 +111,7 @@ def test_an_embedder_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None
     pipeline: CudaPipeline = make(DEVICE)
     executor = pipeline._executor
     assert (pipeline.precision, pipeline.max_tokens, pipeline._planner.threads) == ("fp32", 9, 2)
-    assert executor.settings == AHEAD and len(executor._table.vectors) == 10 and executor._state is None
+    assert executor._switches == AHEAD and len(executor._table.vectors) == 10 and executor._state is None
     ((_, results),) = pipeline.stream([Window.from_sentences([["cat"], ["cat"]])], Output(), lambda share: None)
     assert_close(list(results), ReferenceRuntime(ONE_LAYER).embed_batch([["cat"], ["cat"]], True))
     assert pipeline.statistics.steps_saved == 0
@@ -125,7 +125,7 @@ def test_an_embedder_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None
     ids=["same", "asked for"],
 )
 def test_precision_is_what_the_devices_decided(
-    devices: tuple[str, ...], asked: Precision, found: str, monkeypatch: pytest.MonkeyPatch
+    devices: tuple[str, ...], asked: PrecisionName, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashelmo.engine.cuda.pipeline.make_cuda_pipeline", choosing)
     embedder = ElmoEmbedder(ONE_LAYER, device=devices, precision=asked)

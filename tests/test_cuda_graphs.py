@@ -17,10 +17,10 @@ from flashelmo.engine.cuda import layout, state
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.executor import Executor
 from flashelmo.engine.cuda.layout import Sizes
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.settings import CudaSettings
 
 CPU = torch.device("cpu")
 SENTENCE = ["the", "cat"]

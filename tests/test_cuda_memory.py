@@ -26,7 +26,6 @@ from tiny_models import BILM
 from flashelmo.engine.cuda import executor, layout, memory, pipeline
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -34,6 +33,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.output import Output
 from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.settings import CudaSettings, Settings
 from flashelmo.engine.text.windows import Window
 
 SENTENCES = [["the", "cat"], ["sat"], [], ["é", "the"], ["cat"], ["the", "sat"]]  # 8 tokens
@@ -205,14 +205,14 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(pipeline, "DeviceModel", fail)
         with pytest.raises(FlashElmoError, match=rf"^device '{DEVICE}': expected memory for a model of 0\.00 GiB"):
-            make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32")
+            make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32", settings=Settings())
 
     def fail_otherwise(*arguments: Any) -> None:
         raise RuntimeError("CUDA error: an illegal address")
 
     monkeypatch.setattr(pipeline, "DeviceModel", fail_otherwise)
     with pytest.raises(RuntimeError, match="illegal address"):
-        make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32")
+        make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32", settings=Settings())
 
 
 @pytest.mark.parametrize(

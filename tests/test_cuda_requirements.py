@@ -21,6 +21,7 @@ from flashelmo.engine.cuda import requirements
 from flashelmo.engine.cuda.requirements import check_precision, default_precision, find_device
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.settings import RuntimeName, Settings
 
 HAS_CUDA_CARD = has_cuda_card  # tests put another in its place
 MODEL = MODELS["words alone"]
@@ -205,7 +206,7 @@ def test_an_absent_package_names_the_extra(package: str, device: Any) -> None:
 def test_auto_without_a_card_imports_neither_torch_nor_triton() -> None:
     code = (
         "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
-        "from flashelmo.engine.cpu.runtime import choice\nchoice.has_cuda_card = lambda: False\n"
+        "from flashelmo.engine import choice\nchoice.has_cuda_card = lambda: False\n"
         "from flashelmo import ElmoEmbedder\nfrom flashelmo.engine.model.initialize import random_model\n"
         "for _ in range(2):\n    embedder = ElmoEmbedder(random_model('small', 0), device='auto')\n"
         "print(embedder.device, embedder.precision, embedder.embed_sentence(['a']).shape)\n"
@@ -226,19 +227,19 @@ def test_auto_is_the_card_where_there_is_one(machine: Machine, caplog: pytest.Lo
     machine((9, 0))
     with caplog.at_level(logging.INFO, "flashelmo"):
         for precision in ("auto", "bf16", "fp16", "fp32", "tf32", "int8"):
-            assert choose_runtime("auto", precision, "auto") == Choice("cuda", precision, ("cuda",))
-        assert choose_runtime("auto", "auto", "cuda") == Choice("cuda", "auto", ("cuda",))
+            assert choose_runtime(Settings("auto", precision, "auto")) == Choice("cuda", precision, ("cuda",))
+        assert choose_runtime(Settings("auto", "auto", "cuda")) == Choice("cuda", "auto", ("cuda",))
     assert messages(caplog) == []
 
 
 @pytest.mark.parametrize("runtime", ["ort", "openvino", "reference"])
 def test_a_runtime_of_the_processor_is_not_looked_for_on_the_card(
-    machine: Machine, runtime: str, caplog: pytest.LogCaptureFixture
+    machine: Machine, runtime: RuntimeName, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine((9, 0))
     with caplog.at_level(logging.INFO, "flashelmo"):
-        assert choose_runtime("auto", "auto", runtime) == Choice(runtime, "fp32")
-        assert choose_runtime("auto", "fp64", "auto") == Choice("reference", "fp64")
+        assert choose_runtime(Settings("auto", "auto", runtime)) == Choice(runtime, "fp32")
+        assert choose_runtime(Settings("auto", "fp64", "auto")) == Choice("reference", "fp64")
     assert messages(caplog) == []
 
 
@@ -247,16 +248,17 @@ def test_auto_without_a_card_is_the_processor_which_is_said_once(
 ) -> None:
     machine()
     with caplog.at_level(logging.INFO, "flashelmo"):
-        for precision, runtime in (("auto", "ort"), ("fp32", "ort"), ("int8", "ort"), ("bf16", "openvino")):
+        chosen: list[tuple[Any, str]] = [("auto", "ort"), ("fp32", "ort"), ("int8", "ort"), ("bf16", "openvino")]
+        for precision, runtime in chosen:
             expected = Choice(runtime, "fp32" if precision == "auto" else precision)
-            assert choose_runtime("auto", precision, "auto") == expected
+            assert choose_runtime(Settings("auto", precision, "auto")) == expected
     assert messages(caplog) == [("WARNING", "device 'auto': no CUDA device found, running on the CPU")]
 
 
 def test_of_what_the_processor_lacks_nothing_else_is_said(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine()
-    with pytest.raises(FlashElmoError, match=r"^precision 'fp16': expected one of fp32, int8, bf16, fp64 on the CPU$"):
-        choose_runtime("auto", "fp16", "auto")
+    with pytest.raises(FlashElmoError, match=r"^precision 'fp16': expected one of fp32, bf16, int8, fp64 on the CPU$"):
+        choose_runtime(Settings("auto", "fp16", "auto"))
     assert messages(caplog) == []
 
 
@@ -272,12 +274,12 @@ def test_an_interpreter_that_is_wrong_is_refused(machine: Machine, monkeypatch: 
 def test_auto_with_a_card_that_cannot_be_used_warns_once(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine((7, 0))
     for _ in range(2):
-        assert choose_runtime("auto", "auto", "auto") == Choice("ort", "fp32")
+        assert choose_runtime(Settings("auto", "auto", "auto")) == Choice("ort", "fp32")
     machine((7, 5))
-    assert choose_runtime("auto", "int8", "auto") == Choice("ort", "int8")
-    assert choose_runtime("auto", "auto", "auto") == Choice("cuda", "auto", ("cuda",))
+    assert choose_runtime(Settings("auto", "int8", "auto")) == Choice("ort", "int8")
+    assert choose_runtime(Settings("auto", "auto", "auto")) == Choice("cuda", "auto", ("cuda",))
     machine((9, 0), compiler=None)
-    assert choose_runtime("auto", "auto", "auto") == Choice("ort", "fp32")
+    assert choose_runtime(Settings("auto", "auto", "auto")) == Choice("ort", "fp32")
     prefix = "device 'auto': running on the CPU: "
     assert messages(caplog) == [
         ("WARNING", f"{prefix}device 'cuda': expected compute capability 7.5 or more, found Card 0 with 7.0"),
@@ -294,8 +296,8 @@ def test_auto_where_torch_is_absent_warns(machine: Machine, caplog: pytest.LogCa
     code = (
         without("torch")
         + "import logging\nlogging.basicConfig(stream=sys.stdout, format='%(levelname)s %(message)s')\n"
-        "from flashelmo.engine.cpu.runtime import choice\nchoice.has_cuda_card = lambda: True\n"
-        "print(choice.choose_runtime('auto', 'auto', 'auto'))"
+        "from flashelmo.engine import choice\nchoice.has_cuda_card = lambda: True\n"
+        "print(choice.choose_runtime(choice.Settings()))"
     )
     assert run_python(code).splitlines() == [
         "WARNING device 'auto': running on the CPU: device 'cuda' needs the package torch, which is not installed: "
@@ -322,8 +324,8 @@ def test_cuda_never_falls_back(machine: Machine, runtime: Any, caplog: pytest.Lo
     ("arguments", "message"),
     [
         (("cpu", "auto", "cuda"), "runtime 'cuda': expected a CUDA device, found device 'cpu'"),
-        (("cpu", "tf32", "auto"), "precision 'tf32': expected one of fp32, int8, bf16, fp64 on the CPU"),
-        (("cuda", "fp64", "auto"), "precision 'fp64': expected one of bf16, fp16, fp32, tf32, int8 on a CUDA device"),
+        (("cpu", "tf32", "auto"), "precision 'tf32': expected one of fp32, bf16, int8, fp64 on the CPU"),
+        (("cuda", "fp64", "auto"), "precision 'fp64': expected one of fp32, bf16, fp16, tf32, int8 on a CUDA device"),
         (("cuda", "auto", "ort"), "runtime 'ort' runs on device 'cpu'; expected 'cuda' on cuda"),
         (
             (["cuda:0", "cuda:1"], "auto", "ort"),
@@ -343,9 +345,9 @@ def test_cuda_never_falls_back(machine: Machine, runtime: Any, caplog: pytest.Lo
     ],
     ids=str,
 )
-def test_settings_that_do_not_go_together(arguments: tuple[Any, str, str], message: str) -> None:
+def test_settings_that_do_not_go_together(arguments: tuple[Any, Any, Any], message: str) -> None:
     with pytest.raises(FlashElmoError) as error:
-        choose_runtime(*arguments)
+        choose_runtime(Settings(*arguments))
     assert str(error.value) == message
 
 
@@ -361,8 +363,8 @@ def test_settings_that_do_not_go_together(arguments: tuple[Any, str, str], messa
     ids=repr,
 )
 def test_devices_by_name_and_in_lists(device: Any, devices: tuple[str, ...]) -> None:
-    assert choose_runtime(device, "fp32", "auto") == Choice("cuda", "fp32", devices)
-    assert choose_runtime(["cpu"], "auto", "auto") == Choice("ort", "fp32")
+    assert choose_runtime(Settings(device, "fp32", "auto")) == Choice("cuda", "fp32", devices)
+    assert choose_runtime(Settings(["cpu"], "auto", "auto")) == Choice("ort", "fp32")
 
 
 def test_a_state_lies_on_one_device() -> None:

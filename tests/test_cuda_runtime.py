@@ -16,12 +16,13 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, pipeline_of
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
-from flashelmo.engine.cuda import layout, plan
-from flashelmo.engine.cuda.settings import CudaSettings
+from flashelmo.engine import pipeline
+from flashelmo.engine.cuda import layout
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoWeights
 from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.settings import CudaSettings
 from flashelmo.engine.text.windows import Window
 
 MODEL = MODELS["skip"]
@@ -150,7 +151,7 @@ def test_order_and_company_do_not_change_the_vectors() -> None:
 
 
 def test_schedules_made_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SMALL_WINDOW", 3)  # tokens: windows of one are planned in between
+    monkeypatch.setattr(pipeline, "SMALL_WINDOW", 3)  # tokens: windows of one are planned in between
     windows = [Window.from_sentences(part) for part in (SHORT, [["cat"]], SHORT[::-1], [["the"]], SHORT, SHORT)]
     read: list[Window] = []
 
@@ -177,10 +178,10 @@ def test_two_threads_share_an_embedder() -> None:
 
 
 def test_an_error_of_a_planning_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SMALL_WINDOW", 0)
+    monkeypatch.setattr(pipeline, "SMALL_WINDOW", 0)
     embedder = on_cuda(ONE_LAYER)
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "build_schedule", lambda *arguments, **options: 1 // 0)
+        patch.setattr(pipeline, "build_schedule", lambda *arguments, **options: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             embedder.embed_batch(SHORT)
     assert_close(embedder.embed_batch(SHORT), ReferenceRuntime(ONE_LAYER).embed_batch(SHORT))

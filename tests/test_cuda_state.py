@@ -16,9 +16,9 @@ from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, 
 from tiny_models import MODELS
 
 from flashelmo.engine.cuda import executor, layout, state
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.settings import CudaSettings
 
 # Batches of several sizes, of which some hold empty sentences: rows rest, and come back.
 BATCHES = [

@@ -31,6 +31,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import read_native, write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics
+from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.windows import Window
 
 Arrays = list[npt.NDArray[Any]]
@@ -200,7 +201,7 @@ def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]
 
     from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 
-    make = partial(make_cuda_pipeline, model=MODELS["skip"], precision="fp32")
+    make = partial(make_cuda_pipeline, model=MODELS["skip"], precision="fp32", settings=Settings())
     name, setup = ("cuda:0", None) if device == "cuda" else ("interpreter", repair)
     windows = [Window.from_sentences(text[start : start + 2]) for start in range(0, 6, 2)]
     with closing(DevicePool(make, [name], setup=setup)) as pool:

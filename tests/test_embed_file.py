@@ -15,7 +15,7 @@ from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import OnShare, Stream, WindowPipeline
+from flashelmo.engine.pipeline import OnProgress, Stream, WindowPipeline
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.windows import Window
 
@@ -86,11 +86,13 @@ class LookingAhead:
     def reset_state(self) -> None:
         self._pipeline.reset_state()
 
-    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
+    def stream(
+        self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
+    ) -> Stream:
         windows = iter(windows)
         waiting = deque(islice(windows, 1 + self.ahead))
         while waiting:
-            on_share(0.5)
+            on_progress(0.5)
             yield from self._pipeline.stream([waiting.popleft()], output, lambda share: None, as_numpy=as_numpy)
             waiting.extend(islice(windows, 1))
 

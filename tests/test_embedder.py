@@ -17,6 +17,7 @@ from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
 from flashelmo.engine.cpu.openvino import has_bf16
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Layers, Output
+from flashelmo.engine.settings import RuntimeName
 
 MODEL = MODELS["skip"]
 FLOAT32_RUNTIMES = ["ort", "openvino", "reference"]
@@ -30,7 +31,9 @@ def embedder() -> ElmoEmbedder:
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
 @pytest.mark.parametrize("method", ["embed_sentence", "embed_batch", "embed", "embed_sentences"])
 @pytest.mark.parametrize("name", ["bilm_skip", "manylangs"])
-def test_golden_stateless(golden: Path, name: str, method: str, runtime: str, tolerance: dict[str, float]) -> None:
+def test_golden_stateless(
+    golden: Path, name: str, method: str, runtime: RuntimeName, tolerance: dict[str, float]
+) -> None:
     sentences = json.loads((golden / name / "sentences.json").read_text(encoding="utf-8"))
     file = "expected_layers.hdf5"
     if name == "bilm_skip":
@@ -50,7 +53,7 @@ def test_golden_stateless(golden: Path, name: str, method: str, runtime: str, to
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
 @pytest.mark.parametrize(("name", "streams"), [("bilm_skip", (0, 1)), ("bilm_noskip", (0,))])
 def test_golden_streams_need_the_state(
-    golden: Path, name: str, streams: tuple[int, ...], runtime: str, tolerance: dict[str, float]
+    golden: Path, name: str, streams: tuple[int, ...], runtime: RuntimeName, tolerance: dict[str, float]
 ) -> None:
     """TensorFlow's bilm ran sentence i of all streams as batch i and carried each row's state on."""
     rows = json.loads((golden / name / "sentences.json").read_text(encoding="utf-8"))
@@ -64,7 +67,7 @@ def test_golden_streams_need_the_state(
 
 
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
-def test_golden_file(golden: Path, tmp_path: Path, runtime: str, tolerance: dict[str, float]) -> None:
+def test_golden_file(golden: Path, tmp_path: Path, runtime: RuntimeName, tolerance: dict[str, float]) -> None:
     streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text(encoding="utf-8"))
     (tmp_path / "text").write_text("".join(f"{line}\n" for stream in streams[:2] for line in stream), encoding="utf-8")
     embedder = ElmoEmbedder.load(golden / "bilm_skip", runtime=runtime)
@@ -240,7 +243,7 @@ def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -
     [
         ({"device": "tpu"}, "device: expected"),
         ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
-        ({"precision": "fp8"}, "precision: expected one of auto, fp32, int8, bf16, fp64, fp16, tf32, found 'fp8'"),
+        ({"precision": "fp8"}, "precision: expected one of auto, fp32, bf16, fp16, tf32, int8, fp64, found 'fp8'"),
         ({"runtime": "onnx"}, "runtime: expected one of auto, ort, openvino, reference, cuda, found 'onnx'"),
         ({"runtime": "ort", "precision": "fp64"}, "runtime 'ort' has no precision 'fp64'; expected reference"),
         ({"runtime": "reference", "precision": "int8"}, "expected ort"),
@@ -271,9 +274,11 @@ def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not(relative_tol
     [("ort", "onnxruntime", "cpu"), ("openvino", "openvino", "openvino"), ("reference", "torch", "torch")],
 )
 def test_an_absent_package_names_its_extra(
-    runtime: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    runtime: RuntimeName, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.startswith("flashelmo.engine.cpu.runtime.")]:
+    for module in [
+        name for name in sys.modules if name.startswith(("flashelmo.engine.cpu.", "flashelmo.engine.reference."))
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(

@@ -24,9 +24,9 @@ from flashelmo.benchmarks.gpu.subject import Place, Subject
 from flashelmo.benchmarks.gpu.workloads import bulk
 from flashelmo.benchmarks.kernels.model import card_named
 from flashelmo.benchmarks.results import Results
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.settings import CudaSettings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),

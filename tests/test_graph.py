@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from tiny_models import BILM, MANYLANGS, MODELS, WORD_MODEL, random_model
 
 from flashelmo.engine.cpu.ort import OrtRuntime
-from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph, Tensors, WeightType
+from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph, Tensors
 from flashelmo.engine.graph.pieces import character_windows, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
+from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 
@@ -210,7 +211,7 @@ def test_float32_tensors_are_views_of_the_models_own(name: str) -> None:
 
 @pytest.mark.parametrize("weight_type", ["float32", "int8"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_type: WeightType) -> None:
+def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_type: NumberType) -> None:
     model = MODELS[name]
     tensors = prepare_tensors(model.config, model.weights, weight_type)
     named = [weight for graph in pieces(model.config, weight_type).values() for weight in graph.weights]
@@ -220,7 +221,7 @@ def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_
 # Graphs
 
 
-def pieces(config: ElmoConfig, weight_type: WeightType) -> dict[str, Graph]:
+def pieces(config: ElmoConfig, weight_type: NumberType) -> dict[str, Graph]:
     graphs = {"words": words_graph(config)}
     for layer in range(config.n_layers):
         for direction in DIRECTIONS:
@@ -229,13 +230,13 @@ def pieces(config: ElmoConfig, weight_type: WeightType) -> dict[str, Graph]:
     return graphs
 
 
-def tensors_of(config: ElmoConfig, weight_type: WeightType) -> Tensors:
+def tensors_of(config: ElmoConfig, weight_type: NumberType) -> Tensors:
     return prepare_tensors(config, random_model(config).weights, weight_type)
 
 
 @pytest.mark.parametrize("weight_type", ["float32", "int8"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_piece_is_valid_onnx(name: str, weight_type: WeightType) -> None:
+def test_every_piece_is_valid_onnx(name: str, weight_type: NumberType) -> None:
     model = MODELS[name]
     tensors = prepare_tensors(model.config, model.weights, weight_type)
     for graph in pieces(model.config, weight_type).values():

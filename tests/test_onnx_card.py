@@ -13,20 +13,23 @@ from tiny_models import MODELS
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export.build import build_onnx
 from flashelmo.export.card import model_card
 from flashelmo.export.card_examples import SENTENCES
-from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.report import Report
 from flashelmo.export.verification.sentences import SENTENCES as TEXT
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify
 
-FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+FILES: dict[PrecisionName, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 
 
-def export(folder: Path, name: str, precisions: tuple[Precision, ...], **options: Any) -> tuple[list[Any], list[Any]]:
+def export(
+    folder: Path, name: str, precisions: tuple[PrecisionName, ...], **options: Any
+) -> tuple[list[Any], list[Any]]:
     """Files of each precision below `folder`, with their metadata and reports."""
     (folder / "onnx").mkdir()
     truth = Truth(MODELS[name])

@@ -21,8 +21,8 @@ from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.build import build_onnx
-from flashelmo.export.metadata import Precision
 
 Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -47,7 +47,7 @@ MODELS = {
     "fp16": gentle_model(),
     "int8": gentle_model(),
 }
-PRECISIONS: dict[str, Precision] = {"fp16": "fp16", "int8": "int8"}  # all others are fp32
+PRECISIONS: dict[str, PrecisionName] = {"fp16": "fp16", "int8": "int8"}  # all others are fp32
 NEEDED = ("numpy", "onnxruntime")
 
 # Run in the new environment: embeds each file's sentences, and says what is installed there and what may be.

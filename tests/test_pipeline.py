@@ -11,13 +11,13 @@ import pytest
 import torch
 from tiny_models import MODELS, SENTENCES
 
-from flashelmo.engine.choice import RuntimeName
 from flashelmo.engine.cpu import bilstm
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model import initialize
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean, select_layers
 from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.settings import RuntimeName
 from flashelmo.engine.text.windows import Window
 
 Vectors = list[npt.NDArray[np.float32]]

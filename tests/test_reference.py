@@ -238,7 +238,7 @@ def test_bad_input():
         manylangs(torch.ones(1, 1, 12, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
     with pytest.raises(FlashElmoError, match="word_ids: this model needs them"):
         manylangs(torch.ones(1, 1, 12, dtype=torch.int64), mask=torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(FlashElmoError, match="precision: the reference has 'fp32' and 'fp64', found 'bf16'"):
+    with pytest.raises(FlashElmoError, match="precision: expected fp32 or fp64 for the reference, found 'bf16'"):
         ReferenceRuntime(MODELS["skip"], precision="bf16")  # type: ignore[arg-type]
     with pytest.raises(FlashElmoError, match="batch_size: expected 1 or more, found 0"):
         ReferenceRuntime(MODELS["skip"], batch_size=0)

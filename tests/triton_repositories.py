@@ -11,15 +11,15 @@ from tritonclient.grpc import InferInput, model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.build import build_onnx
-from flashelmo.export.metadata import Precision
 from flashelmo.export.servers.repository import write_triton_repository
 
 MIX = [0.2, 0.5, 0.3]
 ALL_MODELS = {**MODELS, "large": random_model(replace(MANYLANGS, n_characters=400), MANYLANGS_LEXICON)}
 FILE_NAMES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 # Name of the case: model, precisions, what else is asked of the export.
-CASES: dict[str, tuple[str, list[Precision], dict]] = {
+CASES: dict[str, tuple[str, list[PrecisionName], dict]] = {
     "characters": ("skip", ["fp32", "fp16", "int8"], {}),
     "words": ("words alone", ["fp32"], {}),
     "both": ("manylangs", ["fp32", "fp16"], {}),

@@ -20,13 +20,14 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import load_sentences, write_sentences
 from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine import pipeline
+from flashelmo.engine.cpu import pipeline
 from flashelmo.engine.cpu.bilstm import BiLstm
 from flashelmo.engine.cpu.word_vectors import WordVectors
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
-from flashelmo.engine.cuda.plan import Plan, Planner
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.pipeline import Plan, Planner
 from flashelmo.engine.processor import n_cores
+from flashelmo.engine.settings import Settings as EngineSettings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Boundaries, build_schedule
 from flashelmo.engine.text.windows import Window, read_ahead, read_windows
@@ -63,7 +64,7 @@ class Host:
 
     def device_inputs(self, path: Path, max_tokens: int) -> float:
         """Tokens a second from a file to the integers that a CUDA device is given, a thread for each core."""
-        planner = Planner(("<S>", "</S>"), threads=self._cores)
+        planner = Planner(("<S>", "</S>"), EngineSettings(threads=self._cores))
         return _speed(_filled(plan) for plan in planner.plan_ahead(read_ahead(_read(path, max_tokens))))
 
 

@@ -64,7 +64,7 @@ def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
         return Contestant(name, entrant.precision, onnx_file, given, place="onnx")
     if entrant.runs == "openvino":
         given = (exported.files["fp32"], exported.metadata, entrant.precision, threads)
-        return Contestant(name, entrant.precision, openvino_file, given, place="onnx")
+        return Contestant(name, entrant.precision, openvino_file, given)
     folder = exported.subject.folder
     if entrant.runs == "reference":  # it pads a batch as the others do
         options = cpu.options_of(REFERENCE, settings, batch_size=max(settings.batches))

@@ -21,10 +21,11 @@ from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import options_of
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
 PROVIDER = "CUDAExecutionProvider"
 NO_PROVIDER = "this ONNX Runtime has no CUDA provider"
 WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
@@ -87,7 +88,7 @@ def file_on_card(path: Path, optimized: Path) -> Way:
     return Way(lambda sentences: elmo.embed(sentences, batch_size=len(sentences)), run)
 
 
-def native_on_card(folder: Path, precision: str) -> Way:
+def native_on_card(folder: Path, precision: PrecisionName) -> Way:
     """The engine's kernels."""
     embedder = ElmoEmbedder.load(folder, device="cuda", precision=precision)
     import torch  # which is there, as the engine runs on the card

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashelmo.benchmarks.subject import Subject, load, write
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.build import build_onnx
-from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.metadata import Metadata
 
-FILE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.pieces import input_product_nodes
 from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
-from flashelmo.export.build import WEIGHT_TYPES
-from flashelmo.export.metadata import Precision
+from flashelmo.engine.precision import PRECISIONS, NumberType, PrecisionName
 
 
-def write_products(model: ElmoModel, precision: Precision, words: int, rows: int, path: Path) -> None:
+def write_products(model: ElmoModel, precision: PrecisionName, words: int, rows: int, path: Path) -> None:
     """Write the graph for W distinct words and n rows; its input says how many steps there are."""
-    weight_type = WEIGHT_TYPES[precision]
+    weight_type = PRECISIONS[precision].on("onnx").lstm_weights
     tensors = prepare_tensors(model.config, model.weights, weight_type)
     proto = products_graph(model.config, weight_type, words, rows).to_model(tensors, embed=True, name="products")
     onnx.save_model(proto, path)
 
 
-def products_graph(config: ElmoConfig, weight_type: WeightType, words: int, rows: int) -> Graph:
+def products_graph(config: ElmoConfig, weight_type: NumberType, words: int, rows: int) -> Graph:
     """Inputs: words [W, P], hidden [n, P], gate [n, C] of zeros, ticks [T, 1], of which only the number counts.
 
     Outputs are what would be thrown away otherwise: every input product and each direction's last states.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,26 +33,24 @@ class OpenVinoRuntime:
     Args:
         config: the model's dimensions.
         tensors: what `prepare_tensors` made for float32.
-        precision: "fp32" or "bf16" (products and elementwise operations; what passes between pieces is float32).
+        values: "float32" or "bfloat16", of products and elementwise operations; what passes between pieces is float32.
         threads: threads of one piece; 0 lets OpenVINO take the machine's cores.
 
     Raises:
-        FlashElmoError: bf16 on a processor without it.
+        FlashElmoError: bfloat16 on a processor without it.
     """
 
     concurrent_directions = False  # OpenVINO's threads serve one request after the other
 
-    def __init__(
-        self, config: ElmoConfig, tensors: Tensors, precision: Literal["fp32", "bf16"], threads: int = 0
-    ) -> None:
-        if precision == "bf16" and not has_bf16():
+    def __init__(self, config: ElmoConfig, tensors: Tensors, values: str, threads: int = 0) -> None:
+        if values == "bfloat16" and not has_bf16():
             raise FlashElmoError(
                 "precision 'bf16': this processor has no bfloat16 products (AVX-512 BF16 or AMX); pass 'fp32' or 'int8'"
             )
         self._core = openvino.Core()
         self._tensors = tensors
         self._settings = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[values],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

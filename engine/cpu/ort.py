@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.graph.builder import Graph, Tensors, WeightType
+from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES
+from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import cache_bytes, n_cores
 
 try:
@@ -36,7 +37,7 @@ class OrtRuntime:
     every step of few rows, and two directions would only drive each other's out of the cache.
     """
 
-    def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: WeightType, threads: int = 0) -> None:
+    def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: NumberType, threads: int = 0) -> None:
         self._tensors = tensors
         threads = threads or n_cores()
         step_weights = 5 * config.projection_size * config.cell_size * (1 if weight_type == "int8" else 4)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.layout import D, Layout, Sizes
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.weights import DeviceModel
+from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels.launch import can_depend
 from flashelmo.kernels.lstm.barrier import Barrier
 from flashelmo.kernels.lstm.layer import lstm_layer

@@ -13,12 +13,12 @@ from flashelmo.engine.cuda.compute import DeviceOutput, compute
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.cuda.memory import is_out_of_memory
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.transfer import CAPTURE, Transfers
 from flashelmo.engine.cuda.weights import DeviceModel
 from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.output import Output
+from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
 from flashelmo.kernels.lstm.barrier import Barrier
@@ -30,32 +30,19 @@ class Executor:
     Args:
         model: on the device.
         encoder, transfers: words to ids, and ids to the device.
-        share: whether schedules share prefixes, and so have one root.
-        stateful: carry the LSTM state from window to window, row by row.
-        cache_bytes: of the table of word vectors.
-        settings: switches that change the speed alone.
+        settings: sharing, state, the size of the table of word vectors, and switches that change the speed alone.
     """
 
-    def __init__(
-        self,
-        model: DeviceModel,
-        encoder: WordEncoder,
-        transfers: Transfers,
-        *,
-        share: bool,
-        stateful: bool,
-        cache_bytes: int,
-        settings: CudaSettings,
-    ) -> None:
+    def __init__(self, model: DeviceModel, encoder: WordEncoder, transfers: Transfers, settings: Settings) -> None:
         self.model = model
-        self.settings = settings
+        self._settings = settings
+        self._switches = settings.cuda
         self._transfers = transfers
-        self._share = share
-        self._table = VectorTable(model, encoder, transfers, cache_bytes)
-        self._state = DeviceState(model) if stateful else None
+        self._table = VectorTable(model, encoder, transfers, settings.cache_bytes)
+        self._state = DeviceState(model) if settings.stateful else None
         self._barrier = Barrier.on(model.device)
         self._barrier_used = False  # since `timed_out` was called
-        self._graphs = GraphCache(model.device, settings.max_graphs)
+        self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
 
@@ -104,17 +91,18 @@ class Executor:
         if self._is_small(sizes):
             return self._replay(schedule, sizes, word_rows, output, first_row), n_new
         ints = self._transfers.upload(Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
-        barrier = self._barrier if self.settings.persistent else None
+        barrier = self._barrier if self._switches.persistent else None
         self._barrier_used |= barrier is not None
         return self._compute(sizes, wanted, first_row, barrier, ints), n_new
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
-        return Sizes.of(schedule, share=self._share, pooled=output.pool is not None, stateful=self._state is not None)
+        settings = self._settings
+        return Sizes.of(schedule, share=settings.shares, pooled=output.pool is not None, stateful=settings.stateful)
 
     def _is_small(self, sizes: Sizes) -> bool:
-        settings = self.settings
-        return settings.graphs and sizes.max_rows <= settings.graph_rows and sizes.n_depths <= settings.graph_depths
+        switches = self._switches
+        return switches.graphs and sizes.max_rows <= switches.graph_rows and sizes.n_depths <= switches.graph_depths
 
     def _replay(self, schedule: Schedule, sizes: Sizes, word_rows: Int32, output: Output, first_row: int) -> Tensor:
         """A small window by its bucket's graph, or launch by launch as long as there is none."""
@@ -164,7 +152,7 @@ class Executor:
             ints,
             sizes,
             wanted,
-            self.settings,
+            self._switches,
             barrier=barrier,
             state=self._state,
             first_row=first_row,

@@ -6,7 +6,7 @@ results that are not there yet. A window that does not fit the device's memory i
 
 from __future__ import annotations
 
-# Before all others, as it names a package that is absent.
+# Imported first: raises MissingExtraError.
 from flashelmo.engine.cuda.requirements import check_precision, default_precision, find_device
 
 # isort: split
@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,14 @@ from torch import Tensor
 
 from flashelmo.engine.cuda import memory
 from flashelmo.engine.cuda.executor import Executor
-from flashelmo.engine.cuda.plan import Plan, Planner
 from flashelmo.engine.cuda.results import Results
-from flashelmo.engine.cuda.settings import CudaSettings
 from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.cuda.weights import CudaPrecision, DeviceModel
+from flashelmo.engine.cuda.weights import DeviceModel
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import OnShare, Statistics, Stream
+from flashelmo.engine.pipeline import OnProgress, Plan, Planner, Statistics, Stream
+from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Schedule
 from flashelmo.engine.text.windows import Window
@@ -47,59 +46,27 @@ class CudaPipeline:
     Args:
         model: what to compute.
         device: a CUDA device, or the CPU where Triton interprets its kernels.
-        precision: of the computation.
-        keep_boundaries: give the vectors of the begin and end of every sentence too.
-        share: compute equal prefixes and suffixes once. Stateful runs never share.
-        stateful: carry the LSTM state from window to window, row by row.
-        cache_bytes: of the table of word vectors on the device.
-        window_tokens: larger windows are halved; None takes what fits the device's free memory.
-        threads: that make schedules.
-        settings: switches that change the speed alone.
+        precision: of the computation, a name of `PRECISIONS`.
+        settings: boundaries, sharing, state, sizes and switches. Windows of more than `window_tokens` are halved; None
+            takes what fits the device's free memory.
 
     Attributes:
         device, precision: as given.
         max_tokens: of a window; fewer for a while once one did not fit.
     """
 
-    def __init__(
-        self,
-        model: ElmoModel,
-        device: torch.device,
-        precision: CudaPrecision,
-        *,
-        keep_boundaries: bool = False,
-        share: bool = True,
-        stateful: bool = False,
-        cache_bytes: int = 128 << 20,
-        window_tokens: int | None = None,
-        threads: int | None = None,
-        settings: CudaSettings | None = None,
-    ) -> None:
-        settings = settings or CudaSettings()
+    def __init__(self, model: ElmoModel, device: torch.device, precision: str, settings: Settings) -> None:
         self.device, self.precision = device, precision
+        self._settings = settings
         encoder = WordEncoder(model.config, model.lexicon)
-        self._keep_boundaries = keep_boundaries
-        self._planner = Planner(
-            encoder.boundary_words,
-            keep_boundaries=keep_boundaries,
-            share=share and not stateful,
-            complete=stateful,
-            threads=threads,
-        )
+        self._planner = Planner(encoder.boundary_words, settings)
         self._transfers = Transfers(device)
         with self._transfers.computing():
-            self._executor = Executor(
-                DeviceModel(model, device, precision),
-                encoder,
-                self._transfers,
-                share=share and not stateful,
-                stateful=stateful,
-                cache_bytes=cache_bytes,
-                settings=settings,
-            )
+            device_model = DeviceModel(model, device, precision)
+            self._executor = Executor(device_model, encoder, self._transfers, settings)
         self._lock = threading.Lock()  # what is kept from window to window is shared
         value_bytes = self._executor.model.dtype.itemsize
-        self._most_tokens = window_tokens or memory.window_tokens(model.config, value_bytes, device)
+        self._most_tokens = settings.window_tokens or memory.window_tokens(model.config, value_bytes, device)
         self.max_tokens, self._n_fitted = self._most_tokens, 0
         self.ahead = self._planner.threads + IN_FLIGHT
         self.statistics = Statistics()
@@ -109,20 +76,24 @@ class CudaPipeline:
         with self._lock, self._transfers.computing():
             self._executor.reset_state()
 
-    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
-        """See `engine.pipeline.WindowPipeline`; `on_share` is called when a window's results are given."""
+    def stream(
+        self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
+    ) -> Stream:
+        """See `engine.pipeline.WindowPipeline`; `on_progress` is called when a window's results are given."""
         queued: deque[tuple[Window, list[Results]]] = deque()
         for plan in self._planner.plan_ahead(windows):
             if len(queued) == IN_FLIGHT:
                 made = queued[0][1][-1].made
-                yield self._oldest(queued, on_share)
+                yield self._oldest(queued, on_progress)
                 made.wait()  # where nobody waits for results, the host would otherwise run ahead without bound
             with self._lock, self._transfers.computing():
                 queued.append((plan.window, self._queue(plan, output, as_numpy)))
         while queued:
-            yield self._oldest(queued, on_share)
+            yield self._oldest(queued, on_progress)
 
-    def _oldest(self, queued: deque[tuple[Window, list[Results]]], on_share: OnShare) -> tuple[Window, Iterator[Any]]:
+    def _oldest(
+        self, queued: deque[tuple[Window, list[Results]]], on_progress: OnProgress
+    ) -> tuple[Window, Iterator[Any]]:
         """The results of the window that was queued first.
 
         Raises:
@@ -136,7 +107,7 @@ class CudaPipeline:
                 f"device {self.device}: expected all programs of a persistent launch to run at once, found some "
                 "missing after seconds; pass cuda=CudaSettings(persistent=False)"
             )
-        on_share(1.0)
+        on_progress(1.0)
         return window, (result for part in parts for result in part)
 
     def _queue(self, plan: Plan, output: Output, as_numpy: bool, first_row: int = 0) -> list[Results]:
@@ -177,7 +148,7 @@ class CudaPipeline:
     def _results(self, plan: Plan, values: Tensor, n_new: int, output: Output, as_numpy: bool) -> Results:
         """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
         schedule = plan.schedule
-        self.statistics.count(plan.window, schedule, n_new, self._keep_boundaries)
+        self.statistics.count(plan.window, schedule, n_new, self._settings.keep_sentence_boundaries)
         return Results(
             values,
             np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
@@ -199,7 +170,7 @@ class CudaPipeline:
         )
 
 
-def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, **settings: Any) -> CudaPipeline:
+def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, settings: Settings) -> CudaPipeline:
     """The pipeline of a device, by its name; precision "auto" is the type that it computes fastest in.
 
     Raises:
@@ -209,7 +180,7 @@ def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, **sett
     check_precision(device, precision)
     chosen = default_precision(device) if precision == "auto" else precision
     try:
-        return CudaPipeline(model, device, cast(CudaPrecision, chosen), **settings)
+        return CudaPipeline(model, device, chosen, settings)
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise

@@ -7,8 +7,9 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from flashelmo.engine.choice import INTERPRETER
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.settings import INTERPRETER
 
 try:
     import torch
@@ -20,8 +21,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("triton", "gpu", "device 'cuda'") from error
 
 LEAST_TRITON = (3, 6)
-LEAST_CAPABILITY = (7, 5)
-HALF_CAPABILITY = (8, 0)  # below, Triton multiplies 16-bit numbers and TF32 one by one, slower than float32
+LEAST_CAPABILITY = PRECISIONS["fp32"].capability
 
 
 def find_device(name: str) -> torch.device:
@@ -67,21 +67,22 @@ def find_device(name: str) -> torch.device:
 
 def default_precision(device: torch.device) -> str:
     """The type that a device computes fastest in: "bf16" where it has it, otherwise "fp32"."""
-    return "bf16" if _has_half(device) else "fp32"
+    return "bf16" if _has(device, "bf16") else "fp32"
 
 
 def check_precision(device: torch.device, precision: str) -> None:
     """Raise FlashElmoError where the device lacks the type."""
-    if precision not in ("auto", "fp32") and not _has_half(device):
+    if precision != "auto" and not _has(device, precision):
         found = f"{torch.cuda.get_device_name(device)} with {_dotted(torch.cuda.get_device_capability(device))}"
+        expected = _dotted(PRECISIONS[precision].capability)
         raise FlashElmoError(
-            f"precision {precision!r}: expected a card of compute capability {_dotted(HALF_CAPABILITY)} or more, found "
-            f"{found}; pass 'fp32'"
+            f"precision {precision!r}: expected a card of compute capability {expected} or more, found {found}; "
+            "pass 'fp32'"
         )
 
 
-def _has_half(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= HALF_CAPABILITY
+def _has(device: torch.device, precision: str) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= PRECISIONS[precision].capability
 
 
 def _count(name: str) -> int:

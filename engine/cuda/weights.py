@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
 from flashelmo.kernels.highway import highway, pack_highway
@@ -18,15 +17,6 @@ from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
-CudaPrecision: TypeAlias = Literal["bf16", "fp16", "fp32", "tf32", "int8"]
-DTYPES = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "int8": torch.bfloat16,
-}
-
 
 class DeviceModel:
     """What the kernels need of a model.
@@ -34,7 +24,7 @@ class DeviceModel:
     Args:
         model: as it was read.
         device: where the weights go.
-        precision: of the computation; "int8" has 8-bit LSTM weights beside bf16 values.
+        precision: of the computation, a name of `PRECISIONS`.
 
     Attributes:
         dtype: of word vectors and hidden states; cells and sums are float32.
@@ -42,11 +32,12 @@ class DeviceModel:
         lstm: each layer's weights, both directions.
     """
 
-    def __init__(self, model: ElmoModel, device: torch.device, precision: CudaPrecision) -> None:
+    def __init__(self, model: ElmoModel, device: torch.device, precision: str) -> None:
         self.config = model.config
         self.device = device
-        self.dtype = DTYPES[precision]
-        self.products: Precision = "tf32" if precision == "tf32" else "ieee"
+        arithmetic = PRECISIONS[precision].on("cuda")
+        self.dtype: torch.dtype = getattr(torch, arithmetic.values)
+        self.products: Precision = arithmetic.products
         weights = model.weights
         self._word_embedding = None
         if weights.word_embedding is not None:
@@ -69,7 +60,8 @@ class DeviceModel:
         if weights.projection is not None:
             weight, bias = self._pair(weights.projection)
             self._projection = weight.to(self.dtype), bias
-        self.lstm: list[LstmWeights] = [self._layer(cells, int8=precision == "int8") for cells in weights.lstm]
+        int8 = arithmetic.lstm_weights == "int8"
+        self.lstm: list[LstmWeights] = [self._layer(cells, int8) for cells in weights.lstm]
 
     def word_vectors(self, words: Words | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""

@@ -21,7 +21,7 @@ from flashelmo.engine.devices.stream import Arrived, Lost, WindowStream
 from flashelmo.engine.devices.worker import Cancel, Start
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import OnShare, Statistics, Stream, WindowPipeline
+from flashelmo.engine.pipeline import OnProgress, Statistics, Stream, WindowPipeline
 from flashelmo.engine.text.windows import Window
 
 logger = logging.getLogger("flashelmo")
@@ -86,8 +86,10 @@ class DevicePool:
     def reset_state(self) -> None:
         """Does nothing: there is no state."""
 
-    def stream(self, windows: Iterable[Window], output: Output, on_share: OnShare, *, as_numpy: bool = True) -> Stream:
-        """See `WindowPipeline`; `on_share` is called when a window is given. Results are arrays of their own memory.
+    def stream(
+        self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
+    ) -> Stream:
+        """See `WindowPipeline`; `on_progress` is called when a window is given. Results are arrays of their own memory.
 
         Raises:
             FlashElmoError: tensors are asked for; or, from the iterator, a window's own error in its place, or that no
@@ -95,14 +97,14 @@ class DevicePool:
         """
         if not as_numpy:
             raise FlashElmoError("convert_to_numpy: expected True with several devices, found False")
-        return self._stream(windows, output, on_share)
+        return self._stream(windows, output, on_progress)
 
-    def _stream(self, windows: Iterable[Window], output: Output, on_share: OnShare) -> Stream:
+    def _stream(self, windows: Iterable[Window], output: Output, on_progress: OnProgress) -> Stream:
         stream = self._switchboard.open(windows, output, self.ahead + 1)
         try:
             for window, embedded in stream.results():
                 self._count(embedded.counts)
-                on_share(1.0)
+                on_progress(1.0)
                 yield window, embedded.arrays
         finally:
             self._switchboard.close(stream)
@@ -113,7 +115,7 @@ class DevicePool:
                 setattr(self.statistics, field.name, getattr(self.statistics, field.name) + n)
 
     def close(self) -> None:
-        """End the processes. So do the end of the program and of the pool's last reference."""
+        """End the processes. They also end with the program, and with the pool's last reference."""
         self._end()
 
 
@@ -144,7 +146,7 @@ def _end(processes: list[DeviceProcess]) -> None:
 
 
 class _Switchboard:
-    """Brings what processes send to the stream that waits for it. It knows no pool, so that a pool can be freed."""
+    """Hands what processes send to the stream that waits for it; holds no reference to the pool, which can be freed."""
 
     def __init__(self) -> None:
         self.processes: list[DeviceProcess] = []

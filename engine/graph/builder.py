@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from flashelmo.engine.precision import NumberType
+
 OPSET = 18
 IR_VERSION = 8  # the one that opset 18 came with, read by ONNX Runtime from 1.14 on; by default onnx writes a newer one
 
-WeightType = Literal["float32", "float16", "int8"]
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -28,7 +29,7 @@ class Graph:
         prefix: begins the names of its nodes' outputs, as the body of a Scan needs names of its own.
     """
 
-    weight_type: WeightType = "float32"
+    weight_type: NumberType = "float32"
     prefix: str = ""
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from flashelmo.engine.graph.builder import Graph, WeightType
+from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, expected_shapes
+from flashelmo.engine.precision import NumberType
 
 
 def words_graph(config: ElmoConfig) -> Graph:
@@ -76,7 +77,7 @@ def _highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
     return x
 
 
-def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_type: NumberType) -> Graph:
     """The gates' part that does not recur: `x` [m, P] -> `input`, `forget`, `candidate`, `output`, each [m, C]."""
     graph = Graph(weight_type)
     x = graph.input("x", ["m", config.projection_size])
@@ -94,7 +95,7 @@ def input_product_nodes(graph: Graph, layer: int, direction: str, x: str) -> lis
     ]
 
 
-def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: WeightType) -> Graph:
+def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: NumberType) -> Graph:
     """T LSTM steps of the same n rows, as one Scan; T is 1 where rows branch or end.
 
     Inputs: `input`, `forget`, `candidate`, `output` from the input product: in layer 0 [m, C], one row per distinct
@@ -163,7 +164,7 @@ def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, ste
     return states
 
 
-def _step_graph(config: ElmoConfig, prefix: str, steps: Steps, weight_type: WeightType) -> Graph:
+def _step_graph(config: ElmoConfig, prefix: str, steps: Steps, weight_type: NumberType) -> Graph:
     """One step: states [n, P] and [n, C], and the gates' input parts -> states, and the hidden state once more.
 
     The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.graph.builder import Tensors, WeightType
+from flashelmo.engine.graph.builder import Tensors
 from flashelmo.engine.graph.pieces import widest
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, ElmoWeights
+from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import int8_levels
 
 MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
@@ -19,7 +20,7 @@ LEAST_HALF = np.float32(-3e4)  # the same in 16 bits, where infinity times zero 
 
 
 def prepare_tensors(
-    config: ElmoConfig, weights: ElmoWeights, weight_type: WeightType, levels: int | None = None
+    config: ElmoConfig, weights: ElmoWeights, weight_type: NumberType, levels: int | None = None
 ) -> Tensors:
     """An array for every weight the graphs name, in the order of `weights`.
 

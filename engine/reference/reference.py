@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.reference.padding import add_boundaries, pad_tokens, positions_before, sentence_lengths
 from flashelmo.engine.reference.torch_layers import (
     ConvolutionLayer,
@@ -37,6 +38,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
 
+REFERENCE_PRECISIONS = tuple(name for name, each in PRECISIONS.items() if "reference" in each.runtimes)
 TOKENS_AT_ONCE = 512  # the widest convolution of the published models takes 180 KB a token
 
 
@@ -193,7 +195,7 @@ class ReferenceRuntime:
     """Words in, layers out, through `ReferenceElmo` on batches in the order given.
 
     Args:
-        precision: "fp32" or "fp64", of the arithmetic and of the result.
+        precision: of the arithmetic and of the result: "fp32" or "fp64", those of `PRECISIONS` that it has.
         device: a PyTorch device; on a GPU products stay in full float32, without TF32.
         threads: PyTorch's threads, a setting of the whole process; None leaves it.
         stateful: carry the LSTM state, so that results depend on what was embedded before.
@@ -204,14 +206,15 @@ class ReferenceRuntime:
         self,
         model: ElmoModel,
         *,
-        precision: Literal["fp32", "fp64"] = "fp32",
+        precision: str = "fp32",
         device: str | torch.device = "cpu",
         threads: int | None = None,
         stateful: bool = False,
         batch_size: int = 32,
     ) -> None:
-        if precision not in ("fp32", "fp64"):
-            raise FlashElmoError(f"precision: the reference has 'fp32' and 'fp64', found {precision!r}")
+        if precision not in REFERENCE_PRECISIONS:
+            expected = " or ".join(REFERENCE_PRECISIONS)
+            raise FlashElmoError(f"precision: expected {expected} for the reference, found {precision!r}")
         if batch_size < 1:
             raise FlashElmoError(f"batch_size: expected 1 or more, found {batch_size}")
         if threads is not None:
@@ -220,7 +223,7 @@ class ReferenceRuntime:
         self.device = torch.device(device)
         self.encoder = WordEncoder(model.config, model.lexicon)
         self.elmo = ReferenceElmo(model.config, model.weights, model.lexicon, stateful=stateful).eval()
-        self.elmo.to(self.device, torch.float64 if precision == "fp64" else torch.float32)
+        self.elmo.to(self.device, getattr(torch, PRECISIONS[precision].on("cpu").values))
 
     def reset_state(self) -> None:
         """Forget the state carried."""

@@ -25,9 +25,10 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import first_line
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import Arrays, pad
-from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.metadata import Metadata
 from flashelmo.export.servers.config import Limits, Tensor, graph_tensors, onnx_config, text_config
 from flashelmo.export.servers.readme import readme
 from flashelmo.export.verification.sentences import SENTENCES
@@ -42,7 +43,7 @@ ABOUT_ONNX_TEXT = "model: the file, beside model.py. threads: 0 for all cores."
 
 
 def write_triton_repository(
-    folder: Path, files: Mapping[Precision, Path], model: ElmoModel, *, max_batch_size: int = 64, threads: int = 0
+    folder: Path, files: Mapping[PrecisionName, Path], model: ElmoModel, *, max_batch_size: int = 64, threads: int = 0
 ) -> None:
     """Write a repository; it appears whole or not at all.
 

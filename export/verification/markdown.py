@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashelmo.export.verification.bounds import Bound
+    from flashelmo.engine.precision import Bound
     from flashelmo.export.verification.report import CaseResult, OutputError, Report
 
 ERRORS = ("output", "vectors", "max abs error", "relative error", "worst vector", "least cosine", "bound")

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from flashelmo.export.metadata import Precision
-from flashelmo.export.verification.bounds import Bound
+from flashelmo.engine.precision import Bound, PrecisionName
 from flashelmo.export.verification.markdown import report_page
 
 
@@ -63,7 +62,7 @@ class Report:
     """
 
     file: str
-    precision: Precision
+    precision: PrecisionName
     layers: tuple[int, ...]
     mix: tuple[float, ...]
     stateful: bool

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import Bound
 from flashelmo.engine.processor import processor_name
-from flashelmo.export.metadata import Metadata, Precision
+from flashelmo.export.metadata import Metadata
 from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
-from flashelmo.export.verification.bounds import BOUNDS, Bound, bounds_of_outputs
+from flashelmo.export.verification.bounds import bounds_of_outputs
 from flashelmo.export.verification.cases import Case, Sentence, make_cases
 from flashelmo.export.verification.compare import Comparison, expected_outputs, expected_states
 from flashelmo.export.verification.markdown import short
@@ -42,7 +43,7 @@ def verify(
     sentences: Sequence[Sequence[str]] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     providers: str | Sequence[Provider] = "cpu",
-    bounds: Mapping[Precision, Bound] | None = None,
+    bounds: Mapping[str, Bound] | None = None,
     truth: Truth | None = None,
     expected: Metadata | None = None,
 ) -> Report:
@@ -59,7 +60,7 @@ def verify(
             once, some 200 tokens a second at the original size.
         batch_sizes: numbers of sentences that the text runs in, one case each.
         providers: ONNX Runtime's execution providers, the preferred one first.
-        bounds: by precision, in place of BOUNDS.
+        bounds: by precision, in place of those of `PRECISIONS`.
         truth: a `Truth(model)`, given where several files of one model are verified.
         expected: the metadata as they were meant to be; the report's digest is not compared.
 
@@ -76,7 +77,7 @@ def verify(
         raise FlashElmoError("truth: expected the one made of this model, found another's")
     wanted = available_providers(providers)
     metadata, problems = _look(path, model, expected)
-    limits = bounds_of_outputs(metadata, BOUNDS if bounds is None else bounds)
+    limits = bounds_of_outputs(metadata, bounds)
     results: list[CaseResult] = []
     session = _open(path, metadata, wanted, problems) if makes_sense(metadata, model) else None
     if session is not None:

@@ -11,7 +11,7 @@ import onnx
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.export.build import WEIGHT_TYPES, tensors_of, vocabulary_of
+from flashelmo.export.build import tensors_of, vocabulary_of
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.structure import one_line
 from flashelmo.export.whole_model import elmo_graph
@@ -45,7 +45,7 @@ def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, mode
 
 
 def _expected_tensors(metadata: Metadata, model: ElmoModel) -> dict[str, Tensor]:
-    graph = elmo_graph(metadata, vocabulary_of(model), WEIGHT_TYPES[metadata.precision])
+    graph = elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
     tensors = tensors_of(model, metadata)
     numbers = {name: value for name, value in graph.constants.items() if value.dtype.kind == "f"}  # the mix, clips
     return numbers | {name: tensors[name] for name in graph.weights}

@@ -6,7 +6,7 @@ import typer
 
 
 def bench(context: typer.Context) -> None:
-    """Measure the engine, its exported files and kernels against what the machine allows; `flashelmo bench --help` has the options."""
+    """Measure the engine, beside the reference and this machine's limits; `flashelmo bench --help` has the options."""
     from flashelmo.benchmarks.__main__ import main
 
     raise typer.Exit(main(context.args))

@@ -23,6 +23,7 @@ from flashelmo.cli.terminal import file_status, messages, progress_bar, readable
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.windows import Errors
 
@@ -38,7 +39,7 @@ def embed(
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
     pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
     precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|tf32|bf16|fp16|int8|fp64", help="Of the computation.")
+        str, typer.Option(metavar="|".join(["auto", *PRECISIONS]), help="Of the computation.")
     ] = "auto",
     runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference|cuda", help="What computes.")] = "auto",
     device: Annotated[

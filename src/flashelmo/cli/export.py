@@ -11,6 +11,7 @@ import typer
 from flashelmo.cli.arguments import Options, Overwrite, parse_mix, parse_numbers
 from flashelmo.cli.terminal import readable_size, say
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.text.windows import read_windows
 
 MOST_TEXT = 10_000  # sentences or tokens to verify with: the reference computes some hundreds of tokens a second
@@ -20,7 +21,9 @@ def export(
     model: Annotated[Path, typer.Argument(help="Model of any format.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     options: Options = None,
-    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8", help="One, or some with commas.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="|".join(precisions_on("onnx")), help="One, or some with commas.")
+    ] = "fp32",
     all_precisions: Annotated[bool, typer.Option("--all", help="A file for every precision.")] = False,
     layers: Annotated[str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.")] = "all",
     mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="What token_embeddings are.")] = "average",
@@ -43,7 +46,7 @@ def export(
 ) -> None:
     """Export a model as ONNX files, each verified against the PyTorch reference."""
     from flashelmo.engine.model.checkpoints import load_model
-    from flashelmo.export.write import ALL_PRECISIONS, check_folder, export_onnx, verify_folder
+    from flashelmo.export.write import check_folder, export_onnx, verify_folder
 
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     if not verify_only:
@@ -60,7 +63,7 @@ def export(
     reports = export_onnx(
         loaded,
         destination,
-        precisions=ALL_PRECISIONS if all_precisions else precision.split(","),
+        precisions=precisions_on("onnx") if all_precisions else precision.split(","),
         layers=None if layers == "all" else parse_numbers("--layers", layers),
         mix=parse_mix(mix, loaded.config.n_layers + 1),
         stateful=stateful,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from flashelmo.engine.embed_file import Progress
+from flashelmo.engine.embed_file import OnTextProgress
 
 
 class InterruptedBySignal(BaseException):
@@ -53,7 +53,7 @@ def file_status(file: IO[Any]) -> os.stat_result | None:
 
 
 @contextmanager
-def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[Progress]:
+def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
     """A bar of the text's bytes where there is a terminal, or lines every ten seconds."""
     from tqdm import tqdm
 

@@ -1,0 +1,166 @@
+"""Windows to vectors on the processor: plan, word vectors, biLSTM, and the gathering of what was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+
+from flashelmo.engine.cpu.bilstm import BiLstm, LstmState
+from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
+from flashelmo.engine.cpu.word_vectors import WordVectors
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.output import Output, pool_mean
+from flashelmo.engine.pipeline import OnProgress, PipelineInfo, Planner, Statistics, Stream, stream_windows
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.settings import Settings
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS, Schedule
+from flashelmo.engine.text.windows import Window
+
+Source: TypeAlias = tuple[Array, Int32]  # states [N, P], and which of them each token has [tokens]
+
+WINDOW_BYTES = 256 << 20  # of a window's hidden states, all layers and directions
+
+
+class CpuPipeline:
+    """Embeds windows on a runtime that executes the graph's pieces, each when it is asked for.
+
+    Args:
+        model, runtime: what to compute and what computes it.
+        settings: boundaries, sharing, state and the size of the word cache.
+    """
+
+    ahead = 0
+
+    def __init__(self, model: ElmoModel, runtime: Runtime, settings: Settings) -> None:
+        self._config = model.config
+        self._settings = settings
+        encoder = WordEncoder(model.config, model.lexicon)
+        self._planner = Planner(encoder.boundary_words, settings)
+        self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes)
+        self._bilstm = BiLstm(model.config, runtime)
+        self._state = LstmState() if settings.stateful or not settings.share else None
+        self._lock = threading.Lock()  # a window at a time: state, cache and the LSTM's memory are shared
+        self.statistics = Statistics()
+
+    def reset_state(self) -> None:
+        """Let every row start at zero again."""
+        with self._lock:
+            self._clear_state()
+
+    def stream(
+        self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
+    ) -> Stream:
+        """See `WindowPipeline`; `on_progress` is called after every step."""
+
+        def run(window: Window) -> Iterator[Array]:
+            with self._lock:
+                return self._run(window, output, on_progress)
+
+        return stream_windows(windows, run, as_numpy)
+
+    def _clear_state(self) -> None:
+        if self._state is not None:
+            self._state = LstmState()
+
+    def _run(self, window: Window, output: Output, on_progress: OnProgress) -> Iterator[Array]:
+        """Compute a window; then iterate over its sentences' results."""
+        plan = self._planner.plan(window)
+        schedule = plan.schedule
+        vectors, n_new = self._words.lookup(plan.words)
+        if not self._settings.stateful:
+            self._clear_state()
+        done = 0
+
+        lock = threading.Lock()
+
+        def count(nodes: int) -> None:
+            nonlocal done
+            with lock:
+                done += nodes
+                on_progress(done / (schedule.n_nodes * self._config.n_layers))
+
+        layers = self._bilstm.run(schedule, vectors, self._state, count)
+        self.statistics.count(window, schedule, n_new, self._settings.keep_sentence_boundaries)
+        return _sentences(schedule, vectors, layers, output)
+
+
+def make_cpu_pipeline(model: ElmoModel, runtime: str, precision: str, settings: Settings) -> PipelineInfo:
+    """The pipeline on a runtime of a name, "ort" or "openvino".
+
+    Raises:
+        MissingExtraError: the runtime's package is not installed.
+        FlashElmoError: the processor lacks the precision.
+    """
+    pipeline = CpuPipeline(model, make_runtime(model, runtime, precision, settings.threads or 0), settings)
+    return PipelineInfo(pipeline, "cpu", precision, _tokens_at_once(model.config))
+
+
+def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:
+    """The runtime of a name, "ort" or "openvino", on `threads` threads; 0 takes all cores."""
+    from flashelmo.engine.graph.tensors import prepare_tensors  # needs onnx, which a CUDA device does not
+
+    arithmetic = PRECISIONS[precision].on("cpu")
+    if name == "openvino":
+        from flashelmo.engine.cpu.openvino import OpenVinoRuntime
+
+        tensors = prepare_tensors(model.config, model.weights, "float32")
+        return OpenVinoRuntime(model.config, tensors, arithmetic.values, threads)
+    from flashelmo.engine.cpu.ort import OrtRuntime
+
+    tensors = prepare_tensors(model.config, model.weights, arithmetic.lstm_weights)
+    return OrtRuntime(model.config, tensors, arithmetic.lstm_weights, threads)
+
+
+def _tokens_at_once(config: ElmoConfig) -> int:
+    return min(MAX_WINDOW_TOKENS, max(1, WINDOW_BYTES // (4 * config.output_size * config.n_layers)))
+
+
+def _sentences(
+    schedule: Schedule, vectors: Array, layers: list[tuple[Array, Array]], output: Output
+) -> Iterator[Array]:
+    """Gather what is asked for of each sentence and no more. Layer 0 is [x, x], the others are [forward, backward]."""
+    words, nodes = schedule.token_words, (schedule.forward.token_nodes, schedule.backward.token_nodes)
+    sources = [((vectors, words), (vectors, words))]
+    sources += [((forward, nodes[0]), (backward, nodes[1])) for forward, backward in layers]
+    groups = [[sources[layer] for layer in group] for group in output.groups(len(sources))]
+    mix = output.layers if isinstance(output.layers, tuple) else None
+    for start, stop in zip(schedule.offsets[:-1], schedule.offsets[1:], strict=True):
+        yield _sentence(groups, mix, slice(start, stop), 2 * vectors.shape[1], output)
+
+
+def _sentence(
+    groups: list[list[tuple[Source, Source]]], mix: tuple[float, ...] | None, tokens: slice, size: int, output: Output
+) -> Array:
+    """The result for the tokens of one sentence; at a time, at most one layer more is held."""
+    n_tokens = tokens.stop - tokens.start
+    result = np.empty((len(groups), size) if output.pool else (len(groups), n_tokens, size), np.float32)
+    for row, group in zip(result, groups, strict=True):
+        mean = np.empty((n_tokens, size), np.float32) if output.pool else row
+        for k, halves in enumerate(group):
+            _gather(halves, tokens, mean, add=k > 0, factor=None if mix is None else mix[k])
+        if mix is None and len(group) > 1:
+            mean /= len(group)
+        if output.pool:
+            row[:] = pool_mean(mean)
+    return result if output.layers == "all" else result[0]
+
+
+def _gather(
+    halves: tuple[Source, Source], tokens: slice, into: Array, *, add: bool, factor: float | None = None
+) -> None:
+    """Write a layer's vectors, times a factor, into [T, 2P], or add them to what it holds."""
+    size = into.shape[1] // 2
+    for half, (states, rows) in zip((into[:, :size], into[:, size:]), halves, strict=True):
+        found = states[rows[tokens]]
+        if factor is not None:
+            found *= np.float32(factor)
+        if add:
+            half += found
+        else:
+            half[:] = found
+        del found  # before the next half takes as much

@@ -1,0 +1,147 @@
+"""Precisions: what each computes in, where it runs, and how far its vectors may lie from the reference.
+
+Every literal type, tolerance and bound of the engine, the export's gate, the benchmarks and the tests comes from
+`PRECISIONS`. A new precision is a new row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16", "tf32", "int8", "fp64"]
+Place: TypeAlias = Literal["cpu", "cuda", "onnx"]
+NumberType: TypeAlias = Literal["float64", "float32", "bfloat16", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How far vectors may lie from the reference's: errors must be less, the cosine more; None where nothing is asked.
+
+    Attributes:
+        max_abs: largest absolute difference; hidden states lie in about [-3, 3].
+        relative: ||a - b|| / ||b|| of a layer, over all vectors that are compared.
+        worst_vector: the same of one vector, so that one wrong token is not lost among many.
+        cosine: of a vector and the reference's.
+    """
+
+    max_abs: float | None = None
+    relative: float | None = None
+    worst_vector: float | None = None
+    cosine: float | None = None
+
+    @property
+    def tightest(self) -> float:
+        """The absolute bound where there is one, else the relative one."""
+        return next(bound for bound in (self.max_abs, self.relative) if bound is not None)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a precision is computed in one place. Sums and cells are float32 throughout, in fp64 float64.
+
+    Attributes:
+        values: number type of word vectors and hidden states.
+        bound: against the reference.
+        lstm_weights: number type of the LSTM's matrices.
+        products: "tf32" where float32 values are multiplied with 11 bits, otherwise "ieee".
+    """
+
+    values: NumberType
+    bound: Bound
+    lstm_weights: NumberType
+    products: Literal["ieee", "tf32"] = "ieee"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One precision.
+
+    Attributes:
+        name: as users write it.
+        computes_in: the same for people.
+        runtimes: of the CPU that have it, the preferred one first.
+        capability: the least compute capability of a card that has it.
+        cpu, cuda, onnx: its arithmetic on the processor, on a card and in an exported file; None where it is not.
+    """
+
+    name: PrecisionName
+    computes_in: str
+    runtimes: tuple[str, ...] = ()
+    capability: tuple[int, int] = (8, 0)  # below, Triton multiplies 16-bit numbers and TF32 one by one
+    cpu: Arithmetic | None = None
+    cuda: Arithmetic | None = None
+    onnx: Arithmetic | None = None
+
+    def on(self, place: Place) -> Arithmetic:
+        """Its arithmetic in a place; KeyError where it is not."""
+        found: Arithmetic | None = getattr(self, place)
+        if found is None:
+            raise KeyError(f"{self.name} does not run on {place}")
+        return found
+
+    @property
+    def bounds(self) -> Mapping[Place, Bound]:
+        """Its bound in every place that has it."""
+        places: tuple[Place, ...] = ("cpu", "cuda", "onnx")
+        return {place: self.on(place).bound for place in places if getattr(self, place) is not None}
+
+
+# Where an exported file is bounded more closely than its layers as a whole, one vector may be off by four to ten times
+# what all together may, and its cosine by what that lets through.
+_ROWS = (
+    # The same sums in another order, 24 bits: also the bound against published vectors, which are float32 themselves.
+    # Measured: CPU 2.3e-6, an H200 8.3e-6 (relative 1.6e-6), exported files 2.3e-6.
+    Precision(
+        "fp32",
+        "float32",
+        ("ort", "openvino", "reference"),
+        capability=(7, 5),
+        cpu=Arithmetic("float32", Bound(max_abs=1e-5, relative=1e-5), "float32"),
+        cuda=Arithmetic("float32", Bound(max_abs=1e-5, relative=1e-5), "float32"),
+        onnx=Arithmetic("float32", Bound(max_abs=1e-5, relative=1e-5, worst_vector=1e-3, cosine=0.999999), "float32"),
+    ),
+    # 8 bits of mantissa: each rounding is off by 0.4% at most, and a sum averages them. Measured: CPU 0.0069, H200
+    # 0.0073.
+    Precision(
+        "bf16",
+        "16 bits (8 of mantissa), sums and cells float32",
+        ("openvino",),
+        cpu=Arithmetic("bfloat16", Bound(relative=0.01), "bfloat16"),
+        cuda=Arithmetic("bfloat16", Bound(relative=0.01), "bfloat16"),
+    ),
+    # 11 bits. Measured: H200 8.5e-4, exported files 8.2e-4.
+    Precision(
+        "fp16",
+        "16 bits (11 of mantissa), sums and cells float32",
+        cuda=Arithmetic("float16", Bound(relative=2e-3), "float16"),
+        onnx=Arithmetic("float16", Bound(relative=2e-3, worst_vector=0.01, cosine=0.9999), "float16"),
+    ),
+    # Triton cuts to 10 bits instead of rounding: 7e-4 a product, and words take four in a row. Measured: H200 0.0024.
+    Precision(
+        "tf32",
+        "float32, products of 11 bits",
+        cuda=Arithmetic("float32", Bound(relative=3e-3), "float32", products="tf32"),
+    ),
+    # 8-bit LSTM weights by column. On the CPU and in files their inputs have 8 bits too, by their range: measured
+    # 0.0145, and 0.0235 with weights of 7 bits, as x86 without VNNI needs; on a card inputs are bf16: H200 0.0083.
+    Precision(
+        "int8",
+        "LSTM products in 8 bits (on a card: 8-bit LSTM weights, all else as bf16)",
+        ("ort",),
+        cpu=Arithmetic("float32", Bound(relative=0.05), "int8"),
+        cuda=Arithmetic("bfloat16", Bound(relative=0.02), "int8"),
+        onnx=Arithmetic("float32", Bound(relative=0.05, worst_vector=0.2, cosine=0.98), "int8"),
+    ),
+    # The same sums in another order: 53 bits, some thousand additions deep.
+    Precision(
+        "fp64", "float64", ("reference",), cpu=Arithmetic("float64", Bound(max_abs=1e-12, relative=1e-12), "float64")
+    ),
+)
+PRECISIONS: Mapping[str, Precision] = {row.name: row for row in _ROWS}
+
+
+def precisions_on(place: Place) -> tuple[PrecisionName, ...]:
+    """Names of the precisions that a place has."""
+    return tuple(row.name for row in _ROWS if getattr(row, place) is not None)

@@ -1,0 +1,143 @@
+"""Settings: everything that can be chosen of an embedder, in one frozen object from the embedder down.
+
+A new option is a field of `Settings` and the same name in `Options`, which tells type checkers; whoever needs it reads
+it from the object.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PrecisionName
+
+RuntimeName: TypeAlias = Literal["ort", "openvino", "reference", "cuda"]
+Auto: TypeAlias = Literal["auto"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+INTERPRETER = "interpreter"  # a device: the CUDA runtime's kernels, interpreted by Triton on the CPU, for tests
+
+
+@dataclass(frozen=True)
+class CudaSettings:
+    """Switches of the CUDA runtime that change its speed and never its results.
+
+    Attributes:
+        graphs: replay small windows as captured CUDA graphs.
+        persistent: depths of few rows in one launch of cooperating programs, in windows that are launched ahead.
+        dependent: launch a step's kernels before the one before has ended (programmatic dependent launch, sm_90 on):
+            see `kernels.lstm.run.LaunchOptions` for what was measured.
+        keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again, where they are
+            launched one by one; persistent launches always ask.
+        graph_rows: windows with more rows at some depth are launched ahead: a step then outlasts its launches.
+        graph_depths: windows of more time steps are launched ahead.
+        max_graphs: kept; the least recently replayed gives way.
+    """
+
+    graphs: bool = True
+    persistent: bool = True
+    dependent: bool = False
+    keep_weights: bool = True
+    graph_rows: int = 512
+    graph_depths: int = 128
+    max_graphs: int = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an embedder computes.
+
+    Attributes:
+        device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is "cuda" where
+            it can be used, and otherwise says once that it is the CPU.
+        precision: a name of `PRECISIONS` that the device has (`docs/precision.md`). "auto" is "bf16" on CUDA devices
+            that have it, otherwise "fp32".
+        runtime: on the CPU "ort", "openvino" or "reference", on a CUDA device "cuda"; "auto" is the first that has the
+            precision.
+        stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
+        batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
+        threads: processor threads; None takes all cores. On a CUDA device they make schedules, 4 at most.
+        keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
+        share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
+        cache_bytes: bound of the word vectors kept from call to call.
+        window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB, on a CUDA
+            device to what fits its free memory.
+        cuda: switches of the CUDA runtime that change its speed alone.
+
+    Raises:
+        FlashElmoError: a number that is too small.
+    """
+
+    device: str | Sequence[str] = "auto"
+    precision: PrecisionName | Auto = "auto"
+    runtime: RuntimeName | Auto = "auto"
+    stateful: bool = False
+    batch_size: int = 64
+    threads: int | None = None
+    keep_sentence_boundaries: bool = False
+    share: bool = True
+    cache_bytes: int = 128 << 20
+    window_tokens: int | None = None
+    cuda: CudaSettings = CudaSettings()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads", "window_tokens"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("cache_bytes", self.cache_bytes, 0)
+        if not isinstance(self.device, str):
+            object.__setattr__(self, "device", tuple(self.device))
+
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        """Settings from keywords.
+
+        Raises:
+            FlashElmoError: one is unknown; the message names those that there are.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise FlashElmoError(f"option: expected some of {', '.join(known)}, found {name!r}")
+        return cls(**options)
+
+    @property
+    def shares(self) -> bool:
+        """Whether equal prefixes and suffixes are computed once: a state that is carried makes them differ."""
+        return self.share and not self.stateful
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings` as keywords."""
+
+    device: str | Sequence[str]
+    precision: PrecisionName | Auto
+    runtime: RuntimeName | Auto
+    stateful: bool
+    batch_size: int
+    threads: int | None
+    keep_sentence_boundaries: bool
+    share: bool
+    cache_bytes: int
+    window_tokens: int | None
+    cuda: CudaSettings
+
+
+def shows_options(function: Function) -> Function:
+    """Let `help` and editors show a function's `**options` one by one, with types and defaults."""
+    signature = inspect.signature(function)
+    kept = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Settings)
+    ]
+    function.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return function
+
+
+def check_at_least(name: str, value: int | None, least: int) -> None:
+    """Raise FlashElmoError, naming the setting, where a number is too small; None is no number."""
+    if value is not None and value < least:
+        raise FlashElmoError(f"{name}: expected {least} or more, found {value}")
