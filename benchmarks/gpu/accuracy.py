@@ -82,13 +82,10 @@ def error_rows(row: Row, precision: str, pieces: Iterable[Piece]) -> list[Row]:
     for piece in pieces:
         difference = np.abs(piece.found - piece.expected)
         norm = max(float(np.linalg.norm(piece.expected)), float(np.finfo(np.float64).tiny))
-        errors = {
-            "max abs error": float(difference.max(initial=0)),
-            "relative error": np.linalg.norm(difference) / norm,
-        }
-        limits = {"max abs error": bound.max_abs, "relative error": bound.relative}
-        for unit, error in errors.items():
-            limit, said = limits[unit], ""
+        largest, relative = float(difference.max(initial=0)), float(np.linalg.norm(difference)) / norm
+        units = (("max abs error", largest, bound.max_abs), ("relative error", relative, bound.relative))
+        for unit, error, limit in units:
+            said = ""
             if piece.same_bits and error != 0:
                 said = f"{FAILED}: {unit} {error:.2g}, expected the same bits"
             elif not piece.same_bits and limit is not None and not error < limit:  # NaN breaks every bound
@@ -148,7 +145,8 @@ def repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     for _ in range(PASSES):
         again, last = last, [x for each in batches(truth.sentences, size) for x in embedder.embed(each)]
     yield from layers(last, truth.vectors)
-    yield Piece("two calls", *(np.concatenate([x.ravel() for x in each])[None] for each in (last, again)), True)
+    after, before = (np.concatenate([x.ravel() for x in each])[None] for each in (last, again))
+    yield Piece("two calls", after, before, same_bits=True)
 
 
 def bulk(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:

@@ -28,8 +28,7 @@ from flashelmo.benchmarks.gpu.stages import measure_stages
 from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
 from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
 from flashelmo.benchmarks.kernels.card import CARD, Card, Device, card_of, results_on
-from flashelmo.benchmarks.kernels.ceilings import measure_ceilings
-from flashelmo.benchmarks.kernels.graph_timing import Timer, time_graphs
+from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.run import Job, Run, Suite, slug
 from flashelmo.benchmarks.settings import Settings
@@ -309,8 +308,7 @@ SUITE = Suite(
         limit_seconds=480.0,
         golden=GOLDEN,
     ),
-    ("out", "sections", "models", "precisions", "text", "golden", "onnx", "off", "few", "sanitize")
-    + ("rounds", "seed", "limit_seconds", "commit"),
+    tuple("out sections models precisions text golden onnx off few sanitize rounds seed limit_seconds commit".split()),
     command,
     known={"off": SWITCHES},
 )

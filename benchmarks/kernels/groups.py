@@ -20,7 +20,14 @@ from torch import Tensor
 from flashelmo.benchmarks.kernels import model, problems
 from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, kernel_name, reference_step, way_in_use
+from flashelmo.benchmarks.kernels.lstm import (
+    LstmLayer,
+    LstmProblem,
+    has_dependent,
+    kernel_name,
+    reference_step,
+    way_in_use,
+)
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product, spell
 from flashelmo.engine.model.config import ElmoConfig

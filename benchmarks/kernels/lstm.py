@@ -60,7 +60,9 @@ class LstmLayer:
         """As the kernels read them."""
         if precision not in self._packed:
             int8 = PRECISIONS[precision].on("cuda").lstm_weights == "int8"
-            self._packed[precision] = pack_lstm(self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device)
+            self._packed[precision] = pack_lstm(
+                self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device
+            )
         return self._packed[precision]
 
     def unpacked(self, device: str, dtype: torch.dtype) -> list[Tensor]:
@@ -73,8 +75,8 @@ def reference_step(
     config: ElmoConfig, weights: Sequence[Tensor], d: int, states: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The reference's step of a direction, of its input, hidden state and cell."""
-    given: list[Any] = [*states, *(weight[d] for weight in weights)]
-    return reference.lstm_step(*given, config.cell_clip, config.projection_clip)
+    given: list[Any] = [*states, *(weight[d] for weight in weights), config.cell_clip, config.projection_clip]
+    return reference.lstm_step(*given)
 
 
 class LstmProblem:
@@ -165,7 +167,8 @@ def kernel_name(launch: Launch) -> str:
 def _barrier(device: str) -> Barrier:
     if device != "meta":
         return Barrier.on(device)
-    return Barrier(*(torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32)), PROGRAMS)
+    arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
+    return Barrier(arrivals, timed_out, PROGRAMS)
 
 
 def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:

@@ -42,9 +42,18 @@ LIMITS = {
     100: (227, 228, 64, 32),
     120: (99, 100, 48, 24),
 }
-HEADINGS = "kernel, type, size, tile, target, registers, spills B, shared KiB, product, instructions, programs".split(
-    ", "
-)
+HEADINGS = [
+    "kernel",
+    "type",
+    "size",
+    "tile",
+    "target",
+    "registers",
+    "spills B",
+    "shared KiB",
+    "product",
+    "instructions",
+]
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def run(settings: Settings, console: Console) -> int:
         raise FlashElmoError(f"--target: expected one of {', '.join(map(str, TARGETS))}, found {settings.target}")
     found = measure_all([settings.target] if settings.target else TARGETS, settings.kernel, console)
     title = f"GPU kernels, compiled by Triton {triton.__version__}"
-    print_table(console, title, 5, HEADINGS, [line_of(each) for each in found])
+    print_table(console, title, 5, [*HEADINGS, "programs"], [line_of(each) for each in found])
     if settings.out is not None:
         rows = [json.dumps(asdict(each) | {"programs": each.programs}) for each in found]  # one kernel a line
         settings.out.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")

@@ -6,31 +6,17 @@ of cuBLAS at the same shapes and of `torch.compile` of the reference's step. Res
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, cycle, islice
-from typing import Any
 
 from rich.console import Console
 
-from flashelmo.benchmarks.kernels import tables
+from flashelmo.benchmarks.kernels import checks, groups, tables
 from flashelmo.benchmarks.kernels.card import CARD, Card, Device, card_of, results_on
-from flashelmo.benchmarks.kernels.ceilings import measure_ceilings
-from flashelmo.benchmarks.kernels.checks import ODD, ODD_SIZES, SIZES, Sizes, checks, run_checks
-from flashelmo.benchmarks.kernels.graph_timing import Timer, time_graphs
-from flashelmo.benchmarks.kernels.groups import (
-    CHAIN,
-    OTHERS,
-    Chain,
-    Group,
-    Timed,
-    compiled_group,
-    input_group,
-    step_groups,
-    token_group,
-    word_groups,
-)
+from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
+from flashelmo.benchmarks.kernels.groups import Group, Timed
 from flashelmo.benchmarks.kernels.lstm import LstmLayer
 from flashelmo.benchmarks.kernels.model import ROWS, TOKENS, WORDS, Cost, predicted
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio
@@ -52,7 +38,7 @@ class Kernels:
     Args:
         card: the device's, its ceilings the table's until they are measured.
         timer: times tasks.
-        sizes, odd_sizes: that are checked, at the model's sizes and at those that fit no block.
+        sizes: that are checked, at the model's sizes and at those that fit no block.
     """
 
     def __init__(
@@ -62,66 +48,58 @@ class Kernels:
         device: Device,
         card: Card,
         timer: Timer = time_graphs,
-        sizes: Sizes = SIZES,
-        odd_sizes: Sizes = ODD_SIZES,
-        chain: Chain = CHAIN,
+        sizes: tuple[checks.Sizes, checks.Sizes] = (checks.SIZES, checks.ODD_SIZES),
+        chain: groups.Chain = groups.CHAIN,
     ) -> None:
         self.settings, self.config, self.device, self.card = settings, config, device, card
-        (self.model,) = settings.models
+        self.model, self.timer, self.chain, self._sizes = settings.models[0], timer, chain, sizes
         self.passed: dict[tuple[str, str], bool] = {}
         self.costs: dict[tuple[str, str, str], Cost] = {}
-        self.timer, self.chain = timer, chain
-        self._sizes, self._odd_sizes = sizes, odd_sizes
 
     def jobs(self, run: Run) -> Iterator[Job]:
         """Checks, the ceilings, and what is timed, the targets first."""
-        settings, config, device = self.settings, self.config, self.device.torch
-        odd = [each for each in ("bf16", "fp32") if each in settings.precisions]
-        for model, sizes in ((self.model, self._sizes), ("odd sizes", self._odd_sizes)):
-            given = (ODD, sizes, device, settings.seed + 1, odd)
-            if model == self.model:
-                given = (config, sizes, device, settings.seed, list(settings.precisions))
-            found = partial(checks, *given)
-            yield Job("error", model, "", partial(self._check, found, model, run))
+        settings, config, device, seed = self.settings, self.config, self.device.torch, self.settings.seed
+        few = tuple(each for each in ("bf16", "fp32") if each in settings.precisions)
+        sizes, odd_sizes = self._sizes
+        yield self._check(run, self.model, checks.checks(config, sizes, device, seed, settings.precisions))
+        yield self._check(run, "odd sizes", checks.checks(checks.ODD, odd_sizes, device, seed + 1, few))
         yield Job("ceiling", CARD, "", self._ceilings)
-        words = text_words(max(settings.words))
+        words, sizes_of_words = text_words(max(settings.words)), sorted(settings.words, reverse=True)
         rows = sorted(settings.rows, key=lambda n: (n not in TARGET_ROWS, n))
         targets = [n for n in rows if n in TARGET_ROWS]
-        sizes_of_words = sorted(settings.words, reverse=True)
         yield from map(self._steps, targets)
         yield from (self._words(words[:n]) for n in sizes_of_words[:1])
         yield from (self._steps(n) for n in rows if n not in targets)
         yield from (self._words(words[:n]) for n in sizes_of_words[1:])
-        inputs = partial(input_group, config, settings.input_nodes, settings.precisions, device)
-        yield self._job("input", f"{settings.input_nodes} nodes", lambda: iter([inputs()]))
-        tokens = partial(token_group, config, settings.layer_tokens, "bf16", device, settings.seed)
-        yield self._job("token layers", f"{settings.layer_tokens} tokens", lambda: iter([tokens()]))
+        n, N = settings.input_nodes, settings.layer_tokens
+        yield self._job("input", f"{n} nodes", lambda: [groups.input_group(config, n, settings.precisions, device)])
+        yield self._job("token layers", f"{N} tokens", lambda: [groups.token_group(config, N, "bf16", device, seed)])
         for n in settings.compiled_rows:
-            group = partial(compiled_group, chain=self.chain)
-            yield self._job("compiled step", f"{n} rows", partial(self._compiled, group, n), COMPILE_SECONDS)
+            yield self._job("compiled step", f"{n} rows", partial(self._compiled, n), COMPILE_SECONDS)
 
     @cached_property
     def layer(self) -> LstmLayer:
         """The LSTM layer that all steps are those of."""
         return LstmLayer(self.config, self.device.torch, self.settings.seed)
 
-    def _compiled(self, group: Any, n: int) -> Iterator[Group]:
-        yield group(self.layer, n)
+    def _compiled(self, n: int) -> Iterator[Group]:
+        yield groups.compiled_group(self.layer, n, self.chain)
 
     def _steps(self, n: int) -> Job:
         settings = self.settings
-        precisions = [each for each in settings.precisions if each not in OTHERS or n in settings.other_rows]
-        return self._job("step", f"{n} rows", lambda: step_groups(self.layer, n, precisions, self.chain))
+        precisions = [each for each in settings.precisions if each not in groups.OTHERS or n in settings.other_rows]
+        return self._job("step", f"{n} rows", lambda: groups.step_groups(self.layer, n, precisions, self.chain))
 
     def _words(self, words: list[str]) -> Job:
-        groups = partial(word_groups, self.config, words, "bf16", self.device.torch, self.settings.seed)
-        return self._job("characters", f"{len(words)} words", groups)
+        given = self.config, words, "bf16", self.device.torch, self.settings.seed
+        return self._job("characters", f"{len(words)} words", partial(groups.word_groups, *given))
 
-    def _job(self, section: str, detail: str, groups: Any, seconds: float = 0.0) -> Job:
-        return Job(section, self.model, detail, lambda: map(self.measure, groups()), seconds)
+    def _job(self, section: str, detail: str, build: Callable[[], Iterable[Group]], seconds: float = 0.0) -> Job:
+        return Job(section, self.model, detail, lambda: map(self.measure, build()), seconds)
 
-    def _check(self, found: Any, model: str, run: Run) -> Iterator[list[Row]]:
-        return run_checks(found(), model, run.deadline, self.device, self.passed)
+    def _check(self, run: Run, model: str, found: Iterator[checks.Check]) -> Job:
+        given = found, model, run.deadline, self.device, self.passed
+        return Job("error", model, "", partial(checks.run_checks, *given))
 
     def _ceilings(self) -> Iterator[list[Row]]:
         settings = self.settings
@@ -138,8 +116,7 @@ class Kernels:
             row = Row(group.section, self.model, each.task.name, "µs", group.detail)
             rows.append(self._timed(row, each, timings))
             if each.cost is not None:
-                named = replace(row, name=tables.MODEL + each.task.name)
-                rows.append(predicted(named, each.cost, self.card, each.precision))
+                rows.append(predicted(replace(row, name=tables.MODEL + row.name), each.cost, self.card, each.precision))
         return rows
 
     def _timed(self, row: Row, each: Timed, timings: Mapping[str, Timing]) -> Row:
@@ -186,12 +163,11 @@ def command(settings: Settings, console: Console) -> int:
     settings = device.fitting(settings)
     results = results_on(found, settings, "kernels")
     run = Run(settings, console, results, f"gpu-kernels-{slug(found['name'])}.json", device.is_lost)
-    (model,) = settings.models
-    return measure(run, Kernels(settings, preset_config(model), device, card_of(found, run.say)))
+    return measure(run, Kernels(settings, preset_config(settings.models[0]), device, card_of(found, run.say)))
 
 
 SUITE = Suite(
-    "every GPU kernel on this machine's card: correct first, then how fast beside its model and cuBLAS",
+    "Every GPU kernel on this machine's card: correct first, then how fast beside its model and cuBLAS.",
     Settings(
         models=("original",),
         precisions=("bf16", "fp16", "fp32", "tf32"),

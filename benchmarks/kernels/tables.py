@@ -96,7 +96,7 @@ def target_table(results: Results, what: str) -> str:
 
 
 def _verdict(value: float | None, wanted: str) -> str:
-    """ "missed" where the figure is on the wrong side of what is wanted, as "at least 2.5M, goal 4M"."""
+    """Says "missed" where the figure is on the wrong side of what is wanted, as "at least 2.5M, goal 4M"."""
     if value is None:
         return ""
     relation, _, number = wanted.partition(",")[0].rpartition(" ")

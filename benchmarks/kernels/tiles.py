@@ -38,9 +38,8 @@ def tiles_of(labels: str) -> tuple[Tile, ...]:
 
 
 # Operation -> rows (or words) at which its candidates are timed, in 16 bits.
-STEP_ROWS, WORD_ROWS = (16, 32, 64, 128, 512, 1024), (64, 1024, 4096)
-ROWS = {"gates": STEP_ROWS, "projection": STEP_ROWS}
-ROWS |= dict.fromkeys(("highway", "linear", "characters"), WORD_ROWS)
+ROWS: dict[str, tuple[int, ...]] = dict.fromkeys(("gates", "projection"), (16, 32, 64, 128, 512, 1024))
+ROWS |= dict.fromkeys(("highway", "linear", "characters"), (64, 1024, 4096))
 CANDIDATES = {
     "gates": tiles_of(
         "16x32x128 4w 3s, 16x32x64 4w 5s, 16x64x64 8w 4s, 32x32x64 4w 4s, 32x64x64 8w 4s, 64x32x64 4w 4s,"
@@ -85,11 +84,13 @@ def jobs(
         for n in rows.get(operation, ()):
             unit = "rows" if operation in ("gates", "projection") else "words"
             fitting = [tile for tile in tiles if tile.rows <= max(16, 2 * n)]  # others would mostly hold absent rows
-            compared = partial(_compare, run, kernels, operation, n, f"{n} {unit}", fitting)
-            yield Job(operation, kernels.model, f"{n} {unit}", lambda compared=compared: [compared()])
+            rows_of = partial(_compare, run, kernels, operation, n, f"{n} {unit}", fitting)
+            yield Job(operation, kernels.model, f"{n} {unit}", rows_of)
 
 
-def _compare(run: Run, kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]) -> list[Row]:
+def _compare(
+    run: Run, kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]
+) -> Iterator[list[Row]]:
     """A row for each tile, the fastest first."""
     check = _check(kernels, operation, n)
     found: dict[Tile, Timed | str] = {}
@@ -108,7 +109,7 @@ def _compare(run: Run, kernels: Kernels, operation: str, n: int, detail: str, ti
         if isinstance(each, Timed) and each.cost is not None:
             row = replace(row, ceiling=float(f"{each.cost.roofline(kernels.card, each.precision):.4g}"))
         rows.append(row)
-    return sorted(rows, key=lambda row: row.median or float("inf"))
+    yield sorted(rows, key=lambda row: row.median or float("inf"))
 
 
 def _check(kernels: Kernels, operation: str, n: int) -> Check:
