@@ -27,7 +27,7 @@ from flashelmo.benchmarks.gpu.speed import ONNX, OURS, SWITCH, UNIT, Speed
 from flashelmo.benchmarks.gpu.stages import measure_stages
 from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
 from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
-from flashelmo.benchmarks.kernels.card import CARD, Card, Device, card_of, results_on
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, card_of, results_on
 from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.run import Job, Run, Suite, slug
@@ -308,7 +308,7 @@ SUITE = Suite(
         limit_seconds=480.0,
         golden=GOLDEN,
     ),
-    tuple("out sections models precisions text golden onnx off few sanitize rounds seed limit_seconds commit".split()),
+    ("sections", "precisions", "text", "golden", "onnx", "off", "few", "sanitize", *RUN_OPTIONS),
     command,
     known={"off": SWITCHES},
 )

@@ -17,6 +17,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.settings import INTERPRETER
 
 CARD = "card"  # in place of the model where a row is of none
+RUN_OPTIONS = ("out", "models", "rounds", "seed", "limit_seconds", "commit")  # of every run on a card
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def word_groups(config: ElmoConfig, words: Sequence[str], precision: str, device
     characters = problems.characters(config, spell(words, config), make)
     chain = [characters]
     for _ in range(config.n_highway):
-        chain.append(problems.highway(config, n, make, x=chain[-1].out))
+        chain.append(problems.highway(config, n, make, x=chain[-1].out.normal_()))
     yield _group("characters", detail, precision, {precision: characters})
     yield _group("highway", detail, precision, {precision: chain[1]})
     whole = sum((each.cost for each in chain), Cost())

@@ -14,7 +14,7 @@ from itertools import chain, cycle, islice
 from rich.console import Console
 
 from flashelmo.benchmarks.kernels import checks, groups, tables
-from flashelmo.benchmarks.kernels.card import CARD, Card, Device, card_of, results_on
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, card_of, results_on
 from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
 from flashelmo.benchmarks.kernels.groups import Group, Timed
 from flashelmo.benchmarks.kernels.lstm import LstmLayer
@@ -177,6 +177,6 @@ SUITE = Suite(
         words=WORDS,
         layer_tokens=TOKENS,
     ),
-    ("out", "models", "precisions", "rows", "rounds", "seed", "limit_seconds", "commit"),
+    ("precisions", "rows", *RUN_OPTIONS),
     command,
 )

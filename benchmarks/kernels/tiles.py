@@ -17,7 +17,7 @@ from unittest import mock
 
 from rich.console import Console
 
-from flashelmo.benchmarks.kernels.card import Device, card_of, results_on
+from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, Device, card_of, results_on
 from flashelmo.benchmarks.kernels.checks import Check, Sizes, checks, run_checks
 from flashelmo.benchmarks.kernels.groups import Timed, ours, word_groups
 from flashelmo.benchmarks.kernels.lstm import way_in_use
@@ -100,7 +100,7 @@ def _compare(
         if kernels.device.is_lost():
             break
     ready = {tile: each for tile, each in found.items() if isinstance(each, Timed) and not kernels.device.is_lost()}
-    taken = kernels.timer(kernels.settings.rounds, [each.task for each in ready.values()])
+    taken = kernels.timer(kernels.settings.rounds, [each.task for each in ready.values()]) if ready else []
     timings = dict(zip(ready, taken, strict=True))
     rows = []
     for tile, each in found.items():
@@ -151,6 +151,6 @@ def command(settings: Settings, console: Console) -> int:
 SUITE = Suite(
     "which tile of each operation is fastest on this machine's card",
     Settings(models=("original",), operations=tuple(CANDIDATES), rounds=9, limit_seconds=270.0),
-    ("out", "models", "operations", "rounds", "seed", "limit_seconds", "commit"),
+    ("operations", *RUN_OPTIONS),
     command,
 )
