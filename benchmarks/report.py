@@ -79,7 +79,12 @@ def generate(name: str, folder: Path, up: str) -> Iterator[str]:
     if name == "gpu":
         from flashelmo.benchmarks.gpu.tables import tables as gpu_tables  # which needs torch
 
-        yield from (gpu_tables(Results.read(path)) for path in sorted(_cards(folder)))
+        yield from (gpu_tables(Results.read(path), f"gpu/{path.name}") for path in sorted(_cards(folder)))
+    if name == "kernels":
+        from flashelmo.benchmarks.kernels.tables import tables as kernel_tables
+
+        for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
+            yield kernel_tables(Results.read(path), f"gpu/{path.name}")
 
 
 def precision(path: Path) -> str:
