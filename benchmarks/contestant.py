@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from flashelmo.benchmarks.accuracy import why_wrong
 from flashelmo.benchmarks.results import FAILED
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Here, Worker, one_line
+from flashelmo.benchmarks.worker import Here, Pool, Worker, one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
@@ -65,9 +64,9 @@ class Contestant:
         """Its name and detail, by which it is known in a run."""
         return self.name, self.detail
 
-    def start(self) -> Worker:
-        """Made in a process of its own."""
-        return Worker(Clock, self.make, *self.arguments)
+    def start(self, pool: Pool) -> Worker:
+        """Made in a process of its own, which the pool keeps."""
+        return pool.worker(Clock, self.make, *self.arguments)
 
     def here(self) -> Here:
         """Made in this process."""
@@ -111,22 +110,14 @@ class Clock:
             self._way.run(piece)
 
 
-Maker = Callable[[Contestant], Worker | Here]
-
-
 def line_up(
-    stack: ExitStack,
-    contestants: Iterable[Contestant],
-    sentences: Sentences,
-    expected: Sequence[Array],
-    begin: Maker = Contestant.start,
+    contestants: Iterable[Contestant], sentences: Sentences, expected: Sequence[Array], pool: Pool | None = None
 ) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
     """Those who can take part and whose vectors are right, by name and detail; and by name why the others do not.
 
     Args:
-        stack: keeps the workers.
         sentences, expected: a batch, and the reference's vectors of it.
-        begin: makes one: `Contestant.start` or `Contestant.here`.
+        pool: keeps a process for each; None makes them in this one.
     """
     workers: dict[tuple[str, str], Worker | Here] = {}
     absent: dict[str, str] = {}
@@ -134,8 +125,7 @@ def line_up(
         if each.name in absent:
             continue
         try:
-            worker = begin(each)
-            stack.callback(worker.close)
+            worker = each.here() if pool is None else each.start(pool)
             wrong = why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place)
         except FlashElmoError as error:
             absent[each.name] = one_line(error)

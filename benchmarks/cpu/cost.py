@@ -24,8 +24,7 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
     """
     lengths = settings.memory_tokens
     if lengths is None:
-        with contestant(subject, settings, "fp32").start() as worker:
-            window = worker.call("window_tokens")
+        window = contestant(subject, settings, "fp32").start(subject.pool).call("window_tokens")
         lengths = window, 2 * window
     model_bytes = sum(path.stat().st_size for path in subject.folder.iterdir())
     rows = []

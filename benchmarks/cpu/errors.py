@@ -32,9 +32,8 @@ def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def _vectors(subject: Subject, settings: Settings, name: str, sentences: Sentences, **options: str) -> list[Array]:
-    with contestant(subject, settings, name, **options).start() as worker:
-        vectors: list[Array] = worker.call("vectors", sentences)
-        return vectors
+    vectors: list[Array] = contestant(subject, settings, name, **options).start(subject.pool).call("vectors", sentences)
+    return vectors
 
 
 def _rows(subject: Subject, name: str, unit: str, by_layer: list[float]) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from operator import truediv
@@ -34,24 +33,23 @@ def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
     The reference gets batches of 32 sentences drawn evenly over the same text in file order, and drawn evenly over the
     text sorted by length.
     """
-    with ExitStack() as stack:
-        ours = [contestant(subject, settings, name, cache_bytes=0) for name in settings.contestants]
-        reference, workers, absent = _line_up(stack, subject, settings, ours)
-        n_tokens = settings.bulk_tokens or max(worker.call("window_tokens") for worker in workers.values())
-        text, source = load_sentences(n_tokens, settings.text, settings.seed)
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
-        measures: dict[Key, Callable[[], float]] = {("limits", ""): limits.measure_peaks}
-        tokens: dict[Key, int] = {}
-        for order, sentences in (FILE_ORDER, text), (SORTED, sorted(text, key=len)):
-            drawn = draw_passages(sentences, settings.reference_batches)
-            path = write_sentences(subject.folder.parent / f"{order}.txt", drawn)
-            measures[REFERENCE, order] = partial(reference.call, "seconds", [path])
-            tokens[REFERENCE, order] = sum(map(len, drawn))
-        whole = write_sentences(subject.folder.parent / "text.txt", text)
-        for key, worker in workers.items():
-            measures[key] = partial(worker.call, "seconds", [whole])
-            tokens[key] = n_tokens
-        timings = take_turns(settings.rounds, measures)
+    ours = [contestant(subject, settings, name, cache_bytes=0) for name in settings.contestants]
+    reference, workers, absent = _line_up(subject, settings, ours)
+    n_tokens = settings.bulk_tokens or max(worker.call("window_tokens") for worker in workers.values())
+    text, source = load_sentences(n_tokens, settings.text, settings.seed)
+    limits = _limits(subject, settings)
+    measures: dict[Key, Callable[[], float]] = {("limits", ""): limits.measure_peaks}
+    tokens: dict[Key, int] = {}
+    for order, sentences in (FILE_ORDER, text), (SORTED, sorted(text, key=len)):
+        drawn = draw_passages(sentences, settings.reference_batches)
+        path = write_sentences(subject.folder.parent / f"{order}.txt", drawn)
+        measures[REFERENCE, order] = partial(reference.call, "seconds", [path])
+        tokens[REFERENCE, order] = sum(map(len, drawn))
+    whole = write_sentences(subject.folder.parent / "text.txt", text)
+    for key, worker in workers.items():
+        measures[key] = partial(worker.call, "seconds", [whole])
+        tokens[key] = n_tokens
+    timings = take_turns(settings.rounds, measures)
 
     work = Work.of(subject.config, text)
     note = (
@@ -70,23 +68,20 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
     """Milliseconds for one sentence; the cold cache knows no word of it, the warm one all."""
     text, source = load_sentences(settings.tokens, settings.text, settings.seed)
     sentence = [token for tokens in text for token in tokens]
-    with ExitStack() as stack:
-        ours = [
-            contestant(subject, settings, name, cache, **CACHES[cache])
-            for name in settings.contestants
-            for cache in CACHES
-        ]
-        reference, workers, absent = _line_up(stack, subject, settings, ours)
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
-        measures: dict[Key, Callable[[], float]] = {
-            ("limits", "peaks"): limits.measure_peaks,
-            ("limits", "streams"): partial(limits.measure_streams, recurrent_weights(subject.config)),
-            ("limits", "copy"): limits.measure_copy,
-        }
-        everybody = {(REFERENCE, ""): reference, **workers}
-        for key, worker in everybody.items():
-            measures[key] = partial(worker.call, "seconds", [[sentence]], 0.0, settings.single_repeats, 1)
-        timings = take_turns(settings.rounds, measures)
+    ours = [
+        contestant(subject, settings, name, cache, **CACHES[cache]) for name in settings.contestants for cache in CACHES
+    ]
+    reference, workers, absent = _line_up(subject, settings, ours)
+    limits = _limits(subject, settings)
+    measures: dict[Key, Callable[[], float]] = {
+        ("limits", "peaks"): limits.measure_peaks,
+        ("limits", "streams"): partial(limits.measure_streams, recurrent_weights(subject.config)),
+        ("limits", "copy"): limits.measure_copy,
+    }
+    everybody = {(REFERENCE, ""): reference, **workers}
+    for key, worker in everybody.items():
+        measures[key] = partial(worker.call, "seconds", [[sentence]], 0.0, settings.single_repeats, 1)
+    timings = take_turns(settings.rounds, measures)
 
     work = Work.of(subject.config, [sentence])
     rows = []
@@ -101,16 +96,20 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def _line_up(
-    stack: ExitStack, subject: Subject, settings: Settings, ours: Sequence[Contestant]
+    subject: Subject, settings: Settings, ours: Sequence[Contestant]
 ) -> tuple[Worker, dict[Key, Worker | Here], dict[str, str]]:
     """The reference; those who can take part and whose vectors are right; and why the others cannot."""
     text, _ = load_sentences(100 * settings.checked, settings.text, settings.seed)
     checked = text[: settings.checked]
-    reference = stack.enter_context(contestant(subject, settings, REFERENCE).start())
-    workers, absent = line_up(stack, ours, checked, reference.call("vectors", checked))
+    reference = contestant(subject, settings, REFERENCE).start(subject.pool)
+    workers, absent = line_up(ours, checked, reference.call("vectors", checked), subject.pool)
     if not workers:
         raise FlashElmoError(f"nobody to compare with the reference: {'; '.join(absent.values())}")
     return reference, workers, absent
+
+
+def _limits(subject: Subject, settings: Settings) -> Limits:
+    return Limits(subject.pool.worker(Roofline, settings.threads, settings.peak_seconds))
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:

@@ -16,6 +16,7 @@ from flashelmo.benchmarks.results import new_results
 from flashelmo.benchmarks.run import Run, Suite, section_jobs
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import prepare
+from flashelmo.benchmarks.worker import Pool
 
 SECTIONS = {
     "bulk": measure_bulk,
@@ -30,8 +31,8 @@ SECTIONS = {
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; the exit status."""
     run = Run(settings, console, new_results(settings, "cpu"), "cpu.json")
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        run.do(section_jobs(settings, SECTIONS, lambda name: prepare(name, settings.seed, Path(folder))))
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
+        run.do(section_jobs(settings, SECTIONS, lambda name: prepare(name, settings.seed, Path(folder), pool)))
     return run.finish()
 
 

@@ -15,6 +15,7 @@ from flashelmo.benchmarks.onnx.speed import count_tokens
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import load_sentences
+from flashelmo.benchmarks.worker import Pool
 
 NATIVE = "native fp32"
 MEGABYTE = 1e6
@@ -56,11 +57,11 @@ def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
     sentences, model = text[: settings.sentences], exported.subject.name
     note = f"{len(sentences)} sentences, {count_tokens([sentences])} tokens of {source}"
     options = options_of(REFERENCE, settings, precision="fp64")
-    with Contestant(REFERENCE, "fp64", engine, (exported.subject.folder, options)).start() as worker:
-        exact = worker.call("vectors", sentences)
     found: list[Row] = []
-    for precision, file in exported.files.items():
-        name = f"onnx {precision}"
-        with Contestant(name, precision, onnx_file, (file, settings.threads, False), "onnx").start() as worker:
-            found += error_rows(model, name, worker.call("vectors", sentences), exact, note)
+    with Pool() as pool:
+        reference = Contestant(REFERENCE, "fp64", engine, (exported.subject.folder, options))
+        exact = reference.start(pool).call("vectors", sentences)
+        for precision, file in exported.files.items():
+            each = Contestant(f"onnx {precision}", precision, onnx_file, (file, settings.threads, False))
+            found += error_rows(model, each.name, each.start(pool).call("vectors", sentences), exact, note)
     return sorted(found, key=lambda row: row.unit)

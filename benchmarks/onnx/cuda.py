@@ -7,7 +7,6 @@ another needs (nodes named Memcpy) again in every step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
@@ -20,6 +19,7 @@ from flashelmo.benchmarks.onnx.speed import absentees, batches_of, passages_of, 
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.onnx_elmo import OnnxElmo
@@ -39,10 +39,9 @@ def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
     passages, source = passages_of(settings)
     work = {size: batches_of(passages, size) for size in settings.batches}
     checked = passages[0][: settings.checked]
-    with contestant(REFERENCE, exported, settings).start() as reference:
-        expected = reference.call("vectors", checked)
-    with ExitStack() as stack:
-        workers, absent = line_up(stack, contestants(exported), checked, expected)
+    expected = contestant(REFERENCE, exported, settings).start(exported.subject.pool).call("vectors", checked)
+    with Pool() as pool:
+        workers, absent = line_up(contestants(exported), checked, expected, pool)
         timings = time_all(workers, work, settings, WARM_UPS)
 
     rows = []

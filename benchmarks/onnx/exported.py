@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashelmo.benchmarks.subject import Subject, load, write
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
@@ -31,10 +32,10 @@ class Exported:
     folder: Path
 
 
-def export(name: str, seed: int, folder: Path) -> Exported:
+def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
     """A model by its preset or path, in the native format and in all precisions of ONNX."""
     model = load(name, seed)
-    subject = write(model, Path(name).name, folder)
+    subject = write(model, Path(name).name, folder, pool)
     here = folder / f"{subject.name} onnx"
     here.mkdir()
     files: dict[str, Path] = {precision: here / f"{precision}.onnx" for precision in FILE_PRECISIONS}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -17,7 +16,7 @@ from flashelmo.benchmarks.roofline import Limits, Roofline, Work
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, Sentences, draw_passages, load_sentences
 from flashelmo.benchmarks.timing import Timing, take_turns
-from flashelmo.benchmarks.worker import Here, Worker
+from flashelmo.benchmarks.worker import Here, Pool, Worker
 from flashelmo.engine.model.config import ElmoConfig
 
 UNIT = "tokens/s"
@@ -31,12 +30,12 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
     work = {size: batches_of(passages, size) for size in settings.batches}
     contestants = [contestant(name, exported, settings) for name in (REFERENCE, *settings.contestants)]
     model = exported.subject.name
-    with ExitStack() as stack:
-        checked = passages[0][: settings.checked]
-        reference = stack.enter_context(contestants[0].start())
-        workers, absent = line_up(stack, contestants[1:], checked, reference.call("vectors", checked))
+    checked = passages[0][: settings.checked]
+    with Pool() as pool:
+        reference = contestants[0].start(exported.subject.pool)
+        workers, absent = line_up(contestants[1:], checked, reference.call("vectors", checked), pool)
         workers = {contestants[0].key: reference, **workers}
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
+        limits = limits_of(exported, settings)
         timings = time_all(workers, work, settings, warm_ups=1, limits=limits)  # new shapes take longer at first
 
     rows = []
@@ -50,6 +49,11 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
                 group.append(timed(row, timings[each.name, size], batches))
         rows += with_ratios(group, {REFERENCE: group[0]})
     return [*limits.rows(model, "speed"), *rows, *absentees("speed", model, absent)]
+
+
+def limits_of(exported: Exported, settings: Settings) -> Limits:
+    """The processor's limits, to be measured in turns."""
+    return Limits(exported.subject.pool.worker(Roofline, settings.threads, settings.peak_seconds))
 
 
 def time_all(

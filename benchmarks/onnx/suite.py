@@ -17,6 +17,7 @@ from flashelmo.benchmarks.onnx.speed import measure_speed
 from flashelmo.benchmarks.results import new_results
 from flashelmo.benchmarks.run import Run, Suite, section_jobs
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.worker import Pool
 
 SECTIONS = {
     "speed": measure_speed,
@@ -32,8 +33,8 @@ def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; the exit status."""
     card = machine.card() if "cuda" in settings.sections else None
     run = Run(settings, console, new_results(settings, "onnx", card), "onnx.json")
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        run.do(section_jobs(settings, SECTIONS, lambda name: export(name, settings.seed, Path(folder))))
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
+        run.do(section_jobs(settings, SECTIONS, lambda name: export(name, settings.seed, Path(folder), pool)))
     return run.finish()
 
 
