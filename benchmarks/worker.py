@@ -51,7 +51,10 @@ class Worker:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What the object's method returns; the call waits for it."""
-        self._pipe.send((method, arguments))
+        try:
+            self._pipe.send((method, arguments))
+        except BrokenPipeError:
+            raise self._ended() from None
         return self._result()
 
     def close(self) -> None:
@@ -73,14 +76,17 @@ class Worker:
     def _result(self) -> Any:
         try:
             outcome, value, trace = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise WorkerError(f"a worker ended with exit code {self._process.exitcode}") from None
+        except (EOFError, ConnectionResetError):
+            raise self._ended() from None
         if outcome == "refused":
             raise FlashElmoError(value)
         if outcome == "failed":
             raise WorkerError(value) from RuntimeError(f"\n{trace}")
         return value
+
+    def _ended(self) -> WorkerError:
+        self._process.join()
+        return WorkerError(f"a worker ended with exit code {self._process.exitcode}")
 
 
 class Here:
