@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,7 +21,18 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import PRESETS
 
-SUITES = ("cpu", "onnx", "precision", "gpu", "kernels", "tiles", "resources", "model", "report")
+# The module of each suite: its `SUITE`.
+SUITES = {
+    "cpu": "cpu.suite",
+    "onnx": "onnx.suite",
+    "precision": "precision",
+    "gpu": "gpu.suite",
+    "kernels": "kernels.suite",
+    "tiles": "kernels.tiles",
+    "resources": "kernels.resources",
+    "model": "kernels.model",
+    "report": "report",
+}
 
 
 def find(name: str) -> Suite:
@@ -30,23 +42,10 @@ def find(name: str) -> Suite:
         FlashElmoError: there is none.
         MissingExtraError: it needs a package that is not installed.
     """
-    if name == "cpu":
-        from flashelmo.benchmarks.cpu import suite as cpu
-
-        return cpu.SUITE
-    if name == "onnx":
-        from flashelmo.benchmarks.onnx import suite as onnx
-
-        return onnx.SUITE
-    if name == "precision":
-        from flashelmo.benchmarks import precision
-
-        return precision.SUITE
-    if name == "report":
-        from flashelmo.benchmarks import report
-
-        return report.SUITE
-    raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
+    if name not in SUITES:
+        raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
+    suite: Suite = import_module(f"flashelmo.benchmarks.{SUITES[name]}").SUITE
+    return suite
 
 
 class Option(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import Place
 from flashelmo.engine.text.windows import read_windows
 
+SLOW_SECONDS = 0.5  # of a pass: two of them warm up enough
+MOST = 100  # times as many passes as were timed before
+
+
+def nothing() -> None:
+    """There is nothing to wait for."""
+
 
 class Way(NamedTuple):
     """One way to embed.
@@ -28,11 +36,13 @@ class Way(NamedTuple):
         run: what is timed, called with a piece of work: a batch, a file of tokenized lines, or whatever it knows; its
             result may stay where it was computed.
         window_tokens: tokens of text that it computes together.
+        wait: until what `run` left to a device is done.
     """
 
     vectors: Callable[[Sentences], list[Array]]
     run: Callable[[Any], object]
     window_tokens: int = 0
+    wait: Callable[[], object] = nothing
 
 
 @dataclass(frozen=True)
@@ -92,22 +102,29 @@ class Clock:
 
         Args:
             at_least: seconds that a repeat lasts, in whole passes over the work.
-            warm_ups: passes before, which are not timed.
+            warm_ups: passes before, which are not timed: of who is slow, two at most.
         """
-        for _ in range(warm_ups):
-            self._pass(work)
+        for done in range(warm_ups):
+            if self._timed(work, 1) > SLOW_SECONDS and done:
+                break
         times = []
         for _ in range(repeats):
-            begin, passes = time.perf_counter(), 0
-            while not passes or time.perf_counter() - begin < at_least:
-                self._pass(work)
-                passes += 1
-            times.append((time.perf_counter() - begin) / passes)
+            passes, took = 1, self._timed(work, 1)
+            while took < at_least:  # how many passes are queued on a device is decided before the first begins
+                passes = min(MOST * passes, math.ceil(1.1 * passes * at_least / max(took, 1e-9)))
+                took = self._timed(work, passes)
+            times.append(took / passes)
         return median(times)
 
-    def _pass(self, work: Sequence[Any]) -> None:
-        for piece in work:
-            self._way.run(piece)
+    def _timed(self, work: Sequence[Any], passes: int) -> float:
+        """Seconds of some passes, one queued behind the other where a device computes."""
+        self._way.wait()
+        begin = time.perf_counter()
+        for _ in range(passes):
+            for piece in work:
+                self._way.run(piece)
+        self._way.wait()
+        return time.perf_counter() - begin
 
 
 def line_up(

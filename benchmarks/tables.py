@@ -29,8 +29,6 @@ def print_head(console: Console, results: Results) -> None:
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """A table for each section and unit, its notes below."""
-    from rich.table import Table
-
     for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
         members = list(group)
         title = f"{model + ': ' if model else ''}{section}"
@@ -39,15 +37,24 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
             console.print(f"{title}: {said}{'; '.join(notes(members))}", highlight=False, markup=False, soft_wrap=True)
             continue
         headings, lines = grid([row for row in members if row.median is not None], spread=True)
-        console.print(f"{title}, {unit}", style="bold", highlight=False)
-        table = Table()
-        for k, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if k == 0 else "right")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
+        print_table(console, f"{title}, {unit}", 1, headings, lines)
         for note in notes(members):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(
+    console: Console, title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]
+) -> None:
+    """A table whose first n_texts columns are text, the others figures."""
+    from rich.table import Table
+
+    console.print(title, style="bold", highlight=False, markup=False)
+    table = Table()
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if k < n_texts else "right")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 def describe_machine(results: Results) -> str:
@@ -138,7 +145,8 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
     has_ceiling = any(row.ceiling for row in rows)
     spread = spread and any(len(row.samples) > 1 for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]
-    headings += [f"x {name}" for name in opponents] + (list(CEILINGS) if has_ceiling else [])
+    ceilings = list(CEILINGS) if any(row.ceiling_both for row in rows) else ["ceiling", "share"]
+    headings += [f"x {name}" for name in opponents] + (ceilings if has_ceiling else [])
     lines = []
     for row in rows:
         line = [row.label, figure(row.median) or "none"]
@@ -147,7 +155,7 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         line += [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in opponents]
         if has_ceiling:
             shares = percent(row.utilisation), percent(row.utilisation_both)
-            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]]
+            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]][: len(ceilings)]
         lines.append(line if row.median is not None else [*line[:2], *[""] * (len(headings) - 2)])
     return headings, lines
 

@@ -28,8 +28,8 @@ class CudaSettings:
     Attributes:
         graphs: replay small windows as captured CUDA graphs.
         persistent: depths of few rows in one launch of cooperating programs, in windows that are launched ahead.
-        persistent_in_graphs: likewise inside graphs, where two launches a step may be faster.
-        dependent: launch a step's kernels before the one before has ended (programmatic dependent launch, sm_90 on).
+        dependent: launch a step's kernels before the one before has ended (programmatic dependent launch, sm_90 on):
+            see `kernels.lstm.run.LaunchOptions` for what was measured.
         keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again, where they are
             launched one by one; persistent launches always ask.
         graph_rows: windows with more rows at some depth are launched ahead: a step then outlasts its launches.
@@ -39,7 +39,6 @@ class CudaSettings:
 
     graphs: bool = True
     persistent: bool = True
-    persistent_in_graphs: bool = False
     dependent: bool = False
     keep_weights: bool = True
     graph_rows: int = 512

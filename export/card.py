@@ -9,8 +9,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.export.card_examples import bare_example, flashelmo_example
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.verification.markdown import short, table
-from flashelmo.export.verification.report import Report
+from flashelmo.export.verification.report import Report, short, table
 from flashelmo.export.verification.structure import expected_values, value_text
 
 # Identifiers of Hugging Face's hub; any other licence is named beside `license: other`.
@@ -167,7 +166,7 @@ cases and bounds."""
 
 _INT8 = """\
 The int8 file holds the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes their inputs by the \
-range that these have in a batch, so that a vector changes a little with its company. """
+range that these have in a batch, so that a vector changes a little with the other sentences of its batch. """
 
 _SEVEN_BITS = "Products of such weights, of 7 bits, are exact on every processor."
 

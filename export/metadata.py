@@ -1,4 +1,4 @@
-"""What an exported file says of itself, in ONNX's `metadata_props`: everything that who deploys it must know."""
+"""What an exported file says of itself, in ONNX's `metadata_props`: all that is needed to deploy it."""
 
 from __future__ import annotations
 

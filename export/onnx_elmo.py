@@ -1,4 +1,4 @@
-"""OnnxElmo: an exported file in ONNX Runtime, for who deploys it. It needs numpy and onnxruntime alone."""
+"""OnnxElmo: an exported file in ONNX Runtime, for deployment. It needs numpy and onnxruntime alone."""
 
 from __future__ import annotations
 

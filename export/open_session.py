@@ -86,7 +86,7 @@ def device_of(name: str, options: Options) -> tuple[str, int]:
 
 
 def options_of(given: Any, threads: int | None) -> Any:
-    """The SessionOptions given, or those that suit batches of ever other shapes."""
+    """The SessionOptions given, or some that suit batches whose shapes keep changing."""
     if threads is not None and threads < 1:
         raise FlashElmoError(f"threads: expected 1 or more, found {threads}")
     if given is not None:

@@ -31,7 +31,8 @@ class Sentences:
     mask bool [B, T]; lengths int64 [B, 1]; tokens int64 [B, T], their numbers; rows, steps int64 [1], R and S of the
     Scans; row int64 [B, 1], a sentence's row; first int64 [B, 1] or [1], the step of its first token.
 
-    Tokens are counted, not columns: where a caller left one empty, no token leaves the steps of its own sentence.
+    `tokens` counts tokens, not columns: where a caller left a column empty in the middle of a sentence, the tokens
+    behind it still take steps of their own sentence.
     """
 
     mask: str
@@ -69,8 +70,8 @@ def _cost(graph: Graph, rows: str, steps: str) -> str:
 def _shared_rows(graph: Graph, lengths: str, batch: str, longest: str) -> tuple[str, str, str, str]:
     """Rows R and steps S [1], and each sentence's row and first step [B, 1], where sentences share rows.
 
-    They are dealt to the rows by length, the longest first, in as many rounds as the batch has padding for; each round
-    goes back where the one before it came from, so that the longest get the shortest behind them.
+    They are dealt to the rows by length, the longest first, in as many rounds as the batch has padding for and in snake
+    order: every second round runs backwards, so that the longest get the shortest behind them.
     """
     flat = graph.node("Reshape", [lengths, graph.ints(-1)])
     by_length, order = graph.add("TopK", [flat, batch], ["lengths_by_length", "sentences_by_length"])

@@ -58,7 +58,7 @@ def export_onnx(
         triton: write the model repository too.
         sentences, providers: what the verification embeds and runs on; see `verify`.
         overwrite: replace a folder that this function wrote.
-        on_progress: hears what is being done.
+        on_progress: called with a few words on what is being done.
         **options: what `build_onnx` takes: layers, mix, stateful, characters, reduce_range, external_data, license.
 
     Returns:

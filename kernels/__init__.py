@@ -1,5 +1,15 @@
 """The network as fused Triton kernels: tensors in, tensors out.
 
-Letters of shapes are those of `engine/__init__.py`; R is the rows of a forest's largest depth, T its depths, M in
-`lstm.py` the nodes of a slab of depths; K is what a product sums over, O the outputs mixed from layers.
+    launch.py        a launch as a value, and the checks that all launchers share
+    product.py       the main loop and the pointwise functions that kernels share
+    tuning.py        their tiles, each with its reason
+    char_cnn.py      character ids to features
+    highway.py       a highway layer
+    linear.py        a product with bias
+    lstm/            the bidirectional LSTM over a schedule, a file a variant
+    token_layers.py  tokens' layers gathered, mixed and averaged
+    reference.py     the same mathematics in plain PyTorch, which every kernel is tested against
+
+Letters of shapes are those of `engine/__init__.py`; K is what a product sums over, O the outputs mixed from layers, and
+`lstm/` adds M, the nodes of a slab of depths. What holds the rows of one step at a time has the R of the largest depth.
 """

@@ -12,7 +12,7 @@ between ids and features is in memory.
 - Only windows that begin at a word's characters are multiplied. All others hold padding alone and have one value per
   filter, which is known beforehand and where the maximum starts from, if the word has such a window. Words of like
   length share a block; where the others have more positions, a word goes through its own last window again, which
-  leaves its maximum as it is: its features do not depend on its company.
+  leaves its maximum as it is: its features are batch-invariant.
 
 Letters: W words, M positions, E size of a character's embedding, S its size in memory, F filters, K = widest * S.
 """

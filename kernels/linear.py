@@ -3,7 +3,7 @@
     y = x @ W + b
 
 The characters' projection after the highways, and the LSTM's input product x @ W_x + b of many steps at once, both
-directions in one launch (`lstm.LstmTensors.x_gates`). Sums are float32.
+directions in one launch (`lstm.hoisted`). Sums are float32.
 
 Letters: D matrices, n rows, K inputs, F outputs.
 """

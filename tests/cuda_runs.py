@@ -1,7 +1,7 @@
 """The CUDA runtime on the card where there is one, otherwise in Triton's interpreter, for tests."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from tolerances import TOLERANCES
 from flashelmo.engine.cuda import executor
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.cuda.pipeline import CudaPipeline
+from flashelmo.engine.cuda.requirements import find_device
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.settings import CudaSettings, Settings
@@ -22,7 +23,7 @@ Sentences = Sequence[Sequence[str]]
 Vectors = list[npt.NDArray[Any]]
 
 DEVICE = "interpreter" if os.environ.get("TRITON_INTERPRET") else "cuda"
-TORCH_DEVICE = torch.device("cpu" if DEVICE == "interpreter" else "cuda")
+TORCH_DEVICE = find_device(DEVICE)  # with its number, as messages have it
 AHEAD = CudaSettings(graphs=False)
 ONE_LAYER = random_model(replace(WORD_MODEL, n_layers=1), WORDS)  # little to compute, where the loop is tested
 
@@ -35,6 +36,11 @@ def on_cuda(model: ElmoModel, **settings: Any) -> ElmoEmbedder:
 def pipeline_of(embedder: ElmoEmbedder) -> CudaPipeline:
     assert isinstance(embedder._pipeline, CudaPipeline)
     return embedder._pipeline
+
+
+def on_host(results: Iterable[Any]) -> Vectors:
+    """Results as arrays, whether they are arrays already or tensors on the device."""
+    return [torch.as_tensor(result).cpu().numpy() for result in results]
 
 
 def assert_close(found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]) -> None:

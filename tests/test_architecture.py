@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,28 @@ ARROWS = {
     "benchmarks": {FACE, "benchmarks", "engine", "export", "kernels"},
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
+# Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
+# use too; all may import `errors`. Embedder, choice, runtimes, then what they share, down to the model.
+SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
+WINGS = {
+    "embedder": {"choice", "embed_file", "model", "output", "pipeline", "settings", "sinks", "text", "torch"},
+    "embed_file": {"model", "output", "pipeline", "sinks", "text"},
+    "choice": {"cpu", "cuda", "devices", "model", "pipeline", "precision", "reference", "settings", "text"},
+    "devices": {"output", "pipeline", "text"},
+    "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
+    "cuda": {*SHARED, "kernels", "torch", "triton"},
+    "reference": {*SHARED, "torch"},
+    "pipeline": {"output", "processor", "settings", "text", "torch"},
+    "sinks": {"output"},
+    "output": {"torch"},  # as tensors
+    "graph": {"model", "precision", "processor"},
+    "text": {"model", "torch"},  # `batch_to_ids` gives a tensor
+    "model": {"torch"},  # reads the checkpoints that PyTorch wrote
+    "settings": {"precision"},
+    "precision": set(),
+    "processor": set(),
+    "errors": set(),
+}
 # Modules that are built on an optional package and import it at their top; all others wait until it is used.
 BUILT_ON = {
     "engine.reference.elmo": {"torch"},
@@ -101,6 +123,45 @@ def part_of(name: str) -> str | None:
     return part if part in ARROWS else FACE
 
 
+def wing_of(name: str) -> str | None:
+    """What WINGS calls an imported module: a wing, kernels, or an optional package; None for all else."""
+    first, *rest = name.split(".")
+    if first in OPTIONAL:
+        return first
+    if first != "flashelmo":
+        return None
+    return rest[1] if rest[0] == "engine" else rest[0]
+
+
+def module_of(name: str, known: Collection[str]) -> str | None:
+    """The module, as `modules` names it, that an imported name is or stands in; None for other packages."""
+    part = part_of(name)
+    if part is None:
+        return None
+    module = ".".join(([FACE] if part == FACE else []) + name.split(".")[1:])
+    while module not in known:
+        module = module.rpartition(".")[0]
+    return module
+
+
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    """Names that lead to each other, the first again at the end; nothing where there is no circle."""
+    done: set[str] = set()
+
+    def walk(path: tuple[str, ...]) -> list[str]:
+        *before, name = path
+        if name in before:
+            return [*path[before.index(name) :]]
+        if name not in done:
+            for target in sorted(edges.get(name, ())):
+                if found := walk((*path, target)):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(edges) if (found := walk((name,)))), [])
+
+
 def top_level(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
@@ -130,6 +191,38 @@ def test_imports_follow_the_arrows(part: str) -> None:
         allowed = ARROWS[part] | ({"benchmarks"} if name == "face.cli.bench" else set())
         found = {target for imported in imports(tree) if (target := part_of(imported))}
         assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
+    found = {name: tree for name, tree in modules("engine") if f"{name}.".startswith(f"engine.{wing}.")}
+    assert found, f"engine has no {wing}"
+    for name, tree in found.items():
+        targets = {target for imported in imports(tree) if (target := wing_of(imported))}
+        assert targets <= WINGS[wing] | {wing, "errors"}, f"{name} imports {sorted(targets - WINGS[wing] - {wing})}"
+
+
+def test_every_file_of_the_engine_belongs_to_a_wing() -> None:
+    assert {name.split(".")[1] for name, _ in modules("engine") if name != "engine"} == set(WINGS)
+    assert circle({wing: set(targets) for wing, targets in WINGS.items()}) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports in functions and for type checkers count: files in a circle can only be read together."""
+    trees = dict(found for part in ARROWS for found in modules(part))
+    edges = {
+        name: {module for imported in imports(tree) if (module := module_of(imported, trees))}
+        for name, tree in trees.items()
+    }
+    assert sum(map(len, edges.values())) > 2 * len(edges)
+    found = circle(edges)
+    assert not found, f"these import each other: {' -> '.join(found)}"
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle({"a": {"a"}}) == ["a", "a"]
 
 
 def test_kernels_import_torch_and_triton_alone() -> None:
@@ -173,6 +266,11 @@ def test_the_parsing_sees_every_way_to_import() -> None:
         "flashelmo.cli": FACE,
         "torch.nn": None,
     }
+    wings = {"flashelmo.engine.cpu.ort.Runtime": "cpu", "flashelmo.kernels.linear": "kernels", "torch.nn": "torch"}
+    assert {name: wing_of(name) for name in [*wings, "numpy.ndarray"]} == {**wings, "numpy.ndarray": None}
+    known = {FACE, "face.cli", "engine", "engine.choice"}
+    places = {"flashelmo.cli.main": "face.cli", "flashelmo.engine.choice.Choice": "engine.choice", "flashelmo.x": FACE}
+    assert {name: module_of(name, known) for name in [*places, "numpy"]} == {**places, "numpy": None}
 
 
 def test_import_loads_nothing_heavy() -> None:

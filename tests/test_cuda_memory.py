@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from cuda_runs import (
     assert_close,
     driver_out_of_memory,
     on_cuda,
+    on_host,
     out_of_memory,
     pipeline_of,
 )
@@ -103,7 +103,9 @@ def test_stateful_halves_keep_their_rows(settings: CudaSettings, monkeypatch: py
     compute = install(monkeypatch, 12 if settings.graphs else 4)  # 20 nodes of 8 tokens make a bucket of 24
     for batch in (SENTENCES[::-1], SENTENCES[:4]):
         assert_close(embedder.embed_batch(batch), other.embed_batch(batch))
-    assert n_tokens(compute.failed) == [24 if settings.graphs else 8]
+    # On a card a capture fails before the launches do; the interpreter captures nothing.
+    tries = 2 if settings.graphs and DEVICE == "cuda" else 1
+    assert n_tokens(compute.failed) == [24 if settings.graphs else 8] * tries
 
 
 @pytest.mark.parametrize("output", [Output("top"), Output(pool="mean")], ids=str)
@@ -112,7 +114,7 @@ def test_halves_of_every_output(output: Output, expected: list[Any], monkeypatch
     for as_numpy in (True, False):
         embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
         found = embedder.embed(SENTENCES, layers=output.layers, pool=output.pool, convert_to_numpy=as_numpy)
-        assert_close([np.asarray(vectors) for vectors in found], [output.choose(vectors) for vectors in expected])
+        assert_close(on_host(found), [output.choose(vectors) for vectors in expected])
     assert len(compute.failed) == 2
 
 
@@ -288,7 +290,7 @@ def test_windows_grow_again_once_the_shortage_has_passed(
         embedder.embed_batch(sentences)
         embedder.embed_batch(sentences)
     assert [record.getMessage() for record in caplog.records] == [
-        "device cpu: out of memory, windows of 8 tokens are halved"
+        f"device {TORCH_DEVICE}: out of memory, windows of 8 tokens are halved"
     ]
     assert pipeline_of(embedder).max_tokens < 8
     monkeypatch.setattr(executor, "compute", real)

@@ -26,6 +26,7 @@ from flashelmo.engine.settings import RuntimeName, Settings
 HAS_CUDA_CARD = has_cuda_card  # tests put another in its place
 MODEL = MODELS["words alone"]
 Machine = Callable[..., None]
+REPAIRED = "triton.runtime.interpreter.InterpreterBuilder.repaired"
 
 
 @pytest.fixture(autouse=True)
@@ -150,8 +151,9 @@ def test_a_triton_that_is_too_old(machine: Machine, monkeypatch: pytest.MonkeyPa
     refuses(f"device 'cuda': expected Triton 3.6 or newer, found {version}")
 
 
-def test_the_interpreter_is_a_device_where_it_interprets(machine: Machine) -> None:
+def test_the_interpreter_is_a_device_where_it_interprets(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine((9, 0), interprets=True)
+    monkeypatch.setattr(REPAIRED, True, raising=False)  # on a card nobody has repaired it
     assert find_device("interpreter") == torch.device("cpu")
     refuses("device 'cuda': expected kernels on the card, found TRITON_INTERPRET set; unset it")
     machine((9, 0))
@@ -264,7 +266,7 @@ def test_of_what_the_processor_lacks_nothing_else_is_said(machine: Machine, capl
 
 def test_an_interpreter_that_is_wrong_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine((9, 0), interprets=True)
-    monkeypatch.setattr("triton.runtime.interpreter.InterpreterBuilder.repaired", False)
+    monkeypatch.setattr(REPAIRED, False, raising=False)
     refuses(
         "device 'interpreter': expected Triton's interpreter as tests/interpreter.py repairs it, found its own",
         device="interpreter",

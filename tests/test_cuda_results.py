@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, ONE_LAYER, TORCH_DEVICE, assert_close, on_cuda
+from cuda_runs import AHEAD, ONE_LAYER, TORCH_DEVICE, assert_close, on_cuda, on_host
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import MODELS
@@ -69,7 +69,7 @@ def test_every_sentence_has_its_rows(output: Output, as_numpy: bool, lengths: li
     values = made_up(output, offsets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results_module, "PIECE_BYTES", piece)
-        found = [np.asarray(torch.as_tensor(x).cpu()) for x in results_of(values, offsets, output, as_numpy=as_numpy)]
+        found = on_host(results_of(values, offsets, output, as_numpy=as_numpy))
     expected = [values[:, start:stop] for start, stop in pairwise(offsets)]
     if output.pool:
         expected = list(values.unbind(1))
@@ -126,7 +126,7 @@ def test_tensors_are_views_of_one_tensor_a_window(output: Output, expected: list
     assert [len(storage) for storage in storages] == [1, 1] and storages[0] != storages[1]
     tensors = [tensor for part in found for tensor in part]
     assert all(tensor.device.type == TORCH_DEVICE.type and not tensor.requires_grad for tensor in tensors)
-    assert_close([tensor.cpu().numpy() for tensor in tensors], [output.choose(vectors) for vectors in expected])
+    assert_close(on_host(tensors), [output.choose(vectors) for vectors in expected])
 
 
 @pytest.mark.parametrize("output", OUTPUTS[:3:2], ids=str)
@@ -153,7 +153,7 @@ def test_results_may_be_read_late_and_in_turns(expected: list[Any]) -> None:
     embedder = on_cuda(ONE_LAYER)
     for as_numpy in (True, False):
         pairs = list(embedder.embed_windows([*WINDOWS] * (1 + as_numpy), convert_to_numpy=as_numpy))
-        found = [[np.asarray(torch.as_tensor(x).cpu()) for x in results] for _, results in pairs[::-1]][::-1]
+        found = [on_host(results) for _, results in pairs[::-1]][::-1]
         assert_close([array for part in found for array in part], expected * (1 + as_numpy))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, pipeline_of
+from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine import pipeline
@@ -116,7 +116,7 @@ def test_nothing_to_compute() -> None:
     windows = [Window.from_sentences(part) for part in parts]
     for as_numpy in (True, False):
         stream = on_cuda(MODEL).embed_windows(windows, convert_to_numpy=as_numpy)
-        found = [(window, [np.asarray(vectors) for vectors in results]) for window, results in stream]
+        found = [(window, on_host(results)) for window, results in stream]
         assert [id(window) for window, _ in found] == [id(window) for window in windows]
         for (_, results), part in zip(found, parts, strict=True):
             assert_close(results, reference(part) if part else [])

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, pipeline_of
+from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import MODELS
 
 from flashelmo.engine.cuda import executor, layout, state
@@ -142,7 +142,7 @@ def test_a_state_may_be_made_and_carried_on_in_any_mode() -> None:
     for _ in range(2):
         (found,) = ours.embed([["cat"]], convert_to_numpy=False)
         assert not found.requires_grad and not found.is_inference()
-        assert_close([found.cpu().numpy()], other.embed_batch([["cat"]]))
+        assert_close(on_host([found]), other.embed_batch([["cat"]]))
 
 
 def test_a_window_without_sentences_changes_nothing() -> None:

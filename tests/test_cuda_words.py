@@ -30,15 +30,18 @@ NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own v
 
 def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> VectorTable:
     encoder = WordEncoder(model.config, model.lexicon)
-    device_model = DeviceModel(model, TORCH_DEVICE, "fp32")
-    return VectorTable(device_model, encoder, Transfers(TORCH_DEVICE), n_rows * ROW_BYTES)
+    transfers = Transfers(TORCH_DEVICE)
+    with transfers.computing():
+        return VectorTable(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES)
 
 
 def look_up(table: VectorTable, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
     """The vectors [W, P] of words, and how many were computed."""
-    rows, n_new = table.lookup(pa.array(names, pa.string()))
+    with table._transfers.computing():  # the stream that their copies wait for
+        rows, n_new = table.lookup(pa.array(names, pa.string()))
+        vectors = table.vectors.cpu().numpy()
     assert rows.dtype == np.int32 and len(rows) == len(names)
-    return table.vectors.cpu().numpy()[rows], n_new
+    return vectors[rows], n_new
 
 
 def expected_vectors(names: Sequence[str]) -> npt.NDArray[Any]:

@@ -26,8 +26,7 @@ from flashelmo.export.verification import verify as gate
 from flashelmo.export.verification.bounds import bounds_of_outputs
 from flashelmo.export.verification.cases import Batch, Case, make_cases
 from flashelmo.export.verification.compare import Comparison, expected_outputs, output_error
-from flashelmo.export.verification.markdown import short, table
-from flashelmo.export.verification.report import CaseResult, OutputError, Report
+from flashelmo.export.verification.report import CaseResult, OutputError, Report, short, table
 from flashelmo.export.verification.sentences import SENTENCES
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify

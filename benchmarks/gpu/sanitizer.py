@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flashelmo.benchmarks.gpu.rows import CARD
-from flashelmo.benchmarks.kernels.timing import Deadline
+from flashelmo.benchmarks.kernels.card import CARD
 from flashelmo.benchmarks.results import FAILED, Row
+from flashelmo.benchmarks.timing import Deadline
 
 SECTION = "sanitizer"
 PROGRAM = "compute-sanitizer"
@@ -55,7 +55,7 @@ def sanitize(out: Path, deadline: Deadline) -> Iterator[Row]:
 
 def command(program: str, job: Job, out: Path) -> list[str]:
     """What is run."""
-    ours = [sys.executable, "-m", "flashelmo.benchmarks.gpu", "--out", str(out / SECTION), "--only", "correctness"]
+    ours = [sys.executable, "-m", "flashelmo.benchmarks", "gpu", "--out", str(out / SECTION), "--only", "correctness"]
     ours += ["--models", job.model, "--precisions", job.precisions, "--off", "graphs", "--few"]
     return [program, "--tool", job.tool, *ours]
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from flashelmo.benchmarks.kernels.timing import one_line
 from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.worker import one_line
 
 SECTION = "stages"
 UNIT = "% of the time"

@@ -16,7 +16,8 @@ from itertools import accumulate, islice
 from pathlib import Path
 
 from flashelmo.benchmarks.kernels import model
-from flashelmo.benchmarks.kernels.model import Card, Cost
+from flashelmo.benchmarks.kernels.card import Card
+from flashelmo.benchmarks.kernels.model import Cost
 from flashelmo.benchmarks.text import REAL_TEXT, Sentences, generate
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
@@ -107,41 +108,40 @@ class Ceilings:
     both: float
 
 
-def ceilings(config: ElmoConfig, workload: Workload, card: Card, kind: str, words_known: bool = False) -> Ceilings:
+def ceilings(config: ElmoConfig, workload: Workload, card: Card, precision: str, words_known: bool = False) -> Ceilings:
     """What the card allows for a workload.
 
     Args:
-        kind: of arithmetic: one of `kernel_model.VALUE_BYTES`.
         words_known: their vectors cost nothing.
     """
-    lstm = lstm_seconds(config, workload.sentences, card, kind)
-    words = 0.0 if words_known else word_seconds(config, workload.sentences, card, kind)
+    lstm = lstm_seconds(config, workload.sentences, card, precision)
+    words = 0.0 if words_known else word_seconds(config, workload.sentences, card, precision)
     return Ceilings(workload.tokens / lstm, workload.tokens / (lstm + words))
 
 
-def lstm_seconds(config: ElmoConfig, sentences: Sentences, card: Card, kind: str) -> float:
+def lstm_seconds(config: ElmoConfig, sentences: Sentences, card: Card, precision: str) -> float:
     """Of all layers' steps."""
-    steps = sum(times * _seconds(lstm_step(config, n, kind), card, kind) for n, times in _rows(sentences))
-    once = model.D * config.projection_size * 4 * config.cell_size * model.WEIGHT_BYTES[kind] / card.memory
+    steps = sum(times * _seconds(lstm_step(config, n, precision), card, precision) for n, times in _rows(sentences))
+    once = model.D * config.projection_size * 4 * config.cell_size * model.weight_bytes(precision) / card.memory
     return config.n_layers * (steps + once)
 
 
-def lstm_step(config: ElmoConfig, rows: int, kind: str) -> Cost:
+def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
     """All operations of one step of both directions, but of weights the recurrent ones and the projection's alone."""
-    whole, recurrent = (model.step(config, rows, kind, way) for way in ("fused", "hoisted"))
+    whole, recurrent = (model.step(config, rows, precision, way) for way in ("fused", "hoisted"))
     return replace(whole, weights=recurrent.weights, launches=0, products=())
 
 
-def word_seconds(config: ElmoConfig, sentences: Sentences, card: Card, kind: str) -> float:
+def word_seconds(config: ElmoConfig, sentences: Sentences, card: Card, precision: str) -> float:
     """Of the vectors of the distinct words; nothing for models without characters, which look them up."""
     if not config.filters:
         return 0.0
     words = {word for sentence in sentences for word in sentence}
     lengths = [min(len(word.encode()) + 2, config.max_characters) for word in words]
-    costs = [model.characters(config, lengths, kind)]
-    costs += [model.highway(config, len(words), kind)] * config.n_highway
-    costs.append(model.final_projection(config, len(words), kind))
-    return sum(_seconds(replace(cost, launches=0), card, kind) for cost in costs)
+    costs = [model.characters(config, lengths, precision)]
+    costs += [model.highway(config, len(words), precision)] * config.n_highway
+    costs.append(model.final_projection(config, len(words), precision))
+    return sum(_seconds(replace(cost, launches=0), card, precision) for cost in costs)
 
 
 def _rows(sentences: Sentences) -> Iterator[tuple[int, int]]:
@@ -152,16 +152,16 @@ def _rows(sentences: Sentences) -> Iterator[tuple[int, int]]:
     yield from Counter(still).items()
 
 
-def _seconds(cost: Cost, card: Card, kind: str) -> float:
-    return 1e-6 * cost.microseconds(card, kind).microseconds
+def _seconds(cost: Cost, card: Card, precision: str) -> float:
+    return 1e-6 * cost.microseconds(card, precision).microseconds
 
 
-def suited_tokens(config: ElmoConfig, card: Card, most: int, kind: str) -> int:
+def suited_tokens(config: ElmoConfig, card: Card, most: int, precision: str) -> int:
     """Tokens of bulk text that take the card about a second at half its peak: a power of two, `most` at most.
 
     At least a 64th of `most`, so that a slow card has whole windows too.
     """
-    wanted = 0.5 * card.peak(kind) / config.lstm_flops_per_token
+    wanted = 0.5 * card.peak(precision) / config.lstm_flops_per_token
     suited = max(most // 64, min(most, 1 << int(max(wanted, 1)).bit_length() - 1))
     return max(1, suited)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,15 @@ from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.weights import DeviceModel
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels.launch import can_depend
-from flashelmo.kernels.lstm_layer import lstm_layer
-from flashelmo.kernels.lstm_persistent import Barrier
-from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.lstm.layer import lstm_layer
+from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions
 from flashelmo.kernels.token_layers import Tokens, token_layers
 
 
 @dataclass(frozen=True)
-class Asked:
+class DeviceOutput:
     """What is wanted of a window, on the device.
 
     Attributes:
@@ -37,7 +39,7 @@ def compute(
     word_vectors: Tensor,
     ints: Tensor,
     sizes: Sizes,
-    asked: Asked,
+    output: DeviceOutput,
     settings: CudaSettings,
     *,
     barrier: Barrier | None = None,
@@ -56,7 +58,13 @@ def compute(
     """
     parts: dict[str, Any] = Layout.of(sizes).views(ints)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
-    nodes = Nodes(parts["starts"], parts["parents"], parts["words"], sizes.depths)
+    nodes = nodes_of(parts, sizes)
+    options = LaunchOptions(
+        precision=model.products,
+        barrier=barrier,
+        dependent=settings.dependent and can_depend(model.device),
+        keep_weights=settings.keep_weights,
+    )
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
     x, final = word_vectors, []
     for layer, weights in enumerate(model.lstm):
@@ -67,17 +75,19 @@ def compute(
             by_word=layer == 0,
             skip=layer > 0 and model.config.skip_connections,
             roots=None if state is None else state.roots(layer, first_row, sizes.n_roots),
-            barrier=barrier,
-            precision=model.products,
-            dependent=settings.dependent and can_depend(model.device),
-            keep_weights=settings.keep_weights,
             out=outputs[layer],
+            options=options,
         )
         if state is not None:
             final.append(state.final(parts, tensors.hidden, tensors.cell))
         del tensors  # the next layer's take their memory
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
-    results = token_layers(word_vectors, outputs, tokens, asked.mix, out_dtype=asked.dtype)
+    results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype)
     if state is not None:
         state.take_over(parts, final)
     return results
+
+
+def nodes_of(parts: Mapping[str, Tensor], sizes: Sizes) -> Nodes:
+    """The nodes of a schedule on the device, of the parts of `layout.Layout` that `layout.fill` wrote."""
+    return Nodes(parts["starts"], parts["parents"], parts["words"], sizes.depths)

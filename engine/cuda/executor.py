@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from flashelmo.engine.cuda.compute import Asked, compute
+from flashelmo.engine.cuda.compute import DeviceOutput, compute
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.cuda.memory import is_out_of_memory
@@ -21,7 +21,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
-from flashelmo.kernels.lstm_persistent import Barrier
+from flashelmo.kernels.lstm.barrier import Barrier
 
 
 class Executor:
@@ -41,10 +41,10 @@ class Executor:
         self._table = VectorTable(model, encoder, transfers, settings.cache_bytes)
         self._state = DeviceState(model) if settings.stateful else None
         self._barrier = Barrier.on(model.device)
-        self._met = False  # whether programs have waited for each other since `timed_out` was called
+        self._barrier_used = False  # since `timed_out` was called
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
-        self._asked: dict[Output, Asked] = {}
+        self._outputs: dict[Output, DeviceOutput] = {}
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
@@ -61,12 +61,11 @@ class Executor:
 
     def timed_out(self) -> Tensor | None:
         """int32 [1], not 0 once a persistent launch gave up waiting; None if there was none since the last call."""
-        met, self._met = self._met, False
-        return self._barrier.timed_out if met else None
+        used, self._barrier_used = self._barrier_used, False
+        return self._barrier.timed_out if used else None
 
     def renew_barrier(self) -> None:
         """After a time-out: what had arrived then does not count any more."""
-        self._graphs.clear()
         self._barrier = Barrier.on(self.model.device)
 
     def run(self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0) -> tuple[Tensor, int]:
@@ -86,14 +85,15 @@ class Executor:
         if self._state is not None:
             self._state.reserve(first_row + len(schedule.offsets) - 1)
         sizes = self.sizes(schedule, output)
-        asked = self._ask(output)
+        wanted = self._on_device(output)
         if sizes.n_depths == 0:  # no sentence has a token
-            return self._new_results(asked, sizes.n_sentences).zero_(), n_new
+            return self._new_results(wanted, sizes.n_sentences).zero_(), n_new
         if self._is_small(sizes):
             return self._replay(schedule, sizes, word_rows, output, first_row), n_new
         ints = self._transfers.upload(Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
         barrier = self._barrier if self._switches.persistent else None
-        return self._compute(sizes, asked, first_row, barrier, ints), n_new
+        self._barrier_used |= barrier is not None
+        return self._compute(sizes, wanted, first_row, barrier, ints), n_new
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
@@ -110,16 +110,15 @@ class Executor:
         if self._state is not None:
             self._state.reserve(first_row + bucket.n_roots)
         size, fill_bucket = Layout.of(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
-        barrier = self._barrier if self._switches.persistent_in_graphs else None
-        run = partial(self._compute, bucket, self._ask(output), first_row, barrier)
+        wanted = self._on_device(output)
+        run = partial(self._compute, bucket, wanted, first_row, None)
         self._forget_graphs_of_other_tensors()
         captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
             return run(self._transfers.upload(size, fill_bucket))[:, :n_results]
-        results = self._new_results(self._ask(output), n_results)  # before the state moves on, as memory may be lacking
+        results = self._new_results(wanted, n_results)  # before the state moves on, as memory may be lacking
         self._transfers.upload_into(captured.ints, fill_bucket)
-        self._met |= barrier is not None
         return results.copy_(captured.replay()[:, :n_results])
 
     def _graph(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
@@ -132,10 +131,10 @@ class Executor:
         self.make_room()
         return None
 
-    def _new_results(self, asked: Asked, n: int) -> Tensor:
+    def _new_results(self, wanted: DeviceOutput, n: int) -> Tensor:
         """[O, n, 2P], not filled."""
-        size = (len(asked.mix), n, 2 * self.model.config.projection_size)
-        return torch.empty(size, dtype=asked.dtype, device=self.model.device)
+        size = (len(wanted.mix), n, 2 * self.model.config.projection_size)
+        return torch.empty(size, dtype=wanted.dtype, device=self.model.device)
 
     def _forget_graphs_of_other_tensors(self) -> None:
         """Graphs hold the addresses of the table and the state; both may have moved."""
@@ -144,14 +143,15 @@ class Executor:
             self._graphs.clear()
             self._captured_on = tensors
 
-    def _compute(self, sizes: Sizes, asked: Asked, first_row: int, barrier: Barrier | None, ints: Tensor) -> Tensor:
-        self._met |= barrier is not None
+    def _compute(
+        self, sizes: Sizes, wanted: DeviceOutput, first_row: int, barrier: Barrier | None, ints: Tensor
+    ) -> Tensor:
         return compute(
             self.model,
             self._table.vectors,
             ints,
             sizes,
-            asked,
+            wanted,
             self._switches,
             barrier=barrier,
             state=self._state,
@@ -169,9 +169,9 @@ class Executor:
             unused_row=unused_row,
         )
 
-    def _ask(self, output: Output) -> Asked:
+    def _on_device(self, output: Output) -> DeviceOutput:
         """The coefficients of each layer in each layer of the result; kept, since graphs hold their address."""
-        if output not in self._asked:
-            mix = output.mix(self.model.config.n_layers + 1)
-            self._asked[output] = Asked(torch.from_numpy(mix).to(self.model.device), getattr(torch, output.dtype))
-        return self._asked[output]
+        if output not in self._outputs:
+            mix = torch.from_numpy(output.mix(self.model.config.n_layers + 1)).to(self.model.device)
+            self._outputs[output] = DeviceOutput(mix, getattr(torch, output.dtype))
+        return self._outputs[output]

@@ -14,7 +14,8 @@ from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
 from flashelmo.kernels.highway import highway, pack_highway
 from flashelmo.kernels.launch import Precision
 from flashelmo.kernels.linear import linear
-from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
+from flashelmo.kernels.lstm.layer import pack_lstm
+from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 
 class DeviceModel:
@@ -81,17 +82,15 @@ class DeviceModel:
         def stacked(name: str) -> Tensor:
             return torch.stack([self._tensor(getattr(cell, name)) for cell in cells])
 
-        return pack_lstm(
+        canonical = CanonicalLstm(
             stacked("input_weight"),
             stacked("recurrent_weight"),
             stacked("bias"),
             None if cells[0].projection is None else stacked("projection"),
-            cell_clip=self.config.cell_clip,
-            projection_clip=self.config.projection_clip,
-            dtype=self.dtype,
-            int8=int8,
-            device=self.device,
+            self.config.cell_clip,
+            self.config.projection_clip,
         )
+        return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device)
 
     def _tensor(self, array: npt.NDArray[np.float32]) -> Tensor:
         """A copy on the device; the array may be a mapped file, which PyTorch must not own."""

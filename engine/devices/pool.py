@@ -115,7 +115,7 @@ class DevicePool:
                 setattr(self.statistics, field.name, getattr(self.statistics, field.name) + n)
 
     def close(self) -> None:
-        """End the processes. So do the end of the program and of the pool's last reference."""
+        """End the processes. They also end with the program, and with the pool's last reference."""
         self._end()
 
 
@@ -146,7 +146,7 @@ def _end(processes: list[DeviceProcess]) -> None:
 
 
 class _Switchboard:
-    """Brings what processes send to the stream that waits for it. It knows no pool, so that a pool can be freed."""
+    """Hands what processes send to the stream that waits for it; holds no reference to the pool, which can be freed."""
 
     def __init__(self) -> None:
         self.processes: list[DeviceProcess] = []

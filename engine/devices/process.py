@@ -1,4 +1,4 @@
-"""A device's process as the pool sees it: started, written to, read from, and what it ended of."""
+"""A device's process as the pool sees it: how it is started, written to and read from, and why it ended."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ Result: TypeAlias = Embedded | FlashElmoError
 
 
 class Listener(Protocol):
-    """Hears what processes send, each from a thread of its own."""
+    """Gets what processes send; each process's reader thread calls it."""
 
     def deliver(self, process: DeviceProcess, stream: int, place: int, result: Result) -> None:
-        """What became of a window of a stream."""
+        """A window of a stream is done: its results, or its error."""
 
     def lose(self, process: DeviceProcess) -> None:
         """The process has ended."""
 
 
 class DeviceProcess:
-    """Starts `worker.py` for a device. Threads of its own write and read, so that neither `send` ever waits nor
-    results do, and an interrupt of the program leaves no message half sent.
+    """Starts `worker.py` for a device. A thread writes to it and another reads from it, so that `send` never blocks,
+    results are taken as they come, and an interrupt of the program leaves no message half sent.
 
     Args:
         name: of the device.
-        model: descriptor of the open file that the first message speaks of.
-        listener: hears what it sends.
+        model: descriptor of the open file that holds the arrays of `Start.make`.
+        listener: gets what it sends.
 
     Attributes:
         limit: windows of one stream it may hold at once; 0 until it is ready.

@@ -38,7 +38,7 @@ class WindowStream:
 
     Attributes:
         sent: the windows that each process holds.
-        events: what happened elsewhere.
+        events: windows that are done and processes that ended, as the processes' reader threads put them there.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class WindowStream:
         self._taken: dict[int, Window] = {}  # and not given
         self._finished: dict[int, Result] = {}
         self._again: list[int] = []  # taken, and lost with a process
-        self._waiting: set[DeviceProcess] = set()  # processes that may wait for more before they give results
+        self._waiting: set[DeviceProcess] = set()  # got windows since their last flush, may hold results back
         self._end: Exception | None = None  # what the input raised, StopIteration for its orderly end
 
     def results(self) -> Iterator[tuple[Window, Embedded]]:
@@ -104,9 +104,9 @@ class WindowStream:
             process.send(Task(self.number, place, window, self._output))
 
     def _flush(self, place: int) -> None:
-        """Say that nothing follows for now to those who may hold a window back that is waited for.
+        """Flush processes whose look-ahead holds back the awaited window.
 
-        Not to those who have all that they may have: no pipeline reads further ahead.
+        Not those that hold as many windows as they may: no pipeline reads further ahead.
         """
         for process in self._waiting & self.sent.keys():
             needed = place in self.sent[process] and len(self.sent[process]) < process.limit

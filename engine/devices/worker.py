@@ -27,7 +27,7 @@ from flashelmo.engine.text.windows import Window
 
 
 class Start(NamedTuple):
-    """The first message: what is called with nothing, pickled, before the pipeline's maker is read and called."""
+    """The first message: the pickled `setup`, which is called before `make` is unpickled and makes the pipeline."""
 
     device: str
     setup: bytes

@@ -65,7 +65,7 @@ class Hdf5File:
 
 
 class _Disk(io.FileIO):
-    """The file beneath HDF5, which must not see a write fail: on a full disk it ends in a segmentation fault.
+    """The file beneath HDF5, in which no write fails: on a full disk HDF5 would end in a segmentation fault.
 
     Attributes:
         error: the first one, which `check` raises; what is written after it is lost.

@@ -109,7 +109,7 @@ def _write_onnx_text(folder: Path, file: Path, metadata: Metadata, limits: Limit
 
 
 def _write_text(folder: Path, metadata: Metadata, parameters: Mapping[str, str], about: str, limits: Limits) -> None:
-    """A model of the Python backend, whose code is the module of its name in `export/triton/models`."""
+    """A model of the Python backend, whose code is the module of its name in `export/servers/models`."""
     (folder / "1").mkdir(parents=True)
     code = find_spec(f"flashelmo.export.servers.models.{folder.name}")
     assert code is not None and code.origin is not None

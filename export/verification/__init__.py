@@ -7,5 +7,5 @@ structure.py             its graph, metadata and report against what they must b
 weights.py               its weights and other constants against those that the model gives
 compare.py, bounds.py    errors, and how large they may be
 verify.py                all of it together: the report
-report.py, markdown.py   the report as data and as a page
+report.py                the report as data and as a page
 """

@@ -52,7 +52,7 @@ def expected_states(states: Mapping[str, Floats]) -> dict[str, Expected]:
 
 
 class Comparison:
-    """Collects one case's vectors and what is wrong beyond any bound.
+    """Collects one case's vectors, and what no bound allows: a wrong mask or shape, NaN, padding that is not zero.
 
     Attributes:
         problems: such as "hidden_states.1: padding is not zero".
@@ -105,7 +105,7 @@ def _ratio(off: float, size: float) -> float:
 
 
 def _worst_vector(difference: Doubles, expected: Doubles) -> float:
-    """Largest error of a vector, by its length; one that is small among the others, by TINY of their usual length."""
+    """Largest error of a vector relative to its length, which counts as TINY of their root mean square at least."""
     off, sizes = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
     if not sizes.any():
         return _ratio(float(off.max(initial=0.0)), 0.0)
@@ -114,7 +114,7 @@ def _worst_vector(difference: Doubles, expected: Doubles) -> float:
 
 
 def _least_cosine(a: Doubles, b: Doubles) -> float:
-    """Of two vectors of a row; two zeros point the same way, one zero nowhere."""
+    """Least cosine of a row's two vectors: 1 where both are zero, 0 where one is."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0))

@@ -1,4 +1,4 @@
-"""One exported file in ONNX Runtime, fed with batches of sentences: nothing but the contract lies between."""
+"""One exported file in ONNX Runtime, fed through its documented inputs alone, without the code of `OnnxElmo`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Session:
 
 
 def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arrays:
-    """The inputs character_ids and word_ids that the file has, as whoever feeds it would make them."""
+    """The inputs character_ids and word_ids that the file has, made from the description of its format."""
     mask = token_mask(batch)
     words = list(chain(*batch.sentences))
     inputs: Arrays = {}

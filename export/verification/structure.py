@@ -105,7 +105,7 @@ def report_problems(path: Path, metadata: Metadata) -> list[str]:
 
 
 def makes_sense(metadata: Metadata, model: ElmoModel) -> bool:
-    """Whether the metadata say enough of this model for vectors to be compared."""
+    """Whether the metadata fit the model so far that vectors can be compared."""
     n_layers = model.config.n_layers + 1
     return (
         metadata.config == model.config and len(metadata.mix) == n_layers and set(metadata.layers) <= {*range(n_layers)}

@@ -16,8 +16,7 @@ from flashelmo.export.open_session import ORT_ERRORS, Provider, available_provid
 from flashelmo.export.verification.bounds import bounds_of_outputs
 from flashelmo.export.verification.cases import Case, Sentence, make_cases
 from flashelmo.export.verification.compare import Comparison, expected_outputs, expected_states
-from flashelmo.export.verification.markdown import short
-from flashelmo.export.verification.report import CaseResult, OutputError, Report
+from flashelmo.export.verification.report import CaseResult, OutputError, Report, short
 from flashelmo.export.verification.sentences import SENTENCES
 from flashelmo.export.verification.session import Session, token_mask
 from flashelmo.export.verification.structure import (

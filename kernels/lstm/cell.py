@@ -1,4 +1,4 @@
-"""One time step of the LSTM with projection, both directions at once, over the nodes of one depth.
+"""The LSTM cell with projection, as the parts of kernels that all variants share.
 
 With r the projected state that recurs (P values), c the cell (C values) and x the layer's input (P values), of a node
 and its parent:
@@ -11,21 +11,38 @@ and its parent:
 (Sak et al. 2014, https://arxiv.org/abs/1402.1128, with bilm-tf's clips; the forget bias is already in b.) The skip
 connection adds x to what the layer puts out, never to what recurs.
 
-Two kernels: `gates_kernel` gathers the parents' states and computes c and h, `projection_kernel` r. Programs read from
-the schedule which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's
-part x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that
-of reading weights, it saves almost half of it.
+`gates_tile` gathers the parents' states and computes c and h, `projection_tile` r. Both read from the schedule which
+nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part x @ W_x + b may
+be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of reading weights,
+it saves almost half of it.
 
-`lstm_launches.py` launches them. Sums and cells are float32; x, r and h have the compute type. Letters: D directions,
-N nodes, R rows of the largest depth, P projection, C cells, T depths.
+Sums and cells are float32; x, r and h have the compute type.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
+
+
+class Mode(NamedTuple):
+    """How a kernel computes: one compilation each.
+
+    Attributes:
+        precision: of float32 products, "ieee" or "tf32".
+        keep: eviction policy of the weights in the L2 cache.
+        approximate: tanh and the output gate are the card's own approximations.
+        dependent: the launch may begin before the one before it ends.
+    """
+
+    precision: str
+    keep: str
+    approximate: bool
+    dependent: bool
 
 
 @triton.jit
@@ -37,10 +54,10 @@ def depth_nodes(nodes, direction, depth, T):
 
 @triton.jit
 def wait_for_launch_before(DEPENDENT: tl.constexpr):
-    """Until then only the schedule and the weights may be read, and nothing written; every program must come here.
+    """Wait until the launch before this one has ended, and let the launch after this one begin.
 
-    Had one launch ended without, that after it would not wait for those before both. The launch after this one may
-    then begin as soon as programs of this one leave room.
+    Every program must come here. Before, it may read the schedule and the weights alone, and write nothing. A launch
+    that skips the wait lets its successor overtake both predecessors.
     """
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
@@ -50,12 +67,14 @@ def wait_for_launch_before(DEPENDENT: tl.constexpr):
 @triton.jit
 def gates_tile(
     weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """c and h of a block of rows and cells."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
+    PRECISION: tl.constexpr = MODE.precision
+    KEEP: tl.constexpr = MODE.keep
+    APPROXIMATE: tl.constexpr = MODE.approximate
     before, first, last = depth_nodes(nodes, direction, depth, T)
     direction = tl.cast(direction, tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
@@ -71,7 +90,7 @@ def gates_tile(
         x_row = tl.load(nodes.words + direction * N + node, mask=m_row, other=0).to(tl.int64)
     else:
         x_row = direction * N + node
-    wait_for_launch_before(DEPENDENT)
+    wait_for_launch_before(MODE.dependent)
 
     o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m = m_row[:, None] & (o_cell < C)[None, :]
@@ -85,7 +104,19 @@ def gates_tile(
         if weights.recurrent_scale is None:
             p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
             acc = product(
-                x_gates, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP
+                x_gates,
+                p_hidden,
+                p_hidden,
+                m_row,
+                p_weight,
+                m_gate,
+                P,
+                1,
+                4 * C,
+                EVEN,
+                TILE.k,
+                PRECISION,
+                KEEP,
             )
         else:
             p_weight = weights.recurrent + direction * (4 * P * C) + o_gate
@@ -108,17 +139,19 @@ def gates_tile(
     h = sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
     o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
     tl.store(tensors.cell + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
-    tl.store(tensors.exposed + o_here, h.to(tensors.exposed.dtype.element_ty), mask=m)
+    tl.store(tensors.unprojected + o_here, h.to(tensors.unprojected.dtype.element_ty), mask=m)
 
 
 @triton.jit
 def projection_tile(
     weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, DEPENDENT: tl.constexpr,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """r of a block of rows and columns, or a split's share of its sums: the last split to come adds them all up."""
+    """r of a block of rows and columns, or one split's partial sums (split-K): the last split to come adds all up."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
+    PRECISION: tl.constexpr = MODE.precision
+    KEEP: tl.constexpr = MODE.keep
     _, first, last = depth_nodes(nodes, direction, depth, T)
     direction = tl.cast(direction, tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
@@ -129,27 +162,41 @@ def projection_tile(
     m = m_row[:, None] & m_column[None, :]
     SPLITS: tl.constexpr = TILE.splits
     SIZE: tl.constexpr = C // SPLITS
-    p_exposed = tensors.exposed + (direction * R + o_row) * C + i_split * SIZE
+    p_unprojected = tensors.unprojected + (direction * R + o_row) * C + i_split * SIZE
     p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
     EVEN: tl.constexpr = P % TILE.columns == 0
-    wait_for_launch_before(DEPENDENT)
+    wait_for_launch_before(MODE.dependent)
     acc = zeros(TILE.rows, TILE.columns)
-    acc = product(acc, p_exposed, p_exposed, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
+    acc = product(
+        acc,
+        p_unprojected,
+        p_unprojected,
+        m_row,
+        p_weight,
+        m_column,
+        SIZE,
+        1,
+        P,
+        EVEN,
+        TILE.k,
+        PRECISION,
+        KEEP,
+    )
 
     i_block = i_rows * SHAPE.D + direction
     complete = True
     if SPLITS > 1:
-        o_partial = (i_block * SPLITS * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
-        tl.store(tensors.partial + i_split * TILE.rows * P + o_partial, acc, mask=m)
-        tl.debug_barrier()  # every thread's share is written before the program says so
-        p_arrivals = tensors.arrivals + i_block * tl.cdiv(P, TILE.columns) + i_columns
-        complete = tl.atomic_add(p_arrivals, 1, sem="acq_rel") == SPLITS - 1
+        o_sums = (i_block * SPLITS * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
+        tl.store(tensors.partial_sums + i_split * TILE.rows * P + o_sums, acc, mask=m)
+        tl.debug_barrier()  # every thread's sums are written before the program counts itself
+        p_counter = tensors.counters + i_block * tl.cdiv(P, TILE.columns) + i_columns
+        complete = tl.atomic_add(p_counter, 1, sem="acq_rel") == SPLITS - 1
         if complete:
-            tl.store(p_arrivals, 0)  # for the next depth
+            tl.store(p_counter, 0)  # for the next depth
             acc = tl.zeros_like(acc)
             for split in tl.static_range(SPLITS):  # in this order, whoever came last: one sum in every run
-                p_share = tensors.partial + split * TILE.rows * P + o_partial
-                acc += tl.load(p_share, mask=m, other=0.0, cache_modifier=".cg")
+                p_sums = tensors.partial_sums + split * TILE.rows * P + o_sums
+                acc += tl.load(p_sums, mask=m, other=0.0, cache_modifier=".cg")
     if complete:
         if weights.projection_scale is not None:
             acc *= tl.load(weights.projection_scale + direction * P + o_column, mask=m_column, other=0.0)[None, :]
@@ -159,38 +206,3 @@ def projection_tile(
         if tensors.outputs is not None:
             x = tl.load(tensors.x + o_r, mask=m, other=0.0).to(tl.float32)
             tl.store(tensors.outputs + o_r, (r.to(tl.float32) + x).to(tensors.outputs.dtype.element_ty), mask=m)
-
-
-@triton.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
-def gates_kernel(
-    weights, tensors, nodes, depth, slab_depth, N, M, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
-    i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    if first + i_rows * TILE.rows < last:
-        gates_tile(
-            weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
-            SHAPE, TILE, PRECISION, KEEP, APPROXIMATE, DEPENDENT,
-        )  # fmt: skip
-    else:
-        wait_for_launch_before(DEPENDENT)
-
-
-@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
-def projection_kernel(
-    weights, tensors, nodes, depth, N, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    """r of one depth. Grid: blocks of rows; blocks of columns times splits; D."""
-    i_rows, i_columns, direction = tl.program_id(0), tl.program_id(1) // TILE.splits, tl.program_id(2)
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    if first + i_rows * TILE.rows < last:
-        projection_tile(
-            weights, tensors, nodes, depth, direction, i_rows, i_columns, tl.program_id(1) % TILE.splits, N, R, T,
-            SHAPE, TILE, PRECISION, KEEP, DEPENDENT,
-        )  # fmt: skip
-    else:
-        wait_for_launch_before(DEPENDENT)

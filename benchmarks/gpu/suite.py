@@ -1,0 +1,314 @@
+"""The engine on this machine's card, end to end: correct first, then how fast: `python -m benchmarks gpu --out DIR`.
+
+The vectors of every precision are compared with the reference's on the CPU and with published ones, in every way to
+embed. Then sentences, batches and bulk text are embedded in turns with PyTorch's eager reference, torch.compile,
+cuDNN's LSTM and ONNX Runtime, the card's time is shared out among the stages, and each of the CUDA runtime's switches
+is timed against its opposite. Beside each figure stands what the card's limits, measured in the same run, allow.
+Results go to DIR/gpu-CARD.json, tables and plots beside it. The exit status is 1 if vectors are wrong, a job failed or
+the device was lost.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from flashelmo.benchmarks.gpu import tables
+from flashelmo.benchmarks.gpu.accuracy import GOLDEN, PUBLISHED, Piece, Truth, error_rows, published, ways
+from flashelmo.benchmarks.gpu.sanitizer import sanitize
+from flashelmo.benchmarks.gpu.speed import ONNX, OURS, SWITCH, UNIT, Speed
+from flashelmo.benchmarks.gpu.stages import measure_stages
+from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
+from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, card_of, results_on
+from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
+from flashelmo.benchmarks.results import FAILED, Row
+from flashelmo.benchmarks.run import Job, Run, Suite, slug
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import load
+from flashelmo.benchmarks.timing import Deadline
+from flashelmo.benchmarks.worker import one_line
+from flashelmo.engine.cuda.requirements import check_precision, default_precision
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import precisions_on
+from flashelmo.engine.settings import CudaSettings
+
+SWITCHES = tuple(field.name for field in fields(CudaSettings) if isinstance(field.default, bool))
+CHECKING = 0.5  # share of the time that the checks may take
+SLOW = ("fp32", "tf32")  # precisions that bulk text is shorter for
+SWITCHED_BATCHES = (8, 32, 128)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run works with; tests have others.
+
+    Attributes:
+        make: takes what `ElmoEmbedder` takes.
+        load: a model of a name and a seed.
+        timer: times single kernels.
+    """
+
+    make: Callable[..., Any] = ElmoEmbedder
+    load: Callable[[str, int], ElmoModel] = load
+    timer: Timer = time_graphs
+
+
+class Engine:
+    """The engine on a device: all jobs of a run, and what they share.
+
+    Args:
+        card: the device's, its ceilings the table's until they are measured.
+    """
+
+    def __init__(self, settings: Settings, device: Device, card: Card, run: Run, tools: Tools) -> None:
+        self.settings, self.device, self.card = settings, device, card
+        self._run, self._tools = run, tools
+        self._checking = Deadline(CHECKING * settings.limit_seconds if settings.limit_seconds is not None else None)
+        self._cuda = replace(CudaSettings(), **dict.fromkeys(settings.off, False))
+        self._first = settings.precisions[0]
+        self._text, self.source = load_text(self._tokens_needed(), settings.text, settings.seed)
+        self._subject, self._truth = cache(self._made_subject), cache(self._made_truth)
+
+    def jobs(self, folder: Path) -> Iterator[Job]:
+        """In order, the slowest rivals last; `folder` takes texts."""
+        settings, models = self.settings, self.settings.models
+        made = cache(partial(self._speed, folder))
+        yield from self._check_jobs()
+        if "speed" in settings.sections:
+            yield Job("ceiling", CARD, "", self._ceilings)
+            for name in models:
+                yield from self._speed_jobs(name, partial(made, name))
+        for name in models:
+            right = self._first not in self._subject(name).failed
+            if "stages" in settings.sections and right:
+                yield from self._stage_jobs(name)
+            if "switches" in settings.sections and right:
+                yield from self._switch_jobs(name, partial(made, name))
+            if "speed" in settings.sections:  # late, as compiling may take long
+                batch = equal_batch(self._text, settings.batches[0], settings.tokens, "compiled")
+                yield self._job(batch, name, partial(made, name), self._compiled, settings.compile_seconds)
+        if "speed" in settings.sections:  # last, as a library of other makers may take the process with it
+            yield from self._onnx_jobs(models[0], partial(made, models[0]))
+        if settings.sanitize and "correctness" in settings.sections:  # takes minutes: best with nothing but the checks
+            out = self._run.path.parent if self._run.path else folder
+            yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(out, self._run.deadline)))
+
+    # ----------------------------------------------------------------------------------------------------- correctness
+
+    def _check_jobs(self) -> Iterator[Job]:
+        """The first model, published vectors, the other models; batches alone if the checks are not asked for."""
+        golden, whole = self.settings.golden, "correctness" in self.settings.sections
+        for k, name in enumerate(self.settings.models):
+            yield Job("error", name, "", partial(self._checks, name, whole))
+            if k == 0 and whole and golden is not None:
+                yield Job("error", "golden", "", partial(self._golden, golden))
+
+    def _checks(self, name: str, whole: bool) -> Iterator[list[Row]]:
+        """Precisions whose batch was not reached, or that anything was wrong with, are not timed."""
+        subject, settings = self._subject(name), self.settings
+        right: set[str] = set()
+        subject.failed = set(settings.precisions)
+        for precision, way, compare in ways(settings if whole else replace(settings, thorough=())):
+            rows = self._check(name, way, precision, partial(compare, subject, self._truth(name), precision))
+            failed = any(row.failed for row in rows)
+            if way == "batch" and not failed and any(row.median is not None for row in rows):
+                right.add(precision)
+            elif failed:
+                right.discard(precision)
+            subject.failed = set(settings.precisions) - right
+            yield rows
+            if failed and self.device.is_lost():
+                return
+        subject.let_go("stateful", "keep_sentence_boundaries", "window_tokens")
+
+    def _golden(self, folder: Path) -> Iterator[list[Row]]:
+        def make(path: Path) -> Subject:
+            return Subject(path.name, load_model(path), self.device, self._tools.make, self._cuda)
+
+        if not folder.is_dir():
+            yield [Row("error", "golden", "published", "max abs error", note="no golden data here")]
+            return
+        for model, name, pieces in published(make, folder):
+            yield self._check(model, name, PUBLISHED, pieces)
+
+    def _check(self, model: str, name: str, precision: str, pieces: Callable[[], Iterable[Piece]]) -> list[Row]:
+        """Rows of the errors; what does not run has failed, and the others go on."""
+        row = Row("error", model, f"{name} {precision}", "relative error")
+        if self._checking.left <= 0:
+            return [replace(row, note=self._checking.over)]
+        try:
+            return error_rows(row, precision, pieces())
+        except Exception as error:
+            return [replace(row, note=f"{FAILED}: {one_line(error)}")]
+
+    # ----------------------------------------------------------------------------------------------------------- speed
+
+    def _ceilings(self) -> Iterator[list[Row]]:
+        precisions = ("bf16", "fp32", "tf32")  # fp16 is as fast as bf16
+        for row, card in measure_ceilings(self.settings, self.device, self.card, precisions, self._tools.timer):
+            self.card = card
+            yield [row]
+
+    def _speed_jobs(self, name: str, made: Callable[[], Speed]) -> Iterator[Job]:
+        settings, text, first = self.settings, self._text, self._first
+        tokens = suited_tokens(self._subject(name).model.config, self.card, settings.bulk_tokens or 1, first)
+        long, short = bulk(text, tokens), bulk(text, min(tokens, settings.short_bulk_tokens))
+        fast = [each for each in settings.precisions if each == first or each not in SLOW]
+        slow = [each for each in settings.precisions if each not in fast]
+
+        def batch(workload: Workload, precisions: Sequence[str], cudnn: bool) -> Job:
+            return self._job(workload, name, made, lambda speed, _: speed.batch(workload, precisions, cudnn=cudnn))
+
+        yield self._job(long, name, made, lambda speed, _: speed.bulk(long, fast))
+        yield batch(equal_batch(text, 1, settings.tokens, "single"), settings.precisions, True)
+        for n in settings.batches:
+            precisions = settings.precisions if n in settings.other_batches else [first]
+            yield batch(equal_batch(text, n, settings.tokens), precisions, True)
+        for n in settings.batches:
+            yield batch(ragged_batch(text, n), [first], False)
+        yield self._job(short, name, made, lambda speed, _: speed.short_bulk(short, [first, *slow]))
+
+    def _job(
+        self,
+        workload: Workload,
+        name: str,
+        made: Callable[[], Speed],
+        measure: Callable[[Speed, Workload], list[Row]],
+        seconds: float = 0.0,
+    ) -> Job:
+        return Job(workload.section, name, workload.detail, lambda: [measure(made(), workload)], seconds)
+
+    def _compiled(self, speed: Speed, workload: Workload) -> list[Row]:
+        return speed.compiled(workload, self._first)
+
+    def _onnx_jobs(self, name: str, made: Callable[[], Speed]) -> Iterator[Job]:
+        path = self.settings.onnx
+        if path is None:
+            note = "no exported model was given (--onnx)"
+            yield Job("onnx", name, "", lambda: [[Row("onnx", name, ONNX, UNIT, note=note)]])
+            return
+        for n in self.settings.batches:
+            batch = equal_batch(self._text, n, self.settings.tokens, "onnx")
+            yield self._job(batch, name, made, lambda speed, batch: speed.onnx(batch, self._first, path))
+
+    def _switch_jobs(self, name: str, made: Callable[[], Speed]) -> Iterator[Job]:
+        settings = self.settings
+        sizes = [n for n in SWITCHED_BATCHES if n <= max(settings.batches)]
+        workloads = [equal_batch(self._text, 1, settings.tokens, "single")]
+        workloads += [equal_batch(self._text, n, settings.tokens) for n in sizes]
+        workloads.append(bulk(self._text, settings.short_bulk_tokens))
+        for switch in SWITCHES:
+            rows = partial(self._switch, made, switch, workloads)
+            yield Job(SWITCH, name, switch, rows)
+
+    def _switch(self, made: Callable[[], Speed], switch: str, workloads: Sequence[Workload]) -> Iterator[list[Row]]:
+        return made().switch(switch, workloads, self._first)
+
+    def _stage_jobs(self, name: str) -> Iterator[Job]:
+        batch = equal_batch(self._text, self.settings.batches[0], self.settings.tokens)
+        for workload in (bulk(self._text, 4 * self.settings.short_bulk_tokens), batch):
+            yield Job("stages", name, workload.detail, partial(self._stages, name, workload))
+
+    def _stages(self, name: str, workload: Workload) -> list[list[Row]]:
+        run = partial(leave_on_device, self._subject(name).timed(self._first), workload.sentences)
+        for _ in range(3):  # compiled, captured, replayed
+            run()
+        label = f"{self._first}, {workload.section} of {workload.detail}"
+        return [measure_stages(name, label, run, self.device.torch)]
+
+    # ------------------------------------------------------------------------------------------------- what jobs share
+
+    def _made_subject(self, name: str) -> Subject:
+        model = self._tools.load(name, self.settings.seed)
+        return Subject(name, model, self.device, self._tools.make, self._cuda)
+
+    def _made_truth(self, name: str) -> Truth:
+        return Truth(self._subject(name), self._text, self.settings)
+
+    def _speed(self, folder: Path, name: str) -> Speed:
+        return Speed(self._subject(name), self._truth(name), self.settings, self.card, folder)
+
+    def _tokens_needed(self) -> int:
+        settings = self.settings
+        equal = max(settings.batches) * settings.tokens
+        return max(settings.bulk_tokens or 1, 4 * settings.short_bulk_tokens, equal, 3 * settings.short_sentences)
+
+
+def suited(precisions: Sequence[str], device: torch.device, say: Callable[[str], None]) -> tuple[str, ...]:
+    """Those that the card has, its fastest one first: older cards have neither bf16 nor TF32.
+
+    Raises:
+        FlashElmoError: it has none of them.
+    """
+    has = []
+    for precision in sorted(precisions, key=lambda precision: precision != default_precision(device)):
+        try:
+            check_precision(device, precision)
+            has.append(precision)
+        except FlashElmoError as error:
+            say(f"left out: {error}")
+    if not has:
+        raise FlashElmoError(f"precisions: expected one that the card has, found {', '.join(precisions)}")
+    return tuple(has)
+
+
+def measure(run: Run, engine: Engine) -> int:
+    """Measure, and say what was found; the exit status."""
+    settings = engine.settings
+    run.say(f"text: {engine.source}")
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
+        for job in engine.jobs(Path(folder)):
+            run.do([job])
+            engine.device.free_memory() if not engine.device.is_lost() else None
+    if "speed" in settings.sections:
+        run.keep(tables.targets(run.results, settings.models[0], settings.precisions[0]))
+    written = tables.tables(run.results)
+    run.say(written)
+    if run.path is not None:
+        run.path.with_suffix(".md").write_text(written + "\n", encoding="utf-8")
+        try:
+            for path in tables.draw(run.results, run.path.with_suffix("")):
+                run.say(f"drawn: {path}")
+        except Exception as error:  # plots are the least of a run
+            run.say(f"not drawn: {one_line(error)}")
+    return run.finish()
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Measure on the current CUDA device; the exit status."""
+    device, found = Device.current()
+    precisions = suited(settings.precisions, torch.device(device.torch), print)
+    settings = replace(device.fitting(settings), precisions=precisions, thorough=(precisions[0], "fp32"))
+    if settings.few:
+        settings = replace(settings, sentences=4, short_sentences=0, golden=None)
+    run = Run(settings, console, results_on(found, settings, "gpu"), f"gpu-{slug(found['name'])}.json", device.is_lost)
+    return measure(run, Engine(settings, device, card_of(found, run.say), run, Tools()))
+
+
+SUITE = Suite(
+    "the engine on this machine's card, end to end: correct first, then how fast beside its rivals",
+    Settings(
+        sections=("correctness", "speed", "stages", "switches"),
+        precisions=("bf16", *(each for each in precisions_on("cuda") if each != "bf16")),
+        sentences=24,
+        batches=(32, 128, 512),
+        bulk_tokens=1 << 21,
+        sample_seconds=0.05,
+        limit_seconds=480.0,
+        golden=GOLDEN,
+    ),
+    ("sections", "precisions", "text", "golden", "onnx", "off", "few", "sanitize", *RUN_OPTIONS),
+    command,
+    known={"off": SWITCHES},
+)

@@ -1,0 +1,208 @@
+"""An LSTM layer's weights: as models have them, and laid out once at load as kernels read them.
+
+A layout belongs to the variants that read it: the function that makes it stands in their rows of `variants.VARIANTS`,
+and `LstmWeights` keeps what it made. `interleave` makes the one that fused, hoisted and persistent steps read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from flashelmo.kernels.launch import FLOATS, check
+
+INT8_LEVELS = 127
+
+
+class Shape(NamedTuple):
+    """Constants of a model: one compilation each."""
+
+    D: int
+    P: int
+    C: int
+
+
+@dataclass(frozen=True, eq=False)
+class CanonicalLstm:
+    """The weights of one layer as models have them (`engine.model.weights`), D directions.
+
+    Attributes:
+        input, recurrent: [D, 4, P, C], gates i, f, g, o.
+        bias: [D, 4, C], the forget gate's 1 included.
+        projection: [D, C, P], or None where P = C.
+        cell_clip, projection_clip: bounds, or None.
+
+    Raises:
+        ValueError: a tensor has another shape or type than it should.
+    """
+
+    input: Tensor
+    recurrent: Tensor
+    bias: Tensor
+    projection: Tensor | None
+    cell_clip: float | None = None
+    projection_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check("input", self.input, [None, 4, None, None], FLOATS)
+        D, P, C = self.shape
+        check("recurrent", self.recurrent, [D, 4, P, C], FLOATS)
+        check("bias", self.bias, [D, 4, C], FLOATS)
+        if self.projection is not None:
+            check("projection", self.projection, [D, C, P], FLOATS)
+        elif P != C:
+            raise ValueError(f"projection: expected a tensor where P = {P} and C = {C} differ, found None")
+
+    @property
+    def shape(self) -> Shape:
+        """Its sizes."""
+        D, _, P, C = self.input.shape
+        return Shape(D, P, C)
+
+    def projected(self) -> CanonicalLstm:
+        """The same with a projection: the identity, which is exact, and no clip, as bilm-tf has it."""
+        if self.projection is not None:
+            return self
+        D, _, C = self.shape
+        identity = torch.eye(C, dtype=torch.float32).expand(D, C, C).contiguous()
+        return replace(self, projection=identity, projection_clip=None)
+
+
+class Format(NamedTuple):
+    """What weights are packed to.
+
+    Attributes:
+        dtype: the compute type.
+        int8: round the recurrent weight and the projection to 8 bits, by column; their scales are static, and the
+            states that they multiply keep the compute type, so that a vector is batch-invariant.
+        device: where they go.
+    """
+
+    dtype: torch.dtype
+    int8: bool
+    device: torch.device | str
+
+
+class Layout(Protocol):
+    """Weights as some kernels read them."""
+
+    def check(self, shape: Shape, dtype: torch.dtype) -> None:
+        """Raise ValueError unless the tensors have the shape, type and layout that the kernels rely on."""
+
+
+AnyLayout = TypeVar("AnyLayout", bound=Layout)
+
+
+@dataclass(frozen=True, eq=False)
+class LstmWeights:
+    """One layer's weights on a device, in each layout that a variant reads.
+
+    Attributes:
+        shape: D, P, C.
+        dtype: the compute type.
+        int8: the weights that recur have 8 bits.
+        device: where they are.
+        layouts: by the function that made each.
+
+    Raises:
+        ValueError: a layout is not as its kernels rely on.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    int8: bool
+    device: torch.device
+    layouts: Mapping[Callable[[CanonicalLstm, Format], Layout], Layout]
+
+    def __post_init__(self) -> None:
+        for layout in self.layouts.values():
+            layout.check(self.shape, self.dtype)
+
+    def layout(self, pack: Callable[[CanonicalLstm, Format], AnyLayout]) -> AnyLayout:
+        """What this function made of them."""
+        return cast(AnyLayout, self.layouts[pack])
+
+
+class Interleaved(NamedTuple):
+    """The layout of fused, hoisted and persistent steps.
+
+    The four gates of a cell stand side by side, so that one block of columns holds all that its cells need, and the
+    input's and the recurrent weight one under the other, so that [x, r] @ [W_x; W_r] is one product.
+
+    Attributes:
+        input: [D, P, 4C], column 4c + k is gate k (i, f, g, o) of cell c.
+        recurrent: [D, P, 4C] likewise: in the compute type, where it lies behind `input` in memory, or int8.
+        bias: float32 [D, 4C].
+        projection: [D, C, P]: in the compute type or int8.
+        recurrent_scale, projection_scale: float32 [D, 4C] and [D, P], what an 8-bit weight's 1 is worth, by column;
+            None where the weights are not of 8 bits.
+        cell_clip, projection_clip: bounds; infinite where nothing is clipped.
+    """
+
+    input: Tensor
+    recurrent: Tensor
+    bias: Tensor
+    projection: Tensor
+    recurrent_scale: Tensor | None
+    projection_scale: Tensor | None
+    cell_clip: float
+    projection_clip: float
+
+    def check(self, shape: Shape, dtype: torch.dtype) -> None:
+        """See `Layout`."""
+        D, P, C = shape
+        int8 = self.recurrent_scale is not None
+        check("bias", self.bias, [D, 4 * C], [torch.float32])
+        check("projection", self.projection, [D, C, P], [torch.int8 if int8 else dtype])
+        if int8:
+            check("input", self.input, [D, P, 4 * C], [dtype])
+            check("recurrent", self.recurrent, [D, P, 4 * C], [torch.int8])
+            check("recurrent_scale", self.recurrent_scale, [D, 4 * C], [torch.float32])
+            check("projection_scale", self.projection_scale, [D, P], [torch.float32])
+            return
+        for name, weight in (("input", self.input), ("recurrent", self.recurrent)):
+            check(name, weight[0], [P, 4 * C], [dtype])
+            if weight.shape[0] != D or weight.stride(0) != 8 * P * C:
+                raise ValueError(f"{name}: expected one of {D} directions as `interleave` lays them out, found another")
+        behind = self.recurrent.data_ptr() - self.input.data_ptr()
+        if behind != 4 * P * C * dtype.itemsize and self.input.device.type != "meta":
+            raise ValueError("recurrent: expected to lie behind input in memory, as `interleave` lays them out")
+
+
+def interleave(weights: CanonicalLstm, format: Format) -> Interleaved:
+    """The layout of fused, hoisted and persistent steps, of a layer with projection."""
+    dtype, int8, device = format
+    stacked = torch.stack([_gates_last(weights.input), _gates_last(weights.recurrent)], dim=1)  # [D, 2, P, 4C]
+    stacked = stacked.to(device)
+    in_type = stacked.to(dtype)
+    recurrent, projection = in_type[:, 1], cast(Tensor, weights.projection).to(device)
+    recurrent_scale = projection_scale = None
+    if int8:
+        recurrent, recurrent_scale = quantize(stacked[:, 1])
+        in_type = in_type[:, :1].contiguous()
+        projection, projection_scale = quantize(projection)
+    return Interleaved(
+        input=in_type[:, 0],
+        recurrent=recurrent,
+        bias=_gates_last(weights.bias).to(device, torch.float32).contiguous(),
+        projection=projection if int8 else projection.to(dtype),
+        recurrent_scale=recurrent_scale,
+        projection_scale=projection_scale,
+        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
+        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+    )
+
+
+def _gates_last(tensor: Tensor) -> Tensor:
+    """[D, 4, ..., C] -> [D, ..., 4C], the gates of one cell side by side."""
+    return tensor.movedim(1, -1).flatten(-2)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit weights [D, K, N] of [D, K, N], symmetric by column, and their scales, float32 [D, N]."""
+    scale = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LEVELS
+    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
