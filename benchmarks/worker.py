@@ -6,7 +6,6 @@ import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError
@@ -30,24 +29,14 @@ class Worker:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self._process.start()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
         theirs.close()
         try:
             self._result()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process.is_alive()
-
-    @property
-    def pid(self) -> int | None:
-        """Of its process."""
-        return self._process.pid
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What the object's method returns; the call waits for it."""
@@ -60,18 +49,10 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
 
     def _result(self) -> Any:
         try:
@@ -85,8 +66,8 @@ class Worker:
         return value
 
     def _ended(self) -> WorkerError:
-        self._process.join()
-        return WorkerError(f"a worker ended with exit code {self._process.exitcode}")
+        self.process.join()
+        return WorkerError(f"a worker ended with exit code {self.process.exitcode}")
 
 
 class Here:
@@ -109,7 +90,7 @@ class Pool:
     def worker(self, make: Callable[..., Any], *arguments: Any) -> Worker:
         """The worker that was made so, or a new one."""
         key = repr((make, arguments))
-        if key not in self._workers or not self._workers[key].is_alive:
+        if key not in self._workers or not self._workers[key].process.is_alive():
             self._workers[key] = Worker(make, *arguments)
         return self._workers[key]
 

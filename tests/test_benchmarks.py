@@ -17,8 +17,8 @@ from flashelmo.benchmarks import report
 from flashelmo.benchmarks.accuracy import error_rows, max_error, relative_errors, why_wrong
 from flashelmo.benchmarks.contestant import Clock, Contestant, Way, engine, line_up
 from flashelmo.benchmarks.cpu import tables as cpu_tables
-from flashelmo.benchmarks.cpu.contestants import CONTESTANTS
-from flashelmo.benchmarks.cpu.host import STAGES
+from flashelmo.benchmarks.contestant import PROCESSOR as CONTESTANTS
+from flashelmo.benchmarks.cpu.costs import STAGES
 from flashelmo.benchmarks.fresh import import_seconds
 from flashelmo.benchmarks.results import Results, Row, median_ratio, new_results, with_ratios
 from flashelmo.benchmarks.roofline import Roofline, Work, recurrent_weights, streamed_weights
@@ -157,7 +157,7 @@ def test_a_worker_answers_and_refuses_in_its_callers_words(folder: Path) -> None
             worker.call("seconds", [folder / "no such text"])
         assert worker.call("seconds", [generate(200)]) > 0  # it goes on after an error
 
-        process = psutil.Process(worker.pid)  # and leaves the processor alone while it is idle
+        process = psutil.Process(worker.process.pid)  # and leaves the processor alone while it is idle
         time.sleep(0.1)
         before = sum(process.cpu_times()[:2])
         time.sleep(0.4)
@@ -165,7 +165,7 @@ def test_a_worker_answers_and_refuses_in_its_callers_words(folder: Path) -> None
         process.kill()
         with pytest.raises(WorkerError, match="ended with exit code -9"):
             worker.call("window_tokens")
-        assert pool.worker(Clock, engine, folder, dict(CONTESTANTS["reference"])).pid != process.pid
+        assert pool.worker(Clock, engine, folder, dict(CONTESTANTS["reference"])).process.pid != process.pid
     with pytest.raises(FlashElmoError, match="no precision 'bf16'"):
         Worker(Clock, engine, folder, {"runtime": "ort", "precision": "bf16"})
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def settings(folder: Path) -> Settings:
 class InProcess(Here):
     """A worker without a process of its own."""
 
-    is_alive = True
+    process = SimpleNamespace(is_alive=lambda: True)
 
     def close(self) -> None:
         """Nothing ends."""

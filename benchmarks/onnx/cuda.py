@@ -12,10 +12,9 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from flashelmo.benchmarks.contestant import Contestant, Way, line_up
-from flashelmo.benchmarks.onnx.contestants import REFERENCE, contestant
-from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.speed import absentees, batches_of, passages_of, row_of, time_all, timed
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import Exported, contestant
+from flashelmo.benchmarks.onnx.speed import batches_of, passages_of, row_of, time_all, timed
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences

@@ -13,11 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flashelmo.benchmarks.contestant import Clock, Contestant, Way, line_up
-from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS, REFERENCE, contestant, session_options
-from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.contestant import REFERENCE, Clock, Contestant, Way, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS, Exported, contestant, session_options
 from flashelmo.benchmarks.onnx.products import feeds, write_products
-from flashelmo.benchmarks.onnx.speed import absentees, limits_of
+from flashelmo.benchmarks.onnx.speed import limits_of
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.settings import Settings

@@ -8,9 +8,8 @@ from functools import partial
 from itertools import chain
 from operator import truediv
 
-from flashelmo.benchmarks.contestant import Contestant, line_up
-from flashelmo.benchmarks.onnx.contestants import REFERENCE, contestant
-from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import Exported, contestant
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.roofline import Limits, Roofline, Work
 from flashelmo.benchmarks.settings import Settings
@@ -81,11 +80,6 @@ def row_of(section: str, model: str, name: str, size: int, batches: Batches, sou
 def timed(row: Row, timing: Timing, batches: Batches) -> Row:
     """The row with its tokens a second."""
     return row.timed(timing, partial(truediv, count_tokens(batches)))
-
-
-def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = UNIT) -> list[Row]:
-    """A row without a figure for everybody who is left out, and why."""
-    return [Row(section, model, name, unit, note=why) for name, why in absent.items()]
 
 
 def passages_of(settings: Settings) -> tuple[list[Sentences], str]:
