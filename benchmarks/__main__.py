@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import Field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -48,82 +48,6 @@ def find(name: str) -> Suite:
     return suite
 
 
-class Option(NamedTuple):
-    """An option of the command line.
-
-    Attributes:
-        field: of the settings, which it changes; the option is called so too, or as `flag` says.
-        read: makes the field's value of the text; None for a flag.
-        expected: what it reads, for whoever gives something else.
-    """
-
-    field: str
-    read: Callable[[str], Any] | None
-    expected: str
-    help: str
-    flag: str = ""
-
-    @property
-    def name(self) -> str:
-        """As it is given."""
-        return self.flag or f"--{self.field.replace('_', '-')}"
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def _positives(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
-
-
-def _natural(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    if not float(text) > 0:
-        raise ValueError
-    return float(text)
-
-
-NAMES, COUNT, NUMBER = "names with commas", "1 or more", "0 or more"
-OPTIONS = (
-    Option("out", Path, "a path", "file (.json) or folder that results are written to"),
-    Option("sections", _names, NAMES, "some of {known}", "--only"),
-    Option("models", _names, NAMES, f"some of {','.join(PRESETS)}, or paths"),
-    Option("contestants", _names, NAMES, "some of {known}"),
-    Option("precisions", _names, NAMES, "some of {known}"),
-    Option("operations", _names, NAMES, "some of {known}"),
-    Option("text", Path, "a path", "tokenized lines to measure with"),
-    Option("rounds", _positive, COUNT, "everybody is measured once in each"),
-    Option("threads", _positive, COUNT, "of the processor; default: all cores"),
-    Option("seed", _natural, NUMBER, "of random weights and generated text"),
-    Option("sentences", _positive, COUNT, "that errors are measured on"),
-    Option("tokens", _positive, COUNT, "of each sentence at most"),
-    Option("limit_seconds", _seconds, "seconds", "what has not begun by then is left out"),
-    Option("commit", str, "a commit", "of the sources, where they are no checkout"),
-    Option("golden", Path, "a folder", "models with published vectors"),
-    Option("onnx", Path, "a file", "an exported model for ONNX Runtime on the card"),
-    Option("off", _names, NAMES, "switches of the CUDA runtime that are off throughout"),
-    Option("few", None, "", "check few sentences, of random models alone"),
-    Option("sanitize", None, "", "at the end, the checks under compute-sanitizer (best with --only correctness)"),
-    Option("rows", _positives, f"numbers with commas, each {COUNT}", "of a step"),
-    Option("card", str, "a card", "whose times are predicted"),
-    Option("target", _positive, "a compute capability", "as 90; default: all"),
-    Option("kernel", str, "a name", "only those whose name begins so"),
-    Option("show", Path, "a file", "print the tables of these results instead"),
-)
-
-
 class _Parser(argparse.ArgumentParser):
     """One line for what is wrong with the arguments."""
 
@@ -137,56 +61,54 @@ def parse(name: str, suite: Suite, arguments: Sequence[str]) -> Settings:
     Raises:
         FlashElmoError: arguments that are wrong.
     """
-    options = [option for option in OPTIONS if option.field in suite.options]
-    parser = _Parser(
-        prog=f"flashelmo bench {name}", description=suite.about, epilog=f"suites: {', '.join(SUITES)} (default: cpu)"
-    )
-    for option in options:
-        said = option.help.format(known=",".join(_known(suite, option.field)))
-        default = getattr(suite.defaults, option.field)
-        if option.read is None:
-            parser.add_argument(option.name, dest=option.field, action="store_true", help=said)
-        else:
-            said += f" (default: {_shown(default)})" if default not in (None, "", ()) else ""
-            parser.add_argument(option.name, dest=option.field, metavar=option.flag[2:].upper() or None, help=said)
+    epilog = f"suites: {', '.join(SUITES)} (default: cpu)"
+    parser = _Parser(prog=f"flashelmo bench {name}", description=suite.about, epilog=epilog)
+    options = [each for each in fields(Settings) if each.name in suite.options]
+    for each in options:
+        default, known, about = getattr(suite.defaults, each.name), _known(suite, each), each.metadata["about"]
+        about += f" (some of {','.join(known)})" if known else ""
+        about += f" (default: {default})" if isinstance(default, str | int | float) and default else ""
+        action = "store_true" if each.type == "bool" else "store"
+        parser.add_argument(_option(each), dest=each.name, action=action, help=about)
     if "quick" in suite.options:
         parser.add_argument("--quick", action="store_true", help="less of everything, to see that all runs")
     given = vars(parser.parse_args(list(arguments)))
     quick = given.pop("quick", False)
-    values = {option.field: _read(suite, option, given[option.field]) for option in options if given[option.field]}
-    if not quick:
-        return replace(suite.defaults, **values)
-    settings = replace(suite.defaults, **values).quick()
-    return replace(settings, models=values.get("models", settings.models))
+    values = {each.name: _value(suite, each, given[each.name]) for each in options if given[each.name]}
+    settings = replace(suite.defaults, **values)
+    return replace(settings.quick(), models=values.get("models", settings.quick().models)) if quick else settings
 
 
-def _read(suite: Suite, option: Option, text: Any) -> Any:
-    """The setting that an option's text says."""
-    if option.read is None:
-        return True
-    try:
-        value = option.read(text)
-    except ValueError:
-        raise FlashElmoError(f"{option.name}: expected {option.expected}, found {text}") from None
-    known, paths = _known(suite, option.field), option.field == "models"
-    for each in value if known and isinstance(value, tuple) else ():
-        if each not in known and not (paths and Path(each).exists()):
-            there = f"{', '.join(known)}{', or paths' * paths}"
-            raise FlashElmoError(f"{option.name}: expected some of {there}, found {each!r}")
-    return value
+def _option(each: Field[Any]) -> str:
+    """What a field is called on the command line."""
+    return str(each.metadata["flag"]) or f"--{each.name.replace('_', '-')}"
 
 
-def _known(suite: Suite, field: str) -> Sequence[Any]:
+def _known(suite: Suite, each: Field[Any]) -> Sequence[str]:
     """What may be chosen; nothing where anything may be."""
-    if field in suite.known:
-        return suite.known[field]
-    if field == "models":
-        return list(PRESETS)
-    return getattr(suite.defaults, field) if field in ("sections", "contestants", "precisions", "operations") else ()
+    if each.name in ("sections", "contestants", "precisions", "operations"):
+        return suite.known.get(each.name) or getattr(suite.defaults, each.name)
+    return list(PRESETS) if each.name == "models" else suite.known.get(each.name, ())
 
 
-def _shown(default: Any) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def _value(suite: Suite, each: Field[Any], text: Any) -> Any:
+    """The setting that an option's text says."""
+    kind, least, known = str(each.type).removesuffix(" | None"), each.metadata["least"], _known(suite, each)
+    if kind == "tuple[str, ...]":
+        for name in text.split(","):
+            if known and name not in known and not (each.name == "models" and Path(name).exists()):
+                there = ", ".join(known) + ", or paths" * (each.name == "models")
+                raise FlashElmoError(f"{_option(each)}: expected some of {there}, found {name!r}")
+        return tuple(text.split(","))
+    if kind in ("bool", "str", "Path"):
+        return {"bool": bool, "str": str, "Path": Path}[kind](text)
+    try:
+        numbers = [float(part) if kind == "float" else int(part) for part in text.split(",")]
+        if min(numbers) < least or (len(numbers) > 1 and not kind.startswith("tuple")):
+            raise ValueError
+    except ValueError:
+        raise FlashElmoError(f"{_option(each)}: expected {least} or more, found {text}") from None
+    return tuple(numbers) if kind.startswith("tuple") else numbers[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.engine.cpu.runtime import Array
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Place
 
 
@@ -21,7 +20,7 @@ def why_wrong(found: Sequence[Array], expected: Sequence[Array], precision: str,
     """
     bound = PRECISIONS[precision].bounds[place]
     for kind, error, most in (
-        ("absolute", max_error(found, expected), bound.max_abs),
+        ("absolute", float(np.max(absolute_errors(found, expected))), bound.max_abs),
         ("relative", float(np.max(relative_errors(found, expected))), bound.relative),
     ):
         if most is not None and not error < most:
@@ -40,22 +39,13 @@ def absolute_errors(found: Sequence[Array], expected: Sequence[Array]) -> list[f
     return [float(np.abs(x - y).max()) for x, y in zip(_end_to_end(found), _end_to_end(expected), strict=True)]
 
 
-def max_error(found: Sequence[Array], expected: Sequence[Array]) -> float:
-    """Largest absolute difference of all."""
-    return float(np.max(absolute_errors(found, expected), initial=0))
-
-
 def error_rows(model: str, name: str, found: Sequence[Array], exact: Sequence[Array], note: str) -> list[Row]:
-    """Largest absolute and relative error of each layer.
-
-    Raises:
-        FlashElmoError: a vector is not finite.
-    """
+    """Largest absolute and relative error of each layer; one row that has failed where a vector is not finite."""
     if not all(np.isfinite(vectors).all() for vectors in found):
-        raise FlashElmoError(f"{model}, {name}: expected finite vectors, found others")
+        return [Row("error", model, name, "relative error", note=f"{FAILED}: expected finite vectors, found others")]
     units = {"max abs error": absolute_errors(found, exact), "relative error": relative_errors(found, exact)}
     return [
-        Row.of([error], section="error", model=model, name=name, unit=unit, detail=f"layer {layer}", note=note)
+        Row("error", model, name, unit, f"layer {layer}", note=note).with_samples([error])
         for unit, errors in units.items()
         for layer, error in enumerate(errors)
     ]

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from flashelmo.benchmarks.accuracy import why_wrong
-from flashelmo.benchmarks.results import FAILED
-from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Here, Worker, one_line
+from flashelmo.benchmarks.accuracy import error_rows, why_wrong
+from flashelmo.benchmarks.results import FAILED, Row
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import PASSAGE, Sentences, load_sentences
+from flashelmo.benchmarks.worker import Here, Pool, Worker, one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import Place
 from flashelmo.engine.text.windows import read_windows
 
+REFERENCE = "reference"
+# Who can take part on the processor -> what `ElmoEmbedder.load` is told.
+PROCESSOR: Mapping[str, Mapping[str, Any]] = {
+    REFERENCE: {"runtime": "reference", "batch_size": PASSAGE},
+    "fp32": {"runtime": "ort"},
+    "int8": {"runtime": "ort", "precision": "int8"},
+    "bf16": {"runtime": "openvino", "precision": "bf16"},
+    "fp32 unshared": {"runtime": "ort", "share": False},
+    "fp32 openvino": {"runtime": "openvino"},
+}
 SLOW_SECONDS = 0.5  # of a pass: two of them warm up enough
 MOST = 100  # times as many passes as were timed before
 
@@ -75,9 +85,9 @@ class Contestant:
         """Its name and detail, by which it is known in a run."""
         return self.name, self.detail
 
-    def start(self) -> Worker:
-        """Made in a process of its own."""
-        return Worker(Clock, self.make, *self.arguments)
+    def start(self, pool: Pool) -> Worker:
+        """Made in a process of its own, which the pool keeps."""
+        return pool.worker(Clock, self.make, *self.arguments)
 
     def here(self) -> Here:
         """Made in this process."""
@@ -128,22 +138,14 @@ class Clock:
         return time.perf_counter() - begin
 
 
-Maker = Callable[[Contestant], Worker | Here]
-
-
 def line_up(
-    stack: ExitStack,
-    contestants: Iterable[Contestant],
-    sentences: Sentences,
-    expected: Sequence[Array],
-    begin: Maker = Contestant.start,
+    contestants: Iterable[Contestant], sentences: Sentences, expected: Sequence[Array], pool: Pool | None = None
 ) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
     """Those who can take part and whose vectors are right, by name and detail; and by name why the others do not.
 
     Args:
-        stack: keeps the workers.
         sentences, expected: a batch, and the reference's vectors of it.
-        begin: makes one: `Contestant.start` or `Contestant.here`.
+        pool: keeps a process for each; None makes them in this one.
     """
     workers: dict[tuple[str, str], Worker | Here] = {}
     absent: dict[str, str] = {}
@@ -151,8 +153,7 @@ def line_up(
         if each.name in absent:
             continue
         try:
-            worker = begin(each)
-            stack.callback(worker.close)
+            worker = each.here() if pool is None else each.start(pool)
             wrong = why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place)
         except FlashElmoError as error:
             absent[each.name] = one_line(error)
@@ -164,6 +165,33 @@ def line_up(
             else:
                 workers[each.key] = worker
     return workers, absent
+
+
+def errors_of(
+    model: str, contestants: Iterable[Contestant], exact: Contestant, settings: Settings, pool: Pool
+) -> list[Row]:
+    """Largest absolute and relative error of every layer of each, against the exact one in float64."""
+    text, source = load_sentences(40 * settings.sentences, settings.text, settings.seed)
+    sentences = text[: settings.sentences]
+    note = f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens of {source}"
+    expected = exact.start(pool).call("vectors", sentences)
+    rows: list[Row] = []
+    for each in contestants:
+        try:
+            rows += error_rows(model, each.name, each.start(pool).call("vectors", sentences), expected, note)
+        except FlashElmoError as error:
+            rows.append(Row("error", model, each.name, "relative error", note=one_line(error)))
+    return sorted(rows, key=lambda row: row.unit)
+
+
+def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = "tokens/s") -> list[Row]:
+    """A row without a figure for everybody who is left out, and why."""
+    return [Row(section, model, name, unit, note=why) for name, why in absent.items()]
+
+
+def options_of(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
+    """What `ElmoEmbedder.load` is told of one of PROCESSOR, with all threads that the run has."""
+    return {**PROCESSOR[name], "threads": settings.threads, **options}
 
 
 def engine(folder: Path, options: dict[str, Any]) -> Way:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.config import ElmoConfig
@@ -14,11 +15,19 @@ from flashelmo.engine.model.weights import ElmoModel
 
 @dataclass(frozen=True)
 class Subject:
-    """A model's name, its folder in the native format, its dimensions."""
+    """A model.
+
+    Attributes:
+        name: of its preset or path.
+        folder: its native format; texts go beside it.
+        config: its dimensions.
+        pool: keeps workers that several sections measure.
+    """
 
     name: str
     folder: Path
     config: ElmoConfig
+    pool: Pool
 
 
 def load(name: str, seed: int) -> ElmoModel:
@@ -26,12 +35,13 @@ def load(name: str, seed: int) -> ElmoModel:
     return random_model(name, seed) if name in PRESETS and not Path(name).exists() else load_model(Path(name))
 
 
-def write(model: ElmoModel, name: str, folder: Path) -> Subject:
-    """A model in a folder of its own in `folder`."""
+def write(model: ElmoModel, name: str, folder: Path, pool: Pool) -> Subject:
+    """A model in a folder of its own in `folder`; the pool lets go of those before it."""
+    pool.close()
     write_native(model, folder / name)
-    return Subject(name, folder / name, model.config)
+    return Subject(name, folder / name, model.config, pool)
 
 
-def prepare(name: str, seed: int, folder: Path) -> Subject:
+def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
     """A model by its preset or path, written to `folder`."""
-    return write(load(name, seed), Path(name).name, folder)
+    return write(load(name, seed), Path(name).name, folder, pool)

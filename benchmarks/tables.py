@@ -33,7 +33,8 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
         members = list(group)
         title = f"{model + ': ' if model else ''}{section}"
         if all(row.median is None for row in members):
-            console.print(f"{title}: {'; '.join(notes(members))}", highlight=False, markup=False, soft_wrap=True)
+            said = "" if any(row.failed for row in members) else "not measured: "
+            console.print(f"{title}: {said}{'; '.join(notes(members))}", highlight=False, markup=False, soft_wrap=True)
             continue
         headings, lines = grid([row for row in members if row.median is not None], spread=True)
         print_table(console, f"{title}, {unit}", 1, headings, lines)
@@ -139,8 +140,8 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         rows: columns for ratios and ceilings are there if any row has them.
         spread: with columns for quartiles and extremes.
     """
-    compared = {name for row in rows for name in row.ratios}
-    opponents = [row.label for row in rows if row.label in compared]
+    compared = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    opponents = list(dict.fromkeys([*(row.label for row in rows if row.label in compared), *compared]))
     has_ceiling = any(row.ceiling for row in rows)
     spread = spread and any(len(row.samples) > 1 for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]

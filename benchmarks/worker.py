@@ -6,7 +6,6 @@ import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError
@@ -30,8 +29,8 @@ class Worker:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self._process.start()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
         theirs.close()
         try:
             self._result()
@@ -39,43 +38,36 @@ class Worker:
             self.close()
             raise
 
-    @property
-    def pid(self) -> int | None:
-        """Of its process."""
-        return self._process.pid
-
     def call(self, method: str, *arguments: Any) -> Any:
         """What the object's method returns; the call waits for it."""
-        self._pipe.send((method, arguments))
+        try:
+            self._pipe.send((method, arguments))
+        except BrokenPipeError:
+            raise self._ended() from None
         return self._result()
 
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
 
     def _result(self) -> Any:
         try:
             outcome, value, trace = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise WorkerError(f"a worker ended with exit code {self._process.exitcode}") from None
+        except (EOFError, ConnectionResetError):
+            raise self._ended() from None
         if outcome == "refused":
             raise FlashElmoError(value)
         if outcome == "failed":
             raise WorkerError(value) from RuntimeError(f"\n{trace}")
         return value
+
+    def _ended(self) -> WorkerError:
+        self.process.join()
+        return WorkerError(f"a worker ended with exit code {self.process.exitcode}")
 
 
 class Here:
@@ -88,9 +80,31 @@ class Here:
         """What the object's method returns."""
         return getattr(self._object, method)(*arguments)
 
+
+class Pool:
+    """Workers that are kept until the end: what several sections measure starts once, and idle ones cost nothing."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def worker(self, make: Callable[..., Any], *arguments: Any) -> Worker:
+        """The worker that was made so, or a new one."""
+        key = repr((make, arguments))
+        if key not in self._workers or not self._workers[key].process.is_alive():
+            self._workers[key] = Worker(make, *arguments)
+        return self._workers[key]
+
     def close(self) -> None:
-        """Let it go."""
-        del self._object
+        """End them all."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Who takes part beside the exported file, and how each embeds a batch."""
+"""A model and its exported files, and who takes part beside them: how each embeds a batch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,52 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flashelmo.benchmarks.contestant import Contestant, Way, engine
-from flashelmo.benchmarks.cpu import contestants as cpu
-from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, engine, options_of
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import Subject, load, write
 from flashelmo.benchmarks.text import Sentences
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.text.spelling import Speller
+from flashelmo.export import open_session
 from flashelmo.export.batches import pad
+from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.onnx_elmo import OnnxElmo
-from flashelmo.export.open_session import options_of
 
-REFERENCE = cpu.REFERENCE
+FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
 BASELINE = "onnx fp32"  # whose speed others are given in
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model's files.
+
+    Attributes:
+        subject: its name, native format and dimensions.
+        files: the exported ones, by precision.
+        metadata: of the float32 file.
+        folder: takes what else is written for it.
+    """
+
+    subject: Subject
+    files: Mapping[str, Path]
+    metadata: Metadata
+    folder: Path
+
+
+def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
+    """A model by its preset or path, in the native format and in all precisions of ONNX."""
+    model = load(name, seed)
+    subject = write(model, Path(name).name, folder, pool)
+    here = folder / f"{subject.name} onnx"
+    here.mkdir()
+    files: dict[str, Path] = {precision: here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
+    metadata = [build_onnx(model, files[precision], precision=precision) for precision in FILE_PRECISIONS]
+    return Exported(subject, files, metadata[0], here)
 
 
 @dataclass(frozen=True)
@@ -67,9 +97,9 @@ def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
         return Contestant(name, entrant.precision, openvino_file, given)
     folder = exported.subject.folder
     if entrant.runs == "reference":  # it pads a batch as the others do
-        options = cpu.options_of(REFERENCE, settings, batch_size=max(settings.batches))
+        options = options_of(REFERENCE, settings, batch_size=max(settings.batches))
         return Contestant(name, entrant.precision, engine, (folder, options), is_rival=True)
-    options = cpu.options_of(entrant.precision, settings)
+    options = options_of(entrant.precision, settings)
     return Contestant(name, entrant.precision, engine, (folder, options), words_known=True)
 
 
@@ -85,7 +115,7 @@ def onnx_file(path: Path, threads: int | None, parallel: bool) -> Way:
 
 def session_options(threads: int | None, parallel: bool) -> Any:
     """ONNX Runtime's options as `OnnxElmo` makes them, or with two branches of the graph running at the same time."""
-    options = options_of(None, threads)
+    options = open_session.options_of(None, threads)
     if parallel:
         import onnxruntime
 

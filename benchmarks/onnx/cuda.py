@@ -7,19 +7,18 @@ another needs (nodes named Memcpy) again in every step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
 import onnxruntime
 
-from flashelmo.benchmarks.contestant import Contestant, Way, line_up
-from flashelmo.benchmarks.onnx.contestants import REFERENCE, contestant
-from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.speed import absentees, batches_of, passages_of, row_of, time_all, timed
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import Exported, contestant
+from flashelmo.benchmarks.onnx.speed import batches_of, passages_of, row_of, time_all, timed
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.onnx_elmo import OnnxElmo
@@ -39,10 +38,9 @@ def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
     passages, source = passages_of(settings)
     work = {size: batches_of(passages, size) for size in settings.batches}
     checked = passages[0][: settings.checked]
-    with contestant(REFERENCE, exported, settings).start() as reference:
-        expected = reference.call("vectors", checked)
-    with ExitStack() as stack:
-        workers, absent = line_up(stack, contestants(exported), checked, expected)
+    expected = contestant(REFERENCE, exported, settings).start(exported.subject.pool).call("vectors", checked)
+    with Pool() as pool:
+        workers, absent = line_up(contestants(exported), checked, expected, pool)
         timings = time_all(workers, work, settings, WARM_UPS)
 
     rows = []

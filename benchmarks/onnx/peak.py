@@ -7,25 +7,23 @@ alone: the lowest layer's input products are computed for each distinct word onc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flashelmo.benchmarks.contestant import Clock, Contestant, Way, line_up
-from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS, REFERENCE, contestant, session_options
-from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.contestant import REFERENCE, Clock, Contestant, Way, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS, Exported, contestant, session_options
 from flashelmo.benchmarks.onnx.products import feeds, write_products
-from flashelmo.benchmarks.onnx.speed import absentees
+from flashelmo.benchmarks.onnx.speed import limits_of
 from flashelmo.benchmarks.results import Row, with_ratios
-from flashelmo.benchmarks.roofline import BYTES, Limits, Roofline, Work, recurrent_weights, streamed_weights
+from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import Sentences, load_sentences
 from flashelmo.benchmarks.timing import take_turns
-from flashelmo.benchmarks.worker import Here, Worker
+from flashelmo.benchmarks.worker import Here, Pool, Worker
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.processor import cache_bytes
@@ -101,12 +99,11 @@ def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
     batch, subject = equal_batch(settings), exported.subject
     if not names:
         return []
-    with ExitStack() as stack:
-        workers, absent = _line_up(stack, exported, settings, names, batch)
+    with Pool() as pool:
+        workers, absent = _line_up(pool, exported, settings, names, batch)
         for precision in dict.fromkeys(ENTRANTS[name].precision for name, _ in workers):
-            products = stack.enter_context(_start_products(exported, settings, precision, batch))
-            workers[f"{PRODUCTS} {precision}", ""] = products
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
+            workers[f"{PRODUCTS} {precision}", ""] = _start_products(pool, exported, settings, precision, batch)
+        limits = limits_of(exported, settings)
         measures: dict[str, Callable[[], float]] = {
             "peaks": limits.measure_peaks,
             "streams": partial(limits.measure_streams, recurrent_weights(subject.config)),
@@ -124,7 +121,7 @@ def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
 
 
 def _line_up(
-    stack: ExitStack, exported: Exported, settings: Settings, names: list[str], batch: Batch
+    pool: Pool, exported: Exported, settings: Settings, names: list[str], batch: Batch
 ) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
     """The files whose vectors are right, and why others are left out."""
     files = []
@@ -133,16 +130,15 @@ def _line_up(
         given = exported.files[entrant.precision], batch.sentences, settings.threads, entrant.parallel
         files.append(Contestant(name, entrant.precision, file_run, given, place="onnx"))
     checked = batch.sentences[: settings.checked]
-    with contestant(REFERENCE, exported, settings).start() as reference:
-        expected = reference.call("vectors", checked)
-    return line_up(stack, files, checked, expected)
+    expected = contestant(REFERENCE, exported, settings).start(exported.subject.pool).call("vectors", checked)
+    return line_up(files, checked, expected, pool)
 
 
-def _start_products(exported: Exported, settings: Settings, precision: str, batch: Batch) -> Worker:
+def _start_products(pool: Pool, exported: Exported, settings: Settings, precision: str, batch: Batch) -> Worker:
     path = exported.folder / f"{PRODUCTS} {precision}.onnx"
     model = load_model(exported.subject.folder)
     write_products(model, check_precision(precision), batch.words, batch.rows, path)
-    return Worker(Clock, products_run, path, model.config, batch, settings.threads)
+    return pool.worker(Clock, products_run, path, model.config, batch, settings.threads)
 
 
 def _row(subject: Subject, batch: Batch, name: str, limits: Limits) -> Row:

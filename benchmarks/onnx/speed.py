@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from operator import truediv
 
-from flashelmo.benchmarks.contestant import Contestant, line_up
-from flashelmo.benchmarks.onnx.contestants import REFERENCE, contestant
-from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import Exported, contestant
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.roofline import Limits, Roofline, Work
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, Sentences, draw_passages, load_sentences
 from flashelmo.benchmarks.timing import Timing, take_turns
-from flashelmo.benchmarks.worker import Here, Worker
+from flashelmo.benchmarks.worker import Here, Pool, Worker
 from flashelmo.engine.model.config import ElmoConfig
 
 UNIT = "tokens/s"
@@ -31,12 +29,12 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
     work = {size: batches_of(passages, size) for size in settings.batches}
     contestants = [contestant(name, exported, settings) for name in (REFERENCE, *settings.contestants)]
     model = exported.subject.name
-    with ExitStack() as stack:
-        checked = passages[0][: settings.checked]
-        reference = stack.enter_context(contestants[0].start())
-        workers, absent = line_up(stack, contestants[1:], checked, reference.call("vectors", checked))
+    checked = passages[0][: settings.checked]
+    with Pool() as pool:
+        reference = contestants[0].start(exported.subject.pool)
+        workers, absent = line_up(contestants[1:], checked, reference.call("vectors", checked), pool)
         workers = {contestants[0].key: reference, **workers}
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
+        limits = limits_of(exported, settings)
         timings = time_all(workers, work, settings, warm_ups=1, limits=limits)  # new shapes take longer at first
 
     rows = []
@@ -50,6 +48,11 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
                 group.append(timed(row, timings[each.name, size], batches))
         rows += with_ratios(group, {REFERENCE: group[0]})
     return [*limits.rows(model, "speed"), *rows, *absentees("speed", model, absent)]
+
+
+def limits_of(exported: Exported, settings: Settings) -> Limits:
+    """The processor's limits, to be measured in turns."""
+    return Limits(exported.subject.pool.worker(Roofline, settings.threads, settings.peak_seconds))
 
 
 def time_all(
@@ -77,11 +80,6 @@ def row_of(section: str, model: str, name: str, size: int, batches: Batches, sou
 def timed(row: Row, timing: Timing, batches: Batches) -> Row:
     """The row with its tokens a second."""
     return row.timed(timing, partial(truediv, count_tokens(batches)))
-
-
-def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = UNIT) -> list[Row]:
-    """A row without a figure for everybody who is left out, and why."""
-    return [Row(section, model, name, unit, note=why) for name, why in absent.items()]
 
 
 def passages_of(settings: Settings) -> tuple[list[Sentences], str]:

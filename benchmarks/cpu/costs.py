@@ -1,4 +1,7 @@
-"""The host side: how fast text becomes schedules, on one core and on more, and each stage's share of the time."""
+"""What a run costs beside its arithmetic: memory and load time, each in fresh processes, and the host's side of it.
+
+The host's side is how fast text becomes schedules, on one core and on more, and each stage's share of the time.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,21 @@ import cProfile
 import os
 import pstats
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flashelmo.benchmarks.contestant import engine
-from flashelmo.benchmarks.cpu.contestants import options_of
+from flashelmo.benchmarks.contestant import Contestant, engine, options_of
+from flashelmo.benchmarks.fresh import import_seconds, run_fresh
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import load_sentences, write_sentences
-from flashelmo.benchmarks.worker import Worker
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.cpu import pipeline
 from flashelmo.engine.cpu.bilstm import BiLstm
 from flashelmo.engine.cpu.word_vectors import WordVectors
@@ -32,6 +36,8 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Boundaries, build_schedule
 from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
+LOADED = ("fp32", "int8")
+GIB = 2**30
 # Stage -> the functions whose time it is. Character ids are made inside the look-up of word vectors.
 STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
     "text to words": (read_windows,),
@@ -44,6 +50,58 @@ STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
 WINDOWS = (1 << 15, 1 << 17)  # tokens, those of the original and of the small model
 MAX_SENTENCES = 1 << 16
 METHODS = {"text to words": "windows", "text to schedule": "schedules", "text to a device's input": "device_inputs"}
+
+
+def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
+    """Peak memory beyond the model's file while a text and one twice as long are embedded in float32.
+
+    Bounded memory shows in two like figures. The model's file is memory-mapped, so its pages count as soon as they are
+    read; they are subtracted.
+    """
+    lengths = settings.memory_tokens
+    if not lengths:
+        options = subject.folder, options_of("fp32", settings)
+        window = Contestant("fp32", "fp32", engine, options).start(subject.pool).call("window_tokens")
+        lengths = window, 2 * window
+    model_bytes = sum(path.stat().st_size for path in subject.folder.iterdir())
+    rows = []
+    for n_tokens in lengths:
+        text, _ = load_sentences(n_tokens, settings.text, settings.seed)
+        path = write_sentences(subject.folder.parent / f"memory_{n_tokens}.txt", text)
+        found = run_fresh("memory", subject.folder, options_of("fp32", settings), path)
+        note = f"loaded {found['loaded'] / GIB:.3f} GiB, model's file {model_bytes / GIB:.3f} GiB"
+        detail, unit = f"peak of {n_tokens} tokens", "GiB beyond the model's file"
+        row = Row("memory", subject.name, "fp32", unit, detail, note=note)
+        rows.append(row.with_samples([(found["peak"] - model_bytes) / GIB]))
+    return rows
+
+
+def measure_load(subject: Subject, settings: Settings) -> list[Row]:
+    """Seconds to load the native format in fresh processes, the file in the page cache, and to import."""
+    runs = {
+        name: partial(run_fresh, "load", subject.folder, options_of(name, settings))
+        for name in LOADED
+        if name in settings.contestants
+    }
+    seconds = [import_seconds() for _ in range(settings.load_repeats)]
+    imported = Row("load", subject.name, "import flashelmo", "s").with_samples(seconds)
+    return [*measure_loads(subject.name, runs, settings), imported]
+
+
+def measure_loads(model: str, runs: Mapping[str, Callable[[], Mapping[str, float]]], settings: Settings) -> list[Row]:
+    """Two rows for each way to load: its seconds, and those of the imports before it. They take turns.
+
+    A first process of each, not counted, brings its file into the page cache and prepares what is prepared once; a
+    single repeat does without.
+    """
+    for run in runs.values() if settings.load_repeats > 1 else ():
+        run()
+    found = [{name: run() for name, run in runs.items()} for _ in range(settings.load_repeats)]
+    return [
+        Row("load", model, name, "s", detail).with_samples([each[name][key] for each in found])
+        for name in runs
+        for key, detail in (("load", "load"), ("imports", "imports before it"))
+    ]
 
 
 class Host:
@@ -123,7 +181,8 @@ def measure_host(subject: Subject, settings: Settings) -> list[Row]:
     path = write_sentences(subject.folder.parent / "host.txt", text)
     rows = []
     for cores in _doubled(n_cores()):
-        with Worker(Host, cores) as worker:
+        with Pool() as pool:
+            worker = pool.worker(Host, cores)
             for window, (name, method) in product(WINDOWS, METHODS.items()):
                 if cores > 1 and method != "device_inputs":  # the others are one thread's work
                     continue
@@ -139,7 +198,8 @@ def measure_host(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def _stages(subject: Subject, settings: Settings, name: str) -> list[Row]:
-    with Worker(Profiled, subject.folder, options_of(name, settings, cache_bytes=0)) as worker:
+    with Pool() as pool:
+        worker = pool.worker(Profiled, subject.folder, options_of(name, settings, cache_bytes=0))
         n_tokens = settings.bulk_tokens or worker.call("window_tokens")
         text, _ = load_sentences(n_tokens, settings.text, settings.seed)
         seconds = worker.call("profile", write_sentences(subject.folder.parent / "stages.txt", text))
