@@ -399,7 +399,7 @@ def test_a_run_on_a_card_is_put_together(tmp_path: Path, monkeypatch: pytest.Mon
 
     def measure(run: Any, engine: Any) -> int:
         made.append(engine.settings)
-        assert (engine.device, engine.card.name, engine._cuda.graphs) == (Device("cuda", "cuda:0"), "H200", False)
+        assert (engine.device, engine.card.name, engine.cuda.graphs) == (Device("cuda", "cuda:0"), "H200", False)
         assert run.path == tmp_path / "gpu-h200.json" and run.results.commit == {"id": "abc", "dirty": False}
         return 7
 
