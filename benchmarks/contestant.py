@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from flashelmo.benchmarks.accuracy import error_rows, why_wrong
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.text import PASSAGE, Sentences, load_sentences
+from flashelmo.benchmarks.text import PASSAGE, Sentences, describe
 from flashelmo.benchmarks.worker import Here, Pool, Worker, one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -34,9 +35,8 @@ PROCESSOR: Mapping[str, Mapping[str, Any]] = {
 SLOW_SECONDS = 0.5  # of a pass: two of them warm up enough
 MOST = 100  # times as many passes as were timed before
 
-
-def nothing() -> None:
-    """There is nothing to wait for."""
+Key = tuple[str, str]  # who takes part, and on what
+Workers = dict[Key, Worker | Here]
 
 
 class Way(NamedTuple):
@@ -53,7 +53,7 @@ class Way(NamedTuple):
     vectors: Callable[[Sentences], list[Array]]
     run: Callable[[Any], object]
     window_tokens: int = 0
-    wait: Callable[[], object] = nothing
+    wait: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ class Contestant:
     """One who takes part.
 
     Attributes:
-        name: who, as "int8" or "PyTorch eager fp32".
+        name, detail: who, as "int8" or "PyTorch eager fp32", and on what, as "cold cache".
         precision: that it computes in, for its bound and its ceiling.
         make: makes its way to embed from the arguments; where it raises FlashElmoError, this machine or installation
             cannot run it.
         place: of the bounds on its vectors.
-        detail: on what, as "cold cache".
         words_known: whether words' vectors cost it nothing, for its ceiling.
         is_rival: whether others are compared with it.
     """
@@ -79,11 +78,6 @@ class Contestant:
     detail: str = ""
     words_known: bool = False
     is_rival: bool = False
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Its name and detail, by which it is known in a run."""
-        return self.name, self.detail
 
     def start(self, pool: Pool) -> Worker:
         """Made in a process of its own, which the pool keeps."""
@@ -127,6 +121,15 @@ class Clock:
             times.append(took / passes)
         return median(times)
 
+    def profile(self, piece: Any) -> tuple[float, dict[tuple[str, int, str], float]]:
+        """Seconds for a piece of work, and those of each function in it, by the file, line and name of its code."""
+        profiler = cProfile.Profile()
+        begin = time.perf_counter()
+        profiler.runcall(self._way.run, piece)
+        took = time.perf_counter() - begin
+        profiler.create_stats()
+        return took, {code: figures[3] for code, figures in profiler.stats.items()}
+
     def _timed(self, work: Sequence[Any], passes: int) -> float:
         """Seconds of some passes, one queued behind the other where a device computes."""
         self._way.wait()
@@ -140,53 +143,53 @@ class Clock:
 
 def line_up(
     contestants: Iterable[Contestant], sentences: Sentences, expected: Sequence[Array], pool: Pool | None = None
-) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
-    """Those who can take part and whose vectors are right, by name and detail; and by name why the others do not.
+) -> tuple[Workers, dict[str, str]]:
+    """Those who can take part and whose vectors are right, and by name why the others do not.
 
     Args:
         sentences, expected: a batch, and the reference's vectors of it.
         pool: keeps a process for each; None makes them in this one.
     """
-    workers: dict[tuple[str, str], Worker | Here] = {}
+    workers: Workers = {}
     absent: dict[str, str] = {}
     for each in contestants:
-        if each.name in absent:
-            continue
         try:
             worker = each.here() if pool is None else each.start(pool)
-            wrong = why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place)
-        except FlashElmoError as error:
-            absent[each.name] = one_line(error)
-        except Exception as error:  # a library that breaks, a worker that ended: the others go on
-            absent[each.name] = f"{FAILED}: {one_line(error)}"
-        else:
-            if wrong:
+            if wrong := why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place):
                 absent[each.name] = f"{FAILED}: {wrong}"
             else:
-                workers[each.key] = worker
+                workers[each.name, each.detail] = worker
+        except Exception as error:
+            absent[each.name] = _why_absent(error)
     return workers, absent
 
 
-def errors_of(
-    model: str, contestants: Iterable[Contestant], exact: Contestant, settings: Settings, pool: Pool
-) -> list[Row]:
-    """Largest absolute and relative error of every layer of each, against the exact one in float64."""
-    text, source = load_sentences(40 * settings.sentences, settings.text, settings.seed)
-    sentences = text[: settings.sentences]
-    note = f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens of {source}"
-    expected = exact.start(pool).call("vectors", sentences)
-    rows: list[Row] = []
-    for each in contestants:
-        try:
-            rows += error_rows(model, each.name, each.start(pool).call("vectors", sentences), expected, note)
-        except FlashElmoError as error:
-            rows.append(Row("error", model, each.name, "relative error", note=one_line(error)))
-    return sorted(rows, key=lambda row: row.unit)
+def _why_absent(error: Exception) -> str:
+    """Cannot run here; or has failed, as a library broke or a worker ended: in both cases the others go on."""
+    return ("" if isinstance(error, FlashElmoError) else f"{FAILED}: ") + one_line(error)
 
 
 def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = "tokens/s") -> list[Row]:
     """A row without a figure for everybody who is left out, and why."""
     return [Row(section, model, name, unit, note=why) for name, why in absent.items()]
+
+
+def errors_of(
+    model: str, contestants: Iterable[Contestant], exact: Contestant, sentences: Sentences, source: str, pool: Pool
+) -> list[Row]:
+    """Largest absolute and relative error of every layer of each, against the exact one in float64.
+
+    Args:
+        source: name of the text that the sentences are of.
+    """
+    expected, rows = exact.start(pool).call("vectors", sentences), []
+    for each in contestants:
+        try:
+            found = each.start(pool).call("vectors", sentences)
+            rows += error_rows(model, each.name, found, expected, f"{describe(sentences)} of {source}")
+        except Exception as error:
+            rows += absentees("error", model, {each.name: _why_absent(error)}, "relative error")
+    return sorted(rows, key=lambda row: row.unit)
 
 
 def options_of(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
@@ -205,12 +208,13 @@ def engine(folder: Path, options: dict[str, Any]) -> Way:
     max_sentences, max_tokens = embedder.window_limits
 
     def run(work: Sentences | Path) -> None:
-        if isinstance(work, Path):
-            windows = read_windows(work, max_sentences=max_sentences, max_tokens=max_tokens)
-            for _, vectors in embedder.embed_windows(windows):
-                for _ in vectors:
-                    pass
-        else:
+        if not isinstance(work, Path):
             embedder.embed_batch(work)
+            return
+        for _, vectors in embedder.embed_windows(
+            read_windows(work, max_sentences=max_sentences, max_tokens=max_tokens)
+        ):
+            for _ in vectors:
+                pass
 
     return Way(embedder.embed_batch, run, max_tokens)

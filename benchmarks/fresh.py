@@ -24,17 +24,9 @@ IMPORT_CODE = "import time; start = time.perf_counter(); import flashelmo; print
 def load(path: Path, options: dict[str, Any]) -> dict[str, float]:
     """Seconds to import what embedding needs, and from there until a model's folder or an exported file is ready."""
     start = time.perf_counter()
-    for name in FILE_IMPORTS if path.suffix == ".onnx" else MODEL_IMPORTS:
-        import_module(name)
+    modules = [import_module(name) for name in (FILE_IMPORTS if path.suffix == ".onnx" else MODEL_IMPORTS)]
     imported = time.perf_counter()
-    if path.suffix == ".onnx":
-        from flashelmo.export import OnnxElmo
-
-        OnnxElmo(path, **options)
-    else:
-        from flashelmo import ElmoEmbedder
-
-        ElmoEmbedder.load(path, **options)
+    (modules[0].OnnxElmo if path.suffix == ".onnx" else modules[0].ElmoEmbedder.load)(path, **options)
     return {"imports": imported - start, "load": time.perf_counter() - imported}
 
 
@@ -50,17 +42,17 @@ def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float
 
 def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: object) -> dict[str, float]:
     """What `load` or `memory` returns in a fresh process."""
-    module = ["-m", "flashelmo.benchmarks.fresh", command, str(path), json.dumps(options), *map(str, arguments)]
-    values: dict[str, float] = json.loads(run_python(*module))
+    given = [command, str(path), json.dumps(options), *map(str, arguments)]
+    values: dict[str, float] = json.loads(_run_python("-m", "flashelmo.benchmarks.fresh", *given))
     return values
 
 
 def import_seconds() -> float:
     """Seconds of `import flashelmo` in a fresh process."""
-    return float(run_python("-c", IMPORT_CODE))
+    return float(_run_python("-c", IMPORT_CODE))
 
 
-def run_python(*arguments: str) -> str:
+def _run_python(*arguments: str) -> str:
     """Standard output of a fresh interpreter; RuntimeError with its standard error's last line where it fails."""
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:

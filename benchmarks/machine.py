@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,10 @@ def commit() -> dict[str, Any] | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
     try:
-        name = _git(root, "rev-parse", "HEAD")
-        return {"id": name, "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+        changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        return {"id": git(["git", "rev-parse", "HEAD"]).stdout.strip(), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -72,8 +74,3 @@ def commit() -> dict[str, Any] | None:
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 matrices."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_flags())
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -12,88 +12,58 @@ alone.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from flashelmo.benchmarks.accuracy import error_rows
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, engine, errors_of, options_of
 from flashelmo.benchmarks.results import Row, new_results
-from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.run import Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.subject import load
-from flashelmo.benchmarks.text import Sentences, load_sentences
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.benchmarks.subject import Subject, prepare
+from flashelmo.benchmarks.text import first_sentences
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import PrecisionName
 
+PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "bf16", "int8")
 REPAIR = Path(__file__).resolve().parents[1] / "tests" / "interpreter.py"
 NOTE = "Triton's interpreter: bf16's tanh and output gate are exact, on a card they are its approximation to 2^-11"
 
 
-def interpret() -> None:
-    """Let Triton interpret its kernels, rightly; before any of them is imported.
-
-    Raises:
-        FlashElmoError: this is no checkout, or kernels were imported for a card.
-    """
-    if not REPAIR.is_file():
-        raise FlashElmoError(f"precision: expected a checkout with {REPAIR.name}, found none: run it from there")
-    if "flashelmo.kernels.launch" in sys.modules and not os.environ.get("TRITON_INTERPRET"):
-        raise FlashElmoError("precision: expected a fresh process, found kernels that were imported for a card")
+def interpreted(folder: Path, precision: PrecisionName) -> Way:
+    """The CUDA runtime in Triton's interpreter, in a fresh process: before any kernel is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
     spec = spec_from_file_location("flashelmo_interpreter", REPAIR)
     assert spec is not None and spec.loader is not None  # the file is there
     repairs = module_from_spec(spec)
     spec.loader.exec_module(repairs)
     repairs.repair()
+    embed = ElmoEmbedder.load(folder, device="interpreter", precision=precision).embed_batch
+    return Way(embed, embed)
+
+
+def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
+    """Each precision's errors, with a note on what differs on a card."""
+    text, source = first_sentences(settings)
+    sentences = [sentence[: settings.tokens] for sentence in text]
+    exact = Contestant(REFERENCE, "fp64", engine, (subject.folder, options_of(REFERENCE, settings, precision="fp64")))
+    ours = [Contestant(name, name, interpreted, (subject.folder, name), "cuda") for name in settings.precisions]
+    return errors_of(subject.name, ours, exact, sentences, f"{source}; {NOTE}", subject.pool)
 
 
 def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
-    interpret()
-    run = Run(settings, console, new_results(settings, "precision"), "precision.json")
-    run.do(jobs(settings, ElmoEmbedder, partial(load, seed=settings.seed)))
-    return run.finish()
-
-
-def jobs(settings: Settings, make: Callable[..., Any], load: Callable[[str], ElmoModel]) -> Iterator[Job]:
-    """Two rows for each model, precision and layer.
-
-    Args:
-        make: what `ElmoEmbedder` is.
-        load: makes a model from its name.
-    """
-    text, source = load_sentences(60 * settings.sentences, settings.text)
-    sentences = [sentence[: settings.tokens] for sentence in text[: settings.sentences]]
-    note = f"{NOTE}; {_size(sentences)} of {source}"
-    model_of = cache(load)
-
-    @cache
-    def exact(name: str) -> list[Array]:
-        return list(make(model_of(name), device="cpu", runtime="reference", precision="fp64").embed(sentences))
-
-    def rows(name: str, precision: str) -> Iterator[Sequence[Row]]:
-        found = list(make(model_of(name), device="interpreter", precision=precision).embed(sentences))
-        yield error_rows(Path(name).name, precision, found, exact(name), note)
-
-    for name in settings.models:
-        for precision in settings.precisions:
-            yield Job("error", Path(name).name, precision, partial(rows, name, precision))
-
-
-def _size(sentences: Sentences) -> str:
-    return f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens"
+    if not REPAIR.is_file():
+        raise FlashElmoError(f"precision: expected a checkout with {REPAIR.name}, found none: run it from there")
+    sections = {"error": measure_errors}
+    return run_sections(settings, console, new_results(settings, "precision"), sections, prepare)
 
 
 SUITE = Suite(
-    about="Each precision's error on a CUDA device, without one.",
-    defaults=Settings(models=("small",), precisions=("fp32", "fp16", "bf16", "int8"), sentences=4, tokens=12),
-    options=("out", "models", "precisions", "text", "sentences", "tokens", "seed"),
-    command=command,
+    "Each precision's error on a CUDA device, without one.",
+    Settings(sections=("error",), models=("small",), precisions=PRECISIONS, sentences=4, tokens=12),
+    ("out", "models", "precisions", "text", "sentences", "tokens", "seed"),
+    command,
 )

@@ -15,32 +15,44 @@ kernels     results/gpu/gpu-kernels-CARD.json
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from flashelmo.benchmarks.cpu import tables as cpu
+from flashelmo.benchmarks import plots
+from flashelmo.benchmarks.gpu import tables as gpu
+from flashelmo.benchmarks.kernels import tables as kernels
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import figure, markdown, percent, pivot
+from flashelmo.benchmarks.tables import (
+    CEILINGS,
+    absent,
+    describe_run,
+    figure,
+    grid,
+    markdown,
+    note_line,
+    percent,
+    pivot,
+)
 from flashelmo.engine.errors import FlashElmoError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("summary", "plot", "cpu", "onnx", "precision", "gpu", "kernels")
-NOTHING = "None measured yet."
 MODEL = "original"  # of the summary
 KERNELS = "gpu-kernels-"  # how the files of kernels by themselves begin in results/gpu
+BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 
 
-def fill(path: Path, text: str, folder: Path, up: str) -> str:
+def fill(path: Path, text: str, folder: Path) -> str:
     """A document's text with the results in `folder` between its markers.
 
     Args:
-        path: of the document, for messages.
-        up: the way from the document to the project's root, as "../".
+        path: of the document, from the project's root.
 
     Raises:
         FlashElmoError: a name that is not known, or markers that don't match.
@@ -50,52 +62,151 @@ def fill(path: Path, text: str, folder: Path, up: str) -> str:
     names = [name for name, _ in markers[::2]]
     if markers != [(name, kind) for name in names for kind in ("begin", "end")]:
         raise FlashElmoError(f"{path}: expected <!-- NAME:begin --> and <!-- NAME:end --> in pairs, found {markers}")
-    for name in names:
-        if name not in NAMES:
-            raise FlashElmoError(f"{path}: expected markers of {', '.join(NAMES)}, found {name!r}")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise FlashElmoError(f"{path}: expected markers of {', '.join(NAMES)}, found {unknown[0]!r}")
     filled = parts[0]
     for name, after in zip(names, parts[6::6], strict=True):
-        new = "\n\n".join(generate(name, folder, up)) or NOTHING
+        new = "\n\n".join(filter(None, generate(name, folder, "../" * (len(path.parts) - 1)))) or "None measured yet."
         filled += f"<!-- {name}:begin -->\n\n{new}\n\n<!-- {name}:end -->{after}"
     return filled
 
 
-def generate(name: str, folder: Path, up: str) -> Iterator[str]:
-    """What one name stands for: Markdown of the results in a folder, a file after the other."""
+def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
+    """What one name stands for: Markdown of the results in a folder, a file after the other.
+
+    Args:
+        up: the way from the document to the project's root, as "../".
+    """
     if name == "summary":
         yield from summary(folder)
-    if name == "plot":
-        path = newest(folder.glob("*.json"))
-        yield from () if path is None else (cpu.image(path.name, up),)
+    if name == "plot" and (path := newest(folder.glob("*.json"))):
+        yield image(path, up)
     if name == "cpu":
-        yield from (cpu.tables(Results.read(path), path.name, up) for path in sorted(folder.glob("*.json")))
+        for path in sorted(folder.glob("*.json")):
+            yield from processor_tables(Results.read(path), path, up)
     if name == "onnx":
-        from flashelmo.benchmarks.onnx.tables import tables as onnx_tables  # which needs onnxruntime
-
         for path in sorted((folder / "onnx").glob("*.json")):
-            yield onnx_tables(Results.read(path), f"onnx/{path.name}")
+            yield from file_tables(Results.read(path), f"onnx/{path.name}")
     if name == "precision":
-        yield from (precision(path) for path in sorted((folder / "precision").glob("*.json")))
+        for path in sorted((folder / "precision").glob("*.json")):
+            rows = Results.read(path).section("error")
+            rows = [row for row in rows if row.unit == "relative error" or row.name == "fp32"]
+            title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
+            yield pivot(title, sorted(rows, key=lambda row: row.unit, reverse=True))
     if name == "gpu":
-        from flashelmo.benchmarks.gpu.tables import tables as gpu_tables  # which needs torch
-
-        yield from (gpu_tables(Results.read(path), f"gpu/{path.name}") for path in sorted(_cards(folder)))
+        yield from (gpu.tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
     if name == "kernels":
-        from flashelmo.benchmarks.kernels.tables import tables as kernel_tables
-
         for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
-            yield kernel_tables(Results.read(path), f"gpu/{path.name}")
+            yield kernels.tables(Results.read(path), f"gpu/{path.name}")
 
 
-def precision(path: Path) -> str:
-    """Markdown of the errors of each precision."""
-    errors = Results.read(path).section("error")
-    rows = [row for row in errors if row.unit == "relative error"]
-    rows += [row for row in errors if row.name == "fp32" and row.unit == "max abs error"]
-    return pivot(f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)", rows)
+def newest(paths: Iterable[Path]) -> Path | None:
+    """The results with the latest date; None of none."""
+    return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
 
 
-# ------------------------------------------------------------------------------------------------------------- summary
+def image(path: Path, up: str) -> str:
+    """The plot of some results as an image in a document."""
+    plot = f"{up}benchmarks/results/{path.stem}.svg"
+    return f"![Tokens a second of each precision, with the machine's ceiling]({plot})"
+
+
+def _cards(folder: Path) -> list[Path]:
+    """Results of whole runs on a card."""
+    return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith(KERNELS))
+
+
+# -------------------------------------------------------------------------------------------------------- whole runs
+
+
+def processor_tables(results: Results, path: Path, up: str) -> Iterator[str]:
+    """Markdown of a run of the suite "cpu"."""
+    yield describe_run(results, path.name)
+    yield image(path, up)
+    for section, title in (("bulk", "Bulk text, tokens/s"), ("single", "One sentence, ms")):
+        for model in results.models:
+            rows = results.section(section, model)
+            yield markdown(f"{title}: {model} model", 1, *grid(rows, spread=False)) + note_line(rows)
+    host = results.section("host")
+    yield pivot("Distance from the exact vectors", results.section("error"))
+    yield cost_table("Load time and memory", [row for row in results.rows if row.section in ("load", "memory")])
+    yield cost_table("The host's part of a device's work, tokens/s", [row for row in host if row.unit == "tokens/s"])
+    yield pivot("Share of each stage in the engine's time, %", [row for row in host if row.unit.startswith("%")])
+    yield from absent(results.rows)
+
+
+def file_tables(results: Results, file: str) -> Iterator[str]:
+    """Markdown of a run of the suite "onnx"."""
+    yield describe_run(results, file)
+    speeds = [[row for row in results.section("speed", model) if row.median] for model in results.models]
+    title = "Ragged batches, tokens/s (share of what the matrix peak allows the LSTM alone)"
+    yield pivot(title, [row for rows in speeds for row in (*rows, *ceiling_rows(rows))], speed_cell)
+    yield peak_table([row for row in results.section("peak") if row.median])
+    yield pivot("Distance from the exact vectors", results.section("error"))
+    yield cost_table("Load time and size", [*results.section("load"), *results.section("size")])
+    card = [row for row in results.section("cuda") if row.median is not None]
+    yield pivot("Ragged batches on a card, tokens/s", [row for row in card if row.unit == "tokens/s"])
+    yield cost_table("Copies between host and card", [row for row in card if row.unit != "tokens/s"])
+    yield from absent([row for row in results.rows if card or row.section != "cuda"])  # most machines have no card
+
+
+def cost_table(title: str, rows: Sequence[Row]) -> str:
+    """A line for each row, of whatever unit."""
+    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
+    return markdown(title, 3, ["model", "what", "unit", "median"], lines) + note_line(rows)
+
+
+def ceiling_rows(rows: Sequence[Row]) -> list[Row]:
+    """What the matrix peak of each precision allows a model's LSTM, as rows by themselves."""
+    ceilings = {}
+    for row in rows:
+        name = f"LSTM ceiling, {precision_of(row)}"
+        ceilings[name, row.detail] = replace(row, name=name, median=row.ceiling, ceiling=None, note="")
+    return list(ceilings.values())
+
+
+def precision_of(row: Row) -> str:
+    """The precision in a name as "onnx int8 parallel"; the reference's is fp32."""
+    return "fp32" if row.name == "reference" else row.name.split()[1]
+
+
+def speed_cell(row: Row) -> str:
+    """The figure, and its share of the ceiling."""
+    return f"{figure(row.median)} ({percent(row.utilisation)})" if row.utilisation else figure(row.median)
+
+
+def peak_table(rows: Sequence[Row]) -> str:
+    """Each file's and its products' share of the matrix peak, and the file's of its products."""
+    headings, lines = ["model", "", "median", *CEILINGS, "share of its products alone", "x onnx fp32"], []
+    for row in rows:
+        of_products = percent(row.ratios.get(f"products {precision_of(row)}"))
+        times = f"{row.ratios['onnx fp32']:.2f}" if "onnx fp32" in row.ratios else ""
+        line = [row.model, row.name, figure(row.median), figure(row.ceiling), percent(row.utilisation)]
+        lines.append([*line, figure(row.ceiling_both), percent(row.utilisation_both), of_products, times])
+    return markdown("Sentences of equal length, GFLOP/s of the LSTM", 2, headings, lines) + note_line(rows)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Bars of bulk speed for each model, with a line across each bar at its ceiling; the path's ending says the format.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        FlashElmoError: there are no such results.
+    """
+    found = {model: [row for row in results.section("bulk", model) if row.median] for model in results.models}
+    found = {model: rows for model, rows in found.items() if rows}
+    if not found:
+        raise FlashElmoError(f"{path}: expected results of bulk text, found none")
+    height = 0.8 + 0.4 * max(map(len, found.values()))
+    plot, axes = plots.subplots(1, len(found), (5.5 * len(found), height))
+    for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
+        colours = [BAR_COLOURS[row.name.partition(" ")[0]] for row in rows]
+        plots.bars(axis, rows, colours, [row.ceiling for row in rows], size=10)
+        axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
+    plots.save(plot, path)
+
+
+# ----------------------------------------------------------------------------------------------------------- summary
 
 
 def summary(folder: Path) -> Iterator[str]:
@@ -104,27 +215,26 @@ def summary(folder: Path) -> Iterator[str]:
     Raises:
         FlashElmoError: a figure is missing.
     """
-    processor = newest(folder.glob("*.json"))
-    card = newest(_cards(folder))
+    processor, card = newest(folder.glob("*.json")), newest(_cards(folder))
     if not (processor and card):
         return
-    ours, theirs = Results.read(processor), "reference"
-    lines = []
-    for precision in ("fp32", "int8", "bf16"):
-        peer = _row(processor, ours, "bulk", theirs, "by length")
-        lines.append(_line(f"bulk text, {precision}", _row(processor, ours, "bulk", precision), peer))
-    for precision in ("fp32", "int8"):
-        peer = _row(processor, ours, "single", theirs)
-        row = _row(processor, ours, "single", precision, "cold cache")
-        lines.append(_line(f"one sentence, {precision}", row, peer))
-    on_card = Results.read(card)
-    peer = _row(card, on_card, "bulk", "PyTorch eager fp32", None)
-    largest = max(on_card.section("bulk", MODEL), key=lambda row: (row.name == "flashelmo bf16", row.median or 0))
+    ours, theirs = Results.read(processor), Results.read(card)
+    peers = _row(processor, ours, "bulk", "reference", "by length"), _row(processor, ours, "single", "reference")
+    lines = [
+        _line(f"bulk text, {precision}", _row(processor, ours, "bulk", precision), peers[0])
+        for precision in ("fp32", "int8", "bf16")
+    ]
+    lines += [
+        _line(f"one sentence, {precision}", _row(processor, ours, "single", precision, "cold cache"), peers[1])
+        for precision in ("fp32", "int8")
+    ]
+    peer = _row(card, theirs, "bulk", "PyTorch eager fp32", None)
+    largest = max(theirs.section("bulk", MODEL), key=lambda row: (row.name == "flashelmo bf16", row.median or 0))
     lines.append(_line("bulk text, bf16, on a card", largest, peer))
     yield markdown("", 1, ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
     yield (
         f"The {MODEL} model on {ours.machine['processor']}, {ours.machine['cores']} cores, {ours.date[:10]}, and on "
-        f"{on_card.machine['gpu']['name']}, {on_card.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "
+        f"{theirs.machine['gpu']['name']}, {theirs.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "
         "sentence has 20 words, none seen before. PyTorch runs the published algorithm in float32 on batches of 32; "
         "the limit is that of the LSTM's products, or of reading its weights for one sentence."
     )
@@ -145,42 +255,19 @@ def _line(what: str, row: Row, peer: Row) -> list[str]:
     return [what, *figures, f"{times:.1f}", percent(row.utilisation)]
 
 
-def _cards(folder: Path) -> list[Path]:
-    """Results of whole runs on a card."""
-    return [path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith(KERNELS)]
-
-
-def newest(paths: Iterable[Path]) -> Path | None:
-    """The results with the latest date; None of none."""
-    return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
-
-
-# ------------------------------------------------------------------------------------------------------------- command
-
-
-def documents(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every document that may have markers, and the way from it to the root."""
-    yield root / "README.md", ""
-    for path in sorted((root / "docs").glob("*.md")):
-        yield path, "../"
+def documents(root: Path) -> list[Path]:
+    """Every document that may have markers, from the root."""
+    return [path.relative_to(root) for path in (root / "README.md", *sorted((root / "docs").glob("*.md")))]
 
 
 def command(settings: Settings, console: Console) -> int:
     """Draw the plots of all results and write the documents; the exit status."""
     for path in sorted(RESULTS.glob("*.json")):
-        cpu.draw(Results.read(path), path.with_suffix(".svg"))
-    for path, up in documents(ROOT):
-        text = path.read_text(encoding="utf-8")
-        new = fill(path, text, RESULTS, up)
-        if new != text:
-            path.write_text(new, encoding="utf-8")
-            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+        draw(Results.read(path), path.with_suffix(".svg"))
+    for name in documents(ROOT):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (ROOT / name).write_text(fill(name, text, RESULTS), encoding="utf-8")
     return 0
 
 
-SUITE = Suite(
-    about="Writes the committed results into README.md and docs/*.md, and draws their plots; in the checkout.",
-    defaults=Settings(),
-    options=(),
-    command=command,
-)
+SUITE = Suite("Writes the committed results into README.md and docs/*.md, and draws plots.", Settings(), (), command)

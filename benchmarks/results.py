@@ -24,14 +24,11 @@ class Row:
     """One figure.
 
     Attributes:
-        section: what kind of figure, as "bulk" or "single".
-        model: preset or name of the model; empty for the machine itself.
+        section, model: what kind of figure, as "bulk" or "single", and of which model.
         name, detail: who was measured, as "int8", and on what, as "cold cache".
         unit: of the figures; a speed if it ends in "/s", otherwise the less the better.
-        median, low, p25, p75, high: over the rounds; None where there is no figure, `note` says why.
-        samples: every round's figure, in order.
-        ceiling: what the machine's measured limits allow for the LSTM alone, in the same unit.
-        ceiling_both: the same for LSTM and characters.
+        median, low, p25, p75, high, samples: over the rounds; None where there is no figure, `note` says why.
+        ceiling, ceiling_both: what the machine's measured limits allow, for the LSTM alone, and with the characters.
         ratios: how many times faster than others: by their name, the median of the rounds' own ratios.
         note: anything to say beside the figure.
     """
@@ -61,8 +58,8 @@ class Row:
         """The row with these figures and their quantiles; as it is where there are none."""
         if not len(samples):
             return self
-        low, p25, median, p75, high = (rounded(x) for x in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
-        kept = [rounded(sample) for sample in samples]
+        low, p25, median, p75, high = map(rounded, np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
+        kept = list(map(rounded, samples))
         return replace(self, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
 
     def timed(self, timing: Timing, figure: Callable[[float], float] = float) -> Row:
@@ -125,11 +122,9 @@ class Results:
         """Write as JSON, one row a line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         values = asdict(self)
-        rows = ",\n".join(
-            json.dumps({k: v for k, v in row.items() if v not in (None, "", [], {})}) for row in values.pop("rows")
-        )
-        head = json.dumps(values, indent=1)
-        path.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
+        rows = [{k: v for k, v in row.items() if v not in (None, "", [], {})} for row in values.pop("rows")]
+        lines = ",\n".join(map(json.dumps, rows))
+        path.write_text(f'{json.dumps(values, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -159,23 +154,25 @@ def new_results(settings: Settings, suite: str, card: Mapping[str, Any] | None =
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> float:
     """How many times faster: the median of the ratios of figures that were measured in the same round."""
-    pairs = zip(ours, theirs, strict=True)
     speed = unit.endswith("/s")
-    return rounded(np.median([a / b if speed else b / a for a, b in pairs]))
+    return rounded(np.median([a / b if speed else b / a for a, b in zip(ours, theirs, strict=True)]))
 
 
 def with_ratios(rows: Sequence[Row], opponents: Mapping[str, Row]) -> list[Row]:
     """The rows with their ratios to the opponents, themselves excepted."""
-    result = []
-    for row in rows:
-        others = {
-            name: other for name, other in opponents.items() if other is not row and row.samples and other.samples
-        }
-        ratios = {name: median_ratio(row.samples, other.samples, row.unit) for name, other in others.items()}
-        result.append(replace(row, ratios=ratios))
-    return result
+    return [
+        replace(
+            row,
+            ratios={
+                name: median_ratio(row.samples, other.samples, row.unit)
+                for name, other in opponents.items()
+                if other is not row and row.samples and other.samples
+            },
+        )
+        for row in rows
+    ]
 
 
-def rounded(value: float | np.floating[Any]) -> float:
+def rounded(value: Any) -> float:
     """Five significant digits."""
     return float(f"{value:.5g}")

@@ -8,6 +8,7 @@ The peak of a precision is the best that any library here reaches on large produ
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,18 +47,16 @@ class Roofline:
     """
 
     def __init__(self, threads: int | None = None, seconds: float = 0.3) -> None:
-        self._threads = threads or 0
-        self._seconds = seconds
-        self._products = [
-            (shape[0] * shape[1] * shape[2] * 2, *product) for shape in SHAPES for product in self._of(shape)
-        ]
+        self._threads, self._seconds = threads or 0, seconds
+        self._products = [(shape, *product) for shape in SHAPES for product in self._of(shape)]
         self._streams: dict[tuple[int, str], Callable[[], object]] = {}
 
     def peaks(self) -> dict[str, float]:
         """Operations a second by precision, of the best shape in the best library."""
         peaks: dict[str, float] = {}
-        for operations, precision, run in self._products:
-            peaks[precision] = max(peaks.get(precision, 0.0), operations / best_seconds(run, self._seconds))
+        for shape, precision, run in self._products:
+            found = 2 * math.prod(shape) / best_seconds(run, self._seconds)
+            peaks[precision] = max(peaks.get(precision, 0.0), found)
         return peaks
 
     def copy_bandwidth(self) -> float:
@@ -68,14 +67,12 @@ class Roofline:
 
     def stream_bandwidth(self, n_weights: int, precision: str) -> float:
         """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
-        n_columns = max(1, n_weights // STREAM_K)
+        columns = max(1, n_weights // STREAM_K)
         if (n_weights, precision) not in self._streams:
-            weight_type: NumberType = "int8" if precision == "int8" else "float32"
-            self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, n_columns, weight_type, self._threads)
-        run = self._streams[n_weights, precision]
-        return (
-            STREAM_K * n_columns * BYTES["int8" if precision == "int8" else "fp32"] / best_seconds(run, self._seconds)
-        )
+            weights: NumberType = "int8" if precision == "int8" else "float32"
+            self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, columns, weights, self._threads)
+        took = best_seconds(self._streams[n_weights, precision], self._seconds)
+        return STREAM_K * columns * BYTES[precision] / took
 
     def _of(self, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], object]]]:
         """Each library's product of one shape, by precision."""
@@ -101,21 +98,23 @@ class Limits:
 
     def measure_peaks(self) -> float:
         """Matrix peaks of all precisions, operations a second; the result is float32's."""
-        for precision, peak in self._worker.call("peaks").items():
-            self.samples.setdefault(f"{precision} matrix peak", []).append(peak)
-        return self.samples["fp32 matrix peak"][-1]
+        peaks: dict[str, float] = self._worker.call("peaks")
+        for precision, peak in peaks.items():
+            self._keep(f"{precision} matrix peak", peak)
+        return peaks["fp32"]
 
     def measure_streams(self, n_weights: int) -> float:
         """Bytes of weights read a second by products of one row; the result is float32's."""
-        for precision in ("int8", "fp32"):
-            bandwidth = self._worker.call("stream_bandwidth", n_weights, precision)
-            self.samples.setdefault(f"{precision} weights streamed", []).append(bandwidth)
-        return float(bandwidth)
+        self._keep("int8 weights streamed", self._worker.call("stream_bandwidth", n_weights, "int8"))
+        return self._keep("fp32 weights streamed", self._worker.call("stream_bandwidth", n_weights, "fp32"))
 
     def measure_copy(self) -> float:
         """Bytes read and written a second by a copy."""
-        self.samples.setdefault("copy", []).append(self._worker.call("copy_bandwidth"))
-        return self.samples["copy"][-1]
+        return self._keep("copy", self._worker.call("copy_bandwidth"))
+
+    def _keep(self, name: str, sample: float) -> float:
+        self.samples.setdefault(name, []).append(sample)
+        return sample
 
     def peak(self, precision: str) -> float | None:
         """Best matrix peak; None where there is none of this precision."""
@@ -127,12 +126,11 @@ class Limits:
 
     def rows(self, model: str, section: str) -> list[Row]:
         """What was measured beside a section of a model, in GFLOP/s and GB/s."""
-        rows = []
-        for name, samples in self.samples.items():
-            unit = "GFLOP/s" if name.endswith("peak") else "GB/s"
-            values = {"section": "limits", "model": model, "name": name, "detail": section, "unit": unit}
-            rows.append(Row.of([sample / 1e9 for sample in samples], **values))
-        return rows
+        units = {name: "GFLOP/s" if name.endswith("peak") else "GB/s" for name in self.samples}
+        return [
+            Row("limits", model, name, units[name], section).with_samples([sample / 1e9 for sample in samples])
+            for name, samples in self.samples.items()
+        ]
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
@@ -162,17 +160,14 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_external_initializers(
-        graph.weights, [onnxruntime.OrtValue.ortvalue_from_numpy(tensors[name]) for name in graph.weights]
-    )
-    model = graph.to_model(tensors).SerializeToString()
+    model = graph.to_model(tensors, embed=True).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     y = np.empty((rows, columns), np.float32)
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
 
-    def run(arrays: object = (x, y, tensors)) -> None:  # the binding knows addresses alone: keep what lies there
+    def run(arrays: object = (x, y)) -> None:  # the binding knows addresses alone: keep what lies there
         session.run_with_iobinding(binding)
 
     return run
@@ -197,8 +192,8 @@ class Work:
 
     Attributes:
         tokens: of the text.
-        lstm: floating-point operations of all its LSTM steps.
-        characters: floating-point operations of its distinct words' vectors, at the positions that words have.
+        lstm, characters: floating-point operations of all its LSTM steps, and of its distinct words' vectors, at the
+            positions that words have.
     """
 
     tokens: int

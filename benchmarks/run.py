@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,10 @@ from flashelmo.benchmarks.results import FAILED, Results, Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import print_head, print_rows
 from flashelmo.benchmarks.timing import Deadline
-from flashelmo.benchmarks.worker import one_line
+from flashelmo.benchmarks.worker import Pool, one_line
 
+# Settings that the command line may change in every suite that needs no card.
+PROCESSOR_OPTIONS = ("out", "models", "sections", "contestants", "text", "rounds", "threads", "seed", "quick")
 LOST = "skipped, as the device is lost"
 
 
@@ -31,11 +35,10 @@ class Suite:
 
     Attributes:
         about: what that is, in one line.
-        defaults: settings that the command line changes; their sections, contestants, precisions and operations are
-            all that there are to choose from, or those of `known`.
-        options: settings that the command line may change, by their names in `Settings`.
+        defaults: of the settings; their sections, contestants, precisions and operations are all that there are to
+            choose from, but for those of `known`.
+        options: settings that the command line may change, by their names.
         command: runs it and gives the exit status.
-        known: values that may be chosen, by the setting's name, where defaults are only some of them.
     """
 
     about: str
@@ -46,12 +49,12 @@ class Suite:
 
 
 class Job(NamedTuple):
-    """Something to measure by itself, where there is still so much time.
+    """Something to measure by itself.
 
     Attributes:
         section, model, detail: words of the row that says why there is nothing.
         rows: computes them, in pieces that are kept as they come.
-        seconds: that it needs at least.
+        seconds: that must be left for it.
     """
 
     section: str
@@ -83,14 +86,15 @@ class Run:
     ) -> None:
         self.settings, self.results, self.console = settings, results, console
         self.deadline = Deadline(settings.limit_seconds)
-        self.path = _path(settings.out, file)
+        self.path = settings.out if settings.out is None or settings.out.suffix == ".json" else settings.out / file
         self._is_lost, self._lost = is_lost, False
         print_head(console, results)
         self._write()  # what cannot be written is known before anything is measured
 
     def do(self, jobs: Iterable[Job]) -> None:
         """Measure; what the engine warns of becomes a row."""
-        heard = _Warnings(lambda line: self.keep([Row("warning", "", "flashelmo", "warning", note=line)]))
+        heard = logging.Handler(logging.WARNING)
+        heard.emit = lambda record: self.keep([Row("warning", name="flashelmo", note=record.getMessage())])  # type: ignore[method-assign]
         logging.getLogger("flashelmo").addHandler(heard)
         try:
             for job in jobs:
@@ -118,12 +122,12 @@ class Run:
 
     def _do(self, job: Job) -> None:
         """A job's rows; one that fails takes no other with it."""
-        row = Row(job.section, job.model, "all", "", job.detail)
+        row = Row(job.section, job.model, "all", detail=job.detail)
         if self._lost or self.deadline.left <= job.seconds:
             self.keep([replace(row, note=LOST if self._lost else self.deadline.over)])
             return
         try:
-            with self.console.status(", ".join(part for part in (job.model, job.section, job.detail) if part)):
+            with self.console.status(f"{job.model}: {job.section} {job.detail}"):
                 for rows in job.rows():
                     self.keep(rows)
         except Exception as error:
@@ -137,41 +141,33 @@ class Run:
             self.results.write(self.path)
 
 
-def section_jobs(
-    settings: Settings, sections: Mapping[str, Callable[..., Sequence[Row]]], prepare: Callable[[str], Any]
-) -> Iterator[Job]:
-    """A job for each model and section.
+def run_sections(
+    settings: Settings,
+    console: Console,
+    results: Results,
+    sections: Mapping[str, Callable[..., Sequence[Row]]],
+    prepare: Callable[[str, int, Path, Pool], Any],
+) -> int:
+    """A run of a job for each model and section; the exit status.
 
     Args:
         sections: what gives the rows of each, called with a model and the settings.
-        prepare: makes a model from its name in the settings; once for all sections.
+        prepare: makes a model of its name, a seed, a folder to write to, and a pool for workers.
     """
-    prepared = lru_cache(maxsize=1)(prepare)
+    run = Run(settings, console, results, f"{results.settings['suite']}.json")
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
+        prepared = lru_cache(maxsize=1)(lambda name: prepare(name, settings.seed, Path(folder), pool))
 
-    def rows(name: str, section: str) -> Iterator[Sequence[Row]]:
-        yield sections[section](prepared(name), settings)
+        def rows(name: str, section: str) -> Iterator[Sequence[Row]]:
+            yield sections[section](prepared(name), settings)
 
-    for name in settings.models:
-        for section in settings.sections:
-            yield Job(section, Path(name).name, "", partial(rows, name, section))
+        run.do(
+            Job(section, Path(name).name, "", partial(rows, name, section))
+            for name, section in product(settings.models, settings.sections)
+        )
+    return run.finish()
 
 
 def slug(name: str) -> str:
     """A name as part of a file's, as "h200" of "NVIDIA H200"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ")).strip("-")
-
-
-def _path(out: Path | None, file: str) -> Path | None:
-    """The results' file: what was given, or in the folder that was given."""
-    return out if out is None or out.suffix == ".json" else out / file
-
-
-class _Warnings(logging.Handler):
-    """Passes on what the engine warns of, as that graphs cannot be captured."""
-
-    def __init__(self, hear: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._hear = hear
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._hear(record.getMessage())

@@ -15,14 +15,7 @@ from flashelmo.engine.model.weights import ElmoModel
 
 @dataclass(frozen=True)
 class Subject:
-    """A model.
-
-    Attributes:
-        name: of its preset or path.
-        folder: its native format; texts go beside it.
-        config: its dimensions.
-        pool: keeps workers that several sections measure.
-    """
+    """A model's name, its folder, beside which texts go, its dimensions, and workers that several sections measure."""
 
     name: str
     folder: Path
@@ -35,13 +28,9 @@ def load(name: str, seed: int) -> ElmoModel:
     return random_model(name, seed) if name in PRESETS and not Path(name).exists() else load_model(Path(name))
 
 
-def write(model: ElmoModel, name: str, folder: Path, pool: Pool) -> Subject:
-    """A model in a folder of its own in `folder`; the pool lets go of those before it."""
-    pool.close()
-    write_native(model, folder / name)
-    return Subject(name, folder / name, model.config, pool)
-
-
 def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
-    """A model by its preset or path, written to `folder`."""
-    return write(load(name, seed), Path(name).name, folder, pool)
+    """A model by its preset or path, written to `folder`; the pool lets go of those before it."""
+    pool.close()
+    model, target = load(name, seed), folder / Path(name).name
+    write_native(model, target)
+    return Subject(target.name, target, model.config, pool)

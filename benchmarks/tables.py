@@ -81,31 +81,19 @@ def describe_run(results: Results, file: str) -> str:
     )
 
 
-def speed_table(title: str, rows: Sequence[Row]) -> str:
-    """Markdown: a line for each row, its ratios and ceilings beside it."""
-    headings, lines = grid(rows, spread=False)
-    return markdown(title, 1, headings, lines) + note_line(rows)
-
-
-def cost_table(title: str, rows: Sequence[Row]) -> str:
-    """Markdown: a line for each row, of whatever unit."""
-    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
-    return markdown(title, 3, ["model", "what", "unit", "median"], lines) + note_line(rows)
-
-
 def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str] = lambda row: figure(row.median)) -> str:
     """Markdown: a line for each model, name and unit, a column for each detail."""
-    details = list(dict.fromkeys(row.detail for row in rows if row.median is not None))
+    measured = [row for row in rows if row.median is not None]
+    details = list(dict.fromkeys(row.detail for row in measured))
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in rows:
-        if row.median is not None:
-            cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = cell(row)
+    for row in measured:
+        cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = cell(row)
     several = len({unit for _, _, unit in cells}) > 1
     lines = [
         [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
         for (model, name, unit), line in cells.items()
     ]
-    return markdown(title, 2, ["model", "", *details], lines) + note_line(rows)
+    return markdown(title, 2, ["model", "", *details], lines) + note_line(measured)
 
 
 def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -128,7 +116,7 @@ def absent(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def note_line(rows: Sequence[Row]) -> str:
-    """What is to be said below the table of these rows."""
+    """What is to be said below the table of these rows, which have figures."""
     said = notes([row for row in rows if row.median is not None])
     return "\n\n" + "; ".join(said) + "." if said else ""
 

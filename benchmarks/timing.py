@@ -23,8 +23,9 @@ class Deadline:
     """So many seconds from now on; None is no limit."""
 
     def __init__(self, seconds: float | None) -> None:
-        self.seconds = float("inf") if seconds is None else seconds
+        self._seconds = float("inf") if seconds is None else seconds
         self._begin = time.monotonic()
+        self.over = f"skipped, as the {self._seconds:.0f} seconds were over"
 
     @property
     def taken(self) -> float:
@@ -34,12 +35,7 @@ class Deadline:
     @property
     def left(self) -> float:
         """Seconds."""
-        return self.seconds - self.taken
-
-    @property
-    def over(self) -> str:
-        """What to say of what is left out."""
-        return f"skipped, as the {self.seconds:.0f} seconds were over"
+        return self._seconds - self.taken
 
 
 def take_turns(
@@ -50,15 +46,14 @@ def take_turns(
     Args:
         pause: seconds before each.
     """
-    samples: dict[Key, list[float]] = {name: [] for name in measures}
-    failed: dict[Key, str] = {}
+    timings = {name: Timing([]) for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():
-            if name in failed:
+            if timings[name].note:
                 continue
             time.sleep(PAUSE if pause is None else pause)
             try:
-                samples[name].append(measure())
+                timings[name].samples.append(measure())
             except Exception as error:  # out of memory, a kernel that breaks: one contestant's failure is its own
-                failed[name] = one_line(error)
-    return {name: Timing([], failed[name]) if name in failed else Timing(taken) for name, taken in samples.items()}
+                timings[name] = Timing([], one_line(error))
+    return timings

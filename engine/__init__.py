@@ -1,12 +1,22 @@
 """From text to ELMo vectors.
 
-A sentence passes through these files in this order:
-
-    characters.py   words to character ids
-    schedule.py     sentences to distinct words and forests of prefixes and suffixes
-    graph.py        the network's pieces as ONNX graphs, run by runtimes/
+    embedder.py     load a model, embed, stream, encode; embed_file.py has a text into a file of vectors
+    settings.py     everything that can be chosen
+    choice.py       what runs a model, by device, precision and runtime
+    precision.py    what each precision computes in, where it runs, and how exact it is
+    pipeline.py     what all pipelines share: windows of sentences in, results out
     output.py       hidden states to the vectors that were asked for
-    embedder.py     the loop that joins them
+    processor.py    what this processor multiplies
+    model/          configuration, weights, and readers of every format
+    text/           lines to windows, words to ids, sentences to schedules
+    graph/          the network's pieces as ONNX graphs
+    cpu/            runs them: word vectors, then the biLSTM over a schedule
+    cuda/           the same on a card
+    reference/      the published algorithm in plain PyTorch
+    devices/        several cards, a process each
+    sinks/          where vectors are written
+
+docs/layout.md follows a sentence through them.
 
 One legend of dimension letters holds in every shape of this project:
 

@@ -118,7 +118,8 @@ class Planner:
 
     def __init__(self, boundary_words: tuple[str, str], settings: Settings) -> None:
         self._boundary_words = pa.array(boundary_words, pa.string())
-        self._settings = settings
+        self._keep_boundaries, self._share = settings.keep_sentence_boundaries, settings.shares
+        self._complete = settings.stateful
         self.threads = settings.threads or max(1, min(MAX_THREADS, n_cores() - 1))
 
     def plan(self, window: Window) -> Plan:
@@ -127,9 +128,9 @@ class Planner:
         schedule = build_schedule(
             window.word_ids,
             window.offsets,
-            Boundaries(begin=n_words, end=n_words + 1, keep=self._settings.keep_sentence_boundaries),
-            share=self._settings.shares,
-            complete=self._settings.stateful,
+            Boundaries(begin=n_words, end=n_words + 1, keep=self._keep_boundaries),
+            share=self._share,
+            complete=self._complete,
         )
         return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule)
 

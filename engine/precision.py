@@ -145,3 +145,8 @@ PRECISIONS: Mapping[str, Precision] = {row.name: row for row in _ROWS}
 def precisions_on(place: Place) -> tuple[PrecisionName, ...]:
     """Names of the precisions that a place has."""
     return tuple(row.name for row in _ROWS if getattr(row, place) is not None)
+
+
+def tolerance(precision: str, place: Place = "cpu") -> float:
+    """The tightest bound that a precision has in a place: absolute where there is one, else relative."""
+    return PRECISIONS[precision].on(place).bound.tightest

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tiny_models import WORD_MODEL, WORDS, random_model
-from tolerances import TOLERANCES
 
 from flashelmo.engine.cuda import executor
 from flashelmo.engine.cuda.layout import Sizes
@@ -17,6 +16,7 @@ from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.cuda.requirements import find_device
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import CudaSettings, Settings
 
 Sentences = Sequence[Sequence[str]]
@@ -48,7 +48,7 @@ def assert_close(found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArr
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert np.isfinite(a).all()
-        assert np.abs(a - b).max(initial=0) < TOLERANCES["fp32"]
+        assert np.abs(a - b).max(initial=0) < tolerance("fp32", "cuda")
 
 
 def out_of_memory() -> Exception:

@@ -22,6 +22,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
+from flashelmo.engine.precision import tolerance
 
 TEXT = "the cat sat\n\nthe cat sat on a mat\nincomprehensibilities , naïve\nthe cat sat\n"
 LINES = TEXT.splitlines()
@@ -241,7 +242,7 @@ def test_where_it_computes_is_said(here: Path, model: Path, succeed: Run, monkey
     assert not succeed("embed", "text.txt", "x.h5", "--model", str(model), "--quiet")
 
 
-def test_golden_streams(golden: Path, here: Path, succeed: Run, tolerance: dict[str, float]) -> None:
+def test_golden_streams(golden: Path, here: Path, succeed: Run) -> None:
     # What bilm-tf computed: batch i was sentence i of three streams, the state carried from batch to batch.
     for name in ("bilm_skip", "bilm_noskip"):
         streams = json.loads((golden / name / "sentences.json").read_text())
@@ -259,10 +260,10 @@ def test_golden_streams(golden: Path, here: Path, succeed: Run, tolerance: dict[
             with h5py.File(path) as file:
                 for i in range(len(streams[k])):
                     wanted = np.concatenate(list(file[str(i)][()]), axis=-1)
-                    np.testing.assert_allclose(found[str(3 * i + k)], wanted, atol=tolerance["fp32"])
+                    np.testing.assert_allclose(found[str(3 * i + k)], wanted, atol=tolerance("fp32"))
 
 
-def test_golden_sentences(golden: Path, here: Path, succeed: Run, tolerance: dict[str, float]) -> None:
+def test_golden_sentences(golden: Path, here: Path, succeed: Run) -> None:
     streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text())
     chinese = json.loads((golden / "manylangs" / "sentences.json").read_text())
     for folder, expected_file, sentences in (
@@ -274,7 +275,7 @@ def test_golden_sentences(golden: Path, here: Path, succeed: Run, tolerance: dic
         found = read("v.h5")
         with h5py.File(golden / folder / expected_file) as file:
             for i in range(len(sentences)):
-                np.testing.assert_allclose(found[str(i)], file[str(i)][()], atol=tolerance["fp32"])
+                np.testing.assert_allclose(found[str(i)], file[str(i)][()], atol=tolerance("fp32"))
 
 
 def test_init_info_and_convert(here: Path, succeed: Run, fail: Run) -> None:

@@ -25,6 +25,7 @@ from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.convert import convert
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
 
 WRITERS: dict[str, Callable[..., None]] = {"native": write_native, "hdf5": write_bilm}
@@ -45,14 +46,14 @@ def fails(message: str, call: Callable[..., Any], *arguments: Any, **options: An
     ("name", "file"), [("bilm_skip", "expected_stateless.hdf5"), ("manylangs", "expected_layers.hdf5")]
 )
 def test_a_converted_golden_model_embeds_as_published(
-    golden: Path, name: str, file: str, runtime: RuntimeName, tmp_path: Path, tolerance: dict[str, float]
+    golden: Path, name: str, file: str, runtime: RuntimeName, tmp_path: Path
 ) -> None:
     convert(golden / name, tmp_path / "native")
     embedder = ElmoEmbedder.load(tmp_path / "native", runtime=runtime)
     with h5py.File(golden / name / file) as expected:
         for i, tokens in enumerate(golden_sentences(golden, name)):
             vectors = embedder.embed_sentence(tokens)
-            assert np.abs(vectors - expected[str(i)][()]).max() < tolerance["fp32"]
+            assert np.abs(vectors - expected[str(i)][()]).max() < tolerance("fp32")
         assert i + 1 == len(expected)
 
 

@@ -250,7 +250,7 @@ def test_windows_that_fit_leave_room_by_the_estimate_of_their_peak(preset: str, 
     """A window of sentences of six tokens, all layers asked for, and two whose results are on their way."""
     config = preset_config(preset)
     n = memory.tokens_that_fit(config, 2, gib << 30)
-    rows = n // memory.TOKENS_A_ROW
+    rows = n // memory.TOKENS_PER_ROW
     depths = (0, *range(1, 1 + 7 * rows, rows))
     sizes = Sizes((depths, depths), n_roots=1, n_nodes=1 + n, n_tokens=n)
     results = 4 * n * (config.n_layers + 1) * 2 * config.projection_size

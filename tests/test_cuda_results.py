@@ -50,7 +50,7 @@ def results_of(values: torch.Tensor, offsets: list[int], output: Output, *, as_n
             single=output.layers != "all",
             pooled=output.pool is not None,
             transfers=transfers,
-            made=transfers.mark(),
+            ready=transfers.mark(),
             as_numpy=as_numpy,
         )
 

@@ -31,6 +31,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import read_native, write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.windows import Window
 
@@ -194,7 +195,7 @@ def test_runs_end_where_all_windows_are_done_before_the_last_is_known_to_be_the_
     assert [process.last for process in processes] == [Flush()] * 2
 
 
-def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]], tolerance: dict[str, float]) -> None:
+def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]]) -> None:
     """On the card where there is one; otherwise the process repairs Triton's interpreter, as the tests do."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from interpreter import repair
@@ -208,7 +209,7 @@ def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]
         _, results = run(pool, windows)
     _, expected = collect(cpu_pipeline(MODELS["skip"], "cpu").stream(windows, ALL, ignore))
     for a, b in zip(chain(*results), chain(*expected), strict=True):
-        assert a.shape == b.shape and np.abs(a - b).max() < tolerance["fp32"]
+        assert a.shape == b.shape and np.abs(a - b).max() < tolerance("fp32", "cuda")
 
 
 def test_results_belong_to_the_caller(real: DevicePool, windows: list[Window]) -> None:

@@ -1,237 +1,137 @@
-"""docs/onnx.md: all its commands and programs, run in their order in one place, and what it says that they print."""
+"""README and docs: every block is run, and what they name is there. docs/onnx.md is run by test_docs_onnx.py."""
 
+import ast
 import os
-import platform
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from documents import RUN, Block, check_printed, read_page
+from docs_place import Place
+from documents import (
+    RUN,
+    SPAN,
+    Block,
+    check_printed,
+    missing_files,
+    missing_links,
+    missing_paths,
+    pages,
+    read_page,
+    without_fences,
+)
+from tiny_models import MODELS
 from typer.main import get_command
 
 from flashelmo.cli import app
-from flashelmo.export.servers.readme import IMAGE
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.initialize import random_model
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "onnx.md"
-# First lines of what is not run.
-NOT_RUN = [
-    'OnnxElmo("demo/elmo/onnx/model_fp16.onnx", providers="cuda")',
-    f'docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/demo/elmo/triton:/models:ro" {IMAGE} \\',
-]
-SERVING = ("8. Serve it", "9. Ask it")
-OPTIONS = "4. What can be chosen"  # a table, whose names are compared with the command's
-PORT = "8000"  # on the page
-NO_INDEX = ("(from versions: none)", "NewConnectionError", "Connection refused", "timed out")
-SECONDS_TO_RUN, SECONDS_TO_STOP = 300, 60
+PAGES = pages(ROOT)
+BLOCKS = [block for page, text in PAGES.items() for block in read_page(text, page)]
+ELSEWHERE = "docs/onnx.md"
+README_LINES = 150
+FOLDERS = ("engine", "kernels", "export", "benchmarks", "src/flashelmo")
 
-BLOCKS = read_page(PAGE.read_text(encoding="utf-8"))
-TO_RUN = [block for block in BLOCKS if block.kind in RUN]
-
-
-class Place:
-    """A copy of the checkout with a virtual environment, where the blocks are run in their order, each once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.no_server = no_server()
-        self.servers: list[psutil.Process] = []
-        self._waiting = list(TO_RUN)
-        self._failed: Block | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
-        copy_checkout(folder)
-        make_environment(folder / ".venv")
-
-    def run(self, last: Block) -> None:
-        """Run the blocks up to this one that were not run yet; skip the test of one that serves where nothing can."""
-        assert self._failed is None, f"the block in line {self._failed.line} failed"
-        while last in self._waiting:
-            block = self._waiting.pop(0)
-            if not self._is_skipped(block):
-                self._failed = block
-                self._run(block)
-                self._failed = None
-        if self._is_skipped(last):
-            pytest.skip(self.no_server)
-
-    def _is_skipped(self, block: Block) -> bool:
-        return block.section in SERVING and self.no_server != ""
-
-    def _run(self, block: Block) -> None:
-        text = re.sub(rf"\b{PORT}\b", str(self._port), block.text)
-        command = ["python", "-"] if block.kind == "python" else ["bash", "-euo", "pipefail"]
-        status, out, err = self._execute(command, text, block)
-        self._find_servers()
-        if status and block.section == SERVING[0] and (why := without_index(out + err)):
-            self.no_server = f"pip finds no server: {why}"
-            return
-        assert status == 0, f"line {block.line}: status {status}\n{out}\n{err}\n{self._log()}"
-        if block.kind == "python" or block.shown is not None:
-            check_printed(block, (out if block.kind == "python" else out + err).splitlines())
-        if block.section in SERVING:
-            self._check_servers(block)
-
-    def _execute(self, command: list[str], text: str, block: Block) -> tuple[int, str, str]:
-        """Status and what is printed, through files: a server that outlives its shell would keep a pipe open."""
-        environment = self._environment(online=block.section in SERVING)
-        with (self.folder / "out").open("w+") as out, (self.folder / "err").open("w+") as err:
-            done = subprocess.run(
-                [str(shutil.which(command[0], path=environment["PATH"])), *command[1:]],
-                input=text,
-                text=True,
-                cwd=self.folder,
-                env=environment,
-                stdout=out,
-                stderr=err,
-                timeout=SECONDS_TO_RUN,
-            )
-            out.seek(0), err.seek(0)
-            return done.returncode, out.read(), err.read()
-
-    def _environment(self, online: bool) -> dict[str, str]:
-        """As in a shell in which the virtual environment is active. What the page serves with alone is downloaded."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environment |= {
-            "VIRTUAL_ENV": str(self.folder / ".venv"),
-            "PATH": os.pathsep.join([str(self.folder / ".venv" / "bin"), os.environ["PATH"]]),
-            "LC_ALL": "C.UTF-8",
-            "PIP_NO_BUILD_ISOLATION": "0",  # which means that there is none
-            "PIP_NO_COMPILE": "1",
-            "PIP_RETRIES": "1",
-        }
-        return environment if online else environment | {"PIP_NO_INDEX": "1"}
-
-    def _find_servers(self) -> None:
-        """What a block started: its own process and those that it started."""
-        file = self.folder / "demo" / "server.pid"
-        if file.is_file() and not self.servers:
-            server = psutil.Process(int(file.read_text()))
-            self.servers = [server, *server.children(recursive=True)]
-
-    def _check_servers(self, block: Block) -> None:
-        """From the block that starts it to the one that ends it, a server listens for this machine alone."""
-        if "kill" in block.text:
-            assert self.servers and not self.running_servers(SECONDS_TO_STOP), self._log()
-        elif self.servers:
-            assert len(self.running_servers(0)) >= 3, "expected the script, the server and the model's process"
-            assert listening(self.servers) == {("127.0.0.1", self._port)}
-
-    def _log(self) -> str:
-        log = self.folder / "demo" / "server.log"
-        return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-
-    def running_servers(self, seconds: float) -> list[psutil.Process]:
-        """Those that still run after so many seconds."""
-        end = time.monotonic() + seconds
-        while (running := [server for server in self.servers if runs(server)]) and time.monotonic() < end:
-            time.sleep(0.1)
-        return running
+# Page and a part of each block that no test runs: why.
+NOT_RUN = {
+    ("README.md", "make test"): "make: .ci/run runs both commands",
+    ("CONTRIBUTING.md", "make lint"): "make: .ci/run is what runs the tests",
+    ("docs/figures.md", "flashelmo bench --quick"): "measures for a minute; the benchmarks have tests of their own",
+    ("docs/gpu.md", "--precision bf16"): "needs a card",
+    ("docs/gpu.md", '"cuda:1"'): "needs two cards",
+    ("docs/onnx.md", 'providers="cuda"'): "needs a card",
+    ("docs/onnx.md", "docker run"): "needs Docker",
+}
 
 
-def no_server() -> str:
-    """Why the server cannot be installed here; empty where it can."""
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
-        return "nvidia-pytriton is for Linux"
-    if sys.version_info >= (3, 13):
-        return "nvidia-pytriton needs numpy 1, which has no wheel for this Python"
-    return "" if shutil.which("curl") else "curl is not on the PATH"
+def is_run(block: Block) -> bool:
+    return block.kind in RUN and not any(block.page == page and part in block.text for page, part in NOT_RUN)
 
 
-def without_index(printed: str) -> str:
-    """The line in which pip says that it reached no index, or none that has the packages."""
-    lines = [line for line in printed.splitlines() if any(reason in line for reason in NO_INDEX)]
-    return lines[-1] if lines else ""
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
-    """Addresses on which they wait for requests."""
-    numbers = {process.pid for process in processes}
-    connections = [each for each in psutil.net_connections("inet") if each.pid in numbers]
-    return {(each.laddr.ip, each.laddr.port) for each in connections if each.status == psutil.CONN_LISTEN}
-
-
-def copy_checkout(folder: Path) -> None:
-    """What `pip install .` and the page need of the checkout."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    for part in ("src", "examples", *(file.parent.name for file in ROOT.glob("*/__init__.py"))):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def make_environment(folder: Path) -> None:
-    """A virtual environment that sees the packages of this one behind its own, as the Makefile's does."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
-    pip = folder / "bin" / "pip"
-    pip.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m pip "$@"\n', encoding="utf-8")
-    pip.chmod(0o755)
-    (site,) = folder.glob("lib/python*/site-packages")
-    borrowed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    assert borrowed
-    borrowed.reverse()  # where this one borrows too, its own setuptools is that of its Python: too old to build with
-    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
+TO_RUN = [block for block in BLOCKS if is_run(block) and block.page != ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
+    """A page's place, where `make demo` has made its model; the GPU's page has a model that can be interpreted."""
     if os.name == "nt" or shutil.which("bash") is None:
-        pytest.skip("the page's commands are for bash")
-    if find_spec("pip") is None:
-        pytest.skip("pip is not installed")
-    place = Place(tmp_path_factory.mktemp("docs"))
-    try:
-        yield place
-    finally:
-        for process in place.running_servers(0)[:1]:  # the script, which ends the others
-            process.terminate()
-        for process in place.running_servers(SECONDS_TO_STOP):
-            process.kill()
-        shutil.rmtree(place.folder)  # the packages of a server are large
+        pytest.skip("the pages' commands are for bash")
+    places: dict[str, Place] = {}
+
+    def find(page: str) -> Place:
+        if page not in places:
+            on_card = page == "docs/gpu.md"
+            interpreted = on_card and "TRITON_INTERPRET" in os.environ
+            folder = tmp_path_factory.mktemp("page")
+            replacements = (('"cuda"', '"interpreter"'),) if interpreted else ()
+            places[page] = Place(folder, [block for block in TO_RUN if block.page == page], replacements)
+            write_native(MODELS["skip"] if on_card else random_model("small", 0), folder / "demo" / "model")
+        return places[page]
+
+    return find
 
 
-@pytest.mark.parametrize("block", TO_RUN, ids=lambda block: f"line {block.line}, {block.kind}")
-def test_a_block_does_what_the_page_says(block: Block, place: Place) -> None:
-    place.run(block)
+@pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.label)
+def test_a_block_does_what_the_page_says(block: Block, place_of: Callable[[str], Place]) -> None:
+    if block.page == "docs/gpu.md":
+        pytest.importorskip("triton")
+    place_of(block.page).run(block)
 
 
-def test_the_package_that_the_page_installs_is_the_one_used(place: Place) -> None:
-    place.run(TO_RUN[0])
-    command = [str(place.folder / ".venv" / "bin" / "python"), "-Ic", "import flashelmo; print(flashelmo.__file__)"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert Path(found.strip()).is_relative_to(place.folder / ".venv")
+@pytest.mark.parametrize(("page", "part"), NOT_RUN)
+def test_what_is_not_run_is_still_there(page: str, part: str) -> None:
+    found = [block for block in BLOCKS if block.page == page and part in block.text]
+    assert len(found) == 1 and found[0].kind in RUN
 
 
-def test_every_section_is_run_and_what_is_not_is_marked() -> None:
-    sections = re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert {block.section for block in TO_RUN} == set(sections) - {OPTIONS} > set(SERVING)
-    not_run = [block for block in BLOCKS if block.kind not in RUN]
-    assert [block.text.splitlines()[0] for block in not_run] == NOT_RUN
-    assert all("(not run by the tests)" in block.before for block in not_run)
-    assert all(block.shown for block in TO_RUN if block.kind == "python")
+def test_every_program_shows_what_it_prints() -> None:
+    assert [block.label for block in TO_RUN if block.kind == "python" and not block.shown] == []
+    assert {block.page for block in BLOCKS} > {"README.md", "docs/onnx.md", "docs/gpu.md", "docs/allennlp.md"}
 
 
-def test_the_options_that_the_page_explains_are_the_commands() -> None:
-    table = PAGE.read_text(encoding="utf-8").partition(f"## {OPTIONS}")[2].partition("\n## ")[0]
-    explained = set(re.findall(r"`(--[a-z-]+)", table))
-    command = get_command(app).commands["export"]  # type: ignore[attr-defined]
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert {"--layers", "--mix", "--stateful", "--characters", "--precision", "--reduce-range"} <= explained <= known
+def test_text_hides_no_command() -> None:
+    commands = ("flashelmo ", "python", "pip ", "make ", "docker ", "import ", "from ", "$ ")
+    lines = [line for block in BLOCKS if block.kind == "text" for line in block.text.splitlines()]
+    assert [line for line in lines if line.lstrip().startswith(commands)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_is_there(page: str) -> None:
+    assert missing_links(ROOT, page, PAGES[page]) == []
+    assert missing_paths(ROOT, PAGES[page]) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_prose_exist_with_their_options(page: str) -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for span in SPAN.findall(without_fences(PAGES[page])):
+        called = re.match(r"flashelmo ([a-z]+)\b", span)
+        if called is None or called[1] == "bench":  # whose options are the benchmark's own
+            continue
+        assert called[1] in commands, span
+        parameters = commands[called[1]].params
+        known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+        assert set(re.findall(r"--[a-z-]+", span)) <= known, span
+
+
+def test_the_maps_of_the_code_name_files_that_are_there() -> None:
+    maps = {
+        path.parent: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        for path in [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/__init__.py")]
+    }
+    missing = {folder.relative_to(ROOT): missing_files(folder, text) for folder, text in maps.items() if text}
+    assert {folder: names for folder, names in missing.items() if names} == {}
+    assert len(missing) > 5
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= README_LINES
+
+
+# ------------------------------------------------------------------------------------------------ the reading itself
 
 
 @pytest.mark.parametrize(
@@ -260,3 +160,16 @@ def test_printed_lines_are_compared(kind: str, printed: list[str], agrees: bool)
 def test_no_fence_is_passed_over(fences: str) -> None:
     with pytest.raises(AssertionError):
         read_page(f"## 1\n\n{fences}")
+
+
+def test_what_is_not_there_is_found(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# A page\n\n## It's here\n", encoding="utf-8")
+    text = "[1](a.md) [2](b.md) [3](a.md#its-here) [4](a.md#there) [5](#gone) [6](https://b.c/d)\n"
+    assert missing_links(tmp_path, "docs/a.md", text) == ["b.md", "a.md#there", "#gone"]
+    assert missing_paths(tmp_path, "`docs/a.md` `docs/*.txt` `docs/` elsewhere/b.md `engine/a.py`") == [
+        "docs/*.txt",
+        "engine/a.py",
+    ]
+    docstring = "Map.\n\n    a.md            no Python\n    b.py       c\n    docs/   pages\n\n`c.py` too.\n"
+    assert missing_files(tmp_path, docstring) == ["b.py", "c.py"]

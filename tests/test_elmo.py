@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import BILM, MODELS, SENTENCES, WORD_MODEL, WORDS, random_model
-from tolerances import TOLERANCES
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.padding import pad_tokens, positions_before
 from flashelmo.engine.reference.reference import ReferenceRuntime
@@ -73,7 +73,7 @@ def padded_layers(name="bilm", boundaries=False):
 
 
 def close(found, expected, number="fp32"):
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=TOLERANCES[number])
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=tolerance(number))
 
 
 def softmax(values):

@@ -17,6 +17,7 @@ from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
 from flashelmo.engine.cpu.openvino import has_bf16
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Layers, Output
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
 
 MODEL = MODELS["skip"]
@@ -31,9 +32,7 @@ def embedder() -> ElmoEmbedder:
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
 @pytest.mark.parametrize("method", ["embed_sentence", "embed_batch", "embed", "embed_sentences"])
 @pytest.mark.parametrize("name", ["bilm_skip", "manylangs"])
-def test_golden_stateless(
-    golden: Path, name: str, method: str, runtime: RuntimeName, tolerance: dict[str, float]
-) -> None:
+def test_golden_stateless(golden: Path, name: str, method: str, runtime: RuntimeName) -> None:
     sentences = json.loads((golden / name / "sentences.json").read_text(encoding="utf-8"))
     file = "expected_layers.hdf5"
     if name == "bilm_skip":
@@ -47,14 +46,12 @@ def test_golden_stateless(
     with h5py.File(golden / name / file) as expected:
         assert len(found) == len(expected)
         for i, vectors in enumerate(found):
-            assert np.abs(vectors - expected[str(i)][()]).max() < tolerance["fp32"]
+            assert np.abs(vectors - expected[str(i)][()]).max() < tolerance("fp32")
 
 
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
 @pytest.mark.parametrize(("name", "streams"), [("bilm_skip", (0, 1)), ("bilm_noskip", (0,))])
-def test_golden_streams_need_the_state(
-    golden: Path, name: str, streams: tuple[int, ...], runtime: RuntimeName, tolerance: dict[str, float]
-) -> None:
+def test_golden_streams_need_the_state(golden: Path, name: str, streams: tuple[int, ...], runtime: RuntimeName) -> None:
     """TensorFlow's bilm ran sentence i of all streams as batch i and carried each row's state on."""
     rows = json.loads((golden / name / "sentences.json").read_text(encoding="utf-8"))
     embedder = ElmoEmbedder.load(golden / name, runtime=runtime, stateful=True, batch_size=len(rows))
@@ -63,11 +60,11 @@ def test_golden_streams_need_the_state(
         with h5py.File(golden / name / f"lm_embeddings_{stream}.hdf5") as expected:
             for i, batch in enumerate(batches):
                 top = np.concatenate(list(expected[str(i)]), axis=-1)
-                assert np.abs(batch[stream][-1] - top).max() < tolerance["fp32"]
+                assert np.abs(batch[stream][-1] - top).max() < tolerance("fp32")
 
 
 @pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
-def test_golden_file(golden: Path, tmp_path: Path, runtime: RuntimeName, tolerance: dict[str, float]) -> None:
+def test_golden_file(golden: Path, tmp_path: Path, runtime: RuntimeName) -> None:
     streams = json.loads((golden / "bilm_skip" / "sentences.json").read_text(encoding="utf-8"))
     (tmp_path / "text").write_text("".join(f"{line}\n" for stream in streams[:2] for line in stream), encoding="utf-8")
     embedder = ElmoEmbedder.load(golden / "bilm_skip", runtime=runtime)
@@ -78,7 +75,7 @@ def test_golden_file(golden: Path, tmp_path: Path, runtime: RuntimeName, toleran
         h5py.File(tmp_path / "vectors.h5") as found,
     ):
         for i in range(20):
-            assert np.abs(found[str(i)][()] - expected[str(i)][()]).max() < tolerance["fp32"]
+            assert np.abs(found[str(i)][()] - expected[str(i)][()]).max() < tolerance("fp32")
 
 
 def test_strings_are_split_on_white_space(embedder: ElmoEmbedder) -> None:
@@ -92,13 +89,13 @@ def test_empty_input(embedder: ElmoEmbedder) -> None:
     assert embedder.encode("").tolist() == [0.0] * 8
 
 
-def test_encode_pools_the_average_of_the_layers(embedder: ElmoEmbedder, tolerance: dict[str, float]) -> None:
+def test_encode_pools_the_average_of_the_layers(embedder: ElmoEmbedder) -> None:
     layers = embedder.embed_batch(SENTENCES)
     found = embedder.encode(SENTENCES)
     assert found.shape == (len(SENTENCES), 8)
     for vector, expected in zip(found, layers, strict=True):
         mean = expected.mean(axis=(0, 1)) if expected.shape[1] else np.zeros(8)
-        assert np.abs(vector - mean).max() < tolerance["fp32"]
+        assert np.abs(vector - mean).max() < tolerance("fp32")
     assert np.array_equal(embedder.encode("the cat sat"), found[0])
 
 
@@ -228,7 +225,7 @@ def test_several_threads_share_an_embedder(text: list[list[str]]) -> None:
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             for found, right in zip(pool.map(embedder.embed_batch, parts), expected, strict=True):
-                assert all(np.abs(a - b).max(initial=0) < 1e-5 for a, b in zip(found, right, strict=True))
+                assert all(np.abs(a - b).max(initial=0) < tolerance("fp32") for a, b in zip(found, right, strict=True))
 
 
 def test_load_reads_what_convert_wrote(tmp_path: Path, embedder: ElmoEmbedder) -> None:
@@ -259,14 +256,14 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str
         ElmoEmbedder(MODEL, **settings)
 
 
-def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not(relative_tolerance: dict[str, float]) -> None:
+def test_bf16_runs_where_the_processor_has_it_and_says_so_where_not() -> None:
     if not has_bf16():
         with pytest.raises(FlashElmoError, match="precision 'bf16': this processor has no bfloat16"):
             ElmoEmbedder(MODEL, precision="bf16")
         return
     found = np.concatenate(ElmoEmbedder(MODEL, precision="bf16").embed_batch(SENTENCES), axis=1)
     expected = np.concatenate(ElmoEmbedder(MODEL).embed_batch(SENTENCES), axis=1)
-    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < relative_tolerance["bf16"]
+    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < tolerance("bf16")
 
 
 @pytest.mark.parametrize(

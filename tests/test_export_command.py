@@ -16,11 +16,15 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoWeights
+from flashelmo.engine.precision import tolerance
 from flashelmo.export import OnnxElmo, export_onnx
+from flashelmo.export.verification.report import short
 
 Run = Callable[..., str]
 SENTENCES = [["the", "cat", "sat"], [], ["é"]]
 TEXT = "the cat sat\n\nthe cat sat on a mat\n"
+
+EXACT = tolerance("fp32", "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_one_file_its_report_and_a_card(here: Path, model: Path, succeed: Run) -
     assert elmo.metadata.report_sha256 == hashlib.sha256(report).hexdigest()
     for found, expected in zip(elmo.embed(SENTENCES), ElmoEmbedder.load(model).embed(SENTENCES), strict=True):
         assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
 
 
 def test_every_option(here: Path, model: Path, succeed: Run) -> None:
@@ -95,7 +99,7 @@ def test_stateful_files(here: Path, model: Path, succeed: Run) -> None:
     reference = ElmoEmbedder.load(model, stateful=True, batch_size=2)
     sentences = [["the", "cat"], ["sat"], ["cat", "cat", "the"], ["the"]]
     for found, expected in zip(elmo.embed(sentences, batch_size=2), reference.embed(sentences), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
 
 
 def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, fail: Run) -> None:
@@ -133,7 +137,7 @@ def test_a_broken_bound_leaves_nothing(
     monkeypatch.setattr(build, "boundary_states", lambda *given: {k: 0 * v for k, v in right(*given).items()})
     message = fail("export", model, "out")
     assert message.startswith("out: not written: onnx/model.onnx: hidden_states.1: max abs error ")
-    assert "expected < 2e-5" in message and message.endswith(" more)")
+    assert f"expected < {short(EXACT)}" in message and message.endswith(" more)")
     assert files(here) == {"text.txt"} and [path.name for path in here.iterdir()] == ["text.txt"]
 
 

@@ -15,7 +15,7 @@ from flashelmo.engine.graph.pieces import character_windows, input_product_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
-from flashelmo.engine.precision import NumberType
+from flashelmo.engine.precision import NumberType, tolerance
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 
@@ -79,7 +79,7 @@ def test_windows_reach_every_position_that_a_width_has(widths: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("name", ["trimmed", "not trimmed"])
-def test_word_vectors_of_every_length(name: str, tolerance: dict[str, float]) -> None:
+def test_word_vectors_of_every_length(name: str) -> None:
     """The convolution's maximum over all 50 positions, padding among them, whatever part of them is computed."""
     model = random_model(PUBLISHED_WIDTHS)
     for highway in model.weights.highways:
@@ -90,7 +90,7 @@ def test_word_vectors_of_every_length(name: str, tolerance: dict[str, float]) ->
         windows = windows_of(model.config, words, 50 if name == "not trimmed" else None)
         found = np.empty((len(words), model.config.projection_size), np.float32)
         runtime.word_vectors(windows, None, found)
-        assert np.abs(found - expected_vectors(model, words)).max() < tolerance["fp32"], n_characters
+        assert np.abs(found - expected_vectors(model, words)).max() < tolerance("fp32"), n_characters
 
 
 @pytest.mark.parametrize("wins", [True, False])

@@ -17,11 +17,10 @@ from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import report, roofline
 from flashelmo.benchmarks.contestant import Clock, Way, engine
 from flashelmo.benchmarks.onnx import contestants, cuda, peak, speed
-from flashelmo.benchmarks.onnx.contestants import onnx_file, session_options
-from flashelmo.benchmarks.onnx.cost import measure_errors, measure_load, measure_size
-from flashelmo.benchmarks.onnx.exported import FILE_PRECISIONS, Exported, export
+from flashelmo.benchmarks.onnx.contestants import FILE_PRECISIONS, Exported, export, onnx_file, session_options
 from flashelmo.benchmarks.onnx.peak import equal_batch, products_run
 from flashelmo.benchmarks.onnx.products import feeds, products_graph, write_products
+from flashelmo.benchmarks.onnx.suite import measure_errors, measure_load, measure_size
 from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import generate, write_sentences
@@ -110,15 +109,17 @@ def by_name(rows: list[Row], section: str, detail: str | None = None) -> dict[st
 
 def test_speed_of_every_size_of_batch(exported: Exported, settings: Settings, in_process: None) -> None:
     rows = speed.measure_speed(exported, settings)
-    passages, _ = speed.passages_of(settings)
-    assert [len(passage) for passage in passages] == [32, 32]
-    for size, batches in ((1, [[passages[0][0]], [passages[1][0]]]), (40, [[*passages[0], *passages[1][:8]]])):
-        found = by_name(rows, "speed", speed.described(size))
+    few, many = speed.draw_batches(settings)
+    assert [len(batch) for batch in few.batches] == [1, 1] and [len(batch) for batch in many.batches] == [40]
+    assert many.batches[0][0] == few.batches[0][0] and many.batches[0][32] == few.batches[1][0]
+    for work, detail in ((few, "1 sentence"), (many, "40 sentences")):
+        found = by_name(rows, "speed", detail)
         assert list(found) == ["reference", *settings.contestants]
-        tokens, positions = speed.count_tokens(batches), sum(len(b) * max(map(len, b)) for b in batches)
+        positions = sum(len(batch) * max(map(len, batch)) for batch in work.batches)
+        tokens = sum(len(sentence) for batch in work.batches for sentence in batch)
         for name, row in found.items():
             assert len(row.samples) == 2 and row.median is not None and row.median > 0
-            assert f"{len(batches)} batch" in row.note
+            assert f"{len(work.batches)} batch" in row.note
             assert f"{tokens} tokens in {positions} positions of text.txt" in row.note
             assert (row.ratios.keys() == {"reference"}) is (name != "reference")
             assert row.ceiling is not None and row.ceiling_both is not None and row.utilisation is not None
@@ -180,8 +181,8 @@ def test_external_data_count(exported: Exported, settings: Settings, tmp_path: P
     path = tmp_path / "model.onnx"
     path.write_bytes(b"x" * 1000)
     (tmp_path / "model.onnx_data").write_bytes(b"x" * 500_000)
-    row = measure_size(replace(exported, files={"fp32": path}), settings)[0]
-    assert (row.median, row.note) == (0.501, "fp32: 0.5 MB of it in a file of their own")
+    row = measure_size(replace(exported, files={"fp32": path}), settings)[1]
+    assert (row.median, row.note) == (0.501, "onnx fp32: 0.5 MB of it in a file of their own")
 
 
 def test_errors_of_every_precision_and_layer(exported: Exported, settings: Settings, in_process: None) -> None:
@@ -253,8 +254,7 @@ def test_copies_are_counted_where_they_run(tmp_path: Path) -> None:
 
 def test_openvino_gives_the_same_vectors(exported: Exported, settings: Settings) -> None:
     pytest.importorskip("openvino")
-    passages, _ = speed.passages_of(settings)
-    batch = passages[0][:5]
+    batch = speed.draw_batches(settings)[1].batches[0][:5]
     expected = onnx_file(exported.files["fp32"], 1, parallel=True).vectors(batch)
     way = contestants.openvino_file(exported.files["fp32"], exported.metadata, "fp32", 1)
     for found, wanted, sentence in zip(way.vectors(batch), expected, batch, strict=True):
@@ -289,7 +289,7 @@ def test_the_products_are_the_models(tmp_path: Path, cell_size: int) -> None:
     path = tmp_path / "products.onnx"
     write_products(model, "fp32", words, rows, path)
     batch = peak.Batch([["a", "b", "c", "d"], ["e", "a", "b", "c"], ["d", "e", "a", "b"]], "by hand")
-    assert (batch.words, batch.rows, batch.steps) == (words, rows, steps)
+    assert batch.size == (rows, steps, words)
     run = Clock(products_run, path, config, batch, 1)
     assert run.seconds([None]) > 0
     given = feeds(config, words, rows, steps)
@@ -376,7 +376,7 @@ def made_up() -> Results:
 
 def test_tables_of_documents(tmp_path: Path) -> None:
     made_up().write(tmp_path / "onnx" / "abacus.json")
-    (text,) = report.generate("onnx", tmp_path, "../")
+    text = "\n\n".join(filter(None, report.generate("onnx", tmp_path)))
     for line in (
         "Medians of 2 rounds in which all take turns (`benchmarks/results/onnx/abacus.json`).",
         "| model |  | 8 sentences |\n| --- | --- | ---: |\n| small | reference | 100 (5%) |\n",
@@ -394,5 +394,5 @@ def test_tables_of_documents(tmp_path: Path) -> None:
         assert line in text
     rows = [row for row in made_up().rows if row.section != "cuda" or row.median is None]
     replace(made_up(), rows=rows).write(tmp_path / "onnx" / "abacus.json")
-    (text,) = report.generate("onnx", tmp_path, "../")
+    text = "\n\n".join(filter(None, report.generate("onnx", tmp_path)))
     assert "on a card" not in text and text.endswith("Not measured: openvino bf16 (speed): not on this processor.")

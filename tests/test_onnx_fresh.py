@@ -21,15 +21,15 @@ from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
-from flashelmo.engine.precision import PrecisionName
+from flashelmo.engine.precision import PrecisionName, tolerance
 from flashelmo.export.build import build_onnx
 
 Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
 
 N_SENTENCES = 50
 OLDEST_RUNTIME = "1.16.0"
-TOLERANCE = 2e-5
-RELATIVE = {"fp16": 2e-3, "int8": 0.05}
+TOLERANCE = tolerance("fp32", "onnx")
+RELATIVE = {name: tolerance(name, "onnx") for name in ("fp16", "int8")}
 BATCH = 8
 
 

@@ -22,13 +22,14 @@ from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.initialize import random_model as published_size
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.build import build_onnx, weights_sha256
 from flashelmo.export.distinct_words import WORDS_AT_ONCE
 from flashelmo.export.metadata import STATES, Metadata
 
-EXPORT_TOLERANCE = 2e-5  # what an exported float32 file promises
+EXPORT_TOLERANCE = tolerance("fp32", "onnx")  # what an exported float32 file promises
 
 Arrays = dict[str, npt.NDArray[Any]]
 Sentences = Sequence[Sequence[str]]
@@ -188,9 +189,7 @@ def test_the_original_size_matches_the_reference(tmp_path: Path, text: list[list
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_rounded_variants_are_near_the_reference(
-    precision: str, tmp_path: Path, text: list[list[str]], relative_tolerance: dict[str, float]
-) -> None:
+def test_rounded_variants_are_near_the_reference(precision: str, tmp_path: Path, text: list[list[str]]) -> None:
     config = replace(BILM, cell_size=64, projection_size=16, cell_clip=3.0, projection_clip=3.0)
     tensors = {name: 0.3 * tensor for name, tensor in random_model(config).weights.named_tensors()}
     model = replace(random_model(config), weights=ElmoWeights.from_named_tensors(tensors, config))
@@ -201,7 +200,7 @@ def test_rounded_variants_are_near_the_reference(
     for layer, (one, other) in enumerate(zip(found, expected, strict=True)):
         error = np.linalg.norm(one - other) / np.linalg.norm(other)
         exact = precision == "int8" and layer == 0  # the characters' matrices stay float32
-        assert error < 1e-6 if exact else 0 < error < relative_tolerance[precision]
+        assert error < 1e-6 if exact else 0 < error < tolerance(precision, "onnx")
 
 
 # What must not matter
@@ -296,7 +295,10 @@ def test_short_sentences_share_a_row_behind_long_ones(
     sentences = [sentence[:length] for sentence, length in zip(sentences, lengths, strict=True)]
     for direction in ("forward", "backward"):
         assert inner_value(file, f"lstm.1.{direction}.all_hidden", sentences).shape == (steps, rows, 4)
-    assert farthest(file.embed(sentences), list(ReferenceRuntime(MODELS["skip"]).embed_batch(sentences))) < 1e-5
+    assert (
+        farthest(file.embed(sentences), list(ReferenceRuntime(MODELS["skip"]).embed_batch(sentences)))
+        < EXPORT_TOLERANCE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +312,7 @@ def test_any_lengths_in_any_order(shared_file: File, lengths: list[int], columns
     words = ["the", "cat", "sat", "on", "a", "mat", "é"]
     sentences = [[words[(b + t) % 7] for t in range(length)] for b, length in enumerate(lengths)]
     alone = [shared_file.embed([sentence])[0] for sentence in sentences]
-    assert farthest(shared_file.embed(sentences, columns), alone) < 1e-5
+    assert farthest(shared_file.embed(sentences, columns), alone) < EXPORT_TOLERANCE
 
 
 # The graph
@@ -406,11 +408,14 @@ def test_openvino_reads_the_file(name: str, tmp_path: Path) -> None:
     compiled = openvino.Core().compile_model(file.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     inputs = file.inputs(SENTENCES, columns=1)
     expected, found = file.run(inputs), compiled(inputs)
-    assert farthest([found[name] for name in file.outputs if name != "mask"], list(expected.values())[:-1]) < 2e-5
+    assert (
+        farthest([found[name] for name in file.outputs if name != "mask"], list(expected.values())[:-1])
+        < EXPORT_TOLERANCE
+    )
     assert np.array_equal(found["mask"], expected["mask"])
 
 
-def test_openvino_in_bf16(tmp_path: Path, text: list[list[str]], relative_tolerance: dict[str, float]) -> None:
+def test_openvino_in_bf16(tmp_path: Path, text: list[list[str]]) -> None:
     openvino = pytest.importorskip("openvino")
     from flashelmo.engine.cpu.openvino import has_bf16
 
@@ -422,7 +427,7 @@ def test_openvino_in_bf16(tmp_path: Path, text: list[list[str]], relative_tolera
     expected, found = file.run(inputs), compiled(inputs)
     for name in file.outputs[:-1]:
         error = np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name])
-        assert 0 < error < relative_tolerance["bf16"], name
+        assert 0 < error < tolerance("bf16"), name
 
 
 # Metadata, and arguments that are wrong

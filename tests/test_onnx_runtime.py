@@ -17,6 +17,7 @@ from tiny_models import MANYLANGS, MANYLANGS_LEXICON, MODELS, SENTENCES, WORD_MO
 
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import tolerance
 from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import STATES
 from flashelmo.export.onnx_elmo import OnnxElmo
@@ -120,12 +121,12 @@ def test_states_are_carried_by_row(tmp_path: Path, precision: Any) -> None:
     for k, sentence in enumerate(words):
         expected.append([total + state[k % 3] for total in sums(sentence)])
         state[k % 3] += sum(sums(sentence))
-    tolerance = 2e-3 if precision == "fp16" else 0
+    rtol = tolerance("fp16", "onnx") if precision == "fp16" else 0
     for _ in range(2):
         found = elmo.embed(words, batch_size=3)
         assert found[0].dtype == (np.float16 if precision == "fp16" else np.float32)
         for vectors, values in zip(found, expected, strict=True):
-            np.testing.assert_allclose(vectors[0], spread(values, 1), rtol=tolerance)
+            np.testing.assert_allclose(vectors[0], spread(values, 1), rtol=rtol)
         elmo.reset_state()
     first = elmo.encode(["a"], output_value="token_embeddings")[0]
     second = elmo.encode(["a", "a"], output_value="token_embeddings")
@@ -235,7 +236,7 @@ def test_sentences_that_are_none(toy: Path) -> None:
         elmo.embed(["a"], batch_size=0)
 
 
-def test_threads_may_share_one(tmp_path: Path, tolerance: dict[str, float]) -> None:
+def test_threads_may_share_one(tmp_path: Path) -> None:
     build_onnx(MODELS["skip"], tmp_path / "model.onnx")
     assert {"Scan", "Unique"} <= {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     elmo = OnnxElmo(tmp_path / "model.onnx", threads=1)
@@ -247,7 +248,7 @@ def test_threads_may_share_one(tmp_path: Path, tolerance: dict[str, float]) -> N
     for found, expected in zip(together, alone * 3, strict=True):
         for a, b, c in zip(found, expected, alone[0], strict=True):
             np.testing.assert_array_equal(a, b)
-            np.testing.assert_allclose(a, c, rtol=0, atol=tolerance["fp32"])
+            np.testing.assert_allclose(a, c, rtol=0, atol=tolerance("fp32", "onnx"))
     assert min(np.abs(a).max() for a in alone[0]) > 0.1
 
 
@@ -257,7 +258,7 @@ TEXT = [*SENTENCES, ["<S>", "the", "</S>"], ["<bos>", "", "<eos>"], ["incomprehe
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("characters", [None, "dynamic"])
-def test_exported_models(name: str, characters: str | None, tmp_path: Path, tolerance: dict[str, float]) -> None:
+def test_exported_models(name: str, characters: str | None, tmp_path: Path) -> None:
     model = MODELS[name]
     n_layers = model.config.n_layers + 1
     mix = [0.5, -0.25, 1.0, 0.75][:n_layers]
@@ -265,40 +266,40 @@ def test_exported_models(name: str, characters: str | None, tmp_path: Path, tole
     elmo, engine = OnnxElmo(tmp_path / "model.onnx"), ElmoEmbedder(model, runtime="ort", precision="fp32")
     for batch_size in (1, 4, 32):
         for a, b in zip(elmo.embed(TEXT, batch_size=batch_size), engine.embed(TEXT), strict=True):
-            np.testing.assert_allclose(a, b[[0, -1]], rtol=0, atol=tolerance["fp32"])
+            np.testing.assert_allclose(a, b[[0, -1]], rtol=0, atol=tolerance("fp32", "onnx"))
     expected = engine.encode(TEXT, layers=mix)
-    np.testing.assert_allclose(elmo.encode(TEXT, 4), expected, rtol=0, atol=tolerance["fp32"])
+    np.testing.assert_allclose(elmo.encode(TEXT, 4), expected, rtol=0, atol=tolerance("fp32", "onnx"))
     tokens = engine.encode(TEXT, output_value="token_embeddings", layers=mix)
     for a, b in zip(elmo.encode(TEXT, 4, output_value="token_embeddings"), tokens, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance["fp32"])
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance("fp32", "onnx"))
     assert np.abs(expected).max() > 0.1
 
 
-def test_lone_surrogates_are_left_out_as_the_engine_does(tmp_path: Path, tolerance: dict[str, float]) -> None:
+def test_lone_surrogates_are_left_out_as_the_engine_does(tmp_path: Path) -> None:
     build_onnx(MODELS["skip"], tmp_path / "model.onnx")
     text = [["c\ud800at", "\udc80"], ["cat", ""]]
     found = OnnxElmo(tmp_path / "model.onnx").embed(text)
     np.testing.assert_array_equal(found[0], found[1])
     for a, b in zip(found, ElmoEmbedder(MODELS["skip"], runtime="ort").embed(text), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance["fp32"])
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance("fp32", "onnx"))
 
 
 @pytest.mark.parametrize("name", ["skip", "no projection", "words alone", "manylangs"])
-def test_stateful_models(name: str, tmp_path: Path, tolerance: dict[str, float]) -> None:
+def test_stateful_models(name: str, tmp_path: Path) -> None:
     build_onnx(MODELS[name], tmp_path / "model.onnx", stateful=True)
     elmo = OnnxElmo(tmp_path / "model.onnx")
     engine = ElmoEmbedder(MODELS[name], runtime="ort", precision="fp32", stateful=True, batch_size=4)
     first, second = ([*engine.embed(TEXT)], [*engine.embed(TEXT)])
     for expected in (first, second):
         for a, b in zip(elmo.embed(TEXT, batch_size=4), expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance["fp32"])
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance("fp32", "onnx"))
     assert np.abs(first[0][1:] - second[0][1:]).max() > 1e-3
     elmo.reset_state()
-    np.testing.assert_allclose(elmo.embed(TEXT, batch_size=4)[5], first[5], rtol=0, atol=tolerance["fp32"])
+    np.testing.assert_allclose(elmo.embed(TEXT, batch_size=4)[5], first[5], rtol=0, atol=tolerance("fp32", "onnx"))
 
 
 @pytest.mark.parametrize("stateful", [False, True])
-def test_an_fp16_model(stateful: bool, tmp_path: Path, relative_tolerance: dict[str, float]) -> None:
+def test_an_fp16_model(stateful: bool, tmp_path: Path) -> None:
     build_onnx(MODELS["skip"], tmp_path / "model.onnx", precision="fp16", stateful=stateful)
     elmo = OnnxElmo(tmp_path / "model.onnx")
     engine = ElmoEmbedder(MODELS["skip"], runtime="ort", precision="fp32", stateful=stateful, batch_size=3)
@@ -306,7 +307,7 @@ def test_an_fp16_model(stateful: bool, tmp_path: Path, relative_tolerance: dict[
     assert {vectors.dtype.name for vectors in found} == {"float16"}
     a, b = (np.concatenate(vectors, axis=1).astype(np.float64) for vectors in (found, expected))
     for layer in range(3):
-        assert np.linalg.norm(a[layer] - b[layer]) < 2 * relative_tolerance["fp16"] * np.linalg.norm(b[layer])
+        assert np.linalg.norm(a[layer] - b[layer]) < 2 * tolerance("fp16", "onnx") * np.linalg.norm(b[layer])
 
 
 @pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
@@ -319,6 +320,8 @@ def test_small_vectors_of_fp16_are_normalized(output_value: Any, tmp_path: Path)
     found = np.vstack(elmo.encode(sentences, **options))
     expected = np.vstack(engine.encode(sentences, layers=[1, 1, 1], **options))
     assert found.dtype == np.float16
-    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(
+        np.linalg.norm(found.astype(np.float32), axis=1), 1, rtol=0, atol=tolerance("fp16", "onnx")
+    )
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)  # few bits are left of values so small
     assert not elmo.encode([[]], normalize_embeddings=True).any()

@@ -16,6 +16,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model import initialize
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean, select_layers
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import RuntimeName
 from flashelmo.engine.text.windows import Window
@@ -51,51 +52,47 @@ def relative_errors(found: Vectors, expected: Vectors) -> npt.NDArray[np.float64
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_stateless_equals_the_reference(
-    model: ElmoModel, runtime: RuntimeName, keep: bool, tolerance: dict[str, float]
-) -> None:
+def test_stateless_equals_the_reference(model: ElmoModel, runtime: RuntimeName, keep: bool) -> None:
     expected = ReferenceRuntime(model).embed_batch(SENTENCES, keep)
     embedder = ElmoEmbedder(model, runtime=runtime, keep_sentence_boundaries=keep)
-    assert_close(embedder.embed_batch(SENTENCES), expected, tolerance["fp32"])
+    assert_close(embedder.embed_batch(SENTENCES), expected, tolerance("fp32"))
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_stateful_equals_the_reference(
-    model: ElmoModel, runtime: RuntimeName, keep: bool, tolerance: dict[str, float]
-) -> None:
+def test_stateful_equals_the_reference(model: ElmoModel, runtime: RuntimeName, keep: bool) -> None:
     """Batches of 2: rows that grow, shrink and hold empty sentences."""
     sentences = SENTENCES + SENTENCES[::-1]
     expected = ReferenceRuntime(model, stateful=True, batch_size=2).embed_batch(sentences, keep)
     embedder = ElmoEmbedder(model, runtime=runtime, stateful=True, batch_size=2, keep_sentence_boundaries=keep)
-    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])
+    assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
 
 
-def test_a_state_survives_smaller_batches_and_is_reset(tolerance: dict[str, float]) -> None:
+def test_a_state_survives_smaller_batches_and_is_reset() -> None:
     model = MODELS["skip"]
     reference = ReferenceRuntime(model, stateful=True, batch_size=5)
     embedder = ElmoEmbedder(model, stateful=True, batch_size=5)
     for batch in (SENTENCES[:3], SENTENCES[:1], SENTENCES):
-        assert_close(embedder.embed_batch(batch), reference.embed_batch(batch), tolerance["fp32"])
+        assert_close(embedder.embed_batch(batch), reference.embed_batch(batch), tolerance("fp32"))
     first = ElmoEmbedder(model, stateful=True).embed_sentence(SENTENCES[0])
     assert np.abs(first - embedder.embed_sentence(SENTENCES[0])).max() > 1e-3
     embedder.reset_state()
-    assert_close([embedder.embed_sentence(SENTENCES[0])], [first], tolerance["fp32"])
+    assert_close([embedder.embed_sentence(SENTENCES[0])], [first], tolerance("fp32"))
 
 
-def test_int8_stays_near(sentences: list[list[str]], relative_tolerance: dict[str, float]) -> None:
+def test_int8_stays_near(sentences: list[list[str]]) -> None:
     """At a published size: in the tiny models above a single weight's rounding is a large part of a sum."""
     model = initialize.random_model("small", seed=1)
     expected = ElmoEmbedder(model).embed_batch(sentences)
     errors = relative_errors(ElmoEmbedder(model, precision="int8").embed_batch(sentences), expected)
     assert errors[0] < 1e-6  # the characters stay in float32
-    assert 0 < errors[1:].max() < relative_tolerance["int8"]
+    assert 0 < errors[1:].max() < tolerance("int8")
 
 
-def test_float64_is_the_references(tolerance: dict[str, float]) -> None:
+def test_float64_is_the_references() -> None:
     model = MODELS["skip"]
     exact = ElmoEmbedder(model, precision="fp64").embed_batch(SENTENCES)
     assert all(vectors.dtype == np.float64 for vectors in exact)
-    assert_close(ElmoEmbedder(model).embed_batch(SENTENCES), exact, tolerance["fp32"])  # type: ignore[arg-type]
+    assert_close(ElmoEmbedder(model).embed_batch(SENTENCES), exact, tolerance("fp32"))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -124,19 +121,17 @@ def expected(sentences: list[list[str]]) -> Vectors:
     ids=str,
 )
 def test_settings_do_not_change_the_vectors(
-    settings: dict[str, object], sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
+    settings: dict[str, object], sentences: list[list[str]], expected: Vectors
 ) -> None:
     embedder = ElmoEmbedder(MODELS["skip"], **settings)  # type: ignore[arg-type]
-    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])
-    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])  # with whatever the cache holds now
+    assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
+    assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))  # with whatever the cache holds now
 
 
-def test_order_and_company_do_not_change_the_vectors(
-    sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
-) -> None:
+def test_order_and_company_do_not_change_the_vectors(sentences: list[list[str]], expected: Vectors) -> None:
     embedder = ElmoEmbedder(MODELS["skip"])
-    assert_close(embedder.embed_batch(sentences[::-1])[::-1], expected, tolerance["fp32"])
-    assert_close([embedder.embed_sentence(s) for s in sentences], expected, tolerance["fp32"])
+    assert_close(embedder.embed_batch(sentences[::-1])[::-1], expected, tolerance("fp32"))
+    assert_close([embedder.embed_sentence(s) for s in sentences], expected, tolerance("fp32"))
 
 
 @pytest.mark.parametrize(("step_rows", "table_bytes"), [(1, 0), (3, 0), (3, 1 << 20), (256, 0)])
@@ -145,12 +140,11 @@ def test_how_rows_are_cut_into_steps_does_not_change_the_vectors(
     table_bytes: int,
     sentences: list[list[str]],
     expected: Vectors,
-    tolerance: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bilstm, "STEP_ROWS", step_rows)
     monkeypatch.setattr(bilstm, "WORD_TABLE_BYTES", table_bytes)
-    assert_close(ElmoEmbedder(MODELS["skip"]).embed_batch(sentences), expected, tolerance["fp32"])
+    assert_close(ElmoEmbedder(MODELS["skip"]).embed_batch(sentences), expected, tolerance("fp32"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -182,7 +176,7 @@ def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_interrupted_window_leaves_the_embedder_whole(
-    threads: int, sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
+    threads: int, sentences: list[list[str]], expected: Vectors
 ) -> None:
     """Ctrl-C or an error in a progress bar: both directions stop, and the next call is not disturbed."""
     embedder = ElmoEmbedder(MODELS["skip"], threads=threads)
@@ -196,7 +190,7 @@ def test_an_interrupted_window_leaves_the_embedder_whole(
     with pytest.raises(KeyboardInterrupt):
         next(embedder.embed_windows([Window.from_sentences(sentences)], interrupt))
     assert max(shares) < 1
-    assert_close(embedder.embed_batch(sentences), expected, tolerance["fp32"])
+    assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
 
 
 def test_embedding_streams() -> None:
@@ -286,9 +280,7 @@ def test_one_layer_of_a_long_sentence_takes_no_room_for_all() -> None:
     assert result.nbytes <= peak < 2 * result.nbytes
 
 
-def test_streams_may_be_read_in_turns_and_from_two_threads(
-    sentences: list[list[str]], expected: Vectors, tolerance: dict[str, float]
-) -> None:
+def test_streams_may_be_read_in_turns_and_from_two_threads(sentences: list[list[str]], expected: Vectors) -> None:
     """Each asks one embedder for something else."""
     embedder = ElmoEmbedder(MODELS["skip"], window_tokens=60)
     outputs = [Output("top"), Output("average", pool="mean")]
@@ -296,7 +288,7 @@ def test_streams_may_be_read_in_turns_and_from_two_threads(
     streams = [embedder.embed(sentences, layers=output.layers, pool=output.pool) for output in outputs]
     in_turns = list(zip(*streams, strict=True))
     for k, right in enumerate(wanted):
-        assert_close([results[k] for results in in_turns], right, tolerance["fp32"])
+        assert_close([results[k] for results in in_turns], right, tolerance("fp32"))
     windows = [Window.from_sentences(sentences[i : i + 4]) for i in range(0, len(sentences), 4)]
     both = threading.Barrier(2, timeout=60)
 
@@ -310,12 +302,12 @@ def test_streams_may_be_read_in_turns_and_from_two_threads(
 
     with ThreadPoolExecutor(2) as pool:
         for found, right in zip(pool.map(read, outputs), wanted, strict=True):
-            assert_close(found, right, tolerance["fp32"])
+            assert_close(found, right, tolerance("fp32"))
     assert embedder.statistics.sentences == 4 * len(sentences)
 
 
 @pytest.mark.parametrize("runtime", ["ort", "reference"])
-def test_a_window_comes_with_its_own_sentences(runtime: RuntimeName, tolerance: dict[str, float]) -> None:
+def test_a_window_comes_with_its_own_sentences(runtime: RuntimeName) -> None:
     embedder = ElmoEmbedder(MODELS["skip"], runtime=runtime)
     parts: list[list[list[str]]] = [SENTENCES[:2], [], [[]], SENTENCES[2:]]
     windows = [Window.from_sentences(part) for part in parts]
@@ -324,5 +316,5 @@ def test_a_window_comes_with_its_own_sentences(runtime: RuntimeName, tolerance: 
     assert [id(window) for window, _ in found] == [id(window) for window in windows]
     assert [len(results) for _, results in found] == [2, 0, 1, 3]
     expected = ReferenceRuntime(MODELS["skip"]).embed_batch(SENTENCES)
-    assert_close([*found[0][1], *found[3][1]], expected, tolerance["fp32"])
+    assert_close([*found[0][1], *found[3][1]], expected, tolerance("fp32"))
     assert shares and max(shares) == 1.0

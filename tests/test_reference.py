@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, MODELS, SENTENCES, random_model
-from tolerances import TOLERANCES
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
 
@@ -88,7 +88,7 @@ def test_formulas_written_out(name):
     model = MODELS[name]
     found = ReferenceRuntime(model, precision="fp64").embed_batch(SENTENCES, keep_sentence_boundaries=True)
     for sentence, layers in zip(SENTENCES, found, strict=True):
-        np.testing.assert_allclose(layers, expected_layers(model, sentence), rtol=0, atol=TOLERANCES["fp64"])
+        np.testing.assert_allclose(layers, expected_layers(model, sentence), rtol=0, atol=tolerance("fp64"))
 
 
 @pytest.mark.parametrize("name", ["skip", "no skip", "manylangs"])
@@ -103,15 +103,15 @@ def test_state_is_carried_by_row(name):
         for sentence, state, layers in zip(batch, states, found, strict=False):
             expected = expected_layers(model, sentence, state)[:, 1:-1]
             assert layers.shape == expected.shape
-            np.testing.assert_allclose(layers, expected, rtol=0, atol=TOLERANCES["fp64"])
+            np.testing.assert_allclose(layers, expected, rtol=0, atol=tolerance("fp64"))
     runtime.reset_state()
     fresh = runtime.embed_batch(SENTENCES[:1])[0]
-    np.testing.assert_allclose(fresh, expected_layers(model, SENTENCES[0])[:, 1:-1], rtol=0, atol=TOLERANCES["fp64"])
+    np.testing.assert_allclose(fresh, expected_layers(model, SENTENCES[0])[:, 1:-1], rtol=0, atol=tolerance("fp64"))
 
 
 @pytest.mark.parametrize(("folder", "streams"), [("bilm_skip", 2), ("bilm_noskip", 1)])
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_golden_streams(golden, folder, streams, precision, tolerance):
+def test_golden_streams(golden, folder, streams, precision):
     rows = [
         [line.split() for line in stream] for stream in json.loads((golden / folder / "sentences.json").read_text())
     ]
@@ -122,21 +122,21 @@ def test_golden_streams(golden, folder, streams, precision, tolerance):
             assert len(file) == len(found) == 10
             for i, batch in enumerate(found):
                 np.testing.assert_allclose(
-                    batch[stream][-1], np.concatenate(file[str(i)], axis=-1), rtol=0, atol=tolerance["fp32"]
+                    batch[stream][-1], np.concatenate(file[str(i)], axis=-1), rtol=0, atol=tolerance("fp32")
                 )
 
 
-def test_golden_stateless(golden, tolerance):
+def test_golden_stateless(golden):
     rows = json.loads((golden / "bilm_skip" / "sentences.json").read_text())
     sentences = [line.split() for stream in rows[:2] for line in stream]
     found = ReferenceRuntime(load_model(golden / "bilm_skip"), batch_size=7).embed_batch(sentences)
-    compare_with_file(found, golden / "bilm_skip" / "expected_stateless.hdf5", tolerance["fp32"])
+    compare_with_file(found, golden / "bilm_skip" / "expected_stateless.hdf5", tolerance("fp32"))
 
 
-def test_golden_manylangs(golden, tolerance):
+def test_golden_manylangs(golden):
     sentences = json.loads((golden / "manylangs" / "sentences.json").read_text())
     found = ReferenceRuntime(load_model(golden / "manylangs")).embed_batch(sentences)
-    compare_with_file(found, golden / "manylangs" / "expected_layers.hdf5", tolerance["fp32"])
+    compare_with_file(found, golden / "manylangs" / "expected_layers.hdf5", tolerance("fp32"))
 
 
 def compare_with_file(found: list[np.ndarray], path: Path, atol: float) -> None:
@@ -153,7 +153,7 @@ def test_precisions_agree(text):
     double = ReferenceRuntime(model, precision="fp64").embed_batch(text[:8])
     for a, b in zip(single, double, strict=True):
         assert (a.dtype, b.dtype) == (np.float32, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCES["fp32"])
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance("fp32"))
     assert max(np.abs(a - b).max() for a, b in zip(single, double, strict=True)) > 0
 
 
@@ -163,7 +163,7 @@ def test_batches_do_not_matter(text, batch_size):
     together = ReferenceRuntime(MODELS["skip"], batch_size=batch_size).embed_batch(sentences)
     alone = ReferenceRuntime(MODELS["skip"], batch_size=4).embed_batch(sentences[::-1])[::-1]
     for a, b in zip(together, alone, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCES["fp32"])
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance("fp32"))
 
 
 def test_empty_input():

@@ -26,6 +26,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo import ElmoEmbedder, FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.metadata import STATES
 from flashelmo.export.servers.repository import EXAMPLE, write_triton_repository
@@ -52,13 +53,13 @@ def example_vectors(model: ElmoModel) -> np.ndarray:
     return next(ElmoEmbedder(model).embed([EXAMPLE], layers=MIX))
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, precision: str, absolute, relative) -> None:
+def assert_close(found: np.ndarray, expected: np.ndarray, precision: str) -> None:
     assert found.shape == expected.shape
     found = found.astype(np.float64)
     if precision == "fp32":
-        assert np.abs(found - expected).max() < absolute["fp32"]
+        assert np.abs(found - expected).max() < tolerance("fp32", "onnx")
     else:
-        assert np.linalg.norm(found - expected) < relative[precision] * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < tolerance(precision, "onnx") * np.linalg.norm(expected)
 
 
 def test_every_model_has_what_the_server_looks_for(repository) -> None:
@@ -162,7 +163,7 @@ def test_requests_are_of_the_protocol(repository) -> None:
             assert (wanted.get("parameters") == {"binary_data": True}) == (types[wanted["name"]] == "FP16")
 
 
-def test_requests_get_the_engines_vectors(repository, tolerance, relative_tolerance) -> None:
+def test_requests_get_the_engines_vectors(repository) -> None:
     folder, model = repository
     expected = example_vectors(model)
     assert len(onnx_models(folder)) > 0
@@ -176,7 +177,7 @@ def test_requests_get_the_engines_vectors(repository, tolerance, relative_tolera
         precision = path.name.removeprefix("elmo_")
         assert outputs["mask"].all() and outputs["mask"].shape == (1, len(EXAMPLE))
         for name, wanted in (("token_embeddings", expected), ("sentence_embedding", expected.mean(axis=0))):
-            assert_close(outputs[name][0], wanted, precision, tolerance, relative_tolerance)
+            assert_close(outputs[name][0], wanted, precision)
 
 
 def test_the_server_warms_up_with_the_example(repository) -> None:
@@ -202,7 +203,7 @@ def test_the_server_warms_up_with_the_example(repository) -> None:
 @pytest.mark.parametrize(
     ("case", "precision"), [("stateful", "fp32"), ("stateful", "fp16"), ("stateful words", "fp32")]
 )
-def test_a_sequence_carries_the_state(repositories, case, precision, text, tolerance, relative_tolerance) -> None:
+def test_a_sequence_carries_the_state(repositories, case, precision, text) -> None:
     folder, model = repositories[case]
     path = folder / f"elmo_{precision}"
     config, session = read_config(path), open_session(path)
@@ -224,7 +225,7 @@ def test_a_sequence_carries_the_state(repositories, case, precision, text, toler
         )
         states = {name: outputs[new] for name, new in STATES.items()}
         (expected,) = elmo.embed([sentence], layers=MIX)
-        assert_close(outputs["token_embeddings"][0], expected, precision, tolerance, relative_tolerance)
+        assert_close(outputs["token_embeddings"][0], expected, precision)
 
 
 def ids(session: onnxruntime.InferenceSession, model: ElmoModel, sentence: list[str]) -> dict[str, np.ndarray]:

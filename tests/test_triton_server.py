@@ -18,6 +18,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.servers.repository import EXAMPLE
 
@@ -110,29 +111,29 @@ def stateful_server(tmp_path_factory) -> Iterator[Served]:
     yield from start("stateful", tmp_path_factory.mktemp("server"))
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, name: str, absolute, relative) -> None:
+def assert_close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
     precision = name.removeprefix("elmo_")
     assert found.shape == expected.shape
     if precision in ("fp16", "int8"):
         distance = np.linalg.norm(found.astype(np.float64) - expected)
-        assert distance < relative[precision] * np.linalg.norm(expected)
+        assert distance < tolerance(precision, "onnx") * np.linalg.norm(expected)
     else:
-        assert np.abs(found - expected).max(initial=0) < absolute["fp32"]
+        assert np.abs(found - expected).max(initial=0) < tolerance("fp32", "onnx")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_example_is_answered(server, name, tolerance, relative_tolerance) -> None:
+def test_the_example_is_answered(server, name) -> None:
     assert name in {path.name for path in [*onnx_models(server.folder), *text_models(server.folder)]}
     server.require(name)
     outputs = server.infer(name, read_request(server.folder / name))
     (expected,) = ElmoEmbedder(server.model).embed([EXAMPLE], layers=MIX)
     assert outputs["mask"].all() and outputs["mask"].shape == (1, len(EXAMPLE))
-    assert_close(outputs["token_embeddings"][0], expected, name, tolerance, relative_tolerance)
-    assert_close(outputs["sentence_embedding"][0], expected.mean(axis=0), name, tolerance, relative_tolerance)
+    assert_close(outputs["token_embeddings"][0], expected, name)
+    assert_close(outputs["sentence_embedding"][0], expected.mean(axis=0), name)
 
 
 @pytest.mark.parametrize("name", MODELS[-2:])
-def test_requests_of_all_lengths_at_once(server, name, text, tolerance) -> None:
+def test_requests_of_all_lengths_at_once(server, name, text) -> None:
     server.require(name)
 
     def ask(sentence: list[str]) -> np.ndarray:
@@ -143,7 +144,7 @@ def test_requests_of_all_lengths_at_once(server, name, text, tolerance) -> None:
         found = list(pool.map(ask, text[:64]))
     for vectors, expected in zip(found, ElmoEmbedder(server.model).embed(text[:64], layers=MIX), strict=True):
         assert vectors.shape == expected.shape
-        assert np.abs(vectors - expected).max() < tolerance["fp32"]
+        assert np.abs(vectors - expected).max() < tolerance("fp32")
 
 
 @pytest.mark.parametrize("name", MODELS[-2:])
@@ -159,7 +160,7 @@ def test_a_bad_request_is_told_in_one_line(server, name) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS[:2])
-def test_sequences_carry_their_state(stateful_server, name, text, tolerance, relative_tolerance) -> None:
+def test_sequences_carry_their_state(stateful_server, name, text) -> None:
     stateful_server.require(name)
     model = stateful_server.model
     encoder = WordEncoder(model.config, model.lexicon)
@@ -180,4 +181,4 @@ def test_sequences_carry_their_state(stateful_server, name, text, tolerance, rel
             request = {"inputs": [ids], "outputs": outputs, "parameters": flags}
             found = stateful_server.infer(name, request)["token_embeddings"][0]
             (expected,) = engines[number].embed([sentences[place]], layers=MIX)
-            assert_close(found, expected, name, tolerance, relative_tolerance)
+            assert_close(found, expected, name)

@@ -14,6 +14,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from flashelmo import ElmoEmbedder, FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.export.servers.repository import EXAMPLE
 
 CASES = ["characters", "both", "any characters, two layers"]
@@ -100,7 +101,7 @@ def strings(*rows: list) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["elmo_native", "elmo_onnx_text"])
 @pytest.mark.parametrize("case", CASES)
-def test_joined_requests_of_text_get_the_engines_vectors(repositories, serve, case, name, tolerance) -> None:
+def test_joined_requests_of_text_get_the_engines_vectors(repositories, serve, case, name) -> None:
     folder, elmo = repositories[case]
     model = serve(folder / name)
     requests = [
@@ -141,9 +142,9 @@ def test_joined_requests_of_text_get_the_engines_vectors(repositories, serve, ca
             n = len(sentence)
             assert mask[row].tolist() == [True] * n + [False] * (longest - n)
             assert not tokens[row, n:].any()
-            assert np.abs(tokens[row, :n] - expected).max(initial=0) < tolerance["fp32"]
+            assert np.abs(tokens[row, :n] - expected).max(initial=0) < tolerance("fp32")
             (pooled,) = embedder.embed([sentence], layers=MIX, pool="mean")
-            assert np.abs(response.arrays["sentence_embedding"][row] - pooled).max() < tolerance["fp32"]
+            assert np.abs(response.arrays["sentence_embedding"][row] - pooled).max() < tolerance("fp32")
         for output, array in response.arrays.items():
             data_type, dims = outputs[output]
             assert array.dtype == triton_to_np_dtype(type_name(data_type))
@@ -203,11 +204,11 @@ def test_the_instance_chooses_the_provider(repositories, serve, kind, expected) 
 @pytest.mark.parametrize(
     ("layers", "same"), [("top", "top"), ("1", 1), ("average", "average"), ("1,0,-2.5", [1, 0, -2.5])]
 )
-def test_layers_are_a_parameter(repositories, serve, layers, same, tolerance) -> None:
+def test_layers_are_a_parameter(repositories, serve, layers, same) -> None:
     folder, elmo = repositories["characters"]
     (response,) = serve(folder / "elmo_native", layers=layers).execute([{"text": strings(["the cat"])}])
     (expected,) = ElmoEmbedder(elmo).embed(["the cat"], layers=same)
-    assert np.abs(response.arrays["token_embeddings"][0] - expected).max() < tolerance["fp32"]
+    assert np.abs(response.arrays["token_embeddings"][0] - expected).max() < tolerance("fp32")
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,12 @@ The host's side is how fast text becomes schedules, on one core and on more, and
 
 from __future__ import annotations
 
-import cProfile
 import os
-import pstats
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,18 +35,20 @@ from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
 LOADED = ("fp32", "int8")
 GIB = 2**30
-# Stage -> the functions whose time it is. Character ids are made inside the look-up of word vectors.
-STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
-    "text to words": (read_windows,),
-    "schedule": (build_schedule,),
-    "character ids": (WordEncoder.character_ids, WordEncoder.word_ids, WordEncoder.lengths),
-    "word vectors": (WordVectors.lookup,),
-    "LSTM": (BiLstm.run,),
-    "gather": (pipeline._sentences,),
+# Stage -> the code whose time it is. Character ids are made inside the look-up of word vectors.
+STAGES = {
+    "text to words": (read_windows.__code__,),
+    "schedule": (build_schedule.__code__,),
+    "character ids": tuple(
+        each.__code__ for each in (WordEncoder.character_ids, WordEncoder.word_ids, WordEncoder.lengths)
+    ),
+    "word vectors": (WordVectors.lookup.__code__,),
+    "LSTM": (BiLstm.run.__code__,),
+    "gather": (pipeline._sentences.__code__,),
 }
 WINDOWS = (1 << 15, 1 << 17)  # tokens, those of the original and of the small model
 MAX_SENTENCES = 1 << 16
-METHODS = {"text to words": "windows", "text to schedule": "schedules", "text to a device's input": "device_inputs"}
+WORDS, SCHEDULES, INPUTS = "text to words", "text to schedule", "text to a device's input"
 
 
 def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
@@ -78,11 +77,8 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
 
 def measure_load(subject: Subject, settings: Settings) -> list[Row]:
     """Seconds to load the native format in fresh processes, the file in the page cache, and to import."""
-    runs = {
-        name: partial(run_fresh, "load", subject.folder, options_of(name, settings))
-        for name in LOADED
-        if name in settings.contestants
-    }
+    names = [name for name in settings.contestants if name in LOADED]
+    runs = {name: partial(run_fresh, "load", subject.folder, options_of(name, settings)) for name in names}
     seconds = [import_seconds() for _ in range(settings.load_repeats)]
     imported = Row("load", subject.name, "import flashelmo", "s").with_samples(seconds)
     return [*measure_loads(subject.name, runs, settings), imported]
@@ -112,28 +108,16 @@ class Host:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
-    def windows(self, path: Path, max_tokens: int) -> float:
-        """Tokens a second from a file to windows of distinct words and word ids."""
-        return _speed(window for window in _read(path, max_tokens))
-
-    def schedules(self, path: Path, max_tokens: int) -> float:
-        """Tokens a second from a file to the forests of its windows."""
-        return _speed(_scheduled(window) for window in _read(path, max_tokens))
-
-    def device_inputs(self, path: Path, max_tokens: int) -> float:
-        """Tokens a second from a file to the integers that a CUDA device is given, a thread for each core."""
-        planner = Planner(("<S>", "</S>"), EngineSettings(threads=self._cores))
-        return _speed(_filled(plan) for plan in planner.plan_ahead(read_ahead(_read(path, max_tokens))))
-
-
-def _speed(windows: Iterator[Window]) -> float:
-    begin = time.perf_counter()
-    n_tokens = sum(len(window.word_ids) for window in windows)
-    return n_tokens / (time.perf_counter() - begin)
-
-
-def _read(path: Path, max_tokens: int) -> Iterator[Window]:
-    return read_windows(path, max_sentences=MAX_SENTENCES, max_tokens=max_tokens)
+    def speed(self, what: str, path: Path, max_tokens: int) -> float:
+        """Tokens a second from a file to windows, to their forests, or to the integers that a CUDA device is given."""
+        begin = time.perf_counter()
+        windows: Iterator[Window] = read_windows(path, max_sentences=MAX_SENTENCES, max_tokens=max_tokens)
+        if what == SCHEDULES:
+            windows = map(_scheduled, windows)
+        elif what == INPUTS:
+            planner = Planner(("<S>", "</S>"), EngineSettings(threads=self._cores))
+            windows = map(_filled, planner.plan_ahead(read_ahead(windows)))
+        return sum(len(window.word_ids) for window in windows) / (time.perf_counter() - begin)
 
 
 def _scheduled(window: Window) -> Window:
@@ -149,46 +133,19 @@ def _filled(plan: Plan) -> Window:
     return plan.window
 
 
-class Profiled:
-    """An embedder whose stages are timed by Python's profiler, from outside."""
-
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
-        self._way = engine(folder, options)
-
-    def window_tokens(self) -> int:
-        """Tokens of text that are computed together."""
-        return self._way.window_tokens
-
-    def profile(self, path: Path) -> dict[str, float]:
-        """Seconds of every stage, and "all" of them with what is between."""
-        self._way.vectors([["first", "calls", "prepare"]])
-        profiler = cProfile.Profile()
-        begin = time.perf_counter()
-        profiler.runcall(self._way.run, path)
-        seconds = {"all": time.perf_counter() - begin}
-        stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-        for stage, functions in STAGES.items():
-            codes = [function.__code__ for function in functions]
-            keys = [(code.co_filename, code.co_firstlineno, code.co_name) for code in codes]
-            seconds[stage] = sum(stats[key][3] for key in keys if key in stats)
-        seconds["word vectors"] -= seconds["character ids"]
-        return seconds
-
-
 def measure_host(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second of the text's way to the schedule, and the share of every stage in the engine's time."""
     text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
     path = write_sentences(subject.folder.parent / "host.txt", text)
     rows = []
-    for cores in _doubled(n_cores()):
+    most = n_cores()
+    for cores in sorted({most, *(1 << k for k in range(most.bit_length()))}):
         with Pool() as pool:
             worker = pool.worker(Host, cores)
-            for window, (name, method) in product(WINDOWS, METHODS.items()):
-                if cores > 1 and method != "device_inputs":  # the others are one thread's work
-                    continue
-                samples = [worker.call(method, path, window) for _ in range(settings.rounds)]
+            for window, what in product(WINDOWS, (INPUTS,) if cores > 1 else (WORDS, SCHEDULES, INPUTS)):
+                samples = [worker.call("speed", what, path, window) for _ in range(settings.rounds)]
                 detail = f"{cores} core{'s' * (cores > 1)}, windows of {window} tokens"
-                rows.append(Row("host", subject.name, name, "tokens/s", detail, note=source).with_samples(samples))
+                rows.append(Row("host", subject.name, what, "tokens/s", detail, note=source).with_samples(samples))
     for name in settings.contestants:
         try:
             rows += _stages(subject, settings, name)
@@ -198,19 +155,20 @@ def measure_host(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def _stages(subject: Subject, settings: Settings, name: str) -> list[Row]:
-    with Pool() as pool:
-        worker = pool.worker(Profiled, subject.folder, options_of(name, settings, cache_bytes=0))
-        n_tokens = settings.bulk_tokens or worker.call("window_tokens")
-        text, _ = load_sentences(n_tokens, settings.text, settings.seed)
-        seconds = worker.call("profile", write_sentences(subject.folder.parent / "stages.txt", text))
-    total = seconds.pop("all")
+    """Percentage of each stage in the engine's time, by Python's profiler; no word is known before."""
+    given = subject.folder, options_of(name, settings, cache_bytes=0)
+    worker = Contestant(name, "fp32", engine, given).start(subject.pool)
+    n_tokens = settings.bulk_tokens or worker.call("window_tokens")
+    text, _ = load_sentences(n_tokens, settings.text, settings.seed)
+    worker.call("vectors", [["first", "calls", "prepare"]])
+    total, taken = worker.call("profile", write_sentences(subject.folder.parent / "stages.txt", text))
+    seconds = {
+        stage: sum(taken.get((code.co_filename, code.co_firstlineno, code.co_name), 0.0) for code in codes)
+        for stage, codes in STAGES.items()
+    }
+    seconds["word vectors"] -= seconds["character ids"]
     seconds["between"] = total - sum(seconds.values())
     return [
         Row("host", subject.name, name, "% of the time", stage).with_samples([100 * value / total])
         for stage, value in seconds.items()
     ]
-
-
-def _doubled(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
-    return sorted({most, *(1 << k for k in range(most.bit_length()) if 1 << k <= most)})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import truediv
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,8 @@ from flashelmo.benchmarks.contestant import (
     PROCESSOR,
     REFERENCE,
     Contestant,
+    Key,
+    Workers,
     absentees,
     engine,
     errors_of,
@@ -26,15 +26,14 @@ from flashelmo.benchmarks.contestant import (
 from flashelmo.benchmarks.cpu.costs import measure_host, measure_load, measure_memory
 from flashelmo.benchmarks.results import Row, new_results, with_ratios
 from flashelmo.benchmarks.roofline import BYTES, Limits, Roofline, Work, recurrent_weights, streamed_weights
-from flashelmo.benchmarks.run import Run, Suite, section_jobs
+from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import Subject, prepare
-from flashelmo.benchmarks.text import PASSAGE, draw_passages, load_sentences, write_sentences
+from flashelmo.benchmarks.text import PASSAGE, draw_passages, first_sentences, load_sentences, write_sentences
 from flashelmo.benchmarks.timing import take_turns
-from flashelmo.benchmarks.worker import Here, Pool, Worker
+from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.errors import FlashElmoError
 
-Key = tuple[str, str]  # who takes part, and on what
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
 CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
@@ -114,12 +113,12 @@ def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
     """How far each precision lies from the reference in float64."""
     exact = contestant(subject, settings, REFERENCE, precision="fp64")
     ours = [contestant(subject, settings, name) for name in settings.contestants]
-    return errors_of(subject.name, ours, exact, settings, subject.pool)
+    return errors_of(subject.name, ours, exact, *first_sentences(settings), subject.pool)
 
 
 def _line_up(
     subject: Subject, settings: Settings, ours: Sequence[Contestant]
-) -> tuple[Worker, dict[Key, Worker | Here], dict[str, str]]:
+) -> tuple[Worker, Workers, dict[str, str]]:
     """The reference; those who can take part and whose vectors are right; and why the others cannot."""
     text, _ = load_sentences(100 * settings.checked, settings.text, settings.seed)
     checked = text[: settings.checked]
@@ -150,16 +149,13 @@ SECTIONS = {
 
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; the exit status."""
-    run = Run(settings, console, new_results(settings, "cpu"), "cpu.json")
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
-        run.do(section_jobs(settings, SECTIONS, lambda name: prepare(name, settings.seed, Path(folder), pool)))
-    return run.finish()
+    return run_sections(settings, console, new_results(settings, "cpu"), SECTIONS, prepare)
 
 
 SUITE = Suite(
     "The engine beside the PyTorch reference and this machine's limits.",
     Settings(sections=tuple(SECTIONS), contestants=("fp32", "int8", "bf16")),
-    ("out", "quick", "models", "sections", "contestants", "text", "rounds", "threads", "seed", "limit_seconds"),
+    PROCESSOR_OPTIONS,
     command,
     known={"contestants": [name for name in PROCESSOR if name != REFERENCE]},
 )

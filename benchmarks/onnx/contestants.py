@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, engine, options_of
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.subject import Subject, load, write
+from flashelmo.benchmarks.subject import Subject, prepare
 from flashelmo.benchmarks.text import Sentences
 from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import first_line
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.text.spelling import Speller
@@ -27,18 +28,16 @@ from flashelmo.export.onnx_elmo import OnnxElmo
 
 FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
 BASELINE = "onnx fp32"  # whose speed others are given in
+# What runs the model, on what precision. "onnx" is ONNX Runtime on the exported file, "openvino" OpenVINO on the
+# float32 one; "parallel" runs the two directions, which know nothing of each other, at the same time, each with half of
+# the threads.
+FILES = ("onnx fp32", "onnx fp32 parallel", "onnx int8", "onnx int8 parallel")
+CONTESTANTS = ("engine fp32", "engine int8", *FILES, "openvino fp32", "openvino bf16")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model's files.
-
-    Attributes:
-        subject: its name, native format and dimensions.
-        files: the exported ones, by precision.
-        metadata: of the float32 file.
-        folder: takes what else is written for it.
-    """
+    """A model, its exported files by precision, the float32 file's metadata, and a folder for what else is written."""
 
     subject: Subject
     files: Mapping[str, Path]
@@ -48,59 +47,28 @@ class Exported:
 
 def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
     """A model by its preset or path, in the native format and in all precisions of ONNX."""
-    model = load(name, seed)
-    subject = write(model, Path(name).name, folder, pool)
+    subject = prepare(name, seed, folder, pool)
     here = folder / f"{subject.name} onnx"
     here.mkdir()
-    files: dict[str, Path] = {precision: here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
+    files = {str(precision): here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
+    model = load_model(subject.folder)
     metadata = [build_onnx(model, files[precision], precision=precision) for precision in FILE_PRECISIONS]
     return Exported(subject, files, metadata[0], here)
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """One who takes part.
-
-    Attributes:
-        runs: "onnx" is ONNX Runtime on the exported file, "openvino" OpenVINO on the float32 one.
-        precision: that it computes in.
-        parallel: ONNX Runtime runs the two directions, which know nothing of each other, at the same time, each with
-            half of the threads.
-    """
-
-    runs: Literal["reference", "engine", "onnx", "openvino"]
-    precision: str
-    parallel: bool = False
-
-
-ENTRANTS: Mapping[str, Entrant] = {
-    REFERENCE: Entrant("reference", "fp32"),
-    "engine fp32": Entrant("engine", "fp32"),
-    "engine int8": Entrant("engine", "int8"),
-    "onnx fp32": Entrant("onnx", "fp32"),
-    "onnx fp32 parallel": Entrant("onnx", "fp32", parallel=True),
-    "onnx int8": Entrant("onnx", "int8"),
-    "onnx int8 parallel": Entrant("onnx", "int8", parallel=True),
-    "openvino fp32": Entrant("openvino", "fp32"),
-    "openvino bf16": Entrant("openvino", "bf16"),
-}
-
-
 def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
-    """One of ENTRANTS, from tokens to vectors."""
-    entrant, threads = ENTRANTS[name], settings.threads
-    if entrant.runs == "onnx":
-        given: tuple[Any, ...] = (exported.files[entrant.precision], threads, entrant.parallel)
-        return Contestant(name, entrant.precision, onnx_file, given, place="onnx")
-    if entrant.runs == "openvino":
-        given = (exported.files["fp32"], exported.metadata, entrant.precision, threads)
-        return Contestant(name, entrant.precision, openvino_file, given)
-    folder = exported.subject.folder
-    if entrant.runs == "reference":  # it pads a batch as the others do
+    """The reference, or one of CONTESTANTS, from tokens to vectors."""
+    folder, threads = exported.subject.folder, settings.threads
+    if name == REFERENCE:  # it pads a batch as the others do
         options = options_of(REFERENCE, settings, batch_size=max(settings.batches))
-        return Contestant(name, entrant.precision, engine, (folder, options), is_rival=True)
-    options = options_of(entrant.precision, settings)
-    return Contestant(name, entrant.precision, engine, (folder, options), words_known=True)
+        return Contestant(name, "fp32", engine, (folder, options))
+    runs, precision, *parallel = name.split()
+    if runs == "onnx":
+        return Contestant(name, precision, onnx_file, (exported.files[precision], threads, bool(parallel)), "onnx")
+    if runs == "openvino":
+        given = exported.files["fp32"], exported.metadata, precision, threads
+        return Contestant(name, precision, openvino_file, given)
+    return Contestant(name, precision, engine, (folder, options_of(precision, settings)), words_known=True)
 
 
 def onnx_file(path: Path, threads: int | None, parallel: bool) -> Way:
@@ -147,11 +115,10 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
     except RuntimeError as error:
         raise FlashElmoError(f"OpenVINO cannot run the file: {first_line(error)}") from error
     speller = Speller(metadata.config, metadata.lexicon)
-    names = [f"hidden_states.{layer}" for layer in metadata.layers]
 
     def embed(sentences: Sentences) -> list[Array]:
         request.infer(pad(sentences, speller, metadata), share_inputs=True)
-        layers = [request.get_tensor(name).data for name in names]
+        layers = [request.get_tensor(f"hidden_states.{layer}").data for layer in metadata.layers]
         return [np.stack([layer[row, : len(sentence)] for layer in layers]) for row, sentence in enumerate(sentences)]
 
     return Way(embed, embed)

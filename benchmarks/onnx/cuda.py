@@ -7,14 +7,16 @@ another needs (nodes named Memcpy) again in every step.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import onnx
 import onnxruntime
 
-from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, absentees, line_up
-from flashelmo.benchmarks.onnx.contestants import Exported, contestant
-from flashelmo.benchmarks.onnx.speed import batches_of, passages_of, row_of, time_all, timed
+from flashelmo.benchmarks.contestant import Contestant, Way, absentees
+from flashelmo.benchmarks.onnx.contestants import Exported
+from flashelmo.benchmarks.onnx.speed import compare, draw_batches, time_all
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
@@ -26,47 +28,38 @@ from flashelmo.export.open_session import options_of
 
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
 PROVIDER = "CUDAExecutionProvider"
-NO_PROVIDER = "this ONNX Runtime has no CUDA provider"
 WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
 
 
 def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
     """Tokens a second of both, and the copies in ONNX Runtime's graphs; or one row that says why there are none."""
-    model = exported.subject.name
+    model, work = exported.subject.name, draw_batches(settings)
     if PROVIDER not in onnxruntime.get_available_providers():
-        return absentees("cuda", model, {"onnx on a card": NO_PROVIDER})
-    passages, source = passages_of(settings)
-    work = {size: batches_of(passages, size) for size in settings.batches}
-    checked = passages[0][: settings.checked]
-    expected = contestant(REFERENCE, exported, settings).start(exported.subject.pool).call("vectors", checked)
+        return absentees("cuda", model, {"onnx on a card": "this ONNX Runtime has no CUDA provider"})
+    contestants = []
+    for precision in PRECISIONS:
+        given = exported.files[precision], _optimized(exported, precision)
+        contestants.append(Contestant(f"onnx {precision}", precision, file_on_card, given, "onnx"))
+        native = exported.subject.folder, precision
+        contestants.append(Contestant(f"engine {precision}", precision, native_on_card, native, "cuda"))
     with Pool() as pool:
-        workers, absent = line_up(contestants(exported), checked, expected, pool)
+        workers, absent = compare(contestants, work, exported, settings, pool)
         timings = time_all(workers, work, settings, WARM_UPS)
 
     rows = []
-    for size, batches in work.items():
-        for precision in PRECISIONS:
-            pair = [
-                timed(row_of("cuda", model, name, size, batches, source), timings[name, size], batches)
-                for name in (f"onnx {precision}", f"engine {precision}")
-                if (name, "") in workers
-            ]
-            rows += with_ratios(pair, {row.name: row for row in pair if row.name.startswith("onnx")})
+    for batches, precision in product(work, PRECISIONS):
+        names = [name for name, _ in workers if name.endswith(precision)]
+        pair = [batches.row("cuda", model, name, timings[name, batches.size]) for name in names]
+        rows += with_ratios(pair, {row.name: row for row in pair if row.name.startswith("onnx")})
     for precision in PRECISIONS:
         if (f"onnx {precision}", "") in workers:
-            rows += copy_rows(model, precision, optimized_file(exported, precision))
+            rows += copy_rows(model, precision, _optimized(exported, precision))
     return [*rows, *absentees("cuda", model, absent)]
 
 
-def contestants(exported: Exported) -> list[Contestant]:
-    """The files, and the native kernels in the same precisions."""
-    found = []
-    for precision in PRECISIONS:
-        given = exported.files[precision], optimized_file(exported, precision)
-        found.append(Contestant(f"onnx {precision}", precision, file_on_card, given, place="onnx"))
-        native = exported.subject.folder, precision
-        found.append(Contestant(f"engine {precision}", precision, native_on_card, native, place="cuda"))
-    return found
+def _optimized(exported: Exported, precision: str) -> Path:
+    """Where the graph goes that ONNX Runtime makes of a file."""
+    return exported.folder / f"{precision} on a card.onnx"
 
 
 def file_on_card(path: Path, optimized: Path) -> Way:
@@ -98,18 +91,13 @@ def native_on_card(folder: Path, precision: PrecisionName) -> Way:
     return Way(embedder.embed_batch, run)
 
 
-def optimized_file(exported: Exported, precision: str) -> Path:
-    """Where the graph goes that ONNX Runtime makes of a file."""
-    return exported.folder / f"{precision} on a card.onnx"
-
-
-def copy_rows(model: str, precision: str, optimized: Path) -> Iterator[Row]:
+def copy_rows(model: str, precision: str, optimized: Path) -> list[Row]:
     """How many copies between host and card are in a graph, and in the bodies of its Scans, which run in every step."""
     graph = onnx.load(optimized, load_external_data=False).graph
-    common = {"section": "cuda", "model": model, "name": f"onnx {precision}", "unit": "Memcpy nodes"}
     within = sum(_copies(body) for body in _bodies(graph))
-    for detail, number in (("copies a run", _copies(graph) - within), ("copies a step", within)):
-        yield Row.of([number], **common, detail=detail)
+    copies = {"copies a run": _copies(graph) - within, "copies a step": within}
+    row = Row("cuda", model, f"onnx {precision}", "Memcpy nodes")
+    return [replace(row, detail=detail).with_samples([number]) for detail, number in copies.items()]
 
 
 def _copies(graph: onnx.GraphProto) -> int:

@@ -6,7 +6,7 @@ alone: the lowest layer's input products are computed for each distinct word onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.benchmarks.contestant import REFERENCE, Clock, Contestant, Way, absentees, line_up
-from flashelmo.benchmarks.onnx.contestants import BASELINE, ENTRANTS, Exported, contestant, session_options
+from flashelmo.benchmarks.onnx.contestants import BASELINE, FILES, Exported, contestant, session_options
 from flashelmo.benchmarks.onnx.products import feeds, write_products
 from flashelmo.benchmarks.onnx.speed import limits_of
 from flashelmo.benchmarks.results import Row, with_ratios
@@ -23,7 +23,7 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import Sentences, load_sentences
 from flashelmo.benchmarks.timing import take_turns
-from flashelmo.benchmarks.worker import Here, Pool, Worker
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.processor import cache_bytes
@@ -31,7 +31,6 @@ from flashelmo.export.build import check_precision
 from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import open_session
 
-UNIT = "GFLOP/s"
 PRODUCTS = "products"  # begins the names of rows of products alone
 
 
@@ -43,24 +42,14 @@ class Batch:
     source: str
 
     @property
-    def rows(self) -> int:
-        """Sentences."""
-        return len(self.sentences)
-
-    @property
-    def steps(self) -> int:
-        """Tokens of each."""
-        return len(self.sentences[0])
-
-    @property
-    def words(self) -> int:
-        """Distinct words."""
-        return len({word for sentence in self.sentences for word in sentence})
+    def size(self) -> tuple[int, int, int]:
+        """Sentences, tokens of each, and distinct words."""
+        return len(self.sentences), len(self.sentences[0]), len(set(chain.from_iterable(self.sentences)))
 
     @property
     def detail(self) -> str:
         """In words."""
-        return f"{self.rows} sentences of {self.steps} tokens, {self.words} distinct words"
+        return "{} sentences of {} tokens, {} distinct words".format(*self.size)
 
 
 def equal_batch(settings: Settings) -> Batch:
@@ -81,7 +70,8 @@ def file_run(path: Path, sentences: Sentences, threads: int | None, parallel: bo
 def products_run(path: Path, config: ElmoConfig, batch: Batch, threads: int | None) -> Way:
     """The products of a batch alone, in a session like the file's; its "vectors" are all outputs of the last run."""
     session = open_session(path, [("CPUExecutionProvider", {})], session_options(threads, parallel=False))
-    binding, given = session.io_binding(), feeds(config, batch.words, batch.rows, batch.steps)
+    rows, steps, words = batch.size
+    binding, given = session.io_binding(), feeds(config, words, rows, steps)
     for name, array in given.items():
         binding.bind_cpu_input(name, array)
     for output in session.get_outputs():
@@ -95,14 +85,24 @@ def products_run(path: Path, config: ElmoConfig, batch: Batch, threads: int | No
 
 def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
     """GFLOP/s of the exported files and of their products alone, beside the matrix peak of the same rounds."""
-    names = [name for name in settings.contestants if ENTRANTS[name].runs == "onnx"]
-    batch, subject = equal_batch(settings), exported.subject
-    if not names:
+    batch, subject, threads = equal_batch(settings), exported.subject, settings.threads
+    files = []
+    for name in (name for name in settings.contestants if name in FILES):
+        _, precision, *parallel = name.split()
+        given = exported.files[precision], batch.sentences, threads, bool(parallel)
+        files.append(Contestant(name, precision, file_run, given, "onnx"))
+    if not files:
         return []
     with Pool() as pool:
-        workers, absent = _line_up(pool, exported, settings, names, batch)
-        for precision in dict.fromkeys(ENTRANTS[name].precision for name, _ in workers):
-            workers[f"{PRODUCTS} {precision}", ""] = _start_products(pool, exported, settings, precision, batch)
+        checked = batch.sentences[: settings.checked]
+        reference = contestant(REFERENCE, exported, settings).start(subject.pool)
+        workers, absent = line_up(files, checked, reference.call("vectors", checked), pool)
+        for precision in dict.fromkeys(each.precision for each in files if (each.name, "") in workers):
+            path = exported.folder / f"{PRODUCTS} {precision}.onnx"
+            rows, _, words = batch.size
+            write_products(load_model(subject.folder), check_precision(precision), words, rows, path)
+            products = pool.worker(Clock, products_run, path, subject.config, batch, threads)
+            workers[f"{PRODUCTS} {precision}", ""] = products
         limits = limits_of(exported, settings)
         measures: dict[str, Callable[[], float]] = {
             "peaks": limits.measure_peaks,
@@ -113,73 +113,39 @@ def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
         timings = take_turns(settings.rounds, measures)
 
     operations = Work.of(subject.config, batch.sentences).lstm
-    rows = {
-        name: _row(subject, batch, name, limits).timed(timings[name], lambda seconds: operations / seconds / 1e9)
-        for name, _ in workers
-    }
-    return [*limits.rows(subject.name, "peak"), *_compared(rows), *absentees("peak", subject.name, absent, UNIT)]
-
-
-def _line_up(
-    pool: Pool, exported: Exported, settings: Settings, names: list[str], batch: Batch
-) -> tuple[dict[tuple[str, str], Worker | Here], dict[str, str]]:
-    """The files whose vectors are right, and why others are left out."""
-    files = []
-    for name in names:
-        entrant = ENTRANTS[name]
-        given = exported.files[entrant.precision], batch.sentences, settings.threads, entrant.parallel
-        files.append(Contestant(name, entrant.precision, file_run, given, place="onnx"))
-    checked = batch.sentences[: settings.checked]
-    expected = contestant(REFERENCE, exported, settings).start(exported.subject.pool).call("vectors", checked)
-    return line_up(files, checked, expected, pool)
-
-
-def _start_products(pool: Pool, exported: Exported, settings: Settings, precision: str, batch: Batch) -> Worker:
-    path = exported.folder / f"{PRODUCTS} {precision}.onnx"
-    model = load_model(exported.subject.folder)
-    write_products(model, check_precision(precision), batch.words, batch.rows, path)
-    return pool.worker(Clock, products_run, path, model.config, batch, settings.threads)
+    found: dict[str, Row] = {}
+    for name, _ in workers:
+        row = _row(subject, batch, name, limits)
+        found[name] = row.timed(timings[name], lambda seconds: operations / seconds / 1e9)
+    compared = []
+    for name, row in found.items():  # files with their speed in those of their products and of the float32 file
+        opponents = (f"{PRODUCTS} {name.split()[1]}", BASELINE) if name in FILES else ()
+        compared += with_ratios([row], {other: found[other] for other in opponents if other in found})
+    return [*limits.rows(subject.name, "peak"), *compared, *absentees("peak", subject.name, absent, "GFLOP/s")]
 
 
 def _row(subject: Subject, batch: Batch, name: str, limits: Limits) -> Row:
-    """A file's or its products' row, with what the matrix peak allows."""
-    config, is_file = subject.config, name in ENTRANTS
-    precision = ENTRANTS[name].precision if is_file else name.removeprefix(f"{PRODUCTS} ")
-    note = _note_on_file(config, batch) if is_file else _note_on_products(subject, batch, precision, limits)
-    row = Row("peak", subject.name, name, UNIT, batch.detail, note=note)
+    """A file's or its products' row, with what the matrix peak allows, and what sharing words spares."""
+    config, (rows, steps, words), precision = subject.config, batch.size, name.split()[1]
     lstm, both = Work.of(config, batch.sentences).ceilings(limits, precision)
-    if lstm is None or both is None:
-        return row
     scale = config.lstm_flops_per_token / 1e9
-    return replace(row, ceiling=scale * lstm, ceiling_both=scale * both if is_file else None)
-
-
-def _note_on_file(config: ElmoConfig, batch: Batch) -> str:
-    """What sharing words spares."""
+    row = Row("peak", subject.name, name, "GFLOP/s", batch.detail, ceiling=scale * lstm if lstm else None)
+    if name not in FILES:
+        return replace(row, note=_note_on_products(subject, batch, precision, limits))
     lowest = 2 * 2 * 4 * config.projection_size * config.cell_size  # operations of a token's input products there
-    repeated = 1 - batch.words / (batch.rows * batch.steps)
-    computed = 1 - repeated * lowest / config.lstm_flops_per_token
-    return f"{batch.detail} of {batch.source}: {computed:.0%} of the LSTM's operations are computed"
+    computed = 1 - (1 - words / (rows * steps)) * lowest / config.lstm_flops_per_token
+    note = f"{batch.detail} of {batch.source}: {computed:.0%} of the LSTM's operations are computed"
+    return replace(row, ceiling_both=scale * both if both else None, note=note)
 
 
 def _note_on_products(subject: Subject, batch: Batch, precision: str, limits: Limits) -> str:
     """What streaming the weights allows."""
-    config, model = subject.config, subject.name
+    config, (rows, steps, _), speed = subject.config, batch.size, limits.stream(precision)
     step = BYTES[precision] * recurrent_weights(config) / (2 * config.n_layers)
-    streamed = BYTES[precision] * streamed_weights(config, batch.steps)
-    operations = batch.rows * batch.steps * config.lstm_flops_per_token
-    allowed = operations * limits.stream(precision) / streamed
+    seconds = BYTES[precision] * streamed_weights(config, steps) / speed
+    allowed = rows * steps * config.lstm_flops_per_token / seconds
     return (
-        f"{model}, {precision}: the weights of a step, layer and direction are {step / 1e6:.1f} MB, the last-level "
-        f"cache {cache_bytes() / 1e6:.1f} MB; at {limits.stream(precision) / 1e9:.0f} GB/s, as one row streams them, "
-        f"{batch.rows} rows a step allow {allowed / 1e9:,.0f} {UNIT}"
+        f"{subject.name}, {precision}: the weights of a step, layer and direction are {step / 1e6:.1f} MB, the "
+        f"last-level cache {cache_bytes() / 1e6:.1f} MB; at {speed / 1e9:.0f} GB/s, as one row streams them, {rows} "
+        f"rows a step allow {allowed / 1e9:,.0f} GFLOP/s"
     )
-
-
-def _compared(rows: Mapping[str, Row]) -> list[Row]:
-    """Files with their speed in those of their products and of the float32 file."""
-    compared = []
-    for name, row in rows.items():
-        opponents = (f"{PRODUCTS} {ENTRANTS[name].precision}", BASELINE) if name in ENTRANTS else ()
-        compared += with_ratios([row], {other: rows[other] for other in opponents if other in rows})
-    return compared

@@ -12,7 +12,7 @@ from flashelmo.kernels.tuning import HOISTED_BYTES
 
 LEAST_WINDOW_TOKENS = 1 << 10
 USED = 0.8  # of what is free: the rest is for what the estimate leaves out
-TOKENS_A_ROW = 6  # of a window's tokens, the largest depth has one row for so many: short sentences
+TOKENS_PER_ROW = 6  # assume the widest depth has one row per 6 tokens: short sentences
 RESULTS_HELD = 3  # windows whose results may be on the device at once: two in flight, and the one that is read
 FLOAT_BYTES = 4
 
@@ -29,7 +29,7 @@ def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
     """Of a window, for so many free bytes."""
     size, n_layers = config.projection_size, config.n_layers
     hidden = 2 * size * value_bytes * (n_layers + 1)
-    step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_A_ROW
+    step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_PER_ROW
     results = RESULTS_HELD * (n_layers + 1) * 2 * size * FLOAT_BYTES
     fits = (USED * free - HOISTED_BYTES) / (hidden + step + results)
     return int(min(MAX_WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, fits)))

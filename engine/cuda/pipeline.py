@@ -83,9 +83,9 @@ class CudaPipeline:
         queued: deque[tuple[Window, list[Results]]] = deque()
         for plan in self._planner.plan_ahead(windows):
             if len(queued) == IN_FLIGHT:
-                made = queued[0][1][-1].made
+                ready = queued[0][1][-1].ready
                 yield self._oldest(queued, on_progress)
-                made.wait()  # where nobody waits for results, the host would otherwise run ahead without bound
+                ready.wait()  # where nobody waits for results, the host would otherwise run ahead without bound
             with self._lock, self._transfers.computing():
                 queued.append((plan.window, self._queue(plan, output, as_numpy)))
         while queued:
@@ -155,7 +155,7 @@ class CudaPipeline:
             single=output.layers != "all",
             pooled=output.pool is not None,
             transfers=self._transfers,
-            made=self._transfers.mark(),
+            ready=self._transfers.mark(),
             as_numpy=as_numpy,
             timed_out=self._executor.timed_out(),
         )

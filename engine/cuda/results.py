@@ -26,12 +26,12 @@ class Results:
         offsets: [B + 1]; sentence b's rows are offsets[b]:offsets[b + 1].
         single: O is 1, and a result is to have no dimension for it.
         pooled: a sentence has one row, and a result is to have no dimension for that.
-        transfers, made: bring them to the host, once the computing stream has come to the mark.
+        transfers, ready: bring them to the host, once the computing stream has come to the mark.
         as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
         timed_out: int32 [1], not 0 where the values are wrong.
 
     Attributes:
-        made: see above.
+        ready: see above.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Results:
         single: bool,
         pooled: bool,
         transfers: Transfers,
-        made: Mark,
+        ready: Mark,
         as_numpy: bool,
         timed_out: Tensor | None = None,
     ) -> None:
-        self.made = made
+        self.ready = ready
         self._values = values
         self._offsets = offsets
         self._single = single
@@ -55,7 +55,7 @@ class Results:
         self._as_numpy = as_numpy
         self._cuts = _cuts(offsets, values.shape[0] * values.shape[2] * values.element_size())
         self._first = self._download(0) if as_numpy else None
-        self._timed_out = None if timed_out is None else transfers.download(timed_out, made)
+        self._timed_out = None if timed_out is None else transfers.download(timed_out, ready)
 
     @property
     def are_wrong(self) -> bool:
@@ -66,7 +66,7 @@ class Results:
         return self._arrays() if self._as_numpy else self._tensors()
 
     def _tensors(self) -> Iterator[Tensor]:
-        values = self._transfers.hand_over(self._values, self.made)
+        values = self._transfers.hand_over(self._values, self.ready)
         values = values[0] if self._single else values
         dimension = values.ndim - 2
         if self._pooled:
@@ -93,7 +93,7 @@ class Results:
 
     def _download(self, piece: int) -> Download:
         first, last = self._cuts[piece]
-        return self._transfers.download(self._values[:, self._offsets[first] : self._offsets[last]], self.made)
+        return self._transfers.download(self._values[:, self._offsets[first] : self._offsets[last]], self.ready)
 
 
 def _cuts(offsets: Int64, row_bytes: int) -> list[tuple[int, int]]:

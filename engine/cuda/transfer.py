@@ -67,23 +67,23 @@ class Transfers:
         """The point that the computing stream has been filled up to."""
         return Mark(self._compute.record_event() if self._on_device else None)
 
-    def download(self, tensor: Tensor, made: Mark) -> Download:
-        """Begin to copy what the computing stream has made at a mark: [O, rows, 2P], a part of the rows perhaps."""
+    def download(self, tensor: Tensor, ready: Mark) -> Download:
+        """Begin to copy [O, rows, 2P], perhaps a part of the rows, once the computing stream has come to a mark."""
         if not self._on_device:
-            return Download(tensor, made)
+            return Download(tensor, ready)
         with self._queuing(self._down):
-            self._down.wait_event(made.event)
+            self._down.wait_event(ready.event)
             host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             for ours, theirs in zip(host, tensor, strict=True):  # each contiguous: no copy on the device before
                 ours.copy_(theirs, non_blocking=True)
             _record(tensor, self._down)
             return Download(host, Mark(self._down.record_event()))
 
-    def hand_over(self, tensor: Tensor, made: Mark) -> Tensor:
+    def hand_over(self, tensor: Tensor, ready: Mark) -> Tensor:
         """A tensor for the caller's own stream, which waits for the mark; the host does not."""
         if self._on_device:
             stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(made.event)
+            stream.wait_event(ready.event)
             _record(tensor, stream)
         return tensor
 

@@ -1,0 +1,6 @@
+"""The network as ONNX pieces, which `cpu/` runs one by one and `export/` joins into one file.
+
+pieces.py    words to vectors, an LSTM's input product, its steps
+builder.py   a graph under construction
+tensors.py   a model's weights as the pieces name them, in float32, float16 or 8 bits
+"""

@@ -1,0 +1,8 @@
+"""The published algorithm in plain PyTorch: the truth that everything else is compared with.
+
+reference.py      the bidirectional language model, and batches of sentences through it
+torch_layers.py   its layers
+padding.py        masks and sentence boundaries of padded batches
+pipeline.py       the reference behind the face of `WindowPipeline`
+elmo.py           `Elmo`, AllenNLP's module; scalar_mix.py, its learned mix of layers
+"""

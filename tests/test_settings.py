@@ -1,0 +1,65 @@
+"""One settings object: what is chosen is checked where it is made, and shown where it is taken."""
+
+import inspect
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.settings import Options, Settings
+
+
+def test_keywords_are_the_fields() -> None:
+    assert list(Options.__annotations__) == [field.name for field in fields(Settings)]
+
+
+@pytest.mark.parametrize("function", [ElmoEmbedder.__init__, ElmoEmbedder.load])
+def test_every_option_is_shown_with_its_type_and_default(function: Any) -> None:
+    shown = inspect.signature(function).parameters
+    for field in fields(Settings):
+        assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert shown[field.name].default == field.default
+        assert shown[field.name].annotation == field.type
+    assert not [each for each in shown.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
+
+
+def test_an_unknown_keyword_is_named_with_those_there_are_before_a_model_is_read(tmp_path: Path) -> None:
+    with pytest.raises(FlashElmoError) as error:
+        ElmoEmbedder.load(tmp_path / "nothing here", precison="int8")  # type: ignore[call-arg]
+    known = ", ".join(field.name for field in fields(Settings))
+    assert str(error.value) == f"option: expected some of {known}, found 'precison'"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected 1 or more, found 0"),
+        ({"threads": 0}, "threads: expected 1 or more, found 0"),
+        ({"window_tokens": -1}, "window_tokens: expected 1 or more, found -1"),
+        ({"cache_bytes": -1}, "cache_bytes: expected 0 or more, found -1"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_too_small(options: Any, message: str) -> None:
+    with pytest.raises(FlashElmoError) as error:
+        Settings.of(options)
+    assert str(error.value) == message
+
+
+def test_settings_do_not_change_and_do_not_share_what_was_given() -> None:
+    devices = ["cuda:0", "cuda:1"]
+    settings = Settings(device=devices)
+    devices.append("cuda:2")
+    assert settings.device == ("cuda:0", "cuda:1")
+    with pytest.raises(FrozenInstanceError):
+        settings.share = False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("share", "stateful", "shares"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_states_that_are_carried_forbid_sharing(share: bool, stateful: bool, shares: bool) -> None:
+    assert Settings(share=share, stateful=stateful).shares == shares
