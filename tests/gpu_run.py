@@ -26,6 +26,7 @@ CONFIG = replace(
     BILM, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0, filters=((1, 3), (2, 5)), n_highway=1
 )
 H200 = {"name": "NVIDIA H200", "l2_bytes": 50e6, "multiprocessors": 132}
+STAND_IN = Device("stand-in", "cpu")
 RIVALS = ("PyTorch", "torch", "cuDNN", "ONNX", "cuBLAS")
 SETTINGS = replace(
     suite.SUITE.defaults,
@@ -123,7 +124,7 @@ def start(
     settings: Any = SETTINGS,
     make: Callable[..., Any] = StandIn,
     times: FakeTimes | None = None,
-    device: Device = Device("stand-in", "cpu"),  # noqa: B008: it is frozen
+    device: Device = STAND_IN,
 ) -> tuple[int, Results, str]:
     """Runs the suite; its exit status, the results that were written, and what was printed."""
     said, times = io.StringIO(), times or FakeTimes()

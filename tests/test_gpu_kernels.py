@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 
 pytest.importorskip("triton")
+
+from gpu_run import H200, FakeTimes
 
 from flashelmo.benchmarks.__main__ import main
 from flashelmo.benchmarks.kernels import checks, graph_timing, groups, problems, suite, tables, tiles
@@ -36,7 +38,6 @@ from flashelmo.kernels.tuning import Tile, choose_tile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter alone")
 CONFIG = replace(ODD, filters=((1, 2), (2, 3)), n_highway=2, activation="relu")
-H200 = {"name": "NVIDIA H200", "l2_bytes": 50e6, "multiprocessors": 132}
 DEVICE = Device("interpreter", "cpu")
 SETTINGS = replace(
     suite.SUITE.defaults,
@@ -57,28 +58,8 @@ LITTLE = replace(SETTINGS, rows=(1,), words=(2,), precisions=("bf16",))
 LITTLE_SIZES = Sizes((1,), (1,), (1,), (1, 2)), Sizes((1,), (1,), (1,), (1,))
 
 
-@dataclass
-class FakeTimer:
-    """Runs each task once and says that it took 10 µs, and a library twice as long; some may fail."""
-
-    failing: tuple[str, ...] = ()
-    ran: list[str] = field(default_factory=list)
-
-    def __call__(self, rounds: int, tasks: Sequence[Task]) -> list[Timing]:
-        timings = []
-        for task in tasks:
-            task.run()
-            self.ran.append(task.name)
-            once = 20.0 if task.name.startswith(("cuBLAS", "torch")) else 10.0
-            failed = task.name in self.failing
-            timings.append(
-                Timing([], "OutOfResources: shared memory") if failed else Timing([once, once + 1, once + 2])
-            )
-        return timings
-
-
 def start(
-    out: Path, settings: Settings = SETTINGS, timer: FakeTimer | None = None, sizes: tuple[Sizes, Sizes] = SIZES
+    out: Path, settings: Settings = SETTINGS, times: FakeTimes | None = None, sizes: tuple[Sizes, Sizes] = SIZES
 ) -> tuple[int, Results, str]:
     """Runs the suite; its exit status, the results that were written, and what was printed."""
     said = io.StringIO()
@@ -86,7 +67,8 @@ def start(
     run = Run(
         settings, Console(file=said, width=200), results_on(H200, settings, "kernels"), "found.json", DEVICE.is_lost
     )
-    kernels = Kernels(settings, CONFIG, DEVICE, card_named("H200"), timer or FakeTimer(), sizes, Chain(2, 1, 2))
+    timer = (times or FakeTimes(rival=20.0)).tasks
+    kernels = Kernels(settings, CONFIG, DEVICE, card_named("H200"), timer, sizes, Chain(2, 1, 2))
     status = suite.measure(run, kernels)
     return status, Results.read(out / "found.json"), said.getvalue()
 
@@ -222,8 +204,8 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(problems, "highway_launch", off_by_a_little)
     monkeypatch.setattr(problems, "char_cnn_launch", unwritten)
     monkeypatch.setattr(problems, "linear_launch", broken)
-    timer = FakeTimer(failing=("persistent bf16", "cuBLAS hoisted bf16"))
-    status, results, said = start(tmp_path, LITTLE, timer, LITTLE_SIZES)
+    times = FakeTimes(failing=("persistent bf16", "cuBLAS hoisted bf16"))
+    status, results, said = start(tmp_path, LITTLE, times, LITTLE_SIZES)
     assert status == 1
     notes = {row.label: row.note for row in results.section("error")}
     assert notes["highway bf16, 2 words"].startswith("FAILED: error 0.0")
@@ -239,9 +221,12 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     both = find(results, "characters and highways", "2 words", "bf16")
     assert (both.median, both.note) == (None, f"{reason}characters, highway")
     assert find(results, "token layers", "5 tokens", "one mix bf16").median == 11.0
-    assert find(results, "step", "1 rows", "persistent bf16").note == "FAILED: OutOfResources: shared memory"
+    assert find(results, "step", "1 rows", "persistent bf16").note == "FAILED: OutOfMemoryError: CUDA out of memory"
     peer = find(results, "step", "1 rows", "cuBLAS hoisted bf16")
-    assert (peer.median, peer.note) == (None, "OutOfResources: shared memory")  # a peer's failure is no failure of ours
+    assert (peer.median, peer.note) == (
+        None,
+        "OutOfMemoryError: CUDA out of memory",
+    )  # a peer's failure is no failure of ours
     assert find(results, "step", "1 rows", "hoisted bf16").ratios == {}
     assert f"failures: {sum(row.failed for row in results.rows)}; " in said
 
@@ -274,9 +259,9 @@ def test_a_lost_device_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Device, "is_lost", lambda device: True)
     monkeypatch.setattr(problems, "highway_launch", broken)
-    timer = FakeTimer()
-    status, results, _ = start(tmp_path, LITTLE, timer, LITTLE_SIZES)
-    assert status == 1 and timer.ran == []
+    times = FakeTimes()
+    status, results, _ = start(tmp_path, LITTLE, times, LITTLE_SIZES)
+    assert status == 1 and times.ran == []
     errors = results.section("error")
     assert errors[-3].note == "FAILED: RuntimeError: CUDA error" and errors[-3].name == "highway bf16"
     assert errors[-2].note == "FAILED: the device is lost after this"
@@ -299,10 +284,10 @@ def test_a_device_is_lost_where_it_cannot_be_waited_for(monkeypatch: pytest.Monk
 
 
 def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:
-    timer = FakeTimer()
+    times = FakeTimes()
     settings = replace(LITTLE, compiled_rows=(1,), limit_seconds=0.0)
-    status, results, _ = start(tmp_path, settings, timer, LITTLE_SIZES)
-    assert status == 0 and timer.ran == []
+    status, results, _ = start(tmp_path, settings, times, LITTLE_SIZES)
+    assert status == 0 and times.ran == []
     rows = [row for row in results.rows if row.section != "target"]
     assert {(row.median, row.note) for row in rows} == {(None, "skipped, as the 0 seconds were over")}
     sections = {"error", "ceiling", "step", "characters", "input", "token layers", "compiled step"}

@@ -1,4 +1,4 @@
-"""Parts of the suites on a GPU: clocks, workloads and their ceilings, rivals, stages, and the model of kernels' time."""
+"""Parts of the suites on a GPU: clocks, workloads and their ceilings, rivals, stages, the model of kernels' time."""
 
 import ast
 import time
@@ -52,7 +52,8 @@ ORIGINAL, CARD, CPU = preset_config("original"), card_named("H200"), Device("sta
 
 def test_calls_are_queued_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host and a device: a call queues work, which is done when somebody waits."""
-    now, queued, log = [0.0], [0.0], []
+    now, queued = [0.0], [0.0]
+    log: list[str] = []
 
     def run(work: float) -> None:
         queued[0] += work if log else 3.0
@@ -221,33 +222,18 @@ def test_stages_of_a_card_that_profiles(monkeypatch: pytest.MonkeyPatch) -> None
     def event(name: str, device: Any, start: float, end: float) -> Any:
         return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=end))
 
-    cuda, ran = SimpleNamespace(name="CUDA"), []
+    cuda, profile, run = SimpleNamespace(name="CUDA"), mock.MagicMock(), mock.Mock()
     events = [event("linear_kernel", cuda, 0, 3), event("python", None, 0, 9), event("x", cuda, 3, 4)]
-
-    class Profile:
-        def __init__(self, activities: Any) -> None:
-            assert activities == [torch.profiler.ProfilerActivity.CUDA]
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *given: object) -> None:
-            pass
-
-        def events(self) -> list[Any]:
-            return events
-
+    profile.return_value.__enter__.return_value.events = lambda: events
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
-    rows = stages.measure_stages("m", "bf16", lambda: ran.append(1), "cuda:0")
-    assert ran == [1]
-    assert [(row.detail, row.median, row.note) for row in rows] == [
-        ("linear", 75.0, "other: x"),
-        ("other", 25.0, "other: x"),
-        ("idle", 0.0, "other: x"),
-    ]
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    rows = stages.measure_stages("m", "bf16", run, "cuda:0")
+    run.assert_called_once_with()
+    profile.assert_called_once_with(activities=[torch.profiler.ProfilerActivity.CUDA])
+    expected = [("linear", 75.0), ("other", 25.0), ("idle", 0.0)]
+    assert [(row.detail, row.median) for row in rows] == expected and {row.note for row in rows} == {"other: x"}
     events.clear()
-    (row,) = stages.measure_stages("m", "bf16", lambda: None, "cuda:0")
+    (row,) = stages.measure_stages("m", "bf16", run, "cuda:0")
     assert "may not be permitted" in row.note
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 from flashelmo.benchmarks.kernels import problems
 from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.model import D, kind_of
@@ -105,7 +107,7 @@ GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 PERSISTENT = ("persistent gates", "persistent projection")
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
 persistent, early = partial(lstm_step, "persistent", "persistent", skip=True), DEPENDENT_TARGETS
-means = partial(problems.token_layers, pooled=True)
+tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
     Kernel("gates by word", GATES, "CP", partial(fused, by_word=True), BF16, hopper=True),
@@ -124,8 +126,8 @@ KERNELS = (
     Kernel("linear", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True),
     Kernel("linear, LSTM input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True),
     Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True),
-    Kernel("token layers", (), "P", problems.token_layers, BF16, ("fp16", "fp32"), sizes=True),
-    Kernel("token layers, means", (), "P", means, BF16, ("fp16", "fp32"), sizes=True),
+    Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True),
+    Kernel("token layers, means", (), "P", partial(tokens, pooled=True), BF16, ("fp16", "fp32"), sizes=True),
 )
 
 
