@@ -94,9 +94,10 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
             title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
             yield pivot(title, sorted(rows, key=lambda row: row.unit, reverse=True))
     if name == "gpu":
-        yield from (gpu.tables(Results.read(path)) for path in _cards(folder))
+        yield from (gpu.tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
     if name == "kernels":
-        yield from (kernels.tables(Results.read(path)) for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")))
+        for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
+            yield kernels.tables(Results.read(path), f"gpu/{path.name}")
 
 
 def newest(paths: Iterable[Path]) -> Path | None:

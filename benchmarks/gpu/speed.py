@@ -191,6 +191,7 @@ class Speed:
 
     def measure(self, workload: Workload, contestants: Sequence[Contestant]) -> list[Row]:
         """A row for each contestant, absent ones with the reason; ours with their ratios to the rivals."""
+        self.subject.device.free_memory()
         clocks: dict[str, Here] = {}
         absent: dict[str, Timing] = {}
         for each in contestants:

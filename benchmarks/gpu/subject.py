@@ -12,11 +12,7 @@ from flashelmo.engine.settings import CudaSettings
 
 
 class Subject:
-    """A model that is measured.
-
-    Args:
-        make: takes what `ElmoEmbedder` takes.
-        cuda: the runtime's switches.
+    """A model that is measured; `make` takes what `ElmoEmbedder` takes.
 
     Attributes:
         failed: precisions whose vectors were wrong, or were not checked: they are not timed.
@@ -25,9 +21,8 @@ class Subject:
     def __init__(
         self, name: str, model: ElmoModel, device: Device, make: Callable[..., Any], cuda: CudaSettings
     ) -> None:
-        self.name, self.model, self.device, self.cuda = name, model, device, cuda
+        self.name, self.model, self.device, self.cuda, self._make = name, model, device, cuda, make
         self.failed: set[str] = set()
-        self._make = make
         self._made: dict[tuple[object, ...], Any] = {}
 
     def embedder(self, precision: str, **options: Any) -> Any:
@@ -44,9 +39,7 @@ class Subject:
 
     def let_go(self, *options: str) -> None:
         """Of embedders that were made with one of these options, as "stateful", and of their memory."""
-        gone = [key for key in self._made if any(isinstance(each, tuple) and each[0] in options for each in key)]
-        for key in gone:
-            del self._made[key]
+        self._made = {k: v for k, v in self._made.items() if not {each[0] for each in k[1:]} & set(options)}  # type: ignore[index]
         self.device.free_memory()
 
 

@@ -4,8 +4,7 @@ The vectors of every precision are compared with the reference's on the CPU and 
 embed. Then sentences, batches and bulk text are embedded in turns with PyTorch's eager reference, torch.compile,
 cuDNN's LSTM and ONNX Runtime, the card's time is shared out among the stages, and each of the CUDA runtime's switches
 is timed against its opposite. Beside each figure stands what the card's limits, measured in the same run, allow.
-Results go to DIR/gpu-CARD.json, tables and plots beside it. The exit status is 1 if vectors are wrong, a job failed or
-the device was lost.
+Results go to DIR/gpu-CARD.json, tables and plots beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rich.console import Console
 from flashelmo.benchmarks.gpu import tables
 from flashelmo.benchmarks.gpu.accuracy import GOLDEN, PUBLISHED, Piece, Truth, error_rows, published, ways
 from flashelmo.benchmarks.gpu.sanitizer import sanitize
-from flashelmo.benchmarks.gpu.speed import ONNX, OURS, SWITCH, UNIT, Speed
+from flashelmo.benchmarks.gpu.speed import ONNX, SWITCH, UNIT, Speed
 from flashelmo.benchmarks.gpu.stages import measure_stages
 from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
 from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
@@ -51,12 +50,8 @@ SWITCHED_BATCHES = (8, 32, 128)
 
 @dataclass(frozen=True)
 class Tools:
-    """What a run works with; tests have others.
-
-    Attributes:
-        make: takes what `ElmoEmbedder` takes.
-        load: a model of a name and a seed.
-        timer: times single kernels.
+    """What a run works with, and tests have others: `ElmoEmbedder`, what loads a model of a name and a seed, and what
+    times single kernels.
     """
 
     make: Callable[..., Any] = ElmoEmbedder
@@ -72,35 +67,38 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, device: Device, card: Card, run: Run, tools: Tools) -> None:
-        self.settings, self.device, self.card = settings, device, card
-        self._run, self._tools = run, tools
-        self._checking = Deadline(CHECKING * settings.limit_seconds if settings.limit_seconds is not None else None)
-        self._cuda = replace(CudaSettings(), **dict.fromkeys(settings.off, False))
-        self._first = settings.precisions[0]
-        self._text, self.source = load_text(self._tokens_needed(), settings.text, settings.seed)
+        self.settings, self.device, self.card, self.first = settings, device, card, settings.precisions[0]
+        self.cuda = replace(CudaSettings(), **dict.fromkeys(settings.off, False))
+        self._run, self._tools, limit = run, tools, settings.limit_seconds
+        self._checking = Deadline(None if limit is None else CHECKING * limit)
+        needed = [max(settings.batches) * settings.tokens, 3 * settings.short_sentences, 4 * settings.short_bulk_tokens]
+        self._text, self.source = load_text(max(*needed, settings.bulk_tokens or 1), settings.text, settings.seed)
         self._subject, self._truth = cache(self._made_subject), cache(self._made_truth)
 
     def jobs(self, folder: Path) -> Iterator[Job]:
         """In order, the slowest rivals last; `folder` takes texts."""
-        settings, models = self.settings, self.settings.models
+        settings, sections = self.settings, self.settings.sections
         made = cache(partial(self._speed, folder))
+        speeds = {name: partial(made, name) for name in settings.models if "speed" in sections}
         yield from self._check_jobs()
-        if "speed" in settings.sections:
+        if speeds:
             yield Job("ceiling", CARD, "", self._ceilings)
-            for name in models:
-                yield from self._speed_jobs(name, partial(made, name))
-        for name in models:
-            right = self._first not in self._subject(name).failed
-            if "stages" in settings.sections and right:
-                yield from self._stage_jobs(name)
-            if "switches" in settings.sections and right:
-                yield from self._switch_jobs(name, partial(made, name))
-            if "speed" in settings.sections:  # late, as compiling may take long
-                batch = equal_batch(self._text, settings.batches[0], settings.tokens, "compiled")
-                yield self._job(batch, name, partial(made, name), self._compiled, settings.compile_seconds)
-        if "speed" in settings.sections:  # last, as a library of other makers may take the process with it
-            yield from self._onnx_jobs(models[0], partial(made, models[0]))
-        if settings.sanitize and "correctness" in settings.sections:  # takes minutes: best with nothing but the checks
+        for name, speed in speeds.items():
+            yield from self._speed_jobs(name, speed)
+        for name in settings.models:
+            right = self.first not in self._subject(name).failed
+            if "stages" in sections and right:
+                for workload in (bulk(self._text, 4 * settings.short_bulk_tokens), self._batch(settings.batches[0])):
+                    yield Job("stages", name, workload.detail, partial(self._stages, name, workload))
+            for switch in SWITCHES if "switches" in sections and right else ():
+                yield Job(SWITCH, name, switch, partial(self._switch, partial(made, name), switch))
+            if name in speeds:  # late, as compiling may take long
+                batch = self._batch(settings.batches[0], "compiled")
+                measure = partial(Speed.compiled, workload=batch, precision=self.first)
+                yield _job(batch, name, speeds[name], measure, settings.compile_seconds)
+        if speeds:  # last, as a library of other makers may take the process with it
+            yield from self._onnx_jobs(settings.models[0], speeds[settings.models[0]])
+        if settings.sanitize and "correctness" in sections:  # takes minutes: best with nothing but the checks
             out = self._run.path.parent if self._run.path else folder
             yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(out, self._run.deadline)))
 
@@ -116,8 +114,7 @@ class Engine:
 
     def _checks(self, name: str, whole: bool) -> Iterator[list[Row]]:
         """Precisions whose batch was not reached, or that anything was wrong with, are not timed."""
-        subject, settings = self._subject(name), self.settings
-        right: set[str] = set()
+        subject, settings, right = self._subject(name), self.settings, set[str]()
         subject.failed = set(settings.precisions)
         for precision, way, compare in ways(settings if whole else replace(settings, thorough=())):
             rows = self._check(name, way, precision, partial(compare, subject, self._truth(name), precision))
@@ -134,7 +131,7 @@ class Engine:
 
     def _golden(self, folder: Path) -> Iterator[list[Row]]:
         def make(path: Path) -> Subject:
-            return Subject(path.name, load_model(path), self.device, self._tools.make, self._cuda)
+            return Subject(path.name, load_model(path), self.device, self._tools.make, self.cuda)
 
         if not folder.is_dir():
             yield [Row("error", "golden", "published", "max abs error", note="no golden data here")]
@@ -160,78 +157,51 @@ class Engine:
             self.card = card
             yield [row]
 
-    def _speed_jobs(self, name: str, made: Callable[[], Speed]) -> Iterator[Job]:
-        settings, text, first = self.settings, self._text, self._first
+    def _batch(self, n: int, section: str = "batch") -> Workload:
+        return equal_batch(self._text, n, self.settings.tokens, section)
+
+    def _speed_jobs(self, name: str, speed: Callable[[], Speed]) -> Iterator[Job]:
+        settings, text, first = self.settings, self._text, self.first
         tokens = suited_tokens(self._subject(name).model.config, self.card, settings.bulk_tokens or 1, first)
         long, short = bulk(text, tokens), bulk(text, min(tokens, settings.short_bulk_tokens))
         fast = [each for each in settings.precisions if each == first or each not in SLOW]
         slow = [each for each in settings.precisions if each not in fast]
-
-        def batch(workload: Workload, precisions: Sequence[str], cudnn: bool) -> Job:
-            return self._job(workload, name, made, lambda speed, _: speed.batch(workload, precisions, cudnn=cudnn))
-
-        yield self._job(long, name, made, lambda speed, _: speed.bulk(long, fast))
-        yield batch(equal_batch(text, 1, settings.tokens, "single"), settings.precisions, True)
+        yield _job(long, name, speed, partial(Speed.bulk, workload=long, precisions=fast))
+        batches = [(self._batch(1, "single"), settings.precisions, True)]
         for n in settings.batches:
-            precisions = settings.precisions if n in settings.other_batches else [first]
-            yield batch(equal_batch(text, n, settings.tokens), precisions, True)
-        for n in settings.batches:
-            yield batch(ragged_batch(text, n), [first], False)
-        yield self._job(short, name, made, lambda speed, _: speed.short_bulk(short, [first, *slow]))
+            batches.append((self._batch(n), settings.precisions if n in settings.other_batches else (first,), True))
+        batches += [(ragged_batch(text, n), (first,), False) for n in settings.batches]
+        for batch, precisions, cudnn in batches:
+            yield _job(batch, name, speed, partial(Speed.batch, workload=batch, precisions=precisions, cudnn=cudnn))
+        yield _job(short, name, speed, partial(Speed.short_bulk, workload=short, precisions=[first, *slow]))
 
-    def _job(
-        self,
-        workload: Workload,
-        name: str,
-        made: Callable[[], Speed],
-        measure: Callable[[Speed, Workload], list[Row]],
-        seconds: float = 0.0,
-    ) -> Job:
-        return Job(workload.section, name, workload.detail, lambda: [measure(made(), workload)], seconds)
-
-    def _compiled(self, speed: Speed, workload: Workload) -> list[Row]:
-        return speed.compiled(workload, self._first)
-
-    def _onnx_jobs(self, name: str, made: Callable[[], Speed]) -> Iterator[Job]:
+    def _onnx_jobs(self, name: str, speed: Callable[[], Speed]) -> Iterator[Job]:
         path = self.settings.onnx
         if path is None:
             note = "no exported model was given (--onnx)"
             yield Job("onnx", name, "", lambda: [[Row("onnx", name, ONNX, UNIT, note=note)]])
             return
         for n in self.settings.batches:
-            batch = equal_batch(self._text, n, self.settings.tokens, "onnx")
-            yield self._job(batch, name, made, lambda speed, batch: speed.onnx(batch, self._first, path))
+            batch = self._batch(n, "onnx")
+            yield _job(batch, name, speed, partial(Speed.onnx, workload=batch, precision=self.first, path=path))
 
-    def _switch_jobs(self, name: str, made: Callable[[], Speed]) -> Iterator[Job]:
-        settings = self.settings
-        sizes = [n for n in SWITCHED_BATCHES if n <= max(settings.batches)]
-        workloads = [equal_batch(self._text, 1, settings.tokens, "single")]
-        workloads += [equal_batch(self._text, n, settings.tokens) for n in sizes]
-        workloads.append(bulk(self._text, settings.short_bulk_tokens))
-        for switch in SWITCHES:
-            rows = partial(self._switch, made, switch, workloads)
-            yield Job(SWITCH, name, switch, rows)
-
-    def _switch(self, made: Callable[[], Speed], switch: str, workloads: Sequence[Workload]) -> Iterator[list[Row]]:
-        return made().switch(switch, workloads, self._first)
-
-    def _stage_jobs(self, name: str) -> Iterator[Job]:
-        batch = equal_batch(self._text, self.settings.batches[0], self.settings.tokens)
-        for workload in (bulk(self._text, 4 * self.settings.short_bulk_tokens), batch):
-            yield Job("stages", name, workload.detail, partial(self._stages, name, workload))
+    def _switch(self, speed: Callable[[], Speed], switch: str) -> Iterator[list[Row]]:
+        sizes = [n for n in SWITCHED_BATCHES if n <= max(self.settings.batches)]
+        workloads = [self._batch(1, "single"), *map(self._batch, sizes)]
+        return speed().switch(switch, [*workloads, bulk(self._text, self.settings.short_bulk_tokens)], self.first)
 
     def _stages(self, name: str, workload: Workload) -> list[list[Row]]:
-        run = partial(leave_on_device, self._subject(name).timed(self._first), workload.sentences)
+        run = partial(leave_on_device, self._subject(name).timed(self.first), workload.sentences)
         for _ in range(3):  # compiled, captured, replayed
             run()
-        label = f"{self._first}, {workload.section} of {workload.detail}"
+        label = f"{self.first}, {workload.section} of {workload.detail}"
         return [measure_stages(name, label, run, self.device.torch)]
 
     # ------------------------------------------------------------------------------------------------- what jobs share
 
     def _made_subject(self, name: str) -> Subject:
         model = self._tools.load(name, self.settings.seed)
-        return Subject(name, model, self.device, self._tools.make, self._cuda)
+        return Subject(name, model, self.device, self._tools.make, self.cuda)
 
     def _made_truth(self, name: str) -> Truth:
         return Truth(self._subject(name), self._text, self.settings)
@@ -239,10 +209,11 @@ class Engine:
     def _speed(self, folder: Path, name: str) -> Speed:
         return Speed(self._subject(name), self._truth(name), self.settings, self.card, folder)
 
-    def _tokens_needed(self) -> int:
-        settings = self.settings
-        equal = max(settings.batches) * settings.tokens
-        return max(settings.bulk_tokens or 1, 4 * settings.short_bulk_tokens, equal, 3 * settings.short_sentences)
+
+def _job(
+    workload: Workload, name: str, speed: Callable[[], Speed], measure: Callable[[Speed], list[Row]], seconds: float = 0
+) -> Job:
+    return Job(workload.section, name, workload.detail, lambda: [measure(speed())], seconds)
 
 
 def suited(precisions: Sequence[str], device: torch.device, say: Callable[[str], None]) -> tuple[str, ...]:
@@ -265,14 +236,11 @@ def suited(precisions: Sequence[str], device: torch.device, say: Callable[[str],
 
 def measure(run: Run, engine: Engine) -> int:
     """Measure, and say what was found; the exit status."""
-    settings = engine.settings
     run.say(f"text: {engine.source}")
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        for job in engine.jobs(Path(folder)):
-            run.do([job])
-            engine.device.free_memory() if not engine.device.is_lost() else None
-    if "speed" in settings.sections:
-        run.keep(tables.targets(run.results, settings.models[0], settings.precisions[0]))
+        run.do(engine.jobs(Path(folder)))
+    if "speed" in engine.settings.sections:
+        run.keep(tables.targets(run.results, engine.settings.models[0], engine.first))
     written = tables.tables(run.results)
     run.say(written)
     if run.path is not None:
@@ -286,7 +254,7 @@ def measure(run: Run, engine: Engine) -> int:
 
 
 def command(settings: Settings, console: Console) -> int:
-    """Measure on the current CUDA device; the exit status."""
+    """Measure on the current CUDA device; the exit status is 1 if vectors are wrong, a job failed or it was lost."""
     device, found = Device.current()
     precisions = suited(settings.precisions, torch.device(device.torch), print)
     settings = replace(device.fitting(settings), precisions=precisions, thorough=(precisions[0], "fp32"))
@@ -297,7 +265,7 @@ def command(settings: Settings, console: Console) -> int:
 
 
 SUITE = Suite(
-    "the engine on this machine's card, end to end: correct first, then how fast beside its rivals",
+    "The engine on this machine's card, end to end: correct first, then how fast beside its rivals.",
     Settings(
         sections=("correctness", "speed", "stages", "switches"),
         precisions=("bf16", *(each for each in precisions_on("cuda") if each != "bf16")),

@@ -14,8 +14,7 @@ from flashelmo.benchmarks.kernels.tables import TARGET, ceilings, error_table, t
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.tables import absent, describe_run, figure, markdown, percent, pivot
 
-SPEEDS = ("single", "batch", "ragged", "bulk")
-LATE = ("compiled", "onnx")  # rivals that are measured by themselves
+SPEEDS = ("single", "batch", "ragged", "bulk", "compiled", "onnx")
 RIVALS_COLOUR, COLOUR = "#9aa5b1", "#2f6f9f"
 ACROSS = 4  # plots beside each other
 
@@ -23,17 +22,24 @@ ACROSS = 4  # plots beside each other
 def tables(results: Results, file: str = "") -> str:
     """Markdown of a whole run, whose results are in `file` of benchmarks/results."""
     parts = [f"{describe_run(results, file)} Random weights." if file else "", ceilings(results)]
-    for model in results.models:
-        parts += [speed_table(results, model), limit_table(results, model)]
-    parts += [late_table(results, section) for section in LATE]
+    parts += [speed_table(results, model) for model in results.models]
     errors = [row for row in results.section("error") if row.detail != "two calls"]
     parts += [target_table(results, "engine"), error_table(errors)]
-    switched = {row.detail: None for row in results.section(SWITCH)}
-    on = [row for row in results.section(SWITCH) if row.ratios]
-    parts.append(pivot("Times as fast with the switch on", on, _ratio) if switched else "")
-    stages = [row for row in results.section(STAGES) if row.median is not None]
-    parts.append(pivot("Share of each stage in the card's time, %", stages) if stages else "")
+    for title, rows, cell in (
+        ("Times as fast with the switch on", [row for row in results.section(SWITCH) if row.ratios], _ratio),
+        (
+            "Share of each stage in the card's time, %",
+            measured(results.section(STAGES)),
+            lambda row: figure(row.median),
+        ),
+    ):
+        parts.append(pivot(title, rows, cell) if rows else "")
     return "\n\n".join(filter(None, [*parts, *absent([row for row in results.rows if row.section != TARGET])]))
+
+
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """Those that have a figure."""
+    return [row for row in rows if row.median is not None]
 
 
 def _ratio(row: Row) -> str:
@@ -41,44 +47,23 @@ def _ratio(row: Row) -> str:
 
 
 def speed_table(results: Results, model: str) -> str:
-    """Contestants down, workloads across: thousands of tokens a second; last what the card allows."""
+    """Contestants down, workloads across: thousands of tokens a second, and ours as a share of what the card allows."""
     rows = _speeds(results, model)
     workloads = list(dict.fromkeys(map(_workload, rows)))
-    cells = {(row.name, _workload(row)): figure((row.median or 0) / 1e3) for row in rows}
-    first = next((row.name for row in rows), "")
-    limits = {_workload(row): row.ceiling_both for row in rows if row.name == first and row.ceiling_both}
-    lines = [
-        [name, *(cells.get((name, each), "") for each in workloads)] for name in dict.fromkeys(r.name for r in rows)
-    ]
-    lines += [["the card's limit", *(figure(limits.get(each, 0.0) / 1e3) for each in workloads)]] if limits else []
-    return markdown(f"Thousands of tokens a second: {model} model", 1, ["", *workloads], lines)
-
-
-def limit_table(results: Results, model: str) -> str:
-    """Ours, as shares of what the card allows for LSTM and words, and times the rivals' speed."""
-    rows = [row for row in _speeds(results, model) if row.ceiling]
-    rivals = list(dict.fromkeys(name for row in rows for name in row.ratios))
-    headings = ["", "", "of the LSTM's limit", "of both parts'", *(f"x {name}" for name in rivals)]
-    lines = [
-        [_workload(row), row.name, percent(row.utilisation), percent(row.utilisation_both)]
-        + [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in rivals]
-        for row in rows
-    ]
-    return markdown(f"Share of the card's limits, and of rivals: {model} model", 2, headings, lines)
-
-
-def late_table(results: Results, section: str) -> str:
-    """Ours beside a rival that is measured by itself."""
-    lines = []
-    for row in results.section(section):
-        if row.median:
-            ratios = ", ".join(f"{ratio:.1f} x {name}" for name, ratio in row.ratios.items())
-            lines.append([row.model, row.detail, row.name, figure(row.median), ratios])
-    return markdown(f"Beside {section}", 3, ["model", "", "", UNIT, "ours"], lines)
+    cells, limits = {}, dict[str, str]()
+    for row in rows:
+        share = f" ({percent(row.utilisation_both)})" if row.ceiling_both else ""
+        cells[row.name, _workload(row)] = figure((row.median or 0) / 1e3) + share
+        limits.setdefault(_workload(row), figure(row.ceiling_both and row.ceiling_both / 1e3))
+    names = list(dict.fromkeys(row.name for row in rows))
+    lines = [[name, *(cells.get((name, each), "") for each in workloads)] for name in names]
+    lines += [["the card's limit for the first", *limits.values()]] if rows else []
+    title = f"Thousands of tokens a second (share of the card's limit for LSTM and words): {model} model"
+    return markdown(title, 1, ["", *workloads], lines)
 
 
 def _speeds(results: Results, model: str) -> list[Row]:
-    return [row for section in SPEEDS for row in results.section(section, model) if row.median]
+    return measured([row for section in SPEEDS for row in results.section(section, model)])
 
 
 def _workload(row: Row) -> str:

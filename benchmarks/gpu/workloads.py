@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from flashelmo.benchmarks.kernels import model
 from flashelmo.benchmarks.kernels.card import Card
@@ -30,8 +31,7 @@ class Workload:
     """Sentences that are embedded by one call.
 
     Attributes:
-        section: "single", "batch", "ragged" or "bulk".
-        detail: as "32 sentences of 20".
+        section, detail: as "batch", "32 sentences of 20".
         waits: whether each call is waited for: its latency counts, not how many can be queued.
     """
 
@@ -57,8 +57,7 @@ def load_text(n_tokens: int, path: Path | None, seed: int) -> tuple[Sentences, s
     Raises:
         FlashElmoError: the file is empty.
     """
-    if path is None and REAL_TEXT.is_file():
-        path = REAL_TEXT
+    path = path or (REAL_TEXT if REAL_TEXT.is_file() else None)
     if path is None:
         sentences, source = generate(min(n_tokens, GENERATED), seed), f"generated text, seed {seed}"
     else:
@@ -100,8 +99,7 @@ def bulk(text: Sentences, n_tokens: int) -> Workload:
     return Workload("bulk", f"{n_tokens - left:,} tokens", taken)
 
 
-@dataclass(frozen=True)
-class Ceilings:
+class Ceilings(NamedTuple):
     """Tokens a second at best, of the LSTM alone, and with the words' vectors."""
 
     lstm: float
@@ -109,51 +107,30 @@ class Ceilings:
 
 
 def ceilings(config: ElmoConfig, workload: Workload, card: Card, precision: str, words_known: bool = False) -> Ceilings:
-    """What the card allows for a workload.
+    """What the card allows for a workload; known words' vectors cost nothing."""
 
-    Args:
-        words_known: their vectors cost nothing.
-    """
-    lstm = lstm_seconds(config, workload.sentences, card, precision)
-    words = 0.0 if words_known else word_seconds(config, workload.sentences, card, precision)
-    return Ceilings(workload.tokens / lstm, workload.tokens / (lstm + words))
+    def seconds(cost: Cost) -> float:
+        return 1e-6 * replace(cost, launches=0).microseconds(card, precision).microseconds
 
-
-def lstm_seconds(config: ElmoConfig, sentences: Sentences, card: Card, precision: str) -> float:
-    """Of all layers' steps."""
-    steps = sum(times * _seconds(lstm_step(config, n, precision), card, precision) for n, times in _rows(sentences))
+    sentences = workload.sentences
+    by_length = Counter(map(len, sentences))
+    rows = Counter(accumulate(by_length[length] for length in range(max(by_length, default=0), 0, -1)))
+    steps = sum(times * seconds(lstm_step(config, n, precision)) for n, times in rows.items())  # depths of so many rows
     once = model.D * config.projection_size * 4 * config.cell_size * model.weight_bytes(precision) / card.memory
-    return config.n_layers * (steps + once)
+    lstm, words = config.n_layers * (steps + once), 0.0
+    if config.filters and not words_known:  # models without characters look vectors up
+        distinct = {word for sentence in sentences for word in sentence}
+        lengths = [min(len(word.encode()) + 2, config.max_characters) for word in distinct]
+        costs = [model.characters(config, lengths, precision), model.final_projection(config, len(lengths), precision)]
+        costs += [model.highway(config, len(lengths), precision)] * config.n_highway
+        words = sum(map(seconds, costs))
+    return Ceilings(workload.tokens / lstm, workload.tokens / (lstm + words))
 
 
 def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
     """All operations of one step of both directions, but of weights the recurrent ones and the projection's alone."""
     whole, recurrent = (model.step(config, rows, precision, way) for way in ("fused", "hoisted"))
     return replace(whole, weights=recurrent.weights, launches=0, products=())
-
-
-def word_seconds(config: ElmoConfig, sentences: Sentences, card: Card, precision: str) -> float:
-    """Of the vectors of the distinct words; nothing for models without characters, which look them up."""
-    if not config.filters:
-        return 0.0
-    words = {word for sentence in sentences for word in sentence}
-    lengths = [min(len(word.encode()) + 2, config.max_characters) for word in words]
-    costs = [model.characters(config, lengths, precision)]
-    costs += [model.highway(config, len(words), precision)] * config.n_highway
-    costs.append(model.final_projection(config, len(words), precision))
-    return sum(_seconds(replace(cost, launches=0), card, precision) for cost in costs)
-
-
-def _rows(sentences: Sentences) -> Iterator[tuple[int, int]]:
-    """How many depths have so many rows: (rows, depths)."""
-    by_length = Counter(map(len, sentences))
-    longest = max(by_length, default=0)
-    still = accumulate(by_length[length] for length in range(longest, 0, -1))  # sentences at least so long
-    yield from Counter(still).items()
-
-
-def _seconds(cost: Cost, card: Card, precision: str) -> float:
-    return 1e-6 * cost.microseconds(card, precision).microseconds
 
 
 def suited_tokens(config: ElmoConfig, card: Card, most: int, precision: str) -> int:

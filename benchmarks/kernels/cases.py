@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 from flashelmo.benchmarks.kernels import problems
 from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.model import D, kind_of
-from flashelmo.benchmarks.kernels.problems import Maker, random_words, spell
+from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
@@ -39,8 +37,8 @@ OTHER_SIZES = (
     ),
 )
 
-# Makes the launch from sizes, number of rows and a maker without memory.
-Build = Callable[[ElmoConfig, int, Maker], Launch]
+# Makes a launch, or the problem that has it, from sizes, number of rows and a maker without memory.
+Build = Callable[..., Launch | Problem]
 
 
 class Kernel(NamedTuple):
@@ -50,11 +48,9 @@ class Kernel(NamedTuple):
         name: its name, and what it is given where that makes another kernel of it.
         operations: those of TILES whose tiles one launch chooses, by the same rows.
         letters: the sizes that it depends on: of cells, projection, character features, character embedding.
-        full: precisions that every entry of its tables is compiled in, for all of `targets`: but fp16, which compiles
-            as bf16 does, for few, and fp32 for sm_75 too.
-        few: precisions for few targets.
-        hopper: it has an entry of HOPPER_TILES.
-        sizes: compile it at each other size that differs for it.
+        full, few: precisions that every entry of its tables is compiled in, for all of `targets` and for few: fp16,
+            which compiles as bf16 does, always for few, and fp32 for sm_75 too.
+        hopper, sizes: compile its entry of HOPPER_TILES, and each other size that differs for it.
     """
 
     name: str
@@ -70,14 +66,8 @@ class Kernel(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One compilation for each target.
-
-    Attributes:
-        kernel: its name.
-        type: precision; "int8" are 8-bit weights of the LSTM, multiplied in bf16.
-        size: as "C 4096, P 512".
-        entries: those of TILES that it has, as "gates/half/16" (up to 16 rows).
-        targets: compute capabilities.
+    """One compilation for each target: of a kernel in a precision ("int8" are 8-bit weights, multiplied in bf16), a
+    size as "C 4096, P 512", and entries of TILES as "gates/half/16" (up to 16 rows).
     """
 
     kernel: str
@@ -105,62 +95,38 @@ def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True,
     return lstm_step("projection", way, config, rows, make, skip=skip, dependent=dependent)
 
 
-def characters(config: ElmoConfig, rows: int, make: Maker) -> Launch:
-    """Embedding, convolutions and maximum."""
-    return problems.characters(config, spell(random_words(config, rows), config), make).launch
+def _launch(build: Build, *given: Any) -> Launch:
+    found = build(*given)
+    return found.launch if isinstance(found, Problem) else found
 
 
-def highway(config: ElmoConfig, rows: int, make: Maker) -> Launch:
-    """One highway layer."""
-    return problems.highway(config, rows, make).launch
-
-
-def final_projection(config: ElmoConfig, rows: int, make: Maker) -> Launch:
-    """Character features to word vectors."""
-    return problems.final_projection(config, rows, make).launch
-
-
-def hoisted_input(config: ElmoConfig, rows: int, make: Maker) -> Launch:
-    """The input's part of the gates."""
-    return problems.hoisted_input(config, rows, make).launch
-
-
-def token_layers(config: ElmoConfig, rows: int, make: Maker, *, pooled: bool = False) -> Launch:
-    """All layers of tokens, or of sentences."""
-    return problems.token_layers(config, rows, torch.eye(config.n_layers + 1), make, pooled).launch
-
-
-EXACT = ("bf16", "fp16", "fp32", "tf32")
+EXACT, BF16 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 PERSISTENT = ("persistent gates", "persistent projection")
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
-persistent = partial(lstm_step, "persistent", "persistent", skip=True)
-TYPES = ("bf16", "int8")
+persistent, early = partial(lstm_step, "persistent", "persistent", skip=True), DEPENDENT_TARGETS
+means = partial(problems.token_layers, pooled=True)
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
-    Kernel("gates by word", GATES, "CP", partial(fused, by_word=True), ("bf16",), hopper=True),
+    Kernel("gates by word", GATES, "CP", partial(fused, by_word=True), BF16, hopper=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16", "int8"), ("fp32", "tf32")),
     Kernel("projection", PROJECTION, "CP", projection, (*EXACT, "int8"), sizes=True),
-    Kernel("projection, no skip", PROJECTION, "CP", partial(projection, skip=False), few=("bf16",)),
-    Kernel("gates dependent", GATES, "CP", partial(fused, dependent=True), few=("bf16",)),
+    Kernel("projection, no skip", PROJECTION, "CP", partial(projection, skip=False), few=BF16),
+    Kernel("gates dependent", GATES, "CP", partial(fused, dependent=True), few=BF16),
+    Kernel("gates hoisted dependent", GATES, "CP", partial(hoisted, dependent=True), BF16, ("int8",), targets=early),
     Kernel(
-        "gates hoisted dependent", GATES, "CP", partial(hoisted, dependent=True), ("bf16",), ("int8",),
-        targets=DEPENDENT_TARGETS,
-    ),
-    Kernel(
-        "projection dependent", PROJECTION, "CP", partial(projection, dependent=True), ("bf16",), ("int8",),
-        targets=DEPENDENT_TARGETS,
+        "projection dependent", PROJECTION, "CP", partial(projection, dependent=True), BF16, ("int8",), targets=early
     ),
     Kernel("persistent", PERSISTENT, "CP", persistent, (*EXACT, "int8"), sizes=True),
-    Kernel("persistent, no skip", PERSISTENT, "CP", partial(persistent, skip=False), TYPES),
-    Kernel("characters", ("characters",), "FE", characters, EXACT, sizes=True),
-    Kernel("characters, wide", ("wide characters",), "FE", characters, EXACT, config=MANYLANGS),
-    Kernel("linear", LINEAR, "FP", final_projection, EXACT, hopper=True, sizes=True),
-    Kernel("linear, LSTM input", LINEAR, "CP", hoisted_input, few=("bf16",), hopper=True, sizes=True),
-    Kernel("highway", ("highway",), "F", highway, EXACT, hopper=True, sizes=True),
-    Kernel("token layers", (), "P", token_layers, ("bf16",), ("fp16", "fp32"), sizes=True),
-    Kernel("token layers, means", (), "P", partial(token_layers, pooled=True), ("bf16",), ("fp16", "fp32"), sizes=True),
-)  # fmt: skip
+    Kernel("persistent, no skip", PERSISTENT, "CP", partial(persistent, skip=False), ("bf16", "int8")),
+    Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True),
+    Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, config=MANYLANGS),
+    Kernel("linear", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True),
+    Kernel("linear, LSTM input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True),
+    Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True),
+    Kernel("token layers", (), "P", problems.token_layers, BF16, ("fp16", "fp32"), sizes=True),
+    Kernel("token layers, means", (), "P", means, BF16, ("fp16", "fp32"), sizes=True),
+)
 
 
 def cases() -> list[Case]:
@@ -199,7 +165,7 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
 def _case(
     kernel: Kernel, config: ElmoConfig, precision: str, rows: int, entries: tuple[str, ...], targets: tuple[int, ...]
 ) -> Case:
-    build = partial(kernel.build, config, rows, Maker.of("meta", precision))
+    build = partial(_launch, kernel.build, config, rows, Maker.of("meta", precision))
     return Case(kernel.name, precision, described(config, kernel.letters), entries, targets, build)
 
 

@@ -14,12 +14,10 @@ from functools import cache, partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import torch
-
 from flashelmo.benchmarks.kernels import problems
 from flashelmo.benchmarks.kernels.card import Device
 from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent
-from flashelmo.benchmarks.kernels.problems import Maker, Problem, random_words, spell
+from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.timing import Deadline
 from flashelmo.benchmarks.worker import one_line
@@ -70,34 +68,31 @@ class Check(NamedTuple):
     error: Callable[[], float]
 
 
+# Kernels other than the LSTM's; whether they are checked at many sizes.
+BUILDS: dict[str, tuple[Callable[..., Problem], bool]] = {
+    "highway": (problems.highway, True),
+    "characters": (problems.characters, True),
+    "final projection": (problems.final_projection, True),
+    "input": (problems.hoisted_input, False),
+    "token layers": (problems.token_layers, False),
+    "token layers, means": (partial(problems.token_layers, pooled=True), False),
+}
+
+
 def checks(config: ElmoConfig, sizes: Sizes, device: str, seed: int, precisions: Sequence[str]) -> Iterator[Check]:
     """All kernels at one model's sizes, kernel by kernel."""
+
+    def error(build: Callable[..., Problem], n: int, precision: str) -> float:
+        return build(config, n, Maker.of(device, precision, seed, host=True)).error()
+
     yield from _step_checks(config, sizes, device, seed, precisions)
-    layers = config.n_layers + 1
-    mix = torch.cat([torch.eye(layers), torch.randn(1, layers, generator=torch.Generator().manual_seed(seed))])
-    builds: dict[str, Callable[[int, Maker], Problem]] = {
-        "highway": lambda n, make: problems.highway(config, n, make),
-        "characters": lambda n, make: problems.characters(config, spell(random_words(config, n, seed), config), make),
-        "final projection": lambda n, make: problems.final_projection(config, n, make),
-        "input": lambda n, make: problems.hoisted_input(config, n, make),
-        "token layers": lambda n, make: problems.token_layers(config, n, mix, make),
-        "token layers, means": lambda n, make: problems.token_layers(config, n, mix, make, pooled=True),
-    }
-    for name, build in builds.items():
-        several = name in ("highway", "characters", "final projection")
-        if several and not config.filters:
-            continue
-        for precision in precisions:
-            if precision == "tf32" and name.startswith("token"):  # no product
-                continue
-            rows = sizes.rows if several else sizes.rows[-1:]
-            for n in rows if precision == "bf16" or not several else rows[1::2]:
-                error = partial(_error, build, n, device, precision, seed)
-                yield Check(name, precision, f"{n} {'words' if several else 'rows'}", error)
-
-
-def _error(build: Callable[[int, Maker], Problem], n: int, device: str, precision: str, seed: int) -> float:
-    return build(n, Maker.of(device, precision, seed, host=True)).error()
+    for name, (build, is_varied) in BUILDS.items():
+        for precision in precisions if config.filters or not is_varied else ():
+            rows = sizes.rows if precision == "bf16" else sizes.rows[1::2]
+            for n in rows if is_varied else sizes.rows[-1:]:
+                if precision != "tf32" or not name.startswith("token"):  # where there is no product
+                    unit = "words" if is_varied else "rows"
+                    yield Check(name, precision, f"{n} {unit}", partial(error, build, n, precision))
 
 
 def _step_checks(
@@ -115,23 +110,26 @@ def _step_checks(
 
     small = tuple(n for n in sizes.steps if n <= SMALL_ROWS)
     smaller = dict.fromkeys((small, small[:2]))  # all depths of a persistent launch have one tile
-    planned = {"fused": [], "hoisted": [], "persistent": []}  # type: dict[str, list[tuple[str, tuple[int, ...]]]]
+    planned: list[tuple[str, str, Iterable[tuple[int, ...]]]] = []  # way, precision, rows
     for precision in precisions:
         if precision == "bf16":
-            planned["fused"].append(("bf16", sizes.steps))
-            planned["hoisted"] += [("bf16", sizes.steps), ("int8", small)]
-            planned["persistent"] += [(each, rows) for each in ("bf16", "int8") for rows in smaller]
+            planned += [
+                ("fused", "bf16", [sizes.steps]),
+                ("hoisted", "bf16", [sizes.steps]),
+                ("hoisted", "int8", [small]),
+            ]
+            planned += [("persistent", "bf16", smaller), ("persistent", "int8", smaller)]
         else:
-            planned["fused"].append((precision, sizes.many))
-            planned["hoisted"].append((precision, sizes.few))
-            planned["persistent"].append((precision, sizes.few))
-    for way, members in planned.items():
-        for dependent in (False, True) if way != "persistent" and has_dependent(device) else (False,):
-            for precision, rows in members:
-                if dependent and precision not in ("bf16", "int8"):
-                    continue
-                name, detail = f"{'dependent ' * dependent}{way} step", f"rows {', '.join(map(str, rows))}"
-                yield Check(name, precision, detail, partial(error, rows, precision, way, dependent))
+            planned += [("fused", precision, [sizes.many])]
+            planned += [(way, precision, [sizes.few]) for way in ("hoisted", "persistent")]
+    both = [False, True] if has_dependent(device) else [False]
+    for way, dependent in (
+        [("fused", each) for each in both] + [("hoisted", each) for each in both] + [("persistent", False)]
+    ):
+        for _, precision, rows in filter(lambda each: each[0] == way, planned):
+            for each in rows if not dependent or precision in ("bf16", "int8") else ():
+                name, detail = f"{'dependent ' * dependent}{way} step", f"rows {', '.join(map(str, each))}"
+                yield Check(name, precision, detail, partial(error, each, precision, way, dependent))
 
 
 def run_checks(

@@ -29,7 +29,7 @@ from flashelmo.benchmarks.kernels.lstm import (
     way_in_use,
 )
 from flashelmo.benchmarks.kernels.model import Cost, D
-from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product, spell
+from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.kernels.launch import Launch
 
@@ -212,7 +212,7 @@ def both_directions(
 def word_groups(config: ElmoConfig, words: Sequence[str], precision: str, device: str, seed: int) -> Iterator[Group]:
     """Characters, a highway, the final projection, and characters with all highways, of these words."""
     make, n, detail = Maker.of(device, precision, seed), len(words), f"{len(words)} words"
-    characters = problems.characters(config, spell(words, config), make)
+    characters = problems.characters(config, n, make, words)
     chain = [characters]
     for _ in range(config.n_highway):
         chain.append(problems.highway(config, n, make, x=chain[-1].out.normal_()))
@@ -239,7 +239,7 @@ def token_group(config: ElmoConfig, n: int, precision: str, device: str, seed: i
     """One mix of the layers, and all layers, of so many tokens whose nodes are scattered."""
     make, layers = Maker.of(device, precision, seed), config.n_layers + 1
     mixes = {"one mix": torch.full((1, layers), 1 / layers), "all layers": torch.eye(layers)}
-    found = {f"{name} {precision}": problems.token_layers(config, n, mix, make) for name, mix in mixes.items()}
+    found = {f"{name} {precision}": problems.token_layers(config, n, make, mix=mix) for name, mix in mixes.items()}
     return _group("token layers", f"{n} tokens", precision, found)
 
 

@@ -17,7 +17,7 @@ Letters: D directions (2), C cells, P projection, F filters, n rows of a step (i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 from rich.console import Console
@@ -113,36 +113,21 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Both, one after the other."""
-        names = ("operations", "streamed", "weights", "states", "launches", "barriers")
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Cost(**sums, products=self.products + other.products)
-
-    def __mul__(self, times: int) -> Cost:
-        """So many times."""
-        return sum([self] * times, Cost())
-
-    @property
-    def bytes(self) -> float:
-        """All bytes that reach a multiprocessor or leave it."""
-        return self.streamed + self.weights + self.states
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def memory_bytes(self, card: Card) -> float:
-        """Those of them that memory gives or takes."""
+        """Bytes that memory gives or takes."""
         return self.streamed + (0 if self.weights <= KEPT * card.l2_bytes else self.weights)
 
     def roofline(self, card: Card, precision: str) -> float:
         """Microseconds that the matrix units or the memory need at least."""
         return 1e6 * max(self.operations / card.peak(precision), self.memory_bytes(card) / card.memory)
 
-    def microseconds(self, card: Card, precision: str) -> Prediction:
-        """The model's time."""
-        return self._prediction(card, precision, self.bytes)
-
-    def as_tiled(self, card: Card, precision: str) -> Prediction:
-        """The model's time with what the tiles fetch."""
-        return self._prediction(card, precision, max(self.bytes, sum(each.fetched(card) for each in self.products)))
-
-    def _prediction(self, card: Card, precision: str, l2_bytes: float) -> Prediction:
+    def microseconds(self, card: Card, precision: str, tiled: bool = False) -> Prediction:
+        """The model's time, or that with what the tiles fetch."""
+        l2_bytes = self.streamed + self.weights + self.states
+        if tiled:
+            l2_bytes = max(l2_bytes, sum(each.fetched(card) for each in self.products))
         work = {
             "matrix": 1e6 * self.operations / card.peak(precision),
             "memory": 1e6 * self.memory_bytes(card) / card.memory,
@@ -153,6 +138,13 @@ class Cost:
         return Prediction(work[bound] + waiting, "launch" if waiting > work[bound] else bound)
 
 
+def _cost(product: Product, width: int, streamed: float, states: float = 0, bias: int = 0) -> Cost:
+    """Of one launch that computes a product whose weights' numbers have so many bytes."""
+    _, _, matrices, rows, columns, inputs = product
+    weights = matrices * columns * (inputs * width + bias)
+    return Cost(matrices * 2 * rows * inputs * columns, streamed, weights, states, 1, products=(product,))
+
+
 def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
     """The gates and cells of one step, both directions.
 
@@ -160,27 +152,17 @@ def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
         way: "fused" (the input is multiplied with the recurrent state) or "hoisted" (beforehand), as 8-bit weights are.
     """
     C, P, width = config.cell_size, config.projection_size, value_bytes(precision)
-    inputs = 2 * P if way == "fused" else P
-    return Cost(
-        operations=D * rows * 2 * inputs * 4 * C,
-        streamed=D * rows * (P * width if way == "fused" else 4 * C * 4),  # x, or its float32 part of the gates
-        weights=D * inputs * 4 * C * weight_bytes(precision),
-        states=D * rows * (P * width + C * (4 + 4 + width)),  # hidden; the cell before and after; unprojected
-        launches=1,
-        products=(Product("gates", precision, D, rows, 4 * C, inputs),),
-    )
+    product = Product("gates", precision, D, rows, 4 * C, 2 * P if way == "fused" else P)
+    streamed = D * rows * (P * width if way == "fused" else 4 * C * 4)  # x, or its float32 part of the gates
+    states = D * rows * (P * width + C * (4 + 4 + width))  # hidden; the cell before and after; unprojected
+    return _cost(product, weight_bytes(precision), streamed, states)
 
 
 def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
     """The projection of one step, both directions, without skip connection."""
     C, P = config.cell_size, config.projection_size
-    return Cost(
-        operations=D * rows * 2 * C * P,
-        weights=D * C * P * weight_bytes(precision),
-        states=D * rows * (C + P) * value_bytes(precision),
-        launches=1,
-        products=(Product("projection", precision, D, rows, P, C),),
-    )
+    product = Product("projection", precision, D, rows, P, C)
+    return _cost(product, weight_bytes(precision), 0, D * rows * (C + P) * value_bytes(precision))
 
 
 def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
@@ -190,71 +172,47 @@ def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
     return replace(whole, launches=0, barriers=2) if way == "persistent" else whole
 
 
-def linear(
-    matrices: int, rows: int, inputs: int, outputs: int, precision: str, output_bytes: int | None = None
-) -> Cost:
-    """A product with bias, `matrices` times [rows, inputs] x [inputs, outputs]."""
-    width = value_bytes(precision)
-    return Cost(
-        operations=matrices * 2 * rows * inputs * outputs,
-        streamed=matrices * rows * (inputs * width + outputs * (output_bytes or width)),
-        weights=matrices * (inputs * width + 4) * outputs,
-        launches=1,
-        products=(Product("linear", precision, matrices, rows, outputs, inputs),),
-    )
-
-
 def hoisted_input(config: ElmoConfig, nodes: int, precision: str) -> Cost:
     """The input's part of the gates, in float32, of so many nodes in each direction."""
-    return linear(D, nodes, config.projection_size, 4 * config.cell_size, precision, output_bytes=4)
+    P, columns, width = config.projection_size, 4 * config.cell_size, value_bytes(precision)
+    product = Product("linear", precision, D, nodes, columns, P)
+    return _cost(product, width, D * nodes * (P * width + columns * 4), bias=4)
 
 
 def characters(config: ElmoConfig, lengths: Sequence[int], precision: str) -> Cost:
-    """Character features of words, multiplied where their characters are.
-
-    Args:
-        lengths: characters of each word with its begin and end.
-    """
+    """Character features of words of so many characters with begin and end, multiplied where their characters are."""
     M, E, width = config.max_characters, config.character_size, value_bytes(precision)
     windows = sum(
         w * number * sum(min(length, M - w + 1) for length in lengths)  # one begins at each character, if it fits
         for w, number in config.filters
     )
-    return Cost(
-        operations=2 * E * windows,
-        streamed=len(lengths) * (4 * M + config.n_filters * width),
-        weights=sum(w * number for w, number in config.filters) * E * width + config.n_characters * E * width,
-        launches=1,
-    )
+    weights = sum(w * number for w, number in config.filters) * E * width + config.n_characters * E * width
+    return Cost(2 * E * windows, len(lengths) * (4 * M + config.n_filters * width), weights, launches=1)
 
 
 def highway(config: ElmoConfig, words: int, precision: str) -> Cost:
     """One highway layer: transform and gate."""
-    F = config.n_filters
-    product = Product("highway", precision, 1, words, 2 * F, F)
-    streamed = 2 * words * F * value_bytes(precision)
-    return replace(linear(1, words, F, 2 * F, precision), streamed=streamed, products=(product,))
+    F, width = config.n_filters, value_bytes(precision)
+    return _cost(Product("highway", precision, 1, words, 2 * F, F), width, 2 * words * F * width, bias=4)
 
 
 def final_projection(config: ElmoConfig, words: int, precision: str) -> Cost:
     """The characters' projection to a word vector."""
-    return linear(1, words, config.n_filters, config.projection_size, precision)
+    F, P, width = config.n_filters, config.projection_size, value_bytes(precision)
+    return _cost(Product("linear", precision, 1, words, P, F), width, words * (F + P) * width, bias=4)
 
 
 def token_layers(config: ElmoConfig, tokens: int, outputs: int, precision: str) -> Cost:
     """Token rows gathered from words and forests, mixed to so many float32 outputs."""
     P, layers = config.projection_size, config.n_layers + 1
     read = P + (layers - 1) * 2 * P  # the lowest layer is the word vector, twice
-    return Cost(
-        operations=2 * tokens * outputs * layers * 2 * P,
-        streamed=tokens * (read * value_bytes(precision) + outputs * 2 * P * 4 + 3 * 4),
-        launches=1,
-    )
+    streamed = tokens * (read * value_bytes(precision) + outputs * 2 * P * 4 + 3 * 4)
+    return Cost(2 * tokens * outputs * layers * 2 * P, streamed, launches=1)
 
 
 def predicted(row: Row, cost: Cost, card: Card, precision: str) -> Row:
     """The row with the model's time, and as tiled."""
-    (time, bound), (tiled, tiled_bound) = cost.microseconds(card, precision), cost.as_tiled(card, precision)
+    (time, bound), (tiled, tiled_bound) = (cost.microseconds(card, precision, each) for each in (False, True))
     note = f"{row.name}: bound by {bound}; as tiled {tiled:.1f} µs, bound by {tiled_bound}"
     return replace(row, unit="µs", median=float(f"{time:.4g}"), note=note)
 
@@ -263,8 +221,7 @@ def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
     """Lines of the printed table: what, of what size, precision, the model's time and as tiled, each with its bound."""
     costs: list[tuple[str, str, str, Cost]] = []
     for n in ROWS:
-        for way in ("fused", "hoisted"):
-            costs.append((f"gates, {way}", f"{n} rows", "bf16", gates(config, n, "bf16", way)))
+        costs += [(f"gates, {way}", f"{n} rows", "bf16", gates(config, n, "bf16", way)) for way in ("fused", "hoisted")]
         costs.append(("projection", f"{n} rows", "bf16", projection(config, n, "bf16")))
         for precision, ways in (("bf16", ("fused", "hoisted", "persistent")), ("int8", ("hoisted", "persistent"))):
             costs += [(f"step, {way}", f"{n} rows", precision, step(config, n, precision, way)) for way in ways]
@@ -273,11 +230,11 @@ def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
         costs.append(("highway", f"{n} words", "bf16", highway(config, n, "bf16")))
         costs.append(("final projection", f"{n} words", "bf16", final_projection(config, n, "bf16")))
     costs.append(("input of the gates", "2048 nodes", "bf16", hoisted_input(config, 2048, "bf16")))
-    for what, outputs in (("one mix", 1), ("all", config.n_layers + 1)):
-        cost = token_layers(config, TOKENS, outputs, "bf16")
-        costs.append((f"token layers, {what}", f"{TOKENS} tokens", "bf16", cost))
+    for n in (1, config.n_layers + 1):
+        cost = token_layers(config, TOKENS, n, "bf16")
+        costs.append((f"token layers, {n} outputs", f"{TOKENS} tokens", "bf16", cost))
     for what, size, precision, cost in costs:
-        times = [cost.microseconds(card, precision), cost.as_tiled(card, precision)]
+        times = [cost.microseconds(card, precision, tiled) for tiled in (False, True)]
         yield [what, size, precision, *(text for time, bound in times for text in (f"{time:,.1f}", bound))]
 
 

@@ -119,9 +119,10 @@ def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
     return run
 
 
-def characters(config: ElmoConfig, ids: Tensor, make: Maker) -> Problem:
-    """Embedding, convolutions and maximum of words [W, M]."""
+def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = ()) -> Problem:
+    """Embedding, convolutions and maximum of n words, random ones where there are none."""
     E, device = config.character_size, make.device
+    ids = spell(words or random_words(config, n), config)
     embedding = make.normal(config.n_characters, E)
     convolutions = [
         (make.normal(width, E, number, scale=(width * E) ** -0.5), make.normal(number, scale=0.1))
@@ -129,15 +130,15 @@ def characters(config: ElmoConfig, ids: Tensor, make: Maker) -> Problem:
     ]
     given: dict[str, Any] = {"activation": config.activation, "dtype": make.dtype, "device": device}
     weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, **given)
-    words = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=device)
-    out = make.empty(len(ids), config.n_filters)
+    grouped = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=device)
+    out = make.empty(n, config.n_filters)
 
     def expected() -> Tensor:
         doubled = [(weight.double(), bias.double()) for weight, bias in convolutions]
         return reference.char_cnn(ids, embedding.double(), doubled, config.activation)
 
     cost = model.characters(config, (ids != PADDING).sum(dim=1).tolist(), make.precision)
-    return Problem(char_cnn_launch(words, weights, out, precision=make.products), out, expected, cost)
+    return Problem(char_cnn_launch(grouped, weights, out, precision=make.products), out, expected, cost)
 
 
 def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) -> Problem:
@@ -186,10 +187,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, ma
     )
 
 
-def token_layers(config: ElmoConfig, n: int, mix: Tensor, make: Maker, pooled: bool = False) -> Problem:
-    """Mixed layers of n tokens whose nodes are scattered, or their means over sentences; mix [outputs, layers]."""
+def token_layers(config: ElmoConfig, n: int, make: Maker, pooled: bool = False, mix: Tensor | None = None) -> Problem:
+    """Mixed layers of n tokens whose nodes are scattered, or their means over sentences.
+
+    Args:
+        mix: [outputs, layers]; all layers and a random mix of them where absent.
+    """
     L, P, n_words = config.n_layers + 1, config.projection_size, max(1, n // 10)
     host = torch.Generator().manual_seed(n)
+    mix = torch.cat([torch.eye(L), torch.randn(1, L, generator=host)]) if mix is None else mix
     words = torch.randint(0, n_words, (n,), generator=host)
     nodes = torch.stack([torch.randperm(n, generator=host) for _ in range(2)])
     lengths = [0, 1, n // 3, n - 1 - n // 3] if n > 1 else [n]
