@@ -100,20 +100,11 @@ def precisions() -> str:
         limits = {"absolute": found.max_abs, "relative": found.relative}
         return ", ".join(f"{limit:g} {kind}" for kind, limit in limits.items() if limit is not None)
 
-    places: tuple[Place, ...] = ("cpu", "cuda", "onnx")
-    lines = [
-        [f"`{name}`", row.computes_in, *(bound(row, place) for place in places), "{}.{}".format(*row.capability)]
-        for name, row in PRECISIONS.items()
-    ]
-    lines = [line if line[3] else [*line[:-1], ""] for line in lines]
-    headings = [
-        "",
-        "computes in",
-        "bound on the CPU",
-        "bound on a card",
-        "bound of an exported file",
-        "card of at least",
-    ]
+    lines = []
+    for name, row in PRECISIONS.items():
+        card = "{}.{}".format(*row.capability) if row.cuda else ""
+        lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
+    headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
     return markdown("", len(headings), headings, lines)
 
 

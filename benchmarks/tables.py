@@ -27,7 +27,7 @@ TITLES = {
     "peak": "the LSTM on sentences of equal length",
     "cuda": "on a card",
 }
-MANY = 2  # more details than these become columns
+MANY = 2  # more details than these become columns, where everybody has a figure of each
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
 
 
@@ -103,14 +103,15 @@ def blocks(rows: Sequence[Row], *, spread: bool) -> Iterator[Block]:
     for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
         members = list(group)
         measured = [row for row in members if row.median is not None]
-        details = {row.detail for row in measured}
-        table = by_detail(measured) if len(details) > MANY else grid(measured, spread=spread)
+        details, names = {row.detail for row in measured}, {row.name for row in measured}
+        is_wide = len(details) > MANY and len(measured) == len(details) * len(names)
         title = f"{f'{model}: ' if model else ''}{TITLES.get(section, section)}"
         if measured:
-            title += f", {unit}" + (" (share of the LSTM's ceiling)" if len(details) > MANY and measured[0].ceiling else "")
+            title += f", {unit}" + (" (share of the LSTM's ceiling)" if is_wide and measured[0].ceiling else "")
         elif not any(row.failed for row in members):
             title += ": not measured"
-        yield Block(title, *(table if measured else ([], [])), notes(members))
+        headings, lines = by_detail(measured) if is_wide else grid(measured, spread=spread)
+        yield Block(title, headings, lines, notes(members))
 
 
 def by_detail(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -126,10 +127,10 @@ def by_detail(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def document(results: Results, file: str) -> Iterator[str]:
     """Markdown of a whole run, whose results are in `file` of benchmarks/results."""
     yield describe_run(results, file)
-    for block in blocks([row for row in results.rows if row.section != "limits"], spread=False):
-        if block.lines:
-            said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
-            yield markdown(block.title, 1, block.headings, block.lines) + said
+    shown = [row for row in results.rows if row.section != "limits" and row.median is not None]
+    for block in blocks(shown, spread=False):
+        said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
+        yield markdown(block.title, 1, block.headings, block.lines) + said
     yield from absent(results.rows)
 
 
@@ -186,7 +187,7 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         line = [row.label, figure(row.median) or "none"]
         if spread:
             line += [f"{figure(row.p25)} to {figure(row.p75)}", f"{figure(row.low)} to {figure(row.high)}"]
-        line += [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in opponents]
+        line += [f"{ratio:.{1 if ratio >= 10 else 2}f}" if ratio else "" for ratio in map(row.ratios.get, opponents)]
         if has_ceiling:
             shares = percent(row.utilisation), percent(row.utilisation_both)
             line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]][: len(ceilings)]

@@ -49,7 +49,9 @@ SETTINGS = replace(
     limit_seconds=600.0,
     commit="abc",
 )
-LITTLE = replace(SETTINGS, models=("tiny",), precisions=("bf16", "fp32"), batches=(2,), sections=("speed",), golden=None)
+LITTLE = replace(
+    SETTINGS, models=("tiny",), precisions=("bf16", "fp32"), batches=(2,), sections=("speed",), golden=None
+)
 
 
 def bound(precision: str) -> float:
@@ -126,7 +128,9 @@ def start(
     """Runs the suite; its exit status, the results that were written, and what was printed."""
     said, times = io.StringIO(), times or FakeTimes()
     settings = replace(settings, out=out)
-    run = Run(settings, Console(file=said, width=300), results_on(H200, settings, "gpu"), "gpu-h200.json", device.is_lost)
+    run = Run(
+        settings, Console(file=said, width=300), results_on(H200, settings, "gpu"), "gpu-h200.json", device.is_lost
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "take_turns", times.turns)
         patch.setattr(speed, "WARM_UPS", 1)

@@ -174,7 +174,7 @@ def test_results_tables_and_plots_are_written(whole: Whole, tmp_path: Path) -> N
     assert tables in said
     for line in (
         "| bulk text, bf16 | tokens/s | 5,818,200 | at least 2.5M, goal 4M |  |",
-        "**Thousands of tokens a second: other model**",
+        "for LSTM and words): other model**",
         "| tiny | graphs on | 1.00 | 1.00 |",
         "Not measured: ONNX Runtime (onnx): no exported model was given (--onnx).",
     ):
@@ -218,7 +218,9 @@ class Wrong(StandIn):
 
 
 def test_wrong_vectors_fail_the_run_and_are_not_timed(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, models=("tiny",), text=text_file(tmp_path), sections=("correctness", "speed", "switches"))
+    settings = replace(
+        SETTINGS, models=("tiny",), text=text_file(tmp_path), sections=("correctness", "speed", "switches")
+    )
     times = FakeTimes()
     status, results, said = start(tmp_path, replace(settings, golden=None), Wrong, times)
     assert status == 1 and not results.section("switch")
@@ -441,5 +443,7 @@ def test_the_cuda_runtime_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
     subject = Subject("tiny", tiny_model(), place, ElmoEmbedder, CudaSettings())
     given = subject, Truth(subject, sentences, settings), settings, card_named("H200"), tmp_path
     rows = Speed(*given).bulk(bulk(sentences, 4), ["bf16"])
-    assert [row.name for row in rows] == [f"flashelmo bf16{which}" for which in ("", ", windows ready", ", text to means")]
+    assert [row.name for row in rows] == [
+        f"flashelmo bf16{which}" for which in ("", ", windows ready", ", text to means")
+    ]
     assert all(row.median == pytest.approx(4 / 11e-6, rel=1e-4) and not row.note for row in rows)

@@ -71,7 +71,9 @@ class FakeTimer:
             self.ran.append(task.name)
             once = 20.0 if task.name.startswith(("cuBLAS", "torch")) else 10.0
             failed = task.name in self.failing
-            timings.append(Timing([], "OutOfResources: shared memory") if failed else Timing([once, once + 1, once + 2]))
+            timings.append(
+                Timing([], "OutOfResources: shared memory") if failed else Timing([once, once + 1, once + 2])
+            )
         return timings
 
 
@@ -81,7 +83,9 @@ def start(
     """Runs the suite; its exit status, the results that were written, and what was printed."""
     said = io.StringIO()
     settings = replace(settings, out=out)
-    run = Run(settings, Console(file=said, width=200), results_on(H200, settings, "kernels"), "found.json", DEVICE.is_lost)
+    run = Run(
+        settings, Console(file=said, width=200), results_on(H200, settings, "kernels"), "found.json", DEVICE.is_lost
+    )
     kernels = Kernels(settings, CONFIG, DEVICE, card_named("H200"), timer or FakeTimer(), sizes, Chain(2, 1, 2))
     status = suite.measure(run, kernels)
     return status, Results.read(out / "found.json"), said.getvalue()
@@ -188,7 +192,9 @@ def test_targets_are_shares_of_the_measured_peak() -> None:
     found = tables.targets(results, costs, replace(card_named("H200"), half=1000e12), "m")
     assert [row.median for row in found] == [50.0, 15.0, 20.0, 3e-7]
     assert found[1].name == "step, 32 rows, bf16 hoisted"
-    table = tables.target_table(replace(results, rows=[*found, tables.target_row("m", "x", "y", None, "at most 1")]), "it")
+    table = tables.target_table(
+        replace(results, rows=[*found, tables.target_row("m", "x", "y", None, "at most 1")]), "it"
+    )
     verdicts = [line.split("|")[3:6] for line in table.splitlines()[4:]]
     assert [[cell.strip() for cell in verdict] for verdict in verdicts] == [
         ["50", "at least 60", "missed"],
@@ -345,7 +351,9 @@ def test_a_card_that_is_not_in_the_table_takes_what_the_device_says() -> None:
     card = card_of({"name": "NVIDIA L40S", "l2_bytes": 96e6, "multiprocessors": 142}, said.append)
     assert (card.name, card.l2_bytes, card.multiprocessors) == ("NVIDIA L40S", 96e6, 142)
     assert card.launch == card_named("A100").launch
-    assert said == ["NVIDIA L40S is not in the table of cards: launch, barrier and L2 bandwidth are taken from the A100"]
+    assert said == [
+        "NVIDIA L40S is not in the table of cards: launch, barrier and L2 bandwidth are taken from the A100"
+    ]
     assert card_of(H200, said.append).half == card_named("H200").half
     h200 = card_named("H200")
     assert h200.with_limit("half", 5e14).half == 5e14 and h200.with_limit("memory", 4e12).memory == 4e12
@@ -470,7 +478,9 @@ def test_what_fails_has_no_time_and_what_no_graph_holds_is_timed_in_a_loop(monke
         Timing([], "RuntimeError: an illegal memory access was encountered"),
     ]
     assert timings[2] == Timing([1.0, 1.0]) and timings[3].samples == [1.0, 1.0]
-    assert timings[3].note.startswith("timed in a loop, launches included, as no graph could be captured: RuntimeError: op")
+    assert timings[3].note.startswith(
+        "timed in a loop, launches included, as no graph could be captured: RuntimeError: op"
+    )
 
 
 def test_a_failed_capture_tells_its_first_error(monkeypatch: pytest.MonkeyPatch) -> None:

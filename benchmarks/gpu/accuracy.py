@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,17 +38,26 @@ PUBLISHED = "fp32"  # precision of the published vectors
 
 
 class Piece(NamedTuple):
-    """Vectors [rows, 2P] that should be alike.
-
-    Attributes:
-        detail: which, as "layer 0".
-        same_bits: they should be the same.
-    """
+    """Vectors [rows, 2P] that should be alike, or have the same bits; `detail` says which, as "layer 0"."""
 
     detail: str
     found: Array
     expected: Array
     same_bits: bool = False
+
+    def errors(self, precision: str) -> Iterator[tuple[str, float, str]]:
+        """Unit and figure of the largest absolute and of the relative error, and what is wrong with it."""
+        difference, bound = np.abs(self.found - self.expected), PRECISIONS[precision].bounds["cuda"]
+        norm = max(float(np.linalg.norm(self.expected)), float(np.finfo(np.float64).tiny))
+        for unit, error, limit in (
+            ("max abs error", float(difference.max(initial=0)), bound.max_abs),
+            ("relative error", float(np.linalg.norm(difference)) / norm, bound.relative),
+        ):
+            if self.same_bits:
+                wrong, wanted = error != 0, "the same bits"
+            else:
+                wrong, wanted = limit is not None and not error < limit, f"less than {limit or 0:g}"  # NaN breaks it
+            yield unit, error, f"{FAILED}: {unit} {error:.2g}, expected {wanted}" if wrong else ""
 
 
 def layers(found: Sequence[Array], expected: Sequence[Array]) -> Iterator[Piece]:
@@ -77,22 +87,14 @@ def _end_to_end(vectors: Sequence[Array]) -> Array:
 
 
 def error_rows(row: Row, precision: str, pieces: Iterable[Piece]) -> list[Row]:
-    """The row with each piece's largest absolute and relative error; those that break their bound say so."""
-    bound, rows = PRECISIONS[precision].bounds["cuda"], []
-    for piece in pieces:
-        difference = np.abs(piece.found - piece.expected)
-        norm = max(float(np.linalg.norm(piece.expected)), float(np.finfo(np.float64).tiny))
-        largest, relative = float(difference.max(initial=0)), float(np.linalg.norm(difference)) / norm
-        units = (("max abs error", largest, bound.max_abs), ("relative error", relative, bound.relative))
-        for unit, error, limit in units:
-            said = ""
-            if piece.same_bits and error != 0:
-                said = f"{FAILED}: {unit} {error:.2g}, expected the same bits"
-            elif not piece.same_bits and limit is not None and not error < limit:  # NaN breaks every bound
-                said = f"{FAILED}: {unit} {error:.2g}, expected less than {limit:g}"
-            figure = float(f"{error:.3g}") if np.isfinite(error) else None
-            rows.append(Row("error", row.model, row.name, unit, piece.detail, median=figure, note=said))
-    return rows
+    """The row with each piece's errors; those that break their bound say so."""
+    return [
+        replace(
+            row, unit=unit, detail=piece.detail, median=float(f"{error:.3g}") if np.isfinite(error) else None, note=said
+        )
+        for piece in pieces
+        for unit, error, said in piece.errors(precision)
+    ]
 
 
 class Truth:
