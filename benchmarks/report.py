@@ -197,6 +197,8 @@ def documents(root: Path) -> list[Path]:
 
 def command(settings: Settings, console: Console) -> int:
     """Draw the plots of all results and write the documents; the exit status."""
+    if not (ROOT / "README.md").is_file():
+        raise FlashElmoError("report: expected a checkout with README.md, found none: run it from there")
     for path in sorted(RESULTS.glob("*.json")):
         draw(Results.read(path), path.with_suffix(".svg"))
     for name in documents(ROOT):
