@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from gpu_run import CONFIG, LITTLE, SETTINGS, FakeTimes, StandIn, bound, find, start, tiny_model
 from rich.console import Console
 
-from flashelmo.benchmarks import report
+from flashelmo.benchmarks import machine, report
 from flashelmo.benchmarks.__main__ import find as suite_named
 from flashelmo.benchmarks.__main__ import parse
 from flashelmo.benchmarks.gpu import accuracy, rivals, sanitizer, speed, suite
@@ -181,7 +181,7 @@ def test_results_tables_and_plots_are_written(whole: Whole, tmp_path: Path) -> N
         assert line in tables
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "gpu-h200.json").write_bytes((out / "gpu-h200.json").read_bytes())
-    filled = report.fill(tmp_path / "x.md", "<!-- gpu:begin -->\nstale text\n<!-- gpu:end -->\n", tmp_path, "")
+    filled = report.fill(tmp_path / "x.md", "<!-- gpu:begin -->\nstale text\n<!-- gpu:end -->\n", tmp_path)
     assert "stale text" not in filled and tables.splitlines()[2] in filled and "NVIDIA H200, host " in filled
 
 
@@ -406,7 +406,8 @@ def test_a_run_on_a_card_is_put_together(tmp_path: Path, monkeypatch: pytest.Mon
         return 7
 
     found = {"name": "NVIDIA H200", "l2_bytes": 50e6, "multiprocessors": 132}
-    monkeypatch.setattr(suite.Device, "current", classmethod(lambda cls: (cls("cuda", "cuda:0"), found)))
+    monkeypatch.setattr(machine, "card", lambda: found)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 << 30, 9 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(suite, "measure", measure)
@@ -417,7 +418,7 @@ def test_a_run_on_a_card_is_put_together(tmp_path: Path, monkeypatch: pytest.Mon
         assert made[-1].precisions == precisions and made[-1].thorough == (precisions[0], "fp32")
     assert (made[0].copy_bytes, made[0].sentences, made[0].short_sentences, made[0].golden) == (1 << 30, 4, 0, None)
     with pytest.raises(FlashElmoError, match="precisions: expected one that the card has, found tf32"):
-        suite.suited(("tf32",), torch.device("cuda", 0), lambda line: None)
+        suite.suited(replace(SETTINGS, precisions=("tf32",)), Device("cuda", "cuda:0"))
     for wrong in (["--off", "nothing"], ["--only", "all"]):
         with pytest.raises(FlashElmoError, match=f"^{wrong[0]}: expected some of "):
             parse("gpu", suite.SUITE, wrong)

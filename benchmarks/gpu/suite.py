@@ -10,7 +10,7 @@ Results go to DIR/gpu-CARD.json, tables and plots beside it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from flashelmo.benchmarks.gpu.speed import ONNX, SWITCH, UNIT, Speed
 from flashelmo.benchmarks.gpu.stages import measure_stages
 from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
 from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
-from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, card_of, results_on
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin
 from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.benchmarks.run import Job, Run, Suite, slug
+from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import load
 from flashelmo.benchmarks.timing import Deadline
@@ -216,22 +216,23 @@ def _job(
     return Job(workload.section, name, workload.detail, lambda: [measure(speed())], seconds)
 
 
-def suited(precisions: Sequence[str], device: torch.device, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Those that the card has, its fastest one first: older cards have neither bf16 nor TF32.
+def suited(settings: Settings, device: Device) -> Settings:
+    """With the precisions that the card has, its fastest one first: older cards have neither bf16 nor TF32.
 
     Raises:
         FlashElmoError: it has none of them.
     """
-    has = []
-    for precision in sorted(precisions, key=lambda precision: precision != default_precision(device)):
+    place, has = torch.device(device.torch), []
+    for precision in sorted(settings.precisions, key=lambda precision: precision != default_precision(place)):
         try:
-            check_precision(device, precision)
+            check_precision(place, precision)
             has.append(precision)
         except FlashElmoError as error:
-            say(f"left out: {error}")
+            print(f"left out: {error}")
     if not has:
-        raise FlashElmoError(f"precisions: expected one that the card has, found {', '.join(precisions)}")
-    return tuple(has)
+        raise FlashElmoError(f"precisions: expected one that the card has, found {', '.join(settings.precisions)}")
+    settings = replace(settings, precisions=tuple(has), thorough=(has[0], "fp32"))
+    return replace(settings, sentences=4, short_sentences=0, golden=None) if settings.few else settings
 
 
 def measure(run: Run, engine: Engine) -> int:
@@ -255,13 +256,8 @@ def measure(run: Run, engine: Engine) -> int:
 
 def command(settings: Settings, console: Console) -> int:
     """Measure on the current CUDA device; the exit status is 1 if vectors are wrong, a job failed or it was lost."""
-    device, found = Device.current()
-    precisions = suited(settings.precisions, torch.device(device.torch), print)
-    settings = replace(device.fitting(settings), precisions=precisions, thorough=(precisions[0], "fp32"))
-    if settings.few:
-        settings = replace(settings, sentences=4, short_sentences=0, golden=None)
-    run = Run(settings, console, results_on(found, settings, "gpu"), f"gpu-{slug(found['name'])}.json", device.is_lost)
-    return measure(run, Engine(settings, device, card_of(found, run.say), run, Tools()))
+    run, device, card = begin(settings, console, "gpu", suited)
+    return measure(run, Engine(run.settings, device, card, run, Tools()))
 
 
 SUITE = Suite(

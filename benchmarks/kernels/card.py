@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from rich.console import Console
 
 from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.results import Results, new_results
+from flashelmo.benchmarks.run import Run, slug
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.settings import INTERPRETER
 
 CARD = "card"  # in place of the model where a row is of none
 RUN_OPTIONS = ("out", "models", "rounds", "seed", "limit_seconds", "commit")  # of every run on a card
@@ -105,37 +106,15 @@ def card_of(found: dict[str, Any], say: Callable[[str], None]) -> Card:
 
 
 class Device(NamedTuple):
-    """Where a run computes.
-
-    Attributes:
-        engine: what `ElmoEmbedder` is told: "cuda", or "interpreter" in tests.
-        torch: PyTorch's name of the same: "cuda:0", or "cpu".
-    """
+    """Where a run computes: what `ElmoEmbedder` is told, as "cuda", and PyTorch's name of the same, as "cuda:0"."""
 
     engine: str
     torch: str
 
-    @classmethod
-    def current(cls) -> tuple[Device, dict[str, Any]]:
-        """The current CUDA device, and what `machine.card` says of it.
-
-        Raises:
-            FlashElmoError: there is none.
-        """
-        found = machine.card()
-        if found is None:
-            raise FlashElmoError("no CUDA device: this benchmark needs one")
-        return cls("cuda", f"cuda:{torch.cuda.current_device()}"), found
-
     @property
     def is_cuda(self) -> bool:
         """Whether there is a card."""
-        return self.engine != INTERPRETER and self.torch.startswith("cuda")
-
-    def fitting(self, settings: Settings) -> Settings:
-        """The settings with a copy that takes at most a quarter of the free memory."""
-        free, _ = torch.cuda.mem_get_info(self.torch)
-        return replace(settings, copy_bytes=min(settings.copy_bytes, free // 8))
+        return self.torch.startswith("cuda")
 
     def synchronize(self) -> None:
         """Wait until the device has done what was queued; also raises what went wrong there."""
@@ -160,3 +139,25 @@ def results_on(found: dict[str, Any], settings: Settings, suite: str) -> Results
     """Results without rows of a run on a card that `machine.card` describes."""
     results = new_results(settings, suite, found)
     return replace(results, versions=results.versions | {"triton": triton.__version__, "cuda": torch.version.cuda})
+
+
+def begin(
+    settings: Settings,
+    console: Console,
+    suite: str,
+    adapt: Callable[[Settings, Device], Settings] = lambda given, _: given,
+) -> tuple[Run, Device, Card]:
+    """A run on the current CUDA device, which may adapt the settings.
+
+    Raises:
+        FlashElmoError: there is no device.
+    """
+    found = machine.card()
+    if found is None:
+        raise FlashElmoError("no CUDA device: this benchmark needs one")
+    device = Device("cuda", f"cuda:{torch.cuda.current_device()}")
+    free, _ = torch.cuda.mem_get_info(device.torch)
+    settings = adapt(replace(settings, copy_bytes=min(settings.copy_bytes, free // 8)), device)
+    file = f"{'gpu' if suite == 'gpu' else f'gpu-{suite}'}-{slug(found['name'])}.json"
+    run = Run(settings, console, results_on(found, settings, suite), file, device.is_lost)
+    return run, device, card_of(found, run.say)

@@ -20,14 +20,7 @@ from torch import Tensor
 from flashelmo.benchmarks.kernels import model, problems
 from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.kernels.lstm import (
-    LstmLayer,
-    LstmProblem,
-    has_dependent,
-    kernel_name,
-    reference_step,
-    way_in_use,
-)
+from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, reference_step, way_in_use
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
@@ -57,10 +50,8 @@ class Timed:
     """Somebody who is timed.
 
     Attributes:
-        task: the work.
-        precision: of the arithmetic.
-        cost: of one call, for the model; None for a peer.
-        checks: names of the checks that must have passed; none for a peer.
+        cost: of one call, for the model; None for a peer, as are its checks.
+        checks: names of the checks that must have passed.
         peer: name of the task in the same group that does the same by other means.
         verify: called after its group was timed; raises RuntimeError if what was timed went wrong unseen.
     """
@@ -92,29 +83,27 @@ def runner(launches: Sequence[Launch]) -> Callable[[], None]:
 
 
 def step_groups(layer: LstmLayer, rows: int, precisions: Sequence[str], chain: Chain = CHAIN) -> Iterator[Group]:
-    """Gates, projection and step at so many rows."""
-    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}}
+    """Gates, projection and step at so many rows, and steps of dependent launches beside plain ones."""
+    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}, DEPENDENT: {}}
     problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
-    for precision, way in ways(layer, rows, precisions):
-        for section, each in _members(problem, rows, precision, way):
-            sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
-    for section, members in sections.items():
-        yield Group(section, f"{rows} rows", list(members.values()))
+    members = [each for found in ways(layer, rows, precisions) for each in _members(problem, rows, *found)]
     if "bf16" in precisions and has_dependent(layer.device):
-        small = ("int8",) if rows <= SMALL_ROWS else ()
-        members = {each.task.name: each for name in ("bf16", *small) for each in _dependent(problem, rows, name)}
-        yield Group(DEPENDENT, f"{rows} rows", list(members.values()))
+        for precision in ("bf16", "int8") if rows <= SMALL_ROWS else ("bf16",):
+            members += [(DEPENDENT, each) for each in _dependent(problem, rows, precision)]
+    for section, each in members:
+        sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
+    yield from (Group(name, f"{rows} rows", list(found.values())) for name, found in sections.items() if found)
 
 
 def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Precisions and variants that are timed at so many rows; beyond bf16 and int8 the variant that is in use."""
     for precision in precisions:
-        if precision == "bf16":
-            yield from ((precision, "fused"), (precision, "hoisted"))
-            if rows <= SMALL_ROWS:
-                yield from ((precision, "persistent"), ("int8", "hoisted"), ("int8", "persistent"))
-        else:
+        if precision != "bf16":
             yield precision, way_in_use(layer, rows, precision)
+            continue
+        yield from ((precision, "fused"), (precision, "hoisted"))
+        if rows <= SMALL_ROWS:
+            yield from ((precision, "persistent"), ("int8", "hoisted"), ("int8", "persistent"))
 
 
 def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:
@@ -126,28 +115,22 @@ def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> d
 
 def _members(problem: LstmProblem, rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
     """A variant's parts and whole, by section, each with the library's products where it has some."""
-    config, checks = problem.layer.config, (f"{way} step",)
-    run = problem.run(precision, way)
-    steps, T = problem.steps(run, way), problem.nodes.n_depths
+    config, checks, run = problem.layer.config, (f"{way} step",), problem.run(precision, way)
+    steps, T, name = problem.steps(run, way), problem.nodes.n_depths, f"{way} {precision}"
     cost = model.step(config, rows, precision, way)
-    if way == "persistent":
-        task, barrier = Task(f"{way} {precision}", runner(steps), T), run.options.barrier
-        verify = barrier.check if barrier else None
-        yield "step", Timed(task, precision, cost + Cost(launches=1 / T), checks, verify=verify)
+    if run.options.barrier is not None:
+        task, cost = Task(name, runner(steps), T), cost + Cost(launches=1 / T)
+        yield "step", Timed(task, precision, cost, checks, verify=run.options.barrier.check)
         return
-    parts = {"gates": steps[::2], "projection": steps[1::2], "step": steps}
-    assert {kernel_name(launch) for launch in parts["gates"]} == {"gates_kernel"}
-    costs = {
-        "gates": model.gates(config, rows, precision, way),
-        "projection": model.projection(config, rows, precision),
-    }
+    gates, projection = model.gates(config, rows, precision, way), model.projection(config, rows, precision)
+    parts = {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
+    parts["step"] = name, steps, cost
     peers = {} if precision == "int8" else _products(problem.layer, precision, way, rows)
-    for section, launches in parts.items():
-        name = precision if section == "projection" else f"{way} {precision}"
-        task, peer = Task(name, runner(launches), T), peers.get(section)
-        yield section, Timed(task, precision, costs.get(section, cost), checks, peer.name if peer else "")
+    for section, (name, launches, cost) in parts.items():
+        peer = f"cuBLAS {name}" if section in peers else ""
+        yield section, Timed(Task(name, runner(launches), T), precision, cost, checks, peer)
         if peer:
-            yield section, Timed(peer, precision)
+            yield section, Timed(Task(peer, peers[section]), precision)
 
 
 def _dependent(problem: LstmProblem, rows: int, precision: str) -> Iterator[Timed]:
@@ -160,16 +143,13 @@ def _dependent(problem: LstmProblem, rows: int, precision: str) -> Iterator[Time
     yield Timed(Task(peer, plain, T), precision)
 
 
-def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str, Task]:
-    """The library's products of a step."""
+def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
+    """The library's products of a step, by section."""
     C, P = layer.config.cell_size, layer.config.projection_size
 
     def of(inputs: int, outputs: int) -> Callable[[], None]:
-        a, b = (
-            torch.randn(D, *shape, device=layer.device).to(dtype_of(precision))
-            for shape in ((rows, inputs), (inputs, outputs))
-        )
-        return library_product(a, b, precision)
+        a, b = (torch.randn(D, *shape, device=layer.device) for shape in ((rows, inputs), (inputs, outputs)))
+        return library_product(a.to(dtype_of(precision)), b.to(dtype_of(precision)), precision)
 
     gates, projection = of(2 * P if way == "fused" else P, 4 * C), of(C, P)
 
@@ -177,12 +157,7 @@ def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str
         gates()
         projection()
 
-    name = f"cuBLAS {way} {precision}"
-    return {
-        "gates": Task(name, gates),
-        "projection": Task(f"cuBLAS {precision}", projection),
-        "step": Task(name, both),
-    }
+    return {"gates": gates, "projection": projection, "step": both}
 
 
 def compiled_group(layer: LstmLayer, rows: int, chain: Chain = CHAIN) -> Group:
@@ -212,26 +187,21 @@ def both_directions(
 def word_groups(config: ElmoConfig, words: Sequence[str], precision: str, device: str, seed: int) -> Iterator[Group]:
     """Characters, a highway, the final projection, and characters with all highways, of these words."""
     make, n, detail = Maker.of(device, precision, seed), len(words), f"{len(words)} words"
-    characters = problems.characters(config, n, make, words)
-    chain = [characters]
+    chain = [problems.characters(config, n, make, words)]
     for _ in range(config.n_highway):
         chain.append(problems.highway(config, n, make, x=chain[-1].out.normal_()))
-    yield _group("characters", detail, precision, {precision: characters})
+    yield _group("characters", detail, precision, {precision: chain[0]})
     yield _group("highway", detail, precision, {precision: chain[1]})
-    whole = sum((each.cost for each in chain), Cost())
     task = Task(precision, runner([each.launch for each in chain]))
-    both = Timed(task, precision, whole, ("characters", "highway"))
-    yield Group("characters and highways", detail, [both])
-    final = problems.final_projection(config, n, make)
-    yield _group("final projection", detail, precision, {precision: final})
+    whole = Timed(task, precision, sum((each.cost for each in chain), Cost()), ("characters", "highway"))
+    yield Group("characters and highways", detail, [whole])
+    yield _group("final projection", detail, precision, {precision: problems.final_projection(config, n, make)})
 
 
 def input_group(config: ElmoConfig, nodes: int, precisions: Sequence[str], device: str) -> Group:
     """The input's part of the gates of a slab, both directions."""
-    groups = [
-        _group("input", f"{nodes} nodes", each, {each: problems.hoisted_input(config, nodes, Maker.of(device, each))})
-        for each in precisions
-    ]
+    found = {each: problems.hoisted_input(config, nodes, Maker.of(device, each)) for each in precisions}
+    groups = [_group("input", f"{nodes} nodes", name, {name: problem}) for name, problem in found.items()]
     return groups[0]._replace(members=[member for group in groups for member in group.members])
 
 

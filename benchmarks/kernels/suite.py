@@ -14,13 +14,13 @@ from itertools import chain, cycle, islice
 from rich.console import Console
 
 from flashelmo.benchmarks.kernels import checks, groups, tables
-from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, card_of, results_on
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin
 from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
 from flashelmo.benchmarks.kernels.groups import Group, Timed
 from flashelmo.benchmarks.kernels.lstm import LstmLayer
 from flashelmo.benchmarks.kernels.model import ROWS, TOKENS, WORDS, Cost, predicted
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio
-from flashelmo.benchmarks.run import Job, Run, Suite, slug
+from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import load_sentences
 from flashelmo.benchmarks.timing import Timing
@@ -159,11 +159,8 @@ def measure(run: Run, kernels: Kernels) -> int:
 
 def command(settings: Settings, console: Console) -> int:
     """Measure on the current CUDA device; the exit status."""
-    device, found = Device.current()
-    settings = device.fitting(settings)
-    results = results_on(found, settings, "kernels")
-    run = Run(settings, console, results, f"gpu-kernels-{slug(found['name'])}.json", device.is_lost)
-    return measure(run, Kernels(settings, preset_config(settings.models[0]), device, card_of(found, run.say)))
+    run, device, card = begin(settings, console, "kernels")
+    return measure(run, Kernels(run.settings, preset_config(settings.models[0]), device, card))
 
 
 SUITE = Suite(

@@ -17,13 +17,13 @@ from unittest import mock
 
 from rich.console import Console
 
-from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, Device, card_of, results_on
+from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, begin
 from flashelmo.benchmarks.kernels.checks import Check, Sizes, checks, run_checks
 from flashelmo.benchmarks.kernels.groups import Timed, ours, word_groups
 from flashelmo.benchmarks.kernels.lstm import way_in_use
 from flashelmo.benchmarks.kernels.suite import Kernels, text_words
 from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.run import Job, Run, Suite, slug
+from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.timing import Timing
 from flashelmo.benchmarks.worker import one_line
@@ -139,11 +139,8 @@ def _correct(run: Run, kernels: Kernels, operation: str, n: int, check: Check) -
 
 def command(settings: Settings, console: Console) -> int:
     """Sweep on the current CUDA device; the exit status."""
-    device, found = Device.current()
-    run = Run(
-        settings, console, results_on(found, settings, "tiles"), f"gpu-tiles-{slug(found['name'])}.json", device.is_lost
-    )
-    kernels = Kernels(settings, preset_config(settings.models[0]), device, card_of(found, run.say))
+    run, device, card = begin(settings, console, "tiles")
+    kernels = Kernels(settings, preset_config(settings.models[0]), device, card)
     run.do(jobs(run, kernels, {name: CANDIDATES[name] for name in settings.operations}, ROWS))
     return run.finish()
 
