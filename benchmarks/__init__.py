@@ -22,6 +22,6 @@ __main__.py. `defaults` is `Settings(...)` with what it has to choose from, `opt
 command line may change, `command(settings, console)` runs it. Where each model has sections that give rows,
 `run_sections` does all of that; otherwise it makes a `Run` with `new_results`, gives it `Job`s, and returns
 `run.finish()`. A section lines up `Contestant`s, which compares their vectors first, times them with `take_turns`, and
-puts the timings into rows with `Row(...).timed(...)`; who is absent is a row without a figure whose note says why. A new
-setting is a field of `Settings`; users may change it where a suite names it among its options.
+puts the timings into rows with `Row(...).timed(...)`; who is absent is a row without a figure whose note says why. A
+new setting is a field of `Settings`; users may change it where a suite names it among its options.
 """
