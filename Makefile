@@ -4,9 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := .wheel
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Of all that is installed little is imported, and Python compiles that by itself.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
+    --editable
+# A file's tests run in one process, as they share fixtures; files that take long begin (tests/conftest.py).
+PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint style types types-of-tests bench
 
 help:
 	@echo "make demo   embed a text with a small random model: demo/vectors.h5"
@@ -44,7 +48,7 @@ test: $(VENV)/dev.stamp
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	    $(BIN)/python -c "$$site" > "$$($(WHEEL)/bin/python -c "$$site")/borrowed.pth"
 	$(WHEEL)/bin/python -c "import sys, flashelmo as f; assert f.__file__.startswith(sys.prefix), f.__file__"
-	PYTHONSAFEPATH=1 $(WHEEL)/bin/python -m pytest
+	PYTHONSAFEPATH=1 $(WHEEL)/bin/python -m pytest $(PARALLEL)
 
 # Type checkers don't follow setup.py's mapping: a tree of links shows them the package as it is imported.
 .PHONY: .typing
@@ -53,13 +57,22 @@ test: $(VENV)/dev.stamp
 	for path in src/flashelmo/*; do ln -s ../../$$path .typing/flashelmo/; done
 	for path in */__init__.py; do ln -s ../../$${path%/__init__.py} .typing/flashelmo/; done
 
-lint: $(VENV)/dev.stamp .typing
+# `make --jobs=2 lint` checks the package and its tests at once; each has a cache, as their settings differ.
+lint: style types types-of-tests
+
+style: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy -p flashelmo
 	@# One folder's types must reach another: a wrong call is an error, not an unresolved Any.
 	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoConfig; ElmoConfig.from_dict(0)' | grep arg-type
-	MYPYPATH=.typing $(BIN)/mypy --config-file tests/mypy.ini tests/*.py examples/*.py
+	@# An option of the embedder that is misspelled is one too.
+	MYPYPATH=.typing $(BIN)/mypy -c 'from flashelmo import ElmoEmbedder; ElmoEmbedder.load("m", precison="int8")' | grep call-arg
+
+types-of-tests: $(VENV)/dev.stamp .typing
+	MYPYPATH=.typing $(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file tests/mypy.ini tests/*.py examples/*.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/pytest benchmarks

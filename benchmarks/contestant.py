@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from flashelmo.benchmarks.accuracy import error_rows, why_wrong
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.text import PASSAGE, Sentences, describe
+from flashelmo.benchmarks.text import PASSAGE, Sentences
 from flashelmo.benchmarks.worker import Here, Pool, Worker, one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -177,16 +177,13 @@ def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = "
 def errors_of(
     model: str, contestants: Iterable[Contestant], exact: Contestant, sentences: Sentences, source: str, pool: Pool
 ) -> list[Row]:
-    """Largest absolute and relative error of every layer of each, against the exact one in float64.
-
-    Args:
-        source: name of the text that the sentences are of.
-    """
+    """Largest absolute and relative error of every layer of each, against the exact one in float64, on some text."""
     expected, rows = exact.start(pool).call("vectors", sentences), []
+    note = f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens of {source}"
     for each in contestants:
         try:
             found = each.start(pool).call("vectors", sentences)
-            rows += error_rows(model, each.name, found, expected, f"{describe(sentences)} of {source}")
+            rows += error_rows(model, each.name, found, expected, note)
         except Exception as error:
             rows += absentees("error", model, {each.name: _why_absent(error)}, "relative error")
     return sorted(rows, key=lambda row: row.unit)
@@ -198,12 +195,7 @@ def options_of(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
 
 
 def engine(folder: Path, options: dict[str, Any]) -> Way:
-    """The engine, or the reference, on this processor: a batch, or a file from its text to every sentence's vectors.
-
-    Args:
-        folder: the model.
-        options: what `ElmoEmbedder.load` takes.
-    """
+    """The engine, or the reference, on this processor: a batch, or a file from its text to every sentence's vectors."""
     embedder = ElmoEmbedder.load(folder, **options)
     max_sentences, max_tokens = embedder.window_limits
 
@@ -211,9 +203,8 @@ def engine(folder: Path, options: dict[str, Any]) -> Way:
         if not isinstance(work, Path):
             embedder.embed_batch(work)
             return
-        for _, vectors in embedder.embed_windows(
-            read_windows(work, max_sentences=max_sentences, max_tokens=max_tokens)
-        ):
+        windows = read_windows(work, max_sentences=max_sentences, max_tokens=max_tokens)
+        for _, vectors in embedder.embed_windows(windows):
             for _ in vectors:
                 pass
 

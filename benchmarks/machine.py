@@ -7,6 +7,7 @@ import platform
 import subprocess
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ def machine() -> dict[str, Any]:
 
 def card() -> dict[str, Any] | None:
     """Name, memory, multiprocessors, L2 cache and compute capability of the current CUDA device; None without one."""
-    try:
-        import torch
-    except ImportError:
+    if find_spec("torch") is None:
         return None
+    import torch
+
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())

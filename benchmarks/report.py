@@ -8,6 +8,7 @@ plot        bulk speed on the processor of the summary
 cpu         results/*.json
 onnx        results/onnx/*.json
 precision   results/precision/*.json
+precisions  no results, but the engine's table of precisions with their bounds
 gpu         results/gpu/gpu-CARD.json
 kernels     results/gpu/gpu-kernels-CARD.json
 """
@@ -15,7 +16,7 @@ kernels     results/gpu/gpu-kernels-CARD.json
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,22 +28,13 @@ from flashelmo.benchmarks.kernels import tables as kernels
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import (
-    CEILINGS,
-    absent,
-    describe_run,
-    figure,
-    grid,
-    markdown,
-    note_line,
-    percent,
-    pivot,
-)
+from flashelmo.benchmarks.tables import document, figure, markdown, percent
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "gpu", "kernels")
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", "kernels")
 MODEL = "original"  # of the summary
 KERNELS = "gpu-kernels-"  # how the files of kernels by themselves begin in results/gpu
 BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
@@ -83,21 +75,37 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
         yield image(path, up)
     if name == "cpu":
         for path in sorted(folder.glob("*.json")):
-            yield from processor_tables(Results.read(path), path, up)
-    if name == "onnx":
-        for path in sorted((folder / "onnx").glob("*.json")):
-            yield from file_tables(Results.read(path), f"onnx/{path.name}")
-    if name == "precision":
-        for path in sorted((folder / "precision").glob("*.json")):
-            rows = Results.read(path).section("error")
-            rows = [row for row in rows if row.unit == "relative error" or row.name == "fp32"]
-            title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
-            yield pivot(title, sorted(rows, key=lambda row: row.unit, reverse=True))
+            head, *tables = document(Results.read(path), path.name)
+            yield from (head, image(path, up), *tables)
+    if name in ("onnx", "precision"):
+        for path in sorted((folder / name).glob("*.json")):
+            found = Results.read(path)
+            has_card = any(row.median for row in found.section("cuda"))
+            rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
+            yield from document(replace(found, rows=rows), f"{name}/{path.name}")
+    if name == "precisions":
+        yield precisions()
     if name == "gpu":
         yield from (gpu.tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
     if name == "kernels":
         for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
             yield kernels.tables(Results.read(path), f"gpu/{path.name}")
+
+
+def precisions() -> str:
+    """The engine's table of precisions: in what each computes, where it runs, and within which bounds."""
+
+    def bound(row: Precision, place: Place) -> str:
+        found = row.bounds.get(place, Bound())
+        limits = {"absolute": found.max_abs, "relative": found.relative}
+        return ", ".join(f"{limit:g} {kind}" for kind, limit in limits.items() if limit is not None)
+
+    lines = []
+    for name, row in PRECISIONS.items():
+        card = "{}.{}".format(*row.capability) if row.cuda else ""
+        lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
+    headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
+    return markdown("", len(headings), headings, lines)
 
 
 def newest(paths: Iterable[Path]) -> Path | None:
@@ -114,76 +122,6 @@ def image(path: Path, up: str) -> str:
 def _cards(folder: Path) -> list[Path]:
     """Results of whole runs on a card."""
     return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith(KERNELS))
-
-
-# -------------------------------------------------------------------------------------------------------- whole runs
-
-
-def processor_tables(results: Results, path: Path, up: str) -> Iterator[str]:
-    """Markdown of a run of the suite "cpu"."""
-    yield describe_run(results, path.name)
-    yield image(path, up)
-    for section, title in (("bulk", "Bulk text, tokens/s"), ("single", "One sentence, ms")):
-        for model in results.models:
-            rows = results.section(section, model)
-            yield markdown(f"{title}: {model} model", 1, *grid(rows, spread=False)) + note_line(rows)
-    host = results.section("host")
-    yield pivot("Distance from the exact vectors", results.section("error"))
-    yield cost_table("Load time and memory", [row for row in results.rows if row.section in ("load", "memory")])
-    yield cost_table("The host's part of a device's work, tokens/s", [row for row in host if row.unit == "tokens/s"])
-    yield pivot("Share of each stage in the engine's time, %", [row for row in host if row.unit.startswith("%")])
-    yield from absent(results.rows)
-
-
-def file_tables(results: Results, file: str) -> Iterator[str]:
-    """Markdown of a run of the suite "onnx"."""
-    yield describe_run(results, file)
-    speeds = [[row for row in results.section("speed", model) if row.median] for model in results.models]
-    title = "Ragged batches, tokens/s (share of what the matrix peak allows the LSTM alone)"
-    yield pivot(title, [row for rows in speeds for row in (*rows, *ceiling_rows(rows))], speed_cell)
-    yield peak_table([row for row in results.section("peak") if row.median])
-    yield pivot("Distance from the exact vectors", results.section("error"))
-    yield cost_table("Load time and size", [*results.section("load"), *results.section("size")])
-    card = [row for row in results.section("cuda") if row.median is not None]
-    yield pivot("Ragged batches on a card, tokens/s", [row for row in card if row.unit == "tokens/s"])
-    yield cost_table("Copies between host and card", [row for row in card if row.unit != "tokens/s"])
-    yield from absent([row for row in results.rows if card or row.section != "cuda"])  # most machines have no card
-
-
-def cost_table(title: str, rows: Sequence[Row]) -> str:
-    """A line for each row, of whatever unit."""
-    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
-    return markdown(title, 3, ["model", "what", "unit", "median"], lines) + note_line(rows)
-
-
-def ceiling_rows(rows: Sequence[Row]) -> list[Row]:
-    """What the matrix peak of each precision allows a model's LSTM, as rows by themselves."""
-    ceilings = {}
-    for row in rows:
-        name = f"LSTM ceiling, {precision_of(row)}"
-        ceilings[name, row.detail] = replace(row, name=name, median=row.ceiling, ceiling=None, note="")
-    return list(ceilings.values())
-
-
-def precision_of(row: Row) -> str:
-    """The precision in a name as "onnx int8 parallel"; the reference's is fp32."""
-    return "fp32" if row.name == "reference" else row.name.split()[1]
-
-
-def speed_cell(row: Row) -> str:
-    """The figure, and its share of the ceiling."""
-    return f"{figure(row.median)} ({percent(row.utilisation)})" if row.utilisation else figure(row.median)
-
-
-def peak_table(rows: Sequence[Row]) -> str:
-    """Each file's and its products' share of the matrix peak, and the file's of its products."""
-    headings, lines = ["model", "", "median", *CEILINGS, "share of its products alone", "x onnx fp32"], []
-    for row in rows:
-        of_products = percent(row.ratios.get(f"products {precision_of(row)}"))
-        times = f"{row.ratios['onnx fp32']:.2f}" if "onnx fp32" in row.ratios else ""
-        line = [row.model, row.name, figure(row.median), figure(row.ceiling), percent(row.utilisation)]
-        lines.append([*line, figure(row.ceiling_both), percent(row.utilisation_both), of_products, times])
-    return markdown("Sentences of equal length, GFLOP/s of the LSTM", 2, headings, lines) + note_line(rows)
 
 
 def draw(results: Results, path: Path) -> None:
@@ -204,9 +142,6 @@ def draw(results: Results, path: Path) -> None:
         plots.bars(axis, rows, colours, [row.ceiling for row in rows], size=10)
         axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
     plots.save(plot, path)
-
-
-# ----------------------------------------------------------------------------------------------------------- summary
 
 
 def summary(folder: Path) -> Iterator[str]:
@@ -262,6 +197,8 @@ def documents(root: Path) -> list[Path]:
 
 def command(settings: Settings, console: Console) -> int:
     """Draw the plots of all results and write the documents; the exit status."""
+    if not (ROOT / "README.md").is_file():
+        raise FlashElmoError("report: expected a checkout with README.md, found none: run it from there")
     for path in sorted(RESULTS.glob("*.json")):
         draw(Results.read(path), path.with_suffix(".svg"))
     for name in documents(ROOT):

@@ -12,13 +12,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from flashelmo.benchmarks.machine import has_bf16
 from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.worker import Here, Worker
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
@@ -39,12 +41,7 @@ BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
 
 
 class Roofline:
-    """Measures peaks; made once, then measured in every round.
-
-    Args:
-        threads: threads of a product; None takes all cores.
-        seconds: spent on each product.
-    """
+    """Measures peaks by products of so many threads, None being all cores, for so many seconds each."""
 
     def __init__(self, threads: int | None = None, seconds: float = 0.3) -> None:
         self._threads, self._seconds = threads or 0, seconds
@@ -92,8 +89,8 @@ class Roofline:
 class Limits:
     """The machine's limits as one more contestant: measured in every round, the best counts."""
 
-    def __init__(self, worker: Worker | Here) -> None:
-        self._worker = worker
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._worker = pool.worker(Roofline, settings.threads, settings.peak_seconds)
         self.samples: dict[str, list[float]] = {}
 
     def measure_peaks(self) -> float:
@@ -126,11 +123,11 @@ class Limits:
 
     def rows(self, model: str, section: str) -> list[Row]:
         """What was measured beside a section of a model, in GFLOP/s and GB/s."""
-        units = {name: "GFLOP/s" if name.endswith("peak") else "GB/s" for name in self.samples}
-        return [
-            Row("limits", model, name, units[name], section).with_samples([sample / 1e9 for sample in samples])
-            for name, samples in self.samples.items()
-        ]
+        rows = []
+        for name, samples in self.samples.items():
+            row = Row("limits", model, name, "GFLOP/s" if name.endswith("peak") else "GB/s", section)
+            rows.append(row.with_samples([sample / 1e9 for sample in samples]))
+        return rows
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
@@ -148,11 +145,10 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
 def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, threads: int) -> Callable[[], object]:
     """x [rows, k] @ constant weight [k, columns] by the nodes that the engine's graph has."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, k), np.float32)
-    weight = rng.standard_normal((k, columns), np.float32)
-    tensors: dict[str, Any] = {"weight": weight}
+    x, y = rng.standard_normal((rows, k), np.float32), np.empty((rows, columns), np.float32)
+    tensors: dict[str, Any] = {"weight": rng.standard_normal((k, columns), np.float32)}
     if weight_type == "int8":
-        tensors["weight"], tensors["weight.scale"] = quantize(weight, int8_levels())
+        tensors["weight"], tensors["weight.scale"] = quantize(tensors["weight"], int8_levels())
     graph = Graph(weight_type)
     product = graph.lstm_matmul(graph.input("x", [rows, k]), "weight")
     graph.node("Identity", [product], "y")
@@ -162,7 +158,6 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model = graph.to_model(tensors, embed=True).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    y = np.empty((rows, columns), np.float32)
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
@@ -176,24 +171,15 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
 def _torch_product(rows: int, k: int, columns: int, dtype: Any) -> Callable[[], object]:
     import torch
 
-    x = torch.randn(rows, k).to(dtype)
-    weight = torch.randn(columns, k).to(dtype)
-
-    def run() -> None:
-        with torch.inference_mode():
-            torch.nn.functional.linear(x, weight)
-
-    return run
+    x, weight = torch.randn(rows, k).to(dtype), torch.randn(columns, k).to(dtype)
+    return torch.inference_mode()(lambda: torch.nn.functional.linear(x, weight))
 
 
 @dataclass(frozen=True)
 class Work:
     """What embedding a text costs at least, if every token's LSTM steps are computed and every word's vector once.
 
-    Attributes:
-        tokens: of the text.
-        lstm, characters: floating-point operations of all its LSTM steps, and of its distinct words' vectors, at the
-            positions that words have.
+    Operations are floating-point ones, those of distinct words at the positions that their characters have.
     """
 
     tokens: int
@@ -203,9 +189,8 @@ class Work:
     @classmethod
     def of(cls, config: ElmoConfig, sentences: Sequence[Sequence[str]]) -> Work:
         """Work of embedding these sentences."""
-        tokens = sum(len(sentence) for sentence in sentences)
-        words = {word for sentence in sentences for word in sentence}
-        characters = sum(_word_operations(config, word) for word in words)
+        tokens = sum(map(len, sentences))
+        characters = sum(_word_operations(config, word) for word in set(chain.from_iterable(sentences)))
         return cls(tokens, tokens * config.lstm_flops_per_token, characters)
 
     def ceilings(self, limits: Limits, precision: str) -> tuple[float, float] | tuple[None, None]:

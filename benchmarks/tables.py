@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flashelmo.benchmarks.results import Results, Row
 
@@ -19,6 +19,15 @@ SHARED = (
 CACHED = (
     "above 100%: the ceiling reads all weights at the bandwidth that was measured; a cache that holds some is faster"
 )
+TITLES = {
+    "bulk": "bulk text",
+    "single": "one sentence",
+    "error": "distance from the exact vectors",
+    "speed": "ragged batches",
+    "peak": "the LSTM on sentences of equal length",
+    "cuda": "on a card",
+}
+MANY = 2  # more details than these become columns, where everybody has a figure of each
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
 
 
@@ -28,17 +37,12 @@ def print_head(console: Console, results: Results) -> None:
 
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
-    """A table for each section and unit, its notes below."""
-    for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
-        members = list(group)
-        title = f"{model + ': ' if model else ''}{section}"
-        if all(row.median is None for row in members):
-            said = "" if any(row.failed for row in members) else "not measured: "
-            console.print(f"{title}: {said}{'; '.join(notes(members))}", highlight=False, markup=False, soft_wrap=True)
-            continue
-        headings, lines = grid([row for row in members if row.median is not None], spread=True)
-        print_table(console, f"{title}, {unit}", 1, headings, lines)
-        for note in notes(members):
+    """A table for each section, model and unit, its notes below."""
+    for block in blocks(rows, spread=True):
+        if block.lines:
+            print_table(console, block.title, 1, block.headings, block.lines)
+        said = block.notes if block.lines else [f"{block.title}: {'; '.join(block.notes)}"]
+        for note in said:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -75,13 +79,62 @@ def describe_software(results: Results) -> str:
 
 def describe_run(results: Results, file: str) -> str:
     """What the tables below it are of; `file` lies in benchmarks/results."""
-    return (
-        f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}. Medians of "
-        f"{results.settings['rounds']} rounds in which all take turns (`benchmarks/results/{file}`)."
-    )
+    rounds = results.settings.get("rounds", 1)
+    medians = f"Medians of {rounds} rounds in which all take turns" if rounds > 1 else "One round"
+    head = f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}"
+    return f"{head}. {medians} (`benchmarks/results/{file}`)."
 
 
-def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str] = lambda row: figure(row.median)) -> str:
+class Block(NamedTuple):
+    """A table without its looks, its first column texts; where nothing was measured there are notes alone."""
+
+    title: str
+    headings: list[str]
+    lines: list[list[str]]
+    notes: list[str]
+
+
+def blocks(rows: Sequence[Row], *, spread: bool) -> Iterator[Block]:
+    """A table for each section, model and unit: a line for each row, or a column for each detail if there are many.
+
+    Args:
+        spread: with columns for quartiles and extremes.
+    """
+    for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
+        members = list(group)
+        measured = [row for row in members if row.median is not None]
+        details, names = {row.detail for row in measured}, {row.name for row in measured}
+        is_wide = len(details) > MANY and len(measured) == len(details) * len(names)
+        title = f"{f'{model}: ' if model else ''}{TITLES.get(section, section)}"
+        if measured:
+            title += f", {unit}" + (" (share of the LSTM's ceiling)" if is_wide and measured[0].ceiling else "")
+        elif not any(row.failed for row in members):
+            title += ": not measured"
+        headings, lines = by_detail(measured) if is_wide else grid(measured, spread=spread)
+        yield Block(title, headings, lines, notes(members))
+
+
+def by_detail(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: a line for each name, a column for each detail, a figure's share of the ceiling beside it."""
+    details = list(dict.fromkeys(row.detail for row in rows))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        share = f" ({percent(row.utilisation)})" if row.utilisation else ""
+        cells.setdefault(row.name, {})[row.detail] = figure(row.median) + share
+    return ["", *details], [[name, *(line.get(detail, "") for detail in details)] for name, line in cells.items()]
+
+
+def document(results: Results, file: str) -> Iterator[str]:
+    """Markdown of a whole run, whose results are in `file` of benchmarks/results."""
+    yield describe_run(results, file)
+    shown = [row for row in results.rows if row.section != "limits" and row.median is not None]
+    for block in blocks(shown, spread=False):
+        said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
+        yield markdown(block.title, 1, block.headings, block.lines) + said
+    yield from absent(results.rows)
+
+
+def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     """Markdown: a line for each model, name and unit, a column for each detail."""
     measured = [row for row in rows if row.median is not None]
     details = list(dict.fromkeys(row.detail for row in measured))
@@ -93,7 +146,7 @@ def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str] = lambda r
         [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
         for (model, name, unit), line in cells.items()
     ]
-    return markdown(title, 2, ["model", "", *details], lines) + note_line(measured)
+    return markdown(title, 2, ["model", "", *details], lines)
 
 
 def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -115,12 +168,6 @@ def absent(rows: Sequence[Row]) -> Iterator[str]:
         yield f"Not measured: {', '.join(names)}: {reason}."
 
 
-def note_line(rows: Sequence[Row]) -> str:
-    """What is to be said below the table of these rows, which have figures."""
-    said = notes([row for row in rows if row.median is not None])
-    return "\n\n" + "; ".join(said) + "." if said else ""
-
-
 def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of a table of rows of one unit.
 
@@ -140,7 +187,7 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         line = [row.label, figure(row.median) or "none"]
         if spread:
             line += [f"{figure(row.p25)} to {figure(row.p75)}", f"{figure(row.low)} to {figure(row.high)}"]
-        line += [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in opponents]
+        line += [f"{ratio:.{1 if ratio >= 10 else 2}f}" if ratio else "" for ratio in map(row.ratios.get, opponents)]
         if has_ceiling:
             shares = percent(row.utilisation), percent(row.utilisation_both)
             line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]][: len(ceilings)]

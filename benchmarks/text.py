@@ -122,11 +122,6 @@ def write_sentences(path: Path, sentences: Sentences) -> Path:
     return path
 
 
-def describe(sentences: Sentences) -> str:
-    """How many there are."""
-    return f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens"
-
-
 def _cut(sentences: Iterable[list[str]], n_tokens: int, source: str) -> Sentences:
     taken: Sentences = []
     left = n_tokens

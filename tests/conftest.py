@@ -6,10 +6,27 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
 from flashelmo.cli import main
 from flashelmo.engine import choice
+from flashelmo.engine.processor import n_cores
+
+N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+# With pytest-xdist, whichever process is free takes the next file: those that take long come first, so that no process
+# is left with one at the end.
+LONG = (
+    "test_docs",
+    "test_kernel_resources",
+    "test_benchmarks",
+)
+
+if N_PROCESSES > 1:  # threads of several processes on one core would wait for each other: read when PyTorch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // N_PROCESSES)))
+# A test takes as long as the machine leaves it.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 if find_spec("triton"):  # kernels run on the card where there is one, otherwise in Triton's interpreter
     import torch
@@ -21,6 +38,12 @@ if find_spec("triton"):  # kernels run on the card where there is one, otherwise
         repair()
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the others in their order."""
+    if N_PROCESSES > 1:
+        items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

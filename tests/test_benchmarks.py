@@ -22,7 +22,7 @@ from flashelmo.benchmarks.results import Results, Row, median_ratio, new_results
 from flashelmo.benchmarks.roofline import Roofline, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.run import Job, Run
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import CACHED, SHARED, figure, grid, notes, print_rows
+from flashelmo.benchmarks.tables import CACHED, SHARED, blocks, figure, grid, notes, print_rows
 from flashelmo.benchmarks.text import Sentences, draw_passages, generate, load_sentences, spell
 from flashelmo.benchmarks.timing import Timing, take_turns
 from flashelmo.benchmarks.worker import Pool, Worker, WorkerError
@@ -330,7 +330,7 @@ def test_what_is_not_measured_is_a_line_instead_of_a_table(capsys: pytest.Captur
     rows = [Row("cuda", "small", "onnx on a card", "tokens/s", note="this ONNX Runtime has no CUDA provider")]
     print_rows(Console(width=160), rows)
     assert capsys.readouterr().out == (
-        "small: cuda: not measured: onnx on a card: this ONNX Runtime has no CUDA provider\n"
+        "small: on a card: not measured: onnx on a card: this ONNX Runtime has no CUDA provider\n"
     )
 
 
@@ -348,8 +348,11 @@ def test_markdown_of_results(tmp_path: Path) -> None:
     text = "\n\n".join(filter(None, report.generate("cpu", tmp_path, "../")))
     assert "Abacus, 2 cores (beads), 1 GiB; python 3.12, commit 0123456789ab; 2030-01-02." in text
     assert "| fp32 | 1,600 | 16.0 | 2,000 | 80% | 1,800 | 89% |" in text
-    assert "| original | int8 | 0 | 0.01 | 0.02 |" in text
-    assert "| original | fp32, load | s | 0.25 |" in text
+    assert (
+        "**original: distance from the exact vectors, relative error**\n\n|  | layer 0 | layer 1 | layer 2 |\n" in text
+    )
+    assert "| int8 | 0 | 0.01 | 0.02 |" in text
+    assert "**original: load, s**\n\n|  | median |\n| --- | ---: |\n| fp32, load | 0.25 |" in text
     assert "by hand.\n" in text and text.endswith("Not measured: bf16 (bulk): not on this processor.")
     assert "(../benchmarks/results/abacus.svg)" in text
     newer = results(date="2031-01-01T00:00:00")
@@ -408,20 +411,25 @@ def test_the_summary_has_six_rows_of_the_newest_results(tmp_path: Path) -> None:
         list(report.generate("summary", tmp_path, ""))
 
 
-def test_precisions_are_shown_by_layer(tmp_path: Path) -> None:
+def test_many_details_are_columns_where_everybody_has_them_all() -> None:
+    speed = {"section": "speed", "model": "m", "unit": "tokens/s"}
     rows = [
-        Row.of([error], section="error", model="small", name=name, unit=unit, detail=f"layer {layer}")
-        for name, unit, errors in (
-            ("fp32", "max abs error", (1e-6, 2e-6)),
-            ("bf16", "max abs error", (0.1, 0.2)),
-            ("bf16", "relative error", (0.003, 0.004)),
-        )
-        for layer, error in enumerate(errors)
+        Row.of([100.0 * n], **speed, name=name, detail=f"{n} sentences", ceiling=1000)
+        for name, most in (("onnx fp32", 3), ("onnx int8", 3), ("engine fp32", 2))
+        for n in range(1, most + 1)
     ]
-    results(rows=rows).write(tmp_path / "precision" / "abacus.json")
-    (text,) = report.generate("precision", tmp_path, "")
-    assert "| small | bf16 (relative error) | 0.003 | 0.004 |\n" in text
-    assert text.endswith("| small | fp32 (max abs error) | 1e-06 | 2e-06 |")
+    (wide,) = blocks(rows[:6], spread=False)
+    assert wide.title == "m: ragged batches, tokens/s (share of the LSTM's ceiling)"
+    assert wide.headings == ["", "1 sentences", "2 sentences", "3 sentences"]
+    assert wide.lines[0] == ["onnx fp32", "100 (10%)", "200 (20%)", "300 (30%)"]
+    (narrow,) = blocks(rows, spread=False)
+    assert narrow.headings[:2] == ["", "median"] and len(narrow.lines) == 8
+
+
+def test_the_engines_precisions_are_a_table(tmp_path: Path) -> None:
+    (table,) = report.generate("precisions", tmp_path)
+    assert f"| `fp32` | float32 | {3 * '1e-05 absolute, 1e-05 relative | '}7.5 |\n" in table
+    assert "| `tf32` | float32, products of 11 bits |  | 0.003 relative |  | 8.0 |\n" in table
 
 
 def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path) -> None:
@@ -500,7 +508,7 @@ def test_a_quick_run_measures_every_section(folder: Path, tmp_path: Path, capsys
     assert sum(stages.values()) == pytest.approx(100, abs=0.1)
     assert all(share > 0 for share in stages.values())
     printed = capsys.readouterr().out
-    assert "tiny: bulk, tokens/s" in printed and "failures: 0; " in printed
+    assert "tiny: bulk text, tokens/s" in printed and "failures: 0; " in printed
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from tiny_models import BILM
 
 from flashelmo.engine.cuda import executor, layout, memory, pipeline
 from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.cuda.model import VectorTable
 from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import preset_config
@@ -150,7 +150,7 @@ def test_other_errors_are_not_swallowed(expected: list[Any], monkeypatch: pytest
 def test_memory_that_is_lacking_for_word_vectors(expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Some words of the window have their rows when it fails; they keep them, and the others get theirs later."""
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
-    monkeypatch.setattr("flashelmo.engine.cuda.words.WORDS_AT_ONCE", 2)
+    monkeypatch.setattr("flashelmo.engine.cuda.model.WORDS_AT_ONCE", 2)
     compute, calls = VectorTable._compute, []
 
     def fail(self: VectorTable, words: Any, rows: Any) -> None:

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from tiny_models import MODELS
 
 from flashelmo.engine.cuda import layout
-from flashelmo.engine.cuda import results as results_module
-from flashelmo.engine.cuda.results import Results
-from flashelmo.engine.cuda.transfer import Transfers
+from flashelmo.engine.cuda import transfer as transfer_module
+from flashelmo.engine.cuda.transfer import Results, Transfers
 from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
@@ -68,7 +67,7 @@ def test_every_sentence_has_its_rows(output: Output, as_numpy: bool, lengths: li
     offsets = [0, *np.cumsum(lengths, dtype=int).tolist()]
     values = made_up(output, offsets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results_module, "PIECE_BYTES", piece)
+        patch.setattr(transfer_module, "PIECE_BYTES", piece)
         found = on_host(results_of(values, offsets, output, as_numpy=as_numpy))
     expected = [values[:, start:stop] for start, stop in pairwise(offsets)]
     if output.pool:
@@ -85,8 +84,8 @@ def test_pieces_are_bounded_and_whole(lengths: list[int], row_bytes: int) -> Non
     """Of a sentence that is larger than a piece by itself, one at a time."""
     offsets = np.array([0, *np.cumsum(lengths, dtype=int)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results_module, "PIECE_BYTES", 100)
-        cuts = results_module._cuts(offsets, row_bytes)
+        patch.setattr(transfer_module, "PIECE_BYTES", 100)
+        cuts = transfer_module._cuts(offsets, row_bytes)
     assert [cut[0] for cut in cuts] == [0, *(cut[1] for cut in cuts[:-1])] and cuts[-1][1] == len(lengths)
     longest = row_bytes * max(lengths, default=0)
     assert all((offsets[last] - offsets[first]) * row_bytes < 100 + longest for first, last in cuts)
@@ -95,7 +94,7 @@ def test_pieces_are_bounded_and_whole(lengths: list[int], row_bytes: int) -> Non
 
 def test_only_two_pieces_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece is read while the next one is copied; the first is begun before anyone asks."""
-    monkeypatch.setattr(results_module, "PIECE_BYTES", 16)
+    monkeypatch.setattr(transfer_module, "PIECE_BYTES", 16)
     begun: list[int] = []
     download = Transfers.download
 

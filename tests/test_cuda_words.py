@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import MODELS, WORDS
 
-from flashelmo.engine.cuda import words as words_module
+from flashelmo.engine.cuda import model as model_module
+from flashelmo.engine.cuda.model import DeviceModel, VectorTable
 from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.cuda.weights import DeviceModel
-from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.reference.reference import ReferenceRuntime
@@ -114,7 +113,7 @@ def test_any_windows_through_any_table(windows: list[list[str]], n_rows: int, at
     table = table_of(n_rows)
     seen: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words_module, "WORDS_AT_ONCE", at_once)
+        patch.setattr(model_module, "WORDS_AT_ONCE", at_once)
         for names in windows:
             n_new = check(table, names)
             new = [name for name in names if name not in seen]
@@ -126,7 +125,7 @@ def test_rows_are_whole_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words of groups that were computed are kept, those of the failing one and after it are not."""
     table = table_of(6)
     check(table, ["the", "cat", "x"])
-    monkeypatch.setattr(words_module, "WORDS_AT_ONCE", 2)
+    monkeypatch.setattr(model_module, "WORDS_AT_ONCE", 2)
     word_vectors, calls = DeviceModel.word_vectors, []
 
     def fail(self: DeviceModel, *arguments: Any) -> Any:

@@ -25,7 +25,7 @@ from flashelmo.benchmarks.contestant import (
 )
 from flashelmo.benchmarks.cpu.costs import measure_host, measure_load, measure_memory
 from flashelmo.benchmarks.results import Row, new_results, with_ratios
-from flashelmo.benchmarks.roofline import BYTES, Limits, Roofline, Work, recurrent_weights, streamed_weights
+from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import Subject, prepare
@@ -55,7 +55,7 @@ def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
     reference, workers, absent = _line_up(subject, settings, ours)
     n_tokens = settings.bulk_tokens or max(worker.call("window_tokens") for worker in workers.values())
     text, source = load_sentences(n_tokens, settings.text, settings.seed)
-    limits = _limits(subject, settings)
+    limits = Limits(subject.pool, settings)
     measures: dict[Key, Callable[[], float]] = {("limits", ""): limits.measure_peaks}
     tokens: dict[Key, int] = {}
     for order, sentences in (FILE_ORDER, text), (SORTED, sorted(text, key=len)):
@@ -86,7 +86,7 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
         contestant(subject, settings, name, cache, **CACHES[cache]) for name in settings.contestants for cache in CACHES
     ]
     reference, workers, absent = _line_up(subject, settings, ours)
-    limits, work = _limits(subject, settings), Work.of(subject.config, [sentence])
+    limits, work = Limits(subject.pool, settings), Work.of(subject.config, [sentence])
     measures: dict[Key, Callable[[], float]] = {
         ("limits", "peaks"): limits.measure_peaks,
         ("limits", "streams"): partial(limits.measure_streams, recurrent_weights(subject.config)),
@@ -127,10 +127,6 @@ def _line_up(
     if not workers:
         raise FlashElmoError(f"nobody to compare with the reference: {'; '.join(absent.values())}")
     return reference, workers, absent
-
-
-def _limits(subject: Subject, settings: Settings) -> Limits:
-    return Limits(subject.pool.worker(Roofline, settings.threads, settings.peak_seconds))
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:

@@ -16,7 +16,6 @@ from typing import Any
 from flashelmo.benchmarks.contestant import REFERENCE, Clock, Contestant, Way, absentees, line_up
 from flashelmo.benchmarks.onnx.contestants import BASELINE, FILES, Exported, contestant, session_options
 from flashelmo.benchmarks.onnx.products import feeds, write_products
-from flashelmo.benchmarks.onnx.speed import limits_of
 from flashelmo.benchmarks.results import Row, with_ratios
 from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.settings import Settings
@@ -103,7 +102,7 @@ def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
             write_products(load_model(subject.folder), check_precision(precision), words, rows, path)
             products = pool.worker(Clock, products_run, path, subject.config, batch, threads)
             workers[f"{PRODUCTS} {precision}", ""] = products
-        limits = limits_of(exported, settings)
+        limits = Limits(exported.subject.pool, settings)
         measures: dict[str, Callable[[], float]] = {
             "peaks": limits.measure_peaks,
             "streams": partial(limits.measure_streams, recurrent_weights(subject.config)),

@@ -11,7 +11,7 @@ from operator import truediv
 from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Workers, absentees, line_up
 from flashelmo.benchmarks.onnx.contestants import Exported, contestant
 from flashelmo.benchmarks.results import Row, with_ratios
-from flashelmo.benchmarks.roofline import Limits, Roofline, Work
+from flashelmo.benchmarks.roofline import Limits, Work
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, Sentences, draw_passages, load_sentences
 from flashelmo.benchmarks.timing import Timing, take_turns
@@ -65,7 +65,7 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
     """Tokens a second of everybody at every size of batch; the engine knows the words from the round before."""
     work, model = draw_batches(settings), exported.subject.name
     everybody = [contestant(name, exported, settings) for name in (REFERENCE, *settings.contestants)]
-    limits = limits_of(exported, settings)
+    limits = Limits(exported.subject.pool, settings)
     with Pool() as pool:
         workers, absent = compare(everybody, work, exported, settings, pool)
         timings = time_all(workers, work, settings, warm_ups=1, limits=limits)  # new shapes take longer at first
@@ -80,11 +80,6 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
                 group.append(replace(row, ceiling=lstm, ceiling_both=both))
         rows += with_ratios(group, {row.name: row for row in group if row.name == REFERENCE})
     return [*limits.rows(model, "speed"), *rows, *absentees("speed", model, absent)]
-
-
-def limits_of(exported: Exported, settings: Settings) -> Limits:
-    """The processor's limits, to be measured in turns."""
-    return Limits(exported.subject.pool.worker(Roofline, settings.threads, settings.peak_seconds))
 
 
 def compare(

@@ -4,16 +4,14 @@ A window's plan (`engine/pipeline.py`) passes through
 
     pipeline.py      the loop: queues a window while the one before computes, and halves one that does not fit
     executor.py      how it is computed: by a CUDA graph where it is small, launch by launch where it is large
-    words.py         its distinct words' rows in the table of word vectors on the device
+    model.py         its distinct words' rows in the table of word vectors on the device, with the model's weights
     layout.py        its schedule as one array of integers, exact or in the sizes that a graph was captured for
-    transfer.py      the copies up and down, on streams of their own through pinned memory
+    transfer.py      the copies up and down, on streams of their own, and the results, sentence by sentence
     compute.py       the kernels in their order, from word vectors to what was asked for
     cuda_graphs.py   the same as a captured CUDA graph
-    results.py       what was asked for, sentence by sentence
 
-`weights.py` lays the model out on the device, `state.py` carries rows' states in stateful runs, `memory.py` says how
-many tokens fit, and `requirements.py` in one line what a machine lacks. Switches that change the speed alone are in
-`engine/settings.py`.
+`state.py` carries rows' states in stateful runs, `memory.py` says how many tokens fit, and `requirements.py` in one
+line what a machine lacks. Switches that change the speed alone are in `engine/settings.py`.
 
 Where Triton interprets its kernels on the CPU (TRITON_INTERPRET=1), all of it but streams and graphs runs there too:
 device "interpreter", for tests.

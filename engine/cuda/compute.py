@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.layout import D, Layout, Sizes
+from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.state import DeviceState
-from flashelmo.engine.cuda.weights import DeviceModel
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels.launch import can_depend
 from flashelmo.kernels.lstm.barrier import Barrier

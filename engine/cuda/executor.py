@@ -13,10 +13,9 @@ from flashelmo.engine.cuda.compute import DeviceOutput, compute
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.cuda.memory import is_out_of_memory
+from flashelmo.engine.cuda.model import DeviceModel, VectorTable
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.transfer import CAPTURE, Transfers
-from flashelmo.engine.cuda.weights import DeviceModel
-from flashelmo.engine.cuda.words import VectorTable
 from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder

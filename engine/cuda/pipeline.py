@@ -22,9 +22,8 @@ from torch import Tensor
 
 from flashelmo.engine.cuda import memory
 from flashelmo.engine.cuda.executor import Executor
-from flashelmo.engine.cuda.results import Results
-from flashelmo.engine.cuda.transfer import Transfers
-from flashelmo.engine.cuda.weights import DeviceModel
+from flashelmo.engine.cuda.model import DeviceModel
+from flashelmo.engine.cuda.transfer import Results, Transfers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output

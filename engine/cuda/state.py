@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashelmo.engine.cuda.weights import DeviceModel
+from flashelmo.engine.cuda.model import DeviceModel
 
 ROWS = 64  # to begin with
 
