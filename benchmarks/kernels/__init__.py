@@ -2,7 +2,7 @@
 
 suite.py         on a card: correct first, then how fast: `python -m benchmarks kernels --out DIR`
 tiles.py         on a card: which tiles are fastest: `python -m benchmarks tiles --out DIR`
-resources.py     registers, shared memory and matrix instructions of each, without a card: `python -m benchmarks resources`
+resources.py     registers, shared memory, matrix instructions, without a card: `python -m benchmarks resources`
 model.py         the time that bytes, operations and launches should take: `python -m benchmarks model`
 problems.py      the work of each kernel, with its reference; lstm.py: the LSTM's
 checks.py        each kernel against its reference; groups.py: what is timed; graph_timing.py: how
