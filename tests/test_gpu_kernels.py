@@ -553,7 +553,6 @@ def test_wrong_candidates_and_those_that_cannot_be_built_are_lines(
 
 def test_a_lost_device_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "is_lost", lambda device: True)
-    monkeypatch.setattr(checks, "_error", None)
     monkeypatch.setattr(checks.LstmProblem, "error", None)
     first, second, *rest = sweep(tmp_path).rows
     assert first.note.startswith("FAILED: TypeError: ") and (first.section, first.name) == ("gates", SMALL.label)
