@@ -12,7 +12,7 @@ from flashelmo.benchmarks.gpu.speed import CUDNN, EAGER, KNOWN, OURS, SWITCH, TE
 from flashelmo.benchmarks.gpu.stages import SECTION as STAGES
 from flashelmo.benchmarks.kernels.tables import TARGET, ceilings, error_table, target_row, target_table
 from flashelmo.benchmarks.results import Results, Row, median_ratio
-from flashelmo.benchmarks.tables import absent, describe_run, figure, markdown, percent, pivot
+from flashelmo.benchmarks.tables import absent, by_detail, describe_run, markdown
 
 SPEEDS = ("single", "batch", "ragged", "bulk", "compiled", "onnx")
 RIVALS_COLOUR, COLOUR = "#9aa5b1", "#2f6f9f"
@@ -25,15 +25,13 @@ def tables(results: Results, file: str = "") -> str:
     parts += [speed_table(results, model) for model in results.models]
     errors = [row for row in results.section("error") if row.detail != "two calls"]
     parts += [target_table(results, "engine"), error_table(errors)]
-    for title, rows, cell in (
-        ("Times as fast with the switch on", [row for row in results.section(SWITCH) if row.ratios], _ratio),
-        (
-            "Share of each stage in the card's time, %",
-            measured(results.section(STAGES)),
-            lambda row: figure(row.median),
-        ),
+    switches = [replace(row, median=next(iter(row.ratios.values()))) for row in results.section(SWITCH) if row.ratios]
+    for title, rows in (
+        ("Times as fast with the switch on", switches),
+        ("Share of each stage in the card's time, %", measured(results.section(STAGES))),
     ):
-        parts.append(pivot(title, rows, cell) if rows else "")
+        named = [replace(row, name=f"{row.model}: {row.name}", ceiling=None) for row in rows]
+        parts.append(markdown(title, 1, *by_detail(named)))
     return "\n\n".join(filter(None, [*parts, *absent([row for row in results.rows if row.section != TARGET])]))
 
 
@@ -42,24 +40,19 @@ def measured(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.median is not None]
 
 
-def _ratio(row: Row) -> str:
-    return ", ".join(f"{ratio:.2f}" for ratio in row.ratios.values())
-
-
 def speed_table(results: Results, model: str) -> str:
     """Contestants down, workloads across: thousands of tokens a second, and ours as a share of what the card allows."""
-    rows = _speeds(results, model)
-    workloads = list(dict.fromkeys(map(_workload, rows)))
-    cells, limits = {}, dict[str, str]()
-    for row in rows:
-        share = f" ({percent(row.utilisation_both)})" if row.ceiling_both else ""
-        cells[row.name, _workload(row)] = figure((row.median or 0) / 1e3) + share
-        limits.setdefault(_workload(row), figure(row.ceiling_both and row.ceiling_both / 1e3))
-    names = list(dict.fromkeys(row.name for row in rows))
-    lines = [[name, *(cells.get((name, each), "") for each in workloads)] for name in names]
-    lines += [["the card's limit for the first", *limits.values()]] if rows else []
+    rows, limits = [], dict[str, Row]()
+    for row in _speeds(results, model):
+        limit = row.ceiling_both and row.ceiling_both / 1e3
+        row = replace(row, detail=_workload(row), median=(row.median or 0) / 1e3, ceiling=limit)
+        rows.append(row)
+        if limit:
+            limits.setdefault(
+                row.detail, replace(row, name="the card's limit for the first", median=limit, ceiling=None)
+            )
     title = f"Thousands of tokens a second (share of the card's limit for LSTM and words): {model} model"
-    return markdown(title, 1, ["", *workloads], lines)
+    return markdown(title, 1, *by_detail([*rows, *limits.values()]))
 
 
 def _speeds(results: Results, model: str) -> list[Row]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from flashelmo.benchmarks.kernels.card import Card
 from flashelmo.benchmarks.kernels.model import Cost
 from flashelmo.benchmarks.results import Results, Row
-from flashelmo.benchmarks.tables import absent, describe_run, figure, markdown
+from flashelmo.benchmarks.tables import absent, by_detail, describe_run, figure, markdown
 
 MODEL = "model of "  # how the name of a row begins that is predicted, not measured
 TARGET = "target"
@@ -38,13 +39,11 @@ def _is_shown(row: Row) -> bool:
 
 def by_rows(title: str, rows: Iterable[Row]) -> str:
     """Times by rows, a line for each contestant; of predictions those of bf16 in two launches alone."""
-    measured = [row for row in rows if row.median is not None and _is_shown(row)]
-    measured = [row for row in measured if not (row.name.startswith(MODEL) and re.search("persistent|int8", row.name))]
-    sizes = sorted({row.detail for row in measured}, key=lambda detail: int(detail.split()[0]))
-    cells = {(row.name, row.detail): figure(row.median) for row in measured}
-    names = sorted({row.name: 0 for row in measured}, key=lambda name: (name.startswith(MODEL), name[0] == "c"))
-    lines = [[name, *(cells.get((name, size), "") for size in sizes)] for name in names]
-    return markdown(title, 1, ["", *sizes], lines)
+    shown = [replace(row, ceiling=None) for row in rows if row.median is not None and _is_shown(row)]
+    shown = [row for row in shown if not (row.name.startswith(MODEL) and re.search("persistent|int8", row.name))]
+    shown.sort(key=lambda row: int(row.detail.split()[0]))
+    headings, lines = by_detail(shown)
+    return markdown(title, 1, headings, sorted(lines, key=lambda line: (line[0].startswith(MODEL), line[0][0] == "c")))
 
 
 def beside(rows: Sequence[Row]) -> str:
