@@ -68,7 +68,6 @@ class Settings:
     # kernels
     rows: tuple[int, ...] = _is((), "of a step, in each direction")
     other_rows: tuple[int, ...] = _is((32, 512), "at which precisions other than bf16 and int8 are timed")
-    compiled_rows: tuple[int, ...] = _is((32, 512), "at which torch.compile takes part")
     words: tuple[int, ...] = _is((), "of characters and highways")
     layer_tokens: int = _is(0, "of token layers")
     input_nodes: int = _is(2048, "of the hoisted input product")

@@ -20,7 +20,7 @@ from flashelmo.benchmarks.kernels import checks, graph_timing, groups, problems,
 from flashelmo.benchmarks.kernels.card import Device, card_named, card_of, results_on
 from flashelmo.benchmarks.kernels.checks import ODD, Check, Sizes, run_checks
 from flashelmo.benchmarks.kernels.graph_timing import Task, time_graphs
-from flashelmo.benchmarks.kernels.groups import Chain, both_directions, compiled_group, step_groups, ways
+from flashelmo.benchmarks.kernels.groups import Chain, step_groups, ways
 from flashelmo.benchmarks.kernels.lstm import LstmLayer
 from flashelmo.benchmarks.kernels.model import Cost
 from flashelmo.benchmarks.kernels.problems import random_words, relative_error, spell
@@ -47,7 +47,6 @@ SETTINGS = replace(
     layer_tokens=5,
     input_nodes=3,
     other_rows=(3,),
-    compiled_rows=(),
     precisions=("bf16", "fp32"),
     peak_size=16,
     copy_bytes=1 << 20,
@@ -285,12 +284,12 @@ def test_a_device_is_lost_where_it_cannot_be_waited_for(monkeypatch: pytest.Monk
 
 def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:
     times = FakeTimes()
-    settings = replace(LITTLE, compiled_rows=(1,), limit_seconds=0.0)
+    settings = replace(LITTLE, limit_seconds=0.0)
     status, results, _ = start(tmp_path, settings, times, LITTLE_SIZES)
     assert status == 0 and times.ran == []
     rows = [row for row in results.rows if row.section != "target"]
     assert {(row.median, row.note) for row in rows} == {(None, "skipped, as the 0 seconds were over")}
-    sections = {"error", "ceiling", "step", "characters", "input", "token layers", "compiled step"}
+    sections = {"error", "ceiling", "step", "characters", "input", "token layers"}
     assert {row.section for row in rows} == sections
 
 
@@ -391,21 +390,6 @@ def test_words_are_distinct_and_spelled() -> None:
     assert ids[1].tolist() == [259] + [99] * 10 + [260]
     lengths = [len(word) for word in random_words(CONFIG, 40)]
     assert lengths[:2] == [1, 10] and min(lengths) == 1 and max(lengths) == 10
-
-
-def test_the_compiled_peer_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-
-    def compile(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-        compiled.append((function, dynamic))
-        return function
-
-    monkeypatch.setattr(torch, "compile", compile)
-    group = compiled_group(LstmLayer(CONFIG, "cpu"), 1, Chain(2, 1, 2))
-    assert compiled == [(both_directions, False)]
-    ours, peer = group.members
-    assert (ours.task.name, ours.peer, peer.task.name) == ("hoisted bf16", "torch.compile bf16", "torch.compile bf16")
-    peer.task.run()
 
 
 # ------------------------------------------------------------------------------------------------------------- timing

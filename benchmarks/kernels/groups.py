@@ -1,7 +1,4 @@
-"""What is timed on a GPU: our kernels through their launchers, and what else can do the same work.
-
-    cuBLAS          the products alone, without gather, gates, cell, clip or bias: torch.bmm and torch.mm
-    torch.compile   the reference's step, both directions, without gather
+"""What is timed on a GPU: our kernels through their launchers, and cuBLAS's products alone, by torch.bmm and torch.mm.
 
 All work on random tensors of a model's sizes. An LSTM is timed as a chain of steps over a forest of equal depths with
 random parents, as long as the slabs that the layer's input is multiplied for. Hoisted and persistent steps leave that
@@ -11,16 +8,15 @@ product out; it is timed by itself, as "input". Steps of dependent launches take
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from flashelmo.benchmarks.kernels import model, problems
 from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, reference_step, way_in_use
+from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, way_in_use
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
@@ -158,27 +154,6 @@ def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str
         projection()
 
     return {"gates": gates, "projection": projection, "step": both}
-
-
-def compiled_group(layer: LstmLayer, rows: int, chain: Chain = CHAIN) -> Group:
-    """The step in the variant that is in use, and torch.compile of the reference's."""
-    step, config, peer = ours(layer, rows, "bf16", chain)["step"], layer.config, "torch.compile bf16"
-    sizes = (config.projection_size, config.projection_size, config.cell_size)
-    states = [torch.randn(D, rows, size, device=layer.device).bfloat16() for size in sizes]
-    weights, compiled = layer.unpacked(layer.device, torch.bfloat16), torch.compile(both_directions, dynamic=False)
-
-    def run() -> None:
-        with torch.no_grad():
-            compiled(config, weights, states)
-
-    return Group("compiled step", f"{rows} rows", [replace(step, peer=peer), Timed(Task(peer, run), "bf16")])
-
-
-def both_directions(
-    config: ElmoConfig, weights: Sequence[Tensor], states: Sequence[Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """The reference's step in each direction, of states whose first axis is D as the weights'."""
-    return [reference_step(config, weights, d, [state[d] for state in states]) for d in range(D)]
 
 
 # ---------------------------------------------------------------------------------------------------- words and tokens

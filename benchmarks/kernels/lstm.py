@@ -51,9 +51,9 @@ class LstmLayer:
         self.make = Maker.of(device, "fp32", seed, host)
         C, P, normal = config.cell_size, config.projection_size, self.make.normal
         inputs, recurrent = (normal(D, 4, P, C, scale=P**-0.5) for _ in range(2))
-        self.bias, self.projection = normal(D, 4, C, scale=0.1), normal(D, C, P, scale=2 * C**-0.5)
+        bias, self.projection = normal(D, 4, C, scale=0.1), normal(D, C, P, scale=2 * C**-0.5)
         clips = config.cell_clip, config.projection_clip
-        self.canonical = CanonicalLstm(inputs, recurrent, self.bias, self.projection, *clips)
+        self.canonical = CanonicalLstm(inputs, recurrent, bias, self.projection, *clips)
         self._packed: dict[str, LstmWeights] = {}
 
     def weights(self, precision: str) -> LstmWeights:
@@ -64,19 +64,6 @@ class LstmLayer:
                 self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device
             )
         return self._packed[precision]
-
-    def unpacked(self, device: str, dtype: torch.dtype) -> list[Tensor]:
-        """As models have them, for `reference_step`."""
-        tensors = (self.canonical.input, self.canonical.recurrent, self.bias, self.projection)
-        return [tensor.to(device, dtype) for tensor in tensors]
-
-
-def reference_step(
-    config: ElmoConfig, weights: Sequence[Tensor], d: int, states: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The reference's step of a direction, of its input, hidden state and cell."""
-    given: list[Any] = [*states, *(weight[d] for weight in weights), config.cell_clip, config.projection_clip]
-    return reference.lstm_step(*given)
 
 
 class LstmProblem:
@@ -141,12 +128,15 @@ class LstmProblem:
         hidden = torch.zeros(self._x.shape).double()
         cell = torch.zeros(*self._x.shape[:2], self.layer.config.cell_size).double()
         hidden[:, :N_ROOTS], cell[:, :N_ROOTS] = (root.double() for root in self._roots)
-        weights = self.layer.unpacked("cpu", torch.float64)
+        canonical, config = self.layer.canonical, self.layer.config
+        tensors = (canonical.input, canonical.recurrent, canonical.bias, self.layer.projection)
         for d, starts in enumerate(self._nodes.depths):
+            given: list[Any] = [tensor[d].double() for tensor in tensors]
+            given += [config.cell_clip, config.projection_clip]
             for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
                 parents = before + self._nodes.parents[d, first:last].long()
                 states = self._x[d, first:last].double(), hidden[d, parents], cell[d, parents]
-                hidden[d, first:last], cell[d, first:last] = reference_step(self.layer.config, weights, d, states)
+                hidden[d, first:last], cell[d, first:last] = reference.lstm_step(*states, *given)
         return hidden
 
     def _real(self, hidden: Tensor) -> Tensor:

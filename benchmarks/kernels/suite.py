@@ -1,7 +1,7 @@
 """Every GPU kernel on this machine's card: correct first, then how fast: `python -m benchmarks kernels --out DIR`.
 
-Beside each time stand the model's (`model.py`, with the ceilings that this run measured), the roofline's, and those
-of cuBLAS at the same shapes and of `torch.compile` of the reference's step. Results go to DIR/gpu-kernels-CARD.json.
+Beside each time stand the model's (`model.py`, with the ceilings that this run measured), the roofline's, and that
+of cuBLAS at the same shapes. Results go to DIR/gpu-kernels-CARD.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 
 TARGET_ROWS = (512, 32)
-COMPILE_SECONDS = 30  # that a torch.compile may take
 
 
 class Kernels:
@@ -74,16 +73,11 @@ class Kernels:
         n, N = settings.input_nodes, settings.layer_tokens
         yield self._job("input", f"{n} nodes", lambda: [groups.input_group(config, n, settings.precisions, device)])
         yield self._job("token layers", f"{N} tokens", lambda: [groups.token_group(config, N, "bf16", device, seed)])
-        for n in settings.compiled_rows:
-            yield self._job("compiled step", f"{n} rows", partial(self._compiled, n), COMPILE_SECONDS)
 
     @cached_property
     def layer(self) -> LstmLayer:
         """The LSTM layer that all steps are those of."""
         return LstmLayer(self.config, self.device.torch, self.settings.seed)
-
-    def _compiled(self, n: int) -> Iterator[Group]:
-        yield groups.compiled_group(self.layer, n, self.chain)
 
     def _steps(self, n: int) -> Job:
         settings = self.settings
@@ -94,8 +88,8 @@ class Kernels:
         given = self.config, words, "bf16", self.device.torch, self.settings.seed
         return self._job("characters", f"{len(words)} words", partial(groups.word_groups, *given))
 
-    def _job(self, section: str, detail: str, build: Callable[[], Iterable[Group]], seconds: float = 0.0) -> Job:
-        return Job(section, self.model, detail, lambda: map(self.measure, build()), seconds)
+    def _job(self, section: str, detail: str, build: Callable[[], Iterable[Group]]) -> Job:
+        return Job(section, self.model, detail, lambda: map(self.measure, build()))
 
     def _check(self, run: Run, model: str, found: Iterator[checks.Check]) -> Job:
         given = found, model, run.deadline, self.device, self.passed
