@@ -154,7 +154,7 @@ def test_stacks_do_the_same_products() -> None:
     named = [each for stack in lstm_stacks(CONFIG) for each in stack.named_parameters()]
     weights = sum(parameter.numel() for name, parameter in named if name.startswith("weight"))
     assert 2 * weights == CONFIG.lstm_flops_per_token
-    way = rivals.stacks(CONFIG, 3, 5, CPU, "fp32", 1)
+    way = rivals.stacks(CONFIG, 3, 5, CPU, "fp32")
     with mock.patch.object(torch.nn.LSTM, "forward") as forward:
         way.run([])
     assert [call.args[0].shape for call in forward.call_args_list] == [(5, 3, CONFIG.projection_size)] * 2

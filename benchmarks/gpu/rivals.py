@@ -7,7 +7,7 @@ stacks            the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: E
                   stacks of two layers, each layer with input P, cell C and projection P, so two unidirectional
                   LSTMs of two layers with proj_size do the same products. It has no clips, no skip connection and
                   no boundaries, starts from vectors that are there, and reads the same order in both directions:
-                  a peer in speed alone. Its stacks run one after the other, or side by side on two streams.
+                  a peer in speed alone. Its stacks run one after the other: on two streams they are no faster.
                   Its fp16 is a peer of our bf16 where PyTorch hands no bf16 to cuDNN: both have 16 bits.
 onnx              an exported file in ONNX Runtime's CUDA provider, ids made from tokens, its outputs left on the
                   device. Its weights may be others than ours: a peer in speed alone.
@@ -125,12 +125,8 @@ def lstm_stacks(config: ElmoConfig) -> list[torch.nn.LSTM]:
     return [torch.nn.LSTM(P, C, num_layers=config.n_layers, proj_size=P if P < C else 0).eval() for _ in range(2)]
 
 
-def stacks(config: ElmoConfig, rows: int, steps: int, device: Device, precision: str, streams: int) -> Way:
-    """Both directions' stacks of layers over a batch of equal sentences, by torch.nn.LSTM.
-
-    Args:
-        rows, steps: of the batch.
-        streams: 1, one stack after the other; 2, side by side.
+def stacks(config: ElmoConfig, rows: int, steps: int, device: Device, precision: str) -> Way:
+    """Both directions' stacks of layers over a batch of so many equal sentences of so many steps, by torch.nn.LSTM.
 
     Raises:
         FlashElmoError: on a card, PyTorch would not hand this type to cuDNN, but run kernels of its own.
@@ -139,21 +135,12 @@ def stacks(config: ElmoConfig, rows: int, steps: int, device: Device, precision:
     x = torch.randn(steps, rows, config.projection_size).to(device.torch, dtype)
     if device.is_cuda and not torch.cudnn_is_acceptable(x):
         raise FlashElmoError(f"cuDNN: PyTorch {torch.__version__} does not hand {dtype} to it")
-    first, second = (stack.to(device.torch, dtype) for stack in lstm_stacks(config))
-    side = torch.cuda.Stream(device.torch) if streams == 2 else None
+    both = [stack.to(device.torch, dtype) for stack in lstm_stacks(config)]
 
     def run(sentences: Sentences) -> None:
         with torch.inference_mode():
-            if side is None:
-                first(x)
-                second(x)
-                return
-            current = torch.cuda.current_stream(x.device)
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                second(x)
-            first(x)
-            current.wait_stream(side)
+            for stack in both:
+                stack(x)
 
     return Way(no_vectors, run, wait=device.synchronize)
 

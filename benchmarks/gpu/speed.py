@@ -176,12 +176,10 @@ class Speed:
         return made
 
     def _stacks(self, workload: Workload) -> Iterator[Contestant]:
-        device, rows, steps = self.subject.device, len(workload.sentences), len(workload.sentences[0])
+        config, device, sentences = self.subject.model.config, self.subject.device, workload.sentences
         for precision in self._rival_precisions("bf16", "fp16"):
-            for streams in (1, 2) if device.is_cuda else (1,):
-                name = f"{CUDNN} {precision}" + (", two streams" if streams == 2 else "")
-                given = (self.subject.model.config, rows, steps, device, precision, streams)
-                yield Contestant(name, precision, rivals.stacks, given, is_rival=True)
+            given = (config, len(sentences), len(sentences[0]), device, precision)
+            yield Contestant(f"{CUDNN} {precision}", precision, rivals.stacks, given, is_rival=True)
 
     def _rival_precisions(self, *precisions: str) -> Sequence[str]:
         """On the CPU, float32 alone."""
