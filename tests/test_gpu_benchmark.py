@@ -175,7 +175,7 @@ def test_results_tables_and_plots_are_written(whole: Whole, tmp_path: Path) -> N
     for line in (
         "| bulk text, bf16 | tokens/s | 5,818,200 | at least 2.5M, goal 4M |  |",
         "for LSTM and words): other model**",
-        "| tiny | graphs on | 1.00 | 1.00 |",
+        "| tiny: graphs on | 1 | 1 |",
         "Not measured: ONNX Runtime (onnx): no exported model was given (--onnx).",
     ):
         assert line in tables
@@ -443,7 +443,7 @@ def test_the_cuda_runtime_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(speed, "WARM_UPS", 0)
     subject = Subject("tiny", tiny_model(), place, ElmoEmbedder, CudaSettings())
     given = subject, Truth(subject, sentences, settings), settings, card_named("H200"), tmp_path
-    rows = Speed(*given).bulk(bulk(sentences, 2), ["bf16"])
+    rows = Speed(*given).rows(bulk(sentences, 2), ["bf16"])
     assert [row.name for row in rows] == [
         f"flashelmo bf16{which}" for which in ("", ", windows ready", ", text to means")
     ]

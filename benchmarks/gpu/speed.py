@@ -53,43 +53,31 @@ class Speed:
         self._card, self._folder = card, folder
         self._reference = cache(self._made_reference)
 
-    def batch(self, workload: Workload, precisions: Sequence[str], *, cudnn: bool) -> list[Row]:
-        """A batch, or a sentence, by the precisions, the first one also with all words known, and by the rivals.
+    def rows(self, workload: Workload, precisions: Sequence[str], slow: bool = False) -> list[Row]:
+        """The precisions and who else takes part in a section: the first one with all words known, from windows, and
+        from a file to means on the host; the reference, cuDNN's LSTM for sentences of one length, and the others.
 
         Args:
-            cudnn: the sentences are of one length, so that its LSTM can take part.
+            slow: bulk text is for the slower precisions and for the reference in batches.
         """
-        contestants = [self.ours(precision) for precision in precisions]
-        contestants.insert(1, self.ours(precisions[0], known=True))
-        contestants += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
-        if cudnn:
-            contestants += self._stacks(workload)
-        return self.measure(workload, contestants)
-
-    def bulk(self, workload: Workload, precisions: Sequence[str]) -> list[Row]:
-        """Text from token lists by the precisions, from windows, and from a file to means on the host, by the first."""
-        first = f"{OURS} {precisions[0]}"
-        contestants = [
-            *map(self.ours, precisions),
-            Contestant(f"{first}, {WINDOWS}", precisions[0], self._windows, (precisions[0], workload)),
-            Contestant(f"{first}, {TEXT_TO_MEANS}", precisions[0], self._text_to_means, (precisions[0], workload)),
-        ]
-        return self.measure(workload, contestants)
-
-    def short_bulk(self, workload: Workload, precisions: Sequence[str]) -> list[Row]:
-        """Text by the slower precisions and by the reference in batches."""
-        return self.measure(workload, [*map(self.ours, precisions), self.eager("fp32", self.settings.eager_batch)])
-
-    def compiled(self, workload: Workload, precision: str) -> list[Row]:
-        """A batch by ours and by the reference under torch.compile."""
-        given = (self.subject.model, self.subject.device, workload.sentences, self.settings.compile_seconds)
-        rival = Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given, is_rival=True)
-        return self.measure(workload, [self.ours(precision), rival])
-
-    def onnx(self, workload: Workload, precision: str, path: Path) -> list[Row]:
-        """A batch by ours and by an exported model."""
-        rival = Contestant(ONNX, precision, rivals.onnx, (path, self.subject.device), is_rival=True)
-        return self.measure(workload, [self.ours(precision), rival])
+        subject, settings, section, first = self.subject, self.settings, workload.section, precisions[0]
+        found = [self.ours(precision) for precision in precisions]
+        if section in ("single", "batch", "ragged"):
+            found.insert(1, self.ours(first, known=True))
+            found += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
+        if section in ("single", "batch"):
+            found += self._stacks(workload)
+        if section == "bulk" and slow:
+            found.append(self.eager("fp32", settings.eager_batch))
+        elif section == "bulk":
+            for name, make in ((WINDOWS, self._windows), (TEXT_TO_MEANS, self._text_to_means)):
+                found.append(Contestant(f"{OURS} {first}, {name}", first, make, (first, workload)))
+        if section == "compiled":
+            given = (subject.model, subject.device, workload.sentences, settings.compile_seconds)
+            found.append(Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given, is_rival=True))
+        if section == "onnx":
+            found.append(Contestant(ONNX, first, rivals.onnx, (settings.onnx, subject.device), is_rival=True))
+        return self.measure(workload, found)
 
     def switch(self, name: str, workloads: Sequence[Workload], precision: str) -> Iterator[list[Row]]:
         """One switch of the CUDA runtime, on and off, with all words known; only a card can tell which is better.

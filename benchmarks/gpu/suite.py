@@ -10,7 +10,7 @@ Results go to DIR/gpu-CARD.json, tables and plots beside it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -94,8 +94,7 @@ class Engine:
                 yield Job(SWITCH, name, switch, partial(self._switch, partial(made, name), switch))
             if name in speeds:  # late, as compiling may take long
                 batch = self._batch(settings.batches[0], "compiled")
-                measure = partial(Speed.compiled, workload=batch, precision=self.first)
-                yield _job(batch, name, speeds[name], measure, settings.compile_seconds)
+                yield _job(name, speeds[name], batch, [self.first], seconds=settings.compile_seconds)
         if speeds:  # last, as a library of other makers may take the process with it
             yield from self._onnx_jobs(settings.models[0], speeds[settings.models[0]])
         if settings.sanitize and "correctness" in sections:  # takes minutes: best with nothing but the checks
@@ -166,24 +165,22 @@ class Engine:
         long, short = bulk(text, tokens), bulk(text, min(tokens, settings.short_bulk_tokens))
         fast = [each for each in settings.precisions if each == first or each not in SLOW]
         slow = [each for each in settings.precisions if each not in fast]
-        yield _job(long, name, speed, partial(Speed.bulk, workload=long, precisions=fast))
-        batches = [(self._batch(1, "single"), settings.precisions, True)]
-        for n in settings.batches:
-            batches.append((self._batch(n), settings.precisions if n in settings.other_batches else (first,), True))
-        batches += [(ragged_batch(text, n), (first,), False) for n in settings.batches]
-        for batch, precisions, cudnn in batches:
-            yield _job(batch, name, speed, partial(Speed.batch, workload=batch, precisions=precisions, cudnn=cudnn))
-        yield _job(short, name, speed, partial(Speed.short_bulk, workload=short, precisions=[first, *slow]))
+        plans = [(long, fast), (self._batch(1, "single"), settings.precisions)]
+        plans += [
+            (self._batch(n), settings.precisions if n in settings.other_batches else [first]) for n in settings.batches
+        ]
+        plans += [(ragged_batch(text, n), [first]) for n in settings.batches]
+        for workload, precisions in plans:
+            yield _job(name, speed, workload, precisions)
+        yield _job(name, speed, short, [first, *slow], slow=True)
 
     def _onnx_jobs(self, name: str, speed: Callable[[], Speed]) -> Iterator[Job]:
-        path = self.settings.onnx
-        if path is None:
+        if self.settings.onnx is None:
             note = "no exported model was given (--onnx)"
             yield Job("onnx", name, "", lambda: [[Row("onnx", name, ONNX, UNIT, note=note)]])
             return
         for n in self.settings.batches:
-            batch = self._batch(n, "onnx")
-            yield _job(batch, name, speed, partial(Speed.onnx, workload=batch, precision=self.first, path=path))
+            yield _job(name, speed, self._batch(n, "onnx"), [self.first])
 
     def _switch(self, speed: Callable[[], Speed], switch: str) -> Iterator[list[Row]]:
         sizes = [n for n in SWITCHED_BATCHES if n <= max(self.settings.batches)]
@@ -211,9 +208,14 @@ class Engine:
 
 
 def _job(
-    workload: Workload, name: str, speed: Callable[[], Speed], measure: Callable[[Speed], list[Row]], seconds: float = 0
+    name: str,
+    speed: Callable[[], Speed],
+    workload: Workload,
+    precisions: Sequence[str],
+    slow: bool = False,
+    seconds: float = 0,
 ) -> Job:
-    return Job(workload.section, name, workload.detail, lambda: [measure(speed())], seconds)
+    return Job(workload.section, name, workload.detail, lambda: [speed().rows(workload, precisions, slow)], seconds)
 
 
 def suited(settings: Settings, device: Device) -> Settings:
