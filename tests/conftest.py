@@ -48,8 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _automatic_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine with a card too: tests of the CUDA runtime name their device."""
+    """On a machine with a card too: tests of the CUDA runtime name their device. It is said once, before any test."""
     monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
+    choice._say_once("device 'auto': no CUDA device found, running on the CPU")
 
 
 @pytest.fixture(scope="session")

@@ -1,101 +1,160 @@
-"""A random LSTM layer over random forests, for the kernels and for the reference."""
+"""A random LSTM layer over random forests, for the kernels and for the reference, and the table of variants to test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flashelmo.engine.cuda.compute import nodes_of
+from flashelmo.engine.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Precision
-from flashelmo.kernels.linear import linear
-from flashelmo.kernels.lstm_layer import Slab, new_tensors, slab_inputs
-from flashelmo.kernels.lstm_tensors import LstmTensors
-from flashelmo.kernels.lstm_weights import LstmWeights, pack_lstm
-from flashelmo.kernels.nodes import Nodes
+from flashelmo.kernels.launch import Launch, Precision
+from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.lstm.layer import pack_lstm
+from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.variants import VARIANTS as TABLE
+from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
+
+FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+N_WORDS = 30
+UNREAD = 1 << 30  # a parent or word that would be read far outside its tensor
+
+
+class Tested(NamedTuple):
+    """A variant as the tests of the LSTM run it.
+
+    Attributes:
+        kinds: what it computes in, of `tolerances.TOLERANCES` and `RELATIVE_TOLERANCES`.
+        P, C: sizes at which it is chosen for most depths of few rows in float32.
+        has_barrier: it serves where programs may wait for each other.
+    """
+
+    kinds: tuple[str, ...]
+    P: int
+    C: int
+    has_barrier: bool = False
+
+
+# Every variant of the kernels, and how it is tested.
+VARIANTS = {
+    "fused": Tested(kinds=(*FLOATS, "tf32"), P=4, C=32),
+    "hoisted": Tested(kinds=(*FLOATS, "tf32", "int8"), P=80, C=32),
+    "persistent": Tested(kinds=(*FLOATS, "tf32", "int8"), P=16, C=32, has_barrier=True),
+}
+KINDS = [(name, kind) for name, tested in VARIANTS.items() for kind in tested.kinds]
+
+
+def launches_of(run: LayerRun, name: str, depths: range | None = None) -> list[Launch]:
+    """All launches of a variant for some depths, by default for all."""
+    launches = next(variant.launches for variant in TABLE if variant.name == name)
+    return list(launches(run, depths or range(1, run.nodes.n_depths + 1)))
 
 
 @dataclass(frozen=True)
 class RandomLayer:
-    """Canonical weights in float32, [D, 4, P, C], [D, 4, C] and [D, C, P], nodes, and each node's input [D, N, P]."""
+    """Canonical weights in float32, a schedule and its nodes, and each node's input [D, N, P]."""
 
-    input_weight: Tensor
-    recurrent_weight: Tensor
-    bias: Tensor
-    projection: Tensor | None
-    cell_clip: float | None
-    projection_clip: float | None
+    canonical: CanonicalLstm
+    schedule: Schedule
     nodes: Nodes
     x: Tensor
     dtype: torch.dtype
     device: str
 
     def pack(self, *, int8: bool = False) -> LstmWeights:
-        return pack_lstm(
-            self.input_weight,
-            self.recurrent_weight,
-            self.bias,
-            self.projection,
-            cell_clip=self.cell_clip,
-            projection_clip=self.projection_clip,
-            dtype=self.dtype,
-            int8=int8,
-            device=self.device,
-        )
+        return pack_lstm(self.canonical, dtype=self.dtype, int8=int8, device=self.device)
 
     def rounded(self) -> "RandomLayer":
         """The weights as the compute type holds them, so that what remains to be compared is the computation."""
+        weights = self.canonical
 
         def through(tensor: Tensor) -> Tensor:
             return tensor.to(self.dtype).float()
 
-        return replace(
-            self,
-            input_weight=through(self.input_weight),
-            recurrent_weight=through(self.recurrent_weight),
-            projection=None if self.projection is None else through(self.projection),
+        canonical = replace(
+            weights,
+            input=through(weights.input),
+            recurrent=through(weights.recurrent),
+            projection=None if weights.projection is None else through(weights.projection),
         )
+        return replace(self, canonical=canonical)
 
-    def poisoned(self, *, skip: bool = False, hoisted: bool = False, precision: Precision = "ieee") -> LstmTensors:
-        """Tensors in which all that the kernels must write is NaN."""
-        weights = self.pack()
-        tensors = new_tensors(weights, self.nodes, self.x, skip=skip)
-        n_roots = self.nodes.n_roots
+    def options(self, name: str, precision: Precision = "ieee") -> LaunchOptions:
+        return LaunchOptions(precision, Barrier.on(self.device) if VARIANTS[name].has_barrier else None)
+
+    def poisoned(
+        self,
+        *,
+        skip: bool = False,
+        int8: bool = False,
+        options: LaunchOptions | None = None,
+        nodes: Nodes | None = None,
+        x: Tensor | None = None,
+    ) -> LayerRun:
+        """A run in whose tensors all that the kernels must write is NaN.
+
+        Args:
+            nodes, x: in place of the layer's; x may be a table of word vectors.
+        """
+        nodes, x = nodes or self.nodes, self.x if x is None else x
+        weights, by_word = self.pack(int8=int8), x.ndim == 2
+        tensors = new_tensors(weights, nodes, x, skip=skip)
+        n_roots = nodes.n_roots
         tensors.hidden[:, n_roots:] = torch.nan
         tensors.cell[0, :, n_roots:] = torch.nan
         tensors.cell[1] = torch.nan
-        tensors.exposed.fill_(torch.nan)
-        tensors.partial.fill_(torch.nan)
+        tensors.unprojected.fill_(torch.nan)
+        tensors.partial_sums.fill_(torch.nan)
         if skip:
             tensors.outputs[:, n_roots:] = torch.nan
-        if hoisted:
-            x = slab_inputs(Slab("hoisted", 1, self.nodes.n_depths), self.nodes, self.x, False)
-            tensors = tensors._replace(
-                x_gates=linear(x, weights.input, weights.bias, out_dtype=torch.float32, precision=precision)
-            )
-        return tensors
+        return LayerRun(weights, tensors, nodes, by_word, options or LaunchOptions())
+
+    def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Precision = "ieee") -> LayerRun:
+        """A run that a variant has computed at all depths, starting from NaN."""
+        run = self.poisoned(skip=skip, int8=int8, options=self.options(name, precision))
+        for launch in launches_of(run, name):
+            launch.run()
+        barrier = run.options.barrier
+        if barrier is not None:
+            barrier.check()
+            assert int(barrier.arrivals) == 2 * run.nodes.n_depths * barrier.programs
+        return run
 
     def expected(self, roots: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Hidden states [D, N, P] and cells [D, N, C] in float64; zero beyond a direction's last node."""
-        D, _, P, C = self.input_weight.shape
+        weights, n_roots = self.canonical, self.nodes.n_roots
+        D, P, C = weights.shape
         hidden, cell = torch.zeros(D, self.nodes.n_nodes, P).double(), torch.zeros(D, self.nodes.n_nodes, C).double()
         if roots is not None:
-            hidden[:, : self.nodes.n_roots], cell[:, : self.nodes.n_roots] = (root.double().cpu() for root in roots)
+            hidden[:, :n_roots], cell[:, :n_roots] = (root.double().cpu() for root in roots)
         for d, starts in enumerate(self.nodes.depths):
-            projection = None if self.projection is None else self.projection[d].double()
             for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
                 parents = before + self.nodes.parents[d, first:last].long().cpu()
                 hidden[d, first:last], cell[d, first:last] = reference.lstm_step(
                     self.x[d, first:last].double().cpu(),
                     hidden[d, parents],
                     cell[d, parents],
-                    self.input_weight[d].double(),
-                    self.recurrent_weight[d].double(),
-                    self.bias[d].double(),
-                    projection,
-                    self.cell_clip,
-                    self.projection_clip,
+                    weights.input[d].double(),
+                    weights.recurrent[d].double(),
+                    weights.bias[d].double(),
+                    None if weights.projection is None else weights.projection[d].double(),
+                    weights.cell_clip,
+                    weights.projection_clip,
                 )
         return hidden, cell
+
+    def by_word(self) -> tuple["RandomLayer", Tensor]:
+        """The layer with the vectors of its nodes' words, and the table of them, longer than the words need."""
+        table = torch.randn(N_WORDS + 20, self.x.shape[-1]).to(self.device, self.dtype)
+        table[N_WORDS:] = torch.nan
+        words = self.nodes.words.long().clamp(max=N_WORDS - 1)  # beyond a direction's last node there is none
+        return replace(self, x=table[words]), table
 
 
 def random_layer(
@@ -111,32 +170,64 @@ def random_layer(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> RandomLayer:
-    """Nodes per depth are `sizes`, a tuple for each direction; parents are random."""
+    """Nodes per depth are `sizes`, a tuple for each direction; parents and words are random."""
     rng = torch.Generator().manual_seed(seed)
     D, scale = len(sizes), P**-0.5
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng)
 
-    forests = []
-    for counts in sizes:
-        above = (n_roots, *counts[:-1])
-        parents = [torch.randint(0, a, (n,), generator=rng) for a, n in zip(above, counts, strict=True)]
-        depths = torch.tensor([0, *counts]).cumsum(0)
-        forests.append((torch.arange(sum(counts)), torch.cat(parents), depths))
-    nodes = Nodes.of(forests, n_words=max(map(sum, sizes)), n_roots=n_roots, device=device)
+    schedule = random_schedule(sizes, n_roots, rng)
+    exact = Sizes.of(schedule, share=False, pooled=False, stateful=False)
+    nodes = directions(scheduled(schedule, exact, device), D)
     return RandomLayer(
-        input_weight=2 * scale * normal(D, 4, P, C),
-        recurrent_weight=2 * scale * normal(D, 4, P, C),
-        bias=normal(D, 4, C),
-        projection=2 * C**-0.5 * normal(D, C, P) if projection else None,
-        cell_clip=cell_clip,
-        projection_clip=projection_clip,
+        canonical=CanonicalLstm(
+            input=2 * scale * normal(D, 4, P, C),
+            recurrent=2 * scale * normal(D, 4, P, C),
+            bias=normal(D, 4, C),
+            projection=2 * C**-0.5 * normal(D, C, P) if projection else None,
+            cell_clip=cell_clip,
+            projection_clip=projection_clip,
+        ),
+        schedule=schedule,
         nodes=nodes,
         x=normal(D, nodes.n_nodes, P).to(device, dtype),
         dtype=dtype,
         device=device,
     )
+
+
+def random_schedule(sizes: Sequence[Sequence[int]], n_roots: int, rng: torch.Generator) -> Schedule:
+    """Forests of so many nodes a depth, under so many roots; a single one stands for both directions."""
+    nothing = np.empty(0, np.int32)
+
+    def forest(counts: Sequence[int]) -> Forest:
+        above = (n_roots, *counts)
+        parents = [torch.randint(0, n, (m,), generator=rng).numpy() for n, m in zip(above, counts, strict=False)]
+        words = torch.randint(0, N_WORDS, (sum(counts),), generator=rng, dtype=torch.int32)
+        depths = np.array([0, *accumulate(counts)], np.int64)
+        return Forest(
+            words.numpy(), np.concatenate([nothing, *parents], dtype=np.int32), depths, nothing, np.empty(0, np.int64)
+        )
+
+    forward, backward = forest(sizes[0]), forest(sizes[-1])
+    return Schedule(forward, backward, nothing, np.zeros(n_roots + 1, np.int64))
+
+
+def scheduled(schedule: Schedule, sizes: Sizes, device: str) -> Nodes:
+    """The nodes of a schedule, or of a bucket that holds it, as the engine fills them; no more than these are read."""
+    layout = Layout.of(sizes)
+    ints = np.empty(layout.size, np.int32)
+    fill(ints, sizes, schedule, np.arange(N_WORDS, dtype=np.int32))
+    parts = layout.views(ints)
+    for d, starts in enumerate(parts["starts"]):
+        parts["parents"][d, starts[-1] :] = parts["words"][d, starts[-1] :] = UNREAD
+    return nodes_of(layout.views(torch.from_numpy(ints).to(device)), sizes)
+
+
+def directions(nodes: Nodes, n: int) -> Nodes:
+    """The first n of them."""
+    return Nodes(nodes.starts[:n], nodes.parents[:n], nodes.words[:n], nodes.depths[:n])
 
 
 def real_nodes(values: Tensor, nodes: Nodes) -> Tensor:

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,13 +78,15 @@ def package_folder(part: str) -> Path:
     return Path(spec.origin).parent
 
 
-def modules(part: str) -> Iterator[tuple[str, ast.Module]]:
+@cache
+def modules(part: str) -> list[tuple[str, ast.Module]]:
     """Dotted name (without `flashelmo.`) and syntax tree of every module of one part."""
-    folder = package_folder(part)
+    folder, found = package_folder(part), []
     paths = [*folder.glob("*.py"), *folder.glob("cli/*.py")] if part == FACE else folder.rglob("*.py")
     for path in sorted(paths):
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
-        yield name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
+    return found
 
 
 def imports(tree: ast.AST) -> set[str]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,16 @@ import torch
 
 pytest.importorskip("triton")
 
-from cuda_runs import ONE_LAYER, assert_close, driver_out_of_memory, on_cuda, out_of_memory, pipeline_of
-from tiny_models import MODELS
+from cuda_runs import (
+    AHEAD,
+    ONE_LAYER,
+    TORCH_DEVICE,
+    assert_close,
+    driver_out_of_memory,
+    on_cuda,
+    out_of_memory,
+    pipeline_of,
+)
 
 from flashelmo.engine.cuda import cuda_graphs as graphs_module
 from flashelmo.engine.cuda import layout, state
@@ -224,24 +233,20 @@ def test_buckets_in_turn_displace_each_other() -> None:
 
 
 @pytest.mark.parametrize("as_numpy", [True, False])
-def test_replays_of_persistent_launches_are_checked(as_numpy: bool) -> None:
-    """A time-out in a replay is noticed before a vector is given, and forgotten once it is said."""
-    embedder = on_cuda(MODELS["words alone"], cuda=CudaSettings(persistent_in_graphs=True))
-    for _ in range(2):
-        embedder.embed_sentence(SENTENCE)
-    executor = executor_of(embedder)
-    (key,) = executor._graphs._graphs
-    graph = executor._graphs._graphs[key]
-    out = graph.replay()
-    executor._graphs._graphs[key] = Captured(lambda: out, graph.ints)
-    executor._barrier.timed_out.fill_(1)
-    with pytest.raises(FlashElmoError, match="device cpu: expected all programs of a persistent launch to run at once"):
+def test_persistent_launches_are_checked(as_numpy: bool) -> None:
+    """A time-out is noticed before a vector is given, and forgotten once it is said."""
+    embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
+    executor_of(embedder)._barrier.timed_out.fill_(1)
+    message = f"device {TORCH_DEVICE}.*: expected all programs of a persistent launch to run at once"
+    with pytest.raises(FlashElmoError, match=message):
         next(embedder.embed([SENTENCE], convert_to_numpy=as_numpy))
-    expected = ReferenceRuntime(MODELS["words alone"]).embed_batch([SENTENCE])
+    expected = ReferenceRuntime(ONE_LAYER).embed_batch([SENTENCE])
     assert_close([embedder.embed_sentence(SENTENCE)], expected)
 
 
-def test_what_waits_for_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = on_cuda(MODELS["words alone"])
+@pytest.mark.parametrize("settings", [CudaSettings(), replace(AHEAD, persistent=False)], ids=["graphs", "ahead"])
+def test_what_waits_for_nothing_is_not_waited_for(settings: CudaSettings) -> None:
+    embedder = on_cuda(ONE_LAYER, cuda=settings)
     executor_of(embedder)._barrier.timed_out.fill_(1)  # nobody's
-    embedder.embed_sentence(SENTENCE)
+    for _ in range(2):  # a graph is replayed the second time
+        embedder.embed_sentence(SENTENCE)

@@ -114,17 +114,17 @@ def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["onnx/mine.txt", "triton/mine/config.pbtxt", "triton/elmo_fp32/2/model.onnx"])
-def test_what_was_not_written_here_is_never_replaced(
-    here: Path, model: Path, succeed: Run, fail: Run, name: str
-) -> None:
+def test_what_was_not_written_here_is_never_replaced(here: Path, model: Path, succeed: Run, fail: Run) -> None:
     succeed("export", model, "out", "--triton", "--external-data", "-q")
     succeed("export", model, "out", "--triton", "--overwrite", "-q")
-    (here / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-    (here / "out" / name).write_text("mine")
-    message = fail("export", model, "out", "--overwrite")
-    assert message == f"out: expected a model's folder to replace, found other files in it: {name}"
-    assert (here / "out" / name).read_text() == "mine"
+    for name in ("onnx/mine.txt", "triton/mine/config.pbtxt", "triton/elmo_fp32/2/model.onnx"):
+        mine = here / "out" / name
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+        message = fail("export", model, "out", "--overwrite")
+        assert message == f"out: expected a model's folder to replace, found other files in it: {name}"
+        assert mine.read_text() == "mine"
+        mine.unlink()
 
 
 def test_a_broken_bound_leaves_nothing(

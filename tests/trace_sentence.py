@@ -8,12 +8,15 @@ import os
 import runpy
 import sys
 import threading
+from functools import cache
 from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 SENTENCE = ["The", "cat", "sat"]
+PARTS = ("src/", "engine/", "kernels/", "export/")
+real_path = cache(os.path.realpath)  # code that was compiled under a link's name keeps that name
 
 
 class Tracer:
@@ -21,14 +24,19 @@ class Tracer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = f"{folder}{os.sep}"
+        self._here = __file__  # module names are gone when the last threads end
         self._files: set[str] = set()
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         """As `sys.setprofile` and `threading.setprofile` want it."""
-        name = frame.f_code.co_filename
-        is_function = event == "call" and frame.f_code.co_flags & CO_OPTIMIZED and name != __file__
-        if is_function and name.startswith(self._folder) and not self._is_import(frame):
+        name = real_path(frame.f_code.co_filename)
+        is_function = event == "call" and frame.f_code.co_flags & CO_OPTIMIZED and name != self._here
+        if is_function and self._is_ours(name) and not self._is_import(frame):
             self._files.add(name.removeprefix(self._folder))
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a file is the checkout's own: not of an environment that lies in it, and not the tests'."""
+        return name.startswith(self._folder) and name.removeprefix(self._folder).startswith(PARTS)
 
     def _is_import(self, frame: FrameType | None) -> bool:
         """Whether a module of the folder is being imported, further up."""
@@ -36,8 +44,8 @@ class Tracer:
             code = frame.f_code
             if (
                 code.co_name == "<module>"
-                and code.co_filename.startswith(self._folder)
-                and code.co_filename != __file__
+                and real_path(code.co_filename).startswith(self._folder)
+                and code.co_filename != self._here
             ):
                 return True
             frame = frame.f_back

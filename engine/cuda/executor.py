@@ -34,8 +34,7 @@ class Executor:
 
     def __init__(self, model: DeviceModel, encoder: WordEncoder, transfers: Transfers, settings: Settings) -> None:
         self.model = model
-        self._settings = settings
-        self._switches = settings.cuda
+        self._share, self._switches = settings.shares, settings.cuda
         self._transfers = transfers
         self._table = VectorTable(model, encoder, transfers, settings.cache_bytes)
         self._state = DeviceState(model) if settings.stateful else None
@@ -96,8 +95,8 @@ class Executor:
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
-        settings = self._settings
-        return Sizes.of(schedule, share=settings.shares, pooled=output.pool is not None, stateful=settings.stateful)
+        stateful = self._state is not None
+        return Sizes.of(schedule, share=self._share, pooled=output.pool is not None, stateful=stateful)
 
     def _is_small(self, sizes: Sizes) -> bool:
         switches = self._switches
