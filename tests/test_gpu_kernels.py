@@ -27,8 +27,7 @@ from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Task, Timi
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels import tuning
-from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier, Launch
 
 CONFIG = replace(ODD, filters=((1, 2), (2, 3)), n_highway=2, activation="relu")
 SETTINGS = GpuSettings(

@@ -16,13 +16,10 @@ from torch import Tensor
 from flashelmo.engine.model.initialize import PUBLISHED_FILTERS
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Launch, Precision
+from flashelmo.kernels.launch import Barrier, Launch, Precision
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm.barrier import Barrier
-from flashelmo.kernels.lstm.layer import pack_lstm
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
-from flashelmo.kernels.lstm.variants import VARIANTS
+from flashelmo.kernels.lstm.layer import VARIANTS, pack_lstm
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, WEIGHT_BOUND_ROWS, Tile

@@ -27,12 +27,10 @@ from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import Words, char_cnn_launch, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Precision, can_depend
+from flashelmo.kernels.launch import Barrier, Precision, can_depend
 from flashelmo.kernels.linear import linear_launch
-from flashelmo.kernels.lstm.barrier import Barrier
 from flashelmo.kernels.lstm.layer import pack_lstm
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, LstmTensors, new_tensors
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, LstmTensors, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 

@@ -41,11 +41,9 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launch, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Barrier, Launch
 from flashelmo.kernels.linear import linear_kernel, linear_launch
-from flashelmo.kernels.lstm.barrier import Barrier
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import is_hoisted
