@@ -19,8 +19,9 @@ from flashelmo.kernels.tuning import TILES, WEIGHT_BOUND_ROWS
 class Nodes:
     """The nodes of a schedule's forests, in order of depth; depth 0 are the roots, whose state is given.
 
-    `engine.cuda.compute.nodes_of` makes them, and kernels read wherever these integers point. They may stand for every schedule that fits, as a captured graph of
-    launches needs, whose tensors are filled anew: how many nodes there are is read on the device.
+    `engine.cuda.compute.nodes_of` makes them, and kernels read wherever these integers point. They may stand for every
+    schedule that fits, as a captured graph of launches needs, whose tensors are filled anew: how many nodes there are
+    is read on the device.
 
     Attributes:
         starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1]. Beyond a schedule's
