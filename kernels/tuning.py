@@ -2,7 +2,7 @@
 
 All of `TILES` fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too); on sm_90 two
 programs then share a multiprocessor if their registers allow it, and one's epilogue runs beside the other's product.
-`python -m benchmarks.kernels.resources` prints what each entry costs.
+`python -m benchmarks resources` prints what each entry costs.
 """
 
 from __future__ import annotations

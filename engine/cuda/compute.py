@@ -13,11 +13,9 @@ from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.settings import CudaSettings
-from flashelmo.kernels.launch import can_depend
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier, can_depend
 from flashelmo.kernels.lstm.layer import lstm_layer
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions
+from flashelmo.kernels.lstm.run import LaunchOptions, Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers
 
 

@@ -20,7 +20,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier
 
 
 class Executor:

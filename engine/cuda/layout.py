@@ -129,7 +129,7 @@ class Layout:
     def of(cls, sizes: Sizes) -> Layout:
         """A window's parts.
 
-        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.lstm.nodes.Nodes` has them; words are rows of the
+        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.lstm.run.Nodes` has them; words are rows of the
         table.
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
