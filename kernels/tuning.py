@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from flashelmo.kernels.launch import Precision
+from flashelmo.kernels.launch import Products
 
 ANY = 1 << 62  # rows
 
@@ -152,7 +152,7 @@ PERSISTENT_ROWS = 32
 def choose_tile(
     operation: str,
     dtype: torch.dtype,
-    precision: Precision,
+    precision: Products,
     rows: int,
     *,
     device: torch.device | None = None,
@@ -167,8 +167,8 @@ def choose_tile(
     Raises:
         ValueError: there is no such precision.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision: expected {' or '.join(get_args(Precision))}, found {precision!r}")
+    if precision not in get_args(Products):
+        raise ValueError(f"precision: expected {' or '.join(get_args(Products))}, found {precision!r}")
     kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
     return table_tile(operation, kind, rows, hopper=device is not None and _is_hopper(device))
 

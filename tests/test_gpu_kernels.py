@@ -32,8 +32,7 @@ from flashelmo.benchmarks.timing import Deadline, Timing
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import tuning
-from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier, Launch
 from flashelmo.kernels.tuning import Tile, choose_tile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter alone")

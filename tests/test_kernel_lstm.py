@@ -15,8 +15,9 @@ from kernel_lstm import FLOATS, KINDS, VARIANTS, RandomLayer, directions, launch
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 from triton import language as tl
 
-from flashelmo.kernels.lstm import persistent, variants
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier
+from flashelmo.kernels.lstm import persistent
+from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import lstm_layer
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Interleaved, interleave, quantize
@@ -42,7 +43,7 @@ def assert_close(layer: RandomLayer, run: LayerRun, kind: str) -> None:
 
 
 def test_every_variant_is_tested() -> None:
-    assert sorted(VARIANTS) == sorted(variant.name for variant in variants.VARIANTS)
+    assert sorted(VARIANTS) == sorted(variant.name for variant in TABLE)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in KINDS if kind in FLOATS])
@@ -301,9 +302,8 @@ def test_too_little_room_for_split_sums_is_named(device: str, variant: str, name
 @pytest.mark.parametrize("depths", [range(1, 6), range(2), range(5, 7), range(3, 2), range(1, 4, 2)], ids=str)
 def test_depths_that_do_not_exist_are_refused(device: str, name: str, depths: range) -> None:
     layer = random_layer(device)
-    launches = next(variant.launches for variant in variants.VARIANTS if variant.name == name)
     with pytest.raises(ValueError, match=r"^depths: expected some from 1 to 4, found "):
-        list(launches(layer.poisoned(options=layer.options(name)), depths))
+        launches_of(layer.poisoned(options=layer.options(name)), name, depths)
 
 
 def test_what_a_variant_cannot_do_without_is_named(device: str) -> None:

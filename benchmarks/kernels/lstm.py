@@ -20,13 +20,10 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch, can_depend
+from flashelmo.kernels.launch import Barrier, Launch, can_depend
 from flashelmo.kernels.linear import linear_kernel
-from flashelmo.kernels.lstm.barrier import Barrier
-from flashelmo.kernels.lstm.layer import pack_lstm
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
-from flashelmo.kernels.lstm.variants import VARIANTS, choose
+from flashelmo.kernels.lstm.layer import VARIANTS, choose, pack_lstm
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 N_ROOTS = 2

@@ -44,7 +44,7 @@ COLUMNS = {"gates": 4, "persistent gates": 4, "highway": 2}  # of the product, t
 
 def value_bytes(precision: str) -> int:
     """Of a word vector's or a state's number on a card."""
-    return BYTES[PRECISIONS[precision].on("cuda").values]
+    return BYTES[PRECISIONS[precision].on("cuda").dtype]
 
 
 def weight_bytes(precision: str) -> int:
@@ -57,7 +57,7 @@ def kind_of(precision: str) -> str:
     arithmetic = PRECISIONS[precision].on("cuda")
     if arithmetic.lstm_weights == "int8":
         return "int8"
-    return arithmetic.products if arithmetic.values == "float32" else "half"
+    return arithmetic.products if arithmetic.dtype == "float32" else "half"
 
 
 class Prediction(NamedTuple):

@@ -21,7 +21,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launch, group_words, pack_char_cnn
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Launch, Precision
+from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 
@@ -30,7 +30,7 @@ BEGIN_WORD, END_WORD, PADDING = 259, 260, 261  # ids of bilm-tf's alphabet: byte
 
 def dtype_of(precision: str) -> torch.dtype:
     """Of word vectors and states on a card."""
-    found: torch.dtype = getattr(torch, PRECISIONS[precision].on("cuda").values)
+    found: torch.dtype = getattr(torch, PRECISIONS[precision].on("cuda").dtype)
     return found
 
 
@@ -59,7 +59,7 @@ class Maker(NamedTuple):
         return dtype_of(self.precision)
 
     @property
-    def products(self) -> Precision:
+    def products(self) -> Products:
         """Of float32 values: "tf32" or "ieee"."""
         return PRECISIONS[self.precision].on("cuda").products
 

@@ -1,4 +1,4 @@
-"""One side of `benchmarks.versus`: embeds and times what it is told, a line of JSON in, a line of JSON out.
+"""One side of `tests/versus.py`: embeds and times what it is told, a line of JSON in, a line of JSON out.
 
 It runs on whichever package its side has, so that it uses nothing but what users import.
 """
@@ -27,7 +27,7 @@ PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "triton")
 
 
 class Side:
-    """Answers `benchmarks.versus`; its public methods are what may be asked."""
+    """Answers `tests/versus.py`; its public methods are what may be asked."""
 
     _embedder: ElmoEmbedder
 

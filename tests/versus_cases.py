@@ -1,4 +1,4 @@
-"""What `benchmarks.versus` compares: models, precisions, ways to load, calls, sentences."""
+"""What `tests/versus.py` compares: models, precisions, ways to load, calls, sentences."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Two checkouts side by side: are their vectors the same to the bit, and which is faster?
 
-    python -m benchmarks.versus --other ../base [--this DIR] [--only PART ...] [--models NAME ...] [--out FILE.json]
+    python tests/versus.py --other ../base [--this DIR] [--only PART ...] [--models NAME ...] [--out FILE.json]
 
 A side is a checkout, which runs in its own environment (`.venv`) or else in the running one, or the interpreter of an
 environment that has flashelmo. Each side is a process. The exit status is 1 where a vector differs or one side refuses.
@@ -24,10 +24,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import versus_cases as plan
+import versus_worker
+from versus_cases import Settings
 
-from flashelmo.benchmarks import versus_cases as plan
-from flashelmo.benchmarks import versus_worker
-from flashelmo.benchmarks.versus_cases import Settings
 from flashelmo.engine.errors import FlashElmoError
 
 PAUSE = 0.1  # seconds in which the other side's threads go to sleep
@@ -204,7 +204,7 @@ def _refusals(said: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write; the exit status."""
-    parser = argparse.ArgumentParser(prog="benchmarks.versus", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="versus.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--this", type=Path, default=Path(), help="checkout or interpreter (default: this folder)")
     parser.add_argument("--other", type=Path, required=True, help="checkout or interpreter")
     parser.add_argument(
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = compare(given.this, given.other, settings)
     except (FlashElmoError, OSError) as error:
-        print(f"benchmarks.versus: {error}", file=sys.stderr)
+        print(f"versus.py: {error}", file=sys.stderr)
         return 1
     if given.out is not None:
         given.out.write_text(json.dumps(vars(found), indent=1) + "\n", encoding="utf-8")
