@@ -251,60 +251,38 @@ def test_a_barrier_that_gave_up_is_a_failure_and_ceilings_may_be_the_tables(
     assert len(results.section("target")) == 4
 
 
-def test_a_lost_device_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any, **options: Any) -> Launch:
-        raise RuntimeError("CUDA error")
-
-    monkeypatch.setattr(Device, "is_lost", lambda device: True)
-    monkeypatch.setattr(problems, "highway_launch", broken)
-    times = FakeTimes()
-    status, results, _ = start(tmp_path, LITTLE, times, LITTLE_SIZES)
-    assert status == 1 and times.ran == []
-    errors = results.section("error")
-    assert errors[-3].note == "FAILED: RuntimeError: CUDA error" and errors[-3].name == "highway bf16"
-    assert errors[-2].note == "FAILED: the device is lost after this"
-    rest = [row for row in results.rows if row.section not in ("error", "target")]
-    assert rest and {row.note for row in (*rest, errors[-1])} == {"skipped, as the device is lost"}
-
-
-def test_a_device_is_lost_where_it_cannot_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dead(device: str) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    wrong = Check("highway", "bf16", "1 words", lambda: 1.0)
-    for synchronize, reached in ((dead, 1), (lambda device: None, 2)):
-        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-        passed: dict[tuple[str, str], bool] = {}
-        (rows,) = run_checks([wrong, wrong], "m", Deadline(60), Device("cuda", "cuda:0"), passed)
-        assert (len(rows), passed) == (reached, {("highway", "bf16"): False})
-    monkeypatch.setattr(torch.cuda, "synchronize", dead)
-    assert not DEVICE.is_lost()
-
-
 def test_a_time_limit_leaves_the_rest_out_and_says_so(tmp_path: Path) -> None:
     times = FakeTimes()
-    settings = replace(LITTLE, limit_seconds=0.0)
-    status, results, _ = start(tmp_path, settings, times, LITTLE_SIZES)
+    status, results, _ = start(tmp_path, replace(LITTLE, limit_seconds=0.0), times, LITTLE_SIZES)
     assert status == 0 and times.ran == []
     rows = [row for row in results.rows if row.section != "target"]
     assert {(row.median, row.note) for row in rows} == {(None, "skipped, as the 0 seconds were over")}
-    sections = {"error", "ceiling", "step", "characters", "input", "token layers"}
-    assert {row.section for row in rows} == sections
+    assert {row.section for row in rows} == {"error", "ceiling", "step", "characters", "input", "token layers"}
 
 
-def test_errors_are_relative_and_see_nan() -> None:
+def test_checks_see_nan_and_end_where_the_device_cannot_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(device: str) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
     expected = torch.tensor([3.0, 4.0])
     assert relative_error(torch.tensor([3.0, 4.5]), expected) == pytest.approx(0.1)
     found = [
         Check("fine", "fp32", "1 row", lambda: 9e-6),
-        Check("wrong", "fp32", "1 row", lambda: 1.1e-5),
         Check("rounded", "bf16", "1 row", lambda: 9e-3),
+        Check("wrong", "fp32", "1 row", lambda: 1.1e-5),
         Check("nan", "int8", "1 row", lambda: relative_error(torch.tensor([3.0, torch.nan]), expected)),
     ]
-    passed: dict[tuple[str, str], bool] = {}
-    rows = [row for rows in run_checks(found, "m", Deadline(60), DEVICE, passed) for row in rows]
-    assert [name for (name, _), well in passed.items() if not well] == ["wrong", "nan"]
-    assert [row.failed for row in rows] == [False, True, False, True]
+    for synchronize, reached in ((lambda device: None, 4), (dead, 3)):
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        passed: dict[tuple[str, str], bool] = {}
+        checked = run_checks(found, "m", Deadline(60), Device("cuda", "cuda:0"), passed)
+        rows = [row for rows in checked for row in rows]
+        assert (
+            [row.failed for row in rows]
+            == [False, False, True, True][:reached]
+            == [not each for each in passed.values()]
+        )
+    assert not DEVICE.is_lost()
 
 
 @pytest.mark.parametrize("name", ["kernels", "tiles", "gpu"])
