@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from tolerances import RELATIVE_TOLERANCES, TOLERANCES  # noqa: E402
 
+from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
 from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launch, group_words, pack_char_cnn  # noqa: E402
 
@@ -65,7 +65,7 @@ def check_against_truth(ids, filters, E, activation, dtype, device):
     found = features(ids, weights, device).double().cpu()
     rounded = [(weight.to(dtype).double(), bias.double()) for weight, bias in convolutions]
     truth = reference.char_cnn(ids.long(), embedding.to(dtype).double(), rounded, activation)
-    bound = TOLERANCES["fp32"] + ROUNDING[dtype] * truth.abs()
+    bound = tolerance("fp32", "cuda") + ROUNDING[dtype] * truth.abs()
     assert found.shape == truth.shape
     assert ((found - truth).abs() <= bound).all()
 
@@ -151,7 +151,7 @@ def test_tf32_is_close(E, device):
     found = char_cnn(words, weights, precision="tf32").double().cpu()
     double = [(weight.double(), bias.double()) for weight, bias in convolutions]
     truth = reference.char_cnn(ids, embedding.double(), double, "relu")
-    assert (found - truth).norm() / truth.norm() < RELATIVE_TOLERANCES["tf32"]
+    assert (found - truth).norm() / truth.norm() < tolerance("tf32", "cuda")
 
 
 # Grouping
@@ -232,7 +232,7 @@ def test_paddings_product_is_that_of_the_rounded_weights(dtype):
     weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, activation="relu", dtype=dtype)
     rounded = embedding[PADDING].to(dtype).double()
     truth = torch.cat([(rounded @ weight.to(dtype).double()).sum(0) for weight, _ in convolutions])
-    assert (weights.padding - truth).abs().max() < TOLERANCES["fp32"]
+    assert (weights.padding - truth).abs().max() < tolerance("fp32", "cuda")
     assert weights.padding.dtype == torch.float32
 
 

@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from tolerances import RELATIVE_TOLERANCES, TOLERANCES  # noqa: E402
 
+from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
 from flashelmo.kernels.highway import HighwayWeights, highway, highway_launch, pack_highway  # noqa: E402
 from flashelmo.kernels.tuning import choose_tile  # noqa: E402
@@ -42,7 +42,7 @@ def check_against_truth(n, F, dtype, device):
     highway_launch(x, weights, found).run()
     (w_t, b_t), (w_g, b_g) = ((w.to(device, dtype).double(), b.to(device).double()) for w, b in (transform, gate))
     truth = reference.highway(x.double(), (w_t, b_t), (w_g, b_g))
-    bound = TOLERANCES["fp32"] + ROUNDING[dtype] * truth.abs()
+    bound = tolerance("fp32", "cuda") + ROUNDING[dtype] * truth.abs()
     assert ((found.double() - truth).abs() <= bound).all()
 
 
@@ -89,7 +89,7 @@ def test_the_gate_chooses(gate_bias, expected, device):
         assert torch.equal(found, x)
     else:
         truth = torch.relu(x.double() @ transform[0].to(device).double() + transform[1].to(device))
-        assert (found - truth).abs().max() < TOLERANCES["fp32"]
+        assert (found - truth).abs().max() < tolerance("fp32", "cuda")
         assert (found == 0).any() and (found > 0).any()
 
 
@@ -120,7 +120,7 @@ def test_tf32_is_close(device):
     x = random(130, 512, seed=9).to(device)
     found = highway(x, pack_highway(*transform, *gate, device=device), precision="tf32").double()
     truth = reference.highway(x.double(), *(tuple(p.to(device).double() for p in pair) for pair in (transform, gate)))
-    assert (found - truth).norm() / truth.norm() < RELATIVE_TOLERANCES["tf32"]
+    assert (found - truth).norm() / truth.norm() < tolerance("tf32", "cuda")
 
 
 SAME = random(4, 8)

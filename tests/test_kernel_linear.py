@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from tolerances import RELATIVE_TOLERANCES, TOLERANCES  # noqa: E402
 
+from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
 from flashelmo.kernels.linear import linear, linear_launch  # noqa: E402
 from flashelmo.kernels.tuning import choose_tile  # noqa: E402
@@ -40,7 +40,7 @@ def poisoned(*shape, dtype, device):
 def check_against_truth(found, x, weight, bias):
     """Inputs are as rounded already, so that what differs is the order of sums and the result's own rounding."""
     truth = reference.linear(x.double(), weight.double(), bias.double())
-    bound = TOLERANCES["fp32"] + ROUNDING[found.dtype] * truth.abs()
+    bound = tolerance("fp32", "cuda") + ROUNDING[found.dtype] * truth.abs()
     assert found.shape == truth.shape
     assert ((found.double() - truth).abs() <= bound).all()
 
@@ -103,7 +103,7 @@ def test_tf32_is_close(device):
     x, weight, bias = arguments(130, 512, 200, device=device)
     truth = reference.linear(x.double(), weight.double(), bias.double())
     found = linear(x, weight, bias, precision="tf32").double()
-    assert (found - truth).norm() / truth.norm() < RELATIVE_TOLERANCES["tf32"]
+    assert (found - truth).norm() / truth.norm() < tolerance("tf32", "cuda")
 
 
 def test_no_rows(device):
