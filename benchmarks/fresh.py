@@ -1,6 +1,7 @@
-"""What only a fresh process can tell: the time to load a model, and the peak memory of a run.
+"""What only a fresh process can tell: the time to load a model or a file, and the peak memory of a run.
 
-`python -m flashelmo.benchmarks.fresh load|memory FOLDER OPTIONS [TEXT]` prints it as JSON; cost.py runs that.
+`python -m flashelmo.benchmarks.fresh load|memory PATH OPTIONS [TEXT]` prints it as JSON; the suites run that. Only
+the standard library is imported at the top, as what is there already costs no time.
 """
 
 from __future__ import annotations
@@ -14,55 +15,48 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# What loading a model imports; the time for that is given by itself.
-IMPORTS = ("flashelmo.engine.embedder", "flashelmo.engine.cpu.ort")
+# What loading imports, a model's and an exported file's; the time for that is given by itself.
+MODEL_IMPORTS = ("flashelmo.engine.embedder", "flashelmo.engine.cpu.ort")
+FILE_IMPORTS = ("flashelmo.export.onnx_elmo",)
 IMPORT_CODE = "import time; start = time.perf_counter(); import flashelmo; print(time.perf_counter() - start)"
 
 
-def load(folder: Path, options: dict[str, Any]) -> dict[str, float]:
-    """Seconds to import what embedding needs, and to load a model from there to ready."""
+def load(path: Path, options: dict[str, Any]) -> dict[str, float]:
+    """Seconds to import what embedding needs, and from there until a model's folder or an exported file is ready."""
     start = time.perf_counter()
-    for name in IMPORTS:
-        import_module(name)
+    modules = [import_module(name) for name in (FILE_IMPORTS if path.suffix == ".onnx" else MODEL_IMPORTS)]
     imported = time.perf_counter()
-    from flashelmo import ElmoEmbedder
-
-    ElmoEmbedder.load(folder, **options)
+    (modules[0].OnnxElmo if path.suffix == ".onnx" else modules[0].ElmoEmbedder.load)(path, **options)
     return {"imports": imported - start, "load": time.perf_counter() - imported}
 
 
 def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float]:
     """Peak resident bytes of this process when the model is loaded, and when the text is embedded."""
-    from flashelmo import ElmoEmbedder
-    from flashelmo.engine.text.windows import read_windows
+    from flashelmo.benchmarks.contestant import engine
 
-    embedder = ElmoEmbedder.load(folder, **options)
+    way = engine(folder, options)
     loaded = _peak_bytes()
-    max_sentences, max_tokens = embedder.window_limits
-    windows = read_windows(text, max_sentences=max_sentences, max_tokens=max_tokens)
-    n_tokens = 0
-    for _, vectors in embedder.embed_windows(windows):
-        n_tokens += sum(sentence.shape[1] for sentence in vectors)
-    return {"loaded": loaded, "peak": _peak_bytes(), "tokens": n_tokens}
+    way.run(text)
+    return {"loaded": loaded, "peak": _peak_bytes()}
 
 
-def run_fresh(command: str, folder: Path, options: dict[str, Any], *arguments: object) -> dict[str, float]:
-    """What one of the functions above returns in a fresh process."""
-    module = ["-m", "flashelmo.benchmarks.fresh", command, str(folder), json.dumps(options), *map(str, arguments)]
-    values: dict[str, float] = json.loads(run_python(*module))
+def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: object) -> dict[str, float]:
+    """What `load` or `memory` returns in a fresh process."""
+    given = [command, str(path), json.dumps(options), *map(str, arguments)]
+    values: dict[str, float] = json.loads(_run_python("-m", "flashelmo.benchmarks.fresh", *given))
     return values
 
 
 def import_seconds() -> float:
     """Seconds of `import flashelmo` in a fresh process."""
-    return float(run_python("-c", IMPORT_CODE))
+    return float(_run_python("-c", IMPORT_CODE))
 
 
-def run_python(*arguments: str) -> str:
-    """Standard output of a fresh interpreter; RuntimeError with its standard error where it fails."""
+def _run_python(*arguments: str) -> str:
+    """Standard output of a fresh interpreter; RuntimeError with its standard error's last line where it fails."""
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"a fresh process failed:\n{done.stderr}")
+        raise RuntimeError(f"a fresh process failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
     return done.stdout
 
 
@@ -76,15 +70,7 @@ def _peak_bytes() -> float:
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
 
 
-def main(arguments: list[str]) -> None:
-    """Run a command and print its result."""
-    command, folder, options, *texts = arguments
-    if command == "load":
-        result = load(Path(folder), json.loads(options))
-    else:
-        result = memory(Path(folder), json.loads(options), Path(texts[0]))
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command, path, options, *texts = sys.argv[1:]
+    given = Path(path), json.loads(options)
+    print(json.dumps(load(*given) if command == "load" else memory(*given, Path(texts[0]))))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,24 @@ def machine() -> dict[str, Any]:
     }
 
 
+def card() -> dict[str, Any] | None:
+    """Name, memory, multiprocessors, L2 cache and compute capability of the current CUDA device; None without one."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": found.name,
+        "memory_gib": round(found.total_memory / 2**30),
+        "multiprocessors": found.multi_processor_count,
+        "l2_bytes": found.L2_cache_size,
+        "capability": f"{found.major}.{found.minor}",
+    }
+
+
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that compute; None for those that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -44,9 +64,10 @@ def commit() -> dict[str, Any] | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
     try:
-        name = _git(root, "rev-parse", "HEAD")
-        return {"id": name, "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+        changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        return {"id": git(["git", "rev-parse", "HEAD"]).stdout.strip(), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -54,8 +75,3 @@ def commit() -> dict[str, Any] | None:
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 matrices."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_flags())
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()

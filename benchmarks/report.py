@@ -1,94 +1,127 @@
-"""README's figures from the committed results: `python -m benchmarks.report` writes the tables and draws the plots.
+"""The committed results in the project's documents, and their plots: `flashelmo bench report`, in the checkout.
 
-Everything between two markers in README.md comes from the results: "figures" from results/*.json, "precision" from
-results/precision/*.json, "gpu" from results/gpu/*.json, "onnx" from results/onnx/*.json. A test compares them.
+README.md and docs/*.md have markers where tables belong, `<!-- NAME:begin -->` and `<!-- NAME:end -->`; what stands
+between them comes from benchmarks/results and from nothing else, which a test compares. The names:
+
+summary     README's one table: bulk text and one sentence of the original model, on a processor and on a card
+plot        bulk speed on the processor of the summary
+cpu         results/*.json
+onnx        results/onnx/*.json
+precision   results/precision/*.json
+precisions  no results, but the engine's table of precisions with their bounds
+gpu         results/gpu/gpu-CARD.json
+kernels     results/gpu/gpu-kernels-CARD.json
 """
 
 from __future__ import annotations
 
-import sys
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from flashelmo.benchmarks.gpu import tables as gpu_tables
-from flashelmo.benchmarks.onnx import tables as onnx_tables
-from flashelmo.benchmarks.results import Results
-from flashelmo.benchmarks.tables import cost_table, describe_run, figure, pivot, speed_table
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from rich.console import Console
 
-NOTHING = "None measured yet."
-# Section -> title of its table in README, what its figures are.
-SPEEDS = {"bulk": "Bulk text, tokens/s", "single": "One sentence, ms"}
-COSTS = ("load", "memory")
+from flashelmo.benchmarks import plots
+from flashelmo.benchmarks.gpu import tables as gpu
+from flashelmo.benchmarks.kernels import tables as kernels
+from flashelmo.benchmarks.results import Results, Row, median_ratio
+from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tables import document, figure, markdown, percent
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", "kernels")
+MODEL = "original"  # of the summary
+KERNELS = "gpu-kernels-"  # how the files of kernels by themselves begin in results/gpu
 BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 
 
-def figures(folder: Path) -> str:
-    """Markdown of all results in a folder, by file name."""
-    paths = sorted(folder.glob("*.json"))
-    return "\n\n".join(_machine_section(Results.read(path), path.stem) for path in paths) or NOTHING
+def fill(path: Path, text: str, folder: Path) -> str:
+    """A document's text with the results in `folder` between its markers.
 
-
-def precision_errors(folder: Path) -> str:
-    """Markdown of what `benchmarks.precision` measured, by file name."""
-    parts = []
-    for path in sorted((folder / "precision").glob("*.json")):
-        results = Results.read(path)
-        rows = [row for row in results.section("error") if row.unit == "relative error"]
-        rows += [row for row in results.section("error") if row.name == "fp32" and row.unit == "max abs error"]
-        title = f"Distance from the exact vectors, CUDA kernels (`benchmarks/results/precision/{path.name}`)"
-        parts.append(pivot(title, rows))
-    return "\n\n".join(parts) or NOTHING
-
-
-def exported_files(folder: Path) -> str:
-    """Markdown of what `benchmarks.onnx` measured, by file name."""
-    paths = sorted((folder / "onnx").glob("*.json"))
-    return "\n\n".join(onnx_tables.tables(Results.read(path), f"onnx/{path.name}") for path in paths) or NOTHING
-
-
-def in_readme(readme: str, folder: Path) -> str:
-    """README with the committed results between its markers."""
-    gpus = [gpu_tables.tables(Results.read(path)) for path in sorted((folder / "gpu").glob("*.json"))]
-    readme = replace_between(readme, "precision", precision_errors(folder))
-    readme = replace_between(readme, "gpu", "\n\n".join(gpus) or NOTHING)
-    readme = replace_between(readme, "onnx", exported_files(folder))
-    return replace_between(readme, "figures", figures(folder))
-
-
-def replace_between(readme: str, name: str, new: str) -> str:
-    """README with `new` between the markers of a name.
+    Args:
+        path: of the document, from the project's root.
 
     Raises:
-        FlashElmoError: there are no such markers.
+        FlashElmoError: a name that is not known, or markers that don't match.
     """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = readme.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise FlashElmoError(f"README: expected the lines {begin} and {end}")
-    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
+    parts = re.split(r"<!-- (\S+):(begin|end) -->", text)
+    markers = list(zip(parts[1::3], parts[2::3], strict=True))
+    names = [name for name, _ in markers[::2]]
+    if markers != [(name, kind) for name in names for kind in ("begin", "end")]:
+        raise FlashElmoError(f"{path}: expected <!-- NAME:begin --> and <!-- NAME:end --> in pairs, found {markers}")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise FlashElmoError(f"{path}: expected markers of {', '.join(NAMES)}, found {unknown[0]!r}")
+    filled = parts[0]
+    for name, after in zip(names, parts[6::6], strict=True):
+        new = "\n\n".join(filter(None, generate(name, folder, "../" * (len(path.parts) - 1)))) or "None measured yet."
+        filled += f"<!-- {name}:begin -->\n\n{new}\n\n<!-- {name}:end -->{after}"
+    return filled
 
 
-def _machine_section(results: Results, name: str) -> str:
-    parts = [
-        describe_run(results, f"{name}.json"),
-        f"![Tokens a second of each precision, with the machine's ceiling](benchmarks/results/{name}.svg)",
-    ]
-    for section, title in SPEEDS.items():
-        for model in results.models:
-            if rows := results.section(section, model):
-                parts.append(speed_table(f"{title}: {model} model", rows))
-    if rows := results.section("error"):
-        parts.append(pivot("Distance from the exact vectors", rows))
-    if rows := [row for row in results.rows if row.section in COSTS]:
-        parts.append(cost_table("Load time and memory", rows))
-    if rows := [row for row in results.section("host") if row.unit == "tokens/s"]:
-        parts.append(cost_table("The host's part of a device's work, tokens/s", rows))
-    if rows := [row for row in results.section("host") if row.unit.startswith("%")]:
-        parts.append(pivot("Share of each stage in the engine's time, %", rows))
-    absent = {row.name: row.note for row in results.rows if row.median is None}
-    parts += [f"Not measured: {name}. {reason}." for name, reason in absent.items()]
-    return "\n\n".join(parts)
+def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
+    """What one name stands for: Markdown of the results in a folder, a file after the other.
+
+    Args:
+        up: the way from the document to the project's root, as "../".
+    """
+    if name == "summary":
+        yield from summary(folder)
+    if name == "plot" and (path := newest(folder.glob("*.json"))):
+        yield image(path, up)
+    if name == "cpu":
+        for path in sorted(folder.glob("*.json")):
+            head, *tables = document(Results.read(path), path.name)
+            yield from (head, image(path, up), *tables)
+    if name in ("onnx", "precision"):
+        for path in sorted((folder / name).glob("*.json")):
+            found = Results.read(path)
+            has_card = any(row.median for row in found.section("cuda"))
+            rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
+            yield from document(replace(found, rows=rows), f"{name}/{path.name}")
+    if name == "precisions":
+        yield precisions()
+    if name == "gpu":
+        yield from (gpu.tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
+    if name == "kernels":
+        for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
+            yield kernels.tables(Results.read(path), f"gpu/{path.name}")
+
+
+def precisions() -> str:
+    """The engine's table of precisions: in what each computes, where it runs, and within which bounds."""
+
+    def bound(row: Precision, place: Place) -> str:
+        found = row.bounds.get(place, Bound())
+        limits = {"absolute": found.max_abs, "relative": found.relative}
+        return ", ".join(f"{limit:g} {kind}" for kind, limit in limits.items() if limit is not None)
+
+    lines = []
+    for name, row in PRECISIONS.items():
+        card = "{}.{}".format(*row.capability) if row.cuda else ""
+        lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
+    headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
+    return markdown("", len(headings), headings, lines)
+
+
+def newest(paths: Iterable[Path]) -> Path | None:
+    """The results with the latest date; None of none."""
+    return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
+
+
+def image(path: Path, up: str) -> str:
+    """The plot of some results as an image in a document."""
+    plot = f"{up}benchmarks/results/{path.stem}.svg"
+    return f"![Tokens a second of each precision, with the machine's ceiling]({plot})"
+
+
+def _cards(folder: Path) -> list[Path]:
+    """Results of whole runs on a card."""
+    return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith(KERNELS))
 
 
 def draw(results: Results, path: Path) -> None:
@@ -96,52 +129,82 @@ def draw(results: Results, path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        FlashElmoError: there are no such results.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"  # the same file from the same figures
-    from matplotlib import pyplot
-
-    bars = {model: [row for row in results.section("bulk", model) if row.median] for model in results.models}
-    bars = {model: rows for model, rows in bars.items() if rows}
-    if not bars:
+    found = {model: [row for row in results.section("bulk", model) if row.median] for model in results.models}
+    found = {model: rows for model, rows in found.items() if rows}
+    if not found:
         raise FlashElmoError(f"{path}: expected results of bulk text, found none")
-    height = 0.8 + 0.4 * max(map(len, bars.values()))
-    plot, axes = pyplot.subplots(1, len(bars), figsize=(5.5 * len(bars), height), squeeze=False, layout="constrained")
-    for axis, (model, rows) in zip(axes[0], bars.items(), strict=True):
-        places = range(len(rows))
+    height = 0.8 + 0.4 * max(map(len, found.values()))
+    plot, axes = plots.subplots(1, len(found), (5.5 * len(found), height))
+    for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
         colours = [BAR_COLOURS[row.name.partition(" ")[0]] for row in rows]
-        drawn = axis.barh(places, [row.median for row in rows], color=colours)
-        axis.bar_label(drawn, [figure(row.median) for row in rows], padding=3)
-        for place, row in zip(places, rows, strict=True):
-            if row.ceiling:
-                axis.vlines(row.ceiling, place - 0.45, place + 0.45, colors="black", linestyles="dashed")
-        axis.set_yticks(places, [row.label for row in rows])
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
-        axis.locator_params(axis="x", nbins=5)
+        plots.bars(axis, rows, colours, [row.ceiling for row in rows], size=10)
         axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
-    plot.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(plot)
+    plots.save(plot, path)
 
 
-def main() -> int:
-    """Write README's figures and the plots of every result."""
-    root = Path(__file__).resolve().parents[1]
-    folder, readme = root / "benchmarks" / "results", root / "README.md"
-    try:
-        for path in sorted(folder.glob("*.json")):
-            draw(Results.read(path), path.with_suffix(".svg"))
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(in_readme(text, folder), encoding="utf-8")
-    except (FlashElmoError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
+def summary(folder: Path) -> Iterator[str]:
+    """Six rows, of the newest results on a processor and on a card; nothing where either is absent.
+
+    Raises:
+        FlashElmoError: a figure is missing.
+    """
+    processor, card = newest(folder.glob("*.json")), newest(_cards(folder))
+    if not (processor and card):
+        return
+    ours, theirs = Results.read(processor), Results.read(card)
+    peers = _row(processor, ours, "bulk", "reference", "by length"), _row(processor, ours, "single", "reference")
+    lines = [
+        _line(f"bulk text, {precision}", _row(processor, ours, "bulk", precision), peers[0])
+        for precision in ("fp32", "int8", "bf16")
+    ]
+    lines += [
+        _line(f"one sentence, {precision}", _row(processor, ours, "single", precision, "cold cache"), peers[1])
+        for precision in ("fp32", "int8")
+    ]
+    peer = _row(card, theirs, "bulk", "PyTorch eager fp32", None)
+    largest = max(theirs.section("bulk", MODEL), key=lambda row: (row.name == "flashelmo bf16", row.median or 0))
+    lines.append(_line("bulk text, bf16, on a card", largest, peer))
+    yield markdown("", 1, ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
+    yield (
+        f"The {MODEL} model on {ours.machine['processor']}, {ours.machine['cores']} cores, {ours.date[:10]}, and on "
+        f"{theirs.machine['gpu']['name']}, {theirs.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "
+        "sentence has 20 words, none seen before. PyTorch runs the published algorithm in float32 on batches of 32; "
+        "the limit is that of the LSTM's products, or of reading its weights for one sentence."
+    )
+
+
+def _row(path: Path, results: Results, section: str, name: str, detail: str | None = "") -> Row:
+    """The one row of the summary's model with this name and detail, None being any."""
+    for row in results.section(section, MODEL):
+        if row.name == name and detail in (None, row.detail) and row.median:
+            return row
+    raise FlashElmoError(f"{path}: expected a figure of {MODEL}, {section}, {name} {detail or ''}, found none")
+
+
+def _line(what: str, row: Row, peer: Row) -> list[str]:
+    """A row of the summary: ours, the peer's, and the ratio, of medians where they did not take turns."""
+    figures = [f"{figure(each.median)} {each.unit}" for each in (row, peer)]
+    times = row.ratios.get(peer.label) or median_ratio([row.median or 0], [peer.median or 1], row.unit)
+    return [what, *figures, f"{times:.1f}", percent(row.utilisation)]
+
+
+def documents(root: Path) -> list[Path]:
+    """Every document that may have markers, from the root."""
+    return [path.relative_to(root) for path in (root / "README.md", *sorted((root / "docs").glob("*.md")))]
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Draw the plots of all results and write the documents; the exit status."""
+    if not (ROOT / "README.md").is_file():
+        raise FlashElmoError("report: expected a checkout with README.md, found none: run it from there")
+    for path in sorted(RESULTS.glob("*.json")):
+        draw(Results.read(path), path.with_suffix(".svg"))
+    for name in documents(ROOT):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (ROOT / name).write_text(fill(name, text, RESULTS), encoding="utf-8")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite("Writes the committed results into README.md and docs/*.md, and draws plots.", Settings(), (), command)

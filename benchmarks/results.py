@@ -1,9 +1,9 @@
-"""Results of one run: rows of figures with what they were measured on, as JSON."""
+"""The results of one run: rows of figures with what they were measured on, as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from flashelmo.benchmarks import machine
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.timing import Timing
 from flashelmo.engine.errors import FlashElmoError
 
 FAILED = "FAILED"  # how the note of a row begins that makes a run fail
@@ -22,22 +24,19 @@ class Row:
     """One figure.
 
     Attributes:
-        section: what kind of figure, as "bulk" or "single".
-        model: preset or name of the model; empty for the machine itself.
+        section, model: what kind of figure, as "bulk" or "single", and of which model.
         name, detail: who was measured, as "int8", and on what, as "cold cache".
         unit: of the figures; a speed if it ends in "/s", otherwise the less the better.
-        median, low, p25, p75, high: over the rounds; None where there is no figure, `note` says why.
-        samples: every round's figure, in order.
-        ceiling: what the machine's measured limits allow for the LSTM alone, in the same unit.
-        ceiling_both: the same for LSTM and characters.
+        median, low, p25, p75, high, samples: over the rounds; None where there is no figure, `note` says why.
+        ceiling, ceiling_both: what the machine's measured limits allow, for the LSTM alone, and with the characters.
         ratios: how many times faster than others: by their name, the median of the rounds' own ratios.
         note: anything to say beside the figure.
     """
 
     section: str
-    model: str
-    name: str
-    unit: str
+    model: str = ""
+    name: str = ""
+    unit: str = ""
     detail: str = ""
     median: float | None = None
     low: float | None = None
@@ -53,9 +52,30 @@ class Row:
     @classmethod
     def of(cls, samples: Sequence[float], **values: Any) -> Row:
         """A row with the quantiles of its samples."""
-        low, p25, median, p75, high = (_rounded(x) for x in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
-        kept = [_rounded(sample) for sample in samples]
-        return cls(**values, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
+        return cls(**values).with_samples(samples)
+
+    def with_samples(self, samples: Sequence[float]) -> Row:
+        """The row with these figures and their quantiles; as it is where there are none."""
+        if not len(samples):
+            return self
+        low, p25, median, p75, high = map(rounded, np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
+        kept = list(map(rounded, samples))
+        return replace(self, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
+
+    def timed(self, timing: Timing, figure: Callable[[float], float] = float) -> Row:
+        """The row with a timing's figures, or the reason why there are none, which is a failure.
+
+        Args:
+            figure: of each sample, as tokens a second of seconds.
+        """
+        if not timing.samples:
+            return replace(self, note=f"{FAILED}: {timing.note}")
+        return self.with_samples([figure(sample) for sample in timing.samples])
+
+    @property
+    def failed(self) -> bool:
+        """Whether it makes a run fail."""
+        return self.note.startswith(FAILED)
 
     @property
     def label(self) -> str:
@@ -102,11 +122,9 @@ class Results:
         """Write as JSON, one row a line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         values = asdict(self)
-        rows = ",\n".join(
-            json.dumps({k: v for k, v in row.items() if v not in (None, "", [], {})}) for row in values.pop("rows")
-        )
-        head = json.dumps(values, indent=1)
-        path.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
+        rows = [{k: v for k, v in row.items() if v not in (None, "", [], {})} for row in values.pop("rows")]
+        lines = ",\n".join(map(json.dumps, rows))
+        path.write_text(f'{json.dumps(values, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -122,35 +140,39 @@ class Results:
             raise FlashElmoError(f"{path}: expected results of the benchmark: {error}") from None
 
 
-def new_results(settings: dict[str, Any]) -> Results:
-    """Results of this machine, now, without rows."""
+def new_results(settings: Settings, suite: str, card: Mapping[str, Any] | None = None) -> Results:
+    """Results of this machine, now, without rows; of a card too, where one takes part (`machine.card`)."""
     return Results(
-        machine=machine.machine(),
+        machine=machine.machine() | ({"gpu": card} if card else {}),
         versions=machine.versions(),
-        commit=machine.commit(),
+        commit={"id": settings.commit, "dirty": False} if settings.commit else machine.commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=settings,
+        settings={"suite": suite, **settings.to_dict()},
         rows=[],
     )
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> float:
     """How many times faster: the median of the ratios of figures that were measured in the same round."""
-    pairs = zip(ours, theirs, strict=True)
     speed = unit.endswith("/s")
-    return _rounded(np.median([a / b if speed else b / a for a, b in pairs]))
+    return rounded(np.median([a / b if speed else b / a for a, b in zip(ours, theirs, strict=True)]))
 
 
-def with_ratios(rows: list[Row], opponents: Mapping[str, Row]) -> list[Row]:
+def with_ratios(rows: Sequence[Row], opponents: Mapping[str, Row]) -> list[Row]:
     """The rows with their ratios to the opponents, themselves excepted."""
-    result = []
-    for row in rows:
-        others = {name: other for name, other in opponents.items() if row.samples and other is not row}
-        ratios = {name: median_ratio(row.samples, other.samples, row.unit) for name, other in others.items()}
-        result.append(replace(row, ratios=ratios))
-    return result
+    return [
+        replace(
+            row,
+            ratios={
+                name: median_ratio(row.samples, other.samples, row.unit)
+                for name, other in opponents.items()
+                if other is not row and row.samples and other.samples
+            },
+        )
+        for row in rows
+    ]
 
 
-def _rounded(value: float | np.floating[Any]) -> float:
+def rounded(value: Any) -> float:
     """Five significant digits."""
     return float(f"{value:.5g}")

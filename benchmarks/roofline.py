@@ -3,20 +3,24 @@
     bulk      tokens/s <= peak / operations of a token          (every token's LSTM steps, nothing shared)
     single    time     >= bytes of weights streamed / bandwidth (the recurrent ones again for every token)
 
-The peak of a precision is the best that any library here reaches on large products; `python -m benchmarks.roofline`
-prints it.
+The peak of a precision is the best that any library here reaches on large products.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from flashelmo.benchmarks.machine import has_bf16
+from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
@@ -37,26 +41,19 @@ BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
 
 
 class Roofline:
-    """Measures peaks; made once, then measured in every round.
-
-    Args:
-        threads: threads of a product; None takes all cores.
-        seconds: spent on each product.
-    """
+    """Measures peaks by products of so many threads, None being all cores, for so many seconds each."""
 
     def __init__(self, threads: int | None = None, seconds: float = 0.3) -> None:
-        self._threads = threads or 0
-        self._seconds = seconds
-        self._products = [
-            (shape[0] * shape[1] * shape[2] * 2, *product) for shape in SHAPES for product in self._of(shape)
-        ]
+        self._threads, self._seconds = threads or 0, seconds
+        self._products = [(shape, *product) for shape in SHAPES for product in self._of(shape)]
         self._streams: dict[tuple[int, str], Callable[[], object]] = {}
 
     def peaks(self) -> dict[str, float]:
         """Operations a second by precision, of the best shape in the best library."""
         peaks: dict[str, float] = {}
-        for operations, precision, run in self._products:
-            peaks[precision] = max(peaks.get(precision, 0.0), operations / best_seconds(run, self._seconds))
+        for shape, precision, run in self._products:
+            found = 2 * math.prod(shape) / best_seconds(run, self._seconds)
+            peaks[precision] = max(peaks.get(precision, 0.0), found)
         return peaks
 
     def copy_bandwidth(self) -> float:
@@ -67,14 +64,12 @@ class Roofline:
 
     def stream_bandwidth(self, n_weights: int, precision: str) -> float:
         """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
-        n_columns = max(1, n_weights // STREAM_K)
+        columns = max(1, n_weights // STREAM_K)
         if (n_weights, precision) not in self._streams:
-            weight_type: NumberType = "int8" if precision == "int8" else "float32"
-            self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, n_columns, weight_type, self._threads)
-        run = self._streams[n_weights, precision]
-        return (
-            STREAM_K * n_columns * BYTES["int8" if precision == "int8" else "fp32"] / best_seconds(run, self._seconds)
-        )
+            weights: NumberType = "int8" if precision == "int8" else "float32"
+            self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, columns, weights, self._threads)
+        took = best_seconds(self._streams[n_weights, precision], self._seconds)
+        return STREAM_K * columns * BYTES[precision] / took
 
     def _of(self, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], object]]]:
         """Each library's product of one shape, by precision."""
@@ -89,6 +84,50 @@ class Roofline:
         yield "fp32", _torch_product(*shape, torch.float32)
         if has_bf16():
             yield "bf16", _torch_product(*shape, torch.bfloat16)
+
+
+class Limits:
+    """The machine's limits as one more contestant: measured in every round, the best counts."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._worker = pool.worker(Roofline, settings.threads, settings.peak_seconds)
+        self.samples: dict[str, list[float]] = {}
+
+    def measure_peaks(self) -> float:
+        """Matrix peaks of all precisions, operations a second; the result is float32's."""
+        peaks: dict[str, float] = self._worker.call("peaks")
+        for precision, peak in peaks.items():
+            self._keep(f"{precision} matrix peak", peak)
+        return peaks["fp32"]
+
+    def measure_streams(self, n_weights: int) -> float:
+        """Bytes of weights read a second by products of one row; the result is float32's."""
+        self._keep("int8 weights streamed", self._worker.call("stream_bandwidth", n_weights, "int8"))
+        return self._keep("fp32 weights streamed", self._worker.call("stream_bandwidth", n_weights, "fp32"))
+
+    def measure_copy(self) -> float:
+        """Bytes read and written a second by a copy."""
+        return self._keep("copy", self._worker.call("copy_bandwidth"))
+
+    def _keep(self, name: str, sample: float) -> float:
+        self.samples.setdefault(name, []).append(sample)
+        return sample
+
+    def peak(self, precision: str) -> float | None:
+        """Best matrix peak; None where there is none of this precision."""
+        return max(self.samples.get(f"{precision} matrix peak", []), default=None)
+
+    def stream(self, precision: str) -> float:
+        """Best bandwidth of streamed weights; bf16 moves no faster than float32."""
+        return max(self.samples.get(f"{precision} weights streamed") or self.samples["fp32 weights streamed"])
+
+    def rows(self, model: str, section: str) -> list[Row]:
+        """What was measured beside a section of a model, in GFLOP/s and GB/s."""
+        rows = []
+        for name, samples in self.samples.items():
+            row = Row("limits", model, name, "GFLOP/s" if name.endswith("peak") else "GB/s", section)
+            rows.append(row.with_samples([sample / 1e9 for sample in samples]))
+        return rows
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
@@ -106,11 +145,10 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
 def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, threads: int) -> Callable[[], object]:
     """x [rows, k] @ constant weight [k, columns] by the nodes that the engine's graph has."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, k), np.float32)
-    weight = rng.standard_normal((k, columns), np.float32)
-    tensors: dict[str, Any] = {"weight": weight}
+    x, y = rng.standard_normal((rows, k), np.float32), np.empty((rows, columns), np.float32)
+    tensors: dict[str, Any] = {"weight": rng.standard_normal((k, columns), np.float32)}
     if weight_type == "int8":
-        tensors["weight"], tensors["weight.scale"] = quantize(weight, int8_levels())
+        tensors["weight"], tensors["weight.scale"] = quantize(tensors["weight"], int8_levels())
     graph = Graph(weight_type)
     product = graph.lstm_matmul(graph.input("x", [rows, k]), "weight")
     graph.node("Identity", [product], "y")
@@ -118,17 +156,13 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_external_initializers(
-        graph.weights, [onnxruntime.OrtValue.ortvalue_from_numpy(tensors[name]) for name in graph.weights]
-    )
-    model = graph.to_model(tensors).SerializeToString()
+    model = graph.to_model(tensors, embed=True).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    y = np.empty((rows, columns), np.float32)
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
 
-    def run(arrays: object = (x, y, tensors)) -> None:  # the binding knows addresses alone: keep what lies there
+    def run(arrays: object = (x, y)) -> None:  # the binding knows addresses alone: keep what lies there
         session.run_with_iobinding(binding)
 
     return run
@@ -137,24 +171,15 @@ def _onnx_product(rows: int, k: int, columns: int, weight_type: NumberType, thre
 def _torch_product(rows: int, k: int, columns: int, dtype: Any) -> Callable[[], object]:
     import torch
 
-    x = torch.randn(rows, k).to(dtype)
-    weight = torch.randn(columns, k).to(dtype)
-
-    def run() -> None:
-        with torch.inference_mode():
-            torch.nn.functional.linear(x, weight)
-
-    return run
+    x, weight = torch.randn(rows, k).to(dtype), torch.randn(columns, k).to(dtype)
+    return torch.inference_mode()(lambda: torch.nn.functional.linear(x, weight))
 
 
 @dataclass(frozen=True)
 class Work:
     """What embedding a text costs at least, if every token's LSTM steps are computed and every word's vector once.
 
-    Attributes:
-        tokens: of the text.
-        lstm: floating-point operations of all its LSTM steps.
-        characters: floating-point operations of its distinct words' vectors, at the positions that words have.
+    Operations are floating-point ones, those of distinct words at the positions that their characters have.
     """
 
     tokens: int
@@ -164,10 +189,16 @@ class Work:
     @classmethod
     def of(cls, config: ElmoConfig, sentences: Sequence[Sequence[str]]) -> Work:
         """Work of embedding these sentences."""
-        tokens = sum(len(sentence) for sentence in sentences)
-        words = {word for sentence in sentences for word in sentence}
-        characters = sum(_word_operations(config, word) for word in words)
+        tokens = sum(map(len, sentences))
+        characters = sum(_word_operations(config, word) for word in set(chain.from_iterable(sentences)))
         return cls(tokens, tokens * config.lstm_flops_per_token, characters)
+
+    def ceilings(self, limits: Limits, precision: str) -> tuple[float, float] | tuple[None, None]:
+        """Both ceilings, of the LSTM alone and of both parts; none where the machine has no such products."""
+        peak, characters_peak = limits.peak(precision), limits.peak("fp32")
+        if not (peak and characters_peak):
+            return None, None
+        return self.lstm_ceiling(peak), self.both_ceiling(peak, characters_peak)
 
     def lstm_ceiling(self, peak: float) -> float:
         """Tokens a second if only the LSTM were computed, at the peak."""
@@ -202,15 +233,3 @@ def streamed_weights(config: ElmoConfig, n_tokens: int) -> int:
 def recurrent_weights(config: ElmoConfig) -> int:
     """Weights that are read again for every token."""
     return streamed_weights(config, 1) - streamed_weights(config, 0)
-
-
-def main() -> None:
-    """Print the machine's limits."""
-    roofline = Roofline()
-    for precision, peak in roofline.peaks().items():
-        print(f"{precision}: {peak / 1e9:.0f} GFLOP/s")
-    print(f"copy: {roofline.copy_bandwidth() / 1e9:.1f} GB/s read and written")
-
-
-if __name__ == "__main__":
-    main()

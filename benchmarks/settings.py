@@ -1,92 +1,104 @@
-"""What a run measures, and who takes part."""
+"""What a run measures and how much of it: one object for every suite, and what the command line says of each field."""
 
+# ruff: noqa: RUF009 (`_is` makes fields)
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.model.config import ElmoConfig
 
-SECTIONS = ("bulk", "single", "memory", "load", "host", "error")
-BATCH = 32  # sentences of the reference's batches
-
-# Who can take part -> what `ElmoEmbedder.load` is told.
-CONTESTANTS: Mapping[str, Mapping[str, Any]] = {
-    "reference": {"runtime": "reference", "batch_size": BATCH},
-    "fp32": {"runtime": "ort"},
-    "int8": {"runtime": "ort", "precision": "int8"},
-    "bf16": {"runtime": "openvino", "precision": "bf16"},
-    "fp32 unshared": {"runtime": "ort", "share": False},
-    "fp32 openvino": {"runtime": "openvino"},
-}
-
-
-def precision_of(contestant: str) -> str:
-    """The precision that a contestant computes in."""
-    return str(CONTESTANTS[contestant].get("precision", "fp32"))
+def _is(default: Any, about: str, flag: str = "", least: int = 1) -> Any:
+    """A setting: its default, what it is, its option where that is called otherwise, and the least that it may be."""
+    return field(default=default, metadata={"about": about, "flag": flag, "least": least})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run's settings.
+    """One run's settings; a suite ignores those that it has no use for."""
 
-    Attributes:
-        models: presets of random models, or paths of models.
-        sections: those of SECTIONS that are measured.
-        contestants: those of CONTESTANTS that take part; the reference always does.
-        text: file of tokenized lines; None takes the real text beside the checkout, or generated text.
-        seed: of random weights and generated text.
-        threads: processor threads; None takes all cores.
-        rounds: every contestant is measured once in each.
-        bulk_tokens: tokens of bulk text for the engine; None takes what it computes together, one window.
-        reference_batches: batches of 32 sentences that the reference, which is slow, computes of the same text.
-        peak_seconds: spent on each shape of the matrix peak.
-        single_tokens, single_repeats: length of the single sentence, and how often a round embeds it.
-        memory_tokens: lengths of the two texts that peak memory is measured on; None takes one window and two.
-        load_repeats: fresh processes that load time is measured in.
-        host_tokens: length of the text that the host side is measured on.
-        error_sentences: sentences that errors are measured on.
-    """
-
-    models: tuple[str, ...] = ("original", "small")
-    sections: tuple[str, ...] = SECTIONS
-    contestants: tuple[str, ...] = ("fp32", "int8", "bf16")
-    text: Path | None = None
-    seed: int = 0
-    threads: int | None = None
-    rounds: int = 5
-    bulk_tokens: int | None = None
-    reference_batches: int = 3
-    peak_seconds: float = 0.3
-    single_tokens: int = 20
-    single_repeats: int = 5
-    memory_tokens: tuple[int, int] | None = None
-    load_repeats: int = 5
-    host_tokens: int = 600_000
-    error_sentences: int = 16
+    out: Path | None = _is(None, "file (.json) or folder that results are written to")
+    sections: tuple[str, ...] = _is((), "what is measured", "--only")
+    models: tuple[str, ...] = _is(("original", "small"), "presets of random models, or paths of models")
+    contestants: tuple[str, ...] = _is((), "who takes part; the reference always does")
+    precisions: tuple[str, ...] = _is((), "that take part, the most important first")
+    text: Path | None = _is(None, "tokenized lines to measure with; or real text beside the checkout, or generated")
+    seed: int = _is(0, "of random weights and generated text", least=0)
+    threads: int | None = _is(None, "of the processor; default: all cores")
+    rounds: int = _is(5, "everybody is measured once in each")
+    limit_seconds: float | None = _is(None, "what has not begun by then is left out")
+    commit: str | None = _is(None, "of the sources, where they are no checkout")
+    sentences: int = _is(16, "real ones that errors are measured on")
+    tokens: int = _is(20, "of a single sentence, of each in batches of equal ones, or of each at most")
+    checked: int = _is(3, "sentences whose vectors are compared before anything is timed")
+    batches: tuple[int, ...] = _is((1, 8, 32, 128), "sentences of a batch")
+    sample_seconds: float = _is(0.2, "that a measurement lasts at least, in whole calls")
+    # the processor
+    bulk_tokens: int | None = _is(None, "of bulk text; default: what the engine computes together, one window")
+    reference_batches: int = _is(3, "of 32 sentences of bulk text that the reference, which is slow, computes")
+    single_repeats: int = _is(5, "calls with a single sentence in a round, of which the median counts")
+    memory_tokens: tuple[int, ...] = _is(
+        (), "of two texts that peak memory is measured on; default: one window and two"
+    )
+    load_repeats: int = _is(5, "fresh processes that load time is measured in")
+    host_tokens: int = _is(600_000, "of the text that the host side is measured on")
+    peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
+    # exported files
+    passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
+    text_tokens: int = _is(32_768, "of that text")
+    peak_rows: int = _is(32, "equal sentences that the share of the peak is measured on")
+    peak_steps: int = _is(16, "tokens of each of them")
+    peak_repeats: int = _is(3, "calls of them in a round, of which the median counts")
+    # a card
+    golden: Path | None = _is(None, "models with published vectors")
+    onnx: Path | None = _is(None, "an exported model for ONNX Runtime on the card")
+    off: tuple[str, ...] = _is((), "switches of the CUDA runtime that are off throughout")
+    few: bool = _is(False, "check few sentences, of random models alone")
+    sanitize: bool = _is(False, "at the end, the checks under compute-sanitizer (best with --only correctness)")
+    thorough: tuple[str, ...] = _is((), "precisions in which every way to embed is checked, not the batch alone")
+    short_sentences: int = _is(300, "of three tokens that are checked, so that a step has many rows")
+    stateful_rows: int = _is(4, "of the stateful batches that are checked")
+    other_batches: tuple[int, ...] = _is((32,), "in which precisions other than the first take part")
+    short_bulk_tokens: int = _is(1 << 16, "tokens for slow contestants")
+    eager_batch: int = _is(32, "sentences of the reference's batches in bulk text on a card")
+    peak_size: int = _is(8192, "of the products that measure a card's ceilings")
+    copy_bytes: int = _is(2 << 30, "of the copy that measures a card's memory")
+    l2_copy_bytes: int = _is(8 << 20, "of the copy that measures its L2 cache")
+    compile_seconds: float = _is(75.0, "that torch.compile may take")
+    # kernels
+    rows: tuple[int, ...] = _is((), "of a step, in each direction")
+    other_rows: tuple[int, ...] = _is((32, 512), "at which precisions other than bf16 and int8 are timed")
+    words: tuple[int, ...] = _is((), "of characters and highways")
+    layer_tokens: int = _is(0, "of token layers")
+    input_nodes: int = _is(2048, "of the hoisted input product")
+    operations: tuple[str, ...] = _is((), "whose tiles are compared")
+    card: str = _is("H200", "whose times are predicted")
+    target: int | None = _is(None, "compute capability that kernels are compiled for, as 90; default: all")
+    kernel: str = _is("", "only kernels whose name begins so")
 
     def quick(self) -> Settings:
         """The same with less of everything: to see that all runs, and roughly how fast."""
         return replace(
             self,
-            rounds=min(self.rounds, 2),
+            models=self.models[-1:],
+            rounds=1,
+            sentences=min(self.sentences, 4),
+            batches=self.batches[:3],
+            sample_seconds=0.02,
             bulk_tokens=4096,
             reference_batches=1,
-            peak_seconds=0.05,
             single_repeats=2,
             memory_tokens=(4096, 8192),
-            load_repeats=2,
+            load_repeats=1,
             host_tokens=100_000,
-            error_sentences=4,
+            peak_seconds=0.05,
+            passages=1,
+            text_tokens=4096,
+            peak_repeats=2,
         )
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that is measured: its name, its folder in the native format, its dimensions."""
-
-    name: str
-    folder: Path
-    config: ElmoConfig
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without what is not set; of paths, which say something of their owner, only the last part."""
+        values = asdict(self) | {"models": [Path(name).name for name in self.models], "out": None}
+        values = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+        return {name: value for name, value in values.items() if value not in (None, "", (), False)}

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flashelmo.benchmarks.results import Results, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+# What explains a share above 100%: of a speed, and of a time.
+SHARED = (
+    "above 100%: the ceiling counts the LSTM steps of every token by itself; sentences that begin or end alike share "
+    "steps, and repeated words share products"
+)
+CACHED = (
+    "above 100%: the ceiling reads all weights at the bandwidth that was measured; a cache that holds some is faster"
+)
+TITLES = {
+    "bulk": "bulk text",
+    "single": "one sentence",
+    "error": "distance from the exact vectors",
+    "speed": "ragged batches",
+    "peak": "the LSTM on sentences of equal length",
+    "cuda": "on a card",
+}
+MANY = 2  # more details than these become columns, where everybody has a figure of each
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
 
 
@@ -20,27 +37,36 @@ def print_head(console: Console, results: Results) -> None:
 
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
-    """A table for each section and unit, its notes below."""
+    """A table for each section, model and unit, its notes below."""
+    for block in blocks(rows, spread=True):
+        if block.lines:
+            print_table(console, block.title, 1, block.headings, block.lines)
+        said = block.notes if block.lines else [f"{block.title}: {'; '.join(block.notes)}"]
+        for note in said:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(
+    console: Console, title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]
+) -> None:
+    """A table whose first n_texts columns are text, the others figures."""
     from rich.table import Table
 
-    for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
-        members = list(group)
-        headings, lines = grid(members, spread=True)
-        table = Table(title=f"{model}: {section}, {unit}", title_justify="left")
-        for k, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if k == 0 else "right")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
-        for note in notes(members):
-            console.print(note, highlight=False)
+    console.print(title, style="bold", highlight=False, markup=False)
+    table = Table()
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if k < n_texts else "right")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 def describe_machine(results: Results) -> str:
-    """Processor, cores, instruction sets and memory in one line."""
+    """Card, processor, cores, instruction sets and memory in one line."""
     machine = results.machine
+    card = f"{machine['gpu']['name']}, host " if "gpu" in machine else ""
     sets = ", ".join(machine["instruction_sets"]) or "no known instruction sets"
-    return f"{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
+    return f"{card}{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
 
 
 def describe_software(results: Results) -> str:
@@ -53,50 +79,93 @@ def describe_software(results: Results) -> str:
 
 def describe_run(results: Results, file: str) -> str:
     """What the tables below it are of; `file` lies in benchmarks/results."""
-    return (
-        f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}. Medians of "
-        f"{results.settings['rounds']} rounds in which all take turns (`benchmarks/results/{file}`)."
-    )
+    rounds = results.settings.get("rounds", 1)
+    medians = f"Medians of {rounds} rounds in which all take turns" if rounds > 1 else "One round"
+    head = f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}"
+    return f"{head}. {medians} (`benchmarks/results/{file}`)."
 
 
-def speed_table(title: str, rows: Sequence[Row]) -> str:
-    """Markdown: a line for each row, its ratios and ceilings beside it."""
-    headings, lines = grid(rows, spread=False)
-    return markdown(title, 1, headings, lines) + note_line(rows)
+class Block(NamedTuple):
+    """A table without its looks, its first column texts; where nothing was measured there are notes alone."""
+
+    title: str
+    headings: list[str]
+    lines: list[list[str]]
+    notes: list[str]
 
 
-def cost_table(title: str, rows: Sequence[Row]) -> str:
-    """Markdown: a line for each row, of whatever unit."""
-    lines = [[row.model, row.label, row.unit, figure(row.median)] for row in rows if row.median is not None]
-    return markdown(title, 3, ["model", "what", "unit", "median"], lines) + note_line(rows)
+def blocks(rows: Sequence[Row], *, spread: bool) -> Iterator[Block]:
+    """A table for each section, model and unit: a line for each row, or a column for each detail if there are many.
+
+    Args:
+        spread: with columns for quartiles and extremes.
+    """
+    for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
+        members = list(group)
+        measured = [row for row in members if row.median is not None]
+        details, names = {row.detail for row in measured}, {row.name for row in measured}
+        is_wide = len(details) > MANY and len(measured) == len(details) * len(names)
+        title = f"{f'{model}: ' if model else ''}{TITLES.get(section, section)}"
+        if measured:
+            title += f", {unit}" + (" (share of the LSTM's ceiling)" if is_wide and measured[0].ceiling else "")
+        elif not any(row.failed for row in members):
+            title += ": not measured"
+        headings, lines = by_detail(measured) if is_wide else grid(measured, spread=spread)
+        yield Block(title, headings, lines, notes(members))
 
 
-def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str] = lambda row: figure(row.median)) -> str:
-    """Markdown: a line for each model, name and unit, a column for each detail."""
-    details = list(dict.fromkeys(row.detail for row in rows if row.median is not None))
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+def by_detail(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: a line for each name, a column for each detail, a figure's share of the ceiling beside it."""
+    details = list(dict.fromkeys(row.detail for row in rows))
+    cells: dict[str, dict[str, str]] = {}
     for row in rows:
-        if row.median is not None:
-            cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = cell(row)
+        share = f" ({percent(row.utilisation)})" if row.utilisation else ""
+        cells.setdefault(row.name, {})[row.detail] = figure(row.median) + share
+    return ["", *details], [[name, *(line.get(detail, "") for detail in details)] for name, line in cells.items()]
+
+
+def document(results: Results, file: str) -> Iterator[str]:
+    """Markdown of a whole run, whose results are in `file` of benchmarks/results."""
+    yield describe_run(results, file)
+    shown = [row for row in results.rows if row.section != "limits" and row.median is not None]
+    for block in blocks(shown, spread=False):
+        said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
+        yield markdown(block.title, 1, block.headings, block.lines) + said
+    yield from absent(results.rows)
+
+
+def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
+    """Markdown: a line for each model, name and unit, a column for each detail."""
+    measured = [row for row in rows if row.median is not None]
+    details = list(dict.fromkeys(row.detail for row in measured))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in measured:
+        cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = cell(row)
     several = len({unit for _, _, unit in cells}) > 1
     lines = [
         [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
         for (model, name, unit), line in cells.items()
     ]
-    return markdown(title, 2, ["model", "", *details], lines) + note_line(rows)
+    return markdown(title, 2, ["model", "", *details], lines)
 
 
 def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first n_texts columns are text, the others figures."""
+    """A table whose first n_texts columns are text, the others figures; nothing where it has no line."""
+    if not lines:
+        return ""
     rule = ["---" if k < n_texts else "---:" for k in range(len(headings))]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
-    return f"**{title}**\n\n{rows}"
+    return f"**{title}**\n\n{rows}" if title else rows
 
 
-def note_line(rows: Sequence[Row]) -> str:
-    """What is to be said below the table of these rows."""
-    said = notes([row for row in rows if row.median is not None])
-    return "\n\n" + "; ".join(said) + "." if said else ""
+def absent(rows: Sequence[Row]) -> Iterator[str]:
+    """What has no figure, and why; a reason once."""
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.median is None and row.section != "warning":
+            reasons.setdefault(row.note, {})[f"{row.label} ({row.section})"] = None
+    for reason, names in reasons.items():
+        yield f"Not measured: {', '.join(names)}: {reason}."
 
 
 def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str]]]:
@@ -106,21 +175,22 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         rows: columns for ratios and ceilings are there if any row has them.
         spread: with columns for quartiles and extremes.
     """
-    compared = {name for row in rows for name in row.ratios}
-    opponents = [row.label for row in rows if row.label in compared]
+    compared = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    opponents = list(dict.fromkeys([*(row.label for row in rows if row.label in compared), *compared]))
     has_ceiling = any(row.ceiling for row in rows)
     spread = spread and any(len(row.samples) > 1 for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]
-    headings += [f"x {name}" for name in opponents] + (list(CEILINGS) if has_ceiling else [])
+    ceilings = list(CEILINGS) if any(row.ceiling_both for row in rows) else ["ceiling", "share"]
+    headings += [f"x {name}" for name in opponents] + (ceilings if has_ceiling else [])
     lines = []
     for row in rows:
         line = [row.label, figure(row.median) or "none"]
         if spread:
             line += [f"{figure(row.p25)} to {figure(row.p75)}", f"{figure(row.low)} to {figure(row.high)}"]
-        line += [f"{row.ratios[name]:.1f}" if name in row.ratios else "" for name in opponents]
+        line += [f"{ratio:.{1 if ratio >= 10 else 2}f}" if ratio else "" for ratio in map(row.ratios.get, opponents)]
         if has_ceiling:
             shares = percent(row.utilisation), percent(row.utilisation_both)
-            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]]
+            line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]][: len(ceilings)]
         lines.append(line if row.median is not None else [*line[:2], *[""] * (len(headings) - 2)])
     return headings, lines
 
@@ -128,6 +198,8 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
 def notes(rows: Sequence[Row]) -> list[str]:
     """What is to be said beside the figures, each once; a row without a figure says why."""
     said = [row.note if row.median is not None else f"{row.label}: {row.note}" for row in rows if row.note]
+    above = [row for row in rows if max(row.utilisation or 0, row.utilisation_both or 0) > 1]
+    said += [SHARED if row.unit.endswith("/s") else CACHED for row in above]
     return list(dict.fromkeys(said))
 
 

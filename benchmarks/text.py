@@ -1,7 +1,7 @@
 """Text to measure with: real sentences from a file, or generated ones that look like them to the engine.
 
 What matters to the engine's speed are the lengths of sentences and words, how many words are distinct, and how often
-sentences begin or end alike. The first 30,000 tokens of the King James Bible and 30,000 generated ones (`statistics`):
+sentences begin or end alike. The first 30,000 tokens of the King James Bible and 30,000 generated ones:
 
                                     Bible   generated
     tokens a sentence, mean          25.8        26.5
@@ -22,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 
 Sentences = list[list[str]]
 Int64 = npt.NDArray[np.int64]
+PASSAGE = 32  # sentences of a run that is drawn from a text, as of the reference's batches
 REAL_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "kjv.txt"
 
 # Zipf-Mandelbrot law: the word of rank r has a probability in proportion to (r + SHIFT) ** -EXPONENT.
@@ -60,6 +62,12 @@ def load_sentences(n_tokens: int, path: Path | None = None, seed: int = 0) -> tu
         return _cut(generate(n_tokens, seed), n_tokens, "generator"), f"generated text, seed {seed}"
     with path.open(encoding="utf-8") as lines:
         return _cut((line.split() for line in lines), n_tokens, str(path)), path.name
+
+
+def first_sentences(settings: Settings) -> tuple[Sentences, str]:
+    """A text's first sentences, on which errors are measured, and its name."""
+    text, source = load_sentences(60 * settings.sentences, settings.text, settings.seed)
+    return text[: settings.sentences], source
 
 
 def generate(n_tokens: int, seed: int = 0) -> Sentences:
@@ -97,30 +105,21 @@ def spell(rank: int) -> str:
     return word
 
 
+def draw_passages(sentences: Sentences, n_runs: int) -> Sentences:
+    """Runs of 32 sentences, evenly spaced over all: each in the middle of its share of the text."""
+    share = len(sentences) / n_runs
+    if share < PASSAGE:
+        raise FlashElmoError(
+            f"text: expected {n_runs} batches of {PASSAGE} sentences, found {len(sentences)} sentences"
+        )
+    starts = [int(share * (k + 0.5) - PASSAGE / 2) for k in range(n_runs)]
+    return [sentence for start in starts for sentence in sentences[start : start + PASSAGE]]
+
+
 def write_sentences(path: Path, sentences: Sentences) -> Path:
     """Write tokenized lines; the path."""
     path.write_text("".join(" ".join(sentence) + "\n" for sentence in sentences), encoding="utf-8")
     return path
-
-
-def statistics(sentences: Sentences) -> dict[str, float]:
-    """The numbers of this module's docstring."""
-    from flashelmo.engine.text.schedule import Boundaries, build_schedule
-    from flashelmo.engine.text.windows import Window  # generating text needs no Arrow
-
-    window = Window.from_sentences(sentences)
-    lengths = np.diff(window.offsets)
-    n_words, n_tokens = len(window.words), int(lengths.sum())
-    schedule = build_schedule(window.word_ids, window.offsets, Boundaries(n_words, n_words + 1))
-    return {
-        "tokens a sentence, mean": float(lengths.mean()),
-        "tokens a sentence, deviation": float(lengths.std()),
-        "bytes a token": float(np.mean([len(token.encode()) for tokens in sentences for token in tokens])),
-        "bytes a distinct word": float(np.mean([len(word.encode()) for word in window.words.to_pylist()])),
-        "distinct words a token": n_words / n_tokens,
-        "forward nodes a token": (schedule.forward.n_nodes - 1) / n_tokens,  # the boundary is no token
-        "backward nodes a token": (schedule.backward.n_nodes - 1) / n_tokens,
-    }
 
 
 def _cut(sentences: Iterable[list[str]], n_tokens: int, source: str) -> Sentences:

@@ -6,10 +6,13 @@ import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError
+
+
+class WorkerError(RuntimeError):
+    """What went wrong in a worker, in one line; its traceback there is this one's cause."""
 
 
 class Worker:
@@ -20,13 +23,14 @@ class Worker:
 
     Raises:
         FlashElmoError: what `make` raised in its process.
+        WorkerError: anything else that it raised, or the process ended.
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self._process.start()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
         theirs.close()
         try:
             self._result()
@@ -34,43 +38,81 @@ class Worker:
             self.close()
             raise
 
-    @property
-    def pid(self) -> int | None:
-        """Of its process."""
-        return self._process.pid
-
     def call(self, method: str, *arguments: Any) -> Any:
         """What the object's method returns; the call waits for it."""
-        self._pipe.send((method, arguments))
+        try:
+            self._pipe.send((method, arguments))
+        except BrokenPipeError:
+            raise self._ended() from None
         return self._result()
 
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
 
     def _result(self) -> Any:
         try:
-            outcome, value = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"a worker ended with exit code {self._process.exitcode}") from None
+            outcome, value, trace = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._ended() from None
         if outcome == "refused":
             raise FlashElmoError(value)
         if outcome == "failed":
-            raise RuntimeError(value)
+            raise WorkerError(value) from RuntimeError(f"\n{trace}")
         return value
+
+    def _ended(self) -> WorkerError:
+        self.process.join()
+        return WorkerError(f"a worker ended with exit code {self.process.exitcode}")
+
+
+class Here:
+    """The same face without a process: the object is made and called in this one, as on a card that all share."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self._object = make(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the object's method returns."""
+        return getattr(self._object, method)(*arguments)
+
+
+class Pool:
+    """Workers that are kept until the end: what several sections measure starts once, and idle ones cost nothing."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def worker(self, make: Callable[..., Any], *arguments: Any) -> Worker:
+        """The worker that was made so, or a new one."""
+        key = repr((make, arguments))
+        if key not in self._workers or not self._workers[key].process.is_alive():
+            self._workers[key] = Worker(make, *arguments)
+        return self._workers[key]
+
+    def close(self) -> None:
+        """End them all."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line of at most 200 characters; the kind of error where its words are not ours."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, FlashElmoError | WorkerError):
+        return lines[0].strip()
+    return f"{type(error).__name__}: {lines[0].strip()}"[:200]
 
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -88,10 +130,10 @@ def _attempt(pipe: Connection, function: Callable[..., Any], arguments: tuple[An
     """Call, and send what came of it; the value itself only as an answer."""
     try:
         value = function(*arguments)
-        pipe.send(("done", value if answer else None))
+        pipe.send(("done", value if answer else None, ""))
         return value
     except FlashElmoError as error:
-        pipe.send(("refused", str(error)))
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+        pipe.send(("refused", str(error), ""))
+    except Exception as error:
+        pipe.send(("failed", one_line(error), traceback.format_exc()))
     return None

@@ -1,12 +1,12 @@
 """From text to ELMo vectors.
 
-    embedder.py     load a model, embed, stream, encode; embed_file.py has a text into a file of vectors
+    embedder.py     load a model, embed, stream, encode; embed_file.py: a text file to a file of vectors
     settings.py     everything that can be chosen
     choice.py       what runs a model, by device, precision and runtime
     precision.py    what each precision computes in, where it runs, and how exact it is
     pipeline.py     what all pipelines share: windows of sentences in, results out
     output.py       hidden states to the vectors that were asked for
-    processor.py    what this processor multiplies
+    processor.py    the processor: instruction sets, cores, cache
     model/          configuration, weights, and readers of every format
     text/           lines to windows, words to ids, sentences to schedules
     graph/          the network's pieces as ONNX graphs

@@ -59,7 +59,7 @@ def choose_runtime(settings: Settings) -> Choice:
     if devices == ("cpu",):
         choice = _choose_on_cpu(precision, runtime)
         if why_not_cuda:
-            _say_once(f"device 'auto': {why_not_cuda}")
+            _warn_once(f"device 'auto': {why_not_cuda}")
         return choice
     if runtime not in ("auto", "cuda"):
         raise FlashElmoError(f"runtime {runtime!r} runs on device 'cpu'; expected 'cuda' on {', '.join(devices)}")
@@ -98,7 +98,7 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
 
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:
-    """A CUDA device where one can be used for this; otherwise the CPU, and what is to be said of it."""
+    """A CUDA device where one can be used for this; otherwise the CPU, and the warning to log."""
     if runtime in CPU_RUNTIMES or (precision != "auto" and precision not in precisions_on("cuda")):
         return ("cpu",), ""
     if not has_cuda_card():
@@ -128,7 +128,7 @@ def has_cuda_card() -> bool:
 
 
 @cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     logger.warning(message)
 
 

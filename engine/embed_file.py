@@ -30,7 +30,7 @@ class Embedder(Protocol):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether windows are read before those ahead of them are computed."""
+        """Whether it reads further windows while one is computed."""
 
     def embed_windows(self, windows: Iterable[Window], on_progress: OnProgress, output: Output) -> Stream:
         """Each window with its sentences' results."""

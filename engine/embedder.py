@@ -53,7 +53,10 @@ class ElmoEmbedder:
         self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
         if self.settings.stateful or max_tokens is None:
-            self.window_limits = (self.settings.batch_size, 1 << 62)  # a batch is its rows, however long
+            self.window_limits = (
+                self.settings.batch_size,
+                1 << 62,
+            )  # a window is always batch_size sentences, however many tokens
         else:
             self.window_limits = (self.settings.window_tokens or max_tokens,) * 2
         release_pages(model.weights)  # the runtimes have packed their own
@@ -85,7 +88,7 @@ class ElmoEmbedder:
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether windows are read before those ahead of them are computed, as a device never waits for its input."""
+        """Whether it reads further windows while one is computed, so that a device never waits for its input."""
         return self._pipeline.ahead > 0
 
     def reset_state(self) -> None:

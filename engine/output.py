@@ -58,7 +58,7 @@ class Output:
         return (n_layers, *tokens, size) if self.layers == "all" else (*tokens, size)
 
     def groups(self, n_layers: int) -> list[range]:
-        """The layers behind each layer of the result: of n_layers, each by itself or all or one.
+        """For each layer of the result, the layers of the model's n_layers that it is made of.
 
         "all" of 3 layers are the groups 0 | 1 | 2, "top" is 2 alone, and "average" or a mix 0, 1, 2 in one group.
         """
@@ -84,7 +84,7 @@ class Output:
         return pool_mean(chosen) if self.pool else chosen
 
     def blocks(self, result: Array) -> Iterator[tuple[Index, Array]]:
-        """A result as `dtype`, in blocks of bounded size and in C order, each with its place.
+        """A result as `dtype`, in blocks of bounded size and in C order, each with its index in the result.
 
         Raises:
             FlashElmoError: these are not the dimensions of a result; a value beyond the number type's range.

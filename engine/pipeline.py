@@ -22,8 +22,8 @@ from flashelmo.engine.text.windows import Window
 OnProgress: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
 
-MAX_THREADS = 4  # that make plans: one makes millions of tokens a second
-SMALL_WINDOW = 1 << 12  # tokens: planning it takes less time than handing it to a thread is worth
+MAX_THREADS = 4  # planning threads; one plans millions of tokens a second
+PLAN_INLINE_TOKENS = 1 << 12  # smaller windows are planned at once: handing them to a thread takes longer
 
 
 @dataclass
@@ -59,7 +59,7 @@ class WindowPipeline(Protocol):
 
     Attributes:
         statistics: totals of everything that was embedded.
-        ahead: windows it reads beyond the one it gives.
+        ahead: how many further windows it reads before it gives one's results; 0 where it reads none.
     """
 
     statistics: Statistics
@@ -118,7 +118,7 @@ class Planner:
 
     def __init__(self, boundary_words: tuple[str, str], settings: Settings) -> None:
         self._boundary_words = pa.array(boundary_words, pa.string())
-        self._keep_boundaries, self._share = settings.keep_sentence_boundaries, settings.shares
+        self._keep_boundaries, self._share = settings.keep_sentence_boundaries, settings.shares_prefixes
         self._complete = settings.stateful
         self.threads = settings.threads or max(1, min(MAX_THREADS, n_cores() - 1))
 
@@ -135,10 +135,10 @@ class Planner:
         return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule)
 
     def plan_ahead(self, windows: Iterable[Window]) -> Iterator[Plan]:
-        """Plans in order; large windows' are made by threads, one for each thread and one more ahead of their turn."""
+        """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance."""
         waiting: deque[Future[Plan]] = deque()
         for window in windows:
-            if len(window.word_ids) < SMALL_WINDOW:
+            if len(window.word_ids) < PLAN_INLINE_TOKENS:
                 while waiting:
                     yield waiting.popleft().result()
                 yield self.plan(window)

@@ -42,13 +42,13 @@ class Arithmetic:
     """How a precision is computed in one place. Sums and cells are float32 throughout, in fp64 float64.
 
     Attributes:
-        values: number type of word vectors and hidden states.
+        dtype: number type of word vectors and hidden states.
         bound: against the reference.
         lstm_weights: number type of the LSTM's matrices.
         products: "tf32" where float32 values are multiplied with 11 bits, otherwise "ieee".
     """
 
-    values: NumberType
+    dtype: NumberType
     bound: Bound
     lstm_weights: NumberType
     products: Literal["ieee", "tf32"] = "ieee"

@@ -1,4 +1,4 @@
-"""What this processor multiplies well."""
+"""The processor: instruction sets, cores, cache."""
 
 from __future__ import annotations
 

@@ -27,14 +27,16 @@ class CudaSettings:
 
     Attributes:
         graphs: replay small windows as captured CUDA graphs.
-        persistent: depths of few rows in one launch of cooperating programs, in windows that are launched ahead.
+        persistent: depths of few rows in one launch of cooperating programs, in windows that are launched kernel by
+            kernel, without a graph.
         dependent: launch a step's kernels before the one before has ended (programmatic dependent launch, sm_90 on):
             see `kernels.lstm.run.LaunchOptions` for what was measured.
         keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again, where they are
             launched one by one; persistent launches always ask.
-        graph_rows: windows with more rows at some depth are launched ahead: a step then outlasts its launches.
-        graph_depths: windows of more time steps are launched ahead.
-        max_graphs: kept; the least recently replayed gives way.
+        graph_rows: windows with more rows at some depth are launched kernel by kernel, without a graph: a step then
+            takes longer than launching it, so a graph gains nothing.
+        graph_depths: windows of more time steps are launched kernel by kernel too.
+        max_graphs: graphs that are kept; the least recently replayed gives way.
     """
 
     graphs: bool = True
@@ -52,7 +54,7 @@ class Settings:
 
     Attributes:
         device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is "cuda" where
-            it can be used, and otherwise says once that it is the CPU.
+            it can be used, and otherwise the CPU, with one warning.
         precision: a name of `PRECISIONS` that the device has (`docs/precision.md`). "auto" is "bf16" on CUDA devices
             that have it, otherwise "fp32".
         runtime: on the CPU "ort", "openvino" or "reference", on a CUDA device "cuda"; "auto" is the first that has the
@@ -62,7 +64,7 @@ class Settings:
         threads: processor threads; None takes all cores. On a CUDA device they make schedules, 4 at most.
         keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
         share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
-        cache_bytes: bound of the word vectors kept from call to call.
+        cache_bytes: bound of the memory for word vectors that are kept from call to call.
         window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB, on a CUDA
             device to what fits its free memory.
         cuda: switches of the CUDA runtime that change its speed alone.
@@ -104,7 +106,7 @@ class Settings:
         return cls(**options)
 
     @property
-    def shares(self) -> bool:
+    def shares_prefixes(self) -> bool:
         """Whether equal prefixes and suffixes are computed once: a state that is carried makes them differ."""
         return self.share and not self.stateful
 

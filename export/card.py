@@ -27,7 +27,7 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
     """
     if not reports or [each.precision for each in metadata] != [report.precision for report in reports]:
         raise FlashElmoError(f"model card: expected a report of each of {len(metadata)} files, found {len(reports)}")
-    values = [each.arithmetic.values for each in metadata]
+    values = [each.arithmetic.dtype for each in metadata]
     shown = values.index("float32") if "float32" in values else 0
     first, file = metadata[shown], reports[shown].file
     parts = [

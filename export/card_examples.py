@@ -61,7 +61,7 @@ def _filled(text: str, metadata: Metadata) -> str:
         "STATES": 2 * config.n_layers,
         "P": config.projection_size,
         "C": config.cell_size,
-        "HIDDEN": metadata.arithmetic.values,
+        "HIDDEN": metadata.arithmetic.dtype,
     }
     for name, number in numbers.items():
         text = text.replace(f"${name}$", str(number))

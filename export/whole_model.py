@@ -15,7 +15,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from flashelmo.engine.graph.builder import Graph
-from flashelmo.engine.graph.pieces import States, Steps, input_product_nodes, scan_nodes
+from flashelmo.engine.graph.pieces import ScanInputs, ScanOutputs, input_product_nodes, scan_nodes
 from flashelmo.engine.model.weights import DIRECTIONS
 from flashelmo.engine.precision import NumberType
 from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words
@@ -56,7 +56,7 @@ def _n_lstm_layers(metadata: Metadata) -> int:
 
 def _direction(
     graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, direction: int
-) -> tuple[list[str], list[States]]:
+) -> tuple[list[str], list[ScanOutputs]]:
     """The tokens' states of every LSTM layer [B, T, P], and the states that the layers end in."""
     config, name = metadata.config, DIRECTIONS[direction]
     places = places_of_tokens(graph, sentences, direction)
@@ -87,7 +87,7 @@ def _rows(graph: Graph, x: str, size: int) -> str:
 
 def _steps(
     graph: Graph, metadata: Metadata, sentences: Sentences, layer: int, direction: int, gates: list[str], marked: str
-) -> Steps:
+) -> ScanInputs:
     """What a Scan starts from: the states after the boundary wherever a sentence begins, or the states given.
 
     `marked` are the rows that begin a sentence with a step, or for stateful files those that have not ended.
@@ -95,11 +95,11 @@ def _steps(
     if metadata.stateful:
         place = graph.constant(f"place_{layer}_{direction}", 2 * layer + direction)
         hidden, cell = (graph.node("Gather", [state, place]) for state in STATES)
-        return Steps(hidden, cell, gates, running=marked)
+        return ScanInputs(hidden, cell, gates, running=marked)
     names = boundary_names(layer, DIRECTIONS[direction])
     shape = graph.node("Concat", [sentences.rows, graph.ints(1)], axis=0)
     hidden, cell = (graph.node("Expand", [graph.weight(name), shape]) for name in names)
-    return Steps(hidden, cell, gates, marked, names)
+    return ScanInputs(hidden, cell, gates, marked, names)
 
 
 def boundary_names(layer: int, direction: str) -> tuple[str, str]:
@@ -121,10 +121,10 @@ def _write_layers(graph: Graph, metadata: Metadata, sentences: Sentences, layers
     ]
     graph.node("Sum", terms, "token_embeddings")
     graph.output("token_embeddings", [*BATCH, size])
-    total = graph.node("ReduceSum", [graph.widen("token_embeddings"), graph.ints(1)], keepdims=0)
+    total = graph.node("ReduceSum", [graph.to_float32("token_embeddings"), graph.ints(1)], keepdims=0)
     count = graph.node("Max", [sentences.lengths, graph.ints(1)])
     mean = graph.node("Div", [total, graph.node("Cast", [count], to=TensorProto.FLOAT)])
-    graph.node("Identity", [graph.narrow(mean)], "sentence_embedding")
+    graph.node("Identity", [graph.to_float16(mean)], "sentence_embedding")
     graph.output("sentence_embedding", [BATCH[0], size])
     graph.output("mask", BATCH, TensorProto.BOOL)
 
@@ -141,7 +141,7 @@ def _declare_states(graph: Graph, metadata: Metadata) -> None:
         graph.input(name, shape, float_type)
 
 
-def _write_states(graph: Graph, metadata: Metadata, directions: list[list[States]]) -> None:
+def _write_states(graph: Graph, metadata: Metadata, directions: list[list[ScanOutputs]]) -> None:
     """The states of all layers and directions after the batch, as outputs."""
     states = [state for layer in zip(*directions, strict=True) for state in layer]
     parts = [state.hidden for state in states], [state.cell for state in states]

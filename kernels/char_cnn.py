@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, Launch, Precision, check, check_ids
+from flashelmo.kernels.launch import FLOATS, Launch, Products, check, check_ids
 from flashelmo.kernels.product import tanh
 from flashelmo.kernels.tuning import Tile, choose_tile
 
@@ -217,7 +217,7 @@ def char_cnn_kernel(
     tl.store(p_out, y.to(out_ptr.dtype.element_ty), mask=m_word[:, None] & m_filter[None, :])
 
 
-def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, precision: Precision = "ieee") -> Launch:
+def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, precision: Products = "ieee") -> Launch:
     """The launch that writes the words' features to `out`.
 
     Args:
@@ -272,13 +272,13 @@ def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, preci
     return Launch(char_cnn_kernel, grid, arguments, tile.options)
 
 
-def char_cnn_tile(dtype: torch.dtype, precision: Precision, rows: int, size: int) -> Tile:
+def char_cnn_tile(dtype: torch.dtype, precision: Products, rows: int, size: int) -> Tile:
     """The tile that holds a whole window of this size, or else one that goes through it."""
     whole = choose_tile("characters", dtype, precision, rows)
     return whole if size <= whole.k else choose_tile("wide characters", dtype, precision, rows)
 
 
-def char_cnn(words: Words, weights: CharCnnWeights, *, precision: Precision = "ieee") -> Tensor:
+def char_cnn(words: Words, weights: CharCnnWeights, *, precision: Products = "ieee") -> Tensor:
     """Features [W, F] of words, in the order that they were given in.
 
     Arguments and errors are those of `char_cnn_launch`.

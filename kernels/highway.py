@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, Launch, Precision, check
+from flashelmo.kernels.launch import FLOATS, Launch, Products, check
 from flashelmo.kernels.product import product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
@@ -92,7 +92,7 @@ def highway_kernel(
     tl.store(out_ptr + (row * F)[:, None] + o_feature[None, :], y.to(out_ptr.dtype.element_ty), mask=m)
 
 
-def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision: Precision = "ieee") -> Launch:
+def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision: Products = "ieee") -> Launch:
     """The launch that writes one highway layer of x to `out`.
 
     Args:
@@ -127,7 +127,7 @@ def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision
     return Launch(highway_kernel, grid, arguments, tile.options)
 
 
-def highway(x: Tensor, weights: HighwayWeights, *, precision: Precision = "ieee") -> Tensor:
+def highway(x: Tensor, weights: HighwayWeights, *, precision: Products = "ieee") -> Tensor:
     """One highway layer: [n, F] -> [n, F].
 
     Arguments and errors are those of `highway_launch`.

@@ -1,4 +1,4 @@
-"""What all launchers share: a launch as a value, and the checks of its arguments."""
+"""What all launchers share: a launch as a value, the checks of its arguments, and where its programs may meet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-Precision: TypeAlias = Literal["ieee", "tf32"]  # of float32 products; 16-bit types have one of their own
+Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
 
 
 class Launch(NamedTuple):
@@ -74,6 +74,44 @@ class Launch(NamedTuple):
             if tensor.device != device:
                 raise ValueError(f"{name}: expected a tensor on {device} as {first}, found {tensor.device}")
         return device
+
+
+class Barrier(NamedTuple):
+    """Where the programs of a launch wait for each other: all must run at once, as a cooperative launch's do.
+
+    A grid of one program is legal and never waits, so that Triton's interpreter runs it.
+
+    Attributes:
+        arrivals: int64 [1], how many programs have ever arrived; each launch adds a multiple of its programs.
+        timed_out: int32 [1], not 0 once a wait has been given up.
+        programs: of every launch that meets here; one launch at a time.
+    """
+
+    arrivals: Any
+    timed_out: Any
+    programs: int
+
+    @classmethod
+    def on(cls, device: torch.device | str, programs: int | None = None) -> Barrier:
+        """A barrier on a device, for as many programs as it has multiprocessors where no number is given."""
+        device = torch.device(device)
+        most = n_multiprocessors(device)
+        if programs is not None and (programs < 1 or (device.type == "cuda" and programs > most)):
+            raise ValueError(f"programs: expected 1 to {most}, all of which run at once, found {programs}")
+        arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
+        return cls(arrivals, timed_out, programs or most)
+
+    def check(self) -> None:
+        """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
+        if int(self.timed_out):
+            raise RuntimeError("barrier: expected all programs of a launch to arrive, found some missing after seconds")
+
+
+def n_multiprocessors(device: torch.device) -> int:
+    """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def can_depend(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, Launch, Precision, check
+from flashelmo.kernels.launch import FLOATS, Launch, Products, check
 from flashelmo.kernels.product import product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
@@ -44,7 +44,7 @@ def linear_kernel(
     tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_row[:, None] & m_column[None, :])
 
 
-def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, precision: Precision = "ieee") -> Launch:
+def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, precision: Products = "ieee") -> Launch:
     """The launch that writes x @ weight + bias to `out`.
 
     Args:
@@ -87,7 +87,7 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, preci
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor, *, out_dtype: torch.dtype | None = None, precision: Precision = "ieee"
+    x: Tensor, weight: Tensor, bias: Tensor, *, out_dtype: torch.dtype | None = None, precision: Products = "ieee"
 ) -> Tensor:
     """x @ weight + bias: [n, K] or [D, n, K] -> [n, F] or [D, n, F] of type `out_dtype`, by default x's.
 

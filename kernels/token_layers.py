@@ -71,7 +71,7 @@ class Tokens(NamedTuple):
             words: [tokens]; they lie below n_words.
             nodes: [2, tokens], as `engine.text.schedule.Forest` counts them, without the roots; they lie below n_nodes.
             offsets: [B + 1], from 0 to the number of tokens; None for every token by itself.
-            n_roots: nodes that stand before all others in the kernels' count (`kernels.nodes`).
+            n_roots: nodes that stand before all others in the kernels' count (`lstm.run.Nodes`).
 
         Raises:
             ValueError: an id lies outside its range, or the offsets descend.

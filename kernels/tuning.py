@@ -2,7 +2,7 @@
 
 All of `TILES` fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too); on sm_90 two
 programs then share a multiprocessor if their registers allow it, and one's epilogue runs beside the other's product.
-`python -m benchmarks.kernels.resources` prints what each entry costs.
+`python -m benchmarks resources` prints what each entry costs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from flashelmo.kernels.launch import Precision
+from flashelmo.kernels.launch import Products
 
 ANY = 1 << 62  # rows
 
@@ -130,7 +130,8 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
 }
 
 # What sm_90, with 227 KiB, has instead, from so many rows on: a third less traffic of the L2 cache, for which products
-# wait, should be worth more than a second program a multiprocessor: to be measured. Gates only where they are fused.
+# wait, in place of a second program a multiprocessor. An H200 has run these, and the others not beside them. Gates only
+# where they are fused.
 HOPPER_TILES: dict[tuple[str, str], tuple[int, Tile]] = {
     ("gates", "half"): (256, Tile(128, 64, 64, 8, 4)),
     ("linear", "half"): (2048, Tile(128, 256, 64, 8, 4)),
@@ -151,7 +152,7 @@ PERSISTENT_ROWS = 32
 def choose_tile(
     operation: str,
     dtype: torch.dtype,
-    precision: Precision,
+    precision: Products,
     rows: int,
     *,
     device: torch.device | None = None,
@@ -166,8 +167,8 @@ def choose_tile(
     Raises:
         ValueError: there is no such precision.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision: expected {' or '.join(get_args(Precision))}, found {precision!r}")
+    if precision not in get_args(Products):
+        raise ValueError(f"precision: expected {' or '.join(get_args(Products))}, found {precision!r}")
     kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
     return table_tile(operation, kind, rows, hopper=device is not None and _is_hopper(device))
 

@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _automatic_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a card too: tests of the CUDA runtime name their device. It is said once, before any test."""
     monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
-    choice._say_once("device 'auto': no CUDA device found, running on the CPU")
+    choice._warn_once("device 'auto': no CUDA device found, running on the CPU")
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,39 @@
-"""A whole run of the engine's GPU benchmark on a tiny model, with invented times, for tests."""
+"""A whole run of the engine's suite on a card, on a tiny model and with invented times, for tests."""
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
+from rich.console import Console
 from tiny_models import BILM, random_model
 
-from flashelmo.benchmarks.gpu import __main__ as gpu
-from flashelmo.benchmarks.gpu.accuracy import RELATIVE
-from flashelmo.benchmarks.gpu.jobs import Tools
-from flashelmo.benchmarks.gpu.run import Run
-from flashelmo.benchmarks.gpu.settings import EngineSettings
-from flashelmo.benchmarks.gpu.subject import Place
-from flashelmo.benchmarks.kernels.model import card_named
-from flashelmo.benchmarks.kernels.timing import Task, Timing
+from flashelmo.benchmarks.gpu import speed, suite
+from flashelmo.benchmarks.gpu.suite import Engine, Tools
+from flashelmo.benchmarks.kernels.card import Device, card_named, results_on
+from flashelmo.benchmarks.kernels.graph_timing import Task
 from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.run import Run
+from flashelmo.benchmarks.timing import Timing
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.precision import PRECISIONS
 
 CONFIG = replace(
     BILM, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0, filters=((1, 3), (2, 5)), n_highway=1
 )
-CARD = "NVIDIA H200"
-SETTINGS = EngineSettings(
+H200 = {"name": "NVIDIA H200", "l2_bytes": 50e6, "multiprocessors": 132}
+STAND_IN = Device("stand-in", "cpu")
+RIVALS = ("PyTorch", "torch", "cuDNN", "ONNX", "cuBLAS")
+SETTINGS = replace(
+    suite.SUITE.defaults,
     models=("tiny", "other"),
     precisions=("bf16", "fp32", "int8"),
-    real_sentences=3,
+    thorough=("bf16", "fp32"),
+    sentences=3,
     short_sentences=5,
     stateful_rows=2,
     tokens=4,
@@ -40,38 +46,44 @@ SETTINGS = EngineSettings(
     copy_bytes=1 << 20,
     l2_copy_bytes=1 << 20,
     rounds=3,
+    sample_seconds=0.0,
     limit_seconds=600.0,
+    commit="abc",
 )
-LITTLE = replace(SETTINGS, models=("tiny",), precisions=("bf16", "fp32"), batches=(2,), sections=("speed",))
+LITTLE = replace(
+    SETTINGS, models=("tiny",), precisions=("bf16", "fp32"), batches=(2,), sections=("speed",), golden=None
+)
 
 
-@dataclass(frozen=True)
-class Switches:
-    """Settings of a CUDA runtime: two switches, and a number that is none."""
-
-    graphs: bool = True
-    dependent: bool = False
-    graph_rows: int = 512
+def bound(precision: str) -> float:
+    """The relative bound on a card."""
+    return PRECISIONS[precision].bounds["cuda"].relative or 0.0
 
 
 @dataclass
-class FakeTimer:
+class FakeTimes:
     """Runs each task once and says how long it took: ours 10 µs, a rival 20 times as long; some may fail."""
 
     failing: tuple[str, ...] = ()
     ran: list[str] = field(default_factory=list)
+    scale: float = 1.0
+    rival: float = 200.0
 
-    def time(self, tasks: Sequence[Task]) -> list[Timing]:
-        timings = []
-        for task in tasks:
-            task.run()
-            self.ran.append(task.name)
-            once = 200.0 if task.name.startswith(("PyTorch", "torch", "cuDNN", "ONNX")) else 10.0
-            if task.name in self.failing:
-                timings.append(Timing([], "OutOfMemoryError: CUDA out of memory"))
-            else:
-                timings.append(Timing([once, once + 1, once + 2]))
-        return timings
+    def time(self, name: str, run: Callable[[], object]) -> Timing:
+        run()
+        self.ran.append(name)
+        once = self.rival if name.startswith(RIVALS) else 10.0
+        if name in self.failing:
+            return Timing([], "OutOfMemoryError: CUDA out of memory")
+        return Timing([self.scale * (once + k) for k in range(3)])
+
+    def tasks(self, rounds: int, tasks: Sequence[Task]) -> list[Timing]:
+        """As `time_graphs`."""
+        return [self.time(task.name, task.run) for task in tasks]
+
+    def turns(self, rounds: int, measures: Mapping[str, Callable[[], float]], pause: float) -> dict[str, Timing]:
+        """As `take_turns`, in seconds."""
+        return {name: replace(self, scale=1e-6).time(name, measure) for name, measure in measures.items()}
 
 
 class StandIn:
@@ -83,9 +95,9 @@ class StandIn:
 
     made: ClassVar[list[dict[str, Any]]] = []
 
-    def __init__(self, model: ElmoModel, *, device: str, precision: str, cuda: Any = None, **options: Any) -> None:
+    def __init__(self, model: ElmoModel, *, device: str, precision: str, cuda: Any, **options: Any) -> None:
         self.made.append({"device": device, "precision": precision, "cuda": cuda, **options})
-        self.precision, self.cuda, self.options = precision, cuda, options
+        self.precision = precision
         self._inner = ElmoEmbedder(model, device="cpu", runtime="ort", **options)
         self.window_limits = self._inner.window_limits
 
@@ -97,7 +109,7 @@ class StandIn:
             yield window, map(self.off, vectors)
 
     def off(self, vectors: Any) -> Any:
-        return vectors if self.precision == "fp32" else vectors * (1 + RELATIVE[self.precision] / 10)
+        return vectors if self.precision == "fp32" else vectors * (1 + bound(self.precision) / 10)
 
 
 def tiny_model(preset: str = "tiny", seed: int = 0) -> ElmoModel:
@@ -109,26 +121,23 @@ def tiny_model(preset: str = "tiny", seed: int = 0) -> ElmoModel:
 
 def start(
     out: Path,
-    settings: EngineSettings = SETTINGS,
+    settings: Any = SETTINGS,
     make: Callable[..., Any] = StandIn,
-    timer: FakeTimer | None = None,
-    place: Place | None = None,
-    cuda: Any = None,
-) -> tuple[bool, Results, list[str]]:
-    """Runs the benchmark; whether all went well, the results that were written, and what was said."""
-    said: list[str] = []
-    timer = timer or FakeTimer()
+    times: FakeTimes | None = None,
+    device: Device = STAND_IN,
+) -> tuple[int, Results, str]:
+    """Runs the suite; its exit status, the results that were written, and what was printed."""
+    said, times = io.StringIO(), times or FakeTimes()
+    settings = replace(settings, out=out)
     run = Run(
-        settings,
-        gpu.new_results(settings, {"name": CARD, "l2_bytes": 50e6, "multiprocessors": 132}, "abc"),
-        place or Place("stand-in", "cpu"),
-        Tools(make=make, load=tiny_model, calls=timer, kernels=timer, cuda=cuda or Switches()),
-        card=card_named(CARD),
-        out=out,
-        say=said.append,
+        settings, Console(file=said, width=300), results_on(H200, settings, "gpu"), "gpu-h200.json", device.is_lost
     )
-    well = run.run()
-    return well, Results.read(run.path), said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "take_turns", times.turns)
+        patch.setattr(speed, "WARM_UPS", 1)
+        tools = Tools(make=make, load=tiny_model, timer=times.tasks)
+        status = suite.measure(run, Engine(settings, device, card_named("H200"), run, tools))
+    return status, Results.read(out / "gpu-h200.json"), said.getvalue()
 
 
 def find(results: Results, section: str, name: str, detail: str, model: str = "tiny") -> Row:

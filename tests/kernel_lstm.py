@@ -13,12 +13,10 @@ from flashelmo.engine.cuda.compute import nodes_of
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch, Precision
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier, Launch, Products
+from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import pack_lstm
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
-from flashelmo.kernels.lstm.variants import VARIANTS as TABLE
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,7 +51,7 @@ KINDS = [(name, kind) for name, tested in VARIANTS.items() for kind in tested.ki
 def launches_of(run: LayerRun, name: str, depths: range | None = None) -> list[Launch]:
     """All launches of a variant for some depths, by default for all."""
     launches = next(variant.launches for variant in TABLE if variant.name == name)
-    return list(launches(run, depths or range(1, run.nodes.n_depths + 1)))
+    return list(launches(run, range(1, run.nodes.n_depths + 1) if depths is None else depths))
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,19 @@ class RandomLayer:
     def rounded(self) -> "RandomLayer":
         """The weights as the compute type holds them, so that what remains to be compared is the computation."""
         weights = self.canonical
-        projection = None if weights.projection is None else weights.projection.to(self.dtype).float()
-        rounded = (tensor.to(self.dtype).float() for tensor in (weights.input, weights.recurrent))
-        return replace(
-            self,
-            canonical=CanonicalLstm(*rounded, weights.bias, projection, weights.cell_clip, weights.projection_clip),
-        )
 
-    def options(self, name: str, precision: Precision = "ieee") -> LaunchOptions:
+        def through(tensor: Tensor) -> Tensor:
+            return tensor.to(self.dtype).float()
+
+        canonical = replace(
+            weights,
+            input=through(weights.input),
+            recurrent=through(weights.recurrent),
+            projection=None if weights.projection is None else through(weights.projection),
+        )
+        return replace(self, canonical=canonical)
+
+    def options(self, name: str, precision: Products = "ieee") -> LaunchOptions:
         return LaunchOptions(precision, Barrier.on(self.device) if VARIANTS[name].has_barrier else None)
 
     def poisoned(
@@ -110,7 +113,7 @@ class RandomLayer:
             tensors.outputs[:, n_roots:] = torch.nan
         return LayerRun(weights, tensors, nodes, by_word, options or LaunchOptions())
 
-    def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Precision = "ieee") -> LayerRun:
+    def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Products = "ieee") -> LayerRun:
         """A run that a variant has computed at all depths, starting from NaN."""
         run = self.poisoned(skip=skip, int8=int8, options=self.options(name, precision))
         for launch in launches_of(run, name):

@@ -233,12 +233,12 @@ def test_elmo_on_a_device_that_is_not_there(here: Path, model: Path, fail: Run) 
 
 def test_where_it_computes_is_said(here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
-    choice._say_once.cache_clear()
+    choice._warn_once.cache_clear()
     said = succeed("embed", "text.txt", "v.h5", "--model", str(model))
     assert said.count("device 'auto': no CUDA device found, running on the CPU") == 1
     assert " tokens/s (cpu, fp32)" in said
     assert "'auto'" not in succeed("embed", "text.txt", "w.h5", "--model", str(model))
-    choice._say_once.cache_clear()
+    choice._warn_once.cache_clear()
     assert not succeed("embed", "text.txt", "x.h5", "--model", str(model), "--quiet")
 
 

@@ -59,11 +59,11 @@ def test_a_bucket_is_captured_when_it_comes_again() -> None:
     cache, run = GraphCache(CPU, 8), Runs()
     assert not captured(cache, "a", run) and run.n == 0  # the first window is launched, which compiles
     graph = cache.get("a", 4, run)
-    assert graph is not None and graph.ints.tolist() == [0] * 4
+    assert graph is not None and graph.packed_schedule.tolist() == [0] * 4
     assert cache.get("a", 4, run) is graph
     outs = []
     for k in range(3):
-        graph.ints.copy_(torch.arange(4) + k)
+        graph.packed_schedule.copy_(torch.arange(4) + k)
         outs.append(graph.replay())
         assert outs[-1].tolist() == [2.0 * (i + k) for i in range(4)]
     assert len({out.data_ptr() for out in outs}) == 1  # a replay writes where the last one did
@@ -134,7 +134,7 @@ def test_results_of_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         def _capture(self, size: int, run: Callable[[torch.Tensor], torch.Tensor]) -> Captured:
             return Captured(lambda: torch.zeros(1), torch.zeros(1), size)
 
-    monkeypatch.setattr(graphs_module, "HELD_BYTES", 1000)
+    monkeypatch.setattr(graphs_module, "MAX_RESULT_BYTES", 1000)
     cache, kept = Sized(CPU, 8), []
     for key, size in sizes.items():
         cache.get(key, size, Runs())
@@ -182,7 +182,7 @@ def test_graphs_go_when_the_table_moves() -> None:
 
 
 def test_graphs_go_when_the_state_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "ROWS", 16)
+    monkeypatch.setattr(state, "INITIAL_ROWS", 16)
     embedder = on_cuda(ONE_LAYER, stateful=True)
     other = ElmoEmbedder(ONE_LAYER, device="cpu", stateful=True)
     graphs = []

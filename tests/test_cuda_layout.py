@@ -16,7 +16,7 @@ from flashelmo.engine.text.schedule import Boundaries, Schedule, build_schedule
 WORDS = 5  # and two boundaries
 BEGIN, END = WORDS, WORDS + 1
 WORD_ROWS = np.array([40, 30, 20, 10, 0, 60, 50], np.int32)  # of the table
-FIRST_ROW, UNUSED_ROW = 3, 99
+FIRST_ROW, PADDING_ROW = 3, 99
 
 windows = st.lists(st.lists(st.integers(0, WORDS - 1), max_size=6), max_size=9)
 kinds = st.sampled_from(["shared", "alone", "stateful"])
@@ -36,7 +36,7 @@ def sizes_of(schedule: Schedule, kind: str, pooled: bool = False) -> Sizes:
 def filled(sizes: Sizes, schedule: Schedule) -> dict[str, npt.NDArray[np.int32]]:
     """What `fill` writes, into memory that was in use before, by part."""
     flat = np.full(Layout.of(sizes).size, -7, np.int32)
-    fill(flat, sizes, schedule, WORD_ROWS, first_row=FIRST_ROW, unused_row=UNUSED_ROW)
+    fill(flat, sizes, schedule, WORD_ROWS, first_row=FIRST_ROW, padding_row=PADDING_ROW)
     parts: dict[str, npt.NDArray[np.int32]] = Layout.of(sizes).views(flat)
     return parts
 
@@ -87,7 +87,7 @@ def check_parts(parts: dict[str, Any], sizes: Sizes, window: list[list[int]], ki
         assert parts["offsets"].tolist() == offsets + [len(flat)] * (sizes.n_sentences + 1 - len(offsets))
     if sizes.n_rows:
         rows = parts["state_rows"].tolist()
-        assert sorted(rows) == [*range(FIRST_ROW, FIRST_ROW + len(window))] + [UNUSED_ROW] * (len(rows) - len(window))
+        assert sorted(rows) == [*range(FIRST_ROW, FIRST_ROW + len(window))] + [PADDING_ROW] * (len(rows) - len(window))
         for k, row in enumerate(rows[: len(window)]):
             check_row(parts, k, walks(window, 0, True)[row - FIRST_ROW])
 
@@ -151,7 +151,7 @@ def check_room(bucket: Sizes, exact: Sizes, starts: npt.NDArray[np.int32], least
 @given(windows)
 def test_rows_take_as_many_steps_as_their_sentences(window: list[list[int]]) -> None:
     forest = schedule_of(window, "stateful", False).forward
-    assert last_depths(forest).tolist() == [len(window[b]) + 2 for b in forest.rows]
+    assert last_depths(forest).tolist() == [len(window[b]) + 2 for b in forest.order]
 
 
 def test_parts_are_aligned_and_apart() -> None:

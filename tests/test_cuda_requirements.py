@@ -34,7 +34,7 @@ def nothing_said_yet() -> Iterator[None]:
     """What is said once, and what is found once, is forgotten before a test and after it."""
 
     def forget() -> None:
-        choice._say_once.cache_clear()
+        choice._warn_once.cache_clear()
         HAS_CUDA_CARD.cache_clear()
 
     forget()

@@ -152,7 +152,7 @@ def test_order_and_company_do_not_change_the_vectors() -> None:
 
 
 def test_schedules_made_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "SMALL_WINDOW", 3)  # tokens: windows of one are planned in between
+    monkeypatch.setattr(pipeline, "PLAN_INLINE_TOKENS", 3)  # tokens: windows of one are planned in between
     windows = [Window.from_sentences(part) for part in (SHORT, [["cat"]], SHORT[::-1], [["the"]], SHORT, SHORT)]
     read: list[Window] = []
 
@@ -179,7 +179,7 @@ def test_two_threads_share_an_embedder() -> None:
 
 
 def test_an_error_of_a_planning_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "SMALL_WINDOW", 0)
+    monkeypatch.setattr(pipeline, "PLAN_INLINE_TOKENS", 0)
     embedder = on_cuda(ONE_LAYER)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "build_schedule", lambda *arguments, **options: 1 // 0)

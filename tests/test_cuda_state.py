@@ -72,7 +72,7 @@ def test_a_graph_starts_from_the_state_of_its_moment() -> None:
 
 def test_the_state_grows_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What rows there were keep their state; a graph of the smaller state is not used any more."""
-    monkeypatch.setattr(state, "ROWS", 1)
+    monkeypatch.setattr(state, "INITIAL_ROWS", 1)
     ours, other = both(ONE_LAYER)
     for n in (1, 1, 3, 1, 17, 2):
         batch = [["cat", "sat"][: 1 + k % 2] for k in range(n)]
@@ -106,7 +106,7 @@ def _raise(*arguments: Any) -> None:
 
 
 def test_the_state_survives_memory_that_is_lacking_for_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "ROWS", 2)
+    monkeypatch.setattr(state, "INITIAL_ROWS", 2)
     ours, other = both(ONE_LAYER, cuda=AHEAD)
     assert_close(ours.embed_batch(BATCHES[0][:2]), other.embed_batch(BATCHES[0][:2]))
     zeros, calls = torch.zeros, []

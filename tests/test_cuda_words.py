@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import MODELS, WORDS
 
 from flashelmo.engine.cuda import model as model_module
-from flashelmo.engine.cuda.model import DeviceModel, VectorTable
+from flashelmo.engine.cuda.model import DeviceModel, WordVectors
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
@@ -27,14 +27,14 @@ ROW_BYTES = 16  # of the tiny models' float32
 NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own vector, or the unknown word's
 
 
-def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> VectorTable:
+def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> WordVectors:
     encoder = WordEncoder(model.config, model.lexicon)
     transfers = Transfers(TORCH_DEVICE)
     with transfers.computing():
-        return VectorTable(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES)
+        return WordVectors(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES)
 
 
-def look_up(table: VectorTable, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
+def look_up(table: WordVectors, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
     """The vectors [W, P] of words, and how many were computed."""
     with table._transfers.computing():  # the stream that their copies wait for
         rows, n_new = table.lookup(pa.array(names, pa.string()))
@@ -49,7 +49,7 @@ def expected_vectors(names: Sequence[str]) -> npt.NDArray[Any]:
     return embedding[[WORDS.words.get(name, WORDS.words["<UNK>"]) for name in names]]
 
 
-def check(table: VectorTable, names: Sequence[str]) -> int:
+def check(table: WordVectors, names: Sequence[str]) -> int:
     """Look words up and compare; then every kept word is where the table says."""
     vectors, n_new = look_up(table, names)
     np.testing.assert_array_equal(vectors, expected_vectors(names))

@@ -155,7 +155,7 @@ def test_values_are_those_of_one_device(real: DevicePool, windows: list[Window],
 class Prompt:
     """A process that is done with a window as soon as it gets it, but keeps the first until it is flushed."""
 
-    limit, cause = 2, None
+    max_windows, cause = 2, None
 
     def __init__(self, streams: list[WindowStream]) -> None:
         self.last: Task | Flush | None = None
@@ -165,17 +165,17 @@ class Prompt:
     def send(self, message: Task | Flush) -> None:
         (stream,) = self._streams
         self.last = message
-        if isinstance(message, Task) and message.place == 0:
+        if isinstance(message, Task) and message.position == 0:
             self._kept.append(0)
         elif isinstance(message, Task):
-            self._deliver(stream, message.place)
+            self._deliver(stream, message.position)
         else:
             while self._kept:
                 self._deliver(stream, self._kept.pop())
 
-    def _deliver(self, stream: WindowStream, place: int) -> None:
-        stream.sent[self].remove(place)  # type: ignore[index]
-        stream.events.put(Arrived(place, Embedded(iter(()), (place,))))
+    def _deliver(self, stream: WindowStream, position: int) -> None:
+        stream.sent[self].remove(position)  # type: ignore[index]
+        stream.events.put(Arrived(position, Embedded(iter(()), (position,))))
 
 
 class Events(deque[Any]):
@@ -276,7 +276,7 @@ def test_an_abandoned_stream_leaves_the_pool_whole(made_up: DevicePool) -> None:
     stream = made_up.stream(numbered(30), ALL, ignore)
     next(stream)
     del stream
-    assert not made_up._switchboard._streams
+    assert not made_up._dispatcher._streams
     assert_whole(made_up, numbered(10))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from kernel_lstm import FLOATS, KINDS, VARIANTS, RandomLayer, directions, launch
 from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 from triton import language as tl
 
-from flashelmo.kernels.lstm import persistent, variants
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier
+from flashelmo.kernels.lstm import persistent
+from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import lstm_layer
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Interleaved, interleave, quantize
@@ -41,7 +43,7 @@ def assert_close(layer: RandomLayer, run: LayerRun, kind: str) -> None:
 
 
 def test_every_variant_is_tested() -> None:
-    assert sorted(VARIANTS) == sorted(variant.name for variant in variants.VARIANTS)
+    assert sorted(VARIANTS) == sorted(variant.name for variant in TABLE)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in KINDS if kind in FLOATS])
@@ -181,7 +183,7 @@ def test_packing_puts_the_gates_of_a_cell_side_by_side() -> None:
         assert torch.equal(weights.recurrent[:, :, gate::4], canonical.recurrent[:, gate])
         assert torch.equal(weights.bias[:, gate::4], canonical.bias[:, gate])
     assert weights.recurrent.data_ptr() - weights.input.data_ptr() == 4 * 3 * 4 * 5  # one matrix [x, r] by [2P, 4C]
-    assert torch.equal(weights.projection, canonical.projection)
+    assert canonical.projection is not None and torch.equal(weights.projection, canonical.projection)
     assert (weights.cell_clip, weights.projection_clip) == (0.5, 0.4)
     unclipped = random_layer("cpu", cell_clip=None, projection_clip=None).pack().layout(interleave)
     assert (unclipped.cell_clip, unclipped.projection_clip) == (float("inf"), float("inf"))
@@ -208,12 +210,11 @@ def test_quantized_weights_are_within_half_a_step() -> None:
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_named(
-    change: dict[str, Callable[[CanonicalLstm], torch.Tensor]], message: str
-) -> None:
+def test_weights_that_do_not_fit_are_named(change: dict[str, Callable[[CanonicalLstm], Any]], message: str) -> None:
     canonical = random_layer("cpu").canonical
+    changed: dict[str, Any] = {name: of(canonical) for name, of in change.items()}
     with pytest.raises(ValueError, match=f"^{message}"):
-        replace(canonical, **{name: of(canonical) for name, of in change.items()})
+        replace(canonical, **changed)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +302,8 @@ def test_too_little_room_for_split_sums_is_named(device: str, variant: str, name
 @pytest.mark.parametrize("depths", [range(1, 6), range(2), range(5, 7), range(3, 2), range(1, 4, 2)], ids=str)
 def test_depths_that_do_not_exist_are_refused(device: str, name: str, depths: range) -> None:
     layer = random_layer(device)
-    launches = next(variant.launches for variant in variants.VARIANTS if variant.name == name)
     with pytest.raises(ValueError, match=r"^depths: expected some from 1 to 4, found "):
-        list(launches(layer.poisoned(options=layer.options(name)), depths))
+        launches_of(layer.poisoned(options=layer.options(name)), name, depths)
 
 
 def test_what_a_variant_cannot_do_without_is_named(device: str) -> None:

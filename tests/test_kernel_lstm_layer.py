@@ -16,10 +16,8 @@ from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.kernels.launch import Launch, can_depend, check_dependent
 from flashelmo.kernels.lstm import hoisted
 from flashelmo.kernels.lstm import run as run_module
-from flashelmo.kernels.lstm.layer import lstm_layer
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
-from flashelmo.kernels.lstm.variants import choose, cut
+from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes
 
 SIZES = ((1, 3, 5, 2), (1, 2, 9))
 MANY_SIZES = ((1, 3, 5, 40, 41, 4, 2), (1, 35, 2))

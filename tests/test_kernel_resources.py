@@ -1,5 +1,9 @@
-"""Every kernel compiles for every card, spills nothing and fits; and the tool that says so can say the contrary."""
+"""Every kernel compiles for every card, spills nothing, fits, and waits in time; and what says so can say the contrary.
 
+All are compiled once: the tests that look at them are in this file, and processes of pytest-xdist wait for the first.
+"""
+
+import fcntl
 import json
 import os
 import struct
@@ -7,14 +11,14 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 pytest.importorskip("triton")
 
-from flashelmo.benchmarks.kernels import resources as kernel_resources
+from flashelmo.benchmarks.__main__ import main
+from flashelmo.benchmarks.kernels import resources
 from flashelmo.benchmarks.kernels.cases import (
     OTHER_SIZES,
     TARGETS,
@@ -24,15 +28,11 @@ from flashelmo.benchmarks.kernels.cases import (
     hopper_entry_name,
 )
 from flashelmo.benchmarks.kernels.compile import fastest_product, machine_code, parse_usage, split_instructions
-from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches, main
+from flashelmo.benchmarks.kernels.ptx import END, WAIT, Statement, before, parameter_names, parse
+from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
-FULL_TYPES = {
-    "half": {"bf16"},
-    "int8": {"int8"},
-    "tf32": {"tf32"},
-    "ieee": {"fp32"},
-}  # by kind of product, compiled for every target
+FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 
 
 class Run(NamedTuple):
@@ -47,15 +47,22 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """In a process of its own, as kernels imported here may be the interpreter's."""
-    file = tmp_path_factory.mktemp("resources") / "resources.json"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "flashelmo.benchmarks.kernels.resources", "--json", str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert file.is_file(), done.stderr
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    file, said = folder / "resources.json", folder / "resources-said.json"
+    with (folder / "resources.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.is_file():
+            environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+            command = [sys.executable, "-m", "flashelmo.benchmarks", "resources", "--out", str(file)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+            said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]), encoding="utf-8")
+    status, output, errors = json.loads(said.read_text(encoding="utf-8"))
+    assert file.is_file(), errors
     rows = json.loads(file.read_text(encoding="utf-8"))
     found = [resources_of(row) for row in rows]
     assert [row["programs"] for row in rows] == [each.programs for each in found]
-    return Run(done.returncode, done.stdout, done.stderr, found)
+    return Run(status, output, errors, found)
 
 
 def resources_of(row: dict[str, Any]) -> Resources:
@@ -71,24 +78,20 @@ def test_no_kernel_breaks_a_limit(run: Run) -> None:
     lines = [line for each in run.found for line in breaches(each)]
     assert not lines, "\n".join(lines)
     assert (run.status, run.errors) == (0, "")
+    assert sum(f"sm_{target} " in line for line in run.output.splitlines() for target in TARGETS) == len(run.found)
+    for each in run.found:  # figures are those of real code
+        assert each.registers >= 16 and each.instructions >= 50 and each.programs >= 1 and each.shared > 0, each
+        if each.kernel.partition(",")[0] != "token layers":
+            assert (each.product == "FFMA") == (each.type == "fp32") and each.product, each
 
 
-def test_figures_are_those_of_real_code(run: Run) -> None:
-    for each in run.found:
-        assert each.registers >= 16 and each.instructions >= 50 and each.programs >= 1, each
-        assert each.shared > 0, each
-        has_product = each.kernel.partition(",")[0] != "token layers"
-        if has_product:
-            exact = each.type == "fp32"
-            assert (each.product == "FFMA") == exact and each.product, each
-
-
-def test_every_case_is_compiled_for_its_targets(run: Run) -> None:
-    expected = [
-        (case.kernel, case.type, case.size, case.entries, target) for case in cases() for target in case.targets
-    ]
+def test_every_case_is_compiled_for_its_targets_and_every_size(run: Run) -> None:
+    expected = [(case.kernel, case.type, case.size, case.entries, each) for case in cases() for each in case.targets]
     assert [(each.kernel, each.type, each.size, each.entries, each.target) for each in run.found] == expected
     assert len(set(each.name + str(each.entries) for each in run.found)) == len(run.found)
+    sizes = {each.size for each in run.found}
+    assert {described(config, "CP") for config in OTHER_SIZES} <= sizes
+    assert "F 2048, E 50" in sizes and "F 12, E 3" in sizes
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -100,31 +103,17 @@ def test_every_entry_of_the_table_is_compiled(run: Run, target: int) -> None:
         if each.target == target
         for entry, tile in zip(each.entries, each.tiles, strict=bool(each.entries))
     }
-    for (operation, kind), table in TILES.items():
-        for most, tile in table:
-            for number_type in FULL_TYPES[kind] if target > 75 or kind == "ieee" else ():
-                assert (entry_name(operation, kind, most), number_type, tile.label) in compiled
-    named = {entry_name(operation, kind, most) for (operation, kind), table in TILES.items() for most, _ in table}
-    if target == 90:
-        for (operation, kind), (_, tile) in HOPPER_TILES.items():
-            named.add(hopper_entry_name(operation, kind))
-            for number_type in ("bf16", "fp16"):
-                assert (hopper_entry_name(operation, kind), number_type, tile.label) in compiled
-    assert {entry for entry, _, _ in compiled} <= named
-
-
-def test_half_types_and_8_bit_weights_have_every_entry_too(run: Run) -> None:
-    for number_type, kind in (("fp16", "half"), ("int8", "int8")):
-        found = {entry for each in run.found if (each.type, each.target) == (number_type, 90) for entry in each.entries}
+    named = {entry_name(*key, most): (key[1], tile) for key, table in TILES.items() for most, tile in table}
+    for entry, (kind, tile) in named.items():
+        if target > 75 or kind == "ieee":
+            assert (entry, FULL_TYPES[kind], tile.label) in compiled
+    hopper = {hopper_entry_name(*key): tile for key, (_, tile) in HOPPER_TILES.items()} if target == 90 else {}
+    assert {(entry, each, tile.label) for entry, tile in hopper.items() for each in ("bf16", "fp16")} <= compiled
+    assert {entry for entry, _, _ in compiled} <= named.keys() | hopper.keys()
+    for number_type, kind in (("fp16", "half"), ("int8", "int8")) if target == 90 else ():
+        found = {entry for entry, each, _ in compiled if each == number_type}
         expected = {entry_name(*key, most) for key in TILES if key[1] == kind for most, _ in TILES[key]}
-        expected |= {hopper_entry_name(*key) for key in HOPPER_TILES if key[1] == kind}
-        assert found == expected
-
-
-def test_every_size_is_compiled(run: Run) -> None:
-    sizes = {each.size for each in run.found}
-    assert {described(size, "CP") for size in OTHER_SIZES} <= sizes
-    assert "F 2048, E 50" in sizes and "F 12, E 3" in sizes
+        assert found == expected | {hopper_entry_name(*key) for key in HOPPER_TILES if key[1] == kind}
 
 
 def test_large_tiles_multiply_by_warp_group(run: Run) -> None:
@@ -137,46 +126,28 @@ def test_large_tiles_multiply_by_warp_group(run: Run) -> None:
     assert not products[80] & {"HGMMA", "UTCHMMA"} and not products[120] & {"HGMMA", "UTCHMMA"}
 
 
-def test_every_wait_for_others_ends_in_an_acquire(run: Run) -> None:
-    """Without it a program may go on with what a cache still holds; a compiler drops one whose result nobody uses.
+def test_waits_end_in_an_acquire_and_come_before_what_others_write(run: Run) -> None:
+    """Without an acquire a program may go on with what a cache still holds; a compiler drops one that nobody uses.
 
-    A wait has two: the arrival, for the last to come, and each look of the others.
+    A wait has two: the arrival, for the last to come, and each look of the others. What dependent launches read while
+    they wait is the schedule.
     """
-    for each in run.found:
-        shares_sums = any("/" in tile for tile in each.tiles)
-        waits = 2 if each.kernel.startswith("persistent") else 0
-        assert each.acquires == 2 * waits + shares_sums, each
-
-
-def test_dependent_launches_wait_before_they_touch_what_others_write(run: Run) -> None:
-    """The rule is about some kernels, on every card that has them; what they read while they wait is the schedule."""
     dependent = [each for each in run.found if each.kernel.endswith(" dependent")]
     assert {(each.kernel.split()[0], each.target) for each in dependent} == {
         (kernel, target) for kernel in ("gates", "projection") for target in (90, 100, 120)
     }
-    for each in dependent:
+    for each in run.found:
+        shares_sums = any("/" in tile for tile in each.tiles)
+        assert each.acquires == (4 if each.kernel.startswith("persistent") else 0) + shares_sums, each
+        if each not in dependent:
+            assert not each.early and not each.starts_next
+            continue
         assert each.starts_next and "nodes.starts" in each.early
         assert set(each.early) <= {"nodes.starts", "nodes.parents"}
         assert ("nodes.parents" in each.early) == each.kernel.startswith("gates")
-    assert all(not each.early and not each.starts_next for each in run.found if each not in dependent)
-
-
-def test_the_table_has_a_line_for_each(run: Run) -> None:
-    assert sum(f"sm_{target} " in line for line in run.output.splitlines() for target in TARGETS) == len(run.found)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-
-
-def test_usage_is_read() -> None:
-    report = (
-        "Resource usage:\n Common:\n  GLOBAL:0\n Function gates_kernel:\n"
-        "  REG:168 STACK:24 SHARED:1024 LOCAL:0 CONSTANT[0]:680 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
-    )
-    assert parse_usage(report) == {"REG": 168, "STACK": 24}
-    with pytest.raises(ValueError, match="cuobjdump: expected REG and STACK, found 'nothing'"):
-        parse_usage("nothing")
-
 
 ASSEMBLY = """\
 	.headerflags	@"EF_CUDA_SM90"
@@ -192,36 +163,14 @@ ASSEMBLY = """\
 """
 
 
-def test_instructions_are_told_apart_by_kernel() -> None:
-    first, second, third = split_instructions(ASSEMBLY, [0x40, 0x20, 0x20])
-    assert first == {"LDC": 1, "BRA": 1, "UIADD3": 1, "HGMMA": 1}
-    assert second == {"LDS": 1}  # padding is not counted
-    assert third == {"FFMA": 1, "EXIT": 1}
-
-
-@pytest.mark.parametrize(
-    ("instructions", "product"),
-    [
-        (["FFMA", "HMMA", "HGMMA"], "HGMMA"),
-        (["UTCHMMA", "FFMA2"], "UTCHMMA"),
-        (["HMMA", "FFMA"], "HMMA"),
-        (["FFMA2"], "FFMA"),
-        (["FADD", "IMAD"], ""),
-    ],
-)
-def test_the_fastest_product(instructions: list[str], product: str) -> None:
-    assert fastest_product(Counter(instructions)) == product
-
-
 def elf(**sections: bytes) -> bytes:
     """An ELF file of these sections, whose names have underscores for dots."""
     names, contents, headers = b"\0", b"", []
     parts = {name.replace("_", "."): content for name, content in sections.items()} | {".shstrtab": b""}
     start = 64
     for name, content in parts.items():
-        o_name = len(names)
+        headers.append([len(names), start + len(contents), len(content)])
         names += name.encode() + b"\0"
-        headers.append([o_name, start + len(contents), len(content)])
         contents += content
     headers[-1][1:] = start + len(contents), len(names)
     contents += names
@@ -232,22 +181,144 @@ def elf(**sections: bytes) -> bytes:
     return bytes(head) + contents + table
 
 
-def test_machine_code_is_the_text_section() -> None:
+def test_compiled_code_is_read() -> None:
+    report = "Resource usage:\n Function gates_kernel:\n  REG:168 STACK:24 SHARED:1024 LOCAL:0 CONSTANT[0]:680\n"
+    assert parse_usage(report) == {"REG": 168, "STACK": 24}
+    with pytest.raises(ValueError, match="cuobjdump: expected REG and STACK, found 'nothing'"):
+        parse_usage("nothing")
+    first, second, third = split_instructions(ASSEMBLY, [0x40, 0x20, 0x20])
+    assert first == {"LDC": 1, "BRA": 1, "UIADD3": 1, "HGMMA": 1}
+    assert (second, third) == ({"LDS": 1}, {"FFMA": 1, "EXIT": 1})  # padding is not counted
+    for instructions, product in (
+        (["FFMA", "HMMA", "HGMMA"], "HGMMA"),
+        (["UTCHMMA", "FFMA2"], "UTCHMMA"),
+        (["HMMA", "FFMA"], "HMMA"),
+        (["FFMA2"], "FFMA"),
+        (["FADD", "IMAD"], ""),
+    ):
+        assert fastest_product(Counter(instructions)) == product
     assert machine_code(elf(_nv_info=b"xyz", _text_gates=b"code", _data=b"d")) == b"code"
-    with pytest.raises(ValueError, match=r"expected one section \.text, found 0"):
-        machine_code(elf(_data=b"d"))
-    with pytest.raises(ValueError, match=r"expected one section \.text, found 2"):
-        machine_code(elf(_text_gates=b"code", _text_projection=b"more"))
+    for sections, n in (({"_data": b"d"}, 0), ({"_text_gates": b"code", "_text_projection": b"more"}, 2)):
+        with pytest.raises(ValueError, match=rf"expected one section \.text, found {n}"):
+            machine_code(elf(**sections))
+
+
+# If the program has rows: loads a start, adds an offset to the hidden states' address, waits, loads there. Otherwise it
+# waits and ends.
+PTX = """\
+.visible .entry k(
+	.param .u64 .ptr .global .align 1 k_param_0,
+	.param .u64 .ptr .global .align 1 k_param_1,
+	.param .u32 k_param_2,
+	.param .u64 .ptr .global .align 1 k_param_3,
+	.param .u64 .ptr .global .align 1 k_param_4
+)
+.reqntid 128
+{
+	.reg .pred 	%p<2>;
+	.reg .b64 	%rd<6>;
+
+// %bb.0:
+	ld.param.b64 	%rd1, [k_param_0];
+	ld.param.b64 	%rd2, [k_param_1];
+	ld.param.b32 	%r1, [k_param_2];
+	// begin inline asm
+	ld.global.b32 { %r2 }, [ %rd1 + 0 ];
+	// end inline asm
+	setp.ge.s32 	%p1, %r1, %r2;
+	@%p1 bra 	$L__BB0_2;
+// %bb.1:
+	mul.wide.s32 	%rd3, %r2, 4;
+	add.s64 	%rd4, %rd2, %rd3;
+	BEFORE
+	griddepcontrol.wait; // dummy %r3
+	AFTER
+	bra.uni 	$L__BB0_3;
+$L__BB0_2:                              // no rows
+	OTHERWISE
+$L__BB0_3:
+	ret;
+                                        // -- End function
+}
+"""
+NAMES = ["starts", "hidden", ""]
+LOAD = "ld.global.v2.b32 { %r4, %r5 }, [ %rd4 + 0 ];"
+COPY = "cp.async.cg.shared.global [ %r6 + 0 ], [ %rd4 + 16 ], 0x10, %r7;"
+LOOP = """\
+mov.b64 %rd5, %rd1;
+$L__BB0_4:
+	ld.global.b32 { %r8 }, [ %rd5 + 0 ];
+	mov.b64 %rd5, %rd4;
+	@%p1 bra $L__BB0_4;
+"""
+ASSEMBLY_LOOP = """\
+{
+	.reg .pred complete;
+	waitLoop:
+	mbarrier.try_wait.parity.shared.b64 complete, [%r9], %r10;
+	@!complete bra.uni waitLoop;
+}
+"""
+
+
+def kernel(before: str = "", after: str = LOAD, otherwise: str = f"{WAIT};") -> str:
+    return PTX.replace("BEFORE", before).replace("AFTER", after).replace("OTHERWISE", otherwise)
+
+
+@pytest.mark.parametrize(
+    ("ptx", "found"),
+    [
+        (kernel(), ("starts",)),
+        (kernel(after=ASSEMBLY_LOOP + LOAD), ("starts",)),
+        (kernel(before=ASSEMBLY_LOOP), ("starts",)),
+        (kernel(before=LOAD), ("hidden", "starts")),
+        (kernel(before="@%p1 " + LOAD), ("hidden", "starts")),
+        (kernel(before="st.global.b32 [ %rd4 + 0 ], { %r2 };"), ("hidden", "starts")),
+        (kernel(before="atom.add.acq_rel.gpu.global.u32 %r4, [ %rd4 + 0 ], %r2;"), ("hidden", "starts")),
+        (kernel(before=COPY), ("hidden", "starts")),
+        (kernel(before=LOOP), ("hidden", "starts")),  # the second time round
+        (kernel(before="bra $L__BB0_3;"), (END, "starts")),
+        (kernel(otherwise=""), (END, "starts")),
+        (kernel(otherwise=f"@%p1 {WAIT};"), (END, "starts")),
+        (kernel(otherwise=LOAD.replace("%rd4", "%rd2")), (END, "hidden", "starts")),
+        (kernel(before="@%p1 ret;"), (END, "starts")),
+    ],
+)
+def test_what_some_path_touches_before_it_waits(ptx: str, found: tuple[str, ...]) -> None:
+    assert set(before(ptx, WAIT, NAMES)) == set(found)
+
+
+def test_statements_and_parameters_are_read() -> None:
+    assert list(parse(kernel(before=ASSEMBLY_LOOP, after="", otherwise="")))[6:] == [
+        Statement("mul.wide.s32", "%rd3, %r2, 4"),
+        Statement("add.s64", "%rd4, %rd2, %rd3"),
+        Statement(":", "waitLoop"),
+        Statement("mbarrier.try_wait.parity.shared.b64", "complete, [%r9], %r10"),
+        Statement("bra.uni", "waitLoop", predicated=True),
+        Statement(WAIT, ""),
+        Statement("bra.uni", "$L__BB0_3"),
+        Statement(":", "$L__BB0_2"),
+        Statement(":", "$L__BB0_3"),
+        Statement("ret", ""),
+    ]
+    with pytest.raises(ValueError, match="ptx: expected 3 parameters, found 5"):
+        before(kernel(), WAIT, ["starts"])
+    with pytest.raises(ValueError, match=r"ptx: expected a label nowhere, found none"):
+        before(kernel(before="bra nowhere;"), WAIT, NAMES)
+
+    class Weights(NamedTuple):
+        input: str = "*bf16"
+        scale: str = "constexpr"
+        clip: str = "fp32"
+
+    signature = {"weights": Weights(), "depth": "i32", "SHAPE": "constexpr", "out": "*fp32"}
+    assert parameter_names(signature) == ["weights.input", "", "", "out"]
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
 
 SOUND = Resources(
-    kernel="gates",
-    type="bf16",
-    size="C 4096, P 512",
-    entries=("gates/half/any",),
-    tiles=("64x32x64 4w 4s",),
+    *("gates", "bf16", "C 4096, P 512", ("gates/half/any",), ("64x32x64 4w 4s",)),
     rows=64,
     warps=4,
     target=90,
@@ -262,6 +333,7 @@ def test_a_sound_kernel_breaks_no_limit() -> None:
     assert list(breaches(SOUND)) == []
     for few_rows_or_another_card in ({"rows": 32}, {"target": 80}, {"target": 120}, {"type": "tf32"}, {"type": "int8"}):
         assert list(breaches(replace(SOUND, product="HMMA", **few_rows_or_another_card))) == []
+    assert len(list(breaches(replace(SOUND, stack=8, registers=256, shared=228 * KIB, product="FFMA")))) == 4
 
 
 @pytest.mark.parametrize(
@@ -292,10 +364,6 @@ def test_a_broken_limit_is_named(changes: dict[str, object], message: str) -> No
     assert found.name.startswith("gates ") and found.name.endswith(f"64x32x64 4w 4s, sm_{found.target}")
 
 
-def test_every_broken_limit_has_a_line() -> None:
-    assert len(list(breaches(replace(SOUND, stack=8, registers=256, shared=228 * KIB, product="FFMA")))) == 4
-
-
 @pytest.mark.parametrize(
     ("changes", "programs"),
     [
@@ -318,36 +386,19 @@ def test_programs_of_a_multiprocessor(changes: dict[str, int], programs: int) ->
     assert replace(SOUND, **changes).programs == programs  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------------------------------------------------------- face
-
-
-@pytest.mark.parametrize(("stack", "status", "lines"), [(0, 0, 0), (8, 1, 1)])
-def test_the_exit_status_says_whether_a_limit_is_broken(
-    stack: int,
-    status: int,
-    lines: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    found = [SOUND, replace(SOUND, stack=stack)]
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(kernel_resources, "measure_all", lambda *_: found)
-    assert main(["--json", str(tmp_path / "found.json")]) == status
-    assert len(capsys.readouterr().err.splitlines()) == lines
-    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert [row["stack"] for row in rows] == [0, stack] and [row["programs"] for row in rows] == [2, 2]
-
-
-def test_the_interpreter_is_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its exit status says whether a limit is broken; the interpreter is no compiler; what is unknown is named."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert main([]) == 1
-    assert capsys.readouterr().err.startswith("kernels.resources: TRITON_INTERPRET: expected it unset")
-
-
-def test_an_unknown_kernel_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert main(["--kernel", "nothing"]) == 1
+    assert main(["resources"]) == 1
+    assert "TRITON_INTERPRET: expected it unset" in capsys.readouterr().err
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert main(["resources", "--kernel", "nothing"]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("kernels.resources: --kernel: expected the beginning of one of gates, ")
-    assert message.endswith("; found 'nothing'\n")
+    assert "--kernel: expected the beginning of one of gates, " in message and message.endswith("; found 'nothing'\n")
+    assert main(["resources", "--target", "91"]) == 1
+    assert "--target: expected one of 75, 80, 90, 100, 120, found 91" in capsys.readouterr().err
+    for stack, status, lines in ((0, 0, 0), (8, 1, 1)):
+        found = [SOUND, replace(SOUND, stack=stack)]
+        monkeypatch.setattr(resources, "measure_all", lambda *_, found=found: found)
+        assert main(["resources"]) == status
+        assert len(capsys.readouterr().err.splitlines()) == lines

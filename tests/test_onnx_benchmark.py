@@ -1,11 +1,9 @@
 """The benchmark of exported files: every section on a tiny model, and what README shows of it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,33 +11,32 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from rich.console import Console
 from tiny_models import BILM, random_model
 
+from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import report, roofline
-from flashelmo.benchmarks.onnx import __main__ as command
-from flashelmo.benchmarks.onnx import accuracy, contestants, cuda, peak, speed
-from flashelmo.benchmarks.onnx.contestants import Start, Way, count_tokens, line_up, onnx_file, session_options
-from flashelmo.benchmarks.onnx.cost import measure_load, measure_size
-from flashelmo.benchmarks.onnx.exported import Exported, export
-from flashelmo.benchmarks.onnx.peak import ProductsRun, equal_batch, median_seconds
+from flashelmo.benchmarks.contestant import Clock, Way, engine
+from flashelmo.benchmarks.onnx import contestants, cuda, peak, speed
+from flashelmo.benchmarks.onnx.contestants import FILE_PRECISIONS, Exported, export, onnx_file, session_options
+from flashelmo.benchmarks.onnx.peak import equal_batch, products_run
 from flashelmo.benchmarks.onnx.products import feeds, products_graph, write_products
-from flashelmo.benchmarks.onnx.settings import ENTRANTS, FILE_PRECISIONS, SECTIONS, OnnxSettings
-from flashelmo.benchmarks.onnx.tables import tables
+from flashelmo.benchmarks.onnx.suite import measure_errors, measure_load, measure_size
 from flashelmo.benchmarks.results import Results, Row, new_results
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import generate, write_sentences
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.benchmarks.worker import Here, Pool
 from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel, ElmoWeights
+from flashelmo.engine.precision import PrecisionName
 
 CONFIG = replace(BILM, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0)
-SETTINGS = OnnxSettings(
+SETTINGS = Settings(
     contestants=("engine int8", "onnx fp32", "onnx fp32 parallel", "onnx int8"),
     threads=1,
     rounds=2,
-    batch_sizes=(1, 40),
+    batches=(1, 40),
     passages=2,
     text_tokens=2500,
     checked=3,
@@ -49,7 +46,7 @@ SETTINGS = OnnxSettings(
     peak_repeats=2,
     peak_seconds=0.001,
     load_repeats=1,
-    error_sentences=4,
+    sentences=4,
 )
 
 
@@ -73,38 +70,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(folder: Path) -> Exported:
     """The model's files."""
     (folder / "exported").mkdir()
-    return export(str(folder / "tiny"), 0, folder / "exported")
+    return export(str(folder / "tiny"), 0, folder / "exported", Pool())
 
 
 @pytest.fixture
-def settings(folder: Path) -> OnnxSettings:
+def settings(folder: Path) -> Settings:
     """With the text."""
     return replace(SETTINGS, text=folder / "text.txt")
 
 
-class InProcess:
+class InProcess(Here):
     """A worker without a process of its own."""
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
-        self._object = make(*arguments)
+    process = SimpleNamespace(is_alive=lambda: True)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._object, method)(*arguments)
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+    def close(self) -> None:
+        """Nothing ends."""
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No processes, no pauses, small peaks."""
     threads = torch.get_num_threads()
-    for module in (accuracy, contestants, cuda, peak, speed):
-        monkeypatch.setattr(module, "Worker", InProcess)
-    monkeypatch.setattr("flashelmo.benchmarks.contestant.PAUSE", 0)
+    monkeypatch.setattr("flashelmo.benchmarks.worker.Worker", InProcess)
+    monkeypatch.setattr("flashelmo.benchmarks.timing.PAUSE", 0)
     monkeypatch.setattr(roofline, "SHAPES", ((32, 64, 64),))
     yield
     torch.set_num_threads(threads)
@@ -118,17 +107,19 @@ def by_name(rows: list[Row], section: str, detail: str | None = None) -> dict[st
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
-def test_speed_of_every_size_of_batch(exported: Exported, settings: OnnxSettings, in_process: None) -> None:
+def test_speed_of_every_size_of_batch(exported: Exported, settings: Settings, in_process: None) -> None:
     rows = speed.measure_speed(exported, settings)
-    passages, _ = speed.draw_passages(settings)
-    assert [len(passage) for passage in passages] == [32, 32]
-    for size, batches in ((1, [[passages[0][0]], [passages[1][0]]]), (40, [[*passages[0], *passages[1][:8]]])):
-        found = by_name(rows, "speed", speed.described(size))
+    few, many = speed.draw_batches(settings)
+    assert [len(batch) for batch in few.batches] == [1, 1] and [len(batch) for batch in many.batches] == [40]
+    assert many.batches[0][0] == few.batches[0][0] and many.batches[0][32] == few.batches[1][0]
+    for work, detail in ((few, "1 sentence"), (many, "40 sentences")):
+        found = by_name(rows, "speed", detail)
         assert list(found) == ["reference", *settings.contestants]
-        tokens, positions = count_tokens(batches), sum(len(b) * max(map(len, b)) for b in batches)
+        positions = sum(len(batch) * max(map(len, batch)) for batch in work.batches)
+        tokens = sum(len(sentence) for batch in work.batches for sentence in batch)
         for name, row in found.items():
             assert len(row.samples) == 2 and row.median is not None and row.median > 0
-            assert f"{len(batches)} batch" in row.note
+            assert f"{len(work.batches)} batch" in row.note
             assert f"{tokens} tokens in {positions} positions of text.txt" in row.note
             assert (row.ratios.keys() == {"reference"}) is (name != "reference")
             assert row.ceiling is not None and row.ceiling_both is not None and row.utilisation is not None
@@ -142,7 +133,7 @@ def test_speed_of_every_size_of_batch(exported: Exported, settings: OnnxSettings
     assert fp32.ceiling == pytest.approx(1e9 * highest / CONFIG.lstm_flops_per_token, rel=1e-4)
 
 
-def test_the_peak_and_the_products_alone(exported: Exported, settings: OnnxSettings, in_process: None) -> None:
+def test_the_peak_and_the_products_alone(exported: Exported, settings: Settings, in_process: None) -> None:
     batch = equal_batch(settings)
     assert [len(sentence) for sentence in batch.sentences] == [4] * 6
     rows = peak.measure_peak(exported, settings)
@@ -168,7 +159,7 @@ def test_the_peak_and_the_products_alone(exported: Exported, settings: OnnxSetti
     assert peak.measure_peak(exported, replace(settings, contestants=("engine fp32",))) == []
 
 
-def test_load_and_size(exported: Exported, settings: OnnxSettings) -> None:
+def test_load_and_size(exported: Exported, settings: Settings) -> None:
     few = replace(exported, files={"int8": exported.files["int8"]})
     rows = measure_load(few, settings)
     assert [row.label for row in rows] == [
@@ -176,7 +167,7 @@ def test_load_and_size(exported: Exported, settings: OnnxSettings) -> None:
     ]
     assert all(row.unit == "s" and row.median is not None and 0 < row.median < 20 for row in rows)
 
-    sizes = {row.name: row.median for row in measure_size(exported)}
+    sizes = {row.name: row.median for row in measure_size(exported, settings)}
     assert sizes.keys() == {"onnx fp32", "onnx fp16", "onnx int8", "native fp32"}
     for precision in FILE_PRECISIONS:
         size = exported.files[precision].stat().st_size
@@ -186,18 +177,18 @@ def test_load_and_size(exported: Exported, settings: OnnxSettings) -> None:
     )
 
 
-def test_external_data_count(exported: Exported, tmp_path: Path) -> None:
+def test_external_data_count(exported: Exported, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"x" * 1000)
     (tmp_path / "model.onnx_data").write_bytes(b"x" * 500_000)
-    row = measure_size(replace(exported, files={"fp32": path}))[0]
-    assert (row.median, row.note) == (0.501, "fp32: 0.5 MB of it in a file of their own")
+    row = measure_size(replace(exported, files={"fp32": path}), settings)[1]
+    assert (row.median, row.note) == (0.501, "onnx fp32: 0.5 MB of it in a file of their own")
 
 
-def test_errors_of_every_precision_and_layer(exported: Exported, settings: OnnxSettings, in_process: None) -> None:
-    rows = accuracy.measure_errors(exported, settings)
+def test_errors_of_every_precision_and_layer(exported: Exported, settings: Settings, in_process: None) -> None:
+    rows = measure_errors(exported, settings)
     assert len(rows) == 3 * 2 * 3  # precisions, units, layers
-    bounds = {"onnx fp32": (0, 1e-5), "onnx fp16": (1e-4, 5e-3), "onnx int8": (1e-3, 0.08)}
+    bounds = {"onnx fp32": (0, 1e-5), "onnx fp16": (1e-4, 2e-3), "onnx int8": (1e-3, 0.05)}
     for row in rows:
         low, high = bounds[row.name] if (row.name, row.detail) != ("onnx int8", "layer 0") else (0, 1e-5)
         assert row.unit in ("relative error", "max abs error")
@@ -208,25 +199,25 @@ def test_errors_of_every_precision_and_layer(exported: Exported, settings: OnnxS
 # ---------------------------------------------------------------------------------------------------------------- card
 
 
-def test_without_a_card_there_is_one_row_that_says_why(exported: Exported, settings: OnnxSettings) -> None:
+def test_without_a_card_there_is_one_row_that_says_why(exported: Exported, settings: Settings) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("there is a CUDA provider")
     (row,) = cuda.measure_cuda(exported, settings)
     assert (row.section, row.name, row.median) == ("cuda", "onnx on a card", None)
-    assert row.note.startswith("providers: expected some of ") and row.note.endswith("found CUDAExecutionProvider")
+    assert row.note == "this ONNX Runtime has no CUDA provider"
 
 
 def test_the_section_of_a_card(
-    exported: Exported, settings: OnnxSettings, in_process: None, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, settings: Settings, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the processor in the card's place, whose engine has no float16."""
 
-    def native(folder: Path, precision: str) -> Way:
-        return contestants.engine(folder, {"precision": precision, "runtime": "ort"})
+    def native(folder: Path, precision: PrecisionName) -> Way:
+        return engine(folder, {"precision": precision, "runtime": "ort"})
 
-    monkeypatch.setattr(cuda, "PROVIDER", ("CPUExecutionProvider", {}))
+    monkeypatch.setattr(cuda, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(cuda, "native_on_card", native)
     rows = cuda.measure_cuda(exported, settings)
     for size in ("1 sentence", "40 sentences"):
@@ -261,10 +252,9 @@ def test_copies_are_counted_where_they_run(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- contestants
 
 
-def test_openvino_gives_the_same_vectors(exported: Exported, settings: OnnxSettings) -> None:
+def test_openvino_gives_the_same_vectors(exported: Exported, settings: Settings) -> None:
     pytest.importorskip("openvino")
-    passages, _ = speed.draw_passages(settings)
-    batch = passages[0][:5]
+    batch = speed.draw_batches(settings)[1].batches[0][:5]
     expected = onnx_file(exported.files["fp32"], 1, parallel=True).vectors(batch)
     way = contestants.openvino_file(exported.files["fp32"], exported.metadata, "fp32", 1)
     for found, wanted, sentence in zip(way.vectors(batch), expected, batch, strict=True):
@@ -280,49 +270,6 @@ def test_parallel_sessions_have_half_of_the_threads() -> None:
     assert (both.intra_op_num_threads, both.inter_op_num_threads) == (2, 2)
     assert both.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
     assert (one.intra_op_num_threads, one.inter_op_num_threads) == (1, 1)
-
-
-def test_who_is_wrong_or_absent_is_not_timed() -> None:
-    exact = [np.ones((2, 3, 4), np.float32)]
-
-    def embed(factor: float) -> Way:
-        return Way(lambda batch: [exact[0] * np.float32(factor)], len)
-
-    def refuse() -> Way:
-        raise FlashElmoError("no such thing here")
-
-    def crash() -> Any:
-        raise RuntimeError("Traceback:\n  line 1\nKernelError: broken\n")
-
-    ways: dict[str, Callable[[], Way]] = {
-        "right": lambda: embed(1.0),
-        "off": lambda: embed(1.001),
-        "nan": lambda: embed(np.nan),
-        "absent": refuse,
-        "broken": crash,
-    }
-    make: Any = InProcess
-    starts = {name: Start("fp32", partial(make, contestants.Contestant, way)) for name, way in ways.items()}
-    with ExitStack() as stack:
-        workers, left_out = line_up(stack, starts, [["a"]], exact)
-    assert list(workers) == ["right"]
-    assert left_out == {
-        "off": "FAILED: expected vectors within 1e-05 of the reference's, found 0.001",
-        "nan": "FAILED: expected vectors within 1e-05 of the reference's, found nan",
-        "absent": "no such thing here",
-        "broken": "FAILED: KernelError: broken",
-    }
-
-
-def test_a_clock_counts_tokens_and_calls() -> None:
-    seen: list[int] = []
-    contestant = contestants.Contestant(lambda: Way(lambda batch: [], lambda batch: seen.append(len(batch))))
-    assert contestant.speed([[["a", "b"]], [["c"], ["d"]]], 0.0) > 0
-    assert seen == [1, 2]
-    contestant.speed([[["a"]]], 0.01)
-    assert len(seen) > 10
-    assert count_tokens([[["a", "b"]], [["c"], ["d"]]]) == 4
-    assert median_seconds(lambda: seen.append(0), 3) < 0.01 and seen[-4:] == [0] * 4
 
 
 # ------------------------------------------------------------------------------------------------------------ products
@@ -342,11 +289,11 @@ def test_the_products_are_the_models(tmp_path: Path, cell_size: int) -> None:
     path = tmp_path / "products.onnx"
     write_products(model, "fp32", words, rows, path)
     batch = peak.Batch([["a", "b", "c", "d"], ["e", "a", "b", "c"], ["d", "e", "a", "b"]], "by hand")
-    assert (batch.words, batch.rows, batch.steps) == (words, rows, steps)
-    run = ProductsRun(path, config, batch, 1)
-    assert run.seconds(1) > 0
+    assert batch.size == (rows, steps, words)
+    run = Clock(products_run, path, config, batch, 1)
+    assert run.seconds([None]) > 0
     given = feeds(config, words, rows, steps)
-    found = iter([value.numpy() for value in run._binding.get_outputs()])
+    found = iter(run.vectors([]))
     for expected in expected_products(model, given["words"], given["hidden"], steps):
         np.testing.assert_allclose(next(found), expected, rtol=1e-4, atol=1e-4)
     assert next(found, None) is None
@@ -374,139 +321,53 @@ def expected_products(model: ElmoModel, words: Any, hidden: Any, steps: int) -> 
 def test_8_bit_products_run(tmp_path: Path) -> None:
     path = tmp_path / "products.onnx"
     write_products(make_model(), "int8", 2, 2, path)
-    run = ProductsRun(path, CONFIG, peak.Batch([["a", "b"], ["a", "b"]], "by hand"), 1)
-    assert run.seconds(1) > 0
-    assert all(np.isfinite(value.numpy()).all() for value in run._binding.get_outputs())
+    run = Clock(products_run, path, CONFIG, peak.Batch([["a", "b"], ["a", "b"]], "by hand"), 1)
+    assert run.seconds([None]) > 0
+    assert all(np.isfinite(value).all() for value in run.vectors([]))
     proto = onnx.load(path)
     assert {tensor.data_type for tensor in proto.graph.initializer if tensor.name.endswith("weight.input")} == {
         TensorProto.INT8
     }
 
 
-# ----------------------------------------------------------------------------------------------------- command, README
+# -------------------------------------------------------------------------------------------------- command, documents
 
 
 def test_a_run_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "onnx" / "tiny.json"
     short = write_sentences(tmp_path / "text.txt", generate(5000))
-    arguments = f"--quick --rounds 1 --threads 1 --models {folder / 'tiny'} --only speed,size --contestants onnx"
-    given = [*arguments.split()[:-1], "onnx int8", "--text", str(short), "--out", str(out)]
-    assert command.main(given) == 0
+    arguments = f"onnx --quick --threads 1 --models {folder / 'tiny'} --only speed,size,cuda --text {short} --out {out}"
+    assert command.main([*arguments.split(), "--contestants", "onnx int8"]) == 0
     found = Results.read(out)
-    assert {row.section for row in found.rows} == {"limits", "speed", "size"}
+    assert {row.section for row in found.rows} == {"limits", "speed", "size", "cuda"}
     assert list(by_name(found.rows, "speed")) == ["reference", "onnx int8"]
-    assert all(row.median is not None and np.isfinite(row.samples).all() for row in found.rows)
+    assert all(np.isfinite(row.samples).all() for row in found.rows if row.section != "cuda" and row.median)
     assert found.settings["models"] == ["tiny"] and found.settings["text"] == "text.txt"
     assert str(tmp_path) not in out.read_text(encoding="utf-8")
-    assert "tiny: speed, tokens/s" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tiny: ragged batches, tokens/s" in printed and "native fp32" in printed and "Provider" not in printed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ("--only speed,beauty", f"--only: expected some of {', '.join(SECTIONS)}, found 'beauty'"),
-        ("--models gigantic", "--models: expected some of small, medium, original, or paths, found 'gigantic'"),
-        (
-            "--contestants reference",
-            f"--contestants: expected some of {', '.join(list(ENTRANTS)[1:])}, found 'reference'",
-        ),
-        ("--rounds 0", "--rounds: expected 1 or more, found 0"),
-        ("--threads -1", "--threads: expected 1 or more, found -1"),
-        ("--rounds many", "argument --rounds: invalid int value: 'many'"),
-        ("--beauty", "unrecognized arguments: --beauty"),
-    ],
-)
-def test_wrong_arguments_get_one_line(arguments: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(arguments.split()) == 1
-    assert capsys.readouterr().err == f"benchmarks.onnx: {line}\n"
-
-
-def test_an_output_that_cannot_be_written_is_known_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    assert command.main(["--out", str(tmp_path / "file" / "results.json")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_what_failed_makes_the_run_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = Row("speed", "tiny", "onnx fp32", "tokens/s", note="FAILED: expected better")
-    monkeypatch.setattr(command, "run", lambda *arguments: replace(new_results({}), rows=[failed]))
-    assert command.main([]) == 1
-    monkeypatch.setattr(command, "run", lambda *arguments: new_results({}))
-    assert command.main([]) == 0
-
-
-def test_sections_are_measured_by_name(exported: Exported, settings: OnnxSettings) -> None:
-    assert [row.section for row in command.measure("size", exported, settings)] == ["size"] * 4
-    with pytest.raises(FlashElmoError, match="section: expected one of speed, peak"):
-        command.measure("beauty", exported, settings)
-
-
-def test_quick_takes_less_of_everything() -> None:
-    full, (quick, out) = OnnxSettings(), command.parse(["--quick"])
-    assert (quick.models, quick.rounds, out) == (("small",), 2, None)
-    assert max(quick.batch_sizes) <= 32 * quick.passages
-    assert max(full.batch_sizes) <= 32 * full.passages
-    assert quick.text_tokens < full.text_tokens and quick.load_repeats < full.load_repeats
-
-
-def made_up() -> Results:
-    """Results whose tables can be told beforehand."""
-    common = {"section": "speed", "model": "small", "unit": "tokens/s", "detail": "8 sentences", "note": "by hand"}
+def test_tables_of_documents(tmp_path: Path) -> None:
+    card = {"section": "cuda", "model": "small", "name": "onnx fp16"}
     rows = [
-        Row.of([100], **common, name="reference", ceiling=2000),
-        Row.of([1500, 1700], **common, name="onnx fp32", ceiling=2000),
-        Row.of([2600], **common, name="onnx int8", ceiling=4000),
-        Row("speed", "small", "openvino bf16", "tokens/s", note="not on this processor"),
-    ]
-    peaks = {"section": "peak", "model": "small", "unit": "GFLOP/s", "detail": "32 sentences", "ceiling": 200}
-    rows += [
-        Row.of([120], **peaks, name="onnx fp32", ceiling_both=160, ratios={"products fp32": 0.8}),
-        Row.of([180], **peaks, name="onnx int8", ratios={"products int8": 0.9, "onnx fp32": 1.5}),
-        Row.of([150], **peaks, name="products fp32", note="42 MB"),
-    ]
-    rows += [
-        Row.of([0.5], section="load", model="small", name="onnx fp32", detail="load", unit="s"),
         Row.of([374.7], section="size", model="small", name="onnx fp32", detail="file", unit="MB"),
-        Row.of([0.01], section="error", model="small", name="onnx int8", detail="layer 0", unit="relative error"),
-        Row.of([9000], section="cuda", model="small", name="onnx fp16", detail="8 sentences", unit="tokens/s"),
-        Row.of([4], section="cuda", model="small", name="onnx fp16", detail="copies a step", unit="Memcpy nodes"),
+        Row("speed", "small", "openvino bf16", "tokens/s", note="not on this processor"),
+        Row.of([9000], **card, detail="8 sentences", unit="tokens/s"),
+        Row.of([4], **card, detail="copies a step", unit="Memcpy nodes"),
         Row("cuda", "small", "engine fp16", "tokens/s", note="not on this processor"),
     ]
-    return replace(new_results({"rounds": 2}), rows=rows)
-
-
-def test_readmes_tables(tmp_path: Path) -> None:
-    assert report.exported_files(tmp_path) == "None measured yet."
-    made_up().write(tmp_path / "onnx" / "abacus.json")
-    text = report.exported_files(tmp_path)
-    assert text == tables(Results.read(tmp_path / "onnx" / "abacus.json"), "onnx/abacus.json")
+    made_up = replace(new_results(Settings(rounds=2), "onnx"), rows=rows)
+    made_up.write(tmp_path / "onnx" / "abacus.json")
+    text = "\n\n".join(report.generate("onnx", tmp_path))
     for line in (
         "Medians of 2 rounds in which all take turns (`benchmarks/results/onnx/abacus.json`).",
-        "| model |  | 8 sentences |\n| --- | --- | ---: |\n| small | reference | 100 (5%) |\n",
-        "| small | onnx fp32 | 1,600 (80%) |\n| small | onnx int8 | 2,600 (65%) |\n",
-        "| small | LSTM ceiling, fp32 | 2,000 |\n| small | LSTM ceiling, int8 | 4,000 |\n\nby hand.",
-        "| small | onnx fp32 | 120 | 200 | 60% | 160 | 75% | 80% |  |\n",
-        "| small | onnx int8 | 180 | 200 | 90% |  |  | 90% | 1.50 |\n",
-        "| small | products fp32 | 150 | 200 | 75% |  |  |  |  |\n\n42 MB.",
-        "| small | onnx fp32, load | s | 0.5 |\n| small | onnx fp32, file | MB | 375 |",
-        "| small | onnx int8 | 0.01 |",
-        "| small | onnx fp16 | 9,000 |",
-        "| small | onnx fp16, copies a step | Memcpy nodes | 4 |",
+        "**small: size, MB**\n\n|  | median |\n| --- | ---: |\n| onnx fp32, file | 375 |",
+        "**small: on a card, tokens/s**\n\n|  | median |\n| --- | ---: |\n| onnx fp16, 8 sentences | 9,000 |",
+        "| onnx fp16, copies a step | 4 |",
         "Not measured: openvino bf16 (speed), engine fp16 (cuda): not on this processor.",
     ):
         assert line in text
-
-
-def test_readme_shows_the_committed_results(root: Path) -> None:
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    block = readme.partition("<!-- onnx:begin -->\n\n")[2].partition("\n\n<!-- onnx:end -->")[0]
-    assert block == report.exported_files(root / "benchmarks" / "results")
-    assert readme.count("<!-- onnx:begin -->") == 1
-
-
-def test_a_console_gets_every_section(exported: Exported, settings: OnnxSettings, folder: Path, tmp_path: Path) -> None:
-    text = StringIO()
-    few = replace(settings, models=(str(folder / "tiny"),), sections=("size",))
-    results = command.run(few, Console(file=text, width=160), tmp_path / "results.json")
-    assert Results.read(tmp_path / "results.json").rows == results.rows
-    assert "tiny: size, MB" in text.getvalue() and "native fp32" in text.getvalue()
+    replace(made_up, rows=[*rows[:2], rows[4]]).write(tmp_path / "onnx" / "abacus.json")
+    text = "\n\n".join(report.generate("onnx", tmp_path))
+    assert "on a card" not in text and text.endswith("Not measured: openvino bf16 (speed): not on this processor.")

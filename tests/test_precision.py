@@ -35,7 +35,7 @@ def test_bounds_are_not_below_what_the_types_can_hold() -> None:
     spacing = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     for row in PRECISIONS.values():
         for place, bound in row.bounds.items():
-            assert bound.relative is not None and bound.relative > spacing[row.on(place).values]
+            assert bound.relative is not None and bound.relative > spacing[row.on(place).dtype]
 
 
 def test_a_place_without_it_is_an_error() -> None:

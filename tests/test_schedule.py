@@ -62,7 +62,7 @@ def test_a_complete_run_takes_every_sentence_through_both_boundaries(sentences: 
     schedule = schedule_of(sentences, keep=False, share=False, complete=True)
     for forest in (schedule.forward, schedule.backward):
         assert forest.n_nodes == sum(len(s) + 2 for s in sentences)
-        lengths = np.array([len(s) for s in sentences], int)[forest.rows]
+        lengths = np.array([len(s) for s in sentences], int)[forest.order]
         assert (np.diff(lengths) <= 0).all()
         for depth, size in enumerate(np.diff(forest.depths)):
             # the rows of a depth are the first of the order, so a node's parent has its own index
@@ -91,7 +91,7 @@ def test_small_windows_have_the_forests_of_large_ones(
 ) -> None:
     small = schedule_of(sentences, keep=keep, share=share, complete=complete)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule_module, "SMALL_WINDOW", 0)
+        patch.setattr(schedule_module, "DENSE_FOREST_CELLS", 0)
         large = schedule_of(sentences, keep=keep, share=share, complete=complete)
     for ours, expected in ((small.forward, large.forward), (small.backward, large.backward)):
         for field in fields(Forest):

@@ -62,4 +62,4 @@ def test_settings_do_not_change_and_do_not_share_what_was_given() -> None:
     ("share", "stateful", "shares"), [(True, False, True), (True, True, False), (False, False, False)]
 )
 def test_states_that_are_carried_forbid_sharing(share: bool, stateful: bool, shares: bool) -> None:
-    assert Settings(share=share, stateful=stateful).shares == shares
+    assert Settings(share=share, stateful=stateful).shares_prefixes == shares

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from versus import Found, compare, main
+from versus_cases import CALLS, WAYS, Settings, cases
 
-from flashelmo.benchmarks.versus import Found, compare, main
-from flashelmo.benchmarks.versus_cases import CALLS, WAYS, Settings, cases
 from flashelmo.engine.errors import FlashElmoError
 
 # {first} is what the first value of every sentence is, {last} follows a whole stream.

@@ -3,85 +3,65 @@
 Random models of the published sizes are compared with the reference on the CPU, in float32, on ragged real sentences
 and on odd ones: none, a token, a word longer than any model's, letters that are no ASCII. Every way to embed is taken:
 a sentence by itself, a batch, batches again and again (what is captured as a graph comes to be replayed), many windows,
-a text file, means over sentences, boundaries kept, and the state carried from batch to batch.
+a text file, means over sentences, boundaries kept, and the state carried from batch to batch. Small models are compared
+with vectors that the published implementations computed (the folder's README says which).
 """
 
 from __future__ import annotations
 
-import math
+import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flashelmo.benchmarks.gpu.settings import EngineSettings
-from flashelmo.benchmarks.gpu.subject import Embedder, Subject
+from flashelmo.benchmarks.gpu.subject import Subject
 from flashelmo.benchmarks.gpu.workloads import batches, equal_batch
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.benchmarks.text import Sentences, write_sentences
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import REAL_TEXT, Sentences, write_sentences
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output, pool_mean, select_layers
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.windows import read_windows
 
-# Largest absolute difference in float32: hidden states lie in about [-3, 3]; sums of up to 4,096 products in another
-# order, two layers and some dozen steps deep, where small golden models have 64.
-ABSOLUTE = {"fp32": 1e-4}
-# Largest relative error of layer 0, ||a - b|| / ||b||; each LSTM layer may add as much again.
-RELATIVE = {
-    "fp32": 1e-4,
-    "tf32": 3e-3,  # Triton cuts to 10 bits instead of rounding: 7e-4 a product, and words take four in a row
-    "fp16": 2e-3,  # 11 bits
-    "bf16": 0.01,  # 8 bits of mantissa: each rounding is off by 0.4% at most, and a sum averages them
-    "int8": 0.05,  # 8-bit weights with a scale for each output column
-}
 ODD_SENTENCES = [[], ["x"], ["x" * 70, "é", "日本"], [], ["The", "end", "."]]
 PASSES = 4  # of repeated batches: compiled, captured, replayed, replayed
+GOLDEN = REAL_TEXT.parents[1] / "golden"  # beside the checkout
+PUBLISHED = "fp32"  # precision of the published vectors
 
 
-class LayerError(NamedTuple):
-    """How far vectors are from the truth, and how far they may be; None where nothing is expected."""
+class Piece(NamedTuple):
+    """Vectors [rows, 2P] that should be alike, or have the same bits; `detail` says which, as "layer 0"."""
 
     detail: str
-    absolute: float
-    relative: float
-    absolute_bound: float | None
-    relative_bound: float | None
+    found: Array
+    expected: Array
+    same_bits: bool = False
+
+    def errors(self, precision: str) -> Iterator[tuple[str, float, str]]:
+        """Unit and figure of the largest absolute and of the relative error, and what is wrong with it."""
+        difference, bound = np.abs(self.found - self.expected), PRECISIONS[precision].bounds["cuda"]
+        norm = max(float(np.linalg.norm(self.expected)), float(np.finfo(np.float64).tiny))
+        for unit, error, limit in (
+            ("max abs error", float(difference.max(initial=0)), bound.max_abs),
+            ("relative error", float(np.linalg.norm(difference)) / norm, bound.relative),
+        ):
+            if self.same_bits:
+                wrong, wanted = error != 0, "the same bits"
+            else:
+                wrong, wanted = limit is not None and not error < limit, f"less than {limit or 0:g}"  # NaN breaks it
+            yield unit, error, f"{FAILED}: {unit} {error:.2g}, expected {wanted}" if wrong else ""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One way to embed in one precision; `errors` computes."""
-
-    model: str
-    name: str
-    precision: str
-    errors: Callable[[], list[LayerError]]
-
-    def rows(self) -> list[Row]:
-        """Two rows for each layer; those that break their bound say so."""
-        rows = []
-        for error in self.errors():
-            for unit, value, bound in (
-                ("max abs error", error.absolute, error.absolute_bound),
-                ("relative error", error.relative, error.relative_bound),
-            ):
-                note = ""
-                if bound is not None and not value <= bound:  # NaN breaks every bound
-                    note = f"{FAILED}: {unit} {value:.2g}, expected at most {bound:g}"
-                figure = float(f"{value:.3g}") if math.isfinite(value) else None
-                label = f"{self.name} {self.precision}"
-                rows.append(Row("error", self.model, label, unit, error.detail, median=figure, note=note))
-        return rows
-
-
-def compare(found: Sequence[Array], expected: Sequence[Array], precision: str) -> list[LayerError]:
-    """Errors of each layer of all sentences together, vectors [L, ..., 2P].
+def layers(found: Sequence[Array], expected: Sequence[Array]) -> Iterator[Piece]:
+    """A piece for each layer of all sentences together, whose vectors are [L, ..., 2P].
 
     Raises:
         FlashElmoError: another number of sentences or another shape than expected.
@@ -91,11 +71,14 @@ def compare(found: Sequence[Array], expected: Sequence[Array], precision: str) -
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         if a.shape != b.shape:
             raise FlashElmoError(f"sentence {k}: expected shape {list(b.shape)}, found {list(a.shape)}")
-    ours, theirs = (_end_to_end(vectors) for vectors in (found, expected))
-    return [
-        _error(f"layer {k}", a, b, ABSOLUTE.get(precision), (k + 1) * RELATIVE[precision])
-        for k, (a, b) in enumerate(zip(ours, theirs, strict=True))
-    ]
+    for k, (a, b) in enumerate(zip(_end_to_end(found), _end_to_end(expected), strict=True)):
+        yield Piece(f"layer {k}", a, b)
+
+
+def single(detail: str, found: Iterable[Any], expected: Sequence[Array]) -> Piece:
+    """One piece: a vector for each sentence or token, [..., 2P]."""
+    (piece,) = layers([np.asarray(x)[None] for x in found], [x[None] for x in expected])
+    return piece._replace(detail=detail)
 
 
 def _end_to_end(vectors: Sequence[Array]) -> Array:
@@ -103,34 +86,24 @@ def _end_to_end(vectors: Sequence[Array]) -> Array:
     return np.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in vectors], axis=1).astype(np.float64)
 
 
-def _error(detail: str, found: Array, expected: Array, absolute: float | None, relative: float | None) -> LayerError:
-    largest = float(np.abs(found - expected).max(initial=0))
-    norm = float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), np.finfo(np.float64).tiny))
-    return LayerError(detail, largest, norm, absolute, relative)
-
-
-def one_vector(
-    found: Sequence[Any], expected: Sequence[Array], precision: str, detail: str, layer: int
-) -> list[LayerError]:
-    """The error of one vector for each sentence or token, [..., 2P], which has been through so many LSTM layers."""
-    errors = compare([np.asarray(x)[None] for x in found], [x[None] for x in expected], precision)
-    return [error._replace(detail=detail, relative_bound=(layer + 1) * RELATIVE[precision]) for error in errors]
-
-
-def on_host(vectors: Sequence[Any]) -> list[Array]:
-    """Tensors as arrays, after all of them were made."""
-    return [vector.cpu().numpy() for vector in vectors]
+def error_rows(row: Row, precision: str, pieces: Iterable[Piece]) -> list[Row]:
+    """The row with each piece's errors; those that break their bound say so."""
+    return [
+        replace(
+            row, unit=unit, detail=piece.detail, median=float(f"{error:.3g}") if np.isfinite(error) else None, note=said
+        )
+        for piece in pieces
+        for unit, error, said in piece.errors(precision)
+    ]
 
 
 class Truth:
     """What is embedded, and what the reference on the CPU makes of it."""
 
-    def __init__(self, subject: Subject, text: Sentences, settings: EngineSettings) -> None:
-        self._model = subject.model
-        self.rows = settings.stateful_rows
-        real = text[: settings.real_sentences]
+    def __init__(self, subject: Subject, text: Sentences, settings: Settings) -> None:
+        self._model, self.batch_size = subject.model, settings.stateful_rows
         short = equal_batch(text, settings.short_sentences, 3).sentences if settings.short_sentences else []
-        self.sentences: Sentences = [*ODD_SENTENCES, *real, *short]
+        self.sentences: Sentences = [*ODD_SENTENCES, *text[: settings.sentences], *short]
 
     @cached_property
     def bounded(self) -> list[Array]:
@@ -145,83 +118,69 @@ class Truth:
     @cached_property
     def streamed(self) -> list[Array]:
         """Layers of the first sentences, embedded in batches that carry the state on."""
-        runtime = ReferenceRuntime(self._model, stateful=True, batch_size=self.rows)
+        runtime = ReferenceRuntime(self._model, stateful=True, batch_size=self.batch_size)
         return list(runtime.embed_batch(self.stream))
 
     @property
     def stream(self) -> Sentences:
         """Batches of ragged sentences, the last one smaller; none is empty."""
-        whole = [sentence for sentence in self.sentences if sentence]
-        return whole[: 4 * self.rows - 1]
+        return [sentence for sentence in self.sentences if sentence][: 4 * self.batch_size - 1]
 
 
-def checks(subject: Subject, truth: Truth, settings: EngineSettings) -> Iterator[Check]:
-    """All ways to embed, the batch first; precisions that are not checked thoroughly are checked in batches alone."""
-    for precision in settings.precisions:
-        ways: dict[str, Callable[..., list[LayerError]]] = {"batch": _batch, "repeated": _repeated}
-        if precision in settings.thorough:
-            ways |= {
-                "one by one": _one_by_one,
-                "bulk": _bulk,
-                "pooled": _pooled,
-                "boundaries": _boundaries,
-                "stateful": _stateful,
-            }
-        for name, errors in ways.items():
-            yield Check(subject.name, name, precision, partial(errors, subject, truth, precision))
+def batch(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+    """All sentences at once."""
+    yield from layers(list(subject.embedder(precision).embed(truth.sentences)), truth.vectors)
 
 
-def _batch(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
-    return compare(list(subject.embedder(precision).embed(truth.sentences)), truth.vectors, precision)
+def one_by_one(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+    """The odd sentences and some more, each by itself."""
+    sentences = truth.sentences[: len(ODD_SENTENCES) + 8]
+    found = [vectors for each in sentences for vectors in subject.embedder(precision).embed([each])]
+    yield from layers(found, truth.vectors[: len(sentences)])
 
 
-def _one_by_one(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
-    embedder = subject.embedder(precision)
-    n = min(len(truth.sentences), len(ODD_SENTENCES) + 8)
-    found = [vectors for sentence in truth.sentences[:n] for vectors in embedder.embed([sentence])]
-    return compare(found, truth.vectors[:n], precision)
-
-
-def _repeated(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
+def repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Batches of one size in turn, several times; and the last two times give the same bits."""
-    embedder = subject.embedder(precision)
-    size = max(2, len(truth.sentences) // 8)
-    passes: list[list[Array]] = []
+    embedder, size = subject.embedder(precision), max(2, len(truth.sentences) // 8)
+    again: list[Array] = []
+    last: list[Array] = []
     for _ in range(PASSES):
-        found = [list(embedder.embed(batch)) for batch in batches(truth.sentences, size)]
-        passes.append([vectors for batch in found for vectors in batch])
-    again, last = (_end_to_end(found) for found in passes[-2:])
-    return [*compare(passes[-1], truth.vectors, precision), _error("two calls", last, again, 0.0, None)]
+        again, last = last, [x for each in batches(truth.sentences, size) for x in embedder.embed(each)]
+    yield from layers(last, truth.vectors)
+    after, before = (np.concatenate([x.ravel() for x in each])[None] for each in (last, again))
+    yield Piece("two calls", after, before, same_bits=True)
 
 
-def _bulk(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
+def bulk(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Everything three times in windows of a fifth, the vectors left on the device until the end."""
-    n_tokens = sum(map(len, truth.sentences))
-    embedder = subject.embedder(precision, window_tokens=max(1, n_tokens // 5))
-    tensors = list(embedder.embed(truth.sentences * 3, convert_to_numpy=False))
-    subject.place.synchronize()
-    return compare(on_host(tensors), truth.vectors * 3, precision)
+    embedder = subject.embedder(precision, window_tokens=max(1, sum(map(len, truth.sentences)) // 5))
+    yield from layers(
+        _from_device(subject, embedder.embed(truth.sentences * 3, convert_to_numpy=False)), truth.vectors * 3
+    )
 
 
-def _pooled(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
+def pooled(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Means over the tokens on the device, of the average and of one layer; the top layer; and a file's means."""
-    embedder, last = subject.embedder(precision), subject.model.config.n_layers
+    embedder, sentences = subject.embedder(precision), truth.sentences
     mean = [pool_mean(select_layers(vectors, "average")) for vectors in truth.vectors]
-    found = list(embedder.embed(truth.sentences, layers="average", pool="mean", convert_to_numpy=False))
-    subject.place.synchronize()
-    errors = one_vector(on_host(found), mean, precision, "mean of the average", last)
-    first = [pool_mean(vectors[1]) for vectors in truth.vectors]
-    found = list(embedder.embed(truth.sentences, layers=1, pool="mean"))
-    errors += one_vector(found, first, precision, "mean of layer 1", 1)
-    top = [vectors[-1] for vectors in truth.vectors]
-    errors += one_vector(list(embedder.embed(truth.sentences, layers="top")), top, precision, "top layer", last)
+    found = embedder.embed(sentences, layers="average", pool="mean", convert_to_numpy=False)
+    yield single("mean of the average", _from_device(subject, found), mean)
+    found = embedder.embed(sentences, layers=1, pool="mean")
+    yield single("mean of layer 1", found, [pool_mean(vectors[1]) for vectors in truth.vectors])
+    yield single("top layer", embedder.embed(sentences, layers="top"), [vectors[-1] for vectors in truth.vectors])
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        path = write_sentences(Path(folder) / "text", truth.sentences)
-        errors += one_vector(list(file_means(embedder, path)), mean, precision, "means of a file", last)
-    return errors
+        path = write_sentences(Path(folder) / "text", sentences)
+        yield single("means of a file", file_means(embedder, path), mean)
 
 
-def file_means(embedder: Embedder, path: Path) -> Iterator[Array]:
+def _from_device(subject: Subject, tensors: Iterable[Any]) -> list[Array]:
+    """Tensors as arrays, after all of them were made."""
+    found = list(tensors)
+    subject.device.synchronize()
+    return [tensor.cpu().numpy() for tensor in found]
+
+
+def file_means(embedder: Any, path: Path) -> Iterator[Array]:
     """Means of the average of the layers, on the host, of every sentence of a file."""
     max_sentences, max_tokens = embedder.window_limits
     windows = read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens)
@@ -229,11 +188,93 @@ def file_means(embedder: Embedder, path: Path) -> Iterator[Array]:
         yield from means
 
 
-def _boundaries(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
-    embedder = subject.embedder(precision, keep_sentence_boundaries=True)
-    return compare(list(embedder.embed(truth.sentences)), truth.bounded, precision)
+def boundaries(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+    """With the vectors of the begin and the end of each sentence."""
+    found = subject.embedder(precision, keep_sentence_boundaries=True).embed(truth.sentences)
+    yield from layers(list(found), truth.bounded)
 
 
-def _stateful(subject: Subject, truth: Truth, precision: str) -> list[LayerError]:
-    embedder = subject.embedder(precision, stateful=True, batch_size=truth.rows)
-    return compare(list(embedder.embed(truth.stream)), truth.streamed, precision)
+def stateful(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+    """The state carried from batch to batch."""
+    embedder = subject.embedder(precision, stateful=True, batch_size=truth.batch_size)
+    yield from layers(list(embedder.embed(truth.stream)), truth.streamed)
+
+
+Way = Callable[[Subject, Truth, str], Iterator[Piece]]
+ALWAYS: dict[str, Way] = {"batch": batch, "repeated": repeated}
+THOROUGH: dict[str, Way] = {
+    "one by one": one_by_one,
+    "bulk": bulk,
+    "pooled": pooled,
+    "boundaries": boundaries,
+    "stateful": stateful,
+}
+
+
+def ways(settings: Settings) -> Iterator[tuple[str, str, Way]]:
+    """Precision, name and way of every check, the batch first."""
+    for precision in settings.precisions:
+        for name, way in (ALWAYS | (THOROUGH if precision in settings.thorough else {})).items():
+            yield precision, name, way
+
+
+# ----------------------------------------------------------------------------------------------------------- published
+
+
+def published(
+    make: Callable[[Path], Subject], folder: Path
+) -> Iterator[tuple[str, str, Callable[[], Iterator[Piece]]]]:
+    """Model, name and pieces of every check: from a fresh state, and with the state carried from batch to batch.
+
+    Args:
+        make: a subject of a model's folder.
+    """
+    table: list[tuple[str, str, Callable[[Subject, Path], Iterator[Piece]]]] = [
+        ("bilm_skip", "published", _lines),
+        ("manylangs", "published", _tokens),
+        ("bilm_skip", "published, stateful", partial(_streams, (0, 1))),
+        ("bilm_noskip", "published, stateful", partial(_streams, (0,))),
+    ]
+
+    def pieces(compare: Callable[[Subject, Path], Iterator[Piece]], folder: Path) -> Iterator[Piece]:
+        return compare(make(folder), folder)
+
+    for model, name, compare in table:
+        yield model, name, partial(pieces, compare, folder / model)
+
+
+def _lines(subject: Subject, folder: Path) -> Iterator[Piece]:
+    sentences = [line.split() for stream in _stored(folder) for line in stream]
+    return _fresh(subject, sentences, folder / "expected_stateless.hdf5")
+
+
+def _tokens(subject: Subject, folder: Path) -> Iterator[Piece]:
+    return _fresh(subject, _stored(folder), folder / "expected_layers.hdf5")
+
+
+def _fresh(subject: Subject, sentences: Sentences, path: Path) -> Iterator[Piece]:
+    """The first sentences, as many as have published vectors."""
+    expected = _vectors(path)
+    return layers(list(subject.embedder(PUBLISHED).embed(sentences[: len(expected)])), expected)
+
+
+def _streams(published: Sequence[int], subject: Subject, folder: Path) -> Iterator[Piece]:
+    """TensorFlow's bilm ran sentence i of all streams as batch i, and carried each row's state on."""
+    streams = _stored(folder)
+    lines = [stream[i].split() for i in range(len(streams[0])) for stream in streams]
+    found = list(subject.embedder(PUBLISHED, stateful=True, batch_size=len(streams)).embed(lines))
+    for stream in published:
+        expected = [np.concatenate(list(both), axis=-1) for both in _vectors(folder / f"lm_embeddings_{stream}.hdf5")]
+        yield single(f"top layer, stream {stream}", [x[-1] for x in found[stream :: len(streams)]], expected)
+
+
+def _stored(folder: Path) -> Any:
+    return json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
+
+
+def _vectors(path: Path) -> list[Array]:
+    """Of every sentence, by its number."""
+    import h5py  # which a machine with a card may lack, as it may the files
+
+    with h5py.File(path) as stored:
+        return [np.asarray(stored[str(k)]) for k in range(len(stored))]

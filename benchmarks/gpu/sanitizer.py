@@ -12,28 +12,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from flashelmo.benchmarks.gpu.rows import CARD
-from flashelmo.benchmarks.kernels.timing import Deadline
+from flashelmo.benchmarks.kernels.card import CARD
 from flashelmo.benchmarks.results import FAILED, Row
+from flashelmo.benchmarks.timing import Deadline
 
 SECTION = "sanitizer"
 PROGRAM = "compute-sanitizer"
 SECONDS = 150.0  # of one tool
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
-
-
-class Job(NamedTuple):
-    """A tool, and what it runs on."""
-
-    tool: str
-    model: str
-    precisions: str
-
-
-JOBS = (Job("memcheck", "original", "bf16,int8"), Job("memcheck", "small", "fp32"), Job("racecheck", "small", "bf16"))
+# Tool, model and precisions.
+JOBS = (("memcheck", "original", "bf16,int8"), ("memcheck", "small", "fp32"), ("racecheck", "small", "bf16"))
 
 
 def sanitize(out: Path, deadline: Deadline) -> Iterator[Row]:
@@ -42,31 +33,33 @@ def sanitize(out: Path, deadline: Deadline) -> Iterator[Row]:
     if program is None:
         yield Row(SECTION, CARD, PROGRAM, "errors", note=f"{FAILED}: {PROGRAM} is not installed")
         return
-    for job in JOBS:
-        name = f"{job.tool} {job.precisions}"
-        seconds = min(SECONDS, deadline.left)
+    for tool, model, precisions in JOBS:
+        row, seconds = Row(SECTION, model, f"{tool} {precisions}", "errors"), min(SECONDS, deadline.left)
         if seconds <= 0:
-            yield Row(SECTION, job.model, name, "errors", note=deadline.over)
+            yield replace(row, note=deadline.over)
             continue
-        log = out / f"{PROGRAM}-{job.tool}-{job.model}.txt"
-        found, note = _run(command(program, job, out), log, seconds)
-        yield Row(SECTION, job.model, name, "errors", median=found, note=note)
-
-
-def command(program: str, job: Job, out: Path) -> list[str]:
-    """What is run."""
-    ours = [sys.executable, "-m", "flashelmo.benchmarks.gpu", "--out", str(out / SECTION), "--only", "correctness"]
-    ours += ["--models", job.model, "--precisions", job.precisions, "--off", "graphs", "--few"]
-    return [program, "--tool", job.tool, *ours]
+        ours = [
+            sys.executable,
+            "-m",
+            "flashelmo.benchmarks",
+            "gpu",
+            "--out",
+            str(out / SECTION),
+            "--only",
+            "correctness",
+        ]
+        ours += ["--models", model, "--precisions", precisions, "--off", "graphs", "--few"]
+        found, note = _run([program, "--tool", tool, *ours], out / f"{PROGRAM}-{tool}-{model}.txt", seconds)
+        yield replace(row, median=found, note=note)
 
 
 def _run(arguments: Sequence[str], log: Path, seconds: float) -> tuple[float | None, str]:
     """Number of errors, and what is to be said of it."""
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         with log.open("w", encoding="utf-8") as file:
             done = subprocess.run(
-                arguments, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=environment, check=False
+                arguments, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=env, check=False
             )
     except subprocess.TimeoutExpired:
         return None, f"not measured: no end within {seconds:.0f} seconds"
@@ -83,6 +76,4 @@ def judge(text: str, status: int) -> tuple[float | None, str]:
     errors = sum(int(number) for pair in summaries for number in pair if number)
     if errors:
         return errors, f"{FAILED}: {errors} errors"
-    if status:
-        return 0, f"{FAILED}: the checks ended with exit status {status}"
-    return 0, ""
+    return 0, f"{FAILED}: the checks ended with exit status {status}" if status else ""

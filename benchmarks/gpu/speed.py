@@ -6,57 +6,37 @@ with the mean of each sentence on the host. Where words are not known, their vec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from operator import truediv
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from flashelmo.benchmarks.gpu.accuracy import Truth, compare, file_means
-from flashelmo.benchmarks.gpu.rivals import Compiled, Eager, Onnx, Stacks
-from flashelmo.benchmarks.gpu.rows import UNIT, speeds, with_samples
-from flashelmo.benchmarks.gpu.settings import EngineSettings
-from flashelmo.benchmarks.gpu.subject import Embedder, Subject, leave_on_device
-from flashelmo.benchmarks.gpu.workloads import Ceilings, Workload, ceilings
-from flashelmo.benchmarks.kernels.model import Card
-from flashelmo.benchmarks.kernels.timing import Task, Timer, Timing, one_line
+from flashelmo.benchmarks.accuracy import relative_errors
+from flashelmo.benchmarks.contestant import Contestant, Way
+from flashelmo.benchmarks.gpu import rivals
+from flashelmo.benchmarks.gpu.accuracy import Truth, error_rows, file_means, layers
+from flashelmo.benchmarks.gpu.rivals import Eager
+from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
+from flashelmo.benchmarks.gpu.workloads import Workload, ceilings
+from flashelmo.benchmarks.kernels.card import Card
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, write_sentences
+from flashelmo.benchmarks.timing import Timing, take_turns
+from flashelmo.benchmarks.worker import Here, one_line
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.windows import read_windows
 
+UNIT = "tokens/s"
 NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"
 TEXT_TO_MEANS, WINDOWS = "text to means", "windows ready"
 EAGER, COMPILED, CUDNN, ONNX = "PyTorch eager", "torch.compile", "cuDNN LSTM", "ONNX Runtime"
 RIVAL_BOUND = 0.1  # relative error: with cells in bf16 rounding adds up over the steps; wrong work is off by more
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-Run = Callable[[Sentences], object]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Somebody who embeds a workload.
-
-    Attributes:
-        name: who, with the kind of arithmetic, as "flashelmo bf16".
-        build: makes what is called with the workload's sentences; where it raises, the contestant is absent and the
-            others go on.
-        kind: of arithmetic, for the ceiling; None for a rival, whose ceiling is not told.
-        words_known: whether words cost nothing.
-    """
-
-    name: str
-    build: Callable[[], Run]
-    kind: str | None = None
-    words_known: bool = False
-
-    @property
-    def is_rival(self) -> bool:
-        """Whether ours are compared with it."""
-        return self.kind is None
+WARM_UPS = 4  # the first compiles, the second may capture a graph, the third replays it; the last is as in use
+SWITCH = "switch"
 
 
 class Speed:
@@ -68,167 +48,174 @@ class Speed:
         folder: takes texts.
     """
 
-    def __init__(
-        self, subject: Subject, truth: Truth, settings: EngineSettings, timer: Timer, card: Card, folder: Path
-    ) -> None:
+    def __init__(self, subject: Subject, truth: Truth, settings: Settings, card: Card, folder: Path) -> None:
         self.subject, self.truth, self.settings = subject, truth, settings
-        self._timer, self._card, self._folder = timer, card, folder
-        self._references: dict[str, Eager] = {}
+        self._card, self._folder = card, folder
+        self._reference = cache(self._made_reference)
 
-    def batch(self, workload: Workload, precisions: Sequence[str], *, cudnn: bool) -> list[Row]:
-        """A batch, or a sentence, by the precisions, the first one also with all words known, and by the rivals.
+    def rows(self, workload: Workload, precisions: Sequence[str], slow: bool = False) -> list[Row]:
+        """The precisions and who else takes part in a section: the first one with all words known, from windows, and
+        from a file to means on the host; the reference, cuDNN's LSTM for sentences of one length, and the others.
 
         Args:
-            cudnn: the sentences are of one length, so that its LSTM can take part.
+            slow: bulk text is for the slower precisions and for the reference in batches.
         """
-        contestants = [self.ours(precision) for precision in precisions]
-        contestants.insert(1, self.ours(precisions[0], known=True))
-        contestants += [self.eager(kind, len(workload.sentences)) for kind in self._rival_kinds("fp32", "bf16")]
-        if cudnn:
-            contestants += self._stacks(workload)
-        return self.measure(workload, contestants)
+        subject, settings, section, first = self.subject, self.settings, workload.section, precisions[0]
+        found = [self.ours(precision) for precision in precisions]
+        if section in ("single", "batch", "ragged"):
+            found.insert(1, self.ours(first, known=True))
+            found += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
+        if section in ("single", "batch"):
+            found += self._stacks(workload)
+        if section == "bulk" and slow:
+            found.append(self.eager("fp32", settings.eager_batch))
+        elif section == "bulk":
+            for name, make in ((WINDOWS, self._windows), (TEXT_TO_MEANS, self._text_to_means)):
+                found.append(Contestant(f"{OURS} {first}, {name}", first, make, (first, workload)))
+        if section == "compiled":
+            given = (subject.model, subject.device, workload.sentences, settings.compile_seconds)
+            found.append(Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given, is_rival=True))
+        if section == "onnx":
+            found.append(Contestant(ONNX, first, rivals.onnx, (settings.onnx, subject.device), is_rival=True))
+        return self.measure(workload, found)
 
-    def bulk(self, workload: Workload, precisions: Sequence[str]) -> list[Row]:
-        """Text from token lists by the precisions, from windows, and from a file to means on the host, by the first."""
-        first = precisions[0]
-        contestants = [*map(self.ours, precisions), self.windows(first, workload), self.text_to_means(first, workload)]
-        return self.measure(workload, contestants)
+    def switch(self, name: str, workloads: Sequence[Workload], precision: str) -> Iterator[list[Row]]:
+        """One switch of the CUDA runtime, on and off, with all words known; only a card can tell which is better.
 
-    def short_bulk(self, workload: Workload, precisions: Sequence[str]) -> list[Row]:
-        """Text by the slower precisions and by the reference in batches."""
-        contestants = [*map(self.ours, precisions), self.eager("fp32", self.settings.eager_batch)]
-        return self.measure(workload, contestants)
+        The other switches are at their default, or off where the run was told so. One that changes vectors beyond
+        rounding is not timed.
+        """
 
-    def compiled(self, workload: Workload, precision: str) -> list[Row]:
-        """A batch by ours and by the reference under torch.compile."""
+        @cache
+        def make(state: bool) -> Way:
+            embedder = self.subject.embedder(precision, cuda=replace(self.subject.cuda, **{name: state}))
+            for _ in range(3):  # so that what is captured with the second is replayed
+                found = list(embedder.embed(self.truth.sentences))
+            rows = error_rows(Row("error"), precision, layers(found, self.truth.vectors))
+            if wrong := [f"{row.detail}: {row.note.removeprefix(FAILED + ': ')}" for row in rows if row.failed]:
+                raise FlashElmoError(f"not timed: {'; '.join(wrong)}")
+            return self._way(embedder, partial(leave_on_device, embedder))
 
-        def build() -> Run:
-            seconds = self.settings.compile_seconds
-            made = Compiled(self.subject.model, self.subject.place.torch, workload.sentences, seconds)
-            return partial(made, batch_size=len(workload.sentences))
-
-        return self.measure(workload, [self.ours(precision), Contestant(f"{COMPILED} fp32", build)])
-
-    def onnx(self, workload: Workload, precision: str, path: Path) -> list[Row]:
-        """A batch by ours and by an exported model."""
-        return self.measure(workload, [self.ours(precision), Contestant(ONNX, partial(Onnx, path))])
+        on, off = (f"{name} {state}" for state in ("on", "off"))
+        contestants = [
+            Contestant(on, precision, make, (True,), words_known=True),
+            Contestant(off, precision, make, (False,), words_known=True, is_rival=True),
+        ]
+        for workload in workloads:
+            detail = workload.detail if workload.section != "bulk" else f"bulk, {workload.detail}"
+            yield self.measure(replace(workload, section=SWITCH, detail=detail), contestants)
 
     # ------------------------------------------------------------------------------------------------ who takes part
 
     def ours(self, precision: str, known: bool = False) -> Contestant:
         """The engine from token lists."""
+
+        def make() -> Way:
+            embedder = self._embedder(precision, known)
+            return self._way(embedder, partial(leave_on_device, embedder))
+
         name = f"{OURS} {precision}" + (f", {KNOWN}" if known else "")
-        return Contestant(
-            name, lambda: partial(leave_on_device, self._embedder(precision, known)), precision, words_known=known
-        )
+        return Contestant(name, precision, make, place="cuda", words_known=known)
 
-    def windows(self, precision: str, workload: Workload) -> Contestant:
+    def _windows(self, precision: str, workload: Workload) -> Way:
         """The engine from windows that are there, as a reader of text makes them."""
+        embedder = self._embedder(precision)
+        max_sentences, max_tokens = embedder.window_limits
+        path = write_sentences(self._folder / "windows.txt", workload.sentences)
+        ready = list(read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens))
 
-        def build() -> Run:
-            embedder = self._embedder(precision)
-            max_sentences, max_tokens = embedder.window_limits
-            path = write_sentences(self._folder / "windows.txt", workload.sentences)
-            ready = list(read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens))
+        def run(sentences: Sentences) -> None:
+            for _, vectors in embedder.embed_windows(ready, convert_to_numpy=False):
+                for _ in vectors:
+                    pass
 
-            def run(sentences: Sentences) -> None:
-                for _, vectors in embedder.embed_windows(ready, convert_to_numpy=False):
-                    for _ in vectors:
-                        pass
+        return self._way(embedder, run)
 
-            return run
-
-        return Contestant(f"{OURS} {precision}, {WINDOWS}", build, precision)
-
-    def text_to_means(self, precision: str, workload: Workload) -> Contestant:
+    def _text_to_means(self, precision: str, workload: Workload) -> Way:
         """The engine from a text file to the mean of each sentence's average of layers on the host."""
+        embedder = self._embedder(precision)
+        path = write_sentences(self._folder / "text.txt", workload.sentences)
+        return self._way(embedder, lambda sentences: [None for _ in file_means(embedder, path)])
 
-        def build() -> Run:
-            embedder = self._embedder(precision)
-            path = write_sentences(self._folder / "text.txt", workload.sentences)
-            return lambda sentences: [None for _ in file_means(embedder, path)]
-
-        return Contestant(f"{OURS} {precision}, {TEXT_TO_MEANS}", build, precision)
-
-    def eager(self, kind: str, batch_size: int) -> Contestant:
-        """The reference in batches."""
-        return Contestant(f"{EAGER} {kind}", lambda: partial(self._reference(kind), batch_size=batch_size))
-
-    def _reference(self, kind: str) -> Eager:
-        """Made once, and checked."""
-        if kind not in self._references:
-            made = Eager(self.subject.model, self.subject.place.torch, DTYPES[kind])
-            few = [k for k, sentence in enumerate(self.truth.sentences) if sentence][:8]
-            found = made.vectors([self.truth.sentences[k] for k in few])
-            worst = max(error.relative for error in compare(found, [self.truth.vectors[k] for k in few], "bf16"))
-            if not worst <= RIVAL_BOUND:
-                raise FlashElmoError(f"expected vectors within {RIVAL_BOUND} of the reference's, found {worst:.2g}")
-            self._references[kind] = made
-        return self._references[kind]
-
-    def _stacks(self, workload: Workload) -> list[Contestant]:
-        rows, steps = len(workload.sentences), len(workload.sentences[0])
-        place = self.subject.place
-
-        def stacks(kind: str, streams: int) -> Contestant:
-            name = f"{CUDNN} {kind}" + (", two streams" if streams == 2 else "")
-            config = self.subject.model.config
-            return Contestant(name, lambda: Stacks(config, rows, steps, place.torch, DTYPES[kind], streams))
-
-        counts = (1, 2) if place.is_cuda else (1,)
-        return [stacks(kind, streams) for kind in self._rival_kinds("bf16", "fp16") for streams in counts]
-
-    def _rival_kinds(self, *kinds: str) -> list[str]:
-        """On the CPU, float32 alone."""
-        return list(kinds) if self.subject.place.is_cuda else ["fp32"]
-
-    def _embedder(self, precision: str, known: bool = False) -> Embedder:
+    def _embedder(self, precision: str, known: bool = False) -> Any:
         if precision in self.subject.failed:
             raise FlashElmoError(NOT_TIMED)
         return self.subject.timed(precision, known)
+
+    def _way(self, embedder: Any, run: Callable[[Sentences], object]) -> Way:
+        return Way(lambda batch: list(embedder.embed(batch)), run, wait=self.subject.device.synchronize)
+
+    def eager(self, precision: str, batch_size: int) -> Contestant:
+        """The reference in batches."""
+
+        def make() -> Way:
+            return self._reference(precision).way(batch_size)
+
+        return Contestant(f"{EAGER} {precision}", precision, make, is_rival=True)
+
+    def _made_reference(self, precision: str) -> Eager:
+        """Checked on a few sentences."""
+        made = Eager(self.subject.model, self.subject.device, precision)
+        few = [k for k, sentence in enumerate(self.truth.sentences) if sentence][:8]
+        found = made.vectors([self.truth.sentences[k] for k in few])
+        worst = max(relative_errors(found, [self.truth.vectors[k] for k in few]))
+        if not worst < RIVAL_BOUND:
+            raise FlashElmoError(f"expected vectors within {RIVAL_BOUND} of the reference's, found {worst:.2g}")
+        return made
+
+    def _stacks(self, workload: Workload) -> Iterator[Contestant]:
+        config, device, sentences = self.subject.model.config, self.subject.device, workload.sentences
+        for precision in self._rival_precisions("bf16", "fp16"):
+            given = (config, len(sentences), len(sentences[0]), device, precision)
+            yield Contestant(f"{CUDNN} {precision}", precision, rivals.stacks, given, is_rival=True)
+
+    def _rival_precisions(self, *precisions: str) -> Sequence[str]:
+        """On the CPU, float32 alone."""
+        return precisions if self.subject.device.is_cuda else ("fp32",)
 
     # ------------------------------------------------------------------------------------------------ turns and rows
 
     def measure(self, workload: Workload, contestants: Sequence[Contestant]) -> list[Row]:
         """A row for each contestant, absent ones with the reason; ours with their ratios to the rivals."""
-        tasks: dict[str, Task] = {}
-        timings: dict[str, Timing] = {}
+        self.subject.device.free_memory()
+        clocks: dict[str, Here] = {}
+        absent: dict[str, Timing] = {}
         for each in contestants:
+            if workload.waits:
+                each = replace(each, make=partial(_waiting, each.make))
             try:
-                tasks[each.name] = Task(each.name, self._task(each.build(), workload))
+                clocks[each.name] = each.here()
+                clocks[each.name].call("seconds", [workload.sentences], 0.0, 1, WARM_UPS)
             except Exception as error:  # out of memory, not supported, too slow to compile: the others go on
-                said = str(error) if isinstance(error, FlashElmoError) else one_line(error)
-                timings[each.name] = Timing([], said)
-        timings |= dict(zip(tasks, self._timer.time(list(tasks.values())), strict=True))
-        rivals = {each.name: timings[each.name].samples for each in contestants if each.is_rival}
-        return [self._row(workload, each, timings[each.name], rivals) for each in contestants]
+                absent[each.name] = Timing([], one_line(error))
+        ready = {name: clock for name, clock in clocks.items() if name not in absent}
+        work = [workload.sentences], self.settings.sample_seconds
+        timings = take_turns(
+            self.settings.rounds, {name: partial(clock.call, "seconds", *work) for name, clock in ready.items()}, 0.0
+        )
+        timings |= absent
+        rival_samples = {each.name: timings[each.name].samples for each in contestants if each.is_rival}
+        return [self._row(workload, each, timings[each.name], rival_samples) for each in contestants]
 
-    def _task(self, run: Run, workload: Workload) -> Callable[[], object]:
-        if not workload.waits:
-            return partial(run, workload.sentences)
-
-        def wait() -> None:
-            run(workload.sentences)
-            self.subject.place.synchronize()
-
-        return wait
-
-    def _row(self, workload: Workload, each: Contestant, timing: Timing, rivals: dict[str, list[float]]) -> Row:
-        row = Row(workload.section, self.subject.name, each.name, UNIT, workload.detail, note=timing.note)
-        if not timing.samples:
-            failed = not each.is_rival and timing.note != NOT_TIMED
-            return replace(row, note=f"{FAILED}: {timing.note}") if failed else row
-        row = with_samples(row, speeds(workload.tokens, timing.samples))
-        if each.kind is None:
+    def _row(self, workload: Workload, each: Contestant, timing: Timing, rival_samples: dict[str, list[float]]) -> Row:
+        row = Row(workload.section, self.subject.name, each.name, UNIT, workload.detail)
+        if not timing.samples and (each.is_rival or timing.note == NOT_TIMED):
+            return replace(row, note=timing.note)
+        row = row.timed(timing, partial(truediv, workload.tokens))
+        if each.is_rival or not timing.samples:
             return row
-        limits = self.ceilings(workload, each.kind, each.words_known)
-        ratios = {name: median_ratio(timing.samples, them, "µs") for name, them in rivals.items() if them}
-        return replace(row, ceiling=_rounded(limits.lstm), ceiling_both=_rounded(limits.both), ratios=ratios)
-
-    def ceilings(self, workload: Workload, kind: str, words_known: bool) -> Ceilings:
-        """What the card allows."""
-        return ceilings(self.subject.model.config, workload, self._card, kind, words_known)
+        limits = ceilings(self.subject.model.config, workload, self._card, each.precision, each.words_known)
+        ratios = {name: median_ratio(timing.samples, them, "s") for name, them in rival_samples.items() if them}
+        lstm, both = (float(f"{limit:.4g}") for limit in (limits.lstm, limits.both))
+        return replace(row, ceiling=lstm, ceiling_both=both, ratios=ratios)
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _waiting(make: Callable[..., Way], *arguments: Any) -> Way:
+    """A way whose every call is waited for: its latency counts."""
+    way = make(*arguments)
+
+    def run(work: Any) -> None:
+        way.run(work)
+        way.wait()
+
+    return way._replace(run=run)

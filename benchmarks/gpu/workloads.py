@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from flashelmo.benchmarks.kernels import model
-from flashelmo.benchmarks.kernels.model import Card, Cost
+from flashelmo.benchmarks.kernels.card import Card
+from flashelmo.benchmarks.kernels.model import Cost
 from flashelmo.benchmarks.text import REAL_TEXT, Sentences, generate
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
@@ -29,8 +31,7 @@ class Workload:
     """Sentences that are embedded by one call.
 
     Attributes:
-        section: "single", "batch", "ragged" or "bulk".
-        detail: as "32 sentences of 20".
+        section, detail: as "batch", "32 sentences of 20".
         waits: whether each call is waited for: its latency counts, not how many can be queued.
     """
 
@@ -56,8 +57,7 @@ def load_text(n_tokens: int, path: Path | None, seed: int) -> tuple[Sentences, s
     Raises:
         FlashElmoError: the file is empty.
     """
-    if path is None and REAL_TEXT.is_file():
-        path = REAL_TEXT
+    path = path or (REAL_TEXT if REAL_TEXT.is_file() else None)
     if path is None:
         sentences, source = generate(min(n_tokens, GENERATED), seed), f"generated text, seed {seed}"
     else:
@@ -99,69 +99,46 @@ def bulk(text: Sentences, n_tokens: int) -> Workload:
     return Workload("bulk", f"{n_tokens - left:,} tokens", taken)
 
 
-@dataclass(frozen=True)
-class Ceilings:
+class Ceilings(NamedTuple):
     """Tokens a second at best, of the LSTM alone, and with the words' vectors."""
 
     lstm: float
     both: float
 
 
-def ceilings(config: ElmoConfig, workload: Workload, card: Card, kind: str, words_known: bool = False) -> Ceilings:
-    """What the card allows for a workload.
+def ceilings(config: ElmoConfig, workload: Workload, card: Card, precision: str, words_known: bool = False) -> Ceilings:
+    """What the card allows for a workload; known words' vectors cost nothing."""
 
-    Args:
-        kind: of arithmetic: one of `kernel_model.VALUE_BYTES`.
-        words_known: their vectors cost nothing.
-    """
-    lstm = lstm_seconds(config, workload.sentences, card, kind)
-    words = 0.0 if words_known else word_seconds(config, workload.sentences, card, kind)
+    def seconds(cost: Cost) -> float:
+        return 1e-6 * replace(cost, launches=0).microseconds(card, precision).microseconds
+
+    sentences = workload.sentences
+    by_length = Counter(map(len, sentences))
+    rows = Counter(accumulate(by_length[length] for length in range(max(by_length, default=0), 0, -1)))
+    steps = sum(times * seconds(lstm_step(config, n, precision)) for n, times in rows.items())  # depths of so many rows
+    once = model.D * config.projection_size * 4 * config.cell_size * model.weight_bytes(precision) / card.memory
+    lstm, words = config.n_layers * (steps + once), 0.0
+    if config.filters and not words_known:  # models without characters look vectors up
+        distinct = {word for sentence in sentences for word in sentence}
+        lengths = [min(len(word.encode()) + 2, config.max_characters) for word in distinct]
+        costs = [model.characters(config, lengths, precision), model.final_projection(config, len(lengths), precision)]
+        costs += [model.highway(config, len(lengths), precision)] * config.n_highway
+        words = sum(map(seconds, costs))
     return Ceilings(workload.tokens / lstm, workload.tokens / (lstm + words))
 
 
-def lstm_seconds(config: ElmoConfig, sentences: Sentences, card: Card, kind: str) -> float:
-    """Of all layers' steps."""
-    steps = sum(times * _seconds(lstm_step(config, n, kind), card, kind) for n, times in _rows(sentences))
-    once = model.D * config.projection_size * 4 * config.cell_size * model.WEIGHT_BYTES[kind] / card.memory
-    return config.n_layers * (steps + once)
-
-
-def lstm_step(config: ElmoConfig, rows: int, kind: str) -> Cost:
+def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
     """All operations of one step of both directions, but of weights the recurrent ones and the projection's alone."""
-    whole, recurrent = (model.step(config, rows, kind, way) for way in ("fused", "hoisted"))
+    whole, recurrent = (model.step(config, rows, precision, way) for way in ("fused", "hoisted"))
     return replace(whole, weights=recurrent.weights, launches=0, products=())
 
 
-def word_seconds(config: ElmoConfig, sentences: Sentences, card: Card, kind: str) -> float:
-    """Of the vectors of the distinct words; nothing for models without characters, which look them up."""
-    if not config.filters:
-        return 0.0
-    words = {word for sentence in sentences for word in sentence}
-    lengths = [min(len(word.encode()) + 2, config.max_characters) for word in words]
-    costs = [model.characters(config, lengths, kind)]
-    costs += [model.highway(config, len(words), kind)] * config.n_highway
-    costs.append(model.final_projection(config, len(words), kind))
-    return sum(_seconds(replace(cost, launches=0), card, kind) for cost in costs)
-
-
-def _rows(sentences: Sentences) -> Iterator[tuple[int, int]]:
-    """How many depths have so many rows: (rows, depths)."""
-    by_length = Counter(map(len, sentences))
-    longest = max(by_length, default=0)
-    still = accumulate(by_length[length] for length in range(longest, 0, -1))  # sentences at least so long
-    yield from Counter(still).items()
-
-
-def _seconds(cost: Cost, card: Card, kind: str) -> float:
-    return 1e-6 * cost.microseconds(card, kind).microseconds
-
-
-def suited_tokens(config: ElmoConfig, card: Card, most: int, kind: str) -> int:
+def suited_tokens(config: ElmoConfig, card: Card, most: int, precision: str) -> int:
     """Tokens of bulk text that take the card about a second at half its peak: a power of two, `most` at most.
 
     At least a 64th of `most`, so that a slow card has whole windows too.
     """
-    wanted = 0.5 * card.peak(kind) / config.lstm_flops_per_token
+    wanted = 0.5 * card.peak(precision) / config.lstm_flops_per_token
     suited = max(most // 64, min(most, 1 << int(max(wanted, 1)).bit_length() - 1))
     return max(1, suited)
 

@@ -1,14 +1,12 @@
 """The GPU kernels by themselves: what they cost without a card, and how fast they are on one.
 
-cases.py        every kernel with every tile, as it is compiled
-compile.py      compiles for a card that is not there, and reads what came of it
-resources.py    registers, shared memory and matrix instructions of each: `python -m benchmarks.kernels.resources`
-ptx.py          whether dependent launches wait in time
-model.py        the time that bytes, operations and launches should take: `python -m benchmarks.kernels.model`
-measure.py      on a card: correct first, then how fast: `python -m benchmarks.kernels.measure`
-checks.py       each kernel against its reference
-contestants.py  what is timed
-timing.py       how it is timed
-report.py       what was found, for people
-tiles.py        on a card: which tiles are fastest: `python -m benchmarks.kernels.tiles`
+suite.py         on a card: correct first, then how fast: `python -m benchmarks kernels --out DIR`
+tiles.py         on a card: which tiles are fastest: `python -m benchmarks tiles --out DIR`
+resources.py     registers, shared memory, matrix instructions, without a card: `python -m benchmarks resources`
+model.py         the time that bytes, operations and launches should take: `python -m benchmarks model`
+problems.py      the work of each kernel, with its reference; lstm.py: the LSTM's
+checks.py        each kernel against its reference; groups.py: what is timed; graph_timing.py: how
+cases.py         every kernel with every tile, as it is compiled; compile.py: without a card
+ptx.py           whether dependent launches wait in time
+card.py          cards and their limits; tables.py: what was found, for people
 """

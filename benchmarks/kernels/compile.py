@@ -32,7 +32,7 @@ class AbsentCard:
         self._target = target
 
     def get_current_device(self) -> int:
-        """Its number: one for each target, as Triton keeps compiled kernels by device."""
+        """A number for each target, as Triton keeps compiled kernels by device."""
         return self._target
 
     def get_current_stream(self, device: int) -> int:
@@ -57,11 +57,7 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def parse_usage(report: str) -> dict[str, int]:
-    """The same, of lines as `REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400`.
-
-    Raises:
-        ValueError: the report has no such line.
-    """
+    """The same, of lines as `REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400`; ValueError where there is none."""
     numbers = {name: int(number) for name, number in re.findall(r"\b(REG|STACK):(\d+)", report)}
     if numbers.keys() != {"REG", "STACK"}:
         raise ValueError(f"cuobjdump: expected REG and STACK, found {report.strip()!r}")
@@ -69,11 +65,7 @@ def parse_usage(report: str) -> dict[str, int]:
 
 
 def machine_code(cubin: bytes) -> bytes:
-    """The instructions of a cubin's one kernel: the section .text.NAME of the ELF file.
-
-    Raises:
-        ValueError: there is none, or more than one.
-    """
+    """The instructions of a cubin's one kernel, the ELF section .text.NAME; ValueError unless there is one."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, n_sections, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + k * size) for k in range(n_sections)]
@@ -89,10 +81,7 @@ def machine_code(cubin: bytes) -> bytes:
 
 
 def count_instructions(codes: Sequence[bytes], target: int) -> list[Counter[str]]:
-    """How often each kernel of one target has each instruction.
-
-    All are disassembled at once, as the tool takes as long to start as a kernel to compile.
-    """
+    """How often each kernel of one target has each instruction; disassembled at once, as the tool starts slowly."""
     architecture = f"SM{target}{'a' if target >= 90 else ''}"
     assembly = _run(triton.knobs.nvidia.nvdisasm.path, "--binary", architecture, content=b"".join(codes))
     return split_instructions(assembly, [len(code) for code in codes])
@@ -105,8 +94,7 @@ def split_instructions(assembly: str, sizes: Sequence[int]) -> list[Counter[str]
         assembly: lines as `/*0040*/ @!P0 HGMMA.64x8x16.F32 R1, R2 ;`, the number being the instruction's address.
         sizes: bytes of each kernel.
     """
-    ends = list(accumulate(sizes))
-    counters: list[Counter[str]] = [Counter() for _ in sizes]
+    ends, counters = list(accumulate(sizes)), [Counter[str]() for _ in sizes]
     for address, name in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_]*)", assembly):
         if name != "NOP":
             counters[bisect_right(ends, int(address, 16))][name] += 1

@@ -21,13 +21,7 @@ _LABEL = re.compile(r"\s*([$\w]+):\s*$")
 
 
 class Statement(NamedTuple):
-    """One instruction.
-
-    Attributes:
-        name: with its modifiers, as "ld.global.v4.b32"; ":" for a label.
-        operands: the text behind it; the label's name.
-        predicated: it may be skipped.
-    """
+    """One instruction: its name with modifiers, or ":" and a label; its operands; whether it may be skipped."""
 
     name: str
     operands: str
@@ -61,7 +55,9 @@ def before(ptx: str, instruction: str, parameters: Sequence[str]) -> tuple[str, 
         statement = statements[at]
         if statement.name == instruction and not statement.predicated:
             continue
-        found |= {parameters[k] for k in _accessed(statement, sources) if parameters[k:] and parameters[k]}
+        addresses = " ".join(re.findall(r"\[([^]]*)\]", statement.operands))
+        accessed = {k for register in _REGISTER.findall(addresses) for k in sources.get(register, ())}
+        found |= {parameters[k] for k in accessed if parameters[k:] and parameters[k]}
         following = set(_following(statements, at))
         waiting += following - reached
         reached |= following
@@ -103,18 +99,13 @@ def _following(statements: Sequence[Statement], at: int) -> Iterator[int]:
     jumps = name.split(".")[0] in ("bra", "ret", "exit", "trap")
     if not jumps or predicated:
         yield at + 1
-    if name.startswith("bra"):
-        yield _nearest(statements, operands, at)
+    if name.startswith("bra"):  # labels of loops written in assembly have one name: the jump is beside its own
+        places = [k for k, each in enumerate(statements) if each == (":", operands, False)]
+        if not places:
+            raise ValueError(f"ptx: expected a label {operands}, found none")
+        yield min(places, key=lambda k: abs(k - at))
     elif jumps:
         yield len(statements)
-
-
-def _nearest(statements: Sequence[Statement], label: str, at: int) -> int:
-    """Where a label is; those of loops written in assembly have one name, and the jump is beside its own."""
-    places = [k for k, each in enumerate(statements) if each == (":", label, False)]
-    if not places:
-        raise ValueError(f"ptx: expected a label {label}, found none")
-    return min(places, key=lambda k: abs(k - at))
 
 
 def _sources(statements: Sequence[Statement]) -> dict[str, set[int]]:
@@ -124,7 +115,8 @@ def _sources(statements: Sequence[Statement]) -> dict[str, set[int]]:
     while changed:
         changed = False
         for name, operands, _ in statements:
-            into, _, rest = _split(operands)
+            # The first operand, which may be several registers in braces, is what is written.
+            into, _, rest = operands.partition("}" if operands.startswith("{") else ",")
             if name.startswith("ld.param"):
                 made = {int(k) for k in _PARAMETER.findall(rest)}
             elif "[" in operands:
@@ -136,15 +128,3 @@ def _sources(statements: Sequence[Statement]) -> dict[str, set[int]]:
                 changed |= not made <= known
                 known |= made
     return found
-
-
-def _split(operands: str) -> tuple[str, str, str]:
-    """The first operand, which may be several registers in braces, and the others."""
-    end = "}" if operands.startswith("{") else ","
-    return operands.partition(end)
-
-
-def _accessed(statement: Statement, sources: Mapping[str, set[int]]) -> set[int]:
-    """The parameters that its addresses were made from."""
-    addresses = " ".join(re.findall(r"\[([^]]*)\]", statement.operands))
-    return {k for register in _REGISTER.findall(addresses) for k in sources.get(register, ())}

@@ -1,12 +1,11 @@
-"""What every GPU kernel costs, compiled without a card: `python -m benchmarks.kernels.resources`.
+"""What every GPU kernel costs, compiled without a card: `python -m benchmarks resources`.
 
-Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_80,
-sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
+Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_75,
+sm_80, sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -15,28 +14,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import get_context
-from pathlib import Path
-from typing import NamedTuple
 
+import triton
 from rich.console import Console
-from rich.table import Table
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-
-try:
-    import triton
-except ImportError as error:
-    raise MissingExtraError("triton", "gpu", "compiling the kernels") from error
-
+from flashelmo.benchmarks.kernels import compile, ptx
 from flashelmo.benchmarks.kernels.cases import TARGETS, Case, cases
-from flashelmo.benchmarks.kernels.compile import (
-    compile_launch,
-    count_instructions,
-    fastest_product,
-    machine_code,
-    usage,
-)
-from flashelmo.benchmarks.kernels.ptx import END, LAUNCH, WAIT, before, parameter_names
+from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tables import print_table
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
@@ -46,24 +33,27 @@ TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory, where it has one
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
 SPILLED = 32  # bytes that may be on sm_75, where the persistent kernel spills a little
 COMPLETE = ("nodes.", "weights.")  # how the names of tensors begin that no launch before may write
-
-
-class Card(NamedTuple):
-    """Limits of one multiprocessor (CUDA C++ Programming Guide, technical specifications by compute capability)."""
-
-    program_kib: int  # of shared memory, for one program
-    kib: int
-    warps: int
-    programs: int
-
-
-CARDS = {
-    75: Card(64, 64, 32, 16),
-    80: Card(163, 164, 64, 32),
-    90: Card(227, 228, 64, 32),
-    100: Card(227, 228, 64, 32),
-    120: Card(99, 100, 48, 24),
+# Of a multiprocessor by compute capability: KiB of shared memory for one program, and in all, warps, programs (CUDA C++
+# Programming Guide, technical specifications).
+LIMITS = {
+    75: (64, 64, 32, 16),
+    80: (163, 164, 64, 32),
+    90: (227, 228, 64, 32),
+    100: (227, 228, 64, 32),
+    120: (99, 100, 48, 24),
 }
+HEADINGS = [
+    "kernel",
+    "type",
+    "size",
+    "tile",
+    "target",
+    "registers",
+    "spills B",
+    "shared KiB",
+    "product",
+    "instructions",
+]
 
 
 @dataclass(frozen=True)
@@ -72,19 +62,15 @@ class Resources:
 
     Attributes:
         kernel, type, size, entries: of its `Case`.
-        tiles: the launch's, as "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits.
-        rows: of the result, of its largest tile.
-        warps: of a program.
+        tiles: the launch's labels; rows, warps: of its largest tile, of a program.
         target: compute capability.
-        registers: of a thread.
-        stack: bytes of a thread's local memory, which is where spilled registers go.
-        shared: bytes of shared memory.
-        tensor_columns: of tensor memory.
+        registers, stack: of a thread, and bytes of its local memory, which is where spilled registers go.
+        shared, tensor_columns: bytes of shared memory, and columns of tensor memory.
         product: the fastest instruction that multiplies, of `compile.PRODUCTS`; "" if none.
         acquires: instructions after which what other programs have written is read from memory, not from a cache.
         instructions: how many there are.
         early: the tensors that a dependent launch may read or write before it has waited for the one before it, and
-            `END` if it may end without; empty for another.
+            `ptx.END` if it may end without; empty for another.
         starts_next: a dependent launch says on every path that the next may begin.
         error: why it does not compile; there are no figures then.
     """
@@ -116,19 +102,12 @@ class Resources:
     @property
     def programs(self) -> int:
         """Of a multiprocessor, as its registers, shared and tensor memory and warps allow."""
-        card = CARDS[self.target]
+        _, kib, warps, programs = LIMITS[self.target]
         warp_registers = -(-self.registers // 8) * 8 * 32  # given out 8 a thread
-        allowed = [
-            card.programs,
-            card.warps // self.warps,
-            REGISTERS // max(1, warp_registers * self.warps),
-            card.kib
-            * KIB
-            // (self.shared + (KIB if self.target >= 80 else 0)),  # which the system takes for each program
-        ]
-        if self.tensor_columns:
-            allowed.append(TENSOR_COLUMNS // self.tensor_columns)
-        return min(allowed)
+        reserved = KIB if self.target >= 80 else 0  # of shared memory, which the system takes for each program
+        allowed = [programs, warps // self.warps, REGISTERS // max(1, warp_registers * self.warps)]
+        allowed.append(kib * KIB // (self.shared + reserved))
+        return min(*allowed, TENSOR_COLUMNS // self.tensor_columns if self.tensor_columns else programs)
 
 
 def breaches(found: Resources) -> Iterator[str]:
@@ -144,7 +123,7 @@ def breaches(found: Resources) -> Iterator[str]:
         yield f"{found.name}: expected a wait for the launch before it first, found {', '.join(wrong)}"
     if found.early and not found.starts_next:
         yield f"{found.name}: expected to let the launch after it begin, found a path that does not"
-    most = CARDS[found.target].program_kib
+    most = LIMITS[found.target][0]
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
     by_warpgroup = found.target == 90 and found.type in ("bf16", "fp16") and found.rows >= WARPGROUP_ROWS
@@ -171,18 +150,20 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
         names = ", ".join(dict.fromkeys(case.kernel for case in _cases()))
         raise FlashElmoError(f"--kernel: expected the beginning of one of {names}; found {kernel!r}")
     measured: list[tuple[Resources, bytes]] = []
-    workers = min(len(jobs), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, console.status("") as status:
+    with (
+        ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), get_context("spawn")) as pool,
+        console.status("") as status,
+    ):
         for each in pool.map(_measure_job, jobs):
             measured.append(each)
             status.update(f"{len(measured)} of {len(jobs)}: {each[0].name}")
     found = [resources for resources, _ in measured]
     for target in targets:
         compiled = [k for k, (resources, code) in enumerate(measured) if resources.target == target and code]
-        counted = count_instructions([measured[k][1] for k in compiled], target) if compiled else []
+        counted = compile.count_instructions([measured[k][1] for k in compiled], target) if compiled else []
         for k, counts in zip(compiled, counted, strict=True):
-            product, acquires = fastest_product(counts), counts["CCTL"]
-            found[k] = replace(found[k], product=product, acquires=acquires, instructions=counts.total())
+            product, n = compile.fastest_product(counts), counts.total()
+            found[k] = replace(found[k], product=product, acquires=counts["CCTL"], instructions=n)
     return found
 
 
@@ -190,92 +171,62 @@ _cases = cache(cases)
 
 
 def _measure_job(job: tuple[int, int]) -> tuple[Resources, bytes]:
-    index, target = job
-    return measure(_cases()[index], target)
+    return measure(_cases()[job[0]], job[1])
 
 
 def measure(case: Case, target: int) -> tuple[Resources, bytes]:
     """Compile a case for one target: all figures but the instructions', and the code that these are counted in."""
     launch = case.build()
     tiles = [value for value in launch.arguments.values() if isinstance(value, Tile)]
-    resources = Resources(
-        kernel=case.kernel,
-        type=case.type,
-        size=case.size,
-        entries=case.entries,
-        tiles=tuple(tile.label for tile in tiles),
-        rows=max(tile.rows for tile in tiles),
-        warps=launch.options["num_warps"],
-        target=target,
-    )
+    labels, rows = tuple(tile.label for tile in tiles), max(tile.rows for tile in tiles)
+    named = (case.kernel, case.type, case.size, case.entries, labels, rows, launch.options["num_warps"], target)
+    resources = Resources(*named)
     try:
-        compiled = compile_launch(launch, target)
+        compiled = compile.compile_launch(launch, target)
     except Exception as error:  # whatever Triton raises: the others are still to be compiled
         reason = (str(error).strip().splitlines() or [""])[-1]
         return replace(resources, error=f"{type(error).__name__}: {reason}"), b""
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
-    numbers = usage(cubin)
+    numbers, columns = compile.usage(cubin), metadata.tmem_size or 0
     resources = replace(
-        resources,
-        registers=numbers["REG"],
-        stack=numbers["STACK"],
-        shared=metadata.shared,
-        tensor_columns=metadata.tmem_size or 0,
+        resources, registers=numbers["REG"], stack=numbers["STACK"], shared=metadata.shared, tensor_columns=columns
     )
     if metadata.launch_pdl:
-        ptx, names = compiled.asm["ptx"], parameter_names(compiled.src.signature)
-        starts_next = END not in before(ptx, LAUNCH, names)
-        resources = replace(resources, early=before(ptx, WAIT, names), starts_next=starts_next)
-    return resources, machine_code(cubin)
+        text, names = compiled.asm["ptx"], ptx.parameter_names(compiled.src.signature)
+        starts_next = ptx.END not in ptx.before(text, ptx.LAUNCH, names)
+        resources = replace(resources, early=ptx.before(text, ptx.WAIT, names), starts_next=starts_next)
+    return resources, compile.machine_code(cubin)
 
 
-def print_table(console: Console, found: Sequence[Resources]) -> None:
-    """A line for each compiled kernel."""
-    table = Table(title=f"GPU kernels, compiled by Triton {triton.__version__}", title_justify="left")
-    for heading in ("kernel", "type", "size", "tile", "target"):
-        table.add_column(heading)
-    for heading in ("registers", "spills B", "shared KiB", "product", "instructions", "programs"):
-        table.add_column(heading, justify="right")
-    for each in found:
-        line = [each.kernel, each.type, each.size, "\n".join(each.tiles), f"sm_{each.target}"]
-        if not each.error:
-            line += [str(each.registers), str(each.stack), f"{each.shared / KIB:.1f}", each.product]
-            line += [f"{each.instructions:,}", str(each.programs)]
-        table.add_row(*line)
-    console.print(table)
+def line_of(found: Resources) -> list[str]:
+    """A line of the printed table."""
+    line = [found.kernel, found.type, found.size, "\n".join(found.tiles), f"sm_{found.target}"]
+    if found.error:
+        return line
+    line += [str(found.registers), str(found.stack), f"{found.shared / KIB:.1f}", found.product]
+    return [*line, f"{found.instructions:,}", str(found.programs)]
 
 
-def write(path: Path, found: Sequence[Resources]) -> None:
-    """Write as JSON, one kernel a line."""
-    lines = [json.dumps(asdict(each) | {"programs": each.programs}) for each in found]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+def run(settings: Settings, console: Console) -> int:
+    """Compile, print the table and what breaks a limit; the exit status.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print the table and what breaks a limit; the exit status."""
-    parser = argparse.ArgumentParser(prog="kernels.resources", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--target", type=int, choices=TARGETS, help="default: all")
-    parser.add_argument("--kernel", default="", help="only those whose name begins so")
-    given = parser.parse_args(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    try:
-        if triton.knobs.runtime.interpret:
-            raise FlashElmoError("TRITON_INTERPRET: expected it unset, as the interpreter compiles nothing")
-        found = measure_all([given.target] if given.target else TARGETS, given.kernel, console)
-        print_table(console, found)
-        if given.json is not None:
-            write(given.json, found)
-    except (FlashElmoError, OSError) as error:
-        print(f"kernels.resources: {error}", file=sys.stderr)
-        return 1
+    Raises:
+        FlashElmoError: kernels are interpreted, or none is asked for.
+    """
+    if triton.knobs.runtime.interpret:
+        raise FlashElmoError("TRITON_INTERPRET: expected it unset, as the interpreter compiles nothing")
+    if settings.target not in (None, *TARGETS):
+        raise FlashElmoError(f"--target: expected one of {', '.join(map(str, TARGETS))}, found {settings.target}")
+    found = measure_all([settings.target] if settings.target else TARGETS, settings.kernel, console)
+    title = f"GPU kernels, compiled by Triton {triton.__version__}"
+    print_table(console, title, 5, [*HEADINGS, "programs"], [line_of(each) for each in found])
+    if settings.out is not None:
+        rows = [json.dumps(asdict(each) | {"programs": each.programs}) for each in found]  # one kernel a line
+        settings.out.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     lines = [line for each in found for line in breaches(each)]
     for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite("what every GPU kernel costs, compiled without a card", Settings(), ("out", "target", "kernel"), run)

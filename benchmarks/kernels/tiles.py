@@ -1,110 +1,68 @@
-"""Which tile is fastest on this machine's card: `python -m benchmarks.kernels.tiles --out DIR`.
+"""Which tile is fastest on this machine's card: `python -m benchmarks tiles --out DIR`.
 
 Every candidate is put into the kernels' table alone, launched through the public launcher, and timed in turn with the
-others of its operation and size. The fastest go by hand into `kernels/tuning.py`, each with its reason, and
-`benchmarks.kernels.resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json,
-best first. A candidate that does not fit the card, or whose result is wrong, is a line that says so and has no time.
-The exit status is 1 if the device was lost.
+others of its operation and size. The fastest go by hand into `kernels/tuning.py`, each with its reason, and `benchmarks
+resources` then says whether they spill on some other card. Results go to DIR/gpu-tiles-CARD.json, best first. A
+candidate that does not fit the card, or whose result is wrong, is a line that says so and has no time.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from unittest import mock
 
-import torch
+from rich.console import Console
 
-from flashelmo.benchmarks.kernels import report as gpu_report
+from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, begin
 from flashelmo.benchmarks.kernels.checks import Check, Sizes, checks, run_checks
-from flashelmo.benchmarks.kernels.contestants import Chain, Contestant, Layer, word_groups
-from flashelmo.benchmarks.kernels.measure import (
-    NO_DEVICE,
-    GpuSettings,
-    card_of,
-    gpu,
-    new_results,
-    text_words,
-    why_no_folder,
-)
-from flashelmo.benchmarks.kernels.model import Card
-from flashelmo.benchmarks.kernels.timing import Deadline, GraphTimer, Timer, Timing, one_line
-from flashelmo.benchmarks.results import Results, Row
-from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.initialize import PRESETS, preset_config
+from flashelmo.benchmarks.kernels.groups import Timed, ours, word_groups
+from flashelmo.benchmarks.kernels.lstm import way_in_use
+from flashelmo.benchmarks.kernels.suite import Kernels, text_words
+from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.timing import Timing
+from flashelmo.benchmarks.worker import one_line
+from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels import tuning
-from flashelmo.kernels.tuning import ANY, Tile, is_hoisted
+from flashelmo.kernels.tuning import ANY, Tile
+
+
+def tiles_of(labels: str) -> tuple[Tile, ...]:
+    """Tiles by their labels, as "16x32x128 4w 3s, 128x64x64 8w 3s /8"."""
+    return tuple(Tile(*map(int, re.findall(r"\d+", label))) for label in labels.split(","))
+
 
 # Operation -> rows (or words) at which its candidates are timed, in 16 bits.
-ROWS = {
-    "gates": (16, 32, 64, 128, 512, 1024),
-    "projection": (16, 32, 64, 128, 512, 1024),
-    "highway": (64, 1024, 4096),
-    "linear": (64, 1024, 4096),
-    "characters": (64, 1024, 4096),
-}
-CANDIDATES: dict[str, tuple[Tile, ...]] = {
-    "gates": (
-        Tile(16, 32, 128, 4, 3),
-        Tile(16, 32, 64, 4, 5),
-        Tile(16, 64, 64, 8, 4),
-        Tile(32, 32, 64, 4, 4),
-        Tile(32, 64, 64, 8, 4),
-        Tile(64, 32, 64, 4, 4),
-        Tile(64, 64, 64, 8, 4),
-        Tile(128, 32, 64, 8, 3),
-        Tile(128, 32, 64, 8, 4),
-        Tile(128, 64, 64, 8, 3),
-        Tile(128, 64, 64, 8, 4),
-        Tile(128, 64, 32, 16, 5),
+ROWS: dict[str, tuple[int, ...]] = dict.fromkeys(("gates", "projection"), (16, 32, 64, 128, 512, 1024))
+ROWS |= dict.fromkeys(("highway", "linear", "characters"), (64, 1024, 4096))
+CANDIDATES = {
+    "gates": tiles_of(
+        "16x32x128 4w 3s, 16x32x64 4w 5s, 16x64x64 8w 4s, 32x32x64 4w 4s, 32x64x64 8w 4s, 64x32x64 4w 4s,"
+        "64x64x64 8w 4s, 128x32x64 8w 3s, 128x32x64 8w 4s, 128x64x64 8w 3s, 128x64x64 8w 4s, 128x64x32 16w 5s"
     ),
-    "projection": (
-        Tile(16, 32, 128, 4, 4, splits=8),
-        Tile(16, 32, 128, 4, 4, splits=4),
-        Tile(16, 64, 128, 4, 4, splits=8),
-        Tile(32, 64, 128, 4, 3, splits=8),
-        Tile(64, 64, 64, 4, 4, splits=8),
-        Tile(64, 64, 64, 4, 4, splits=4),
-        Tile(128, 64, 64, 8, 3, splits=8),
-        Tile(128, 128, 64, 8, 3, splits=8),
-        Tile(128, 128, 64, 8, 3, splits=4),
-        Tile(128, 128, 64, 8, 4, splits=2),
-        Tile(128, 256, 64, 8, 4, splits=8),
+    "projection": tiles_of(
+        "16x32x128 4w 4s /8, 16x32x128 4w 4s /4, 16x64x128 4w 4s /8, 32x64x128 4w 3s /8, 64x64x64 4w 4s /8,"
+        "64x64x64 4w 4s /4, 128x64x64 8w 3s /8, 128x128x64 8w 3s /8, 128x128x64 8w 3s /4, 128x128x64 8w 4s /2,"
+        "128x256x64 8w 4s /8"
     ),
-    "highway": (
-        Tile(16, 16, 128, 4, 4),
-        Tile(32, 32, 128, 4, 3),
-        Tile(64, 32, 64, 4, 4),
-        Tile(64, 64, 64, 4, 4),
-        Tile(128, 64, 64, 8, 3),
-        Tile(128, 64, 64, 8, 4),
-        Tile(128, 128, 64, 8, 3),
-        Tile(128, 128, 64, 8, 4),
+    "highway": tiles_of(
+        "16x16x128 4w 4s, 32x32x128 4w 3s, 64x32x64 4w 4s, 64x64x64 4w 4s, 128x64x64 8w 3s, 128x64x64 8w 4s,"
+        "128x128x64 8w 3s, 128x128x64 8w 4s"
     ),
-    "linear": (
-        Tile(16, 32, 128, 4, 3),
-        Tile(32, 64, 128, 4, 3),
-        Tile(64, 64, 64, 4, 4),
-        Tile(64, 128, 64, 4, 4),
-        Tile(128, 128, 64, 8, 3),
-        Tile(128, 128, 64, 8, 4),
-        Tile(128, 256, 64, 8, 3),
-        Tile(128, 256, 64, 8, 4),
+    "linear": tiles_of(
+        "16x32x128 4w 3s, 32x64x128 4w 3s, 64x64x64 4w 4s, 64x128x64 4w 4s, 128x128x64 8w 3s, 128x128x64 8w 4s,"
+        "128x256x64 8w 3s, 128x256x64 8w 4s"
     ),
-    "characters": (
-        Tile(16, 32, 128, 4, 5),
-        Tile(32, 64, 128, 4, 5),
-        Tile(64, 64, 128, 4, 5),
-        Tile(64, 128, 128, 8, 3),
-        Tile(64, 128, 128, 8, 5),
-        Tile(128, 128, 128, 8, 3),
+    "characters": tiles_of(
+        "16x32x128 4w 5s, 32x64x128 4w 5s, 64x64x128 4w 5s, 64x128x128 8w 3s, 64x128x128 8w 5s, 128x128x128 8w 3s"
     ),
 }
-SECTIONS = {"linear": "final projection"}  # of contestants and checks, where it is not the operation's name
+SECTIONS = {"linear": "final projection"}  # of groups and checks, where it is not the operation's name
 CHECKED_ROWS = 1003  # at most: what is timed on more rows is checked on so many, as the reference runs on the host
 
 
@@ -112,150 +70,84 @@ CHECKED_ROWS = 1003  # at most: what is timed on more rows is checked on so many
 def only(operation: str, tile: Tile) -> Iterator[None]:
     """The table with this tile for every number of rows of an operation in 16 bits."""
     key = operation, "half"
-    tiles = mock.patch.dict(tuning.TILES, {key: ((ANY, tile),)})
     without = {other: entry for other, entry in tuning.HOPPER_TILES.items() if other != key}
-    with tiles, mock.patch.dict(tuning.HOPPER_TILES, without, clear=True):
+    hopper = mock.patch.dict(tuning.HOPPER_TILES, without, clear=True)
+    with mock.patch.dict(tuning.TILES, {key: ((ANY, tile),)}), hopper:
         yield
 
 
-class Sweep:
-    """Times candidates; rows are kept and said as they come."""
+def jobs(
+    run: Run, kernels: Kernels, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]
+) -> Iterator[Job]:
+    """One for each operation that is named in both, and number of rows."""
+    for operation, tiles in candidates.items():
+        for n in rows.get(operation, ()):
+            unit = "rows" if operation in ("gates", "projection") else "words"
+            fitting = [tile for tile in tiles if tile.rows <= max(16, 2 * n)]  # others would mostly hold absent rows
+            rows_of = partial(_compare, run, kernels, operation, n, f"{n} {unit}", fitting)
+            yield Job(operation, kernels.model, f"{n} {unit}", rows_of)
 
-    def __init__(
-        self,
-        config: ElmoConfig,
-        results: Results,
-        card: Card,
-        *,
-        device: str,
-        timer: Timer,
-        seed: int,
-        deadline: Deadline,
-        path: Path,
-        say: Callable[[str], None],
-        chain: Chain | None = None,
-    ) -> None:
-        self._config, self._results, self._card = config, results, card
-        self._device, self._timer, self._seed, self._deadline = device, timer, seed, deadline
-        self._path, self._say = path, say
-        self._layer = Layer(config, device, chain or Chain(), seed)
-        self._lost = ""
 
-    def run(self, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]) -> bool:
-        """All candidates of all operations that are named in both; whether the device lived to the end."""
-        for operation, tiles in candidates.items():
-            for n in rows.get(operation, ()):
-                self._compare(operation, n, tiles)
-                if self._lost:
-                    self._say(self._lost)
-                    return False
-        return True
+def _compare(
+    run: Run, kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]
+) -> Iterator[list[Row]]:
+    """A row for each tile, the fastest first."""
+    check = _check(kernels, operation, n)
+    found: dict[Tile, Timed | str] = {}
+    for tile in tiles:
+        with only(operation, tile):
+            found[tile] = _correct(run, kernels, operation, n, check)
+        if kernels.device.is_lost():
+            break
+    ready = {tile: each for tile, each in found.items() if isinstance(each, Timed) and not kernels.device.is_lost()}
+    taken = kernels.timer(kernels.settings.rounds, [each.task for each in ready.values()]) if ready else []
+    timings = dict(zip(ready, taken, strict=True))
+    rows = []
+    for tile, each in found.items():
+        timing = timings.get(tile, Timing([], each if isinstance(each, str) else "not timed"))
+        row = Row(operation, kernels.model, tile.label, "µs", detail, note=timing.note).with_samples(timing.samples)
+        if isinstance(each, Timed) and each.cost is not None:
+            row = replace(row, ceiling=float(f"{each.cost.roofline(kernels.card, each.precision):.4g}"))
+        rows.append(row)
+    yield sorted(rows, key=lambda row: row.median or float("inf"))
 
-    def _compare(self, operation: str, n: int, tiles: Sequence[Tile]) -> None:
-        unit = "rows" if operation in ("gates", "projection") else "words"
-        if self._deadline.left <= 0:
-            self._keep([Row(operation, "tiles", "all", "µs", f"{n} {unit}", note=self._deadline.over)])
-            return
-        fitting = [tile for tile in tiles if tile.rows <= max(16, 2 * n)]  # others would mostly hold absent rows
-        check = self._check(operation, n)
-        found: dict[Tile, Contestant | str] = {}
-        for tile in fitting:
-            with only(operation, tile):
-                found[tile] = self._correct(operation, n, check)
-            if self._lost:
-                break
-        ready = [] if self._lost else [tile for tile, each in found.items() if isinstance(each, Contestant)]
-        tasks = [each.task for each in found.values() if isinstance(each, Contestant)]
-        timings = dict(zip(ready, self._timer.time(tasks), strict=True)) if ready else {}
-        rows = []
-        for tile, each in found.items():
-            timing = timings.get(tile, Timing([], each if isinstance(each, str) else "not timed"))
-            row = Row(operation, "tiles", tile.label, "µs", f"{n} {unit}", note=timing.note)
-            if timing.samples:
-                row = replace(Row.of(timing.samples, **_named(row)), note=timing.note)
-            if isinstance(each, Contestant) and each.cost is not None:
-                row = replace(row, ceiling=float(f"{each.cost.roofline(self._card, each.kind):.4g}"))
-            rows.append(row)
-        self._keep(sorted(rows, key=lambda row: row.median or float("inf")))
 
-    def _check(self, operation: str, n: int) -> Check:
-        """Of the operation at about so many rows; one for all candidates, as the LSTM's keeps its reference."""
-        rows = (min(n, CHECKED_ROWS),)
+def _check(kernels: Kernels, operation: str, n: int) -> Check:
+    """Of the operation at about so many rows; one for all candidates, as the LSTM's keeps its reference."""
+    rows = (min(n, CHECKED_ROWS),)
+    name, sizes = SECTIONS.get(operation, operation), Sizes((1,), (1,), (1,), rows)
+    if operation in ("gates", "projection"):
+        name, sizes = f"{way_in_use(kernels.layer, n, 'bf16')} step", Sizes(rows, rows, rows, rows)
+    found = checks(kernels.config, sizes, kernels.device.torch, kernels.settings.seed, ("bf16",))
+    return next(check for check in found if (check.name, check.precision) == (name, "bf16"))
+
+
+def _correct(run: Run, kernels: Kernels, operation: str, n: int, check: Check) -> Timed | str:
+    """Our kernel with the table's tile, or why it is not timed."""
+    ((row,),) = run_checks(iter([check]), kernels.model, run.deadline, kernels.device, {})
+    if row.note:
+        return row.note
+    try:
         if operation in ("gates", "projection"):
-            way = "hoisted" if is_hoisted(n, self._config.projection_size, torch.bfloat16) else "fused"
-            name, sizes = f"{way} step", Sizes(rows, rows, rows, rows)
-        else:
-            name, sizes = SECTIONS.get(operation, operation), Sizes((1,), (1,), (1,), rows)
-        found = checks(self._config, sizes, self._device, self._seed, ("bf16",))
-        return next(check for check in found if (check.name, check.kind) == (name, "bf16"))
-
-    def _correct(self, operation: str, n: int, check: Check) -> Contestant | str:
-        """Our kernel with the table's tile, or why it is not timed."""
-        checked = run_checks(iter([check]), "tiles", self._deadline, lambda line: None, self._device)
-        self._lost = checked.lost
-        if checked.failed:
-            return checked.rows[0].note
-        try:
-            return self._contestant(operation, n)
-        except Exception as error:  # too large for the card's memory, say: one candidate's failure is its own
-            return one_line(error)
-
-    def _contestant(self, operation: str, n: int) -> Contestant:
-        """Our kernel at so many rows, launched with the table's tile."""
-        if operation in ("gates", "projection"):
-            return self._layer.ours(n, "bf16")[operation]
-        section = SECTIONS.get(operation, operation)
-        groups = word_groups(self._config, text_words(n), "bf16", self._device, self._seed)
-        group = next(group for group in groups if group.section == section)
-        return next(each for each in group.contestants if each.cost is not None)
-
-    def _keep(self, rows: Sequence[Row]) -> None:
-        self._results.rows.extend(rows)
-        self._results.write(self._path)
-        for line in gpu_report.lines(rows):
-            self._say(line)
+            return ours(kernels.layer, n, "bf16", kernels.chain)[operation]
+        words = word_groups(kernels.config, text_words(n), "bf16", kernels.device.torch, kernels.settings.seed)
+        group = next(group for group in words if group.section == SECTIONS.get(operation, operation))
+        return group.members[0]
+    except Exception as error:  # too large for the card's memory, say: one candidate's failure is its own
+        return one_line(error)
 
 
-def _named(row: Row) -> dict[str, str]:
-    return {"section": row.section, "model": row.model, "name": row.name, "unit": row.unit, "detail": row.detail}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def command(settings: Settings, console: Console) -> int:
     """Sweep on the current CUDA device; the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--model", choices=list(PRESETS), default="original", help="default: %(default)s")
-    parser.add_argument("--operations", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))
-    parser.add_argument("--limit-seconds", type=float, default=270.0, help="default: %(default)s")
-    parser.add_argument("--commit", metavar="ID", help="of the sources, where they are no checkout")
-    given = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print(f"kernels.tiles: {NO_DEVICE}", file=sys.stderr)
-        return 1
-    if problem := why_no_folder(given.out):
-        print(f"kernels.tiles: {problem}", file=sys.stderr)
-        return 1
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    device = torch.device("cuda", torch.cuda.current_device())
-    found, settings = gpu(device), GpuSettings(model=given.model)
-    results = new_results(settings, found, given.commit)
-    say(gpu_report.head(results))
-    sweep = Sweep(
-        preset_config(given.model),
-        results,
-        card_of(found, say),
-        device=str(device),
-        timer=GraphTimer(settings.rounds),
-        seed=settings.seed,
-        deadline=Deadline(given.limit_seconds),
-        path=given.out / f"gpu-tiles-{gpu_report.slug(found['name'])}.json",
-        say=say,
-    )
-    return 0 if sweep.run({name: CANDIDATES[name] for name in given.operations}, ROWS) else 1
+    run, device, card = begin(settings, console, "tiles")
+    kernels = Kernels(settings, preset_config(settings.models[0]), device, card)
+    run.do(jobs(run, kernels, {name: CANDIDATES[name] for name in settings.operations}, ROWS))
+    return run.finish()
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite(
+    "which tile of each operation is fastest on this machine's card",
+    Settings(models=("original",), operations=tuple(CANDIDATES), rounds=9, limit_seconds=270.0),
+    ("operations", *RUN_OPTIONS),
+    command,
+)

@@ -1,107 +1,74 @@
-"""Ways to embed a batch, each made in a process of its own, and the line-up of those whose vectors are right."""
+"""A model and its exported files, and who takes part beside them: how each embeds a batch."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from flashelmo.benchmarks.accuracy import MAX_RELATIVE, relative_errors
-from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.settings import ENTRANTS, OnnxSettings
-from flashelmo.benchmarks.results import FAILED
-from flashelmo.benchmarks.settings import CONTESTANTS
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, engine, options_of
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import Subject, prepare
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Worker
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.cpu.runtime import Array
-from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.text.spelling import Speller
+from flashelmo.export import open_session
 from flashelmo.export.batches import pad
+from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.onnx_elmo import OnnxElmo
-from flashelmo.export.open_session import options_of
 
-# Relative error of a layer beyond which nothing is timed.
-BOUNDS = {"fp32": 1e-5, "fp16": 5e-3, **MAX_RELATIVE}
-
-
-class Way(NamedTuple):
-    """One way to embed a batch.
-
-    Attributes:
-        vectors: arrays [L, T, 2P] of its sentences.
-        timed: what is timed; its result may stay where it was computed.
-    """
-
-    vectors: Callable[[Sentences], list[Array]]
-    timed: Callable[[Sentences], object]
+FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
+BASELINE = "onnx fp32"  # whose speed others are given in
+# What runs the model, on what precision. "onnx" is ONNX Runtime on the exported file, "openvino" OpenVINO on the
+# float32 one; "parallel" runs the two directions, which know nothing of each other, at the same time, each with half of
+# the threads.
+FILES = ("onnx fp32", "onnx fp32 parallel", "onnx int8", "onnx int8 parallel")
+CONTESTANTS = ("engine fp32", "engine int8", *FILES, "openvino fp32", "openvino bf16")
 
 
-class Start(NamedTuple):
-    """How a contestant begins, and the precision that it computes in."""
+@dataclass(frozen=True)
+class Exported:
+    """A model, its exported files by precision, the float32 file's metadata, and a folder for what else is written."""
 
-    precision: str
-    make: Callable[[], Worker]
-
-
-class Contestant:
-    """A way to embed, with a clock.
-
-    Args:
-        make: makes it from the arguments that follow.
-    """
-
-    def __init__(self, make: Callable[..., Way], *arguments: Any) -> None:
-        self._way = make(*arguments)
-
-    def vectors(self, sentences: Sentences) -> list[Array]:
-        """Vectors of one batch."""
-        return self._way.vectors(sentences)
-
-    def speed(self, batches: Sequence[Sentences], seconds: float) -> float:
-        """Tokens a second of these batches, over and over for so long."""
-        n_tokens = count_tokens(batches)
-        start, rounds = time.perf_counter(), 0
-        while not rounds or time.perf_counter() - start < seconds:
-            for batch in batches:
-                self._way.timed(batch)
-            rounds += 1
-        return rounds * n_tokens / (time.perf_counter() - start)
+    subject: Subject
+    files: Mapping[str, Path]
+    metadata: Metadata
+    folder: Path
 
 
-def count_tokens(batches: Sequence[Sentences]) -> int:
-    """Tokens of all of them."""
-    return sum(len(sentence) for batch in batches for sentence in batch)
+def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
+    """A model by its preset or path, in the native format and in all precisions of ONNX."""
+    subject = prepare(name, seed, folder, pool)
+    here = folder / f"{subject.name} onnx"
+    here.mkdir()
+    files = {str(precision): here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
+    model = load_model(subject.folder)
+    metadata = [build_onnx(model, files[precision], precision=precision) for precision in FILE_PRECISIONS]
+    return Exported(subject, files, metadata[0], here)
 
 
-def start(name: str, exported: Exported, settings: OnnxSettings) -> Worker:
-    """A worker with one of ENTRANTS, from tokens to vectors.
-
-    Raises:
-        FlashElmoError: this machine or this installation cannot run it; the message says why.
-    """
-    entrant, threads = ENTRANTS[name], settings.threads
-    if entrant.runs == "onnx":
-        return Worker(Contestant, onnx_file, exported.files[entrant.precision], threads, entrant.parallel)
-    if entrant.runs == "openvino":
-        file = exported.files["fp32"]
-        return Worker(Contestant, openvino_file, file, exported.metadata, entrant.precision, threads)
-    options = {**CONTESTANTS["reference" if entrant.runs == "reference" else entrant.precision], "threads": threads}
-    if entrant.runs == "reference":
-        options["batch_size"] = max(settings.batch_sizes)  # it pads a batch as the others do
-    return Worker(Contestant, engine, exported.subject.folder, options)
-
-
-def engine(folder: Path, options: dict[str, Any]) -> Way:
-    """The engine, or the reference; its cache of words keeps what it has seen."""
-    embed = ElmoEmbedder.load(folder, **options).embed_batch
-    return Way(embed, embed)
+def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
+    """The reference, or one of CONTESTANTS, from tokens to vectors."""
+    folder, threads = exported.subject.folder, settings.threads
+    if name == REFERENCE:  # it pads a batch as the others do
+        options = options_of(REFERENCE, settings, batch_size=max(settings.batches))
+        return Contestant(name, "fp32", engine, (folder, options))
+    runs, precision, *parallel = name.split()
+    if runs == "onnx":
+        return Contestant(name, precision, onnx_file, (exported.files[precision], threads, bool(parallel)), "onnx")
+    if runs == "openvino":
+        given = exported.files["fp32"], exported.metadata, precision, threads
+        return Contestant(name, precision, openvino_file, given)
+    return Contestant(name, precision, engine, (folder, options_of(precision, settings)), words_known=True)
 
 
 def onnx_file(path: Path, threads: int | None, parallel: bool) -> Way:
@@ -116,7 +83,7 @@ def onnx_file(path: Path, threads: int | None, parallel: bool) -> Way:
 
 def session_options(threads: int | None, parallel: bool) -> Any:
     """ONNX Runtime's options as `OnnxElmo` makes them, or with two branches of the graph running at the same time."""
-    options = options_of(None, threads)
+    options = open_session.options_of(None, threads)
     if parallel:
         import onnxruntime
 
@@ -148,45 +115,10 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
     except RuntimeError as error:
         raise FlashElmoError(f"OpenVINO cannot run the file: {first_line(error)}") from error
     speller = Speller(metadata.config, metadata.lexicon)
-    names = [f"hidden_states.{layer}" for layer in metadata.layers]
 
     def embed(sentences: Sentences) -> list[Array]:
         request.infer(pad(sentences, speller, metadata), share_inputs=True)
-        layers = [request.get_tensor(name).data for name in names]
+        layers = [request.get_tensor(f"hidden_states.{layer}").data for layer in metadata.layers]
         return [np.stack([layer[row, : len(sentence)] for layer in layers]) for row, sentence in enumerate(sentences)]
 
     return Way(embed, embed)
-
-
-def line_up(
-    stack: ExitStack, starts: Mapping[str, Start], sentences: Sentences, expected: Sequence[Array]
-) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Those who can take part and whose vectors are right; and why the others do not.
-
-    Args:
-        stack: keeps the workers.
-        starts: how each begins, by name.
-        sentences, expected: a batch, and the reference's vectors of it.
-    """
-    workers: dict[str, Worker] = {}
-    left_out: dict[str, str] = {}
-    for name, begin in starts.items():
-        try:
-            worker = stack.enter_context(begin.make())
-            wrong = why_wrong(worker.call("vectors", sentences), expected, BOUNDS[begin.precision])
-        except FlashElmoError as error:
-            left_out[name] = str(error)
-        except RuntimeError as error:  # a worker's traceback, or that it ended
-            left_out[name] = f"{FAILED}: {str(error).strip().splitlines()[-1]}"
-        else:
-            if wrong:
-                left_out[name] = f"{FAILED}: {wrong}"
-            else:
-                workers[name] = worker
-    return workers, left_out
-
-
-def why_wrong(found: Sequence[Array], expected: Sequence[Array], bound: float) -> str:
-    """Empty if every layer's relative error is within the bound; NaN never is."""
-    error = float(np.max(relative_errors(found, expected)))
-    return "" if error <= bound else f"expected vectors within {bound} of the reference's, found {error:.2g}"

@@ -7,71 +7,59 @@ another needs (nodes named Memcpy) again in every step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import onnx
+import onnxruntime
 
-from flashelmo.benchmarks.contestant import take_turns
-from flashelmo.benchmarks.onnx.contestants import Contestant, Start, Way, line_up, start
-from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.settings import REFERENCE, OnnxSettings
-from flashelmo.benchmarks.onnx.speed import absentees, batches_of, draw_passages, measures_of, values_of, warm_up
+from flashelmo.benchmarks.contestant import Contestant, Way, absentees
+from flashelmo.benchmarks.onnx.contestants import Exported
+from flashelmo.benchmarks.onnx.speed import compare, draw_batches, time_all
 from flashelmo.benchmarks.results import Row, with_ratios
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences
-from flashelmo.benchmarks.worker import Worker
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.export.onnx_elmo import OnnxElmo
-from flashelmo.export.open_session import available_providers, options_of
+from flashelmo.export.open_session import options_of
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
 PROVIDER = "CUDAExecutionProvider"
 WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
 
 
-def measure_cuda(exported: Exported, settings: OnnxSettings) -> list[Row]:
+def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
     """Tokens a second of both, and the copies in ONNX Runtime's graphs; or one row that says why there are none."""
-    try:
-        available_providers([PROVIDER])
-    except FlashElmoError as error:
-        return absentees("cuda", exported, {"onnx on a card": str(error)})
-    passages, source = draw_passages(settings)
-    work = {size: batches_of(passages, size) for size in settings.batch_sizes}
-    checked = passages[0][: settings.checked]
-    with start(REFERENCE, exported, settings) as reference:
-        expected = reference.call("vectors", checked)
-    with ExitStack() as stack:
-        workers, left_out = line_up(stack, _starts(exported), checked, expected)
-        warm_up(workers, work, WARM_UPS)
-        samples = take_turns(settings.rounds, measures_of(workers, work, settings))
+    model, work = exported.subject.name, draw_batches(settings)
+    if PROVIDER not in onnxruntime.get_available_providers():
+        return absentees("cuda", model, {"onnx on a card": "this ONNX Runtime has no CUDA provider"})
+    contestants = []
+    for precision in PRECISIONS:
+        given = exported.files[precision], _optimized(exported, precision)
+        contestants.append(Contestant(f"onnx {precision}", precision, file_on_card, given, "onnx"))
+        native = exported.subject.folder, precision
+        contestants.append(Contestant(f"engine {precision}", precision, native_on_card, native, "cuda"))
+    with Pool() as pool:
+        workers, absent = compare(contestants, work, exported, settings, pool)
+        timings = time_all(workers, work, settings, WARM_UPS)
 
     rows = []
-    for size, batches in work.items():
-        values = values_of("cuda", exported, size, batches, source)
-        group = {name: Row.of(samples[name, size], **values, name=name) for name in workers}
-        for precision in PRECISIONS:
-            pair = [group[name] for name in (f"onnx {precision}", f"engine {precision}") if name in group]
-            rows += with_ratios(pair, {row.name: row for row in pair if row.name.startswith("onnx")})
-    copies = [
-        row
-        for precision in PRECISIONS
-        if f"onnx {precision}" in workers
-        for row in copy_rows(exported.subject.name, precision, optimized_file(exported, precision))
-    ]
-    return [*rows, *copies, *absentees("cuda", exported, left_out)]
-
-
-def _starts(exported: Exported) -> dict[str, Start]:
-    starts = {}
+    for batches, precision in product(work, PRECISIONS):
+        names = [name for name, _ in workers if name.endswith(precision)]
+        pair = [batches.row("cuda", model, name, timings[name, batches.size]) for name in names]
+        rows += with_ratios(pair, {row.name: row for row in pair if row.name.startswith("onnx")})
     for precision in PRECISIONS:
-        file, optimized = exported.files[precision], optimized_file(exported, precision)
-        starts[f"onnx {precision}"] = Start(precision, partial(Worker, Contestant, file_on_card, file, optimized))
-        native = partial(Worker, Contestant, native_on_card, exported.subject.folder, precision)
-        starts[f"engine {precision}"] = Start(precision, native)
-    return starts
+        if (f"onnx {precision}", "") in workers:
+            rows += copy_rows(model, precision, _optimized(exported, precision))
+    return [*rows, *absentees("cuda", model, absent)]
+
+
+def _optimized(exported: Exported, precision: str) -> Path:
+    """Where the graph goes that ONNX Runtime makes of a file."""
+    return exported.folder / f"{precision} on a card.onnx"
 
 
 def file_on_card(path: Path, optimized: Path) -> Way:
@@ -103,18 +91,13 @@ def native_on_card(folder: Path, precision: PrecisionName) -> Way:
     return Way(embedder.embed_batch, run)
 
 
-def optimized_file(exported: Exported, precision: str) -> Path:
-    """Where the graph goes that ONNX Runtime makes of a file."""
-    return exported.folder / f"{precision} on a card.onnx"
-
-
-def copy_rows(model: str, precision: str, optimized: Path) -> Iterator[Row]:
+def copy_rows(model: str, precision: str, optimized: Path) -> list[Row]:
     """How many copies between host and card are in a graph, and in the bodies of its Scans, which run in every step."""
     graph = onnx.load(optimized, load_external_data=False).graph
-    common = {"section": "cuda", "model": model, "name": f"onnx {precision}", "unit": "Memcpy nodes"}
     within = sum(_copies(body) for body in _bodies(graph))
-    for detail, number in (("copies a run", _copies(graph) - within), ("copies a step", within)):
-        yield Row.of([number], **common, detail=detail)
+    copies = {"copies a run": _copies(graph) - within, "copies a step": within}
+    row = Row("cuda", model, f"onnx {precision}", "Memcpy nodes")
+    return [replace(row, detail=detail).with_samples([number]) for detail, number in copies.items()]
 
 
 def _copies(graph: onnx.GraphProto) -> int:

@@ -6,28 +6,23 @@ alone: the lowest layer's input products are computed for each distinct word onc
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from flashelmo.benchmarks.contestant import take_turns
-from flashelmo.benchmarks.onnx.contestants import Start, line_up, session_options, start
-from flashelmo.benchmarks.onnx.exported import Exported
+from flashelmo.benchmarks.contestant import REFERENCE, Clock, Contestant, Way, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import BASELINE, FILES, Exported, contestant, session_options
 from flashelmo.benchmarks.onnx.products import feeds, write_products
-from flashelmo.benchmarks.onnx.settings import BASELINE, ENTRANTS, PRODUCTS, REFERENCE, OnnxSettings
-from flashelmo.benchmarks.onnx.speed import absentees
 from flashelmo.benchmarks.results import Row, with_ratios
-from flashelmo.benchmarks.roofline import BYTES, Roofline, Work, recurrent_weights, streamed_weights
-from flashelmo.benchmarks.settings import Subject
-from flashelmo.benchmarks.speed import Limits
+from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import Sentences, load_sentences
-from flashelmo.benchmarks.worker import Worker
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.benchmarks.timing import take_turns
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.processor import cache_bytes
@@ -35,7 +30,7 @@ from flashelmo.export.build import check_precision
 from flashelmo.export.onnx_elmo import OnnxElmo
 from flashelmo.export.open_session import open_session
 
-UNIT = "GFLOP/s"
+PRODUCTS = "products"  # begins the names of rows of products alone
 
 
 @dataclass(frozen=True)
@@ -46,27 +41,17 @@ class Batch:
     source: str
 
     @property
-    def rows(self) -> int:
-        """Sentences."""
-        return len(self.sentences)
-
-    @property
-    def steps(self) -> int:
-        """Tokens of each."""
-        return len(self.sentences[0])
-
-    @property
-    def words(self) -> int:
-        """Distinct words."""
-        return len({word for sentence in self.sentences for word in sentence})
+    def size(self) -> tuple[int, int, int]:
+        """Sentences, tokens of each, and distinct words."""
+        return len(self.sentences), len(self.sentences[0]), len(set(chain.from_iterable(self.sentences)))
 
     @property
     def detail(self) -> str:
         """In words."""
-        return f"{self.rows} sentences of {self.steps} tokens, {self.words} distinct words"
+        return "{} sentences of {} tokens, {} distinct words".format(*self.size)
 
 
-def equal_batch(settings: OnnxSettings) -> Batch:
+def equal_batch(settings: Settings) -> Batch:
     """The text's first tokens in rows of equal length."""
     n_tokens, steps = settings.peak_rows * settings.peak_steps, settings.peak_steps
     text, source = load_sentences(n_tokens, settings.text, settings.seed)
@@ -74,147 +59,92 @@ def equal_batch(settings: OnnxSettings) -> Batch:
     return Batch([tokens[first : first + steps] for first in range(0, n_tokens, steps)], source)
 
 
-class FileRun:
-    """An exported file and one batch, spelled and padded beforehand.
-
-    Args:
-        sentences: the batch that is timed.
-    """
-
-    def __init__(self, path: Path, sentences: Sentences, threads: int | None, parallel: bool) -> None:
-        self._elmo = OnnxElmo(path, session_options=session_options(threads, parallel))
-        self._inputs = self._elmo.inputs(sentences)
-        self._outputs = [f"hidden_states.{layer}" for layer in self._elmo.layers]
-
-    def vectors(self, sentences: Sentences) -> list[Array]:
-        """Vectors of any batch."""
-        return self._elmo.embed(sentences, batch_size=len(sentences))
-
-    def seconds(self, repeats: int) -> float:
-        """Median of some runs; one more before them is not timed."""
-        return median_seconds(lambda: self._elmo.run(outputs=self._outputs, **self._inputs), repeats)
+def file_run(path: Path, sentences: Sentences, threads: int | None, parallel: bool) -> Way:
+    """An exported file, and one batch spelled and padded beforehand, which is all that is timed."""
+    elmo = OnnxElmo(path, session_options=session_options(threads, parallel))
+    run = partial(elmo.run, outputs=[f"hidden_states.{layer}" for layer in elmo.layers], **elmo.inputs(sentences))
+    return Way(lambda batch: elmo.embed(batch, batch_size=len(batch)), lambda work: run())
 
 
-class ProductsRun:
-    """The products alone, in a session like the file's.
+def products_run(path: Path, config: ElmoConfig, batch: Batch, threads: int | None) -> Way:
+    """The products of a batch alone, in a session like the file's; its "vectors" are all outputs of the last run."""
+    session = open_session(path, [("CPUExecutionProvider", {})], session_options(threads, parallel=False))
+    rows, steps, words = batch.size
+    binding, given = session.io_binding(), feeds(config, words, rows, steps)
+    for name, array in given.items():
+        binding.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
 
-    Args:
-        batch: what they are of.
-    """
+    def run(work: Any, kept: object = given) -> None:  # the binding knows addresses alone: keep what lies there
+        session.run_with_iobinding(binding)
 
-    def __init__(self, path: Path, config: ElmoConfig, batch: Batch, threads: int | None) -> None:
-        session = open_session(path, [("CPUExecutionProvider", {})], session_options(threads, parallel=False))
-        self._feeds = feeds(config, batch.words, batch.rows, batch.steps)
-        self._binding = session.io_binding()
-        for name, array in self._feeds.items():
-            self._binding.bind_cpu_input(name, array)
-        for output in session.get_outputs():
-            self._binding.bind_output(output.name)
-        self._session = session
-
-    def seconds(self, repeats: int) -> float:
-        """Median of some runs; one more before them is not timed."""
-        return median_seconds(lambda: self._session.run_with_iobinding(self._binding), repeats)
+    return Way(lambda sentences: [value.numpy() for value in binding.get_outputs()], run)
 
 
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median of some calls; one more before them is not timed."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
-
-
-def measure_peak(exported: Exported, settings: OnnxSettings) -> list[Row]:
+def measure_peak(exported: Exported, settings: Settings) -> list[Row]:
     """GFLOP/s of the exported files and of their products alone, beside the matrix peak of the same rounds."""
-    names = [name for name in settings.contestants if ENTRANTS[name].runs == "onnx"]
-    batch, subject = equal_batch(settings), exported.subject
-    if not names:
+    batch, subject, threads = equal_batch(settings), exported.subject, settings.threads
+    files = []
+    for name in (name for name in settings.contestants if name in FILES):
+        _, precision, *parallel = name.split()
+        given = exported.files[precision], batch.sentences, threads, bool(parallel)
+        files.append(Contestant(name, precision, file_run, given, "onnx"))
+    if not files:
         return []
-    with ExitStack() as stack:
-        workers, left_out = _line_up(stack, exported, settings, names, batch)
-        for precision in dict.fromkeys(ENTRANTS[name].precision for name in workers):
-            products = _start_products(exported, settings, precision, batch)
-            workers[f"{PRODUCTS} {precision}"] = stack.enter_context(products)
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
+    with Pool() as pool:
+        checked = batch.sentences[: settings.checked]
+        reference = contestant(REFERENCE, exported, settings).start(subject.pool)
+        workers, absent = line_up(files, checked, reference.call("vectors", checked), pool)
+        for precision in dict.fromkeys(each.precision for each in files if (each.name, "") in workers):
+            path = exported.folder / f"{PRODUCTS} {precision}.onnx"
+            rows, _, words = batch.size
+            write_products(load_model(subject.folder), check_precision(precision), words, rows, path)
+            products = pool.worker(Clock, products_run, path, subject.config, batch, threads)
+            workers[f"{PRODUCTS} {precision}", ""] = products
+        limits = Limits(exported.subject.pool, settings)
         measures: dict[str, Callable[[], float]] = {
             "peaks": limits.measure_peaks,
             "streams": partial(limits.measure_streams, recurrent_weights(subject.config)),
         }
-        for name, worker in workers.items():
-            measures[name] = partial(worker.call, "seconds", settings.peak_repeats)
-        samples = take_turns(settings.rounds, measures)
+        for (name, _), worker in workers.items():
+            measures[name] = partial(worker.call, "seconds", [batch.sentences], 0.0, settings.peak_repeats, 1)
+        timings = take_turns(settings.rounds, measures)
 
-    rows = {name: _row(exported, batch, name, samples[name], limits) for name in workers}
-    return [*limits.rows(subject, "peak"), *_compared(rows), *absentees("peak", exported, left_out, UNIT)]
-
-
-def _line_up(
-    stack: ExitStack, exported: Exported, settings: OnnxSettings, names: Sequence[str], batch: Batch
-) -> tuple[dict[str, Worker], dict[str, str]]:
-    """The files whose vectors are right, and why others are left out."""
-    starts = {}
-    for name in names:
-        entrant = ENTRANTS[name]
-        arguments = exported.files[entrant.precision], batch.sentences, settings.threads, entrant.parallel
-        starts[name] = Start(entrant.precision, partial(Worker, FileRun, *arguments))
-    checked = batch.sentences[: settings.checked]
-    with start(REFERENCE, exported, settings) as reference:
-        expected = reference.call("vectors", checked)
-    return line_up(stack, starts, checked, expected)
+    operations = Work.of(subject.config, batch.sentences).lstm
+    found: dict[str, Row] = {}
+    for name, _ in workers:
+        row = _row(subject, batch, name, limits)
+        found[name] = row.timed(timings[name], lambda seconds: operations / seconds / 1e9)
+    compared = []
+    for name, row in found.items():  # files with their speed in those of their products and of the float32 file
+        opponents = (f"{PRODUCTS} {name.split()[1]}", BASELINE) if name in FILES else ()
+        compared += with_ratios([row], {other: found[other] for other in opponents if other in found})
+    return [*limits.rows(subject.name, "peak"), *compared, *absentees("peak", subject.name, absent, "GFLOP/s")]
 
 
-def _start_products(exported: Exported, settings: OnnxSettings, precision: str, batch: Batch) -> Worker:
-    path = exported.folder / f"{PRODUCTS} {precision}.onnx"
-    model = load_model(exported.subject.folder)
-    write_products(model, check_precision(precision), batch.words, batch.rows, path)
-    return Worker(ProductsRun, path, model.config, batch, settings.threads)
-
-
-def _row(exported: Exported, batch: Batch, name: str, seconds: Sequence[float], limits: Limits) -> Row:
-    """A file's or its products' GFLOP/s, beside what the matrix peak allows."""
-    config, is_file = exported.subject.config, name in ENTRANTS
-    precision = ENTRANTS[name].precision if is_file else name.removeprefix(f"{PRODUCTS} ")
-    work = Work.of(config, batch.sentences)
-    ceilings = {}
-    peak, characters_peak = limits.peak(precision), limits.peak("fp32")
-    if peak and characters_peak:
-        ceilings["ceiling"] = peak / 1e9
-        if is_file:
-            ceilings["ceiling_both"] = work.both_ceiling(peak, characters_peak) * config.lstm_flops_per_token / 1e9
-    values = {"section": "peak", "model": exported.subject.name, "name": name, "detail": batch.detail, "unit": UNIT}
-    note = _note_on_file(config, batch) if is_file else _note_on_products(exported.subject, batch, precision, limits)
-    return Row.of([work.lstm / taken / 1e9 for taken in seconds], **values, **ceilings, note=note)
-
-
-def _note_on_file(config: ElmoConfig, batch: Batch) -> str:
-    """What sharing words spares."""
+def _row(subject: Subject, batch: Batch, name: str, limits: Limits) -> Row:
+    """A file's or its products' row, with what the matrix peak allows, and what sharing words spares."""
+    config, (rows, steps, words), precision = subject.config, batch.size, name.split()[1]
+    lstm, both = Work.of(config, batch.sentences).ceilings(limits, precision)
+    scale = config.lstm_flops_per_token / 1e9
+    row = Row("peak", subject.name, name, "GFLOP/s", batch.detail, ceiling=scale * lstm if lstm else None)
+    if name not in FILES:
+        return replace(row, note=_note_on_products(subject, batch, precision, limits))
     lowest = 2 * 2 * 4 * config.projection_size * config.cell_size  # operations of a token's input products there
-    repeated = 1 - batch.words / (batch.rows * batch.steps)
-    computed = 1 - repeated * lowest / config.lstm_flops_per_token
-    return f"{batch.detail} of {batch.source}: {computed:.0%} of the LSTM's operations are computed"
+    computed = 1 - (1 - words / (rows * steps)) * lowest / config.lstm_flops_per_token
+    note = f"{batch.detail} of {batch.source}: {computed:.0%} of the LSTM's operations are computed"
+    return replace(row, ceiling_both=scale * both if both else None, note=note)
 
 
 def _note_on_products(subject: Subject, batch: Batch, precision: str, limits: Limits) -> str:
     """What streaming the weights allows."""
-    config, model = subject.config, subject.name
+    config, (rows, steps, _), speed = subject.config, batch.size, limits.stream(precision)
     step = BYTES[precision] * recurrent_weights(config) / (2 * config.n_layers)
-    streamed = BYTES[precision] * streamed_weights(config, batch.steps)
-    operations = batch.rows * batch.steps * config.lstm_flops_per_token
-    allowed = operations * limits.stream(precision) / streamed
+    seconds = BYTES[precision] * streamed_weights(config, steps) / speed
+    allowed = rows * steps * config.lstm_flops_per_token / seconds
     return (
-        f"{model}, {precision}: the weights of a step, layer and direction are {step / 1e6:.1f} MB, the last-level "
-        f"cache {cache_bytes() / 1e6:.1f} MB; at {limits.stream(precision) / 1e9:.0f} GB/s, as one row streams them, "
-        f"{batch.rows} rows a step allow {allowed / 1e9:,.0f} {UNIT}"
+        f"{subject.name}, {precision}: the weights of a step, layer and direction are {step / 1e6:.1f} MB, the "
+        f"last-level cache {cache_bytes() / 1e6:.1f} MB; at {speed / 1e9:.0f} GB/s, as one row streams them, {rows} "
+        f"rows a step allow {allowed / 1e9:,.0f} GFLOP/s"
     )
-
-
-def _compared(rows: Mapping[str, Row]) -> list[Row]:
-    """Files with their speed in those of their products and of the float32 file."""
-    compared = []
-    for name, row in rows.items():
-        opponents = (f"{PRODUCTS} {ENTRANTS[name].precision}", BASELINE) if name in ENTRANTS else ()
-        compared += with_ratios([row], {other: rows[other] for other in opponents if other in rows})
-    return compared

@@ -2,124 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from operator import truediv
 
-from flashelmo.benchmarks.contestant import take_turns
-from flashelmo.benchmarks.onnx.contestants import Start, count_tokens, line_up, start
-from flashelmo.benchmarks.onnx.exported import Exported
-from flashelmo.benchmarks.onnx.settings import ENTRANTS, REFERENCE, OnnxSettings
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Workers, absentees, line_up
+from flashelmo.benchmarks.onnx.contestants import Exported, contestant
 from flashelmo.benchmarks.results import Row, with_ratios
-from flashelmo.benchmarks.roofline import Roofline, Work
-from flashelmo.benchmarks.settings import BATCH
-from flashelmo.benchmarks.speed import Limits, draw_batches
-from flashelmo.benchmarks.text import Sentences, load_sentences
-from flashelmo.benchmarks.worker import Worker
+from flashelmo.benchmarks.roofline import Limits, Work
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import PASSAGE, Sentences, draw_passages, load_sentences
+from flashelmo.benchmarks.timing import Timing, take_turns
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.model.config import ElmoConfig
 
-UNIT = "tokens/s"
-Batches = list[Sentences]
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one size from a text: of few sentences, the first ones of each passage; of 32 and more, one batch."""
+
+    size: int
+    batches: list[Sentences]
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(len(sentence) for batch in self.batches for sentence in batch)
+
+    def row(self, section: str, model: str, name: str, timing: Timing) -> Row:
+        """Tokens a second of somebody, with the number of tokens, and of positions, padding included."""
+        positions = sum(len(batch) * max(map(len, batch)) for batch in self.batches)
+        detail, number = f"{self.size} sentence{'s' * (self.size > 1)}", len(self.batches)
+        batches = f"{number} batch{'es' * (number > 1)}, {self.tokens} tokens in {positions} positions"
+        row = Row(section, model, name, "tokens/s", detail, note=f"{detail}: {batches} of {self.source}")
+        return row.timed(timing, partial(truediv, self.tokens))
+
+    def work(self, config: ElmoConfig, each: Contestant) -> Work:
+        """What there is to compute: the words of each batch, if they are not known; padding is no work."""
+        works = [Work.of(config, batch) for batch in self.batches]
+        characters = 0 if each.words_known else sum(work.characters for work in works)
+        return Work(self.tokens, sum(work.lstm for work in works), characters)
 
 
-def measure_speed(exported: Exported, settings: OnnxSettings) -> list[Row]:
+def draw_batches(settings: Settings) -> list[Batches]:
+    """Batches of every size, of runs of 32 sentences that are evenly spaced over the text."""
+    text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    drawn = draw_passages(text, settings.passages)
+    passages = [drawn[first : first + PASSAGE] for first in range(0, len(drawn), PASSAGE)]
+
+    def batches(size: int) -> list[Sentences]:
+        if size < PASSAGE:
+            return [passage[:size] for passage in passages]
+        return [list(chain.from_iterable(passages))[:size]]
+
+    return [Batches(size, batches(size), source) for size in settings.batches]
+
+
+def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
     """Tokens a second of everybody at every size of batch; the engine knows the words from the round before."""
-    passages, source = draw_passages(settings)
-    work = {size: batches_of(passages, size) for size in settings.batch_sizes}
-    with ExitStack() as stack:
-        reference = stack.enter_context(start(REFERENCE, exported, settings))
-        starts = {
-            name: Start(ENTRANTS[name].precision, partial(start, name, exported, settings))
-            for name in settings.contestants
-        }
-        checked = passages[0][: settings.checked]
-        workers, left_out = line_up(stack, starts, checked, reference.call("vectors", checked))
-        limits = Limits(stack.enter_context(Worker(Roofline, settings.threads, settings.peak_seconds)))
-        warm_up(workers, work, 1)  # new shapes take longer at first
-        workers = {REFERENCE: reference, **workers}
-        measures = {("limits", 0): limits.measure_peaks, **measures_of(workers, work, settings)}
-        samples = take_turns(settings.rounds, measures)
+    work, model = draw_batches(settings), exported.subject.name
+    everybody = [contestant(name, exported, settings) for name in (REFERENCE, *settings.contestants)]
+    limits = Limits(exported.subject.pool, settings)
+    with Pool() as pool:
+        workers, absent = compare(everybody, work, exported, settings, pool)
+        timings = time_all(workers, work, settings, warm_ups=1, limits=limits)  # new shapes take longer at first
 
     rows = []
-    for size, batches in work.items():
-        values = values_of("speed", exported, size, batches, source)
+    for batches in work:
         group = []
-        for name in workers:
-            ceilings = ceilings_of(exported.subject.config, batches, name, limits)
-            group.append(Row.of(samples[name, size], **values, name=name, **ceilings))
-        rows += with_ratios(group, {REFERENCE: group[0]})
-    return [*limits.rows(exported.subject, "speed"), *rows, *absentees("speed", exported, left_out)]
+        for each in everybody:
+            if (each.name, "") in workers:
+                lstm, both = batches.work(exported.subject.config, each).ceilings(limits, each.precision)
+                row = batches.row("speed", model, each.name, timings[each.name, batches.size])
+                group.append(replace(row, ceiling=lstm, ceiling_both=both))
+        rows += with_ratios(group, {row.name: row for row in group if row.name == REFERENCE})
+    return [*limits.rows(model, "speed"), *rows, *absentees("speed", model, absent)]
 
 
-def warm_up(workers: Mapping[str, Worker], work: Mapping[int, Batches], times: int) -> None:
-    """Let everybody see every batch so often."""
-    for worker in workers.values():
-        for batches in work.values():
-            for _ in range(times):
-                worker.call("speed", batches, 0.0)
+def compare(
+    contestants: Sequence[Contestant], work: Sequence[Batches], exported: Exported, settings: Settings, pool: Pool
+) -> tuple[Workers, dict[str, str]]:
+    """Those whose vectors of a few sentences are the reference's, and why the others do not take part."""
+    sentences = max(work, key=lambda batches: batches.size).batches[0][: settings.checked]
+    reference = contestant(REFERENCE, exported, settings).start(exported.subject.pool)
+    return line_up(contestants, sentences, reference.call("vectors", sentences), pool)
 
 
-def measures_of(
-    workers: Mapping[str, Worker], work: Mapping[int, Batches], settings: OnnxSettings
-) -> dict[tuple[str, int], Callable[[], float]]:
-    """Every contestant's speed at every size, as `take_turns` takes them."""
-    return {
-        (name, size): partial(worker.call, "speed", batches, settings.sample_seconds)
-        for size, batches in work.items()
-        for name, worker in workers.items()
-    }
-
-
-def values_of(section: str, exported: Exported, size: int, batches: Batches, source: str) -> dict[str, str]:
-    """What rows of one size have in common."""
-    note = f"{described(size)}: {describe_batches(batches)} of {source}"
-    model = exported.subject.name
-    return {"section": section, "model": model, "detail": described(size), "unit": UNIT, "note": note}
-
-
-def absentees(section: str, exported: Exported, left_out: Mapping[str, str], unit: str = UNIT) -> list[Row]:
-    """A row without a figure for everybody who is left out, and why."""
-    return [Row(section, exported.subject.name, name, unit, note=why) for name, why in left_out.items()]
-
-
-def draw_passages(settings: OnnxSettings) -> tuple[list[Sentences], str]:
-    """Runs of 32 sentences, evenly spaced over the text, and the text's name."""
-    text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
-    drawn = draw_batches(text, settings.passages)
-    return [drawn[first : first + BATCH] for first in range(0, len(drawn), BATCH)], source
-
-
-def batches_of(passages: Sequence[Sentences], size: int) -> Batches:
-    """Of few sentences, the first ones of each passage; of 32 and more, one batch of the passages end to end."""
-    if size < BATCH:
-        return [passage[:size] for passage in passages]
-    return [list(chain.from_iterable(passages))[:size]]
-
-
-def described(size: int) -> str:
-    """A batch's size in words."""
-    return "1 sentence" if size == 1 else f"{size} sentences"
-
-
-def describe_batches(batches: Batches) -> str:
-    """How many there are, their tokens, and their positions, padding included."""
-    tokens = count_tokens(batches)
-    positions = sum(len(batch) * max(map(len, batch)) for batch in batches)
-    return f"{len(batches)} batch{'es' if len(batches) > 1 else ''}, {tokens} tokens in {positions} positions"
-
-
-def ceilings_of(config: ElmoConfig, batches: Batches, name: str, limits: Limits) -> dict[str, float]:
-    """Tokens a second at the matrix peak: of the LSTM alone, and with the words of each batch, if they are not known.
-
-    Padding is no work, and nothing is shared between sentences, which takes the engine above its ceiling.
-    """
-    entrant = ENTRANTS[name]
-    peak, characters_peak = limits.peak(entrant.precision), limits.peak("fp32")
-    if not (peak and characters_peak):
-        return {}
-    each = [Work.of(config, batch) for batch in batches]
-    characters = 0 if entrant.runs == "engine" else sum(work.characters for work in each)
-    work = replace(each[0], tokens=sum(w.tokens for w in each), lstm=sum(w.lstm for w in each), characters=characters)
-    return {"ceiling": work.lstm_ceiling(peak), "ceiling_both": work.both_ceiling(peak, characters_peak)}
+def time_all(
+    workers: Workers, work: Sequence[Batches], settings: Settings, warm_ups: int, limits: Limits | None = None
+) -> dict[tuple[str, int], Timing]:
+    """Everybody's seconds at every size of batch, in turns, after some passes over every batch."""
+    warm: dict[tuple[str, int], Callable[[], float]] = {}
+    measures: dict[tuple[str, int], Callable[[], float]] = {("limits", 0): limits.measure_peaks} if limits else {}
+    for batches in work:
+        for (name, _), worker in workers.items():
+            warm[name, batches.size] = partial(worker.call, "seconds", batches.batches)
+            measures[name, batches.size] = partial(worker.call, "seconds", batches.batches, settings.sample_seconds)
+    take_turns(warm_ups, warm, pause=0)
+    return take_turns(settings.rounds, measures)

@@ -18,26 +18,26 @@ from flashelmo.engine.text.schedule import Forest, Schedule
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
 STEP_ROWS = 512
-# The lowest layer's input products of this many bytes, of a window's distinct words, are held by each direction.
+# Memory that each direction may use for layer 0's input products, one row per distinct word of the window.
 WORD_TABLE_BYTES = 320 << 20
 
 
 @dataclass
-class LstmState:
+class RowStates:
     """Final states of rows, carried from batch to batch: for each (layer, direction), hidden [B, P] and cell [B, C].
 
     A smaller batch updates the first rows only; a larger one's new rows start at zero (AllenNLP, bilm-tf).
     """
 
-    rows: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
+    states: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
 
     def of(self, layer: int, direction: int, n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
         """The states of the first n_rows rows; writing to them updates this object."""
-        hidden, cell = self.rows.get((layer, direction)) or zero_states(0, config)
+        hidden, cell = self.states.get((layer, direction)) or zero_states(0, config)
         if n_rows > len(hidden):
             new_hidden, new_cell = zero_states(n_rows - len(hidden), config)
             hidden, cell = np.concatenate([hidden, new_hidden]), np.concatenate([cell, new_cell])
-            self.rows[layer, direction] = hidden, cell
+            self.states[layer, direction] = hidden, cell
         return hidden[:n_rows], cell[:n_rows]
 
 
@@ -62,7 +62,7 @@ class BiLstm:
         self,
         schedule: Schedule,
         word_vectors: Array,
-        state: LstmState | None = None,
+        state: RowStates | None = None,
         on_nodes: Callable[[int], None] = lambda nodes: None,
     ) -> list[tuple[Array, Array]]:
         """Outputs of every layer: (forward [N_forward, P], backward [N_backward, P]).
@@ -99,13 +99,13 @@ class BiLstm:
         direction: int,
         forest: Forest,
         word_vectors: Array,
-        state: LstmState | None,
+        state: RowStates | None,
         on_nodes: Callable[[int], None],
     ) -> list[Array]:
         """Outputs [N, P] of every layer."""
         outputs: list[Array] = []
         for layer in range(self._config.n_layers):
-            states = state.of(layer, direction, len(forest.rows), self._config) if state else None
+            states = state.of(layer, direction, len(forest.order), self._config) if state else None
             x, x_rows = (word_vectors, forest.words) if layer == 0 else (outputs[-1], None)
             hidden = self._run_layer(layer, direction, forest, x, x_rows, states, on_nodes)
             if layer and self._config.skip_connections:
@@ -114,7 +114,7 @@ class BiLstm:
         return outputs
 
     def _scratch(self, name: str, direction: int, n: int, rows: int) -> Array:
-        """[n, rows, C] of memory that is used again and again: fresh pages cost as much as a pass over them."""
+        """[n, rows, C] of memory that is reused: touching newly allocated pages costs as much as reading them."""
         key, size = (name, direction), n * rows * self._config.cell_size
         if key not in self._memory or self._memory[key].size < size:
             self._memory[key] = np.empty(size, np.float32)
@@ -189,13 +189,13 @@ class BiLstm:
                     cell, cell_before = cell_before, cell
                     if states:  # rows are in order of length: those that end here are the last ones
                         ended = slice(sizes[last] if last < len(sizes) else 0, None)
-                        rows = forest.rows[: sizes[last - 1]][ended]
+                        rows = forest.order[: sizes[last - 1]][ended]
                         states[0][rows], states[1][rows] = before[0][ended], before[1][ended]
         return hidden
 
 
 @dataclass(frozen=True)
-class _Steps:
+class _Call:
     """One call: n_steps depths from `depth` on, the same rows in each; nodes start:stop."""
 
     depth: int
@@ -208,44 +208,44 @@ class _Steps:
         return (self.stop - self.start) // self.n_steps
 
 
-def _steps(forest: Forest, first_depth: int) -> Iterator[_Steps]:
+def _steps(forest: Forest, first_depth: int) -> Iterator[_Call]:
     """Calls of at most STEP_ROWS nodes from first_depth on: large depths are cut, those whose rows go on are joined."""
     sizes = np.diff(forest.depths)
-    goes_on = _goes_on(forest)
+    keeps_rows = _keeps_rows(forest)
     depth = first_depth
     while depth < forest.n_depths:
         start, size = int(forest.depths[depth]), int(sizes[depth])
         if size > STEP_ROWS:
             n_calls = -(-size // STEP_ROWS)
             cuts = [start + size * call // n_calls for call in range(n_calls + 1)]
-            yield from (_Steps(depth, 1, first, stop) for first, stop in pairwise(cuts))
+            yield from (_Call(depth, 1, first, stop) for first, stop in pairwise(cuts))
             depth += 1
             continue
         n_steps = 1
-        while depth + n_steps < forest.n_depths and goes_on[depth + n_steps] and (n_steps + 1) * size <= STEP_ROWS:
+        while depth + n_steps < forest.n_depths and keeps_rows[depth + n_steps] and (n_steps + 1) * size <= STEP_ROWS:
             n_steps += 1
-        yield _Steps(depth, n_steps, start, start + n_steps * size)
+        yield _Call(depth, n_steps, start, start + n_steps * size)
         depth += n_steps
 
 
-def _goes_on(forest: Forest) -> npt.NDArray[np.bool_]:
+def _keeps_rows(forest: Forest) -> npt.NDArray[np.bool_]:
     """[depths] whether a depth's rows are the ones before, none ended and none branched."""
     sizes = np.diff(forest.depths)
-    goes_on = np.zeros(len(sizes), np.bool_)
+    keeps_rows = np.zeros(len(sizes), np.bool_)
     if len(sizes) > 1:
         same = forest.parents == np.arange(forest.n_nodes) - np.repeat(forest.depths[:-1], sizes)
-        goes_on[1:] = np.logical_and.reduceat(same, forest.depths[:-1])[1:] & (sizes[1:] == sizes[:-1])
-    return goes_on
+        keeps_rows[1:] = np.logical_and.reduceat(same, forest.depths[:-1])[1:] & (sizes[1:] == sizes[:-1])
+    return keeps_rows
 
 
-def _slabs(forest: Forest, first_depth: int, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Steps]]:
+def _slabs(forest: Forest, first_depth: int, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Call]]:
     """Groups of consecutive calls whose input product is one: at most max_nodes nodes each.
 
     With `x_rows`, a window whose distinct rows are at most max_nodes is one group, however many its nodes.
     """
     if x_rows is not None and len(np.unique(x_rows)) <= max_nodes:
         max_nodes = forest.n_nodes
-    slab: list[_Steps] = []
+    slab: list[_Call] = []
     for steps in _steps(forest, first_depth):
         if slab and steps.stop - slab[0].start > max_nodes:
             yield slab

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from flashelmo.engine.cpu.bilstm import BiLstm, LstmState
+from flashelmo.engine.cpu.bilstm import BiLstm, RowStates
 from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
 from flashelmo.engine.cpu.word_vectors import WordVectors
 from flashelmo.engine.model.config import ElmoConfig
@@ -43,7 +43,7 @@ class CpuPipeline:
         self._planner = Planner(encoder.boundary_words, settings)
         self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes)
         self._bilstm = BiLstm(model.config, runtime)
-        self._state = LstmState() if settings.stateful or not settings.share else None
+        self._state = RowStates() if settings.stateful or not settings.share else None
         self._lock = threading.Lock()  # a window at a time: state, cache and the LSTM's memory are shared
         self.statistics = Statistics()
 
@@ -65,7 +65,7 @@ class CpuPipeline:
 
     def _clear_state(self) -> None:
         if self._state is not None:
-            self._state = LstmState()
+            self._state = RowStates()
 
     def _run(self, window: Window, output: Output, on_progress: OnProgress) -> Iterator[Array]:
         """Compute a window; then iterate over its sentences' results."""
@@ -109,7 +109,7 @@ def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> R
         from flashelmo.engine.cpu.openvino import OpenVinoRuntime
 
         tensors = prepare_tensors(model.config, model.weights, "float32")
-        return OpenVinoRuntime(model.config, tensors, arithmetic.values, threads)
+        return OpenVinoRuntime(model.config, tensors, arithmetic.dtype, threads)
     from flashelmo.engine.cpu.ort import OrtRuntime
 
     tensors = prepare_tensors(model.config, model.weights, arithmetic.lstm_weights)

@@ -37,7 +37,7 @@ class LstmSteps(NamedTuple):
 
 
 class Runtime(Protocol):
-    """Executes the graph's pieces (`graph.py` gives the shapes); results are written into arrays that are given.
+    """Executes the graph's pieces (`graph/pieces.py` gives the shapes); results are written into arrays that are given.
 
     Attributes:
         concurrent_directions: whether the two directions' pieces may run at once, from two threads.

@@ -13,11 +13,9 @@ from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.settings import CudaSettings
-from flashelmo.kernels.launch import can_depend
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier, can_depend
 from flashelmo.kernels.lstm.layer import lstm_layer
-from flashelmo.kernels.lstm.nodes import Nodes
-from flashelmo.kernels.lstm.run import LaunchOptions
+from flashelmo.kernels.lstm.run import LaunchOptions, Nodes
 from flashelmo.kernels.token_layers import Tokens, token_layers
 
 
@@ -37,7 +35,7 @@ class DeviceOutput:
 def compute(
     model: DeviceModel,
     word_vectors: Tensor,
-    ints: Tensor,
+    packed_schedule: Tensor,
     sizes: Sizes,
     output: DeviceOutput,
     settings: CudaSettings,
@@ -51,12 +49,12 @@ def compute(
     Nothing is read back, so that all of it can be captured in a CUDA graph.
 
     Args:
-        word_vectors: [rows, P], the table that `ints` names words in.
-        ints: int32 [size], what `layout.fill` wrote for these sizes.
+        word_vectors: [rows, P], the table that `packed_schedule` names words in.
+        packed_schedule: int32 [size], what `layout.fill` wrote for these sizes.
         barrier: lets depths of very few rows run as one launch; whoever takes the results checks it.
         state: to start from and to update, with `first_row` for the window's first one.
     """
-    parts: dict[str, Any] = Layout.of(sizes).views(ints)
+    parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = nodes_of(parts, sizes)
     options = LaunchOptions(
@@ -84,7 +82,7 @@ def compute(
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
     results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype)
     if state is not None:
-        state.take_over(parts, final)
+        state.write_back(parts, final)
     return results
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.memory import is_out_of_memory
-from flashelmo.engine.cuda.transfer import CAPTURE
+from flashelmo.engine.cuda.transfer import CAPTURE_LOCK
 
-HELD_BYTES = 1 << 30  # of graphs' results; what else a graph needs, it shares with the others
+MAX_RESULT_BYTES = 1 << 30  # of all graphs' results; all other memory the graphs share
 
 logger = logging.getLogger("flashelmo")
 
@@ -32,12 +32,12 @@ class Captured:
 
     Attributes:
         replay: runs it and gives its result, which the next replay overwrites.
-        ints: what it reads.
-        n_bytes: of its result.
+        packed_schedule: its input, which is overwritten before a replay.
+        n_bytes: size of its result.
     """
 
     replay: Callable[[], Tensor]
-    ints: Tensor
+    packed_schedule: Tensor
     n_bytes: int = 0
 
 
@@ -46,7 +46,7 @@ class GraphCache:
 
     Args:
         device: a CUDA device, or the CPU for Triton's interpreter.
-        max_graphs: kept; the least recently replayed gives way.
+        max_graphs: graphs that are kept; the least recently replayed gives way.
     """
 
     def __init__(self, device: torch.device, max_graphs: int) -> None:
@@ -62,8 +62,8 @@ class GraphCache:
 
         Args:
             key: the bucket, and whatever else the launches depend on.
-            size: of the bucket's integers.
-            run: queues the bucket's work on integers that it is given, and returns the result.
+            size: of the bucket's packed schedule.
+            run: queues the bucket's work on a packed schedule that it is given, and returns the result.
         """
         if key in self._graphs:
             self._graphs.move_to_end(key)
@@ -90,32 +90,32 @@ class GraphCache:
         return captured
 
     def clear(self) -> None:
-        """Let go of all graphs and their memory."""
+        """Free all graphs and their memory."""
         self._wait()
         self._graphs.clear()
         self._pool = None
 
     def _are_too_many(self) -> bool:
         n_bytes = sum(graph.n_bytes for graph in self._graphs.values())
-        return len(self._graphs) > self._max_graphs or n_bytes > HELD_BYTES
+        return len(self._graphs) > self._max_graphs or n_bytes > MAX_RESULT_BYTES
 
     def _wait(self) -> None:
-        """Until no graph runs any more, so that it can be let go."""
+        """Wait until no graph runs any more, so that it can be freed."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
     def _capture(self, size: int, run: Callable[[Tensor], Tensor]) -> Captured:
         """What a run queues on the current stream; `torch.cuda.graph` would collect garbage and empty caches first."""
-        ints = torch.zeros(size, dtype=torch.int32, device=self._device)
+        packed_schedule = torch.zeros(size, dtype=torch.int32, device=self._device)
         if self._device.type == "cpu":  # Triton's interpreter has no graphs: the run itself stands for one
-            return Captured(_rerun(partial(run, ints)), ints)
+            return Captured(_rerun(partial(run, packed_schedule)), packed_schedule)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._wait()
-        with CAPTURE:
+        with CAPTURE_LOCK:
             try:
-                out = _record(graph, self._pool, partial(run, ints))
+                out = _record(graph, self._pool, partial(run, packed_schedule))
             except BaseException:
                 self._abandon(graph)
                 raise
@@ -124,25 +124,25 @@ class GraphCache:
             graph.replay()
             return out
 
-        return Captured(replay, ints, out.nbytes)
+        return Captured(replay, packed_schedule, out.nbytes)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a capture that failed. PyTorch's allocators would else believe that it goes on, and use nothing again."""
+        """End a capture that failed; otherwise PyTorch's allocators stay in capture mode and reuse no memory."""
         pool, self._pool = self._pool, None
         graph.reset()
-        with suppress(Exception):  # where the capture came so far as to end itself
+        with suppress(Exception):  # where the capture has ended already
             device = torch.cuda.current_device()
             torch._C._cuda_endAllocateToPool(device, pool)
             _abandoned.append(graph)
             torch._C._cuda_releasePool(device, pool)
 
 
-_abandoned: list[torch.cuda.CUDAGraph] = []  # one of PyTorch's allocators goes on asking them what they captured
+_abandoned: list[torch.cuda.CUDAGraph] = []  # kept alive: the pinned-memory allocator still queries them
 
 
 def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:
     """Capture what a run queues on the current stream, and give its result."""
-    # "relaxed": other modes forbid what waits for nothing here, as to load a kernel or to let go of a tensor.
+    # "relaxed": stricter modes reject harmless calls, such as loading a kernel or freeing a tensor.
     graph.capture_begin(pool=pool, capture_error_mode="relaxed")
     try:
         out = run()

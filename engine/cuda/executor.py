@@ -13,14 +13,14 @@ from flashelmo.engine.cuda.compute import DeviceOutput, compute
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.cuda.memory import is_out_of_memory
-from flashelmo.engine.cuda.model import DeviceModel, VectorTable
+from flashelmo.engine.cuda.model import DeviceModel, WordVectors
 from flashelmo.engine.cuda.state import DeviceState
-from flashelmo.engine.cuda.transfer import CAPTURE, Transfers
+from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Transfers
 from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
-from flashelmo.kernels.lstm.barrier import Barrier
+from flashelmo.kernels.launch import Barrier
 
 
 class Executor:
@@ -34,9 +34,9 @@ class Executor:
 
     def __init__(self, model: DeviceModel, encoder: WordEncoder, transfers: Transfers, settings: Settings) -> None:
         self.model = model
-        self._share, self._switches = settings.shares, settings.cuda
+        self._share, self._switches = settings.shares_prefixes, settings.cuda
         self._transfers = transfers
-        self._table = VectorTable(model, encoder, transfers, settings.cache_bytes)
+        self._table = WordVectors(model, encoder, transfers, settings.cache_bytes)
         self._state = DeviceState(model) if settings.stateful else None
         self._barrier = Barrier.on(model.device)
         self._barrier_used = False  # since `timed_out` was called
@@ -50,11 +50,11 @@ class Executor:
             self._state.reset()
 
     def make_room(self) -> None:
-        """Give back memory that is not needed for what is queued."""
+        """Free memory that the queued work does not need."""
         self._graphs.clear()
         if self.model.device.type == "cuda":
             self._transfers.wait()
-            with CAPTURE:
+            with CAPTURE_LOCK:
                 torch.cuda.empty_cache()
 
     def timed_out(self) -> Tensor | None:
@@ -66,7 +66,9 @@ class Executor:
         """After a time-out: what had arrived then does not count any more."""
         self._barrier = Barrier.on(self.model.device)
 
-    def run(self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0) -> tuple[Tensor, int]:
+    def queue(
+        self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0
+    ) -> tuple[Tensor, int]:
         """Queue a window's work.
 
         Args:
@@ -83,15 +85,17 @@ class Executor:
         if self._state is not None:
             self._state.reserve(first_row + len(schedule.offsets) - 1)
         sizes = self.sizes(schedule, output)
-        wanted = self._on_device(output)
+        device_output = self._device_output(output)
         if sizes.n_depths == 0:  # no sentence has a token
-            return self._new_results(wanted, sizes.n_sentences).zero_(), n_new
+            return self._new_results(device_output, sizes.n_sentences).zero_(), n_new
         if self._is_small(sizes):
             return self._replay(schedule, sizes, word_rows, output, first_row), n_new
-        ints = self._transfers.upload(Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row))
+        packed_schedule = self._transfers.upload(
+            Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row)
+        )
         barrier = self._barrier if self._switches.persistent else None
         self._barrier_used |= barrier is not None
-        return self._compute(sizes, wanted, first_row, barrier, ints), n_new
+        return self._compute(sizes, device_output, first_row, barrier, packed_schedule), n_new
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
@@ -108,15 +112,15 @@ class Executor:
         if self._state is not None:
             self._state.reserve(first_row + bucket.n_roots)
         size, fill_bucket = Layout.of(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
-        wanted = self._on_device(output)
-        run = partial(self._compute, bucket, wanted, first_row, None)
+        device_output = self._device_output(output)
+        run = partial(self._compute, bucket, device_output, first_row, None)
         self._forget_graphs_of_other_tensors()
         captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
             return run(self._transfers.upload(size, fill_bucket))[:, :n_results]
-        results = self._new_results(wanted, n_results)  # before the state moves on, as memory may be lacking
-        self._transfers.upload_into(captured.ints, fill_bucket)
+        results = self._new_results(device_output, n_results)  # before the state moves on, as memory may be lacking
+        self._transfers.upload_into(captured.packed_schedule, fill_bucket)
         return results.copy_(captured.replay()[:, :n_results])
 
     def _graph(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
@@ -129,10 +133,10 @@ class Executor:
         self.make_room()
         return None
 
-    def _new_results(self, wanted: DeviceOutput, n: int) -> Tensor:
+    def _new_results(self, device_output: DeviceOutput, n: int) -> Tensor:
         """[O, n, 2P], not filled."""
-        size = (len(wanted.mix), n, 2 * self.model.config.projection_size)
-        return torch.empty(size, dtype=wanted.dtype, device=self.model.device)
+        size = (len(device_output.mix), n, 2 * self.model.config.projection_size)
+        return torch.empty(size, dtype=device_output.dtype, device=self.model.device)
 
     def _forget_graphs_of_other_tensors(self) -> None:
         """Graphs hold the addresses of the table and the state; both may have moved."""
@@ -142,14 +146,19 @@ class Executor:
             self._captured_on = tensors
 
     def _compute(
-        self, sizes: Sizes, wanted: DeviceOutput, first_row: int, barrier: Barrier | None, ints: Tensor
+        self,
+        sizes: Sizes,
+        device_output: DeviceOutput,
+        first_row: int,
+        barrier: Barrier | None,
+        packed_schedule: Tensor,
     ) -> Tensor:
         return compute(
             self.model,
             self._table.vectors,
-            ints,
+            packed_schedule,
             sizes,
-            wanted,
+            device_output,
             self._switches,
             barrier=barrier,
             state=self._state,
@@ -157,18 +166,18 @@ class Executor:
         )
 
     def _fill(self, sizes: Sizes, schedule: Schedule, word_rows: Int32, first_row: int) -> partial[None]:
-        unused_row = 0 if self._state is None else self._state.n_rows
+        padding_row = 0 if self._state is None else self._state.n_rows
         return partial(
             fill,
             sizes=sizes,
             schedule=schedule,
             word_rows=word_rows,
             first_row=first_row,
-            unused_row=unused_row,
+            padding_row=padding_row,
         )
 
-    def _on_device(self, output: Output) -> DeviceOutput:
-        """The coefficients of each layer in each layer of the result; kept, since graphs hold their address."""
+    def _device_output(self, output: Output) -> DeviceOutput:
+        """What is wanted, on the device; its coefficients are kept, since graphs hold their address."""
         if output not in self._outputs:
             mix = torch.from_numpy(output.mix(self.model.config.n_layers + 1)).to(self.model.device)
             self._outputs[output] = DeviceOutput(mix, getattr(torch, output.dtype))

@@ -31,7 +31,7 @@ class Sizes:
             every depth have as many rows as the largest.
         n_roots: states that the first depth starts from.
         n_nodes: N; a bucket's may be fewer than `depths` would have.
-        n_tokens: asked for.
+        n_tokens: tokens that get a result.
         n_sentences: B where each gets one vector; 0 where every token gets its own.
         n_rows: B where rows carry a state on; else 0.
     """
@@ -74,7 +74,7 @@ class Sizes:
         rows = _power_of_two(self.max_rows, LEAST_ROWS)
         n_depths = _rounded_depths(self.n_depths)
         n_roots = 1 if self.n_roots == 1 else _power_of_two(self.n_roots, LEAST_ROWS)
-        n_nodes = n_roots + _half_steps(max(self.n_nodes - self.n_roots, self.n_tokens), LEAST_NODES)
+        n_nodes = n_roots + _round_up_to_half_powers(max(self.n_nodes - self.n_roots, self.n_tokens), LEAST_NODES)
         starts = (0, *(n_roots + rows * depth for depth in range(n_depths + 1)))
         return replace(
             self,
@@ -96,7 +96,7 @@ def _power_of_two(n: int, least: int) -> int:
     return max(least, 1 << max(0, n - 1).bit_length())
 
 
-def _half_steps(n: int, least: int) -> int:
+def _round_up_to_half_powers(n: int, least: int) -> int:
     """The next number of 64, 96, 128, 192, 256, ...: at most half is padding."""
     above = _power_of_two(n, least)
     return above * 3 // 4 if above > least and n <= above * 3 // 4 else above
@@ -129,11 +129,11 @@ class Layout:
     def of(cls, sizes: Sizes) -> Layout:
         """A window's parts.
 
-        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.lstm.nodes.Nodes` has them; words are rows of the
+        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.lstm.run.Nodes` has them; words are rows of the
         table.
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
-        place in its depth, which of two depths' cells it is, and the row of the state that it goes to.
+        position in its depth, which of two depths' cells it is, and the row of the state that it goes to.
         """
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),
@@ -154,14 +154,14 @@ class Layout:
 
 
 def fill(
-    flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32, *, first_row: int = 0, unused_row: int = 0
+    flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32, *, first_row: int = 0, padding_row: int = 0
 ) -> None:
     """Write a schedule into an array of `Layout.of(sizes).size` integers; what a bucket has beyond it is harmless.
 
     Args:
         word_rows: [W], each word's row in the table of word vectors.
         first_row: of the state, where the window's rows begin.
-        unused_row: of the state, which a bucket's other rows go to.
+        padding_row: spare row of the state that a bucket's padding rows write to.
     """
     flat[:] = 0
     parts = Layout.of(sizes).views(flat)
@@ -178,21 +178,24 @@ def fill(
         parts["offsets"][: len(schedule.offsets)] = schedule.offsets
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]
     if sizes.n_rows:
-        _fill_final(parts, schedule.forward, sizes.n_roots, first_row, unused_row)
+        _fill_final(parts, schedule.forward, sizes.n_roots, first_row, padding_row)
 
 
-def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, unused_row: int) -> None:
+def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, padding_row: int) -> None:
     """Where each row's run ends; both directions take as many steps, and rows stand in order of their number."""
-    ranks = np.arange(len(forest.rows))
+    ranks = np.arange(len(forest.order))
     steps = last_depths(forest)
     parts["final_nodes"][: len(ranks)] = forest.depths[steps - 1] + n_roots + ranks
     parts["final_ranks"][: len(ranks)] = ranks
     parts["final_slots"][: len(ranks)] = steps % 2
-    parts["state_rows"][: len(ranks)] = first_row + forest.rows
-    parts["state_rows"][len(ranks) :] = unused_row
+    parts["state_rows"][: len(ranks)] = first_row + forest.order
+    parts["state_rows"][len(ranks) :] = padding_row
 
 
 def last_depths(forest: Forest) -> Int64:
-    """Steps of every row [B], longest first, of a forest without sharing: row k is there while a depth has more."""
+    """Steps of every row [B], longest first, of a forest without sharing.
+
+    Row k takes part in every depth with more than k nodes.
+    """
     sizes = np.diff(forest.depths)
-    return np.asarray(len(sizes) - np.searchsorted(sizes[::-1], np.arange(len(forest.rows)), side="right"), np.int64)
+    return np.asarray(len(sizes) - np.searchsorted(sizes[::-1], np.arange(len(forest.order)), side="right"), np.int64)

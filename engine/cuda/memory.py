@@ -1,4 +1,4 @@
-"""How many tokens of a window fit the device's memory, and what is out of memory."""
+"""How many tokens of a window fit the device's memory, and how an out-of-memory error is recognized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 from flashelmo.kernels.tuning import HOISTED_BYTES
 
 LEAST_WINDOW_TOKENS = 1 << 10
-USED = 0.8  # of what is free: the rest is for what the estimate leaves out
+USABLE_FRACTION = 0.8  # of free memory; the estimate leaves some out
 TOKENS_PER_ROW = 6  # assume the widest depth has one row per 6 tokens: short sentences
 RESULTS_HELD = 3  # windows whose results may be on the device at once: two in flight, and the one that is read
 FLOAT_BYTES = 4
@@ -31,7 +31,7 @@ def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
     hidden = 2 * size * value_bytes * (n_layers + 1)
     step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_PER_ROW
     results = RESULTS_HELD * (n_layers + 1) * 2 * size * FLOAT_BYTES
-    fits = (USED * free - HOISTED_BYTES) / (hidden + step + results)
+    fits = (USABLE_FRACTION * free - HOISTED_BYTES) / (hidden + step + results)
     return int(min(MAX_WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, fits)))
 
 

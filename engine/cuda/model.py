@@ -19,7 +19,7 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Int64
 from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
 from flashelmo.kernels.highway import highway, pack_highway
-from flashelmo.kernels.launch import Precision
+from flashelmo.kernels.launch import Products
 from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
@@ -45,8 +45,8 @@ class DeviceModel:
         self.config = model.config
         self.device = device
         arithmetic = PRECISIONS[precision].on("cuda")
-        self.dtype: torch.dtype = getattr(torch, arithmetic.values)
-        self.products: Precision = arithmetic.products
+        self.dtype: torch.dtype = getattr(torch, arithmetic.dtype)
+        self.products: Products = arithmetic.products
         weights = model.weights
         self._word_embedding = None
         if weights.word_embedding is not None:
@@ -109,7 +109,7 @@ class DeviceModel:
         return self._tensor(dense.weight), self._tensor(dense.bias)
 
 
-class VectorTable:
+class WordVectors:
     """Rows of word vectors by word. The lowest LSTM layer reads the table itself.
 
     Args:

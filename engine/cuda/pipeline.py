@@ -34,7 +34,7 @@ from flashelmo.engine.text.schedule import Schedule
 from flashelmo.engine.text.windows import Window
 
 IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepares the next
-FITTED = 64  # windows in a row, after one that did not fit, before larger ones are tried again
+FITS_BEFORE_GROWING = 64  # windows in a row, after one that did not fit, before larger ones are tried again
 
 logger = logging.getLogger("flashelmo")
 
@@ -99,7 +99,7 @@ class CudaPipeline:
             FlashElmoError: programs that work together did not all run at once, so that its vectors are wrong.
         """
         window, parts = queued.popleft()
-        if any(part.are_wrong for part in parts):
+        if any(part.barrier_timed_out for part in parts):
             with self._lock, self._transfers.computing():
                 self._executor.renew_barrier()
             raise FlashElmoError(
@@ -114,7 +114,7 @@ class CudaPipeline:
         window, n_tokens = plan.window, len(plan.window.word_ids)
         if len(window) == 1 or n_tokens <= self.max_tokens:
             try:
-                values, n_new = self._executor.run(plan.words, plan.schedule, output, first_row)
+                values, n_new = self._executor.queue(plan.words, plan.schedule, output, first_row)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
@@ -141,7 +141,7 @@ class CudaPipeline:
     def _grow(self) -> None:
         """After a window that fitted: the shortage may have passed."""
         self._n_fitted += 1
-        if self.max_tokens < self._most_tokens and self._n_fitted >= FITTED:
+        if self.max_tokens < self._most_tokens and self._n_fitted >= FITS_BEFORE_GROWING:
             self.max_tokens, self._n_fitted = min(2 * self.max_tokens, self._most_tokens), 0
 
     def _results(self, plan: Plan, values: Tensor, n_new: int, output: Output, as_numpy: bool) -> Results:
@@ -170,10 +170,10 @@ class CudaPipeline:
 
 
 def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, settings: Settings) -> CudaPipeline:
-    """The pipeline of a device, by its name; precision "auto" is the type that it computes fastest in.
+    """The pipeline of a device, by its name; precision "auto" is the one that it computes fastest in.
 
     Raises:
-        FlashElmoError: the device is not there, or lacks the type.
+        FlashElmoError: the device is not there, or lacks the precision.
     """
     device = find_device(name)
     check_precision(device, precision)

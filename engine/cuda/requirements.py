@@ -66,12 +66,12 @@ def find_device(name: str) -> torch.device:
 
 
 def default_precision(device: torch.device) -> str:
-    """The type that a device computes fastest in: "bf16" where it has it, otherwise "fp32"."""
+    """The precision that a device computes fastest in: "bf16" where it has it, otherwise "fp32"."""
     return "bf16" if _has(device, "bf16") else "fp32"
 
 
 def check_precision(device: torch.device, precision: str) -> None:
-    """Raise FlashElmoError where the device lacks the type."""
+    """Raise FlashElmoError where the device lacks the precision."""
     if precision != "auto" and not _has(device, precision):
         found = f"{torch.cuda.get_device_name(device)} with {_dotted(torch.cuda.get_device_capability(device))}"
         expected = _dotted(PRECISIONS[precision].capability)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flashelmo.engine.cuda.model import DeviceModel
 
-ROWS = 64  # to begin with
+INITIAL_ROWS = 64  # grows with the largest batch
 
 
 class DeviceState:
@@ -24,11 +24,11 @@ class DeviceState:
         self._model = model
         self.hidden: list[Tensor] = []
         self.cell: list[Tensor] = []
-        self.reserve(ROWS)
+        self.reserve(INITIAL_ROWS)
 
     @property
     def n_rows(self) -> int:
-        """Rows there are; one more, the last, takes what belongs to none."""
+        """Number of rows, plus a spare one behind them that a bucket's padding rows write to."""
         return self.hidden[0].shape[1] - 1
 
     def reserve(self, n_rows: int) -> None:
@@ -66,8 +66,8 @@ class DeviceState:
         ended = cell.transpose(1, 2)[parts["final_slots"].long(), parts["final_ranks"].long()]  # [B, D, C]
         return hidden[:, parts["final_nodes"].long()], ended.transpose(0, 1)
 
-    def take_over(self, parts: dict[str, Tensor], final: list[tuple[Tensor, Tensor]]) -> None:
-        """Let the rows go on from these states, a pair a layer; all at once, when nothing can fail any more."""
+    def write_back(self, parts: dict[str, Tensor], final: list[tuple[Tensor, Tensor]]) -> None:
+        """Store the rows' new states, a pair a layer; all layers together, after the last step that can fail."""
         rows = parts["state_rows"].long()
         for layer, (hidden, cell) in enumerate(final):
             self.hidden[layer].index_copy_(1, rows, hidden)

@@ -25,12 +25,12 @@ from flashelmo.engine.text.schedule import Int64
 
 Int32 = npt.NDArray[np.int32]
 
-# PyTorch's allocator forgets what is recorded on another stream while any thread captures a graph, and would hand the
-# memory out too early: nobody does one during the other.
-CAPTURE = threading.RLock()
+# During a capture, in whatever thread, PyTorch ignores `record_stream` and would free memory too early: the two exclude
+# each other.
+CAPTURE_LOCK = threading.RLock()
 
-# Of pinned memory at a time: while one piece is read, the next one is copied. Such memory comes in powers of two, and a
-# piece may be a sentence longer.
+# Results come down in pieces of about this size: while one is read, the next one is copied. Pinned memory is allocated
+# in powers of two, and a piece may be a sentence longer.
 PIECE_BYTES = 60 << 20
 
 
@@ -43,15 +43,15 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._on_device = device.type == "cuda"
-        if self._on_device:
+        self._is_cuda = device.type == "cuda"
+        if self._is_cuda:
             self._up, self._compute, self._down = (torch.cuda.Stream(device) for _ in range(3))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Work that is queued inside goes to the computing stream."""
         stream: AbstractContextManager[Any] = nullcontext()
-        if self._on_device:
+        if self._is_cuda:
             stream = self._queuing(self._compute)
         # What is kept from call to call must not become an inference tensor, which later calls could not write to.
         with stream, torch.inference_mode(False), torch.no_grad():
@@ -60,7 +60,7 @@ class Transfers:
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
         """int32 [size] on the device, for the computing stream; `fill` writes it in the host's memory."""
         host = self._host(size, fill)
-        if not self._on_device:
+        if not self._is_cuda:
             return host
         with self._queuing(self._up):
             tensor = host.to(self.device, non_blocking=True)
@@ -69,16 +69,16 @@ class Transfers:
         return tensor
 
     def upload_into(self, tensor: Tensor, fill: Callable[[Int32], None]) -> None:
-        """Likewise into a tensor that is there, in the computing stream's own order."""
+        """As `upload`, into an existing tensor and in the computing stream itself."""
         tensor.copy_(self._host(len(tensor), fill), non_blocking=True)
 
     def mark(self) -> Mark:
-        """The point that the computing stream has been filled up to."""
-        return Mark(self._compute.record_event() if self._on_device else None)
+        """The end of what is queued on the computing stream so far."""
+        return Mark(self._compute.record_event() if self._is_cuda else None)
 
     def download(self, tensor: Tensor, ready: Mark) -> Download:
         """Begin to copy [O, rows, 2P], perhaps a part of the rows, once the computing stream has come to a mark."""
-        if not self._on_device:
+        if not self._is_cuda:
             return Download(tensor, ready)
         with self._queuing(self._down):
             self._down.wait_event(ready.event)
@@ -90,20 +90,20 @@ class Transfers:
 
     def hand_over(self, tensor: Tensor, ready: Mark) -> Tensor:
         """A tensor for the caller's own stream, which waits for the mark; the host does not."""
-        if self._on_device:
+        if self._is_cuda:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(ready.event)
             _record(tensor, stream)
         return tensor
 
     def wait(self) -> None:
-        """Until everything that was queued is done."""
-        if self._on_device:  # the device itself may not be waited for while another thread captures a graph
+        """Wait until everything that was queued is done."""
+        if self._is_cuda:  # the device itself may not be waited for while another thread captures a graph
             for stream in (self._up, self._compute, self._down):
                 stream.synchronize()
 
     def _host(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
-        host = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=self._on_device)
+        host = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=self._is_cuda)
         fill(host.numpy())
         return host
 
@@ -115,8 +115,8 @@ class Transfers:
 
 
 def _record(tensor: Tensor, stream: torch.cuda.Stream) -> None:
-    """Let a tensor's memory not be handed out before a stream has done what it has been given so far."""
-    with CAPTURE:
+    """Keep a tensor's memory until a stream has finished the work queued on it so far (record_stream)."""
+    with CAPTURE_LOCK:
         tensor.record_stream(stream)
 
 
@@ -127,7 +127,7 @@ class Mark:
     event: Any
 
     def wait(self) -> None:
-        """Until the device has come so far."""
+        """Wait until the device has come so far."""
         if self.event is not None:
             self.event.synchronize()
 
@@ -186,8 +186,8 @@ class Results:
         self._timed_out = None if timed_out is None else transfers.download(timed_out, ready)
 
     @property
-    def are_wrong(self) -> bool:
-        """Whether a launch gave up waiting. Waits for the device, but only where one could."""
+    def barrier_timed_out(self) -> bool:
+        """Whether a persistent launch gave up waiting. Waits for the device, but only where there was such a launch."""
         return self._timed_out is not None and bool(self._timed_out.wait().any())
 
     def __iter__(self) -> Iterator[Any]:

@@ -4,5 +4,5 @@ pool.py             the pipeline that is made of many
 stream.py           one stream of windows: which are where, and which is given next
 process.py          a device's process as the pool sees it
 worker.py           the process itself
-shared_arrays.py    what both have in memory
+shared_arrays.py    arrays handed over through shared memory
 """

@@ -54,7 +54,7 @@ class DevicePool:
         _check_names(devices)
         self.statistics = Statistics()
         self._lock = threading.Lock()
-        self._switchboard = _Switchboard()
+        self._dispatcher = _Dispatcher()
         self._processes: list[DeviceProcess] = []
         self._end = weakref.finalize(self, _end, self._processes)
         try:
@@ -63,23 +63,23 @@ class DevicePool:
         except BaseException:
             self.close()
             raise
-        self.ahead = sum(process.limit + 1 for process in self._processes) - 1
+        self.ahead = sum(process.max_windows + 1 for process in self._processes) - 1
 
     def _start(
         self, make: Callable[[str], WindowPipeline], devices: Sequence[str], setup: Callable[[], None] | None
     ) -> None:
-        model, pickled = write_object(make)
+        arrays_file, pickled = write_object(make)
         try:
             for name in devices:
-                process = DeviceProcess(name, model, self._switchboard)
+                process = DeviceProcess(name, arrays_file, self._dispatcher)
                 self._processes.append(process)
-                self._switchboard.processes.append(process)
+                self._dispatcher.processes.append(process)
                 process.send(Start(name, pickle.dumps(setup), pickled))
         finally:
-            os.close(model)
+            os.close(arrays_file)
         for process in self._processes:
             process.settled.wait()
-            if not process.limit:
+            if not process.max_windows:
                 cause = str(process.cause)
                 raise FlashElmoError(cause if process.name in cause else f"device {process.name}: {cause}")
 
@@ -100,14 +100,14 @@ class DevicePool:
         return self._stream(windows, output, on_progress)
 
     def _stream(self, windows: Iterable[Window], output: Output, on_progress: OnProgress) -> Stream:
-        stream = self._switchboard.open(windows, output, self.ahead + 1)
+        stream = self._dispatcher.open(windows, output, self.ahead + 1)
         try:
             for window, embedded in stream.results():
                 self._count(embedded.counts)
                 on_progress(1.0)
                 yield window, embedded.arrays
         finally:
-            self._switchboard.close(stream)
+            self._dispatcher.close(stream)
 
     def _count(self, counts: tuple[int, ...]) -> None:
         with self._lock:
@@ -145,8 +145,11 @@ def _end(processes: list[DeviceProcess]) -> None:
         process.join()
 
 
-class _Switchboard:
-    """Hands what processes send to the stream that waits for it; holds no reference to the pool, which can be freed."""
+class _Dispatcher:
+    """Hands what processes send to the stream that waits for it.
+
+    It holds no reference to the pool, so that the pool can be freed.
+    """
 
     def __init__(self) -> None:
         self.processes: list[DeviceProcess] = []
@@ -166,18 +169,18 @@ class _Switchboard:
         """Forget a stream; what it waits for is dropped."""
         with self._lock:
             del self._streams[stream.number]
-        for process, places in stream.sent.items():
-            if places:
+        for process, held in stream.sent.items():
+            if held:
                 process.send(Cancel(stream.number))
         stream.clear()
 
-    def deliver(self, process: DeviceProcess, number: int, place: int, result: Result) -> None:
+    def deliver(self, process: DeviceProcess, number: int, position: int, result: Result) -> None:
         """A window is finished."""
         with self._lock:
             stream = self._streams.get(number)
             if stream is not None:
-                stream.sent[process].remove(place)
-                stream.events.put(Arrived(place, result))
+                stream.sent[process].remove(position)
+                stream.events.put(Arrived(position, result))
 
     def lose(self, process: DeviceProcess) -> None:
         """A process has ended."""
@@ -185,7 +188,7 @@ class _Switchboard:
             self.processes.remove(process)
             self._cause = f"{process.name}: {process.cause}"
             streams = list(self._streams.values())
-        if process.limit and not process.closed:
+        if process.max_windows and not process.closed:
             lost = sum(len(stream.sent.get(process, ())) for stream in streams)
             logger.warning("device %s: %s; windows done again: %d", process.name, process.cause, lost)
         for stream in streams:

@@ -32,7 +32,7 @@ Result: TypeAlias = Embedded | FlashElmoError
 class Listener(Protocol):
     """Gets what processes send; each process's reader thread calls it."""
 
-    def deliver(self, process: DeviceProcess, stream: int, place: int, result: Result) -> None:
+    def deliver(self, process: DeviceProcess, stream: int, position: int, result: Result) -> None:
         """A window of a stream is done: its results, or its error."""
 
     def lose(self, process: DeviceProcess) -> None:
@@ -45,20 +45,20 @@ class DeviceProcess:
 
     Args:
         name: of the device.
-        model: descriptor of the open file that holds the arrays of `Start.make`.
+        arrays_file: descriptor of the open file that holds the arrays of `Start.make`.
         listener: gets what it sends.
 
     Attributes:
-        limit: windows of one stream it may hold at once; 0 until it is ready.
+        max_windows: windows of one stream it may hold at once; 0 until it is ready.
         precision: what its pipeline computes in, where it says so.
         settled: set when it is ready or has ended.
         cause: why it ended; None as long as it runs.
         closed: it was ended on purpose.
     """
 
-    def __init__(self, name: str, model: int, listener: Listener) -> None:
+    def __init__(self, name: str, arrays_file: int, listener: Listener) -> None:
         self.name = name
-        self.limit = 0
+        self.max_windows = 0
         self.precision = ""
         self.settled = threading.Event()
         self.cause: str | None = None
@@ -66,7 +66,7 @@ class DeviceProcess:
         self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._connection, theirs = Pipe()
         with theirs:
-            self._process = _start(theirs.fileno(), model)
+            self._process = _start(theirs.fileno(), arrays_file)
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._reader = threading.Thread(target=self._read, args=(listener,), daemon=True)
         self._writer.start()
@@ -121,27 +121,27 @@ class DeviceProcess:
         if isinstance(message, Failed):
             return message.text
         if isinstance(message, Ready):
-            self.precision, self.limit = message.precision, message.ahead + 2
+            self.precision, self.max_windows = message.precision, message.ahead + 2
             self.settled.set()
         elif isinstance(message, Refused):
-            listener.deliver(self, message.stream, message.place, FlashElmoError(message.text))
+            listener.deliver(self, message.stream, message.position, FlashElmoError(message.text))
         else:
             arrays = read_arrays(receive_file(self._connection), message.layout)
-            listener.deliver(self, message.stream, message.place, Embedded(arrays, message.counts))
+            listener.deliver(self, message.stream, message.position, Embedded(arrays, message.counts))
         return None
 
 
-def _start(connection: int, model: int) -> subprocess.Popen[bytes]:
+def _start(connection: int, arrays_file: int) -> subprocess.Popen[bytes]:
     """Start a process that imports from where this one does, and that no key pressed in the terminal reaches."""
     path = [str(entry) for entry in sys.path]
     code = (
         f"import sys; sys.path[:] = {path!r}; "
-        f"from flashelmo.engine.devices.worker import main; main({connection}, {model})"
+        f"from flashelmo.engine.devices.worker import main; main({connection}, {arrays_file})"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,
-        pass_fds=(connection, model),
+        pass_fds=(connection, arrays_file),
         start_new_session=True,
     )
 

@@ -23,7 +23,7 @@ from flashelmo.engine.text.windows import Window
 class Arrived(NamedTuple):
     """A window is done."""
 
-    place: int
+    position: int
     result: Result
 
 
@@ -59,17 +59,17 @@ class WindowStream:
         self._cause = cause
         self._taken: dict[int, Window] = {}  # and not given
         self._finished: dict[int, Result] = {}
-        self._again: list[int] = []  # taken, and lost with a process
-        self._waiting: set[DeviceProcess] = set()  # got windows since their last flush, may hold results back
+        self._to_resend: list[int] = []  # taken, and lost with a process
+        self._unflushed: set[DeviceProcess] = set()  # got windows since their last flush, may hold results back
         self._end: Exception | None = None  # what the input raised, StopIteration for its orderly end
 
     def results(self) -> Iterator[tuple[Window, Embedded]]:
         """Every window with its results, in order."""
-        for place in count():
+        for position in count():
             self._fill()
-            while place not in self._finished:
-                self._flush(place)
-                if self._end is not None and place not in self._taken:
+            while position not in self._finished:
+                self._flush(position)
+                if self._end is not None and position not in self._taken:
                     if isinstance(self._end, StopIteration):
                         return
                     raise self._end
@@ -77,7 +77,7 @@ class WindowStream:
                     raise FlashElmoError(f"device: expected one that still runs, found none; {self._cause}")
                 self._handle(self.events.get())
                 self._fill()
-            window, result = self._taken.pop(place), self._finished.pop(place)
+            window, result = self._taken.pop(position), self._finished.pop(position)
             if isinstance(result, FlashElmoError):
                 raise result
             yield window, result
@@ -90,44 +90,44 @@ class WindowStream:
 
     def _handle(self, event: Arrived | Lost) -> None:
         if isinstance(event, Arrived):
-            self._finished[event.place] = event.result
+            self._finished[event.position] = event.result
         else:
             self._cause = f"{event.process.name}: {event.process.cause}"
-            self._again = sorted([*self._again, *self.sent.pop(event.process)])
+            self._to_resend = sorted([*self._to_resend, *self.sent.pop(event.process)])
 
     def _fill(self) -> None:
         """Send windows to whoever has room."""
-        while (process := self._least_busy()) is not None and (place := self._next()) is not None:
-            self.sent[process].add(place)
-            self._waiting.add(process)
-            window = replace(self._taken[place], text=None)
-            process.send(Task(self.number, place, window, self._output))
+        while (process := self._least_busy()) is not None and (position := self._next()) is not None:
+            self.sent[process].add(position)
+            self._unflushed.add(process)
+            window = replace(self._taken[position], text=None)
+            process.send(Task(self.number, position, window, self._output))
 
-    def _flush(self, place: int) -> None:
+    def _flush(self, position: int) -> None:
         """Flush processes whose look-ahead holds back the awaited window.
 
         Not those that hold as many windows as they may: no pipeline reads further ahead.
         """
-        for process in self._waiting & self.sent.keys():
-            needed = place in self.sent[process] and len(self.sent[process]) < process.limit
+        for process in self._unflushed & self.sent.keys():
+            needed = position in self.sent[process] and len(self.sent[process]) < process.max_windows
             if self._end is not None or needed:
                 process.send(Flush())
-                self._waiting.remove(process)
+                self._unflushed.remove(process)
 
     def _least_busy(self) -> DeviceProcess | None:
         """A process that has room, if there is one."""
-        with_room = [process for process in self.sent if len(self.sent[process]) < process.limit]
+        with_room = [process for process in self.sent if len(self.sent[process]) < process.max_windows]
         return min(with_room, key=lambda process: len(self.sent[process]), default=None)
 
     def _next(self) -> int | None:
         """The next window to send, if there is one, and if it may be taken before the first is given."""
-        if self._again:
-            return self._again.pop(0)
+        if self._to_resend:
+            return self._to_resend.pop(0)
         if self._end is not None or len(self._taken) >= self._bound:
             return None
         try:
-            place, self._taken[place] = next(self._input)
+            position, self._taken[position] = next(self._input)
         except Exception as error:
             self._end = error
             return None
-        return place
+        return position

@@ -35,10 +35,10 @@ class Start(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A window to embed: its stream, and its place in that."""
+    """A window to embed: its stream, and its position in that."""
 
     stream: int
-    place: int
+    position: int
     window: Window
     output: Output
 
@@ -64,7 +64,7 @@ class Done(NamedTuple):
     """A window's results, in a file that is handed over next, and what it added to each of the statistics."""
 
     stream: int
-    place: int
+    position: int
     layout: ArrayLayout
     counts: tuple[int, ...]
 
@@ -73,7 +73,7 @@ class Refused(NamedTuple):
     """A window's FlashElmoError."""
 
     stream: int
-    place: int
+    position: int
     text: str
 
 
@@ -83,7 +83,7 @@ class Failed(NamedTuple):
     text: str
 
 
-def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
+def main(connection_descriptor: int, arrays_file: int) -> NoReturn:
     """Serve the pool at the other end of a connection until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
     os.set_inheritable(connection_descriptor, False)
@@ -91,7 +91,7 @@ def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
     try:
         start: Start = connection.recv()
         inbox = _Inbox(connection)
-        pipeline = _make(start, model_descriptor)
+        pipeline = _make(start, arrays_file)
         connection.send(Ready(pipeline.ahead, getattr(pipeline, "precision", "")))
         worker = _Worker(pipeline, connection, inbox)
         while True:
@@ -102,11 +102,11 @@ def main(connection_descriptor: int, model_descriptor: int) -> NoReturn:
     os._exit(1)  # a library in an unknown state may hang, or write to the terminal, in an orderly end
 
 
-def _make(start: Start, model_descriptor: int) -> WindowPipeline:
+def _make(start: Start, arrays_file: int) -> WindowPipeline:
     setup: Callable[[], None] | None = pickle.loads(start.setup)
     if setup is not None:
         setup()
-    make: Callable[[str], WindowPipeline] = read_object(model_descriptor, start.make)
+    make: Callable[[str], WindowPipeline] = read_object(arrays_file, start.make)
     return make(start.device)
 
 
@@ -197,7 +197,7 @@ class _Worker:
                 yield task.window
 
         try:
-            for _, results in self._pipeline.stream(windows(), first.output, lambda share: None):
+            for _, results in self._pipeline.stream(windows(), first.output, lambda fraction: None):
                 if self._inbox.is_cancelled(first.stream):
                     return None
                 counts = self._send(self._begun[0], results, counts)
@@ -214,11 +214,11 @@ class _Worker:
         try:
             after = astuple(self._pipeline.statistics)
             added = tuple(b - a for a, b in zip(before, after, strict=True))
-            self._connection.send(Done(task.stream, task.place, layout, added))
+            self._connection.send(Done(task.stream, task.position, layout, added))
             send_file(self._connection, descriptor)
         finally:
             os.close(descriptor)
         return after
 
     def _refuse(self, task: Task, error: str) -> None:
-        self._connection.send(Refused(task.stream, task.place, error))
+        self._connection.send(Refused(task.stream, task.position, error))

@@ -24,8 +24,8 @@ class Graph:
     """An ONNX graph under construction; weights stay outside, by name.
 
     Attributes:
-        weight_type: of the LSTM's matrices. With "float16" all is float16 but for what `widen` makes; with "int8" the
-            rest is float32.
+        weight_type: of the LSTM's matrices. With "float16" all is float16 but for what `to_float32` makes; with "int8"
+            the rest is float32.
         prefix: begins the names of its nodes' outputs, as the body of a Scan needs names of its own.
     """
 
@@ -95,12 +95,12 @@ class Graph:
             self.weights.append(name)
         return name
 
-    def widen(self, x: str) -> str:
+    def to_float32(self, x: str) -> str:
         """A float16 graph's value as float32; others' as it is."""
         return self.node("Cast", [x], to=TensorProto.FLOAT) if self.weight_type == "float16" else x
 
-    def narrow(self, x: str) -> str:
-        """The inverse of `widen`."""
+    def to_float16(self, x: str) -> str:
+        """The inverse of `to_float32`."""
         return self.node("Cast", [x], to=TensorProto.FLOAT16) if self.weight_type == "float16" else x
 
     def clip(self, name: str, bound: float | None, output: str, dtype: npt.DTypeLike) -> str:

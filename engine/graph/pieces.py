@@ -113,7 +113,7 @@ def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: Num
         gates = [graph.node("Gather", [table, rows]) for table in tables]
     else:
         gates = [graph.input(gate, ["T", "n", config.cell_size]) for gate in GATES]
-    states = scan_nodes(graph, config, layer, direction, Steps(hidden, cell, gates))
+    states = scan_nodes(graph, config, layer, direction, ScanInputs(hidden, cell, gates))
     graph.node("Identity", [states.cell], "new_cell")
     graph.node("Identity", [states.all_hidden], "new_hidden")
     graph.output("new_hidden", ["T", "n", config.projection_size])
@@ -122,7 +122,7 @@ def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: Num
 
 
 @dataclass(frozen=True)
-class Steps:
+class ScanInputs:
     """What LSTM steps start from, by the names of a graph's values.
 
     Attributes:
@@ -142,7 +142,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class States:
+class ScanOutputs:
     """What LSTM steps end in: hidden [n, P] and cell [n, C] after the last one, all_hidden [T, n, P] after each."""
 
     hidden: str
@@ -150,7 +150,7 @@ class States:
     all_hidden: str
 
 
-def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, steps: Steps) -> States:
+def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, steps: ScanInputs) -> ScanOutputs:
     """LSTM steps as one Scan, whose body holds the recurrent products, the cell, the clips and the projection alone.
 
     ONNX's own LSTM has neither a projection nor a clipped cell. float16 graphs keep the cell in float32.
@@ -158,13 +158,13 @@ def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, ste
     prefix = f"lstm.{layer}.{direction}."
     body = _step_graph(config, prefix, steps, graph.weight_type)
     over_steps = [*steps.gates, *(mask for mask in (steps.fresh, steps.running) if mask)]
-    states = States(f"{prefix}last_hidden", f"{prefix}last_cell", f"{prefix}all_hidden")
+    states = ScanOutputs(f"{prefix}last_hidden", f"{prefix}last_cell", f"{prefix}all_hidden")
     outputs = (states.hidden, states.cell, states.all_hidden)
     graph.scan([steps.hidden, steps.cell], over_steps, outputs, body)
     return states
 
 
-def _step_graph(config: ElmoConfig, prefix: str, steps: Steps, weight_type: NumberType) -> Graph:
+def _step_graph(config: ElmoConfig, prefix: str, steps: ScanInputs, weight_type: NumberType) -> Graph:
     """One step: states [n, P] and [n, C], and the gates' input parts -> states, and the hidden state once more.
 
     The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).
@@ -184,18 +184,18 @@ def _step_graph(config: ElmoConfig, prefix: str, steps: Steps, weight_type: Numb
         total = body.lstm_matmul(hidden, f"{prefix}recurrent_weight.{gate}", add=part)
         return body.node("Tanh" if gate == "candidate" else "Sigmoid", [total])
 
-    admit, keep, candidate, expose = map(gate_node, GATES, parts)
-    kept = body.node("Mul", [body.widen(keep), cell])
-    new = body.widen(body.node("Mul", [admit, candidate]))
+    input_gate, forget_gate, candidate, output_gate = map(gate_node, GATES, parts)
+    kept = body.node("Mul", [body.to_float32(forget_gate), cell])
+    new = body.to_float32(body.node("Mul", [input_gate, candidate]))
     after = [f"{prefix}hidden_after", f"{prefix}cell_after"]
     computed = [f"{prefix}hidden", f"{prefix}cell"] if steps.running else after
     body.clip(body.node("Add", [kept, new]), config.cell_clip, computed[1], np.float32)
-    exposed = body.node("Mul", [expose, body.node("Tanh", [body.narrow(computed[1])])])
+    unprojected = body.node("Mul", [output_gate, body.node("Tanh", [body.to_float16(computed[1])])])
     if config.cell_size != config.projection_size:
         float_type = np.float16 if weight_type == "float16" else np.float32
-        body.clip(body.lstm_matmul(exposed, f"{prefix}projection"), config.projection_clip, computed[0], float_type)
+        body.clip(body.lstm_matmul(unprojected, f"{prefix}projection"), config.projection_clip, computed[0], float_type)
     else:
-        body.node("Identity", [exposed], computed[0])
+        body.node("Identity", [unprojected], computed[0])
     if steps.running:
         running = body.input(f"{prefix}running", ["n", 1], TensorProto.BOOL)
         for name, value, before in zip(after, computed, (hidden, cell), strict=True):

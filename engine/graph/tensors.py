@@ -16,7 +16,7 @@ from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import int8_levels
 
 MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
-LEAST_HALF = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be no number
+MASKED_FLOAT16 = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be no number
 
 
 def prepare_tensors(
@@ -38,7 +38,7 @@ def prepare_tensors(
         elif not name.startswith(("character_embedding", "convolutions.")):
             tensors[name] = tensor
     if weight_type == "float16":
-        return {name: np.maximum(tensor, LEAST_HALF).astype(np.float16) for name, tensor in tensors.items()}
+        return {name: np.maximum(tensor, MASKED_FLOAT16).astype(np.float16) for name, tensor in tensors.items()}
     if weight_type == "int8":
         matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2}
         bound = levels or int8_levels()

@@ -43,7 +43,9 @@ def preset_config(preset: str) -> ElmoConfig:
 
 
 def random_model(preset: str, seed: int) -> ElmoModel:
-    """A model of a published size with random weights: the same for the same seed, alive but not saturated.
+    """A model of a published size with random weights, the same for the same seed.
+
+    Its activations neither vanish nor saturate.
 
     Raises:
         FlashElmoError: an unknown preset or a negative seed.
@@ -64,9 +66,9 @@ def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
     if kind == "bias":
         bias = np.zeros(shape, np.float32)
         if name.startswith("lstm."):
-            bias[1] = 1.0  # remember at first
+            bias[1] = 1.0  # forget gates remember at first
         elif ".gate." in name:
-            bias[...] = -1.0  # carry at first
+            bias[...] = -1.0  # highways carry their input at first
         return bias
     fan_in = 1 if kind == "character_embedding" else int(np.prod(shape[:-1])) if name.startswith("conv") else shape[-2]
     bound = np.float32(np.sqrt(3.0 / fan_in))

@@ -184,7 +184,7 @@ def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None
 def all_finite(tensor: npt.NDArray[np.floating[Any]]) -> bool:
     """Whether no value is NaN or infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total = tensor.sum()  # fast, and finite but where a value is not or the sum overflows
+        total = tensor.sum()  # fast; infinite or NaN only where a value is, or where the sum overflows
     return bool(np.isfinite(total) or np.isfinite(tensor).all())
 
 

@@ -223,7 +223,7 @@ class ReferenceRuntime:
         self.device = torch.device(device)
         self.encoder = WordEncoder(model.config, model.lexicon)
         self.elmo = ReferenceElmo(model.config, model.weights, model.lexicon, stateful=stateful).eval()
-        self.elmo.to(self.device, getattr(torch, PRECISIONS[precision].on("cpu").values))
+        self.elmo.to(self.device, getattr(torch, PRECISIONS[precision].on("cpu").dtype))
 
     def reset_state(self) -> None:
         """Forget the state carried."""

@@ -28,7 +28,7 @@ class Store(Protocol):
         """Finish the file."""
 
     def abort(self) -> None:
-        """Let go of the file, whatever state it is in."""
+        """Close the file without finishing it, whatever state it is in."""
 
 
 class Sink:
@@ -73,14 +73,14 @@ class Sink:
         self._n_written += 1
 
     def close(self) -> None:
-        """Write what stands at the end, and finish the file."""
+        """Write the index of sentences where there is one, and finish the file."""
         with self._errors(INDEX_NAME):
             if self._index is not None:
                 self._store.add_text(INDEX_NAME, json.dumps(self._index))
             self._store.close()
 
     def abort(self) -> None:
-        """Let go of the file after an error."""
+        """Close the file after an error, without finishing it."""
         with suppress(Exception):  # the error that led here is the one to tell
             self._store.abort()
 
@@ -93,6 +93,7 @@ class Sink:
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
+        """Turn a store's errors into FlashElmoErrors that name the file, and the line of a key that cannot be."""
         try:
             with _writing(self.path):
                 yield
@@ -180,7 +181,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """One line for what the system says."""
+    """Turn the system's errors into a FlashElmoError of one line."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -19,11 +19,11 @@ class Hdf5File:
     def __init__(self, path: Path) -> None:
         self._disk = _Disk(path, "w+b")
         self._file = h5py.File(self._disk, "w")
-        self._links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-        self._links.set_create_intermediate_group(True)
-        self._links.set_char_encoding(h5py.h5t.CSET_UTF8)
-        self._datasets = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        self._datasets.set_obj_track_times(False)  # equal runs give equal files
+        self._link_properties = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        self._link_properties.set_create_intermediate_group(True)
+        self._link_properties.set_char_encoding(h5py.h5t.CSET_UTF8)
+        self._dataset_properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._dataset_properties.set_obj_track_times(False)  # equal runs give equal files
 
     def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
         """Write one array. KeyError: the key is taken, or cannot be one, as "." cannot. OSError: the disk is full."""
@@ -34,8 +34,8 @@ class Hdf5File:
                 key.encode("utf-8"),
                 h5py.h5t.py_create(np.dtype(dtype)),
                 h5py.h5s.create_simple(shape),
-                dcpl=self._datasets,
-                lcpl=self._links,
+                dcpl=self._dataset_properties,
+                lcpl=self._link_properties,
             )
         except ValueError:
             self._disk.check()
@@ -58,7 +58,7 @@ class Hdf5File:
         self._disk.check()
 
     def abort(self) -> None:
-        """Let go of the file."""
+        """Close the file without finishing it; nothing more is written."""
         self._disk.discard = True
         self._file.close()
         self._disk.close()

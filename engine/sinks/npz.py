@@ -42,7 +42,7 @@ class NpzFile:
         self._file.close()
 
     def abort(self) -> None:
-        """Let go of the file."""
+        """Close the file, as it is not going to be kept."""
         try:
             self._archive.close()
         finally:

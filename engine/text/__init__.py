@@ -1,4 +1,4 @@
-"""From a text to what is computed of it.
+"""From text to schedules: all that comes before the network.
 
 windows.py      lines of a file, or sentences, to windows: distinct words and which of them each token is
 characters.py   words to character ids and word ids, by the model's conventions, many at a time

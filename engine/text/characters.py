@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.text.spelling import (
     BYTES,
-    Alphabet,
     Int32,
     Int64,
+    SpecialIds,
     Speller,
     Utf8Words,
     WordTable,
@@ -25,7 +25,7 @@ from flashelmo.engine.text.spelling import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ALLENNLP_MAX_CHARACTERS", "BYTES", "Alphabet", "WordEncoder", "WordTable", "batch_to_ids"]
+__all__ = ["ALLENNLP_MAX_CHARACTERS", "BYTES", "SpecialIds", "WordEncoder", "WordTable", "batch_to_ids"]
 
 ALLENNLP_MAX_CHARACTERS = 50
 
@@ -81,7 +81,7 @@ def _from_python(words: Sequence[str], surrogates: str) -> pa.Array:
 
 
 def _buffers(strings: pa.LargeBinaryArray) -> Utf8Words:
-    """The bytes of all strings where they lie; a slice is its own part."""
+    """The strings' bytes, not copied; of a sliced array, those of the slice."""
     _, offset_buffer, data_buffer = strings.buffers()
     if not len(strings) or data_buffer is None:
         return Utf8Words(np.empty(0, np.uint8), np.zeros(len(strings) + 1, np.int64))

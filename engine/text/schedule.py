@@ -20,8 +20,8 @@ import numpy.typing as npt
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
-MAX_WINDOW_TOKENS = 1 << 17  # larger windows share few steps more
-SMALL_WINDOW = 1 << 17  # rows times depths: up to here all depths at once take less time than a loop
+MAX_WINDOW_TOKENS = 1 << 17  # beyond it, larger windows share hardly more steps
+DENSE_FOREST_CELLS = 1 << 17  # rows times depths: up to here a dense table takes less time than a loop over depths
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Forest:
         parents: [N] index of each node's parent among the nodes of the depth before, or, at depth 0, among the roots.
         depths: [depths + 1]; the nodes of depth t are depths[t]:depths[t + 1].
         token_nodes: [tokens] node of every token that was asked for, sentences end to end.
-        rows: [B] the sentences in order of their number of steps, longest first. Without sharing, the rows of a
+        order: [B] the sentences in order of their number of steps, longest first. Without sharing, the rows of a
             depth are the first ones of this order.
     """
 
@@ -41,7 +41,7 @@ class Forest:
     parents: Int32
     depths: Int64
     token_nodes: Int32
-    rows: Int64
+    order: Int64
 
     @property
     def n_nodes(self) -> int:
@@ -116,11 +116,11 @@ def build_schedule(
         steps = lengths + 2
     else:
         steps = np.where(lengths > 0, lengths + 1, 0)
-    asked: slice | npt.NDArray[np.bool_] = slice(None) if boundaries.keep else inner
+    wanted: slice | npt.NDArray[np.bool_] = slice(None) if boundaries.keep else inner
     return Schedule(
-        forward=_build_forest(sequences, starts[:-1], 1, steps, asked, share=share),
-        backward=_build_forest(sequences, starts[1:] - 1, -1, steps, asked, share=share),
-        token_words=sequences[asked],
+        forward=_build_forest(sequences, starts[:-1], 1, steps, wanted, share=share),
+        backward=_build_forest(sequences, starts[1:] - 1, -1, steps, wanted, share=share),
+        token_words=sequences[wanted],
         offsets=starts if boundaries.keep else offsets,
     )
 
@@ -130,22 +130,22 @@ def _build_forest(
     firsts: Int64,
     stride: int,
     steps: Int64,
-    asked: slice | npt.NDArray[np.bool_],
+    wanted: slice | npt.NDArray[np.bool_],
     *,
     share: bool,
 ) -> Forest:
     """Forest of the rows that start at `firsts` in `sequences` and walk by `stride` for `steps` [B] words."""
-    rows = np.argsort(-steps, kind="stable")
-    if 0 < len(rows) * steps.max(initial=0) <= SMALL_WINDOW:
-        return _build_small_forest(sequences, firsts, stride, steps, asked, rows, share=share)
-    firsts = firsts[rows]
-    # rows are sorted by length, so those that reach depth t are the first reach[t]
-    reach = len(rows) - np.searchsorted(np.sort(steps), np.arange(steps.max(initial=0)), side="right")
+    order = np.argsort(-steps, kind="stable")
+    if 0 < len(order) * steps.max(initial=0) <= DENSE_FOREST_CELLS:
+        return _build_small_forest(sequences, firsts, stride, steps, wanted, order, share=share)
+    firsts = firsts[order]
+    # sentences stand in order of length, so those that reach depth t are the first reach[t]
+    reach = len(order) - np.searchsorted(np.sort(steps), np.arange(steps.max(initial=0)), side="right")
     n_words = int(sequences.max(initial=0)) + 1
 
     position_nodes = np.full(len(sequences), -1, np.int32)
     words, parents, depths = [], [], [0]
-    states = np.zeros(len(rows), np.int64) if share else rows  # each row's node of the depth before
+    states = np.zeros(len(order), np.int64) if share else order  # each row's node of the depth before
     for depth, n_rows in enumerate(reach):
         positions = firsts[:n_rows] + stride * depth
         words_here = sequences[positions]
@@ -163,8 +163,8 @@ def _build_forest(
         words=_concatenate(words),
         parents=_concatenate(parents),
         depths=np.array(depths, np.int64),
-        token_nodes=position_nodes[asked],
-        rows=rows,
+        token_nodes=position_nodes[wanted],
+        order=order,
     )
 
 
@@ -173,8 +173,8 @@ def _build_small_forest(
     firsts: Int64,
     stride: int,
     steps: Int64,
-    asked: slice | npt.NDArray[np.bool_],
-    rows: Int64,
+    wanted: slice | npt.NDArray[np.bool_],
+    order: Int64,
     *,
     share: bool,
 ) -> Forest:
@@ -186,26 +186,26 @@ def _build_small_forest(
     positions = firsts[:, None] + stride * depth
     present = depth < steps[:, None]
     words = np.where(present, sequences[np.where(present, positions, 0)], -1)  # [B, T]
-    order = _lexicographic(words) if share else rows
-    words, positions, present = words[order], positions[order], present[order]
+    row_order = _lexicographic(words) if share else order
+    words, positions, present = words[row_order], positions[row_order], present[row_order]
     is_new = present.copy()
     if share:
         differs = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)  # from the first difference on
         is_new[1:] &= differs
-    place = np.cumsum(is_new, axis=0, dtype=np.int32) - 1  # of each row's node in its depth
-    parents = np.empty_like(place)
-    parents[:, 0] = 0 if share else order
-    parents[:, 1:] = place[:, :-1]
+    rank = np.cumsum(is_new, axis=0, dtype=np.int32) - 1  # of each row's node in its depth
+    parents = np.empty_like(rank)
+    parents[:, 0] = 0 if share else row_order
+    parents[:, 1:] = rank[:, :-1]
     depths = np.zeros(len(depth) + 1, np.int64)
     np.cumsum(is_new.sum(axis=0), out=depths[1:])
     position_nodes = np.full(len(sequences), -1, np.int32)
-    position_nodes[positions[present]] = (place + depths[:-1].astype(np.int32))[present]
+    position_nodes[positions[present]] = (rank + depths[:-1].astype(np.int32))[present]
     return Forest(
         words=words.T[is_new.T].astype(np.int32),  # depth by depth
         parents=parents.T[is_new.T],
         depths=depths,
-        token_nodes=position_nodes[asked],
-        rows=rows,
+        token_nodes=position_nodes[wanted],
+        order=order,
     )
 
 

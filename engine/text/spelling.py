@@ -27,7 +27,7 @@ N_CODE_POINTS = 0x110000
 
 
 @dataclass(frozen=True)
-class Alphabet:
+class SpecialIds:
     """Ids of the special characters, as the embedding's rows count them."""
 
     begin_sentence: int
@@ -38,7 +38,7 @@ class Alphabet:
 
 
 # Bytes are 1 to 256, since AllenNLP and bilm-tf add 1 to every id: 0 stands for no token at all.
-BYTES = Alphabet(begin_sentence=257, end_sentence=258, begin_word=259, end_word=260, padding=261)
+BYTES = SpecialIds(begin_sentence=257, end_sentence=258, begin_word=259, end_word=260, padding=261)
 
 
 class Utf8Words(NamedTuple):
@@ -66,11 +66,11 @@ class Utf8Words(NamedTuple):
         return np.flatnonzero((self.data & 0xC0) != 0x80)
 
     def rows_of(self, word: str) -> Int64:
-        """Which of the words are this one."""
+        """Indices of the words that equal this one."""
         encoded = word.encode()
         rows = np.flatnonzero(np.diff(self.offsets) == len(encoded))
-        for place, byte in enumerate(encoded):
-            rows = rows[self.data[self.offsets[rows] + place] == byte]
+        for i, byte in enumerate(encoded):
+            rows = rows[self.data[self.offsets[rows] + i] == byte]
         return rows
 
 
@@ -83,10 +83,10 @@ def utf8(words: Sequence[str], surrogates: str) -> list[bytes]:
     try:
         return [word.encode("utf-8", surrogates) for word in words]
     except (AttributeError, TypeError):
-        for place, word in enumerate(words):
+        for i, word in enumerate(words):
             if not isinstance(word, str):
                 found = "nothing" if word is None else f"{word!r:.60}"
-                raise FlashElmoError(f"word {place}: expected text, found {found}") from None
+                raise FlashElmoError(f"word {i}: expected text, found {found}") from None
         raise
 
 
@@ -99,7 +99,8 @@ class Speller:
 
     Attributes:
         boundary_words: the tokens that stand for the begin and the end of a sentence.
-        surrogates: what a lone surrogate in a Python string is: nothing (AllenNLP), or an unknown code point.
+        surrogates: what becomes of a lone surrogate in a Python string, as `utf8` takes it: dropped (AllenNLP), or
+            kept as an unknown code point.
 
     Raises:
         FlashElmoError: the lexicon is absent or lacks a token that every look-up needs.
@@ -110,12 +111,12 @@ class Speller:
         self.config = config
         self.boundary_words: tuple[str, str] = ("<bos>", "<eos>") if manylangs else ("<S>", "</S>")
         self.surrogates = "surrogatepass" if manylangs else "ignore"
-        self._alphabet = BYTES
+        self._special_ids = BYTES
         self._code_points: Int32 | None = None
         self._words: WordTable | None = None
         if config.character_size and manylangs:
             characters = _required(lexicon).characters
-            self._alphabet = _manylangs_alphabet(characters)
+            self._special_ids = _manylangs_special_ids(characters)
             self._code_points = _code_point_table(characters)
         if config.word_size:
             unknown = "<oov>" if manylangs else "<UNK>"
@@ -131,9 +132,9 @@ class Speller:
         if self._code_points is None:
             return spell_bytes(words, self.config.max_characters, self.boundary_words)
         units, starts = _code_points(words)
-        ids = _spell(self._code_points[units], starts, self._alphabet, self.config.max_characters)
+        ids = _spell(self._code_points[units], starts, self._special_ids, self.config.max_characters)
         # a word that is cut down to a boundary word means the boundary, as in the published code
-        return _spell_boundaries(ids, self._cut(words), self.boundary_words, self._alphabet)
+        return _spell_boundaries(ids, self._cut(words), self.boundary_words, self._special_ids)
 
     def look_up(self, words: Utf8Words) -> Int64 | None:
         """Rows of the word embedding, int64 [W]; None for models of characters alone.
@@ -147,11 +148,11 @@ class Speller:
     @property
     def padding_id(self) -> int:
         """The id that fills a word's row up to M."""
-        return self._alphabet.padding
+        return self._special_ids.padding
 
     def lengths(self, character_ids: Int32) -> Int64:
         """Positions of each word of character_ids [W, M] up to its end-of-word and with it, int64 [W]."""
-        occupied = character_ids[:, ::-1] != self._alphabet.padding
+        occupied = character_ids[:, ::-1] != self._special_ids.padding
         return np.asarray(character_ids.shape[1] - occupied.argmax(axis=1), np.int64)
 
     def _cut(self, words: Utf8Words) -> Utf8Words:
@@ -194,13 +195,15 @@ def spell_bytes(words: Utf8Words, max_characters: int, boundaries: Sequence[str]
     return _spell_boundaries(ids, words, boundaries, BYTES)
 
 
-def _spell(units: npt.NDArray[Any], offsets: Int64, alphabet: Alphabet, max_characters: int, shift: int = 0) -> Int32:
+def _spell(
+    units: npt.NDArray[Any], offsets: Int64, special_ids: SpecialIds, max_characters: int, shift: int = 0
+) -> Int32:
     """Words whose characters are units[offsets[w]:offsets[w + 1]] as rows: begin, characters, end, padding."""
     n_words = len(offsets) - 1
     lengths = np.minimum(np.diff(offsets), max_characters - 2)
-    ids = np.full((n_words, max_characters), alphabet.padding, np.int32)
-    ids[:, 0] = alphabet.begin_word
-    ids[np.arange(n_words), lengths + 1] = alphabet.end_word
+    ids = np.full((n_words, max_characters), special_ids.padding, np.int32)
+    ids[:, 0] = special_ids.begin_word
+    ids[np.arange(n_words), lengths + 1] = special_ids.end_word
     # the k-th character that is kept lies at units[k + skipped] and goes to place k + moved of the flat ids
     ends = np.cumsum(lengths)
     kept = np.arange(ends[-1] if n_words else 0)
@@ -210,19 +213,19 @@ def _spell(units: npt.NDArray[Any], offsets: Int64, alphabet: Alphabet, max_char
     return ids
 
 
-def _spell_boundaries(ids: Int32, words: Utf8Words, boundaries: Sequence[str], alphabet: Alphabet) -> Int32:
-    for word, character in zip(boundaries, (alphabet.begin_sentence, alphabet.end_sentence), strict=True):
+def _spell_boundaries(ids: Int32, words: Utf8Words, boundaries: Sequence[str], special_ids: SpecialIds) -> Int32:
+    for word, character in zip(boundaries, (special_ids.begin_sentence, special_ids.end_sentence), strict=True):
         rows = words.rows_of(word)
-        ids[rows] = alphabet.padding
-        ids[rows, :3] = (alphabet.begin_word, character, alphabet.end_word)
+        ids[rows] = special_ids.padding
+        ids[rows, :3] = (special_ids.begin_word, character, special_ids.end_word)
     return ids
 
 
-def _manylangs_alphabet(characters: Mapping[str, int]) -> Alphabet:
+def _manylangs_special_ids(characters: Mapping[str, int]) -> SpecialIds:
     for token in ("<bos>", "<eos>", "<bow>", "<eow>", "<pad>", "<oov>"):
         if token not in characters:
             raise FlashElmoError(f"char.dic: expected the entry {token}, found {len(characters)} others")
-    return Alphabet(
+    return SpecialIds(
         begin_sentence=characters["<bos>"],
         end_sentence=characters["<eos>"],
         begin_word=characters["<eow>"],  # swapped, as in the published code that the models were trained by

@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
 NEWLINE = ord("\n")
 
-# White space is what str.split() takes for it.
+# White space as str.split() has it.
 ASCII_SPACE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
 WIDE_SPACES = [char.encode() for char in map(chr, range(128, 0x3001)) if char.isspace()]
 
@@ -70,7 +70,7 @@ class Window:
         return tokens
 
     def halves(self) -> tuple[Window, Window]:
-        """Two windows of about as many tokens each, of one that has two sentences or more; without the text."""
+        """Two windows of about as many tokens each, without the text. This one must have two sentences or more."""
         half = self.offsets[-1] / 2
         middle = int(np.argmin(np.abs(self.offsets[1:-1] - half))) + 1
         return self._part(0, middle), self._part(middle, len(self))
@@ -128,7 +128,7 @@ def read_windows(
 
 
 def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
-    """Windows, each read by a thread while the one before is used; a read that blocks holds nobody up at the end."""
+    """Windows, each read by a thread while the one before is used; closing does not wait for a blocked read."""
     read: Queue[Window | BaseException | None] = Queue(1)
     stop = threading.Event()
 
@@ -137,7 +137,7 @@ def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
             with suppress(Full):
                 return read.put(item, timeout=0.1)
 
-    def follow() -> None:
+    def read_all() -> None:
         try:
             for window in windows:
                 put(window)
@@ -147,7 +147,7 @@ def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
             put(error)
         put(None)
 
-    threading.Thread(target=follow, name="flashelmo-text", daemon=True).start()
+    threading.Thread(target=read_all, name="flashelmo-text", daemon=True).start()
     try:
         while (window := read.get()) is not None:
             if isinstance(window, BaseException):
@@ -179,12 +179,12 @@ class _Block:
         return len(self.text)
 
     def lines(self, start: int, stop: int) -> _Block:
-        tokens, data = self.token_offsets[start : stop + 1], self.byte_offsets[start : stop + 1]
+        token_offsets, byte_offsets = self.token_offsets[start : stop + 1], self.byte_offsets[start : stop + 1]
         return _Block(
-            self.text[data[0] : data[-1]],
-            self.tokens.slice(tokens[0], tokens[-1] - tokens[0]),
-            tokens - tokens[0],
-            data - data[0],
+            self.text[byte_offsets[0] : byte_offsets[-1]],
+            self.tokens.slice(token_offsets[0], token_offsets[-1] - token_offsets[0]),
+            token_offsets - token_offsets[0],
+            byte_offsets - byte_offsets[0],
         )
 
 
@@ -228,7 +228,7 @@ def _open(source: str | Path | IO[Any]) -> Any:
 
 
 def _read_lines(file: IO[Any]) -> Iterator[bytes]:
-    """Large pieces of the file that end with a line; the last line may lack its end, it gets one."""
+    """Large pieces of the file, each of whole lines; a last line without a newline gets one."""
     rest: list[bytes] = []
     while chunk := file.read(CHUNK_BYTES):
         if isinstance(chunk, str):
@@ -273,12 +273,12 @@ def _split(text: bytes) -> _Block:
     if not is_space[0]:
         edges = np.concatenate([[0], edges])
     starts, ends = edges[0::2], edges[1::2]
-    letters = np.zeros(len(starts) + 1, np.int32)
-    np.cumsum(ends - starts, out=letters[1:])
+    string_offsets = np.zeros(len(starts) + 1, np.int32)
+    np.cumsum(ends - starts, out=string_offsets[1:])
     newlines = np.flatnonzero(data == NEWLINE)
     return _Block(
         text,
-        pa.StringArray.from_buffers(len(starts), pa.py_buffer(letters), pa.py_buffer(data[~is_space])),
+        pa.StringArray.from_buffers(len(starts), pa.py_buffer(string_offsets), pa.py_buffer(data[~is_space])),
         np.concatenate([[0], np.searchsorted(starts, newlines)]).astype(np.int64),
         np.concatenate([[0], newlines + 1]).astype(np.int64),
     )

@@ -45,7 +45,7 @@ class Session:
     def reset_state(self) -> None:
         """Let every row of the next batch start at zero."""
         config = self.metadata.config
-        hidden_type = np.float16 if self.metadata.arithmetic.values == "float16" else np.float32
+        hidden_type = np.float16 if self.metadata.arithmetic.dtype == "float16" else np.float32
         self._states: Arrays = {
             "state.hidden": np.zeros((2 * config.n_layers, 0, config.projection_size), hidden_type),
             "state.cell": np.zeros((2 * config.n_layers, 0, config.cell_size), np.float32),

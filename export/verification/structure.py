@@ -56,7 +56,7 @@ def graph_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> li
 def expected_values(metadata: Metadata) -> tuple[Values, Values]:
     """Inputs and outputs of a file with this metadata."""
     config, batch = metadata.config, "batch_size"
-    floats = TensorProto.FLOAT16 if metadata.arithmetic.values == "float16" else TensorProto.FLOAT
+    floats = TensorProto.FLOAT16 if metadata.arithmetic.dtype == "float16" else TensorProto.FLOAT
     tokens: list[str | int] = [batch, "sequence_length"]
     inputs: Values = {}
     if config.character_size:

@@ -104,19 +104,7 @@ def gates_tile(
         if weights.recurrent_scale is None:
             p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
             acc = product(
-                x_gates,
-                p_hidden,
-                p_hidden,
-                m_row,
-                p_weight,
-                m_gate,
-                P,
-                1,
-                4 * C,
-                EVEN,
-                TILE.k,
-                PRECISION,
-                KEEP,
+                x_gates, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP
             )
         else:
             p_weight = weights.recurrent + direction * (4 * P * C) + o_gate
@@ -162,26 +150,12 @@ def projection_tile(
     m = m_row[:, None] & m_column[None, :]
     SPLITS: tl.constexpr = TILE.splits
     SIZE: tl.constexpr = C // SPLITS
-    p_unprojected = tensors.unprojected + (direction * R + o_row) * C + i_split * SIZE
+    p_h = tensors.unprojected + (direction * R + o_row) * C + i_split * SIZE
     p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
     EVEN: tl.constexpr = P % TILE.columns == 0
     wait_for_launch_before(MODE.dependent)
     acc = zeros(TILE.rows, TILE.columns)
-    acc = product(
-        acc,
-        p_unprojected,
-        p_unprojected,
-        m_row,
-        p_weight,
-        m_column,
-        SIZE,
-        1,
-        P,
-        EVEN,
-        TILE.k,
-        PRECISION,
-        KEEP,
-    )
+    acc = product(acc, p_h, p_h, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
 
     i_block = i_rows * SHAPE.D + direction
     complete = True

@@ -1,15 +1,25 @@
 """Fused steps, for many rows: input and recurrent state are multiplied in one pass, [x, r] @ [W_x; W_r].
 
-Two launches a depth, of `step.gates_kernel` and `step.projection_kernel`.
+A depth has two launches, of `gates_kernel` and `projection_kernel`. Hoisted steps have the same two, which then find
+the input's part computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.lstm.step import step_launches
+from flashelmo.kernels.lstm.cell import Mode, depth_nodes, gates_tile, projection_tile, wait_for_launch_before
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.weights import interleave
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -26,3 +36,134 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     if run.weights.int8:
         raise ValueError("weights: expected all in one type, as fused steps need, found some of 8 bits")
     yield from step_launches(run, depths)
+
+
+@triton.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
+def gates_kernel(
+    weights, tensors, nodes, depth, slab_depth, N, M, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
+    i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    if first + i_rows * TILE.rows < last:
+        gates_tile(
+            weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T, SHAPE, TILE, MODE
+        )  # fmt: skip
+    else:
+        wait_for_launch_before(MODE.dependent)
+
+
+@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
+def projection_kernel(
+    weights, tensors, nodes, depth, N, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """r of one depth. Grid: blocks of rows; blocks of columns times splits; D."""
+    i_rows, i_columns, direction = tl.program_id(0), tl.program_id(1) // TILE.splits, tl.program_id(2)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    if first + i_rows * TILE.rows < last:
+        i_split = tl.program_id(1) % TILE.splits
+        projection_tile(
+            weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T, SHAPE, TILE, MODE
+        )  # fmt: skip
+    else:
+        wait_for_launch_before(MODE.dependent)
+
+
+def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -> Iterator[Launch]:
+    """The launches of gates and projection of each depth, in order.
+
+    Args:
+        x_gates: float32 [D, M, 4C], the input's part of these depths' nodes; None, and it is computed on the way.
+
+    Raises:
+        ValueError: a depth does not exist, there is no such precision, or the tensors of split sums are too small.
+    """
+    run.check_depths(depths)
+    gates, projection = gates_arguments(run, depths.start, x_gates), projection_arguments(run)
+
+    @cache
+    def of_rows(rows: int) -> tuple[Launch, Launch]:
+        """Both of any depth that has so many, but for the depth."""
+        return _gates_launch(run, gates, rows), _projection_launch(run, projection, rows)
+
+    for depth in depths:
+        for launch in of_rows(run.nodes.rows(depth)):
+            yield launch._replace(arguments={**launch.arguments, "depth": depth})
+
+
+# A kernel is compiled for which tensors there are: none that it leaves alone.
+
+
+def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
+    """What `cell.gates_tile` is given of a slab that begins at a depth, but for tile and mode."""
+    nodes, hoisted = run.nodes, x_gates is not None
+    return run.arguments | {
+        "weights": run.weights.layout(interleave),
+        "tensors": run.tensors._replace(
+            x=None if hoisted else run.tensors.x, outputs=None, partial_sums=None, counters=None, x_gates=x_gates
+        ),
+        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if run.by_word and not hoisted else None),
+        "slab_depth": slab_depth,
+        "M": 0 if x_gates is None else x_gates.shape[1],
+    }
+
+
+def projection_arguments(run: LayerRun) -> dict[str, Any]:
+    """What `cell.projection_tile` is given, but for tile and mode."""
+    x = None if run.tensors.outputs is None else run.tensors.x
+    return run.arguments | {
+        "weights": run.weights.layout(interleave),
+        "tensors": run.tensors._replace(x=x, cell=None),
+        "nodes": NodeTensors(run.nodes.starts, None, None),
+    }
+
+
+def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
+    (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["tensors"].x_gates is not None
+    device = None if hoisted else weights.device
+    tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device, int8=weights.int8)
+    grid = triton.cdiv(rows, tile.rows), triton.cdiv(C, tile.columns), D
+    chosen = {"TILE": tile, "MODE": _mode(run, rows, approximate=is_approximate(weights.dtype))}
+    return Launch(gates_kernel, grid, arguments | chosen, _options(run, tile))
+
+
+def _projection_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
+    D, P, _ = run.weights.shape
+    tile = choose_projection("projection", run, rows)
+    grid = triton.cdiv(rows, tile.rows), triton.cdiv(P, tile.columns) * tile.splits, D
+    chosen = {"TILE": tile, "MODE": _mode(run, rows)}
+    return Launch(projection_kernel, grid, arguments | chosen, _options(run, tile))
+
+
+def _mode(run: LayerRun, rows: int, approximate: bool = False) -> Mode:
+    keep = "evict_last" if run.options.keep_weights and rows <= WEIGHT_BOUND_ROWS else ""
+    return Mode(run.options.precision, keep, approximate, run.is_dependent)
+
+
+def _options(run: LayerRun, tile: Tile) -> dict[str, Any]:
+    return tile.options | ({"launch_pdl": True} if run.is_dependent else {})
+
+
+def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
+    """The projection's tile for so many rows, its sums split where the cells can be split evenly.
+
+    Raises:
+        ValueError: the tensors of split sums are too small.
+    """
+    (D, P, C), weights = run.weights.shape, run.weights
+    tile = choose_tile(operation, weights.dtype, run.options.precision, rows, int8=weights.int8)
+    if C % tile.splits or tile.splits == 1:
+        return tile._replace(splits=1)
+    blocks = D * triton.cdiv(rows, tile.rows)
+    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * triton.cdiv(P, tile.columns)}
+    for name, values in needed.items():
+        if len(getattr(run.tensors, name)) < values:
+            raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
+    return tile
+
+
+def is_approximate(dtype: torch.dtype) -> bool:
+    """Whether tanh and the output gate are the card's approximate ones: where h is rounded to bf16 at once."""
+    return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret

@@ -1,8 +1,7 @@
 """Hoisted steps, for few rows: the input's part x @ W_x + b of all nodes of some depths is one product beforehand.
 
 A step's time is then that of reading weights, and it has half of them to read. Depths whose input part is computed at
-once are a slab: as many as fit `tuning.HOISTED_BYTES`. After the product a depth has two launches, of
-`step.gates_kernel` and `step.projection_kernel`.
+once are a slab: as many as fit `tuning.HOISTED_BYTES`. After the product a depth has the two launches of a fused step.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_launch
+from flashelmo.kernels.lstm.fused import step_launches
 from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.lstm.step import step_launches
 from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.tuning import HOISTED_BYTES, is_hoisted
 

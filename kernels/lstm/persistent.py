@@ -3,8 +3,8 @@
 There a step takes microseconds, and its two launches from the host take longer than that. One program a multiprocessor
 stays for all steps of a slab, whose input part is one product beforehand as for hoisted steps: it computes its blocks
 of cells (`cell.gates_tile`), waits for the others, computes its blocks of the projection (`cell.projection_tile`), and
-waits again. The weights that a step reads are marked to stay in the L2 cache, where 8-bit ones of the original size,
-21 MB, fit on an H100 or newer.
+waits again. All programs must run at once: the launch is cooperative. The weights that a step reads are marked to stay
+in the L2 cache, where 8-bit ones of the original size, 21 MB, fit on an H100 or newer.
 
 Inside a captured graph, which costs the host nothing, two launches a step are faster at every number of rows.
 """
@@ -18,12 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.barrier import MAX_POLLS, wait_for_all
 from flashelmo.kernels.lstm.cell import Mode, depth_nodes, gates_tile, projection_tile
+from flashelmo.kernels.lstm.fused import choose_projection, gates_arguments, is_approximate
 from flashelmo.kernels.lstm.hoisted import input_product, slabs
 from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.lstm.step import choose_projection, gates_arguments, is_approximate
 from flashelmo.kernels.tuning import PERSISTENT_ROWS, choose_tile
+
+MAX_POLLS = tl.constexpr(1 << 22)  # of a wait: seconds, where a step takes microseconds
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -92,3 +93,23 @@ def persistent_kernel(
                     SHAPE, PROJECTION, MODE,
                 )  # fmt: skip
         polls = wait_for_all(barrier, polls)
+
+
+@triton.jit
+def wait_for_all(barrier, polls_left):
+    """Wait until all programs of the grid are here; returns how often a later wait may look.
+
+    The ticket says which round of arrivals this is, so that nothing is ever reset.
+    """
+    tl.debug_barrier()  # what this program's threads have written goes before its arrival
+    n_programs = tl.num_programs(0).to(tl.int64)
+    ticket = tl.atomic_add(barrier.arrivals, 1, sem="acq_rel")  # the last to come does not look again
+    target = (ticket // n_programs + 1) * n_programs
+    arrived = ticket + 1
+    while (arrived < target) & (polls_left > 0):
+        arrived = tl.atomic_add(barrier.arrivals, 0, sem="acquire")  # a load, by one thread for all
+        polls_left -= 1
+    if arrived < target:
+        tl.store(barrier.timed_out, 1)
+    tl.debug_barrier()
+    return tl.where(arrived < target, 0, MAX_POLLS)  # once given up, no later wait holds the device

@@ -3,17 +3,81 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from flashelmo.kernels.launch import Precision, check, check_dependent
-from flashelmo.kernels.lstm.barrier import Barrier
-from flashelmo.kernels.lstm.nodes import Nodes
+from flashelmo.kernels.launch import Barrier, Products, check, check_dependent
 from flashelmo.kernels.lstm.weights import LstmWeights
 from flashelmo.kernels.tuning import TILES, WEIGHT_BOUND_ROWS
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """The nodes of a schedule's forests, in order of depth; depth 0 are the roots, whose state is given.
+
+    `engine.cuda.compute.nodes_of` makes them, and kernels read wherever these integers point. They may stand for every
+    schedule that fits, as a captured graph of launches needs, whose tensors are filled anew: how many nodes there are
+    is read on the device.
+
+    Attributes:
+        starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1]. Beyond a schedule's
+            last depth all are the end of its nodes.
+        parents: int32 [D, N], each node's parent among the nodes of the depth before; 0 for roots, and what lies beyond
+            the last node is not read.
+        words: int32 [D, N], the word of each node; likewise.
+        depths: host copy of starts; for a captured graph, upper bounds whose total may exceed N.
+    """
+
+    starts: Tensor
+    parents: Tensor
+    words: Tensor
+    depths: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_directions(self) -> int:
+        """D."""
+        return len(self.depths)
+
+    @property
+    def n_depths(self) -> int:
+        """T, without the roots' depth."""
+        return len(self.depths[0]) - 2
+
+    @property
+    def n_nodes(self) -> int:
+        """N, roots included, of the direction that has most, or as many as there is room for."""
+        return self.parents.shape[1]
+
+    @property
+    def n_roots(self) -> int:
+        """States that the first depth starts from."""
+        return self.depths[0][1]
+
+    def rows(self, depth: int) -> int:
+        """Nodes of a depth, in the direction that has most."""
+        return max(starts[depth + 1] - starts[depth] for starts in self.depths)
+
+    def span(self, depths: range) -> int:
+        """Nodes of depths that follow each other, none of them the roots', in the direction that has most."""
+        most = max(starts[depths.stop] - starts[depths.start] for starts in self.depths)
+        return min(most, self.n_nodes - self.n_roots)
+
+    @cached_property
+    def max_rows(self) -> int:
+        """Nodes of the largest depth, roots included."""
+        return max(self.rows(depth) for depth in range(self.n_depths + 1))
+
+
+class NodeTensors(NamedTuple):
+    """`Nodes` as the kernels take them; words is None where they don't say which input is a node's."""
+
+    starts: Any
+    parents: Any
+    words: Any
 
 
 class LstmTensors(NamedTuple):
@@ -40,14 +104,6 @@ class LstmTensors(NamedTuple):
     x_gates: Any = None
 
 
-class NodeTensors(NamedTuple):
-    """`Nodes` as the kernels take them; words is None where they don't say which input is a node's."""
-
-    starts: Any
-    parents: Any
-    words: Any
-
-
 @dataclass(frozen=True)
 class LaunchOptions:
     """How a layer is launched.
@@ -63,18 +119,18 @@ class LaunchOptions:
         keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
     """
 
-    precision: Precision = "ieee"
+    precision: Products = "ieee"
     barrier: Barrier | None = None
     dependent: bool = False
     keep_weights: bool = True
 
 
-DEFAULT = LaunchOptions()
+DEFAULT_OPTIONS = LaunchOptions()
 
 
 @dataclass(frozen=True, eq=False)
 class LayerRun:
-    """One layer over one schedule: what its launches are made of. Whatever is one fits together.
+    """One layer over one schedule: what its launches are made of, checked when it is made and by no launcher again.
 
     Attributes:
         by_word: x has a row for each word, not for each node.
@@ -88,7 +144,7 @@ class LayerRun:
     tensors: LstmTensors
     nodes: Nodes
     by_word: bool = False
-    options: LaunchOptions = DEFAULT
+    options: LaunchOptions = DEFAULT_OPTIONS
 
     @property
     def is_dependent(self) -> bool:

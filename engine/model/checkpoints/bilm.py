@@ -30,7 +30,7 @@ FORMAT = "bilm-hdf5"
 GATE_ORDER = (0, 2, 1, 3)  # canonical i, f, g, o from bilm-tf's i, j, f, o and back
 NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
 NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
-PARTS = ("CNN", "RNN_")  # of the network; what else lies in a file, such as a softmax, is training's
+PARTS = ("CNN", "RNN_")  # of the network; other tensors, such as a softmax, belong to training
 
 
 def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel:

@@ -16,7 +16,7 @@ from flashelmo.engine.model.weights import ElmoModel
 def convert(
     source: str | Path, destination: str | Path, *, options_file: str | Path | None = None, overwrite: bool = False
 ) -> ElmoModel:
-    """Read a model of any format and write it in flashelmo's own; the model that was read.
+    """Read a model of any format and write it in flashelmo's own; returns the model that was read.
 
     Raises:
         FlashElmoError: what `load_model` and `write_native` raise; a model is never replaced by its own conversion.

@@ -158,7 +158,7 @@ def _sizes(options: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
-    """`token<TAB>row` lines, stripped as the published reader does: one field is left of a token of white space."""
+    """`token<TAB>row` lines, stripped as the published reader does, which leaves one field of the token U+3000."""
     lexicon = {}
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")

@@ -48,7 +48,7 @@ def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = Fals
             save_file(tensors, target / WEIGHTS_FILE)
         except SafetensorError as error:
             raise OSError(str(error)) from None
-        shutil.copymode(target / "config.json", target / WEIGHTS_FILE)  # safetensors' own lets nobody else read it
+        shutil.copymode(target / "config.json", target / WEIGHTS_FILE)  # save_file creates it with mode 0600
 
 
 def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:

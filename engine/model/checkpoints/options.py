@@ -43,7 +43,7 @@ def read_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
     Args:
         options: what the JSON file `source` holds.
-        shapes: of the weights file's tensors by name: they tell a model of words, and how many words it has.
+        shapes: of the weights file's tensors by name: they tell whether it is a model of words, and of how many.
 
     Raises:
         FlashElmoError: a key that is missing, or a value of the wrong type.

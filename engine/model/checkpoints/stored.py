@@ -1,4 +1,4 @@
-"""Tables of names: where each canonical tensor lies in a published file, and how it is turned."""
+"""Tables of names: where each canonical tensor lies in a published file, and how it is transformed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Conversion: TypeAlias = Callable[[Array], Array]
 ALL_ROWS = slice(None)
 
 
-def same(tensor: Array) -> Array:
+def identity(tensor: Array) -> Array:
     """The tensor itself."""
     return tensor
 
@@ -29,13 +29,13 @@ class Stored(NamedTuple):
         shape: of the whole stored tensor.
         read: the stored rows to the canonical tensor.
         write: the inverse of `read`, in formats that are also written.
-        rows: of the stored tensor that are this one.
+        rows: those of the stored tensor that hold this one.
     """
 
     name: str
     shape: tuple[int, ...]
-    read: Conversion = same
-    write: Conversion = same
+    read: Conversion = identity
+    write: Conversion = identity
     rows: slice = ALL_ROWS
 
 

@@ -39,7 +39,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status. What a user can cause is one line on standard error."""
+    """Run the command line; returns the exit status. An error that a user can cause is one line on standard error."""
     try:
         with signals_raise():
             app(arguments, prog_name="flashelmo")

@@ -19,7 +19,7 @@ from flashelmo.cli.arguments import (
     SentenceKeys,
     parse_layers,
 )
-from flashelmo.cli.terminal import file_status, messages, progress_bar, readable_size, say
+from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -94,7 +94,7 @@ def embed_to_file(
     quiet: bool = False,
     in_lines: bool = False,
 ) -> None:
-    """Open the files, load the model, embed; the cheap mistakes come to light first."""
+    """Open the files, load the model, embed; what is cheap to check is checked first."""
     with _open_input(source) as file:
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
@@ -102,7 +102,7 @@ def embed_to_file(
         with open_sink(target, output, **sink_settings) as sink:
             from flashelmo.engine.embedder import ElmoEmbedder
 
-            with messages(quiet):
+            with warnings_to_stderr(quiet):
                 embedder = ElmoEmbedder.load(model, **settings)
                 with progress_bar(file, quiet, in_lines) as on_progress:
                     summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)

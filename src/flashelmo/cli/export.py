@@ -14,7 +14,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.text.windows import read_windows
 
-MOST_TEXT = 10_000  # sentences or tokens to verify with: the reference computes some hundreds of tokens a second
+MAX_VERIFIED = 10_000  # sentences or tokens to verify with: the reference computes some hundreds of tokens a second
 
 
 def export(
@@ -86,6 +86,6 @@ def export(
 
 def _sentences(path: Path) -> list[list[str]]:
     """The text's first sentences."""
-    for window in read_windows(path, max_sentences=MOST_TEXT, max_tokens=MOST_TEXT):
+    for window in read_windows(path, max_sentences=MAX_VERIFIED, max_tokens=MAX_VERIFIED):
         return [window.tokens(b) for b in range(len(window))]
     raise FlashElmoError(f"{path}: expected tokenized lines, found none")

@@ -16,7 +16,7 @@ from flashelmo.engine.embed_file import OnTextProgress
 
 
 class InterruptedBySignal(BaseException):
-    """A signal asks to stop; no error that anything should handle but the end of the program."""
+    """A signal asks to stop; no Exception, so that only `main` turns it into an exit status."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -45,7 +45,7 @@ def signals_raise() -> Iterator[None]:
 
 
 def file_status(file: IO[Any]) -> os.stat_result | None:
-    """What the system knows of an open file; None where it is none of the system's."""
+    """What the system knows of an open file; None where it is no file of the system's, such as one in memory."""
     try:
         return os.fstat(file.fileno())
     except (AttributeError, OSError):
@@ -103,8 +103,8 @@ def readable_size(n_bytes: float) -> str:
 
 
 @contextmanager
-def messages(quiet: bool) -> Iterator[None]:
-    """The engine's warnings go to standard error, a line each; where it is to be quiet, not which device it takes."""
+def warnings_to_stderr(quiet: bool) -> Iterator[None]:
+    """The engine's warnings go to standard error, a line each; with `quiet`, none about the choice of a device."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("flashelmo: %(message)s"))
     logger, device = logging.getLogger("flashelmo"), logging.getLogger("flashelmo.device")
@@ -123,6 +123,6 @@ def say(text: str) -> None:
 
 
 def fail(message: str, status: int) -> int:
-    """Print an error as one line; the exit status."""
+    """Print an error as one line; returns the exit status."""
     say("flashelmo: " + " ".join(message.splitlines()))
     return status

@@ -1,0 +1,130 @@
+"""The one command line of all benchmarks: `flashelmo bench [SUITE] [options]`, or `python -m benchmarks` here.
+
+Without a suite's name it is "cpu". `--quick` sees that all runs, and roughly how fast. What is wrong with the arguments
+is one line and exit status 1; so is the status where anything failed or computed wrong vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import Field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.initialize import PRESETS
+
+# The module of each suite: its `SUITE`.
+SUITES = {
+    "cpu": "cpu.suite",
+    "onnx": "onnx.suite",
+    "precision": "precision",
+    "gpu": "gpu.suite",
+    "kernels": "kernels.suite",
+    "tiles": "kernels.tiles",
+    "resources": "kernels.resources",
+    "model": "kernels.model",
+    "report": "report",
+}
+
+
+def find(name: str) -> Suite:
+    """The suite of a name; only it is imported.
+
+    Raises:
+        FlashElmoError: there is none.
+        MissingExtraError: it needs a package that is not installed.
+    """
+    if name not in SUITES:
+        raise FlashElmoError(f"suite: expected one of {', '.join(SUITES)}, found {name!r}")
+    suite: Suite = import_module(f"flashelmo.benchmarks.{SUITES[name]}").SUITE
+    return suite
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FlashElmoError(message)
+
+
+def parse(name: str, suite: Suite, arguments: Sequence[str]) -> Settings:
+    """A suite's settings as the command line changes them.
+
+    Raises:
+        FlashElmoError: arguments that are wrong.
+    """
+    epilog = f"suites: {', '.join(SUITES)} (default: cpu)"
+    parser = _Parser(prog=f"flashelmo bench {name}", description=suite.about, epilog=epilog)
+    options = [each for each in fields(Settings) if each.name in suite.options]
+    for each in options:
+        default, known, about = getattr(suite.defaults, each.name), _known(suite, each), each.metadata["about"]
+        about += f" (some of {','.join(known)})" if known else ""
+        about += f" (default: {default})" if isinstance(default, str | int | float) and default else ""
+        action = "store_true" if each.type == "bool" else "store"
+        parser.add_argument(_option(each), dest=each.name, action=action, help=about)
+    if "quick" in suite.options:
+        parser.add_argument("--quick", action="store_true", help="less of everything, to see that all runs")
+    given = vars(parser.parse_args(list(arguments)))
+    quick = given.pop("quick", False)
+    values = {each.name: _value(suite, each, given[each.name]) for each in options if given[each.name]}
+    settings = replace(suite.defaults, **values)
+    return replace(settings.quick(), models=values.get("models", settings.quick().models)) if quick else settings
+
+
+def _option(each: Field[Any]) -> str:
+    """What a field is called on the command line."""
+    return str(each.metadata["flag"]) or f"--{each.name.replace('_', '-')}"
+
+
+def _known(suite: Suite, each: Field[Any]) -> Sequence[str]:
+    """What may be chosen; nothing where anything may be."""
+    if each.name in ("sections", "contestants", "precisions", "operations"):
+        return suite.known.get(each.name) or getattr(suite.defaults, each.name)
+    return list(PRESETS) if each.name == "models" else suite.known.get(each.name, ())
+
+
+def _value(suite: Suite, each: Field[Any], text: Any) -> Any:
+    """The setting that an option's text says."""
+    kind, least, known = str(each.type).removesuffix(" | None"), each.metadata["least"], _known(suite, each)
+    if kind == "tuple[str, ...]":
+        for name in text.split(","):
+            if known and name not in known and not (each.name == "models" and Path(name).exists()):
+                there = ", ".join(known) + ", or paths" * (each.name == "models")
+                raise FlashElmoError(f"{_option(each)}: expected some of {there}, found {name!r}")
+        return tuple(text.split(","))
+    if kind in ("bool", "str", "Path"):
+        return {"bool": bool, "str": str, "Path": Path}[kind](text)
+    try:
+        numbers = [float(part) if kind == "float" else int(part) for part in text.split(",")]
+        if min(numbers) < least or (len(numbers) > 1 and not kind.startswith("tuple")):
+            raise ValueError
+    except ValueError:
+        raise FlashElmoError(f"{_option(each)}: expected {least} or more, found {text}") from None
+    return tuple(numbers) if kind.startswith("tuple") else numbers[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a suite, print tables and write results; the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given.pop(0) if given and not given[0].startswith("-") else "cpu"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    try:
+        suite = find(name)
+        return suite.command(parse(name, suite, given), console)
+    except (FlashElmoError, OSError) as error:
+        print(f"flashelmo bench: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The LSTM kernels' work: a random layer over random forests, its launches in each variant, and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashelmo.benchmarks.kernels.model import D
+from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, relative_error
+from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda.compute import nodes_of
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.text.schedule import Forest, Schedule
+from flashelmo.kernels import reference
+from flashelmo.kernels.launch import Barrier, Launch, can_depend
+from flashelmo.kernels.linear import linear_kernel
+from flashelmo.kernels.lstm.layer import VARIANTS, choose, pack_lstm
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
+from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
+
+N_ROOTS = 2
+PROGRAMS = 132  # of a persistent launch that is only compiled
+WAYS = {variant.name: variant for variant in VARIANTS}
+
+
+def has_dependent(device: str) -> bool:
+    """Whether dependent launches can be tried: on any card that has them, and in the interpreter, which has none."""
+    return torch.device(device).type != "cuda" or can_depend(torch.device(device))
+
+
+class LstmLayer:
+    """One random layer; its packed weights are kept, as every schedule uses them.
+
+    Args:
+        host: random numbers are made in the host's memory, for references; otherwise on the device.
+    """
+
+    def __init__(self, config: ElmoConfig, device: str, seed: int = 0, host: bool = False) -> None:
+        self.config, self.device = config, device
+        self.make = Maker.of(device, "fp32", seed, host)
+        C, P, normal = config.cell_size, config.projection_size, self.make.normal
+        inputs, recurrent = (normal(D, 4, P, C, scale=P**-0.5) for _ in range(2))
+        bias, self.projection = normal(D, 4, C, scale=0.1), normal(D, C, P, scale=2 * C**-0.5)
+        clips = config.cell_clip, config.projection_clip
+        self.canonical = CanonicalLstm(inputs, recurrent, bias, self.projection, *clips)
+        self._packed: dict[str, LstmWeights] = {}
+
+    def weights(self, precision: str) -> LstmWeights:
+        """As the kernels read them."""
+        if precision not in self._packed:
+            int8 = PRECISIONS[precision].on("cuda").lstm_weights == "int8"
+            self._packed[precision] = pack_lstm(
+                self.canonical, dtype=dtype_of(precision), int8=int8, device=self.device
+            )
+        return self._packed[precision]
+
+
+class LstmProblem:
+    """A layer over random forests.
+
+    Args:
+        rows: nodes of each depth, for each direction.
+        by_word: the input is a row for each word, not for each node.
+        skip: with a skip connection.
+    """
+
+    def __init__(
+        self, layer: LstmLayer, rows: Sequence[Sequence[int]], by_word: bool = False, skip: bool = False
+    ) -> None:
+        self.layer, self._by_word, self._skip = layer, by_word, skip
+        self._nodes = random_nodes(rows)
+        on_device = {name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "words")}
+        self.nodes = replace(self._nodes, **on_device)
+        P, C, normal = layer.config.projection_size, layer.config.cell_size, layer.make.normal
+        # Numbers that every type holds, so that one reference serves all.
+        self._x = normal(*((max(map(sum, rows)),) if by_word else (D, self.nodes.n_nodes)), P).bfloat16().float()
+        self._roots = normal(D, N_ROOTS, P).bfloat16().float(), normal(D, N_ROOTS, C)
+
+    def run(self, precision: str, way: str, dependent: bool = False) -> LayerRun:
+        """What the launches are made of: states random, as they are in use."""
+        weights = self.layer.weights(precision)
+        tensors = new_tensors(weights, self.nodes, self._x.to(weights.device, weights.dtype), skip=self._skip)
+        for tensor in (tensors.hidden, tensors.cell, tensors.unprojected):
+            tensor.normal_()
+        tensors.hidden[:, :N_ROOTS] = self._roots[0].to(tensors.hidden)
+        tensors.cell[0, :, :N_ROOTS] = self._roots[1].to(tensors.cell)
+        barrier = _barrier(self.layer.device) if way == "persistent" else None
+        options = LaunchOptions(PRECISIONS[precision].on("cuda").products, barrier, dependent)
+        return LayerRun(weights, tensors, self.nodes, self._by_word, options)
+
+    def steps(self, run: LayerRun, way: str) -> list[Launch]:
+        """The launches of all depths in order, without the products of the input, which are computed here."""
+        steps = []
+        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
+            if launch.kernel is not linear_kernel:
+                steps.append(launch)
+            elif self.layer.device != "meta":
+                launch.run()
+        return steps
+
+    def error(self, precision: str, way: str, dependent: bool = False) -> float:
+        """Of all nodes' hidden states, after what the steps should write was filled with NaN."""
+        run = self.run(precision, way, dependent)
+        steps, tensors = self.steps(run, way), run.tensors
+        written = (tensors.hidden[:, N_ROOTS:], tensors.cell[0, :, N_ROOTS:], tensors.cell[1])
+        for tensor in (*written, tensors.unprojected, tensors.partial_sums):
+            tensor.fill_(torch.nan)
+        for launch in steps:
+            launch.run()
+        if run.options.barrier is not None:
+            run.options.barrier.check()
+        return relative_error(self._real(tensors.hidden.cpu()), self._real(self.expected))
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """Hidden states [D, N, P] in float64, by the reference on the host."""
+        hidden = torch.zeros(self._x.shape).double()
+        cell = torch.zeros(*self._x.shape[:2], self.layer.config.cell_size).double()
+        hidden[:, :N_ROOTS], cell[:, :N_ROOTS] = (root.double() for root in self._roots)
+        canonical, config = self.layer.canonical, self.layer.config
+        tensors = (canonical.input, canonical.recurrent, canonical.bias, self.layer.projection)
+        for d, starts in enumerate(self._nodes.depths):
+            given: list[Any] = [tensor[d].double() for tensor in tensors]
+            given += [config.cell_clip, config.projection_clip]
+            for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
+                parents = before + self._nodes.parents[d, first:last].long()
+                states = self._x[d, first:last].double(), hidden[d, parents], cell[d, parents]
+                hidden[d, first:last], cell[d, first:last] = reference.lstm_step(*states, *given)
+        return hidden
+
+    def _real(self, hidden: Tensor) -> Tensor:
+        """The rows of the nodes that there are, roots excepted."""
+        return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
+
+
+def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:
+    """The variant that computes steps of so many rows where the host's launches cost nothing."""
+    return choose(LstmProblem(layer, ((rows,),) * D).run(precision, "hoisted"), rows).name
+
+
+def kernel_name(launch: Launch) -> str:
+    """Of its function, as "gates_kernel"."""
+    return str(launch.kernel.fn.__name__)
+
+
+def _barrier(device: str) -> Barrier:
+    if device != "meta":
+        return Barrier.on(device)
+    arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
+    return Barrier(arrivals, timed_out, PROGRAMS)
+
+
+def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
+    """Forests of so many rows a depth with random parents, in the host's memory, as the engine lays them out."""
+    host = torch.Generator().manual_seed(sum(rows[0]))
+    forward, backward = (_forest(each, host) for each in rows)
+    schedule = Schedule(forward, backward, np.empty(0, np.int32), np.zeros(N_ROOTS + 1, np.int64))
+    sizes = layout.Sizes.of(schedule, share=False, pooled=False, stateful=False)
+    parts = layout.Layout.of(sizes)
+    ints = np.empty(parts.size, np.int32)
+    layout.fill(ints, sizes, schedule, np.arange(max(map(sum, rows)), dtype=np.int32))
+    return nodes_of(parts.views(torch.from_numpy(ints)), sizes)
+
+
+def _forest(rows: Sequence[int], host: torch.Generator) -> Forest:
+    parents = [torch.randint(0, a, (n,), generator=host) for a, n in zip((N_ROOTS, *rows), rows, strict=False)]
+    nothing, depths = np.empty(0, np.int32), np.array([0, *accumulate(rows)])
+    return Forest(np.arange(sum(rows), dtype=np.int32), torch.cat(parents).int().numpy(), depths, nothing, depths[:0])

@@ -1,0 +1,227 @@
+"""The work of each kernel but the LSTM's (`lstm.py`): random tensors of a model's sizes, the launch over them, and what
+it should compute.
+
+One problem serves all that is done with a kernel: it is compiled on tensors that take no memory, compared with its
+reference in float64, and timed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashelmo.benchmarks.kernels import model
+from flashelmo.benchmarks.kernels.model import Cost, D
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels import reference
+from flashelmo.kernels.char_cnn import char_cnn_launch, group_words, pack_char_cnn
+from flashelmo.kernels.highway import highway_launch, pack_highway
+from flashelmo.kernels.launch import Launch, Products
+from flashelmo.kernels.linear import linear_launch
+from flashelmo.kernels.token_layers import Tokens, token_layers_launch
+
+BEGIN_WORD, END_WORD, PADDING = 259, 260, 261  # ids of bilm-tf's alphabet: bytes are 1 to 256
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Of word vectors and states on a card."""
+    found: torch.dtype = getattr(torch, PRECISIONS[precision].on("cuda").dtype)
+    return found
+
+
+class Maker(NamedTuple):
+    """Makes tensors.
+
+    Attributes:
+        device: where the kernels find theirs; "meta" takes no memory.
+        rng: of the random numbers; where it is a host's, references can be computed.
+        precision: of the kernels.
+    """
+
+    device: str
+    rng: torch.Generator | None
+    precision: str
+
+    @classmethod
+    def of(cls, device: str, precision: str, seed: int = 0, host: bool = False) -> Maker:
+        """Random numbers are made on the device, or on the host."""
+        where = "cpu" if host else device
+        return cls(device, None if where == "meta" else torch.Generator(where).manual_seed(seed), precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the kernels compute in."""
+        return dtype_of(self.precision)
+
+    @property
+    def products(self) -> Products:
+        """Of float32 values: "tf32" or "ieee"."""
+        return PRECISIONS[self.precision].on("cuda").products
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Random numbers in float32, not yet where the kernels find theirs."""
+        return scale * torch.randn(shape, generator=self.rng, device=self.rng.device if self.rng else "meta")
+
+    def values(self, *shape: int) -> Tensor:
+        """Random numbers as a kernel takes them, not yet on its device."""
+        return self.normal(*shape).to(self.dtype)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """What a kernel writes to."""
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+class Problem(NamedTuple):
+    """A kernel's work.
+
+    Attributes:
+        launch: of the kernel.
+        out: what it writes.
+        expected: the same in float64, of unrounded weights and of the inputs as the kernel gets them.
+        cost: of one launch, for the model.
+        product: the library's product of the same tensors, without all else.
+    """
+
+    launch: Launch
+    out: Tensor
+    expected: Callable[[], Tensor]
+    cost: Cost
+    product: Callable[[], object] | None = None
+
+    def error(self) -> float:
+        """||out - expected|| / ||expected|| once the launch has run; NaN where it left something unwritten."""
+        self.out.fill_(torch.nan)
+        self.launch.run()
+        return relative_error(self.out, self.expected())
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    """||out - expected|| / ||expected||, NaN where out has one."""
+    out, expected = out.double().cpu(), expected.double().cpu()
+    return float((out - expected).norm() / expected.norm())
+
+
+def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
+    """PyTorch's product of matrices or of batches of them, in float32 or TF32 as the precision says."""
+    multiply = torch.bmm if a.ndim == 3 else torch.mm
+    out = multiply(a, b)
+
+    def run() -> None:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        multiply(a, b, out=out)
+        torch.set_float32_matmul_precision("highest")
+
+    return run
+
+
+def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = ()) -> Problem:
+    """Embedding, convolutions and maximum of n words, random ones where there are none."""
+    E, device = config.character_size, make.device
+    ids = spell(words or random_words(config, n), config)
+    embedding = make.normal(config.n_characters, E)
+    convolutions = [
+        (make.normal(width, E, number, scale=(width * E) ** -0.5), make.normal(number, scale=0.1))
+        for width, number in config.filters
+    ]
+    given: dict[str, Any] = {"activation": config.activation, "dtype": make.dtype, "device": device}
+    weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, **given)
+    grouped = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=device)
+    out = make.empty(n, config.n_filters)
+
+    def expected() -> Tensor:
+        doubled = [(weight.double(), bias.double()) for weight, bias in convolutions]
+        return reference.char_cnn(ids, embedding.double(), doubled, config.activation)
+
+    cost = model.characters(config, (ids != PADDING).sum(dim=1).tolist(), make.precision)
+    return Problem(char_cnn_launch(grouped, weights, out, precision=make.products), out, expected, cost)
+
+
+def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) -> Problem:
+    """One highway layer over character features x [n, F], random ones where there are none."""
+    F = config.n_filters
+    x = make.values(n, F) if x is None else x
+    transform, gate = ((make.normal(F, F, scale=F**-0.5), make.normal(F, scale=0.1)) for _ in range(2))
+    weights = pack_highway(*transform, *gate, dtype=make.dtype, device=make.device)
+    given, out = x.to(make.device), make.empty(n, F)
+
+    def expected() -> Tensor:
+        doubled = [(weight.double(), bias.double()) for weight, bias in (transform, gate)]
+        return reference.highway(x.double(), doubled[0], doubled[1])
+
+    launch = highway_launch(given, weights, out, precision=make.products)
+    product = library_product(given, weights.weight, make.precision)
+    return Problem(launch, out, expected, model.highway(config, n, make.precision), product)
+
+
+def final_projection(config: ElmoConfig, n: int, make: Maker) -> Problem:
+    """Character features to word vectors."""
+    F, P = config.n_filters, config.projection_size
+    weight, cost = make.normal(F, P, scale=F**-0.5), model.final_projection(config, n, make.precision)
+    return _linear(make.values(n, F), weight, make.normal(P), make.empty(n, P), cost, make)
+
+
+def hoisted_input(config: ElmoConfig, n: int, make: Maker) -> Problem:
+    """The input's part of the gates of n nodes in each direction, in float32; the weights lie as the LSTM's do."""
+    P, columns = config.projection_size, 4 * config.cell_size
+    weight = make.normal(D, 2, P, columns, scale=P**-0.5)
+    out, cost = make.empty(D, n, columns, dtype=torch.float32), model.hoisted_input(config, n, make.precision)
+    return _linear(make.values(D, n, P), weight, make.normal(D, columns), out, cost, make)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, make: Maker) -> Problem:
+    """A product with bias; of a weight with two axes before [K, F], the first matrices of the second axis."""
+    given, packed = x.to(make.device), weight.to(make.device, make.dtype)
+    if weight.ndim == 4:
+        weight, packed = weight[:, 0], packed[:, 0]
+    return Problem(
+        linear_launch(given, packed, bias.to(make.device), out, precision=make.products),
+        out,
+        lambda: reference.linear(x.double(), weight.double(), bias.double()),
+        cost,
+        library_product(given, packed, make.precision),
+    )
+
+
+def token_layers(config: ElmoConfig, n: int, make: Maker, pooled: bool = False, mix: Tensor | None = None) -> Problem:
+    """Mixed layers of n tokens whose nodes are scattered, or their means over sentences.
+
+    Args:
+        mix: [outputs, layers]; all layers and a random mix of them where absent.
+    """
+    L, P, n_words = config.n_layers + 1, config.projection_size, max(1, n // 10)
+    host = torch.Generator().manual_seed(n)
+    mix = torch.cat([torch.eye(L), torch.randn(1, L, generator=host)]) if mix is None else mix
+    words = torch.randint(0, n_words, (n,), generator=host)
+    nodes = torch.stack([torch.randperm(n, generator=host) for _ in range(2)])
+    lengths = [0, 1, n // 3, n - 1 - n // 3] if n > 1 else [n]
+    offsets = torch.tensor([0, *lengths]).cumsum(0) if pooled else None
+    vectors, outputs = make.values(n_words, P), make.values(L - 1, 2, n + 1, P)
+    tokens = Tokens.of(words, nodes, offsets, n_words=n_words, n_nodes=n, device=make.device)
+    out = make.empty(len(mix), len(lengths) if pooled else n, 2 * P, dtype=torch.float32)
+    return Problem(
+        token_layers_launch(vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device), out),
+        out,
+        lambda: reference.token_layers(vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets),
+        model.token_layers(config, n, len(mix), make.precision),
+    )
+
+
+def spell(words: Sequence[str], config: ElmoConfig) -> Tensor:
+    """Character ids int64 [W, M] of words in bilm-tf's alphabet, cut to M - 2 bytes."""
+    ids = torch.full((len(words), config.max_characters), PADDING)
+    for row, word in zip(ids, words, strict=True):
+        spelled = [BEGIN_WORD, *(byte + 1 for byte in word.encode()[: config.max_characters - 2]), END_WORD]
+        row[: len(spelled)] = torch.tensor(spelled)
+    return ids
+
+
+def random_words(config: ElmoConfig, n: int, seed: int = 0) -> list[str]:
+    """Words of one letter, of the most that fit, and of any number between."""
+    host, most = random.Random(seed), config.max_characters - 2
+    lengths = [1, most, *(host.randint(1, most) for _ in range(n))][:n]
+    return ["".join(host.choices("abcdefghijklmnopqrstuvwxyz", k=length)) for length in lengths]

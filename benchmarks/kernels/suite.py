@@ -1,0 +1,173 @@
+"""Every GPU kernel on this machine's card: correct first, then how fast: `python -m benchmarks kernels --out DIR`.
+
+Beside each time stand the model's (`model.py`, with the ceilings that this run measured), the roofline's, and that
+of cuBLAS at the same shapes. Results go to DIR/gpu-kernels-CARD.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import chain, cycle, islice
+
+from rich.console import Console
+
+from flashelmo.benchmarks.kernels import checks, groups, tables
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin
+from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
+from flashelmo.benchmarks.kernels.groups import Group, Timed
+from flashelmo.benchmarks.kernels.lstm import LstmLayer
+from flashelmo.benchmarks.kernels.model import ROWS, TOKENS, WORDS, Cost, predicted
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio
+from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import load_sentences
+from flashelmo.benchmarks.timing import Timing
+from flashelmo.benchmarks.worker import one_line
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import preset_config
+
+TARGET_ROWS = (512, 32)
+
+
+class Kernels:
+    """A model's kernels on a device.
+
+    Args:
+        card: the device's, its ceilings the table's until they are measured.
+        timer: times tasks.
+        sizes: that are checked, at the model's sizes and at those that fit no block.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: ElmoConfig,
+        device: Device,
+        card: Card,
+        timer: Timer = time_graphs,
+        sizes: tuple[checks.Sizes, checks.Sizes] = (checks.SIZES, checks.ODD_SIZES),
+        chain: groups.Chain = groups.CHAIN,
+    ) -> None:
+        self.settings, self.config, self.device, self.card = settings, config, device, card
+        self.model, self.timer, self.chain, self._sizes = settings.models[0], timer, chain, sizes
+        self.passed: dict[tuple[str, str], bool] = {}
+        self.costs: dict[tuple[str, str, str], Cost] = {}
+
+    def jobs(self, run: Run) -> Iterator[Job]:
+        """Checks, the ceilings, and what is timed, the targets first."""
+        settings, config, device, seed = self.settings, self.config, self.device.torch, self.settings.seed
+        few = tuple(each for each in ("bf16", "fp32") if each in settings.precisions)
+        sizes, odd_sizes = self._sizes
+        yield self._check(run, self.model, checks.checks(config, sizes, device, seed, settings.precisions))
+        yield self._check(run, "odd sizes", checks.checks(checks.ODD, odd_sizes, device, seed + 1, few))
+        yield Job("ceiling", CARD, "", self._ceilings)
+        words, sizes_of_words = text_words(max(settings.words)), sorted(settings.words, reverse=True)
+        rows = sorted(settings.rows, key=lambda n: (n not in TARGET_ROWS, n))
+        targets = [n for n in rows if n in TARGET_ROWS]
+        yield from map(self._steps, targets)
+        yield from (self._words(words[:n]) for n in sizes_of_words[:1])
+        yield from (self._steps(n) for n in rows if n not in targets)
+        yield from (self._words(words[:n]) for n in sizes_of_words[1:])
+        n, N = settings.input_nodes, settings.layer_tokens
+        yield self._job("input", f"{n} nodes", lambda: [groups.input_group(config, n, settings.precisions, device)])
+        yield self._job("token layers", f"{N} tokens", lambda: [groups.token_group(config, N, "bf16", device, seed)])
+
+    @cached_property
+    def layer(self) -> LstmLayer:
+        """The LSTM layer that all steps are those of."""
+        return LstmLayer(self.config, self.device.torch, self.settings.seed)
+
+    def _steps(self, n: int) -> Job:
+        settings = self.settings
+        precisions = [each for each in settings.precisions if each not in groups.OTHERS or n in settings.other_rows]
+        return self._job("step", f"{n} rows", lambda: groups.step_groups(self.layer, n, precisions, self.chain))
+
+    def _words(self, words: list[str]) -> Job:
+        given = self.config, words, "bf16", self.device.torch, self.settings.seed
+        return self._job("characters", f"{len(words)} words", partial(groups.word_groups, *given))
+
+    def _job(self, section: str, detail: str, build: Callable[[], Iterable[Group]]) -> Job:
+        return Job(section, self.model, detail, lambda: map(self.measure, build()))
+
+    def _check(self, run: Run, model: str, found: Iterator[checks.Check]) -> Job:
+        given = found, model, run.deadline, self.device, self.passed
+        return Job("error", model, "", partial(checks.run_checks, *given))
+
+    def _ceilings(self) -> Iterator[list[Row]]:
+        settings = self.settings
+        for row, card in measure_ceilings(settings, self.device, self.card, settings.precisions, self.timer):
+            self.card = card
+            yield [row]
+
+    def measure(self, group: Group) -> list[Row]:
+        """A row for each member of a group, and one for the model's time of each kernel."""
+        ready = [each.task for each in group.members if not self._why_not(each)]
+        timings = dict(zip((task.name for task in ready), self.timer(self.settings.rounds, ready), strict=True))
+        rows = []
+        for each in group.members:
+            row = Row(group.section, self.model, each.task.name, "µs", group.detail)
+            rows.append(self._timed(row, each, timings))
+            if each.cost is not None:
+                rows.append(predicted(replace(row, name=tables.MODEL + row.name), each.cost, self.card, each.precision))
+        return rows
+
+    def _timed(self, row: Row, each: Timed, timings: Mapping[str, Timing]) -> Row:
+        """The row with its timing, the roofline and how many times faster it is than its peer."""
+        if each.task.name not in timings:
+            return replace(row, note=self._why_not(each))
+        timing, peer = timings[each.task.name], timings.get(each.peer, Timing([])).samples
+        if timing.samples and each.verify:
+            try:
+                each.verify()
+            except RuntimeError as error:
+                timing = Timing([], one_line(error))
+        if not timing.samples:
+            return replace(row, note=f"{FAILED}: {timing.note}" if each.checks else timing.note)
+        row = replace(row, note=timing.note).with_samples(timing.samples)
+        if each.cost is not None:
+            self.costs[row.section, row.detail, row.name] = each.cost
+            row = replace(row, ceiling=float(f"{each.cost.roofline(self.card, each.precision):.4g}"))
+        return replace(row, ratios={each.peer: median_ratio(timing.samples, peer, "µs")}) if peer else row
+
+    def _why_not(self, each: Timed) -> str:
+        """Why somebody is not timed; empty if it is."""
+        wrong = [name for name in each.checks if not self.passed.get((name, each.precision), False)]
+        return f"not timed, as its check did not pass: {', '.join(wrong)}" if wrong else ""
+
+
+def text_words(n: int) -> list[str]:
+    """The first n distinct words of a text, again from the beginning where there are fewer."""
+    sentences, _ = load_sentences(max(1000, 50 * n))
+    return list(islice(cycle(dict.fromkeys(chain.from_iterable(sentences))), n))
+
+
+def measure(run: Run, kernels: Kernels) -> int:
+    """Check, time, and say what was found; the exit status."""
+    run.do(kernels.jobs(run))
+    run.keep(tables.targets(run.results, kernels.costs, kernels.card, kernels.model))
+    run.say(tables.tables(run.results))
+    return run.finish()
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Measure on the current CUDA device; the exit status."""
+    run, device, card = begin(settings, console, "kernels")
+    return measure(run, Kernels(run.settings, preset_config(settings.models[0]), device, card))
+
+
+SUITE = Suite(
+    "Every GPU kernel on this machine's card: correct first, then how fast beside its model and cuBLAS.",
+    Settings(
+        models=("original",),
+        precisions=("bf16", "fp16", "fp32", "tf32"),
+        rounds=9,
+        limit_seconds=270.0,
+        rows=ROWS,
+        words=WORDS,
+        layer_tokens=TOKENS,
+    ),
+    ("precisions", "rows", *RUN_OPTIONS),
+    command,
+)
