@@ -14,12 +14,15 @@ from flashelmo.engine import choice
 from flashelmo.engine.processor import n_cores
 
 N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-# With pytest-xdist, whichever process is free takes the next file: those that take long come first, so that no process
-# is left with one at the end.
+# With pytest-xdist, whichever process is free takes the next file. These come first, so that none is left at the end:
+# they install packages, compile every kernel, or run whole programs.
 LONG = (
-    "test_docs",
+    "test_docs_onnx",
     "test_kernel_resources",
+    "test_docs",
+    "test_onnx_fresh",
     "test_benchmarks",
+    "test_onnx_benchmark",
 )
 
 if N_PROCESSES > 1:  # threads of several processes on one core would wait for each other: read when PyTorch is imported
