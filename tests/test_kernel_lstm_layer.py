@@ -61,7 +61,7 @@ def test_some_variant_serves_any_rows(device: str, kind: str, int8: bool) -> Non
 
 def test_slabs_are_cut_where_their_input_part_is_large(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = random_layer(device, sizes=((1, 2, 2, 2, 2),) * 2)
-    monkeypatch.setattr(hoisted, "HOISTED_BYTES", 2 * 4 * 24 * 4 * 4)  # four nodes of both directions
+    monkeypatch.setattr(hoisted, "SLAB_BYTES", 2 * 4 * 24 * 4 * 4)  # four nodes of both directions
     run = layer.poisoned()
     assert list(hoisted.slabs(run, range(1, 6))) == [range(1, 3), range(3, 5), range(5, 6)]
     assert list(hoisted.slabs(run, range(2, 4))) == [range(2, 4)]
@@ -69,7 +69,7 @@ def test_slabs_are_cut_where_their_input_part_is_large(device: str, monkeypatch:
     for name in ("hoisted", "persistent"):
         outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x, options=layer.options(name))
         assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < TOLERANCES["fp32"]
-    monkeypatch.setattr(hoisted, "HOISTED_BYTES", 1)  # less than a node's
+    monkeypatch.setattr(hoisted, "SLAB_BYTES", 1)  # less than a node's
     assert list(hoisted.slabs(run, range(1, 4))) == [range(1, 2), range(2, 3), range(3, 4)]
 
 
