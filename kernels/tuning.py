@@ -143,10 +143,6 @@ ROW_GROUP = 8
 
 # Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
 WEIGHT_BOUND_ROWS = 128
-# Of the input's part of a slab of depths, both directions.
-HOISTED_BYTES = 256 << 20
-# Up to so many rows a step takes less than its two launches from the host.
-PERSISTENT_ROWS = 32
 
 
 def choose_tile(
@@ -183,13 +179,3 @@ def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
 
 def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-
-
-def is_hoisted(rows: int, projection_size: int, dtype: torch.dtype) -> bool:
-    """Whether a step's input part is better computed beforehand, for its whole slab.
-
-    A cell's part is then written and read again, 2 * 4 gates * 4 bytes a row, in place of its input weights, 4 gates *
-    P * itemsize: fewer bytes up to 8 * rows = P * itemsize, which is 128 rows at P = 512 in 16 bits.
-    """
-    # Measured on an H200 it pays up to 64 rows: at 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8.
-    return 8 * rows <= projection_size * dtype.itemsize

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 
 from flashelmo.cli import main
 from flashelmo.engine import choice
@@ -82,18 +81,6 @@ def text() -> list[list[str]]:
     """Real sentences, as tokens: Genesis 1-4, which comes with the project."""
     lines = (ROOT / "examples" / "genesis.txt").read_text(encoding="utf-8").splitlines()
     return [line.split() for line in lines]
-
-
-@pytest.fixture(scope="session")
-def tolerance() -> dict[str, float]:
-    """Largest absolute difference by number type, for the exact runtimes."""
-    return TOLERANCES
-
-
-@pytest.fixture(scope="session")
-def relative_tolerance() -> dict[str, float]:
-    """Largest relative error of a layer by number type, for the runtimes that round."""
-    return RELATIVE_TOLERANCES
 
 
 @pytest.fixture(scope="session")

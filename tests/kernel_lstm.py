@@ -28,7 +28,7 @@ class Tested(NamedTuple):
     """A variant as the tests of the LSTM run it.
 
     Attributes:
-        kinds: what it computes in, of `tolerances.TOLERANCES` and `RELATIVE_TOLERANCES`.
+        kinds: what it computes in, a name of `PRECISIONS`.
         P, C: sizes at which it is chosen for most depths of few rows in float32.
         has_barrier: it serves where programs may wait for each other.
     """

@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_lstm import FLOATS, KINDS, VARIANTS, RandomLayer, directions, launches_of, random_layer, real_nodes
-from tolerances import RELATIVE_TOLERANCES, TOLERANCES
 from triton import language as tl
 
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Barrier
 from flashelmo.kernels.lstm import persistent
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
@@ -31,14 +31,15 @@ def assert_close(layer: RandomLayer, run: LayerRun, kind: str) -> None:
     ours, expected = real_nodes(tensors.hidden, layer.nodes), real_nodes(hidden, layer.nodes)
     assert ours.isfinite().all()
     last = layer.nodes.n_depths
-    if kind in TOLERANCES:
-        assert (ours - expected).abs().max() < TOLERANCES[kind]
+    allowed = PRECISIONS[kind].on("cuda").bound
+    if allowed.max_abs is not None:
+        assert (ours - expected).abs().max() < allowed.max_abs
     else:
-        assert (ours - expected).norm() / expected.norm() < RELATIVE_TOLERANCES[kind]
+        assert (ours - expected).norm() / expected.norm() < allowed.tightest
     for d, starts in enumerate(layer.nodes.depths):
         first, stop = starts[last], starts[last + 1]
         ours, expected = tensors.cell[last % 2, d, : stop - first].double().cpu(), cell[d, first:stop]
-        bound = TOLERANCES.get(kind) or 3 * RELATIVE_TOLERANCES[kind]  # of one value, not of a norm
+        bound = allowed.max_abs or 3 * allowed.tightest  # of one value, not of a norm
         assert ((ours - expected).abs() <= bound).all()
 
 

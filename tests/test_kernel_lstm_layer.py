@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("triton")
 
 from kernel_lstm import FLOATS, VARIANTS, RandomLayer, launches_of, random_layer, real_nodes, scheduled
-from tolerances import TOLERANCES
 
 from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.precision import tolerance
 from flashelmo.kernels.launch import Launch, can_depend, check_dependent
 from flashelmo.kernels.lstm import hoisted
 from flashelmo.kernels.lstm import run as run_module
@@ -61,15 +61,15 @@ def test_some_variant_serves_any_rows(device: str, kind: str, int8: bool) -> Non
 
 def test_slabs_are_cut_where_their_input_part_is_large(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = random_layer(device, sizes=((1, 2, 2, 2, 2),) * 2)
-    monkeypatch.setattr(hoisted, "HOISTED_BYTES", 2 * 4 * 24 * 4 * 4)  # four nodes of both directions
+    monkeypatch.setattr(hoisted, "SLAB_BYTES", 2 * 4 * 24 * 4 * 4)  # four nodes of both directions
     run = layer.poisoned()
     assert list(hoisted.slabs(run, range(1, 6))) == [range(1, 3), range(3, 5), range(5, 6)]
     assert list(hoisted.slabs(run, range(2, 4))) == [range(2, 4)]
     expected = real_nodes(layer.expected()[0], layer.nodes)
     for name in ("hoisted", "persistent"):
         outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x, options=layer.options(name))
-        assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < TOLERANCES["fp32"]
-    monkeypatch.setattr(hoisted, "HOISTED_BYTES", 1)  # less than a node's
+        assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < tolerance("fp32", "cuda")
+    monkeypatch.setattr(hoisted, "SLAB_BYTES", 1)  # less than a node's
     assert list(hoisted.slabs(run, range(1, 4))) == [range(1, 2), range(2, 3), range(3, 4)]
 
 
@@ -80,7 +80,7 @@ def test_a_layer_matches_the_reference(device: str, n_roots: int, name: str) -> 
     roots = 0.3 * torch.randn(2, n_roots, 12, device=device), 0.3 * torch.randn(2, n_roots, 24, device=device)
     outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x, roots=roots, options=layer.options(name))
     expected = real_nodes(layer.expected(roots)[0], layer.nodes)
-    assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < TOLERANCES["fp32"]
+    assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < tolerance("fp32", "cuda")
 
 
 def test_roots_that_do_not_fit_are_named(device: str) -> None:
@@ -127,9 +127,9 @@ def test_a_bucket_gives_what_its_schedule_gives(device: str, name: str, int8: bo
     assert found.shape == (2, ROOM + 1, P) and tensors.cell.shape[2] == max(BUCKET_ROWS)
     ours, expected = real_nodes(found, layer.nodes), real_nodes(exact, layer.nodes)
     assert ours.isfinite().all()
-    assert (ours - expected).abs().max() <= TOLERANCES["fp32"]  # the tile may be another, and so the sums' order
+    assert (ours - expected).abs().max() <= tolerance("fp32", "cuda")  # the tile may be another, and so the sums' order
     if not skip and not int8:
-        assert (ours - real_nodes(layer.expected(roots)[0], layer.nodes)).abs().max() <= TOLERANCES["fp32"]
+        assert (ours - real_nodes(layer.expected(roots)[0], layer.nodes)).abs().max() <= tolerance("fp32", "cuda")
 
 
 @pytest.mark.parametrize("name", ["fused", "hoisted"])
@@ -137,7 +137,7 @@ def test_a_bucket_takes_its_words_from_a_larger_table(device: str, name: str) ->
     layer, table = random_layer(device, sizes=SIZES, P=VARIANTS[name].P, C=24).by_word()
     found, _ = lstm_layer(layer.pack(), bucket_of(layer), table, by_word=True)
     ours, expected = real_nodes(found, layer.nodes), real_nodes(layer.expected()[0], layer.nodes)
-    assert (ours - expected).abs().max() <= TOLERANCES["fp32"]
+    assert (ours - expected).abs().max() <= tolerance("fp32", "cuda")
 
 
 def test_a_bucket_of_no_nodes(device: str) -> None:

@@ -8,7 +8,7 @@ from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.output import Output
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
-from flashelmo.kernels.tuning import HOISTED_BYTES
+from flashelmo.kernels.lstm.hoisted import SLAB_BYTES
 
 LEAST_WINDOW_TOKENS = 1 << 10
 USABLE_FRACTION = 0.8  # of free memory; the estimate leaves some out
@@ -31,7 +31,7 @@ def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
     hidden = 2 * size * value_bytes * (n_layers + 1)
     step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_PER_ROW
     results = RESULTS_HELD * (n_layers + 1) * 2 * size * FLOAT_BYTES
-    fits = (USABLE_FRACTION * free - HOISTED_BYTES) / (hidden + step + results)
+    fits = (USABLE_FRACTION * free - SLAB_BYTES) / (hidden + step + results)
     return int(min(MAX_WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, fits)))
 
 
@@ -41,7 +41,7 @@ def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Outpu
     hidden = D * sizes.n_nodes * size * value_bytes
     step = D * max(sizes.max_rows, sizes.n_roots) * config.cell_size * (2 * FLOAT_BYTES + value_bytes)
     n_results = len(output.groups(n_layers + 1)) * (sizes.n_sentences if output.pool else sizes.n_tokens)
-    gates = min(HOISTED_BYTES, D * sizes.n_nodes * 4 * config.cell_size * FLOAT_BYTES)
+    gates = min(SLAB_BYTES, D * sizes.n_nodes * 4 * config.cell_size * FLOAT_BYTES)
     return (n_layers + 1) * hidden + step + gates + n_results * 2 * size * FLOAT_BYTES + 4 * Layout.of(sizes).size
 
 

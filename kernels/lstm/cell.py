@@ -1,4 +1,4 @@
-"""The LSTM cell with projection, as the parts of kernels that all variants share.
+"""The LSTM cell with projection: the parts of kernels that variants share, and what these are given.
 
 With r the projected state that recurs (P values), c the cell (C values) and x the layer's input (P values), of a node
 and its parent:
@@ -21,12 +21,17 @@ Sums and cells are float32; x, r and h have the compute type.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
+from flashelmo.kernels.tuning import Tile, choose_tile
 
 
 class Mode(NamedTuple):
@@ -180,3 +185,53 @@ def projection_tile(
         if tensors.outputs is not None:
             x = tl.load(tensors.x + o_r, mask=m, other=0.0).to(tl.float32)
             tl.store(tensors.outputs + o_r, (r.to(tl.float32) + x).to(tensors.outputs.dtype.element_ty), mask=m)
+
+
+def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
+    """What `gates_tile` is given of a slab that begins at a depth, but for tile and mode.
+
+    A kernel is compiled for which tensors there are: none that it leaves alone.
+    """
+    nodes, hoisted = run.nodes, x_gates is not None
+    return run.arguments | {
+        "weights": run.weights.layout(interleave),
+        "tensors": run.tensors._replace(
+            x=None if hoisted else run.tensors.x, outputs=None, partial_sums=None, counters=None, x_gates=x_gates
+        ),
+        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if run.by_word and not hoisted else None),
+        "slab_depth": slab_depth,
+        "M": 0 if x_gates is None else x_gates.shape[1],
+    }
+
+
+def projection_arguments(run: LayerRun) -> dict[str, Any]:
+    """What `projection_tile` is given, but for tile and mode."""
+    x = None if run.tensors.outputs is None else run.tensors.x
+    return run.arguments | {
+        "weights": run.weights.layout(interleave),
+        "tensors": run.tensors._replace(x=x, cell=None),
+        "nodes": NodeTensors(run.nodes.starts, None, None),
+    }
+
+
+def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
+    """The projection's tile for so many rows, its sums split where the cells can be split evenly.
+
+    Raises:
+        ValueError: the tensors of split sums are too small.
+    """
+    (D, P, C), weights = run.weights.shape, run.weights
+    tile = choose_tile(operation, weights.dtype, run.options.precision, rows, int8=weights.int8)
+    if C % tile.splits or tile.splits == 1:
+        return tile._replace(splits=1)
+    blocks = D * triton.cdiv(rows, tile.rows)
+    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * triton.cdiv(P, tile.columns)}
+    for name, values in needed.items():
+        if len(getattr(run.tensors, name)) < values:
+            raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
+    return tile
+
+
+def is_approximate(dtype: torch.dtype) -> bool:
+    """Whether tanh and the output gate are the card's approximate ones: where h is rounded to bf16 at once."""
+    return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret

@@ -10,15 +10,23 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.cell import Mode, depth_nodes, gates_tile, projection_tile, wait_for_launch_before
-from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import interleave
+from flashelmo.kernels.lstm.cell import (
+    Mode,
+    choose_projection,
+    depth_nodes,
+    gates_arguments,
+    gates_tile,
+    is_approximate,
+    projection_arguments,
+    projection_tile,
+    wait_for_launch_before,
+)
+from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
@@ -93,33 +101,6 @@ def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -
             yield launch._replace(arguments={**launch.arguments, "depth": depth})
 
 
-# A kernel is compiled for which tensors there are: none that it leaves alone.
-
-
-def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
-    """What `cell.gates_tile` is given of a slab that begins at a depth, but for tile and mode."""
-    nodes, hoisted = run.nodes, x_gates is not None
-    return run.arguments | {
-        "weights": run.weights.layout(interleave),
-        "tensors": run.tensors._replace(
-            x=None if hoisted else run.tensors.x, outputs=None, partial_sums=None, counters=None, x_gates=x_gates
-        ),
-        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if run.by_word and not hoisted else None),
-        "slab_depth": slab_depth,
-        "M": 0 if x_gates is None else x_gates.shape[1],
-    }
-
-
-def projection_arguments(run: LayerRun) -> dict[str, Any]:
-    """What `cell.projection_tile` is given, but for tile and mode."""
-    x = None if run.tensors.outputs is None else run.tensors.x
-    return run.arguments | {
-        "weights": run.weights.layout(interleave),
-        "tensors": run.tensors._replace(x=x, cell=None),
-        "nodes": NodeTensors(run.nodes.starts, None, None),
-    }
-
-
 def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
     (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["tensors"].x_gates is not None
     device = None if hoisted else weights.device
@@ -144,26 +125,3 @@ def _mode(run: LayerRun, rows: int, approximate: bool = False) -> Mode:
 
 def _options(run: LayerRun, tile: Tile) -> dict[str, Any]:
     return tile.options | ({"launch_pdl": True} if run.is_dependent else {})
-
-
-def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
-    """The projection's tile for so many rows, its sums split where the cells can be split evenly.
-
-    Raises:
-        ValueError: the tensors of split sums are too small.
-    """
-    (D, P, C), weights = run.weights.shape, run.weights
-    tile = choose_tile(operation, weights.dtype, run.options.precision, rows, int8=weights.int8)
-    if C % tile.splits or tile.splits == 1:
-        return tile._replace(splits=1)
-    blocks = D * triton.cdiv(rows, tile.rows)
-    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * triton.cdiv(P, tile.columns)}
-    for name, values in needed.items():
-        if len(getattr(run.tensors, name)) < values:
-            raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
-    return tile
-
-
-def is_approximate(dtype: torch.dtype) -> bool:
-    """Whether tanh and the output gate are the card's approximate ones: where h is rounded to bf16 at once."""
-    return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret

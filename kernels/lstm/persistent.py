@@ -18,18 +18,26 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.cell import Mode, depth_nodes, gates_tile, projection_tile
-from flashelmo.kernels.lstm.fused import choose_projection, gates_arguments, is_approximate
+from flashelmo.kernels.lstm.cell import (
+    Mode,
+    choose_projection,
+    depth_nodes,
+    gates_arguments,
+    gates_tile,
+    is_approximate,
+    projection_tile,
+)
 from flashelmo.kernels.lstm.hoisted import input_product, slabs
 from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.tuning import PERSISTENT_ROWS, choose_tile
+from flashelmo.kernels.tuning import choose_tile
 
+MOST_ROWS = 32  # up to here a step takes less than its two launches from the host
 MAX_POLLS = tl.constexpr(1 << 22)  # of a wait: seconds, where a step takes microseconds
 
 
 def serves(run: LayerRun, rows: int) -> bool:
     """Very few rows, where programs have a barrier to wait at."""
-    return run.options.barrier is not None and rows <= PERSISTENT_ROWS
+    return run.options.barrier is not None and rows <= MOST_ROWS
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
