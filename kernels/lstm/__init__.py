@@ -15,7 +15,7 @@ A variant is a way to compute some depths (time steps) that follow each other. E
     cell.py         the mathematics, and the parts of kernels that variants share
 
 A new variant: its file; its row in `layer.VARIANTS`, with the function that lays out the weights as it reads them; its
-tiles in `kernels/tuning.py`, if it chooses among some; its row in `VARIANTS` of `tests/kernel_lstm.py`.
+row in `VARIANTS` of `tests/kernel_lstm.py`; its kernels' rows in `benchmarks/kernels/cases.py`, to be compiled.
 
 Letters: D directions, N nodes, R rows of one step, T depths, M nodes of a slab (some depths whose input part is one
 product), P projection, C cells.

@@ -33,7 +33,8 @@ class Variant(NamedTuple):
 # In order of preference: the first that serves. Each with its reason, and a step's time on an H200 in bf16 inside a
 # captured graph, where launches cost the host nothing.
 VARIANTS = (
-    # One launch for all steps where the host would launch each by itself; 14 to 20 us for 1 to 32 rows.
+    # One launch for all steps where the host would launch each by itself, which takes it 20 to 40 us; 14 us for 1 row,
+    # 20 for 32.
     Variant("persistent", persistent.serves, persistent.launches, interleave),
     # A step reads its recurrent weights alone; 13 us for 1 row, 18 for 32, 25 for 64, 47 for 128.
     Variant("hoisted", hoisted.serves, hoisted.launches, interleave),

@@ -6,7 +6,8 @@ of cells (`cell.gates_tile`), waits for the others, computes its blocks of the p
 waits again. All programs must run at once: the launch is cooperative. The weights that a step reads are marked to stay
 in the L2 cache, where 8-bit ones of the original size, 21 MB, fit on an H100 or newer.
 
-Inside a captured graph, which costs the host nothing, two launches a step are faster at every number of rows.
+Inside a captured graph, which costs the host nothing, two launches a step are faster at every number of rows: on an
+H200 in bf16 a row alone takes 13.0 us and here 14.3, 32 rows 18.0 and 19.5, 64 rows 25.1 and 33.3.
 """
 
 from __future__ import annotations
