@@ -1,17 +1,15 @@
 """Errors of the CUDA runtime's precisions in Triton's interpreter."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from device_pipelines import nan_in_fp16
 from tiny_models import MODELS
 
 pytest.importorskip("triton")
 
 from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import precision
-from flashelmo.benchmarks.contestant import Way
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.engine.model.checkpoints.native import write_native
 
@@ -43,15 +41,9 @@ def test_errors_are_those_of_the_runtime(tmp_path: Path) -> None:
     assert all(row.note.startswith("1 sentences, 2 tokens of") for row in rows)
 
 
-def off(folder: Path, precision: Any) -> Way:
-    """Vectors of which one in fp16 is not a number; the others are all 2."""
-    value = np.nan if precision == "fp16" else 2.0
-    return Way(lambda batch: [np.full((3, len(sentence), 8), value, np.float32) for sentence in batch], len)
-
-
 def test_what_is_not_finite_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "REPAIR", Path(__file__))
-    monkeypatch.setattr(precision, "interpreted", off)
+    monkeypatch.setattr(precision, "interpreted", nan_in_fp16)
     rows = measure(tmp_path, "fp32,fp16", status=1)
     assert [row.name for row in rows if row.median] == ["fp32"] * 6
     assert [(row.name, row.note) for row in rows if row.failed] == [
