@@ -11,6 +11,7 @@ import onnx
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import tolerance
 from flashelmo.export.build import tensors_of, vocabulary_of
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.structure import one_line
@@ -20,7 +21,7 @@ Tensor = npt.NDArray[Any]
 
 # The states after the boundaries are computed, and another processor may add up in another order: a last bit of
 # float32, which may turn one of float16 (2^-10 of the value).
-STATE_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3}
+STATE_TOLERANCE = {np.dtype(np.float32): tolerance("fp32", "onnx"), np.dtype(np.float16): tolerance("fp16", "onnx")}
 
 
 def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, model: ElmoModel) -> list[str]:
@@ -75,6 +76,6 @@ def _array(stored: onnx.TensorProto, folder: Path) -> Tensor:
 
 def _equal(name: str, found: Tensor, expected: Tensor) -> bool:
     if name.endswith((".boundary_hidden", ".boundary_cell")):
-        tolerance = STATE_TOLERANCE[expected.dtype]
-        return np.allclose(found.astype(np.float64), expected.astype(np.float64), rtol=tolerance, atol=1e-5)
+        rtol, atol = STATE_TOLERANCE[expected.dtype], tolerance("fp32", "onnx")
+        return np.allclose(found.astype(np.float64), expected.astype(np.float64), rtol=rtol, atol=atol)
     return np.array_equal(found, expected)
