@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -132,21 +132,6 @@ def document(results: Results, file: str) -> Iterator[str]:
         said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
         yield markdown(block.title, 1, block.headings, block.lines) + said
     yield from absent(results.rows)
-
-
-def pivot(title: str, rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
-    """Markdown: a line for each model, name and unit, a column for each detail."""
-    measured = [row for row in rows if row.median is not None]
-    details = list(dict.fromkeys(row.detail for row in measured))
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in measured:
-        cells.setdefault((row.model, row.name, row.unit), {})[row.detail] = cell(row)
-    several = len({unit for _, _, unit in cells}) > 1
-    lines = [
-        [model, f"{name} ({unit})" if several else name, *(line.get(detail, "") for detail in details)]
-        for (model, name, unit), line in cells.items()
-    ]
-    return markdown(title, 2, ["model", "", *details], lines)
 
 
 def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from structure import imports
 from tiny_models import MODELS
 
 FACE = "face"
@@ -87,18 +88,6 @@ def modules(part: str) -> list[tuple[str, ast.Module]]:
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
     return found
-
-
-def imports(tree: ast.AST) -> set[str]:
-    """Dotted names of the modules that are imported anywhere below `tree`."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, "imports are absolute"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 def imports_when_imported(tree: ast.AST) -> set[str]:
