@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from flashelmo.benchmarks.kernels import problems
 from flashelmo.benchmarks.kernels.card import Device
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent
+from flashelmo.benchmarks.kernels.lstm import PORTABLE, WAYS, LstmLayer, LstmProblem, has_dependent, serving
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.timing import Deadline
@@ -122,10 +122,15 @@ def _step_checks(
         else:
             planned += [("fused", precision, [sizes.many])]
             planned += [(way, precision, [sizes.few]) for way in ("hoisted", "persistent")]
+    others = [way for way in WAYS if way not in PORTABLE]
+    for precision in precisions if others else ():
+        served = {n: serving(layer, n, precision) for n in sizes.steps}
+        for way in others:
+            at_once = tuple(n for n in sizes.steps if way in served[n])
+            planned += [(way, precision, [at_once])] if at_once else []
     both = [False, True] if has_dependent(device) else [False]
-    for way, dependent in (
-        [("fused", each) for each in both] + [("hoisted", each) for each in both] + [("persistent", False)]
-    ):
+    kinds = [(way, each) for way in ("fused", "hoisted", *others) for each in both]
+    for way, dependent in (*kinds, ("persistent", False)):
         for _, precision, rows in filter(lambda each: each[0] == way, planned):
             for each in rows if not dependent or precision in ("bf16", "int8") else ():
                 name, detail = f"{'dependent ' * dependent}{way} step", f"rows {', '.join(map(str, each))}"

@@ -16,7 +16,15 @@ import torch
 from flashelmo.benchmarks.kernels import model, problems
 from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, way_in_use
+from flashelmo.benchmarks.kernels.lstm import (
+    PORTABLE,
+    LstmLayer,
+    LstmProblem,
+    has_dependent,
+    kind_of_way,
+    serving,
+    way_in_use,
+)
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
@@ -70,25 +78,41 @@ class Group(NamedTuple):
 
 def runner(launches: Sequence[Launch]) -> Callable[[], None]:
     """Runs them in order."""
+    return in_order([launch.run for launch in launches])
+
+
+def in_order(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    """Calls them one after the other."""
 
     def run() -> None:
-        for launch in launches:
-            launch.run()
+        for call in calls:
+            call()
 
     return run
 
 
-def step_groups(layer: LstmLayer, rows: int, precisions: Sequence[str], chain: Chain = CHAIN) -> Iterator[Group]:
-    """Gates, projection and step at so many rows, and steps of dependent launches beside plain ones."""
+def step_groups(
+    layers: Sequence[LstmLayer], rows: int, precisions: Sequence[str], chain: Chain = CHAIN, *, served: bool = False
+) -> Iterator[Group]:
+    """Gates, projection and step at so many rows, and steps of dependent launches beside plain ones.
+
+    Args:
+        layers: of one size, whose chains follow each other, so that no layer's weights stay in the L2 cache for ever.
+        served: steps alone, in the variants that serve so many rows.
+    """
     sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}, DEPENDENT: {}}
-    problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
-    members = [each for found in ways(layer, rows, precisions) for each in _members(problem, rows, *found)]
-    if "bf16" in precisions and has_dependent(layer.device):
-        for precision in ("bf16", "int8") if rows <= SMALL_ROWS else ("bf16",):
-            members += [(DEPENDENT, each) for each in _dependent(problem, rows, precision)]
+    problems = [LstmProblem(layer, [(rows,) * chain.depths(rows)] * D) for layer in layers]
+    found = ways(layers[0], rows, precisions)
+    if served:
+        found = ((precision, way) for precision in precisions for way in serving(layers[0], rows, precision))
+    members = [each for precision, way in found for each in _members(problems, rows, precision, way)]
+    if "bf16" in precisions and has_dependent(layers[0].device):
+        for precision in ("bf16", "int8") if rows <= SMALL_ROWS and not served else ("bf16",):
+            members += [(DEPENDENT, each) for each in _dependent(problems, rows, precision)]
     for section, each in members:
         sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
-    yield from (Group(name, f"{rows} rows", list(found.values())) for name, found in sections.items() if found)
+    wanted = ("step", DEPENDENT) if served else tuple(sections)
+    yield from (Group(name, f"{rows} rows", list(sections[name].values())) for name in wanted if sections[name])
 
 
 def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -98,6 +122,7 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
             yield precision, way_in_use(layer, rows, precision)
             continue
         yield from ((precision, "fused"), (precision, "hoisted"))
+        yield from ((precision, way) for way in serving(layer, rows, precision) if way not in PORTABLE)
         if rows <= SMALL_ROWS:
             yield from ((precision, "persistent"), ("int8", "hoisted"), ("int8", "persistent"))
 
@@ -105,55 +130,65 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
 def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:
     """Gates, projection and step by our kernels, in the variant that is in use at so many rows."""
     problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
-    found = _members(problem, rows, precision, way_in_use(layer, rows, precision))
+    found = _members([problem], rows, precision, way_in_use(layer, rows, precision))
     return {section: each for section, each in found if each.cost is not None}
 
 
-def _members(problem: LstmProblem, rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
+def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
     """A variant's parts and whole, by section, each with the library's products where it has some."""
-    config, checks, run = problem.layer.config, (f"{way} step",), problem.run(precision, way)
-    steps, T, name = problem.steps(run, way), problem.nodes.n_depths, f"{way} {precision}"
-    cost = model.step(config, rows, precision, way)
-    if run.options.barrier is not None:
-        task, cost = Task(name, runner(steps), T), cost + Cost(launches=1 / T)
-        yield "step", Timed(task, precision, cost, checks, verify=run.options.barrier.check)
+    layers, checks = [problem.layer for problem in problems], (f"{way} step",)
+    T, name, runs = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}", []
+    steps: list[Launch] = []
+    for problem in problems:
+        runs.append(problem.run(precision, way))
+        steps += problem.steps(runs[-1], way)
+    config, kind = layers[0].config, kind_of_way(way)
+    cost = model.step(config, rows, precision, kind)
+    barriers = [run.options.barrier for run in runs if run.options.barrier is not None]
+    if barriers:
+        task, cost = Task(name, runner(steps), T), cost + Cost(launches=len(runs) / T)
+        yield "step", Timed(task, precision, cost, checks, verify=in_order([barrier.check for barrier in barriers]))
         return
-    gates, projection = model.gates(config, rows, precision, way), model.projection(config, rows, precision)
-    parts = {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
-    parts["step"] = name, steps, cost
-    peers = {} if precision == "int8" else _products(problem.layer, precision, way, rows)
+    parts = {"step": (name, steps, cost)}
+    if len(steps) == 2 * T:
+        gates, projection = model.gates(config, rows, precision, kind), model.projection(config, rows, precision)
+        parts |= {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
+    peers = {} if precision == "int8" else _products(layers, precision, kind, rows)
     for section, (name, launches, cost) in parts.items():
-        peer = f"cuBLAS {name}" if section in peers else ""
+        peer = f"cuBLAS {name.replace(way, kind)}" if section in peers else ""
         yield section, Timed(Task(name, runner(launches), T), precision, cost, checks, peer)
         if peer:
-            yield section, Timed(Task(peer, peers[section]), precision)
+            yield section, Timed(Task(peer, peers[section], len(layers)), precision)
 
 
-def _dependent(problem: LstmProblem, rows: int, precision: str) -> Iterator[Timed]:
+def _dependent(problems: Sequence[LstmProblem], rows: int, precision: str) -> Iterator[Timed]:
     """Steps in the variant that is in use, as dependent launches and as plain ones."""
-    way, T = way_in_use(problem.layer, rows, precision), problem.nodes.n_depths
-    dependent, plain = (runner(problem.steps(problem.run(precision, way, each), way)) for each in (True, False))
+    layer, T = problems[0].layer, sum(problem.nodes.n_depths for problem in problems)
+    way = way_in_use(layer, rows, precision)
+
+    def steps(dependent: bool) -> Callable[[], None]:
+        found = [problem.steps(problem.run(precision, way, dependent), way) for problem in problems]
+        return runner([launch for each in found for launch in each])
+
     name, peer = f"{way} {precision}", f"plain {way} {precision}"
-    cost = model.step(problem.layer.config, rows, precision, way)
-    yield Timed(Task(name, dependent, T), precision, cost, (f"dependent {way} step",), peer)
-    yield Timed(Task(peer, plain, T), precision)
+    cost = model.step(layer.config, rows, precision, kind_of_way(way))
+    yield Timed(Task(name, steps(True), T), precision, cost, (f"dependent {way} step",), peer)
+    yield Timed(Task(peer, steps(False), T), precision)
 
 
-def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
-    """The library's products of a step, by section."""
-    C, P = layer.config.cell_size, layer.config.projection_size
+def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
+    """The library's products of a step of each layer, by section."""
+    C, P = layers[0].config.cell_size, layers[0].config.projection_size
 
-    def of(inputs: int, outputs: int) -> Callable[[], None]:
+    def of(inputs: int, outputs: int, layer: LstmLayer) -> Callable[[], None]:
         a, b = (torch.randn(D, *shape, device=layer.device) for shape in ((rows, inputs), (inputs, outputs)))
         return library_product(a.to(dtype_of(precision)), b.to(dtype_of(precision)), precision)
 
-    gates, projection = of(2 * P if way == "fused" else P, 4 * C), of(C, P)
+    gates = [of(2 * P if way == "fused" else P, 4 * C, layer) for layer in layers]
+    projection = [of(C, P, layer) for layer in layers]
 
-    def both() -> None:
-        gates()
-        projection()
-
-    return {"gates": gates, "projection": projection, "step": both}
+    both = [each for of_layer in zip(gates, projection, strict=True) for each in of_layer]
+    return {"gates": in_order(gates), "projection": in_order(projection), "step": in_order(both)}
 
 
 # ---------------------------------------------------------------------------------------------------- words and tokens

@@ -29,6 +29,8 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 N_ROOTS = 2
 PROGRAMS = 132  # of a persistent launch that is only compiled
 WAYS = {variant.name: variant for variant in VARIANTS}
+HOISTED = ("few_rows",)  # of those for some cards
+PORTABLE = ("persistent", "hoisted", "fused")  # for every card; the others are for some
 
 
 def has_dependent(device: str) -> bool:
@@ -106,8 +108,8 @@ class LstmProblem:
                 launch.run()
         return steps
 
-    def error(self, precision: str, way: str, dependent: bool = False) -> float:
-        """Of all nodes' hidden states, after what the steps should write was filled with NaN."""
+    def compute(self, precision: str, way: str, dependent: bool = False) -> Tensor:
+        """Hidden states [D, N, P] of a run of all steps, after what they should write was filled with NaN."""
         run = self.run(precision, way, dependent)
         steps, tensors = self.steps(run, way), run.tensors
         written = (tensors.hidden[:, N_ROOTS:], tensors.cell[0, :, N_ROOTS:], tensors.cell[1])
@@ -117,7 +119,13 @@ class LstmProblem:
             launch.run()
         if run.options.barrier is not None:
             run.options.barrier.check()
-        return relative_error(self._real(tensors.hidden.cpu()), self._real(self.expected))
+        hidden: Tensor = tensors.hidden
+        return hidden
+
+    def error(self, precision: str, way: str, dependent: bool = False) -> float:
+        """||found - expected|| / ||expected|| of all nodes' hidden states."""
+        found = self.compute(precision, way, dependent).cpu()
+        return relative_error(self._real(found), self._real(self.expected))
 
     @cached_property
     def expected(self) -> Tensor:
@@ -139,6 +147,17 @@ class LstmProblem:
     def _real(self, hidden: Tensor) -> Tensor:
         """The rows of the nodes that there are, roots excepted."""
         return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
+
+
+def serving(layer: LstmLayer, rows: int, precision: str) -> list[str]:
+    """The variants that serve steps of so many rows, in order of preference."""
+    problem = LstmProblem(layer, ((rows,),) * D)
+    return [name for name, variant in WAYS.items() if variant.serves(problem.run(precision, name), rows)]
+
+
+def kind_of_way(way: str) -> str:
+    """The portable variant that does the same products: "fused", or "hoisted" where the input's are done beforehand."""
+    return way if way in PORTABLE else "hoisted" if way in HOISTED else "fused"
 
 
 def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:
