@@ -64,19 +64,24 @@ class Parts:
     """What a process with a card does: one part after the other.
 
     Args:
-        settings: `out` is a folder.
+        settings: `out` is the results' file.
+        folder: takes texts.
         started: gives a run, the device and its card.
     """
 
     def __init__(
-        self, settings: Settings, started: Started | None = None, tools: Tools | None = None, **sizes: Any
+        self,
+        settings: Settings,
+        folder: Path,
+        started: Started | None = None,
+        tools: Tools | None = None,
+        **sizes: Any,
     ) -> None:
         started = started or _started
         self.run, device, card = started(settings)
         self._settings, tools = self.run.settings, tools or Tools()
         self.engine = Engine(self._settings, device, card, self.run, tools)
-        self._folder = tempfile.TemporaryDirectory(prefix="flashelmo-", ignore_cleanup_errors=True)
-        self.engine.folder = Path(self._folder.name)
+        self.engine.folder = folder
         kernel_settings = replace(self._settings, precisions=KERNEL_PRECISIONS, models=self._settings.models[:1])
         config = self.engine.subject(self._settings.models[0]).model.config
         self._kernels = Kernels(kernel_settings, config, device, card, tools.timer, **sizes)
@@ -162,9 +167,8 @@ def committed(card: str, folder: Path = RESULTS) -> dict[tuple[str, str, str], R
 def record(settings: Settings, part: str) -> ahead.Recorded:
     """The launches of a part, on the card, in a process of its own."""
     less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18, part_seconds=1e6)
-    parts = Parts(less, tools=Tools(timer=ahead.run_once))
-    with ahead.recording() as launches:
-        for job in parts.jobs(part):
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
+        for job in Parts(less, Path(folder), tools=Tools(timer=ahead.run_once)).jobs(part):
             with suppress(Exception):  # the part itself will say so
                 for _ in job.rows():
                     pass
@@ -237,15 +241,16 @@ def command(settings: Settings, console: Console) -> int:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # as who compiles ahead has it: it is part of the cache's key
     recorded = [part for part in parts if part != "timeline"] or ["bulk"]
     compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, [(settings, part) for part in recorded])
-    make = partial(Worker, Parts, settings)
-    first = make()
-    for line in compiling.finish(min(COMPILE_SECONDS, deadline.left / 2)):
-        say(line)
-    say(f"{compiling.n_launches} launches compiled ahead, {deadline.taken:.0f} s")
     undone = []
-    for row in supervise(parts, settings, deadline, make, first):
-        say(f"{row.section}: {row.note}")
-        undone.append(row)
+    with tempfile.TemporaryDirectory(prefix="flashelmo-", ignore_cleanup_errors=True) as folder:
+        make = partial(Worker, Parts, settings, Path(folder))
+        first = make()
+        for line in compiling.finish(min(COMPILE_SECONDS, deadline.left / 2)):
+            say(line)
+        say(f"{compiling.n_launches} launches compiled ahead, {deadline.taken:.0f} s")
+        for row in supervise(parts, settings, deadline, make, first):
+            say(f"{row.section}: {row.note}")
+            undone.append(row)
     return conclude(out / FILE, undone, say)
 
 
