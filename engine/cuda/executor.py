@@ -20,7 +20,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
-from flashelmo.kernels.launch import Barrier
+from flashelmo.kernels.lstm.run import Workspace
 
 
 class Executor:
@@ -38,8 +38,7 @@ class Executor:
         self._transfers = transfers
         self._table = WordVectors(model, encoder, transfers, settings.cache_bytes)
         self._state = DeviceState(model) if settings.stateful else None
-        self._barrier = Barrier.on(model.device)
-        self._barrier_used = False  # since `timed_out` was called
+        self._workspace = Workspace.of(model.lstm[0].shape, model.device)
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
@@ -56,15 +55,6 @@ class Executor:
             self._transfers.wait()
             with CAPTURE_LOCK:
                 torch.cuda.empty_cache()
-
-    def timed_out(self) -> Tensor | None:
-        """int32 [1], not 0 once a persistent launch gave up waiting; None if there was none since the last call."""
-        used, self._barrier_used = self._barrier_used, False
-        return self._barrier.timed_out if used else None
-
-    def renew_barrier(self) -> None:
-        """After a time-out: what had arrived then does not count any more."""
-        self._barrier = Barrier.on(self.model.device)
 
     def queue(
         self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0
@@ -93,9 +83,7 @@ class Executor:
         packed_schedule = self._transfers.upload(
             Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row)
         )
-        barrier = self._barrier if self._switches.persistent else None
-        self._barrier_used |= barrier is not None
-        return self._compute(sizes, device_output, first_row, barrier, packed_schedule), n_new
+        return self._compute(sizes, device_output, first_row, packed_schedule), n_new
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
@@ -113,7 +101,7 @@ class Executor:
             self._state.reserve(first_row + bucket.n_roots)
         size, fill_bucket = Layout.of(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
         device_output = self._device_output(output)
-        run = partial(self._compute, bucket, device_output, first_row, None)
+        run = partial(self._compute, bucket, device_output, first_row)
         self._forget_graphs_of_other_tensors()
         captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
@@ -150,7 +138,6 @@ class Executor:
         sizes: Sizes,
         device_output: DeviceOutput,
         first_row: int,
-        barrier: Barrier | None,
         packed_schedule: Tensor,
     ) -> Tensor:
         return compute(
@@ -160,7 +147,7 @@ class Executor:
             sizes,
             device_output,
             self._switches,
-            barrier=barrier,
+            workspace=self._workspace,
             state=self._state,
             first_row=first_row,
         )

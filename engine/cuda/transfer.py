@@ -156,7 +156,6 @@ class Results:
         pooled: a sentence has one row, and a result is to have no dimension for that.
         transfers, ready: bring them to the host, once the computing stream has come to the mark.
         as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
-        timed_out: int32 [1], not 0 where the values are wrong.
 
     Attributes:
         ready: see above.
@@ -172,7 +171,6 @@ class Results:
         transfers: Transfers,
         ready: Mark,
         as_numpy: bool,
-        timed_out: Tensor | None = None,
     ) -> None:
         self.ready = ready
         self._values = values
@@ -183,12 +181,6 @@ class Results:
         self._as_numpy = as_numpy
         self._cuts = _cuts(offsets, values.shape[0] * values.shape[2] * values.element_size())
         self._first = self._download(0) if as_numpy else None
-        self._timed_out = None if timed_out is None else transfers.download(timed_out, ready)
-
-    @property
-    def barrier_timed_out(self) -> bool:
-        """Whether a persistent launch gave up waiting. Waits for the device, but only where there was such a launch."""
-        return self._timed_out is not None and bool(self._timed_out.wait().any())
 
     def __iter__(self) -> Iterator[Any]:
         return self._arrays() if self._as_numpy else self._tensors()
