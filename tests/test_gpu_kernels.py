@@ -303,7 +303,7 @@ def test_cards_without_dependent_launches_leave_them_out(monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "has_dependent", lambda device: False)
     names = {check.name for check in checks.checks(CONFIG, LITTLE_SIZES[0], "cpu", 0, ("bf16",))}
     assert "hoisted step" in names and not any("dependent" in name for name in names)
-    found = step_groups(LstmLayer(CONFIG, "cpu"), 1, ["bf16"], Chain(2, 1, 2))
+    found = step_groups([LstmLayer(CONFIG, "cpu")], 1, ["bf16"], Chain(2, 1, 2))
     assert [group.section for group in found] == ["gates", "projection", "step"]
 
 

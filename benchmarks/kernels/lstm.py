@@ -29,6 +29,8 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 N_ROOTS = 2
 WAYS = {variant.name: variant for variant in VARIANTS}
+HOISTED = ("few_rows",)  # of those for some cards
+PORTABLE = ("hoisted", "fused")  # for every card; the others are for some
 
 
 class LstmLayer:
@@ -96,15 +98,20 @@ class LstmProblem:
                 launch.run()
         return steps
 
-    def error(self, precision: str, way: str) -> float:
-        """Of all nodes' hidden states, after what the steps should write was filled with NaN."""
+    def compute(self, precision: str, way: str) -> Tensor:
+        """Hidden states [D, N, P] of a run of all steps, after what they should write was filled with NaN."""
         run = self.run(precision)
         tensors = run.tensors
         for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
             tensor.fill_(torch.nan)
         for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
             launch.run()
-        return relative_error(self._real(tensors.hidden.cpu()), self._real(self.expected))
+        hidden: Tensor = tensors.hidden
+        return hidden
+
+    def error(self, precision: str, way: str) -> float:
+        """||found - expected|| / ||expected|| of all nodes' hidden states."""
+        return relative_error(self._real(self.compute(precision, way).cpu()), self._real(self.expected))
 
     @cached_property
     def expected(self) -> Tensor:
@@ -126,6 +133,17 @@ class LstmProblem:
     def _real(self, hidden: Tensor) -> Tensor:
         """The rows of the nodes that there are, roots excepted."""
         return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
+
+
+def serving(layer: LstmLayer, rows: int, precision: str) -> list[str]:
+    """The variants that serve steps of so many rows, in order of preference."""
+    run = LstmProblem(layer, ((rows,),) * D).run(precision)
+    return [name for name, variant in WAYS.items() if variant.serves(run, rows)]
+
+
+def kind_of_way(way: str) -> str:
+    """The portable variant that does the same products: "fused", or "hoisted" where the input's are done beforehand."""
+    return way if way in PORTABLE else "hoisted" if way in HOISTED else "fused"
 
 
 def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:

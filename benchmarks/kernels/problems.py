@@ -93,11 +93,15 @@ class Problem(NamedTuple):
     cost: Cost
     product: Callable[[], object] | None = None
 
-    def error(self) -> float:
-        """||out - expected|| / ||expected|| once the launch has run; NaN where it left something unwritten."""
+    def compute(self) -> Tensor:
+        """The output of a run of the launch, NaN where it left something unwritten."""
         self.out.fill_(torch.nan)
         self.launch.run()
-        return relative_error(self.out, self.expected())
+        return self.out
+
+    def error(self) -> float:
+        """||out - expected|| / ||expected|| of a run."""
+        return relative_error(self.compute(), self.expected())
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
