@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashelmo.kernels.launch import cdiv
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
@@ -224,8 +225,8 @@ def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
     tile = choose_tile(operation, weights.dtype, run.options.precision, rows, int8=weights.int8)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
-    blocks = D * triton.cdiv(rows, tile.rows)
-    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * triton.cdiv(P, tile.columns)}
+    blocks = D * cdiv(rows, tile.rows)
+    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * cdiv(P, tile.columns)}
     for name, values in needed.items():
         if len(getattr(run.tensors, name)) < values:
             raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Mode,
     choose_projection,
@@ -96,16 +96,18 @@ def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -
         """Both of any depth that has so many, but for the depth."""
         return _gates_launch(run, gates, rows), _projection_launch(run, projection, rows)
 
+    first: dict[Any, Launch] = {}  # of those that are compiled alike
     for depth in depths:
         for launch in of_rows(run.nodes.rows(depth)):
-            yield launch._replace(arguments={**launch.arguments, "depth": depth})
+            alike = launch.kernel.__name__, launch.arguments["TILE"], launch.arguments["MODE"]
+            yield first.setdefault(alike, launch).at(launch.grid, depth=depth)
 
 
 def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
     (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["tensors"].x_gates is not None
     device = None if hoisted else weights.device
     tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device, int8=weights.int8)
-    grid = triton.cdiv(rows, tile.rows), triton.cdiv(C, tile.columns), D
+    grid = cdiv(rows, tile.rows), cdiv(C, tile.columns), D
     chosen = {"TILE": tile, "MODE": _mode(run, rows, approximate=is_approximate(weights.dtype))}
     return Launch(gates_kernel, grid, arguments | chosen, _options(run, tile))
 
@@ -113,7 +115,7 @@ def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch
 def _projection_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
     D, P, _ = run.weights.shape
     tile = choose_projection("projection", run, rows)
-    grid = triton.cdiv(rows, tile.rows), triton.cdiv(P, tile.columns) * tile.splits, D
+    grid = cdiv(rows, tile.rows), cdiv(P, tile.columns) * tile.splits, D
     chosen = {"TILE": tile, "MODE": _mode(run, rows)}
     return Launch(projection_kernel, grid, arguments | chosen, _options(run, tile))
 
