@@ -39,7 +39,7 @@ class CudaSettings:
     keep_weights: bool = True
     graph_rows: int = 512
     graph_depths: int = 128
-    max_graphs: int = 64
+    max_graphs: int = 128
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
         return real(1.05 * x, *args, **options)
 
     def unwritten(*args: Any, **options: Any) -> Launch:
-        return characters(*args, **options)._replace(grid=(0,))
+        return replace(characters(*args, **options), grid=(0,))
 
     def broken(*args: Any, **options: Any) -> Launch:
         raise RuntimeError("no such instruction\nand a long story")

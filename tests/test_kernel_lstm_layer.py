@@ -194,7 +194,7 @@ def test_outputs_that_do_not_fit_are_named(device: str) -> None:
 
 
 def without(launch: Launch, *names: str) -> Launch:
-    return launch._replace(arguments={name: value for name, value in launch.arguments.items() if name not in names})
+    return replace(launch, arguments={name: value for name, value in launch.arguments.items() if name not in names})
 
 
 def test_depths_at_once_have_the_launches_of_each_and_are_checked_once(

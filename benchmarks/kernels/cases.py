@@ -180,7 +180,7 @@ def _case(
 def with_tile(build: Callable[[], Launch], tile: Tile) -> Launch:
     """A launch as it would be compiled with this tile."""
     launch = build()
-    return launch._replace(arguments={**launch.arguments, "TILE": tile}, options=tile.options)
+    return replace(launch, arguments={**launch.arguments, "TILE": tile}, options=tile.options)
 
 
 def rows_and_entries(operations: Sequence[str], kind: str) -> list[tuple[int, tuple[str, ...]]]:

@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
@@ -272,7 +272,7 @@ def roots_launch(run: LayerRun) -> Launch:
         "ROWS": ROOT_ROWS,
         "COLUMNS": ROOT_COLUMNS,
     }
-    grid = triton.cdiv(rows, ROOT_ROWS), triton.cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
+    grid = cdiv(rows, ROOT_ROWS), cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
     return Launch(roots_kernel, grid, arguments, {"num_warps": 4})
 
 
@@ -293,11 +293,13 @@ def depth_launches(
     def of_rows(rows: int) -> tuple[Launch, Launch]:
         return gates(run, rows), projection(run, rows)
 
+    first: dict[Any, Launch] = {}  # of those that are compiled alike
     for depth in depths:
         if depth == 1:
             yield roots_launch(run)
         for launch in of_rows(run.nodes.rows(depth)):
-            yield launch._replace(arguments={**launch.arguments, "depth": depth})
+            alike = launch.kernel.__name__, launch.arguments["TILE"], launch.arguments.get("MODE")
+            yield first.setdefault(alike, launch).at(launch.grid, depth=depth)
 
 
 def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
@@ -344,8 +346,8 @@ def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
     tile = choose_tile(operation, weights.dtype, run.options.precision, rows, int8=weights.int8)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
-    blocks = D * triton.cdiv(rows, tile.rows)
-    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * triton.cdiv(P, tile.columns)}
+    blocks = D * cdiv(rows, tile.rows)
+    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * cdiv(P, tile.columns)}
     for name, values in needed.items():
         if len(getattr(run.tensors, name)) < values:
             raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")

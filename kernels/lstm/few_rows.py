@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm import hopper
 from flashelmo.kernels.lstm.cell import (
     arrive,
@@ -84,7 +83,7 @@ def _gates_launch(run: LayerRun, rows: int, *, slab_depth: int, x_gates: Tensor)
         "TILE": tile,
         "APPROXIMATE": is_approximate(run.weights.dtype),
     }
-    grid = C // CELLS.value, triton.cdiv(rows, tile.rows), D
+    grid = C // CELLS.value, cdiv(rows, tile.rows), D
     return Launch(few_gates_kernel, grid, arguments, {"num_warps": tile.warps, "launch_pdl": True})
 
 
@@ -102,7 +101,7 @@ def _projection_launch(run: LayerRun, rows: int) -> Launch:
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
         "TILE": tile,
     }
-    grid = triton.cdiv(rows, tile.rows), P // tile.columns * tile.splits, D
+    grid = cdiv(rows, tile.rows), P // tile.columns * tile.splits, D
     return Launch(few_projection_kernel, grid, arguments, {"num_warps": tile.warps, "launch_pdl": True})
 
 

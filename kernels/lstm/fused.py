@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Mode,
     choose_projection,
@@ -98,7 +98,7 @@ def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch
     (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["x_gates_ptr"] is not None
     device = None if hoisted else weights.device
     tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device, int8=weights.int8)
-    grid = triton.cdiv(rows, tile.rows), triton.cdiv(C, tile.columns), D
+    grid = cdiv(rows, tile.rows), cdiv(C, tile.columns), D
     chosen = {"TILE": tile, "MODE": _mode(run, rows, approximate=is_approximate(weights.dtype))}
     return Launch(gates_kernel, grid, arguments | chosen, tile.options)
 
@@ -106,7 +106,7 @@ def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch
 def _projection_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
     D, P, _ = run.weights.shape
     tile = choose_projection("projection", run, rows)
-    grid = triton.cdiv(rows, tile.rows), triton.cdiv(P, tile.columns) * tile.splits, D
+    grid = cdiv(rows, tile.rows), cdiv(P, tile.columns) * tile.splits, D
     chosen = {"TILE": tile, "MODE": _mode(run, rows)}
     return Launch(projection_kernel, grid, arguments | chosen, tile.options)
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashelmo.kernels.launch import Launch, check, n_multiprocessors
+from flashelmo.kernels.launch import Launch, cdiv, check, n_multiprocessors
 from flashelmo.kernels.lstm.cell import arrive, depth_nodes, projected_tensors, store_projected
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
@@ -130,7 +130,7 @@ def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Til
         tile = Tile(64, 64, 128, 4, 6, splits=4)
     else:
         tile = Tile(64, 128, 64, 4, 8, splits=4)
-    blocks = D * triton.cdiv(rows, tile.rows) * (P // tile.columns)
+    blocks = D * cdiv(rows, tile.rows) * (P // tile.columns)
     while tile.splits > 1 and blocks * tile.splits > programs:
         tile = tile._replace(splits=tile.splits // 2)
     return tile
@@ -153,7 +153,7 @@ def projection_launch(run: LayerRun, rows: int) -> Launch:
         "TILE": tile,
         "WAITS": not triton.knobs.runtime.interpret,
     }
-    grid = triton.cdiv(rows, tile.rows), P // tile.columns * tile.splits, D
+    grid = cdiv(rows, tile.rows), P // tile.columns * tile.splits, D
     return Launch(hopper_projection_kernel, grid, arguments, tile.options)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import cell, depth_launches, depth_nodes, is_approximate
 from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection_launch, rows_of
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
@@ -51,7 +51,7 @@ def _gates_launch(run: LayerRun, rows: int) -> Launch:
         "TILE": TILE,
         "APPROXIMATE": is_approximate(run.weights.dtype),
     }
-    return Launch(tma_gates_kernel, (triton.cdiv(rows, TILE.rows), C // TILE.columns, D), arguments, TILE.options)
+    return Launch(tma_gates_kernel, (cdiv(rows, TILE.rows), C // TILE.columns, D), arguments, TILE.options)
 
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])

@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from flashelmo.kernels.launch import Launch, n_multiprocessors
+from flashelmo.kernels.launch import Launch, cdiv, n_multiprocessors
 from flashelmo.kernels.lstm.cell import cell, depth_launches, depth_nodes, is_approximate
 from flashelmo.kernels.lstm.hopper import (
     MULTIPROCESSORS,
@@ -76,7 +75,7 @@ def _gates_launch(run: LayerRun, rows: int) -> Launch:
         "APPROXIMATE": is_approximate(run.weights.dtype),
         "REGISTERS": REGISTERS,
     }
-    tiles = D * triton.cdiv(rows, TILE.rows) * (C // TILE.columns)
+    tiles = D * cdiv(rows, TILE.rows) * (C // TILE.columns)
     programs = min(tiles, n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS)
     return Launch(specialized_gates_kernel, (programs,), arguments, {"num_warps": TILE.warps})
 
