@@ -40,12 +40,12 @@ TOKENS = 32  # in a program, at most
 COLUMNS = 2048  # of a program, at most
 WARPS = 4
 
-LANES = 16  # partial sums of a mean
-# Means: so many columns a program, `k` times LANES tokens at once. Few sentences are cut finer, so that a long one is
-# the work of many programs.
-MANY_MEANS = Tile(rows=LANES, columns=128, k=2, warps=4, stages=1)
-FEW_MEANS = Tile(rows=LANES, columns=32, k=8, warps=2, stages=1)
-MANY = 512  # programs of MANY_MEANS: two or three for each multiprocessor of a large card
+LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
+# Means. With few sentences a program has fewer columns, so that a long sentence is the work of many, and more stages,
+# as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their ids.
+MANY_MEANS = Tile(rows=LANES, columns=128, k=1, warps=2, stages=4)
+FEW_MEANS = Tile(rows=LANES, columns=32, k=1, warps=1, stages=8)
+MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large card
 
 
 class Tokens(NamedTuple):
@@ -142,7 +142,7 @@ def load_layers(
             p_row = word_vectors + word * P
         else:
             p_row = outputs + ((tl.cast(N, tl.int64) * (2 * k - 2 + direction)) + node) * P
-        layers = layers + (tl.load(p_row[:, None] + o_column[None, :], mask=m & is_needed, other=0.0),)
+        layers += (tl.load(p_row[:, None] + o_column[None, :], mask=m & is_needed, other=0.0),)  # type: ignore[assignment]
     return layers
 
 
@@ -181,7 +181,7 @@ def tokens_kernel(
 
 @triton.jit
 def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] -> [COLUMNS], the upper half added to the lower until one row is left: one order in any layout."""
+    """[ROWS, COLUMNS] -> [COLUMNS], the upper half added to the lower until one is left: one order in any layout."""
     if ROWS == 1:
         return tl.reshape(x, (COLUMNS,))
     else:
@@ -199,28 +199,25 @@ def sentences_kernel(
     O: tl.constexpr = SHAPE.O  # noqa: E741
     ROWS: tl.constexpr = TILE.rows
     COLUMNS: tl.constexpr = TILE.columns
-    BLOCKS: tl.constexpr = TILE.k
+    STAGES: tl.constexpr = TILE.stages
     sentence, n_sentences, direction = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     o_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     first, last = tl.load(tokens.offsets + sentence), tl.load(tokens.offsets + sentence + 1)
     sums = ()
     for _ in tl.static_range(L):
-        sums = sums + (tl.zeros([ROWS, COLUMNS], tl.float32),)
-    for start in range(first, last, ROWS * BLOCKS):
-        layers = ()  # of one block of tokens after the other: all are asked for before the first is added
-        for i in tl.static_range(BLOCKS):
-            o_token = start + i * ROWS + tl.arange(0, ROWS)
-            layers = layers + load_layers(
-                word_vectors, outputs, tokens, mix, o_token, o_token < last, o_column, direction, n_tokens, N, SHAPE
-            )  # fmt: skip
-        for i in tl.static_range(BLOCKS):
-            longer = ()
-            for k in tl.static_range(L):
-                longer = longer + (sums[k] + layers[i * L + k].to(tl.float32),)
-            sums = longer
+        sums += (tl.zeros([ROWS, COLUMNS], tl.float32),)  # type: ignore[assignment]
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
+        o_token = start + tl.arange(0, ROWS)
+        layers = load_layers(
+            word_vectors, outputs, tokens, mix, o_token, o_token < last, o_column, direction, n_tokens, N, SHAPE
+        )  # fmt: skip
+        longer = ()
+        for k in tl.static_range(L):
+            longer += (sums[k] + layers[k].to(tl.float32),)  # type: ignore[assignment]
+        sums = longer
     means = ()
     for k in tl.static_range(L):
-        means = means + (sum_rows(sums[k], ROWS, COLUMNS) / tl.maximum(last - first, 1).to(tl.float32),)
+        means += (sum_rows(sums[k], ROWS, COLUMNS) / tl.maximum(last - first, 1).to(tl.float32),)  # type: ignore[assignment]
     for i_output in tl.static_range(O):
         y = mixed(means, mix, i_output, L)
         o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
@@ -278,7 +275,7 @@ def tokens_tile(P: int) -> Tile:
 
 
 def means_tile(n_sentences: int, P: int) -> Tile:
-    """Tokens at once and columns of a program of means."""
+    """Partial sums and columns of a program of means; the sums' order, and so a mean's bits, is that of any tile."""
     tile = MANY_MEANS if 2 * n_sentences * triton.cdiv(P, MANY_MEANS.columns) >= MANY else FEW_MEANS
     return tile._replace(columns=min(tile.columns, triton.next_power_of_2(P)))
 
