@@ -28,6 +28,7 @@ STAGES = {
     "projection": "LSTM projection",
     "linear": "linear",
     "tokens_kernel": "tokens",
+    "gather_words_kernel": "words",
     "sentences_kernel": "tokens",
 }
 OTHER, IDLE = "other", "idle"

@@ -132,6 +132,7 @@ KERNELS = (
     Kernel("linear", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True),
     Kernel("linear, LSTM input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True),
     Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True),
+    Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True),
     Kernel("token layers, means", (), "P", partial(tokens, pooled=True), BF16, ("fp16", "fp32"), sizes=True),
 )

@@ -74,6 +74,7 @@ BUILDS: dict[str, tuple[Callable[..., Problem], bool]] = {
     "characters": (problems.characters, True),
     "final projection": (problems.final_projection, True),
     "input": (problems.hoisted_input, False),
+    "gather words": (problems.gather_words, False),
     "token layers": (problems.token_layers, False),
     "token layers, means": (partial(problems.token_layers, pooled=True), False),
 }
@@ -90,7 +91,7 @@ def checks(config: ElmoConfig, sizes: Sizes, device: str, seed: int, precisions:
         for precision in precisions if config.filters or not is_varied else ():
             rows = sizes.rows if precision == "bf16" else sizes.rows[1::2]
             for n in rows if is_varied else sizes.rows[-1:]:
-                if precision != "tf32" or not name.startswith("token"):  # where there is no product
+                if precision != "tf32" or not name.startswith(("token", "gather")):  # where there is no product
                     unit = "words" if is_varied else "rows"
                     yield Check(name, precision, f"{n} {unit}", partial(error, build, n, precision))
 

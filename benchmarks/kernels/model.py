@@ -208,6 +208,12 @@ def token_layers(config: ElmoConfig, tokens: int, outputs: int, precision: str) 
     return Cost(2 * tokens * outputs * layers * 2 * P, streamed, launches=1)
 
 
+def gather_words(config: ElmoConfig, nodes: int, precision: str) -> Cost:
+    """A word vector copied to each of so many nodes in each direction, from a table that stays in the L2 cache."""
+    row = config.projection_size * value_bytes(precision)
+    return Cost(streamed=D * nodes * (row + 4), states=D * nodes * row, launches=1)
+
+
 def predicted(row: Row, cost: Cost, card: Card, precision: str) -> Row:
     """The row with the model's time, and as tiled."""
     (time, bound), (tiled, tiled_bound) = (cost.microseconds(card, precision, each) for each in (False, True))
