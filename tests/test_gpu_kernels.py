@@ -91,6 +91,7 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: tuple[int, Resu
     assert status == 0
     assert list(dict.fromkeys(row.section for row in results.rows))[:2] == ["error", "ceiling"]
     kernels = ("highway", "characters", "final projection", "input", "token layers", "token layers, means")
+    kernels += ("gather words",)  # an exact copy
     steps = ("fused step", "hoisted step", "persistent step")
     expected = {f"{name} {precision}" for name in kernels + steps for precision in ("bf16", "fp32")}
     expected |= {f"{name} int8" for name in ("hoisted step", "persistent step", "dependent hoisted step")}
@@ -100,7 +101,8 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: tuple[int, Resu
         assert {row.name for row in rows} == expected
         for row in rows:
             bound = PRECISIONS[row.name.rpartition(" ")[2]].bounds["cuda"].relative
-            assert row.median is not None and bound is not None and 0 < row.median < bound, row.label
+            assert row.median is not None and bound is not None and row.median < bound, row.label
+            assert (row.median == 0) == row.name.startswith("gather"), row.label
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
         return real(1.05 * x, *args, **options)
 
     def unwritten(*args: Any, **options: Any) -> Launch:
-        return characters(*args, **options)._replace(grid=(0,))
+        return replace(characters(*args, **options), grid=(0,))
 
     def broken(*args: Any, **options: Any) -> Launch:
         raise RuntimeError("no such instruction\nand a long story")

@@ -33,7 +33,6 @@ from flashelmo.benchmarks.gpu import ahead, engine
 from flashelmo.benchmarks.gpu.engine import Engine, Tools
 from flashelmo.benchmarks.gpu.speed import UNIT
 from flashelmo.benchmarks.kernels.card import Card, Device, begin
-from flashelmo.benchmarks.kernels.groups import DEPENDENT
 from flashelmo.benchmarks.kernels.suite import Kernels
 from flashelmo.benchmarks.kernels.tables import MODEL, error_table
 from flashelmo.benchmarks.results import FAILED, Results, Row
@@ -55,7 +54,7 @@ CHECK_JOBS = 6  # of the correctness, each recorded by itself
 GRACE = 10.0  # seconds that a part may be late before its process is taken for hung
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
 COMMITTED = "committed"
-STEPS = ("step", DEPENDENT)
+STEPS = ("step",)
 MOST_LINES = 40  # of failures
 FILE = "check.json"
 

@@ -1,8 +1,8 @@
 """What is timed on a GPU: our kernels through their launchers, and cuBLAS's products alone, by torch.bmm and torch.mm.
 
 All work on random tensors of a model's sizes. An LSTM is timed as a chain of steps over a forest of equal depths with
-random parents, as long as the slabs that the layer's input is multiplied for. Hoisted and persistent steps leave that
-product out; it is timed by itself, as "input". Steps of dependent launches take turns with the same steps without.
+random parents, as long as the slabs that the layer's input is multiplied for. Hoisted steps leave that product out; it
+is timed by itself, as "input".
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from flashelmo.benchmarks.kernels.lstm import (
     PORTABLE,
     LstmLayer,
     LstmProblem,
-    has_dependent,
     kind_of_way,
     serving,
     way_in_use,
@@ -30,7 +29,6 @@ from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, libr
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.kernels.launch import Launch
 
-DEPENDENT = "step, dependent launches"
 OTHERS = ("fp16", "fp32", "tf32")  # precisions that are timed at few sizes
 
 
@@ -57,7 +55,6 @@ class Timed:
         cost: of one call, for the model; None for a peer, as are its checks.
         checks: names of the checks that must have passed.
         peer: name of the task in the same group that does the same by other means.
-        verify: called after its group was timed; raises RuntimeError if what was timed went wrong unseen.
     """
 
     task: Task
@@ -65,7 +62,6 @@ class Timed:
     cost: Cost | None = None
     checks: tuple[str, ...] = ()
     peer: str = ""
-    verify: Callable[[], None] | None = None
 
 
 class Group(NamedTuple):
@@ -94,24 +90,21 @@ def in_order(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
 def step_groups(
     layers: Sequence[LstmLayer], rows: int, precisions: Sequence[str], chain: Chain = CHAIN, *, served: bool = False
 ) -> Iterator[Group]:
-    """Gates, projection and step at so many rows, and steps of dependent launches beside plain ones.
+    """Gates, projection and step at so many rows.
 
     Args:
         layers: of one size, whose chains follow each other, so that no layer's weights stay in the L2 cache for ever.
         served: steps alone, in the variants that serve so many rows.
     """
-    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}, DEPENDENT: {}}
+    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}}
     problems = [LstmProblem(layer, [(rows,) * chain.depths(rows)] * D) for layer in layers]
     found = ways(layers[0], rows, precisions)
     if served:
         found = ((precision, way) for precision in precisions for way in serving(layers[0], rows, precision))
     members = [each for precision, way in found for each in _members(problems, rows, precision, way)]
-    if "bf16" in precisions and has_dependent(layers[0].device):
-        for precision in ("bf16", "int8") if rows <= SMALL_ROWS and not served else ("bf16",):
-            members += [(DEPENDENT, each) for each in _dependent(problems, rows, precision)]
     for section, each in members:
         sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
-    wanted = ("step", DEPENDENT) if served else tuple(sections)
+    wanted = ("step",) if served else tuple(sections)
     yield from (Group(name, f"{rows} rows", list(sections[name].values())) for name in wanted if sections[name])
 
 
@@ -124,7 +117,7 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
         yield from ((precision, "fused"), (precision, "hoisted"))
         yield from ((precision, way) for way in serving(layer, rows, precision) if way not in PORTABLE)
         if rows <= SMALL_ROWS:
-            yield from ((precision, "persistent"), ("int8", "hoisted"), ("int8", "persistent"))
+            yield "int8", "hoisted"
 
 
 def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:
@@ -137,43 +130,19 @@ def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> d
 def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
     """A variant's parts and whole, by section, each with the library's products where it has some."""
     layers, checks = [problem.layer for problem in problems], (f"{way} step",)
-    T, name, runs = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}", []
-    steps: list[Launch] = []
-    for problem in problems:
-        runs.append(problem.run(precision, way))
-        steps += problem.steps(runs[-1], way)
+    T, name = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}"
+    steps = [launch for problem in problems for launch in problem.steps(problem.run(precision), way)]
     config, kind = layers[0].config, kind_of_way(way)
     cost = model.step(config, rows, precision, kind)
-    barriers = [run.options.barrier for run in runs if run.options.barrier is not None]
-    if barriers:
-        task, cost = Task(name, runner(steps), T), cost + Cost(launches=len(runs) / T)
-        yield "step", Timed(task, precision, cost, checks, verify=in_order([barrier.check for barrier in barriers]))
-        return
-    parts = {"step": (name, steps, cost)}
-    if len(steps) == 2 * T:
-        gates, projection = model.gates(config, rows, precision, kind), model.projection(config, rows, precision)
-        parts |= {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
+    gates, projection = model.gates(config, rows, precision, kind), model.projection(config, rows, precision)
+    parts = {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
+    parts["step"] = name, steps, cost
     peers = {} if precision == "int8" else _products(layers, precision, kind, rows)
     for section, (name, launches, cost) in parts.items():
         peer = f"cuBLAS {name.replace(way, kind)}" if section in peers else ""
         yield section, Timed(Task(name, runner(launches), T), precision, cost, checks, peer)
         if peer:
             yield section, Timed(Task(peer, peers[section], len(layers)), precision)
-
-
-def _dependent(problems: Sequence[LstmProblem], rows: int, precision: str) -> Iterator[Timed]:
-    """Steps in the variant that is in use, as dependent launches and as plain ones."""
-    layer, T = problems[0].layer, sum(problem.nodes.n_depths for problem in problems)
-    way = way_in_use(layer, rows, precision)
-
-    def steps(dependent: bool) -> Callable[[], None]:
-        found = [problem.steps(problem.run(precision, way, dependent), way) for problem in problems]
-        return runner([launch for each in found for launch in each])
-
-    name, peer = f"{way} {precision}", f"plain {way} {precision}"
-    cost = model.step(layer.config, rows, precision, kind_of_way(way))
-    yield Timed(Task(name, steps(True), T), precision, cost, (f"dependent {way} step",), peer)
-    yield Timed(Task(peer, steps(False), T), precision)
 
 
 def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
