@@ -98,11 +98,11 @@ def test_all_parts_are_measured_beside_what_was_committed(tmp_path: Path, monkey
     found = Results.read(tmp_path / check.FILE)
     assert not [row.note for row in found.rows if row.failed]
     order = list(dict.fromkeys(row.section for row in found.rows))
-    assert order == ["error", "step", "step, dependent launches", "single", "batch", "ragged", "bulk", "timeline"]
+    assert order == ["error", "step", "single", "batch", "ragged", "bulk", "timeline"]
     errors = {row.name for row in found.section("error")}
     assert {"batch bf16", "pooled bf16", "fused step bf16", "hoisted step int8", "fused step fp16"} <= errors
-    steps = {row.name for row in found.section("step") if row.detail == "3 rows"}
-    assert {"persistent bf16", "hoisted bf16", "fused bf16", "cuBLAS fused bf16", "cuBLAS hoisted bf16"} <= steps
+    steps = {row.name for row in found.section("step") if row.detail == "1 rows"}
+    assert {"hoisted bf16", "fused bf16", "cuBLAS fused bf16", "cuBLAS hoisted bf16"} <= steps
     assert find(found, "step", "fused bf16", "3 rows").ratios["committed"] == pytest.approx(25 / 11, rel=1e-3)
     assert find(found, "batch", "flashelmo bf16", BATCH).ratios == {"committed": 2.0}
     assert not [row for row in found.rows if row.name.startswith(("PyTorch", "cuDNN"))]
@@ -202,9 +202,9 @@ def test_what_is_recorded_is_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
         launches = recorded(settings, part)
         names[part] = names_of(launches)
         assert all(tensor.device.type == "meta" for launch in launches for tensor in launch.tensors.values())
-    steps = {"gates", "projection", "persistent"}
-    assert names["correctness"] == {*steps, "char_cnn", "highway", "linear", "tokens", "sentences"}
-    assert names["steps"] == {*steps, "linear"}
+    steps = {"roots", "gates", "projection", "linear"}
+    assert names["correctness"] == {*steps, "char_cnn", "highway", "gather_words", "tokens", "sentences"}
+    assert names["steps"] == steps
     ran: list[Launch] = []
     run = Launch.run
 
@@ -227,9 +227,9 @@ def test_packed_launches_are_compiled_elsewhere(tmp_path: Path) -> None:
     launch = next(each for each in launches if each.kernel.fn.__name__ == "highway_kernel")
     (tmp_path / "packed").write_bytes(ahead.pack(launch))
     code = (
-        "import sys; from pathlib import Path; from flashelmo.benchmarks.gpu.ahead import *\n"
+        "import sys; from pathlib import Path; from flashelmo.benchmarks.gpu.ahead import *; from dataclasses import replace\n"
         "packed = Path(sys.argv[1]).read_bytes(); launch = unpack(packed)\n"
-        "few, many = (pack(launch._replace(arguments=launch.arguments | dict(n=n))) for n in (35, 4096))\n"
+        "few, many = (pack(replace(launch, arguments=launch.arguments | dict(n=n))) for n in (35, 4096))\n"
         "print(compile_packed(packed, 90) or 'compiled', few == many)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -245,15 +245,15 @@ def test_addresses_and_descriptors_are_packed_as_they_are_compiled() -> None:
     larger = values | {"x_ptr": torch.ones(80, dtype=torch.int32)}
     launch = Launch(highway_kernel, (3, 1), values, {"num_warps": 4})
     packed = ahead.pack(launch)
-    assert ahead.pack(launch._replace(grid=(7, 1), arguments=larger)) == packed
-    assert ahead.pack(launch._replace(options={"num_warps": 8})) != packed
-    assert ahead.pack(launch._replace(arguments=values | {"K": 41})) != packed
-    other = ahead.pack(launch._replace(arguments=values | {"x_ptr": values["x_ptr"][1:]}))
+    assert ahead.pack(replace(launch, grid=(7, 1), arguments=larger)) == packed
+    assert ahead.pack(replace(launch, options={"num_warps": 8})) != packed
+    assert ahead.pack(replace(launch, arguments=values | {"K": 41})) != packed
+    other = ahead.pack(replace(launch, arguments=values | {"x_ptr": values["x_ptr"][1:]}))
     assert other != packed and ahead.unpack(other).arguments["x_ptr"].data_ptr() % 16
     found = []
     for rows in (32, 48):
         descriptor = TensorDescriptor.from_tensor(torch.zeros(rows, 64, dtype=torch.bfloat16), [16, 64])
-        found.append(ahead.pack(launch._replace(arguments={"x": descriptor})))
+        found.append(ahead.pack(replace(launch, arguments={"x": descriptor})))
     assert found[0] == found[1]
     assert ahead.unpack(found[0]).arguments["x"].block_shape == [16, 64]
 
