@@ -20,6 +20,8 @@ from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm import hopper
+from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, Tile
 
 MANY = 4096  # rows, where a tile is for any number
@@ -102,6 +104,11 @@ def _launch(build: Build, *given: Any) -> Launch:
     return found.launch if isinstance(found, Problem) else found
 
 
+def shape_of(config: ElmoConfig) -> Shape:
+    """Of a layer."""
+    return Shape(D, config.projection_size, config.cell_size)
+
+
 EXACT, BF16 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER = (90,)
@@ -165,7 +172,8 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
     """A case of many rows for each other size that differs from all before in what the kernel depends on."""
     rows, entries = rows_and_entries(kernel.operations, kind_of("bf16"))[-1]
     seen = {described(ORIGINAL, kernel.letters)}
-    for config in OTHER_SIZES if kernel.sizes else ():
+    served = [each for each in OTHER_SIZES if kernel.targets != HOPPER or hopper.fits(shape_of(each))]
+    for config in served if kernel.sizes else ():
         if described(config, kernel.letters) not in seen:
             seen.add(described(config, kernel.letters))
             yield _case(kernel, config, "bf16", rows, entries, FEW_TARGETS)
