@@ -225,12 +225,12 @@ def children_of(nodes, direction, node, m_row, N):
 
 @triton.jit
 def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
-    """x of a block where there is a skip connection: the layer below's, and so complete."""
-    m = m_row[:, None] & (o_column < P)[None, :]
-    if tensors.outputs is None:
-        return 0.0
-    o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]
-    return tl.load(tensors.x + o_x, mask=m, other=0.0)
+    """x of a block, the layer below's and so complete; None where there is no skip connection."""
+    skipped = None
+    if tensors.outputs is not None:
+        o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]
+        skipped = tl.load(tensors.x + o_x, mask=m_row[:, None] & (o_column < P)[None, :], other=0.0)
+    return skipped
 
 
 @triton.jit
