@@ -6,6 +6,7 @@
     char_cnn.py      character ids to features
     highway.py       a highway layer
     linear.py        a product with bias
+    gather.py        rows of words by node
     lstm/            the bidirectional LSTM over a schedule, a file a variant
     token_layers.py  tokens' layers gathered, mixed and averaged
     reference.py     the same mathematics in plain PyTorch, which every kernel is tested against

@@ -1,4 +1,4 @@
-"""What all launchers share: a launch as a value, the checks of its arguments, and where its programs may meet."""
+"""What all launchers share: a launch as a value, and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -227,37 +227,6 @@ def _check_int32(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected an integer of 32 bits, found {value!r}")
 
 
-class Barrier(NamedTuple):
-    """Where the programs of a launch wait for each other: all must run at once, as a cooperative launch's do.
-
-    A grid of one program is legal and never waits, so that Triton's interpreter runs it.
-
-    Attributes:
-        arrivals: int64 [1], how many programs have ever arrived; each launch adds a multiple of its programs.
-        timed_out: int32 [1], not 0 once a wait has been given up.
-        programs: of every launch that meets here; one launch at a time.
-    """
-
-    arrivals: Any
-    timed_out: Any
-    programs: int
-
-    @classmethod
-    def on(cls, device: torch.device | str, programs: int | None = None) -> Barrier:
-        """A barrier on a device, for as many programs as it has multiprocessors where no number is given."""
-        device = torch.device(device)
-        most = n_multiprocessors(device)
-        if programs is not None and (programs < 1 or (device.type == "cuda" and programs > most)):
-            raise ValueError(f"programs: expected 1 to {most}, all of which run at once, found {programs}")
-        arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
-        return cls(arrivals, timed_out, programs or most)
-
-    def check(self) -> None:
-        """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
-        if int(self.timed_out):
-            raise RuntimeError("barrier: expected all programs of a launch to arrive, found some missing after seconds")
-
-
 def n_multiprocessors(device: torch.device) -> int:
     """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
     if device.type != "cuda":
@@ -268,18 +237,6 @@ def n_multiprocessors(device: torch.device) -> int:
 def cdiv(n: int, size: int) -> int:
     """Blocks of a size that n take; `triton.cdiv` takes the host several microseconds."""
     return -(-n // size)
-
-
-def can_depend(device: torch.device) -> bool:
-    """Whether a launch on a device may begin before the one before it ends: from compute capability 9.0 on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def check_dependent(device: torch.device) -> None:
-    """Raise ValueError where launches on a CUDA device cannot depend on each other."""
-    if device.type == "cuda" and not can_depend(device):
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        raise ValueError(f"dependent: expected a device of compute capability 9.0 or more, found {found}")
 
 
 def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:

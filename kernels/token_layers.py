@@ -11,9 +11,12 @@ so that a sentence's tokens a:b are the view out[:, a:b], in which each layer is
 An identity gives all layers, one row with a single 1 the top layer, one of 1 / L their average, and one of
 softmax(w) * gamma the learned scalar mix of Peters et al. 2018 (https://arxiv.org/abs/1802.05365).
 
-A program reads each row it needs once and writes all O outputs from it. Sums are float32. Every layer counts, with a
-coefficient of zero too: NaN in one layer of a token is NaN in all its outputs, as in the formula. A row of the identity
-in float32 gives back the layer's bits, but for a zero's sign.
+A row of mix with a single 1 and zeros is a copy of that layer, bit for bit where the type stays. In every other row all
+layers count, with a coefficient of zero too: NaN in one layer of a token is NaN in what is mixed of it, as in the
+formula. A program reads each row that some output needs, once, and writes all O outputs from it. Sums are float32.
+
+A mean adds token j of its sentence to partial sum j % LANES, in order, then the upper half of the partial sums to the
+lower, until one is left, and divides. So a sentence's mean has the same bits whatever else is asked for with it.
 
 Letters: L layers, O outputs, P projection, N nodes, B sentences.
 """
@@ -30,10 +33,19 @@ from torch import Tensor
 from flashelmo.kernels.launch import FLOATS, Launch, check, check_ids
 from flashelmo.kernels.tuning import Tile
 
-# Bound by memory: 16 bytes a load and thread, and few enough tokens that one sentence's vectors fill many programs.
-TOKENS = 8  # at a time
-COLUMNS = 128  # of P, at most
+# Bound by memory: whole rows, 16 bytes a load and thread, and as many values a program as leave registers for several
+# programs a multiprocessor.
+VALUES = 2048  # of a layer, in a program of tokens
+TOKENS = 32  # in a program, at most
+COLUMNS = 2048  # of a program, at most
 WARPS = 4
+
+LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
+# Means. With few sentences a program has fewer columns, so that a long sentence is the work of many, and more stages,
+# as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their ids.
+MANY_MEANS = Tile(rows=LANES, columns=128, k=1, warps=2, stages=4)
+FEW_MEANS = Tile(rows=LANES, columns=32, k=1, warps=1, stages=8)
+MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large card
 
 
 class Tokens(NamedTuple):
@@ -98,27 +110,52 @@ class Shape(NamedTuple):
 
 
 @triton.jit
-def load_layers(
-    word_vectors, outputs, tokens, o_token, m_token, o_column, direction, n_tokens, N,
-    SHAPE: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """One direction's layers of some tokens, float32 [TILE.k, tokens, columns]; zero beyond layer L."""
-    P: tl.constexpr = SHAPE.P
-    layer = tl.arange(0, TILE.k)[:, None]
-    word = tl.load(tokens.words + o_token, mask=m_token, other=0).to(tl.int64)
-    node = tl.load(tokens.nodes + direction * n_tokens + o_token, mask=m_token, other=0).to(tl.int64)
-    p_output = outputs + (((layer - 1) * 2 + direction).to(tl.int64) * N + node[None, :]) * P
-    p_row = tl.where(layer == 0, (word_vectors + word * P)[None, :], p_output)
-    m_row = m_token[None, :] & (layer < SHAPE.L)
-    m = m_row[:, :, None] & (o_column < P)[None, None, :]
-    return tl.load(p_row[:, :, None] + o_column[None, None, :], mask=m, other=0.0).to(tl.float32)
+def copied_layer(mix, i_output, L: tl.constexpr):
+    """The layer that an output is a copy of, -1 if it is a mix."""
+    n, copied = 0, -1
+    for k in tl.static_range(L):
+        coefficient = tl.load(mix + i_output * L + k)
+        n += (coefficient != 0.0).to(tl.int32)
+        copied = tl.where(coefficient == 1.0, k, copied)
+    return tl.where(n == 1, copied, -1)
 
 
 @triton.jit
-def load_mix(mix, i_output, SHAPE: tl.constexpr, TILE: tl.constexpr):
-    """Coefficients of one output [TILE.k]; zero beyond layer L."""
-    layer = tl.arange(0, TILE.k)
-    return tl.load(mix + i_output * SHAPE.L + layer, mask=layer < SHAPE.L, other=0.0)
+def load_layers(
+    word_vectors, outputs, tokens, mix, o_token, m_token, o_column, direction, n_tokens, N,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """One direction's layers of some tokens: L times [tokens, columns]; zero where no output needs a layer."""
+    L: tl.constexpr = SHAPE.L
+    O: tl.constexpr = SHAPE.O  # noqa: E741
+    P: tl.constexpr = SHAPE.P
+    word = tl.load(tokens.words + o_token, mask=m_token, other=0).to(tl.int64)
+    node = tl.load(tokens.nodes + direction * n_tokens + o_token, mask=m_token, other=0).to(tl.int64)
+    m = m_token[:, None] & (o_column < P)[None, :]
+    layers = ()
+    for k in tl.static_range(L):
+        is_needed = False
+        for i_output in tl.static_range(O):
+            copied = copied_layer(mix, i_output, L)
+            is_needed = is_needed | (copied < 0) | (copied == k)
+        if k == 0:
+            p_row = word_vectors + word * P
+        else:
+            p_row = outputs + ((tl.cast(N, tl.int64) * (2 * k - 2 + direction)) + node) * P
+        layers += (tl.load(p_row[:, None] + o_column[None, :], mask=m & is_needed, other=0.0),)  # type: ignore[assignment]
+    return layers
+
+
+@triton.jit
+def mixed(layers, mix, i_output, L: tl.constexpr):
+    """One output of layers or their means: float32, of their shape."""
+    copied = copied_layer(mix, i_output, L)
+    y = tl.load(mix + i_output * L) * layers[0].to(tl.float32)
+    for k in tl.static_range(1, L):
+        y += tl.load(mix + i_output * L + k) * layers[k].to(tl.float32)
+    for k in tl.static_range(L):
+        y = tl.where(copied == k, layers[k].to(tl.float32), y)
+    return y
 
 
 @triton.jit(do_not_specialize=["n_tokens", "N"])
@@ -126,19 +163,30 @@ def tokens_kernel(
     word_vectors, outputs, tokens, mix, out, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mixed layers of tokens, out [O, tokens, 2, P]. Grid: blocks of tokens; blocks of columns; directions."""
-    direction = tl.program_id(2)
+    """Mixed layers of tokens, out [O, tokens, 2, P]. Grid: blocks of tokens; directions; blocks of columns."""
+    O: tl.constexpr = SHAPE.O  # noqa: E741
+    direction = tl.program_id(1)
     o_token = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     m_token = o_token < n_tokens
-    o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
+    o_column = tl.program_id(2) * TILE.columns + tl.arange(0, TILE.columns)
     layers = load_layers(
-        word_vectors, outputs, tokens, o_token, m_token, o_column, direction, n_tokens, N, SHAPE, TILE
+        word_vectors, outputs, tokens, mix, o_token, m_token, o_column, direction, n_tokens, N, SHAPE
     )  # fmt: skip
     m = m_token[:, None] & (o_column < SHAPE.P)[None, :]
-    for i_output in range(SHAPE.O):
-        mixed = tl.sum(load_mix(mix, i_output, SHAPE, TILE)[:, None, None] * layers, axis=0)
+    for i_output in tl.static_range(O):
+        y = mixed(layers, mix, i_output, SHAPE.L)
         o_row = ((tl.cast(n_tokens, tl.int64) * i_output + o_token) * 2 + direction) * SHAPE.P
-        tl.store(out + o_row[:, None] + o_column[None, :], mixed.to(out.dtype.element_ty), mask=m)
+        tl.store(out + o_row[:, None] + o_column[None, :], y.to(out.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS] -> [COLUMNS], the upper half added to the lower until one is left: one order in any layout."""
+    if ROWS == 1:
+        return tl.reshape(x, (COLUMNS,))
+    else:
+        lower, upper = tl.split(tl.permute(tl.reshape(x, (2, ROWS // 2, COLUMNS)), (1, 2, 0)))
+        return sum_rows(lower + upper, ROWS // 2, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "N"])
@@ -146,26 +194,34 @@ def sentences_kernel(
     word_vectors, outputs, tokens, mix, out, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mixed means of sentences, out [O, B, 2, P]. Grid: sentences; blocks of columns; directions."""
-    sentence, n_sentences, direction = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
-    o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
-    first, last = tl.load(tokens.offsets + sentence), tl.load(tokens.offsets + sentence + 1)
-    LAYERS: tl.constexpr = TILE.k
-    TOKENS: tl.constexpr = TILE.rows
+    """Mixed means of sentences, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
+    L: tl.constexpr = SHAPE.L
+    O: tl.constexpr = SHAPE.O  # noqa: E741
+    ROWS: tl.constexpr = TILE.rows
     COLUMNS: tl.constexpr = TILE.columns
-    sums = tl.zeros([LAYERS, TOKENS, COLUMNS], tl.float32)
-    start = first
-    while start < last:
-        o_token = start + tl.arange(0, TILE.rows)
-        sums += load_layers(
-            word_vectors, outputs, tokens, o_token, o_token < last, o_column, direction, n_tokens, N, SHAPE, TILE
+    STAGES: tl.constexpr = TILE.stages
+    sentence, n_sentences, direction = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    o_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    first, last = tl.load(tokens.offsets + sentence), tl.load(tokens.offsets + sentence + 1)
+    sums = ()
+    for _ in tl.static_range(L):
+        sums += (tl.zeros([ROWS, COLUMNS], tl.float32),)  # type: ignore[assignment]
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
+        o_token = start + tl.arange(0, ROWS)
+        layers = load_layers(
+            word_vectors, outputs, tokens, mix, o_token, o_token < last, o_column, direction, n_tokens, N, SHAPE
         )  # fmt: skip
-        start += TILE.rows
-    means = tl.sum(sums, axis=1) / tl.maximum(last - first, 1).to(tl.float32)
-    for i_output in range(SHAPE.O):
-        mixed = tl.sum(load_mix(mix, i_output, SHAPE, TILE)[:, None] * means, axis=0)
+        longer = ()
+        for k in tl.static_range(L):
+            longer += (sums[k] + layers[k].to(tl.float32),)  # type: ignore[assignment]
+        sums = longer
+    means = ()
+    for k in tl.static_range(L):
+        means += (sum_rows(sums[k], ROWS, COLUMNS) / tl.maximum(last - first, 1).to(tl.float32),)  # type: ignore[assignment]
+    for i_output in tl.static_range(O):
+        y = mixed(means, mix, i_output, L)
         o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
-        tl.store(out + o_row + o_column, mixed.to(out.dtype.element_ty), mask=o_column < SHAPE.P)
+        tl.store(out + o_row + o_column, y.to(out.dtype.element_ty), mask=o_column < SHAPE.P)
 
 
 def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, out: Tensor) -> Launch:
@@ -191,13 +247,12 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
     for name, rows, ids in (("word_vectors", word_vectors.shape[0], tokens.n_words), ("outputs", N, tokens.n_nodes)):
         if rows < ids:
             raise ValueError(f"{name}: expected at least {ids} rows, as the tokens were made for, found {rows}")
-    kernel, programs, rows = tokens_kernel, triton.cdiv(n_tokens, TOKENS), n_tokens
+    kernel, tile, rows = tokens_kernel, tokens_tile(P), n_tokens
     if tokens.offsets is not None:
         check("tokens.offsets", tokens.offsets, [None], [torch.int32, torch.int64])
-        programs = rows = tokens.offsets.shape[0] - 1
-        kernel = sentences_kernel
+        rows = tokens.offsets.shape[0] - 1
+        kernel, tile = sentences_kernel, means_tile(rows, P)
     check("out", out, [mix.shape[0], rows, 2 * P], FLOATS)
-    tile = Tile(TOKENS, min(COLUMNS, triton.next_power_of_2(P)), triton.next_power_of_2(L), WARPS, stages=1)
     arguments = {
         "word_vectors": word_vectors,
         "outputs": outputs,
@@ -209,7 +264,20 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         "SHAPE": Shape(L, mix.shape[0], P),
         "TILE": tile,
     }
-    return Launch(kernel, (programs, triton.cdiv(P, tile.columns), 2), arguments, tile.options)
+    programs = rows if tokens.offsets is not None else triton.cdiv(rows, tile.rows)
+    return Launch(kernel, (programs, 2, triton.cdiv(P, tile.columns)), arguments, tile.options)
+
+
+def tokens_tile(P: int) -> Tile:
+    """Tokens and columns of a program: whole rows where these are not too long."""
+    columns = min(COLUMNS, triton.next_power_of_2(P))
+    return Tile(min(TOKENS, VALUES // columns), columns, 1, WARPS, stages=1)
+
+
+def means_tile(n_sentences: int, P: int) -> Tile:
+    """Partial sums and columns of a program of means; the sums' order, and so a mean's bits, is that of any tile."""
+    tile = MANY_MEANS if 2 * n_sentences * triton.cdiv(P, MANY_MEANS.columns) >= MANY else FEW_MEANS
+    return tile._replace(columns=min(tile.columns, triton.next_power_of_2(P)))
 
 
 def token_layers(

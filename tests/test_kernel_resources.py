@@ -32,6 +32,7 @@ from flashelmo.benchmarks.kernels.ptx import END, WAIT, Statement, before, param
 from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
+ROWS_ALONE = ("token layers", "gather words")  # kernels that multiply no matrices
 FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 
 
@@ -80,9 +81,9 @@ def test_no_kernel_breaks_a_limit(run: Run) -> None:
     assert (run.status, run.errors) == (0, "")
     assert sum(f"sm_{target} " in line for line in run.output.splitlines() for target in TARGETS) == len(run.found)
     for each in run.found:  # figures are those of real code
-        assert each.registers >= 16 and each.instructions >= 50 and each.programs >= 1 and each.shared > 0, each
-        if each.kernel.partition(",")[0] != "token layers":
-            assert (each.product == "FFMA") == (each.type == "fp32") and each.product, each
+        assert each.registers >= 8 and each.instructions >= 30 and each.programs >= 1, each
+        if each.kernel.partition(",")[0] not in ROWS_ALONE:
+            assert (each.product == "FFMA") == (each.type == "fp32") and each.product and each.shared > 0, each
 
 
 def test_every_case_is_compiled_for_its_targets_and_every_size(run: Run) -> None:
@@ -124,6 +125,15 @@ def test_large_tiles_multiply_by_warp_group(run: Run) -> None:
     products = {target: {each.product for each in run.found if each.target == target} for target in TARGETS}
     assert "UTCHMMA" in products[100]
     assert not products[80] & {"HGMMA", "UTCHMMA"} and not products[120] & {"HGMMA", "UTCHMMA"}
+
+
+def test_tokens_move_sixteen_bytes_an_access(run: Run) -> None:
+    """Where rows are whole numbers of them: of three layers 16 values a thread, and as many results in float32."""
+    of_type = [each for each in run.found if each.type == "bf16" and each.target == 90]
+    found = {each.kernel: each for each in of_type if each.size == "P 512"}
+    assert (found["token layers"].wide_loads, found["token layers"].wide_stores) == (3 * 2, 3 * 4)
+    assert found["token layers, means"].wide_loads >= 3
+    assert (found["gather words"].wide_loads, found["gather words"].wide_stores) == (4, 4)
 
 
 def test_waits_end_in_an_acquire_and_come_before_what_others_write(run: Run) -> None:
@@ -188,6 +198,10 @@ def test_compiled_code_is_read() -> None:
         parse_usage("nothing")
     first, second, third = split_instructions(ASSEMBLY, [0x40, 0x20, 0x20])
     assert first == {"LDC": 1, "BRA": 1, "UIADD3": 1, "HGMMA": 1}
+    access = "/*{:04x}*/  @P1 {} ;\n".format
+    lines = ["LDG.E.128 R4, desc[UR4][R2.64]", "LDG.E R4, [R2.128]", "STG.E.128 [R2], R4", "LDS.128 R4, [R2]"]
+    (accesses,) = split_instructions("".join(access(16 * k, line) for k, line in enumerate(lines)), [0x40])
+    assert accesses == {"LDG.128": 1, "LDG": 1, "STG.128": 1, "LDS": 1}
     assert (second, third) == ({"LDS": 1}, {"FFMA": 1, "EXIT": 1})  # padding is not counted
     for instructions, product in (
         (["FFMA", "HMMA", "HGMMA"], "HGMMA"),

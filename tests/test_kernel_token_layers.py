@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashelmo.kernels import reference
-from flashelmo.kernels.token_layers import TOKENS, Tokens, token_layers, token_layers_launch
+from flashelmo.kernels import token_layers as module
+from flashelmo.kernels.token_layers import (
+    COLUMNS,
+    FEW_MEANS,
+    LANES,
+    MANY_MEANS,
+    TOKENS,
+    Tokens,
+    means_tile,
+    token_layers,
+    token_layers_launch,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # relative, of one value
@@ -87,7 +98,9 @@ def test_every_type(dtype: torch.dtype, out_dtype: torch.dtype, pooled: bool, de
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("lengths", [(1,), (63,), (TOKENS,), (TOKENS + 1, TOKENS - 1), (0, 2, 0, 0, 5, 0)])
+@pytest.mark.parametrize(
+    "lengths", [(1,), (63,), (TOKENS,), (TOKENS + 1, TOKENS - 1), (LANES + 1, 2 * LANES), (0, 2, 0, 0, 5, 0)]
+)
 def test_ragged_sentences(lengths: tuple[int, ...], pooled: bool, device: str) -> None:
     Case(lengths, device=device).check(pooled)
 
@@ -99,7 +112,7 @@ def test_layers_and_outputs(n_layers: int, n_outputs: int, pooled: bool, device:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("P", [1, 128, 130, 200])
+@pytest.mark.parametrize("P", [1, 12, 128, 130, 200, 300, 512, 1024, COLUMNS + 8])
 def test_columns_that_fit_no_block(P: int, pooled: bool, device: str) -> None:
     Case((2, 3), P=P, device=device).check(pooled)
 
@@ -181,14 +194,64 @@ def test_nothing_is_asked_for(device: str) -> None:
 
 
 def test_nan_in_a_layer_is_seen_whatever_its_coefficient(device: str) -> None:
+    """In a mix; a copy of another layer does not read it."""
     case = Case((4,), device=device)
-    case.mix = torch.tensor([[0.0, 0.0, 1.0]])
+    case.mix = torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0]])
     case.words[:], case.nodes[:] = torch.arange(4), torch.arange(4)
     case.outputs[0, 1, N_ROOTS + 2, 5] = torch.nan  # layer 1, backward, of token 2
-    wrong = torch.zeros(1, 4, 24, dtype=torch.bool)
+    wrong = torch.zeros(2, 4, 24, dtype=torch.bool)
     wrong[0, 2, 12 + 5] = True
     assert torch.equal(case.run(False).isnan(), wrong)
     assert torch.equal(case.run(True).isnan(), wrong.any(1, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copies_have_the_layers_bits(dtype: torch.dtype, device: str) -> None:
+    """A zero's sign too, beside a mix and alone; what no output needs is not read."""
+    case = Case((5, 6), dtype=dtype, device=device)
+    case.outputs[:, :, N_ROOTS:, 3] = -0.0
+    top = torch.cat([case.outputs[1, d, case.nodes[d].long() + N_ROOTS] for d in range(2)], -1)
+    integer = torch.int32 if dtype == torch.float32 else torch.int16
+    for mix in ([[0.0, 0.0, 1.0]], [[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]):
+        case.mix = torch.tensor(mix)
+        assert torch.equal(case.run(False, dtype)[-1].view(integer), top.view(integer))
+    case.mix = torch.tensor([[0.0, 0.0, 1.0]])
+    case.outputs[0], case.word_vectors[:] = torch.nan, torch.nan
+    assert torch.equal(case.run(False, dtype)[0].view(integer), top.view(integer))
+    assert not case.run(True).isnan().any()
+
+
+@pytest.mark.parametrize("row", [(0.0, 0.5, 0.0), (0.0, 2.0, 0.0), (-1.0, 0.0, 0.0), (1.0, 0.0, 1.0), (0.0, 0.0, 0.0)])
+def test_a_row_without_a_single_one_is_a_mix(row: tuple[float, ...], device: str) -> None:
+    case = Case((3,), device=device)
+    case.mix = torch.tensor([row])
+    case.check(False)
+    case.check(True)
+    case.mix[0, 1] = torch.nan
+    assert case.run(False).isnan().all() and case.run(True).isnan().all()
+
+
+def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is asked for, and with few sentences or many; the order of sums is the documented one."""
+    lengths = (3 * LANES + 3, 0, 1, LANES)
+    case = Case(lengths, P=200, device=device)
+    case.mix = torch.eye(3)
+    found = case.run(True)
+    assert means_tile(4, 512) == FEW_MEANS and means_tile(64, 512) == MANY_MEANS
+    monkeypatch.setattr(module, "MANY", 0)
+    assert torch.equal(case.run(True), found)
+    alone = Case(lengths[:1], P=200, device=device)
+    alone.words, alone.nodes = case.words[: lengths[0]], case.nodes[:, : lengths[0]].contiguous()
+    alone.word_vectors, alone.outputs, alone.mix = case.word_vectors, case.outputs, torch.tensor([[0.0, 1.0, 0.0]])
+    assert torch.equal(alone.run(True)[0, 0], found[1, 0])
+
+    tokens = case.run(False)[1, : lengths[0]]
+    sums = torch.zeros(LANES, tokens.shape[1])
+    for j, token in enumerate(tokens):
+        sums[j % LANES] += token
+    while len(sums) > 1:
+        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    assert torch.equal(found[1, 0], sums[0] / len(tokens))
 
 
 def test_the_public_function_allocates(device: str) -> None:

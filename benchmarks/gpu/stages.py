@@ -24,11 +24,11 @@ STAGES = {
     "memset": "copies on the card",
     "char_cnn": "characters",
     "highway": "highway",
-    "persistent": "persistent steps",
     "gates": "LSTM gates",
     "projection": "LSTM projection",
     "linear": "linear",
     "tokens_kernel": "tokens",
+    "gather_words_kernel": "words",
     "sentences_kernel": "tokens",
 }
 OTHER, IDLE = "other", "idle"

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flashelmo.benchmarks.gpu import tables
-from flashelmo.benchmarks.gpu.accuracy import GOLDEN, PUBLISHED, Piece, Truth, error_rows, published, ways
+from flashelmo.benchmarks.gpu import tables, timeline
+from flashelmo.benchmarks.gpu.accuracy import GOLDEN, PUBLISHED, Piece, Truth, error_rows, file_means, published, ways
 from flashelmo.benchmarks.gpu.sanitizer import sanitize
-from flashelmo.benchmarks.gpu.speed import ONNX, SWITCH, UNIT, Speed
+from flashelmo.benchmarks.gpu.speed import ONNX, SWITCH, UNIT, WARM_UPS, Speed
 from flashelmo.benchmarks.gpu.stages import measure_stages
 from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
 from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
@@ -32,6 +32,7 @@ from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.subject import load
+from flashelmo.benchmarks.text import write_sentences
 from flashelmo.benchmarks.timing import Deadline
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.cuda.requirements import check_precision, default_precision
@@ -42,6 +43,8 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.settings import CudaSettings
 
+SECTIONS = ("correctness", "speed", "stages", "switches")
+PARTS = ("steps", "sentence", "batches", "bulk", "timeline")  # of a check, beside the correctness
 SWITCHES = tuple(field.name for field in fields(CudaSettings) if isinstance(field.default, bool))
 CHECKING = 0.5  # share of the time that the checks may take
 SLOW = ("fp32", "tf32")  # precisions that bulk text is shorter for
@@ -69,60 +72,62 @@ class Engine:
     def __init__(self, settings: Settings, device: Device, card: Card, run: Run, tools: Tools) -> None:
         self.settings, self.device, self.card, self.first = settings, device, card, settings.precisions[0]
         self.cuda = replace(CudaSettings(), **dict.fromkeys(settings.off, False))
-        self._run, self._tools, limit = run, tools, settings.limit_seconds
+        self.run, self._tools, limit = run, tools, settings.limit_seconds
         self._checking = Deadline(None if limit is None else CHECKING * limit)
+        self.folder = Path(tempfile.gettempdir())
         needed = [max(settings.batches) * settings.tokens, 3 * settings.short_sentences, 4 * settings.short_bulk_tokens]
         self._text, self.source = load_text(max(*needed, settings.bulk_tokens or 1), settings.text, settings.seed)
-        self._subject, self._truth = cache(self._made_subject), cache(self._made_truth)
+        self.subject, self._truth = cache(self._made_subject), cache(self._made_truth)
+        self._speed = cache(self._made_speed)
 
-    def jobs(self, folder: Path) -> Iterator[Job]:
-        """In order, the slowest rivals last; `folder` takes texts."""
+    def jobs(self) -> Iterator[Job]:
+        """In order, the slowest rivals last."""
         settings, sections = self.settings, self.settings.sections
-        made = cache(partial(self._speed, folder))
-        speeds = {name: partial(made, name) for name in settings.models if "speed" in sections}
-        yield from self._check_jobs()
+        speeds = settings.models if "speed" in sections else ()
+        yield from self.check_jobs("correctness" in sections)
         if speeds:
             yield Job("ceiling", CARD, "", self._ceilings)
-        for name, speed in speeds.items():
-            yield from self._speed_jobs(name, speed)
+        for name in speeds:
+            yield from self._speed_jobs(name)
         for name in settings.models:
-            right = self.first not in self._subject(name).failed
+            right = self.first not in self.subject(name).failed
             if "stages" in sections and right:
-                for workload in (bulk(self._text, 4 * settings.short_bulk_tokens), self._batch(settings.batches[0])):
+                for workload in (bulk(self._text, 4 * settings.short_bulk_tokens), self.batch(settings.batches[0])):
                     yield Job("stages", name, workload.detail, partial(self._stages, name, workload))
+            if settings.trace and right:
+                yield self.timeline_job(name)
             for switch in SWITCHES if "switches" in sections and right else ():
-                yield Job(SWITCH, name, switch, partial(self._switch, partial(made, name), switch))
+                yield Job(SWITCH, name, switch, partial(self._switch, partial(self._speed, name), switch))
             if name in speeds:  # late, as compiling may take long
-                batch = self._batch(settings.batches[0], "compiled")
-                yield _job(name, speeds[name], batch, [self.first], seconds=settings.compile_seconds)
+                yield self.job(name, self.batch(settings.batches[0], "compiled"), seconds=settings.compile_seconds)
         if speeds:  # last, as a library of other makers may take the process with it
-            yield from self._onnx_jobs(settings.models[0], speeds[settings.models[0]])
+            yield from self._onnx_jobs(settings.models[0])
         if settings.sanitize and "correctness" in sections:  # takes minutes: best with nothing but the checks
-            out = self._run.path.parent if self._run.path else folder
-            yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(out, self._run.deadline)))
+            yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(self._out, self.run.deadline)))
 
     # ----------------------------------------------------------------------------------------------------- correctness
 
-    def _check_jobs(self) -> Iterator[Job]:
+    def check_jobs(self, whole: bool) -> Iterator[Job]:
         """The first model, published vectors, the other models; batches alone if the checks are not asked for."""
-        golden, whole = self.settings.golden, "correctness" in self.settings.sections
+        golden = self.settings.golden
+        settings = self.settings if whole else replace(self.settings, thorough=())
         for k, name in enumerate(self.settings.models):
-            yield Job("error", name, "", partial(self._checks, name, whole))
+            yield Job("error", name, "", partial(self.checks, name, settings))
             if k == 0 and whole and golden is not None:
                 yield Job("error", "golden", "", partial(self._golden, golden))
 
-    def _checks(self, name: str, whole: bool) -> Iterator[list[Row]]:
+    def checks(self, name: str, settings: Settings) -> Iterator[list[Row]]:
         """Precisions whose batch was not reached, or that anything was wrong with, are not timed."""
-        subject, settings, right = self._subject(name), self.settings, set[str]()
-        subject.failed = set(settings.precisions)
-        for precision, way, compare in ways(settings if whole else replace(settings, thorough=())):
+        subject, right = self.subject(name), set[str]()
+        subject.failed = set(self.settings.precisions)
+        for precision, way, compare in ways(settings):
             rows = self._check(name, way, precision, partial(compare, subject, self._truth(name), precision))
             failed = any(row.failed for row in rows)
             if way == "batch" and not failed and any(row.median is not None for row in rows):
                 right.add(precision)
             elif failed:
                 right.discard(precision)
-            subject.failed = set(settings.precisions) - right
+            subject.failed = set(self.settings.precisions) - right
             yield rows
             if failed and self.device.is_lost():
                 return
@@ -156,43 +161,89 @@ class Engine:
             self.card = card
             yield [row]
 
-    def _batch(self, n: int, section: str = "batch") -> Workload:
+    def batch(self, n: int, section: str = "batch") -> Workload:
+        """So many sentences of equal length."""
         return equal_batch(self._text, n, self.settings.tokens, section)
 
-    def _speed_jobs(self, name: str, speed: Callable[[], Speed]) -> Iterator[Job]:
-        settings, text, first = self.settings, self._text, self.first
-        tokens = suited_tokens(self._subject(name).model.config, self.card, settings.bulk_tokens or 1, first)
-        long, short = bulk(text, tokens), bulk(text, min(tokens, settings.short_bulk_tokens))
+    def ragged(self, n: int) -> Workload:
+        """So many sentences of the text."""
+        return ragged_batch(self._text, n)
+
+    def long(self, name: str) -> Workload:
+        """Bulk text that a model is timed on."""
+        config = self.subject(name).model.config
+        return bulk(self._text, suited_tokens(config, self.card, self.settings.bulk_tokens or 1, self.first))
+
+    def _speed_jobs(self, name: str) -> Iterator[Job]:
+        settings, first, long = self.settings, self.first, self.long(name)
+        short = bulk(self._text, min(long.tokens, settings.short_bulk_tokens))
         fast = [each for each in settings.precisions if each == first or each not in SLOW]
         slow = [each for each in settings.precisions if each not in fast]
-        plans = [(long, fast), (self._batch(1, "single"), settings.precisions)]
+        plans = [(long, fast), (self.batch(1, "single"), settings.precisions)]
         plans += [
-            (self._batch(n), settings.precisions if n in settings.other_batches else [first]) for n in settings.batches
+            (self.batch(n), settings.precisions if n in settings.other_batches else [first]) for n in settings.batches
         ]
-        plans += [(ragged_batch(text, n), [first]) for n in settings.batches]
+        plans += [(self.ragged(n), [first]) for n in settings.batches]
         for workload, precisions in plans:
-            yield _job(name, speed, workload, precisions)
-        yield _job(name, speed, short, [first, *slow], slow=True)
+            yield self.job(name, workload, precisions)
+        yield self.job(name, short, [first, *slow], slow=True)
 
-    def _onnx_jobs(self, name: str, speed: Callable[[], Speed]) -> Iterator[Job]:
+    def job(
+        self, name: str, workload: Workload, precisions: Sequence[str] = (), *, slow: bool = False, seconds: float = 0
+    ) -> Job:
+        """Times a workload in some precisions, or in the first."""
+
+        def rows() -> list[list[Row]]:
+            return [self._speed(name).rows(workload, precisions or [self.first], slow)]
+
+        return Job(workload.section, name, workload.detail, rows, seconds)
+
+    def _onnx_jobs(self, name: str) -> Iterator[Job]:
         if self.settings.onnx is None:
             note = "no exported model was given (--onnx)"
             yield Job("onnx", name, "", lambda: [[Row("onnx", name, ONNX, UNIT, note=note)]])
             return
         for n in self.settings.batches:
-            yield _job(name, speed, self._batch(n, "onnx"), [self.first])
+            yield self.job(name, self.batch(n, "onnx"))
 
     def _switch(self, speed: Callable[[], Speed], switch: str) -> Iterator[list[Row]]:
         sizes = [n for n in SWITCHED_BATCHES if n <= max(self.settings.batches)]
-        workloads = [self._batch(1, "single"), *map(self._batch, sizes)]
+        workloads = [self.batch(1, "single"), *map(self.batch, sizes)]
         return speed().switch(switch, [*workloads, bulk(self._text, self.settings.short_bulk_tokens)], self.first)
 
     def _stages(self, name: str, workload: Workload) -> list[list[Row]]:
-        run = partial(leave_on_device, self._subject(name).timed(self.first), workload.sentences)
-        for _ in range(3):  # compiled, captured, replayed
+        run = partial(leave_on_device, self.subject(name).timed(self.first), workload.sentences)
+        for _ in range(WARM_UPS):
             run()
         label = f"{self.first}, {workload.section} of {workload.detail}"
         return [measure_stages(name, label, run, self.device.torch)]
+
+    def timeline_job(self, name: str) -> Job:
+        """Draws what device and host do for a sentence, bulk text, and from a text file to means on the host."""
+        return Job(timeline.SECTION, name, "", partial(self._timeline, name))
+
+    def _timeline(self, name: str) -> Iterator[list[Row]]:
+        embedder, text = self.subject(name).timed(self.first, known=True), self.long(name).sentences
+        text = bulk(text, min(self.long(name).tokens, 8 * self.settings.short_bulk_tokens)).sentences
+        path, traces = write_sentences(self.folder / "traced.txt", text), []
+        calls: list[tuple[str, Callable[[], object]]] = [
+            (self.batch(1).detail, partial(leave_on_device, embedder, self.batch(1).sentences)),
+            ("bulk, left on the device", partial(leave_on_device, embedder, text)),
+            ("text to means", lambda: list(file_means(embedder, path))),
+        ]
+        for title, run in calls:
+            for _ in range(WARM_UPS):
+                run()
+            self.device.synchronize()
+            traces.append(timeline.trace(f"{name}, {self.first}, {title}", run, self.device.torch))
+            row = Row(timeline.SECTION, name, f"{self.first}, {title}", "% of the time", "device busy")
+            yield [row.with_samples([100 * traces[-1].busy / traces[-1].taken])]
+        timeline.draw(traces, self._out / f"timeline-{name}.svg")
+
+    @property
+    def _out(self) -> Path:
+        """The folder of the results."""
+        return self.run.path.parent if self.run.path else self.folder
 
     # ------------------------------------------------------------------------------------------------- what jobs share
 
@@ -201,21 +252,10 @@ class Engine:
         return Subject(name, model, self.device, self._tools.make, self.cuda)
 
     def _made_truth(self, name: str) -> Truth:
-        return Truth(self._subject(name), self._text, self.settings)
+        return Truth(self.subject(name), self._text, self.settings)
 
-    def _speed(self, folder: Path, name: str) -> Speed:
-        return Speed(self._subject(name), self._truth(name), self.settings, self.card, folder)
-
-
-def _job(
-    name: str,
-    speed: Callable[[], Speed],
-    workload: Workload,
-    precisions: Sequence[str],
-    slow: bool = False,
-    seconds: float = 0,
-) -> Job:
-    return Job(workload.section, name, workload.detail, lambda: [speed().rows(workload, precisions, slow)], seconds)
+    def _made_speed(self, name: str) -> Speed:
+        return Speed(self.subject(name), self._truth(name), self.settings, self.card, self.folder)
 
 
 def suited(settings: Settings, device: Device) -> Settings:
@@ -241,7 +281,8 @@ def measure(run: Run, engine: Engine) -> int:
     """Measure, and say what was found; the exit status."""
     run.say(f"text: {engine.source}")
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        run.do(engine.jobs(Path(folder)))
+        engine.folder = Path(folder)
+        run.do(engine.jobs())
     if "speed" in engine.settings.sections:
         run.keep(tables.targets(run.results, engine.settings.models[0], engine.first))
     written = tables.tables(run.results)
@@ -258,6 +299,10 @@ def measure(run: Run, engine: Engine) -> int:
 
 def command(settings: Settings, console: Console) -> int:
     """Measure on the current CUDA device; the exit status is 1 if vectors are wrong, a job failed or it was lost."""
+    if settings.check:
+        from flashelmo.benchmarks.gpu import check  # which runs parts of this suite
+
+        return check.command(settings, console)
     run, device, card = begin(settings, console, "gpu", suited)
     return measure(run, Engine(run.settings, device, card, run, Tools()))
 
@@ -265,7 +310,7 @@ def command(settings: Settings, console: Console) -> int:
 SUITE = Suite(
     "The engine on this machine's card, end to end: correct first, then how fast beside its rivals.",
     Settings(
-        sections=("correctness", "speed", "stages", "switches"),
+        sections=SECTIONS,
         precisions=("bf16", *(each for each in precisions_on("cuda") if each != "bf16")),
         sentences=24,
         batches=(32, 128, 512),
@@ -274,7 +319,10 @@ SUITE = Suite(
         limit_seconds=480.0,
         golden=GOLDEN,
     ),
-    ("sections", "precisions", "text", "golden", "onnx", "off", "few", "sanitize", *RUN_OPTIONS),
+    (
+        *("sections", "precisions", "text", "golden", "onnx", "off", "few", "sanitize", "check", "part_seconds"),
+        *("rows", "trace", *RUN_OPTIONS),
+    ),
     command,
-    known={"off": SWITCHES},
+    known={"off": SWITCHES, "sections": (*SECTIONS, *PARTS)},
 )

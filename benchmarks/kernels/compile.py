@@ -23,6 +23,7 @@ from flashelmo.kernels.launch import Launch
 
 # What multiplies, fastest first: tcgen05 (sm_100), wgmma (sm_90), mma, and no matrix unit.
 PRODUCTS = ("UTCHMMA", "HGMMA", "HMMA", "FFMA")
+GLOBAL = ("LDG", "LDGSTS", "STG")  # loads, loads to shared memory, stores
 
 
 class AbsentCard:
@@ -88,16 +89,19 @@ def count_instructions(codes: Sequence[bytes], target: int) -> list[Counter[str]
 
 
 def split_instructions(assembly: str, sizes: Sequence[int]) -> list[Counter[str]]:
-    """Instructions of kernels that lie one behind the other, without their modifiers and without padding.
+    """Instructions of kernels that lie one behind the other, without padding, and without their modifiers but for the
+    16 bytes of an access to memory, as "LDG.128".
 
     Args:
         assembly: lines as `/*0040*/ @!P0 HGMMA.64x8x16.F32 R1, R2 ;`, the number being the instruction's address.
         sizes: bytes of each kernel.
     """
     ends, counters = list(accumulate(sizes)), [Counter[str]() for _ in sizes]
-    for address, name in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_]*)", assembly):
+    pattern = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_]*)([.A-Z0-9_]*)"
+    for address, name, modifiers in re.findall(pattern, assembly):
         if name != "NOP":
-            counters[bisect_right(ends, int(address, 16))][name] += 1
+            whole = name + ".128" if name in GLOBAL and ".128" in modifiers else name
+            counters[bisect_right(ends, int(address, 16))][whole] += 1
     return counters
 
 

@@ -20,6 +20,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launch, group_words, pack_char_cnn
+from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.linear import linear_launch
@@ -93,11 +94,15 @@ class Problem(NamedTuple):
     cost: Cost
     product: Callable[[], object] | None = None
 
-    def error(self) -> float:
-        """||out - expected|| / ||expected|| once the launch has run; NaN where it left something unwritten."""
+    def compute(self) -> Tensor:
+        """The output of a run of the launch, NaN where it left something unwritten."""
         self.out.fill_(torch.nan)
         self.launch.run()
-        return relative_error(self.out, self.expected())
+        return self.out
+
+    def error(self) -> float:
+        """||out - expected|| / ||expected|| of a run."""
+        return relative_error(self.compute(), self.expected())
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
@@ -208,6 +213,19 @@ def token_layers(config: ElmoConfig, n: int, make: Maker, pooled: bool = False, 
         out,
         lambda: reference.token_layers(vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets),
         model.token_layers(config, n, len(mix), make.precision),
+    )
+
+
+def gather_words(config: ElmoConfig, n: int, make: Maker) -> Problem:
+    """The word vectors of n nodes in each direction, whose words are scattered over a table of a tenth as many."""
+    host = torch.Generator().manual_seed(n)
+    words = torch.randint(0, max(1, n // 10), (D, n), generator=host, dtype=torch.int32)
+    table, out = make.values(max(1, n // 10), config.projection_size), make.empty(D, n, config.projection_size)
+    return Problem(
+        gather_words_launch(table.to(make.device), words.to(make.device), out),
+        out,
+        lambda: table.double()[words.long()],
+        model.gather_words(config, n, make.precision),
     )
 
 

@@ -21,7 +21,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
-from flashelmo.kernels.launch import Barrier
+from flashelmo.kernels.lstm.run import Workspace
 
 MAX_WORD_GRAPHS = 8  # one for each power of two
 LENT_BYTES = 1 << 20  # of a graph's results; more are copied, so that the way down and the next window overlap
@@ -59,8 +59,7 @@ class Executor:
         word_graphs = self._word_graphs if settings.cuda.graphs else None
         self._table = WordVectors(model, encoder, transfers, settings.cache_bytes, word_graphs)
         self._state = DeviceState(model) if settings.stateful else None
-        self._barrier = Barrier.on(model.device)
-        self._barrier_used = False  # since `timed_out` was called
+        self._workspace = Workspace.of(model.lstm[0].shape, model.device)
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
@@ -78,15 +77,6 @@ class Executor:
             self._transfers.wait()
             with CAPTURE_LOCK:
                 torch.cuda.empty_cache()
-
-    def timed_out(self) -> Tensor | None:
-        """int32 [1], not 0 once a persistent launch gave up waiting; None if there was none since the last call."""
-        used, self._barrier_used = self._barrier_used, False
-        return self._barrier.timed_out if used else None
-
-    def renew_barrier(self) -> None:
-        """After a time-out: what had arrived then does not count any more."""
-        self._barrier = Barrier.on(self.model.device)
 
     def queue(
         self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0, *, lend: bool = False
@@ -114,9 +104,7 @@ class Executor:
         packed_schedule = self._transfers.upload(
             Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row)
         )
-        barrier = self._barrier if self._switches.persistent else None
-        self._barrier_used |= barrier is not None
-        return Queued(self._compute(sizes, device_output, first_row, barrier, packed_schedule), n_new)
+        return Queued(self._compute(sizes, device_output, first_row, packed_schedule), n_new)
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
@@ -136,7 +124,7 @@ class Executor:
             self._state.reserve(first_row + bucket.n_roots)
         size, fill_bucket = Layout.of(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
         device_output = self._device_output(output)
-        run = partial(self._compute, bucket, device_output, first_row, None)
+        run = partial(self._compute, bucket, device_output, first_row)
         self._forget_graphs_of_other_tensors()
         captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
@@ -176,7 +164,6 @@ class Executor:
         sizes: Sizes,
         device_output: DeviceOutput,
         first_row: int,
-        barrier: Barrier | None,
         packed_schedule: Tensor,
     ) -> Tensor:
         return compute(
@@ -186,7 +173,7 @@ class Executor:
             sizes,
             device_output,
             self._switches,
-            barrier=barrier,
+            workspace=self._workspace,
             state=self._state,
             first_row=first_row,
         )

@@ -156,8 +156,8 @@ class Layout:
     def of(cls, sizes: Sizes) -> Layout:
         """A window's parts.
 
-        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.lstm.run.Nodes` has them; words are rows of the
-        table.
+        starts [D, T + 2], parents [D, N], children [D, N + 1]: as `kernels.lstm.run.Nodes` has them.
+        words [D, N]: each node's row in the table of word vectors.
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
         position in its depth, which of two depths' cells it is, and the row of the state that it goes to.
@@ -165,6 +165,7 @@ class Layout:
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),
             "parents": (D, sizes.n_nodes),
+            "children": (D, sizes.n_nodes + 1),
             "words": (D, sizes.n_nodes),
             "token_words": (sizes.n_tokens,),
             "token_nodes": (D, sizes.n_tokens),
@@ -198,6 +199,7 @@ def fill(
         np.add(forest.depths, sizes.n_roots, out=starts[1 : n_depths + 1], casting="same_kind")
         starts[n_depths + 1 :] = starts[n_depths]
         parts["parents"][d, nodes] = forest.parents
+        _fill_children(parts["children"][d], starts, forest)
         word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
     word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
@@ -206,6 +208,16 @@ def fill(
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]
     if sizes.n_rows:
         _fill_final(parts, schedule.forward, sizes.n_roots, first_row, padding_row)
+
+
+def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
+    """Where each node's children begin: as many as name it, one after the other, since parents ascend."""
+    sizes = np.diff(forest.depths)
+    above = forest.parents + np.repeat(starts[: len(sizes)], sizes)  # each node's parent among all nodes
+    counts = np.bincount(above, minlength=len(children) - 1)
+    children[0] = starts[1]
+    np.cumsum(counts, out=children[1:])
+    children[1:] += starts[1]
 
 
 def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, padding_row: int) -> None:

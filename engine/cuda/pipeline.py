@@ -92,19 +92,8 @@ class CudaPipeline:
     def _oldest(
         self, queued: deque[tuple[Window, list[Results]]], on_progress: OnProgress
     ) -> tuple[Window, Iterator[Any]]:
-        """The results of the window that was queued first.
-
-        Raises:
-            FlashElmoError: programs that work together did not all run at once, so that its vectors are wrong.
-        """
+        """The results of the window that was queued first."""
         window, parts = queued.popleft()
-        if any(part.barrier_timed_out for part in parts):
-            with self._lock, self._transfers.computing():
-                self._executor.renew_barrier()
-            raise FlashElmoError(
-                f"device {self.device}: expected all programs of a persistent launch to run at once, found some "
-                "missing after seconds; pass cuda=CudaSettings(persistent=False)"
-            )
         on_progress(1.0)
         return window, (result for part in parts for result in part)
 
@@ -156,7 +145,6 @@ class CudaPipeline:
             ready=self._transfers.mark(),
             as_numpy=as_numpy,
             lent=found.lent,
-            timed_out=self._executor.timed_out(),
         )
 
     def _too_long(self, schedule: Schedule, output: Output) -> str:

@@ -193,7 +193,6 @@ class Results:
         as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
         lent: whatever is queued next overwrites the values, perhaps more rows than there are tokens: they are copied to
             the host at once. Only with `as_numpy`.
-        timed_out: int32 [1], not 0 where the values are wrong.
 
     Attributes:
         ready: see above.
@@ -210,7 +209,6 @@ class Results:
         ready: Mark,
         as_numpy: bool,
         lent: bool = False,
-        timed_out: Tensor | None = None,
     ) -> None:
         self.ready = ready
         self._values = values
@@ -227,12 +225,6 @@ class Results:
         elif as_numpy:
             self._cuts = _cuts(offsets, values.shape[0] * values.shape[2] * values.element_size())
             self._first = self._download(0)
-        self._timed_out = None if timed_out is None else transfers.download(timed_out, ready)
-
-    @property
-    def barrier_timed_out(self) -> bool:
-        """Whether a persistent launch gave up waiting. Waits for the device, but only where there was such a launch."""
-        return self._timed_out is not None and bool(self._timed_out.wait().any())
 
     def __iter__(self) -> Iterator[Any]:
         return self._arrays() if self._as_numpy else self._tensors()
