@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
@@ -45,12 +46,14 @@ class Launch(NamedTuple):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors among the arguments, those inside named tuples too, by name."""
+        """The tensors among the arguments, those inside named tuples and descriptors too, by name."""
         named: dict[str, Tensor] = {}
         for name, value in self.arguments.items():
             members = {name.removesuffix("_ptr"): value}
             if hasattr(value, "_asdict"):
                 members = {f"{name}.{key}": member for key, member in value._asdict().items()}
+            elif isinstance(value, TensorDescriptor):
+                members = {name.removesuffix("_desc"): value.base}
             named |= {key: member for key, member in members.items() if isinstance(member, Tensor)}
         return named
 
@@ -60,6 +63,8 @@ class Launch(NamedTuple):
             for member in value if isinstance(value, tuple) else (value,):
                 if isinstance(member, Tensor):
                     yield member
+                elif isinstance(member, TensorDescriptor):
+                    yield member.base
 
     def _device(self) -> torch.device:
         kind = "cpu" if triton.knobs.runtime.interpret else "cuda"
