@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from cuda_runs import (
-    AHEAD,
     ONE_LAYER,
-    TORCH_DEVICE,
     assert_close,
     driver_out_of_memory,
     on_cuda,
@@ -27,7 +24,6 @@ from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.executor import Executor
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
+from operator import sub
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,9 +75,7 @@ class Sizes:
     @cached_property
     def rows(self) -> list[int]:
         """[T] rows of each depth, in the direction that has most, without the roots."""
-        most = np.diff(np.array(self.depths)[:, 1:]).max(axis=0)
-        rows: list[int] = most.tolist()
-        return rows
+        return list(map(max, *(map(sub, starts[2:], starts[1:]) for starts in self.depths)))
 
     def bucket(self) -> Sizes:
         """The sizes of a bucket that holds this window: some padding, so that many windows share one."""
@@ -196,14 +195,14 @@ def fill(
     parts = Layout.of(sizes).views(flat)
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
-        starts = parts["starts"][d]
-        starts[1 : len(forest.depths) + 1] = forest.depths + sizes.n_roots
-        starts[len(forest.depths) + 1 :] = starts[len(forest.depths)]
+        starts, n_depths = parts["starts"][d], len(forest.depths)
+        np.add(forest.depths, sizes.n_roots, out=starts[1 : n_depths + 1], casting="same_kind")
+        starts[n_depths + 1 :] = starts[n_depths]
         parts["parents"][d, nodes] = forest.parents
         _fill_children(parts["children"][d], starts, forest)
-        np.take(word_rows, forest.words, out=parts["words"][d, nodes])
+        word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
-    np.take(word_rows, schedule.token_words, out=parts["token_words"][: len(schedule.token_words)])
+    word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
     if sizes.n_sentences:
         parts["offsets"][: len(schedule.offsets)] = schedule.offsets
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]

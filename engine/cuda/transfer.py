@@ -56,7 +56,8 @@ class Transfers:
         if self._is_cuda:
             stream = self._queuing(self._compute)
         # What is kept from call to call must not become an inference tensor, which later calls could not write to.
-        with stream, torch.inference_mode(False), torch.no_grad():
+        mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with stream, mode:
             yield
 
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
@@ -130,9 +131,11 @@ class Staging:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         is_cuda = tensor.device.type == "cuda"
-        hosts = [torch.empty(len(tensor), dtype=torch.int32, pin_memory=is_cuda) for _ in range(PIECES_IN_TURN)]
-        self._pieces = [(host, host.numpy(), torch.cuda.Event() if is_cuda else None) for host in hosts]
+        self._pieces: list[tuple[Tensor, Int32, Any]] = []
         self._turn = 0
+        for _ in range(PIECES_IN_TURN):
+            host = torch.empty(len(tensor), dtype=torch.int32, device="cpu", pin_memory=is_cuda)
+            self._pieces.append((host, host.numpy(), torch.cuda.Event() if is_cuda else None))
 
     def upload(self, fill: Callable[[Int32], None]) -> None:
         """Bring what `fill` writes to the tensor, in the current stream; waits where all pieces are on their way."""
