@@ -20,7 +20,6 @@ from hanging import Hanging, failing_record
 from rich.console import Console
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.__main__ import find as suite_named
 from flashelmo.benchmarks.__main__ import parse
 from flashelmo.benchmarks.gpu import ahead, check, speed, suite, timeline
@@ -194,18 +193,6 @@ def test_a_process_goes_on_where_the_one_before_it_ended(tmp_path: Path) -> None
     assert after.measure("steps", 100.0) is False
     found = {row.name: row for row in Results.read(settings.out).section("step")}
     assert found["fused bf16"].median and found["hoisted bf16"].median is None
-
-
-def test_the_driver_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "version"
-    for text, version in (
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n", "550.54.15"),
-        ("something else\n", "unknown"),
-    ):
-        path.write_text(text, encoding="utf-8")
-        assert machine.driver_version(path) == version
-    assert machine.driver_version(tmp_path / "absent") == "unknown"
 
 
 # ------------------------------------------------------------------------------------------------------- compiled ahead

@@ -353,6 +353,7 @@ def summary(results: Results, before: Mapping[tuple[str, str, str], Row]) -> str
     parts.append(markdown("", 2, ["", "", UNIT, COMMITTED, "times", "of the limit"], lines))
     parts += [f"{row.label}, {row.section}: {figure(row.median)} {row.unit}" for row in results.section("timeline")]
     failed = [row for row in results.rows if row.failed or (row.median is None and row.section in PARTS)]
+    parts += dict.fromkeys(row.note for row in results.section("warning"))
     for row in failed[:MOST_LINES]:
         parts.append(", ".join(filter(None, (row.model, row.section, row.label, row.note)))[:200])
     parts.append(f"failures: {sum(row.failed for row in results.rows)}")
