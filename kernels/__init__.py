@@ -5,7 +5,7 @@
     tuning.py        their tiles, each with its reason
     char_cnn.py      character ids to features
     highway.py       a highway layer
-    linear.py        a product with bias
+    linear.py        a product with bias; linear_tma.py, the same by bulk copies
     gather.py        rows of words by node
     lstm/            the bidirectional LSTM over a schedule, a file a variant
     token_layers.py  tokens' layers gathered, mixed and averaged

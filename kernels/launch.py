@@ -74,7 +74,7 @@ class Launch:
         """The tensors among the arguments, those of descriptors and inside named tuples too, by name."""
         named: dict[str, Tensor] = {}
         for name, value in self.arguments.items():
-            members = {name.removesuffix("_ptr"): value.base if is_descriptor(value) else value}
+            members = {name.removesuffix("_ptr").removesuffix("_desc"): value.base if is_descriptor(value) else value}
             if hasattr(value, "_asdict"):
                 members = {f"{name}.{key}": member for key, member in value._asdict().items()}
             named |= {key: member for key, member in members.items() if isinstance(member, Tensor)}

@@ -1,7 +1,11 @@
-"""Who does parts of a check in a process of its own, for tests: some hang, some end their process, some lose the device."""
+"""Who does parts of a check in a process of its own, for tests: it hangs, ends its process, or loses the device."""
 
 import os
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flashelmo.benchmarks.gpu.ahead import Recorded
 
 
 class Hanging:
@@ -13,5 +17,5 @@ class Hanging:
         return part == "sentence"
 
 
-def failing_record(part: str) -> None:
+def failing_record(part: str) -> "Recorded":
     raise RuntimeError(f"no {part}")

@@ -165,6 +165,7 @@ def test_parts_are_aligned_and_apart() -> None:
     assert {name: part.shape for name, part in parts.items()} == {
         "starts": (2, 4),
         "parents": (2, 6),
+        "children": (2, 7),
         "words": (2, 6),
         "token_words": (33,),
         "token_nodes": (2, 33),
@@ -174,7 +175,7 @@ def test_parts_are_aligned_and_apart() -> None:
     numbers = np.concatenate([part.ravel() for part in parts.values()])
     assert len(set(numbers.tolist())) == len(numbers) <= layout.size
     assert set(Layout.of(replace(sizes, n_sentences=0, n_rows=0)).views(flat)) == {
-        "starts", "parents", "words", "token_words", "token_nodes",
+        "starts", "parents", "children", "words", "token_words", "token_nodes",
     }  # fmt: skip
 
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from flashelmo.engine.precision import tolerance  # noqa: E402
-from flashelmo.kernels import reference  # noqa: E402
-from flashelmo.kernels.linear import linear, linear_launch  # noqa: E402
-from flashelmo.kernels.tuning import choose_tile  # noqa: E402
+from flashelmo.kernels import linear as module  # noqa: E402
+from flashelmo.kernels import linear_tma, reference  # noqa: E402
+from flashelmo.kernels.linear import linear, linear_kernel, linear_launch  # noqa: E402
+from flashelmo.kernels.linear_tma import choose_tma_tile, count_tiles, linear_tma_kernel, linear_tma_launch  # noqa: E402
+from flashelmo.kernels.tuning import TMA_ROWS, TMA_TILES, Tile, choose_tile  # noqa: E402
 
 # The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -125,6 +127,105 @@ def test_not_a_number_stays_one(device):
     assert found[1].isnan().all() and found[[0, 2, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("D", [None, 2])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
+    """Of matrices that lie apart; PyTorch's own precision is afterwards what it was."""
+    x, weight, bias = arguments(module.LIBRARY_ROWS, 20, 36, D=D, device=device)
+    if D:
+        weight = torch.stack([weight, weight], dim=1)[:, 0]
+    assert module.by_library(x, len(x)) == (device == "cuda") and not module.by_library(x.half(), len(x))
+    monkeypatch.setattr(module, "by_library", lambda *_: True)
+    seen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    out = poisoned(*x.shape[:-1], 36, dtype=torch.float32, device=device)
+    launch = linear_launch(x, weight, bias, out, precision=precision)
+    assert launch.kernel.fn is module.LibraryProduct.fn
+    launch.run()
+    assert seen == ["high" if precision == "tf32" else "highest", torch.get_float32_matmul_precision()]
+    check_against_truth(out, x, weight, bias)
+
+
+# ------------------------------------------------------------------------------------------------------ by bulk copies
+
+SMALL = Tile(16, 32, 16, 4, 2)
+WIDE = Tile(32, 256, 32, 8, 2)  # whose columns are stored in parts
+
+
+@pytest.mark.parametrize("tile", [SMALL, WIDE])
+@pytest.mark.parametrize("k_major", [False, True])
+@pytest.mark.parametrize("out_dtype", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_boxes_of_every_type_and_order(dtype, out_dtype, k_major, tile, device):
+    """Ragged in every size: a box that leaves its matrix reads zero there, and leaves the next matrix alone."""
+    n, K, F = 37, 40, 264
+    x, weight, bias = arguments(n, K, F, D=2, dtype=dtype, device=device)
+    given = weight.mT.contiguous().mT if k_major else weight
+    out = poisoned(2, n, F, dtype=out_dtype or dtype, device=device)
+    for programs in (3, 1000):  # that go from tile to tile, and a program a tile
+        out.fill_(float("nan"))
+        launch = linear_tma_launch(x, given, bias, out, tile=tile, programs=programs)
+        assert launch.arguments["K_MAJOR"] == k_major and bool(launch.arguments["PROGRAMS"]) == (programs == 3)
+        launch.run()
+        check_against_truth(out, x, weight, bias)
+
+
+def test_boxes_leave_what_lies_apart(device):
+    """Of a weight behind which another lies, NaN; of a matrix without others; and nothing beyond the result."""
+    x, _, bias = arguments(20, 24, 40, D=2, dtype=torch.float16, device=device)
+    both = (random(2, 2, 24, 40, seed=4) / 24**0.5).to(device, torch.float16)
+    both[:, 1] = torch.nan
+    around = torch.full((2 * 20 * 40 + 256,), 77.0, dtype=torch.float16, device=device)
+    out = around[128:-128].view(2, 20, 40)
+    linear_tma_launch(x, both[:, 0], bias, out, tile=SMALL).run()
+    check_against_truth(out, x, both[:, 0], bias)
+    assert (around[:128] == 77).all() and (around[-128:] == 77).all()
+    out = poisoned(20, 40, dtype=torch.float16, device=device)
+    linear_tma_launch(x[0], both[0, 0], bias[0], out, tile=SMALL).run()
+    check_against_truth(out, x[0], both[0, 0], bias[0])
+
+
+def test_groups_of_row_blocks_cover_every_tile(device):
+    """More blocks of rows than pass over the columns together, and a last group that is not full."""
+    x, weight, bias = arguments(19 * SMALL.rows - 3, 8, 3 * SMALL.columns - 8, D=2, dtype=torch.float16, device=device)
+    out = poisoned(2, x.shape[1], weight.shape[2], dtype=torch.float32, device=device)
+    linear_tma_launch(x, weight, bias, out, tile=SMALL).run()
+    check_against_truth(out, x, weight, bias)
+
+
+def test_which_kernel_serves(device, monkeypatch):
+    """Bulk copies on sm_90, from some rows on, in 16 bits, of sizes that they can take; transposed weights anywhere."""
+
+    def kernel(n=TMA_ROWS, K=24, F=40, dtype=torch.float16, transpose=False, D=2):
+        x, weight, bias = arguments(n, K, F, D=D, dtype=dtype, device=device)
+        weight = weight.mT.contiguous().mT if transpose else weight
+        return linear_launch(x, weight, bias, poisoned(D, n, F, dtype=dtype, device=device)).kernel
+
+    monkeypatch.setattr(linear_tma, "is_hopper", lambda _: True)
+    assert kernel() is kernel(dtype=torch.bfloat16) is linear_tma_kernel
+    assert kernel(n=TMA_ROWS - 1) is kernel(K=20) is kernel(F=36) is kernel(dtype=torch.float32) is linear_kernel
+    monkeypatch.setattr(linear_tma, "is_hopper", lambda _: False)
+    assert kernel() is linear_kernel
+    assert kernel(n=1, transpose=True) is linear_tma_kernel
+    with pytest.raises(ValueError, match=r"^weight: expected a contiguous tensor"):
+        kernel(K=20, transpose=True)
+
+
+def test_a_transposed_weight(device):
+    x, weight, bias = arguments(5, 24, 40, dtype=torch.bfloat16, device=device)
+    check_against_truth(linear(x, weight.mT.contiguous().mT, bias), x, weight, bias)
+    assert linear(x[:0], weight.mT.contiguous().mT, bias).shape == (0, 40)
+
+
+def test_the_tile_gives_most_multiprocessors_work():
+    """Of the sizes in use: the LSTM's input product, and the final projection of ever fewer words."""
+    tiles = TMA_TILES["linear"]
+    assert [count_tiles(tile, 2, 2048, 16384) for tile in tiles[:2]] == [16 * 64 * 2, 16 * 128 * 2]
+    assert choose_tma_tile("linear", 2, 2048, 16384, 132) == tiles[0]
+    found = [choose_tma_tile("linear", 1, n, 512, 132) for n in (8192, 4096, 2048, 1024, 128)]
+    assert found == [tiles[0], tiles[1], tiles[2], tiles[3], tiles[3]]
+
+
 BAD = {
     "a vector": ({"x": random(4)}, r"x: expected shape [n, K] or [D, n, K], found [4]"),
     "integers": ({"x": torch.ones(2, 4, 8, dtype=torch.int32)}, "x: expected torch.float32 or "),
@@ -158,3 +259,19 @@ def test_bad_input_is_named(name):
     with pytest.raises(ValueError) as raised:
         linear_launch(**(good | wrong))
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("kernel", ["portable", "bulk copies", "library"])
+@pytest.mark.parametrize("known", [True, False], ids=["known to the host", "read on the device"])
+def test_rows_begin_where_they_are_said_to(device, monkeypatch, kernel, known):
+    """In all matrices alike or in each elsewhere; of the rows that would lie beyond the last none is asked for."""
+    dtype = torch.float32 if kernel == "library" else torch.float16
+    x, weight, bias = arguments(90, 24, 40, D=2, dtype=dtype, device=device)
+    monkeypatch.setattr(module, "is_served", lambda *_: kernel == "bulk copies")
+    monkeypatch.setattr(module, "by_library", lambda *_: kernel == "library")
+    firsts = (7, 7) if known else (7, 30)
+    out = poisoned(2, 60, 40, dtype=dtype, device=device)
+    starts = torch.tensor([[0, 7, 9], [0, firsts[1], 9]], dtype=torch.int32, device=device)
+    linear_launch(x, weight, bias, out, first_rows=7 if known else starts[:, 1]).run()
+    wanted = torch.stack([x[d, first : first + 60] for d, first in enumerate(firsts)])
+    check_against_truth(out, wanted, weight, bias)

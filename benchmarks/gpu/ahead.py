@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.gpu import speed, suite
+from flashelmo.benchmarks.gpu import engine, speed
 from flashelmo.benchmarks.gpu.accuracy import Piece, Truth
 from flashelmo.benchmarks.kernels.compile import compile_launch
 from flashelmo.benchmarks.kernels.graph_timing import Task
@@ -69,8 +69,8 @@ def recording() -> Iterator[dict[bytes, None]]:
             (Problem, "error", right),
             (LstmProblem, "error", right),
             (Kernels, "_why_not", lambda kernels, each: ""),
-            (suite, "error_rows", right_rows),
-            (suite, "Truth", _Blank),
+            (engine, "error_rows", right_rows),
+            (engine, "Truth", _Blank),
             (speed, "WARM_UPS", 1),
         ):
             stack.enter_context(mock.patch.object(place, name, value))
@@ -110,7 +110,8 @@ def pack(launch: Launch) -> bytes:
     file = io.BytesIO()
     kernel = launch.kernel.fn
     sizes = {each.name for each in getattr(launch.kernel, "params", ()) if each.do_not_specialize}
-    arguments = {name: 17 if name in sizes and value < 1 << 31 else value for name, value in launch.arguments.items()}
+    small = {name for name in sizes if isinstance(value := launch.arguments[name], int) and value < 1 << 31}
+    arguments = dict(launch.arguments) | dict.fromkeys(small, 17)
     _Packer(file).dump(((kernel.__module__, kernel.__name__), arguments, dict(launch.options)))
     return file.getvalue()
 

@@ -16,6 +16,7 @@ are measured, those that this card's committed results have too with the ratio t
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,11 +29,10 @@ from typing import Any, TypeAlias
 import torch
 from rich.console import Console
 
-from flashelmo.benchmarks.gpu import ahead, suite
+from flashelmo.benchmarks.gpu import ahead, engine
+from flashelmo.benchmarks.gpu.engine import Engine, Tools
 from flashelmo.benchmarks.gpu.speed import UNIT
-from flashelmo.benchmarks.gpu.suite import Engine, Tools
 from flashelmo.benchmarks.kernels.card import Card, Device, begin
-from flashelmo.benchmarks.kernels.groups import DEPENDENT
 from flashelmo.benchmarks.kernels.suite import Kernels
 from flashelmo.benchmarks.kernels.tables import MODEL, error_table
 from flashelmo.benchmarks.results import FAILED, Results, Row
@@ -44,15 +44,17 @@ from flashelmo.benchmarks.worker import Here, Worker, WorkerError
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS
 
-PARTS = ("correctness", *suite.PARTS)
+PARTS = ("correctness", *engine.PARTS)
 ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 KERNEL_PRECISIONS = ("bf16", "fp16", "fp32", "tf32")
 LIMIT_SECONDS = 350.0
 COMPILE_SECONDS = 110.0
+LONGER = 1.6  # times as long as the others the correctness may take
+CHECK_JOBS = 6  # of the correctness, each recorded by itself
 GRACE = 10.0  # seconds that a part may be late before its process is taken for hung
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
 COMMITTED = "committed"
-STEPS = ("step", DEPENDENT)
+STEPS = ("step",)
 MOST_LINES = 40  # of failures
 FILE = "check.json"
 
@@ -89,18 +91,18 @@ class Parts:
 
     def measure(self, part: str, seconds: float) -> bool:
         """Do a part in so many seconds; whether the device is lost."""
-        self.run.deadline = Deadline(seconds)
+        self.run.deadline = self.engine.checking = Deadline(seconds)
         self.run.say(f"-- {part}")
         self.run.do(map(self._beside_committed, self.jobs(part)))
         return self.engine.device.is_lost()
 
     def jobs(self, part: str) -> Iterator[Job]:
         """Of a part; what is timed is checked, here or in the part of correctness."""
-        engine, kernels, run, settings = self.engine, self._kernels, self.run, self._settings
-        name, first = settings.models[0], engine.first
+        made, kernels, run, settings = self.engine, self._kernels, self.run, self._settings
+        name, first = settings.models[0], made.first
         if part == "correctness":
             yield kernels.check_job(run, KERNEL_PRECISIONS[:1])
-            yield from engine.check_jobs(True)
+            yield from made.check_jobs(True)
             yield kernels.check_job(run, KERNEL_PRECISIONS[1:])
             yield kernels.odd_check_job(run)
             return
@@ -109,18 +111,21 @@ class Parts:
                 yield kernels.check_job(run, KERNEL_PRECISIONS[:1], steps_alone=True)
             yield from map(kernels.served_steps, settings.rows or ROWS)
             return
-        if not any(row.section == "error" and row.name == f"batch {first}" for row in run.results.rows):
+        rows = [row for row in run.results.section("error", name) if row.name == f"batch {first}"]
+        if not any(row.failed or row.median is not None for row in rows):
             little = replace(settings, precisions=(first,), thorough=())
-            yield Job("error", name, "", partial(engine.checks, name, little))
+            yield Job("error", name, "", partial(made.checks, name, little))
+        elif any(row.failed for row in rows):  # perhaps in a process before this one
+            made.subject(name).failed.add(first)
         if part == "sentence":
-            yield engine.job(name, engine.batch(1, "single"))
+            yield made.job(name, made.batch(1, "single"))
         elif part == "batches":
-            for workload in (*map(engine.batch, settings.batches), *map(engine.ragged, settings.batches)):
-                yield engine.job(name, workload)
+            for workload in (*map(made.batch, settings.batches), *map(made.ragged, settings.batches)):
+                yield made.job(name, workload)
         elif part == "bulk":
-            yield engine.job(name, engine.long(name))
+            yield made.job(name, made.long(name))
         else:
-            yield engine.timeline_job(name)
+            yield made.timeline_job(name)
 
     def _beside_committed(self, job: Job) -> Job:
         def rows() -> Iterator[list[Row]]:
@@ -138,10 +143,10 @@ class Parts:
         return replace(row, ratios=row.ratios | {COMMITTED: float(f"{ratio:.4g}")})
 
 
-def _started(settings: Settings) -> tuple[Run, Device, Card]:
+def _started(settings: Settings, console: Console | None = None) -> tuple[Run, Device, Card]:
     """A run on the card that goes on with the rows of the file."""
     before = _read(settings.out)
-    run, device, card = begin(settings, Console(width=160), "check", suite.suited)
+    run, device, card = begin(settings, console or Console(width=160), "check", engine.suited)
     run.results.rows.extend(before.rows if before else ())
     return run, device, card
 
@@ -164,13 +169,14 @@ def committed(card: str, folder: Path = RESULTS) -> dict[tuple[str, str, str], R
     return found
 
 
-def record(settings: Settings, part: str) -> ahead.Recorded:
-    """The launches of a part, on the card, in a process of its own."""
-    less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18, part_seconds=1e6)
+def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorded:
+    """The launches of a part, or of its job of this number, on the card, in a process of its own."""
+    less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
+    started, tools = partial(_started, console=Console(file=io.StringIO())), Tools(timer=ahead.run_once)
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
-        for job in Parts(less, Path(folder), tools=Tools(timer=ahead.run_once)).jobs(part):
+        for number, job in enumerate(Parts(less, Path(folder), started, tools).jobs(part)):
             with suppress(Exception):  # the part itself will say so
-                for _ in job.rows():
+                for _ in job.rows() if k in (None, number) else ():
                     pass
     major, minor = torch.cuda.get_device_capability()
     return ahead.Recorded(10 * major + minor, list(launches))
@@ -196,7 +202,7 @@ def supervise(
     """
     worker = first
     for part in parts:
-        seconds = min(settings.part_seconds, deadline.left)
+        seconds = min(settings.part_seconds * (LONGER if part == "correctness" else 1), deadline.left)
         if seconds < 1:
             yield Row(part, name="all", note=deadline.over)
             continue
@@ -219,7 +225,7 @@ def chosen(settings: Settings) -> list[str]:
     Raises:
         FlashElmoError: something else is.
     """
-    asked = settings.sections if settings.sections != suite.SUITE.defaults.sections else PARTS
+    asked = settings.sections if settings.sections != engine.SECTIONS else PARTS
     if wrong := [name for name in asked if name not in PARTS]:
         raise FlashElmoError(f"--only: expected some of {', '.join(PARTS)} with --check, found {wrong[0]!r}")
     return [part for part in PARTS if part in asked]
@@ -239,12 +245,16 @@ def command(settings: Settings, console: Console) -> int:
     (out / FILE).unlink(missing_ok=True)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # as who compiles ahead has it: it is part of the cache's key
-    recorded = [part for part in parts if part != "timeline"] or ["bulk"]
-    compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, [(settings, part) for part in recorded])
+    recorded = [part for part in parts if part not in ("correctness", "timeline")] or ["bulk"]
+    pieces: list[tuple[Settings, str, int | None]] = [(settings, part, None) for part in recorded]
+    pieces += [(settings, "correctness", k) for k in range(CHECK_JOBS if "correctness" in parts else 0)]
+    compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, pieces)
     undone = []
     with tempfile.TemporaryDirectory(prefix="flashelmo-", ignore_cleanup_errors=True) as folder:
         make = partial(Worker, Parts, settings, Path(folder))
-        first = make()
+        first = None
+        with suppress(FlashElmoError, WorkerError):  # the first part will say so
+            first = make()
         for line in compiling.finish(min(COMPILE_SECONDS, deadline.left / 2)):
             say(line)
         say(f"{compiling.n_launches} launches compiled ahead, {deadline.taken:.0f} s")

@@ -60,7 +60,6 @@ class Trace(NamedTuple):
 def trace(title: str, run: Callable[[], object], device: str) -> Trace:
     """A call of `run`, which has been called before; without a card, what the host did."""
     host: list[Span] = []
-    events: list[Any] = []
     has_card = device.startswith("cuda")
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * has_card
     with _timed_functions(host), torch.profiler.profile(activities=activities) as profiler:
@@ -70,9 +69,9 @@ def trace(title: str, run: Callable[[], object], device: str) -> Trace:
         if has_card:
             torch.cuda.synchronize(device)
         end = _now()
-    events = list(profiler.events() or ())
-    marker = next(event.time_range.start for event in events if event.name == MARKER)
-    on_card = [each for each in events if getattr(each.device_type, "name", "") == "CUDA" and each.name != MARKER]
+    seen = list(profiler.events() or ())
+    on_card = [each for each in seen if getattr(each.device_type, "name", "") == "CUDA" and each.name != MARKER]
+    marker = next(each.time_range.start for each in seen if each.name == MARKER)
     busy = [Busy(each.name, each.time_range.start - marker, each.time_range.end - marker) for each in on_card]
     spans = [Span(_row(stage_of(name)), stage_of(name), start, stop) for name, start, stop in busy]
     spans += [span._replace(start=span.start - begin, end=span.end - begin) for span in host]

@@ -20,7 +20,9 @@ from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, Tile
+from flashelmo.kernels.lstm import hopper
+from flashelmo.kernels.lstm.weights import Shape
+from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
 MANY = 4096  # rows, where a tile is for any number
 TARGETS = (75, 80, 90, 100, 120)
@@ -102,10 +104,16 @@ def _launch(build: Build, *given: Any) -> Launch:
     return found.launch if isinstance(found, Problem) else found
 
 
+def shape_of(config: ElmoConfig) -> Shape:
+    """Of a layer."""
+    return Shape(D, config.projection_size, config.cell_size)
+
+
 EXACT, BF16 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER = (90,)
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
+input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
@@ -131,6 +139,12 @@ KERNELS = (
     Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, config=MANYLANGS),
     Kernel("linear", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True),
     Kernel("linear, LSTM input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True),
+    *(
+        Kernel(f"linear by TMA {tile.label}", (), "FP", partial(problems.final_projection, tma=tile), few=BF16)
+        for tile in TMA_TILES["linear"]
+    ),
+    Kernel("linear by TMA, LSTM input", (), "CP", input_by_tma, few=("bf16", "fp16")),
+    Kernel("linear by TMA, 16 bits out", (), "CP", partial(input_by_tma, dtype=torch.bfloat16), few=BF16),
     Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True),
     Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True),
@@ -165,7 +179,8 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
     """A case of many rows for each other size that differs from all before in what the kernel depends on."""
     rows, entries = rows_and_entries(kernel.operations, kind_of("bf16"))[-1]
     seen = {described(ORIGINAL, kernel.letters)}
-    for config in OTHER_SIZES if kernel.sizes else ():
+    served = [each for each in OTHER_SIZES if kernel.targets != HOPPER or hopper.fits(shape_of(each))]
+    for config in served if kernel.sizes else ():
         if described(config, kernel.letters) not in seen:
             seen.add(described(config, kernel.letters))
             yield _case(kernel, config, "bf16", rows, entries, FEW_TARGETS)

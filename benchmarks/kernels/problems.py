@@ -24,8 +24,11 @@ from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.linear import linear_launch
+from flashelmo.kernels.linear_tma import linear_tma_launch
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
+from flashelmo.kernels.tuning import Tile
 
+H200 = 132  # multiprocessors
 BEGIN_WORD, END_WORD, PADDING = 259, 260, 261  # ids of bilm-tf's alphabet: bytes are 1 to 256
 
 
@@ -163,28 +166,38 @@ def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) ->
     return Problem(launch, out, expected, model.highway(config, n, make.precision), product)
 
 
-def final_projection(config: ElmoConfig, n: int, make: Maker) -> Problem:
-    """Character features to word vectors."""
+def final_projection(config: ElmoConfig, n: int, make: Maker, tma: Tile | None = None) -> Problem:
+    """Character features to word vectors; by bulk copies with this tile where one is given."""
     F, P = config.n_filters, config.projection_size
     weight, cost = make.normal(F, P, scale=F**-0.5), model.final_projection(config, n, make.precision)
-    return _linear(make.values(n, F), weight, make.normal(P), make.empty(n, P), cost, make)
+    return _linear(make.values(n, F), weight, make.normal(P), make.empty(n, P), cost, make, tma)
 
 
-def hoisted_input(config: ElmoConfig, n: int, make: Maker) -> Problem:
-    """The input's part of the gates of n nodes in each direction, in float32; the weights lie as the LSTM's do."""
+def hoisted_input(
+    config: ElmoConfig, n: int, make: Maker, tma: Tile | None = None, dtype: torch.dtype = torch.float32
+) -> Problem:
+    """The input's part of the gates of n nodes in each direction; the weights lie as the LSTM's do.
+
+    Args:
+        dtype: of the result.
+    """
     P, columns = config.projection_size, 4 * config.cell_size
     weight = make.normal(D, 2, P, columns, scale=P**-0.5)
-    out, cost = make.empty(D, n, columns, dtype=torch.float32), model.hoisted_input(config, n, make.precision)
-    return _linear(make.values(D, n, P), weight, make.normal(D, columns), out, cost, make)
+    out, cost = make.empty(D, n, columns, dtype=dtype), model.hoisted_input(config, n, make.precision)
+    return _linear(make.values(D, n, P), weight, make.normal(D, columns), out, cost, make, tma)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, make: Maker) -> Problem:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, make: Maker, tma: Tile | None) -> Problem:
     """A product with bias; of a weight with two axes before [K, F], the first matrices of the second axis."""
-    given, packed = x.to(make.device), weight.to(make.device, make.dtype)
+    given, packed, bias_given = x.to(make.device), weight.to(make.device, make.dtype), bias.to(make.device)
     if weight.ndim == 4:
         weight, packed = weight[:, 0], packed[:, 0]
+    if tma is None:
+        launch = linear_launch(given, packed, bias_given, out, precision=make.products)
+    else:
+        launch = linear_tma_launch(given, packed, bias_given, out, tile=tma, programs=H200)
     return Problem(
-        linear_launch(given, packed, bias.to(make.device), out, precision=make.products),
+        launch,
         out,
         lambda: reference.linear(x.double(), weight.double(), bias.double()),
         cost,

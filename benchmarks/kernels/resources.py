@@ -31,7 +31,8 @@ REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 255  # of a thread
 TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory, where it has one
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
-COMPLETE = ("nodes.", "weight_desc", "x_gates_ptr")  # how the names of tensors begin that the launch before leaves be
+# How the names of tensors begin that the launch before leaves be.
+COMPLETE = ("nodes.", "weight_desc", "x_gates_ptr", "tensors.x")
 # Of a multiprocessor by compute capability: KiB of shared memory for one program, and in all, warps, programs (CUDA C++
 # Programming Guide, technical specifications).
 LIMITS = {

@@ -72,7 +72,8 @@ def only(operation: str, tile: Tile) -> Iterator[None]:
     key = operation, "half"
     without = {other: entry for other, entry in tuning.HOPPER_TILES.items() if other != key}
     hopper = mock.patch.dict(tuning.HOPPER_TILES, without, clear=True)
-    with mock.patch.dict(tuning.TILES, {key: ((ANY, tile),)}), hopper:
+    by_tma = mock.patch.dict(tuning.TMA_TILES, {operation: (tile,)} if operation in tuning.TMA_TILES else {})
+    with mock.patch.dict(tuning.TILES, {key: ((ANY, tile),)}), hopper, by_tma:
         yield
 
 

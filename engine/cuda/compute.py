@@ -13,6 +13,7 @@ from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.settings import CudaSettings
+from flashelmo.kernels.gather import gather_words
 from flashelmo.kernels.lstm.layer import lstm_layer
 from flashelmo.kernels.lstm.run import LaunchOptions, Nodes, Workspace
 from flashelmo.kernels.token_layers import Tokens, token_layers
@@ -58,7 +59,7 @@ def compute(
     nodes = nodes_of(parts, sizes)
     options = LaunchOptions(precision=model.products, keep_weights=settings.keep_weights)
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
-    x, final = word_vectors[parts["words"].long()], []
+    x, final = gather_words(word_vectors, parts["words"]), []
     for layer, weights in enumerate(model.lstm):
         x, tensors = lstm_layer(
             weights,

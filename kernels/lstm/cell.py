@@ -13,9 +13,9 @@ connection adds x to what the layer puts out, never to what recurs.
 
 `gates_tile` computes c and h, `projection_tile` r, which it writes to its node and to the rows of the node's children:
 so a depth's rows of x and of r lie side by side, and only c is gathered from the parents. Both read from the schedule
-which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part x @ W_x + b
-may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of reading
-weights, it saves almost half of it.
+which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part
+x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of
+reading weights, it saves almost half of it.
 
 Sums and cells are float32; x, r and h have the compute type.
 """
@@ -197,7 +197,11 @@ def projection_tile(
     if complete:
         if weights.projection_scale is not None:
             acc *= tl.load(weights.projection_scale + direction * P + o_column, mask=m_column, other=0.0)[None, :]
-        store_projected(acc, weights.projection_clip, tensors, nodes, direction, node, m_row, o_column, N, P)
+        child, n_children = children_of(nodes, direction, node, m_row, N)
+        skipped = load_skipped(tensors, direction, node, m_row, o_column, N, P)
+        store_projected(
+            acc, weights.projection_clip, tensors, skipped, child, n_children, direction, node, m_row, o_column, N, P
+        )  # fmt: skip
 
 
 @triton.jit
@@ -212,18 +216,35 @@ def arrive(p_counter, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def store_projected(sums, bound, tensors, nodes, direction, node, m_row, o_column, N, P: tl.constexpr):
+def children_of(nodes, direction, node, m_row, N):
+    """First child of each node, and how many follow it; the schedule says, so that it can be read ahead."""
+    p_children = nodes.children + direction * (N + 1) + node
+    child = tl.load(p_children, mask=m_row, other=0)
+    return child, tl.load(p_children + 1, mask=m_row, other=0) - child
+
+
+@triton.jit
+def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
+    """x of a block, the layer below's and so complete; None where there is no skip connection."""
+    skipped = None
+    if tensors.outputs is not None:
+        o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]
+        skipped = tl.load(tensors.x + o_x, mask=m_row[:, None] & (o_column < P)[None, :], other=0.0)
+    return skipped
+
+
+@triton.jit
+def store_projected(
+    sums, bound, tensors, skipped, child, n_children, direction, node, m_row, o_column, N, P: tl.constexpr
+):  # fmt: skip
     """r of a block to its nodes and to their children's rows, which lie side by side, and r + x to the output."""
     row, m = direction * N + node, m_row[:, None] & (o_column < P)[None, :]
     r = clip(sums, bound).to(tensors.hidden.dtype.element_ty)
     o_r = (row * P)[:, None] + o_column[None, :]
     tl.store(tensors.hidden + o_r, r, mask=m)
     if tensors.outputs is not None:
-        x = tl.load(tensors.x + o_r, mask=m, other=0.0).to(tl.float32)
-        tl.store(tensors.outputs + o_r, (r.to(tl.float32) + x).to(tensors.outputs.dtype.element_ty), mask=m)
-    p_children = nodes.children + direction * (N + 1) + node
-    child = tl.load(p_children, mask=m_row, other=0)
-    n_children = tl.load(p_children + 1, mask=m_row, other=0) - child
+        output = r.to(tl.float32) + skipped.to(tl.float32)
+        tl.store(tensors.outputs + o_r, output.to(tensors.outputs.dtype.element_ty), mask=m)
     o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
     for i in range(tl.max(n_children, axis=0)):  # nearly always one
         tl.store(tensors.parent_hidden + o_child + i * P, r, mask=m & (i < n_children)[:, None])

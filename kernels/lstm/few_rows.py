@@ -21,9 +21,11 @@ from flashelmo.kernels.lstm import hopper
 from flashelmo.kernels.lstm.cell import (
     arrive,
     cell,
+    children_of,
     depth_launches,
     depth_nodes,
     is_approximate,
+    load_skipped,
     projected_tensors,
     store_projected,
 )
@@ -56,7 +58,11 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         product, x_gates = slab_product(run, slab, weights.input, weights.input_bias)
         yield product
         gates = partial(_gates_launch, slab_depth=slab.start, x_gates=x_gates)
-        yield from depth_launches(run, slab, gates, _projection_launch)
+        steps = depth_launches(run, slab, gates, _projection_launch)
+        if slab.start > 1:  # directly after the product, whose results it reads before it waits
+            first = next(steps)
+            yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
+        yield from steps
 
 
 def gates_tile(rows: int) -> Tile:
@@ -219,7 +225,10 @@ def few_projection_kernel(
     unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, N, R, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """r of one depth, all of a split's operands in shared memory at once. Grid: as `hopper.hopper_projection_kernel`."""
+    """r of one depth, all of a split's operands in shared memory at once.
+
+    Grid: blocks of rows; blocks of columns times splits, which wait for each other; D.
+    """
     P: gl.constexpr = SHAPE.P
     C: gl.constexpr = SHAPE.C
     ROWS: gl.constexpr = TILE.rows
@@ -243,6 +252,14 @@ def few_projection_kernel(
             weight_buffers.index(k),
         )  # fmt: skip
     _, first, last = depth_nodes(nodes, direction, depth, T)
+    SHARE: gl.constexpr = ROWS // SPLITS
+    OUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [TILE.warps, 1], [1, 0])
+    o_share = i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(1, OUT))
+    o_in_block = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, OUT))
+    o_column, direction64 = i_columns * COLUMNS + o_in_block, direction.to(gl.int64)
+    node = (first + i_rows * ROWS + o_share).to(gl.int64)
+    child, n_children = children_of(nodes, direction64, node, node < last, N)
+    skipped = load_skipped(tensors, direction64, node, node < last, o_column, N, P)
     wait_for_launch_before()
 
     for k in gl.static_range(BLOCKS):
@@ -263,20 +280,14 @@ def few_projection_kernel(
     i_block = (direction * gl.num_programs(0) + i_rows) * (P // COLUMNS) + i_columns
     p_sums = tensors.partial_sums + i_block * (SPLITS * ROWS * COLUMNS)
     o_row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, SUMS))
-    o_column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, SUMS))
-    gl.store(p_sums + i_split * (ROWS * COLUMNS) + o_row[:, None] * COLUMNS + o_column[None, :], acc)
+    o_sum = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, SUMS))
+    gl.store(p_sums + i_split * (ROWS * COLUMNS) + o_row[:, None] * COLUMNS + o_sum[None, :], acc)
     arrived = arrive(tensors.counters + i_block, SPLITS)
     wait_for_splits(tensors.counters + i_block, arrived)
-    SHARE: gl.constexpr = ROWS // SPLITS
-    OUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [TILE.warps, 1], [1, 0])
-    o_share = i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(1, OUT))
-    o_column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, OUT))
-    p_share = p_sums + o_share[:, None] * COLUMNS + o_column[None, :]
+    p_share = p_sums + o_share[:, None] * COLUMNS + o_in_block[None, :]
     total = gl.zeros([SHARE, COLUMNS], gl.float32, OUT)
     for split in gl.static_range(SPLITS):
         total += gl.load(p_share + split * (ROWS * COLUMNS), cache_modifier=".cg")
-    node = (first + i_rows * ROWS + o_share).to(gl.int64)
     store_projected(
-        total, projection_clip, tensors, nodes, direction.to(gl.int64), node, node < last, i_columns * COLUMNS + o_column,
-        N, P,
+        total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column, N, P
     )  # fmt: skip

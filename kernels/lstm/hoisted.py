@@ -63,9 +63,9 @@ def input_product(run: LayerRun, slab: range) -> tuple[Launch, Tensor]:
 def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tuple[Launch, Tensor]:
     """The same by a weight [D, P, 4C] and a bias [D, 4C] in whatever order of columns.
 
-    Which nodes a slab's first ones are is read on the device.
+    Where a slab begins is read on the device, unless all directions begin alike.
     """
     (D, _, C), x = run.weights.shape, run.tensors.x
     x_gates = torch.empty(D, run.nodes.span(slab), 4 * C, dtype=x.dtype, device=x.device)
-    first_rows = run.nodes.starts[:, slab.start]
+    first_rows = run.nodes.n_roots if slab.start == 1 else run.nodes.starts[:, slab.start]
     return linear_launch(x, weight, bias, x_gates, first_rows=first_rows, precision=run.options.precision), x_gates

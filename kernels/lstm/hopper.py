@@ -15,7 +15,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch, cdiv, check, n_multiprocessors
-from flashelmo.kernels.lstm.cell import arrive, depth_nodes, projected_tensors, store_projected
+from flashelmo.kernels.lstm.cell import (
+    arrive,
+    children_of,
+    depth_nodes,
+    load_skipped,
+    projected_tensors,
+    store_projected,
+)
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
 from flashelmo.kernels.product import zeros
@@ -69,8 +76,7 @@ def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None
     """The weights of a layer with projection; None where no variant for Hopper serves them."""
     D, P, C = weights.shape
     device = torch.device(format.device)
-    fits = D == 2 and P % 128 == 0 and C % (SPLIT_ARRIVALS * K) == 0
-    if format.int8 or not fits or (device.type == "cuda" and not is_served(format.dtype, device)):
+    if format.int8 or not fits(weights.shape) or (device.type == "cuda" and not is_served(format.dtype, device)):
         return None
     assert weights.projection is not None
     both = torch.cat([weights.input, weights.recurrent], dim=2).to(device)  # [D, 4, 2P, C]
@@ -88,6 +94,11 @@ def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None
         cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
         projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
     )
+
+
+def fits(shape: Shape) -> bool:
+    """Whether sizes fill the blocks of all variants for Hopper."""
+    return shape.D == 2 and shape.P % 128 == 0 and shape.C % (SPLIT_ARRIVALS * K) == 0
 
 
 def gate_columns(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -122,7 +133,7 @@ def rows_of(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
 
 def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Tile:
     """How the projection of so many rows is cut: its splits wait for each other, so that all programs run at once."""
-    D, P, C = shape
+    D, P, _ = shape
     programs = n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
     if rows <= 64:
         tile = Tile(64, 32, 128, 4, 5, splits=4)
@@ -142,7 +153,7 @@ MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there 
 def projection_launch(run: LayerRun, rows: int) -> Launch:
     """The launch of the projection of so many rows, but for the depth."""
     weights, tensors = run.weights.layout(hopper_layout), run.tensors
-    D, P, C = run.weights.shape
+    D, P, _ = run.weights.shape
     tile = choose_projection_tile(rows, run.weights.shape, run.weights.device)
     arguments = run.arguments | {
         "unprojected_desc": rows_of(tensors.unprojected, tile.rows, tile.k),
@@ -215,7 +226,11 @@ def sum_and_store(
                 total += tl.load(p_sums + split * (TILE.rows * COLUMNS) + o_sums, cache_modifier=".cg")
     if mine:
         node = (first + i_rows * TILE.rows + o_share).to(tl.int64)
-        store_projected(total, projection_clip, tensors, nodes, direction64, node, node < last, o_column, N, P)
+        child, n_children = children_of(nodes, direction64, node, node < last, N)
+        skipped = load_skipped(tensors, direction64, node, node < last, o_column, N, P)
+        store_projected(
+            total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column, N, P
+        )  # fmt: skip
 
 
 @triton.jit

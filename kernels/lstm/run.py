@@ -27,7 +27,8 @@ class Nodes:
             last depth all are the end of its nodes.
         parents: int32 [D, N], each node's parent among the nodes of the depth before, ascending within a depth; 0 for
             roots, and what lies beyond the last node is not read.
-        children: int32 [D, N + 1]; node n's children are the nodes children[d, n]:children[d, n + 1] of the depth after.
+        children: int32 [D, N + 1]; the children of node n of a direction, all of the next depth, are
+            children[d, n]:children[d, n + 1].
             Beyond the last node with children all are the end of the nodes.
         depths: host copy of starts; for a captured graph, upper bounds whose total may exceed N.
     """

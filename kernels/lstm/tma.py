@@ -74,8 +74,8 @@ def tma_gates_kernel(
             acc = tl.dot(r, weight_desc.load([direction * (2 * P) + P + k * TILE.k, column]), acc)
         i, f, g, o = split_gates(acc, TILE)
         store_cells(
-            i, f, g, o, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, i_cells, N, R,
-            SHAPE, TILE, APPROXIMATE,
+            i, f, g, o, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, i_cells,
+            N, R, SHAPE, TILE, APPROXIMATE,
         )  # fmt: skip
 
 

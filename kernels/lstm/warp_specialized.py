@@ -136,8 +136,8 @@ def producer(
 
 @gluon.jit
 def consumer(
-    index, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
-    SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
+    index, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected, nodes, depth,
+    N, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
     """Every other tile of this program's: the product, then its cells."""
     COLUMNS: gl.constexpr = SHAPE.C // TILE.columns
@@ -251,10 +251,11 @@ def specialized_gates_kernel(
 ):  # fmt: skip
     """c and h of one depth. Grid: any number of programs."""
     STAGES: gl.constexpr = TILE.stages
-    row_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES] + x_desc.block_type.shape, x_desc.layout)
-    weight_buffers = gl.allocate_shared_memory(
-        x_desc.dtype, [STAGES] + weight_desc.block_type.shape, weight_desc.layout
-    )
+    ROWS: gl.constexpr = TILE.rows
+    GATES: gl.constexpr = 4 * TILE.columns
+    K: gl.constexpr = TILE.k
+    row_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES, ROWS, K], x_desc.layout)
+    weight_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES, K, GATES], weight_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())

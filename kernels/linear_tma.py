@@ -1,0 +1,171 @@
+"""The product with bias of `linear`, in 16 bits by bulk copies (TMA), which Hopper's matrix units are fed by.
+
+A block of x, one of the weight and one of the result are boxes of a tensor that the card copies by itself: beyond the
+tensor they are zero, and are not written. A result of many tiles is the work of as many programs as run at once, which
+go from tile to tile, so that a tile is loaded while the one before is still being stored; a result of few has a program
+a tile. The weight may lie either way, [K, F] or with each column's K values side by side.
+
+Letters: D matrices, n rows, K inputs, F outputs.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from flashelmo.kernels.launch import Launch, n_multiprocessors
+from flashelmo.kernels.tuning import ROW_GROUP, TMA_ROWS, TMA_TILES, Tile, is_hopper
+
+STORED_BYTES = 256  # of a row of the result at a time: what it takes of shared memory is missing to blocks on their way
+ALIGNED = 16  # bytes: the rows of a tensor begin at multiples of it
+
+
+@triton.jit
+def store_columns(
+    acc, bias_ptr, out, d, row, column,
+    F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Sums [ROWS, COLUMNS] and bias to the result, a part of the columns at a time, which takes less shared memory."""
+    HALF: tl.constexpr = COLUMNS // 2
+    if PARTS > 1:
+        left, right = tl.split(tl.permute(tl.reshape(acc, (ROWS, 2, HALF)), (0, 2, 1)))
+        store_columns(left, bias_ptr, out, d, row, column, F, ROWS, HALF, PARTS // 2)
+        store_columns(right, bias_ptr, out, d, row, column + HALF, F, ROWS, HALF, PARTS // 2)
+    else:
+        o_column = column + tl.arange(0, COLUMNS)
+        acc += tl.load(bias_ptr + d * F + o_column, mask=o_column < F, other=0.0)[None, :]
+        out.store([d, row, column], tl.reshape(acc.to(out.dtype), (1, ROWS, COLUMNS)))
+
+
+@triton.jit
+def product_tile(
+    tile, x, weight, bias_ptr, out, first_ptr, n, offset, first_stride, K: tl.constexpr, F: tl.constexpr,
+    K_MAJOR: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr,
+):  # fmt: skip
+    """One tile of the result: matrix by matrix, in groups of row blocks that pass over all columns."""
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
+    BLOCK_K: tl.constexpr = TILE.k
+    row_blocks, column_blocks = tl.cdiv(n, ROWS), tl.cdiv(F, COLUMNS)
+    d = tile // (row_blocks * column_blocks)
+    tile = tile % (row_blocks * column_blocks)
+    first = tile // (ROW_GROUP * column_blocks) * ROW_GROUP
+    group = tl.minimum(row_blocks - first, ROW_GROUP)
+    tile = tile % (ROW_GROUP * column_blocks)
+    row, column = (first + tile % group) * ROWS, tile // group * COLUMNS
+    if first_ptr is not None:
+        offset += tl.load(first_ptr + d * first_stride)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        a = tl.reshape(x.load([d, offset + row, k]), (ROWS, BLOCK_K))
+        if K_MAJOR:
+            b = tl.reshape(weight.load([d, column, k]), (COLUMNS, BLOCK_K)).T
+        else:
+            b = tl.reshape(weight.load([d, k, column]), (BLOCK_K, COLUMNS))
+        acc = tl.dot(a, b, acc)
+    store_columns(acc, bias_ptr, out, d, row, column, F, ROWS, COLUMNS, PARTS)
+
+
+@triton.jit(do_not_specialize=["n", "first", "first_stride"])
+def linear_tma_kernel(
+    x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+    D: tl.constexpr, K: tl.constexpr, F: tl.constexpr, K_MAJOR: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """Grid: PROGRAMS, which share the tiles; or a program a tile where it is 0."""
+    if PROGRAMS == 0:
+        product_tile(
+            tl.program_id(0), x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+            K, F, K_MAJOR, TILE, PARTS, ROW_GROUP,
+        )  # fmt: skip
+    else:
+        n_tiles = D * tl.cdiv(n, TILE.rows) * tl.cdiv(F, TILE.columns)
+        for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
+            product_tile(
+                tile, x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+                K, F, K_MAJOR, TILE, PARTS, ROW_GROUP,
+            )  # fmt: skip
+
+
+def is_served(x: Tensor, n: int) -> bool:
+    """Whether this kernel is the best for so many rows of x, by the card and their number, if it is able."""
+    return is_hopper(x.device) and n >= TMA_ROWS
+
+
+def is_able(x: Tensor, weight: Tensor, out: Tensor) -> bool:
+    """Whether they have 16 bits, and rows and matrices begin where bulk copies can begin."""
+    multiples = [*weight.shape[-2:], *weight.stride()[:-2]]
+    aligned = all(tensor.data_ptr() % ALIGNED == 0 for tensor in (x, weight, out))
+    return x.itemsize == 2 and aligned and all(2 * size % ALIGNED == 0 for size in multiples)
+
+
+def linear_tma_launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    *,
+    first_rows: Tensor | None = None,
+    first: int = 0,
+    tile: Tile | None = None,
+    programs: int | None = None,
+) -> Launch:
+    """The launch of `linear.linear_launch` by this kernel, which has checked its arguments.
+
+    Args:
+        weight: [K, F] or [D, K, F], each matrix or its transpose contiguous.
+        first_rows, first: where x's rows begin is the sum of both.
+        tile: instead of the table's.
+        programs: that run at once; by default as many as the device has multiprocessors.
+    """
+    if x.ndim == 2:
+        x, weight, out = x[None], weight[None], out[None]
+    (D, _, K), (n, F), programs = x.shape, out.shape[1:], programs or n_multiprocessors(x.device)
+    tile = tile or choose_tma_tile("linear", D, n, F, programs)
+    n_tiles, k_major = count_tiles(tile, D, n, F), is_k_major(weight)
+    parts = max(1, tile.columns * out.itemsize // STORED_BYTES)
+    if n_tiles == 0:
+        return Launch(linear_tma_kernel, (0,), {}, tile.options)
+    weight, box = (weight.mT, (tile.columns, tile.k)) if k_major else (weight, (tile.k, tile.columns))
+    arguments = {
+        "x_desc": _boxes(x, tile.rows, tile.k),
+        "weight_desc": _boxes(weight, *box),
+        "bias_ptr": bias,
+        "out_desc": _boxes(out, tile.rows, tile.columns // parts),
+        "first_ptr": first_rows,
+        "n": n,
+        "first": first,
+        "first_stride": 0 if first_rows is None else first_rows.stride(0),
+        "D": D,
+        "K": K,
+        "F": F,
+        "K_MAJOR": k_major,
+        "TILE": tile,
+        "PARTS": parts,
+        "ROW_GROUP": ROW_GROUP,
+        "PROGRAMS": programs if n_tiles > programs else 0,
+    }
+    return Launch(linear_tma_kernel, (min(n_tiles, programs),), arguments, tile.options)
+
+
+def is_k_major(weight: Tensor) -> bool:
+    """Whether a column's K values lie side by side, not a row's F."""
+    return weight.stride(-1) != 1 and weight.stride(-2) == 1
+
+
+def choose_tma_tile(operation: str, D: int, n: int, F: int, programs: int) -> Tile:
+    """The tile of the table for a result [D, n, F] and so many programs at once."""
+    tiles = TMA_TILES[operation]
+    return next((tile for tile in tiles if 4 * count_tiles(tile, D, n, F) >= 3 * programs), tiles[-1])
+
+
+def count_tiles(tile: Tile, D: int, n: int, F: int) -> int:
+    """Tiles of a result [D, n, F]."""
+    return int(D * triton.cdiv(n, tile.rows) * triton.cdiv(F, tile.columns))
+
+
+def _boxes(tensor: Tensor, *box: int) -> TensorDescriptor:
+    """Of matrices, a box being part of one."""
+    return TensorDescriptor.from_tensor(tensor, [1, *box])
