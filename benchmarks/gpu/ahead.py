@@ -55,7 +55,7 @@ def recording() -> Iterator[dict[bytes, None]]:
     found: dict[bytes, None] = {}
 
     def run(launch: Launch) -> None:
-        if 0 not in launch.grid:
+        if 0 not in launch.grid and hasattr(launch.kernel, "fn"):  # others are no kernels of ours
             found[pack(launch)] = None
 
     def right(problem: Any, *given: Any) -> float:
