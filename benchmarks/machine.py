@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -45,7 +46,17 @@ def card() -> dict[str, Any] | None:
         "multiprocessors": found.multi_processor_count,
         "l2_bytes": found.L2_cache_size,
         "capability": f"{found.major}.{found.minor}",
+        "driver": driver_version(),
     }
+
+
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Of the NVIDIA driver, as "550.54.15"; "unknown" where the system does not say."""
+    try:
+        found = re.search(r"Module\b.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else "unknown"
 
 
 def versions() -> dict[str, str | None]:

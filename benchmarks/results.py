@@ -124,7 +124,9 @@ class Results:
         values = asdict(self)
         rows = [{k: v for k, v in row.items() if v not in (None, "", [], {})} for row in values.pop("rows")]
         lines = ",\n".join(map(json.dumps, rows))
-        path.write_text(f'{json.dumps(values, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+        beside = path.with_suffix(".tmp")  # so that a run that is cut off leaves the file as it was
+        beside.write_text(f'{json.dumps(values, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+        beside.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Results:

@@ -50,6 +50,9 @@ class Settings:
     peak_steps: int = _is(16, "tokens of each of them")
     peak_repeats: int = _is(3, "calls of them in a round, of which the median counts")
     # a card
+    check: bool = _is(False, "in minutes what a card must show, in parts (--only), the most valuable first")
+    part_seconds: float = _is(75.0, "that a part of --check may take", "--seconds")
+    trace: bool = _is(False, "draw the device's and the host's time of two calls")
     golden: Path | None = _is(None, "models with published vectors")
     onnx: Path | None = _is(None, "an exported model for ONNX Runtime on the card")
     off: tuple[str, ...] = _is((), "switches of the CUDA runtime that are off throughout")

@@ -38,12 +38,16 @@ class Worker:
             self.close()
             raise
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """What the object's method returns; the call waits for it."""
+    def call(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+        """What the object's method returns; the call waits for it, and the process is killed if that takes too long."""
         try:
             self._pipe.send((method, arguments))
         except BrokenPipeError:
             raise self._ended() from None
+        if seconds is not None and not self._pipe.poll(seconds):
+            self.process.kill()
+            self.process.join(timeout=5)  # one that waits for a card's driver may not end
+            raise WorkerError(f"no end within {seconds:.0f} seconds")
         return self._result()
 
     def close(self) -> None:
@@ -76,8 +80,8 @@ class Here:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         self._object = make(*arguments)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """What the object's method returns."""
+    def call(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+        """What the object's method returns, however long it takes."""
         return getattr(self._object, method)(*arguments)
 
 

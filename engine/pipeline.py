@@ -45,10 +45,10 @@ class Statistics:
 
     def count(self, window: Window, schedule: Schedule, n_new: int, keep_boundaries: bool) -> None:
         """Add a window whose schedule was run, and for which n_new word vectors were computed."""
-        lengths = np.diff(window.offsets)
-        alone = 2 * int(np.where(lengths > 0, lengths + 1 + keep_boundaries, 0).sum())
-        self.sentences += len(lengths)
-        self.tokens += int(window.offsets[-1])
+        n_tokens, n_run = int(window.offsets[-1]), int(np.count_nonzero(np.diff(window.offsets)))
+        alone = 2 * (n_tokens + n_run * (1 + keep_boundaries))
+        self.sentences += len(window)
+        self.tokens += n_tokens
         self.distinct_words += n_new
         self.steps += schedule.n_nodes
         self.steps_saved += max(0, alone - schedule.n_nodes)

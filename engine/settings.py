@@ -27,12 +27,8 @@ class CudaSettings:
 
     Attributes:
         graphs: replay small windows as captured CUDA graphs.
-        persistent: depths of few rows in one launch of cooperating programs, in windows that are launched kernel by
-            kernel, without a graph.
-        dependent: launch a step's kernels before the one before has ended (programmatic dependent launch, sm_90 on):
-            see `kernels.lstm.run.LaunchOptions` for what was measured.
         keep_weights: ask the L2 cache to keep the weights that steps of few rows read again and again, where they are
-            launched one by one; persistent launches always ask.
+            launched one by one.
         graph_rows: windows with more rows at some depth are launched kernel by kernel, without a graph: a step then
             takes longer than launching it, so a graph gains nothing.
         graph_depths: windows of more time steps are launched kernel by kernel too.
@@ -40,12 +36,10 @@ class CudaSettings:
     """
 
     graphs: bool = True
-    persistent: bool = True
-    dependent: bool = False
     keep_weights: bool = True
     graph_rows: int = 512
     graph_depths: int = 128
-    max_graphs: int = 64
+    max_graphs: int = 128
 
 
 @dataclass(frozen=True)

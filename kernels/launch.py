@@ -1,20 +1,23 @@
-"""What all launchers share: a launch as a value, the checks of its arguments, and where its programs may meet."""
+"""What all launchers share: a launch as a value, and the checks of its arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.compiler import CompiledKernel
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
 
 
-class Launch(NamedTuple):
+@dataclass(frozen=True)
+class Launch:
     """One kernel, its grid and its arguments by parameter name; what runs it is also what compiles or times it.
 
     Attributes:
@@ -28,6 +31,21 @@ class Launch(NamedTuple):
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     options: Mapping[str, Any]
+    _shared: _Shared = field(default_factory=lambda: _Shared(), init=False, repr=False, compare=False)
+
+    def at(self, grid: tuple[int, ...] | None = None, **integers: int) -> Launch:
+        """The same launch with another grid and other integers, for a few microseconds of the host.
+
+        Once one of such launches has run, the others skip what Triton does to find the compiled kernel, which takes the
+        host 20 to 40 us.
+
+        Raises:
+            ValueError: the kernel is compiled for such a number, or a number has more than 32 bits.
+        """
+        self._shared.admit(self, integers)
+        other = Launch(self.kernel, self.grid if grid is None else grid, {**self.arguments, **integers}, self.options)
+        object.__setattr__(other, "_shared", self._shared)
+        return other
 
     def run(self) -> None:
         """Launch on the tensors' device. The first launch also compiles and loads: do not capture it in a CUDA graph.
@@ -37,23 +55,28 @@ class Launch(NamedTuple):
         """
         if 0 in self.grid:
             return
-        device = self._device()
-        if device.type == "cpu":  # Triton's interpreter
+        shared = self._shared
+        if shared.compiled is not None and not _has_hooks(self.kernel):
+            shared.compiled.launch(self.grid, self.arguments, shared.names)
+            return
+        if shared.device is None:
+            shared.device = self._device()
+        if shared.device.type == "cpu":  # Triton's interpreter
             self.kernel[self.grid](**self.arguments, **self.options)
             return
-        with torch.cuda.device(device):
-            self.kernel[self.grid](**self.arguments, **self.options)
+        with torch.cuda.device(shared.device):
+            found = self.kernel[self.grid](**self.arguments, **self.options)
+        if shared.names:
+            shared.compiled = _Compiled.of(found, self, shared.device)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors among the arguments, those inside named tuples and descriptors too, by name."""
+        """The tensors among the arguments, those of descriptors and inside named tuples too, by name."""
         named: dict[str, Tensor] = {}
         for name, value in self.arguments.items():
-            members = {name.removesuffix("_ptr"): value}
+            members = {name.removesuffix("_ptr").removesuffix("_desc"): value.base if is_descriptor(value) else value}
             if hasattr(value, "_asdict"):
                 members = {f"{name}.{key}": member for key, member in value._asdict().items()}
-            elif isinstance(value, TensorDescriptor):
-                members = {name.removesuffix("_desc"): value.base}
             named |= {key: member for key, member in members.items() if isinstance(member, Tensor)}
         return named
 
@@ -63,7 +86,7 @@ class Launch(NamedTuple):
             for member in value if isinstance(value, tuple) else (value,):
                 if isinstance(member, Tensor):
                     yield member
-                elif isinstance(member, TensorDescriptor):
+                elif is_descriptor(member):
                     yield member.base
 
     def _device(self) -> torch.device:
@@ -81,35 +104,127 @@ class Launch(NamedTuple):
         return device
 
 
-class Barrier(NamedTuple):
-    """Where the programs of a launch wait for each other: all must run at once, as a cooperative launch's do.
-
-    A grid of one program is legal and never waits, so that Triton's interpreter runs it.
+@dataclass
+class _Shared:
+    """What launches that differ in their grid and some integers alone have in common.
 
     Attributes:
-        arrivals: int64 [1], how many programs have ever arrived; each launch adds a multiple of its programs.
-        timed_out: int32 [1], not 0 once a wait has been given up.
-        programs: of every launch that meets here; one launch at a time.
+        names: of these integers.
+        device: the tensors', once one of the launches has run.
+        compiled: likewise; None for a launch that has no others.
     """
 
-    arrivals: Any
-    timed_out: Any
-    programs: int
+    names: tuple[str, ...] = ()
+    device: torch.device | None = None
+    compiled: _Compiled | None = None
+
+    def admit(self, launch: Launch, integers: Mapping[str, int]) -> None:
+        """Raise ValueError unless the kernel compiled for the launch serves other integers too."""
+        for name, value in integers.items():
+            if name not in self.names:
+                if name not in _unspecialized(launch.kernel):
+                    raise ValueError(f"{name}: expected a parameter that the kernel is not specialized for")
+                _check_int32(name, launch.arguments.get(name, 0))
+                self.names = (*self.names, name)
+            _check_int32(name, value)
+
+
+class _Compiled(NamedTuple):
+    """A compiled kernel and all it is given, as the launcher that Triton built for it takes them.
+
+    Tensors are pointers and descriptors are encoded, once for all launches: what a launch holds keeps their memory.
+
+    Attributes:
+        launcher: given grid, stream, `head` and values it launches.
+        head: the function on the device and how it is launched, without hooks.
+        values: of all parameters in order.
+        positions: where in `values` a parameter is.
+        device: its number.
+        stream: of a device, the current one.
+    """
+
+    launcher: Callable[..., None]
+    head: tuple[Any, ...]
+    values: list[Any]
+    positions: Mapping[str, int]
+    device: int
+    stream: Callable[[int], int]
 
     @classmethod
-    def on(cls, device: torch.device | str, programs: int | None = None) -> Barrier:
-        """A barrier on a device, for as many programs as it has multiprocessors where no number is given."""
-        device = torch.device(device)
-        most = n_multiprocessors(device)
-        if programs is not None and (programs < 1 or (device.type == "cuda" and programs > most)):
-            raise ValueError(f"programs: expected 1 to {most}, all of which run at once, found {programs}")
-        arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
-        return cls(arrivals, timed_out, programs or most)
+    def of(cls, found: Any, launch: Launch, device: torch.device) -> _Compiled | None:
+        """Of what Triton has just launched; None where it was not launched by CUDA's launcher."""
+        from triton.backends.nvidia.driver import CudaLauncher, make_tensordesc_arg
 
-    def check(self) -> None:
-        """Raise RuntimeError if a wait of a launch so far was given up: its results are wrong. Waits for the device."""
-        if int(self.timed_out):
-            raise RuntimeError("barrier: expected all programs of a launch to arrive, found some missing after seconds")
+        if not isinstance(found, CompiledKernel) or not isinstance(found.run, CudaLauncher):
+            return None
+        how: Any = found.run
+        launcher, encodes = how, True
+        head: tuple[Any, ...] = found.function, found.packed_metadata, None, None, None
+        if not (how.global_scratch_size or how.profile_scratch_size):  # no memory to allocate for each launch
+            head = found.function, how.launch_cooperative_grid, how.launch_pdl, None, None, *head[1:]
+            launcher, encodes = _below_descriptors(how.launch)
+        descriptors = iter(getattr(found.metadata, "tensordesc_meta", None) or ())
+        values: list[Any] = []
+        positions: dict[str, int] = {}
+        for parameter in launch.kernel.params:
+            positions[parameter.name] = len(values)
+            value = launch.arguments.get(parameter.name, parameter.default)
+            if not encodes and is_descriptor(value):
+                values += make_tensordesc_arg(value, next(descriptors, None))
+            else:
+                values.append(_pointers(value))
+        return cls(launcher, head, values, positions, device.index, triton.runtime.driver.active.get_current_stream)
+
+    def launch(self, grid: tuple[int, ...], arguments: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Launch with another grid and other values of these parameters, in the device's current stream."""
+        if torch.cuda.current_device() != self.device:
+            with torch.cuda.device(self.device):
+                self.launch(grid, arguments, names)
+            return
+        values = self.values.copy()
+        for name in names:
+            values[self.positions[name]] = arguments[name]
+        x, y, z, *_ = *grid, 1, 1
+        self.launcher(x, y, z, self.stream(self.device), *self.head, *values)
+
+
+def _below_descriptors(launch: Any) -> tuple[Callable[..., None], bool]:
+    """What launches encoded descriptors, and whether what it was given encodes them itself, being of another make."""
+    if not inspect.isfunction(launch):
+        return launch, False
+    inner = inspect.getclosurevars(launch).nonlocals.get("launcher")
+    return (launch, True) if inner is None else (inner, False)
+
+
+def is_descriptor(value: Any) -> bool:
+    """Whether an argument is a tensor descriptor, of Triton's or of Gluon's kind."""
+    return hasattr(value, "block_shape")
+
+
+def _pointers(value: Any) -> Any:
+    """An argument with its tensors' addresses in their place."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return tuple(map(_pointers, value)) if isinstance(value, tuple) else value
+
+
+def _has_hooks(kernel: Any) -> bool:
+    """Whether someone wants to hear of each launch, as profilers do."""
+    runtime = triton.knobs.runtime
+    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(kernel.pre_run_hooks) or any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+
+
+def _unspecialized(kernel: Any) -> set[str]:
+    """Parameters whose values one compiled kernel serves all of; the interpreter keeps what `triton.jit` was told."""
+    told = kernel.kwargs["do_not_specialize"] if hasattr(kernel, "kwargs") else kernel.do_not_specialize
+    return {kernel.arg_names[name] if isinstance(name, int) else name for name in told or ()}
+
+
+def _check_int32(name: str, value: Any) -> None:
+    """Raise ValueError unless a number is compiled as one of 32 bits."""
+    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"{name}: expected an integer of 32 bits, found {value!r}")
 
 
 def n_multiprocessors(device: torch.device) -> int:
@@ -119,16 +234,9 @@ def n_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def can_depend(device: torch.device) -> bool:
-    """Whether a launch on a device may begin before the one before it ends: from compute capability 9.0 on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def check_dependent(device: torch.device) -> None:
-    """Raise ValueError where launches on a CUDA device cannot depend on each other."""
-    if device.type == "cuda" and not can_depend(device):
-        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        raise ValueError(f"dependent: expected a device of compute capability 9.0 or more, found {found}")
+def cdiv(n: int, size: int) -> int:
+    """Blocks of a size that n take; `triton.cdiv` takes the host several microseconds."""
+    return -(-n // size)
 
 
 def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:

@@ -28,9 +28,9 @@ from flashelmo.kernels.product import product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "n_x", "first", "first_stride"])
 def linear_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, n,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, n, n_x, first, first_stride,
     K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
     TILE: tl.constexpr, ROW_GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -42,13 +42,16 @@ def linear_kernel(
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
     o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
     m_row, m_column = o_row < n, o_column < F
-    row = d * n + o_row
+    row = d * n_x + o_row
+    if first_ptr is not None:
+        first += tl.load(first_ptr + d * first_stride)
+    row, m_row = row + first, m_row & (first + o_row < n_x)
     p_x = x_ptr + row * K
     p_weight = weight_ptr + d * WEIGHT_STRIDE + o_column
     bias = tl.load(bias_ptr + d * F + o_column, mask=m_column, other=0.0)
     acc = zeros(TILE.rows, TILE.columns) + bias[None, :]
     acc = product(acc, p_x, p_x, m_row, p_weight, m_column, K, 1, F, F % TILE.columns == 0, TILE.k, PRECISION, "")
-    p_out = out_ptr + (row * F)[:, None] + o_column[None, :]
+    p_out = out_ptr + ((d * n + o_row) * F)[:, None] + o_column[None, :]
     tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_row[:, None] & m_column[None, :])
 
 
@@ -74,20 +77,30 @@ class LibraryProduct:
         return self.fn
 
 
-def by_library(x: Tensor) -> bool:
-    """Whether PyTorch multiplies x [n, K] or [D, n, K]."""
-    return x.device.type == "cuda" and x.dtype == torch.float32 and x.shape[-2] >= LIBRARY_ROWS
+def by_library(x: Tensor, n: int) -> bool:
+    """Whether PyTorch multiplies so many rows of x."""
+    return x.device.type == "cuda" and x.dtype == torch.float32 and n >= LIBRARY_ROWS
 
 
-def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, precision: Products = "ieee") -> Launch:
+def linear_launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    *,
+    first_rows: Tensor | int | None = None,
+    precision: Products = "ieee",
+) -> Launch:
     """The launch that writes x @ weight + bias to `out`.
 
     Args:
-        x: [n, K] or [D, n, K].
+        x: [n, K] or [D, n, K], or more rows, of which `first_rows` says where the n begin.
         weight: [K, F] or [D, K, F] in x's type; the D matrices may lie apart in memory, each is contiguous. In 16 bits,
             with K and F multiples of 8, its transpose may be instead (`linear_tma`).
         bias: float32 [F] or [D, F].
         out: [n, F] or [D, n, F], in x's type or float32.
+        first_rows: where the n rows begin, in all matrices alike or int32 [D] on the device; what would lie beyond x's
+            last row means nothing.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
 
     Raises:
@@ -95,8 +108,9 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, preci
     """
     if x.ndim not in (2, 3):
         raise ValueError(f"x: expected shape [n, K] or [D, n, K], found {list(x.shape)}")
-    *D, n, K = x.shape
-    check("x", x, [*D, n, K], FLOATS)
+    *D, n_x, K = x.shape
+    n = n_x if first_rows is None else out.shape[-2]
+    check("x", x, [*D, n_x, K], FLOATS)
     if list(weight.shape[:-1]) != [*D, K]:
         wanted = ", ".join(map(str, [*D, K, "any"]))
         raise ValueError(f"weight: expected shape [{wanted}], as x is {list(x.shape)}, found {list(weight.shape)}")
@@ -107,10 +121,12 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, preci
     transposed = by_tma and is_k_major(weight)
     matrix = weight[0] if D else weight
     check("weight", matrix.mT if transposed else matrix, [F, K] if transposed else [K, F], [x.dtype])
-    if transposed or (by_tma and is_served(x)):
-        return linear_tma_launch(x, weight, bias, out)
-    if by_library(x):
-        tensors = {"x": x, "weight": weight, "bias": bias, "out": out}
+    on_device = first_rows if isinstance(first_rows, Tensor) else None
+    first = first_rows if isinstance(first_rows, int) else 0
+    if transposed or (by_tma and is_served(x, n)):
+        return linear_tma_launch(x, weight, bias, out, first_rows=on_device, first=first)
+    if by_library(x, n) and on_device is None:
+        tensors = {"x": x[..., first : first + n, :], "weight": weight, "bias": bias, "out": out}
         batches = {name: tensor if D else tensor[None] for name, tensor in tensors.items()}
         return Launch(LibraryProduct(), (1,), batches | {"precision": precision}, {})
     tile = choose_tile("linear", x.dtype, precision, n, device=x.device)
@@ -119,7 +135,11 @@ def linear_launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, preci
         "weight_ptr": weight,
         "bias_ptr": bias,
         "out_ptr": out,
+        "first_ptr": on_device,
         "n": n,
+        "n_x": n_x,
+        "first": first,
+        "first_stride": 0 if on_device is None else on_device.stride(0),
         "K": K,
         "F": F,
         "WEIGHT_STRIDE": weight.stride(0) if D else 0,

@@ -41,8 +41,8 @@ def store_columns(
 
 @triton.jit
 def product_tile(
-    tile, x, weight, bias_ptr, out, n, K: tl.constexpr, F: tl.constexpr, K_MAJOR: tl.constexpr,
-    TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr,
+    tile, x, weight, bias_ptr, out, first_ptr, n, offset, first_stride, K: tl.constexpr, F: tl.constexpr,
+    K_MAJOR: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result: matrix by matrix, in groups of row blocks that pass over all columns."""
     ROWS: tl.constexpr = TILE.rows
@@ -55,9 +55,11 @@ def product_tile(
     group = tl.minimum(row_blocks - first, ROW_GROUP)
     tile = tile % (ROW_GROUP * column_blocks)
     row, column = (first + tile % group) * ROWS, tile // group * COLUMNS
+    if first_ptr is not None:
+        offset += tl.load(first_ptr + d * first_stride)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(0, K, BLOCK_K):
-        a = tl.reshape(x.load([d, row, k]), (ROWS, BLOCK_K))
+        a = tl.reshape(x.load([d, offset + row, k]), (ROWS, BLOCK_K))
         if K_MAJOR:
             b = tl.reshape(weight.load([d, column, k]), (COLUMNS, BLOCK_K)).T
         else:
@@ -66,25 +68,30 @@ def product_tile(
     store_columns(acc, bias_ptr, out, d, row, column, F, ROWS, COLUMNS, PARTS)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "first", "first_stride"])
 def linear_tma_kernel(
-    x_desc, weight_desc, bias_ptr, out_desc, n, D: tl.constexpr, K: tl.constexpr, F: tl.constexpr,
-    K_MAJOR: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+    D: tl.constexpr, K: tl.constexpr, F: tl.constexpr, K_MAJOR: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """Grid: PROGRAMS, which share the tiles; or a program a tile where it is 0."""
     if PROGRAMS == 0:
         product_tile(
-            tl.program_id(0), x_desc, weight_desc, bias_ptr, out_desc, n, K, F, K_MAJOR, TILE, PARTS, ROW_GROUP
+            tl.program_id(0), x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+            K, F, K_MAJOR, TILE, PARTS, ROW_GROUP,
         )  # fmt: skip
     else:
         n_tiles = D * tl.cdiv(n, TILE.rows) * tl.cdiv(F, TILE.columns)
         for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-            product_tile(tile, x_desc, weight_desc, bias_ptr, out_desc, n, K, F, K_MAJOR, TILE, PARTS, ROW_GROUP)
+            product_tile(
+                tile, x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+                K, F, K_MAJOR, TILE, PARTS, ROW_GROUP,
+            )  # fmt: skip
 
 
-def is_served(x: Tensor) -> bool:
-    """Whether this kernel is the best for x [n, K] or [D, n, K], by the card and the rows, if it is able."""
-    return is_hopper(x.device) and x.shape[-2] >= TMA_ROWS
+def is_served(x: Tensor, n: int) -> bool:
+    """Whether this kernel is the best for so many rows of x, by the card and their number, if it is able."""
+    return is_hopper(x.device) and n >= TMA_ROWS
 
 
 def is_able(x: Tensor, weight: Tensor, out: Tensor) -> bool:
@@ -95,18 +102,27 @@ def is_able(x: Tensor, weight: Tensor, out: Tensor) -> bool:
 
 
 def linear_tma_launch(
-    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, tile: Tile | None = None, programs: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    *,
+    first_rows: Tensor | None = None,
+    first: int = 0,
+    tile: Tile | None = None,
+    programs: int | None = None,
 ) -> Launch:
     """The launch of `linear.linear_launch` by this kernel, which has checked its arguments.
 
     Args:
         weight: [K, F] or [D, K, F], each matrix or its transpose contiguous.
+        first_rows, first: where x's rows begin is the sum of both.
         tile: instead of the table's.
         programs: that run at once; by default as many as the device has multiprocessors.
     """
     if x.ndim == 2:
         x, weight, out = x[None], weight[None], out[None]
-    (D, n, K), F, programs = x.shape, out.shape[-1], programs or n_multiprocessors(x.device)
+    (D, _, K), (n, F), programs = x.shape, out.shape[1:], programs or n_multiprocessors(x.device)
     tile = tile or choose_tma_tile("linear", D, n, F, programs)
     n_tiles, k_major = count_tiles(tile, D, n, F), is_k_major(weight)
     parts = max(1, tile.columns * out.itemsize // STORED_BYTES)
@@ -118,7 +134,10 @@ def linear_tma_launch(
         "weight_desc": _boxes(weight, *box),
         "bias_ptr": bias,
         "out_desc": _boxes(out, tile.rows, tile.columns // parts),
+        "first_ptr": first_rows,
         "n": n,
+        "first": first,
+        "first_stride": 0 if first_rows is None else first_rows.stride(0),
         "D": D,
         "K": K,
         "F": F,

@@ -74,21 +74,6 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (ANY, Tile(64, 64, 64, 4, 4)),
     ),
     ("projection", "tf32"): ((64, Tile(32, 32, 64, 4, 4, splits=8)), (ANY, Tile(64, 64, 32, 4, 4))),
-    # A program a multiprocessor, so larger blocks; both halves of a step share warps and stages.
-    ("persistent gates", "half"): ((16, Tile(16, 64, 64, 8, 3)), (ANY, Tile(32, 64, 32, 8, 4))),
-    ("persistent projection", "half"): (
-        (16, Tile(16, 32, 128, 8, 3, splits=4)),
-        (ANY, Tile(32, 32, 64, 8, 4, splits=4)),
-    ),
-    ("persistent gates", "int8"): ((16, Tile(16, 64, 64, 8, 3)), (ANY, Tile(32, 64, 32, 8, 4))),
-    ("persistent projection", "int8"): (
-        (16, Tile(16, 32, 128, 8, 3, splits=4)),
-        (ANY, Tile(32, 32, 64, 8, 4, splits=4)),
-    ),
-    ("persistent gates", "tf32"): ((ANY, Tile(16, 32, 64, 8, 2)),),
-    ("persistent projection", "tf32"): ((ANY, Tile(16, 32, 64, 8, 2, splits=4)),),
-    ("persistent gates", "ieee"): ((ANY, Tile(16, 32, 16, 8, 3)),),
-    ("persistent projection", "ieee"): ((ANY, Tile(16, 32, 16, 8, 3, splits=4)),),
     ("projection", "ieee"): ((64, Tile(32, 32, 32, 4, 3, splits=8)), (ANY, Tile(64, 64, 16, 8, 3))),
     ("linear", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights
@@ -156,6 +141,9 @@ ROW_GROUP = 8
 # Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
 WEIGHT_BOUND_ROWS = 128
 
+# What the splits of one block add to its counter together: a multiple of every number of splits.
+SPLIT_ARRIVALS = 8
+
 
 def choose_tile(
     operation: str,
@@ -192,3 +180,13 @@ def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
 def is_hopper(device: torch.device) -> bool:
     """Whether it has sm_90, with matrix instructions and copies that no other has."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def split_sizes() -> tuple[int, int]:
+    """Rows of partial sums, and blocks of rows, that projections with split sums need at most."""
+    split = [
+        (most, tile) for (name, _), entries in TILES.items() if name == "projection" for most, tile in entries
+        if tile.splits > 1
+    ]  # fmt: skip
+    blocks = [-(-most // tile.rows) for most, tile in split]
+    return max(n * tile.rows * tile.splits for n, (_, tile) in zip(blocks, split, strict=True)), max(blocks)

@@ -24,6 +24,9 @@ LONG = (
     "test_onnx_benchmark",
 )
 
+# Begins of the names of files whose tests run on a card where there is one, and files that look at none all the same.
+CARD, NO_CARD = ("test_cuda_", "test_kernel_"), ("test_cuda_requirements", "test_kernel_resources")
+
 if N_PROCESSES > 1:  # threads of several processes on one core would wait for each other: read when PyTorch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // N_PROCESSES)))
 # A test takes as long as the machine leaves it.
@@ -43,7 +46,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, the others in their order."""
+    """Long files first, the others in their order; those for a card are marked."""
+    for item in items:
+        if item.path.stem.startswith(CARD) and item.path.stem not in NO_CARD:
+            item.add_marker("card")
     if N_PROCESSES > 1:
         items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from tiny_models import BILM, random_model
 
 from flashelmo.benchmarks.gpu import speed, suite
-from flashelmo.benchmarks.gpu.suite import Engine, Tools
+from flashelmo.benchmarks.gpu.engine import Engine, Tools
 from flashelmo.benchmarks.kernels.card import Device, card_named, results_on
 from flashelmo.benchmarks.kernels.graph_timing import Task
 from flashelmo.benchmarks.results import Results, Row

@@ -13,7 +13,7 @@ from flashelmo.engine.cuda.compute import nodes_of
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Barrier, Launch, Products
+from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
@@ -21,7 +21,10 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 N_WORDS = 30
-UNREAD = 1 << 30  # a parent or word that would be read far outside its tensor
+UNREAD = 1 << 30  # a parent or child that would be read far outside its tensor
+
+
+HALVES, HOPPER_SIZES = ("fp16", "bf16"), ((128, 512), (256, 1024))
 
 
 class Tested(NamedTuple):
@@ -30,22 +33,28 @@ class Tested(NamedTuple):
     Attributes:
         kinds: what it computes in, a name of `PRECISIONS`.
         P, C: sizes at which it is chosen for most depths of few rows in float32.
-        has_barrier: it serves where programs may wait for each other.
+        sizes: P and C that it serves, others than any.
+        in_interpreter: Triton's interpreter runs it.
     """
 
     kinds: tuple[str, ...]
     P: int
     C: int
-    has_barrier: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
+    in_interpreter: bool = True
 
 
 # Every variant of the kernels, and how it is tested.
 VARIANTS = {
     "fused": Tested(kinds=(*FLOATS, "tf32"), P=4, C=32),
-    "hoisted": Tested(kinds=(*FLOATS, "tf32", "int8"), P=80, C=32),
-    "persistent": Tested(kinds=(*FLOATS, "tf32", "int8"), P=16, C=32, has_barrier=True),
+    "few_rows": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
+    "warp_specialized": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
+    "tma": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
+    "hoisted": Tested(kinds=(*FLOATS, "tf32", "int8"), P=160, C=32),
 }
-KINDS = [(name, kind) for name, tested in VARIANTS.items() for kind in tested.kinds]
+# Those that serve any sizes, in the interpreter too; the others are compared with them.
+PORTABLE = [name for name, tested in VARIANTS.items() if not tested.sizes]
+KINDS = [(name, kind) for name in PORTABLE for kind in VARIANTS[name].kinds]
 
 
 def launches_of(run: LayerRun, name: str, depths: range | None = None) -> list[Launch]:
@@ -83,9 +92,6 @@ class RandomLayer:
         )
         return replace(self, canonical=canonical)
 
-    def options(self, name: str, precision: Products = "ieee") -> LaunchOptions:
-        return LaunchOptions(precision, Barrier.on(self.device) if VARIANTS[name].has_barrier else None)
-
     def poisoned(
         self,
         *,
@@ -94,34 +100,27 @@ class RandomLayer:
         options: LaunchOptions | None = None,
         nodes: Nodes | None = None,
         x: Tensor | None = None,
+        roots: tuple[Tensor, Tensor] | None = None,
     ) -> LayerRun:
         """A run in whose tensors all that the kernels must write is NaN.
 
         Args:
-            nodes, x: in place of the layer's; x may be a table of word vectors.
+            nodes, x, roots: in place of the layer's, whose roots' states are zero.
         """
         nodes, x = nodes or self.nodes, self.x if x is None else x
-        weights, by_word = self.pack(int8=int8), x.ndim == 2
-        tensors = new_tensors(weights, nodes, x, skip=skip)
-        n_roots = nodes.n_roots
-        tensors.hidden[:, n_roots:] = torch.nan
-        tensors.cell[0, :, n_roots:] = torch.nan
-        tensors.cell[1] = torch.nan
-        tensors.unprojected.fill_(torch.nan)
-        tensors.partial_sums.fill_(torch.nan)
+        weights = self.pack(int8=int8)
+        tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots)
+        for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
+            tensor.fill_(torch.nan)
         if skip:
-            tensors.outputs[:, n_roots:] = torch.nan
-        return LayerRun(weights, tensors, nodes, by_word, options or LaunchOptions())
+            tensors.outputs.fill_(torch.nan)
+        return LayerRun(weights, tensors, nodes, options or LaunchOptions())
 
     def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Products = "ieee") -> LayerRun:
         """A run that a variant has computed at all depths, starting from NaN."""
-        run = self.poisoned(skip=skip, int8=int8, options=self.options(name, precision))
+        run = self.poisoned(skip=skip, int8=int8, options=LaunchOptions(precision))
         for launch in launches_of(run, name):
             launch.run()
-        barrier = run.options.barrier
-        if barrier is not None:
-            barrier.check()
-            assert int(barrier.arrivals) == 2 * run.nodes.n_depths * barrier.programs
         return run
 
     def expected(self, roots: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -146,13 +145,6 @@ class RandomLayer:
                     weights.projection_clip,
                 )
         return hidden, cell
-
-    def by_word(self) -> tuple["RandomLayer", Tensor]:
-        """The layer with the vectors of its nodes' words, and the table of them, longer than the words need."""
-        table = torch.randn(N_WORDS + 20, self.x.shape[-1]).to(self.device, self.dtype)
-        table[N_WORDS:] = torch.nan
-        words = self.nodes.words.long().clamp(max=N_WORDS - 1)  # beyond a direction's last node there is none
-        return replace(self, x=table[words]), table
 
 
 def random_layer(
@@ -201,7 +193,9 @@ def random_schedule(sizes: Sequence[Sequence[int]], n_roots: int, rng: torch.Gen
 
     def forest(counts: Sequence[int]) -> Forest:
         above = (n_roots, *counts)
-        parents = [torch.randint(0, n, (m,), generator=rng).numpy() for n, m in zip(above, counts, strict=False)]
+        parents = [
+            torch.randint(0, n, (m,), generator=rng).sort().values.numpy() for n, m in zip(above, counts, strict=False)
+        ]
         words = torch.randint(0, N_WORDS, (sum(counts),), generator=rng, dtype=torch.int32)
         depths = np.array([0, *accumulate(counts)], np.int64)
         return Forest(
@@ -219,13 +213,13 @@ def scheduled(schedule: Schedule, sizes: Sizes, device: str) -> Nodes:
     fill(ints, sizes, schedule, np.arange(N_WORDS, dtype=np.int32))
     parts = layout.views(ints)
     for d, starts in enumerate(parts["starts"]):
-        parts["parents"][d, starts[-1] :] = parts["words"][d, starts[-1] :] = UNREAD
+        parts["parents"][d, starts[-1] :] = parts["children"][d, starts[-1] + 1 :] = UNREAD
     return nodes_of(layout.views(torch.from_numpy(ints).to(device)), sizes)
 
 
 def directions(nodes: Nodes, n: int) -> Nodes:
     """The first n of them."""
-    return Nodes(nodes.starts[:n], nodes.parents[:n], nodes.words[:n], nodes.depths[:n])
+    return Nodes(nodes.starts[:n], nodes.parents[:n], nodes.children[:n], nodes.depths[:n])
 
 
 def real_nodes(values: Tensor, nodes: Nodes) -> Tensor:

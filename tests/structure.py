@@ -38,7 +38,7 @@ FOLDERS = ("engine", "kernels", "export", "src", "benchmarks", "tests")
 BENCHMARK_TESTS = "tests of benchmarks"
 PRECISIONS = {"fp64", "fp32", "tf32", "bf16", "fp16", "int8"}
 NUMBER_TYPES = {"float64", "float32", "float16", "bfloat16"}
-VARIANTS = ("fused", "hoisted", "persistent")
+VARIANTS = ("fused", "hoisted", "specialized")
 Files = Mapping[str, ast.Module]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -176,9 +176,7 @@ def variants(tree: ast.Module) -> set[str]:
     ignored = {id(node.body[0].value) for node in documented if node.body and isinstance(node.body[0], ast.Expr)}
     named: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register_buffer":
-            ignored |= {id(keyword) for keyword in node.keywords}  # PyTorch's `persistent` is another
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(words(node.value)) <= 3:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(words(node.value)) <= 3:
             named += [node.value] if id(node) not in ignored else []
         elif id(node) not in ignored:
             fields = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module"))

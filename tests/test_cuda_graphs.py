@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from cuda_runs import (
-    AHEAD,
     ONE_LAYER,
-    TORCH_DEVICE,
     assert_close,
     driver_out_of_memory,
     on_cuda,
@@ -27,7 +24,6 @@ from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.executor import Executor
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
 
@@ -230,29 +226,3 @@ def test_buckets_in_turn_displace_each_other() -> None:
     for _ in range(3):
         assert_close([embedder.embed_sentence(sentence) for sentence in sentences], expected)
     assert len(graphs_of(embedder)) == 1
-
-
-def time_out(embedder: ElmoEmbedder) -> None:
-    """As a program does that gave up waiting for the others."""
-    with pipeline_of(embedder)._transfers.computing():
-        executor_of(embedder)._barrier.timed_out.fill_(1)
-
-
-@pytest.mark.parametrize("as_numpy", [True, False])
-def test_persistent_launches_are_checked(as_numpy: bool) -> None:
-    """A time-out is noticed before a vector is given, and forgotten once it is said."""
-    embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
-    time_out(embedder)
-    message = f"device {TORCH_DEVICE}.*: expected all programs of a persistent launch to run at once"
-    with pytest.raises(FlashElmoError, match=message):
-        next(embedder.embed([SENTENCE], convert_to_numpy=as_numpy))
-    expected = ReferenceRuntime(ONE_LAYER).embed_batch([SENTENCE])
-    assert_close([embedder.embed_sentence(SENTENCE)], expected)
-
-
-@pytest.mark.parametrize("settings", [CudaSettings(), replace(AHEAD, persistent=False)], ids=["graphs", "ahead"])
-def test_what_waits_for_nothing_is_not_waited_for(settings: CudaSettings) -> None:
-    embedder = on_cuda(ONE_LAYER, cuda=settings)
-    time_out(embedder)  # nobody's
-    for _ in range(2):  # a graph is replayed the second time
-        embedder.embed_sentence(SENTENCE)

@@ -100,12 +100,12 @@ def test_stateful_halves_keep_their_rows(settings: CudaSettings, monkeypatch: py
     other = ElmoEmbedder(ONE_LAYER, device="cpu", stateful=True)
     embedder = on_cuda(ONE_LAYER, stateful=True, cuda=settings)
     assert_close(embedder.embed_batch(SENTENCES), other.embed_batch(SENTENCES))
-    compute = install(monkeypatch, 12 if settings.graphs else 4)  # 20 nodes of 8 tokens make a bucket of 24
+    compute = install(monkeypatch, 12 if settings.graphs else 4)  # 20 nodes of 8 tokens make a bucket
     for batch in (SENTENCES[::-1], SENTENCES[:4]):
         assert_close(embedder.embed_batch(batch), other.embed_batch(batch))
     # On a card a capture fails before the launches do; the interpreter captures nothing.
     tries = 2 if settings.graphs and DEVICE == "cuda" else 1
-    assert n_tokens(compute.failed) == [24 if settings.graphs else 8] * tries
+    assert n_tokens(compute.failed) == [20 if settings.graphs else 8] * tries
 
 
 @pytest.mark.parametrize("output", [Output("top"), Output(pool="mean")], ids=str)

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import MODELS
 
+from flashelmo.engine.cuda import executor as executor_module
 from flashelmo.engine.cuda import layout
 from flashelmo.engine.cuda import transfer as transfer_module
-from flashelmo.engine.cuda.transfer import Results, Transfers
+from flashelmo.engine.cuda.transfer import Results, Staging, Transfers
 from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
@@ -39,19 +40,26 @@ def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
-def results_of(values: torch.Tensor, offsets: list[int], output: Output, *, as_numpy: bool = True) -> Results:
-    """Results of made-up values [O, rows, 2P]."""
+def results_of(
+    values: torch.Tensor, offsets: list[int], output: Output, *, as_numpy: bool = True, lent: bool = False
+) -> Results:
+    """Results of made-up values [O, rows, 2P], which are overwritten where they are lent."""
     transfers = Transfers(TORCH_DEVICE)
     with transfers.computing():
-        return Results(
-            values.to(TORCH_DEVICE),
+        values = values.to(TORCH_DEVICE, copy=True)
+        results = Results(
+            values,
             np.arange(len(offsets)) if output.pool else np.array(offsets),
             single=output.layers != "all",
             pooled=output.pool is not None,
             transfers=transfers,
             ready=transfers.mark(),
             as_numpy=as_numpy,
+            lent=lent,
         )
+        if lent:
+            values.fill_(torch.nan)
+        return results
 
 
 def made_up(output: Output, offsets: list[int]) -> torch.Tensor:
@@ -77,6 +85,34 @@ def test_every_sentence_has_its_rows(output: Output, as_numpy: bool, lengths: li
     assert len(found) == len(expected) == len(lengths)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape and np.array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=str)
+def test_lent_values_are_copied_at_once(output: Output) -> None:
+    """With rows beyond the last token, which no sentence gets and nobody looks at."""
+    offsets = [0, 2, 2, 5]
+    values = made_up(output, offsets)
+    padded = torch.cat([values, torch.full((len(values), 3, 4), torch.inf)], dim=1).half()
+    found = on_host(results_of(padded, offsets, output, lent=True))
+    expected = on_host(results_of(values, offsets, output))
+    assert len(found) == 3
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and np.array_equal(a, b)
+
+
+def test_pieces_of_a_staging_come_in_turn() -> None:
+    """So that one may be filled while another is on its way."""
+    tensor = torch.zeros(5, dtype=torch.int32, device=TORCH_DEVICE)
+    staging, addresses = Staging(tensor), []
+    for k in range(7):
+
+        def fill(array: Any, k: int = k) -> None:
+            addresses.append(array.ctypes.data)
+            array[:] = range(k, k + 5)
+
+        staging.upload(fill)
+        assert tensor.tolist() == [*range(k, k + 5)]
+    assert addresses[:3] == addresses[3:6] and len(set(addresses)) == 3 == transfer_module.PIECES_IN_TURN
 
 
 @given(lengths=st.lists(st.integers(0, 9), max_size=30), row_bytes=st.integers(1, 40))
@@ -128,9 +164,14 @@ def test_tensors_are_views_of_one_tensor_a_window(output: Output, expected: list
     assert_close(on_host(tensors), [output.choose(vectors) for vectors in expected])
 
 
+@pytest.mark.parametrize("lends", [True, False])
 @pytest.mark.parametrize("output", OUTPUTS[:3:2], ids=str)
-def test_arrays_belong_to_the_caller(output: Output, expected: list[Any]) -> None:
+def test_arrays_belong_to_the_caller(
+    output: Output, lends: bool, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each has memory of its own: they may be written to and kept while the stream goes on, through replays too."""
+    if not lends:
+        monkeypatch.setattr(executor_module, "LENT_BYTES", -1)
     embedder = on_cuda(ONE_LAYER)
     kept: list[Any] = []
 

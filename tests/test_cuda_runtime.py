@@ -71,8 +71,8 @@ def test_models_equal_the_reference_launched_ahead(name: str) -> None:
         (CudaSettings(), False, False),
         (CudaSettings(), False, True),
         (AHEAD, False, True),
-        (replace(AHEAD, persistent=False), True, True),
-        (replace(AHEAD, persistent=False), False, False),
+        (AHEAD, True, True),
+        (AHEAD, False, False),
     ],
     ids=str,
 )

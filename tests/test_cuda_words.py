@@ -1,6 +1,6 @@
 """The table of word vectors on the device: every word once, the oldest give way, nothing is ever mixed up."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import MODELS, WORDS
 
 from flashelmo.engine.cuda import model as model_module
+from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.model import DeviceModel, WordVectors
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -27,11 +28,11 @@ ROW_BYTES = 16  # of the tiny models' float32
 NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own vector, or the unknown word's
 
 
-def table_of(n_rows: int, model: ElmoModel = ONE_LAYER) -> WordVectors:
+def table_of(n_rows: int, model: ElmoModel = ONE_LAYER, graphs: GraphCache | None = None) -> WordVectors:
     encoder = WordEncoder(model.config, model.lexicon)
     transfers = Transfers(TORCH_DEVICE)
     with transfers.computing():
-        return WordVectors(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES)
+        return WordVectors(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES, graphs)
 
 
 def look_up(table: WordVectors, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
@@ -108,9 +109,9 @@ windows = st.lists(st.lists(st.sampled_from(NAMES), max_size=7), min_size=1, max
 
 
 @settings(max_examples=60, deadline=None)
-@given(windows, st.integers(0, 9) | st.just(100), st.integers(1, 4))
-def test_any_windows_through_any_table(windows: list[list[str]], n_rows: int, at_once: int) -> None:
-    table = table_of(n_rows)
+@given(windows, st.integers(0, 9) | st.just(100), st.integers(1, 4), st.booleans())
+def test_any_windows_through_any_table(windows: list[list[str]], n_rows: int, at_once: int, by_graph: bool) -> None:
+    table = table_of(n_rows, graphs=GraphCache(TORCH_DEVICE, 8) if by_graph else None)
     seen: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_module, "WORDS_AT_ONCE", at_once)
@@ -147,13 +148,39 @@ def test_rows_are_whole_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vectors_of_every_kind_of_model() -> None:
-    """By characters, by words, by both, in groups; the encoder's own order is kept whatever the words' lengths."""
+    """By characters, by words, by both, in groups; the encoder's own order is kept whatever the words' lengths.
+
+    By graphs too: words are launched, then captured, then replayed, each time others and fewer.
+    """
     names = ["the", "incomprehensibilities", "é", "cat", "ca", "t"]
+    others = ["catt", "a", "incomprehensibly", "ü"]
     for name in ("skip", "words alone", "manylangs"):
         model = MODELS[name]
-        layers = ReferenceRuntime(model).embed_batch([names])[0]
-        vectors, _ = look_up(table_of(8, model), names)
-        assert_close([vectors], [layers[0][:, :4]])
+        table = table_of(20, model, GraphCache(TORCH_DEVICE, 8))
+        for part in (names, others, ["x"], [*names, "y", *others]):
+            layers = ReferenceRuntime(model).embed_batch([part])[0]
+            for vectors, n_new in (look_up(table, part), look_up(table_of(12, model), part)):
+                assert_close([vectors], [layers[0][:, :4]])
+                assert n_new > 0
+        assert look_up(table, [*names, *others, "x", "y"])[1] == 0
+        assert list(table._graphs._graphs) == [16]
+
+
+def test_numbers_of_words_share_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each power of two; many words are launched, and so are those of a table that has moved."""
+    monkeypatch.setattr(model_module, "LEAST_WORDS", 2)
+    monkeypatch.setattr(model_module, "MOST_CAPTURED_WORDS", 4)
+    graphs = GraphCache(TORCH_DEVICE, 8)
+    table, new = table_of(60, graphs=graphs), iter(f"new{i}" for i in range(100))
+
+    def look_up_new(n: int) -> list[Hashable]:
+        assert check(table, [next(new) for _ in range(n)]) == n
+        return list(graphs._graphs)
+
+    assert [look_up_new(n) for n in (1, 2, 3, 5, 6, 5)] == [[], [2], [2], [2], [2], [2]]
+    assert look_up_new(4) == [2, 4] and look_up_new(2) == [4, 2]
+    assert look_up_new(61) == []
+    assert look_up_new(1) == [2]
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 4 * ROW_BYTES])

@@ -195,7 +195,7 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
         return real(1.05 * x, *args, **options)
 
     def unwritten(*args: Any, **options: Any) -> list[Launch]:
-        return [launch._replace(grid=(0,)) for launch in characters(*args, **options)]
+        return [replace(launch, grid=(0,)) for launch in characters(*args, **options)]
 
     def broken(*args: Any, **options: Any) -> Launch:
         raise RuntimeError("no such instruction\nand a long story")
@@ -305,7 +305,7 @@ def test_cards_without_dependent_launches_leave_them_out(monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "has_dependent", lambda device: False)
     names = {check.name for check in checks.checks(CONFIG, LITTLE_SIZES[0], "cpu", 0, ("bf16",))}
     assert "hoisted step" in names and not any("dependent" in name for name in names)
-    found = step_groups(LstmLayer(CONFIG, "cpu"), 1, ["bf16"], Chain(2, 1, 2))
+    found = step_groups([LstmLayer(CONFIG, "cpu")], 1, ["bf16"], Chain(2, 1, 2))
     assert [group.section for group in found] == ["gates", "projection", "step"]
 
 

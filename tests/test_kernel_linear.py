@@ -134,8 +134,8 @@ def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
     x, weight, bias = arguments(module.LIBRARY_ROWS, 20, 36, D=D, device=device)
     if D:
         weight = torch.stack([weight, weight], dim=1)[:, 0]
-    assert module.by_library(x) == (device == "cuda") and not module.by_library(x.half())
-    monkeypatch.setattr(module, "by_library", lambda _: True)
+    assert module.by_library(x, len(x)) == (device == "cuda") and not module.by_library(x.half(), len(x))
+    monkeypatch.setattr(module, "by_library", lambda *_: True)
     seen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
     out = poisoned(*x.shape[:-1], 36, dtype=torch.float32, device=device)
@@ -259,3 +259,19 @@ def test_bad_input_is_named(name):
     with pytest.raises(ValueError) as raised:
         linear_launch(**(good | wrong))
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("kernel", ["portable", "bulk copies", "library"])
+@pytest.mark.parametrize("known", [True, False], ids=["known to the host", "read on the device"])
+def test_rows_begin_where_they_are_said_to(device, monkeypatch, kernel, known):
+    """In all matrices alike or in each elsewhere; of the rows that would lie beyond the last none is asked for."""
+    dtype = torch.float32 if kernel == "library" else torch.float16
+    x, weight, bias = arguments(90, 24, 40, D=2, dtype=dtype, device=device)
+    monkeypatch.setattr(module, "is_served", lambda *_: kernel == "bulk copies")
+    monkeypatch.setattr(module, "by_library", lambda *_: kernel == "library")
+    firsts = (7, 7) if known else (7, 30)
+    out = poisoned(2, 60, 40, dtype=dtype, device=device)
+    starts = torch.tensor([[0, 7, 9], [0, firsts[1], 9]], dtype=torch.int32, device=device)
+    linear_launch(x, weight, bias, out, first_rows=7 if known else starts[:, 1]).run()
+    wanted = torch.stack([x[d, first : first + 60] for d, first in enumerate(firsts)])
+    check_against_truth(out, wanted, weight, bias)

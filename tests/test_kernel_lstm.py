@@ -11,23 +11,34 @@ pytest.importorskip("triton")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_lstm import FLOATS, KINDS, VARIANTS, RandomLayer, directions, launches_of, random_layer, real_nodes
-from triton import language as tl
+from kernel_lstm import (
+    FLOATS,
+    KINDS,
+    PORTABLE,
+    VARIANTS,
+    RandomLayer,
+    directions,
+    launches_of,
+    random_layer,
+    real_nodes,
+)
 
 from flashelmo.engine.precision import PRECISIONS
-from flashelmo.kernels.launch import Barrier
-from flashelmo.kernels.lstm import persistent
+from flashelmo.kernels.lstm.hopper import gate_columns, gate_rows
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import lstm_layer
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Interleaved, interleave, quantize
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS
 
-INT8_KINDS = [(name, kind) for name, tested in VARIANTS.items() if "int8" in tested.kinds for kind in FLOATS]
+INT8_KINDS = [(name, kind) for name in PORTABLE if "int8" in VARIANTS[name].kinds for kind in FLOATS]
 
 
-def assert_close(layer: RandomLayer, run: LayerRun, kind: str) -> None:
+def assert_close(
+    layer: RandomLayer, run: LayerRun, kind: str, roots: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> None:
     """Hidden states of all nodes, and the last depth's cells."""
-    tensors, (hidden, cell) = run.tensors, layer.expected()
+    tensors, (hidden, cell) = run.tensors, layer.expected(roots)
     ours, expected = real_nodes(tensors.hidden, layer.nodes), real_nodes(hidden, layer.nodes)
     assert ours.isfinite().all()
     last = layer.nodes.n_depths
@@ -68,7 +79,7 @@ def test_8_bit_weights_are_near(device: str, name: str, kind: str) -> None:
     assert_close(layer, run, "int8")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize(
     "sizes",
     [((1,), (1,)), ((17,), (1, 1, 1)), ((63, 2), (5,)), ((1, 2, 65), (130,))],
@@ -79,7 +90,7 @@ def test_ragged_rows(device: str, sizes: tuple[tuple[int, ...], ...], name: str)
     assert_close(layer, layer.computed(name), "fp32")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize(("P", "C"), [(1, 1), (4, 6), (16, 64), (33, 40), (128, 136)])
 def test_sizes_that_fit_no_block(device: str, P: int, C: int, name: str) -> None:
     layer = random_layer(device, sizes=((1, 2), (3,)), P=P, C=C)
@@ -91,7 +102,7 @@ def test_sizes_that_fit_no_block(device: str, P: int, C: int, name: str) -> None
     sizes=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=2).map(tuple),
     P=st.integers(1, 40),
     C=st.integers(1, 70),
-    name=st.sampled_from(sorted(VARIANTS)),
+    name=st.sampled_from(PORTABLE),
     n_roots=st.integers(1, 5),
 )
 def test_any_sizes(sizes: tuple[tuple[int, ...], ...], P: int, C: int, name: str, n_roots: int) -> None:
@@ -100,7 +111,7 @@ def test_any_sizes(sizes: tuple[tuple[int, ...], ...], P: int, C: int, name: str
     assert_close(layer, layer.computed(name), "fp32")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize("clips", [(None, None), (0.1, None), (None, 0.05)], ids=["none", "cell", "projection"])
 def test_clips(device: str, clips: tuple[float | None, float | None], name: str) -> None:
     layer = random_layer(device, sizes=((1, 3), (2,)), cell_clip=clips[0], projection_clip=clips[1])
@@ -110,7 +121,7 @@ def test_clips(device: str, clips: tuple[float | None, float | None], name: str)
         assert real_nodes(run.tensors.hidden, layer.nodes).abs().max() == torch.tensor(clips[1])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 def test_without_projection_nothing_is_projected_or_clipped(device: str, name: str) -> None:
     layer = random_layer(device, sizes=((1, 3), (2,)), P=12, C=12, projection=False, projection_clip=0.01)
     assert_close(layer, layer.computed(name), "fp32")
@@ -126,18 +137,7 @@ def test_the_skip_goes_to_the_output_alone(device: str, kind: str, name: str) ->
     assert torch.equal(real_nodes(with_skip.outputs, layer.nodes), total)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_inputs_by_word(device: str, name: str) -> None:
-    layer, table = random_layer(device, sizes=((1, 3), (2, 5))).by_word()
-    run = layer.poisoned(options=layer.options(name), x=table)
-    for launch in launches_of(run, name):
-        launch.run()
-    by_node = real_nodes(layer.computed(name).tensors.hidden, layer.nodes)
-    assert torch.equal(real_nodes(run.tensors.hidden, layer.nodes), by_node)
-    assert_close(layer, run, "fp32")
-
-
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 def test_a_row_depends_on_its_parent_alone(device: str, name: str) -> None:
     layer = random_layer(device, sizes=((1, 9), (1, 9)))
     hidden = layer.computed(name).tensors.hidden
@@ -147,23 +147,67 @@ def test_a_row_depends_on_its_parent_alone(device: str, name: str) -> None:
     assert not torch.equal(again[:, 2:5], hidden[:, 2:5])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_split_sums_leave_their_counters_at_zero_and_repeat(device: str, name: str) -> None:
+@pytest.mark.parametrize("name", PORTABLE)
+def test_split_sums_leave_their_counters_even_and_repeat(device: str, name: str) -> None:
     layer = random_layer(device, sizes=((5, 3), (2, 7)), C=64)
     results = []
     for _ in range(2):
         run = layer.computed(name)
         tiles = [value for launch in launches_of(run, name) for value in launch.arguments.values()]
         assert any(getattr(tile, "splits", 1) > 1 for tile in tiles)
-        assert not run.tensors.counters.any()
+        assert run.tensors.counters.any() and not (run.tensors.counters % SPLIT_ARRIVALS).any()
         results.append(real_nodes(run.tensors.hidden, layer.nodes))
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+HOPPER = [name for name, tested in VARIANTS.items() if tested.sizes]
+FORESTS: list[tuple[tuple[int, ...], ...]] = [
+    ((1,), (1,)),
+    ((3, 1, 9, 16), (1, 2)),
+    ((17, 40, 64, 2), (33, 20, 1, 1)),
+    ((1, 130, 2), (65, 7, 129)),
+    ((300, 290), (5,)),
+]
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["no skip", "skip"])
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+@pytest.mark.parametrize("sizes", FORESTS, ids=["one node", "few rows", "64 rows", "130 rows", "300 rows"])
+@pytest.mark.parametrize("name", HOPPER)
+def test_variants_for_hopper_match_the_reference(
+    device: str, name: str, sizes: tuple[tuple[int, ...], ...], kind: str, skip: bool
+) -> None:
+    if device == "cpu" and not VARIANTS[name].in_interpreter:
+        pytest.skip("Gluon is not interpreted")
+    if device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("for sm_90")
+    for P, C in VARIANTS[name].sizes if device == "cuda" else VARIANTS[name].sizes[:1]:
+        layer = random_layer(device, dtype=FLOATS[kind], sizes=sizes, P=P, C=C, n_roots=3)
+        roots = 0.3 * torch.randn(2, 3, P, device=device), 0.3 * torch.randn(2, 3, C, device=device)
+        roots = roots[0].to(layer.dtype), roots[1]
+        results = []
+        for _ in range(2):
+            run = layer.poisoned(skip=skip, roots=roots)
+            for launch in launches_of(run, name):
+                launch.run()
+            results.append(real_nodes(run.tensors.hidden, layer.nodes))
+        assert_close(layer.rounded(), run, kind, roots)
+        assert torch.equal(*results)
+        if skip:
+            total = (results[0] + real_nodes(layer.x, layer.nodes)).to(layer.dtype).double()
+            assert torch.equal(real_nodes(run.tensors.outputs, layer.nodes), total)
+
+
+def test_columns_for_hopper_are_a_permutation() -> None:
+    for order in (gate_columns, gate_rows):
+        gates, cells = order(512, torch.device("cpu"))
+        assert sorted((4 * cells + gates).tolist()) == list(range(4 * 512))
+
+
+@pytest.mark.parametrize("name", PORTABLE)
 def test_a_variant_runs_some_depths_and_leaves_the_rest(device: str, name: str) -> None:
     layer = random_layer(device, sizes=((1, 3, 2, 2), (1, 2, 2, 2)))
-    run = layer.poisoned(options=layer.options(name))
+    run = layer.poisoned()
     for depths in (range(1, 2), range(2, 4)):
         for launch in launches_of(run, name, depths):
             launch.run()
@@ -289,37 +333,28 @@ def test_tensors_that_do_not_fit_are_named(
         replace(run, tensors=tensors)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PORTABLE)
 @pytest.mark.parametrize("name", ["partial_sums", "counters"])
 def test_too_little_room_for_split_sums_is_named(device: str, variant: str, name: str) -> None:
     layer = random_layer(device, sizes=((20,), (20,)), C=64)
-    run = layer.poisoned(options=layer.options(variant))
+    run = layer.poisoned()
     run = replace(run, tensors=run.tensors._replace(**{name: getattr(run.tensors, name)[:1]}))
     with pytest.raises(ValueError, match=f"^{name}: expected at least .* values, found 1$"):
         launches_of(run, variant)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize("depths", [range(1, 6), range(2), range(5, 7), range(3, 2), range(1, 4, 2)], ids=str)
 def test_depths_that_do_not_exist_are_refused(device: str, name: str, depths: range) -> None:
     layer = random_layer(device)
     with pytest.raises(ValueError, match=r"^depths: expected some from 1 to 4, found "):
-        launches_of(layer.poisoned(options=layer.options(name)), name, depths)
+        launches_of(layer.poisoned(), name, depths)
 
 
 def test_what_a_variant_cannot_do_without_is_named(device: str) -> None:
     layer = random_layer(device)
     with pytest.raises(ValueError, match=r"^weights: expected all in one type, as fused steps need, found some of 8"):
         launches_of(layer.poisoned(int8=True), "fused")
-    with pytest.raises(ValueError, match=r"^barrier: expected one, as persistent steps need, found None"):
-        launches_of(layer.poisoned(), "persistent")
-
-
-def test_words_have_no_skip_connection(device: str) -> None:
-    layer, table = random_layer(device).by_word()
-    run = layer.poisoned(skip=True)
-    with pytest.raises(ValueError, match=r"^outputs: expected none"):
-        replace(run, tensors=run.tensors._replace(x=table), by_word=True)
 
 
 def test_directions_must_agree(device: str) -> None:
@@ -338,13 +373,13 @@ def test_tensors_of_another_device_are_named(device: str) -> None:
     run = random_layer(device).poisoned()
     run = replace(run, tensors=run.tensors._replace(unprojected=torch.empty(2, 20, 24, device="meta")))
     with pytest.raises(ValueError, match=r"^tensors.unprojected: expected a tensor on a (cpu|cuda) device, found meta"):
-        launches_of(run, "fused")[0].run()
+        launches_of(run, "fused")[1].run()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PORTABLE)
 def test_a_precision_that_there_is_not_is_refused(device: str, name: str) -> None:
     layer = random_layer(device)
-    options = replace(layer.options(name), precision="fast")  # type: ignore[arg-type]
+    options = LaunchOptions("fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^precision: expected ieee or tf32, found 'fast'"):
         launches_of(layer.poisoned(options=options), name)
 
@@ -353,42 +388,4 @@ def test_an_empty_schedule_has_no_depths(device: str) -> None:
     layer = random_layer(device, sizes=((), ()))
     assert (layer.nodes.n_depths, layer.nodes.n_nodes, layer.nodes.max_rows) == (0, 1, 1)
     outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x)
-    assert not outputs.any()
-
-
-# ------------------------------------------------------------------------------------------------------------- barrier
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter programs run one after another")
-def test_a_wait_ends_when_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of two programs waits for one that the interpreter has not begun."""
-    monkeypatch.setattr(persistent, "MAX_POLLS", tl.constexpr(3))
-    barrier = Barrier.on("cpu", programs=2)
-    product, steps = launches_of(
-        random_layer("cpu").poisoned(options=LaunchOptions(barrier=barrier)), "persistent", range(1, 2)
-    )
-    product.run()
-    steps.run()
-    assert int(barrier.arrivals) == 4
-    with pytest.raises(RuntimeError, match=r"^barrier: expected all programs of a launch to arrive"):
-        barrier.check()
-
-
-def test_programs_must_be_some() -> None:
-    with pytest.raises(ValueError, match=r"^programs: expected 1 to \d+, all of which run at once, found 0"):
-        Barrier.on("cpu", programs=0)
-
-
-def test_a_barrier_of_another_type_is_refused(device: str) -> None:
-    barrier = Barrier.on(device)
-    options = LaunchOptions(barrier=barrier._replace(arrivals=barrier.timed_out))
-    with pytest.raises(ValueError, match=r"^arrivals of the barrier: expected torch.int64, found torch.int32"):
-        random_layer(device).poisoned(options=options)
-
-
-def test_a_wait_given_up_is_an_error(device: str) -> None:
-    barrier = Barrier.on(device)
-    barrier.check()
-    barrier.timed_out.fill_(1)
-    with pytest.raises(RuntimeError, match=r"^barrier: expected all programs of a launch to arrive"):
-        barrier.check()
+    assert outputs.shape == (2, 1, 12)

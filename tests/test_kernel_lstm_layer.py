@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +13,14 @@ from kernel_lstm import FLOATS, VARIANTS, RandomLayer, launches_of, random_layer
 
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import tolerance
-from flashelmo.kernels.launch import Launch, can_depend, check_dependent
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hoisted
 from flashelmo.kernels.lstm import run as run_module
+from flashelmo.kernels.lstm.hopper import MULTIPROCESSORS, choose_projection_tile
 from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes
+from flashelmo.kernels.lstm.run import LayerRun, Nodes
+from flashelmo.kernels.lstm.weights import Shape, interleave
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS
 
 SIZES = ((1, 3, 5, 2), (1, 2, 9))
 MANY_SIZES = ((1, 3, 5, 40, 41, 4, 2), (1, 35, 2))
@@ -33,52 +36,65 @@ def chosen(run: LayerRun) -> list[tuple[str, range]]:
 
 
 def test_depths_are_grouped_by_the_variant_that_serves_their_rows(device: str) -> None:
-    layer = random_layer(
-        device, sizes=MANY_SIZES
-    )  # P = 12 in float32: up to 6 rows, reading the input's part is cheaper
-    few = [("fused", range(2, 3)), ("fused", range(4, 6))]
-    for name in ("persistent", "hoisted"):
-        expected = [*few, (name, range(1, 2)), (name, range(3, 4)), (name, range(6, 8))]
-        found = chosen(layer.poisoned(options=layer.options(name)))
-        assert found == sorted(expected, key=lambda each: each[1].start)
+    layer = random_layer(device, sizes=MANY_SIZES, P=24)  # up to 3 rows the input's part is better computed beforehand
+    first, last = ("hoisted", range(1, 2)), ("hoisted", range(7, 8))
+    assert chosen(layer.poisoned()) == [first, ("fused", range(2, 7)), last]
     assert chosen(layer.poisoned(int8=True)) == [("hoisted", range(1, 8))]
 
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("kind", FLOATS)
 def test_some_variant_serves_any_rows(device: str, kind: str, int8: bool) -> None:
-    layer = random_layer(device, P=16, C=32, dtype=FLOATS[kind])
-    for name in VARIANTS:
-        run = layer.poisoned(int8=int8, options=layer.options(name))
-        names = [choose(run, rows).name for rows in (0, 1, 4, 8, 9, 32, 33, 128, 129, 10_000)]
-        few = 4 if kind != "fp32" else 8  # rows that are hoisted
-        expected = [
-            "persistent" if rows <= 32 and VARIANTS[name].has_barrier else "hoisted" if int8 or rows <= few else "fused"
-            for rows in (0, 1, 4, 8, 9, 32, 33, 128, 129, 10_000)
-        ]
-        assert names == expected
+    layer = random_layer(device, P=32, C=32, dtype=FLOATS[kind])
+    run = layer.poisoned(int8=int8)
+    for rows in (0, 1, 4, 5, 32, 33, 128, 129, 10_000):
+        assert choose(run, rows).name == ("hoisted" if int8 or rows <= 4 else "fused")
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0), (10, 0), (12, 0)])
+def test_variants_for_hopper_serve_16_bits_at_their_sizes(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str
+) -> None:
+    run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind]).poisoned()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
+    expected = ["hoisted" if rows <= 16 else "fused" for rows in (1, 64, 65, 4096)]
+    if capability == (9, 0) and kind != "fp32":
+        expected = ["few_rows", "few_rows", "warp_specialized", "warp_specialized"]
+    assert [choose(run, rows).name for rows in (1, 64, 65, 4096)] == expected
+    object.__setattr__(run.weights, "layouts", {interleave: run.weights.layout(interleave)})  # as at other sizes
+    assert choose(run, 4096).name == "fused"
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 200, 256, 257, 300, 512, 513, 1024, 4096])
+@pytest.mark.parametrize("shape", [Shape(2, 512, 4096), Shape(2, 256, 2048), Shape(2, 128, 1024)], ids=str)
+def test_splits_that_wait_for_each_other_all_run_at_once(shape: Shape, rows: int) -> None:
+    """Every program of such a launch has a multiprocessor of its own."""
+    tile = choose_projection_tile(rows, shape, torch.device("cpu"))
+    programs = shape.D * -(-rows // tile.rows) * (shape.P // tile.columns) * tile.splits
+    assert shape.C % (tile.splits * tile.k) == 0 and SPLIT_ARRIVALS % tile.splits == 0
+    assert tile.splits == 1 or programs <= MULTIPROCESSORS
 
 
 def test_slabs_are_cut_where_their_input_part_is_large(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = random_layer(device, sizes=((1, 2, 2, 2, 2),) * 2)
+    layer = random_layer(device, sizes=((1, 2, 2, 2, 2),) * 2, P=16)
     monkeypatch.setattr(hoisted, "SLAB_BYTES", 2 * 4 * 24 * 4 * 4)  # four nodes of both directions
     run = layer.poisoned()
     assert list(hoisted.slabs(run, range(1, 6))) == [range(1, 3), range(3, 5), range(5, 6)]
     assert list(hoisted.slabs(run, range(2, 4))) == [range(2, 4)]
     expected = real_nodes(layer.expected()[0], layer.nodes)
-    for name in ("hoisted", "persistent"):
-        outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x, options=layer.options(name))
-        assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < tolerance("fp32", "cuda")
+    outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x)
+    assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < tolerance("fp32", "cuda")
     monkeypatch.setattr(hoisted, "SLAB_BYTES", 1)  # less than a node's
     assert list(hoisted.slabs(run, range(1, 4))) == [range(1, 2), range(2, 3), range(3, 4)]
 
 
-@pytest.mark.parametrize("name", ["persistent", "hoisted"])
 @pytest.mark.parametrize("n_roots", [1, 4])
-def test_a_layer_matches_the_reference(device: str, n_roots: int, name: str) -> None:
+def test_a_layer_matches_the_reference(device: str, n_roots: int) -> None:
     layer = random_layer(device, sizes=MANY_SIZES, n_roots=n_roots)
     roots = 0.3 * torch.randn(2, n_roots, 12, device=device), 0.3 * torch.randn(2, n_roots, 24, device=device)
-    outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x, roots=roots, options=layer.options(name))
+    outputs, _ = lstm_layer(layer.pack(), layer.nodes, layer.x, roots=roots)
     expected = real_nodes(layer.expected(roots)[0], layer.nodes)
     assert (real_nodes(outputs, layer.nodes) - expected).abs().max() < tolerance("fp32", "cuda")
 
@@ -87,8 +103,8 @@ def test_roots_that_do_not_fit_are_named(device: str) -> None:
     layer = random_layer(device, n_roots=2)
     hidden, cell = torch.zeros(2, 2, 12, device=device), torch.zeros(2, 2, 24, device=device)
     for roots, message in (
-        ((hidden, cell[:, :1]), r"^roots' cell: expected shape \[2, 2, 24\], found \[2, 1, 24\]"),
-        ((hidden.double(), cell), "^roots' hidden: expected torch.float32, found torch.float64"),
+        ((hidden, cell[:, :1]), r"^root_cell: expected shape \[2, 24\], found \[1, 24\]"),
+        ((hidden.double(), cell), "^root_hidden: expected torch.float32, found torch.float64"),
     ):
         with pytest.raises(ValueError, match=message):
             lstm_layer(layer.pack(), layer.nodes, layer.x, roots=roots)
@@ -111,15 +127,13 @@ def in_bucket(x: torch.Tensor) -> torch.Tensor:
     return room
 
 
-@pytest.mark.parametrize(
-    ("name", "int8"), [("fused", False), ("hoisted", False), ("hoisted", True), ("persistent", False)]
-)
+@pytest.mark.parametrize(("name", "int8"), [("fused", False), ("hoisted", False), ("hoisted", True)])
 @pytest.mark.parametrize("skip", [False, True], ids=["no skip", "skip"])
 def test_a_bucket_gives_what_its_schedule_gives(device: str, name: str, int8: bool, skip: bool) -> None:
     P, C = (16, 32) if int8 else (VARIANTS[name].P, VARIANTS[name].C)
     layer = random_layer(device, sizes=SIZES, P=P, C=C)
     bucket, weights = bucket_of(layer), layer.pack(int8=int8)
-    run = layer.poisoned(int8=int8, options=layer.options(name), nodes=bucket, x=in_bucket(layer.x))
+    run = layer.poisoned(int8=int8, nodes=bucket, x=in_bucket(layer.x))
     assert chosen(run)[0][0] == name
     roots = 0.3 * torch.randn(2, 1, P, device=device), 0.3 * torch.randn(2, 1, C, device=device)
     exact, _ = lstm_layer(weights, layer.nodes, layer.x, skip=skip, roots=roots, options=run.options)
@@ -132,24 +146,16 @@ def test_a_bucket_gives_what_its_schedule_gives(device: str, name: str, int8: bo
         assert (ours - real_nodes(layer.expected(roots)[0], layer.nodes)).abs().max() <= tolerance("fp32", "cuda")
 
 
-@pytest.mark.parametrize("name", ["fused", "hoisted"])
-def test_a_bucket_takes_its_words_from_a_larger_table(device: str, name: str) -> None:
-    layer, table = random_layer(device, sizes=SIZES, P=VARIANTS[name].P, C=24).by_word()
-    found, _ = lstm_layer(layer.pack(), bucket_of(layer), table, by_word=True)
-    ours, expected = real_nodes(found, layer.nodes), real_nodes(layer.expected()[0], layer.nodes)
-    assert (ours - expected).abs().max() <= tolerance("fp32", "cuda")
-
-
 def test_a_bucket_of_no_nodes(device: str) -> None:
     """As one whose tensors were not filled yet."""
     layer = random_layer(device, sizes=SIZES, P=80)
     empty = bucket_of(layer)
     empty.starts.zero_()
-    for nodes in (empty, replace(empty, parents=empty.parents[:, :1].clone(), words=empty.words[:, :1].clone())):
-        nodes.words[:, 0] = 0
+    empty.children.zero_()
+    for nodes in (empty, replace(empty, parents=empty.parents[:, :1].clone(), children=empty.children[:, :2].clone())):
         out = torch.full((2, nodes.n_nodes, 80), torch.nan, device=device)
         lstm_layer(layer.pack(), nodes, torch.zeros_like(out), out=out)
-        assert torch.equal(out.isfinite().all(-1), torch.arange(nodes.n_nodes, device=device).expand(2, -1) < 1)
+        assert out.isnan().all()
 
 
 def test_a_slab_has_no_more_nodes_than_there_is_room_for(device: str) -> None:
@@ -158,9 +164,14 @@ def test_a_slab_has_no_more_nodes_than_there_is_room_for(device: str) -> None:
     assert [bucket.span(range(1, n)) for n in (2, 3, 4, 7)] == [4, 10, ROOM, ROOM]
     assert (bucket.n_depths, bucket.n_roots, bucket.max_rows, bucket.n_nodes) == (6, 1, 20, ROOM + 1)
     run = layer.poisoned(nodes=bucket, x=in_bucket(layer.x))
-    inputs = hoisted.slab_inputs(run, range(2, 7))
-    assert inputs.shape == (2, ROOM, 12) and inputs.isfinite().all()
-    assert torch.equal(inputs[0, :10], layer.x[0, 2:12])
+    product, x_gates = hoisted.input_product(run, range(2, 7))
+    product.run()
+    weights, exact = run.weights.layout(interleave), layer.x.double()
+    for d, n in enumerate((10, 11)):  # those of the schedule, from the second depth on; the others mean nothing
+        first = layer.nodes.depths[d][2]
+        wanted = exact[d, first : first + n] @ weights.input[d].double() + weights.bias[d].double()
+        assert (x_gates[d, :n].double() - wanted).abs().max() < tolerance("fp32", "cuda")
+    assert x_gates.shape == (2, ROOM, 4 * 24)
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs
@@ -175,7 +186,6 @@ def test_outputs_are_written_where_they_are_wanted(device: str, skip: bool) -> N
     assert found.data_ptr() == all_layers[1].data_ptr()
     assert (tensors.outputs if skip else tensors.hidden) is found
     assert torch.equal(real_nodes(all_layers[1], layer.nodes), real_nodes(expected, layer.nodes))
-    assert not all_layers[1, :, 0].any()  # the roots' rows
     assert all_layers[[0, 2]].isnan().all()
 
 
@@ -194,7 +204,7 @@ def test_outputs_that_do_not_fit_are_named(device: str) -> None:
 
 
 def without(launch: Launch, *names: str) -> Launch:
-    return launch._replace(arguments={name: value for name, value in launch.arguments.items() if name not in names})
+    return replace(launch, arguments={name: value for name, value in launch.arguments.items() if name not in names})
 
 
 def test_depths_at_once_have_the_launches_of_each_and_are_checked_once(
@@ -214,39 +224,5 @@ def test_depths_at_once_have_the_launches_of_each_and_are_checked_once(
         assert ours == expected  # the projection
     x_gates = product.arguments["out_ptr"]
     for gates in after[::2]:
-        assert gates.arguments["tensors"].x_gates is x_gates and gates.arguments["tensors"].x is None
+        assert gates.arguments["x_gates_ptr"] is x_gates and gates.arguments["tensors"].x is None
         assert (gates.arguments["slab_depth"], gates.arguments["M"]) == (2, 77) == (2, x_gates.shape[1])
-
-
-def test_the_interpreter_takes_no_notice_of_dependence(device: str) -> None:
-    if device == "cuda":
-        pytest.skip("in the interpreter alone")
-    run = random_layer(device, sizes=SIZES).poisoned(options=LaunchOptions(dependent=True))
-    for launch in launches_of(run, "fused"):
-        assert launch.arguments["MODE"].dependent is False and "launch_pdl" not in launch.options
-
-
-@pytest.mark.parametrize("int8", [False, True])
-def test_dependent_launches_give_the_same(device: str, int8: bool) -> None:
-    if device == "cpu" or not can_depend(torch.device(device)):
-        pytest.skip("there are no dependent launches here")
-    layer = random_layer(device, sizes=SIZES, P=16, C=64)
-    results: list[Any] = []
-    for dependent in (False, True):
-        options = LaunchOptions(dependent=dependent)
-        found, _ = lstm_layer(layer.pack(int8=int8), layer.nodes, layer.x, skip=True, options=options)
-        results.append(real_nodes(found, layer.nodes))
-    assert torch.equal(*results) and results[0].isfinite().all()
-
-
-def test_cards_without_dependent_launches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    card = torch.device("cuda", 0)
-    assert not can_depend(card) and not can_depend(torch.device("cpu"))
-    with pytest.raises(ValueError) as error:
-        check_dependent(card)
-    assert str(error.value) == "dependent: expected a device of compute capability 9.0 or more, found 8.0"
-    for capability in ((9, 0), (10, 0), (12, 0)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert can_depend(card)
-        check_dependent(card)

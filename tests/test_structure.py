@@ -194,14 +194,13 @@ def test_places_of_precisions(check: Callable[[ast.AST], bool], code: str, expec
     ("code", "expected"),
     [
         ("kind = 'fused'", {"fused"}),
-        ("TILES['persistent gates', 'half']", {"persistent"}),
+        ("TILES['specialized gates', 'half']", {"specialized"}),
         ("def f(is_hoisted): g(hoisted_input, HoistedStep)", {"hoisted"}),
-        ("from flashelmo.kernels.lstm.persistent import launch", {"persistent"}),
-        ("Settings(persistent=True)", {"persistent"}),
-        ("self.register_buffer('w', w, persistent=False)", set()),
+        ("from flashelmo.kernels.lstm.warp_specialized import launch", {"specialized"}),
+        ("Settings(specialized=True)", {"specialized"}),
         ("'''A fused one.'''\nx = 1  # hoisted", set()),
         ("class C:\n    '''Fused.'''", set()),
-        ("raise ValueError('expected a persistent launch to end')", set()),
+        ("raise ValueError('expected a hoisted launch to end')", set()),
         ("refused = confused('unhoisted')", set()),
     ],
 )
@@ -213,7 +212,7 @@ def test_places_are_counted_by_file_in_package_and_tests() -> None:
     files = {
         "engine/a.py": "x = 'fp32'; kind = 'fused'",
         "kernels/b.py": "x = ('fp32', 'int8'); kinds = ['fused', 'hoisted']",
-        "tests/test_c.py": "x = {'fp32': 1e-5, 'bf16': 0.01}; hoisted = persistent",
+        "tests/test_c.py": "x = {'fp32': 1e-5, 'bf16': 0.01}; hoisted = specialized",
     }
     assert dict(places({name: ast.parse(code) for name, code in files.items()})) == {
         "files that name a precision, package / tests": "2 / 1",

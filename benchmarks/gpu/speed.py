@@ -64,8 +64,9 @@ class Speed:
         found = [self.ours(precision) for precision in precisions]
         if section in ("single", "batch", "ragged"):
             found.insert(1, self.ours(first, known=True))
+        if section in ("single", "batch", "ragged") and not settings.check:
             found += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
-        if section in ("single", "batch"):
+        if section in ("single", "batch") and not settings.check:
             found += self._stacks(workload)
         if section == "bulk" and slow:
             found.append(self.eager("fp32", settings.eager_batch))

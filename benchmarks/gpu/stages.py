@@ -24,7 +24,6 @@ STAGES = {
     "memset": "copies on the card",
     "char_cnn": "characters",
     "highway": "highway",
-    "persistent": "persistent steps",
     "gates": "LSTM gates",
     "projection": "LSTM projection",
     "linear": "linear",

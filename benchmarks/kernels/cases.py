@@ -20,13 +20,14 @@ from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, WEIGHT_BOUND_ROWS, Tile
+from flashelmo.kernels.lstm import hopper
+from flashelmo.kernels.lstm.weights import Shape
+from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
 MANY = 4096  # rows, where a tile is for any number
 TARGETS = (75, 80, 90, 100, 120)
 MATRIX_TARGETS = TARGETS[1:]  # with the matrix instructions that Triton uses; on 75 there is float32 alone
 FEW_TARGETS = (90,)  # for what compiles much like something else
-DEPENDENT_TARGETS = (90, 100, 120)  # of launches that may begin before the one before ends
 
 ORIGINAL = preset_config("original")
 MANYLANGS = replace(ORIGINAL, character_size=50)
@@ -80,21 +81,22 @@ class Case(NamedTuple):
     build: Callable[[], Launch]
 
 
-def lstm_step(
-    kernel: str, way: str, config: ElmoConfig, rows: int, make: Maker, *, dependent: bool = False, **options: bool
-) -> Launch:
+def lstm_step(kernel: str, way: str, config: ElmoConfig, rows: int, make: Maker, *, skip: bool = False) -> Launch:
     """One depth's launch of a kernel of the LSTM."""
-    if way == "persistent":
-        rows = min(rows, WEIGHT_BOUND_ROWS)  # split sums are allocated for no more
-    problem = LstmProblem(LstmLayer(config, make.device), ((rows,),) * D, **options)
-    steps = problem.steps(problem.run(make.precision, way, dependent), way)
+    problem = LstmProblem(LstmLayer(config, make.device), ((rows,),) * D, skip)
+    steps = problem.steps(problem.run(make.precision), way)
     return next(launch for launch in steps if kernel_name(launch) == f"{kernel}_kernel")
 
 
-def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True, dependent: bool = False) -> Launch:
+def at_rows(kernel: str, way: str, fixed: int, config: ElmoConfig, rows: int, make: Maker) -> Launch:
+    """The same at a number of rows of its own, as no table says which it is for."""
+    return lstm_step(kernel, way, config, fixed, make, skip=True)
+
+
+def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True) -> Launch:
     """The projection after a fused step, or a hoisted one with 8-bit weights."""
     way = "hoisted" if make.precision == "int8" else "fused"
-    return lstm_step("projection", way, config, rows, make, skip=skip, dependent=dependent)
+    return lstm_step("projection", way, config, rows, make, skip=skip)
 
 
 def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
@@ -109,26 +111,37 @@ def _launch(build: Build, *given: Any) -> Launch:
     return found.launch if isinstance(found, Problem) else found
 
 
+def shape_of(config: ElmoConfig) -> Shape:
+    """Of a layer."""
+    return Shape(D, config.projection_size, config.cell_size)
+
+
 EXACT, BF16 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
-PERSISTENT = ("persistent gates", "persistent projection")
+HOPPER = (90,)
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
-persistent, early = partial(lstm_step, "persistent", "persistent", skip=True), DEPENDENT_TARGETS
 input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
-    Kernel("gates by word", GATES, "CP", partial(fused, by_word=True), BF16, hopper=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16", "int8"), ("fp32", "tf32")),
     Kernel("projection", PROJECTION, "CP", projection, (*EXACT, "int8"), sizes=True),
     Kernel("projection, no skip", PROJECTION, "CP", partial(projection, skip=False), few=BF16),
-    Kernel("gates dependent", GATES, "CP", partial(fused, dependent=True), few=BF16),
-    Kernel("gates hoisted dependent", GATES, "CP", partial(hoisted, dependent=True), BF16, ("int8",), targets=early),
-    Kernel(
-        "projection dependent", PROJECTION, "CP", partial(projection, dependent=True), BF16, ("int8",), targets=early
+    *(
+        Kernel(name, (), "CP", partial(at_rows, kernel, way, rows), BF16, ("fp16",), sizes=rows >= 64, targets=HOPPER)
+        for name, kernel, way, rows in (
+            ("few_rows gates, 16 rows", "few_gates", "few_rows", 16),
+            ("few_rows gates, 32 rows", "few_gates", "few_rows", 32),
+            ("few_rows gates, 64 rows", "few_gates", "few_rows", 64),
+            ("few_rows projection", "few_projection", "few_rows", 32),
+            ("warp_specialized gates", "specialized_gates", "warp_specialized", MANY),
+            ("tma gates", "tma_gates", "tma", MANY),
+            ("Hopper projection, 64 rows", "hopper_projection", "few_rows", 64),
+            ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
+            ("Hopper projection, 512 rows", "hopper_projection", "tma", 512),
+            ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
+        )
     ),
-    Kernel("persistent", PERSISTENT, "CP", persistent, (*EXACT, "int8"), sizes=True),
-    Kernel("persistent, no skip", PERSISTENT, "CP", partial(persistent, skip=False), ("bf16", "int8")),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
     Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True),
     Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, config=MANYLANGS),
@@ -174,7 +187,8 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
     """A case of many rows for each other size that differs from all before in what the kernel depends on."""
     rows, entries = rows_and_entries(kernel.operations, kind_of("bf16"))[-1]
     seen = {described(ORIGINAL, kernel.letters)}
-    for config in OTHER_SIZES if kernel.sizes else ():
+    served = [each for each in OTHER_SIZES if kernel.targets != HOPPER or hopper.fits(shape_of(each))]
+    for config in served if kernel.sizes else ():
         if described(config, kernel.letters) not in seen:
             seen.add(described(config, kernel.letters))
             yield _case(kernel, config, "bf16", rows, entries, FEW_TARGETS)
@@ -190,7 +204,7 @@ def _case(
 def with_tile(build: Callable[[], Launch], tile: Tile) -> Launch:
     """A launch as it would be compiled with this tile."""
     launch = build()
-    return launch._replace(arguments={**launch.arguments, "TILE": tile}, options=tile.options)
+    return replace(launch, arguments={**launch.arguments, "TILE": tile}, options=tile.options)
 
 
 def rows_and_entries(operations: Sequence[str], kind: str) -> list[tuple[int, tuple[str, ...]]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from flashelmo.benchmarks.kernels import problems
 from flashelmo.benchmarks.kernels.card import Device
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent
+from flashelmo.benchmarks.kernels.lstm import PORTABLE, WAYS, LstmLayer, LstmProblem, serving
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.timing import Deadline
@@ -25,7 +25,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import PRECISIONS
 
-SMALL_ROWS = 64  # persistent steps and 8-bit weights are for few rows
+SMALL_ROWS = 64  # 8-bit weights are for few rows
 # Sizes that fit no block, and the other activation.
 ODD = replace(
     preset_config("original"),
@@ -110,27 +110,19 @@ def _step_checks(
         return problem(rows).error(*given)
 
     small = tuple(n for n in sizes.steps if n <= SMALL_ROWS)
-    smaller = dict.fromkeys((small, small[:2]))  # all depths of a persistent launch have one tile
-    planned: list[tuple[str, str, Iterable[tuple[int, ...]]]] = []  # way, precision, rows
     for precision in precisions:
+        planned = {"fused": sizes.many, "hoisted": sizes.few}
         if precision == "bf16":
-            planned += [
-                ("fused", "bf16", [sizes.steps]),
-                ("hoisted", "bf16", [sizes.steps]),
-                ("hoisted", "int8", [small]),
-            ]
-            planned += [("persistent", "bf16", smaller), ("persistent", "int8", smaller)]
-        else:
-            planned += [("fused", precision, [sizes.many])]
-            planned += [(way, precision, [sizes.few]) for way in ("hoisted", "persistent")]
-    both = [False, True] if has_dependent(device) else [False]
-    for way, dependent in (
-        [("fused", each) for each in both] + [("hoisted", each) for each in both] + [("persistent", False)]
-    ):
-        for _, precision, rows in filter(lambda each: each[0] == way, planned):
-            for each in rows if not dependent or precision in ("bf16", "int8") else ():
-                name, detail = f"{'dependent ' * dependent}{way} step", f"rows {', '.join(map(str, each))}"
-                yield Check(name, precision, detail, partial(error, each, precision, way, dependent))
+            planned = dict.fromkeys(planned, sizes.steps)
+            name, detail = "hoisted step", f"rows {', '.join(map(str, small))}"
+            yield Check(name, "int8", detail, partial(error, small, "int8", "hoisted"))
+        served = {n: serving(layer, n, precision) for n in sizes.steps}
+        for way in (way for way in WAYS if way not in PORTABLE):
+            planned[way] = tuple(n for n in sizes.steps if way in served[n])
+        for way, rows in planned.items():
+            if rows:
+                detail = f"rows {', '.join(map(str, rows))}"
+                yield Check(f"{way} step", precision, detail, partial(error, rows, precision, way))
 
 
 def run_checks(

@@ -1,8 +1,8 @@
 """What is timed on a GPU: our kernels through their launchers, and cuBLAS's products alone, by torch.bmm and torch.mm.
 
 All work on random tensors of a model's sizes. An LSTM is timed as a chain of steps over a forest of equal depths with
-random parents, as long as the slabs that the layer's input is multiplied for. Hoisted and persistent steps leave that
-product out; it is timed by itself, as "input". Steps of dependent launches take turns with the same steps without.
+random parents, as long as the slabs that the layer's input is multiplied for. Hoisted steps leave that product out; it
+is timed by itself, as "input".
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ import torch
 from flashelmo.benchmarks.kernels import model, problems
 from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, has_dependent, way_in_use
+from flashelmo.benchmarks.kernels.lstm import (
+    PORTABLE,
+    LstmLayer,
+    LstmProblem,
+    kind_of_way,
+    serving,
+    way_in_use,
+)
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.kernels.launch import Launch
 
-DEPENDENT = "step, dependent launches"
 OTHERS = ("fp16", "fp32", "tf32")  # precisions that are timed at few sizes
 
 
@@ -49,7 +55,6 @@ class Timed:
         cost: of one call, for the model; None for a peer, as are its checks.
         checks: names of the checks that must have passed.
         peer: name of the task in the same group that does the same by other means.
-        verify: called after its group was timed; raises RuntimeError if what was timed went wrong unseen.
     """
 
     task: Task
@@ -57,7 +62,6 @@ class Timed:
     cost: Cost | None = None
     checks: tuple[str, ...] = ()
     peer: str = ""
-    verify: Callable[[], None] | None = None
 
 
 class Group(NamedTuple):
@@ -70,25 +74,38 @@ class Group(NamedTuple):
 
 def runner(launches: Sequence[Launch | Problem]) -> Callable[[], None]:
     """Runs them in order."""
+    return in_order([launch.run for launch in launches])
+
+
+def in_order(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    """Calls them one after the other."""
 
     def run() -> None:
-        for launch in launches:
-            launch.run()
+        for call in calls:
+            call()
 
     return run
 
 
-def step_groups(layer: LstmLayer, rows: int, precisions: Sequence[str], chain: Chain = CHAIN) -> Iterator[Group]:
-    """Gates, projection and step at so many rows, and steps of dependent launches beside plain ones."""
-    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}, DEPENDENT: {}}
-    problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
-    members = [each for found in ways(layer, rows, precisions) for each in _members(problem, rows, *found)]
-    if "bf16" in precisions and has_dependent(layer.device):
-        for precision in ("bf16", "int8") if rows <= SMALL_ROWS else ("bf16",):
-            members += [(DEPENDENT, each) for each in _dependent(problem, rows, precision)]
+def step_groups(
+    layers: Sequence[LstmLayer], rows: int, precisions: Sequence[str], chain: Chain = CHAIN, *, served: bool = False
+) -> Iterator[Group]:
+    """Gates, projection and step at so many rows.
+
+    Args:
+        layers: of one size, whose chains follow each other, so that no layer's weights stay in the L2 cache for ever.
+        served: steps alone, in the variants that serve so many rows.
+    """
+    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}}
+    problems = [LstmProblem(layer, [(rows,) * chain.depths(rows)] * D) for layer in layers]
+    found = ways(layers[0], rows, precisions)
+    if served:
+        found = ((precision, way) for precision in precisions for way in serving(layers[0], rows, precision))
+    members = [each for precision, way in found for each in _members(problems, rows, precision, way)]
     for section, each in members:
         sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
-    yield from (Group(name, f"{rows} rows", list(found.values())) for name, found in sections.items() if found)
+    wanted = ("step",) if served else tuple(sections)
+    yield from (Group(name, f"{rows} rows", list(sections[name].values())) for name in wanted if sections[name])
 
 
 def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -98,62 +115,49 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
             yield precision, way_in_use(layer, rows, precision)
             continue
         yield from ((precision, "fused"), (precision, "hoisted"))
+        yield from ((precision, way) for way in serving(layer, rows, precision) if way not in PORTABLE)
         if rows <= SMALL_ROWS:
-            yield from ((precision, "persistent"), ("int8", "hoisted"), ("int8", "persistent"))
+            yield "int8", "hoisted"
 
 
 def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:
     """Gates, projection and step by our kernels, in the variant that is in use at so many rows."""
     problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
-    found = _members(problem, rows, precision, way_in_use(layer, rows, precision))
+    found = _members([problem], rows, precision, way_in_use(layer, rows, precision))
     return {section: each for section, each in found if each.cost is not None}
 
 
-def _members(problem: LstmProblem, rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
+def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
     """A variant's parts and whole, by section, each with the library's products where it has some."""
-    config, checks, run = problem.layer.config, (f"{way} step",), problem.run(precision, way)
-    steps, T, name = problem.steps(run, way), problem.nodes.n_depths, f"{way} {precision}"
-    cost = model.step(config, rows, precision, way)
-    if run.options.barrier is not None:
-        task, cost = Task(name, runner(steps), T), cost + Cost(launches=1 / T)
-        yield "step", Timed(task, precision, cost, checks, verify=run.options.barrier.check)
-        return
-    gates, projection = model.gates(config, rows, precision, way), model.projection(config, rows, precision)
+    layers, checks = [problem.layer for problem in problems], (f"{way} step",)
+    T, name = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}"
+    steps = [launch for problem in problems for launch in problem.steps(problem.run(precision), way)]
+    config, kind = layers[0].config, kind_of_way(way)
+    cost = model.step(config, rows, precision, kind)
+    gates, projection = model.gates(config, rows, precision, kind), model.projection(config, rows, precision)
     parts = {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
     parts["step"] = name, steps, cost
-    peers = {} if precision == "int8" else _products(problem.layer, precision, way, rows)
+    peers = {} if precision == "int8" else _products(layers, precision, kind, rows)
     for section, (name, launches, cost) in parts.items():
-        peer = f"cuBLAS {name}" if section in peers else ""
+        peer = f"cuBLAS {name.replace(way, kind)}" if section in peers else ""
         yield section, Timed(Task(name, runner(launches), T), precision, cost, checks, peer)
         if peer:
-            yield section, Timed(Task(peer, peers[section]), precision)
+            yield section, Timed(Task(peer, peers[section], len(layers)), precision)
 
 
-def _dependent(problem: LstmProblem, rows: int, precision: str) -> Iterator[Timed]:
-    """Steps in the variant that is in use, as dependent launches and as plain ones."""
-    way, T = way_in_use(problem.layer, rows, precision), problem.nodes.n_depths
-    dependent, plain = (runner(problem.steps(problem.run(precision, way, each), way)) for each in (True, False))
-    name, peer = f"{way} {precision}", f"plain {way} {precision}"
-    cost = model.step(problem.layer.config, rows, precision, way)
-    yield Timed(Task(name, dependent, T), precision, cost, (f"dependent {way} step",), peer)
-    yield Timed(Task(peer, plain, T), precision)
+def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
+    """The library's products of a step of each layer, by section."""
+    C, P = layers[0].config.cell_size, layers[0].config.projection_size
 
-
-def _products(layer: LstmLayer, precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
-    """The library's products of a step, by section."""
-    C, P = layer.config.cell_size, layer.config.projection_size
-
-    def of(inputs: int, outputs: int) -> Callable[[], None]:
+    def of(inputs: int, outputs: int, layer: LstmLayer) -> Callable[[], None]:
         a, b = (torch.randn(D, *shape, device=layer.device) for shape in ((rows, inputs), (inputs, outputs)))
         return library_product(a.to(dtype_of(precision)), b.to(dtype_of(precision)), precision)
 
-    gates, projection = of(2 * P if way == "fused" else P, 4 * C), of(C, P)
+    gates = [of(2 * P if way == "fused" else P, 4 * C, layer) for layer in layers]
+    projection = [of(C, P, layer) for layer in layers]
 
-    def both() -> None:
-        gates()
-        projection()
-
-    return {"gates": gates, "projection": projection, "step": both}
+    both = [each for of_layer in zip(gates, projection, strict=True) for each in of_layer]
+    return {"gates": in_order(gates), "projection": in_order(projection), "step": in_order(both)}
 
 
 # ---------------------------------------------------------------------------------------------------- words and tokens

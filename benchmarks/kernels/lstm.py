@@ -20,20 +20,17 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Barrier, Launch, can_depend
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_kernel
+from flashelmo.kernels.lstm.cell import roots_kernel
 from flashelmo.kernels.lstm.layer import VARIANTS, choose, pack_lstm
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 N_ROOTS = 2
-PROGRAMS = 132  # of a persistent launch that is only compiled
 WAYS = {variant.name: variant for variant in VARIANTS}
-
-
-def has_dependent(device: str) -> bool:
-    """Whether dependent launches can be tried: on any card that has them, and in the interpreter, which has none."""
-    return torch.device(device).type != "cuda" or can_depend(torch.device(device))
+HOISTED = ("few_rows",)  # of those for some cards
+PORTABLE = ("hoisted", "fused")  # for every card; the others are for some
 
 
 class LstmLayer:
@@ -68,56 +65,53 @@ class LstmProblem:
 
     Args:
         rows: nodes of each depth, for each direction.
-        by_word: the input is a row for each word, not for each node.
         skip: with a skip connection.
     """
 
-    def __init__(
-        self, layer: LstmLayer, rows: Sequence[Sequence[int]], by_word: bool = False, skip: bool = False
-    ) -> None:
-        self.layer, self._by_word, self._skip = layer, by_word, skip
+    def __init__(self, layer: LstmLayer, rows: Sequence[Sequence[int]], skip: bool = False) -> None:
+        self.layer, self._skip = layer, skip
         self._nodes = random_nodes(rows)
-        on_device = {name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "words")}
+        on_device = {name: getattr(self._nodes, name).to(layer.device) for name in ("starts", "parents", "children")}
         self.nodes = replace(self._nodes, **on_device)
         P, C, normal = layer.config.projection_size, layer.config.cell_size, layer.make.normal
         # Numbers that every type holds, so that one reference serves all.
-        self._x = normal(*((max(map(sum, rows)),) if by_word else (D, self.nodes.n_nodes)), P).bfloat16().float()
+        self._x = normal(D, self.nodes.n_nodes, P).bfloat16().float()
         self._roots = normal(D, N_ROOTS, P).bfloat16().float(), normal(D, N_ROOTS, C)
 
-    def run(self, precision: str, way: str, dependent: bool = False) -> LayerRun:
+    def run(self, precision: str) -> LayerRun:
         """What the launches are made of: states random, as they are in use."""
         weights = self.layer.weights(precision)
-        tensors = new_tensors(weights, self.nodes, self._x.to(weights.device, weights.dtype), skip=self._skip)
-        for tensor in (tensors.hidden, tensors.cell, tensors.unprojected):
+        x = self._x.to(weights.device, weights.dtype)
+        roots = self._roots[0].to(weights.device, weights.dtype), self._roots[1].to(weights.device)
+        tensors = new_tensors(weights, self.nodes, x, skip=self._skip, roots=roots)
+        for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected):
             tensor.normal_()
-        tensors.hidden[:, :N_ROOTS] = self._roots[0].to(tensors.hidden)
-        tensors.cell[0, :, :N_ROOTS] = self._roots[1].to(tensors.cell)
-        barrier = _barrier(self.layer.device) if way == "persistent" else None
-        options = LaunchOptions(PRECISIONS[precision].on("cuda").products, barrier, dependent)
-        return LayerRun(weights, tensors, self.nodes, self._by_word, options)
+        return LayerRun(weights, tensors, self.nodes, LaunchOptions(PRECISIONS[precision].on("cuda").products))
 
     def steps(self, run: LayerRun, way: str) -> list[Launch]:
-        """The launches of all depths in order, without the products of the input, which are computed here."""
+        """The launches of all depths in order, without what comes before all of them, which is computed here."""
         steps = []
         for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
-            if launch.kernel is not linear_kernel:
+            if launch.kernel not in (linear_kernel, roots_kernel):
                 steps.append(launch)
             elif self.layer.device != "meta":
                 launch.run()
         return steps
 
-    def error(self, precision: str, way: str, dependent: bool = False) -> float:
-        """Of all nodes' hidden states, after what the steps should write was filled with NaN."""
-        run = self.run(precision, way, dependent)
-        steps, tensors = self.steps(run, way), run.tensors
-        written = (tensors.hidden[:, N_ROOTS:], tensors.cell[0, :, N_ROOTS:], tensors.cell[1])
-        for tensor in (*written, tensors.unprojected, tensors.partial_sums):
+    def compute(self, precision: str, way: str) -> Tensor:
+        """Hidden states [D, N, P] of a run of all steps, after what they should write was filled with NaN."""
+        run = self.run(precision)
+        tensors = run.tensors
+        for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
             tensor.fill_(torch.nan)
-        for launch in steps:
+        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
             launch.run()
-        if run.options.barrier is not None:
-            run.options.barrier.check()
-        return relative_error(self._real(tensors.hidden.cpu()), self._real(self.expected))
+        hidden: Tensor = tensors.hidden
+        return hidden
+
+    def error(self, precision: str, way: str) -> float:
+        """||found - expected|| / ||expected|| of all nodes' hidden states."""
+        return relative_error(self._real(self.compute(precision, way).cpu()), self._real(self.expected))
 
     @cached_property
     def expected(self) -> Tensor:
@@ -141,21 +135,25 @@ class LstmProblem:
         return torch.cat([hidden[d, starts[1] : starts[-1]] for d, starts in enumerate(self._nodes.depths)])
 
 
+def serving(layer: LstmLayer, rows: int, precision: str) -> list[str]:
+    """The variants that serve steps of so many rows, in order of preference."""
+    run = LstmProblem(layer, ((rows,),) * D).run(precision)
+    return [name for name, variant in WAYS.items() if variant.serves(run, rows)]
+
+
+def kind_of_way(way: str) -> str:
+    """The portable variant that does the same products: "fused", or "hoisted" where the input's are done beforehand."""
+    return way if way in PORTABLE else "hoisted" if way in HOISTED else "fused"
+
+
 def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:
     """The variant that computes steps of so many rows where the host's launches cost nothing."""
-    return choose(LstmProblem(layer, ((rows,),) * D).run(precision, "hoisted"), rows).name
+    return choose(LstmProblem(layer, ((rows,),) * D).run(precision), rows).name
 
 
 def kernel_name(launch: Launch) -> str:
     """Of its function, as "gates_kernel"."""
     return str(launch.kernel.fn.__name__)
-
-
-def _barrier(device: str) -> Barrier:
-    if device != "meta":
-        return Barrier.on(device)
-    arrivals, timed_out = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int64, torch.int32))
-    return Barrier(arrivals, timed_out, PROGRAMS)
 
 
 def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
@@ -171,6 +169,8 @@ def random_nodes(rows: Sequence[Sequence[int]]) -> Nodes:
 
 
 def _forest(rows: Sequence[int], host: torch.Generator) -> Forest:
-    parents = [torch.randint(0, a, (n,), generator=host) for a, n in zip((N_ROOTS, *rows), rows, strict=False)]
+    parents = [
+        torch.randint(0, a, (n,), generator=host).sort().values for a, n in zip((N_ROOTS, *rows), rows, strict=False)
+    ]
     nothing, depths = np.empty(0, np.int32), np.array([0, *accumulate(rows)])
     return Forest(np.arange(sum(rows), dtype=np.int32), torch.cat(parents).int().numpy(), depths, nothing, depths[:0])

@@ -39,7 +39,7 @@ WORD_LENGTH = 8  # characters of a distinct word with its begin and end: the mea
 TOKENS = 32_768
 KEPT = 0.5  # of the L2 cache: what is read again and again and fills no more stays there
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-COLUMNS = {"gates": 4, "persistent gates": 4, "highway": 2}  # of the product, to one of a tile
+COLUMNS = {"gates": 4, "highway": 2}  # of the product, to one of a tile
 
 
 def value_bytes(precision: str) -> int:
@@ -166,10 +166,8 @@ def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
 
 
 def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
-    """One step of both directions: "fused" or "hoisted", two launches; "persistent", two barriers instead."""
-    gate_way = "fused" if way == "fused" else "hoisted"
-    whole = gates(config, rows, precision, gate_way) + projection(config, rows, precision)
-    return replace(whole, launches=0, barriers=2) if way == "persistent" else whole
+    """One step of both directions: "fused" or "hoisted", two launches."""
+    return gates(config, rows, precision, way) + projection(config, rows, precision)
 
 
 def hoisted_input(config: ElmoConfig, nodes: int, precision: str) -> Cost:
@@ -229,7 +227,7 @@ def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
     for n in ROWS:
         costs += [(f"gates, {way}", f"{n} rows", "bf16", gates(config, n, "bf16", way)) for way in ("fused", "hoisted")]
         costs.append(("projection", f"{n} rows", "bf16", projection(config, n, "bf16")))
-        for precision, ways in (("bf16", ("fused", "hoisted", "persistent")), ("int8", ("hoisted", "persistent"))):
+        for precision, ways in (("bf16", ("fused", "hoisted")), ("int8", ("hoisted",))):
             costs += [(f"step, {way}", f"{n} rows", precision, step(config, n, precision, way)) for way in ways]
     for n in WORDS:
         costs.append(("characters", f"{n} words", "bf16", characters(config, [WORD_LENGTH] * n, "bf16")))

@@ -104,11 +104,15 @@ class Problem(NamedTuple):
             self.first.run()
         self.launch.run()
 
-    def error(self) -> float:
-        """||out - expected|| / ||expected|| once the launch has run; NaN where it left something unwritten."""
+    def compute(self) -> Tensor:
+        """The output of a run of the launch, NaN where it left something unwritten."""
         self.out.fill_(torch.nan)
         self.run()
-        return relative_error(self.out, self.expected())
+        return self.out
+
+    def error(self) -> float:
+        """||out - expected|| / ||expected|| of a run."""
+        return relative_error(self.compute(), self.expected())
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:

@@ -73,6 +73,8 @@ def parameter_names(signature: Mapping[str, Any]) -> list[str]:
     for name, kind in signature.items():
         if hasattr(kind, "_asdict"):
             found += [member and f"{name}.{member}" for member in parameter_names(kind._asdict())]
+        elif kind.startswith("tensordesc"):
+            found += [name] + [""] * (2 * kind.partition("[")[2].partition("]")[0].count(",") + 2)  # sizes and strides
         elif kind != "constexpr":
             found.append(name if kind.startswith("*") else "")
     return found
@@ -117,12 +119,10 @@ def _sources(statements: Sequence[Statement]) -> dict[str, set[int]]:
         for name, operands, _ in statements:
             # The first operand, which may be several registers in braces, is what is written.
             into, _, rest = operands.partition("}" if operands.startswith("{") else ",")
-            if name.startswith("ld.param"):
-                made = {int(k) for k in _PARAMETER.findall(rest)}
-            elif "[" in operands:
+            if "[" in operands and not name.startswith("ld.param"):
                 continue
-            else:
-                made = {k for register in _REGISTER.findall(rest) for k in found.get(register, ())}
+            made = {int(k) for k in _PARAMETER.findall(rest)}  # loaded, or a descriptor's place
+            made |= {k for register in _REGISTER.findall(rest) for k in found.get(register, ())}
             for register in _REGISTER.findall(into):
                 known = found.setdefault(register, set())
                 changed |= not made <= known

@@ -6,7 +6,7 @@ of cuBLAS at the same shapes. Results go to DIR/gpu-kernels-CARD.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, cycle, islice
@@ -24,11 +24,11 @@ from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import load_sentences
 from flashelmo.benchmarks.timing import Timing
-from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 
 TARGET_ROWS = (512, 32)
+TURNS = groups.Chain(least=8, most=8)  # depths of a layer before the other's turn
 
 
 class Kernels:
@@ -58,10 +58,8 @@ class Kernels:
     def jobs(self, run: Run) -> Iterator[Job]:
         """Checks, the ceilings, and what is timed, the targets first."""
         settings, config, device, seed = self.settings, self.config, self.device.torch, self.settings.seed
-        few = tuple(each for each in ("bf16", "fp32") if each in settings.precisions)
-        sizes, odd_sizes = self._sizes
-        yield self._check(run, self.model, checks.checks(config, sizes, device, seed, settings.precisions))
-        yield self._check(run, "odd sizes", checks.checks(checks.ODD, odd_sizes, device, seed + 1, few))
+        yield self.check_job(run, settings.precisions)
+        yield self.odd_check_job(run)
         yield Job("ceiling", CARD, "", self._ceilings)
         words, sizes_of_words = text_words(max(settings.words)), sorted(settings.words, reverse=True)
         rows = sorted(settings.rows, key=lambda n: (n not in TARGET_ROWS, n))
@@ -82,7 +80,7 @@ class Kernels:
     def _steps(self, n: int) -> Job:
         settings = self.settings
         precisions = [each for each in settings.precisions if each not in groups.OTHERS or n in settings.other_rows]
-        return self._job("step", f"{n} rows", lambda: groups.step_groups(self.layer, n, precisions, self.chain))
+        return self._job("step", f"{n} rows", lambda: groups.step_groups([self.layer], n, precisions, self.chain))
 
     def _words(self, words: list[str]) -> Job:
         given = self.config, words, "bf16", self.device.torch, self.settings.seed
@@ -91,7 +89,28 @@ class Kernels:
     def _job(self, section: str, detail: str, build: Callable[[], Iterable[Group]]) -> Job:
         return Job(section, self.model, detail, lambda: map(self.measure, build()))
 
-    def _check(self, run: Run, model: str, found: Iterator[checks.Check]) -> Job:
+    def served_steps(self, n: int) -> Job:
+        """Steps of bf16 in each variant that serves so many rows, two layers in turn, beside the library's products."""
+        build = partial(groups.step_groups, self._two_layers, n, ("bf16",), TURNS, served=True)
+        return self._job("step", f"{n} rows", build)
+
+    @cached_property
+    def _two_layers(self) -> list[LstmLayer]:
+        return [self.layer, LstmLayer(self.config, self.device.torch, self.settings.seed + 1)]
+
+    def check_job(self, run: Run, precisions: Sequence[str], steps_alone: bool = False) -> Job:
+        """The checks at the model's sizes."""
+        found = checks.checks(self.config, self._sizes[0], self.device.torch, self.settings.seed, precisions)
+        wanted = (each for each in found if each.name.endswith(" step")) if steps_alone else found
+        return self._check(run, self.model, wanted)
+
+    def odd_check_job(self, run: Run) -> Job:
+        """The checks at sizes that fit no block."""
+        few = tuple(each for each in ("bf16", "fp32") if each in self.settings.precisions)
+        found = checks.checks(checks.ODD, self._sizes[1], self.device.torch, self.settings.seed + 1, few)
+        return self._check(run, "odd sizes", found)
+
+    def _check(self, run: Run, model: str, found: Iterable[checks.Check]) -> Job:
         given = found, model, run.deadline, self.device, self.passed
         return Job("error", model, "", partial(checks.run_checks, *given))
 
@@ -118,11 +137,6 @@ class Kernels:
         if each.task.name not in timings:
             return replace(row, note=self._why_not(each))
         timing, peer = timings[each.task.name], timings.get(each.peer, Timing([])).samples
-        if timing.samples and each.verify:
-            try:
-                each.verify()
-            except RuntimeError as error:
-                timing = Timing([], one_line(error))
         if not timing.samples:
             return replace(row, note=f"{FAILED}: {timing.note}" if each.checks else timing.note)
         row = replace(row, note=timing.note).with_samples(timing.samples)

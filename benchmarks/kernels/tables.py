@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ BY_ROWS = {
     "gates": "Gates of a step of both directions, µs",
     "projection": "Projection of a step of both directions, µs",
     "step": "A step of both directions, µs",
-    "step, dependent launches": "A step whose launches may begin before the one before ends, µs",
 }
 
 
@@ -40,7 +38,7 @@ def _is_shown(row: Row) -> bool:
 def by_rows(title: str, rows: Iterable[Row]) -> str:
     """Times by rows, a line for each contestant; of predictions those of bf16 in two launches alone."""
     shown = [replace(row, ceiling=None) for row in rows if row.median is not None and _is_shown(row)]
-    shown = [row for row in shown if not (row.name.startswith(MODEL) and re.search("persistent|int8", row.name))]
+    shown = [row for row in shown if not (row.name.startswith(MODEL) and "int8" in row.name)]
     shown.sort(key=lambda row: int(row.detail.split()[0]))
     headings, lines = by_detail(shown)
     return markdown(title, 1, headings, sorted(lines, key=lambda line: (line[0].startswith(MODEL), line[0][0] == "c")))
@@ -123,7 +121,7 @@ def targets(results: Results, costs: Mapping[tuple[str, str, str], Cost], card: 
         cost = costs.get((section, detail, name))
         return 100 * cost.operations / (1e-6 * time * card.half) if time and cost else None
 
-    steps = {way: measured.get(("step", "32 rows", f"{way} bf16")) for way in ("fused", "hoisted", "persistent")}
+    steps = {way: measured.get(("step", "32 rows", f"{way} bf16")) for way in ("fused", "hoisted")}
     least, best = min(((time, way) for way, time in steps.items() if time), default=(None, ""))
     errors = [row.median for row in results.section("error") if row.name.endswith(" fp32") and row.median is not None]
     words = share("characters and highways", "4096 words", "bf16")

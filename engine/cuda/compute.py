@@ -13,9 +13,9 @@ from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.settings import CudaSettings
-from flashelmo.kernels.launch import Barrier, can_depend
+from flashelmo.kernels.gather import gather_words
 from flashelmo.kernels.lstm.layer import lstm_layer
-from flashelmo.kernels.lstm.run import LaunchOptions, Nodes
+from flashelmo.kernels.lstm.run import LaunchOptions, Nodes, Workspace
 from flashelmo.kernels.token_layers import Tokens, token_layers
 
 
@@ -40,7 +40,7 @@ def compute(
     output: DeviceOutput,
     settings: CudaSettings,
     *,
-    barrier: Barrier | None = None,
+    workspace: Workspace,
     state: DeviceState | None = None,
     first_row: int = 0,
 ) -> Tensor:
@@ -51,29 +51,24 @@ def compute(
     Args:
         word_vectors: [rows, P], the table that `packed_schedule` names words in.
         packed_schedule: int32 [size], what `layout.fill` wrote for these sizes.
-        barrier: lets depths of very few rows run as one launch; whoever takes the results checks it.
+        workspace: of the computing stream, for the LSTM's split sums.
         state: to start from and to update, with `first_row` for the window's first one.
     """
     parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = nodes_of(parts, sizes)
-    options = LaunchOptions(
-        precision=model.products,
-        barrier=barrier,
-        dependent=settings.dependent and can_depend(model.device),
-        keep_weights=settings.keep_weights,
-    )
+    options = LaunchOptions(precision=model.products, keep_weights=settings.keep_weights)
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
-    x, final = word_vectors, []
+    x, final = gather_words(word_vectors, parts["words"]), []
     for layer, weights in enumerate(model.lstm):
         x, tensors = lstm_layer(
             weights,
             nodes,
             x,
-            by_word=layer == 0,
             skip=layer > 0 and model.config.skip_connections,
             roots=None if state is None else state.roots(layer, first_row, sizes.n_roots),
             out=outputs[layer],
+            workspace=workspace,
             options=options,
         )
         if state is not None:
@@ -88,4 +83,4 @@ def compute(
 
 def nodes_of(parts: Mapping[str, Tensor], sizes: Sizes) -> Nodes:
     """The nodes of a schedule on the device, of the parts of `layout.Layout` that `layout.fill` wrote."""
-    return Nodes(parts["starts"], parts["parents"], parts["words"], sizes.depths)
+    return Nodes(parts["starts"], parts["parents"], parts["children"], sizes.depths)

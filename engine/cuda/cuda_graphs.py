@@ -12,14 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.memory import is_out_of_memory
-from flashelmo.engine.cuda.transfer import CAPTURE_LOCK
+from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging
 
 MAX_RESULT_BYTES = 1 << 30  # of all graphs' results; all other memory the graphs share
 
@@ -39,6 +39,11 @@ class Captured:
     replay: Callable[[], Tensor]
     packed_schedule: Tensor
     n_bytes: int = 0
+
+    @cached_property
+    def staging(self) -> Staging:
+        """What brings its input to the device."""
+        return Staging(self.packed_schedule)
 
 
 class GraphCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -20,7 +21,25 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
-from flashelmo.kernels.launch import Barrier
+from flashelmo.kernels.lstm.run import Workspace
+
+MAX_WORD_GRAPHS = 8  # one for each power of two
+LENT_BYTES = 1 << 20  # of a graph's results; more are copied, so that the way down and the next window overlap
+
+
+class Queued(NamedTuple):
+    """A window whose work is queued.
+
+    Attributes:
+        values: [O, tokens, 2P], pooled ones [O, B, 2P].
+        n_new: words that had to be computed.
+        lent: the values are a graph's, perhaps with rows beyond the last token, and its next replay overwrites them:
+            whatever reads them is to be queued before it, in the same stream.
+    """
+
+    values: Tensor
+    n_new: int
+    lent: bool = False
 
 
 class Executor:
@@ -36,10 +55,11 @@ class Executor:
         self.model = model
         self._share, self._switches = settings.shares_prefixes, settings.cuda
         self._transfers = transfers
-        self._table = WordVectors(model, encoder, transfers, settings.cache_bytes)
+        self._word_graphs = GraphCache(model.device, MAX_WORD_GRAPHS)
+        word_graphs = self._word_graphs if settings.cuda.graphs else None
+        self._table = WordVectors(model, encoder, transfers, settings.cache_bytes, word_graphs)
         self._state = DeviceState(model) if settings.stateful else None
-        self._barrier = Barrier.on(model.device)
-        self._barrier_used = False  # since `timed_out` was called
+        self._workspace = Workspace.of(model.lstm[0].shape, model.device)
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
@@ -52,31 +72,21 @@ class Executor:
     def make_room(self) -> None:
         """Free memory that the queued work does not need."""
         self._graphs.clear()
+        self._word_graphs.clear()
         if self.model.device.type == "cuda":
             self._transfers.wait()
             with CAPTURE_LOCK:
                 torch.cuda.empty_cache()
 
-    def timed_out(self) -> Tensor | None:
-        """int32 [1], not 0 once a persistent launch gave up waiting; None if there was none since the last call."""
-        used, self._barrier_used = self._barrier_used, False
-        return self._barrier.timed_out if used else None
-
-    def renew_barrier(self) -> None:
-        """After a time-out: what had arrived then does not count any more."""
-        self._barrier = Barrier.on(self.model.device)
-
     def queue(
-        self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0
-    ) -> tuple[Tensor, int]:
+        self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0, *, lend: bool = False
+    ) -> Queued:
         """Queue a window's work.
 
         Args:
             words: distinct words that the schedule names.
             first_row: where the window's rows begin in a batch, which matters to stateful runs.
-
-        Returns:
-            Results [O, tokens, 2P], pooled ones [O, B, 2P], and the number of words that had to be computed.
+            lend: the values may be lent.
 
         Raises:
             RuntimeError: the device's memory is used up, among others; the state is as it was.
@@ -87,15 +97,14 @@ class Executor:
         sizes = self.sizes(schedule, output)
         device_output = self._device_output(output)
         if sizes.n_depths == 0:  # no sentence has a token
-            return self._new_results(device_output, sizes.n_sentences).zero_(), n_new
+            return Queued(self._new_results(device_output, sizes.n_sentences).zero_(), n_new)
         if self._is_small(sizes):
-            return self._replay(schedule, sizes, word_rows, output, first_row), n_new
+            values, lent = self._replay(schedule, sizes, word_rows, output, first_row, lend)
+            return Queued(values, n_new, lent)
         packed_schedule = self._transfers.upload(
             Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row)
         )
-        barrier = self._barrier if self._switches.persistent else None
-        self._barrier_used |= barrier is not None
-        return self._compute(sizes, device_output, first_row, barrier, packed_schedule), n_new
+        return Queued(self._compute(sizes, device_output, first_row, packed_schedule), n_new)
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
         """How large the tensors of a window are."""
@@ -106,22 +115,27 @@ class Executor:
         switches = self._switches
         return switches.graphs and sizes.max_rows <= switches.graph_rows and sizes.n_depths <= switches.graph_depths
 
-    def _replay(self, schedule: Schedule, sizes: Sizes, word_rows: Int32, output: Output, first_row: int) -> Tensor:
-        """A small window by its bucket's graph, or launch by launch as long as there is none."""
+    def _replay(
+        self, schedule: Schedule, sizes: Sizes, word_rows: Int32, output: Output, first_row: int, lend: bool
+    ) -> tuple[Tensor, bool]:
+        """A small window by its bucket's graph, or launch by launch as long as there is none; whether it is lent."""
         bucket = sizes.bucket()
         if self._state is not None:
             self._state.reserve(first_row + bucket.n_roots)
         size, fill_bucket = Layout.of(bucket).size, self._fill(bucket, schedule, word_rows, first_row)
         device_output = self._device_output(output)
-        run = partial(self._compute, bucket, device_output, first_row, None)
+        run = partial(self._compute, bucket, device_output, first_row)
         self._forget_graphs_of_other_tensors()
         captured = self._graph((bucket, output, 0 if self._state is None else first_row), size, run)
         n_results = sizes.n_sentences if output.pool else sizes.n_tokens
         if captured is None:
-            return run(self._transfers.upload(size, fill_bucket))[:, :n_results]
+            return run(self._transfers.upload(size, fill_bucket))[:, :n_results], False
+        if lend and captured.n_bytes <= LENT_BYTES:
+            captured.staging.upload(fill_bucket)
+            return captured.replay(), True
         results = self._new_results(device_output, n_results)  # before the state moves on, as memory may be lacking
-        self._transfers.upload_into(captured.packed_schedule, fill_bucket)
-        return results.copy_(captured.replay()[:, :n_results])
+        captured.staging.upload(fill_bucket)
+        return results.copy_(captured.replay()[:, :n_results]), False
 
     def _graph(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
         """A bucket's graph; none where it finds no memory, as a capture may not use what is kept for launches."""
@@ -150,7 +164,6 @@ class Executor:
         sizes: Sizes,
         device_output: DeviceOutput,
         first_row: int,
-        barrier: Barrier | None,
         packed_schedule: Tensor,
     ) -> Tensor:
         return compute(
@@ -160,7 +173,7 @@ class Executor:
             sizes,
             device_output,
             self._switches,
-            barrier=barrier,
+            workspace=self._workspace,
             state=self._state,
             first_row=first_row,
         )

@@ -6,8 +6,10 @@ Letters: D directions, T depths, N nodes with the roots, R rows of the largest d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
+from operator import sub
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +21,8 @@ Depths: TypeAlias = tuple[tuple[int, ...], ...]
 D = 2
 ALIGNED = 32  # integers: every part begins at 128 bytes, as kernels are compiled for aligned pointers
 LEAST_ROWS = 16  # of a bucket: no tile has fewer
-LEAST_NODES = 64
+LEAST_TAIL_ROWS = 64  # of a bucket's last depths: fewer take hardly less time, and would make more buckets
+LEAST_NODES = 32
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Sizes:
 
     Attributes:
         depths: [D][T + 2], first node of each depth and one beyond the last, the roots' depth first. A bucket's let
-            every depth have as many rows as the largest.
+            every depth have as many rows as the largest from there on, rounded up.
         n_roots: states that the first depth starts from.
         n_nodes: N; a bucket's may be fewer than `depths` would have.
         n_tokens: tokens that get a result.
@@ -67,24 +70,46 @@ class Sizes:
     @property
     def max_rows(self) -> int:
         """R, without the roots."""
-        return max(int(np.diff(starts[1:]).max(initial=0)) for starts in self.depths)
+        return max(self.rows, default=0)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """[T] rows of each depth, in the direction that has most, without the roots."""
+        return list(map(max, *(map(sub, starts[2:], starts[1:]) for starts in self.depths)))
 
     def bucket(self) -> Sizes:
         """The sizes of a bucket that holds this window: some padding, so that many windows share one."""
-        rows = _power_of_two(self.max_rows, LEAST_ROWS)
-        n_depths = _rounded_depths(self.n_depths)
-        n_roots = 1 if self.n_roots == 1 else _power_of_two(self.n_roots, LEAST_ROWS)
-        n_nodes = n_roots + _round_up_to_half_powers(max(self.n_nodes - self.n_roots, self.n_tokens), LEAST_NODES)
-        starts = (0, *(n_roots + rows * depth for depth in range(n_depths + 1)))
-        return replace(
-            self,
-            depths=(starts,) * D,
-            n_roots=n_roots,
-            n_nodes=n_nodes,
-            n_tokens=n_nodes - n_roots,
-            n_sentences=_power_of_two(self.n_sentences, LEAST_ROWS) if self.n_sentences else 0,
-            n_rows=_power_of_two(self.n_rows, LEAST_ROWS) if self.n_rows else 0,
+        n_nodes = max(self.n_nodes - self.n_roots, self.n_tokens)
+        return _bucket(
+            self._steps,
+            n_roots=1 if self.n_roots == 1 else power_of_two(self.n_roots, LEAST_ROWS),
+            n_nodes=_rounded_nodes(n_nodes, LEAST_NODES),
+            n_sentences=power_of_two(self.n_sentences, LEAST_ROWS) if self.n_sentences else 0,
+            n_rows=power_of_two(self.n_rows, LEAST_ROWS) if self.n_rows else 0,
         )
+
+    @property
+    def _steps(self) -> tuple[tuple[int, int], ...]:
+        """Rows of a bucket's depths as steps that descend: (rows, the depth from which on there are fewer)."""
+        rows, depth = self.rows, self.n_depths
+        least = min(LEAST_TAIL_ROWS, power_of_two(max(rows), LEAST_ROWS))
+        found: list[tuple[int, int]] = []
+        while depth:
+            here, end = power_of_two(rows[depth - 1], least), _rounded_depths(depth)
+            found.append((here, end))
+            while depth and rows[depth - 1] <= here:
+                depth -= 1
+        return tuple(found[::-1])
+
+
+@lru_cache(1024)
+def _bucket(steps: tuple[tuple[int, int], ...], *, n_roots: int, n_nodes: int, n_sentences: int, n_rows: int) -> Sizes:
+    """Sizes of a bucket whose depths have so many rows; one object for equal ones, which compares at once."""
+    starts = [0, n_roots]
+    for rows, end in steps:
+        while len(starts) < end + 2:
+            starts.append(starts[-1] + rows)
+    return Sizes((tuple(starts),) * D, n_roots, n_roots + n_nodes, n_nodes, n_sentences, n_rows)
 
 
 def _starts(forest: Forest, n_depths: int, n_roots: int) -> tuple[int, ...]:
@@ -92,19 +117,20 @@ def _starts(forest: Forest, n_depths: int, n_roots: int) -> tuple[int, ...]:
     return (0, *starts, *[starts[-1]] * (n_depths + 1 - len(starts)))
 
 
-def _power_of_two(n: int, least: int) -> int:
+def power_of_two(n: int, least: int) -> int:
+    """The next power of two from n on, or the least."""
     return max(least, 1 << max(0, n - 1).bit_length())
 
 
-def _round_up_to_half_powers(n: int, least: int) -> int:
-    """The next number of 64, 96, 128, 192, 256, ...: at most half is padding."""
-    above = _power_of_two(n, least)
-    return above * 3 // 4 if above > least and n <= above * 3 // 4 else above
+def _rounded_nodes(n: int, least: int) -> int:
+    """The next number of 32, 64, 80, 96, 112, 128, 160, 192, ...: a quarter is added at most, beyond the least."""
+    step = max(least, power_of_two(n, 1) >> 3)
+    return -(-n // step) * step
 
 
 def _rounded_depths(n: int) -> int:
-    """A step without rows costs its launches, so that few are added: up to 3 below 32 depths, an eighth above."""
-    step = max(4, 1 << max(0, n - 1).bit_length() >> 4)
+    """A step without rows costs its launches, so that few are added: 1 up to 32 depths, above a 16th at most."""
+    step = max(2, power_of_two(n, 1) >> 4)
     return -(-n // step) * step
 
 
@@ -126,11 +152,12 @@ class Layout:
             self.size += -(-prod(shape) // ALIGNED) * ALIGNED
 
     @classmethod
+    @lru_cache(256)
     def of(cls, sizes: Sizes) -> Layout:
         """A window's parts.
 
-        starts [D, T + 2], parents [D, N], words [D, N]: as `kernels.lstm.run.Nodes` has them; words are rows of the
-        table.
+        starts [D, T + 2], parents [D, N], children [D, N + 1]: as `kernels.lstm.run.Nodes` has them.
+        words [D, N]: each node's row in the table of word vectors.
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
         position in its depth, which of two depths' cells it is, and the row of the state that it goes to.
@@ -138,6 +165,7 @@ class Layout:
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),
             "parents": (D, sizes.n_nodes),
+            "children": (D, sizes.n_nodes + 1),
             "words": (D, sizes.n_nodes),
             "token_words": (sizes.n_tokens,),
             "token_nodes": (D, sizes.n_tokens),
@@ -167,18 +195,29 @@ def fill(
     parts = Layout.of(sizes).views(flat)
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
-        starts = parts["starts"][d]
-        starts[1 : len(forest.depths) + 1] = forest.depths + sizes.n_roots
-        starts[len(forest.depths) + 1 :] = starts[len(forest.depths)]
+        starts, n_depths = parts["starts"][d], len(forest.depths)
+        np.add(forest.depths, sizes.n_roots, out=starts[1 : n_depths + 1], casting="same_kind")
+        starts[n_depths + 1 :] = starts[n_depths]
         parts["parents"][d, nodes] = forest.parents
-        np.take(word_rows, forest.words, out=parts["words"][d, nodes])
+        _fill_children(parts["children"][d], starts, forest)
+        word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
-    np.take(word_rows, schedule.token_words, out=parts["token_words"][: len(schedule.token_words)])
+    word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
     if sizes.n_sentences:
         parts["offsets"][: len(schedule.offsets)] = schedule.offsets
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]
     if sizes.n_rows:
         _fill_final(parts, schedule.forward, sizes.n_roots, first_row, padding_row)
+
+
+def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
+    """Where each node's children begin: as many as name it, one after the other, since parents ascend."""
+    sizes = np.diff(forest.depths)
+    above = forest.parents + np.repeat(starts[: len(sizes)], sizes)  # each node's parent among all nodes
+    counts = np.bincount(above, minlength=len(children) - 1)
+    children[0] = starts[1]
+    np.cumsum(counts, out=children[1:])
+    children[1:] += starts[1]
 
 
 def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, padding_row: int) -> None:

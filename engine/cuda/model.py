@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from flashelmo.engine.cuda.layout import Layout
+from flashelmo.engine.cuda.cuda_graphs import GraphCache
+from flashelmo.engine.cuda.layout import Layout, power_of_two
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
 from flashelmo.engine.precision import PRECISIONS
@@ -24,6 +25,8 @@ from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
+LEAST_WORDS = 16  # of a graph: no tile has fewer
+MOST_CAPTURED_WORDS = 1 << 9  # more take longer than their launches
 WORDS_AT_ONCE = 1 << 14  # of the char-CNN: their features, 2,048 values a word, are held twice
 
 
@@ -117,15 +120,24 @@ class WordVectors:
         transfers: brings ids to the device.
         cache_bytes: the table's size; the least recently used rows give way, window by window. With 0 no word is kept
             beyond its window.
+        graphs: where the graphs for few words are kept; None, and all are launched kernel by kernel.
 
     Attributes:
         vectors: [rows, P]; another tensor once a window has more words than there are rows.
     """
 
-    def __init__(self, model: DeviceModel, encoder: WordEncoder, transfers: Transfers, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        encoder: WordEncoder,
+        transfers: Transfers,
+        cache_bytes: int,
+        graphs: GraphCache | None = None,
+    ) -> None:
         self._model = model
         self._encoder = encoder
         self._transfers = transfers
+        self._graphs = graphs
         self._keep = cache_bytes > 0
         self._make(max(1, cache_bytes // (model.config.projection_size * model.dtype.itemsize)))
 
@@ -152,10 +164,12 @@ class WordVectors:
         return rows, len(missing)
 
     def _make(self, n_rows: int) -> None:
-        """An empty table."""
-        self.vectors = torch.zeros(
-            n_rows, self._model.config.projection_size, dtype=self._model.dtype, device=self._model.device
-        )
+        """An empty table; graphs would write to the one before."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        size = self._model.config.projection_size
+        self._table = torch.zeros(n_rows + 1, size, dtype=self._model.dtype, device=self._model.device)
+        self.vectors = self._table[:n_rows]  # without the spare row
         self._rows: dict[str, int] = {}
         self._names: list[str | None] = [None] * n_rows
         self._used = np.zeros(n_rows, np.int64)  # window of the last use; 0 for free rows
@@ -181,24 +195,47 @@ class WordVectors:
         self._used[rows] = 0
 
     def _compute(self, words: pa.StringArray, rows: Int32) -> None:
-        """The words' vectors into these rows."""
-        parts: dict[str, npt.NDArray[np.signedinteger[Any]]] = {"rows": rows}
-        character_ids, word_ids = self._encoder.character_ids(words), self._encoder.word_ids(words)
+        """The words' vectors into these rows; where they are few by a graph, with some that nobody asks for."""
+        size = len(rows)
+        few = self._graphs is not None and size <= MOST_CAPTURED_WORDS
+        if few:
+            size = power_of_two(size, LEAST_WORDS)
+        layout = self._layout(size)
+        run, fill = partial(self._run, layout), partial(self._fill, layout, words, rows)
+        captured = self._graphs.get(size, layout.size, run) if few and self._graphs is not None else None
+        if captured is None:
+            run(self._transfers.upload(layout.size, fill))
+        else:
+            captured.staging.upload(fill)
+            captured.replay()
+
+    def _layout(self, n: int) -> Layout:
+        """Where the integers of n words lie: rows int64, the others as `DeviceModel.word_vectors` takes them."""
+        shapes: dict[str, tuple[int, ...]] = {"rows": (2 * n,)}
+        if self._model.config.word_size:
+            shapes["word_ids"] = (n,)
+        if self._model.config.character_size:
+            shapes |= {"character_ids": (n, self._model.config.max_characters), "lengths": (n,), "order": (n,)}
+        return Layout(shapes)
+
+    def _fill(self, layout: Layout, words: pa.StringArray, rows: Int32, flat: Int32) -> None:
+        """Write words' integers; those of words beyond the last one go to the spare row."""
+        parts, n = layout.views(flat), len(rows)
+        table_rows = parts["rows"].view(np.int64)
+        table_rows[:n], table_rows[n:] = rows, len(self.vectors)
+        word_ids = self._encoder.word_ids(words)
         if word_ids is not None:
-            parts["word_ids"] = word_ids
+            parts["word_ids"][:n], parts["word_ids"][n:] = word_ids, 0
+        character_ids = self._encoder.character_ids(words)
         if character_ids is not None:
-            lengths = self._encoder.lengths(character_ids)
-            order = np.argsort(-lengths, kind="stable")
-            parts |= {"character_ids": character_ids, "lengths": lengths, "order": order}
-        layout = Layout({name: part.shape for name, part in parts.items()})
+            parts["character_ids"][:n], parts["character_ids"][n:] = character_ids, self._encoder.padding_id
+            parts["lengths"][:n], parts["lengths"][n:] = self._encoder.lengths(character_ids), 1
+            parts["order"][:] = np.argsort(-parts["lengths"], kind="stable")
 
-        def fill(flat: Int32) -> None:
-            for name, view in layout.views(flat).items():
-                view[:] = parts[name]
-
-        ids = layout.views(self._transfers.upload(layout.size, fill))
-        spelled = None
-        if character_ids is not None:
-            spelled = Words(ids["character_ids"], ids["lengths"], ids["order"])
-        vectors = self._model.word_vectors(spelled, ids.get("word_ids"))
-        self.vectors.index_copy_(0, ids["rows"].long(), vectors)
+    def _run(self, layout: Layout, packed: Tensor) -> Tensor:
+        """Vectors of what `_fill` wrote, also written to the table."""
+        ids = layout.views(packed)
+        words = Words(ids["character_ids"], ids["lengths"], ids["order"]) if "order" in ids else None
+        vectors = self._model.word_vectors(words, ids.get("word_ids"))
+        self._table.index_copy_(0, ids["rows"].view(torch.int64), vectors)
+        return vectors

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flashelmo.engine.cuda import memory
-from flashelmo.engine.cuda.executor import Executor
+from flashelmo.engine.cuda.executor import Executor, Queued
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.transfer import Results, Transfers
 from flashelmo.engine.errors import FlashElmoError
@@ -93,19 +92,8 @@ class CudaPipeline:
     def _oldest(
         self, queued: deque[tuple[Window, list[Results]]], on_progress: OnProgress
     ) -> tuple[Window, Iterator[Any]]:
-        """The results of the window that was queued first.
-
-        Raises:
-            FlashElmoError: programs that work together did not all run at once, so that its vectors are wrong.
-        """
+        """The results of the window that was queued first."""
         window, parts = queued.popleft()
-        if any(part.barrier_timed_out for part in parts):
-            with self._lock, self._transfers.computing():
-                self._executor.renew_barrier()
-            raise FlashElmoError(
-                f"device {self.device}: expected all programs of a persistent launch to run at once, found some "
-                "missing after seconds; pass cuda=CudaSettings(persistent=False)"
-            )
         on_progress(1.0)
         return window, (result for part in parts for result in part)
 
@@ -114,13 +102,13 @@ class CudaPipeline:
         window, n_tokens = plan.window, len(plan.window.word_ids)
         if len(window) == 1 or n_tokens <= self.max_tokens:
             try:
-                values, n_new = self._executor.queue(plan.words, plan.schedule, output, first_row)
+                found = self._executor.queue(plan.words, plan.schedule, output, first_row, lend=as_numpy)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
             else:
                 self._grow()
-                return [self._results(plan, values, n_new, output, as_numpy)]
+                return [self._results(plan, found, output, as_numpy)]
             self._executor.make_room()
             if len(window) == 1:
                 raise FlashElmoError(self._too_long(plan.schedule, output))
@@ -144,19 +132,19 @@ class CudaPipeline:
         if self.max_tokens < self._most_tokens and self._n_fitted >= FITS_BEFORE_GROWING:
             self.max_tokens, self._n_fitted = min(2 * self.max_tokens, self._most_tokens), 0
 
-    def _results(self, plan: Plan, values: Tensor, n_new: int, output: Output, as_numpy: bool) -> Results:
+    def _results(self, plan: Plan, found: Queued, output: Output, as_numpy: bool) -> Results:
         """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
         schedule = plan.schedule
-        self.statistics.count(plan.window, schedule, n_new, self._settings.keep_sentence_boundaries)
+        self.statistics.count(plan.window, schedule, found.n_new, self._settings.keep_sentence_boundaries)
         return Results(
-            values,
+            found.values,
             np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
             single=output.layers != "all",
             pooled=output.pool is not None,
             transfers=self._transfers,
             ready=self._transfers.mark(),
             as_numpy=as_numpy,
-            timed_out=self._executor.timed_out(),
+            lent=found.lent,
         )
 
     def _too_long(self, schedule: Schedule, output: Output) -> str:

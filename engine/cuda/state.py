@@ -53,7 +53,7 @@ class DeviceState:
     def roots(self, layer: int, first_row: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """What rows first_row ... start from: hidden [D, n_rows, P] and cell [D, n_rows, C]."""
         rows = slice(first_row, first_row + n_rows)
-        return self.hidden[layer][:, rows].contiguous(), self.cell[layer][:, rows].contiguous()
+        return self.hidden[layer][:, rows], self.cell[layer][:, rows]
 
     def final(self, parts: dict[str, Tensor], hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """The states that the rows of one layer end with: hidden [D, B, P] and cell [D, B, C].

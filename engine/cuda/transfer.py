@@ -33,6 +33,8 @@ CAPTURE_LOCK = threading.RLock()
 # in powers of two, and a piece may be a sentence longer.
 PIECE_BYTES = 60 << 20
 
+PIECES_IN_TURN = 3  # of a staging: one that is filled, and those of two windows in flight
+
 
 class Transfers:
     """The three streams of one device: copies up, computing, copies down. On the CPU everything happens at once.
@@ -54,7 +56,8 @@ class Transfers:
         if self._is_cuda:
             stream = self._queuing(self._compute)
         # What is kept from call to call must not become an inference tensor, which later calls could not write to.
-        with stream, torch.inference_mode(False), torch.no_grad():
+        mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with stream, mode:
             yield
 
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
@@ -67,10 +70,6 @@ class Transfers:
         self._compute.wait_stream(self._up)
         _record(tensor, self._compute)
         return tensor
-
-    def upload_into(self, tensor: Tensor, fill: Callable[[Int32], None]) -> None:
-        """As `upload`, into an existing tensor and in the computing stream itself."""
-        tensor.copy_(self._host(len(tensor), fill), non_blocking=True)
 
     def mark(self) -> Mark:
         """The end of what is queued on the computing stream so far."""
@@ -87,6 +86,14 @@ class Transfers:
                 ours.copy_(theirs, non_blocking=True)
             _record(tensor, self._down)
             return Download(host, Mark(self._down.record_event()))
+
+    def download_now(self, tensor: Tensor) -> Download:
+        """As `download`, in the computing stream itself: what is queued there next may write to the tensor."""
+        if not self._is_cuda:
+            return Download(tensor.clone(), self.mark())
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        return Download(host, self.mark())
 
     def hand_over(self, tensor: Tensor, ready: Mark) -> Tensor:
         """A tensor for the caller's own stream, which waits for the mark; the host does not."""
@@ -112,6 +119,34 @@ class Transfers:
         """Work goes to a stream; its device first, as leaving a stream would set up the device of before."""
         with torch.cuda.device(self.device), torch.cuda.stream(stream):
             yield
+
+
+class Staging:
+    """The host's side of a tensor that is written again and again: pinned memory, some pieces in turn.
+
+    Args:
+        tensor: int32 [size] on a device.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        is_cuda = tensor.device.type == "cuda"
+        self._pieces: list[tuple[Tensor, Int32, Any]] = []
+        self._turn = 0
+        for _ in range(PIECES_IN_TURN):
+            host = torch.empty(len(tensor), dtype=torch.int32, device="cpu", pin_memory=is_cuda)
+            self._pieces.append((host, host.numpy(), torch.cuda.Event() if is_cuda else None))
+
+    def upload(self, fill: Callable[[Int32], None]) -> None:
+        """Bring what `fill` writes to the tensor, in the current stream; waits where all pieces are on their way."""
+        self._turn = (self._turn + 1) % len(self._pieces)
+        host, array, copied = self._pieces[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        fill(array)
+        self._tensor.copy_(host, non_blocking=True)
+        if copied is not None:
+            copied.record()
 
 
 def _record(tensor: Tensor, stream: torch.cuda.Stream) -> None:
@@ -156,7 +191,8 @@ class Results:
         pooled: a sentence has one row, and a result is to have no dimension for that.
         transfers, ready: bring them to the host, once the computing stream has come to the mark.
         as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
-        timed_out: int32 [1], not 0 where the values are wrong.
+        lent: whatever is queued next overwrites the values, perhaps more rows than there are tokens: they are copied to
+            the host at once. Only with `as_numpy`.
 
     Attributes:
         ready: see above.
@@ -172,7 +208,7 @@ class Results:
         transfers: Transfers,
         ready: Mark,
         as_numpy: bool,
-        timed_out: Tensor | None = None,
+        lent: bool = False,
     ) -> None:
         self.ready = ready
         self._values = values
@@ -181,14 +217,14 @@ class Results:
         self._pooled = pooled
         self._transfers = transfers
         self._as_numpy = as_numpy
-        self._cuts = _cuts(offsets, values.shape[0] * values.shape[2] * values.element_size())
-        self._first = self._download(0) if as_numpy else None
-        self._timed_out = None if timed_out is None else transfers.download(timed_out, ready)
-
-    @property
-    def barrier_timed_out(self) -> bool:
-        """Whether a persistent launch gave up waiting. Waits for the device, but only where there was such a launch."""
-        return self._timed_out is not None and bool(self._timed_out.wait().any())
+        self._cuts = [(0, len(offsets) - 1)]
+        self._first: Download | None = None
+        if lent:
+            self._first = transfers.download_now(values)
+            self.ready = self._first.done
+        elif as_numpy:
+            self._cuts = _cuts(offsets, values.shape[0] * values.shape[2] * values.element_size())
+            self._first = self._download(0)
 
     def __iter__(self) -> Iterator[Any]:
         return self._arrays() if self._as_numpy else self._tensors()
@@ -206,7 +242,7 @@ class Results:
         download = self._first or self._download(0)
         self._first = None
         for piece, (first, last) in enumerate(self._cuts):
-            values = download.wait()
+            values = download.wait()[:, : self._offsets[last] - self._offsets[first]]
             if piece + 1 < len(self._cuts):
                 download = self._download(piece + 1)
             if values.dtype == np.float16 and not np.isfinite(values).all():
@@ -226,6 +262,8 @@ class Results:
 
 def _cuts(offsets: Int64, row_bytes: int) -> list[tuple[int, int]]:
     """Runs of sentences of about `PIECE_BYTES`; one that is longer by itself stays whole."""
+    if offsets[-1] * row_bytes < PIECE_BYTES:
+        return [(0, len(offsets) - 1)]
     ends = offsets[1:] * row_bytes // PIECE_BYTES
     breaks = (np.flatnonzero(np.diff(ends)) + 1).tolist()
     firsts = [0, *breaks]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -103,13 +103,15 @@ def build_schedule(
             its own and its own root, root b for sentence b.
         complete: run every sentence, an empty one too, through its far boundary, as a stateful run must.
     """
-    lengths = np.diff(offsets)
+    if len(offsets) == 2:
+        return _one_sentence(word_ids, boundaries, complete)
+    lengths = offsets[1:] - offsets[:-1]
     starts = offsets + 2 * np.arange(len(offsets))  # a sentence stands between its two boundaries
     sequences = np.empty(starts[-1], np.int32)
-    sequences[starts[:-1]] = boundaries.begin
-    sequences[starts[1:] - 1] = boundaries.end
     inner = np.ones(len(sequences), np.bool_)
-    inner[starts[:-1]] = inner[starts[1:] - 1] = False
+    for ends, boundary in ((starts[:-1], boundaries.begin), (starts[1:] - 1, boundaries.end)):
+        sequences[ends] = boundary
+        inner[ends] = False
     sequences[inner] = word_ids
 
     if boundaries.keep or complete:
@@ -117,28 +119,53 @@ def build_schedule(
     else:
         steps = np.where(lengths > 0, lengths + 1, 0)
     wanted: slice | npt.NDArray[np.bool_] = slice(None) if boundaries.keep else inner
+    order = np.argsort(-steps, kind="stable")
+    walks = _Walks(sequences, np.stack([starts[:-1], starts[1:] - 1]), steps, order)
+    if 0 < len(order) * steps.max(initial=0) <= DENSE_FOREST_CELLS:
+        forward, backward = _build_small_forests(walks, wanted, share=share)
+    else:
+        forward, backward = (_build_forest(walks, direction, wanted, share=share) for direction in (0, 1))
+    return Schedule(forward, backward, sequences[wanted], starts if boundaries.keep else offsets)
+
+
+def _one_sentence(word_ids: Int32, boundaries: Boundaries, complete: bool) -> Schedule:
+    """Two chains: a caller waits for the schedule of a single sentence."""
+    n, keep = len(word_ids), boundaries.keep
+    sequence = np.empty(n + 2, np.int32)
+    sequence[0], sequence[1:-1], sequence[-1] = boundaries.begin, word_ids, boundaries.end
+    n_steps = n + 2 if keep or complete else n + 1 if n else 0
+    parents, depths, order = np.zeros(n_steps, np.int32), np.arange(n_steps + 1), np.zeros(1, np.int64)
+    wanted = slice(None) if keep else slice(1, -1)
+    nodes = np.arange(n + 2, dtype=np.int32)
     return Schedule(
-        forward=_build_forest(sequences, starts[:-1], 1, steps, wanted, share=share),
-        backward=_build_forest(sequences, starts[1:] - 1, -1, steps, wanted, share=share),
-        token_words=sequences[wanted],
-        offsets=starts if boundaries.keep else offsets,
+        forward=Forest(sequence[:n_steps], parents, depths, nodes[wanted], order),
+        backward=Forest(sequence[::-1][:n_steps], parents, depths, nodes[::-1][wanted], order),
+        token_words=sequence[wanted],
+        offsets=np.array([0, n + 2 * keep]),
     )
 
 
-def _build_forest(
-    sequences: Int32,
-    firsts: Int64,
-    stride: int,
-    steps: Int64,
-    wanted: slice | npt.NDArray[np.bool_],
-    *,
-    share: bool,
-) -> Forest:
-    """Forest of the rows that start at `firsts` in `sequences` and walk by `stride` for `steps` [B] words."""
-    order = np.argsort(-steps, kind="stable")
-    if 0 < len(order) * steps.max(initial=0) <= DENSE_FOREST_CELLS:
-        return _build_small_forest(sequences, firsts, stride, steps, wanted, order, share=share)
-    firsts = firsts[order]
+class _Walks(NamedTuple):
+    """Rows of words: row b of a direction walks through `sequences` from firsts[direction, b] for steps[b] words.
+
+    Attributes:
+        sequences: the sentences between their boundaries, end to end.
+        firsts: [2, B]; the forward direction walks on, the backward one back.
+        steps: [B].
+        order: [B] the rows, longest first.
+    """
+
+    sequences: Int32
+    firsts: Int64
+    steps: Int64
+    order: Int64
+
+
+def _build_forest(walks: _Walks, direction: int, wanted: slice | npt.NDArray[np.bool_], *, share: bool) -> Forest:
+    """Forest of one direction, depth by depth."""
+    sequences, firsts, steps, order = walks
+    stride = 1 - 2 * direction
+    firsts = firsts[direction, order]
     # sentences stand in order of length, so those that reach depth t are the first reach[t]
     reach = len(order) - np.searchsorted(np.sort(steps), np.arange(steps.max(initial=0)), side="right")
     n_words = int(sequences.max(initial=0)) + 1
@@ -168,53 +195,57 @@ def _build_forest(
     )
 
 
-def _build_small_forest(
-    sequences: Int32,
-    firsts: Int64,
-    stride: int,
-    steps: Int64,
-    wanted: slice | npt.NDArray[np.bool_],
-    order: Int64,
-    *,
-    share: bool,
-) -> Forest:
-    """The same, all depths at once: where rows are few, a loop over depths would take far longer than its work.
+def _build_small_forests(walks: _Walks, wanted: slice | npt.NDArray[np.bool_], *, share: bool) -> tuple[Forest, Forest]:
+    """The same for both directions, all depths at once: for few rows a loop over depths takes longer than its work.
 
     Rows in order of their words share with the row before them what both begin with; the rest are nodes of their own.
     """
-    depth = np.arange(steps.max())
-    positions = firsts[:, None] + stride * depth
-    present = depth < steps[:, None]
-    words = np.where(present, sequences[np.where(present, positions, 0)], -1)  # [B, T]
-    row_order = _lexicographic(words) if share else order
-    words, positions, present = words[row_order], positions[row_order], present[row_order]
+    sequences, firsts, steps, order = walks
+    B, T = len(order), int(steps.max())
+    depth = np.arange(T)
+    positions = firsts[:, :, None] + depth * np.array([1, -1])[:, None, None]  # [2, B, T]
+    present = np.broadcast_to(depth < steps[:, None], positions.shape)
+    words = np.where(present, sequences.take(positions, mode="clip"), np.int32(-1))
+    positions[1] += len(sequences)  # both directions' nodes by position, one behind the other
+    rows = _lexicographic(words) if share else np.stack([order, order + B])  # [2, B]
+    words, positions, present = (each.reshape(2 * B, T)[rows] for each in (words, positions, present))
     is_new = present.copy()
     if share:
-        differs = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)  # from the first difference on
-        is_new[1:] &= differs
-    rank = np.cumsum(is_new, axis=0, dtype=np.int32) - 1  # of each row's node in its depth
+        differs = np.logical_or.accumulate(words[:, 1:] != words[:, :-1], axis=2)  # from the first difference on
+        is_new[:, 1:] &= differs
+    rank = np.cumsum(is_new, axis=1, dtype=np.int32) - 1  # of each row's node in its depth
     parents = np.empty_like(rank)
-    parents[:, 0] = 0 if share else row_order
-    parents[:, 1:] = rank[:, :-1]
-    depths = np.zeros(len(depth) + 1, np.int64)
-    np.cumsum(is_new.sum(axis=0), out=depths[1:])
-    position_nodes = np.full(len(sequences), -1, np.int32)
-    position_nodes[positions[present]] = (rank + depths[:-1].astype(np.int32))[present]
-    return Forest(
-        words=words.T[is_new.T].astype(np.int32),  # depth by depth
-        parents=parents.T[is_new.T],
-        depths=depths,
-        token_nodes=position_nodes[wanted],
-        order=order,
-    )
+    parents[:, :, 0] = 0 if share else order
+    parents[:, :, 1:] = rank[:, :, :-1]
+    depths = np.zeros((2, T + 1), np.int64)
+    np.cumsum(np.count_nonzero(is_new, axis=1), axis=1, out=depths[:, 1:])
+    position_nodes = np.full(2 * len(sequences), -1, np.int32)
+    position_nodes[positions[present]] = (rank + depths[:, None, :-1].astype(np.int32))[present]
+    by_depth = is_new.transpose(0, 2, 1)
+
+    def forest(direction: int) -> Forest:
+        return Forest(
+            words=words[direction].T[by_depth[direction]],
+            parents=parents[direction].T[by_depth[direction]],
+            depths=depths[direction],
+            token_nodes=position_nodes.reshape(2, -1)[direction, wanted],
+            order=order,
+        )
+
+    return forest(0), forest(1)
 
 
-def _lexicographic(words: npt.NDArray[np.signedinteger[Any]]) -> Int64:
-    """The order of rows by their first words, then their second, ...; -1 comes first."""
-    if len(words) == 1:
-        return np.zeros(1, np.int64)
-    keys = np.ascontiguousarray(words + 1, ">u4")  # whose bytes compare as the numbers do
-    return keys.view(f"V{keys.itemsize * keys.shape[1]}")[:, 0].argsort(kind="stable")
+def _lexicographic(words: Int32) -> Int64:
+    """Of both directions [2, B, T], the order of rows by their first words, then their second, ...; -1 comes first.
+
+    Returns:
+        [2, B] numbers of rows, those of the second direction from B on.
+    """
+    _, B, T = words.shape
+    keys = np.empty((2, B, T + 1), ">u4")  # whose bytes compare as the numbers do
+    keys[:, :, 0] = [[0], [1]]
+    keys[:, :, 1:] = words + 1
+    return keys.view(f"V{keys.itemsize * (T + 1)}").reshape(2 * B).argsort(kind="stable").reshape(2, B)
 
 
 def _concatenate(parts: Sequence[npt.NDArray[np.signedinteger]]) -> Int32:

@@ -67,11 +67,10 @@ class Utf8Words(NamedTuple):
 
     def rows_of(self, word: str) -> Int64:
         """Indices of the words that equal this one."""
-        encoded = word.encode()
-        rows = np.flatnonzero(np.diff(self.offsets) == len(encoded))
-        for i, byte in enumerate(encoded):
-            rows = rows[self.data[self.offsets[rows] + i] == byte]
-        return rows
+        encoded = np.frombuffer(word.encode(), np.uint8)
+        rows = np.flatnonzero(self.offsets[1:] - self.offsets[:-1] == len(encoded))
+        equal = (self.data[self.offsets[rows, None] + np.arange(len(encoded))] == encoded).all(axis=1)
+        return np.compress(equal, rows)
 
 
 def utf8(words: Sequence[str], surrogates: str) -> list[bytes]:
@@ -216,8 +215,9 @@ def _spell(
 def _spell_boundaries(ids: Int32, words: Utf8Words, boundaries: Sequence[str], special_ids: SpecialIds) -> Int32:
     for word, character in zip(boundaries, (special_ids.begin_sentence, special_ids.end_sentence), strict=True):
         rows = words.rows_of(word)
-        ids[rows] = special_ids.padding
-        ids[rows, :3] = (special_ids.begin_word, character, special_ids.end_word)
+        if len(rows):
+            ids[rows] = special_ids.padding
+            ids[rows, :3] = (special_ids.begin_word, character, special_ids.end_word)
     return ids
 
 

@@ -11,16 +11,19 @@ and its parent:
 (Sak et al. 2014, https://arxiv.org/abs/1402.1128, with bilm-tf's clips; the forget bias is already in b.) The skip
 connection adds x to what the layer puts out, never to what recurs.
 
-`gates_tile` gathers the parents' states and computes c and h, `projection_tile` r. Both read from the schedule which
-nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part x @ W_x + b may
-be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of reading weights,
-it saves almost half of it.
+`gates_tile` computes c and h, `projection_tile` r, which it writes to its node and to the rows of the node's children:
+so a depth's rows of x and of r lie side by side, and only c is gathered from the parents. Both read from the schedule
+which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part
+x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of
+reading weights, it saves almost half of it.
 
 Sums and cells are float32; x, r and h have the compute type.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +31,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
-from flashelmo.kernels.tuning import Tile, choose_tile
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, choose_tile
+
+ROOT_ROWS, ROOT_COLUMNS = 4, 512  # of a program that sets the roots' states
+ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
+
+
+class GatesTensors(NamedTuple):
+    """Those of `LstmTensors` that gates read and write; x is None where its part was computed beforehand."""
+
+    x: Any
+    parent_hidden: Any
+    cell: Any
+    unprojected: Any
+
+
+class ProjectionTensors(NamedTuple):
+    """Those of `LstmTensors` that a projection reads and writes."""
+
+    x: Any
+    hidden: Any
+    parent_hidden: Any
+    unprojected: Any
+    outputs: Any
+    partial_sums: Any
+    counters: Any
 
 
 class Mode(NamedTuple):
@@ -41,13 +69,11 @@ class Mode(NamedTuple):
         precision: of float32 products, "ieee" or "tf32".
         keep: eviction policy of the weights in the L2 cache.
         approximate: tanh and the output gate are the card's own approximations.
-        dependent: the launch may begin before the one before it ends.
     """
 
     precision: str
     keep: str
     approximate: bool
-    dependent: bool
 
 
 @triton.jit
@@ -58,20 +84,8 @@ def depth_nodes(nodes, direction, depth, T):
 
 
 @triton.jit
-def wait_for_launch_before(DEPENDENT: tl.constexpr):
-    """Wait until the launch before this one has ended, and let the launch after this one begin.
-
-    Every program must come here. Before, it may read the schedule and the weights alone, and write nothing. A launch
-    that skips the wait lets its successor overtake both predecessors.
-    """
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
 def gates_tile(
-    weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
+    weights, tensors, nodes, x_gates_ptr, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """c and h of a block of rows and cells."""
@@ -80,7 +94,7 @@ def gates_tile(
     PRECISION: tl.constexpr = MODE.precision
     KEEP: tl.constexpr = MODE.keep
     APPROXIMATE: tl.constexpr = MODE.approximate
-    before, first, last = depth_nodes(nodes, direction, depth, T)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
     direction = tl.cast(direction, tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
     node = (first + o_row).to(tl.int64)
@@ -89,23 +103,20 @@ def gates_tile(
     o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)  # column 4c + k is gate k of cell c
     m_gate = o_gate < 4 * C
     EVEN: tl.constexpr = C % TILE.columns == 0
-    if tensors.x_gates is not None:
-        x_row = direction * M + node - tl.load(nodes.starts + direction * (T + 2) + slab_depth)
-    elif nodes.words is not None:
-        x_row = tl.load(nodes.words + direction * N + node, mask=m_row, other=0).to(tl.int64)
-    else:
-        x_row = direction * N + node
-    wait_for_launch_before(MODE.dependent)
+    row = direction * N + node
+    if x_gates_ptr is not None:
+        row_of_slab = direction * M + node - tl.load(nodes.starts + direction * (T + 2) + slab_depth)
 
     o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m = m_row[:, None] & (o_cell < C)[None, :]
     p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
     c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # on its way while the product is computed
 
-    p_hidden = tensors.hidden + (direction * N + before + parent) * P
-    if tensors.x_gates is not None:
-        p_x = tensors.x_gates + x_row * (4 * C)
+    p_hidden = tensors.parent_hidden + row * P
+    if x_gates_ptr is not None:
+        p_x = x_gates_ptr + row_of_slab * (4 * C)
         x_gates = tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
+        x_gates = x_gates.to(tl.float32)
         if weights.recurrent_scale is None:
             p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
             acc = product(
@@ -119,7 +130,7 @@ def gates_tile(
             acc = acc * scale[None, :] + x_gates
     else:
         p_weight = weights.input + direction * (8 * P * C) + o_gate  # the recurrent weight follows it
-        p_x = tensors.x + x_row * P
+        p_x = tensors.x + row * P
         bias = tl.load(weights.bias + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
         acc = zeros(TILE.rows, 4 * TILE.columns) + bias[None, :]
         acc = product(acc, p_x, p_hidden, m_row, p_weight, m_gate, P, 2, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
@@ -127,12 +138,22 @@ def gates_tile(
     i_and_g, f_and_o = tl.split(tl.reshape(acc, (TILE.rows, TILE.columns, 2, 2)))  # the last axis is split first
     i, g = tl.split(i_and_g)
     f, o = tl.split(f_and_o)
-    c = tl.sigmoid(f) * c + tl.sigmoid(i) * tanh(g, APPROXIMATE)  # exact where float32 keeps it from step to step
-    c = clip(c, weights.cell_clip)
-    h = sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
+    c, h = cell(i, f, g, o, c, weights.cell_clip, False, APPROXIMATE)
     o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
     tl.store(tensors.cell + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
     tl.store(tensors.unprojected + o_here, h.to(tensors.unprojected.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def cell(i, f, g, o, c, cell_clip, APPROXIMATE_ALL: tl.constexpr, APPROXIMATE: tl.constexpr):
+    """c and h of sums of the gates and the parent's c.
+
+    APPROXIMATE takes the card's own tanh where h is rounded at once; APPROXIMATE_ALL in i and f too, whose error c
+    carries on.
+    """
+    c = sigmoid(f, APPROXIMATE_ALL) * c + sigmoid(i, APPROXIMATE_ALL) * tanh(g, APPROXIMATE)
+    c = clip(c, cell_clip)
+    return c, sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
 
 
 @triton.jit
@@ -158,7 +179,6 @@ def projection_tile(
     p_h = tensors.unprojected + (direction * R + o_row) * C + i_split * SIZE
     p_weight = weights.projection + (direction * C + i_split * SIZE) * P + o_column
     EVEN: tl.constexpr = P % TILE.columns == 0
-    wait_for_launch_before(MODE.dependent)
     acc = zeros(TILE.rows, TILE.columns)
     acc = product(acc, p_h, p_h, m_row, p_weight, m_column, SIZE, 1, P, EVEN, TILE.k, PRECISION, KEEP)
 
@@ -167,11 +187,9 @@ def projection_tile(
     if SPLITS > 1:
         o_sums = (i_block * SPLITS * TILE.rows + tl.arange(0, TILE.rows)[:, None]) * P + o_column[None, :]
         tl.store(tensors.partial_sums + i_split * TILE.rows * P + o_sums, acc, mask=m)
-        tl.debug_barrier()  # every thread's sums are written before the program counts itself
         p_counter = tensors.counters + i_block * tl.cdiv(P, TILE.columns) + i_columns
-        complete = tl.atomic_add(p_counter, 1, sem="acq_rel") == SPLITS - 1
+        complete = (arrive(p_counter, SPLITS) & (ARRIVALS - 1)) == 0
         if complete:
-            tl.store(p_counter, 0)  # for the next depth
             acc = tl.zeros_like(acc)
             for split in tl.static_range(SPLITS):  # in this order, whoever came last: one sum in every run
                 p_sums = tensors.partial_sums + split * TILE.rows * P + o_sums
@@ -179,12 +197,130 @@ def projection_tile(
     if complete:
         if weights.projection_scale is not None:
             acc *= tl.load(weights.projection_scale + direction * P + o_column, mask=m_column, other=0.0)[None, :]
-        r = clip(acc, weights.projection_clip).to(tensors.hidden.dtype.element_ty)
-        o_r = ((direction * N + node) * P)[:, None] + o_column[None, :]
-        tl.store(tensors.hidden + o_r, r, mask=m)
-        if tensors.outputs is not None:
-            x = tl.load(tensors.x + o_r, mask=m, other=0.0).to(tl.float32)
-            tl.store(tensors.outputs + o_r, (r.to(tl.float32) + x).to(tensors.outputs.dtype.element_ty), mask=m)
+        child, n_children = children_of(nodes, direction, node, m_row, N)
+        skipped = load_skipped(tensors, direction, node, m_row, o_column, N, P)
+        store_projected(
+            acc, weights.projection_clip, tensors, skipped, child, n_children, direction, node, m_row, o_column, N, P
+        )  # fmt: skip
+
+
+@triton.jit
+def arrive(p_counter, SPLITS: tl.constexpr):
+    """Count a split whose sums this program has written; a multiple of ARRIVALS once all splits of a block are here.
+
+    The counter only ascends, so that nobody resets it: every launch adds ARRIVALS to it, however many splits it has.
+    """
+    tl.static_assert(ARRIVALS % SPLITS == 0)
+    tl.debug_barrier()  # every thread's sums are written before the program counts itself
+    return tl.atomic_add(p_counter, ARRIVALS // SPLITS, sem="acq_rel") + ARRIVALS // SPLITS
+
+
+@triton.jit
+def children_of(nodes, direction, node, m_row, N):
+    """First child of each node, and how many follow it; the schedule says, so that it can be read ahead."""
+    p_children = nodes.children + direction * (N + 1) + node
+    child = tl.load(p_children, mask=m_row, other=0)
+    return child, tl.load(p_children + 1, mask=m_row, other=0) - child
+
+
+@triton.jit
+def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
+    """x of a block, the layer below's and so complete; None where there is no skip connection."""
+    skipped = None
+    if tensors.outputs is not None:
+        o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]
+        skipped = tl.load(tensors.x + o_x, mask=m_row[:, None] & (o_column < P)[None, :], other=0.0)
+    return skipped
+
+
+@triton.jit
+def store_projected(
+    sums, bound, tensors, skipped, child, n_children, direction, node, m_row, o_column, N, P: tl.constexpr
+):  # fmt: skip
+    """r of a block to its nodes and to their children's rows, which lie side by side, and r + x to the output."""
+    row, m = direction * N + node, m_row[:, None] & (o_column < P)[None, :]
+    r = clip(sums, bound).to(tensors.hidden.dtype.element_ty)
+    o_r = (row * P)[:, None] + o_column[None, :]
+    tl.store(tensors.hidden + o_r, r, mask=m)
+    if tensors.outputs is not None:
+        output = r.to(tl.float32) + skipped.to(tl.float32)
+        tl.store(tensors.outputs + o_r, output.to(tensors.outputs.dtype.element_ty), mask=m)
+    o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
+    for i in range(tl.max(n_children, axis=0)):  # nearly always one
+        tl.store(tensors.parent_hidden + o_child + i * P, r, mask=m & (i < n_children)[:, None])
+
+
+@triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
+def roots_kernel(
+    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
+    P: tl.constexpr = SHAPE.P
+    C: tl.constexpr = SHAPE.C
+    direction = tl.program_id(2).to(tl.int64)
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m_p, m_c = (o_column < P)[None, :], (o_column < C)[None, :]
+    _, first, last = depth_nodes(nodes, direction, 1, T)
+    node = (first + o_row).to(tl.int64)
+    m_root, m_row = o_row < first, node < last
+    r = tl.zeros([ROWS, COLUMNS], tensors.hidden.dtype.element_ty)
+    r_first, c = r, tl.zeros([ROWS, COLUMNS], tl.float32)
+    if tensors.root_hidden is not None:
+        parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0)
+        p_r = tensors.root_hidden + direction * HIDDEN_STRIDE + o_column[None, :]
+        p_c = tensors.root_cell + direction * CELL_STRIDE + o_column[None, :]
+        r = tl.load(p_r + (o_row * P)[:, None], mask=m_root[:, None] & m_p, other=0.0)
+        r_first = tl.load(p_r + (parent * P)[:, None], mask=m_row[:, None] & m_p, other=0.0)
+        c = tl.load(p_c + (o_row * C)[:, None], mask=m_root[:, None] & m_c, other=0.0)
+    o_hidden = (direction * N * P) + o_column[None, :]
+    tl.store(tensors.hidden + o_hidden + (o_row * P)[:, None], r, mask=m_root[:, None] & m_p)
+    tl.store(tensors.parent_hidden + o_hidden + (node * P)[:, None], r_first, mask=m_row[:, None] & m_p)
+    o_cell = ((direction * R + o_row) * C)[:, None] + o_column[None, :]
+    tl.store(tensors.cell + o_cell, c, mask=m_root[:, None] & m_c)
+
+
+def roots_launch(run: LayerRun) -> Launch:
+    """What comes before the first depth's launches."""
+    tensors, nodes = run.tensors, run.nodes
+    rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
+    strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
+    arguments = run.arguments | {
+        "tensors": tensors._replace(x=None, unprojected=None, outputs=None, partial_sums=None, counters=None),
+        "nodes": NodeTensors(nodes.starts, nodes.parents),
+        "HIDDEN_STRIDE": strides[0],
+        "CELL_STRIDE": strides[1],
+        "ROWS": ROOT_ROWS,
+        "COLUMNS": ROOT_COLUMNS,
+    }
+    grid = cdiv(rows, ROOT_ROWS), cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
+    return Launch(roots_kernel, grid, arguments, {"num_warps": 4})
+
+
+def depth_launches(
+    run: LayerRun,
+    depths: range,
+    gates: Callable[[LayerRun, int], Launch],
+    projection: Callable[[LayerRun, int], Launch],
+) -> Iterator[Launch]:
+    """The launches of each depth, in order, from what makes those of so many rows, but for the depth.
+
+    Raises:
+        ValueError: a depth does not exist.
+    """
+    run.check_depths(depths)
+
+    @cache
+    def of_rows(rows: int) -> tuple[Launch, Launch]:
+        return gates(run, rows), projection(run, rows)
+
+    first: dict[Any, Launch] = {}  # of those that are compiled alike
+    for depth in depths:
+        if depth == 1:
+            yield roots_launch(run)
+        for launch in of_rows(run.nodes.rows(depth)):
+            alike = launch.kernel.__name__, launch.arguments["TILE"], launch.arguments.get("MODE")
+            yield first.setdefault(alike, launch).at(launch.grid, depth=depth)
 
 
 def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
@@ -192,13 +328,14 @@ def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> d
 
     A kernel is compiled for which tensors there are: none that it leaves alone.
     """
-    nodes, hoisted = run.nodes, x_gates is not None
+    tensors = run.tensors
     return run.arguments | {
         "weights": run.weights.layout(interleave),
-        "tensors": run.tensors._replace(
-            x=None if hoisted else run.tensors.x, outputs=None, partial_sums=None, counters=None, x_gates=x_gates
+        "tensors": GatesTensors(
+            tensors.x if x_gates is None else None, tensors.parent_hidden, tensors.cell, tensors.unprojected
         ),
-        "nodes": NodeTensors(nodes.starts, nodes.parents, nodes.words if run.by_word and not hoisted else None),
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "x_gates_ptr": x_gates,
         "slab_depth": slab_depth,
         "M": 0 if x_gates is None else x_gates.shape[1],
     }
@@ -206,12 +343,18 @@ def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> d
 
 def projection_arguments(run: LayerRun) -> dict[str, Any]:
     """What `projection_tile` is given, but for tile and mode."""
-    x = None if run.tensors.outputs is None else run.tensors.x
     return run.arguments | {
         "weights": run.weights.layout(interleave),
-        "tensors": run.tensors._replace(x=x, cell=None),
-        "nodes": NodeTensors(run.nodes.starts, None, None),
+        "tensors": projected_tensors(run),
+        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
     }
+
+
+def projected_tensors(run: LayerRun) -> ProjectionTensors:
+    """What a projection reads and writes; x and the output where there is a skip connection."""
+    tensors = run.tensors
+    x = None if tensors.outputs is None else tensors.x
+    return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
 
 
 def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
@@ -224,8 +367,8 @@ def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
     tile = choose_tile(operation, weights.dtype, run.options.precision, rows, int8=weights.int8)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
-    blocks = D * triton.cdiv(rows, tile.rows)
-    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * triton.cdiv(P, tile.columns)}
+    blocks = D * cdiv(rows, tile.rows)
+    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * cdiv(P, tile.columns)}
     for name, values in needed.items():
         if len(getattr(run.tensors, name)) < values:
             raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")

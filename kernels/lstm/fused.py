@@ -7,27 +7,26 @@ the input's part computed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Mode,
     choose_projection,
+    depth_launches,
     depth_nodes,
     gates_arguments,
     gates_tile,
     is_approximate,
     projection_arguments,
     projection_tile,
-    wait_for_launch_before,
 )
 from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, choose_tile
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -48,7 +47,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 @triton.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
 def gates_kernel(
-    weights, tensors, nodes, depth, slab_depth, N, M, R, T,
+    weights, tensors, nodes, x_gates_ptr, depth, slab_depth, N, M, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
@@ -56,10 +55,9 @@ def gates_kernel(
     _, first, last = depth_nodes(nodes, direction, depth, T)
     if first + i_rows * TILE.rows < last:
         gates_tile(
-            weights, tensors, nodes, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T, SHAPE, TILE, MODE
+            weights, tensors, nodes, x_gates_ptr, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
+            SHAPE, TILE, MODE,
         )  # fmt: skip
-    else:
-        wait_for_launch_before(MODE.dependent)
 
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])
@@ -75,53 +73,44 @@ def projection_kernel(
         projection_tile(
             weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T, SHAPE, TILE, MODE
         )  # fmt: skip
-    else:
-        wait_for_launch_before(MODE.dependent)
 
 
 def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -> Iterator[Launch]:
     """The launches of gates and projection of each depth, in order.
 
     Args:
-        x_gates: float32 [D, M, 4C], the input's part of these depths' nodes; None, and it is computed on the way.
+        x_gates: [D, M, 4C], the input's part of these depths' nodes; None, and it is computed on the way.
 
     Raises:
         ValueError: a depth does not exist, there is no such precision, or the tensors of split sums are too small.
     """
     run.check_depths(depths)
     gates, projection = gates_arguments(run, depths.start, x_gates), projection_arguments(run)
-
-    @cache
-    def of_rows(rows: int) -> tuple[Launch, Launch]:
-        """Both of any depth that has so many, but for the depth."""
-        return _gates_launch(run, gates, rows), _projection_launch(run, projection, rows)
-
-    for depth in depths:
-        for launch in of_rows(run.nodes.rows(depth)):
-            yield launch._replace(arguments={**launch.arguments, "depth": depth})
+    return depth_launches(
+        run,
+        depths,
+        lambda run, rows: _gates_launch(run, gates, rows),
+        lambda run, rows: _projection_launch(run, projection, rows),
+    )
 
 
 def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
-    (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["tensors"].x_gates is not None
+    (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["x_gates_ptr"] is not None
     device = None if hoisted else weights.device
     tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device, int8=weights.int8)
-    grid = triton.cdiv(rows, tile.rows), triton.cdiv(C, tile.columns), D
+    grid = cdiv(rows, tile.rows), cdiv(C, tile.columns), D
     chosen = {"TILE": tile, "MODE": _mode(run, rows, approximate=is_approximate(weights.dtype))}
-    return Launch(gates_kernel, grid, arguments | chosen, _options(run, tile))
+    return Launch(gates_kernel, grid, arguments | chosen, tile.options)
 
 
 def _projection_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
     D, P, _ = run.weights.shape
     tile = choose_projection("projection", run, rows)
-    grid = triton.cdiv(rows, tile.rows), triton.cdiv(P, tile.columns) * tile.splits, D
+    grid = cdiv(rows, tile.rows), cdiv(P, tile.columns) * tile.splits, D
     chosen = {"TILE": tile, "MODE": _mode(run, rows)}
-    return Launch(projection_kernel, grid, arguments | chosen, _options(run, tile))
+    return Launch(projection_kernel, grid, arguments | chosen, tile.options)
 
 
 def _mode(run: LayerRun, rows: int, approximate: bool = False) -> Mode:
     keep = "evict_last" if run.options.keep_weights and rows <= WEIGHT_BOUND_ROWS else ""
-    return Mode(run.options.precision, keep, approximate, run.is_dependent)
-
-
-def _options(run: LayerRun, tile: Tile) -> dict[str, Any]:
-    return tile.options | ({"launch_pdl": True} if run.is_dependent else {})
+    return Mode(run.options.precision, keep, approximate)

@@ -9,9 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch, check
-from flashelmo.kernels.lstm import fused, hoisted, persistent
-from flashelmo.kernels.lstm.run import DEFAULT_OPTIONS, LaunchOptions, LayerRun, LstmTensors, Nodes, new_tensors
+from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm import few_rows, fused, hoisted, tma, warp_specialized
+from flashelmo.kernels.lstm.hopper import hopper_layout
+from flashelmo.kernels.lstm.run import (
+    DEFAULT_OPTIONS,
+    LaunchOptions,
+    LayerRun,
+    LstmTensors,
+    Nodes,
+    Workspace,
+    new_tensors,
+)
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, LstmWeights, interleave
 
 
@@ -21,21 +30,21 @@ class Variant(NamedTuple):
     Attributes:
         serves: whether it is of use for depths of so many rows, in a run's type and on its card.
         launches: its launches for some depths of a run, in order.
-        pack: lays out the weights as it reads them.
+        pack: lays out the weights as it reads them; None where it has no use for such weights.
     """
 
     name: str
     serves: Callable[[LayerRun, int], bool]
     launches: Callable[[LayerRun, range], Iterator[Launch]]
-    pack: Callable[[CanonicalLstm, Format], Layout]
+    pack: Callable[[CanonicalLstm, Format], Layout | None]
 
 
 # In order of preference: the first that serves. Each with its reason, and a step's time on an H200 in bf16 inside a
 # captured graph, where launches cost the host nothing.
 VARIANTS = (
-    # One launch for all steps where the host would launch each by itself, which takes it 20 to 40 us; 14 us for 1 row,
-    # 20 for 32.
-    Variant("persistent", persistent.serves, persistent.launches, interleave),
+    Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout),
+    Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout),
+    Variant("tma", tma.serves, tma.launches, hopper_layout),
     # A step reads its recurrent weights alone; 13 us for 1 row, 18 for 32, 25 for 64, 47 for 128.
     Variant("hoisted", hoisted.serves, hoisted.launches, interleave),
     # Nothing but the states goes through memory; 60 us for 256 rows, 187 for 1,024.
@@ -73,7 +82,8 @@ def pack_lstm(
     device = torch.empty(0, device=device).device  # "cuda" is one with a number
     packs = dict.fromkeys(variant.pack for variant in VARIANTS)
     weights = weights.projected()
-    layouts = {pack: pack(weights, Format(dtype, int8, device)) for pack in packs}
+    packed = {pack: pack(weights, Format(dtype, int8, device)) for pack in packs}
+    layouts = {pack: layout for pack, layout in packed.items() if layout is not None}
     return LstmWeights(weights.shape, dtype, int8, device, layouts)
 
 
@@ -82,34 +92,30 @@ def lstm_layer(
     nodes: Nodes,
     x: Tensor,
     *,
-    by_word: bool = False,
     skip: bool = False,
     roots: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
+    workspace: Workspace | None = None,
     options: LaunchOptions = DEFAULT_OPTIONS,
 ) -> tuple[Tensor, LstmTensors]:
-    """What the layer puts out for every node, [D, N, P] with the roots' rows first, and the tensors it was computed in.
+    """What the layer puts out for every node, [D, N, P], and the tensors it was computed in.
 
-    Rows beyond a direction's last node are not written. Nothing waits for the device, so that a CUDA graph may capture
-    the launches once each has run before.
+    Rows of the roots and those beyond a direction's last node mean nothing. Nothing waits for the device, so that a
+    CUDA graph may capture the launches once each has run before.
 
     Args:
-        x: the layer's input: word vectors [words, P] where `by_word`, else the layer below's outputs [D, N, P].
+        x: [D, N, P], the layer's input at every node: the words' vectors, or the layer below's outputs.
         skip: add x to the output.
-        roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C]; zero where absent.
+        roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C], perhaps rows of larger
+            tensors; zero where absent.
         out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
+        workspace: for split sums, of one layer at a time; a new one where absent.
 
     Raises:
-        ValueError: a tensor has another shape, type, layout or device than it should, or the device has no dependent
-            launches.
+        ValueError: a tensor has another shape, type, layout or device than it should.
     """
-    tensors = new_tensors(weights, nodes, x, skip=skip, out=out)
-    run = LayerRun(weights, tensors, nodes, by_word, options)
-    if roots is not None:
-        (D, P, C), n_roots = weights.shape, nodes.n_roots
-        check("roots' hidden", roots[0], [D, n_roots, P], [weights.dtype])
-        check("roots' cell", roots[1], [D, n_roots, C], [torch.float32])
-        tensors.hidden[:, :n_roots], tensors.cell[0, :, :n_roots] = roots
+    tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots, out=out, workspace=workspace)
+    run = LayerRun(weights, tensors, nodes, options)
     for variant, depths in cut(run):
         for launch in variant.launches(run, depths):
             launch.run()

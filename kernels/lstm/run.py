@@ -7,12 +7,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from flashelmo.kernels.launch import Barrier, Products, check, check_dependent
-from flashelmo.kernels.lstm.weights import LstmWeights
-from flashelmo.kernels.tuning import TILES, WEIGHT_BOUND_ROWS
+from flashelmo.kernels.launch import Products, check
+from flashelmo.kernels.lstm.weights import LstmWeights, Shape
+from flashelmo.kernels.tuning import split_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +25,17 @@ class Nodes:
     Attributes:
         starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1]. Beyond a schedule's
             last depth all are the end of its nodes.
-        parents: int32 [D, N], each node's parent among the nodes of the depth before; 0 for roots, and what lies beyond
-            the last node is not read.
-        words: int32 [D, N], the word of each node; likewise.
+        parents: int32 [D, N], each node's parent among the nodes of the depth before, ascending within a depth; 0 for
+            roots, and what lies beyond the last node is not read.
+        children: int32 [D, N + 1]; the children of node n of a direction, all of the next depth, are
+            children[d, n]:children[d, n + 1].
+            Beyond the last node with children all are the end of the nodes.
         depths: host copy of starts; for a captured graph, upper bounds whose total may exceed N.
     """
 
     starts: Tensor
     parents: Tensor
-    words: Tensor
+    children: Tensor
     depths: tuple[tuple[int, ...], ...]
 
     @property
@@ -73,35 +74,59 @@ class Nodes:
 
 
 class NodeTensors(NamedTuple):
-    """`Nodes` as the kernels take them; words is None where they don't say which input is a node's."""
+    """`Nodes` as the kernels take them; a kernel is given None for what it leaves alone."""
 
     starts: Any
-    parents: Any
-    words: Any
+    parents: Any = None
+    children: Any = None
+
+
+class Workspace(NamedTuple):
+    """Where projections whose sums over cells are split among programs (split-K) meet; for one launch at a time.
+
+    Attributes:
+        partial_sums: float32 [values].
+        counters: int32 [values], how far each block's splits have come; multiples of `SPLIT_ARRIVALS` between launches.
+    """
+
+    partial_sums: Any
+    counters: Any
+
+    @classmethod
+    def of(cls, shape: Shape, device: torch.device | str) -> Workspace:
+        """For any number of rows."""
+        n_sums, n_blocks = split_sizes()
+        return cls(
+            torch.empty(shape.D * n_sums * shape.P, dtype=torch.float32, device=device),
+            torch.zeros(shape.D * n_blocks * shape.P, dtype=torch.int32, device=device),
+        )
 
 
 class LstmTensors(NamedTuple):
     """What the steps of one layer read and write; a kernel is given None for what it leaves alone.
 
     Attributes:
-        x: the layer's input: word vectors [words, P], or the layer below's outputs [D, N, P].
+        x: [D, N, P], the layer's input at every node.
         hidden: [D, N, P], r of every node, the roots' first.
+        parent_hidden: [D, N, P], r of every node's parent, so that a step's rows lie side by side.
         cell: float32 [2, D, R, C], c of two depths in turn.
         unprojected: [D, R, C], h of one depth.
         outputs: [D, N, P], r + x where there is a skip connection; else None.
-        partial_sums: float32 [values], of the projection where its sums over cells are split among programs (split-K).
-        counters: int32 [values], how many programs have written theirs; zero between launches.
-        x_gates: float32 [D, M, 4C], x @ W_x + b of a slab's nodes; None for a layer, and where not hoisted.
+        partial_sums, counters: see `Workspace`.
+        root_hidden, root_cell: [D, roots, P] and float32 [D, roots, C], what the roots' states are; zero where None.
+            Rows may lie apart in memory, as those of a larger tensor.
     """
 
     x: Any
     hidden: Any
+    parent_hidden: Any
     cell: Any
     unprojected: Any
     outputs: Any
     partial_sums: Any
     counters: Any
-    x_gates: Any = None
+    root_hidden: Any = None
+    root_cell: Any = None
 
 
 @dataclass(frozen=True)
@@ -110,18 +135,10 @@ class LaunchOptions:
 
     Attributes:
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
-        barrier: lets depths of very few rows run as one launch; none, and they run as two launches each. Whoever takes
-            the results calls `barrier.check()`, which waits for the device: after a time-out they are wrong.
-        dependent: each launch of a step may begin before the launch before it ends, whatever that is, and reads the
-            schedule and the weights meanwhile: these must not be what that launch writes. Triton's interpreter takes no
-            notice. On an H200 steps of 1 to 32 rows are 1.01 to 1.04 times as fast in bf16, those of 64 and 128 rows
-            0.94 times; with 8-bit weights a row alone is 0.59 times as fast.
         keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
     """
 
     precision: Products = "ieee"
-    barrier: Barrier | None = None
-    dependent: bool = False
     keep_weights: bool = True
 
 
@@ -132,24 +149,14 @@ DEFAULT_OPTIONS = LaunchOptions()
 class LayerRun:
     """One layer over one schedule: what its launches are made of, checked when it is made and by no launcher again.
 
-    Attributes:
-        by_word: x has a row for each word, not for each node.
-
     Raises:
-        ValueError: a tensor has another shape, type, layout or device than it should, or the device has no dependent
-            launches.
+        ValueError: a tensor has another shape, type, layout or device than it should.
     """
 
     weights: LstmWeights
     tensors: LstmTensors
     nodes: Nodes
-    by_word: bool = False
     options: LaunchOptions = DEFAULT_OPTIONS
-
-    @property
-    def is_dependent(self) -> bool:
-        """Whether launches may begin before the one before ends."""
-        return self.options.dependent and not triton.knobs.runtime.interpret
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -173,10 +180,12 @@ class LayerRun:
         tensors, nodes = self.tensors, self.nodes
         if nodes.n_directions != D:
             raise ValueError(f"nodes: expected {D} directions, as the weights have, found {nodes.n_directions}")
-        check("x", tensors.x, [None, P] if self.by_word else [D, N, P], dtype)
+        check("x", tensors.x, [D, N, P], dtype)
         for name, tensor in (("x", tensors.x), ("nodes", nodes.starts)):
             check_device(name, tensor, self.weights)
         check("hidden", tensors.hidden, [D, N, P], dtype)
+        check("parent_hidden", tensors.parent_hidden, [D, N, P], dtype)
+        check("children", nodes.children, [D, N + 1], [torch.int32])
         check("cell", tensors.cell, [2, D, None, C], [torch.float32])
         R = tensors.cell.shape[2]
         if nodes.max_rows > R:
@@ -185,21 +194,23 @@ class LayerRun:
         check("partial_sums", tensors.partial_sums, [None], [torch.float32])
         check("counters", tensors.counters, [None], [torch.int32])
         if tensors.outputs is not None:
-            if self.by_word:
-                raise ValueError(
-                    "outputs: expected none, as words are no nodes and a lowest layer has no skip connection"
-                )
             check("outputs", tensors.outputs, [D, N, P], dtype)
-        if self.options.barrier is not None:
-            check("arrivals of the barrier", self.options.barrier.arrivals, [1], [torch.int64])
-        if self.is_dependent:
-            check_dependent(self.weights.device)
+        if tensors.root_hidden is not None:
+            check("root_hidden", tensors.root_hidden[0], [nodes.n_roots, P], dtype)
+            check("root_cell", tensors.root_cell[0], [nodes.n_roots, C], [torch.float32])
 
 
 def new_tensors(
-    weights: LstmWeights, nodes: Nodes, x: Tensor, *, skip: bool = False, out: Tensor | None = None
+    weights: LstmWeights,
+    nodes: Nodes,
+    x: Tensor,
+    *,
+    skip: bool = False,
+    roots: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
+    workspace: Workspace | None = None,
 ) -> LstmTensors:
-    """Tensors for one layer, the roots' states zero; what the layer puts out is `out`, if given."""
+    """Tensors for one layer, none of them filled; what the layer puts out is `out`, if given."""
     D, P, C = weights.shape
     N, R = nodes.n_nodes, nodes.max_rows
 
@@ -210,21 +221,18 @@ def new_tensors(
         out = new(D, N, P)
     check("out", out, [D, N, P], [weights.dtype])
     check_device("out", out, weights)
-    hidden = new(D, N, P) if skip else out
-    cell = new(2, D, R, C, dtype=torch.float32)
-    hidden[:, : nodes.n_roots] = 0
-    cell[0, :, : nodes.n_roots] = 0
-    if skip:
-        out[:, : nodes.n_roots] = 0
-    n_sums, n_blocks = _split_sizes(R)
+    workspace = workspace or Workspace.of(weights.shape, weights.device)
     return LstmTensors(
         x=x,
-        hidden=hidden,
-        cell=cell,
+        hidden=new(D, N, P) if skip else out,
+        parent_hidden=new(D, N, P),
+        cell=new(2, D, R, C, dtype=torch.float32),
         unprojected=new(D, R, C),
         outputs=out if skip else None,
-        partial_sums=new(D * n_sums * P, dtype=torch.float32),
-        counters=new(D * n_blocks * P, dtype=torch.int32).zero_(),
+        partial_sums=workspace.partial_sums,
+        counters=workspace.counters,
+        root_hidden=None if roots is None else roots[0],
+        root_cell=None if roots is None else roots[1],
     )
 
 
@@ -232,18 +240,3 @@ def check_device(name: str, tensor: Tensor, weights: LstmWeights) -> None:
     """Raise ValueError, naming the argument, unless a tensor lies where the weights are."""
     if tensor.device != weights.device:
         raise ValueError(f"{name}: expected a tensor on {weights.device} as weights, found {tensor.device}")
-
-
-def _split_sizes(rows: int) -> tuple[int, int]:
-    """Rows of partial sums, and blocks of rows, that some tile with split sums needs for up to so many rows.
-
-    Persistent launches split them whatever their rows, but are of use for few rows alone.
-    """
-    n_sums = n_blocks = 1
-    for (operation, _), entries in TILES.items():
-        for most, tile in entries:
-            if operation.endswith("projection") and tile.splits > 1:
-                most = min(most, WEIGHT_BOUND_ROWS) if operation.startswith("persistent") else most
-                blocks = -(-min(most, rows) // tile.rows)
-                n_sums, n_blocks = max(n_sums, blocks * tile.rows * tile.splits), max(n_blocks, blocks)
-    return n_sums, n_blocks

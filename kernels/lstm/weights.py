@@ -1,7 +1,7 @@
 """An LSTM layer's weights: as models have them, and laid out once at load as kernels read them.
 
 A layout belongs to the variants that read it: the function that makes it stands in their rows of `variants.VARIANTS`,
-and `LstmWeights` keeps what it made. `interleave` makes the one that fused, hoisted and persistent steps read.
+and `LstmWeights` keeps what it made. `interleave` makes the one that fused and hoisted steps read.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class LstmWeights:
         dtype: the compute type.
         int8: the weights that recur have 8 bits.
         device: where they are.
-        layouts: by the function that made each.
+        layouts: by the function that made each; none by one that has no use for such weights.
 
     Raises:
         ValueError: a layout is not as its kernels rely on.
@@ -116,19 +116,19 @@ class LstmWeights:
     dtype: torch.dtype
     int8: bool
     device: torch.device
-    layouts: Mapping[Callable[[CanonicalLstm, Format], Layout], Layout]
+    layouts: Mapping[Callable[[CanonicalLstm, Format], Layout | None], Layout]
 
     def __post_init__(self) -> None:
         for layout in self.layouts.values():
             layout.check(self.shape, self.dtype)
 
-    def layout(self, pack: Callable[[CanonicalLstm, Format], AnyLayout]) -> AnyLayout:
+    def layout(self, pack: Callable[[CanonicalLstm, Format], AnyLayout | None]) -> AnyLayout:
         """What this function made of them."""
         return cast(AnyLayout, self.layouts[pack])
 
 
 class Interleaved(NamedTuple):
-    """The layout of fused, hoisted and persistent steps.
+    """The layout of fused and hoisted steps.
 
     The four gates of a cell stand side by side, so that one block of columns holds all that its cells need, and the
     input's and the recurrent weight one under the other, so that [x, r] @ [W_x; W_r] is one product.
@@ -174,7 +174,7 @@ class Interleaved(NamedTuple):
 
 
 def interleave(weights: CanonicalLstm, format: Format) -> Interleaved:
-    """The layout of fused, hoisted and persistent steps, of a layer with projection."""
+    """The layout of fused and hoisted steps, of a layer with projection."""
     dtype, int8, device = format
     stacked = torch.stack([_gates_last(weights.input), _gates_last(weights.recurrent)], dim=1)  # [D, 2, P, 4C]
     stacked = stacked.to(device)

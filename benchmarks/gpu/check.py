@@ -1,0 +1,320 @@
+"""All that a card must show, in minutes: `python -m benchmarks gpu --check --out DIR`.
+
+The most valuable first, in parts (`--only`), each with a limit (`--seconds`):
+
+    correctness   every kernel and variant against its reference, and the whole engine, with the bound beside the error
+    steps         a step of both directions in each variant that serves so many rows, beside cuBLAS's bare products
+    sentence      one sentence, its words known and new
+    batches       equal and ragged batches
+    bulk          bulk text: layers left on the card, windows ready, from text to means on the host
+    timeline      a picture of what the device and the host do
+
+Processes compile the kernels first (ahead.py). Then one process has the card; should it hang, or a kernel end its CUDA
+context, then the part is a line, and another process does the next one. All rows are in DIR/check.json as soon as they
+are measured, those that this card's committed results have too with the ratio to them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from rich.console import Console
+
+from flashelmo.benchmarks.gpu import ahead, engine
+from flashelmo.benchmarks.gpu.engine import Engine, Tools
+from flashelmo.benchmarks.gpu.speed import UNIT
+from flashelmo.benchmarks.kernels.card import Card, Device, begin
+from flashelmo.benchmarks.kernels.suite import Kernels
+from flashelmo.benchmarks.kernels.tables import MODEL, error_table
+from flashelmo.benchmarks.results import FAILED, Results, Row
+from flashelmo.benchmarks.run import Job, Run
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tables import by_detail, describe_machine, describe_software, figure, markdown, percent
+from flashelmo.benchmarks.timing import Deadline
+from flashelmo.benchmarks.worker import Here, Worker, WorkerError
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PRECISIONS
+
+PARTS = ("correctness", *engine.PARTS)
+ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+KERNEL_PRECISIONS = ("bf16", "fp16", "fp32", "tf32")
+LIMIT_SECONDS = 350.0
+COMPILE_SECONDS = 110.0
+LONGER = 1.6  # times as long as the others the correctness may take
+CHECK_JOBS = 6  # of the correctness, each recorded by itself
+GRACE = 10.0  # seconds that a part may be late before its process is taken for hung
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
+COMMITTED = "committed"
+STEPS = ("step",)
+MOST_LINES = 40  # of failures
+FILE = "check.json"
+
+
+Started: TypeAlias = Callable[[Settings], tuple[Run, Device, Card]]
+
+
+class Parts:
+    """What a process with a card does: one part after the other.
+
+    Args:
+        settings: `out` is the results' file.
+        folder: takes texts.
+        started: gives a run, the device and its card.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        started: Started | None = None,
+        tools: Tools | None = None,
+        **sizes: Any,
+    ) -> None:
+        started = started or _started
+        self.run, device, card = started(settings)
+        self._settings, tools = self.run.settings, tools or Tools()
+        self.engine = Engine(self._settings, device, card, self.run, tools)
+        self.engine.folder = folder
+        kernel_settings = replace(self._settings, precisions=KERNEL_PRECISIONS, models=self._settings.models[:1])
+        config = self.engine.subject(self._settings.models[0]).model.config
+        self._kernels = Kernels(kernel_settings, config, device, card, tools.timer, **sizes)
+        self._committed = committed(self.run.results.machine["gpu"]["name"])
+
+    def measure(self, part: str, seconds: float) -> bool:
+        """Do a part in so many seconds; whether the device is lost."""
+        self.run.deadline = self.engine.checking = Deadline(seconds)
+        self.run.say(f"-- {part}")
+        self.run.do(map(self._beside_committed, self.jobs(part)))
+        return self.engine.device.is_lost()
+
+    def jobs(self, part: str) -> Iterator[Job]:
+        """Of a part; what is timed is checked, here or in the part of correctness."""
+        made, kernels, run, settings = self.engine, self._kernels, self.run, self._settings
+        name, first = settings.models[0], made.first
+        if part == "correctness":
+            yield kernels.check_job(run, KERNEL_PRECISIONS[:1])
+            yield from made.check_jobs(True)
+            yield kernels.check_job(run, KERNEL_PRECISIONS[1:])
+            yield kernels.odd_check_job(run)
+            return
+        if part == "steps":
+            if not kernels.passed:
+                yield kernels.check_job(run, KERNEL_PRECISIONS[:1], steps_alone=True)
+            yield from map(kernels.served_steps, settings.rows or ROWS)
+            return
+        rows = [row for row in run.results.section("error", name) if row.name == f"batch {first}"]
+        if not any(row.failed or row.median is not None for row in rows):
+            little = replace(settings, precisions=(first,), thorough=())
+            yield Job("error", name, "", partial(made.checks, name, little))
+        elif any(row.failed for row in rows):  # perhaps in a process before this one
+            made.subject(name).failed.add(first)
+        if part == "sentence":
+            yield made.job(name, made.batch(1, "single"))
+        elif part == "batches":
+            for workload in (*map(made.batch, settings.batches), *map(made.ragged, settings.batches)):
+                yield made.job(name, workload)
+        elif part == "bulk":
+            yield made.job(name, made.long(name))
+        else:
+            yield made.timeline_job(name)
+
+    def _beside_committed(self, job: Job) -> Job:
+        def rows() -> Iterator[list[Row]]:
+            for found in job.rows():
+                yield [self._compared(row) for row in found]
+
+        return job._replace(rows=rows)
+
+    def _compared(self, row: Row) -> Row:
+        """With how many times as fast it is as what was committed."""
+        before = self._committed.get((row.section, row.detail, row.name))
+        if not (row.median and before and before.median):
+            return row
+        ratio = row.median / before.median if row.unit.endswith("/s") else before.median / row.median
+        return replace(row, ratios=row.ratios | {COMMITTED: float(f"{ratio:.4g}")})
+
+
+def _started(settings: Settings, console: Console | None = None) -> tuple[Run, Device, Card]:
+    """A run on the card that goes on with the rows of the file."""
+    before = _read(settings.out)
+    run, device, card = begin(settings, console or Console(width=160), "check", engine.suited)
+    run.results.rows.extend(before.rows if before else ())
+    return run, device, card
+
+
+def _read(path: Path | None) -> Results | None:
+    """Results so far."""
+    with suppress(FlashElmoError):
+        return Results.read(path) if path else None
+    return None
+
+
+def committed(card: str, folder: Path = RESULTS) -> dict[tuple[str, str, str], Row]:
+    """A card's committed figures by section, detail and name; nothing for other cards, or without the files."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for path in sorted(folder.glob("*.json")):
+        with suppress(FlashElmoError):
+            results = Results.read(path)
+            if results.machine.get("gpu", {}).get("name") == card:
+                found |= {(row.section, row.detail, row.name): row for row in results.rows if row.median is not None}
+    return found
+
+
+def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorded:
+    """The launches of a part, or of its job of this number, on the card, in a process of its own."""
+    less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
+    started, tools = partial(_started, console=Console(file=io.StringIO())), Tools(timer=ahead.run_once)
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
+        for number, job in enumerate(Parts(less, Path(folder), started, tools).jobs(part)):
+            with suppress(Exception):  # the part itself will say so
+                for _ in job.rows() if k in (None, number) else ():
+                    pass
+    major, minor = torch.cuda.get_device_capability()
+    return ahead.Recorded(10 * major + minor, list(launches))
+
+
+# ---------------------------------------------------------------------------------------------------------- supervision
+
+
+def supervise(
+    parts: Iterable[str],
+    settings: Settings,
+    deadline: Deadline,
+    make: Callable[[], Worker | Here],
+    first: Worker | Here | None = None,
+) -> Iterator[Row]:
+    """Every part in its time, by a process that is replaced where it hung, ended, or lost the device.
+
+    Args:
+        make: starts a process; `first` has started.
+
+    Yields:
+        A row for each part that was not done.
+    """
+    worker = first
+    for part in parts:
+        seconds = min(settings.part_seconds * (LONGER if part == "correctness" else 1), deadline.left)
+        if seconds < 1:
+            yield Row(part, name="all", note=deadline.over)
+            continue
+        try:
+            worker = worker or make()
+            lost = worker.call("measure", part, seconds, seconds=seconds + GRACE)
+        except (FlashElmoError, WorkerError) as error:
+            yield Row(part, name="all", note=f"{FAILED}: {error}")
+            lost = True
+        if lost and isinstance(worker, Worker):
+            worker.close()
+        worker = None if lost else worker
+    if isinstance(worker, Worker):
+        worker.close()
+
+
+def chosen(settings: Settings) -> list[str]:
+    """The parts that are asked for, in order; all where none is.
+
+    Raises:
+        FlashElmoError: something else is.
+    """
+    asked = settings.sections if settings.sections != engine.SECTIONS else PARTS
+    if wrong := [name for name in asked if name not in PARTS]:
+        raise FlashElmoError(f"--only: expected some of {', '.join(PARTS)} with --check, found {wrong[0]!r}")
+    return [part for part in PARTS if part in asked]
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Compile, check, and say what was found; the exit status is 1 if anything is wrong or failed.
+
+    Raises:
+        FlashElmoError: there is no card.
+    """
+    parts, out = chosen(settings), settings.out or Path(tempfile.mkdtemp(prefix="flashelmo-check-"))
+    if not torch.cuda.is_available():
+        raise FlashElmoError("no CUDA device: this benchmark needs one")
+    limit = min(settings.limit_seconds or LIMIT_SECONDS, LIMIT_SECONDS)
+    settings, deadline = replace(settings, out=out / FILE, limit_seconds=limit), Deadline(limit)
+    (out / FILE).unlink(missing_ok=True)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # as who compiles ahead has it: it is part of the cache's key
+    recorded = [part for part in parts if part not in ("correctness", "timeline")] or ["bulk"]
+    pieces: list[tuple[Settings, str, int | None]] = [(settings, part, None) for part in recorded]
+    pieces += [(settings, "correctness", k) for k in range(CHECK_JOBS if "correctness" in parts else 0)]
+    compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, pieces)
+    undone = []
+    with tempfile.TemporaryDirectory(prefix="flashelmo-", ignore_cleanup_errors=True) as folder:
+        make = partial(Worker, Parts, settings, Path(folder))
+        first = None
+        with suppress(FlashElmoError, WorkerError):  # the first part will say so
+            first = make()
+        for line in compiling.finish(min(COMPILE_SECONDS, deadline.left / 2)):
+            say(line)
+        say(f"{compiling.n_launches} launches compiled ahead, {deadline.taken:.0f} s")
+        for row in supervise(parts, settings, deadline, make, first):
+            say(f"{row.section}: {row.note}")
+            undone.append(row)
+    return conclude(out / FILE, undone, say)
+
+
+def conclude(path: Path, undone: Sequence[Row], say: Callable[[str], object]) -> int:
+    """Write and say what was found; the exit status."""
+    results = _read(path)
+    if results is None:
+        return 1
+    results.rows.extend(undone)
+    results.write(path)
+    say(summary(results, committed(results.machine["gpu"]["name"])))
+    return 1 if any(row.failed for row in results.rows) else 0
+
+
+def summary(results: Results, before: Mapping[tuple[str, str, str], Row]) -> str:
+    """Errors with their bounds, steps and speeds with what was committed, and what failed, as short as can be."""
+    driver = results.machine["gpu"].get("driver", "unknown")
+    parts = [describe_machine(results), f"driver {driver}, {describe_software(results)}", error_summary(results)]
+    steps = [replace(row, ceiling=None) for row in results.rows if row.section in STEPS and row.median is not None]
+    for section in STEPS:
+        rows = [row for row in steps if row.section == section and not row.name.startswith(MODEL)]
+        best = [_best_before(section, detail, before) for detail in dict.fromkeys(row.detail for row in rows)]
+        parts.append(markdown(f"{section}, µs", 1, *by_detail([*rows, *(row for row in best if row)])))
+    lines = []
+    for row in results.rows:
+        if row.unit == UNIT and row.median is not None:
+            old, times = before.get((row.section, row.detail, row.name)), row.ratios.get(COMMITTED)
+            share = percent(row.utilisation_both)
+            cells = [figure(row.median), figure(old.median if old else None), figure(times), share]
+            lines.append([row.name, f"{row.section}: {row.detail}", *cells])
+    parts.append(markdown("", 2, ["", "", UNIT, COMMITTED, "times", "of the limit"], lines))
+    parts += [f"{row.label}, {row.section}: {figure(row.median)} {row.unit}" for row in results.section("timeline")]
+    failed = [row for row in results.rows if row.failed or (row.median is None and row.section in PARTS)]
+    for row in failed[:MOST_LINES]:
+        parts.append(", ".join(filter(None, (row.model, row.section, row.label, row.note)))[:200])
+    parts.append(f"failures: {sum(row.failed for row in results.rows)}")
+    return "\n\n".join(filter(None, parts))
+
+
+def _best_before(section: str, detail: str, before: Mapping[tuple[str, str, str], Row]) -> Row | None:
+    """The fastest committed step of ours."""
+    rows = [
+        row
+        for (of, size, name), row in before.items()
+        if (of, size) == (section, detail) and name.endswith(" bf16") and not name.startswith((MODEL, "cuBLAS"))
+    ]
+    best = min(rows, key=lambda row: row.median or float("inf"), default=None)
+    return best and replace(best, name=f"{COMMITTED}, the best", ceiling=None)
+
+
+def error_summary(results: Results) -> str:
+    """The largest relative error of each kernel and way in each precision, and the bounds."""
+    rows = [row for row in results.section("error") if row.unit == "relative error" and row.detail != "two calls"]
+    there = dict.fromkeys(row.name.rpartition(" ")[2] for row in rows)
+    limits = [(name, PRECISIONS[name].bounds["cuda"].relative) for name in there if name in PRECISIONS]
+    bounds = [Row("error", name=f"bound {name}", unit="relative error", median=limit) for name, limit in limits]
+    return error_table([*rows, *bounds]) if rows else ""

@@ -1,0 +1,114 @@
+"""Fused steps on Hopper in plain Triton: as `fused`, but blocks come by the copy engine, and nothing is gathered but c.
+
+The rung between the portable kernels, which it shares its mathematics with, and `warp_specialized`, whose layout of the
+weights it reads: Triton's interpreter runs it. It serves where Triton has no Gluon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+
+from flashelmo.kernels.launch import Launch, cdiv
+from flashelmo.kernels.lstm.cell import cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection_launch, rows_of
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.product import zeros
+from flashelmo.kernels.tuning import Tile
+
+TILE = Tile(128, 32, 64, 8, 3)
+
+
+def serves(run: LayerRun, rows: int) -> bool:
+    """Any number of rows, on Hopper."""
+    return has_layout(run) and is_served(run.weights.dtype, run.weights.device)
+
+
+def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
+    """The launches of some depths that follow each other, in order.
+
+    Raises:
+        ValueError: a depth does not exist.
+    """
+    return depth_launches(run, depths, _gates_launch, projection_launch)
+
+
+def _gates_launch(run: LayerRun, rows: int) -> Launch:
+    """The launch of the gates of so many rows, but for the depth."""
+    weights, tensors = run.weights.layout(hopper_layout), run.tensors
+    D, _, C = run.weights.shape
+    arguments = run.arguments | {
+        "x_desc": rows_of(tensors.x, TILE.rows, TILE.k),
+        "hidden_desc": rows_of(tensors.parent_hidden, TILE.rows, TILE.k),
+        "weight_desc": rows_of(weights.gates, TILE.k, 4 * TILE.columns),
+        "bias": weights.bias,
+        "cell_clip": weights.cell_clip,
+        "cell_ptr": tensors.cell,
+        "unprojected": tensors.unprojected,
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "TILE": TILE,
+        "APPROXIMATE": is_approximate(run.weights.dtype),
+    }
+    return Launch(tma_gates_kernel, (cdiv(rows, TILE.rows), C // TILE.columns, D), arguments, TILE.options)
+
+
+@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
+def tma_gates_kernel(
+    x_desc, hidden_desc, weight_desc, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, APPROXIMATE: tl.constexpr,
+):  # fmt: skip
+    """c and h of one depth. Grid: blocks of rows; blocks of cells; D."""
+    P: tl.constexpr = SHAPE.P
+    i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    row, column = first + i_rows * TILE.rows, i_cells * (4 * TILE.columns)
+    if row < last:
+        acc = zeros(TILE.rows, 4 * TILE.columns)
+        for k in range(0, P // TILE.k):
+            x = x_desc.load([direction * N + row, k * TILE.k])
+            acc = tl.dot(x, weight_desc.load([direction * (2 * P) + k * TILE.k, column]), acc)
+        for k in range(0, P // TILE.k):
+            r = hidden_desc.load([direction * N + row, k * TILE.k])
+            acc = tl.dot(r, weight_desc.load([direction * (2 * P) + P + k * TILE.k, column]), acc)
+        i, f, g, o = split_gates(acc, TILE)
+        store_cells(
+            i, f, g, o, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, i_cells,
+            N, R, SHAPE, TILE, APPROXIMATE,
+        )  # fmt: skip
+
+
+@triton.jit
+def split_gates(acc, TILE: tl.constexpr):
+    """The four gates of columns as `HopperLayout.gates` has them."""
+    acc = tl.reshape(acc, (TILE.rows, TILE.columns // 16, 4, 2, 4, 2))
+    acc = tl.reshape(tl.permute(acc, (0, 1, 4, 2, 3, 5)), (TILE.rows, TILE.columns, 2, 2))
+    i_and_g, f_and_o = tl.split(acc)
+    i, g = tl.split(i_and_g)
+    f, o = tl.split(f_and_o)
+    return i, f, g, o
+
+
+@triton.jit
+def store_cells(
+    i, f, g, o, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, i_cells, N, R,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, APPROXIMATE: tl.constexpr,
+):  # fmt: skip
+    """c and h of a block of sums, whose bias is added here."""
+    C: tl.constexpr = SHAPE.C
+    o_node, o_cell = row + tl.arange(0, TILE.rows), i_cells * TILE.columns + tl.arange(0, TILE.columns)
+    m_row = o_node < last
+    m, direction = m_row[:, None], tl.cast(direction, tl.int64)
+    parent = tl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0).to(tl.int64)
+    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
+    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
+    p_bias = bias + direction * (4 * C) + o_cell
+    i += tl.load(p_bias)[None, :]
+    f += tl.load(p_bias + C)[None, :]
+    g += tl.load(p_bias + 2 * C)[None, :]
+    o += tl.load(p_bias + 3 * C)[None, :]
+    c, h = cell(i, f, g, o, c, cell_clip, APPROXIMATE, APPROXIMATE)
+    o_here = ((direction * R + o_node - first) * C)[:, None] + o_cell[None, :]
+    tl.store(cell_ptr + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
+    tl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)

@@ -1,0 +1,277 @@
+"""Fused steps for many rows on Hopper, in Gluon: one warp copies, two groups of warps multiply in turn.
+
+A persistent program goes from tile to tile. Its producer keeps STAGES blocks of rows and of weights on their way to
+shared memory, also across tiles. Two consumers of four warps take tiles in turn, so that one multiplies while the other
+computes its cells: what waits for arithmetic and what waits for tensor cores is never the same warp. Blocks come in the
+order of the tiles, and a consumer begins only when the other has multiplied all of its own.
+
+The mathematics of a cell is `cell.cell`, the order of columns that of `hopper.HopperLayout`; `tma` computes the same in
+plain Triton, which the interpreter runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from flashelmo.kernels.launch import Launch, cdiv, n_multiprocessors
+from flashelmo.kernels.lstm.cell import cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.hopper import (
+    MULTIPROCESSORS,
+    has_layout,
+    hopper_layout,
+    is_served,
+    projection_launch,
+)
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.tuning import Tile
+
+TILE = Tile(128, 32, 64, 4, 6)  # of a consumer's warps
+REGISTERS = 216  # of a consumer's threads; a producer's have 24
+LEAST_ROWS = 65
+
+
+def serves(run: LayerRun, rows: int) -> bool:
+    """Many rows, on Hopper."""
+    return rows >= LEAST_ROWS and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
+
+
+def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
+    """The launches of some depths that follow each other, in order.
+
+    Raises:
+        ValueError: a depth does not exist.
+    """
+    return depth_launches(run, depths, _gates_launch, projection_launch)
+
+
+def descriptor(tensor: Tensor, rows: int, columns: int) -> Any:
+    """The rows [n, values] of a tensor, copied in blocks of so many rows and values."""
+    element = {2: gl.bfloat16 if str(tensor.dtype) == "torch.bfloat16" else gl.float16}[tensor.dtype.itemsize]
+    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], element)
+    return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-1]), [rows, columns], layout)
+
+
+def _gates_launch(run: LayerRun, rows: int) -> Launch:
+    """The launch of the gates of so many rows, but for the depth."""
+    weights, tensors, device = run.weights.layout(hopper_layout), run.tensors, run.weights.device
+    D, _, C = run.weights.shape
+    arguments = run.arguments | {
+        "x_desc": descriptor(tensors.x, TILE.rows, TILE.k),
+        "hidden_desc": descriptor(tensors.parent_hidden, TILE.rows, TILE.k),
+        "weight_desc": descriptor(weights.gates, TILE.k, 4 * TILE.columns),
+        "bias": weights.bias,
+        "cell_clip": weights.cell_clip,
+        "cell_ptr": tensors.cell,
+        "unprojected": tensors.unprojected,
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "TILE": TILE,
+        "APPROXIMATE": is_approximate(run.weights.dtype),
+        "REGISTERS": REGISTERS,
+    }
+    tiles = D * cdiv(rows, TILE.rows) * (C // TILE.columns)
+    programs = min(tiles, n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS)
+    return Launch(specialized_gates_kernel, (programs,), arguments, {"num_warps": TILE.warps})
+
+
+@gluon.jit
+def row_blocks(nodes, T, depth, TILE: gl.constexpr):
+    """First node of a depth in either direction, and how many blocks of rows each has."""
+    _, first, last = depth_nodes(nodes, 0, depth, T)
+    _, first_backward, last_backward = depth_nodes(nodes, 1, depth, T)
+    blocks = (last - first + TILE.rows - 1) // TILE.rows
+    blocks_backward = (last_backward - first_backward + TILE.rows - 1) // TILE.rows
+    return first, last, blocks, first_backward, last_backward, blocks_backward
+
+
+@gluon.jit
+def place(tile, first, last, blocks, first_backward, last_backward, blocks_backward, COLUMNS: gl.constexpr):
+    """Which direction, rows and columns a tile is; neighbours share their columns' weights."""
+    direction = 0
+    if tile >= blocks * COLUMNS:
+        direction = 1
+        tile -= blocks * COLUMNS
+        first, last, blocks = first_backward, last_backward, blocks_backward
+    return direction, first, last, tile % blocks, tile // blocks
+
+
+@gluon.jit
+def producer(
+    x_desc, hidden_desc, weight_desc, row_buffers, weight_buffers, full, empty, nodes, depth, N, T,
+    SHAPE: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """Copies the blocks of this program's tiles, each as soon as its stage is empty."""
+    P: gl.constexpr = SHAPE.P
+    COLUMNS: gl.constexpr = SHAPE.C // TILE.columns
+    BLOCKS: gl.constexpr = P // TILE.k
+    first, last, blocks, first_b, last_b, blocks_b = row_blocks(nodes, T, depth, TILE)
+    i = 0
+    for tile in range(gl.program_id(0), (blocks + blocks_b) * COLUMNS, gl.num_programs(0)):
+        direction, start, _, i_rows, i_columns = place(
+            tile, first, last, blocks, first_b, last_b, blocks_b, COLUMNS
+        )  # fmt: skip
+        row = direction * N + start + i_rows * TILE.rows
+        for k in range(2 * BLOCKS):
+            stage = i % TILE.stages
+            mbarrier.wait(empty.index(stage), ((i // TILE.stages) & 1) ^ 1)
+            mbarrier.expect(full.index(stage), x_desc.block_type.nbytes + weight_desc.block_type.nbytes)
+            if k < BLOCKS:
+                tma.async_copy_global_to_shared(x_desc, [row, k * TILE.k], full.index(stage), row_buffers.index(stage))
+            else:
+                tma.async_copy_global_to_shared(
+                    hidden_desc, [row, (k - BLOCKS) * TILE.k], full.index(stage), row_buffers.index(stage)
+                )
+            tma.async_copy_global_to_shared(
+                weight_desc, [direction * (2 * P) + k * TILE.k, i_columns * (4 * TILE.columns)], full.index(stage),
+                weight_buffers.index(stage),
+            )  # fmt: skip
+            i += 1
+
+
+@gluon.jit
+def consumer(
+    index, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected, nodes, depth,
+    N, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
+):  # fmt: skip
+    """Every other tile of this program's: the product, then its cells."""
+    COLUMNS: gl.constexpr = SHAPE.C // TILE.columns
+    BLOCKS: gl.constexpr = 2 * SHAPE.P // TILE.k
+    GATES: gl.constexpr = 4 * TILE.columns
+    ROWS: gl.constexpr = TILE.rows
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, GATES, 16]
+    )
+    first, last, blocks, first_b, last_b, blocks_b = row_blocks(nodes, T, depth, TILE)
+    n_tiles = (blocks + blocks_b) * COLUMNS
+    n_mine = (n_tiles - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
+    for n in range(index, n_mine, 2):
+        direction, start, end, i_rows, i_columns = place(
+            gl.program_id(0) + n * gl.num_programs(0), first, last, blocks, first_b, last_b, blocks_b, COLUMNS
+        )
+        acc = gl.zeros([ROWS, GATES], gl.float32, SUMS)
+        i = n * BLOCKS
+        # After the product of the tile before: a parity tells only two passes over the stages apart.
+        mbarrier.wait(turn.index(index), (n // 2 + 1 + index) & 1, pred=n > 0)
+        for k in range(BLOCKS):
+            stage = i % TILE.stages
+            mbarrier.wait(full.index(stage), (i // TILE.stages) & 1)
+            acc = warpgroup_mma(
+                row_buffers.index(stage), weight_buffers.index(stage), acc, use_acc=k > 0, is_async=True
+            )
+            acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
+            if k > 0:  # the product before this one is done
+                mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
+            i += 1
+        mbarrier.arrive(turn.index(1 - index), count=1)
+        acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
+        mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
+        halves = acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1)
+        left, right = gl.split(halves)
+        row = start + i_rows * TILE.rows
+        store_cells(
+            left, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
+            i_columns * TILE.columns, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps, APPROXIMATE,
+        )  # fmt: skip
+        store_cells(
+            right, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
+            i_columns * TILE.columns + TILE.columns // 2, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps,
+            APPROXIMATE,
+        )  # fmt: skip
+
+
+@gluon.constexpr_function
+def cell_layout(ROWS, CELLS, WARPS):
+    """Who holds which cell once the gates were split; of a thread's cells four are neighbours, so one access."""
+    registers = [[0, 1], [0, 2], [8, 0]]
+    column = 16
+    while column < CELLS:
+        registers.append([0, column])
+        column *= 2
+    row, warps = 16, []
+    for _ in range(WARPS.bit_length() - 1):
+        warps.append([row, 0])
+        row *= 2
+    while row < ROWS:
+        registers.append([row, 0])
+        row *= 2
+    return gl.DistributedLinearLayout(
+        reg_bases=registers,
+        lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
+        warp_bases=warps,
+        block_bases=[],
+        shape=[ROWS, CELLS],
+    )
+
+
+@gluon.jit
+def store_cells(
+    sums, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, first_cell, N, R,
+    SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr, APPROXIMATE: gl.constexpr,
+):  # fmt: skip
+    """c and h of a block of sums, whose bias is added here; `tma.store_cells` is the same."""
+    C: gl.constexpr = SHAPE.C
+    LAYOUT: gl.constexpr = cell_layout(ROWS, CELLS, WARPS)
+    gates = sums.reshape([ROWS, CELLS // 16, 4, 2, 4, 2]).permute(0, 1, 4, 2, 3, 5).reshape([ROWS, CELLS, 2, 2])
+    i_and_g, f_and_o = gl.split(gates)
+    i, g = gl.split(i_and_g)
+    f, o = gl.split(f_and_o)
+    i = gl.convert_layout(i, LAYOUT)
+    f = gl.convert_layout(f, LAYOUT)
+    g = gl.convert_layout(g, LAYOUT)
+    o = gl.convert_layout(o, LAYOUT)
+    o_node = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, LAYOUT))
+    m_row = o_node < last
+    m = m_row[:, None]
+    direction = gl.cast(direction, gl.int64)
+    parent = gl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0).to(gl.int64)
+    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
+    c = gl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
+    p_bias = bias + direction * (4 * C) + o_cell
+    i += gl.load(p_bias)[None, :]
+    f += gl.load(p_bias + C)[None, :]
+    g += gl.load(p_bias + 2 * C)[None, :]
+    o += gl.load(p_bias + 3 * C)[None, :]
+    c, h = cell(i, f, g, o, c, cell_clip, APPROXIMATE, APPROXIMATE)
+    o_here = ((direction * R + o_node - first) * C)[:, None] + o_cell[None, :]
+    gl.store(cell_ptr + gl.cast(depth % 2 * SHAPE.D * C, gl.int64) * R + o_here, c, mask=m)
+    gl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)
+
+
+@gluon.jit(do_not_specialize=["depth", "N", "R", "T"])
+def specialized_gates_kernel(
+    x_desc, hidden_desc, weight_desc, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
+    SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr, REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """c and h of one depth. Grid: any number of programs."""
+    STAGES: gl.constexpr = TILE.stages
+    ROWS: gl.constexpr = TILE.rows
+    GATES: gl.constexpr = 4 * TILE.columns
+    K: gl.constexpr = TILE.k
+    row_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES, ROWS, K], x_desc.layout)
+    weight_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES, K, GATES], weight_desc.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=1)
+    for one in gl.static_range(2):
+        mbarrier.init(turn.index(one), count=1)
+    gl.warp_specialize(
+        [
+            (consumer, (0, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected,
+                        nodes, depth, N, R, T, SHAPE, TILE, APPROXIMATE)),
+            (consumer, (1, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected,
+                        nodes, depth, N, R, T, SHAPE, TILE, APPROXIMATE)),
+            (producer, (x_desc, hidden_desc, weight_desc, row_buffers, weight_buffers, full, empty, nodes, depth, N, T,
+                        SHAPE, TILE)),
+        ],
+        [TILE.warps, 1], [REGISTERS, 24],
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""The check of a card, without one: by a stand-in for the engine and invented times; and what is compiled ahead."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from gpu_run import H200, LITTLE, STAND_IN, FakeTimes, StandIn, find, tiny_model
+from hanging import Hanging, failing_record
+from rich.console import Console
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from flashelmo.benchmarks import machine
+from flashelmo.benchmarks.__main__ import find as suite_named
+from flashelmo.benchmarks.__main__ import parse
+from flashelmo.benchmarks.gpu import ahead, check, speed, suite, timeline
+from flashelmo.benchmarks.gpu.engine import Tools
+from flashelmo.benchmarks.gpu.timeline import Span, Trace
+from flashelmo.benchmarks.kernels import suite as kernels
+from flashelmo.benchmarks.kernels.card import Device, card_named, results_on
+from flashelmo.benchmarks.kernels.checks import Sizes
+from flashelmo.benchmarks.kernels.graph_timing import Timer
+from flashelmo.benchmarks.kernels.groups import Chain
+from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.run import Run
+from flashelmo.benchmarks.timing import Deadline
+from flashelmo.benchmarks.worker import Here, Worker
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.kernels.highway import highway_kernel
+from flashelmo.kernels.launch import Launch
+
+pytestmark = [pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a card")]
+SIZES = (Sizes((1, 3), (1,), (3,), (2,)), Sizes((1,), (1,), (2,), (2,)))
+SMALL = replace(LITTLE, check=True, rows=(1, 3), part_seconds=300.0, sections=check.PARTS, thorough=("bf16",))
+BATCH = "2 sentences of 4"
+INTERPRETER = Device("interpreter", "cpu")
+
+
+def settings_of(folder: Path, **options: Any) -> Any:
+    text = folder / "input.txt"
+    text.write_text("a cat sat\non\nthe mat and the other mat\nit sat there\n" * 6, encoding="utf-8")
+    return replace(SMALL, out=folder / check.FILE, text=text, **options)
+
+
+def parts_of(
+    settings: Any, make: Callable[..., Any] = StandIn, device: Device = STAND_IN, timer: Timer | None = None
+) -> check.Parts:
+    def started(given: Any) -> tuple[Run, Device, Any]:
+        before = check._read(given.out)
+        run = Run(given, Console(file=io.StringIO(), width=300), results_on(H200, given, "check"), check.FILE)
+        run.results.rows.extend(before.rows if before else ())
+        return run, device, card_named("H200")
+
+    tools = Tools(make=make, load=tiny_model, timer=timer or FakeTimes().tasks)
+    return check.Parts(settings, settings.out.parent, started, tools, sizes=SIZES)
+
+
+@pytest.fixture
+def _invented_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "take_turns", FakeTimes().turns)
+    monkeypatch.setattr(speed, "WARM_UPS", 1)
+    monkeypatch.setattr(kernels, "TURNS", Chain(2, 1, 1))
+
+
+def run_parts(settings: Any, **options: Any) -> list[Row]:
+    make = partial(Here, partial(parts_of, **options), settings)
+    return list(check.supervise(check.chosen(settings), settings, Deadline(600.0), make))
+
+
+# ------------------------------------------------------------------------------------------------------------ all of it
+
+
+@pytest.mark.usefixtures("_invented_times")
+def test_all_parts_are_measured_beside_what_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path)
+    old = [
+        Row("step", "tiny", "fused bf16", "µs", "3 rows", median=25.0),
+        Row("batch", "tiny", "flashelmo bf16", "tokens/s", BATCH, median=8 / 22e-6),
+    ]
+    results = results_on(H200, settings, "gpu")
+    replace(results, rows=old).write(tmp_path / "committed" / "a.json")
+    other = replace(results, rows=[replace(old[0], median=1.0)], machine={"gpu": {"name": "another"}})
+    other.write(tmp_path / "committed" / "b.json")
+    monkeypatch.setattr(check, "RESULTS", tmp_path / "committed")
+    monkeypatch.setattr(check.committed, "__defaults__", (tmp_path / "committed",))
+    assert run_parts(settings) == []
+    found = Results.read(tmp_path / check.FILE)
+    assert not [row.note for row in found.rows if row.failed]
+    order = list(dict.fromkeys(row.section for row in found.rows))
+    assert order == ["error", "step", "single", "batch", "ragged", "bulk", "timeline"]
+    errors = {row.name for row in found.section("error")}
+    assert {"batch bf16", "pooled bf16", "fused step bf16", "hoisted step int8", "fused step fp16"} <= errors
+    steps = {row.name for row in found.section("step") if row.detail == "1 rows"}
+    assert {"hoisted bf16", "fused bf16", "cuBLAS fused bf16", "cuBLAS hoisted bf16"} <= steps
+    assert find(found, "step", "fused bf16", "3 rows").ratios["committed"] == pytest.approx(25 / 11, rel=1e-3)
+    assert find(found, "batch", "flashelmo bf16", BATCH).ratios == {"committed": 2.0}
+    assert not [row for row in found.rows if row.name.startswith(("PyTorch", "cuDNN"))]
+    assert (tmp_path / "timeline-tiny.svg").read_text(encoding="utf-8").count("<rect") > 5
+    said: list[str] = []
+    assert check.conclude(tmp_path / check.FILE, [], said.append) == 0
+    (text,) = said
+    for line in ("| bound ", "| committed, the best | ", "flashelmo bf16, words known", "failures: 0"):
+        assert line in text
+    assert "driver unknown" in text and len(text) < 12_000
+
+
+@pytest.mark.usefixtures("_invented_times")
+def test_a_part_by_itself_is_checked_first_and_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
+    class Wrong(StandIn):
+        def off(self, vectors: Any) -> Any:
+            return vectors * 1.04
+
+    settings = settings_of(tmp_path, sections=("sentence", "steps"))
+    assert check.chosen(settings) == ["steps", "sentence"]
+    assert run_parts(settings, make=Wrong) == []
+    found = Results.read(tmp_path / check.FILE)
+    assert {row.name.split()[-2] for row in found.section("error")} == {"step", "batch", "repeated"}
+    (ours, known) = found.section("single")
+    assert ours.note == known.note == speed.NOT_TIMED
+    assert all(row.median for row in found.section("step"))
+    said: list[str] = []
+    assert check.conclude(tmp_path / check.FILE, [], said.append) == 1
+    assert "expected less than 0.01" in said[0]
+
+
+def test_what_may_be_asked_for(tmp_path: Path) -> None:
+    gpu = suite_named("gpu")
+    assert check.chosen(parse("gpu", gpu, ["--check", "--seconds", "9"])) == list(check.PARTS)
+    assert check.chosen(parse("gpu", gpu, ["--check", "--only", "bulk,correctness"])) == ["correctness", "bulk"]
+    with pytest.raises(FlashElmoError, match=r"--only: expected some of correctness, steps, .* found 'speed'"):
+        check.chosen(parse("gpu", gpu, ["--check", "--only", "speed"]))
+    with pytest.raises(FlashElmoError, match="no CUDA device"):
+        suite.command(parse("gpu", gpu, ["--check", "--out", str(tmp_path)]), Console())
+
+
+def test_parts_that_hang_or_end_their_process_are_a_line_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "GRACE", 0.5)
+    settings, made = replace(SMALL, part_seconds=1.0), []
+
+    def make() -> Worker:
+        made.append(Worker(Hanging))
+        return made[-1]
+
+    parts = ["correctness", "steps", "sentence", "batches", "bulk"]
+    rows = list(check.supervise(parts, settings, Deadline(600.0), make))
+    assert [(row.section, row.note) for row in rows] == [
+        ("steps", "FAILED: no end within 2 seconds"),
+        ("bulk", "FAILED: a worker ended with exit code 7"),
+    ]
+    assert len(made) == 3  # one more after the one that hung, and after the one that lost the device
+    assert not any(each.process.is_alive() for each in made)
+    over = list(check.supervise(["bulk"], settings, Deadline(0.0), make))
+    assert [row.note for row in over] == ["skipped, as the 0 seconds were over"] and not over[0].failed
+
+
+def test_the_driver_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "version"
+    for text, version in (
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n", "550.54.15"),
+        ("something else\n", "unknown"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert machine.driver_version(path) == version
+    assert machine.driver_version(tmp_path / "absent") == "unknown"
+
+
+# ------------------------------------------------------------------------------------------------------- compiled ahead
+
+
+def recorded(settings: Any, part: str) -> list[Launch]:
+    with ahead.recording() as launches:
+        parts = parts_of(settings, make=ElmoEmbedder, device=INTERPRETER, timer=ahead.run_once)
+        for job in parts.jobs(part):
+            for _ in job.rows():
+                pass
+    return [ahead.unpack(packed) for packed in launches]
+
+
+def names_of(launches: Iterable[Launch]) -> set[str]:
+    return {launch.kernel.fn.__name__.removesuffix("_kernel") for launch in launches}
+
+
+def test_what_is_recorded_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path, batches=(2,), sentences=1, short_sentences=0)
+    names: dict[str, set[str]] = {}
+    assert len(list(parts_of(settings).jobs("correctness"))) == check.CHECK_JOBS - 2  # one model, no published vectors
+    for part in ("correctness", "steps", "batches"):
+        launches = recorded(settings, part)
+        names[part] = names_of(launches)
+        assert all(tensor.device.type == "meta" for launch in launches for tensor in launch.tensors.values())
+    steps = {"roots", "gates", "projection", "linear"}
+    assert names["correctness"] == {*steps, "char_cnn", "highway", "gather_words", "tokens", "sentences"}
+    assert names["steps"] == steps
+    ran: list[Launch] = []
+    run = Launch.run
+
+    def seen(launch: Launch) -> None:
+        ran.append(launch)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", seen)
+    monkeypatch.setattr(speed, "take_turns", FakeTimes().turns)
+    parts = parts_of(settings, make=ElmoEmbedder, device=INTERPRETER)
+    parts.run.keep([Row("error", "tiny", "batch bf16", median=0.0)])  # not checked again
+    for job in parts.jobs("batches"):
+        assert not [row.note for rows in job.rows() for row in rows if row.failed]
+    assert names_of(ran) == names["batches"] and "tokens" in names["batches"]
+
+
+def test_packed_launches_are_compiled_elsewhere(tmp_path: Path) -> None:
+    """By a process that does not interpret; launches that differ in what nothing is compiled for are one."""
+    launches = recorded(settings_of(tmp_path), "correctness")
+    launch = next(each for each in launches if each.kernel.fn.__name__ == "highway_kernel")
+    (tmp_path / "packed").write_bytes(ahead.pack(launch))
+    code = (
+        "import sys; from pathlib import Path; from flashelmo.benchmarks.gpu.ahead import *; from dataclasses import replace\n"
+        "packed = Path(sys.argv[1]).read_bytes(); launch = unpack(packed)\n"
+        "few, many = (pack(replace(launch, arguments=launch.arguments | dict(n=n))) for n in (35, 4096))\n"
+        "print(compile_packed(packed, 90) or 'compiled', few == many)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_DISABLE_LINE_INFO": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path / "packed")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["compiled", "True"], done.stdout + done.stderr
+    assert list((tmp_path / "cache").rglob("highway_kernel.cubin"))
+
+
+def test_addresses_and_descriptors_are_packed_as_they_are_compiled() -> None:
+    values: dict[str, Any] = {"x_ptr": torch.zeros(40, dtype=torch.int32), "K": 40}
+    larger = values | {"x_ptr": torch.ones(80, dtype=torch.int32)}
+    launch = Launch(highway_kernel, (3, 1), values, {"num_warps": 4})
+    packed = ahead.pack(launch)
+    assert ahead.pack(replace(launch, grid=(7, 1), arguments=larger)) == packed
+    assert ahead.pack(replace(launch, options={"num_warps": 8})) != packed
+    assert ahead.pack(replace(launch, arguments=values | {"K": 41})) != packed
+    other = ahead.pack(replace(launch, arguments=values | {"x_ptr": values["x_ptr"][1:]}))
+    assert other != packed and ahead.unpack(other).arguments["x_ptr"].data_ptr() % 16
+    found = []
+    for rows in (32, 48):
+        descriptor = TensorDescriptor.from_tensor(torch.zeros(rows, 64, dtype=torch.bfloat16), [16, 64])
+        found.append(ahead.pack(replace(launch, arguments={"x": descriptor})))
+    assert found[0] == found[1]
+    assert ahead.unpack(found[0]).arguments["x"].block_shape == [16, 64]
+
+
+def test_what_is_compiled_ahead_of_a_part_that_fails_is_a_line() -> None:
+    compiling = ahead.Ahead(1, failing_record, [("steps",), ("bulk",)])
+    lines = sorted(compiling.finish(60.0))
+    assert lines == ["not compiled ahead: RuntimeError: no steps", "not compiled ahead: RuntimeError: no bulk"][::-1]
+    assert compiling.n_launches == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- timeline
+
+
+def test_a_timeline_has_a_bar_for_what_can_be_seen(tmp_path: Path) -> None:
+    spans = [Span("kernels", "LSTM gates", float(k), k + 0.9) for k in range(1000)]  # too near to tell apart
+    spans += [Span("kernels", "tokens", 1500.0, 1600.0), Span("kernels", "tokens", 1900.0, 2000.0)]
+    spans.append(Span("host: <main>", "schedule", 0.0, 500.0))
+    timeline.draw([Trace("bulk & all", spans, 1100.0, 2000.0)], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert text.count("<rect") == 1 + 3 + 4  # background, legend, bars
+    assert "bulk &amp; all: 2.00 ms, device busy 55%" in text and "host: &lt;main&gt;" in text
+
+
+def test_calls_of_the_host_are_seen_and_then_left_alone(tmp_path: Path) -> None:
+    plan = timeline.pipeline.Planner.plan
+    spans: list[Span] = []
+    with timeline._timed_functions(spans):
+        path = settings_of(tmp_path).text
+        assert list(timeline.accuracy.read_windows(path, max_sentences=2, max_tokens=99))
+    assert {span.name for span in spans} == {"read text"} and len(spans) >= 2
+    assert timeline.pipeline.Planner.plan is plan
