@@ -115,6 +115,51 @@ def test_all_parts_are_measured_beside_what_was_committed(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("_invented_times")
+def test_the_command_compiles_ahead_and_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[Any] = []
+
+    class Compiling:
+        n_launches = 7
+
+        def __init__(self, processes: int, record: Any, parts: Any) -> None:
+            pieces.extend((record, *each[1:]) for each in parts)
+
+        def finish(self, seconds: float) -> list[str]:
+            return ["not compiled ahead: gates"]
+
+    class InThisProcess(Here):
+        def close(self) -> None:
+            pieces.append("closed")
+
+    def started(settings: Any) -> Any:
+        run = Run(settings, Console(file=io.StringIO()), results_on(H200, settings, "check"), check.FILE)
+        return run, STAND_IN, card_named("H200")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(check.ahead, "Ahead", Compiling)
+    monkeypatch.setattr(check, "Worker", InThisProcess)
+    monkeypatch.setattr(check, "_started", started)
+    tools = Tools(make=StandIn, load=tiny_model, timer=FakeTimes().tasks)
+    monkeypatch.setattr(check, "Tools", lambda: tools)
+    monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "0")
+    text = str(settings_of(tmp_path).text)
+    given = ["--check", "--only", "sentence,correctness", "--models", "original", "--seconds", "300", "--text", text]
+    said = io.StringIO()
+    settings = replace(parse("gpu", suite.SUITE, [*given, "--out", str(tmp_path)]), golden=None, precisions=("bf16",))
+    monkeypatch.setattr(check, "LONGER", 0.0)  # no time for the correctness
+    assert suite.command(settings, Console(file=said, width=200)) == 0
+    assert pieces == [
+        (check.record, "sentence", None),
+        *((check.record, "correctness", k) for k in range(check.PIECES)),
+        "closed",
+    ]
+    assert os.environ["TRITON_DISABLE_LINE_INFO"] == "1"
+    for line in ("not compiled ahead: gates", "7 launches compiled ahead", "single: a sentence of 20", "failures: 0"):
+        assert line in said.getvalue()
+    assert {row.section for row in Results.read(tmp_path / check.FILE).rows} == {"error", "single", "correctness"}
+
+
+@pytest.mark.usefixtures("_invented_times")
 def test_a_part_by_itself_is_checked_first_and_what_is_wrong_is_not_timed(tmp_path: Path) -> None:
     class Wrong(StandIn):
         def off(self, vectors: Any) -> Any:

@@ -225,7 +225,7 @@ def test_nodes_are_whole() -> None:
 def test_hoisted_steps_prove_themselves(device: str) -> None:
     """The portable variants are within the bounds of the comparison, in every type."""
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        made = random_layer(device, P=160, C=32, dtype=dtype)
+        made = random_layer(device, P=32, C=16, dtype=dtype)
         weights = pack_lstm(made.canonical, dtype=dtype, device=device)
         run = LayerRun(weights, new_tensors(weights, made.nodes, made.x, skip=True), made.nodes)
         for variant in (Variant("h", hoisted.serves, hoisted.launches, interleave), layer.VARIANTS[-1]):

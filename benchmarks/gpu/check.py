@@ -328,8 +328,10 @@ def keep(path: Path, row: Row) -> None:
 def conclude(path: Path, undone: Sequence[Row], say: Callable[[str], object]) -> int:
     """Say what was found; the exit status."""
     results = _read(path)
-    if results is None or any(row not in results.rows for row in undone):
+    if results is None:
         return 1
+    results.rows.extend(row for row in undone if row not in results.rows)  # a process that went on knew nothing of them
+    results.write(path)
     say(summary(results, committed(results.machine["gpu"]["name"])))
     return 1 if any(row.failed for row in results.rows) else 0
 

@@ -67,17 +67,26 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
     weights, has_skip = run.weights, run.tensors.outputs is not None
     if weights.bound is None:
         return True
-    key = variant.name, weights.shape, weights.dtype, weights.device, has_skip
-    if key not in _verdicts:
+    found = weights.verdicts.get((variant.name, has_skip))  # asked for each depth of each window
+    if found is None:
         if weights.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return False  # nothing can be compared in here; the next use will do it
+        found = weights.verdicts[variant.name, has_skip] = _verdict(variant, run, weights.bound)
+    return found
+
+
+def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
+    """Known to this process, kept on disk, or found out now."""
+    weights = run.weights
+    key = variant.name, weights.shape, weights.dtype, weights.device, run.tensors.outputs is not None
+    if key not in _verdicts:
         path, identity = _place(variant, run)
         why = _read(path, identity)
         if why is None:
-            why = _why_wrong(variant, run, weights.bound)
+            why = _why_wrong(variant, run, bound)
             _write(path, identity, why)
         _verdicts[key] = not why
-        if why and key[::3] not in _said:
+        if why and (variant.name, weights.device) not in _said:
             _said.add((variant.name, weights.device))
             said = "device %s: LSTM variant '%s' is not used, as %s; portable kernels serve in its place"
             logger.warning(said, weights.device, variant.name, why)

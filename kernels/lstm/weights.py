@@ -7,7 +7,7 @@ and `LstmWeights` keeps what it made. `interleave` makes the one that fused and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
@@ -108,6 +108,7 @@ class LstmWeights:
         device: where they are.
         layouts: by the function that made each; none by one that has no use for such weights.
         bound: how far from the reference a variant that is to be proven may be; None where none is.
+        verdicts: whether it is right, by its name and whether there is a skip connection (`proven`).
 
     Raises:
         ValueError: a layout is not as its kernels rely on.
@@ -119,6 +120,7 @@ class LstmWeights:
     device: torch.device
     layouts: Mapping[Callable[[CanonicalLstm, Format], Layout | None], Layout]
     bound: float | None = None
+    verdicts: dict[tuple[str, bool], bool] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for layout in self.layouts.values():
