@@ -1,20 +1,25 @@
-"""Character ids to word features: embedding, convolutions, maximum over positions, bias and activation in one kernel.
+"""Character ids to word features: embedding, then convolutions, maximum over positions, bias and activation in one.
 
     z[word, p, f] = sum over j < width[f], e < E of embedding[ids[word, p + j], e] * W_f[j, e],  p <= M - width[f]
     y[word, f] = activation(max over p of z[word, p, f] + bias[f])
 
-(Kim et al. 2016, https://arxiv.org/abs/1508.06615; the maximum runs over padding's windows too, as in bilm-tf.) Nothing
-between ids and features is in memory.
+(Kim et al. 2016, https://arxiv.org/abs/1508.06615; the maximum runs over padding's windows too, as in bilm-tf.)
 
 - All widths are one product, with the window of the widest filter: a narrower filter's weight is zero in the rows
   beyond its own width. In the published models the widest filters are half of all.
-- A program owns a block of words and one of filters and keeps their maximum on chip while it goes through positions.
+- A first kernel writes words as their characters' vectors, one behind the other: a window is then a piece of memory
+  that begins one vector behind the window before, and is copied 16 bytes at a time. Gathered by ids in pieces of 8
+  bytes, windows took several times as long as their product. What is written, 32 bytes a character in the published
+  models, is read again from the L2 cache.
+- A program owns a block of words and one of filters, and keeps their maximum on chip while it goes through positions,
+  some of each word at once: so many rows of one product.
 - Only windows that begin at a word's characters are multiplied. All others hold padding alone and have one value per
   filter, which is known beforehand and where the maximum starts from, if the word has such a window. Words of like
   length share a block; where the others have more positions, a word goes through its own last window again, which
   leaves its maximum as it is: its features are batch-invariant.
 
-Letters: W words, M positions, E size of a character's embedding, S its size in memory, F filters, K = widest * S.
+Letters: W words, M positions, E size of a character's embedding, S its size in memory, F filters, K = widest * S,
+Q characters of a word as embedded, those beyond M the last one again.
 """
 
 from __future__ import annotations
@@ -34,6 +39,11 @@ from flashelmo.kernels.tuning import Tile, choose_tile
 Activation: TypeAlias = Literal["relu", "tanh"]
 INTEGERS = (torch.int16, torch.int32, torch.int64)
 LEAST_SIZE = 16  # of a character's embedding in memory: the least k of a matrix instruction
+EMBEDDED_VALUES = 512  # of a program that embeds, one warp
+
+# Rows of a block -> positions of each word among them. More make a word's way shorter and its rows fewer words, which
+# is for few; fewer waste less where a word ends.
+POSITIONS = {16: 16, 32: 4, 64: 2, 128: 2}
 
 
 class Words(NamedTuple):
@@ -151,34 +161,40 @@ def pack_char_cnn(
     )
 
 
-@triton.jit
-def window_block(p_ids, start, embedding_ptr, i, M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr):
-    """Columns i * k ... of the embedded windows that begin at `start`: [rows, k]."""
-    CHARACTERS: tl.constexpr = max(TILE.k // S, 1)
-    SIZE: tl.constexpr = min(TILE.k, S)
+@triton.jit(do_not_specialize=["n"])
+def char_cnn_embed_kernel(
+    ids_ptr, embedding_ptr, embedded_ptr, n, M: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """Words as their characters' vectors, [n / Q, Q, S]. Grid: blocks of characters."""
+    o_row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
+    m_row = o_row < n
     # Beyond a word's end are windows' characters that only wider filters than this position's would read: any will do.
-    position = tl.minimum(start[:, None] + (i * TILE.k // S + tl.arange(0, CHARACTERS))[None, :], M - 1)
-    character = tl.load(p_ids[:, None] + position)
-    o_e = i * TILE.k % S + tl.arange(0, SIZE)
-    o_embedding = character[:, :, None] * S + o_e[None, None, :]
-    o_embedding = tl.reshape(o_embedding, (TILE.rows, TILE.k))
-    VECTOR: tl.constexpr = 64 // embedding_ptr.dtype.element_ty.primitive_bitwidth  # 16 bytes would pass by L1
-    o_embedding = tl.max_contiguous(tl.multiple_of(o_embedding, (1, VECTOR)), (1, VECTOR))
-    return tl.load(embedding_ptr + o_embedding)
+    position = tl.minimum(o_row % Q, M - 1)
+    character = tl.load(ids_ptr + o_row // Q * M + position, mask=m_row, other=0)
+    o_e = tl.arange(0, S)
+    vector = tl.load(embedding_ptr + character[:, None] * S + o_e[None, :], mask=m_row[:, None])
+    tl.store((embedded_ptr + o_row.to(tl.int64) * S)[:, None] + o_e[None, :], vector, mask=m_row[:, None])
+
+
+@triton.jit
+def larger(x, y):
+    """The larger one, or NaN."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=["W"])
 def char_cnn_kernel(
-    words, embedding_ptr, weight_ptr, bias_ptr, widths_ptr, padding_ptr, out_ptr, W,
-    M: tl.constexpr, S: tl.constexpr, F: tl.constexpr, WIDEST: tl.constexpr, ACTIVATION: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr,
+    embedded_ptr, words, weight_ptr, bias_ptr, widths_ptr, padding_ptr, out_ptr, W,
+    M: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, F: tl.constexpr, WIDEST: tl.constexpr,
+    ACTIVATION: tl.constexpr, POSITIONS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of words and filters. Grid: blocks of filters; blocks of words, the longest first."""
-    o_word = tl.program_id(1) * TILE.rows + tl.arange(0, TILE.rows)
-    m_word = o_word < W
-    word = tl.load(words.order + o_word, mask=m_word, other=0).to(tl.int64)
-    length = tl.load(words.lengths + word, mask=m_word, other=1)
-    p_ids = words.character_ids + word * M
+    WORDS: tl.constexpr = TILE.rows // POSITIONS
+    COLUMNS: tl.constexpr = TILE.columns
+    o_row = tl.arange(0, TILE.rows)  # word by word, POSITIONS rows each
+    o_word = tl.program_id(1) * WORDS + o_row // POSITIONS
+    word = tl.load(words.order + o_word, mask=o_word < W, other=0).to(tl.int64)
+    length = tl.load(words.lengths + word, mask=o_word < W, other=1)
     o_filter = tl.program_id(0) * TILE.columns + tl.arange(0, TILE.columns)
     m_filter = o_filter < F
     width = tl.load(widths_ptr + o_filter, mask=m_filter, other=1)
@@ -187,38 +203,45 @@ def char_cnn_kernel(
     has_padding = length[:, None] + width[None, :] <= M
     maximum = tl.where(has_padding, padding[None, :], float("-inf"))
     o_k = tl.arange(0, TILE.k)
+    p_window = (embedded_ptr + word * (Q * S))[:, None] + o_k[None, :]
     p_weight = weight_ptr + o_k[:, None] * F + o_filter[None, :]
     ONE_BLOCK: tl.constexpr = TILE.k >= WIDEST * S
     if ONE_BLOCK:  # the weights stay on chip
         weight = tl.load(p_weight, mask=(o_k < WIDEST * S)[:, None] & m_filter[None, :], other=0.0)
     n_blocks = tl.cdiv(tl.max(width) * S, TILE.k)  # beyond them these filters are zero
-    for p in range(tl.max(length)):
-        start = tl.minimum(p, length - 1)
+    for p in range(0, tl.max(length), POSITIONS):
+        start = tl.minimum(p + o_row % POSITIONS, length - 1)
         acc = tl.zeros_like(maximum)
         if ONE_BLOCK:
-            window = window_block(p_ids, start, embedding_ptr, 0, M, S, TILE)
+            window = tl.load(p_window + (start * S)[:, None])
             acc = tl.dot(window, weight, acc, input_precision=PRECISION)
         else:
             for i in range(n_blocks):
-                window = window_block(p_ids, start, embedding_ptr, i, M, S, TILE)
+                window = tl.load(p_window + (start * S + i * TILE.k)[:, None])
                 m_weight = (i * TILE.k + o_k < WIDEST * S)[:, None] & m_filter[None, :]
                 weight = tl.load(p_weight + i * TILE.k * F, mask=m_weight, other=0.0)
                 acc = tl.dot(window, weight, acc, input_precision=PRECISION)
-        if p > M - WIDEST:  # the widest filters have no window here
-            acc = tl.where((p + width <= M)[None, :], acc, float("-inf"))
-        maximum = tl.maximum(maximum, acc, propagate_nan=tl.PropagateNan.ALL)
+        if p + POSITIONS > M - WIDEST + 1:  # the widest filters have no window at some of these
+            acc = tl.where(start[:, None] + width[None, :] <= M, acc, float("-inf"))
+        maximum = larger(maximum, acc)
 
+    if POSITIONS > 1:
+        maximum = tl.reduce(tl.reshape(maximum, (WORDS, POSITIONS, COLUMNS)), 1, larger)
     y = maximum + tl.load(bias_ptr + o_filter, mask=m_filter, other=0.0)[None, :]
     if ACTIVATION == "relu":
-        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        y = larger(y, 0.0)
     else:
         y = tanh(y)
+    o_word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
+    word = tl.load(words.order + o_word, mask=o_word < W, other=0).to(tl.int64)
     p_out = out_ptr + (word * F)[:, None] + o_filter[None, :]
-    tl.store(p_out, y.to(out_ptr.dtype.element_ty), mask=m_word[:, None] & m_filter[None, :])
+    tl.store(p_out, y.to(out_ptr.dtype.element_ty), mask=(o_word < W)[:, None] & m_filter[None, :])
 
 
-def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, precision: Products = "ieee") -> Launch:
-    """The launch that writes the words' features to `out`.
+def char_cnn_launches(
+    words: Words, weights: CharCnnWeights, out: Tensor, *, precision: Products = "ieee"
+) -> tuple[Launch, Launch]:
+    """The launches that embed the words' characters and write their features to `out`.
 
     Args:
         words: of `group_words`, which has checked their ids.
@@ -251,25 +274,37 @@ def char_cnn_launch(words: Words, weights: CharCnnWeights, out: Tensor, *, preci
         raise ValueError(f"character_ids: expected {weights.widest} positions or more, a filter's width, found {M}")
     check("out", out, [W, F], [dtype])
     tile = char_cnn_tile(dtype, precision, W, weights.widest * S)
+    positions = POSITIONS[tile.rows]
+    Q = M + triton.cdiv(triton.cdiv(weights.widest * S, tile.k) * tile.k, S) - 1  # a window may begin at the last
+    embedded = torch.empty(W, Q, S, dtype=dtype, device=out.device)
+    sizes = {"M": M, "Q": Q, "S": S}
     arguments = {
-        "words": words._replace(n_characters=None, padding_id=None),
-        "embedding_ptr": weights.embedding,
+        "embedded_ptr": embedded,
+        "words": words._replace(character_ids=None, n_characters=None, padding_id=None),
         "weight_ptr": weights.weight,
         "bias_ptr": weights.bias,
         "widths_ptr": weights.widths,
         "padding_ptr": weights.padding,
         "out_ptr": out,
         "W": W,
-        "M": M,
-        "S": S,
+        **sizes,
         "F": F,
         "WIDEST": weights.widest,
         "ACTIVATION": weights.activation,
+        "POSITIONS": positions,
         "TILE": tile,
         "PRECISION": precision,
     }
-    grid = triton.cdiv(F, tile.columns), triton.cdiv(W, tile.rows)
-    return Launch(char_cnn_kernel, grid, arguments, tile.options)
+    grid = triton.cdiv(F, tile.columns), triton.cdiv(W * positions, tile.rows)
+    return _embed_launch(words, weights, embedded, sizes), Launch(char_cnn_kernel, grid, arguments, tile.options)
+
+
+def _embed_launch(words: Words, weights: CharCnnWeights, embedded: Tensor, sizes: dict[str, int]) -> Launch:
+    W, Q, S = embedded.shape
+    tile = Tile(max(1, EMBEDDED_VALUES // S), S, k=1, warps=1, stages=1)
+    tensors = {"ids_ptr": words.character_ids, "embedding_ptr": weights.embedding, "embedded_ptr": embedded}
+    arguments = {**tensors, "n": W * Q, **sizes, "TILE": tile}
+    return Launch(char_cnn_embed_kernel, (triton.cdiv(W * Q, tile.rows),), arguments, tile.options)
 
 
 def char_cnn_tile(dtype: torch.dtype, precision: Products, rows: int, size: int) -> Tile:
@@ -281,10 +316,11 @@ def char_cnn_tile(dtype: torch.dtype, precision: Products, rows: int, size: int)
 def char_cnn(words: Words, weights: CharCnnWeights, *, precision: Products = "ieee") -> Tensor:
     """Features [W, F] of words, in the order that they were given in.
 
-    Arguments and errors are those of `char_cnn_launch`.
+    Arguments and errors are those of `char_cnn_launches`.
     """
     out = torch.empty(
         len(words.order), weights.weight.shape[-1], dtype=weights.weight.dtype, device=weights.weight.device
     )
-    char_cnn_launch(words, weights, out, precision=precision).run()
+    for launch in char_cnn_launches(words, weights, out, precision=precision):
+        launch.run()
     return out

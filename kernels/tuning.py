@@ -7,6 +7,7 @@ programs then share a multiprocessor if their registers allow it, and one's epil
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple, get_args
 
 import torch
@@ -96,19 +97,19 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("highway", "tf32"): ((64, Tile(32, 16, 64, 4, 3)), (ANY, Tile(64, 32, 32, 4, 4))),
     ("highway", "ieee"): ((64, Tile(32, 16, 32, 4, 3)), (512, Tile(64, 32, 16, 8, 3)), (ANY, Tile(128, 64, 16, 8, 3))),
     # A whole window at once, so that a program's weights stay on chip: 7 characters of 16 values, or fewer.
-    # Of the stages one in two holds windows, the others the ids that they are gathered by.
+    # Rows are positions of words (`char_cnn.POSITIONS`), the limits numbers of words.
     ("characters", "half"): (
-        (16, Tile(16, 32, 128, 4, 5)),
-        (256, Tile(32, 64, 128, 4, 5)),
-        (ANY, Tile(64, 128, 128, 8, 5)),  # two programs a multiprocessor: one's maximum beside the other's product
+        (16, Tile(16, 32, 128, 4, 3)),
+        (256, Tile(32, 64, 128, 4, 3)),
+        (ANY, Tile(64, 128, 128, 8, 3)),  # two programs a multiprocessor: one's maximum beside the other's product
     ),
     ("characters", "tf32"): ((64, Tile(32, 32, 128, 4, 3)), (ANY, Tile(64, 64, 128, 8, 3))),
     ("characters", "ieee"): ((64, Tile(32, 32, 128, 4, 3)), (ANY, Tile(64, 64, 128, 8, 3))),
     # Larger windows: weights are read again at each position, so that many words should share them.
     ("wide characters", "half"): (
-        (16, Tile(16, 32, 64, 4, 5)),
-        (256, Tile(32, 64, 64, 4, 5)),
-        (ANY, Tile(128, 128, 64, 8, 5)),
+        (16, Tile(16, 32, 64, 4, 4)),
+        (256, Tile(32, 64, 64, 4, 4)),
+        (ANY, Tile(128, 128, 64, 8, 3)),
     ),
     ("wide characters", "tf32"): ((64, Tile(32, 32, 64, 4, 3)), (ANY, Tile(64, 64, 64, 8, 3))),
     ("wide characters", "ieee"): ((64, Tile(32, 32, 32, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
@@ -179,7 +180,13 @@ def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
 
 def is_hopper(device: torch.device) -> bool:
     """Whether it has sm_90, with matrix instructions and copies that no other has."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return device.type == "cuda" and capability(device) == (9, 0)
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device; asked for at every step, where PyTorch takes microseconds."""
+    return torch.cuda.get_device_capability(device)
 
 
 def split_sizes() -> tuple[int, int]:

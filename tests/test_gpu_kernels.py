@@ -194,15 +194,15 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     def off_by_a_little(x: torch.Tensor, *args: Any, **options: Any) -> Launch:
         return real(1.05 * x, *args, **options)
 
-    def unwritten(*args: Any, **options: Any) -> Launch:
-        return replace(characters(*args, **options), grid=(0,))
+    def unwritten(*args: Any, **options: Any) -> list[Launch]:
+        return [replace(launch, grid=(0,)) for launch in characters(*args, **options)]
 
     def broken(*args: Any, **options: Any) -> Launch:
         raise RuntimeError("no such instruction\nand a long story")
 
-    real, characters = problems.highway_launch, problems.char_cnn_launch
+    real, characters = problems.highway_launch, problems.char_cnn_launches
     monkeypatch.setattr(problems, "highway_launch", off_by_a_little)
-    monkeypatch.setattr(problems, "char_cnn_launch", unwritten)
+    monkeypatch.setattr(problems, "char_cnn_launches", unwritten)
     monkeypatch.setattr(problems, "linear_launch", broken)
     times = FakeTimes(failing=("persistent bf16", "cuBLAS hoisted bf16"))
     status, results, said = start(tmp_path, LITTLE, times, LITTLE_SIZES)
@@ -336,7 +336,7 @@ def test_which_ways_are_timed() -> None:
 
 @pytest.mark.parametrize("is_hopper", [False, True])
 def test_every_tile_that_is_timed_is_checked(monkeypatch: pytest.MonkeyPatch, is_hopper: bool) -> None:
-    monkeypatch.setattr(tuning, "_is_hopper", lambda device: is_hopper)
+    monkeypatch.setattr(tuning, "is_hopper", lambda device: is_hopper)
     sizes, settings, device = Sizes(), suite.SUITE.defaults, torch.device("cpu")
 
     def chosen(operation: str, precision: str, rows: Sequence[int]) -> set[Tile]:

@@ -9,8 +9,9 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from flashelmo.engine.precision import tolerance  # noqa: E402
+from flashelmo.kernels import char_cnn as module  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
-from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launch, group_words, pack_char_cnn  # noqa: E402
+from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launches, group_words, pack_char_cnn  # noqa: E402
 
 # The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -52,7 +53,8 @@ def features(ids, weights, device):
     out = torch.full(
         (len(ids), weights.weight.shape[1]), float("nan"), dtype=weights.weight.dtype, device=weights.weight.device
     )
-    char_cnn_launch(words, weights, out).run()
+    for launch in char_cnn_launches(words, weights, out):
+        launch.run()
     return out
 
 
@@ -138,6 +140,19 @@ def test_not_a_number_stays_one(device):
     weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, activation="relu", device=device)
     found = features(ids, weights, device)
     assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("E", [3, 50])
+def test_positions_at_once_change_no_bits(E, device, monkeypatch):
+    """One of each word, or so many that some lie beyond every word's end."""
+    embedding, convolutions = model(((1, 3), (4, 4)), E)
+    weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, activation="tanh", device=device)
+    ids = words_of([0, 1, 5, 11, 12, 2, 9], 12)
+    found = [features(ids, weights, device)]
+    for n in (1, 2, 16):
+        monkeypatch.setattr(module, "POSITIONS", dict.fromkeys(module.POSITIONS, n))
+        found.append(features(ids, weights, device))
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter multiplies in float32 in any case")
@@ -327,7 +342,7 @@ def test_bad_input_is_named(name):
     words = group_words(words_of([1, 2, 3, 4], 5), n_characters=N_CHARACTERS, padding_id=PADDING)
     weights = pack_char_cnn(*model(), padding_id=PADDING, activation="relu")
     with pytest.raises(ValueError) as raised:
-        char_cnn_launch(
+        char_cnn_launches(
             words._replace(**wrong.get("words", {})),
             weights._replace(**wrong.get("weights", {})),
             wrong.get("out", random(4, 12)),

@@ -99,6 +99,13 @@ def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True)
     return lstm_step("projection", way, config, rows, make, skip=skip)
 
 
+def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
+    """What runs before the convolutions."""
+    first = problems.characters(config, words, make).first
+    assert first is not None
+    return first
+
+
 def _launch(build: Build, *given: Any) -> Launch:
     found = build(*given)
     return found.launch if isinstance(found, Problem) else found
@@ -135,6 +142,7 @@ KERNELS = (
             ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
         )
     ),
+    Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
     Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True),
     Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, config=MANYLANGS),
     Kernel("linear", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True),

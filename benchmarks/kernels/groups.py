@@ -72,7 +72,7 @@ class Group(NamedTuple):
     members: list[Timed]
 
 
-def runner(launches: Sequence[Launch]) -> Callable[[], None]:
+def runner(launches: Sequence[Launch | Problem]) -> Callable[[], None]:
     """Runs them in order."""
     return in_order([launch.run for launch in launches])
 
@@ -171,7 +171,7 @@ def word_groups(config: ElmoConfig, words: Sequence[str], precision: str, device
         chain.append(problems.highway(config, n, make, x=chain[-1].out.normal_()))
     yield _group("characters", detail, precision, {precision: chain[0]})
     yield _group("highway", detail, precision, {precision: chain[1]})
-    task = Task(precision, runner([each.launch for each in chain]))
+    task = Task(precision, runner(chain))
     whole = Timed(task, precision, sum((each.cost for each in chain), Cost()), ("characters", "highway"))
     yield Group("characters and highways", detail, [whole])
     yield _group("final projection", detail, precision, {precision: problems.final_projection(config, n, make)})
@@ -197,7 +197,7 @@ def _group(section: str, detail: str, precision: str, found: dict[str, Problem])
     members = []
     for name, problem in found.items():
         peer = f"cuBLAS {precision}" if problem.product else ""
-        members.append(Timed(Task(name, problem.launch.run), precision, problem.cost, (section,), peer))
+        members.append(Timed(Task(name, problem.run), precision, problem.cost, (section,), peer))
         if problem.product:
             members.append(Timed(Task(peer, problem.product), precision))
     return Group(section, detail, members)

@@ -185,7 +185,7 @@ def characters(config: ElmoConfig, lengths: Sequence[int], precision: str) -> Co
         for w, number in config.filters
     )
     weights = sum(w * number for w, number in config.filters) * E * width + config.n_characters * E * width
-    return Cost(2 * E * windows, len(lengths) * (4 * M + config.n_filters * width), weights, launches=1)
+    return Cost(2 * E * windows, len(lengths) * (4 * M + config.n_filters * width), weights, launches=2)
 
 
 def highway(config: ElmoConfig, words: int, precision: str) -> Cost:

@@ -19,7 +19,7 @@ from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import reference
-from flashelmo.kernels.char_cnn import char_cnn_launch, group_words, pack_char_cnn
+from flashelmo.kernels.char_cnn import char_cnn_launches, group_words, pack_char_cnn
 from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch, Products
@@ -84,7 +84,7 @@ class Problem(NamedTuple):
     """A kernel's work.
 
     Attributes:
-        launch: of the kernel.
+        launch: of the kernel; first: what runs before it, if there is something.
         out: what it writes.
         expected: the same in float64, of unrounded weights and of the inputs as the kernel gets them.
         cost: of one launch, for the model.
@@ -96,11 +96,18 @@ class Problem(NamedTuple):
     expected: Callable[[], Tensor]
     cost: Cost
     product: Callable[[], object] | None = None
+    first: Launch | None = None
+
+    def run(self) -> None:
+        """All of its launches."""
+        if self.first is not None:
+            self.first.run()
+        self.launch.run()
 
     def compute(self) -> Tensor:
         """The output of a run of the launch, NaN where it left something unwritten."""
         self.out.fill_(torch.nan)
-        self.launch.run()
+        self.run()
         return self.out
 
     def error(self) -> float:
@@ -146,7 +153,8 @@ def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = (
         return reference.char_cnn(ids, embedding.double(), doubled, config.activation)
 
     cost = model.characters(config, (ids != PADDING).sum(dim=1).tolist(), make.precision)
-    return Problem(char_cnn_launch(grouped, weights, out, precision=make.products), out, expected, cost)
+    first, launch = char_cnn_launches(grouped, weights, out, precision=make.products)
+    return Problem(launch, out, expected, cost, first=first)
 
 
 def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) -> Problem:

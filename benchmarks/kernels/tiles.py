@@ -59,7 +59,8 @@ CANDIDATES = {
         "128x256x64 8w 3s, 128x256x64 8w 4s"
     ),
     "characters": tiles_of(
-        "16x32x128 4w 5s, 32x64x128 4w 5s, 64x64x128 4w 5s, 64x128x128 8w 3s, 64x128x128 8w 5s, 128x128x128 8w 3s"
+        "16x32x128 4w 3s, 32x64x128 4w 3s, 64x64x128 4w 3s, 64x128x128 8w 3s, 64x128x128 8w 4s, 64x256x128 8w 3s,"
+        "128x128x128 8w 2s"
     ),
 }
 SECTIONS = {"linear": "final projection"}  # of groups and checks, where it is not the operation's name

@@ -15,7 +15,7 @@ from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.layout import Layout, power_of_two
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
-from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.precision import PRECISIONS, Arithmetic
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Int64
 from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
@@ -73,8 +73,7 @@ class DeviceModel:
         if weights.projection is not None:
             weight, bias = self._pair(weights.projection)
             self._projection = weight.to(self.dtype), bias
-        int8 = arithmetic.lstm_weights == "int8"
-        self.lstm: list[LstmWeights] = [self._layer(cells, int8) for cells in weights.lstm]
+        self.lstm: list[LstmWeights] = [self._layer(cells, arithmetic) for cells in weights.lstm]
 
     def word_vectors(self, words: Words | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""
@@ -89,7 +88,7 @@ class DeviceModel:
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return x if self._projection is None else linear(x, *self._projection, precision=self.products)
 
-    def _layer(self, cells: tuple[LstmCell, LstmCell], int8: bool) -> LstmWeights:
+    def _layer(self, cells: tuple[LstmCell, LstmCell], arithmetic: Arithmetic) -> LstmWeights:
         """One layer, packed where it is used: the device sorts the weights faster than the host."""
 
         def stacked(name: str) -> Tensor:
@@ -103,7 +102,8 @@ class DeviceModel:
             self.config.cell_clip,
             self.config.projection_clip,
         )
-        return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device)
+        int8, bound = arithmetic.lstm_weights == "int8", arithmetic.bound.relative
+        return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device, bound=bound)
 
     def _tensor(self, array: npt.NDArray[np.float32]) -> Tensor:
         """A copy on the device; the array may be a mapped file, which PyTorch must not own."""
