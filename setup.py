@@ -52,7 +52,7 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir=package_dir,
-    package_data={"flashelmo": ["py.typed"]},
+    package_data={"flashelmo": ["py.typed"], "flashelmo.engine.cuda": ["*.c"]},
     entry_points={"console_scripts": ["flashelmo=flashelmo.cli:main"]},
     install_requires=[
         "h5py>=3.8",

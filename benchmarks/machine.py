@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +38,8 @@ def card() -> dict[str, Any] | None:
 
     if not torch.cuda.is_available():
         return None
+    from flashelmo.kernels.lstm.proven import driver_version  # which needs Triton, as what runs on a card does
+
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "name": found.name,
@@ -48,15 +49,6 @@ def card() -> dict[str, Any] | None:
         "capability": f"{found.major}.{found.minor}",
         "driver": driver_version(),
     }
-
-
-def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """Of the NVIDIA driver, as "550.54.15"; "unknown" where the system does not say."""
-    try:
-        found = re.search(r"Module\b.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else "unknown"
 
 
 def versions() -> dict[str, str | None]:

@@ -38,16 +38,21 @@ class Worker:
             self.close()
             raise
 
-    def call(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
-        """What the object's method returns; the call waits for it, and the process is killed if that takes too long."""
+    def call(self, method: str, *arguments: Any, give_up: Callable[[], str] = lambda: "") -> Any:
+        """What the object's method returns; the call waits for it.
+
+        Args:
+            give_up: asked while waiting; where it gives a reason, the process is killed.
+        """
         try:
             self._pipe.send((method, arguments))
         except BrokenPipeError:
             raise self._ended() from None
-        if seconds is not None and not self._pipe.poll(seconds):
-            self.process.kill()
-            self.process.join(timeout=5)  # one that waits for a card's driver may not end
-            raise WorkerError(f"no end within {seconds:.0f} seconds")
+        while not self._pipe.poll(0.5):
+            if reason := give_up():
+                self.process.kill()
+                self.process.join(timeout=5)  # one that waits for a card's driver may not end
+                raise WorkerError(reason)
         return self._result()
 
     def close(self) -> None:
@@ -80,7 +85,7 @@ class Here:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         self._object = make(*arguments)
 
-    def call(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+    def call(self, method: str, *arguments: Any, give_up: Callable[[], str] = lambda: "") -> Any:
         """What the object's method returns, however long it takes."""
         return getattr(self._object, method)(*arguments)
 

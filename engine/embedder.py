@@ -18,7 +18,7 @@ from flashelmo.engine.output import Array, Layers, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.settings import Options, Settings, check_at_least, shows_options
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text.windows import Window
+from flashelmo.engine.text.windows import Draft, Drafts, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -252,7 +252,8 @@ class ElmoEmbedder:
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
-        windows = self.embed_windows(_windows(sentences, *limits), output=output, convert_to_numpy=convert_to_numpy)
+        drafts = Drafts(_drafts(sentences, *limits))
+        windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)
         return chain.from_iterable(results for _, results in windows)
 
     def _limits(self, batch_size: int | None) -> tuple[int, int]:
@@ -263,18 +264,20 @@ class ElmoEmbedder:
         return batch_size, self.window_limits[1]
 
 
-def _windows(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int) -> Iterator[Window]:
+def _drafts(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int) -> Iterator[Draft]:
     """Group sentences; a window ends before it would pass either bound."""
     batch: list[Sentence] = []
     n_tokens = 0
     for sentence in sentences:
         tokens = sentence.split() if isinstance(sentence, str) else sentence
-        if not isinstance(tokens, Sequence):
+        if not isinstance(tokens, list | tuple) and not isinstance(
+            tokens, Sequence
+        ):  # any sequence takes longer to tell
             raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r}")
         if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > max_tokens):
-            yield Window.from_sentences(batch)
+            yield Draft.of(batch)
             batch, n_tokens = [], 0
         batch.append(tokens)
         n_tokens += len(tokens)
     if batch:
-        yield Window.from_sentences(batch)
+        yield Draft.of(batch)

@@ -16,8 +16,8 @@ from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.output import Array, Output
 from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings
-from flashelmo.engine.text.schedule import Boundaries, Schedule, build_schedule
-from flashelmo.engine.text.windows import Window
+from flashelmo.engine.text.schedule import Boundaries, Builder, Schedule, build_schedule
+from flashelmo.engine.text.windows import Draft, Drafts, Window
 
 OnProgress: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
@@ -114,16 +114,19 @@ class Planner:
         boundary_words: the tokens that stand for the begin and the end of a sentence.
         settings: whether prefixes are shared, whether every sentence runs through its far boundary, as stateful runs
             must, and how many threads plan ahead: by default a core less than there are, at most 4.
+        build: what makes the nodes of schedules, by default NumPy.
     """
 
-    def __init__(self, boundary_words: tuple[str, str], settings: Settings) -> None:
+    def __init__(self, boundary_words: tuple[str, str], settings: Settings, build: Builder | None = None) -> None:
+        self._build = build
         self._boundary_words = pa.array(boundary_words, pa.string())
         self._keep_boundaries, self._share = settings.keep_sentence_boundaries, settings.shares_prefixes
         self._complete = settings.stateful
         self.threads = settings.threads or max(1, min(MAX_THREADS, n_cores() - 1))
 
-    def plan(self, window: Window) -> Plan:
-        """A window's plan."""
+    def plan(self, source: Window | Draft) -> Plan:
+        """A window's plan, or that of the window that a draft makes."""
+        window = source.window() if isinstance(source, Draft) else source
         n_words = len(window.words)
         schedule = build_schedule(
             window.word_ids,
@@ -131,14 +134,15 @@ class Planner:
             Boundaries(begin=n_words, end=n_words + 1, keep=self._keep_boundaries),
             share=self._share,
             complete=self._complete,
+            build=self._build,
         )
         return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule)
 
     def plan_ahead(self, windows: Iterable[Window]) -> Iterator[Plan]:
         """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance."""
         waiting: deque[Future[Plan]] = deque()
-        for window in windows:
-            if len(window.word_ids) < PLAN_INLINE_TOKENS:
+        for window in windows.drafts if isinstance(windows, Drafts) else windows:
+            if window.offsets[-1] < PLAN_INLINE_TOKENS:
                 while waiting:
                     yield waiting.popleft().result()
                 yield self.plan(window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -227,6 +228,7 @@ def _check_int32(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected an integer of 32 bits, found {value!r}")
 
 
+@cache
 def n_multiprocessors(device: torch.device) -> int:
     """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
     if device.type != "cuda":

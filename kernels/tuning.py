@@ -7,6 +7,7 @@ programs then share a multiprocessor if their registers allow it, and one's epil
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple, get_args
 
 import torch
@@ -179,7 +180,13 @@ def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
 
 def is_hopper(device: torch.device) -> bool:
     """Whether it has sm_90, with matrix instructions and copies that no other has."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return device.type == "cuda" and capability(device) == (9, 0)
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device; asked for at every step, where PyTorch takes microseconds."""
+    return torch.cuda.get_device_capability(device)
 
 
 def split_sizes() -> tuple[int, int]:

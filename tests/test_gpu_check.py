@@ -20,7 +20,6 @@ from hanging import Hanging, failing_record
 from rich.console import Console
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.__main__ import find as suite_named
 from flashelmo.benchmarks.__main__ import parse
 from flashelmo.benchmarks.gpu import ahead, check, speed, suite, timeline
@@ -75,7 +74,7 @@ def _invented_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_parts(settings: Any, **options: Any) -> list[Row]:
     make = partial(Here, partial(parts_of, **options), settings)
-    return list(check.supervise(check.chosen(settings), settings, Deadline(600.0), make))
+    return list(check.supervise(check.chosen(settings), settings, settings.out.parent, Deadline(600.0), make))
 
 
 # ------------------------------------------------------------------------------------------------------------ all of it
@@ -144,38 +143,56 @@ def test_what_may_be_asked_for(tmp_path: Path) -> None:
         suite.command(parse("gpu", gpu, ["--check", "--out", str(tmp_path)]), Console())
 
 
-def test_parts_that_hang_or_end_their_process_are_a_line_and_the_others_go_on(
+def test_jobs_that_hang_or_end_their_process_are_a_line_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "GRACE", 0.5)
-    settings, made = replace(SMALL, part_seconds=1.0), []
+    monkeypatch.setattr(check, "HANG_SECONDS", 1.0)
+    settings, made = settings_of(tmp_path, part_seconds=100.0), []
 
     def make() -> Worker:
-        made.append(Worker(Hanging))
+        made.append(Worker(Hanging, tmp_path))
         return made[-1]
 
     parts = ["correctness", "steps", "sentence", "batches", "bulk"]
-    rows = list(check.supervise(parts, settings, Deadline(600.0), make))
-    assert [(row.section, row.note) for row in rows] == [
-        ("steps", "FAILED: no end within 2 seconds"),
-        ("bulk", "FAILED: a worker ended with exit code 7"),
-    ]
-    assert len(made) == 3  # one more after the one that hung, and after the one that lost the device
+    rows = list(check.supervise(parts, settings, tmp_path, Deadline(600.0), make))
+    assert [(row.section, row.model, row.name) for row in rows] == [("steps", "m", "second"), ("bulk", "m", "first")]
+    assert rows[0].note.startswith("FAILED: no sign of life in 1")
+    assert rows[1].note == "FAILED: a worker ended with exit code 7"
+    assert len(made) == 4  # more after the one that hung, the one that lost the device, and the one that ended
     assert not any(each.process.is_alive() for each in made)
-    over = list(check.supervise(["bulk"], settings, Deadline(0.0), make))
+    done = [(part, job) for part, _, job in check.begun(tmp_path)]
+    assert done == [(part, job) for part in parts for job in ("first", "second", "third")]
+    over = list(check.supervise(["bulk"], settings, tmp_path, Deadline(0.0), make))
     assert [row.note for row in over] == ["skipped, as the 0 seconds were over"] and not over[0].failed
 
 
-def test_the_driver_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "version"
-    for text, version in (
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n", "550.54.15"),
-        ("something else\n", "unknown"),
-    ):
-        path.write_text(text, encoding="utf-8")
-        assert machine.driver_version(path) == version
-    assert machine.driver_version(tmp_path / "absent") == "unknown"
+def test_a_part_that_is_late_is_left_and_one_that_never_begins_is_tried_once(tmp_path: Path) -> None:
+    assert check._Patience(Deadline(-check.GRACE - 1), None)().startswith("no end within ")
+    assert check._Patience(Deadline(5.0), None)() == ""
+
+    def make() -> Worker:
+        raise FlashElmoError("no CUDA device")
+
+    rows = list(check.supervise(["steps", "bulk"], settings_of(tmp_path), tmp_path, Deadline(600.0), make))
+    assert [(row.section, row.note) for row in rows] == [(part, "FAILED: no CUDA device") for part in ("steps", "bulk")]
+
+
+def test_a_process_goes_on_where_the_one_before_it_ended(tmp_path: Path) -> None:
+    """It knows what was begun, and what was right."""
+    settings = settings_of(tmp_path, sections=("steps",), rows=(1,))
+    parts = parts_of(settings)
+    names = [job.detail for job in parts.jobs("steps")]
+    assert names == ["hoisted step", "fused step", "1 rows"]
+    parts._begin(next(parts.jobs("steps")))
+    results = results_on(H200, settings, "check")
+    row = Row("error", "tiny", "fused step bf16", "relative error", median=0.001)
+    replace(results, rows=[row, replace(row, name="hoisted step bf16", note="FAILED: error 1")]).write(settings.out)
+    after = parts_of(settings)
+    assert after._begun == {("error", "tiny", "hoisted step")}
+    assert after._kernels.passed == {("fused step", "bf16"): True, ("hoisted step", "bf16"): False}
+    assert after.measure("steps", 100.0) is False
+    found = {row.name: row for row in Results.read(settings.out).section("step")}
+    assert found["fused bf16"].median and found["hoisted bf16"].median is None
 
 
 # ------------------------------------------------------------------------------------------------------- compiled ahead
@@ -194,10 +211,10 @@ def names_of(launches: Iterable[Launch]) -> set[str]:
     return {launch.kernel.fn.__name__.removesuffix("_kernel") for launch in launches}
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what nobody reads may be any number
 def test_what_is_recorded_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path, batches=(2,), sentences=1, short_sentences=0)
     names: dict[str, set[str]] = {}
-    assert len(list(parts_of(settings).jobs("correctness"))) == check.CHECK_JOBS - 2  # one model, no published vectors
     for part in ("correctness", "steps", "batches"):
         launches = recorded(settings, part)
         names[part] = names_of(launches)
@@ -228,8 +245,8 @@ def test_packed_launches_are_compiled_elsewhere(tmp_path: Path) -> None:
     launch = next(each for each in launches if each.kernel.fn.__name__ == "highway_kernel")
     (tmp_path / "packed").write_bytes(ahead.pack(launch))
     code = (
-        "import sys; from pathlib import Path; from flashelmo.benchmarks.gpu.ahead import *; from dataclasses import replace\n"
-        "packed = Path(sys.argv[1]).read_bytes(); launch = unpack(packed)\n"
+        "import sys; from pathlib import Path; from flashelmo.benchmarks.gpu.ahead import *\n"
+        "from dataclasses import replace; packed = Path(sys.argv[1]).read_bytes(); launch = unpack(packed)\n"
         "few, many = (pack(replace(launch, arguments=launch.arguments | dict(n=n))) for n in (35, 4096))\n"
         "print(compile_packed(packed, 90) or 'compiled', few == many)"
     )

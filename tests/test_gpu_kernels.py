@@ -32,7 +32,7 @@ from flashelmo.benchmarks.timing import Deadline, Timing
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import tuning
-from flashelmo.kernels.launch import Barrier, Launch
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile, choose_tile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter alone")
@@ -90,12 +90,18 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: tuple[int, Resu
     status, results, _ = whole
     assert status == 0
     assert list(dict.fromkeys(row.section for row in results.rows))[:2] == ["error", "ceiling"]
-    kernels = ("highway", "characters", "final projection", "input", "token layers", "token layers, means")
-    kernels += ("gather words",)  # an exact copy
-    steps = ("fused step", "hoisted step", "persistent step")
+    kernels: tuple[str, ...] = (
+        "highway",
+        "characters",
+        "final projection",
+        "input",
+        "token layers",
+        "token layers, means",
+    )
+    kernels += ("token layers", "token layers, means", "gather words")  # the last an exact copy
+    steps = ("fused step", "hoisted step")
     expected = {f"{name} {precision}" for name in kernels + steps for precision in ("bf16", "fp32")}
-    expected |= {f"{name} int8" for name in ("hoisted step", "persistent step", "dependent hoisted step")}
-    expected |= {f"dependent {name} bf16" for name in ("fused step", "hoisted step")}
+    expected.add("hoisted step int8")
     for model in ("tiny", "odd sizes"):
         rows = [row for row in results.section("error") if row.model == model]
         assert {row.name for row in rows} == expected
@@ -109,18 +115,16 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: tuple[int, Resu
     ("section", "detail", "name", "peer"),
     [
         ("gates", "3 rows", "fused bf16", "cuBLAS fused bf16"),
-        ("gates", "3 rows", "hoisted fp32", "cuBLAS hoisted fp32"),
+        ("gates", "3 rows", "fused fp32", "cuBLAS fused fp32"),
         ("projection", "1 rows", "bf16", "cuBLAS bf16"),
         ("step", "1 rows", "hoisted bf16", "cuBLAS hoisted bf16"),
         ("highway", "4 words", "bf16", "cuBLAS bf16"),
         ("final projection", "1 words", "bf16", "cuBLAS bf16"),
         ("input", "3 nodes", "fp32", "cuBLAS fp32"),
-        ("step", "3 rows", "persistent int8", ""),
+        ("step", "3 rows", "hoisted int8", ""),
         ("characters", "4 words", "bf16", ""),
         ("characters and highways", "4 words", "bf16", ""),
         ("token layers", "5 tokens", "all layers bf16", ""),
-        (groups.DEPENDENT, "1 rows", "hoisted bf16", "plain hoisted bf16"),
-        (groups.DEPENDENT, "3 rows", "hoisted int8", "plain hoisted int8"),
     ],
 )
 def test_every_time_has_its_model_roofline_and_peer(
@@ -204,7 +208,7 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(problems, "highway_launch", off_by_a_little)
     monkeypatch.setattr(problems, "char_cnn_launches", unwritten)
     monkeypatch.setattr(problems, "linear_launch", broken)
-    times = FakeTimes(failing=("persistent bf16", "cuBLAS hoisted bf16"))
+    times = FakeTimes(failing=("fused bf16", "cuBLAS hoisted bf16"))
     status, results, said = start(tmp_path, LITTLE, times, LITTLE_SIZES)
     assert status == 1
     notes = {row.label: row.note for row in results.section("error")}
@@ -221,7 +225,7 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     both = find(results, "characters and highways", "2 words", "bf16")
     assert (both.median, both.note) == (None, f"{reason}characters, highway")
     assert find(results, "token layers", "5 tokens", "one mix bf16").median == 11.0
-    assert find(results, "step", "1 rows", "persistent bf16").note == "FAILED: OutOfMemoryError: CUDA out of memory"
+    assert find(results, "step", "1 rows", "fused bf16").note == "FAILED: OutOfMemoryError: CUDA out of memory"
     peer = find(results, "step", "1 rows", "cuBLAS hoisted bf16")
     assert (peer.median, peer.note) == (
         None,
@@ -231,23 +235,15 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     assert f"failures: {sum(row.failed for row in results.rows)}; " in said
 
 
-def test_a_barrier_that_gave_up_is_a_failure_and_ceilings_may_be_the_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gave_up(barrier: Barrier) -> None:
-        raise RuntimeError("barrier: some are missing")
-
+def test_ceilings_may_be_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(*args: Any) -> Iterator[Any]:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Kernels, "_why_not", lambda self, each: "")
     monkeypatch.setattr(checks, "run_checks", lambda *args: iter([]))
     monkeypatch.setattr(suite, "measure_ceilings", too_large)
-    monkeypatch.setattr(Barrier, "check", gave_up)
     status, results, said = start(tmp_path, LITTLE, sizes=LITTLE_SIZES)
-    assert status == 1 and "failures: 3; " in said  # both persistent steps, and the ceilings
-    row = find(results, "step", "1 rows", "persistent bf16")
-    assert (row.median, row.note) == (None, "FAILED: RuntimeError: barrier: some are missing")
+    assert status == 1 and "failures: 1; " in said
     assert find(results, "step", "1 rows", "hoisted bf16").median == 11.0
     assert [row.note for row in results.section("ceiling")] == ["FAILED: OutOfMemoryError: CUDA out of memory"]
     assert len(results.section("target")) == 4
@@ -297,16 +293,15 @@ def test_without_a_device_there_is_one_line(name: str, tmp_path: Path, capsys: p
 # ------------------------------------------------------------------------------------------------------------ its parts
 
 
-def test_cards_without_dependent_launches_leave_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capability, has in (((8, 0), False), ((9, 0), True), ((12, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert groups.has_dependent("cuda:0") is has and groups.has_dependent("cpu")
-    for module in (checks, groups):
-        monkeypatch.setattr(module, "has_dependent", lambda device: False)
-    names = {check.name for check in checks.checks(CONFIG, LITTLE_SIZES[0], "cpu", 0, ("bf16",))}
-    assert "hoisted step" in names and not any("dependent" in name for name in names)
-    found = step_groups([LstmLayer(CONFIG, "cpu")], 1, ["bf16"], Chain(2, 1, 2))
-    assert [group.section for group in found] == ["gates", "projection", "step"]
+def test_steps_of_two_layers_take_turns_in_the_variants_that_serve_them() -> None:
+    layers = [LstmLayer(CONFIG, "cpu", seed) for seed in (0, 1)]
+    (group,) = step_groups(layers, 1, ["bf16"], Chain(2, 2, 2), served=True)
+    assert (group.section, group.detail) == ("step", "1 rows")
+    names = [member.task.name for member in group.members]
+    assert names == ["hoisted bf16", "cuBLAS hoisted bf16", "fused bf16", "cuBLAS fused bf16"]
+    assert [member.task.calls for member in group.members] == [4, 2, 4, 2]
+    (many,) = step_groups(layers, 40, ["bf16"], Chain(2, 2, 2), served=True)
+    assert {member.task.name for member in many.members} == {"fused bf16", "cuBLAS fused bf16"}
 
 
 def test_a_card_that_is_not_in_the_table_takes_what_the_device_says() -> None:
@@ -314,9 +309,7 @@ def test_a_card_that_is_not_in_the_table_takes_what_the_device_says() -> None:
     card = card_of({"name": "NVIDIA L40S", "l2_bytes": 96e6, "multiprocessors": 142}, said.append)
     assert (card.name, card.l2_bytes, card.multiprocessors) == ("NVIDIA L40S", 96e6, 142)
     assert card.launch == card_named("A100").launch
-    assert said == [
-        "NVIDIA L40S is not in the table of cards: launch, barrier and L2 bandwidth are taken from the A100"
-    ]
+    assert said == ["NVIDIA L40S is not in the table of cards: launch and L2 bandwidth are taken from the A100"]
     assert card_of(H200, said.append).half == card_named("H200").half
     h200 = card_named("H200")
     assert h200.with_limit("half", 5e14).half == 5e14 and h200.with_limit("memory", 4e12).memory == 4e12
@@ -326,7 +319,7 @@ def test_a_card_that_is_not_in_the_table_takes_what_the_device_says() -> None:
 
 def test_which_ways_are_timed() -> None:
     layer = LstmLayer(preset_config("original"), "meta")
-    few = [("bf16", "fused"), ("bf16", "hoisted"), ("bf16", "persistent"), ("int8", "hoisted"), ("int8", "persistent")]
+    few = [("bf16", "fused"), ("bf16", "hoisted"), ("int8", "hoisted")]
     assert list(ways(layer, 64, ["bf16"])) == few and list(ways(layer, 65, ["bf16"])) == few[:2]
     others = ["fp16", "fp32", "tf32"]
     assert list(ways(layer, 512, others)) == [(precision, "fused") for precision in others]
@@ -352,9 +345,6 @@ def test_every_tile_that_is_timed_is_checked(monkeypatch: pytest.MonkeyPatch, is
         for precision in ("fp16", "fp32", "tf32"):
             checked = chosen(operation, precision, (*sizes.few, *sizes.many))
             assert chosen(operation, precision, settings.other_rows) <= checked
-        for precision in ("bf16", "int8"):
-            at_once = chosen(f"persistent {operation}", precision, (max(small), max(small[:2])))
-            assert chosen(f"persistent {operation}", precision, at_small) <= at_once
     for operation in ("highway", "characters", "linear"):
         assert chosen(operation, "bf16", settings.words) <= chosen(operation, "bf16", sizes.rows)
     for precision in settings.precisions:

@@ -13,6 +13,7 @@ from kernel_lstm import FLOATS, VARIANTS, RandomLayer, launches_of, random_layer
 
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import tolerance
+from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hoisted
 from flashelmo.kernels.lstm import run as run_module
@@ -57,7 +58,7 @@ def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str
 ) -> None:
     run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind]).poisoned()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(tuning, "capability", lambda device: capability)
     object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
     expected = ["hoisted" if rows <= 16 else "fused" for rows in (1, 64, 65, 4096)]
     if capability == (9, 0) and kind != "fp32":

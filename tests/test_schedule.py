@@ -1,13 +1,12 @@
 """The forests against sentences walked one by one."""
 
-from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashelmo.engine.text import schedule as schedule_module
 from flashelmo.engine.text.schedule import Boundaries, Forest, Schedule, build_schedule
 
 BEGIN, END = 7, 8
@@ -85,15 +84,35 @@ def test_nothing_to_do(sentences: list[list[int]]) -> None:
     assert schedule.offsets.tolist() == [0] * (len(sentences) + 1)
 
 
-@given(windows, st.booleans(), st.booleans(), st.booleans())
-def test_small_windows_have_the_forests_of_large_ones(
-    sentences: list[list[int]], keep: bool, share: bool, complete: bool
-) -> None:
-    small = schedule_of(sentences, keep=keep, share=share, complete=complete)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule_module, "DENSE_FOREST_CELLS", 0)
-        large = schedule_of(sentences, keep=keep, share=share, complete=complete)
-    for ours, expected in ((small.forward, large.forward), (small.backward, large.backward)):
-        for field in fields(Forest):
-            found, wanted = getattr(ours, field.name), getattr(expected, field.name)
-            assert found.dtype == wanted.dtype and np.array_equal(found, wanted), field.name
+@given(windows, st.integers(0, 2))
+def test_nodes_of_a_depth_stand_in_order_and_are_distinct(sentences: list[list[int]], n_words: int) -> None:
+    """Of their parents, then of their words, though sentences are long, end alike, and go on after others' ends."""
+    window = [word % (n_words + 1) for sentence in sentences for word in sentence]
+    cuts = [window[:k] for k in range(len(window) + 1)] + [sentence * 9 for sentence in sentences]
+    schedule = schedule_of(cuts + cuts[::-1], keep=False, share=True, complete=False)
+    for forest in (schedule.forward, schedule.backward):
+        for first, last in pairwise(forest.depths):
+            nodes = list(zip(forest.parents[first:last].tolist(), forest.words[first:last].tolist(), strict=True))
+            assert nodes == sorted(set(nodes))
+
+
+@given(st.lists(st.integers(0, 6), max_size=9), st.booleans())
+def test_a_sentence_by_itself_has_the_forests_that_it_has_in_company(sentence: list[int], share: bool) -> None:
+    alone = schedule_of([sentence], keep=False, share=share, complete=False)
+    beside = schedule_of([sentence, []], keep=False, share=share, complete=False)
+    for ours, expected in ((alone.forward, beside.forward), (alone.backward, beside.backward)):
+        for name in ("words", "parents", "depths", "token_nodes"):
+            found, wanted = getattr(ours, name), getattr(expected, name)
+            assert found.dtype == wanted.dtype and np.array_equal(found, wanted), name
+        assert ours.order.tolist() == [0] and ours.order.dtype == expected.order.dtype
+    assert alone.token_words.tolist() == beside.token_words.tolist() == sentence
+    assert alone.offsets.tolist() == beside.offsets[:2].tolist()
+
+
+def test_long_rows_are_numbered_in_wider_integers() -> None:
+    """More depths than 16 bits hold."""
+    sentence = np.random.default_rng(0).integers(0, 6, 40_000).tolist()
+    schedule = schedule_of([sentence, sentence[:-1]], keep=False, share=True, complete=False)
+    assert schedule.forward.n_nodes == 40_001 and schedule.backward.n_nodes > 79_000
+    assert schedule.forward.words.tolist() == [BEGIN, *sentence]
+    assert schedule.forward.token_nodes.tolist() == [*range(1, 40_001), *range(1, 40_000)]

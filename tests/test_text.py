@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text import windows as text_module
-from flashelmo.engine.text.windows import Window, read_ahead, read_windows
+from flashelmo.engine.text.windows import Draft, Drafts, Window, read_ahead, read_windows
 
 SPACES = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace() and char != "\n"]
 # what looks like white space and is none: zero-width and combining ones, and halves of wide spaces
@@ -267,3 +267,42 @@ def test_reading_ahead_stops_with_the_reader() -> None:
     ahead.close()  # type: ignore[attr-defined]
     time.sleep(0.3)
     assert taken <= 4
+
+
+# -------------------------------------------------------------------------------------------------------------- drafts
+
+
+@given(st.lists(st.lists(words, max_size=5), max_size=6))
+def test_many_tokens_are_joined_and_split_again(sentences: list[list[str]]) -> None:
+    """As few ones are converted one by one; a token that has the separator in it goes that way too."""
+    expected = Draft.of(sentences)
+    assert expected.tokens == [token for sentence in sentences for token in sentence]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "FEW_TOKENS", 1)
+        draft = Draft.of(sentences)
+    flat = [token for sentence in sentences for token in sentence]
+    assert isinstance(draft.tokens, str) == (bool(flat) and not any("\0" in token for token in flat))
+    for sentence in sentences:
+        sentence.clear()  # whoever gave them may do what he likes
+    windows = [expected.window(), draft.window(), *Drafts([draft])]
+    for window in windows:
+        assert [token for b in range(len(window)) for token in window.tokens(b)] == flat
+        assert window.offsets.tolist() == expected.offsets.tolist() and len(draft) == len(window) == len(sentences)
+        assert window.words.equals(windows[0].words)
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("a\ud800b", "ab"), (3, "sentences: expected"), (None, "found")],
+)
+def test_tokens_that_are_no_text_are_told_whatever_their_number(
+    token: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for few in (1, 1 << 10):
+        monkeypatch.setattr(text_module, "FEW_TOKENS", few)
+        draft = Draft.of([["the", token], [], ["cat"]])
+        if isinstance(token, str):
+            assert draft.window().tokens(0) == ["the", expected]
+        else:
+            with pytest.raises(FlashElmoError, match=expected):
+                draft.window()

@@ -37,6 +37,8 @@ from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import LibraryProduct
+from flashelmo.kernels.lstm import layer, proven
+from flashelmo.kernels.lstm.run import LayerRun
 
 SPARE_CORES = 2  # for who waits, and for the process that has the card
 
@@ -73,9 +75,24 @@ def recording() -> Iterator[dict[bytes, None]]:
             (engine, "error_rows", right_rows),
             (engine, "Truth", _Blank),
             (speed, "WARM_UPS", 1),
+            (layer, "is_proven", _proof_recorder()),
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         yield found
+
+
+def _proof_recorder() -> Callable[[Any, LayerRun], bool]:
+    """In place of the comparison of a variant's first use: its launches, once, and no verdict."""
+    seen = set[Any]()
+
+    def is_proven(variant: Any, run: LayerRun) -> bool:
+        key = variant.name, run.weights.shape, run.weights.dtype, run.tensors.outputs is None
+        if run.weights.bound is not None and key not in seen:
+            seen.add(key)
+            proven.difference(variant, run)
+        return True
+
+    return is_proven
 
 
 def run_once(rounds: int, tasks: Sequence[Task]) -> list[Timing]:

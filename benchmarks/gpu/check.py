@@ -17,8 +17,10 @@ are measured, those that this card's committed results have too with the ratio t
 from __future__ import annotations
 
 import io
+import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -50,8 +52,11 @@ KERNEL_PRECISIONS = ("bf16", "fp16", "fp32", "tf32")
 LIMIT_SECONDS = 350.0
 COMPILE_SECONDS = 110.0
 LONGER = 1.6  # times as long as the others the correctness may take
-CHECK_JOBS = 6  # of the correctness, each recorded by itself
-GRACE = 10.0  # seconds that a part may be late before its process is taken for hung
+PIECES = 6  # that the correctness is recorded in, each by a process
+GRACE = 10.0  # seconds that a part may be late before its process is killed
+HANG_SECONDS = 45.0  # without a row, after which a process is taken for hung
+LEAST_SECONDS = 1.0  # that a part is begun with
+BEGUN = "begun.jsonl"
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
 COMMITTED = "committed"
 STEPS = ("step",)
@@ -87,28 +92,47 @@ class Parts:
         kernel_settings = replace(self._settings, precisions=KERNEL_PRECISIONS, models=self._settings.models[:1])
         config = self.engine.subject(self._settings.models[0]).model.config
         self._kernels = Kernels(kernel_settings, config, device, card, tools.timer, **sizes)
+        self._begun = set(begun(folder))
+        for row in self.run.results.section("error", self._kernels.model):  # by a process before this one
+            name, _, precision = row.name.rpartition(" ")
+            self._kernels.passed[name, precision] = self._kernels.passed.get((name, precision), True) and not row.note
         self._committed = committed(self.run.results.machine["gpu"]["name"])
 
     def measure(self, part: str, seconds: float) -> bool:
-        """Do a part in so many seconds; whether the device is lost."""
+        """Do a part in so many seconds, but for the jobs that a process before this one began; whether the device is
+        lost.
+        """
         self.run.deadline = self.engine.checking = Deadline(seconds)
         self.run.say(f"-- {part}")
-        self.run.do(map(self._beside_committed, self.jobs(part)))
-        return self.engine.device.is_lost()
+        for job in self.jobs(part):
+            if job[:3] not in self._begun:
+                self._begin(job)
+                self.run.do([self._beside_committed(job)])
+            if self.engine.device.is_lost():
+                return True
+        return False
+
+    def _begin(self, job: Job) -> None:
+        """Write down that a job has begun, for the process after this one, and that this one is alive."""
+        with (self.engine.folder / BEGUN).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(job[:3]) + "\n")
+        self.run.keep([])
 
     def jobs(self, part: str) -> Iterator[Job]:
         """Of a part; what is timed is checked, here or in the part of correctness."""
         made, kernels, run, settings = self.engine, self._kernels, self.run, self._settings
         name, first = settings.models[0], made.first
         if part == "correctness":
-            yield kernels.check_job(run, KERNEL_PRECISIONS[:1])
+            for name in KERNEL_PRECISIONS[:1]:
+                yield from kernels.check_jobs(run, [name])
             yield from made.check_jobs(True)
-            yield kernels.check_job(run, KERNEL_PRECISIONS[1:])
+            for name in KERNEL_PRECISIONS[1:]:
+                yield from kernels.check_jobs(run, [name])
             yield kernels.odd_check_job(run)
             return
         if part == "steps":
             if not kernels.passed:
-                yield kernels.check_job(run, KERNEL_PRECISIONS[:1], steps_alone=True)
+                yield from kernels.check_jobs(run, KERNEL_PRECISIONS[:1], steps_alone=True)
             yield from map(kernels.served_steps, settings.rows or ROWS)
             return
         rows = [row for row in run.results.section("error", name) if row.name == f"batch {first}"]
@@ -170,13 +194,13 @@ def committed(card: str, folder: Path = RESULTS) -> dict[tuple[str, str, str], R
 
 
 def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorded:
-    """The launches of a part, or of its job of this number, on the card, in a process of its own."""
+    """The launches of a part, or of one of its pieces, on the card, in a process of its own."""
     less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
     started, tools = partial(_started, console=Console(file=io.StringIO())), Tools(timer=ahead.run_once)
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
         for number, job in enumerate(Parts(less, Path(folder), started, tools).jobs(part)):
             with suppress(Exception):  # the part itself will say so
-                for _ in job.rows() if k in (None, number) else ():
+                for _ in job.rows() if k in (None, number % PIECES) else ():
                     pass
     major, minor = torch.cuda.get_device_capability()
     return ahead.Recorded(10 * major + minor, list(launches))
@@ -188,35 +212,64 @@ def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorde
 def supervise(
     parts: Iterable[str],
     settings: Settings,
+    folder: Path,
     deadline: Deadline,
     make: Callable[[], Worker | Here],
     first: Worker | Here | None = None,
 ) -> Iterator[Row]:
     """Every part in its time, by a process that is replaced where it hung, ended, or lost the device.
 
+    The process after it goes on with the job after the one that went wrong.
+
     Args:
+        folder: where processes write down what they begin.
         make: starts a process; `first` has started.
 
     Yields:
-        A row for each part that was not done.
+        A row for each job that was not done.
     """
     worker = first
     for part in parts:
-        seconds = min(settings.part_seconds * (LONGER if part == "correctness" else 1), deadline.left)
-        if seconds < 1:
+        of_part = Deadline(min(settings.part_seconds * (LONGER if part == "correctness" else 1), deadline.left))
+        if of_part.left < LEAST_SECONDS:
             yield Row(part, name="all", note=deadline.over)
             continue
-        try:
-            worker = worker or make()
-            lost = worker.call("measure", part, seconds, seconds=seconds + GRACE)
-        except (FlashElmoError, WorkerError) as error:
-            yield Row(part, name="all", note=f"{FAILED}: {error}")
-            lost = True
-        if lost and isinstance(worker, Worker):
-            worker.close()
-        worker = None if lost else worker
+        n_begun, lost = -1, True
+        while lost and of_part.left > LEAST_SECONDS and len(begun(folder)) > n_begun:
+            n_begun = len(begun(folder))
+            try:
+                worker = worker or make()
+                lost = worker.call("measure", part, of_part.left, give_up=_Patience(of_part, settings.out))
+            except (FlashElmoError, WorkerError) as error:
+                job = begun(folder)[-1] if len(begun(folder)) > n_begun else (part, "", "all")
+                yield Row(job[0], job[1], job[2] or "all", note=f"{FAILED}: {error}")
+                lost = True
+            if lost and isinstance(worker, Worker):
+                worker.close()
+            worker = None if lost else worker
     if isinstance(worker, Worker):
         worker.close()
+
+
+class _Patience:
+    """Why a process is not waited for any longer: its part is over, or it has written nothing for a while."""
+
+    def __init__(self, deadline: Deadline, path: Path | None) -> None:
+        self._deadline, self._path, self._begin = deadline, path, time.time()
+
+    def __call__(self) -> str:
+        if self._deadline.left < -GRACE:
+            return f"no end within {self._deadline.taken - GRACE:.0f} seconds"
+        written = self._path.stat().st_mtime if self._path and self._path.exists() else 0.0
+        silence = time.time() - max(written, self._begin)
+        return f"no sign of life in {silence:.0f} seconds" if silence > HANG_SECONDS else ""
+
+
+def begun(folder: Path) -> list[tuple[str, str, str]]:
+    """Section, model and detail of the jobs that were begun, in order."""
+    path = folder / BEGUN
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [(section, model, detail) for section, model, detail in map(json.loads, lines)]
 
 
 def chosen(settings: Settings) -> list[str]:
@@ -247,7 +300,7 @@ def command(settings: Settings, console: Console) -> int:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # as who compiles ahead has it: it is part of the cache's key
     recorded = [part for part in parts if part not in ("correctness", "timeline")] or ["bulk"]
     pieces: list[tuple[Settings, str, int | None]] = [(settings, part, None) for part in recorded]
-    pieces += [(settings, "correctness", k) for k in range(CHECK_JOBS if "correctness" in parts else 0)]
+    pieces += [(settings, "correctness", k) for k in range(PIECES if "correctness" in parts else 0)]
     compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, pieces)
     undone = []
     with tempfile.TemporaryDirectory(prefix="flashelmo-", ignore_cleanup_errors=True) as folder:
@@ -258,19 +311,25 @@ def command(settings: Settings, console: Console) -> int:
         for line in compiling.finish(min(COMPILE_SECONDS, deadline.left / 2)):
             say(line)
         say(f"{compiling.n_launches} launches compiled ahead, {deadline.taken:.0f} s")
-        for row in supervise(parts, settings, deadline, make, first):
-            say(f"{row.section}: {row.note}")
+        for row in supervise(parts, settings, Path(folder), deadline, make, first):
+            say(f"{row.section}, {row.label}: {row.note}")
+            keep(out / FILE, row)
             undone.append(row)
     return conclude(out / FILE, undone, say)
 
 
+def keep(path: Path, row: Row) -> None:
+    """Add a row to the results, for the process that goes on with them."""
+    if results := _read(path):
+        results.rows.append(row)
+        results.write(path)
+
+
 def conclude(path: Path, undone: Sequence[Row], say: Callable[[str], object]) -> int:
-    """Write and say what was found; the exit status."""
+    """Say what was found; the exit status."""
     results = _read(path)
-    if results is None:
+    if results is None or any(row not in results.rows for row in undone):
         return 1
-    results.rows.extend(undone)
-    results.write(path)
     say(summary(results, committed(results.machine["gpu"]["name"])))
     return 1 if any(row.failed for row in results.rows) else 0
 
@@ -294,6 +353,7 @@ def summary(results: Results, before: Mapping[tuple[str, str, str], Row]) -> str
     parts.append(markdown("", 2, ["", "", UNIT, COMMITTED, "times", "of the limit"], lines))
     parts += [f"{row.label}, {row.section}: {figure(row.median)} {row.unit}" for row in results.section("timeline")]
     failed = [row for row in results.rows if row.failed or (row.median is None and row.section in PARTS)]
+    parts += dict.fromkeys(row.note for row in results.section("warning"))
     for row in failed[:MOST_LINES]:
         parts.append(", ".join(filter(None, (row.model, row.section, row.label, row.note)))[:200])
     parts.append(f"failures: {sum(row.failed for row in results.rows)}")

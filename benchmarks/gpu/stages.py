@@ -26,6 +26,7 @@ STAGES = {
     "highway": "highway",
     "gates": "LSTM gates",
     "projection": "LSTM projection",
+    "roots_kernel": "LSTM states",
     "linear": "linear",
     "tokens_kernel": "tokens",
     "gather_words_kernel": "words",

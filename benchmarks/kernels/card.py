@@ -32,7 +32,6 @@ class Card:
         l2_bytes: size of the L2 cache.
         multiprocessors: their number.
         launch: microseconds from one kernel's last program to the next one's first, inside a CUDA graph.
-        barrier: microseconds that all programs of a kernel take to meet.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Card:
     l2_bytes: float
     multiprocessors: int
     launch: float
-    barrier: float
 
     @property
     def is_hopper(self) -> bool:
@@ -67,19 +65,19 @@ class Card:
 
 
 # Dense rates with float32 sums, and memory, from the vendor's data sheets, but for what is said beside them. No data
-# sheet gives L2 bandwidth, launch and barrier: A100's whitepaper gives 5,120 bytes a clock, of which published
-# microbenchmarks reach six tenths; for other cards the L2 bandwidth, and all launches and barriers, are estimates.
+# sheet gives L2 bandwidth and launch: A100's whitepaper gives 5,120 bytes a clock, of which published
+# microbenchmarks reach six tenths; for other cards the L2 bandwidth, and all launches, are estimates.
 CARDS = (
     # half and memory: measured, with a product of 8192 x 8192 x 8192 and a copy (data sheet: 989e12, 4.8e12).
-    Card("H200", 790e12, 494e12, 67e12, 4.3e12, 5.5e12, 50e6, 132, 1.3, 2.0),
-    Card("H100 PCIe", 756e12, 378e12, 51e12, 2.0e12, 5.5e12, 50e6, 114, 1.3, 2.0),  # NVIDIA H100 data sheet
-    Card("H100", 989e12, 494e12, 67e12, 3.35e12, 5.5e12, 50e6, 132, 1.3, 2.0),  # the same, SXM
-    Card("A100-SXM4-40GB", 312e12, 156e12, 19.5e12, 1.555e12, 4.3e12, 40e6, 108, 1.5, 2.5),  # NVIDIA A100 data sheet
-    Card("A100", 312e12, 156e12, 19.5e12, 2.039e12, 4.3e12, 40e6, 108, 1.5, 2.5),  # the same, 80 GB SXM
-    Card("L4", 121e12, 60e12, 30.3e12, 0.3e12, 1.8e12, 48e6, 58, 1.5, 2.0),  # NVIDIA L4 data sheet, without sparsity
-    Card("RTX 4090", 165e12, 82.6e12, 82.6e12, 1.008e12, 5e12, 72e6, 128, 1.5, 2.0),  # NVIDIA Ada whitepaper, app. A
-    Card("B200", 2250e12, 1125e12, 75e12, 8e12, 10e12, 126e6, 148, 1.3, 2.0),  # NVIDIA DGX B200 data sheet, an eighth
-    Card("RTX 5090", 209.5e12, 104.8e12, 104.8e12, 1.792e12, 6e12, 96e6, 170, 1.5, 2.0),  # RTX Blackwell whitepaper
+    Card("H200", 790e12, 494e12, 67e12, 4.3e12, 5.5e12, 50e6, 132, 1.3),
+    Card("H100 PCIe", 756e12, 378e12, 51e12, 2.0e12, 5.5e12, 50e6, 114, 1.3),  # NVIDIA H100 data sheet
+    Card("H100", 989e12, 494e12, 67e12, 3.35e12, 5.5e12, 50e6, 132, 1.3),  # the same, SXM
+    Card("A100-SXM4-40GB", 312e12, 156e12, 19.5e12, 1.555e12, 4.3e12, 40e6, 108, 1.5),  # NVIDIA A100 data sheet
+    Card("A100", 312e12, 156e12, 19.5e12, 2.039e12, 4.3e12, 40e6, 108, 1.5),  # the same, 80 GB SXM
+    Card("L4", 121e12, 60e12, 30.3e12, 0.3e12, 1.8e12, 48e6, 58, 1.5),  # NVIDIA L4 data sheet, without sparsity
+    Card("RTX 4090", 165e12, 82.6e12, 82.6e12, 1.008e12, 5e12, 72e6, 128, 1.5),  # NVIDIA Ada whitepaper, app. A
+    Card("B200", 2250e12, 1125e12, 75e12, 8e12, 10e12, 126e6, 148, 1.3),  # NVIDIA DGX B200 data sheet, an eighth
+    Card("RTX 5090", 209.5e12, 104.8e12, 104.8e12, 1.792e12, 6e12, 96e6, 170, 1.5),  # RTX Blackwell whitepaper
 )
 
 
@@ -96,12 +94,12 @@ def card_named(name: str) -> Card:
 
 
 def card_of(found: dict[str, Any], say: Callable[[str], None]) -> Card:
-    """The card of a device that `machine.card` describes; an unknown one takes an A100's launch and barrier."""
+    """The card of a device that `machine.card` describes; an unknown one takes an A100's launch."""
     try:
         card = card_named(found["name"])
     except FlashElmoError:
         card = replace(card_named("A100"), name=found["name"])
-        say(f"{found['name']} is not in the table of cards: launch, barrier and L2 bandwidth are taken from the A100")
+        say(f"{found['name']} is not in the table of cards: launch and L2 bandwidth are taken from the A100")
     return replace(card, l2_bytes=found["l2_bytes"], multiprocessors=found["multiprocessors"])
 
 

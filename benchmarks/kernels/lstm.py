@@ -21,8 +21,6 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.linear import linear_kernel
-from flashelmo.kernels.lstm.cell import roots_kernel
 from flashelmo.kernels.lstm.layer import VARIANTS, choose, pack_lstm
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
@@ -92,7 +90,7 @@ class LstmProblem:
         """The launches of all depths in order, without what comes before all of them, which is computed here."""
         steps = []
         for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
-            if launch.kernel not in (linear_kernel, roots_kernel):
+            if "depth" in launch.arguments:
                 steps.append(launch)
             elif self.layer.device != "meta":
                 launch.run()

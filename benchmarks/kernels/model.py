@@ -1,7 +1,7 @@
 """A model of each GPU kernel's time on a card: bytes moved, operations and launches to microseconds.
 
     time = max(operations / matrix peak, bytes / memory bandwidth, bytes / L2 bandwidth)
-           + launches * launch + barriers * barrier
+           + launches * launch
 
 Inputs and outputs come from and go to memory once. Weights, which every call reads again, are taken to stay in the L2
 cache where they fill at most half of it, and to be streamed from memory otherwise; an LSTM's states, written a step
@@ -61,7 +61,7 @@ def kind_of(precision: str) -> str:
 
 
 class Prediction(NamedTuple):
-    """A time in microseconds, and what it is mostly: "matrix", "memory", "L2" or "launch" (barriers too)."""
+    """A time in microseconds, and what it is mostly: "matrix", "memory", "L2" or "launch"."""
 
     microseconds: float
     bound: str
@@ -99,7 +99,7 @@ class Cost:
         streamed: bytes of inputs and outputs, which come from memory and go there.
         weights: bytes that every call reads again.
         states: bytes written or read that the next or the last step reads or wrote.
-        launches, barriers: how many.
+        launches: how many.
         products: that are tiled, and not counted where costs are compared.
     """
 
@@ -108,7 +108,6 @@ class Cost:
     weights: float = 0
     states: float = 0
     launches: float = 0
-    barriers: float = 0
     products: tuple[Product, ...] = field(default=(), compare=False)
 
     def __add__(self, other: Cost) -> Cost:
@@ -133,7 +132,7 @@ class Cost:
             "memory": 1e6 * self.memory_bytes(card) / card.memory,
             "L2": 1e6 * l2_bytes / card.l2,
         }
-        waiting = self.launches * card.launch + self.barriers * card.barrier
+        waiting = self.launches * card.launch
         bound = max(work, key=lambda name: work[name])
         return Prediction(work[bound] + waiting, "launch" if waiting > work[bound] else bound)
 

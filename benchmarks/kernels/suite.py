@@ -58,7 +58,7 @@ class Kernels:
     def jobs(self, run: Run) -> Iterator[Job]:
         """Checks, the ceilings, and what is timed, the targets first."""
         settings, config, device, seed = self.settings, self.config, self.device.torch, self.settings.seed
-        yield self.check_job(run, settings.precisions)
+        yield from self.check_jobs(run, settings.precisions)
         yield self.odd_check_job(run)
         yield Job("ceiling", CARD, "", self._ceilings)
         words, sizes_of_words = text_words(max(settings.words)), sorted(settings.words, reverse=True)
@@ -98,11 +98,11 @@ class Kernels:
     def _two_layers(self) -> list[LstmLayer]:
         return [self.layer, LstmLayer(self.config, self.device.torch, self.settings.seed + 1)]
 
-    def check_job(self, run: Run, precisions: Sequence[str], steps_alone: bool = False) -> Job:
-        """The checks at the model's sizes."""
-        found = checks.checks(self.config, self._sizes[0], self.device.torch, self.settings.seed, precisions)
-        wanted = (each for each in found if each.name.endswith(" step")) if steps_alone else found
-        return self._check(run, self.model, wanted)
+    def check_jobs(self, run: Run, precisions: Sequence[str], steps_alone: bool = False) -> Iterator[Job]:
+        """The checks at the model's sizes, a job for each kernel."""
+        found = list(checks.checks(self.config, self._sizes[0], self.device.torch, self.settings.seed, precisions))
+        for name in dict.fromkeys(check.name for check in found if check.name.endswith(" step") or not steps_alone):
+            yield self._check(run, self.model, [check for check in found if check.name == name], name)
 
     def odd_check_job(self, run: Run) -> Job:
         """The checks at sizes that fit no block."""
@@ -110,9 +110,9 @@ class Kernels:
         found = checks.checks(checks.ODD, self._sizes[1], self.device.torch, self.settings.seed + 1, few)
         return self._check(run, "odd sizes", found)
 
-    def _check(self, run: Run, model: str, found: Iterable[checks.Check]) -> Job:
+    def _check(self, run: Run, model: str, found: Iterable[checks.Check], name: str = "") -> Job:
         given = found, model, run.deadline, self.device, self.passed
-        return Job("error", model, "", partial(checks.run_checks, *given))
+        return Job("error", model, name, partial(checks.run_checks, *given))
 
     def _ceilings(self) -> Iterator[list[Row]]:
         settings = self.settings

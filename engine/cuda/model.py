@@ -15,7 +15,7 @@ from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.layout import Layout, power_of_two
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
-from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.precision import PRECISIONS, Arithmetic
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Int64
 from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
@@ -27,6 +27,7 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 LEAST_WORDS = 16  # of a graph: no tile has fewer
 MOST_CAPTURED_WORDS = 1 << 9  # more take longer than their launches
+OLDEST_AT_ONCE = 64  # this fraction of the table's rows is found at once
 WORDS_AT_ONCE = 1 << 14  # of the char-CNN: their features, 2,048 values a word, are held twice
 
 
@@ -72,8 +73,7 @@ class DeviceModel:
         if weights.projection is not None:
             weight, bias = self._pair(weights.projection)
             self._projection = weight.to(self.dtype), bias
-        int8 = arithmetic.lstm_weights == "int8"
-        self.lstm: list[LstmWeights] = [self._layer(cells, int8) for cells in weights.lstm]
+        self.lstm: list[LstmWeights] = [self._layer(cells, arithmetic) for cells in weights.lstm]
 
     def word_vectors(self, words: Words | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""
@@ -88,7 +88,7 @@ class DeviceModel:
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return x if self._projection is None else linear(x, *self._projection, precision=self.products)
 
-    def _layer(self, cells: tuple[LstmCell, LstmCell], int8: bool) -> LstmWeights:
+    def _layer(self, cells: tuple[LstmCell, LstmCell], arithmetic: Arithmetic) -> LstmWeights:
         """One layer, packed where it is used: the device sorts the weights faster than the host."""
 
         def stacked(name: str) -> Tensor:
@@ -102,7 +102,8 @@ class DeviceModel:
             self.config.cell_clip,
             self.config.projection_clip,
         )
-        return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device)
+        int8, bound = arithmetic.lstm_weights == "int8", arithmetic.bound.relative
+        return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device, bound=bound)
 
     def _tensor(self, array: npt.NDArray[np.float32]) -> Tensor:
         """A copy on the device; the array may be a mapped file, which PyTorch must not own."""
@@ -174,17 +175,31 @@ class WordVectors:
         self._names: list[str | None] = [None] * n_rows
         self._used = np.zeros(n_rows, np.int64)  # window of the last use; 0 for free rows
         self._n_taken = 0  # rows from here on were never used
+        self._oldest = np.empty(0, np.int64), np.empty(0, np.int64)  # see `_find_oldest`; some were used since
         self._window = 0
 
     def _free_rows(self, n: int) -> Int64:
         """n rows that this window does not use: free ones first, then the least recently used."""
-        if self._n_taken + n <= len(self._used):  # finding the oldest of many takes milliseconds
+        if self._n_taken + n <= len(self._used):
             self._n_taken += n
             return np.arange(self._n_taken - n, self._n_taken)
         self._n_taken = len(self._used)
-        oldest = np.argpartition(self._used, n - 1)[:n] if n < len(self._used) else np.arange(n)
-        self._forget(oldest)
-        return oldest
+        oldest, used = self._oldest
+        still = np.flatnonzero(self._used[oldest] == used)  # all others were used since
+        if len(still) < n:
+            self._oldest = oldest, used = self._find_oldest(n)
+            still = np.arange(len(oldest))
+        taken, left = still[:n], still[n:]
+        self._oldest = oldest[left], used[left]
+        self._forget(oldest[taken])
+        return oldest[taken]
+
+    def _find_oldest(self, n: int) -> tuple[Int64, Int64]:
+        """The least recently used rows, oldest first, and when; more than n, as finding them takes milliseconds."""
+        n = min(len(self._used), max(n, len(self._used) // OLDEST_AT_ONCE))
+        oldest = np.argpartition(self._used, n - 1)[:n]
+        oldest = oldest[np.argsort(self._used[oldest], kind="stable")]
+        return oldest, self._used[oldest]
 
     def _forget(self, rows: Int64) -> None:
         for row in rows[self._used[rows] > 0].tolist():

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 from flashelmo.engine.cuda import memory
 from flashelmo.engine.cuda.executor import Executor, Queued
+from flashelmo.engine.cuda.forests import build_native_forests
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.transfer import Results, Transfers
 from flashelmo.engine.errors import FlashElmoError
@@ -57,7 +59,7 @@ class CudaPipeline:
         self.device, self.precision = device, precision
         self._settings = settings
         encoder = WordEncoder(model.config, model.lexicon)
-        self._planner = Planner(encoder.boundary_words, settings)
+        self._planner = Planner(encoder.boundary_words, settings, build_native_forests)
         self._transfers = Transfers(device)
         with self._transfers.computing():
             device_model = DeviceModel(model, device, precision)
@@ -95,7 +97,7 @@ class CudaPipeline:
         """The results of the window that was queued first."""
         window, parts = queued.popleft()
         on_progress(1.0)
-        return window, (result for part in parts for result in part)
+        return window, chain.from_iterable(parts)
 
     def _queue(self, plan: Plan, output: Output, as_numpy: bool, first_row: int = 0) -> list[Results]:
         """Queue a window's work, in halves where it does not fit the device's memory."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -247,13 +248,14 @@ class Results:
                 download = self._download(piece + 1)
             if values.dtype == np.float16 and not np.isfinite(values).all():
                 raise FlashElmoError("output: expected finite values within float16's range, found others; use float32")
-            values = values[0] if self._single else values
-            start = self._offsets[first]
-            for b in range(first, last):
-                rows: Any = slice(self._offsets[b] - start, self._offsets[b + 1] - start)
-                if self._pooled:
-                    rows = b - first
-                yield values[..., rows, :].copy()
+            yield from self._cut(values[0] if self._single else values, first, last)
+
+    def _cut(self, values: npt.NDArray[Any], first: int, last: int) -> Iterator[npt.NDArray[Any]]:
+        """The results of some sentences, whose rows are all that there are; copies, as this memory is used again."""
+        if self._pooled:
+            return (rows.copy() for rows in values.swapaxes(0, -2))
+        offsets = (self._offsets[first : last + 1] - self._offsets[first]).tolist()
+        return (values[..., start:stop, :].copy() for start, stop in pairwise(offsets))
 
     def _download(self, piece: int) -> Download:
         first, last = self._cuts[piece]

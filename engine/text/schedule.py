@@ -10,7 +10,7 @@ Rows that carry a state of their own (stateful runs) take the same structure wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -91,6 +91,7 @@ def build_schedule(
     *,
     share: bool = True,
     complete: bool = False,
+    build: Builder | None = None,
 ) -> Schedule:
     """Forests of a window of sentences.
 
@@ -102,30 +103,29 @@ def build_schedule(
         share: one node for equal prefixes (suffixes) and one root for all. Without it every sentence has nodes of
             its own and its own root, root b for sentence b.
         complete: run every sentence, an empty one too, through its far boundary, as a stateful run must.
+        build: what makes the nodes of more than one sentence, by default `build_forests`.
     """
     if len(offsets) == 2:
         return _one_sentence(word_ids, boundaries, complete)
     lengths = offsets[1:] - offsets[:-1]
     starts = offsets + 2 * np.arange(len(offsets))  # a sentence stands between its two boundaries
+    places = np.arange(len(word_ids)) + np.repeat(2 * np.arange(len(lengths)) + 1, lengths)  # of words in `sequences`
     sequences = np.empty(starts[-1], np.int32)
-    inner = np.ones(len(sequences), np.bool_)
-    for ends, boundary in ((starts[:-1], boundaries.begin), (starts[1:] - 1, boundaries.end)):
-        sequences[ends] = boundary
-        inner[ends] = False
-    sequences[inner] = word_ids
+    sequences[starts[:-1]], sequences[starts[1:] - 1], sequences[places] = boundaries.begin, boundaries.end, word_ids
 
     if boundaries.keep or complete:
         steps = lengths + 2
     else:
         steps = np.where(lengths > 0, lengths + 1, 0)
-    wanted: slice | npt.NDArray[np.bool_] = slice(None) if boundaries.keep else inner
+    wanted: slice | Int64 = slice(None) if boundaries.keep else places
     order = np.argsort(-steps, kind="stable")
-    walks = _Walks(sequences, np.stack([starts[:-1], starts[1:] - 1]), steps, order)
-    if 0 < len(order) * steps.max(initial=0) <= DENSE_FOREST_CELLS:
-        forward, backward = _build_small_forests(walks, wanted, share=share)
-    else:
-        forward, backward = (_build_forest(walks, direction, wanted, share=share) for direction in (0, 1))
-    return Schedule(forward, backward, sequences[wanted], starts if boundaries.keep else offsets)
+    walks = Walks(sequences, np.stack([starts[:-1], starts[1:] - 1]), steps, order)
+    forward, backward = (
+        Forest(nodes.words, nodes.parents, nodes.depths, nodes.of_positions[wanted], order)
+        for nodes in (build or build_forests)(walks, share)
+    )
+    token_words, offsets = (sequences, starts) if boundaries.keep else (word_ids, offsets)
+    return Schedule(forward, backward, token_words, offsets)
 
 
 def _one_sentence(word_ids: Int32, boundaries: Boundaries, complete: bool) -> Schedule:
@@ -145,7 +145,7 @@ def _one_sentence(word_ids: Int32, boundaries: Boundaries, complete: bool) -> Sc
     )
 
 
-class _Walks(NamedTuple):
+class Walks(NamedTuple):
     """Rows of words: row b of a direction walks through `sequences` from firsts[direction, b] for steps[b] words.
 
     Attributes:
@@ -161,8 +161,30 @@ class _Walks(NamedTuple):
     order: Int64
 
 
-def _build_forest(walks: _Walks, direction: int, wanted: slice | npt.NDArray[np.bool_], *, share: bool) -> Forest:
-    """Forest of one direction, depth by depth."""
+class Nodes(NamedTuple):
+    """The nodes of one direction: `words`, `parents` and `depths` of a `Forest`, and of each position in `sequences`.
+
+    Nodes of a depth stand in order of their parents, then of their words; without sharing in order of their rows.
+    """
+
+    words: Int32
+    parents: Int32
+    depths: Int64
+    of_positions: Int32
+
+
+Builder: TypeAlias = Callable[[Walks, bool], tuple[Nodes, Nodes]]
+
+
+def build_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
+    """The nodes of both directions; with `share` one for equal prefixes (suffixes)."""
+    if 0 < len(walks.order) * walks.steps.max(initial=0) <= DENSE_FOREST_CELLS:
+        return _build_small_forests(walks, share)
+    return _build_forest(walks, 0, share), _build_forest(walks, 1, share)
+
+
+def _build_forest(walks: Walks, direction: int, share: bool) -> Nodes:
+    """The nodes of one direction, depth by depth."""
     sequences, firsts, steps, order = walks
     stride = 1 - 2 * direction
     firsts = firsts[direction, order]
@@ -186,16 +208,10 @@ def _build_forest(walks: _Walks, direction: int, wanted: slice | npt.NDArray[np.
         words.append(words_here)
         parents.append(parents_here)
         depths.append(depths[-1] + len(words_here))
-    return Forest(
-        words=_concatenate(words),
-        parents=_concatenate(parents),
-        depths=np.array(depths, np.int64),
-        token_nodes=position_nodes[wanted],
-        order=order,
-    )
+    return Nodes(_concatenate(words), _concatenate(parents), np.array(depths, np.int64), position_nodes)
 
 
-def _build_small_forests(walks: _Walks, wanted: slice | npt.NDArray[np.bool_], *, share: bool) -> tuple[Forest, Forest]:
+def _build_small_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
     """The same for both directions, all depths at once: for few rows a loop over depths takes longer than its work.
 
     Rows in order of their words share with the row before them what both begin with; the rest are nodes of their own.
@@ -223,16 +239,12 @@ def _build_small_forests(walks: _Walks, wanted: slice | npt.NDArray[np.bool_], *
     position_nodes[positions[present]] = (rank + depths[:, None, :-1].astype(np.int32))[present]
     by_depth = is_new.transpose(0, 2, 1)
 
-    def forest(direction: int) -> Forest:
-        return Forest(
-            words=words[direction].T[by_depth[direction]],
-            parents=parents[direction].T[by_depth[direction]],
-            depths=depths[direction],
-            token_nodes=position_nodes.reshape(2, -1)[direction, wanted],
-            order=order,
-        )
+    def nodes(direction: int) -> Nodes:
+        chosen = by_depth[direction]
+        ours = position_nodes.reshape(2, -1)[direction]
+        return Nodes(words[direction].T[chosen], parents[direction].T[chosen], depths[direction], ours)
 
-    return forest(0), forest(1)
+    return nodes(0), nodes(1)
 
 
 def _lexicographic(words: Int32) -> Int64:

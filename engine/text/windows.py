@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,8 @@ Errors = Literal["strict", "replace"]
 CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
 NEWLINE = ord("\n")
+FEW_TOKENS = 1 << 10  # converted one by one in less time
+SEPARATOR = "\0"  # of tokens in lists, which hardly ever have it in them
 
 # White space as str.split() has it.
 ASCII_SPACE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
@@ -51,12 +53,11 @@ class Window:
     @classmethod
     def from_sentences(cls, sentences: Sequence[Sequence[str]]) -> Window:
         """Window of sentences as token lists. Lone surrogates, which UTF-8 cannot hold, are left out of a token."""
-        offsets = np.zeros(len(sentences) + 1, np.int64)
-        np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
-        return cls._encode(_strings([token for sentence in sentences for token in sentence]), offsets)
+        return Draft.of(sentences).window()
 
     @classmethod
-    def _encode(cls, tokens: pa.StringArray, offsets: Int64, text: bytes | None = None) -> Window:
+    def encode(cls, tokens: pa.StringArray, offsets: Int64, text: bytes | None = None) -> Window:
+        """Window of tokens, sentences end to end."""
         encoded = tokens.dictionary_encode()
         return cls(encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False), offsets, text)
 
@@ -87,6 +88,59 @@ class Window:
     @cached_property
     def _lines(self) -> list[str]:
         return (self.text or b"").decode("utf-8").split("\n")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A window to be: what takes longest is left to whoever makes it, in a thread of their own perhaps.
+
+    Attributes:
+        tokens: one behind the other, with a separator between them; or a list, where they are few or have it in them.
+        offsets: as the window's.
+    """
+
+    tokens: str | list[str]
+    offsets: Int64
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sequence[str]]) -> Draft:
+        """Of sentences as token lists, which may change afterwards."""
+        offsets = np.zeros(len(sentences) + 1, np.int64)
+        np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
+        if offsets[-1] >= FEW_TOKENS:
+            with suppress(TypeError):  # tokens that are no text: `window` says which
+                text = SEPARATOR.join([SEPARATOR.join(tokens) for tokens in sentences if len(tokens)])
+                if text.count(SEPARATOR) == offsets[-1] - 1:
+                    return cls(text, offsets)
+        return cls([token for sentence in sentences for token in sentence], offsets)
+
+    def __len__(self) -> int:
+        """Sentences."""
+        return len(self.offsets) - 1
+
+    def window(self) -> Window:
+        """The window.
+
+        Raises:
+            FlashElmoError: a token that is no text.
+        """
+        tokens = self.tokens
+        if isinstance(tokens, str):
+            try:
+                return Window.encode(_split_text(tokens), self.offsets)
+            except UnicodeEncodeError:
+                tokens = tokens.split(SEPARATOR)
+        return Window.encode(_strings(tokens), self.offsets)
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Windows that are made when they are iterated over; whoever can make them in threads takes the drafts."""
+
+    drafts: Iterable[Draft]
+
+    def __iter__(self) -> Iterator[Window]:
+        return (draft.window() for draft in self.drafts)
 
 
 def read_windows(
@@ -202,7 +256,7 @@ def _total(parts: list[_Block], name: str) -> int:
 def _window(parts: list[_Block]) -> Window:
     starts = np.cumsum([0, *(part.n_tokens for part in parts)])
     offsets = [part.token_offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
-    return Window._encode(
+    return Window.encode(
         pa.concat_arrays([part.tokens for part in parts]),
         np.concatenate([[0], *offsets]).astype(np.int64),
         b"".join(part.text for part in parts),
@@ -267,7 +321,7 @@ def _split(text: bytes) -> _Block:
         for space in WIDE_SPACES:
             spaced = spaced.replace(space, b" " * len(space))
     data = np.frombuffer(spaced, np.uint8)
-    is_space = ASCII_SPACE[data]
+    is_space = ASCII_SPACE.take(data)
     # white space and tokens alternate; a block ends with white space, its newline
     edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
     if not is_space[0]:
@@ -276,12 +330,27 @@ def _split(text: bytes) -> _Block:
     string_offsets = np.zeros(len(starts) + 1, np.int32)
     np.cumsum(ends - starts, out=string_offsets[1:])
     newlines = np.flatnonzero(data == NEWLINE)
+    tokens = np.compress(~is_space, data)
     return _Block(
         text,
-        pa.StringArray.from_buffers(len(starts), pa.py_buffer(string_offsets), pa.py_buffer(data[~is_space])),
+        pa.StringArray.from_buffers(len(starts), pa.py_buffer(string_offsets), pa.py_buffer(tokens)),
         np.concatenate([[0], np.searchsorted(starts, newlines)]).astype(np.int64),
         np.concatenate([[0], newlines + 1]).astype(np.int64),
     )
+
+
+def _split_text(text: str) -> pa.StringArray:
+    """Texts with separators between them; other threads run meanwhile, which they don't while Arrow converts a list."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    if len(data) > np.iinfo(np.int32).max:
+        raise FlashElmoError(f"window: expected tokens of less than 2 GiB in all, found {len(data)} bytes")
+    is_end = data == ord(SEPARATOR)
+    ends = np.flatnonzero(is_end)
+    offsets = np.arange(0, -len(ends) - 2, -1, dtype=np.int32)
+    offsets[1:-1] += ends
+    offsets[-1] += len(data)
+    offsets[1:] += 1
+    return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(np.compress(~is_end, data)))
 
 
 def _strings(tokens: list[str]) -> pa.StringArray:

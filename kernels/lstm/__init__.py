@@ -10,6 +10,7 @@ A variant is a way to compute some depths (time steps) that follow each other. E
 
     layer.py        the table of the variants, in order of preference, and what the engine calls: `pack_lstm` at load,
                     `lstm_layer` for each layer of a window
+    proven.py       the first use of a variant that was written without a card
     run.py          what the launches of a layer are made of, schedule and tensors, and the check that it fits together
     weights.py      canonical weights, and the layout that these three variants read
     cell.py         the mathematics, and the parts of kernels that variants share

@@ -22,8 +22,7 @@ Sums and cells are float32; x, r and h have the compute type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -297,30 +296,36 @@ def roots_launch(run: LayerRun) -> Launch:
     return Launch(roots_kernel, grid, arguments, {"num_warps": 4})
 
 
-def depth_launches(
-    run: LayerRun,
-    depths: range,
-    gates: Callable[[LayerRun, int], Launch],
-    projection: Callable[[LayerRun, int], Launch],
-) -> Iterator[Launch]:
-    """The launches of each depth, in order, from what makes those of so many rows, but for the depth.
+class Part(NamedTuple):
+    """One of the launches of a step, gates or projection, for any number of rows.
+
+    Attributes:
+        kind: of so many rows: what the launch depends on but for its grid, as its tile.
+        launch: of a kind, for any depth and grid.
+        grid: for so many rows of a kind.
+    """
+
+    kind: Callable[[int], Hashable]
+    launch: Callable[[Any], Launch]
+    grid: Callable[[int, Any], tuple[int, ...]]
+
+
+def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
+    """The launches of each depth, in order; those of a kind are made once, as many depths take microseconds each.
 
     Raises:
         ValueError: a depth does not exist.
     """
     run.check_depths(depths)
-
-    @cache
-    def of_rows(rows: int) -> tuple[Launch, Launch]:
-        return gates(run, rows), projection(run, rows)
-
-    first: dict[Any, Launch] = {}  # of those that are compiled alike
+    made: dict[Any, Launch] = {}
     for depth in depths:
         if depth == 1:
             yield roots_launch(run)
-        for launch in of_rows(run.nodes.rows(depth)):
-            alike = launch.kernel.__name__, launch.arguments["TILE"], launch.arguments.get("MODE")
-            yield first.setdefault(alike, launch).at(launch.grid, depth=depth)
+        rows = run.nodes.rows(depth)
+        for k, part in enumerate(parts):
+            kind = part.kind(rows)
+            launch = made.get((k, kind)) or made.setdefault((k, kind), part.launch(kind))
+            yield launch.at(part.grid(rows, kind), depth=depth)
 
 
 def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ its first blocks of weights, and for what the schedule says, then waits, and the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from torch import Tensor
 from triton.experimental import gluon
@@ -17,8 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm import hopper
 from flashelmo.kernels.lstm.cell import (
+    Part,
     arrive,
     cell,
     children_of,
@@ -39,7 +38,7 @@ MOST_ROWS = 64
 GATES = gl.constexpr(128)  # of a program
 CELLS = gl.constexpr(32)
 PROJECTION = Tile(64, 64, 64, 4, 8, splits=8)
-PROJECTION_ROWS = 32  # up to here its projection; above, that of all variants for Hopper
+DEPENDENT = {"num_warps": 4, "launch_pdl": True}
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -57,8 +56,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     for slab in slabs(run, depths):
         product, x_gates = slab_product(run, slab, weights.input, weights.input_bias)
         yield product
-        gates = partial(_gates_launch, slab_depth=slab.start, x_gates=x_gates)
-        steps = depth_launches(run, slab, gates, _projection_launch)
+        steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _projection(run))
         if slab.start > 1:  # directly after the product, whose results it reads before it waits
             first = next(steps)
             yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
@@ -72,13 +70,10 @@ def gates_tile(rows: int) -> Tile:
     return Tile(32, CELLS.value, 64, 4, 5) if rows <= 32 else Tile(64, CELLS.value, 64, 4, 4)
 
 
-def _gates_launch(run: LayerRun, rows: int, *, slab_depth: int, x_gates: Tensor) -> Launch:
-    """The launch of the gates of so many rows, but for the depth."""
-    weights, tensors, tile = run.weights.layout(hopper_layout), run.tensors, gates_tile(rows)
-    D, _, C = run.weights.shape
+def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
+    """Of a slab that begins at a depth."""
+    weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     arguments = run.arguments | {
-        "weight_desc": descriptor(weights.recurrent, GATES.value, tile.k),
-        "hidden_desc": descriptor(tensors.parent_hidden, tile.rows, tile.k),
         "x_gates_ptr": x_gates,
         "cell_clip": weights.cell_clip,
         "cell_ptr": tensors.cell,
@@ -86,29 +81,35 @@ def _gates_launch(run: LayerRun, rows: int, *, slab_depth: int, x_gates: Tensor)
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
         "slab_depth": slab_depth,
         "M": x_gates.shape[1],
-        "TILE": tile,
         "APPROXIMATE": is_approximate(run.weights.dtype),
     }
-    grid = C // CELLS.value, cdiv(rows, tile.rows), D
-    return Launch(few_gates_kernel, grid, arguments, {"num_warps": tile.warps, "launch_pdl": True})
+
+    def launch(tile: Tile) -> Launch:
+        blocks = {
+            "weight_desc": descriptor(weights.recurrent, GATES.value, tile.k),
+            "hidden_desc": descriptor(tensors.parent_hidden, tile.rows, tile.k),
+        }
+        return Launch(few_gates_kernel, (), arguments | blocks | {"TILE": tile}, DEPENDENT)
+
+    return Part(gates_tile, launch, lambda rows, tile: (C // CELLS.value, cdiv(rows, tile.rows), D))
 
 
-def _projection_launch(run: LayerRun, rows: int) -> Launch:
-    """The launch of the projection of so many rows, but for the depth."""
-    if rows > PROJECTION_ROWS:
-        return hopper.projection_launch(run, rows)
-    weights, tensors, tile = run.weights.layout(hopper_layout), run.tensors, PROJECTION
-    D, P, _ = run.weights.shape
+def _projection(run: LayerRun) -> Part:
+    weights, tensors, (D, P, _) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     arguments = run.arguments | {
-        "unprojected_desc": descriptor(tensors.unprojected, tile.rows, tile.k),
-        "weight_desc": descriptor(weights.projection, tile.k, tile.columns),
+        "unprojected_desc": descriptor(tensors.unprojected, PROJECTION.rows, PROJECTION.k),
+        "weight_desc": descriptor(weights.projection, PROJECTION.k, PROJECTION.columns),
         "projection_clip": weights.projection_clip,
         "tensors": projected_tensors(run)._replace(unprojected=None),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-        "TILE": tile,
+        "TILE": PROJECTION,
     }
-    grid = cdiv(rows, tile.rows), P // tile.columns * tile.splits, D
-    return Launch(few_projection_kernel, grid, arguments, {"num_warps": tile.warps, "launch_pdl": True})
+    launch = Launch(few_projection_kernel, (), arguments, DEPENDENT)
+    return Part(
+        lambda rows: PROJECTION,
+        lambda tile: launch,
+        lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D),
+    )
 
 
 @gluon.jit

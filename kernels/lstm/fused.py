@@ -7,7 +7,6 @@ the input's part computed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -16,6 +15,7 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Mode,
+    Part,
     choose_projection,
     depth_launches,
     depth_nodes,
@@ -26,7 +26,7 @@ from flashelmo.kernels.lstm.cell import (
     projection_tile,
 )
 from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, choose_tile
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -84,31 +84,37 @@ def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -
     Raises:
         ValueError: a depth does not exist, there is no such precision, or the tensors of split sums are too small.
     """
-    run.check_depths(depths)
-    gates, projection = gates_arguments(run, depths.start, x_gates), projection_arguments(run)
-    return depth_launches(
-        run,
-        depths,
-        lambda run, rows: _gates_launch(run, gates, rows),
-        lambda run, rows: _projection_launch(run, projection, rows),
-    )
+    return depth_launches(run, depths, _gates(run, depths.start, x_gates), _projection(run))
 
 
-def _gates_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
-    (D, _, C), weights, hoisted = run.weights.shape, run.weights, arguments["x_gates_ptr"] is not None
-    device = None if hoisted else weights.device
-    tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device, int8=weights.int8)
-    grid = cdiv(rows, tile.rows), cdiv(C, tile.columns), D
-    chosen = {"TILE": tile, "MODE": _mode(run, rows, approximate=is_approximate(weights.dtype))}
-    return Launch(gates_kernel, grid, arguments | chosen, tile.options)
+def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
+    """Of a slab that begins at a depth."""
+    (D, _, C), weights, arguments = run.weights.shape, run.weights, gates_arguments(run, slab_depth, x_gates)
+    device = None if x_gates is not None else weights.device
+
+    def kind(rows: int) -> tuple[Tile, Mode]:
+        tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device, int8=weights.int8)
+        return tile, _mode(run, rows, approximate=is_approximate(weights.dtype))
+
+    def launch(kind: tuple[Tile, Mode]) -> Launch:
+        return Launch(gates_kernel, (), arguments | {"TILE": kind[0], "MODE": kind[1]}, kind[0].options)
+
+    return Part(kind, launch, lambda rows, kind: (cdiv(rows, kind[0].rows), cdiv(C, kind[0].columns), D))
 
 
-def _projection_launch(run: LayerRun, arguments: dict[str, Any], rows: int) -> Launch:
-    D, P, _ = run.weights.shape
-    tile = choose_projection("projection", run, rows)
-    grid = cdiv(rows, tile.rows), cdiv(P, tile.columns) * tile.splits, D
-    chosen = {"TILE": tile, "MODE": _mode(run, rows)}
-    return Launch(projection_kernel, grid, arguments | chosen, tile.options)
+def _projection(run: LayerRun) -> Part:
+    (D, P, _), arguments = run.weights.shape, projection_arguments(run)
+
+    def kind(rows: int) -> tuple[Tile, Mode]:
+        return choose_projection("projection", run, rows), _mode(run, rows)
+
+    def launch(kind: tuple[Tile, Mode]) -> Launch:
+        return Launch(projection_kernel, (), arguments | {"TILE": kind[0], "MODE": kind[1]}, kind[0].options)
+
+    def grid(rows: int, kind: tuple[Tile, Mode]) -> tuple[int, ...]:
+        return cdiv(rows, kind[0].rows), cdiv(P, kind[0].columns) * kind[0].splits, D
+
+    return Part(kind, launch, grid)
 
 
 def _mode(run: LayerRun, rows: int, approximate: bool = False) -> Mode:

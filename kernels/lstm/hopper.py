@@ -16,6 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch, cdiv, check, n_multiprocessors
 from flashelmo.kernels.lstm.cell import (
+    Part,
     arrive,
     children_of,
     depth_nodes,
@@ -26,7 +27,7 @@ from flashelmo.kernels.lstm.cell import (
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, is_hopper
 
 CELLS = 32  # of a block of 128 gates
 K = 64  # of a block of a product: 128 bytes, the widest row that the copy engine swizzles
@@ -117,8 +118,7 @@ def gate_rows(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def is_served(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the variants for Hopper serve a type on a device."""
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return is_hopper and dtype in (torch.float16, torch.bfloat16)
+    return is_hopper(device) and dtype in (torch.float16, torch.bfloat16)
 
 
 def has_layout(run: LayerRun) -> bool:
@@ -139,8 +139,10 @@ def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Til
         tile = Tile(64, 32, 128, 4, 5, splits=4)
     elif rows <= 128:
         tile = Tile(64, 64, 128, 4, 6, splits=4)
-    else:
+    elif rows <= 2048:
         tile = Tile(64, 128, 64, 4, 8, splits=4)
+    else:
+        return Tile(128, 128, 64, 8, 4)
     blocks = D * cdiv(rows, tile.rows) * (P // tile.columns)
     while tile.splits > 1 and blocks * tile.splits > programs:
         tile = tile._replace(splits=tile.splits // 2)
@@ -150,22 +152,28 @@ def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Til
 MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
 
 
-def projection_launch(run: LayerRun, rows: int) -> Launch:
-    """The launch of the projection of so many rows, but for the depth."""
-    weights, tensors = run.weights.layout(hopper_layout), run.tensors
-    D, P, _ = run.weights.shape
-    tile = choose_projection_tile(rows, run.weights.shape, run.weights.device)
+def projection(run: LayerRun) -> Part:
+    """The projection of all variants for Hopper."""
+    weights, tensors, (D, P, _) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     arguments = run.arguments | {
-        "unprojected_desc": rows_of(tensors.unprojected, tile.rows, tile.k),
-        "weight_desc": rows_of(weights.projection, tile.k, tile.columns),
         "projection_clip": weights.projection_clip,
         "tensors": projected_tensors(run)._replace(unprojected=None),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-        "TILE": tile,
         "WAITS": not triton.knobs.runtime.interpret,
     }
-    grid = cdiv(rows, tile.rows), P // tile.columns * tile.splits, D
-    return Launch(hopper_projection_kernel, grid, arguments, tile.options)
+
+    def launch(tile: Tile) -> Launch:
+        blocks = {
+            "unprojected_desc": rows_of(tensors.unprojected, tile.rows, tile.k),
+            "weight_desc": rows_of(weights.projection, tile.k, tile.columns),
+        }
+        return Launch(hopper_projection_kernel, (), arguments | blocks | {"TILE": tile}, tile.options)
+
+    return Part(
+        lambda rows: choose_projection_tile(rows, run.weights.shape, run.weights.device),
+        launch,
+        lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D),
+    )
 
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import few_rows, fused, hoisted, tma, warp_specialized
 from flashelmo.kernels.lstm.hopper import hopper_layout
+from flashelmo.kernels.lstm.proven import is_proven
 from flashelmo.kernels.lstm.run import (
     DEFAULT_OPTIONS,
     LaunchOptions,
@@ -31,20 +32,22 @@ class Variant(NamedTuple):
         serves: whether it is of use for depths of so many rows, in a run's type and on its card.
         launches: its launches for some depths of a run, in order.
         pack: lays out the weights as it reads them; None where it has no use for such weights.
+        blind: written without a card: its first use on one is compared with the reference (`proven`).
     """
 
     name: str
     serves: Callable[[LayerRun, int], bool]
     launches: Callable[[LayerRun, range], Iterator[Launch]]
     pack: Callable[[CanonicalLstm, Format], Layout | None]
+    blind: bool = False
 
 
 # In order of preference: the first that serves. Each with its reason, and a step's time on an H200 in bf16 inside a
 # captured graph, where launches cost the host nothing.
 VARIANTS = (
-    Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout),
-    Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout),
-    Variant("tma", tma.serves, tma.launches, hopper_layout),
+    Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout, blind=True),
+    Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout, blind=True),
+    Variant("tma", tma.serves, tma.launches, hopper_layout, blind=True),
     # A step reads its recurrent weights alone; 13 us for 1 row, 18 for 32, 25 for 64, 47 for 128.
     Variant("hoisted", hoisted.serves, hoisted.launches, interleave),
     # Nothing but the states goes through memory; 60 us for 256 rows, 187 for 1,024.
@@ -54,7 +57,9 @@ VARIANTS = (
 
 def choose(run: LayerRun, rows: int) -> Variant:
     """The variant for depths of so many rows."""
-    return next(variant for variant in VARIANTS if variant.serves(run, rows))
+    return next(
+        variant for variant in VARIANTS if variant.serves(run, rows) and (not variant.blind or is_proven(variant, run))
+    )
 
 
 def cut(run: LayerRun) -> Iterator[tuple[Variant, range]]:
@@ -70,6 +75,7 @@ def pack_lstm(
     dtype: torch.dtype = torch.float32,
     int8: bool = False,
     device: torch.device | str = "cpu",
+    bound: float | None = None,
 ) -> LstmWeights:
     """Lay out the weights of one layer on a device, once in each layout that a variant reads.
 
@@ -78,13 +84,14 @@ def pack_lstm(
     Args:
         dtype: the compute type.
         int8: round the recurrent weight and the projection to 8 bits, by column.
+        bound: how far a blind variant may be from the reference where it is used (relative error); None asks nothing.
     """
     device = torch.empty(0, device=device).device  # "cuda" is one with a number
     packs = dict.fromkeys(variant.pack for variant in VARIANTS)
     weights = weights.projected()
     packed = {pack: pack(weights, Format(dtype, int8, device)) for pack in packs}
     layouts = {pack: layout for pack, layout in packed.items() if layout is not None}
-    return LstmWeights(weights.shape, dtype, int8, device, layouts)
+    return LstmWeights(weights.shape, dtype, int8, device, layouts, bound)
 
 
 def lstm_layer(

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import cell, depth_launches, depth_nodes, is_approximate
-from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection_launch, rows_of
+from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection, rows_of
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.product import zeros
 from flashelmo.kernels.tuning import Tile
@@ -32,13 +32,11 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     Raises:
         ValueError: a depth does not exist.
     """
-    return depth_launches(run, depths, _gates_launch, projection_launch)
+    return depth_launches(run, depths, _gates(run), projection(run))
 
 
-def _gates_launch(run: LayerRun, rows: int) -> Launch:
-    """The launch of the gates of so many rows, but for the depth."""
-    weights, tensors = run.weights.layout(hopper_layout), run.tensors
-    D, _, C = run.weights.shape
+def _gates(run: LayerRun) -> Part:
+    weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     arguments = run.arguments | {
         "x_desc": rows_of(tensors.x, TILE.rows, TILE.k),
         "hidden_desc": rows_of(tensors.parent_hidden, TILE.rows, TILE.k),
@@ -51,7 +49,10 @@ def _gates_launch(run: LayerRun, rows: int) -> Launch:
         "TILE": TILE,
         "APPROXIMATE": is_approximate(run.weights.dtype),
     }
-    return Launch(tma_gates_kernel, (cdiv(rows, TILE.rows), C // TILE.columns, D), arguments, TILE.options)
+    launch = Launch(tma_gates_kernel, (), arguments, TILE.options)
+    return Part(
+        lambda rows: TILE, lambda tile: launch, lambda rows, tile: (cdiv(rows, tile.rows), C // tile.columns, D)
+    )
 
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])

@@ -21,13 +21,13 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch, cdiv, n_multiprocessors
-from flashelmo.kernels.lstm.cell import cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
 from flashelmo.kernels.lstm.hopper import (
     MULTIPROCESSORS,
     has_layout,
     hopper_layout,
     is_served,
-    projection_launch,
+    projection,
 )
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.tuning import Tile
@@ -48,7 +48,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     Raises:
         ValueError: a depth does not exist.
     """
-    return depth_launches(run, depths, _gates_launch, projection_launch)
+    return depth_launches(run, depths, _gates(run), projection(run))
 
 
 def descriptor(tensor: Tensor, rows: int, columns: int) -> Any:
@@ -58,8 +58,7 @@ def descriptor(tensor: Tensor, rows: int, columns: int) -> Any:
     return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-1]), [rows, columns], layout)
 
 
-def _gates_launch(run: LayerRun, rows: int) -> Launch:
-    """The launch of the gates of so many rows, but for the depth."""
+def _gates(run: LayerRun) -> Part:
     weights, tensors, device = run.weights.layout(hopper_layout), run.tensors, run.weights.device
     D, _, C = run.weights.shape
     arguments = run.arguments | {
@@ -75,9 +74,13 @@ def _gates_launch(run: LayerRun, rows: int) -> Launch:
         "APPROXIMATE": is_approximate(run.weights.dtype),
         "REGISTERS": REGISTERS,
     }
-    tiles = D * cdiv(rows, TILE.rows) * (C // TILE.columns)
-    programs = min(tiles, n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS)
-    return Launch(specialized_gates_kernel, (programs,), arguments, {"num_warps": TILE.warps})
+    most = n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
+    launch = Launch(specialized_gates_kernel, (), arguments, {"num_warps": TILE.warps})
+
+    def grid(rows: int, tile: Tile) -> tuple[int]:
+        return (min(most, D * cdiv(rows, tile.rows) * (C // tile.columns)),)
+
+    return Part(lambda rows: TILE, lambda tile: launch, grid)
 
 
 @gluon.jit

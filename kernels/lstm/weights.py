@@ -107,6 +107,7 @@ class LstmWeights:
         int8: the weights that recur have 8 bits.
         device: where they are.
         layouts: by the function that made each; none by one that has no use for such weights.
+        bound: how far from the reference a variant that is to be proven may be; None where none is.
 
     Raises:
         ValueError: a layout is not as its kernels rely on.
@@ -117,6 +118,7 @@ class LstmWeights:
     int8: bool
     device: torch.device
     layouts: Mapping[Callable[[CanonicalLstm, Format], Layout | None], Layout]
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         for layout in self.layouts.values():

@@ -1,0 +1,50 @@
+"""Forests built by a C function: several times as fast as NumPy's, and other threads run meanwhile.
+
+While one thread launches kernels, those that plan windows get the interpreter only now and then, and NumPy needs it
+between any two of its operations. The card's runtime has a C compiler at hand, which Triton builds its launchers with.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.text.schedule import Nodes, Walks, build_forests
+
+TYPES = (np.int32, np.int64, np.int64, np.int64)  # of `Walks`, as C takes them
+
+logger = logging.getLogger("flashelmo")
+
+
+def build_native_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
+    """As `engine.text.schedule.build_forests`, node for node; by it where there is no compiler."""
+    module = _module()
+    if module is None:
+        return build_forests(walks, share)
+    sequences, firsts, steps, order = (np.ascontiguousarray(a, t) for a, t in zip(walks, TYPES, strict=True))
+    most = int(steps.sum())
+    words, parents = np.empty((2, 2, most), np.int32)
+    depths = np.zeros((2, int(steps.max(initial=0)) + 1), np.int64)
+    position_nodes = np.full((2, len(sequences)), -1, np.int32)
+    n_nodes = module.build_forests(sequences, firsts, steps, order, share, words, parents, depths, position_nodes)
+    forward, backward = (
+        Nodes(words[d, :n], parents[d, :n], depths[d], position_nodes[d]) for d, n in enumerate(n_nodes)
+    )
+    return forward, backward
+
+
+@cache
+def _module() -> Any:
+    """The compiled module, from Triton's cache after the first time; None, after one warning, where it can't be."""
+    from triton.runtime.build import compile_module_from_src
+
+    try:
+        source = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
+        return compile_module_from_src(source, "flashelmo_forests")
+    except Exception as error:
+        logger.warning("schedules are made by NumPy, which is slower: %s", str(error).partition("\n")[0])
+        return None

@@ -1,0 +1,232 @@
+"""Whether a variant of the LSTM that was written without a card is right on this one.
+
+Such a variant ("blind") is compared with the reference when it is first used: on random inputs, with the layer's own
+weights, a few milliseconds of the card after its kernels are compiled. That is plain PyTorch, as the portable kernels
+would take longer to compile than all else. The verdict is kept in the user's cache folder, for this card, driver,
+PyTorch, Triton and these sources. A variant that is wrong or raises is not used: portable ones serve, and one warning
+says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import triton
+from torch import Tensor
+
+from flashelmo.kernels import reference
+from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm.run import LayerRun, Nodes, new_tensors
+from flashelmo.kernels.lstm.weights import LstmWeights, interleave
+
+ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520)  # of the depths that are compared, where it serves them
+TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
+N_ROOTS = 2
+
+logger = logging.getLogger("flashelmo")
+
+
+class Steps(Protocol):
+    """What is needed of a variant (`layer.Variant`)."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def serves(self) -> Callable[[LayerRun, int], bool]:
+        """Whether it is of use for so many rows."""
+
+    @property
+    def launches(self) -> Callable[[LayerRun, range], Iterator[Launch]]:
+        """Its launches for some depths."""
+
+
+_verdicts: dict[tuple[Any, ...], bool] = {}
+_said: set[tuple[str, torch.device]] = set()
+
+
+def is_proven(variant: Steps, run: LayerRun) -> bool:
+    """Whether a variant may serve a run: it computes what it should, or nothing is to be proven.
+
+    Args:
+        run: whose weights say how far from the reference it may be, `LstmWeights.bound`; None where nothing is to be
+            proven.
+    """
+    weights, has_skip = run.weights, run.tensors.outputs is not None
+    if weights.bound is None:
+        return True
+    key = variant.name, weights.shape, weights.dtype, weights.device, has_skip
+    if key not in _verdicts:
+        if weights.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False  # nothing can be compared in here; the next use will do it
+        path, identity = _place(variant, run)
+        why = _read(path, identity)
+        if why is None:
+            why = _why_wrong(variant, run, weights.bound)
+            _write(path, identity, why)
+        _verdicts[key] = not why
+        if why and key[::3] not in _said:
+            _said.add((variant.name, weights.device))
+            said = "device %s: LSTM variant '%s' is not used, as %s; portable kernels serve in its place"
+            logger.warning(said, weights.device, variant.name, why)
+    return _verdicts[key]
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def _why_wrong(variant: Steps, run: LayerRun, bound: float) -> str:
+    """Empty where a variant is right."""
+    try:
+        error = difference(variant, run)
+    except torch.OutOfMemoryError:  # says nothing of the variant
+        raise
+    except Exception as problem:  # whatever a compiler or a driver raises
+        return f"it raises {type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"[:300]
+    if error < bound:  # NaN is not
+        return ""
+    return f"its vectors are off by {error:.2g} where {bound:g} is allowed"
+
+
+def difference(variant: Steps, run: LayerRun) -> float:
+    """||found - expected|| / ||expected|| of a variant and the reference, the largest of some times.
+
+    Over depths of all `ROWS` that the variant serves, with random inputs and the run's weights.
+    """
+    weights, has_skip = run.weights, run.tensors.outputs is not None
+    rows = [n for n in ROWS if variant.serves(run, n)]
+    if not rows:
+        return 0.0
+    nodes = _nodes(rows, weights.shape.D, weights.device)
+    generator = torch.Generator(weights.device).manual_seed(0)
+    size = weights.shape.D, nodes.n_nodes, weights.shape.P
+    x = torch.randn(size, generator=generator, device=weights.device).to(weights.dtype)
+
+    def error(found: Tensor, expected: Tensor) -> float:
+        ends = [(starts[1], starts[-1]) for starts in nodes.depths]
+        a, b = (torch.cat([each[d, i:j].float() for d, (i, j) in enumerate(ends)]) for each in (found, expected))
+        return float((a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+    expected, errors = _expected(weights, nodes, x), []
+    for _ in range(TIMES):
+        tensors = new_tensors(weights, nodes, x, skip=has_skip)
+        written = [tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected]
+        for tensor in written + [tensors.outputs] * has_skip:
+            tensor.fill_(torch.nan)
+        for launch in variant.launches(LayerRun(weights, tensors, nodes, run.options), range(1, nodes.n_depths + 1)):
+            launch.run()
+        errors.append(error(tensors.hidden, expected))
+        if has_skip:
+            errors.append(error(tensors.outputs, expected + x))
+    return max(errors, key=lambda each: (math.isnan(each), each))
+
+
+def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
+    """Hidden states [D, N, P] by the reference in float32, from weights and states as the compute type holds them."""
+    (D, P, C), layout = weights.shape, weights.layout(interleave)
+    hidden = torch.zeros(D, nodes.n_nodes, P, device=x.device)
+    cell = torch.zeros(D, nodes.n_nodes, C, device=x.device)
+    for d, starts in enumerate(nodes.depths):
+        tensors = [each[d].float().view(-1, C, 4).movedim(-1, 0) for each in (layout.input, layout.recurrent)]
+        given: list[Any] = [*tensors, layout.bias[d].view(C, 4).T, layout.projection[d].float()]
+        given += [layout.cell_clip, layout.projection_clip]
+        for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
+            parents = before + nodes.parents[d, first:last].long()
+            states = x[d, first:last].float(), hidden[d, parents], cell[d, parents]
+            hidden[d, first:last], cell[d, first:last] = reference.lstm_step(*states, *given)
+            hidden[d, first:last] = hidden[d, first:last].to(weights.dtype)
+    return hidden
+
+
+def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Nodes:
+    """Depths of so many nodes in the first direction, and of about half as many in others; parents have 0 to many."""
+    of_directions = [rows if d == 0 else [1 + n // 2 for n in rows] for d in range(n_directions)]
+    depths = tuple((0, *accumulate((N_ROOTS, *each))) for each in of_directions)
+    N = max(starts[-1] for starts in depths)
+    parents = torch.zeros(n_directions, N, dtype=torch.int32)
+    children = torch.empty(n_directions, N + 1, dtype=torch.int32)
+    for d, (starts, counts) in enumerate(zip(depths, of_directions, strict=True)):
+        above = [torch.arange(n) * before // n for before, n in zip((N_ROOTS, *counts), counts, strict=False)]
+        parents[d, N_ROOTS : starts[-1]] = torch.cat(above)
+        named = torch.cat([first + each for first, each in zip(starts, above, strict=False)])
+        children[d, 0] = N_ROOTS
+        children[d, 1:] = N_ROOTS + torch.bincount(named, minlength=N).cumsum(0)
+    return Nodes(torch.tensor(depths, dtype=torch.int32).to(device), parents.to(device), children.to(device), depths)
+
+
+# ------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def _place(variant: Steps, run: LayerRun) -> tuple[Path | None, dict[str, Any]]:
+    """The file of a verdict, None without a home, and what it is a verdict of."""
+    weights = run.weights
+    is_cuda = weights.device.type == "cuda"
+    identity = {
+        "variant": variant.name,
+        "shape": list(weights.shape),
+        "dtype": str(weights.dtype),
+        "skip": run.tensors.outputs is not None,
+        "card": torch.cuda.get_device_name(weights.device) if is_cuda else weights.device.type,
+        "driver": driver_version() if is_cuda else "",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "sources": _sources(),
+    }
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None, identity
+    return folder / "flashelmo" / f"{variant.name}-{name}.json", identity
+
+
+def _read(path: Path | None, identity: dict[str, Any]) -> str | None:
+    """Why a variant is wrong, empty where it is right; None where no verdict is kept, or none that can be read."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        return kept["why"] if kept["identity"] == identity and isinstance(kept["why"], str) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path | None, identity: dict[str, Any], why: str) -> None:
+    """Keep a verdict where that is possible; the file appears whole."""
+    if path is None:
+        return
+    beside = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps({"identity": identity, "why": why}, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        logger.debug("not kept: %s", error)
+
+
+@cache
+def _sources() -> str:
+    """A hash of all kernels' source files."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Of the NVIDIA driver, as "550.54.15"; "unknown" where the system does not say."""
+    try:
+        found = re.search(r"Module\b.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else "unknown"
