@@ -147,15 +147,19 @@ def load_layers(
 
 
 @triton.jit
-def mixed(layers, mix, i_output, L: tl.constexpr):
-    """One output of layers or their means: float32, of their shape."""
+def store_output(layers, mix, i_output, p_out, m, L: tl.constexpr):
+    """One output of layers, or of their means, to pointers of their shape."""
     copied = copied_layer(mix, i_output, L)
-    y = tl.load(mix + i_output * L) * layers[0].to(tl.float32)
-    for k in tl.static_range(1, L):
-        y += tl.load(mix + i_output * L + k) * layers[k].to(tl.float32)
-    for k in tl.static_range(L):
-        y = tl.where(copied == k, layers[k].to(tl.float32), y)
-    return y
+    if copied < 0:
+        mixed = tl.load(mix + i_output * L) * layers[0].to(tl.float32)
+        for k in tl.static_range(1, L):
+            mixed += tl.load(mix + i_output * L + k) * layers[k].to(tl.float32)
+        tl.store(p_out, mixed.to(p_out.dtype.element_ty), mask=m)
+    else:
+        copy = layers[0]
+        for k in tl.static_range(1, L):
+            copy = tl.where(copied == k, layers[k], copy)
+        tl.store(p_out, copy.to(p_out.dtype.element_ty), mask=m)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "N"])
@@ -174,9 +178,8 @@ def tokens_kernel(
     )  # fmt: skip
     m = m_token[:, None] & (o_column < SHAPE.P)[None, :]
     for i_output in tl.static_range(O):
-        y = mixed(layers, mix, i_output, SHAPE.L)
         o_row = ((tl.cast(n_tokens, tl.int64) * i_output + o_token) * 2 + direction) * SHAPE.P
-        tl.store(out + o_row[:, None] + o_column[None, :], y.to(out.dtype.element_ty), mask=m)
+        store_output(layers, mix, i_output, out + o_row[:, None] + o_column[None, :], m, SHAPE.L)
 
 
 @triton.jit
@@ -219,9 +222,8 @@ def sentences_kernel(
     for k in tl.static_range(L):
         means += (sum_rows(sums[k], ROWS, COLUMNS) / tl.maximum(last - first, 1).to(tl.float32),)  # type: ignore[assignment]
     for i_output in tl.static_range(O):
-        y = mixed(means, mix, i_output, L)
         o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
-        tl.store(out + o_row + o_column, y.to(out.dtype.element_ty), mask=o_column < SHAPE.P)
+        store_output(means, mix, i_output, out + o_row + o_column, o_column < SHAPE.P, L)
 
 
 def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, out: Tensor) -> Launch:

@@ -79,6 +79,23 @@ def test_the_least_recently_used_give_way() -> None:
     assert check(table, ["cat"]) == 1
 
 
+def test_the_oldest_are_found_for_many_windows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were used since they were found stay."""
+    monkeypatch.setattr(model_module, "OLDEST_AT_ONCE", 2)
+    found: list[int] = []
+    find = WordVectors._find_oldest
+    monkeypatch.setattr(WordVectors, "_find_oldest", lambda self, n: found.append(n) or find(self, n))
+    table = table_of(8)
+    for name in "abcdefgh":
+        assert check(table, [name]) == 1
+    assert check(table, ["i"]) == 1  # in place of a; b, c, d are the next
+    assert check(table, ["c"]) == 0
+    assert [check(table, [name]) for name in "jk"] == [1, 1] and found == [1]  # in place of b and d
+    assert [check(table, [name]) for name in "cefghijk"] == [0] * 8
+    assert check(table, ["l", "m"]) == 2 and found == [1, 2]  # in place of c and e
+    assert [check(table, [name]) for name in "fghijklm"] == [0] * 8
+
+
 def test_a_window_with_more_words_than_rows_gets_a_larger_table() -> None:
     table = table_of(2)
     first = table.vectors

@@ -98,7 +98,7 @@ def test_tensors_are_walked_once_for_all(device: str, monkeypatch: pytest.Monkey
 def test_tensors_inside_descriptors_are_tensors(device: str) -> None:
     descriptor = TensorDescriptor.from_tensor(torch.zeros(32, 32), [16, 16])
     launch = Launch(row_kernel, (1,), {"x_desc": descriptor, "out_ptr": torch.zeros(1, device="meta")}, {})
-    assert launch.tensors.keys() == {"x_desc", "out"}
+    assert launch.tensors.keys() == {"x", "out"}
     with pytest.raises(ValueError, match="expected a tensor on a"):
         launch.run()
 

@@ -29,7 +29,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output, pool_mean, select_layers
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.reference.reference import ReferenceRuntime
-from flashelmo.engine.text.windows import read_windows
+from flashelmo.engine.text.windows import read_ahead, read_windows
 
 ODD_SENTENCES = [[], ["x"], ["x" * 70, "é", "日本"], [], ["The", "end", "."]]
 PASSES = 4  # of repeated batches: compiled, captured, replayed, replayed
@@ -184,6 +184,8 @@ def file_means(embedder: Any, path: Path) -> Iterator[Array]:
     """Means of the average of the layers, on the host, of every sentence of a file."""
     max_sentences, max_tokens = embedder.window_limits
     windows = read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens)
+    if embedder.reads_ahead:  # as `embed_file` does
+        windows = read_ahead(windows)
     for _, means in embedder.embed_windows(windows, output=Output("average", pool="mean")):
         yield from means
 

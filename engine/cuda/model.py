@@ -27,6 +27,7 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 LEAST_WORDS = 16  # of a graph: no tile has fewer
 MOST_CAPTURED_WORDS = 1 << 9  # more take longer than their launches
+OLDEST_AT_ONCE = 64  # this fraction of the table's rows is found at once
 WORDS_AT_ONCE = 1 << 14  # of the char-CNN: their features, 2,048 values a word, are held twice
 
 
@@ -174,17 +175,31 @@ class WordVectors:
         self._names: list[str | None] = [None] * n_rows
         self._used = np.zeros(n_rows, np.int64)  # window of the last use; 0 for free rows
         self._n_taken = 0  # rows from here on were never used
+        self._oldest = np.empty(0, np.int64), np.empty(0, np.int64)  # see `_find_oldest`; some were used since
         self._window = 0
 
     def _free_rows(self, n: int) -> Int64:
         """n rows that this window does not use: free ones first, then the least recently used."""
-        if self._n_taken + n <= len(self._used):  # finding the oldest of many takes milliseconds
+        if self._n_taken + n <= len(self._used):
             self._n_taken += n
             return np.arange(self._n_taken - n, self._n_taken)
         self._n_taken = len(self._used)
-        oldest = np.argpartition(self._used, n - 1)[:n] if n < len(self._used) else np.arange(n)
-        self._forget(oldest)
-        return oldest
+        oldest, used = self._oldest
+        still = np.flatnonzero(self._used[oldest] == used)  # all others were used since
+        if len(still) < n:
+            self._oldest = oldest, used = self._find_oldest(n)
+            still = np.arange(len(oldest))
+        taken, left = still[:n], still[n:]
+        self._oldest = oldest[left], used[left]
+        self._forget(oldest[taken])
+        return oldest[taken]
+
+    def _find_oldest(self, n: int) -> tuple[Int64, Int64]:
+        """The least recently used rows, oldest first, and when; more than n, as finding them takes milliseconds."""
+        n = min(len(self._used), max(n, len(self._used) // OLDEST_AT_ONCE))
+        oldest = np.argpartition(self._used, n - 1)[:n]
+        oldest = oldest[np.argsort(self._used[oldest], kind="stable")]
+        return oldest, self._used[oldest]
 
     def _forget(self, rows: Int64) -> None:
         for row in rows[self._used[rows] > 0].tolist():

@@ -109,25 +109,23 @@ def build_schedule(
         return _one_sentence(word_ids, boundaries, complete)
     lengths = offsets[1:] - offsets[:-1]
     starts = offsets + 2 * np.arange(len(offsets))  # a sentence stands between its two boundaries
+    places = np.arange(len(word_ids)) + np.repeat(2 * np.arange(len(lengths)) + 1, lengths)  # of words in `sequences`
     sequences = np.empty(starts[-1], np.int32)
-    inner = np.ones(len(sequences), np.bool_)
-    for ends, boundary in ((starts[:-1], boundaries.begin), (starts[1:] - 1, boundaries.end)):
-        sequences[ends] = boundary
-        inner[ends] = False
-    sequences[inner] = word_ids
+    sequences[starts[:-1]], sequences[starts[1:] - 1], sequences[places] = boundaries.begin, boundaries.end, word_ids
 
     if boundaries.keep or complete:
         steps = lengths + 2
     else:
         steps = np.where(lengths > 0, lengths + 1, 0)
-    wanted: slice | npt.NDArray[np.bool_] = slice(None) if boundaries.keep else inner
+    wanted: slice | Int64 = slice(None) if boundaries.keep else places
     order = np.argsort(-steps, kind="stable")
     walks = Walks(sequences, np.stack([starts[:-1], starts[1:] - 1]), steps, order)
     forward, backward = (
         Forest(nodes.words, nodes.parents, nodes.depths, nodes.of_positions[wanted], order)
         for nodes in (build or build_forests)(walks, share)
     )
-    return Schedule(forward, backward, sequences[wanted], starts if boundaries.keep else offsets)
+    token_words, offsets = (sequences, starts) if boundaries.keep else (word_ids, offsets)
+    return Schedule(forward, backward, token_words, offsets)
 
 
 def _one_sentence(word_ids: Int32, boundaries: Boundaries, complete: bool) -> Schedule:

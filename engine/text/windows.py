@@ -321,7 +321,7 @@ def _split(text: bytes) -> _Block:
         for space in WIDE_SPACES:
             spaced = spaced.replace(space, b" " * len(space))
     data = np.frombuffer(spaced, np.uint8)
-    is_space = ASCII_SPACE[data]
+    is_space = ASCII_SPACE.take(data)
     # white space and tokens alternate; a block ends with white space, its newline
     edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
     if not is_space[0]:
@@ -330,9 +330,10 @@ def _split(text: bytes) -> _Block:
     string_offsets = np.zeros(len(starts) + 1, np.int32)
     np.cumsum(ends - starts, out=string_offsets[1:])
     newlines = np.flatnonzero(data == NEWLINE)
+    tokens = np.compress(~is_space, data)
     return _Block(
         text,
-        pa.StringArray.from_buffers(len(starts), pa.py_buffer(string_offsets), pa.py_buffer(data[~is_space])),
+        pa.StringArray.from_buffers(len(starts), pa.py_buffer(string_offsets), pa.py_buffer(tokens)),
         np.concatenate([[0], np.searchsorted(starts, newlines)]).astype(np.int64),
         np.concatenate([[0], newlines + 1]).astype(np.int64),
     )
@@ -349,7 +350,7 @@ def _split_text(text: str) -> pa.StringArray:
     offsets[1:-1] += ends
     offsets[-1] += len(data)
     offsets[1:] += 1
-    return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(data[~is_end]))
+    return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(np.compress(~is_end, data)))
 
 
 def _strings(tokens: list[str]) -> pa.StringArray:
