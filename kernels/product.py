@@ -16,9 +16,9 @@ import triton.language as tl
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums to begin with, float32."""
-    return tl.zeros([ROWS, COLUMNS], tl.float32)
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+    """Sums to begin with."""
+    return tl.zeros([ROWS, COLUMNS], TYPE)
 
 
 @triton.jit

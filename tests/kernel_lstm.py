@@ -110,10 +110,7 @@ class RandomLayer:
         nodes, x = nodes or self.nodes, self.x if x is None else x
         weights = self.pack(int8=int8)
         tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots)
-        for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
-            tensor.fill_(torch.nan)
-        if skip:
-            tensors.outputs.fill_(torch.nan)
+        tensors.poison()
         return LayerRun(weights, tensors, nodes, options or LaunchOptions())
 
     def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Products = "ieee") -> LayerRun:

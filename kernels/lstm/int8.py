@@ -28,7 +28,7 @@ from flashelmo.kernels.lstm.hopper import CELLS, gate_columns
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.tma import split_gates
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
-from flashelmo.kernels.product import int8_of, product
+from flashelmo.kernels.product import int8_of, product, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 LEVELS = 127
@@ -45,7 +45,7 @@ class Int8Layout(NamedTuple):
         scale: float32 [D, 4, C], what a 1 of these is worth.
         bias: float32 [D, 4, C].
         projection: [D, C, P], in the compute type.
-        largest: the largest r that there can be.
+        largest: float32 [1], the largest r that there can be.
         cell_clip, projection_clip: bounds; infinite where nothing is clipped.
     """
 
@@ -53,7 +53,7 @@ class Int8Layout(NamedTuple):
     scale: Tensor
     bias: Tensor
     projection: Tensor
-    largest: float
+    largest: Tensor
     cell_clip: float
     projection_clip: float
 
@@ -64,6 +64,7 @@ class Int8Layout(NamedTuple):
         check("scale", self.scale, [D, 4, C], [torch.float32])
         check("bias", self.bias, [D, 4, C], [torch.float32])
         check("projection", self.projection, [D, C, P], [dtype])
+        check("largest", self.largest, [1], [torch.float32])
 
 
 def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
@@ -77,15 +78,15 @@ def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
     integers = torch.nn.functional.pad((both / scale[:, :, None]).round().to(torch.int8), (0, padded(C) - C))
     gates, cells = gate_columns(padded(C), both.device)
     projected = weights.projection.to(format.device).float()
-    largest = float(projected.abs().sum(dim=1).max())
+    largest = projected.abs().sum(dim=1).amax()
     if weights.projection_clip is None:
-        largest = min(largest, NORMS * float(projected.norm(dim=1).max()))
+        largest = largest.minimum(NORMS * projected.norm(dim=1).amax())
     return Int8Layout(
         gates=integers[:, gates, :, cells].movedim(0, 1).reshape(-1, 2 * P).contiguous(),
         scale=scale.contiguous(),
         bias=weights.bias.to(format.device, torch.float32).contiguous(),
         projection=projected.to(format.dtype).contiguous(),
-        largest=min(largest, float("inf" if weights.projection_clip is None else weights.projection_clip)),
+        largest=largest.clamp(max=weights.projection_clip or float("inf")).view(1),
         cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
         projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
     )
@@ -105,9 +106,9 @@ def dequantized(layout: Int8Layout, shape: Shape) -> Tensor:
     return found[:, :C].permute(2, 0, 3, 1) * layout.scale[:, :, None]
 
 
-def row_scales(x: Tensor, largest: float) -> Tensor:
+def row_scales(x: Tensor, largest: Tensor) -> Tensor:
     """What a 1 is worth in rows [..., P] of x and of r beside it: [...]."""
-    return x.float().abs().amax(dim=-1).clamp(min=largest) / LEVELS
+    return x.float().abs().amax(dim=-1).maximum(largest) / LEVELS
 
 
 def rounded(rows: Tensor, scale: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def int8_inputs_kernel(
     row = direction * N + o_row
     o_x = (row * P)[:, None] + o_column[None, :]
     x = tl.load(x_ptr + o_x, mask=m, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=1), largest) / 127.0
+    scale = tl.maximum(tl.max(tl.abs(x), axis=1), tl.load(largest)) / 127.0
     tl.store(x_int8 + o_x, int8_of(x, scale), mask=m)
     tl.store(row_scale + row, scale, mask=m_row)
 
@@ -229,7 +230,7 @@ def int8_gates_kernel(
         o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)
         p_weight = weights.gates + (direction * GATES + o_gate) * (2 * P)
         p_x, p_hidden = tensors.x_int8 + row * P, tensors.parent_hidden + row * P
-        acc = tl.zeros([TILE.rows, 4 * TILE.columns], tl.int32)
+        acc = zeros(TILE.rows, 4 * TILE.columns, tl.int32)
         acc = product(acc, p_x, p_hidden, m_row, p_weight, o_gate < GATES, P, 2, 1, True, TILE.k, "ieee", KEEP)
 
         i, f, g, o = split_gates(acc, TILE)

@@ -132,6 +132,13 @@ class LstmTensors(NamedTuple):
     row_scale: Any = None
     x_int8: Any = None
 
+    def poison(self) -> None:
+        """Fill all that steps write with what they cannot: NaN, or the least integer."""
+        written = self.hidden, self.parent_hidden, self.cell, self.unprojected, self.outputs, self.partial_sums
+        for tensor in (*written, self.row_scale, self.x_int8):
+            if tensor is not None:
+                tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
