@@ -56,7 +56,7 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill on sm_80 and sm_120
     ),
     ("gates", "int8"): (
-        (16, Tile(16, 32, 128, 4, 4)),
+        (16, Tile(16, 32, 128, 4, 3)),
         (32, Tile(32, 32, 128, 4, 4)),
         (64, Tile(64, 32, 128, 4, 3)),
         (ANY, Tile(128, 32, 128, 8, 3)),
