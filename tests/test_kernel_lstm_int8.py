@@ -1,4 +1,4 @@
-"""Steps in 8-bit integers against the same rounding in float64 (closely), and against exact steps (within the bound)."""
+"""Steps in 8-bit integers against the same rounding in float64, closely, and against exact steps."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from flashelmo.kernels.lstm.int8 import Int8Layout, dequantized, inputs_launch, 
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import pack_lstm
 
-# ||found - expected|| / ||expected||. An r beside a tie may be another integer, which of these few values is much: often
+# ||found - expected|| / ||expected||. An r beside a tie may be another integer, which of so few values is much: often
 # where h has 16 bits, which the reference has not, and in float32 where a card's sums have another order.
 CLOSE = {"fp32": 1e-4 if not torch.cuda.is_available() else 0.01, "fp16": 0.01, "bf16": 0.02}
 FORESTS: list[tuple[tuple[int, ...], ...]] = [

@@ -153,7 +153,8 @@ def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
     C, P, width = config.cell_size, config.projection_size, weight_bytes(precision)
     product = Product("gates", precision, D, rows, 4 * C, 2 * P if way == "fused" else P)
     streamed = D * rows * (P * width if way == "fused" else 4 * C * 4)  # x, or its float32 part of the gates
-    states = D * rows * (P * width + C * (4 + 4 + value_bytes(precision)))  # hidden; the cell before and after; unprojected
+    cells = C * (4 + 4 + value_bytes(precision))  # before and after; unprojected
+    states = D * rows * (P * width + cells)
     return _cost(product, width, streamed, states)
 
 

@@ -143,8 +143,7 @@ def difference(variant: Steps, run: LayerRun) -> float:
 
 def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
     """Hidden states [D, N, P] by the reference in float32, from weights and states as kernels hold them."""
-    (D, P, C), layout = weights.shape, weights.layout(int8_layout if weights.int8 else interleave)
-    matrices, clips = _matrices(weights), [layout.cell_clip, layout.projection_clip]
+    (D, P, C), (matrices, clips) = weights.shape, _held(weights)
     hidden = torch.zeros(D, nodes.n_nodes, P, device=x.device)
     cell = torch.zeros(D, nodes.n_nodes, C, device=x.device)
     for d, starts in enumerate(nodes.depths):
@@ -160,15 +159,16 @@ def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
     return hidden
 
 
-def _matrices(weights: LstmWeights) -> list[Tensor]:
-    """Input's and recurrent weight [D, 4, P, C], bias [D, 4, C] and projection, with the values that kernels hold."""
-    (D, P, C) = weights.shape
+def _held(weights: LstmWeights) -> tuple[list[Tensor], list[float]]:
+    """Canonical input's and recurrent weight, bias and projection with the values that kernels hold; both clips."""
+    D, P, C = weights.shape
     if weights.int8:
-        eight = weights.layout(int8_layout)
-        return [*dequantized(eight, weights.shape).split(P, dim=2), eight.bias, eight.projection]
+        integers = weights.layout(int8_layout)
+        matrices = [*dequantized(integers, weights.shape).split(P, dim=2), integers.bias, integers.projection]
+        return matrices, [integers.cell_clip, integers.projection_clip]
     layout = weights.layout(interleave)
     gates = [each.view(D, P, C, 4).permute(0, 3, 1, 2) for each in (layout.input, layout.recurrent)]
-    return [*gates, layout.bias.view(D, C, 4).mT, layout.projection]
+    return [*gates, layout.bias.view(D, C, 4).mT, layout.projection], [layout.cell_clip, layout.projection_clip]
 
 
 def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Nodes:

@@ -73,7 +73,9 @@ def _gates(run: LayerRun) -> Part:
 def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile) -> Part:
     """The gates by weights in some layout, with descriptors and scales for it."""
     tensors, device, (D, _, C) = run.tensors, run.weights.device, run.weights.shape
-    arguments = run.arguments | blocks | {
+    arguments = {
+        **run.arguments,
+        **blocks,
         "bias": weights.bias,
         "cell_clip": weights.cell_clip,
         "cell_ptr": tensors.cell,
