@@ -60,6 +60,20 @@ def test_every_model_equals_the_reference_by_graphs(name: str) -> None:
     assert n_graphs(embedder) == 1
 
 
+def test_buckets_whose_depths_have_fewer_and_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph is made for the most rows of its depths, and serves windows with fewer."""
+    monkeypatch.setattr(layout, "LEAST_ROWS", 1)
+    monkeypatch.setattr(layout, "LEAST_TAIL_ROWS", 1)
+    window = [["cat"] * 6, ["the", "sat", "é", "cat"], ["sat"], ["é"]]
+    embedder = on_cuda(MODEL)
+    for part in (window, window, window[:3], window):
+        assert_close(embedder.embed_batch(part), reference(part))
+    executor = pipeline_of(embedder)._executor
+    (bucket,) = [key[0] for key in executor._graphs._graphs]
+    assert bucket.rows == [4, 4, 2, 2, 2, 2, 1, 1]
+    assert list(executor._graphs._seen) == list(executor._graphs._graphs)  # one bucket for all
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models_equal_the_reference_launched_ahead(name: str) -> None:
     embedder = on_cuda(MODELS[name], cuda=AHEAD)
