@@ -42,7 +42,7 @@ from flashelmo.benchmarks.run import Job, Run
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import by_detail, describe_machine, describe_software, figure, markdown, percent
 from flashelmo.benchmarks.timing import Deadline
-from flashelmo.benchmarks.worker import Here, Worker, WorkerError
+from flashelmo.benchmarks.worker import Here, Worker, WorkerError, one_line
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS
 
@@ -54,7 +54,7 @@ COMPILE_SECONDS = 110.0
 LONGER = 1.6  # times as long as the others the correctness may take
 PIECES = 6  # that the correctness is recorded in, each by a process
 GRACE = 10.0  # seconds that a part may be late before its process is killed
-HANG_SECONDS = 45.0  # without a row, after which a process is taken for hung
+HANG_SECONDS = 60.0  # without a row, after which a process is taken for hung
 LEAST_SECONDS = 1.0  # that a part is begun with
 BEGUN = "begun.jsonl"
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
@@ -197,13 +197,16 @@ def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorde
     """The launches of a part, or of one of its pieces, on the card, in a process of its own."""
     less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
     started, tools = partial(_started, console=Console(file=io.StringIO())), Tools(timer=ahead.run_once)
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
         for number, job in enumerate(Parts(less, Path(folder), started, tools).jobs(part)):
-            with suppress(Exception):  # the part itself will say so
+            try:
                 for _ in job.rows() if k in (None, number % PIECES) else ():
                     pass
+            except Exception as error:
+                wrong.append(f"{part}, {job.section} {job.detail}: {one_line(error)}")
     major, minor = torch.cuda.get_device_capability()
-    return ahead.Recorded(10 * major + minor, list(launches))
+    return ahead.Recorded(10 * major + minor, list(launches), wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------- supervision
