@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
 
+ALIGNED = 16  # bytes: kernels are compiled for addresses that are multiples of it, and for others
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
 
@@ -65,9 +66,16 @@ class Launch:
         if shared.device.type == "cpu":  # Triton's interpreter
             self.kernel[self.grid](**self.arguments, **self.options)
             return
+        key = (shared.device, *_signature(self)) if shared.names else None
+        if key in _found and not _has_hooks(self.kernel):
+            shared.compiled = _Compiled.of(_found[key], self, shared.device)
+            if shared.compiled is not None:
+                shared.compiled.launch(self.grid, self.arguments, shared.names)
+                return
         with torch.cuda.device(shared.device):
             found = self.kernel[self.grid](**self.arguments, **self.options)
-        if shared.names:
+        if key is not None:
+            _found[key] = found
             shared.compiled = _Compiled.of(found, self, shared.device)
 
     @property
@@ -189,6 +197,32 @@ class _Compiled(NamedTuple):
         self.launcher(x, y, z, self.stream(self.device), *self.head, *values)
 
 
+_found: dict[Any, Any] = {}  # by device and signature, the kernel that Triton compiled
+
+
+def _signature(launch: Launch) -> Iterator[Any]:
+    """What Triton compiles a kernel for, and perhaps more: launches with one signature have one compiled kernel."""
+    yield launch.kernel
+    yield tuple(launch.options.items())
+    for parameter in launch.kernel.params:
+        value = launch.arguments.get(parameter.name, parameter.default)
+        yield value if parameter.is_constexpr else _kind(value, parameter.do_not_specialize)
+
+
+def _kind(value: Any, plain: bool) -> Any:
+    """Of an argument, all that a kernel may be specialized for; `plain` integers are any of their size."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % ALIGNED == 0
+    if isinstance(value, tuple):
+        return type(value), *(_kind(member, plain) for member in value)
+    if is_descriptor(value):
+        return value.base.dtype, tuple(value.block_shape), getattr(value, "layout", None), value.padding
+    if plain and type(value) is int:
+        return -(1 << 31) <= value < 1 << 31
+    return type(value) if isinstance(value, float) else (type(value), value)
+
+
+@cache
 def _below_descriptors(launch: Any) -> tuple[Callable[..., None], bool]:
     """What launches encoded descriptors, and whether what it was given encodes them itself, being of another make."""
     if not inspect.isfunction(launch):

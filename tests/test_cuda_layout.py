@@ -1,6 +1,7 @@
 """A window's schedule as the device gets it, against one that is built slowly, and what a bucket holds."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,14 @@ def check_walks(parts: dict[str, Any], sizes: Sizes, window: list[list[int]], ki
 
 
 def check_parts(parts: dict[str, Any], sizes: Sizes, window: list[list[int]], kind: str, keep: bool) -> None:
-    """What stands beside the forests."""
+    """What stands beside the forests, and who names each node as its parent: its children, in their order."""
+    for starts, parents, children in zip(parts["starts"], parts["parents"], parts["children"], strict=True):
+        named: dict[int, list[int]] = {}
+        for depth, (first, last) in enumerate(pairwise(starts[1:])):
+            for node in range(first, last):
+                named.setdefault(starts[depth] + parents[node], []).append(node)
+        for node in range(sizes.n_roots, starts[-1]):
+            assert list(range(children[node], children[node + 1])) == named.get(node, [])
     tokens = [[BEGIN, *sentence, END] if keep else sentence for sentence in window]
     flat = [word for sentence in tokens for word in sentence]
     assert parts["token_words"][: len(flat)].tolist() == WORD_ROWS[flat].tolist() if flat else True

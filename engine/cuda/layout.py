@@ -211,13 +211,18 @@ def fill(
 
 
 def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
-    """Where each node's children begin: as many as name it, one after the other, since parents ascend."""
-    sizes = np.diff(forest.depths)
-    above = forest.parents + np.repeat(starts[: len(sizes)], sizes)  # each node's parent among all nodes
+    """Where each node's children begin: as many as name it, one after the other, since parents ascend but for roots."""
+    n_roots, n_depths = starts[1], forest.n_depths
+    if forest.n_nodes == n_depths > 0:  # a chain under one of the roots, as a sentence by itself is
+        children[:n_roots] = n_roots
+        children[n_roots : n_roots + n_depths] = starts[2 : n_depths + 2]
+        children[n_roots + n_depths :] = n_roots + n_depths
+        return
+    above = forest.parents + np.repeat(starts[:n_depths], np.diff(forest.depths))  # each one's parent among all nodes
     counts = np.bincount(above, minlength=len(children) - 1)
-    children[0] = starts[1]
+    children[0] = n_roots
     np.cumsum(counts, out=children[1:])
-    children[1:] += starts[1]
+    children[1:] += n_roots
 
 
 def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, padding_row: int) -> None:

@@ -25,10 +25,10 @@ class Nodes:
     Attributes:
         starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1]. Beyond a schedule's
             last depth all are the end of its nodes.
-        parents: int32 [D, N], each node's parent among the nodes of the depth before, ascending within a depth; 0 for
-            roots, and what lies beyond the last node is not read.
+        parents: int32 [D, N], each node's parent among the nodes of the depth before, ascending within a depth but the
+            first; 0 for roots, and what lies beyond the last node is not read.
         children: int32 [D, N + 1]; the children of node n of a direction, all of the next depth, are
-            children[d, n]:children[d, n + 1].
+            children[d, n]:children[d, n + 1]. Those of roots mean nothing.
             Beyond the last node with children all are the end of the nodes.
         depths: host copy of starts; for a captured graph, upper bounds whose total may exceed N.
     """
