@@ -1,8 +1,8 @@
 """The bidirectional LSTM with projection over the nodes of a schedule, in variants that share one cell.
 
-A variant is a way to compute some depths (time steps) that follow each other, with two launches a depth: gates and cell,
-then the projection. Each is a file with the same functions: `serves(run, rows)`, whether it is of use for depths of so
-many rows in this type on this card, and `launches(run, depths)`, its launches for a range of depths, in order.
+A variant is a way to compute some depths (time steps) that follow each other, with two launches a depth: gates and
+cell, then the projection. Each is a file with the same functions: `serves(run, rows)`, whether it is of use for depths
+of so many rows in this type on this card, and `launches(run, depths)`, its launches for a range of depths, in order.
 
     fused.py             many rows: input and recurrent state are multiplied in one pass
     hoisted.py           few rows: the input's part of many depths is one product beforehand
