@@ -64,10 +64,10 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 
 def gates_tile(rows: int) -> Tile:
-    """Nodes as rows of the tile; as many stages as let two programs share a multiprocessor."""
+    """Nodes as rows of the tile; few stages, so that a multiprocessor has room for the launch after beside this one."""
     if rows <= 16:
-        return Tile(16, CELLS.value, 64, 4, 6)
-    return Tile(32, CELLS.value, 64, 4, 5) if rows <= 32 else Tile(64, CELLS.value, 64, 4, 4)
+        return Tile(16, CELLS.value, 64, 4, 4)
+    return Tile(32, CELLS.value, 64, 4, 4) if rows <= 32 else Tile(64, CELLS.value, 64, 4, 3)
 
 
 def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
