@@ -147,6 +147,8 @@ def consumer(
     BLOCKS: gl.constexpr = 2 * SHAPE.P // TILE.k
     GATES: gl.constexpr = 4 * TILE.columns
     ROWS: gl.constexpr = TILE.rows
+    HALF: gl.constexpr = TILE.columns // 2
+    WARPS: gl.constexpr = TILE.warps
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, GATES, 16]
     )
@@ -157,6 +159,12 @@ def consumer(
         direction, start, end, i_rows, i_columns = place(
             gl.program_id(0) + n * gl.num_programs(0), first, last, blocks, first_b, last_b, blocks_b, COLUMNS
         )
+        row, first_cell = start + i_rows * ROWS, i_columns * TILE.columns
+        p_before = parents_cells(
+            cell_ptr, nodes, depth, direction, row, end, first_cell, N, R, SHAPE, ROWS, HALF, WARPS
+        )  # fmt: skip
+        m_row = own_rows(row, ROWS, HALF, WARPS) < end
+        before_left = gl.load(p_before, mask=m_row[:, None], other=0.0)  # on its way while the product is computed
         acc = gl.zeros([ROWS, GATES], gl.float32, SUMS)
         i = n * BLOCKS
         # After the product of the tile before: a parity tells only two passes over the stages apart.
@@ -174,17 +182,15 @@ def consumer(
         mbarrier.arrive(turn.index(1 - index), count=1)
         acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
         mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
-        halves = acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1)
-        left, right = gl.split(halves)
-        row = start + i_rows * TILE.rows
+        before_right = gl.load(p_before + HALF, mask=m_row[:, None], other=0.0)
+        left, right = gl.split(acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1))
         store_cells(
-            left, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-            i_columns * TILE.columns, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps, APPROXIMATE,
+            left, before_left, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+            first_cell, R, SHAPE, ROWS, HALF, WARPS, APPROXIMATE,
         )  # fmt: skip
         store_cells(
-            right, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-            i_columns * TILE.columns + TILE.columns // 2, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps,
-            APPROXIMATE,
+            right, before_right, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+            first_cell + HALF, R, SHAPE, ROWS, HALF, WARPS, APPROXIMATE,
         )  # fmt: skip
 
 
@@ -213,8 +219,29 @@ def cell_layout(ROWS, CELLS, WARPS):
 
 
 @gluon.jit
+def own_rows(row, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr):
+    """The nodes of a tile."""
+    return row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, cell_layout(ROWS, CELLS, WARPS)))
+
+
+@gluon.jit
+def parents_cells(
+    cell_ptr, nodes, depth, direction, row, last, first_cell, N, R,
+    SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    """Where the c of the nodes' parents are, of as many cells."""
+    C: gl.constexpr = SHAPE.C
+    o_node = own_rows(row, ROWS, CELLS, WARPS)
+    o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, cell_layout(ROWS, CELLS, WARPS)))
+    direction = gl.cast(direction, gl.int64)
+    parent = gl.load(nodes.parents + direction * N + o_node, mask=o_node < last, other=0)
+    p_depth = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction) * R * C  # within a direction 32 bits are enough
+    return p_depth + (parent * C)[:, None] + o_cell[None, :]
+
+
+@gluon.jit
 def store_cells(
-    sums, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, first_cell, N, R,
+    sums, c, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, first, last, first_cell, R,
     SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
     """c and h of a block of sums, whose bias is added here; `tma.store_cells` is the same."""
@@ -228,23 +255,19 @@ def store_cells(
     f = gl.convert_layout(f, LAYOUT)
     g = gl.convert_layout(g, LAYOUT)
     o = gl.convert_layout(o, LAYOUT)
-    o_node = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    o_node = own_rows(row, ROWS, CELLS, WARPS)
     o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, LAYOUT))
-    m_row = o_node < last
-    m = m_row[:, None]
+    m = (o_node < last)[:, None]
     direction = gl.cast(direction, gl.int64)
-    parent = gl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0).to(gl.int64)
-    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = gl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
     p_bias = bias + direction * (4 * C) + o_cell
     i += gl.load(p_bias)[None, :]
     f += gl.load(p_bias + C)[None, :]
     g += gl.load(p_bias + 2 * C)[None, :]
     o += gl.load(p_bias + 3 * C)[None, :]
     c, h = cell(i, f, g, o, c, cell_clip, APPROXIMATE, APPROXIMATE)
-    o_here = ((direction * R + o_node - first) * C)[:, None] + o_cell[None, :]
-    gl.store(cell_ptr + gl.cast(depth % 2 * SHAPE.D * C, gl.int64) * R + o_here, c, mask=m)
-    gl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)
+    o_here = ((o_node - first) * C)[:, None] + o_cell[None, :]
+    gl.store(cell_ptr + (depth % 2 * SHAPE.D + direction) * R * C + o_here, c, mask=m)
+    gl.store(unprojected + direction * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)
 
 
 @gluon.jit(do_not_specialize=["depth", "N", "R", "T"])
