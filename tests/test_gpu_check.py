@@ -91,7 +91,6 @@ def test_all_parts_are_measured_beside_what_was_committed(tmp_path: Path, monkey
     replace(results, rows=old).write(tmp_path / "committed" / "a.json")
     other = replace(results, rows=[replace(old[0], median=1.0)], machine={"gpu": {"name": "another"}})
     other.write(tmp_path / "committed" / "b.json")
-    monkeypatch.setattr(check, "RESULTS", tmp_path / "committed")
     monkeypatch.setattr(check.committed, "__defaults__", (tmp_path / "committed",))
     assert run_parts(settings) == []
     found = Results.read(tmp_path / check.FILE)

@@ -147,7 +147,7 @@ KERNELS = (
             ("few_rows projection", "few_projection", "few_rows", 32),
             ("warp_specialized gates", "specialized_gates", "warp_specialized", MANY),
             ("tma gates", "tma_gates", "tma", MANY),
-            ("Hopper projection, 64 rows", "hopper_projection", "few_rows", 64),
+            ("Hopper projection, 64 rows", "hopper_projection", "tma", 64),
             ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
             ("Hopper projection, 512 rows", "hopper_projection", "tma", 512),
             ("Hopper projection, many rows", "hopper_projection", "tma", MANY),

@@ -13,6 +13,7 @@ from flashelmo.kernels.lstm.warp_specialized import LEAST_ROWS, Scales, descript
 from flashelmo.kernels.tuning import Tile
 
 TILE = Tile(128, 32, 128, 4, 6)  # of a consumer's warps
+REGISTERS = 240  # of a consumer's threads, who hold all of a tile's cells at once
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -38,4 +39,4 @@ def _gates(run: LayerRun) -> Part:
         "weight_desc": descriptor(weights.gates, 4 * TILE.columns, TILE.k),
         "scales": Scales(tensors.row_scale, weights.scale),
     }
-    return specialized_gates(run, weights, blocks, TILE)
+    return specialized_gates(run, weights, blocks, TILE, REGISTERS)

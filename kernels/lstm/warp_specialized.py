@@ -67,10 +67,10 @@ def _gates(run: LayerRun) -> Part:
         "weight_desc": descriptor(weights.gates, TILE.k, 4 * TILE.columns),
         "scales": None,
     }
-    return specialized_gates(run, weights, blocks, TILE)
+    return specialized_gates(run, weights, blocks, TILE, REGISTERS)
 
 
-def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile) -> Part:
+def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile, registers: int) -> Part:
     """The gates by weights in some layout, with descriptors and scales for it."""
     tensors, device, (D, _, C) = run.tensors, run.weights.device, run.weights.shape
     arguments = {
@@ -83,7 +83,7 @@ def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile:
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
         "TILE": tile,
         "APPROXIMATE": is_approximate(run.weights.dtype),
-        "REGISTERS": REGISTERS,
+        "REGISTERS": registers,
     }
     most = n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
     launch = Launch(specialized_gates_kernel, (), arguments, {"num_warps": tile.warps})
@@ -168,7 +168,9 @@ def consumer(
     BLOCKS: gl.constexpr = 2 * SHAPE.P // TILE.k
     GATES: gl.constexpr = 4 * TILE.columns
     ROWS: gl.constexpr = TILE.rows
+    WARPS: gl.constexpr = TILE.warps
     INTEGERS: gl.constexpr = scales is not None
+    CELLS: gl.constexpr = TILE.columns if INTEGERS else TILE.columns // 2  # at once, which integers leave registers for
     SUM: gl.constexpr = gl.int32 if INTEGERS else gl.float32
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, GATES, 32 if INTEGERS else 16]
@@ -180,6 +182,12 @@ def consumer(
         direction, start, end, i_rows, i_columns = place(
             gl.program_id(0) + n * gl.num_programs(0), first, last, blocks, first_b, last_b, blocks_b, COLUMNS
         )
+        row, first_cell = start + i_rows * ROWS, i_columns * TILE.columns
+        p_before = parents_cells(
+            cell_ptr, nodes, depth, direction, row, end, first_cell, N, R, SHAPE, ROWS, CELLS, WARPS
+        )  # fmt: skip
+        m_row = own_rows(row, ROWS, CELLS, WARPS) < end
+        before = gl.load(p_before, mask=m_row[:, None], other=0.0)  # on its way while the product is computed
         acc = gl.zeros([ROWS, GATES], SUM, SUMS)
         i = n * BLOCKS
         # After the product of the tile before: a parity tells only two passes over the stages apart.
@@ -198,23 +206,21 @@ def consumer(
         mbarrier.arrive(turn.index(1 - index), count=1)
         acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
         mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
-        row = start + i_rows * TILE.rows
-        if INTEGERS:  # faster at once, where a product takes half as long
+        if INTEGERS:
             store_cells(
-                acc, scales, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-                i_columns * TILE.columns, N, R, SHAPE, TILE.rows, TILE.columns, TILE.warps, APPROXIMATE,
+                acc, before, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+                first_cell, N, R, SHAPE, ROWS, CELLS, WARPS, APPROXIMATE,
             )  # fmt: skip
         else:
-            halves = acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1)
-            left, right = gl.split(halves)
+            before_right = gl.load(p_before + CELLS, mask=m_row[:, None], other=0.0)
+            left, right = gl.split(acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1))
             store_cells(
-                left, scales, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-                i_columns * TILE.columns, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps, APPROXIMATE,
+                left, before, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+                first_cell, N, R, SHAPE, ROWS, CELLS, WARPS, APPROXIMATE,
             )  # fmt: skip
             store_cells(
-                right, scales, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-                i_columns * TILE.columns + TILE.columns // 2, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps,
-                APPROXIMATE,
+                right, before_right, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+                first_cell + CELLS, N, R, SHAPE, ROWS, CELLS, WARPS, APPROXIMATE,
             )  # fmt: skip
 
 
@@ -243,8 +249,29 @@ def cell_layout(ROWS, CELLS, WARPS):
 
 
 @gluon.jit
+def own_rows(row, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr):
+    """The nodes of a tile."""
+    return row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, cell_layout(ROWS, CELLS, WARPS)))
+
+
+@gluon.jit
+def parents_cells(
+    cell_ptr, nodes, depth, direction, row, last, first_cell, N, R,
+    SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    """Where the c of the nodes' parents are, of as many cells."""
+    C: gl.constexpr = SHAPE.C
+    o_node = own_rows(row, ROWS, CELLS, WARPS)
+    o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, cell_layout(ROWS, CELLS, WARPS)))
+    direction = gl.cast(direction, gl.int64)
+    parent = gl.load(nodes.parents + direction * N + o_node, mask=o_node < last, other=0)
+    p_depth = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction) * R * C  # within a direction 32 bits are enough
+    return p_depth + (parent * C)[:, None] + o_cell[None, :]
+
+
+@gluon.jit
 def store_cells(
-    sums, scales, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, first_cell, N, R,
+    sums, c, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, first, last, first_cell, N, R,
     SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
     """c and h of a block of sums, whose bias is added here; `tma.store_cells` is the same."""
@@ -258,16 +285,12 @@ def store_cells(
     f = gl.convert_layout(f, LAYOUT)
     g = gl.convert_layout(g, LAYOUT)
     o = gl.convert_layout(o, LAYOUT)
-    o_node = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    o_node = own_rows(row, ROWS, CELLS, WARPS)
     o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, LAYOUT))
-    m_row = o_node < last
-    m = m_row[:, None]
+    m = (o_node < last)[:, None]
     direction = gl.cast(direction, gl.int64)
-    parent = gl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0).to(gl.int64)
-    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = gl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
     if scales is not None:
-        row_scale = gl.load(scales.rows + direction * N + o_node, mask=m_row, other=0.0)[:, None]
+        row_scale = gl.load(scales.rows + direction * N + o_node, mask=o_node < last, other=0.0)[:, None]
         p_scale = scales.columns + direction * (4 * C) + o_cell
         i = i.to(gl.float32) * (row_scale * gl.load(p_scale)[None, :])
         f = f.to(gl.float32) * (row_scale * gl.load(p_scale + C)[None, :])
@@ -279,9 +302,9 @@ def store_cells(
     g += gl.load(p_bias + 2 * C)[None, :]
     o += gl.load(p_bias + 3 * C)[None, :]
     c, h = cell(i, f, g, o, c, cell_clip, APPROXIMATE, APPROXIMATE)
-    o_here = ((direction * R + o_node - first) * C)[:, None] + o_cell[None, :]
-    gl.store(cell_ptr + gl.cast(depth % 2 * SHAPE.D * C, gl.int64) * R + o_here, c, mask=m)
-    gl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)
+    o_here = ((o_node - first) * C)[:, None] + o_cell[None, :]
+    gl.store(cell_ptr + (depth % 2 * SHAPE.D + direction) * R * C + o_here, c, mask=m)
+    gl.store(unprojected + direction * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)
 
 
 @gluon.jit(do_not_specialize=["depth", "N", "R", "T"])
