@@ -323,7 +323,10 @@ WINDOWS = 1 * 2 * (3 + 10) + 3 * 4 * (3 + 8)
     ("found", "expected"),
     [
         (model.gates(TINY, 2, "bf16", "fused"), Cost(2 * 2 * 2 * 6 * 20, 2 * 2 * 3 * 2, 2 * 6 * 20 * 2, STATES, 1)),
-        (model.gates(TINY, 2, "int8", "hoisted"), Cost(2 * 2 * 2 * 3 * 20, 2 * 2 * 20 * 4, 2 * 3 * 20, STATES, 1)),
+        (
+            model.gates(TINY, 2, "int8", "fused"),
+            Cost(2 * 2 * 2 * 6 * 20, 2 * 2 * 3, 2 * 6 * 20, STATES - 2 * 2 * 3, 1),  # a byte of x, of r, and of weights
+        ),
         (model.projection(TINY, 2, "fp32"), Cost(2 * 2 * 2 * 5 * 3, 0, 2 * 5 * 3 * 4, 2 * 2 * (5 + 3) * 4, 1)),
         (
             model.hoisted_input(TINY, 4, "bf16"),
