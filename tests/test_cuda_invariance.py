@@ -28,6 +28,7 @@ from flashelmo.kernels.linear import linear_kernel, linear_launch
 from flashelmo.kernels.lstm import hopper
 from flashelmo.kernels.lstm.layer import choose
 from flashelmo.kernels.lstm.run import LaunchOptions
+from flashelmo.kernels.lstm.weights import Shape
 
 INVARIANT = CudaSettings(batch_invariant=True)
 INVARIANT_AHEAD = replace(INVARIANT, graphs=False)
@@ -179,6 +180,9 @@ def test_one_tile_without_splits_for_any_rows(
         for n in (1, 16, 17, 300, 4096, 1 << 20)
     }
     assert [tile.splits for tile in found] == [1]
+    compiled = [tile for _, tile in tuning.TILES[operation, kind]]
+    compiled += [tile for key, (_, tile) in tuning.HOPPER_TILES.items() if key == (operation, kind)]
+    assert found <= set(compiled)  # for every card, by the tests of their resources
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -216,4 +220,5 @@ def test_the_projection_of_the_variants_for_hopper_has_one_tile() -> None:
     assert len({hopper.projection(run).kind(n) for n in rows}) > 1
     invariant = replace(run, options=LaunchOptions(batch_invariant=True))
     assert {hopper.projection(invariant).kind(n) for n in rows} == {hopper.INVARIANT_PROJECTION}
-    assert hopper.INVARIANT_PROJECTION.splits == 1
+    original = hopper.choose_projection_tile(1024, Shape(2, 512, 4096), torch.device("cpu"))
+    assert hopper.INVARIANT_PROJECTION == original and original.splits == 1
