@@ -149,6 +149,9 @@ def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Til
     return tile
 
 
+# Of any number of rows where it may not depend on them, without splits: as it is for 1,024, the most of one wave.
+INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
+
 MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
 
 
@@ -169,11 +172,12 @@ def projection(run: LayerRun) -> Part:
         }
         return Launch(hopper_projection_kernel, (), arguments | blocks | {"TILE": tile}, tile.options)
 
-    return Part(
-        lambda rows: choose_projection_tile(rows, run.weights.shape, run.weights.device),
-        launch,
-        lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D),
-    )
+    def kind(rows: int) -> Tile:
+        if run.options.batch_invariant:
+            return INVARIANT_PROJECTION
+        return choose_projection_tile(rows, run.weights.shape, run.weights.device)
+
+    return Part(kind, launch, lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D))
 
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])
