@@ -6,7 +6,8 @@ side: `cell.store_projected` sees to that. Sizes must fill the blocks; others ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -155,9 +156,9 @@ INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
 MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
 
 
-def projection(run: LayerRun) -> Part:
-    """The projection of all variants for Hopper."""
-    weights, tensors, (D, P, _) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
+def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
+    """The projection of all variants for Hopper, by weights as a function lays them out."""
+    weights, tensors, (D, P, _) = run.weights.layout(pack), run.tensors, run.weights.shape
     arguments = run.arguments | {
         "projection_clip": weights.projection_clip,
         "tensors": projected_tensors(run)._replace(unprojected=None),
