@@ -23,7 +23,7 @@ INTERPRETER = "interpreter"  # a device: the CUDA runtime's kernels, interpreted
 
 @dataclass(frozen=True)
 class CudaSettings:
-    """Switches of the CUDA runtime that change its speed and never its results.
+    """Switches of the CUDA runtime that change its speed, and its results within the precision's bound at most.
 
     Attributes:
         graphs: replay small windows as captured CUDA graphs.
@@ -33,6 +33,8 @@ class CudaSettings:
             takes longer than launching it, so a graph gains nothing.
         graph_depths: windows of more time steps are launched kernel by kernel too.
         max_graphs: graphs that are kept; the least recently replayed gives way.
+        batch_invariant: a sentence's vectors have the same bits on a card whatever is embedded with it; slower, as
+            kernels and tiles are not chosen by the number of rows (`docs/gpu.md`).
     """
 
     graphs: bool = True
@@ -40,6 +42,7 @@ class CudaSettings:
     graph_rows: int = 512
     graph_depths: int = 128
     max_graphs: int = 128
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Settings:
         cache_bytes: bound of the memory for word vectors that are kept from call to call.
         window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB, on a CUDA
             device to what fits its free memory.
-        cuda: switches of the CUDA runtime that change its speed alone.
+        cuda: switches of the CUDA runtime.
 
     Raises:
         FlashElmoError: a number that is too small.

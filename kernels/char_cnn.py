@@ -239,7 +239,12 @@ def char_cnn_kernel(
 
 
 def char_cnn_launches(
-    words: Words, weights: CharCnnWeights, out: Tensor, *, precision: Products = "ieee"
+    words: Words,
+    weights: CharCnnWeights,
+    out: Tensor,
+    *,
+    precision: Products = "ieee",
+    batch_invariant: bool = False,
 ) -> tuple[Launch, Launch]:
     """The launches that embed the words' characters and write their features to `out`.
 
@@ -247,6 +252,7 @@ def char_cnn_launches(
         words: of `group_words`, which has checked their ids.
         out: [W, F] in the weights' type.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        batch_invariant: one tile for any number of words, so that a word's bits do not depend on it.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should, or words have fewer positions than the
@@ -273,7 +279,7 @@ def char_cnn_launches(
     if weights.widest > M:
         raise ValueError(f"character_ids: expected {weights.widest} positions or more, a filter's width, found {M}")
     check("out", out, [W, F], [dtype])
-    tile = char_cnn_tile(dtype, precision, W, weights.widest * S)
+    tile = char_cnn_tile(dtype, precision, W, weights.widest * S, batch_invariant=batch_invariant)
     positions = POSITIONS[tile.rows]
     Q = M + triton.cdiv(triton.cdiv(weights.widest * S, tile.k) * tile.k, S) - 1  # a window may begin at the last
     embedded = torch.empty(W, Q, S, dtype=dtype, device=out.device)
@@ -307,13 +313,19 @@ def _embed_launch(words: Words, weights: CharCnnWeights, embedded: Tensor, sizes
     return Launch(char_cnn_embed_kernel, (triton.cdiv(W * Q, tile.rows),), arguments, tile.options)
 
 
-def char_cnn_tile(dtype: torch.dtype, precision: Products, rows: int, size: int) -> Tile:
+def char_cnn_tile(
+    dtype: torch.dtype, precision: Products, rows: int, size: int, *, batch_invariant: bool = False
+) -> Tile:
     """The tile that holds a whole window of this size, or else one that goes through it."""
-    whole = choose_tile("characters", dtype, precision, rows)
-    return whole if size <= whole.k else choose_tile("wide characters", dtype, precision, rows)
+    whole = choose_tile("characters", dtype, precision, rows, batch_invariant=batch_invariant)
+    if size <= whole.k:
+        return whole
+    return choose_tile("wide characters", dtype, precision, rows, batch_invariant=batch_invariant)
 
 
-def char_cnn(words: Words, weights: CharCnnWeights, *, precision: Products = "ieee") -> Tensor:
+def char_cnn(
+    words: Words, weights: CharCnnWeights, *, precision: Products = "ieee", batch_invariant: bool = False
+) -> Tensor:
     """Features [W, F] of words, in the order that they were given in.
 
     Arguments and errors are those of `char_cnn_launches`.
@@ -321,6 +333,6 @@ def char_cnn(words: Words, weights: CharCnnWeights, *, precision: Products = "ie
     out = torch.empty(
         len(words.order), weights.weight.shape[-1], dtype=weights.weight.dtype, device=weights.weight.device
     )
-    for launch in char_cnn_launches(words, weights, out, precision=precision):
+    for launch in char_cnn_launches(words, weights, out, precision=precision, batch_invariant=batch_invariant):
         launch.run()
     return out

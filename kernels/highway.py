@@ -92,13 +92,16 @@ def highway_kernel(
     tl.store(out_ptr + (row * F)[:, None] + o_feature[None, :], y.to(out_ptr.dtype.element_ty), mask=m)
 
 
-def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision: Products = "ieee") -> Launch:
+def highway_launch(
+    x: Tensor, weights: HighwayWeights, out: Tensor, *, precision: Products = "ieee", batch_invariant: bool = False
+) -> Launch:
     """The launch that writes one highway layer of x to `out`.
 
     Args:
         x: [n, F] in the weights' type.
         out: likewise, and not x itself: every block reads whole rows of x.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        batch_invariant: one tile for any number of rows, so that a row's bits do not depend on it.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
@@ -112,7 +115,7 @@ def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision
     check("out", out, [n, F], [dtype])
     if out.data_ptr() == x.data_ptr() != 0:
         raise ValueError("out: expected memory of its own, found x's")
-    tile = choose_tile("highway", dtype, precision, n, device=x.device)
+    tile = choose_tile("highway", dtype, precision, n, device=x.device, batch_invariant=batch_invariant)
     arguments = {
         "x_ptr": x,
         "weights": weights,
@@ -127,11 +130,13 @@ def highway_launch(x: Tensor, weights: HighwayWeights, out: Tensor, *, precision
     return Launch(highway_kernel, grid, arguments, tile.options)
 
 
-def highway(x: Tensor, weights: HighwayWeights, *, precision: Products = "ieee") -> Tensor:
+def highway(
+    x: Tensor, weights: HighwayWeights, *, precision: Products = "ieee", batch_invariant: bool = False
+) -> Tensor:
     """One highway layer: [n, F] -> [n, F].
 
     Arguments and errors are those of `highway_launch`.
     """
     out = torch.empty_like(x)
-    highway_launch(x, weights, out, precision=precision).run()
+    highway_launch(x, weights, out, precision=precision, batch_invariant=batch_invariant).run()
     return out

@@ -25,7 +25,7 @@ from torch import Tensor
 from flashelmo.kernels.launch import FLOATS, Launch, Products, check
 from flashelmo.kernels.linear_tma import is_able, is_k_major, is_served, linear_tma_launch
 from flashelmo.kernels.product import product, zeros
-from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
+from flashelmo.kernels.tuning import ROW_GROUP, TMA_TILES, choose_tile
 
 
 @triton.jit(do_not_specialize=["n", "n_x", "first", "first_stride"])
@@ -90,6 +90,7 @@ def linear_launch(
     *,
     first_rows: Tensor | int | None = None,
     precision: Products = "ieee",
+    batch_invariant: bool = False,
 ) -> Launch:
     """The launch that writes x @ weight + bias to `out`.
 
@@ -102,6 +103,7 @@ def linear_launch(
         first_rows: where the n rows begin, in all matrices alike or int32 [D] on the device; what would lie beyond x's
             last row means nothing.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        batch_invariant: one kernel and one tile for any number of rows, so that a row's bits do not depend on it.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
@@ -123,13 +125,14 @@ def linear_launch(
     check("weight", matrix.mT if transposed else matrix, [F, K] if transposed else [K, F], [x.dtype])
     on_device = first_rows if isinstance(first_rows, Tensor) else None
     first = first_rows if isinstance(first_rows, int) else 0
-    if transposed or (by_tma and is_served(x, n)):
-        return linear_tma_launch(x, weight, bias, out, first_rows=on_device, first=first)
-    if by_library(x, n) and on_device is None:
+    if transposed or (by_tma and is_served(x, n) and not batch_invariant):
+        tile = TMA_TILES["linear"][-1] if batch_invariant else None
+        return linear_tma_launch(x, weight, bias, out, first_rows=on_device, first=first, tile=tile)
+    if by_library(x, n) and on_device is None and not batch_invariant:
         tensors = {"x": x[..., first : first + n, :], "weight": weight, "bias": bias, "out": out}
         batches = {name: tensor if D else tensor[None] for name, tensor in tensors.items()}
         return Launch(LibraryProduct(), (1,), batches | {"precision": precision}, {})
-    tile = choose_tile("linear", x.dtype, precision, n, device=x.device)
+    tile = choose_tile("linear", x.dtype, precision, n, device=x.device, batch_invariant=batch_invariant)
     arguments = {
         "x_ptr": x,
         "weight_ptr": weight,
@@ -152,12 +155,18 @@ def linear_launch(
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor, *, out_dtype: torch.dtype | None = None, precision: Products = "ieee"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    out_dtype: torch.dtype | None = None,
+    precision: Products = "ieee",
+    batch_invariant: bool = False,
 ) -> Tensor:
     """x @ weight + bias: [n, K] or [D, n, K] -> [n, F] or [D, n, F] of type `out_dtype`, by default x's.
 
     Arguments and errors are those of `linear_launch`.
     """
     out = torch.empty(*x.shape[:-1], weight.shape[-1], dtype=out_dtype or x.dtype, device=x.device)
-    linear_launch(x, weight, bias, out, precision=precision).run()
+    linear_launch(x, weight, bias, out, precision=precision, batch_invariant=batch_invariant).run()
     return out

@@ -220,7 +220,7 @@ def sentences_kernel(
         sums = longer
     means = ()
     for k in tl.static_range(L):
-        means += (sum_rows(sums[k], ROWS, COLUMNS) / tl.maximum(last - first, 1).to(tl.float32),)  # type: ignore[assignment]
+        means += (tl.div_rn(sum_rows(sums[k], ROWS, COLUMNS), tl.maximum(last - first, 1).to(tl.float32)),)  # type: ignore[assignment]
     for i_output in tl.static_range(O):
         o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
         store_output(means, mix, i_output, out + o_row + o_column, o_column < SHAPE.P, L)

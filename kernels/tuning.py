@@ -142,6 +142,10 @@ ROW_GROUP = 8
 # Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
 WEIGHT_BOUND_ROWS = 128
 
+# Where a row's bits may not depend on how many rows there are, the tiles for so many serve any number: enough programs
+# for a sentence, and no more than twice the traffic of the largest tiles for bulk text.
+INVARIANT_ROWS = 256
+
 # What the splits of one block add to its counter together: a multiple of every number of splits.
 SPLIT_ARRIVALS = 8
 
@@ -154,12 +158,14 @@ def choose_tile(
     *,
     device: torch.device | None = None,
     int8: bool = False,
+    batch_invariant: bool = False,
 ) -> Tile:
     """The tile for so many rows of this type.
 
     Args:
         device: where it runs; a tile that fits every card where absent.
         int8: products are of 8-bit integers.
+        batch_invariant: one tile for any number of rows, without splits, so that every sum has one order.
 
     Raises:
         ValueError: there is no such precision.
@@ -167,7 +173,10 @@ def choose_tile(
     if precision not in get_args(Products):
         raise ValueError(f"precision: expected {' or '.join(get_args(Products))}, found {precision!r}")
     kind = "int8" if int8 else precision if dtype == torch.float32 else "half"
-    return table_tile(operation, kind, rows, hopper=device is not None and is_hopper(device))
+    hopper = device is not None and is_hopper(device)
+    if batch_invariant:
+        return table_tile(operation, kind, INVARIANT_ROWS, hopper=hopper)._replace(splits=1)
+    return table_tile(operation, kind, rows, hopper=hopper)
 
 
 def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:

@@ -34,24 +34,24 @@ class Tested(NamedTuple):
         kinds: what it computes in, a name of `PRECISIONS`.
         P, C: sizes at which it is chosen for most depths of few rows in float32.
         sizes: P and C that it serves, others than any.
-        in_interpreter: Triton's interpreter runs it.
+        most_rows: of a depth that its launches may be given; None for any number.
     """
 
     kinds: tuple[str, ...]
     P: int
     C: int
     sizes: tuple[tuple[int, int], ...] = ()
-    in_interpreter: bool = True
+    most_rows: int | None = None
 
 
 # Every variant of the kernels, and how it is tested.
 VARIANTS = {
     "fused": Tested(kinds=(*FLOATS, "tf32"), P=4, C=32),
-    "few_rows": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
-    "warp_specialized": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
+    "few_rows": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, most_rows=64),
+    "warp_specialized": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
     "tma": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
     "hoisted": Tested(kinds=(*FLOATS, "tf32"), P=160, C=32),
-    "int8_specialized": Tested(kinds=("int8",), P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
+    "int8_specialized": Tested(kinds=("int8",), P=128, C=512, sizes=HOPPER_SIZES),
     "int8": Tested(kinds=("int8",), P=16, C=32),
 }
 # Those that serve any sizes, in the interpreter too; the others are compared with them.

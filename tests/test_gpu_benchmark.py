@@ -148,7 +148,7 @@ def test_each_switch_is_timed_against_its_opposite_and_what_needs_a_card_says_so
     results = whole[1]
     rows = results.section("switch", "tiny")
     assert {row.name for row in rows} == {f"{name} {state}" for name in suite.SWITCHES for state in ("on", "off")}
-    assert {"graphs", "keep_weights"} == set(suite.SWITCHES)
+    assert {"graphs", "keep_weights", "batch_invariant"} == set(suite.SWITCHES)
     for detail in (ONE, "bulk, 16 tokens"):
         on, off = (find(results, "switch", f"graphs {state}", detail) for state in ("on", "off"))
         assert on.ratios == {"graphs off": 1.0} and on.median == off.median and not off.ratios

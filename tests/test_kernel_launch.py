@@ -111,6 +111,8 @@ def test_tensors_inside_descriptors_are_tensors(device: str) -> None:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What an absent card's driver was told of launches, by Triton and by us."""
+    if torch.cuda.is_available():
+        pytest.skip("PyTorch and Triton find the card that is here")
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("Triton's launchers need a C compiler")

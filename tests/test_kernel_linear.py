@@ -134,7 +134,8 @@ def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
     x, weight, bias = arguments(module.LIBRARY_ROWS, 20, 36, D=D, device=device)
     if D:
         weight = torch.stack([weight, weight], dim=1)[:, 0]
-    assert module.by_library(x, len(x)) == (device == "cuda") and not module.by_library(x.half(), len(x))
+    n = x.shape[-2]
+    assert module.by_library(x, n) == (device == "cuda") and not module.by_library(x.half(), n)
     monkeypatch.setattr(module, "by_library", lambda *_: True)
     seen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
@@ -194,7 +195,10 @@ def test_groups_of_row_blocks_cover_every_tile(device):
 
 
 def test_which_kernel_serves(device, monkeypatch):
-    """Bulk copies on sm_90, from some rows on, in 16 bits, of sizes that they can take; transposed weights anywhere."""
+    """Bulk copies on sm_90, from some rows on, in 16 bits, of sizes that they can take; transposed weights anywhere.
+
+    Many rows of float32 are PyTorch's on any card.
+    """
 
     def kernel(n=TMA_ROWS, K=24, F=40, dtype=torch.float16, transpose=False, D=2):
         x, weight, bias = arguments(n, K, F, D=D, dtype=dtype, device=device)
@@ -203,7 +207,10 @@ def test_which_kernel_serves(device, monkeypatch):
 
     monkeypatch.setattr(linear_tma, "is_hopper", lambda _: True)
     assert kernel() is kernel(dtype=torch.bfloat16) is linear_tma_kernel
-    assert kernel(n=TMA_ROWS - 1) is kernel(K=20) is kernel(F=36) is kernel(dtype=torch.float32) is linear_kernel
+    assert kernel(n=TMA_ROWS - 1) is kernel(K=20) is kernel(F=36) is linear_kernel
+    assert kernel(n=module.LIBRARY_ROWS - 1, dtype=torch.float32) is linear_kernel
+    many = kernel(n=module.LIBRARY_ROWS, dtype=torch.float32)
+    assert isinstance(many, module.LibraryProduct) if device == "cuda" else many is linear_kernel
     monkeypatch.setattr(linear_tma, "is_hopper", lambda _: False)
     assert kernel() is linear_kernel
     assert kernel(n=1, transpose=True) is linear_tma_kernel

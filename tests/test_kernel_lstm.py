@@ -1,7 +1,9 @@
 """The LSTM's variants against the float64 reference, over random forests whose outputs were poisoned before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from kernel_lstm import (
 )
 
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels import tuning
 from flashelmo.kernels.lstm.hopper import gate_columns, gate_rows
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import lstm_layer
@@ -150,38 +153,60 @@ def test_split_sums_leave_their_counters_even_and_repeat(device: str, name: str)
     assert torch.equal(*results)
 
 
-FORESTS: list[tuple[tuple[int, ...], ...]] = [
-    ((1,), (1,)),
-    ((3, 1, 9, 16), (1, 2)),
-    ((17, 40, 64, 2), (33, 20, 1, 1)),
-    ((1, 130, 2), (65, 7, 129)),
-    ((300, 290), (5,)),
-]
+FORESTS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "one node": ((1,), (1,)),
+    "few rows": ((3, 1, 9, 16), (1, 2)),
+    "64 rows": ((17, 40, 64, 2), (33, 20, 1, 1)),
+    "130 rows": ((1, 130, 2), (65, 7, 129)),
+    "300 rows": ((300, 290), (5,)),
+}
 
 
-@pytest.mark.parametrize("skip", [False, True], ids=["no skip", "skip"])
-@pytest.mark.parametrize("kind", ["fp16", "bf16"])
-@pytest.mark.parametrize("sizes", FORESTS, ids=["one node", "few rows", "64 rows", "130 rows", "300 rows"])
-@pytest.mark.parametrize("name", HOPPER)
+def on_hopper() -> Iterator[tuple[str, str, str, bool, bool]]:
+    """Variants, forests of as many rows as they may be given, types, with skip or not, batch-invariant or not."""
+    if not torch.cuda.is_available():  # Gluon is not interpreted, and NumPy multiplies fp16 slowly
+        yield from (("tma", forest, "bf16", skip, False) for forest in FORESTS for skip in (False, True))
+        yield "tma", "64 rows", "bf16", True, True
+        yield "tma", "one node", "fp16", True, False
+        return
+    for name, forest, kind, skip in product(HOPPER, FORESTS, VARIANTS["tma"].kinds, (False, True)):
+        most = VARIANTS[name].most_rows
+        if most is None or max(map(max, FORESTS[forest])) <= most:
+            yield name, forest, kind, skip, False
+        if most is None and kind == "bf16" and skip:
+            yield name, forest, kind, skip, True
+
+
+def test_rows_that_a_variant_may_be_given_are_those_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=torch.float16).poisoned()
+    invariant = replace(run, options=LaunchOptions(batch_invariant=True))
+    monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
+    object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
+    for variant in (variant for variant in TABLE if variant.name in HOPPER):
+        most = VARIANTS[variant.name].most_rows
+        assert any(variant.serves(each, most or 1) for each in (run, invariant))
+        assert any(variant.serves(each, (most or 300) + 1) for each in (run, invariant)) == (most is None)
+
+
+@pytest.mark.parametrize(("name", "forest", "kind", "skip", "invariant"), list(on_hopper()))
 def test_variants_for_hopper_match_the_reference(
-    device: str, name: str, sizes: tuple[tuple[int, ...], ...], kind: str, skip: bool
+    device: str, name: str, forest: str, kind: str, skip: bool, invariant: bool
 ) -> None:
-    if device == "cpu" and not VARIANTS[name].in_interpreter:
-        pytest.skip("Gluon is not interpreted")
     if device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("for sm_90")
+    sizes, options = FORESTS[forest], LaunchOptions(batch_invariant=invariant)
     for P, C in VARIANTS[name].sizes if device == "cuda" else VARIANTS[name].sizes[:1]:
         layer = random_layer(device, dtype=FLOATS[kind], sizes=sizes, P=P, C=C, n_roots=3)
         roots = 0.3 * torch.randn(2, 3, P, device=device), 0.3 * torch.randn(2, 3, C, device=device)
         roots = roots[0].to(layer.dtype), roots[1]
         results = []
-        for _ in range(2):
-            run = layer.poisoned(skip=skip, roots=roots)
+        for _ in range(2 if device == "cuda" else 1):
+            run = layer.poisoned(skip=skip, roots=roots, options=options)
             for launch in launches_of(run, name):
                 launch.run()
             results.append(real_nodes(run.tensors.hidden, layer.nodes))
         assert_close(layer.rounded(), run, kind, roots)
-        assert torch.equal(*results)
+        assert torch.equal(results[0], results[-1])
         if skip:
             total = (results[0] + real_nodes(layer.x, layer.nodes)).to(layer.dtype).double()
             assert torch.equal(real_nodes(run.tensors.outputs, layer.nodes), total)

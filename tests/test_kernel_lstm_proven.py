@@ -18,7 +18,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import fused, hoisted, layer, proven
 from flashelmo.kernels.lstm.layer import Variant, choose, lstm_layer, pack_lstm
-from flashelmo.kernels.lstm.run import LayerRun, new_tensors
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
 from flashelmo.kernels.lstm.weights import interleave
 
 ROWS = (1, 3, 6)
@@ -100,6 +100,9 @@ def test_what_is_right_serves_and_is_not_compared_again(
     forget(monkeypatch)
     assert chosen(device, skip=skip)[0] == "made up" and made_up.seen == proven.TIMES
     assert chosen(device, skip=not skip)[0] == "made up" and made_up.seen == 2 * proven.TIMES  # other kernels
+    invariant = replace(run_of(random_layer(device), skip=skip), options=LaunchOptions(batch_invariant=True))
+    assert choose(invariant, 1).name == "made up" and made_up.seen == 3 * proven.TIMES  # perhaps other tiles
+    assert choose(invariant, 3).name == "made up" and made_up.seen == 3 * proven.TIMES
     assert not caplog.records
 
 

@@ -87,7 +87,8 @@ def _proof_recorder() -> Callable[[Any, LayerRun], bool]:
     seen = set[Any]()
 
     def is_proven(variant: Any, run: LayerRun) -> bool:
-        key = variant.name, run.weights.shape, run.weights.dtype, run.tensors.outputs is None
+        how = run.tensors.outputs is None, run.options.batch_invariant
+        key = variant.name, run.weights.shape, run.weights.dtype, *how
         if run.weights.bound is not None and key not in seen:
             seen.add(key)
             proven.difference(variant, run)

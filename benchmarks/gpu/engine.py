@@ -39,7 +39,7 @@ PARTS = ("steps", "sentence", "batches", "bulk", "timeline")  # of a check, besi
 SWITCHES = tuple(field.name for field in fields(CudaSettings) if isinstance(field.default, bool))
 CHECKING = 0.5  # share of the time that the checks may take
 SLOW = ("fp32", "tf32")  # precisions that bulk text is shorter for
-SWITCHED_BATCHES = (8, 32, 128)
+SWITCHED_BATCHES = (8, 32, 128, 512)
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ KERNELS = (
             ("Hopper projection, 64 rows", "hopper_projection", "tma", 64),
             ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
             ("Hopper projection, 512 rows", "hopper_projection", "tma", 512),
+            ("Hopper projection, 1024 rows", "hopper_projection", "tma", 1024),  # and any number, batch-invariant
             ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
         )
     ),

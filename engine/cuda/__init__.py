@@ -11,8 +11,7 @@ A window's plan (`engine/pipeline.py`) passes through
     cuda_graphs.py   the same as a captured CUDA graph
 
 `forests.py` builds a schedule's nodes in C, `state.py` carries rows' states in stateful runs, `memory.py` says how many
-tokens fit, and `requirements.py` in one line what a machine lacks. Switches that change the speed alone are in
-`engine/settings.py`.
+tokens fit, and `requirements.py` in one line what a machine lacks. Switches are in `engine/settings.py`.
 
 Where Triton interprets its kernels on the CPU (TRITON_INTERPRET=1), all of it but streams and graphs runs there too:
 device "interpreter", for tests.

@@ -57,7 +57,7 @@ def compute(
     parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = nodes_of(parts, sizes)
-    options = LaunchOptions(precision=model.products, keep_weights=settings.keep_weights)
+    options = LaunchOptions(model.products, settings.keep_weights, settings.batch_invariant)
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
     x, final = gather_words(word_vectors, parts["words"]), []
     for layer, weights in enumerate(model.lstm):

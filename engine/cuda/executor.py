@@ -48,7 +48,7 @@ class Executor:
     Args:
         model: on the device.
         encoder, transfers: words to ids, and ids to the device.
-        settings: sharing, state, the size of the table of word vectors, and switches that change the speed alone.
+        settings: sharing, state, the size of the table of word vectors, and switches.
     """
 
     def __init__(self, model: DeviceModel, encoder: WordEncoder, transfers: Transfers, settings: Settings) -> None:

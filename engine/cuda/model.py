@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ class DeviceModel:
         model: as it was read.
         device: where the weights go.
         precision: of the computation, a name of `PRECISIONS`.
+        batch_invariant: a word's vector has the same bits whichever words are computed with it.
 
     Attributes:
         dtype: of word vectors and hidden states; cells and sums are float32.
@@ -45,12 +47,15 @@ class DeviceModel:
         lstm: each layer's weights, both directions.
     """
 
-    def __init__(self, model: ElmoModel, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, model: ElmoModel, device: torch.device, precision: str, *, batch_invariant: bool = False
+    ) -> None:
         self.config = model.config
         self.device = device
         arithmetic = PRECISIONS[precision].on("cuda")
         self.dtype: torch.dtype = getattr(torch, arithmetic.dtype)
         self.products: Products = arithmetic.products
+        self._batch_invariant = batch_invariant
         weights = model.weights
         self._word_embedding = None
         if weights.word_embedding is not None:
@@ -77,16 +82,17 @@ class DeviceModel:
 
     def word_vectors(self, words: Words | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""
-        parts = []
+        parts: list[Tensor] = []
+        how: dict[str, Any] = {"precision": self.products, "batch_invariant": self._batch_invariant}
         if self._word_embedding is not None and word_ids is not None:
             parts.append(self._word_embedding[word_ids])
         if self._char_cnn is not None and words is not None:
-            features = char_cnn(words, self._char_cnn, precision=self.products)
+            features = char_cnn(words, self._char_cnn, **how)
             for layer in self._highways:
-                features = highway(features, layer, precision=self.products)
+                features = highway(features, layer, **how)
             parts.append(features)
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return x if self._projection is None else linear(x, *self._projection, precision=self.products)
+        return x if self._projection is None else linear(x, *self._projection, **how)
 
     def _layer(self, cells: tuple[LstmCell, LstmCell], arithmetic: Arithmetic) -> LstmWeights:
         """One layer, packed where it is used: the device sorts the weights faster than the host."""

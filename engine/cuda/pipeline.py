@@ -62,7 +62,7 @@ class CudaPipeline:
         self._planner = Planner(encoder.boundary_words, settings, build_native_forests)
         self._transfers = Transfers(device)
         with self._transfers.computing():
-            device_model = DeviceModel(model, device, precision)
+            device_model = DeviceModel(model, device, precision, batch_invariant=settings.cuda.batch_invariant)
             self._executor = Executor(device_model, encoder, self._transfers, settings)
         self._lock = threading.Lock()  # what is kept from window to window is shared
         value_bytes = self._executor.model.dtype.itemsize

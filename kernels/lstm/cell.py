@@ -369,7 +369,8 @@ def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
         ValueError: the tensors of split sums are too small.
     """
     (D, P, C), weights = run.weights.shape, run.weights
-    tile = choose_tile(operation, weights.dtype, run.options.precision, rows)
+    options = run.options
+    tile = choose_tile(operation, weights.dtype, options.precision, rows, batch_invariant=options.batch_invariant)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
     blocks = D * cdiv(rows, tile.rows)

@@ -42,8 +42,9 @@ DEPENDENT = {"num_warps": 4, "launch_pdl": True}
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Few rows, on Hopper."""
-    return rows <= MOST_ROWS and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
+    """Few rows, on Hopper, where their number may choose."""
+    few = rows <= MOST_ROWS and not run.options.batch_invariant
+    return few and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:

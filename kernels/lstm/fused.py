@@ -90,10 +90,12 @@ def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -
 def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
     """Of a slab that begins at a depth."""
     (D, _, C), weights, arguments = run.weights.shape, run.weights, gates_arguments(run, slab_depth, x_gates)
-    device = None if x_gates is not None else weights.device
+    device, options = None if x_gates is not None else weights.device, run.options
+    invariant = options.batch_invariant
 
     def kind(rows: int) -> tuple[Tile, Mode]:
-        tile = choose_tile("gates", weights.dtype, run.options.precision, rows, device=device)
+        given = "gates", weights.dtype, options.precision, rows
+        tile = choose_tile(*given, device=device, batch_invariant=invariant)
         return tile, _mode(run, rows, approximate=is_approximate(weights.dtype))
 
     def launch(kind: tuple[Tile, Mode]) -> Launch:
@@ -119,5 +121,6 @@ def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
 
 
 def _mode(run: LayerRun, rows: int, approximate: bool = False) -> Mode:
-    keep = "evict_last" if run.options.keep_weights and rows <= WEIGHT_BOUND_ROWS else ""
-    return Mode(run.options.precision, keep, approximate)
+    options = run.options
+    keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not options.batch_invariant
+    return Mode(options.precision, "evict_last" if keeps else "", approximate)

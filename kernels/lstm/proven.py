@@ -65,21 +65,22 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
         run: whose weights say how far from the reference it may be, `LstmWeights.bound`; None where nothing is to be
             proven.
     """
-    weights, has_skip = run.weights, run.tensors.outputs is not None
+    weights, key = run.weights, (variant.name, run.tensors.outputs is not None, run.options.batch_invariant)
     if weights.bound is None:
         return True
-    found = weights.verdicts.get((variant.name, has_skip))  # asked for each depth of each window
+    found = weights.verdicts.get(key)  # asked for each depth of each window
     if found is None:
         if weights.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return False  # nothing can be compared in here; the next use will do it
-        found = weights.verdicts[variant.name, has_skip] = _verdict(variant, run, weights.bound)
+        found = weights.verdicts[key] = _verdict(variant, run, weights.bound)
     return found
 
 
 def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
     """Known to this process, kept on disk, or found out now."""
     weights = run.weights
-    key = variant.name, weights.shape, weights.dtype, weights.int8, weights.device, run.tensors.outputs is not None
+    how = weights.int8, run.tensors.outputs is not None, run.options.batch_invariant
+    key = variant.name, weights.shape, weights.dtype, weights.device, *how
     if key not in _verdicts:
         path, identity = _place(variant, run)
         why = _read(path, identity)
@@ -200,6 +201,7 @@ def _place(variant: Steps, run: LayerRun) -> tuple[Path | None, dict[str, Any]]:
         "dtype": str(weights.dtype),
         "int8": weights.int8,
         "skip": run.tensors.outputs is not None,
+        "batch_invariant": run.options.batch_invariant,
         "card": torch.cuda.get_device_name(weights.device) if is_cuda else weights.device.type,
         "driver": driver_version() if is_cuda else "",
         "torch": torch.__version__,

@@ -147,10 +147,13 @@ class LaunchOptions:
     Attributes:
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
         keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
+        batch_invariant: one variant and one tile for any number of rows, without splits, so that a node's bits depend
+            on its words alone.
     """
 
     precision: Products = "ieee"
     keep_weights: bool = True
+    batch_invariant: bool = False
 
 
 DEFAULT_OPTIONS = LaunchOptions()

@@ -39,8 +39,9 @@ LEAST_ROWS = 65
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Many rows, on Hopper."""
-    return rows >= LEAST_ROWS and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
+    """Many rows, on Hopper; any, where their number may not choose."""
+    many = rows >= LEAST_ROWS or run.options.batch_invariant
+    return many and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:

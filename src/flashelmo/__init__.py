@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.engine.model.config import ElmoConfig
     from flashelmo.engine.reference.elmo import Elmo
+    from flashelmo.engine.settings import CudaSettings
     from flashelmo.engine.text.characters import batch_to_ids
 
 __version__ = "0.1.0"
 __all__ = [
+    "CudaSettings",
     "Elmo",
     "ElmoConfig",
     "ElmoEmbedder",
@@ -30,6 +32,7 @@ __all__ = [
 
 # Public name -> module that defines it. The imports above tell the same to type checkers; a test compares the two.
 _HOMES = {
+    "CudaSettings": "flashelmo.engine.settings",
     "Elmo": "flashelmo.engine.reference.elmo",
     "ElmoConfig": "flashelmo.engine.model.config",
     "ElmoEmbedder": "flashelmo.engine.embedder",
