@@ -17,7 +17,7 @@ from flashelmo.engine.precision import tolerance
 from flashelmo.kernels import reference
 from flashelmo.kernels.lstm import proven
 from flashelmo.kernels.lstm.hopper import gate_columns
-from flashelmo.kernels.lstm.int8 import Int8Layout, dequantized, inputs_launch, int8_layout
+from flashelmo.kernels.lstm.int8 import Int8Layout, dequantized, int8_layout
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import pack_lstm
 
@@ -38,15 +38,6 @@ def in_integers(values: Tensor, scale: Tensor) -> Tensor:
     return (values.float() / scale[..., None]).clamp(-127, 127).round().double() * scale[..., None].double()
 
 
-def largest(layer: RandomLayer) -> float:
-    """r, as far as the weights bound it."""
-    weights = layer.canonical.projected()
-    assert weights.projection is not None
-    sums, norms = weights.projection.abs().sum(1).max(), weights.projection.norm(dim=1).max()
-    bound = weights.projection_clip
-    return float(min(sums, 4 * norms) if bound is None else min(sums, torch.tensor(bound)))
-
-
 def expected(layer: RandomLayer, roots: Roots | None = None) -> Tensor:
     """Hidden states [D, N, P] in float64, with weights, inputs and states rounded as the kernels round them."""
     weights, nodes = layer.canonical.projected(), layer.nodes
@@ -62,11 +53,11 @@ def expected(layer: RandomLayer, roots: Roots | None = None) -> Tensor:
     for d, starts in enumerate(nodes.depths):
         for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
             parents = before + nodes.parents[d, first:last].long().cpu()
-            x = layer.x[d, first:last].float().cpu()
-            scale = x.abs().amax(1).clamp(min=largest(layer)) / 127
+            x, r = layer.x[d, first:last].float().cpu(), hidden[d, parents]
+            scale = torch.maximum(x.abs().amax(1), r.float().abs().amax(1)).clamp(min=1e-30) / 127
             hidden[d, first:last], cell[d, first:last] = reference.lstm_step(
                 in_integers(x, scale),
-                in_integers(hidden[d, parents], scale),
+                in_integers(r, scale),
                 cell[d, parents],
                 *both[d].split(P, dim=1),
                 weights.bias[d].double(),
@@ -143,9 +134,8 @@ def test_any_sizes(sizes: Any, P: int, C: int, clips: Any, n_roots: int) -> None
     assert_right(layer, "fp32")
 
 
-def test_without_projection_r_is_at_most_1(device: str) -> None:
-    layer = random_layer(device, sizes=((1, 3), (2,)), P=12, C=12, projection=False, projection_clip=None)
-    assert layer.pack(int8=True).layout(int8_layout).largest == 1
+def test_without_projection(device: str) -> None:
+    layer = random_layer(device, sizes=((1, 3), (2,)), P=12, C=12, projection=False, projection_clip=0.01)
     assert_right(layer, "fp32")
 
 
@@ -169,20 +159,31 @@ def test_a_row_depends_on_its_parent_alone(device: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FLOATS)
-def test_inputs_are_rounded_by_their_rows(device: str, kind: str) -> None:
+def test_rows_are_rounded_by_their_largest_value(device: str, kind: str) -> None:
     layer = random_layer(device, sizes=((2, 9), (1, 3)), dtype=FLOATS[kind], P=33, n_roots=2)
     layer.x[:, 3] *= 50
     layer.x[:, 4] = 0
-    run = layer.poisoned(int8=True)
-    inputs_launch(run).run()
-    scale = layer.x.float().abs().amax(2).clamp(min=0.4) / 127
-    found = run.tensors.x_int8.float() * run.tensors.row_scale[..., None]
+    layer.x[:, 5:7] *= 0.01
+    run = layer.computed("int8", int8=True)
+    tensors = run.tensors
+    both = torch.stack([layer.x, tensors.parent_hidden]).float()
+    found = torch.stack([tensors.x_int8, tensors.hidden_int8]) * tensors.row_scale[..., None]
+    scale = both.abs().amax((0, 3)).clamp(min=1e-30) / 127
     for d, starts in enumerate(layer.nodes.depths):
-        real = slice(starts[-1])
-        assert torch.allclose(run.tensors.row_scale[d, real], scale[d, real])
-        assert ((found - layer.x.float()).abs()[d, real] <= 0.501 * scale[d, real][:, None]).all()
-        assert run.tensors.row_scale[d, starts[-1] :].isnan().all()  # where there is no node
-    assert run.tensors.x_int8[0, 3].abs().max() == 127
+        real = slice(starts[1], starts[-1])
+        assert torch.allclose(tensors.row_scale[d, real], scale[d, real])
+        assert ((found - both).abs()[:, d, real] <= 0.501 * scale[d, real][:, None]).all()
+        assert tensors.row_scale[d, starts[-1] :].isnan().all()  # where there is no node
+    assert tensors.x_int8[0, 3].abs().max() == 127 > tensors.hidden_int8[0, 3].abs().max()
+    assert tensors.hidden_int8[0, 5].abs().max() == 127 > tensors.x_int8[0, 5].abs().max()
+
+
+def test_a_row_of_zeros_is_zero(device: str) -> None:
+    layer = random_layer(device, sizes=((3,), (2,)))
+    layer.x.zero_()
+    assert_right(layer, "fp32")
+    tensors = layer.computed("int8", int8=True).tensors  # from roots that are zero too
+    assert not tensors.x_int8[0, 1:4].any() and not tensors.hidden_int8[0, 1:4].any()
 
 
 @pytest.mark.parametrize("C", [5, 32, 40])
@@ -201,7 +202,7 @@ def test_weights_are_within_half_a_step(C: int) -> None:
             assert torch.equal(row, found[:, gates[n], :, cells[n]])
 
 
-@pytest.mark.parametrize("name", ["gates", "scale", "bias", "projection", "largest"])
+@pytest.mark.parametrize("name", ["gates", "scale", "bias", "projection"])
 def test_weights_of_another_type_are_named(name: str) -> None:
     weights = random_layer("cpu").pack(int8=True)
     packed: Int8Layout = weights.layout(int8_layout)
@@ -210,7 +211,7 @@ def test_weights_of_another_type_are_named(name: str) -> None:
         replace(weights, layouts={int8_layout: other})
 
 
-@pytest.mark.parametrize("name", ["parent_hidden", "row_scale", "x_int8"])
+@pytest.mark.parametrize("name", ["parent_hidden", "x_int8", "hidden_int8", "row_scale"])
 def test_tensors_of_another_type_are_named(device: str, name: str) -> None:
     run = random_layer(device).poisoned(int8=True)
     tensors = run.tensors._replace(**{name: getattr(run.tensors, name).double()})

@@ -27,7 +27,7 @@ STAGES = {
     "gates": "LSTM gates",
     "projection": "LSTM projection",
     "roots_kernel": "LSTM states",
-    "int8_inputs_kernel": "LSTM states",
+    "int8_rows_kernel": "LSTM states",
     "linear": "linear",
     "tokens_kernel": "tokens",
     "gather_words_kernel": "words",

@@ -21,7 +21,6 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hopper
-from flashelmo.kernels.lstm.int8 import inputs_launch
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
@@ -95,15 +94,8 @@ def at_rows(kernel: str, way: str, fixed: int, config: ElmoConfig, rows: int, ma
 
 
 def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True) -> Launch:
-    """The projection after a fused step, or one in 8 bits."""
-    way = "int8" if make.precision == "int8" else "fused"
-    return lstm_step("projection", way, config, rows, make, skip=skip)
-
-
-def int8_inputs(config: ElmoConfig, rows: int, make: Maker) -> Launch:
-    """What rounds a layer's inputs to 8 bits."""
-    problem = LstmProblem(LstmLayer(config, make.device), ((rows,),) * D)
-    return inputs_launch(problem.run(make.precision))
+    """The projection after a fused step."""
+    return lstm_step("projection", "fused", config, rows, make, skip=skip)
 
 
 def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
@@ -127,16 +119,15 @@ EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER = (90,)
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
-int8_gates = partial(lstm_step, "int8_gates", "int8")
+int8_gates, int8_rows = (partial(lstm_step, kernel, "int8") for kernel in ("int8_gates", "int8_rows"))
 input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
     Kernel("int8 gates", GATES, "CP", int8_gates, INT8),
-    Kernel("int8 inputs", (), "CP", int8_inputs, INT8),
+    Kernel("int8 rows", (), "CP", int8_rows, INT8),
     Kernel("projection", PROJECTION, "CP", projection, EXACT, sizes=True),
-    Kernel("projection, int8 states", PROJECTION, "CP", projection, few=INT8),
     Kernel("projection, no skip", PROJECTION, "CP", partial(projection, skip=False), few=BF16),
     *(
         Kernel(name, (), "CP", partial(at_rows, kernel, way, rows), BF16, ("fp16",), sizes=rows >= 64, targets=HOPPER)
@@ -154,12 +145,11 @@ KERNELS = (
             ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
         )
     ),
-    *(
-        Kernel(name, (), "CP", partial(at_rows, kernel, "int8_specialized", MANY), INT8, targets=HOPPER)
-        for name, kernel in (
-            ("int8_specialized gates", "specialized_gates"),
-            ("Hopper projection, int8 states", "hopper_projection"),
-        )
+    Kernel(
+        *("int8_specialized gates", (), "CP"),
+        partial(at_rows, "specialized_gates", "int8_specialized", MANY),
+        INT8,
+        targets=HOPPER,
     ),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
     Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True),

@@ -19,6 +19,7 @@ from flashelmo.benchmarks.kernels.lstm import (
     PORTABLE,
     LstmLayer,
     LstmProblem,
+    kernel_name,
     kind_of_way,
     serving,
     way_in_use,
@@ -133,7 +134,9 @@ def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: st
     config, kind = layers[0].config, kind_of_way(way)
     cost = model.step(config, rows, precision, kind)
     gates, projection = model.gates(config, rows, precision, kind), model.projection(config, rows, precision)
-    parts = {"gates": (name, steps[::2], gates), "projection": (precision, steps[1::2], projection)}
+    projections = [each for each in steps if "projection" in kernel_name(each)]
+    others = [each for each in steps if "projection" not in kernel_name(each)]
+    parts = {"gates": (name, others, gates), "projection": (precision, projections, projection)}
     parts["step"] = name, steps, cost
     peers = {} if precision == "int8" else _products(layers, precision, kind, rows)
     for section, (name, launches, cost) in parts.items():

@@ -31,9 +31,9 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.run import INTEGERS, LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import interleave
-from flashelmo.kernels.product import clip, int8_of, product, sigmoid, tanh, zeros
+from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, choose_tile
 
 ROOT_ROWS, ROOT_COLUMNS = 4, 512  # of a program that sets the roots' states
@@ -59,7 +59,6 @@ class ProjectionTensors(NamedTuple):
     outputs: Any
     partial_sums: Any
     counters: Any
-    row_scale: Any
 
 
 class Mode(NamedTuple):
@@ -236,12 +235,7 @@ def store_projected(
         tl.store(tensors.outputs + o_r, output.to(tensors.outputs.dtype.element_ty), mask=m)
     o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
     for i in range(tl.max(n_children, axis=0)):  # nearly always one
-        m_child = i < n_children
-        r_child = r
-        if tensors.row_scale is not None:
-            scale = tl.load(tensors.row_scale + direction * N + child + i, mask=m_child, other=1.0)
-            r_child = int8_of(r.to(tl.float32), scale)
-        tl.store(tensors.parent_hidden + o_child + i * P, r_child, mask=m & m_child[:, None])
+        tl.store(tensors.parent_hidden + o_child + i * P, r, mask=m & (i < n_children)[:, None])
 
 
 @triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
@@ -269,9 +263,6 @@ def roots_kernel(
         c = tl.load(p_c + (o_row * C)[:, None], mask=m_root[:, None] & m_c, other=0.0)
     o_hidden = (direction * N * P) + o_column[None, :]
     tl.store(tensors.hidden + o_hidden + (o_row * P)[:, None], r, mask=m_root[:, None] & m_p)
-    if tensors.row_scale is not None:
-        scale = tl.load(tensors.row_scale + direction * N + node, mask=m_row, other=1.0)
-        r_first = int8_of(r_first.to(tl.float32), scale)
     tl.store(tensors.parent_hidden + o_hidden + (node * P)[:, None], r_first, mask=m_row[:, None] & m_p)
     o_cell = ((direction * R + o_row) * C)[:, None] + o_column[None, :]
     tl.store(tensors.cell + o_cell, c, mask=m_root[:, None] & m_c)
@@ -284,7 +275,7 @@ def roots_launch(run: LayerRun) -> Launch:
     strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
     arguments = run.arguments | {
         "tensors": tensors._replace(
-            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, x_int8=None
+            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, **dict.fromkeys(INTEGERS)
         ),
         "nodes": NodeTensors(nodes.starts, nodes.parents),
         "HIDDEN_STRIDE": strides[0],

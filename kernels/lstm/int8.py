@@ -3,9 +3,9 @@
     z = s_row * s_column * ([x, r_parent] / s_row) @ ([W_x; W_r] / s_column) + b
 
 with both quotients rounded to integers of 127 at most, so that sums are exact and depend on no tile. A weight's column
-has one scale, fixed at load. A row has one for x and r together, so that one sum holds both: x's largest value, but at
-least the largest that r can be. It is known before the steps, as a layer's inputs are, and depends on nothing but the
-row. r is rounded where the projection writes it to the children's rows, in their scale.
+has one scale, fixed at load. A row has one for x and r together, the largest of their values in 127 parts, so that one
+sum holds both. It depends on nothing but the row. A launch before the gates finds the scales and rounds a depth's rows:
+of a scale that is fixed beforehand, by the projection's clip, states that stay far below it would have few bits left.
 
 h and the projection keep the compute type: they are a fifth of a step's products, and h in 8 bits would be the largest
 error by far, as most of its values are much smaller than its bound of 1.
@@ -32,8 +32,8 @@ from flashelmo.kernels.product import int8_of, product, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 LEVELS = 127
-VALUES = 4096  # of a program that rounds inputs
-NORMS = 4.0  # of a projection's column: no r of a layer without clip is larger, but for one that would be cut to it
+LEAST = tl.constexpr(1e-30)  # of a row's largest value, lest its scale be zero
+VALUES = 4096  # of x, of a program that rounds rows
 
 
 class Int8Layout(NamedTuple):
@@ -45,7 +45,6 @@ class Int8Layout(NamedTuple):
         scale: float32 [D, 4, C], what a 1 of these is worth.
         bias: float32 [D, 4, C].
         projection: [D, C, P], in the compute type.
-        largest: float32 [1], the largest r that there can be.
         cell_clip, projection_clip: bounds; infinite where nothing is clipped.
     """
 
@@ -53,7 +52,6 @@ class Int8Layout(NamedTuple):
     scale: Tensor
     bias: Tensor
     projection: Tensor
-    largest: Tensor
     cell_clip: float
     projection_clip: float
 
@@ -64,7 +62,6 @@ class Int8Layout(NamedTuple):
         check("scale", self.scale, [D, 4, C], [torch.float32])
         check("bias", self.bias, [D, 4, C], [torch.float32])
         check("projection", self.projection, [D, C, P], [dtype])
-        check("largest", self.largest, [1], [torch.float32])
 
 
 def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
@@ -77,16 +74,11 @@ def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
     scale = both.abs().amax(dim=2).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
     integers = torch.nn.functional.pad((both / scale[:, :, None]).round().to(torch.int8), (0, padded(C) - C))
     gates, cells = gate_columns(padded(C), both.device)
-    projected = weights.projection.to(format.device).float()
-    largest = projected.abs().sum(dim=1).amax()
-    if weights.projection_clip is None:
-        largest = largest.minimum(NORMS * projected.norm(dim=1).amax())
     return Int8Layout(
         gates=integers[:, gates, :, cells].movedim(0, 1).reshape(-1, 2 * P).contiguous(),
         scale=scale.contiguous(),
         bias=weights.bias.to(format.device, torch.float32).contiguous(),
-        projection=projected.to(format.dtype).contiguous(),
-        largest=largest.clamp(max=weights.projection_clip or float("inf")).view(1),
+        projection=weights.projection.to(format.device, format.dtype).contiguous(),
         cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
         projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
     )
@@ -106,9 +98,9 @@ def dequantized(layout: Int8Layout, shape: Shape) -> Tensor:
     return found[:, :C].permute(2, 0, 3, 1) * layout.scale[:, :, None]
 
 
-def row_scales(x: Tensor, largest: Tensor) -> Tensor:
+def row_scales(x: Tensor, hidden: Tensor) -> Tensor:
     """What a 1 is worth in rows [..., P] of x and of r beside it: [...]."""
-    return x.float().abs().amax(dim=-1).maximum(largest) / LEVELS
+    return torch.cat([x, hidden], -1).float().abs().amax(dim=-1).clamp(min=LEAST.value) / LEVELS
 
 
 def rounded(rows: Tensor, scale: Tensor) -> Tensor:
@@ -128,58 +120,58 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     Raises:
         ValueError: a depth does not exist.
     """
-    yield from step_launches(run, depths, _gates(run), projection(run, int8_layout))
+    return depth_launches(run, depths, rows_part(run), _gates(run), projection(run, int8_layout))
 
 
-def step_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
-    """The launches of each depth, in order, and before the first depth's what rounds all inputs."""
-    run.check_depths(depths)
-    if depths.start == 1:
-        yield inputs_launch(run)
-    yield from depth_launches(run, depths, *parts)
+class RowTensors(NamedTuple):
+    """Those of `LstmTensors` that rounding reads and writes."""
+
+    x: Any
+    parent_hidden: Any
+    x_int8: Any
+    hidden_int8: Any
+    row_scale: Any
 
 
-def inputs_launch(run: LayerRun) -> Launch:
-    """The launch that rounds x of all nodes, and finds their rows' scales."""
-    tensors, (D, P, _), columns = run.tensors, run.weights.shape, triton.next_power_of_2(run.weights.shape.P)
+def rows_part(run: LayerRun) -> Part:
+    """What rounds a depth's rows before its gates."""
+    D, P, _ = run.weights.shape
+    columns = triton.next_power_of_2(P)
     tile = Tile(max(1, VALUES // columns), columns, k=1, warps=4, stages=1)
-    arguments = {
-        "x_ptr": tensors.x,
-        "x_int8": tensors.x_int8,
-        "row_scale": tensors.row_scale,
-        "starts": run.nodes.starts,
-        "largest": run.weights.layout(int8_layout).largest,
-        "N": run.nodes.n_nodes,
-        "T": run.nodes.n_depths,
-        "P": P,
+    arguments = run.arguments | {
+        "tensors": RowTensors(*(getattr(run.tensors, name) for name in RowTensors._fields)),
+        "nodes": NodeTensors(run.nodes.starts),
         "TILE": tile,
     }
-    return Launch(int8_inputs_kernel, (cdiv(run.nodes.n_nodes, tile.rows), D), arguments, tile.options)
+    launch = Launch(int8_rows_kernel, (), arguments, tile.options)
+    return Part(lambda rows: tile, lambda tile: launch, lambda rows, tile: (cdiv(rows, tile.rows), D))
 
 
-@triton.jit(do_not_specialize=["N", "T"])
-def int8_inputs_kernel(
-    x_ptr, x_int8, row_scale, starts, largest, N, T, P: tl.constexpr, TILE: tl.constexpr
-):  # fmt: skip
-    """x in 8 bits and its rows' scales. Grid: blocks of rows; D."""
-    direction = tl.program_id(1).to(tl.int64)
-    o_row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
+@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
+def int8_rows_kernel(tensors, nodes, depth, N, R, T, SHAPE: tl.constexpr, TILE: tl.constexpr):
+    """x and the parents' r of one depth in 8 bits, and their rows' scales. Grid: blocks of rows; D."""
+    P: tl.constexpr = SHAPE.P
+    _, first, last = depth_nodes(nodes, tl.program_id(1), depth, T)
+    node = first + tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     o_column = tl.arange(0, TILE.columns)
-    m_row = o_row < tl.load(starts + direction * (T + 2) + T + 1)
+    m_row = node < last
     m = m_row[:, None] & (o_column < P)[None, :]
-    row = direction * N + o_row
-    o_x = (row * P)[:, None] + o_column[None, :]
-    x = tl.load(x_ptr + o_x, mask=m, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=1), tl.load(largest)) / 127.0
-    tl.store(x_int8 + o_x, int8_of(x, scale), mask=m)
-    tl.store(row_scale + row, scale, mask=m_row)
+    row = tl.program_id(1).to(tl.int64) * N + node
+    o_values = (row * P)[:, None] + o_column[None, :]
+    x = tl.load(tensors.x + o_values, mask=m, other=0.0).to(tl.float32)
+    r = tl.load(tensors.parent_hidden + o_values, mask=m, other=0.0).to(tl.float32)
+    largest = tl.max(tl.maximum(tl.abs(x), tl.abs(r)), axis=1)
+    scale = tl.maximum(largest, LEAST) / 127.0
+    tl.store(tensors.x_int8 + o_values, int8_of(x, scale), mask=m)
+    tl.store(tensors.hidden_int8 + o_values, int8_of(r, scale), mask=m)
+    tl.store(tensors.row_scale + row, scale, mask=m_row)
 
 
 class Int8Tensors(NamedTuple):
     """Those of `LstmTensors` that gates in 8 bits read and write."""
 
     x_int8: Any
-    parent_hidden: Any
+    hidden_int8: Any
     row_scale: Any
     cell: Any
     unprojected: Any
@@ -229,7 +221,7 @@ def int8_gates_kernel(
 
         o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)
         p_weight = weights.gates + (direction * GATES + o_gate) * (2 * P)
-        p_x, p_hidden = tensors.x_int8 + row * P, tensors.parent_hidden + row * P
+        p_x, p_hidden = tensors.x_int8 + row * P, tensors.hidden_int8 + row * P
         acc = zeros(TILE.rows, 4 * TILE.columns, tl.int32)
         acc = product(acc, p_x, p_hidden, m_row, p_weight, o_gate < GATES, P, 2, 1, True, TILE.k, "ieee", KEEP)
 

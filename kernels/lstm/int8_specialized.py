@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.cell import Part
+from flashelmo.kernels.lstm.cell import Part, depth_launches
 from flashelmo.kernels.lstm.hopper import fits, is_served, projection
-from flashelmo.kernels.lstm.int8 import int8_layout, step_launches
+from flashelmo.kernels.lstm.int8 import int8_layout, rows_part
 from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.warp_specialized import LEAST_ROWS, Scales, descriptor, specialized_gates
 from flashelmo.kernels.tuning import Tile
@@ -28,14 +28,14 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     Raises:
         ValueError: a depth does not exist.
     """
-    yield from step_launches(run, depths, _gates(run), projection(run, int8_layout))
+    return depth_launches(run, depths, rows_part(run), _gates(run), projection(run, int8_layout))
 
 
 def _gates(run: LayerRun) -> Part:
     weights, tensors = run.weights.layout(int8_layout), run.tensors
     blocks = {
         "x_desc": descriptor(tensors.x_int8, TILE.rows, TILE.k),
-        "hidden_desc": descriptor(tensors.parent_hidden, TILE.rows, TILE.k),
+        "hidden_desc": descriptor(tensors.hidden_int8, TILE.rows, TILE.k),
         "weight_desc": descriptor(weights.gates, 4 * TILE.columns, TILE.k),
         "scales": Scales(tensors.row_scale, weights.scale),
     }

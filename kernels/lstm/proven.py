@@ -153,7 +153,7 @@ def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
             parents = before + nodes.parents[d, first:last].long()
             rows = x[d, first:last].float(), hidden[d, parents]
             if weights.int8:
-                scale = row_scales(rows[0], weights.layout(int8_layout).largest)
+                scale = row_scales(*rows)
                 rows = rounded(rows[0], scale), rounded(rows[1], scale)
             hidden[d, first:last], cell[d, first:last] = reference.lstm_step(*rows, cell[d, parents], *given)
             hidden[d, first:last] = hidden[d, first:last].to(weights.dtype)
