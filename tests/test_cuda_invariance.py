@@ -51,9 +51,9 @@ CASES = [
 def model() -> ElmoModel:
     """Values like a trained model's, which no clip cuts: they would hide what differs."""
     config = replace(BILM, cell_size=C, projection_size=P, cell_clip=3.0, projection_clip=3.0)
-    tensors = dict(random_model(config).weights.named_tensors())
-    tensors = {name: tensor * min(0.3, tensor.shape[0] ** -0.5) for name, tensor in tensors.items()}
-    return replace(random_model(config), weights=ElmoWeights.from_named_tensors(tensors, config))
+    made = random_model(config)
+    tensors = {name: tensor * np.float32(P**-0.5) for name, tensor in made.weights.named_tensors()}
+    return replace(made, weights=ElmoWeights.from_named_tensors(tensors, config))
 
 
 def company(n: int) -> list[list[str]]:
