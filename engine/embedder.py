@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Sentence: TypeAlias = Sequence[str]
 
 ALL_LAYERS = Output()
+FIRST_TOKENS = 1 << 15  # of the first window where windows are planned ahead: a device waits for its plan
 
 
 class ElmoEmbedder:
@@ -252,7 +253,8 @@ class ElmoEmbedder:
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
-        drafts = Drafts(_drafts(sentences, *limits))
+        grows = self.reads_ahead and not self.settings.stateful
+        drafts = Drafts(_drafts(sentences, *limits, FIRST_TOKENS if grows else limits[1]))
         windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)
         return chain.from_iterable(results for _, results in windows)
 
@@ -264,19 +266,21 @@ class ElmoEmbedder:
         return batch_size, self.window_limits[1]
 
 
-def _drafts(sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int) -> Iterator[Draft]:
-    """Group sentences; a window ends before it would pass either bound."""
+def _drafts(
+    sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int, first_tokens: int
+) -> Iterator[Draft]:
+    """Group sentences; a window ends before it would pass either bound. The first has fewer tokens, the next twice."""
+    bound = min(first_tokens, max_tokens)
     batch: list[Sentence] = []
     n_tokens = 0
     for sentence in sentences:
         tokens = sentence.split() if isinstance(sentence, str) else sentence
-        if not isinstance(tokens, list | tuple) and not isinstance(
-            tokens, Sequence
-        ):  # any sequence takes longer to tell
+        # Lists are told sooner than sequences of any kind.
+        if not isinstance(tokens, list | tuple) and not isinstance(tokens, Sequence):
             raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r}")
-        if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > max_tokens):
+        if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > bound):
             yield Draft.of(batch)
-            batch, n_tokens = [], 0
+            batch, n_tokens, bound = [], 0, min(2 * bound, max_tokens)
         batch.append(tokens)
         n_tokens += len(tokens)
     if batch:

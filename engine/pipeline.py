@@ -139,8 +139,12 @@ class Planner:
         return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule)
 
     def plan_ahead(self, windows: Iterable[Window]) -> Iterator[Plan]:
-        """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance."""
+        """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance.
+
+        The first ones are given sooner: nothing computes yet.
+        """
         waiting: deque[Future[Plan]] = deque()
+        ahead = 0
         for window in windows.drafts if isinstance(windows, Drafts) else windows:
             if window.offsets[-1] < PLAN_INLINE_TOKENS:
                 while waiting:
@@ -148,8 +152,9 @@ class Planner:
                 yield self.plan(window)
                 continue
             waiting.append(self._pool.submit(self.plan, window))
-            if len(waiting) > self.threads:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
+                ahead = min(ahead + 1, self.threads)
         while waiting:
             yield waiting.popleft().result()
 

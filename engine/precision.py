@@ -44,7 +44,7 @@ class Arithmetic:
     Attributes:
         dtype: number type of word vectors and hidden states.
         bound: against the reference.
-        lstm_weights: number type of the LSTM's matrices.
+        lstm_weights: number type of the LSTM's matrices; on a card of the gates' alone.
         products: "tf32" where float32 values are multiplied with 11 bits, otherwise "ieee".
     """
 
@@ -125,13 +125,14 @@ _ROWS = (
         cuda=Arithmetic("float32", Bound(relative=3e-3), "float32", products="tf32"),
     ),
     # 8-bit LSTM weights by column. On the CPU and in files their inputs have 8 bits too, by their range: measured
-    # 0.0145, and 0.0235 with weights of 7 bits, as x86 without VNNI needs; on a card inputs are bf16: H200 0.0083.
+    # 0.0145, and 0.0235 with weights of 7 bits, as x86 without VNNI needs. On a card the gates' inputs have 8 bits, by
+    # their row: measured 0.0136 in Triton's interpreter.
     Precision(
         "int8",
-        "LSTM products in 8 bits (on a card: 8-bit LSTM weights, all else as bf16)",
+        "LSTM products in 8 bits (on a card: those of the gates, all else as bf16)",
         ("ort",),
         cpu=Arithmetic("float32", Bound(relative=0.05), "int8"),
-        cuda=Arithmetic("bfloat16", Bound(relative=0.02), "int8"),
+        cuda=Arithmetic("bfloat16", Bound(relative=0.03), "int8"),
         onnx=Arithmetic("float32", Bound(relative=0.05, worst_vector=0.2, cosine=0.98), "int8"),
     ),
     # The same sums in another order: 53 bits, some thousand additions deep.

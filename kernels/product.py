@@ -4,7 +4,7 @@
 
 The rows are given by pointers, so that they may be gathered, and may come from two tensors one after the other: the
 LSTM's [x, hidden] is never put together in memory. Products are in the rows' type, or TF32 where asked for; sums are
-float32. An 8-bit weight is an integer that every 16-bit type holds exactly; its scale is the caller's.
+float32, or int32 where rows and weight are 8-bit integers, whose scales are the caller's.
 
 Sizes need not fit the blocks: what lies beyond them is read as zero.
 """
@@ -16,14 +16,14 @@ import triton.language as tl
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums to begin with, float32."""
-    return tl.zeros([ROWS, COLUMNS], tl.float32)
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+    """Sums to begin with."""
+    return tl.zeros([ROWS, COLUMNS], TYPE)
 
 
 @triton.jit
 def product(
-    acc,  # float32 [M, N] to begin with: what is added to the product is loaded while the first blocks are
+    acc,  # float32 or int32 [M, N] to begin with: what is added to the product is loaded while the first blocks are
     p_rows,  # [M] pointers to the rows
     p_more_rows,  # [M] pointers to the second half of the rows, where PARTS is 2
     m_rows,  # [M] which rows exist
@@ -37,7 +37,7 @@ def product(
     PRECISION: tl.constexpr,  # "ieee" or "tf32"
     KEEP: tl.constexpr,  # eviction policy of the weight
 ):
-    """acc and the product: float32 [M, N]."""
+    """acc and the product: [M, N] of the type of acc."""
     N_BLOCKS: tl.constexpr = (SIZE + BLOCK_K - 1) // BLOCK_K
     for i in range(PARTS * N_BLOCKS):  # one loop for both halves, so that loads run ahead across them
         part = i // N_BLOCKS
@@ -55,7 +55,7 @@ def product(
             b = tl.load(p_b, eviction_policy=KEEP)
         else:
             b = tl.load(p_b, mask=m_b, other=0, eviction_policy=KEEP)
-        acc = tl.dot(a, b.to(a.dtype), acc, input_precision=PRECISION)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc
 
 
@@ -79,6 +79,16 @@ def sigmoid(x, APPROXIMATE: tl.constexpr):
     if APPROXIMATE:
         return 0.5 * tanh(0.5 * x, APPROXIMATE) + 0.5
     return tl.sigmoid(x)
+
+
+@triton.jit
+def int8_of(rows, scale):
+    """The rows [M, N] in units of their scale [M], rounded to the nearest integer (ties to even) of 127 at most.
+
+    Adding 1.5 * 2^23 leaves that integer in a float's last bits, without the conversions, which are slow.
+    """
+    units = tl.clamp(rows * (1.0 / scale)[:, None], -127.0, 127.0)
+    return (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

@@ -46,8 +46,8 @@ class Tile(NamedTuple):
         return f"{self.rows}x{self.columns}x{self.k} {self.warps}w {self.stages}s{splits}"
 
 
-# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "int8" (8-bit weights,
-# other values of any type), "tf32", "ieee".
+# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "int8" (integers of 8
+# bits), "tf32", "ieee".
 TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("gates", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
@@ -55,7 +55,12 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (64, Tile(64, 32, 64, 4, 4)),  # 160 registers: two programs a multiprocessor
         (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill on sm_80 and sm_120
     ),
-    ("gates", "int8"): ((16, Tile(16, 32, 128, 4, 3)), (ANY, Tile(32, 32, 64, 4, 4))),  # for few rows: more would spill
+    ("gates", "int8"): (
+        (16, Tile(16, 32, 128, 4, 3)),
+        (32, Tile(32, 32, 128, 4, 4)),
+        (64, Tile(64, 32, 128, 4, 3)),
+        (ANY, Tile(128, 32, 128, 8, 3)),
+    ),
     ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
     ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # bound by FFMA, not by memory
     # Few columns: where rows are few too, a sum over the cells is split, so that all multiprocessors have work.
@@ -68,11 +73,6 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (512, Tile(128, 128, 64, 8, 3, splits=4)),
         (1024, Tile(128, 128, 64, 8, 3, splits=2)),
         (ANY, Tile(128, 128, 64, 8, 3)),
-    ),
-    ("projection", "int8"): (
-        (16, Tile(16, 32, 128, 4, 4, splits=8)),
-        (64, Tile(32, 64, 128, 4, 3, splits=8)),
-        (ANY, Tile(64, 64, 64, 4, 4)),
     ),
     ("projection", "tf32"): ((64, Tile(32, 32, 64, 4, 4, splits=8)), (ANY, Tile(64, 64, 32, 4, 4))),
     ("projection", "ieee"): ((64, Tile(32, 32, 32, 4, 3, splits=8)), (ANY, Tile(64, 64, 16, 8, 3))),
@@ -164,7 +164,7 @@ def choose_tile(
 
     Args:
         device: where it runs; a tile that fits every card where absent.
-        int8: the weights have 8 bits.
+        int8: products are of 8-bit integers.
         batch_invariant: one tile for any number of rows, without splits, so that every sum has one order.
 
     Raises:

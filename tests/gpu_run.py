@@ -100,6 +100,7 @@ class StandIn:
         self.precision = precision
         self._inner = ElmoEmbedder(model, device="cpu", runtime="ort", **options)
         self.window_limits = self._inner.window_limits
+        self.reads_ahead = self._inner.reads_ahead
 
     def embed(self, sentences: Any, **asked: Any) -> Iterator[Any]:
         return map(self.off, self._inner.embed(sentences, **asked))

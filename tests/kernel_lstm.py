@@ -50,10 +50,13 @@ VARIANTS = {
     "few_rows": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, most_rows=64),
     "warp_specialized": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
     "tma": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
-    "hoisted": Tested(kinds=(*FLOATS, "tf32", "int8"), P=160, C=32),
+    "hoisted": Tested(kinds=(*FLOATS, "tf32"), P=160, C=32),
+    "int8_specialized": Tested(kinds=("int8",), P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
+    "int8": Tested(kinds=("int8",), P=16, C=32),
 }
 # Those that serve any sizes, in the interpreter too; the others are compared with them.
-PORTABLE = [name for name, tested in VARIANTS.items() if not tested.sizes]
+PORTABLE = [name for name, tested in VARIANTS.items() if not tested.sizes and "fp32" in tested.kinds]
+HOPPER = [name for name, tested in VARIANTS.items() if tested.kinds == HALVES]
 KINDS = [(name, kind) for name in PORTABLE for kind in VARIANTS[name].kinds]
 
 
@@ -110,10 +113,7 @@ class RandomLayer:
         nodes, x = nodes or self.nodes, self.x if x is None else x
         weights = self.pack(int8=int8)
         tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots)
-        for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
-            tensor.fill_(torch.nan)
-        if skip:
-            tensors.outputs.fill_(torch.nan)
+        tensors.poison()
         return LayerRun(weights, tensors, nodes, options or LaunchOptions())
 
     def computed(self, name: str, *, skip: bool = False, int8: bool = False, precision: Products = "ieee") -> LayerRun:

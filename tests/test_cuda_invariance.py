@@ -221,4 +221,4 @@ def test_the_projection_of_the_variants_for_hopper_has_one_tile() -> None:
     invariant = replace(run, options=LaunchOptions(batch_invariant=True))
     assert {hopper.projection(invariant).kind(n) for n in rows} == {hopper.INVARIANT_PROJECTION}
     original = hopper.choose_projection_tile(1024, Shape(2, 512, 4096), torch.device("cpu"))
-    assert hopper.INVARIANT_PROJECTION == original and original.splits == 1
+    assert original == hopper.INVARIANT_PROJECTION and original.splits == 1

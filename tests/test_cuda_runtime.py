@@ -16,15 +16,17 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
+from flashelmo.engine import embedder as embedder_module
 from flashelmo.engine import pipeline
 from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoWeights
 from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
-from flashelmo.engine.settings import CudaSettings
-from flashelmo.engine.text.windows import Window
+from flashelmo.engine.settings import CudaSettings, Settings
+from flashelmo.engine.text.windows import Drafts, Window
 
 MODEL = MODELS["skip"]
 # One bucket, and so one graph: launched, then captured, then replayed.
@@ -56,6 +58,20 @@ def test_every_model_equals_the_reference_by_graphs(name: str) -> None:
     for window in WINDOWS:
         assert_close(embedder.embed_batch(window), reference(window, name))
     assert n_graphs(embedder) == 1
+
+
+def test_buckets_whose_depths_have_fewer_and_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph is made for the most rows of its depths, and serves windows with fewer."""
+    monkeypatch.setattr(layout, "LEAST_ROWS", 1)
+    monkeypatch.setattr(layout, "LEAST_TAIL_ROWS", 1)
+    window = [["cat"] * 6, ["the", "sat", "é", "cat"], ["sat"], ["é"]]
+    embedder = on_cuda(MODEL)
+    for part in (window, window, window[:3], window):
+        assert_close(embedder.embed_batch(part), reference(part))
+    executor = pipeline_of(embedder)._executor
+    (key,) = executor._graphs._graphs
+    assert isinstance(key, tuple) and key[0].rows == [4, 4, 2, 2, 2, 2, 1, 1]
+    assert list(executor._graphs._seen) == list(executor._graphs._graphs)  # one bucket for all
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -167,6 +183,49 @@ def test_schedules_made_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         sentences = [window.tokens(b) for b in range(len(window))]
         assert_close(list(results), ReferenceRuntime(ONE_LAYER).embed_batch(sentences))
     assert k == len(windows) - 1
+
+
+def test_the_first_plans_are_given_before_much_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has nothing to do waits for one window, not for as many as are planned ahead later."""
+    monkeypatch.setattr(pipeline, "PLAN_INLINE_TOKENS", 0)
+    read: list[Window] = []
+
+    def source() -> Iterator[Window]:
+        for _ in range(9):
+            read.append(Window.from_sentences(SHORT))
+            yield read[-1]
+
+    planner = pipeline.Planner(("<S>", "</S>"), Settings(threads=3))
+    numbers = []
+    for k, plan in enumerate(planner.plan_ahead(source())):
+        assert plan.window is read[k]
+        numbers.append(len(read))
+    assert numbers == [1, 3, 5, 7, 8, 9, 9, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, [3, 6, 8, 8, 8, 8, 7]), ({"stateful": True, "batch_size": 40}, [40, 8]), ({"window_tokens": 2}, [2] * 24)],
+    ids=str,
+)
+def test_the_first_windows_are_smaller(
+    settings: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a device begins soon; never the batches of rows that carry a state."""
+    monkeypatch.setattr(embedder_module, "FIRST_TOKENS", 3)
+    embedder = on_cuda(ONE_LAYER, **{"window_tokens": 8, **settings})
+    n_tokens: list[int] = []
+    stream = CudaPipeline.stream
+
+    def count(self: CudaPipeline, windows: Drafts, *arguments: Any, **options: Any) -> Any:
+        drafts = list(windows.drafts)
+        n_tokens.extend(int(draft.offsets[-1]) for draft in drafts)
+        return stream(self, Drafts(drafts), *arguments, **options)
+
+    monkeypatch.setattr(CudaPipeline, "stream", count)
+    sentences = [["cat"]] * 48
+    assert_close(embedder.embed_batch(sentences)[:1], ReferenceRuntime(ONE_LAYER).embed_batch([["cat"]]))
+    assert n_tokens == expected
 
 
 def test_two_threads_share_an_embedder() -> None:

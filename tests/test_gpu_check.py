@@ -91,7 +91,6 @@ def test_all_parts_are_measured_beside_what_was_committed(tmp_path: Path, monkey
     replace(results, rows=old).write(tmp_path / "committed" / "a.json")
     other = replace(results, rows=[replace(old[0], median=1.0)], machine={"gpu": {"name": "another"}})
     other.write(tmp_path / "committed" / "b.json")
-    monkeypatch.setattr(check, "RESULTS", tmp_path / "committed")
     monkeypatch.setattr(check.committed, "__defaults__", (tmp_path / "committed",))
     assert run_parts(settings) == []
     found = Results.read(tmp_path / check.FILE)
@@ -99,7 +98,7 @@ def test_all_parts_are_measured_beside_what_was_committed(tmp_path: Path, monkey
     order = list(dict.fromkeys(row.section for row in found.rows))
     assert order == ["error", "step", "single", "batch", "ragged", "bulk", "timeline"]
     errors = {row.name for row in found.section("error")}
-    assert {"batch bf16", "pooled bf16", "fused step bf16", "hoisted step int8", "fused step fp16"} <= errors
+    assert {"batch bf16", "pooled bf16", "fused step bf16", "int8 step int8", "fused step fp16"} <= errors
     steps = {row.name for row in found.section("step") if row.detail == "1 rows"}
     assert {"hoisted bf16", "fused bf16", "cuBLAS fused bf16", "cuBLAS hoisted bf16"} <= steps
     assert find(found, "step", "fused bf16", "3 rows").ratios["committed"] == pytest.approx(25 / 11, rel=1e-3)

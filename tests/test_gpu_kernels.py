@@ -101,7 +101,7 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: tuple[int, Resu
     kernels += ("token layers", "token layers, means", "gather words")  # the last an exact copy
     steps = ("fused step", "hoisted step")
     expected = {f"{name} {precision}" for name in kernels + steps for precision in ("bf16", "fp32")}
-    expected.add("hoisted step int8")
+    expected.add("int8 step int8")
     for model in ("tiny", "odd sizes"):
         rows = [row for row in results.section("error") if row.model == model]
         assert {row.name for row in rows} == expected
@@ -121,7 +121,7 @@ def test_every_kernel_is_checked_before_anything_is_timed(whole: tuple[int, Resu
         ("highway", "4 words", "bf16", "cuBLAS bf16"),
         ("final projection", "1 words", "bf16", "cuBLAS bf16"),
         ("input", "3 nodes", "fp32", "cuBLAS fp32"),
-        ("step", "3 rows", "hoisted int8", ""),
+        ("step", "3 rows", "int8 int8", ""),
         ("characters", "4 words", "bf16", ""),
         ("characters and highways", "4 words", "bf16", ""),
         ("token layers", "5 tokens", "all layers bf16", ""),
@@ -319,8 +319,8 @@ def test_a_card_that_is_not_in_the_table_takes_what_the_device_says() -> None:
 
 def test_which_ways_are_timed() -> None:
     layer = LstmLayer(preset_config("original"), "meta")
-    few = [("bf16", "fused"), ("bf16", "hoisted"), ("int8", "hoisted")]
-    assert list(ways(layer, 64, ["bf16"])) == few and list(ways(layer, 65, ["bf16"])) == few[:2]
+    both = [("bf16", "fused"), ("bf16", "hoisted"), ("int8", "int8")]
+    assert list(ways(layer, 64, ["bf16"])) == list(ways(layer, 65, ["bf16"])) == both
     others = ["fp16", "fp32", "tf32"]
     assert list(ways(layer, 512, others)) == [(precision, "fused") for precision in others]
     assert list(ways(layer, 32, ["fp32"])) == [("fp32", "hoisted")]
@@ -334,14 +334,12 @@ def test_every_tile_that_is_timed_is_checked(monkeypatch: pytest.MonkeyPatch, is
 
     def chosen(operation: str, precision: str, rows: Sequence[int]) -> set[Tile]:
         arithmetic, dtype = PRECISIONS[precision].on("cuda"), problems.dtype_of(precision)
-        int8 = precision == "int8"
+        int8 = precision == "int8" and operation == "gates"
         return {choose_tile(operation, dtype, arithmetic.products, n, device=device, int8=int8) for n in rows}
 
-    small = [n for n in sizes.steps if n <= 64]
-    at_small = [n for n in settings.rows if n <= 64]
     for operation in ("gates", "projection"):
         assert chosen(operation, "bf16", settings.rows) <= chosen(operation, "bf16", sizes.steps)
-        assert chosen(operation, "int8", at_small) <= chosen(operation, "int8", small)
+        assert chosen(operation, "int8", settings.rows) <= chosen(operation, "int8", sizes.steps)
         for precision in ("fp16", "fp32", "tf32"):
             checked = chosen(operation, precision, (*sizes.few, *sizes.many))
             assert chosen(operation, precision, settings.other_rows) <= checked

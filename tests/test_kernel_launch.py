@@ -78,7 +78,7 @@ def test_the_original_stays_and_changes_of_another_kind_share_nothing(device: st
     ],
 )
 def test_what_triton_would_compile_anew_is_refused(
-    device: str, changes: dict[str, Any], integers: dict[str, int], message: str
+    device: str, changes: dict[str, Any], integers: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         row_launch(device, **changes).at(**integers)
@@ -87,7 +87,12 @@ def test_what_triton_would_compile_anew_is_refused(
 def test_tensors_are_walked_once_for_all(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[Launch] = []
     found = Launch._device
-    monkeypatch.setattr(Launch, "_device", lambda self: walks.append(self) or found(self))
+
+    def count(self: Launch) -> torch.device:
+        walks.append(self)
+        return found(self)
+
+    monkeypatch.setattr(Launch, "_device", count)
     launch = row_launch(device)
     for row in range(4):
         launch.at(row=row).run()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_lstm import (
     FLOATS,
+    HOPPER,
     KINDS,
     PORTABLE,
     VARIANTS,
@@ -31,10 +32,8 @@ from flashelmo.kernels.lstm.hopper import gate_columns, gate_rows
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import lstm_layer
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Interleaved, interleave, quantize
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Interleaved, interleave
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS
-
-INT8_KINDS = [(name, kind) for name in PORTABLE if "int8" in VARIANTS[name].kinds for kind in FLOATS]
 
 
 def assert_close(
@@ -71,15 +70,6 @@ def test_steps_match_the_reference(device: str, name: str, kind: str) -> None:
 def test_tf32_is_near(device: str, name: str) -> None:
     layer = random_layer(device)
     assert_close(layer, layer.computed(name, precision="tf32"), "tf32")
-
-
-@pytest.mark.parametrize(("name", "kind"), INT8_KINDS)
-def test_8_bit_weights_are_near(device: str, name: str, kind: str) -> None:
-    layer = random_layer(device, dtype=FLOATS[kind], sizes=((1, 3, 5, 9), (1, 2, 7)), P=16, C=32)
-    run = layer.computed(name, int8=True)
-    weights = run.weights.layout(interleave)
-    assert weights.recurrent.dtype == weights.projection.dtype == torch.int8
-    assert_close(layer, run, "int8")
 
 
 @pytest.mark.parametrize("name", PORTABLE)
@@ -163,7 +153,6 @@ def test_split_sums_leave_their_counters_even_and_repeat(device: str, name: str)
     assert torch.equal(*results)
 
 
-HOPPER = [name for name, tested in VARIANTS.items() if tested.sizes]
 FORESTS: dict[str, tuple[tuple[int, ...], ...]] = {
     "one node": ((1,), (1,)),
     "few rows": ((3, 1, 9, 16), (1, 2)),
@@ -259,14 +248,6 @@ def test_packing_puts_the_gates_of_a_cell_side_by_side() -> None:
     assert (unclipped.cell_clip, unclipped.projection_clip) == (float("inf"), float("inf"))
 
 
-def test_quantized_weights_are_within_half_a_step() -> None:
-    weight = torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(0))
-    weight[0, :, 3] = 0
-    integers, scale = quantize(weight)
-    assert integers.abs().max() == 127
-    assert ((integers * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -308,22 +289,6 @@ def test_weights_that_were_laid_out_otherwise_are_refused(
     weights = random_layer("cpu").pack()
     with pytest.raises(ValueError, match=f"^{message}"):
         replace(weights, layouts={interleave: change(weights.layout(interleave))})
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("recurrent", "recurrent: expected torch.int8, found torch.float32"),
-        ("recurrent_scale", "recurrent_scale: expected torch.float32, found torch.float16"),
-        ("projection_scale", "projection_scale: expected torch.float32, found torch.float16"),
-    ],
-)
-def test_8_bit_weights_are_checked_too(name: str, message: str) -> None:
-    weights = random_layer("cpu").pack(int8=True)
-    packed = weights.layout(interleave)
-    other = getattr(packed, name).to(torch.float32 if name == "recurrent" else torch.float16)
-    with pytest.raises(ValueError, match=f"^{message}"):
-        replace(weights, layouts={interleave: packed._replace(**{name: other})})
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -374,12 +339,6 @@ def test_depths_that_do_not_exist_are_refused(device: str, name: str, depths: ra
     layer = random_layer(device)
     with pytest.raises(ValueError, match=r"^depths: expected some from 1 to 4, found "):
         launches_of(layer.poisoned(), name, depths)
-
-
-def test_what_a_variant_cannot_do_without_is_named(device: str) -> None:
-    layer = random_layer(device)
-    with pytest.raises(ValueError, match=r"^weights: expected all in one type, as fused steps need, found some of 8"):
-        launches_of(layer.poisoned(int8=True), "fused")
 
 
 def test_directions_must_agree(device: str) -> None:

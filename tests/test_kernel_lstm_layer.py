@@ -40,7 +40,7 @@ def test_depths_are_grouped_by_the_variant_that_serves_their_rows(device: str) -
     layer = random_layer(device, sizes=MANY_SIZES, P=24)  # up to 3 rows the input's part is better computed beforehand
     first, last = ("hoisted", range(1, 2)), ("hoisted", range(7, 8))
     assert chosen(layer.poisoned()) == [first, ("fused", range(2, 7)), last]
-    assert chosen(layer.poisoned(int8=True)) == [("hoisted", range(1, 8))]
+    assert chosen(layer.poisoned(int8=True)) == [("int8", range(1, 8))]
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -49,7 +49,7 @@ def test_some_variant_serves_any_rows(device: str, kind: str, int8: bool) -> Non
     layer = random_layer(device, P=32, C=32, dtype=FLOATS[kind])
     run = layer.poisoned(int8=int8)
     for rows in (0, 1, 4, 5, 32, 33, 128, 129, 10_000):
-        assert choose(run, rows).name == ("hoisted" if int8 or rows <= 4 else "fused")
+        assert choose(run, rows).name == ("int8" if int8 else "hoisted" if rows <= 4 else "fused")
 
 
 @pytest.mark.parametrize("kind", FLOATS)
@@ -57,13 +57,17 @@ def test_some_variant_serves_any_rows(device: str, kind: str, int8: bool) -> Non
 def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str
 ) -> None:
-    run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind]).poisoned()
+    layer = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind])
+    run, in_8_bits = layer.poisoned(), layer.poisoned(int8=True)
     monkeypatch.setattr(tuning, "capability", lambda device: capability)
-    object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
+    for each in (run, in_8_bits):
+        object.__setattr__(each.weights, "device", SimpleNamespace(type="cuda"))
     expected = ["hoisted" if rows <= 16 else "fused" for rows in (1, 64, 65, 4096)]
     if capability == (9, 0) and kind != "fp32":
         expected = ["few_rows", "few_rows", "warp_specialized", "warp_specialized"]
     assert [choose(run, rows).name for rows in (1, 64, 65, 4096)] == expected
+    many = "int8_specialized" if "few_rows" in expected else "int8"
+    assert [choose(in_8_bits, rows).name for rows in (1, 64, 65, 4096)] == ["int8", "int8", many, many]
     object.__setattr__(run.weights, "layouts", {interleave: run.weights.layout(interleave)})  # as at other sizes
     assert choose(run, 4096).name == "fused"
 
@@ -128,10 +132,10 @@ def in_bucket(x: torch.Tensor) -> torch.Tensor:
     return room
 
 
-@pytest.mark.parametrize(("name", "int8"), [("fused", False), ("hoisted", False), ("hoisted", True)])
+@pytest.mark.parametrize(("name", "int8"), [("fused", False), ("hoisted", False), ("int8", True)])
 @pytest.mark.parametrize("skip", [False, True], ids=["no skip", "skip"])
 def test_a_bucket_gives_what_its_schedule_gives(device: str, name: str, int8: bool, skip: bool) -> None:
-    P, C = (16, 32) if int8 else (VARIANTS[name].P, VARIANTS[name].C)
+    P, C = VARIANTS[name].P, VARIANTS[name].C
     layer = random_layer(device, sizes=SIZES, P=P, C=C)
     bucket, weights = bucket_of(layer), layer.pack(int8=int8)
     run = layer.poisoned(int8=int8, nodes=bucket, x=in_bucket(layer.x))

@@ -1,7 +1,7 @@
 """The engine on a card, end to end: `python -m benchmarks gpu --out DIR`.
 
 suite.py      the command line of it; engine.py: what is measured, in which order
-check.py      what a card must show, in minutes; ahead.py: kernels compiled before
+check.py      what a card must show, in minutes; ahead.py: kernels compiled before; check_tables.py: what it found
 subject.py    a model on the card
 accuracy.py   against the reference and published vectors, before anything is timed
 sanitizer.py  the same under compute-sanitizer

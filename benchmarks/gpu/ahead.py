@@ -44,10 +44,11 @@ SPARE_CORES = 2  # for who waits, and for the process that has the card
 
 
 class Recorded(NamedTuple):
-    """Launches of a part, each once, and the compute capability that they are for."""
+    """Launches of a part, each once, the compute capability that they are for, and what could not be recorded."""
 
     target: int
     launches: list[bytes]
+    wrong: Sequence[str] = ()
 
 
 @contextmanager
@@ -192,7 +193,9 @@ class Ahead:
     """
 
     def __init__(self, processes: int, record: Callable[..., Recorded], parts: Sequence[tuple[Any, ...]]) -> None:
-        self._pool = ProcessPoolExecutor(max(1, processes), get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            max(1, processes), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        )  # a thread each, as there is a process for each core
         self._records = [self._pool.submit(record, *part) for part in parts]
         self.n_launches = 0
 
@@ -215,6 +218,7 @@ class Ahead:
                     if isinstance(found, Recorded):
                         new = [packed for packed in found.launches if packed not in seen]
                         seen.update(new)
+                        yield from (f"not compiled ahead: {each}" for each in found.wrong)
                         waiting |= {self._pool.submit(compile_packed, each, found.target) for each in new}
                     elif found:
                         yield f"not compiled ahead: {found}"

@@ -10,8 +10,8 @@ The most valuable first, in parts (`--only`), each with a limit (`--seconds`):
     timeline      a picture of what the device and the host do
 
 Processes compile the kernels first (ahead.py). Then one process has the card; should it hang, or a kernel end its CUDA
-context, then the part is a line, and another process does the next one. All rows are in DIR/check.json as soon as they
-are measured, those that this card's committed results have too with the ratio to them.
+context, then the job is a line, and another process goes on with the next one. All rows are in DIR/check.json as soon
+as they are measured, those that this card's committed results have too with the ratio to them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -32,19 +32,16 @@ import torch
 from rich.console import Console
 
 from flashelmo.benchmarks.gpu import ahead, engine
+from flashelmo.benchmarks.gpu.check_tables import COMMITTED, committed, summary
 from flashelmo.benchmarks.gpu.engine import Engine, Tools
-from flashelmo.benchmarks.gpu.speed import UNIT
 from flashelmo.benchmarks.kernels.card import Card, Device, begin
 from flashelmo.benchmarks.kernels.suite import Kernels
-from flashelmo.benchmarks.kernels.tables import MODEL, error_table
 from flashelmo.benchmarks.results import FAILED, Results, Row
 from flashelmo.benchmarks.run import Job, Run
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import by_detail, describe_machine, describe_software, figure, markdown, percent
 from flashelmo.benchmarks.timing import Deadline
-from flashelmo.benchmarks.worker import Here, Worker, WorkerError
+from flashelmo.benchmarks.worker import Here, Worker, WorkerError, one_line
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.precision import PRECISIONS
 
 PARTS = ("correctness", *engine.PARTS)
 ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -54,13 +51,9 @@ COMPILE_SECONDS = 110.0
 LONGER = 1.6  # times as long as the others the correctness may take
 PIECES = 6  # that the correctness is recorded in, each by a process
 GRACE = 10.0  # seconds that a part may be late before its process is killed
-HANG_SECONDS = 45.0  # without a row, after which a process is taken for hung
+HANG_SECONDS = 60.0  # without a row, after which a process is taken for hung
 LEAST_SECONDS = 1.0  # that a part is begun with
 BEGUN = "begun.jsonl"
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
-COMMITTED = "committed"
-STEPS = ("step",)
-MOST_LINES = 40  # of failures
 FILE = "check.json"
 
 
@@ -182,28 +175,20 @@ def _read(path: Path | None) -> Results | None:
     return None
 
 
-def committed(card: str, folder: Path = RESULTS) -> dict[tuple[str, str, str], Row]:
-    """A card's committed figures by section, detail and name; nothing for other cards, or without the files."""
-    found: dict[tuple[str, str, str], Row] = {}
-    for path in sorted(folder.glob("*.json")):
-        with suppress(FlashElmoError):
-            results = Results.read(path)
-            if results.machine.get("gpu", {}).get("name") == card:
-                found |= {(row.section, row.detail, row.name): row for row in results.rows if row.median is not None}
-    return found
-
-
 def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorded:
     """The launches of a part, or of one of its pieces, on the card, in a process of its own."""
     less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
     started, tools = partial(_started, console=Console(file=io.StringIO())), Tools(timer=ahead.run_once)
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
         for number, job in enumerate(Parts(less, Path(folder), started, tools).jobs(part)):
-            with suppress(Exception):  # the part itself will say so
+            try:
                 for _ in job.rows() if k in (None, number % PIECES) else ():
                     pass
+            except Exception as error:
+                wrong.append(f"{part}, {job.section} {job.detail}: {one_line(error)}")
     major, minor = torch.cuda.get_device_capability()
-    return ahead.Recorded(10 * major + minor, list(launches))
+    return ahead.Recorded(10 * major + minor, list(launches), wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------- supervision
@@ -334,49 +319,3 @@ def conclude(path: Path, undone: Sequence[Row], say: Callable[[str], object]) ->
     results.write(path)
     say(summary(results, committed(results.machine["gpu"]["name"])))
     return 1 if any(row.failed for row in results.rows) else 0
-
-
-def summary(results: Results, before: Mapping[tuple[str, str, str], Row]) -> str:
-    """Errors with their bounds, steps and speeds with what was committed, and what failed, as short as can be."""
-    driver = results.machine["gpu"].get("driver", "unknown")
-    parts = [describe_machine(results), f"driver {driver}, {describe_software(results)}", error_summary(results)]
-    steps = [replace(row, ceiling=None) for row in results.rows if row.section in STEPS and row.median is not None]
-    for section in STEPS:
-        rows = [row for row in steps if row.section == section and not row.name.startswith(MODEL)]
-        best = [_best_before(section, detail, before) for detail in dict.fromkeys(row.detail for row in rows)]
-        parts.append(markdown(f"{section}, µs", 1, *by_detail([*rows, *(row for row in best if row)])))
-    lines = []
-    for row in results.rows:
-        if row.unit == UNIT and row.median is not None:
-            old, times = before.get((row.section, row.detail, row.name)), row.ratios.get(COMMITTED)
-            share = percent(row.utilisation_both)
-            cells = [figure(row.median), figure(old.median if old else None), figure(times), share]
-            lines.append([row.name, f"{row.section}: {row.detail}", *cells])
-    parts.append(markdown("", 2, ["", "", UNIT, COMMITTED, "times", "of the limit"], lines))
-    parts += [f"{row.label}, {row.section}: {figure(row.median)} {row.unit}" for row in results.section("timeline")]
-    failed = [row for row in results.rows if row.failed or (row.median is None and row.section in PARTS)]
-    parts += dict.fromkeys(row.note for row in results.section("warning"))
-    for row in failed[:MOST_LINES]:
-        parts.append(", ".join(filter(None, (row.model, row.section, row.label, row.note)))[:200])
-    parts.append(f"failures: {sum(row.failed for row in results.rows)}")
-    return "\n\n".join(filter(None, parts))
-
-
-def _best_before(section: str, detail: str, before: Mapping[tuple[str, str, str], Row]) -> Row | None:
-    """The fastest committed step of ours."""
-    rows = [
-        row
-        for (of, size, name), row in before.items()
-        if (of, size) == (section, detail) and name.endswith(" bf16") and not name.startswith((MODEL, "cuBLAS"))
-    ]
-    best = min(rows, key=lambda row: row.median or float("inf"), default=None)
-    return best and replace(best, name=f"{COMMITTED}, the best", ceiling=None)
-
-
-def error_summary(results: Results) -> str:
-    """The largest relative error of each kernel and way in each precision, and the bounds."""
-    rows = [row for row in results.section("error") if row.unit == "relative error" and row.detail != "two calls"]
-    there = dict.fromkeys(row.name.rpartition(" ")[2] for row in rows)
-    limits = [(name, PRECISIONS[name].bounds["cuda"].relative) for name in there if name in PRECISIONS]
-    bounds = [Row("error", name=f"bound {name}", unit="relative error", median=limit) for name, limit in limits]
-    return error_table([*rows, *bounds]) if rows else ""

@@ -50,7 +50,7 @@ class Card:
         return self.name.startswith(("H100", "H200"))
 
     def peak(self, precision: str) -> float:
-        """Operations a second in a precision; 8-bit weights are multiplied as 16-bit numbers."""
+        """Operations a second in a precision; 8-bit products are counted as 16-bit ones, which take twice as long."""
         if precision in ("fp32", "tf32"):
             return self.fp32 if precision == "fp32" else self.tf32
         return self.half

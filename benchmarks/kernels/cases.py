@@ -21,6 +21,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hopper
+from flashelmo.kernels.lstm.int8 import inputs_launch
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
@@ -69,7 +70,7 @@ class Kernel(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One compilation for each target: of a kernel in a precision ("int8" are 8-bit weights, multiplied in bf16), a
+    """One compilation for each target: of a kernel in a precision, a
     size as "C 4096, P 512", and entries of TILES as "gates/half/16" (up to 16 rows).
     """
 
@@ -94,9 +95,15 @@ def at_rows(kernel: str, way: str, fixed: int, config: ElmoConfig, rows: int, ma
 
 
 def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True) -> Launch:
-    """The projection after a fused step, or a hoisted one with 8-bit weights."""
-    way = "hoisted" if make.precision == "int8" else "fused"
+    """The projection after a fused step, or one in 8 bits."""
+    way = "int8" if make.precision == "int8" else "fused"
     return lstm_step("projection", way, config, rows, make, skip=skip)
+
+
+def int8_inputs(config: ElmoConfig, rows: int, make: Maker) -> Launch:
+    """What rounds a layer's inputs to 8 bits."""
+    problem = LstmProblem(LstmLayer(config, make.device), ((rows,),) * D)
+    return inputs_launch(problem.run(make.precision))
 
 
 def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
@@ -116,16 +123,20 @@ def shape_of(config: ElmoConfig) -> Shape:
     return Shape(D, config.projection_size, config.cell_size)
 
 
-EXACT, BF16 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",)
+EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER = (90,)
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
+int8_gates = partial(lstm_step, "int8_gates", "int8")
 input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
-    Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16", "int8"), ("fp32", "tf32")),
-    Kernel("projection", PROJECTION, "CP", projection, (*EXACT, "int8"), sizes=True),
+    Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
+    Kernel("int8 gates", GATES, "CP", int8_gates, INT8),
+    Kernel("int8 inputs", (), "CP", int8_inputs, INT8),
+    Kernel("projection", PROJECTION, "CP", projection, EXACT, sizes=True),
+    Kernel("projection, int8 states", PROJECTION, "CP", projection, few=INT8),
     Kernel("projection, no skip", PROJECTION, "CP", partial(projection, skip=False), few=BF16),
     *(
         Kernel(name, (), "CP", partial(at_rows, kernel, way, rows), BF16, ("fp16",), sizes=rows >= 64, targets=HOPPER)
@@ -136,11 +147,18 @@ KERNELS = (
             ("few_rows projection", "few_projection", "few_rows", 32),
             ("warp_specialized gates", "specialized_gates", "warp_specialized", MANY),
             ("tma gates", "tma_gates", "tma", MANY),
-            ("Hopper projection, 64 rows", "hopper_projection", "few_rows", 64),
+            ("Hopper projection, 64 rows", "hopper_projection", "tma", 64),
             ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
             ("Hopper projection, 512 rows", "hopper_projection", "tma", 512),
             ("Hopper projection, 1024 rows", "hopper_projection", "tma", 1024),  # and any number, batch-invariant
             ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
+        )
+    ),
+    *(
+        Kernel(name, (), "CP", partial(at_rows, kernel, "int8_specialized", MANY), INT8, targets=HOPPER)
+        for name, kernel in (
+            ("int8_specialized gates", "specialized_gates"),
+            ("Hopper projection, int8 states", "hopper_projection"),
         )
     ),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
@@ -171,7 +189,7 @@ def _entries(kernel: Kernel) -> Iterator[Case]:
         targets = kernel.targets if precision in kernel.full and precision != "fp16" else FEW_TARGETS
         if precision == "fp32":
             targets = (75, *targets)
-        for rows, entries in rows_and_entries(kernel.operations, kind_of(precision)):
+        for rows, entries in rows_and_entries(kernel.operations, kind_of(precision, *kernel.operations)):
             yield _case(kernel, kernel.config, precision, rows, entries, targets)
 
 

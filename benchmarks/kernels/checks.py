@@ -25,7 +25,6 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import PRECISIONS
 
-SMALL_ROWS = 64  # 8-bit weights are for few rows
 # Sizes that fit no block, and the other activation.
 ODD = replace(
     preset_config("original"),
@@ -109,20 +108,22 @@ def _step_checks(
     def error(rows: tuple[int, ...], *given: Any) -> float:
         return problem(rows).error(*given)
 
-    small = tuple(n for n in sizes.steps if n <= SMALL_ROWS)
+    def rows_served(precision: str) -> dict[str, tuple[int, ...]]:
+        served = {n: serving(layer, n, precision) for n in sizes.steps}
+        return {way: tuple(n for n in sizes.steps if way in served[n]) for way in WAYS}
+
     for precision in precisions:
         planned = {"fused": sizes.many, "hoisted": sizes.few}
         if precision == "bf16":
             planned = dict.fromkeys(planned, sizes.steps)
-            name, detail = "hoisted step", f"rows {', '.join(map(str, small))}"
-            yield Check(name, "int8", detail, partial(error, small, "int8", "hoisted"))
-        served = {n: serving(layer, n, precision) for n in sizes.steps}
-        for way in (way for way in WAYS if way not in PORTABLE):
-            planned[way] = tuple(n for n in sizes.steps if way in served[n])
-        for way, rows in planned.items():
+        served = {way: rows for way, rows in rows_served(precision).items() if way not in PORTABLE}
+        wanted = [(precision, way, rows) for way, rows in (planned | served).items()]
+        if precision == "bf16":
+            wanted += [("int8", way, rows) for way, rows in rows_served("int8").items()]
+        for number_type, way, rows in wanted:
             if rows:
                 detail = f"rows {', '.join(map(str, rows))}"
-                yield Check(f"{way} step", precision, detail, partial(error, rows, precision, way))
+                yield Check(f"{way} step", number_type, detail, partial(error, rows, number_type, way))
 
 
 def run_checks(

@@ -21,8 +21,9 @@ from triton.backends.compiler import GPUTarget
 
 from flashelmo.kernels.launch import Launch
 
-# What multiplies, fastest first: tcgen05 (sm_100), wgmma (sm_90), mma, and no matrix unit.
-PRODUCTS = ("UTCHMMA", "HGMMA", "HMMA", "FFMA")
+# What multiplies, fastest first: tcgen05 (sm_100), wgmma (sm_90), mma, each of floats and of 8-bit integers, and no
+# matrix unit.
+PRODUCTS = ("UTCHMMA", "UTCIMMA", "HGMMA", "IGMMA", "HMMA", "IMMA", "FFMA")
 GLOBAL = ("LDG", "LDGSTS", "STG")  # loads, loads to shared memory, stores
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 
 from flashelmo.benchmarks.kernels import model, problems
-from flashelmo.benchmarks.kernels.checks import SMALL_ROWS
 from flashelmo.benchmarks.kernels.graph_timing import Task
 from flashelmo.benchmarks.kernels.lstm import (
     PORTABLE,
@@ -116,8 +115,7 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
             continue
         yield from ((precision, "fused"), (precision, "hoisted"))
         yield from ((precision, way) for way in serving(layer, rows, precision) if way not in PORTABLE)
-        if rows <= SMALL_ROWS:
-            yield "int8", "hoisted"
+        yield from (("int8", way) for way in serving(layer, rows, "int8"))
 
 
 def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:

@@ -83,7 +83,10 @@ class LstmProblem:
         roots = self._roots[0].to(weights.device, weights.dtype), self._roots[1].to(weights.device)
         tensors = new_tensors(weights, self.nodes, x, skip=self._skip, roots=roots)
         for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected):
-            tensor.normal_()
+            if tensor.is_floating_point():
+                tensor.normal_()
+            else:
+                tensor.random_(-64, 65)
         return LayerRun(weights, tensors, self.nodes, LaunchOptions(PRECISIONS[precision].on("cuda").products))
 
     def steps(self, run: LayerRun, way: str) -> list[Launch]:
@@ -100,8 +103,7 @@ class LstmProblem:
         """Hidden states [D, N, P] of a run of all steps, after what they should write was filled with NaN."""
         run = self.run(precision)
         tensors = run.tensors
-        for tensor in (tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected, tensors.partial_sums):
-            tensor.fill_(torch.nan)
+        tensors.poison()
         for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
             launch.run()
         hidden: Tensor = tensors.hidden

@@ -48,14 +48,14 @@ def value_bytes(precision: str) -> int:
 
 
 def weight_bytes(precision: str) -> int:
-    """Of a number in the LSTM's matrices on a card."""
+    """Of a number in the gates' products on a card."""
     return BYTES[PRECISIONS[precision].on("cuda").lstm_weights]
 
 
-def kind_of(precision: str) -> str:
-    """The kind of product in `kernels.tuning.TILES`."""
+def kind_of(precision: str, operation: str = "") -> str:
+    """The kind of an operation's product in `kernels.tuning.TILES`."""
     arithmetic = PRECISIONS[precision].on("cuda")
-    if arithmetic.lstm_weights == "int8":
+    if arithmetic.lstm_weights == "int8" and operation == "gates":
         return "int8"
     return arithmetic.products if arithmetic.dtype == "float32" else "half"
 
@@ -82,12 +82,12 @@ class Product(NamedTuple):
         tile = self.tile(card)
         row_blocks = -(-self.rows // tile.rows)
         column_blocks = -(-self.columns // (tile.columns * COLUMNS.get(self.operation, 1)))
-        rows, columns = self.rows * value_bytes(self.precision), self.columns * weight_bytes(self.precision)
-        return self.matrices * self.inputs * (column_blocks * rows + row_blocks * columns)
+        width = weight_bytes(self.precision) if self.operation == "gates" else value_bytes(self.precision)
+        return self.matrices * self.inputs * width * (column_blocks * self.rows + row_blocks * self.columns)
 
     def tile(self, card: Card) -> Tile:
         """As `kernels.tuning` chooses it."""
-        return table_tile(self.operation, kind_of(self.precision), self.rows, hopper=card.is_hopper)
+        return table_tile(self.operation, kind_of(self.precision, self.operation), self.rows, hopper=card.is_hopper)
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,21 @@ def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
     """The gates and cells of one step, both directions.
 
     Args:
-        way: "fused" (the input is multiplied with the recurrent state) or "hoisted" (beforehand), as 8-bit weights are.
+        way: "fused" (the input is multiplied with the recurrent state, as in 8 bits) or "hoisted" (beforehand).
     """
-    C, P, width = config.cell_size, config.projection_size, value_bytes(precision)
+    C, P, width = config.cell_size, config.projection_size, weight_bytes(precision)
     product = Product("gates", precision, D, rows, 4 * C, 2 * P if way == "fused" else P)
     streamed = D * rows * (P * width if way == "fused" else 4 * C * 4)  # x, or its float32 part of the gates
-    states = D * rows * (P * width + C * (4 + 4 + width))  # hidden; the cell before and after; unprojected
-    return _cost(product, weight_bytes(precision), streamed, states)
+    cells = C * (4 + 4 + value_bytes(precision))  # before and after; unprojected
+    states = D * rows * (P * width + cells)
+    return _cost(product, width, streamed, states)
 
 
 def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
     """The projection of one step, both directions, without skip connection."""
     C, P = config.cell_size, config.projection_size
     product = Product("projection", precision, D, rows, P, C)
-    return _cost(product, weight_bytes(precision), 0, D * rows * (C + P) * value_bytes(precision))
+    return _cost(product, value_bytes(precision), 0, D * rows * (C + P) * value_bytes(precision))
 
 
 def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
@@ -226,7 +227,7 @@ def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
     for n in ROWS:
         costs += [(f"gates, {way}", f"{n} rows", "bf16", gates(config, n, "bf16", way)) for way in ("fused", "hoisted")]
         costs.append(("projection", f"{n} rows", "bf16", projection(config, n, "bf16")))
-        for precision, ways in (("bf16", ("fused", "hoisted")), ("int8", ("hoisted",))):
+        for precision, ways in (("bf16", ("fused", "hoisted")), ("int8", ("fused",))):
             costs += [(f"step, {way}", f"{n} rows", precision, step(config, n, precision, way)) for way in ways]
     for n in WORDS:
         costs.append(("characters", f"{n} words", "bf16", characters(config, [WORD_LENGTH] * n, "bf16")))

@@ -128,9 +128,10 @@ def breaches(found: Resources) -> Iterator[str]:
     most = LIMITS[found.target][0]
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
-    by_warpgroup = found.target == 90 and found.type in ("bf16", "fp16") and found.rows >= WARPGROUP_ROWS
-    if by_warpgroup and found.product != "HGMMA":
-        yield f"{found.name}: expected HGMMA, as a tile has {found.rows} rows, found {found.product or 'none'}"
+    by_warpgroup = found.target == 90 and found.type in ("bf16", "fp16", "int8") and found.rows >= WARPGROUP_ROWS
+    wanted = "IGMMA" if found.type == "int8" and "gates" in found.kernel else "HGMMA"
+    if by_warpgroup and found.product != wanted:
+        yield f"{found.name}: expected {wanted}, as a tile has {found.rows} rows, found {found.product or 'none'}"
 
 
 def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[Resources]:

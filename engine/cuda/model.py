@@ -164,9 +164,10 @@ class WordVectors:
             rows[missing] = self._free_rows(len(missing))
             for group in np.split(missing, range(WORDS_AT_ONCE, len(missing), WORDS_AT_ONCE)):
                 self._compute(words.take(pa.array(group)), rows[group])
-                for i in group:
-                    self._rows[names[i]] = int(rows[i])
-                    self._names[rows[i]] = names[i]
+                taken, taken_names = rows[group].tolist(), [names[i] for i in group.tolist()]
+                self._rows.update(zip(taken_names, taken, strict=True))
+                for row, name in zip(taken, taken_names, strict=True):
+                    self._names[row] = name
                 self._used[rows[group]] = self._window
         return rows, len(missing)
 

@@ -67,7 +67,10 @@ class Utf8Words(NamedTuple):
 
     def rows_of(self, word: str) -> Int64:
         """Indices of the words that equal this one."""
-        encoded = np.frombuffer(word.encode(), np.uint8)
+        text = word.encode()
+        if text not in self.data.tobytes():  # as a rule no word has it, which this tells at once
+            return np.empty(0, np.int64)
+        encoded = np.frombuffer(text, np.uint8)
         rows = np.flatnonzero(self.offsets[1:] - self.offsets[:-1] == len(encoded))
         equal = (self.data[self.offsets[rows, None] + np.arange(len(encoded))] == encoded).all(axis=1)
         return np.compress(equal, rows)

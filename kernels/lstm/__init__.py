@@ -1,19 +1,22 @@
 """The bidirectional LSTM with projection over the nodes of a schedule, in variants that share one cell.
 
-A variant is a way to compute some depths (time steps) that follow each other. Each is a file with the same functions:
-`serves(run, rows)`, whether it is of use for depths of so many rows in this type on this card, and
-`launches(run, depths)`, its kernel launches for a range of depths, in order.
+A variant is a way to compute some depths (time steps) that follow each other, with two launches a depth: gates and
+cell, then the projection. Each is a file with the same functions: `serves(run, rows)`, whether it is of use for depths
+of so many rows in this type on this card, and `launches(run, depths)`, its launches for a range of depths, in order.
 
-    fused.py        many rows: input and recurrent state are multiplied in one pass; two launches a depth
-    hoisted.py      few rows: the input's part of many depths is one product beforehand; two launches a depth
-    persistent.py   very few rows: likewise beforehand, and one launch for many depths
+    fused.py             many rows: input and recurrent state are multiplied in one pass
+    hoisted.py           few rows: the input's part of many depths is one product beforehand
+    warp_specialized.py  many rows on Hopper, in Gluon: one warp copies, two groups of warps multiply in turn
+    few_rows.py          few rows on Hopper, in Gluon: hoisted, weights under way before the launch before has ended
+    tma.py               any rows on Hopper, in plain Triton: what the interpreter runs of the above
+    hopper.py            the weights' layout and the projection that those for Hopper share
 
-    layer.py        the table of the variants, in order of preference, and what the engine calls: `pack_lstm` at load,
-                    `lstm_layer` for each layer of a window
-    proven.py       the first use of a variant that was written without a card
-    run.py          what the launches of a layer are made of, schedule and tensors, and the check that it fits together
-    weights.py      canonical weights, and the layout that these three variants read
-    cell.py         the mathematics, and the parts of kernels that variants share
+    layer.py             the table of the variants, in order of preference, and what the engine calls: `pack_lstm` at
+                         load, `lstm_layer` for each layer of a window
+    proven.py            a variant's first use on a card, compared with the reference
+    run.py               what the launches of a layer are made of, schedule and tensors, and the check that it fits
+    weights.py           canonical weights, and the layout that the portable variants read
+    cell.py              the mathematics, and the parts of kernels that variants share
 
 A new variant: its file; its row in `layer.VARIANTS`, with the function that lays out the weights as it reads them; its
 row in `VARIANTS` of `tests/kernel_lstm.py`; its kernels' rows in `benchmarks/kernels/cases.py`, to be compiled.

@@ -33,7 +33,7 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import interleave
-from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
+from flashelmo.kernels.product import clip, int8_of, product, sigmoid, tanh, zeros
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, choose_tile
 
 ROOT_ROWS, ROOT_COLUMNS = 4, 512  # of a program that sets the roots' states
@@ -59,6 +59,7 @@ class ProjectionTensors(NamedTuple):
     outputs: Any
     partial_sums: Any
     counters: Any
+    row_scale: Any
 
 
 class Mode(NamedTuple):
@@ -116,17 +117,8 @@ def gates_tile(
         p_x = x_gates_ptr + row_of_slab * (4 * C)
         x_gates = tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
         x_gates = x_gates.to(tl.float32)
-        if weights.recurrent_scale is None:
-            p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
-            acc = product(
-                x_gates, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP
-            )
-        else:
-            p_weight = weights.recurrent + direction * (4 * P * C) + o_gate
-            acc = tl.zeros_like(x_gates)
-            acc = product(acc, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
-            scale = tl.load(weights.recurrent_scale + direction * 4 * C + o_gate, mask=m_gate, other=0.0)
-            acc = acc * scale[None, :] + x_gates
+        p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
+        acc = product(x_gates, p_hidden, p_hidden, m_row, p_weight, m_gate, P, 1, 4 * C, EVEN, TILE.k, PRECISION, KEEP)
     else:
         p_weight = weights.input + direction * (8 * P * C) + o_gate  # the recurrent weight follows it
         p_x = tensors.x + row * P
@@ -194,8 +186,6 @@ def projection_tile(
                 p_sums = tensors.partial_sums + split * TILE.rows * P + o_sums
                 acc += tl.load(p_sums, mask=m, other=0.0, cache_modifier=".cg")
     if complete:
-        if weights.projection_scale is not None:
-            acc *= tl.load(weights.projection_scale + direction * P + o_column, mask=m_column, other=0.0)[None, :]
         child, n_children = children_of(nodes, direction, node, m_row, N)
         skipped = load_skipped(tensors, direction, node, m_row, o_column, N, P)
         store_projected(
@@ -246,7 +236,12 @@ def store_projected(
         tl.store(tensors.outputs + o_r, output.to(tensors.outputs.dtype.element_ty), mask=m)
     o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
     for i in range(tl.max(n_children, axis=0)):  # nearly always one
-        tl.store(tensors.parent_hidden + o_child + i * P, r, mask=m & (i < n_children)[:, None])
+        m_child = i < n_children
+        r_child = r
+        if tensors.row_scale is not None:
+            scale = tl.load(tensors.row_scale + direction * N + child + i, mask=m_child, other=1.0)
+            r_child = int8_of(r.to(tl.float32), scale)
+        tl.store(tensors.parent_hidden + o_child + i * P, r_child, mask=m & m_child[:, None])
 
 
 @triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
@@ -274,6 +269,9 @@ def roots_kernel(
         c = tl.load(p_c + (o_row * C)[:, None], mask=m_root[:, None] & m_c, other=0.0)
     o_hidden = (direction * N * P) + o_column[None, :]
     tl.store(tensors.hidden + o_hidden + (o_row * P)[:, None], r, mask=m_root[:, None] & m_p)
+    if tensors.row_scale is not None:
+        scale = tl.load(tensors.row_scale + direction * N + node, mask=m_row, other=1.0)
+        r_first = int8_of(r_first.to(tl.float32), scale)
     tl.store(tensors.parent_hidden + o_hidden + (node * P)[:, None], r_first, mask=m_row[:, None] & m_p)
     o_cell = ((direction * R + o_row) * C)[:, None] + o_column[None, :]
     tl.store(tensors.cell + o_cell, c, mask=m_root[:, None] & m_c)
@@ -285,7 +283,9 @@ def roots_launch(run: LayerRun) -> Launch:
     rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
     strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
     arguments = run.arguments | {
-        "tensors": tensors._replace(x=None, unprojected=None, outputs=None, partial_sums=None, counters=None),
+        "tensors": tensors._replace(
+            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, x_int8=None
+        ),
         "nodes": NodeTensors(nodes.starts, nodes.parents),
         "HIDDEN_STRIDE": strides[0],
         "CELL_STRIDE": strides[1],
@@ -346,10 +346,10 @@ def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> d
     }
 
 
-def projection_arguments(run: LayerRun) -> dict[str, Any]:
-    """What `projection_tile` is given, but for tile and mode."""
+def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -> dict[str, Any]:
+    """What `projection_tile` is given, but for tile and mode, of the layout that a function makes."""
     return run.arguments | {
-        "weights": run.weights.layout(interleave),
+        "weights": run.weights.layout(pack),
         "tensors": projected_tensors(run),
         "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
     }
@@ -370,9 +370,7 @@ def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
     """
     (D, P, C), weights = run.weights.shape, run.weights
     options = run.options
-    tile = choose_tile(
-        operation, weights.dtype, options.precision, rows, int8=weights.int8, batch_invariant=options.batch_invariant
-    )
+    tile = choose_tile(operation, weights.dtype, options.precision, rows, batch_invariant=options.batch_invariant)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
     blocks = D * cdiv(rows, tile.rows)

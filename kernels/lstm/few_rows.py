@@ -67,7 +67,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 def gates_tile(rows: int) -> Tile:
     """Nodes as rows of the tile; as many stages as let two programs share a multiprocessor."""
     if rows <= 16:
-        return Tile(16, CELLS.value, 64, 4, 6)
+        return Tile(16, CELLS.value, 64, 4, 5)
     return Tile(32, CELLS.value, 64, 4, 5) if rows <= 32 else Tile(64, CELLS.value, 64, 4, 4)
 
 
@@ -175,8 +175,8 @@ def few_gates_kernel(
     m_row = first + o_row < last
     m = m_row[None, :]
     direction64 = direction.to(gl.int64)
-    parent = gl.load(nodes.parents + direction64 * N + first + o_row, mask=m_row, other=0).to(gl.int64)
-    p_x = x_gates_ptr + (direction64 * M + first - first_of_slab + o_row)[None, :] * (4 * C) + o_cell[:, None]
+    parent = gl.load(nodes.parents + direction64 * N + first + o_row, mask=m_row, other=0)
+    p_x = x_gates_ptr + (direction64 * M + first - first_of_slab) * (4 * C) + (o_row * 4 * C)[None, :] + o_cell[:, None]
     x_i = gl.load(p_x, mask=m, other=0.0)
     x_f = gl.load(p_x + C, mask=m, other=0.0)
     x_g = gl.load(p_x + 2 * C, mask=m, other=0.0)
@@ -186,8 +186,8 @@ def few_gates_kernel(
     row = direction * N + first + i_rows * ROWS
     for k in gl.static_range(min(STAGES, BLOCKS)):
         tma.async_copy_global_to_shared(hidden_desc, [row, k * TILE.k], full.index(k), hidden_buffers.index(k))
-    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction64) * R + parent) * C
-    c = gl.load(p_before[None, :] + o_cell[:, None], mask=m, other=0.0)
+    p_before = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction64) * R * C
+    c = gl.load(p_before + (parent * C)[None, :] + o_cell[:, None], mask=m, other=0.0)
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, ROWS, 16])
     acc = gl.zeros([GATES, ROWS], gl.float32, SUMS)
     for k in gl.static_range(BLOCKS):
@@ -217,9 +217,9 @@ def few_gates_kernel(
     g = gl.convert_layout(g, LAYOUT) + x_g.to(gl.float32)
     o = gl.convert_layout(o, LAYOUT) + x_o.to(gl.float32)
     c, h = cell(i, f, g, o, c, cell_clip, False, APPROXIMATE)
-    o_here = ((direction64 * R + o_row) * C)[None, :] + o_cell[:, None]
-    gl.store(cell_ptr + gl.cast(depth % 2 * SHAPE.D * C, gl.int64) * R + o_here, c, mask=m)
-    gl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)
+    o_here = (o_row * C)[None, :] + o_cell[:, None]
+    gl.store(cell_ptr + (depth % 2 * SHAPE.D + direction64) * R * C + o_here, c, mask=m)
+    gl.store(unprojected + direction64 * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)
 
 
 @gluon.jit(do_not_specialize=["depth", "N", "R", "T"])

@@ -6,7 +6,8 @@ the input's part computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -26,23 +27,22 @@ from flashelmo.kernels.lstm.cell import (
     projection_tile,
 )
 from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Any number of rows, but not 8-bit weights: those of the input are not of their type."""
-    return not run.weights.int8
+    """Any number of rows, but for 8-bit products."""
+    return interleave in run.weights.layouts
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     """The launches of some depths that follow each other, in order.
 
     Raises:
-        ValueError: a depth does not exist, or the weights have 8 bits.
+        ValueError: a depth does not exist.
     """
-    if run.weights.int8:
-        raise ValueError("weights: expected all in one type, as fused steps need, found some of 8 bits")
-    yield from step_launches(run, depths)
+    return step_launches(run, depths)
 
 
 @triton.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
@@ -84,18 +84,18 @@ def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -
     Raises:
         ValueError: a depth does not exist, there is no such precision, or the tensors of split sums are too small.
     """
-    return depth_launches(run, depths, _gates(run, depths.start, x_gates), _projection(run))
+    return depth_launches(run, depths, _gates(run, depths.start, x_gates), projection(run))
 
 
 def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
     """Of a slab that begins at a depth."""
     (D, _, C), weights, arguments = run.weights.shape, run.weights, gates_arguments(run, slab_depth, x_gates)
-    device, int8, options = None if x_gates is not None else weights.device, weights.int8, run.options
+    device, options = None if x_gates is not None else weights.device, run.options
     invariant = options.batch_invariant
 
     def kind(rows: int) -> tuple[Tile, Mode]:
         given = "gates", weights.dtype, options.precision, rows
-        tile = choose_tile(*given, device=device, int8=int8, batch_invariant=invariant)
+        tile = choose_tile(*given, device=device, batch_invariant=invariant)
         return tile, _mode(run, rows, approximate=is_approximate(weights.dtype))
 
     def launch(kind: tuple[Tile, Mode]) -> Launch:
@@ -104,8 +104,9 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
     return Part(kind, launch, lambda rows, kind: (cdiv(rows, kind[0].rows), cdiv(C, kind[0].columns), D))
 
 
-def _projection(run: LayerRun) -> Part:
-    (D, P, _), arguments = run.weights.shape, projection_arguments(run)
+def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
+    """The projection of all portable variants, by weights as a function lays them out."""
+    (D, P, _), arguments = run.weights.shape, projection_arguments(run, pack)
 
     def kind(rows: int) -> tuple[Tile, Mode]:
         return choose_projection("projection", run, rows), _mode(run, rows)

@@ -21,13 +21,14 @@ SLAB_BYTES = 256 << 20  # of the input's part of a slab, both directions
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """8-bit weights, or rows for which a step's input part is better computed beforehand, for its whole slab.
+    """Rows for which a step's input part is better computed beforehand, for its whole slab.
 
     A cell's part is then written and read again, 2 * 4 gates * itemsize a row, in place of its input weights, 4 gates *
     P * itemsize: fewer bytes up to 2 * rows = P. Measured on an H200 it pays up to a quarter of that, 64 rows at P =
     512: with 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8.
     """
-    return run.weights.int8 or (8 * rows <= run.weights.shape.P and not run.options.batch_invariant)
+    is_few = 8 * rows <= run.weights.shape.P
+    return is_few and interleave in run.weights.layouts and not run.options.batch_invariant
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:

@@ -6,7 +6,8 @@ side: `cell.store_projected` sees to that. Sizes must fill the blocks; others ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -155,9 +156,9 @@ INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
 MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
 
 
-def projection(run: LayerRun) -> Part:
-    """The projection of all variants for Hopper."""
-    weights, tensors, (D, P, _) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
+def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
+    """The projection of all variants for Hopper, by weights as a function lays them out."""
+    weights, tensors, (D, P, _) = run.weights.layout(pack), run.tensors, run.weights.shape
     arguments = run.arguments | {
         "projection_clip": weights.projection_clip,
         "tensors": projected_tensors(run)._replace(unprojected=None),
@@ -195,54 +196,51 @@ def hopper_projection_kernel(
     i_split = tl.program_id(1) % TILE.splits
     _, first, last = depth_nodes(nodes, direction, depth, T)
     SIZE: tl.constexpr = C // TILE.splits
+    SHARE: tl.constexpr = TILE.rows // TILE.splits if WAITS else TILE.rows  # of the rows, which a split adds up
     if first + i_rows * TILE.rows < last:
+        o_share = tl.arange(0, SHARE)
+        if WAITS:
+            o_share += i_split * SHARE
+        node = (first + i_rows * TILE.rows + o_share).to(tl.int64)
+        o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
+        direction64 = direction.to(tl.int64)
+        child, n_children = children_of(nodes, direction64, node, node < last, N)  # on their way meanwhile
+        skipped = load_skipped(tensors, direction64, node, node < last, o_column, N, P)
         acc = zeros(TILE.rows, TILE.columns)
         for k in range(0, SIZE // TILE.k):
             h = unprojected_desc.load([direction * R + i_rows * TILE.rows, i_split * SIZE + k * TILE.k])
             w = weight_desc.load([direction * C + i_split * SIZE + k * TILE.k, i_columns * TILE.columns])
             acc = tl.dot(h, w, acc)
-        sum_and_store(
-            acc, projection_clip, tensors, nodes, direction, first, last, i_rows, i_columns, i_split, N, P, TILE, WAITS
-        )  # fmt: skip
+        i_block = (direction * tl.num_programs(0) + i_rows) * (P // TILE.columns) + i_columns
+        total, mine = sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE, WAITS)
+        if mine:
+            store_projected(
+                total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column,
+                N, P,
+            )  # fmt: skip
 
 
 @triton.jit
-def sum_and_store(
-    acc, projection_clip, tensors, nodes, direction, first, last, i_rows, i_columns, i_split, N,
-    P: tl.constexpr, TILE: tl.constexpr, WAITS: tl.constexpr,
-):  # fmt: skip
-    """A share of a block's rows, summed over the splits in their order, to where r belongs."""
+def sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE: tl.constexpr, WAITS: tl.constexpr):
+    """Some rows of a block, summed over the splits in their order, and whether that is this program's to do."""
     SPLITS: tl.constexpr = TILE.splits
+    ROWS: tl.constexpr = TILE.rows
     COLUMNS: tl.constexpr = TILE.columns
-    o_column = i_columns * COLUMNS + tl.arange(0, COLUMNS)
-    SHARE: tl.constexpr = TILE.rows // SPLITS if WAITS else TILE.rows
-    o_share = tl.arange(0, SHARE)
-    direction64 = tl.cast(direction, tl.int64)
-    if SPLITS == 1:
-        total, mine = acc, True
-    else:
-        i_block = (direction * tl.num_programs(0) + i_rows) * (P // COLUMNS) + i_columns
-        p_sums = tensors.partial_sums + i_block * (SPLITS * TILE.rows * COLUMNS)
-        o_sums = tl.arange(0, TILE.rows)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        tl.store(p_sums + i_split * (TILE.rows * COLUMNS) + o_sums, acc)
+    total, mine = acc, True
+    if SPLITS > 1:
+        p_sums = tensors.partial_sums + i_block * (SPLITS * ROWS * COLUMNS) + tl.arange(0, COLUMNS)[None, :]
+        tl.store(p_sums + i_split * (ROWS * COLUMNS) + tl.arange(0, ROWS)[:, None] * COLUMNS, acc)
         arrived = arrive(tensors.counters + i_block, SPLITS)
         mine = (arrived & (ARRIVALS - 1)) == 0
         if WAITS:
             wait_for_splits(tensors.counters + i_block, arrived)
-            o_share += i_split * SHARE
             mine = True
-        o_sums = o_share[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        total = zeros(SHARE, COLUMNS)
+        total = zeros(o_share.shape[0], COLUMNS)
         if mine:
             for split in tl.static_range(SPLITS):
-                total += tl.load(p_sums + split * (TILE.rows * COLUMNS) + o_sums, cache_modifier=".cg")
-    if mine:
-        node = (first + i_rows * TILE.rows + o_share).to(tl.int64)
-        child, n_children = children_of(nodes, direction64, node, node < last, N)
-        skipped = load_skipped(tensors, direction64, node, node < last, o_column, N, P)
-        store_projected(
-            total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column, N, P
-        )  # fmt: skip
+                p_share = p_sums + split * (ROWS * COLUMNS) + o_share[:, None] * COLUMNS
+                total += tl.load(p_share, cache_modifier=".cg")
+    return total, mine
 
 
 @triton.jit

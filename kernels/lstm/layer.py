@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm import few_rows, fused, hoisted, tma, warp_specialized
+from flashelmo.kernels.lstm import few_rows, fused, hoisted, int8, int8_specialized, tma, warp_specialized
 from flashelmo.kernels.lstm.hopper import hopper_layout
+from flashelmo.kernels.lstm.int8 import int8_layout
 from flashelmo.kernels.lstm.proven import is_proven
 from flashelmo.kernels.lstm.run import (
     DEFAULT_OPTIONS,
@@ -52,6 +53,8 @@ VARIANTS = (
     Variant("hoisted", hoisted.serves, hoisted.launches, interleave),
     # Nothing but the states goes through memory; 60 us for 256 rows, 187 for 1,024.
     Variant("fused", fused.serves, fused.launches, interleave),
+    Variant("int8_specialized", int8_specialized.serves, int8_specialized.launches, int8_layout, blind=True),
+    Variant("int8", int8.serves, int8.launches, int8_layout),
 )
 
 
@@ -83,7 +86,7 @@ def pack_lstm(
 
     Args:
         dtype: the compute type.
-        int8: round the recurrent weight and the projection to 8 bits, by column.
+        int8: multiply the gates in 8 bits.
         bound: how far a blind variant may be from the reference where it is used (relative error); None asks nothing.
     """
     device = torch.empty(0, device=device).device  # "cuda" is one with a number

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
 from flashelmo.kernels.lstm.run import LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
@@ -78,7 +79,7 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
 def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
     """Known to this process, kept on disk, or found out now."""
     weights = run.weights
-    how = run.tensors.outputs is not None, run.options.batch_invariant
+    how = weights.int8, run.tensors.outputs is not None, run.options.batch_invariant
     key = variant.name, weights.shape, weights.dtype, weights.device, *how
     if key not in _verdicts:
         path, identity = _place(variant, run)
@@ -132,9 +133,7 @@ def difference(variant: Steps, run: LayerRun) -> float:
     expected, errors = _expected(weights, nodes, x), []
     for _ in range(TIMES):
         tensors = new_tensors(weights, nodes, x, skip=has_skip)
-        written = [tensors.hidden, tensors.parent_hidden, tensors.cell, tensors.unprojected]
-        for tensor in written + [tensors.outputs] * has_skip:
-            tensor.fill_(torch.nan)
+        tensors.poison()
         for launch in variant.launches(LayerRun(weights, tensors, nodes, run.options), range(1, nodes.n_depths + 1)):
             launch.run()
         errors.append(error(tensors.hidden, expected))
@@ -144,20 +143,33 @@ def difference(variant: Steps, run: LayerRun) -> float:
 
 
 def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
-    """Hidden states [D, N, P] by the reference in float32, from weights and states as the compute type holds them."""
-    (D, P, C), layout = weights.shape, weights.layout(interleave)
+    """Hidden states [D, N, P] by the reference in float32, from weights and states as kernels hold them."""
+    (D, P, C), (matrices, clips) = weights.shape, _held(weights)
     hidden = torch.zeros(D, nodes.n_nodes, P, device=x.device)
     cell = torch.zeros(D, nodes.n_nodes, C, device=x.device)
     for d, starts in enumerate(nodes.depths):
-        tensors = [each[d].float().view(-1, C, 4).movedim(-1, 0) for each in (layout.input, layout.recurrent)]
-        given: list[Any] = [*tensors, layout.bias[d].view(C, 4).T, layout.projection[d].float()]
-        given += [layout.cell_clip, layout.projection_clip]
+        given: list[Any] = [matrix[d].float() for matrix in matrices] + clips
         for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
             parents = before + nodes.parents[d, first:last].long()
-            states = x[d, first:last].float(), hidden[d, parents], cell[d, parents]
-            hidden[d, first:last], cell[d, first:last] = reference.lstm_step(*states, *given)
+            rows = x[d, first:last].float(), hidden[d, parents]
+            if weights.int8:
+                scale = row_scales(rows[0], weights.layout(int8_layout).largest)
+                rows = rounded(rows[0], scale), rounded(rows[1], scale)
+            hidden[d, first:last], cell[d, first:last] = reference.lstm_step(*rows, cell[d, parents], *given)
             hidden[d, first:last] = hidden[d, first:last].to(weights.dtype)
     return hidden
+
+
+def _held(weights: LstmWeights) -> tuple[list[Tensor], list[float]]:
+    """Canonical input's and recurrent weight, bias and projection with the values that kernels hold; both clips."""
+    D, P, C = weights.shape
+    if weights.int8:
+        integers = weights.layout(int8_layout)
+        matrices = [*dequantized(integers, weights.shape).split(P, dim=2), integers.bias, integers.projection]
+        return matrices, [integers.cell_clip, integers.projection_clip]
+    layout = weights.layout(interleave)
+    gates = [each.view(D, P, C, 4).permute(0, 3, 1, 2) for each in (layout.input, layout.recurrent)]
+    return [*gates, layout.bias.view(D, C, 4).mT, layout.projection], [layout.cell_clip, layout.projection_clip]
 
 
 def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Nodes:
@@ -187,6 +199,7 @@ def _place(variant: Steps, run: LayerRun) -> tuple[Path | None, dict[str, Any]]:
         "variant": variant.name,
         "shape": list(weights.shape),
         "dtype": str(weights.dtype),
+        "int8": weights.int8,
         "skip": run.tensors.outputs is not None,
         "batch_invariant": run.options.batch_invariant,
         "card": torch.cuda.get_device_name(weights.device) if is_cuda else weights.device.type,

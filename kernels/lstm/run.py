@@ -108,11 +108,13 @@ class LstmTensors(NamedTuple):
     Attributes:
         x: [D, N, P], the layer's input at every node.
         hidden: [D, N, P], r of every node, the roots' first.
-        parent_hidden: [D, N, P], r of every node's parent, so that a step's rows lie side by side.
+        parent_hidden: [D, N, P], r of every node's parent, so that a step's rows lie side by side; int8 in 8 bits.
         cell: float32 [2, D, R, C], c of two depths in turn.
         unprojected: [D, R, C], h of one depth.
         outputs: [D, N, P], r + x where there is a skip connection; else None.
         partial_sums, counters: see `Workspace`.
+        row_scale, x_int8: float32 [D, N], what a 1 of 8-bit states is worth in each node's row, and x so; None where
+            products are not of 8 bits.
         root_hidden, root_cell: [D, roots, P] and float32 [D, roots, C], what the roots' states are; zero where None.
             Rows may lie apart in memory, as those of a larger tensor.
     """
@@ -127,6 +129,15 @@ class LstmTensors(NamedTuple):
     counters: Any
     root_hidden: Any = None
     root_cell: Any = None
+    row_scale: Any = None
+    x_int8: Any = None
+
+    def poison(self) -> None:
+        """Fill all that steps write with what they cannot: NaN, or the least integer."""
+        written = self.hidden, self.parent_hidden, self.cell, self.unprojected, self.outputs, self.partial_sums
+        for tensor in (*written, self.row_scale, self.x_int8):
+            if tensor is not None:
+                tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,11 @@ class LayerRun:
         for name, tensor in (("x", tensors.x), ("nodes", nodes.starts)):
             check_device(name, tensor, self.weights)
         check("hidden", tensors.hidden, [D, N, P], dtype)
-        check("parent_hidden", tensors.parent_hidden, [D, N, P], dtype)
+        in_product = (torch.int8,) if self.weights.int8 else dtype
+        check("parent_hidden", tensors.parent_hidden, [D, N, P], in_product)
+        if self.weights.int8:
+            check("row_scale", tensors.row_scale, [D, N], [torch.float32])
+            check("x_int8", tensors.x_int8, [D, N, P], in_product)
         check("children", nodes.children, [D, N + 1], [torch.int32])
         check("cell", tensors.cell, [2, D, None, C], [torch.float32])
         R = tensors.cell.shape[2]
@@ -225,10 +240,11 @@ def new_tensors(
     check("out", out, [D, N, P], [weights.dtype])
     check_device("out", out, weights)
     workspace = workspace or Workspace.of(weights.shape, weights.device)
+    in_product = torch.int8 if weights.int8 else weights.dtype
     return LstmTensors(
         x=x,
         hidden=new(D, N, P) if skip else out,
-        parent_hidden=new(D, N, P),
+        parent_hidden=new(D, N, P, dtype=in_product),
         cell=new(2, D, R, C, dtype=torch.float32),
         unprojected=new(D, R, C),
         outputs=out if skip else None,
@@ -236,6 +252,8 @@ def new_tensors(
         counters=workspace.counters,
         root_hidden=None if roots is None else roots[0],
         root_cell=None if roots is None else roots[1],
+        row_scale=new(D, N, dtype=torch.float32) if weights.int8 else None,
+        x_int8=new(D, N, P, dtype=in_product) if weights.int8 else None,
     )
 
 

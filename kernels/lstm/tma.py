@@ -101,15 +101,15 @@ def store_cells(
     o_node, o_cell = row + tl.arange(0, TILE.rows), i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m_row = o_node < last
     m, direction = m_row[:, None], tl.cast(direction, tl.int64)
-    parent = tl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0).to(tl.int64)
-    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
+    parent = tl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0)
+    p_before = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction) * R * C  # within a direction 32 bits are enough
+    c = tl.load(p_before + (parent * C)[:, None] + o_cell[None, :], mask=m, other=0.0)
     p_bias = bias + direction * (4 * C) + o_cell
     i += tl.load(p_bias)[None, :]
     f += tl.load(p_bias + C)[None, :]
     g += tl.load(p_bias + 2 * C)[None, :]
     o += tl.load(p_bias + 3 * C)[None, :]
     c, h = cell(i, f, g, o, c, cell_clip, APPROXIMATE, APPROXIMATE)
-    o_here = ((direction * R + o_node - first) * C)[:, None] + o_cell[None, :]
-    tl.store(cell_ptr + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
-    tl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)
+    o_here = ((o_node - first) * C)[:, None] + o_cell[None, :]
+    tl.store(cell_ptr + (depth % 2 * SHAPE.D + direction) * R * C + o_here, c, mask=m)
+    tl.store(unprojected + direction * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)

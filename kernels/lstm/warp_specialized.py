@@ -12,8 +12,9 @@ plain Triton, which the interpreter runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -54,34 +55,51 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 def descriptor(tensor: Tensor, rows: int, columns: int) -> Any:
     """The rows [n, values] of a tensor, copied in blocks of so many rows and values."""
-    element = {2: gl.bfloat16 if str(tensor.dtype) == "torch.bfloat16" else gl.float16}[tensor.dtype.itemsize]
+    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.int8: gl.int8}[tensor.dtype]
     layout = gl.NVMMASharedLayout.get_default_for([rows, columns], element)
     return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-1]), [rows, columns], layout)
 
 
 def _gates(run: LayerRun) -> Part:
-    weights, tensors, device = run.weights.layout(hopper_layout), run.tensors, run.weights.device
-    D, _, C = run.weights.shape
-    arguments = run.arguments | {
+    weights, tensors = run.weights.layout(hopper_layout), run.tensors
+    blocks = {
         "x_desc": descriptor(tensors.x, TILE.rows, TILE.k),
         "hidden_desc": descriptor(tensors.parent_hidden, TILE.rows, TILE.k),
         "weight_desc": descriptor(weights.gates, TILE.k, 4 * TILE.columns),
+        "scales": None,
+    }
+    return specialized_gates(run, weights, blocks, TILE, REGISTERS)
+
+
+def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile, registers: int) -> Part:
+    """The gates by weights in some layout, with descriptors and scales for it."""
+    tensors, device, (D, _, C) = run.tensors, run.weights.device, run.weights.shape
+    arguments = {
+        **run.arguments,
+        **blocks,
         "bias": weights.bias,
         "cell_clip": weights.cell_clip,
         "cell_ptr": tensors.cell,
         "unprojected": tensors.unprojected,
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
-        "TILE": TILE,
+        "TILE": tile,
         "APPROXIMATE": is_approximate(run.weights.dtype),
-        "REGISTERS": REGISTERS,
+        "REGISTERS": registers,
     }
     most = n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
-    launch = Launch(specialized_gates_kernel, (), arguments, {"num_warps": TILE.warps})
+    launch = Launch(specialized_gates_kernel, (), arguments, {"num_warps": tile.warps})
 
     def grid(rows: int, tile: Tile) -> tuple[int]:
         return (min(most, D * cdiv(rows, tile.rows) * (C // tile.columns)),)
 
-    return Part(lambda rows: TILE, lambda tile: launch, grid)
+    return Part(lambda rows: tile, lambda tile: launch, grid)
+
+
+class Scales(NamedTuple):
+    """What makes integer sums gates: float32 scales of rows [D, N] and columns [D, 4, C]."""
+
+    rows: Any
+    columns: Any
 
 
 @gluon.jit
@@ -108,7 +126,7 @@ def place(tile, first, last, blocks, first_backward, last_backward, blocks_backw
 @gluon.jit
 def producer(
     x_desc, hidden_desc, weight_desc, row_buffers, weight_buffers, full, empty, nodes, depth, N, T,
-    SHAPE: gl.constexpr, TILE: gl.constexpr,
+    SHAPE: gl.constexpr, TILE: gl.constexpr, K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     """Copies the blocks of this program's tiles, each as soon as its stage is empty."""
     P: gl.constexpr = SHAPE.P
@@ -131,25 +149,32 @@ def producer(
                 tma.async_copy_global_to_shared(
                     hidden_desc, [row, (k - BLOCKS) * TILE.k], full.index(stage), row_buffers.index(stage)
                 )
+            if K_MAJOR:
+                weight = direction * (4 * SHAPE.C) + i_columns * (4 * TILE.columns), k * TILE.k
+            else:
+                weight = direction * (2 * P) + k * TILE.k, i_columns * (4 * TILE.columns)
             tma.async_copy_global_to_shared(
-                weight_desc, [direction * (2 * P) + k * TILE.k, i_columns * (4 * TILE.columns)], full.index(stage),
-                weight_buffers.index(stage),
-            )  # fmt: skip
+                weight_desc, [weight[0], weight[1]], full.index(stage), weight_buffers.index(stage)
+            )
             i += 1
 
 
 @gluon.jit
 def consumer(
-    index, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected, nodes, depth,
-    N, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
+    index, row_buffers, weight_buffers, full, empty, turn, scales, bias, cell_clip, cell_ptr, unprojected, nodes,
+    depth, N, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
     """Every other tile of this program's: the product, then its cells."""
     COLUMNS: gl.constexpr = SHAPE.C // TILE.columns
     BLOCKS: gl.constexpr = 2 * SHAPE.P // TILE.k
     GATES: gl.constexpr = 4 * TILE.columns
     ROWS: gl.constexpr = TILE.rows
+    WARPS: gl.constexpr = TILE.warps
+    INTEGERS: gl.constexpr = scales is not None
+    CELLS: gl.constexpr = TILE.columns if INTEGERS else TILE.columns // 2  # at once, which integers leave registers for
+    SUM: gl.constexpr = gl.int32 if INTEGERS else gl.float32
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, GATES, 16]
+        version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, GATES, 32 if INTEGERS else 16]
     )
     first, last, blocks, first_b, last_b, blocks_b = row_blocks(nodes, T, depth, TILE)
     n_tiles = (blocks + blocks_b) * COLUMNS
@@ -158,16 +183,23 @@ def consumer(
         direction, start, end, i_rows, i_columns = place(
             gl.program_id(0) + n * gl.num_programs(0), first, last, blocks, first_b, last_b, blocks_b, COLUMNS
         )
-        acc = gl.zeros([ROWS, GATES], gl.float32, SUMS)
+        row, first_cell = start + i_rows * ROWS, i_columns * TILE.columns
+        p_before = parents_cells(
+            cell_ptr, nodes, depth, direction, row, end, first_cell, N, R, SHAPE, ROWS, CELLS, WARPS
+        )  # fmt: skip
+        m_row = own_rows(row, ROWS, CELLS, WARPS) < end
+        before = gl.load(p_before, mask=m_row[:, None], other=0.0)  # on its way while the product is computed
+        acc = gl.zeros([ROWS, GATES], SUM, SUMS)
         i = n * BLOCKS
         # After the product of the tile before: a parity tells only two passes over the stages apart.
         mbarrier.wait(turn.index(index), (n // 2 + 1 + index) & 1, pred=n > 0)
         for k in range(BLOCKS):
             stage = i % TILE.stages
             mbarrier.wait(full.index(stage), (i // TILE.stages) & 1)
-            acc = warpgroup_mma(
-                row_buffers.index(stage), weight_buffers.index(stage), acc, use_acc=k > 0, is_async=True
-            )
+            weight = weight_buffers.index(stage)
+            if INTEGERS:
+                weight = weight.permute((1, 0))
+            acc = warpgroup_mma(row_buffers.index(stage), weight, acc, use_acc=k > 0, is_async=True)
             acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
             if k > 0:  # the product before this one is done
                 mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
@@ -175,18 +207,22 @@ def consumer(
         mbarrier.arrive(turn.index(1 - index), count=1)
         acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
         mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
-        halves = acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1)
-        left, right = gl.split(halves)
-        row = start + i_rows * TILE.rows
-        store_cells(
-            left, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-            i_columns * TILE.columns, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps, APPROXIMATE,
-        )  # fmt: skip
-        store_cells(
-            right, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, start, end,
-            i_columns * TILE.columns + TILE.columns // 2, N, R, SHAPE, TILE.rows, TILE.columns // 2, TILE.warps,
-            APPROXIMATE,
-        )  # fmt: skip
+        if INTEGERS:
+            store_cells(
+                acc, before, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+                first_cell, N, R, SHAPE, ROWS, CELLS, WARPS, APPROXIMATE,
+            )  # fmt: skip
+        else:
+            before_right = gl.load(p_before + CELLS, mask=m_row[:, None], other=0.0)
+            left, right = gl.split(acc.reshape([ROWS, 2, GATES // 2]).permute(0, 2, 1))
+            store_cells(
+                left, before, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+                first_cell, N, R, SHAPE, ROWS, CELLS, WARPS, APPROXIMATE,
+            )  # fmt: skip
+            store_cells(
+                right, before_right, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, start, end,
+                first_cell + CELLS, N, R, SHAPE, ROWS, CELLS, WARPS, APPROXIMATE,
+            )  # fmt: skip
 
 
 @gluon.constexpr_function
@@ -214,8 +250,29 @@ def cell_layout(ROWS, CELLS, WARPS):
 
 
 @gluon.jit
+def own_rows(row, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr):
+    """The nodes of a tile."""
+    return row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, cell_layout(ROWS, CELLS, WARPS)))
+
+
+@gluon.jit
+def parents_cells(
+    cell_ptr, nodes, depth, direction, row, last, first_cell, N, R,
+    SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    """Where the c of the nodes' parents are, of as many cells."""
+    C: gl.constexpr = SHAPE.C
+    o_node = own_rows(row, ROWS, CELLS, WARPS)
+    o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, cell_layout(ROWS, CELLS, WARPS)))
+    direction = gl.cast(direction, gl.int64)
+    parent = gl.load(nodes.parents + direction * N + o_node, mask=o_node < last, other=0)
+    p_depth = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction) * R * C  # within a direction 32 bits are enough
+    return p_depth + (parent * C)[:, None] + o_cell[None, :]
+
+
+@gluon.jit
 def store_cells(
-    sums, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, first_cell, N, R,
+    sums, c, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, first, last, first_cell, N, R,
     SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
     """c and h of a block of sums, whose bias is added here; `tma.store_cells` is the same."""
@@ -229,28 +286,31 @@ def store_cells(
     f = gl.convert_layout(f, LAYOUT)
     g = gl.convert_layout(g, LAYOUT)
     o = gl.convert_layout(o, LAYOUT)
-    o_node = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    o_node = own_rows(row, ROWS, CELLS, WARPS)
     o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, LAYOUT))
-    m_row = o_node < last
-    m = m_row[:, None]
+    m = (o_node < last)[:, None]
     direction = gl.cast(direction, gl.int64)
-    parent = gl.load(nodes.parents + direction * N + o_node, mask=m_row, other=0).to(gl.int64)
-    p_before = cell_ptr + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = gl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)
+    if scales is not None:
+        row_scale = gl.load(scales.rows + direction * N + o_node, mask=o_node < last, other=0.0)[:, None]
+        p_scale = scales.columns + direction * (4 * C) + o_cell
+        i = i.to(gl.float32) * (row_scale * gl.load(p_scale)[None, :])
+        f = f.to(gl.float32) * (row_scale * gl.load(p_scale + C)[None, :])
+        g = g.to(gl.float32) * (row_scale * gl.load(p_scale + 2 * C)[None, :])
+        o = o.to(gl.float32) * (row_scale * gl.load(p_scale + 3 * C)[None, :])
     p_bias = bias + direction * (4 * C) + o_cell
     i += gl.load(p_bias)[None, :]
     f += gl.load(p_bias + C)[None, :]
     g += gl.load(p_bias + 2 * C)[None, :]
     o += gl.load(p_bias + 3 * C)[None, :]
     c, h = cell(i, f, g, o, c, cell_clip, APPROXIMATE, APPROXIMATE)
-    o_here = ((direction * R + o_node - first) * C)[:, None] + o_cell[None, :]
-    gl.store(cell_ptr + gl.cast(depth % 2 * SHAPE.D * C, gl.int64) * R + o_here, c, mask=m)
-    gl.store(unprojected + o_here, h.to(unprojected.dtype.element_ty), mask=m)
+    o_here = ((o_node - first) * C)[:, None] + o_cell[None, :]
+    gl.store(cell_ptr + (depth % 2 * SHAPE.D + direction) * R * C + o_here, c, mask=m)
+    gl.store(unprojected + direction * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)
 
 
 @gluon.jit(do_not_specialize=["depth", "N", "R", "T"])
 def specialized_gates_kernel(
-    x_desc, hidden_desc, weight_desc, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
+    x_desc, hidden_desc, weight_desc, scales, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """c and h of one depth. Grid: any number of programs."""
@@ -259,7 +319,9 @@ def specialized_gates_kernel(
     GATES: gl.constexpr = 4 * TILE.columns
     K: gl.constexpr = TILE.k
     row_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES, ROWS, K], x_desc.layout)
-    weight_buffers = gl.allocate_shared_memory(x_desc.dtype, [STAGES, K, GATES], weight_desc.layout)
+    K_MAJOR: gl.constexpr = scales is not None
+    WEIGHTS: gl.constexpr = [STAGES, GATES, K] if K_MAJOR else [STAGES, K, GATES]
+    weight_buffers = gl.allocate_shared_memory(x_desc.dtype, WEIGHTS, weight_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -270,12 +332,12 @@ def specialized_gates_kernel(
         mbarrier.init(turn.index(one), count=1)
     gl.warp_specialize(
         [
-            (consumer, (0, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected,
-                        nodes, depth, N, R, T, SHAPE, TILE, APPROXIMATE)),
-            (consumer, (1, row_buffers, weight_buffers, full, empty, turn, bias, cell_clip, cell_ptr, unprojected,
-                        nodes, depth, N, R, T, SHAPE, TILE, APPROXIMATE)),
+            (consumer, (0, row_buffers, weight_buffers, full, empty, turn, scales, bias, cell_clip, cell_ptr,
+                        unprojected, nodes, depth, N, R, T, SHAPE, TILE, APPROXIMATE)),
+            (consumer, (1, row_buffers, weight_buffers, full, empty, turn, scales, bias, cell_clip, cell_ptr,
+                        unprojected, nodes, depth, N, R, T, SHAPE, TILE, APPROXIMATE)),
             (producer, (x_desc, hidden_desc, weight_desc, row_buffers, weight_buffers, full, empty, nodes, depth, N, T,
-                        SHAPE, TILE)),
+                        SHAPE, TILE, K_MAJOR)),
         ],
         [TILE.warps, 1], [REGISTERS, 24],
     )  # fmt: skip

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from flashelmo.kernels.launch import FLOATS, check
 
-INT8_LEVELS = 127
-
 
 class Shape(NamedTuple):
     """Constants of a model: one compilation each."""
@@ -77,8 +75,7 @@ class Format(NamedTuple):
 
     Attributes:
         dtype: the compute type.
-        int8: round the recurrent weight and the projection to 8 bits, by column; their scales are static, and the
-            states that they multiply keep the compute type, so that a vector is batch-invariant.
+        int8: multiply the gates in 8 bits (`int8`); the projection keeps the compute type.
         device: where they go.
     """
 
@@ -104,7 +101,7 @@ class LstmWeights:
     Attributes:
         shape: D, P, C.
         dtype: the compute type.
-        int8: the weights that recur have 8 bits.
+        int8: the gates are multiplied in 8 bits.
         device: where they are.
         layouts: by the function that made each; none by one that has no use for such weights.
         bound: how far from the reference a variant that is to be proven may be; None where none is.
@@ -140,11 +137,9 @@ class Interleaved(NamedTuple):
 
     Attributes:
         input: [D, P, 4C], column 4c + k is gate k (i, f, g, o) of cell c.
-        recurrent: [D, P, 4C] likewise: in the compute type, where it lies behind `input` in memory, or int8.
+        recurrent: [D, P, 4C] likewise; it lies behind `input` in memory.
         bias: float32 [D, 4C].
-        projection: [D, C, P]: in the compute type or int8.
-        recurrent_scale, projection_scale: float32 [D, 4C] and [D, P], what an 8-bit weight's 1 is worth, by column;
-            None where the weights are not of 8 bits.
+        projection: [D, C, P].
         cell_clip, projection_clip: bounds; infinite where nothing is clipped.
     """
 
@@ -152,23 +147,14 @@ class Interleaved(NamedTuple):
     recurrent: Tensor
     bias: Tensor
     projection: Tensor
-    recurrent_scale: Tensor | None
-    projection_scale: Tensor | None
     cell_clip: float
     projection_clip: float
 
     def check(self, shape: Shape, dtype: torch.dtype) -> None:
         """See `Layout`."""
         D, P, C = shape
-        int8 = self.recurrent_scale is not None
         check("bias", self.bias, [D, 4 * C], [torch.float32])
-        check("projection", self.projection, [D, C, P], [torch.int8 if int8 else dtype])
-        if int8:
-            check("input", self.input, [D, P, 4 * C], [dtype])
-            check("recurrent", self.recurrent, [D, P, 4 * C], [torch.int8])
-            check("recurrent_scale", self.recurrent_scale, [D, 4 * C], [torch.float32])
-            check("projection_scale", self.projection_scale, [D, P], [torch.float32])
-            return
+        check("projection", self.projection, [D, C, P], [dtype])
         for name, weight in (("input", self.input), ("recurrent", self.recurrent)):
             check(name, weight[0], [P, 4 * C], [dtype])
             if weight.shape[0] != D or weight.stride(0) != 8 * P * C:
@@ -178,25 +164,18 @@ class Interleaved(NamedTuple):
             raise ValueError("recurrent: expected to lie behind input in memory, as `interleave` lays them out")
 
 
-def interleave(weights: CanonicalLstm, format: Format) -> Interleaved:
-    """The layout of fused and hoisted steps, of a layer with projection."""
+def interleave(weights: CanonicalLstm, format: Format) -> Interleaved | None:
+    """The layout of fused and hoisted steps, of a layer with projection; None for 8-bit products."""
     dtype, int8, device = format
-    stacked = torch.stack([_gates_last(weights.input), _gates_last(weights.recurrent)], dim=1)  # [D, 2, P, 4C]
-    stacked = stacked.to(device)
-    in_type = stacked.to(dtype)
-    recurrent, projection = in_type[:, 1], cast(Tensor, weights.projection).to(device)
-    recurrent_scale = projection_scale = None
     if int8:
-        recurrent, recurrent_scale = quantize(stacked[:, 1])
-        in_type = in_type[:, :1].contiguous()
-        projection, projection_scale = quantize(projection)
+        return None
+    stacked = torch.stack([_gates_last(weights.input), _gates_last(weights.recurrent)], dim=1)  # [D, 2, P, 4C]
+    in_type = stacked.to(device).to(dtype)
     return Interleaved(
         input=in_type[:, 0],
-        recurrent=recurrent,
+        recurrent=in_type[:, 1],
         bias=_gates_last(weights.bias).to(device, torch.float32).contiguous(),
-        projection=projection if int8 else projection.to(dtype),
-        recurrent_scale=recurrent_scale,
-        projection_scale=projection_scale,
+        projection=cast(Tensor, weights.projection).to(device).to(dtype),
         cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
         projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
     )
@@ -205,9 +184,3 @@ def interleave(weights: CanonicalLstm, format: Format) -> Interleaved:
 def _gates_last(tensor: Tensor) -> Tensor:
     """[D, 4, ..., C] -> [D, ..., 4C], the gates of one cell side by side."""
     return tensor.movedim(1, -1).flatten(-2)
-
-
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit weights [D, K, N] of [D, K, N], symmetric by column, and their scales, float32 [D, N]."""
-    scale = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LEVELS
-    return (weight.float() / scale[:, None]).round().to(torch.int8), scale

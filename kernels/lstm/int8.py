@@ -1,0 +1,252 @@
+"""Steps whose gates are products of 8-bit integers, for any rows and sizes: half the bytes, and twice as many products.
+
+    z = s_row * s_column * ([x, r_parent] / s_row) @ ([W_x; W_r] / s_column) + b
+
+with both quotients rounded to integers of 127 at most, so that sums are exact and depend on no tile. A weight's column
+has one scale, fixed at load. A row has one for x and r together, so that one sum holds both: x's largest value, but at
+least the largest that r can be. It is known before the steps, as a layer's inputs are, and depends on nothing but the
+row. r is rounded where the projection writes it to the children's rows, in their scale.
+
+h and the projection keep the compute type: they are a fifth of a step's products, and h in 8 bits would be the largest
+error by far, as most of its values are much smaller than its bound of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flashelmo.kernels.launch import Launch, cdiv, check
+from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.fused import projection
+from flashelmo.kernels.lstm.hopper import CELLS, gate_columns
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.tma import split_gates
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
+from flashelmo.kernels.product import int8_of, product, zeros
+from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
+
+LEVELS = 127
+VALUES = 4096  # of a program that rounds inputs
+NORMS = 4.0  # of a projection's column: no r of a layer without clip is larger, but for one that would be cut to it
+
+
+class Int8Layout(NamedTuple):
+    """The layout of the variants that multiply gates in 8 bits.
+
+    Attributes:
+        gates: int8 [D * 4G, 2P], the columns of the input's and the recurrent weight one after the other; G is C up to
+            the next multiple of 32, zero beyond C. Rows are ordered as the columns of `hopper.HopperLayout.gates`.
+        scale: float32 [D, 4, C], what a 1 of these is worth.
+        bias: float32 [D, 4, C].
+        projection: [D, C, P], in the compute type.
+        largest: float32 [1], the largest r that there can be.
+        cell_clip, projection_clip: bounds; infinite where nothing is clipped.
+    """
+
+    gates: Tensor
+    scale: Tensor
+    bias: Tensor
+    projection: Tensor
+    largest: Tensor
+    cell_clip: float
+    projection_clip: float
+
+    def check(self, shape: Shape, dtype: torch.dtype) -> None:
+        """See `weights.Layout`."""
+        D, P, C = shape
+        check("gates", self.gates, [D * 4 * padded(C), 2 * P], [torch.int8])
+        check("scale", self.scale, [D, 4, C], [torch.float32])
+        check("bias", self.bias, [D, 4, C], [torch.float32])
+        check("projection", self.projection, [D, C, P], [dtype])
+        check("largest", self.largest, [1], [torch.float32])
+
+
+def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
+    """The weights of a layer with projection; None where products are not of 8 bits."""
+    if not format.int8:
+        return None
+    assert weights.projection is not None
+    _, P, C = weights.shape
+    both = torch.cat([weights.input, weights.recurrent], dim=2).to(format.device).float()  # [D, 4, 2P, C]
+    scale = both.abs().amax(dim=2).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
+    integers = torch.nn.functional.pad((both / scale[:, :, None]).round().to(torch.int8), (0, padded(C) - C))
+    gates, cells = gate_columns(padded(C), both.device)
+    projected = weights.projection.to(format.device).float()
+    largest = projected.abs().sum(dim=1).amax()
+    if weights.projection_clip is None:
+        largest = largest.minimum(NORMS * projected.norm(dim=1).amax())
+    return Int8Layout(
+        gates=integers[:, gates, :, cells].movedim(0, 1).reshape(-1, 2 * P).contiguous(),
+        scale=scale.contiguous(),
+        bias=weights.bias.to(format.device, torch.float32).contiguous(),
+        projection=projected.to(format.dtype).contiguous(),
+        largest=largest.clamp(max=weights.projection_clip or float("inf")).view(1),
+        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
+        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+    )
+
+
+def padded(C: int) -> int:
+    """Cells, with those that are there to fill a block."""
+    return cdiv(C, CELLS) * CELLS
+
+
+def dequantized(layout: Int8Layout, shape: Shape) -> Tensor:
+    """The weights that a layout stands for, float32 [D, 4, 2P, C]."""
+    D, P, C = shape
+    gates, cells = gate_columns(padded(C), layout.gates.device)
+    found = torch.empty(4, padded(C), D, 2 * P, device=layout.gates.device)
+    found[gates, cells] = layout.gates.view(D, -1, 2 * P).movedim(0, 1).float()
+    return found[:, :C].permute(2, 0, 3, 1) * layout.scale[:, :, None]
+
+
+def row_scales(x: Tensor, largest: Tensor) -> Tensor:
+    """What a 1 is worth in rows [..., P] of x and of r beside it: [...]."""
+    return x.float().abs().amax(dim=-1).maximum(largest) / LEVELS
+
+
+def rounded(rows: Tensor, scale: Tensor) -> Tensor:
+    """Rows [..., P] as their integers stand for them."""
+    units = rows.float() * (1.0 / scale)[..., None]
+    return units.clamp(-LEVELS, LEVELS).round() * scale[..., None]
+
+
+def serves(run: LayerRun, rows: int) -> bool:
+    """Any number of rows, in 8 bits."""
+    return run.weights.int8
+
+
+def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
+    """The launches of some depths that follow each other, in order.
+
+    Raises:
+        ValueError: a depth does not exist.
+    """
+    yield from step_launches(run, depths, _gates(run), projection(run, int8_layout))
+
+
+def step_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
+    """The launches of each depth, in order, and before the first depth's what rounds all inputs."""
+    run.check_depths(depths)
+    if depths.start == 1:
+        yield inputs_launch(run)
+    yield from depth_launches(run, depths, *parts)
+
+
+def inputs_launch(run: LayerRun) -> Launch:
+    """The launch that rounds x of all nodes, and finds their rows' scales."""
+    tensors, (D, P, _), columns = run.tensors, run.weights.shape, triton.next_power_of_2(run.weights.shape.P)
+    tile = Tile(max(1, VALUES // columns), columns, k=1, warps=4, stages=1)
+    arguments = {
+        "x_ptr": tensors.x,
+        "x_int8": tensors.x_int8,
+        "row_scale": tensors.row_scale,
+        "starts": run.nodes.starts,
+        "largest": run.weights.layout(int8_layout).largest,
+        "N": run.nodes.n_nodes,
+        "T": run.nodes.n_depths,
+        "P": P,
+        "TILE": tile,
+    }
+    return Launch(int8_inputs_kernel, (cdiv(run.nodes.n_nodes, tile.rows), D), arguments, tile.options)
+
+
+@triton.jit(do_not_specialize=["N", "T"])
+def int8_inputs_kernel(
+    x_ptr, x_int8, row_scale, starts, largest, N, T, P: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """x in 8 bits and its rows' scales. Grid: blocks of rows; D."""
+    direction = tl.program_id(1).to(tl.int64)
+    o_row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
+    o_column = tl.arange(0, TILE.columns)
+    m_row = o_row < tl.load(starts + direction * (T + 2) + T + 1)
+    m = m_row[:, None] & (o_column < P)[None, :]
+    row = direction * N + o_row
+    o_x = (row * P)[:, None] + o_column[None, :]
+    x = tl.load(x_ptr + o_x, mask=m, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), axis=1), tl.load(largest)) / 127.0
+    tl.store(x_int8 + o_x, int8_of(x, scale), mask=m)
+    tl.store(row_scale + row, scale, mask=m_row)
+
+
+class Int8Tensors(NamedTuple):
+    """Those of `LstmTensors` that gates in 8 bits read and write."""
+
+    x_int8: Any
+    parent_hidden: Any
+    row_scale: Any
+    cell: Any
+    unprojected: Any
+
+
+def _gates(run: LayerRun) -> Part:
+    weights, (D, _, C) = run.weights, run.weights.shape
+    arguments = run.arguments | {
+        "weights": weights.layout(int8_layout),
+        "tensors": Int8Tensors(*(getattr(run.tensors, name) for name in Int8Tensors._fields)),
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "APPROXIMATE": is_approximate(weights.dtype),
+    }
+
+    def kind(rows: int) -> tuple[Tile, str]:
+        keep = "evict_last" if run.options.keep_weights and rows <= WEIGHT_BOUND_ROWS else ""
+        return choose_tile("gates", weights.dtype, run.options.precision, rows, int8=True), keep
+
+    def launch(kind: tuple[Tile, str]) -> Launch:
+        return Launch(int8_gates_kernel, (), arguments | {"TILE": kind[0], "KEEP": kind[1]}, kind[0].options)
+
+    return Part(kind, launch, lambda rows, kind: (cdiv(rows, kind[0].rows), cdiv(C, kind[0].columns), D))
+
+
+@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
+def int8_gates_kernel(
+    weights, tensors, nodes, depth, N, R, T,
+    SHAPE: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
+):  # fmt: skip
+    """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
+    P: tl.constexpr = SHAPE.P
+    C: tl.constexpr = SHAPE.C
+    GATES: tl.constexpr = (C + 31) // 32 * 128
+    i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    _, first, last = depth_nodes(nodes, direction, depth, T)
+    if first + i_rows * TILE.rows < last:
+        o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
+        o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
+        node = (first + o_row).to(tl.int64)
+        m_row, m_cell = node < last, o_cell < C
+        m = m_row[:, None] & m_cell[None, :]
+        parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0).to(tl.int64)
+        p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
+        c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # on its way while the product is computed
+        row = direction * N + node
+        row_scale = tl.load(tensors.row_scale + row, mask=m_row, other=0.0)
+
+        o_gate = i_cells * (4 * TILE.columns) + tl.arange(0, 4 * TILE.columns)
+        p_weight = weights.gates + (direction * GATES + o_gate) * (2 * P)
+        p_x, p_hidden = tensors.x_int8 + row * P, tensors.parent_hidden + row * P
+        acc = zeros(TILE.rows, 4 * TILE.columns, tl.int32)
+        acc = product(acc, p_x, p_hidden, m_row, p_weight, o_gate < GATES, P, 2, 1, True, TILE.k, "ieee", KEEP)
+
+        i, f, g, o = split_gates(acc, TILE)
+        p_scale, p_bias = weights.scale + direction * (4 * C) + o_cell, weights.bias + direction * (4 * C) + o_cell
+        i = scaled(i, row_scale, p_scale, p_bias, m_cell)
+        f = scaled(f, row_scale, p_scale + C, p_bias + C, m_cell)
+        g = scaled(g, row_scale, p_scale + 2 * C, p_bias + 2 * C, m_cell)
+        o = scaled(o, row_scale, p_scale + 3 * C, p_bias + 3 * C, m_cell)
+        c, h = cell(i, f, g, o, c, weights.cell_clip, APPROXIMATE, APPROXIMATE)
+        o_here = ((direction * R + o_row) * C)[:, None] + o_cell[None, :]
+        tl.store(tensors.cell + tl.cast(depth % 2 * SHAPE.D * C, tl.int64) * R + o_here, c, mask=m)
+        tl.store(tensors.unprojected + o_here, h.to(tensors.unprojected.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def scaled(sums, row_scale, p_scale, p_bias, m_cell):
+    """A gate of integer sums, with its bias: float32."""
+    scale = row_scale[:, None] * tl.load(p_scale, mask=m_cell)[None, :]
+    return sums.to(tl.float32) * scale + tl.load(p_bias, mask=m_cell)[None, :]

@@ -1,0 +1,42 @@
+"""Gates in 8-bit integers for many rows on Hopper: the kernel of `warp_specialized` with the numbers of `int8`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm.cell import Part
+from flashelmo.kernels.lstm.hopper import fits, is_served, projection
+from flashelmo.kernels.lstm.int8 import int8_layout, step_launches
+from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.warp_specialized import LEAST_ROWS, Scales, descriptor, specialized_gates
+from flashelmo.kernels.tuning import Tile
+
+TILE = Tile(128, 32, 128, 4, 6)  # of a consumer's warps
+REGISTERS = 240  # of a consumer's threads, who hold all of a tile's cells at once
+
+
+def serves(run: LayerRun, rows: int) -> bool:
+    """Many rows, on Hopper."""
+    weights = run.weights
+    return weights.int8 and rows >= LEAST_ROWS and fits(weights.shape) and is_served(weights.dtype, weights.device)
+
+
+def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
+    """The launches of some depths that follow each other, in order.
+
+    Raises:
+        ValueError: a depth does not exist.
+    """
+    yield from step_launches(run, depths, _gates(run), projection(run, int8_layout))
+
+
+def _gates(run: LayerRun) -> Part:
+    weights, tensors = run.weights.layout(int8_layout), run.tensors
+    blocks = {
+        "x_desc": descriptor(tensors.x_int8, TILE.rows, TILE.k),
+        "hidden_desc": descriptor(tensors.parent_hidden, TILE.rows, TILE.k),
+        "weight_desc": descriptor(weights.gates, 4 * TILE.columns, TILE.k),
+        "scales": Scales(tensors.row_scale, weights.scale),
+    }
+    return specialized_gates(run, weights, blocks, TILE, REGISTERS)
