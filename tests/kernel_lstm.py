@@ -51,7 +51,7 @@ VARIANTS = {
     "warp_specialized": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
     "tma": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
     "hoisted": Tested(kinds=(*FLOATS, "tf32"), P=160, C=32),
-    "int8_specialized": Tested(kinds=("int8",), P=128, C=512, sizes=HOPPER_SIZES, in_interpreter=False),
+    "int8_specialized": Tested(kinds=("int8",), P=128, C=512, sizes=HOPPER_SIZES),
     "int8": Tested(kinds=("int8",), P=16, C=32),
 }
 # Those that serve any sizes, in the interpreter too; the others are compared with them.

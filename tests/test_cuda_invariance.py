@@ -203,14 +203,16 @@ def test_one_kernel_multiplies_any_rows(dtype: torch.dtype, device: str, monkeyp
         assert len({launch(n, True, transposed=True).arguments["TILE"] for n in rows}) == 1
 
 
-@pytest.mark.parametrize("kind", FLOATS)
+@pytest.mark.parametrize("kind", [*FLOATS, "int8"])
 @pytest.mark.parametrize("capability", [(9, 0), (8, 0), (10, 0), (12, 0)])
 def test_one_variant_serves_any_rows(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str) -> None:
-    layer = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind])
-    run = layer.poisoned(options=LaunchOptions(batch_invariant=True))
+    int8, dtype = kind == "int8", FLOATS.get(kind, torch.bfloat16)
+    layer = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=dtype)
+    run = layer.poisoned(int8=int8, options=LaunchOptions(batch_invariant=True))
     monkeypatch.setattr(tuning, "capability", lambda device: capability)
     object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
-    expected = "warp_specialized" if capability == (9, 0) and kind != "fp32" else "fused"
+    portable, on_hopper = ("int8", "int8_specialized") if int8 else ("fused", "warp_specialized")
+    expected = on_hopper if capability == (9, 0) and kind != "fp32" else portable
     assert {choose(run, rows).name for rows in (1, 16, 64, 65, 300, 4096)} == {expected}
 
 
