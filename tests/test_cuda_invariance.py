@@ -43,7 +43,7 @@ CASES = [
     (precision, n, share)
     for precision in PRECISIONS
     for n, share in COMPANIES
-    if DEVICE == "cuda" or precision == "fp32" or (n, share) in ((3, True), (70, True), (300, False))
+    if DEVICE == "cuda" or precision == "fp32" or (n, share) in ((70, True), (300, False))
 ]
 
 
@@ -117,7 +117,7 @@ def test_neither_windows_nor_what_is_kept_changes_bits(changes: dict[str, Any]) 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "ahead"])
 def test_a_row_that_carries_a_state_has_its_own_bits(graphs: bool) -> None:
-    """Of batches of 1, 3 and 40 rows, the first row's sentences."""
+    """The sentences of the first row of batches of 1, 3 and 40 rows."""
     first_row = [SENTENCE, ["cats"], SENTENCE]
     found = set()
     for n in (1, 3, 40):
@@ -129,7 +129,7 @@ def test_a_row_that_carries_a_state_has_its_own_bits(graphs: bool) -> None:
 
 def test_a_mean_has_its_own_bits() -> None:
     found = set()
-    for sentences in ([SENTENCE], company(3), company(70)):
+    for sentences in ([SENTENCE], company(3), company(300 if DEVICE == "cuda" else 70)):  # 300 have another tile there
         embedder = on_cuda(model(), cuda=INVARIANT_AHEAD)
         found |= of_sentence(sentences, list(embedder.embed(sentences, layers="average", pool="mean")))
     assert len(found) == 1
