@@ -195,8 +195,10 @@ def _gates(run: LayerRun) -> Part:
     }
 
     def kind(rows: int) -> tuple[Tile, str]:
-        keep = "evict_last" if run.options.keep_weights and rows <= WEIGHT_BOUND_ROWS else ""
-        return choose_tile("gates", weights.dtype, run.options.precision, rows, int8=True), keep
+        options, invariant = run.options, run.options.batch_invariant
+        keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not invariant
+        tile = choose_tile("gates", weights.dtype, options.precision, rows, int8=True, batch_invariant=invariant)
+        return tile, "evict_last" if keeps else ""
 
     def launch(kind: tuple[Tile, str]) -> Launch:
         return Launch(int8_gates_kernel, (), arguments | {"TILE": kind[0], "KEEP": kind[1]}, kind[0].options)
