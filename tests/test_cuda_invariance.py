@@ -43,7 +43,7 @@ CASES = [
     (precision, n, share)
     for precision in PRECISIONS
     for n, share in COMPANIES
-    if DEVICE == "cuda" or precision == "fp32" or (n, share) in ((3, True), (70, True), (300, False))
+    if DEVICE == "cuda" or precision == "fp32" or (n, share) in ((70, True), (300, False))
 ]
 
 
@@ -51,9 +51,9 @@ CASES = [
 def model() -> ElmoModel:
     """Values like a trained model's, which no clip cuts: they would hide what differs."""
     config = replace(BILM, cell_size=C, projection_size=P, cell_clip=3.0, projection_clip=3.0)
-    tensors = dict(random_model(config).weights.named_tensors())
-    tensors = {name: tensor * min(0.3, tensor.shape[0] ** -0.5) for name, tensor in tensors.items()}
-    return replace(random_model(config), weights=ElmoWeights.from_named_tensors(tensors, config))
+    made = random_model(config)
+    tensors = {name: tensor * np.float32(P**-0.5) for name, tensor in made.weights.named_tensors()}
+    return replace(made, weights=ElmoWeights.from_named_tensors(tensors, config))
 
 
 def company(n: int) -> list[list[str]]:
@@ -117,7 +117,7 @@ def test_neither_windows_nor_what_is_kept_changes_bits(changes: dict[str, Any]) 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "ahead"])
 def test_a_row_that_carries_a_state_has_its_own_bits(graphs: bool) -> None:
-    """Of batches of 1, 3 and 40 rows, the first row's sentences."""
+    """The sentences of the first row of batches of 1, 3 and 40 rows."""
     first_row = [SENTENCE, ["cats"], SENTENCE]
     found = set()
     for n in (1, 3, 40):
@@ -129,7 +129,7 @@ def test_a_row_that_carries_a_state_has_its_own_bits(graphs: bool) -> None:
 
 def test_a_mean_has_its_own_bits() -> None:
     found = set()
-    for sentences in ([SENTENCE], company(3), company(70)):
+    for sentences in ([SENTENCE], company(3), company(300 if DEVICE == "cuda" else 70)):  # 300 have another tile there
         embedder = on_cuda(model(), cuda=INVARIANT_AHEAD)
         found |= of_sentence(sentences, list(embedder.embed(sentences, layers="average", pool="mean")))
     assert len(found) == 1
@@ -203,14 +203,16 @@ def test_one_kernel_multiplies_any_rows(dtype: torch.dtype, device: str, monkeyp
         assert len({launch(n, True, transposed=True).arguments["TILE"] for n in rows}) == 1
 
 
-@pytest.mark.parametrize("kind", FLOATS)
+@pytest.mark.parametrize("kind", [*FLOATS, "int8"])
 @pytest.mark.parametrize("capability", [(9, 0), (8, 0), (10, 0), (12, 0)])
 def test_one_variant_serves_any_rows(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str) -> None:
-    layer = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind])
-    run = layer.poisoned(options=LaunchOptions(batch_invariant=True))
+    int8, dtype = kind == "int8", FLOATS.get(kind, torch.bfloat16)
+    layer = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=dtype)
+    run = layer.poisoned(int8=int8, options=LaunchOptions(batch_invariant=True))
     monkeypatch.setattr(tuning, "capability", lambda device: capability)
     object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
-    expected = "warp_specialized" if capability == (9, 0) and kind != "fp32" else "fused"
+    portable, on_hopper = ("int8", "int8_specialized") if int8 else ("fused", "warp_specialized")
+    expected = on_hopper if capability == (9, 0) and kind != "fp32" else portable
     assert {choose(run, rows).name for rows in (1, 16, 64, 65, 300, 4096)} == {expected}
 
 

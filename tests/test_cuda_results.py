@@ -70,12 +70,15 @@ def made_up(output: Output, offsets: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=str)
 @pytest.mark.parametrize("as_numpy", [True, False])
-@given(lengths=st.lists(st.integers(0, 3), max_size=8), piece=st.integers(1, 400))
-def test_every_sentence_has_its_rows(output: Output, as_numpy: bool, lengths: list[int], piece: int) -> None:
+@given(lengths=st.lists(st.integers(0, 3), max_size=20), piece=st.integers(1, 400), by_threads=st.booleans())
+def test_every_sentence_has_its_rows(
+    output: Output, as_numpy: bool, lengths: list[int], piece: int, by_threads: bool
+) -> None:
     offsets = [0, *np.cumsum(lengths, dtype=int).tolist()]
     values = made_up(output, offsets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer_module, "PIECE_BYTES", piece)
+        patch.setattr(transfer_module, "COPIED_BYTES", 0 if by_threads else 1 << 30)
         found = on_host(results_of(values, offsets, output, as_numpy=as_numpy))
     expected = [values[:, start:stop] for start, stop in pairwise(offsets)]
     if output.pool:

@@ -137,7 +137,7 @@ def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
     n = x.shape[-2]
     assert module.by_library(x, n) == (device == "cuda") and not module.by_library(x.half(), n)
     monkeypatch.setattr(module, "by_library", lambda *_: True)
-    seen = []
+    seen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
     out = poisoned(*x.shape[:-1], 36, dtype=torch.float32, device=device)
     launch = linear_launch(x, weight, bias, out, precision=precision)

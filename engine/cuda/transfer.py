@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +34,9 @@ CAPTURE_LOCK = threading.RLock()
 # Results come down in pieces of about this size: while one is read, the next one is copied. Pinned memory is allocated
 # in powers of two, and a piece may be a sentence longer.
 PIECE_BYTES = 60 << 20
+
+COPIERS = 4  # threads; on an H200's host 512 sentences of 22 tokens take 74 ms by one, 14 by 4, 12 by 8
+COPIED_BYTES = 4 << 20  # of a piece: with fewer, starting threads takes longer
 
 PIECES_IN_TURN = 3  # of a staging: one that is filled, and those of two windows in flight
 
@@ -255,11 +259,21 @@ class Results:
         if self._pooled:
             return (rows.copy() for rows in values.swapaxes(0, -2))
         offsets = (self._offsets[first : last + 1] - self._offsets[first]).tolist()
-        return (values[..., start:stop, :].copy() for start, stop in pairwise(offsets))
+        sentences = [values[..., start:stop, :] for start, stop in pairwise(offsets)]
+        return copies(sentences) if values.nbytes >= COPIED_BYTES else (rows.copy() for rows in sentences)
 
     def _download(self, piece: int) -> Download:
         first, last = self._cuts[piece]
         return self._transfers.download(self._values[:, self._offsets[first] : self._offsets[last]], self.ready)
+
+
+def copies(arrays: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Copies in order, by some threads: most of their time the system takes, which finds memory page by page."""
+    size = max(1, len(arrays) // (2 * COPIERS))
+    with ThreadPoolExecutor(COPIERS, "flashelmo-copies") as pool:
+        batches = (arrays[k : k + size] for k in range(0, len(arrays), size))
+        for batch in pool.map(lambda batch: [array.copy() for array in batch], batches):
+            yield from batch
 
 
 def _cuts(offsets: Int64, row_bytes: int) -> list[tuple[int, int]]:

@@ -69,8 +69,4 @@ def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tu
     (D, _, C), x = run.weights.shape, run.tensors.x
     x_gates = torch.empty(D, run.nodes.span(slab), 4 * C, dtype=x.dtype, device=x.device)
     first_rows = run.nodes.n_roots if slab.start == 1 else run.nodes.starts[:, slab.start]
-    precision, invariant = run.options.precision, run.options.batch_invariant
-    launch = linear_launch(
-        x, weight, bias, x_gates, first_rows=first_rows, precision=precision, batch_invariant=invariant
-    )
-    return launch, x_gates
+    return linear_launch(x, weight, bias, x_gates, first_rows=first_rows, precision=run.options.precision), x_gates

@@ -187,9 +187,9 @@ def _gates(run: LayerRun) -> Part:
     }
 
     def kind(rows: int) -> tuple[Tile, str]:
-        invariant = run.options.batch_invariant
-        keeps = run.options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not invariant
-        tile = choose_tile("gates", weights.dtype, "ieee", rows, int8=True, batch_invariant=invariant)
+        options, invariant = run.options, run.options.batch_invariant
+        keeps = options.keep_weights and rows <= WEIGHT_BOUND_ROWS and not invariant
+        tile = choose_tile("gates", weights.dtype, options.precision, rows, int8=True, batch_invariant=invariant)
         return tile, "evict_last" if keeps else ""
 
     def launch(kind: tuple[Tile, str]) -> Launch:

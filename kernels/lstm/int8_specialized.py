@@ -17,7 +17,7 @@ REGISTERS = 240  # of a consumer's threads, who hold all of a tile's cells at on
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Many rows, on Hopper."""
+    """Many rows, on Hopper; any, where their number may not choose, as the projection is another than `int8` has."""
     weights, many = run.weights, rows >= LEAST_ROWS or run.options.batch_invariant
     return weights.int8 and many and fits(weights.shape) and is_served(weights.dtype, weights.device)
 
