@@ -202,14 +202,14 @@ def test_a_window_whose_results_find_no_memory_is_not_run_twice(monkeypatch: pyt
 def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (out_of_memory, driver_out_of_memory):
 
-        def fail(*arguments: Any, error: Callable[[], Exception] = error) -> None:
+        def fail(*arguments: Any, error: Callable[[], Exception] = error, **options: Any) -> None:
             raise error()
 
         monkeypatch.setattr(pipeline, "DeviceModel", fail)
         with pytest.raises(FlashElmoError, match=rf"^device '{DEVICE}': expected memory for a model of 0\.00 GiB"):
             make_cuda_pipeline(DEVICE, model=ONE_LAYER, precision="fp32", settings=Settings())
 
-    def fail_otherwise(*arguments: Any) -> None:
+    def fail_otherwise(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("CUDA error: an illegal address")
 
     monkeypatch.setattr(pipeline, "DeviceModel", fail_otherwise)

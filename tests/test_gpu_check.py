@@ -226,13 +226,13 @@ def test_a_process_goes_on_where_the_one_before_it_ended(tmp_path: Path) -> None
     settings = settings_of(tmp_path, sections=("steps",), rows=(1,))
     parts = parts_of(settings)
     names = [job.detail for job in parts.jobs("steps")]
-    assert names == ["hoisted step", "fused step", "1 rows"]
+    assert names == ["fused step", "hoisted step", "int8 step", "1 rows"]
     parts._begin(next(parts.jobs("steps")))
     results = results_on(H200, settings, "check")
     row = Row("error", "tiny", "fused step bf16", "relative error", median=0.001)
     replace(results, rows=[row, replace(row, name="hoisted step bf16", note="FAILED: error 1")]).write(settings.out)
     after = parts_of(settings)
-    assert after._begun == {("error", "tiny", "hoisted step")}
+    assert after._begun == {("error", "tiny", "fused step")}
     assert after._kernels.passed == {("fused step", "bf16"): True, ("hoisted step", "bf16"): False}
     assert after.measure("steps", 100.0) is False
     found = {row.name: row for row in Results.read(settings.out).section("step")}
@@ -263,7 +263,7 @@ def test_what_is_recorded_is_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
         launches = recorded(settings, part)
         names[part] = names_of(launches)
         assert all(tensor.device.type == "meta" for launch in launches for tensor in launch.tensors.values())
-    steps = {"roots", "gates", "projection", "linear"}
+    steps = {"roots", "gates", "projection", "linear", "int8_rows", "int8_gates"}
     words = {"char_cnn_embed", "char_cnn", "highway"}
     assert names["correctness"] == steps | words | {"gather_words", "tokens", "sentences"}
     assert names["steps"] == steps
