@@ -331,6 +331,31 @@ def test_wrong_tensors(folder, change, message):
     fails(folder, message)
 
 
+def linked_storage(kind, file, name, secret) -> None:
+    """A tensor of the right shape whose values lie in another file of the machine."""
+    shape = file[name].shape
+    del file[name]
+    if kind == "external storage":
+        file.create_dataset(name, shape, np.float32, external=[(str(secret), 0, secret.stat().st_size)])
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout(shape, np.float32)
+        layout[...] = h5py.VirtualSource(secret, "secret", shape, np.float32)
+        file.create_virtual_dataset(name, layout)
+    else:
+        file[name] = h5py.ExternalLink(secret, "secret")
+
+
+@pytest.mark.parametrize("kind", ["external storage", "virtual", "external link"])
+@pytest.mark.parametrize("name", ["char_embed", "CNN_proj/b_proj", f"{CELL}/B"])
+def test_no_other_file_is_read_as_weights(folder, tmp_path, kind, name):
+    """Whoever publishes the vectors or a conversion would publish that file."""
+    secret = tmp_path / "secret"
+    with h5py.File(folder / "weights.hdf5") as file, h5py.File(secret, "w") as other:
+        other["secret"] = np.ones(file[name].shape, np.float32)
+    edit_weights(folder, lambda file: linked_storage(kind, file, name, secret))
+    fails(folder, rf"weights\.hdf5: tensor {name}")
+
+
 def test_weights_that_the_dimensions_leave_no_place_for(tmp_path):
     """AllenNLP projects from P to P where bilm-tf does not; ignoring the projection would give wrong vectors."""
     write_bilm(MODELS["no projection"], tmp_path / "a")

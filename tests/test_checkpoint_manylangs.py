@@ -166,6 +166,15 @@ def test_the_configuration_is_found_by_its_name(folder, config_path):
     same_model(load_model(folder), MODELS["manylangs"])
 
 
+@pytest.mark.parametrize("way", ["../secret.json", "configs/../../secret.json", "{}/secret.json", "..\\secret.json"])
+def test_the_configuration_is_never_outside_the_folder(folder, way):
+    """Here it would do; the published configuration, whose sizes the tensors are not of, is taken all the same."""
+    (folder / "configs").mkdir()
+    (folder / CONFIGURATION).rename(folder.parent / "secret.json")
+    (folder / "config.json").write_text(json.dumps({"config_path": way.format(folder.parent)}))
+    fails(folder, r"\(6, 5\).*\(6, 100\)")
+
+
 def test_the_configuration_may_be_config_json_itself(folder):
     (folder / CONFIGURATION).rename(folder / "config.json")
     same_model(load_model(folder), MODELS["manylangs"])

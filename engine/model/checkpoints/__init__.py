@@ -106,6 +106,6 @@ def _has_lstm(path: Path) -> bool:
 
     try:
         with h5py.File(path, "r") as file:
-            return "RNN_0" in file
+            return "RNN_0" in list(file)  # `in file` would open what a link points to
     except Exception:  # damaged
         return True  # let the reader say what is wrong with it

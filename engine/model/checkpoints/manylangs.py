@@ -72,7 +72,7 @@ def read_manylangs(folder: Path) -> ElmoModel:
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
         check_stored(table.values(), shapes, folder / file, source.name)
-        tensors |= {k: to_canonical(s, stored[s.name][s.rows], folder / file) for k, s in table.items()}
+        tensors |= {k: to_canonical(s, stored[s.name], folder / file) for k, s in table.items()}
     return ElmoModel(
         config, ElmoWeights.from_named_tensors(tensors, config), Lexicon(characters, words), folder, FORMAT
     )
@@ -118,12 +118,16 @@ def _split_gates(weight: Array) -> Array:
 
 
 def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """The configuration that config.json points to, often by a path on its author's machine, and its file."""
+    """The configuration that config.json points to, often by a path on its author's machine, and its file.
+
+    A path that leads out of the folder is not followed: a file of that name in the folder is taken.
+    """
     arguments = read_json(folder / "config.json")
-    given = str(arguments.get("config_path") or "")
-    for candidate in (folder / given, folder / PureWindowsPath(given).name):  # splits at / and \\ alike
-        if given and candidate.is_file():
-            return read_json(candidate), candidate
+    given = PureWindowsPath(str(arguments.get("config_path") or ""))  # splits at / and \\ alike
+    inside = not given.anchor and ".." not in given.parts
+    for candidate in (given.as_posix(), given.name) if inside else (given.name,):
+        if given.name and (folder / candidate).is_file():
+            return read_json(folder / candidate), folder / candidate
     if "encoder" in arguments and "token_embedder" in arguments:
         return arguments, folder / "config.json"
     return PUBLISHED_CONFIGURATION, folder / "cnn_50_100_512_4096_sample.json"
