@@ -59,7 +59,8 @@ class Settings:
             precision.
         stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
         batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
-        threads: processor threads; None takes all cores. On a CUDA device they make schedules, 4 at most.
+        threads: processor threads, at most 64 or the machine's processors; None takes all cores. On a CUDA device they
+            make schedules, 4 at most.
         keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
         share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
         cache_bytes: bound of the memory for word vectors that are kept from call to call.

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,6 +314,20 @@ def test_pickles_that_are_not_whole(folder, legacy):
     fails(folder, r"encoder\.pkl: ")
     path.unlink()
     fails(folder, r"encoder\.pkl")
+
+
+def test_pickles_that_would_fill_the_memory(folder):
+    """One number repeated without bytes of its own; a file that its archive compresses."""
+    path, grows = folder / "encoder.pkl", r"encoder\.pkl: expected at most [\d,]+ bytes when unpacked"
+    whole = path.read_bytes()
+    edit_tensors(
+        path, lambda t: t.update({"forward_layer_0.state_linearity.bias": torch.ones(1).half().expand(1 << 27)})
+    )
+    fails(folder, grows)
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("encoder/data/99", bytes(40 << 20))
+    fails(folder, grows)
 
 
 def test_half_precision_is_cast(folder):

@@ -6,9 +6,9 @@ Names and shapes as bilm-tf's `dump_weights` writes them (bilm/training.py) and 
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import first_line, new_folder, read_json
+from flashelmo.engine.model.checkpoints.files import check_growth, first_line, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.config import ElmoConfig
@@ -57,6 +57,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
             config = read_options(options, shapes, options_file)
             table = stored_tensors(config)
             check_stored(table.values(), shapes, weights_file, options_file.name)
+            check_growth(weights_file, sum(map(_n_bytes, (stored[name] for name in {s.name for s in table.values()}))))
             tensors = {name: to_canonical(s, stored[s.name], weights_file) for name, s in table.items()}
     except FlashElmoError:
         raise
@@ -152,6 +153,12 @@ def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset
             found += [(f"{path}/{inner}", entry) for inner in entry]
 
 
+def _n_bytes(dataset: h5py.Dataset) -> int:
+    """Memory that reading takes: HDF5 unpacks whole chunks, which may be larger than the dataset."""
+    values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+    return int(values * dataset.dtype.itemsize)
+
+
 def _add_zero_row(tensor: Array) -> Array:
     return np.concatenate([np.zeros_like(tensor[:1]), tensor])
 
@@ -199,8 +206,8 @@ def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")
+        with unpacked(path) as file:
+            return file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
     except (OSError, EOFError, zlib.error) as error:

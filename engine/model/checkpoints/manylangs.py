@@ -6,6 +6,7 @@ Read as elmoformanylangs' `Embedder` does (elmoformanylangs/elmo.py, modules/), 
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.model.checkpoints.files import check_rows, read_json
+from flashelmo.engine.model.checkpoints.files import check_growth, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
@@ -197,8 +198,15 @@ def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors
+            if zipfile.is_zipfile(path):
+                check_zip(path)
             stored = torch.load(path, map_location="cpu", weights_only=True)
+        check_growth(
+            path, sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+        )  # strides may be 0
         return {name: _to_numpy(tensor) for name, tensor in stored.items()}
+    except FlashElmoError:
+        raise
     except pickle.UnpicklingError as error:  # its advice is to run the file's code
         found = next((line for line in str(error).splitlines() if "GLOBAL" in line), "something else").strip()
         raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found: {found}") from None
