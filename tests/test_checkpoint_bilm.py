@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -401,6 +402,24 @@ def test_damaged_archives(folder, tmp_path):
         archive.write_bytes(garbled)
         if kind != "tar":  # which has no check sums of contents
             fails(archive, r"whole\.(zip|tar\.gz)")
+
+
+def test_groups_in_groups_are_soon_read(folder):
+    """Below each other, beyond every tensor's depth; and groups that hold each other."""
+    expected = load_model(folder)
+
+    def change(file):
+        group = file["RNN_0"]
+        for _ in range(3000):
+            group = group.create_group("deeper")
+        for name in ("RNN_0", "RNN_1"):
+            for i in range(100):
+                file[f"{name}/again_{i}"] = file["RNN_0"]
+
+    edit_weights(folder, change)
+    started = time.monotonic()
+    same_weights(load_model(folder), expected)
+    assert time.monotonic() - started < 5
 
 
 GROWS = r": expected at most [\d,]+ bytes when unpacked, by its size of [\d,]+, found [\d,]+ or more"

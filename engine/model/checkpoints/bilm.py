@@ -138,8 +138,7 @@ def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset
 
     seen = set()  # groups, which may hold each other
     found = [(name, file) for name in file if name.startswith(PARTS)]
-    while found:
-        path, group = found.pop()
+    for path, group in found:  # what lies deeper is added behind
         name = path.rpartition("/")[2]
         if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
             continue

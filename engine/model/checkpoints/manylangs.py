@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.model.checkpoints.files import check_growth, check_rows, check_zip, read_json
+from flashelmo.engine.model.checkpoints.files import check_growth, check_regular, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
@@ -166,6 +166,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
     """`token<TAB>row` lines, stripped as the published reader does, which leaves one field of the token U+3000."""
     lexicon = {}
     try:
+        check_regular(path)
         lines = path.read_bytes().decode("utf-8").split("\n")
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -195,6 +196,7 @@ def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     if not path.exists():
         raise FlashElmoError(f"{path}: the file is missing")
+    check_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors
