@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tiny_models import MODELS, WORDS
+from tiny_models import BILM, MODELS, WORDS, random_model
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
@@ -171,6 +171,28 @@ def test_absent_parts_may_go_unmentioned(tmp_path):
     assert load_model(tmp_path / "b").weights.lstm[0][0].projection is None
 
 
+@pytest.mark.parametrize("mentioned", [True, False])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_single_layer(tmp_path, alone, mentioned):
+    """bilm-tf makes no stack of one cell, and takes one layer where the options name no number."""
+    expected = random_model(replace(BILM, n_layers=1))
+    folder = tmp_path / "model"
+    write_bilm(expected, folder)
+    if alone:
+        for direction in ("RNN_0/RNN", "RNN_1/RNN"):
+            edit_weights(folder, lambda f, at=direction: f.move(f"{at}/MultiRNNCell/Cell0/LSTMCell", f"{at}/LSTMCell"))
+    if not mentioned:
+        edit_options(folder, lambda o: o["lstm"].pop("n_layers"))
+    same_weights(load_model(folder), with_zero_rows(expected), LOST_IN_FORGET_BIAS)
+
+
+def test_word_weights_beside_options_of_characters(word_folder, folder):
+    expected = load_model(word_folder)
+    characters = json.loads((folder / "options.json").read_text())["char_cnn"]
+    edit_options(word_folder, lambda o: o.update(char_cnn=characters))
+    same_weights(load_model(word_folder), expected)
+
+
 def test_tensors_of_training_and_other_widths_are_fine(folder):
     expected = load_model(folder)
 
@@ -276,7 +298,7 @@ def test_vocabularies(word_folder):
     [
         (lambda o: o.pop("lstm"), "options.json: .*lstm"),
         (lambda o: o["lstm"].pop("dim"), r"options.json: .*dim"),
-        (lambda o: o["lstm"].pop("n_layers"), r"options.json: .*n_layers"),
+        (lambda o: o["lstm"].pop("n_layers"), r"weights.hdf5: tensor \S+Cell1\S+ .* no place"),  # which means 1
         (lambda o: o.pop("char_cnn"), r"options.json: .*char_cnn"),
         (lambda o: o["char_cnn"].pop("filters"), r"options.json: .*filters"),
         (lambda o: o["char_cnn"].pop("embedding"), r"options.json: .*embedding"),

@@ -33,6 +33,7 @@ NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
 NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
 # Begins of the names of the network's tensors; others, such as a softmax, belong to training.
 PARTS = ("CNN", "RNN_", "char_embed", "embedding")
+ALONE = "/RNN/LSTMCell/", "/RNN/MultiRNNCell/Cell0/LSTMCell/"  # one layer, as bilm-tf writes it; as AllenNLP reads it
 DEPTH = 5  # groups around the deepest of them
 
 
@@ -52,7 +53,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
     options = read_json(options_file)
     try:
         with h5py.File(weights_file, "r") as file:
-            stored = dict(_datasets(file, weights_file))
+            stored = {name.replace(*ALONE): dataset for name, dataset in _datasets(file, weights_file)}
             shapes = {name: tuple(dataset.shape or ()) for name, dataset in stored.items()}
             config = read_options(options, shapes, options_file)
             table = stored_tensors(config)
