@@ -17,6 +17,7 @@ import numpy.typing as npt
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import check_growth, check_regular, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
+from flashelmo.engine.model.checkpoints.widened import widen
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
 
@@ -66,14 +67,13 @@ def read_manylangs(folder: Path) -> ElmoModel:
         sizes[key] = embedding.shape[0] if lexicon and embedding.ndim else 0
         check_rows(lexicon, sizes[key], folder / f"{name}.dic")
     config = ElmoConfig.from_dict(sizes, str(source))
-    if config.cell_size == config.projection_size:
-        raise FlashElmoError(f"{source}: encoder: expected projection_dim below dim, found {config.cell_size} for both")
     tensors: dict[str, Array] = {}
     for file, stored in files.items():
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
         check_stored(table.values(), shapes, folder / file, source.name)
         tensors |= {k: to_canonical(s, stored[s.name], folder / file) for k, s in table.items()}
+    config, tensors = widen(config, tensors)
     return ElmoModel(
         config, ElmoWeights.from_named_tensors(tensors, config), Lexicon(characters, words), folder, FORMAT
     )
