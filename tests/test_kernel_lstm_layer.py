@@ -1,5 +1,7 @@
 """A layer over all depths: which variant runs which, buckets that stand for many schedules, and where outputs go."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import accumulate
 from types import SimpleNamespace
@@ -70,6 +72,15 @@ def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     assert [choose(in_8_bits, rows).name for rows in (1, 64, 65, 4096)] == ["int8", "int8", many, many]
     object.__setattr__(run.weights, "layouts", {interleave: run.weights.layout(interleave)})  # as at other sizes
     assert choose(run, 4096).name == "fused"
+
+
+@pytest.mark.parametrize("missing", ["triton.experimental", "triton.experimental.gluon.nvidia.hopper"])
+def test_a_triton_without_gluon_has_the_other_variants_and_says_so(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from flashelmo.kernels.lstm.layer import VARIANTS; "
+    code += "print(*[variant.name for variant in VARIANTS])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["tma", "int8", "hoisted", "fused"]
+    assert "expected Gluon, found" in found.stderr and len(found.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 200, 256, 257, 300, 512, 513, 1024, 4096])
