@@ -367,12 +367,12 @@ def test_ids_that_are_no_tensor_of_integers(build, ids):
             build()(given)
         with pytest.raises(FlashElmoError, match=f"^character_ids: expected a tensor of integers, found {found}$"):
             build().bilm(given)
-    with pytest.raises(FlashElmoError, match="^word_inputs: expected a tensor of integers, found ndarray$"):
+    with pytest.raises(FlashElmoError, match=r"^word_inputs: expected a tensor of integers, found ndarray$"):
         build(vocab_to_cache=VOCABULARY)(ids, WORD_IDS.numpy())
     for number in (torch.float32, torch.bool):
-        with pytest.raises(FlashElmoError, match=f"^character_ids: expected integers, found {number}$"):
+        with pytest.raises(FlashElmoError, match=rf"^character_ids: expected integers, found {number}$"):
             build()(ids.to(number))
-        with pytest.raises(FlashElmoError, match=f"^word_inputs: expected integers, found {number}$"):
+        with pytest.raises(FlashElmoError, match=rf"^word_inputs: expected integers, found {number}$"):
             build(vocab_to_cache=VOCABULARY)(None, WORD_IDS.to(number))
 
 

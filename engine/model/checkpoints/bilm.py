@@ -184,7 +184,7 @@ def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
 def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")
+        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
     except (OSError, EOFError, zlib.error) as error:

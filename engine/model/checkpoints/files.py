@@ -19,9 +19,9 @@ MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; FlashElmoError where it cannot be read or is something else."""
+    """A JSON object, with or without a byte order mark; FlashElmoError where it cannot be read or is something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
     except (ValueError, RecursionError) as error:
