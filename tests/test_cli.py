@@ -201,6 +201,12 @@ def test_a_signal_leaves_no_file(
     assert signal.getsignal(number) == before
 
 
+def test_elmo_command_reads_lines_as_python_does(here: Path, model: Path, succeed: Run) -> None:
+    (here / "text.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r").encode())
+    succeed("elmo", "text.txt", "v.h5", "--weight-file", model, "--all")
+    check_vectors(read("v.h5"), expected(model, Output("all"), stateful=True))
+
+
 def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) -> None:
     arguments = ("elmo", "text.txt", "v.h5", "--weight-file", model, "--batch-size", "2", "--overwrite")
     stateful = {"stateful": True, "batch_size": 2}

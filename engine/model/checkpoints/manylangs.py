@@ -166,7 +166,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
     """`token<TAB>row` lines, stripped as the published reader does, which leaves one field of the token U+3000."""
     lexicon = {}
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

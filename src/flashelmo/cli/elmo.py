@@ -54,5 +54,6 @@ def elmo(
             "use_sentence_keys": use_sentence_keys,
             "forget_sentences": forget_sentences,
         },
+        universal_newlines=True,  # AllenNLP opens the text so
         in_lines=file_friendly_logging,
     )
