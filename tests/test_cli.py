@@ -20,6 +20,7 @@ from flashelmo.cli.terminal import progress_bar, readable_size
 from flashelmo.engine import choice
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
@@ -144,6 +145,29 @@ def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
     succeed("embed", "text.txt", "v.h5", "--model", model, "--overwrite")
     check_vectors(read("v.h5"), expected(model, Output()))
     assert "is the text itself" in fail("embed", "text.txt", "text.txt", "--model", model, "--overwrite")
+
+
+def test_overwriting_spares_the_model(
+    here: Path, model: Path, succeed: Run, fail: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files stay what they are, whatever they are called; vectors beside them are replaced."""
+    write_bilm(MODELS["skip"], here / "bilm")
+    text = here / "text.txt"
+    write_native(MODELS["skip"], here / "native")
+    (here / "bilm" / "weights.hdf5").rename(here / "bilm" / "biLM.h5")
+    (here / "options").symlink_to(here / "bilm" / "options.json")
+    monkeypatch.chdir(here / "bilm")
+    options = ("--options", "../options", "--overwrite")
+    for name, weights in (("biLM.h5", "biLM.h5"), ("biLM.h5", "."), ("options.json", "biLM.h5")):
+        said = fail("embed", text, name, "--model", weights, *options)
+        assert said == f"{name}: is a file of the model"
+    for name in ("config.json", "model.safetensors"):
+        target = f"../native/{name}"
+        assert fail("embed", text, target, "--model", "../native", "--overwrite") == f"{target}: is a file of the model"
+    Path("v.h5").touch()
+    for _ in range(2):
+        succeed("embed", text, "v.h5", "--model", ".", *options)
+    check_vectors(read("v.h5"), expected(model, Output()))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from flashelmo.cli.arguments import (
 from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import is_model_file
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
@@ -99,6 +100,8 @@ def embed_to_file(
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
             raise FlashElmoError(f"{target}: is the text itself")
+        if target.is_file() and is_model_file(target, model, settings["options_file"]):
+            raise FlashElmoError(f"{target}: is a file of the model")
         with open_sink(target, output, **sink_settings) as sink:
             from flashelmo.engine.embedder import ElmoEmbedder
 
