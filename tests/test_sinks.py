@@ -21,7 +21,7 @@ from flashelmo.engine.sinks import open_sink
 rng = np.random.default_rng(2)
 SENTENCES = ["the cat", "", "a dog 犬", "the cat"]
 VECTORS = [rng.standard_normal((3, len(sentence.split()), 4)).astype(np.float32) for sentence in SENTENCES]
-SUFFIXES = [".h5", ".hdf5", ".npz", ".other"]
+SUFFIXES = [".h5", ".hdf5", ".npz", ""]
 
 
 def write(path: Path, output: Output | None = None, *, sentences: list[str] = SENTENCES, **options: bool) -> None:
@@ -58,6 +58,26 @@ def test_line_numbers_are_keys(tmp_path: Path, suffix: str) -> None:
     for i, vectors in enumerate(VECTORS):
         assert found[str(i)].dtype == np.float32
         np.testing.assert_array_equal(found[str(i)], vectors)
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.npy", "v.h5.gz"])
+def test_other_suffixes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(FlashElmoError, match=f"{name}: expected a name that ends with .h5, .hdf5 or .npz, found"):
+        write(path)
+    assert files(tmp_path) == []
+    with open_sink(path, always_hdf5=True) as sink:
+        sink.write(VECTORS[0], "a")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["0"][()], VECTORS[0])
+
+
+def test_standard_output_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for always_hdf5 in (False, True):
+        with pytest.raises(FlashElmoError, match="-: expected a file's name"), open_sink("-", always_hdf5=always_hdf5):
+            pass
+    assert files(tmp_path) == []
 
 
 def test_layout_is_what_allennlp_writes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Index, Output
 
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
 
 
@@ -114,25 +115,34 @@ def open_sink(
     overwrite: bool = False,
     use_sentence_keys: bool = False,
     forget_sentences: bool = False,
+    always_hdf5: bool = False,
 ) -> Iterator[Sink]:
-    """Open a file to write vectors to: `.npz`, or HDF5 under any other suffix.
+    """Open a file to write vectors to: `.npz`, or HDF5 under `.h5`, `.hdf5`, `.hdf` or no suffix.
 
     The file is written under a temporary name in the same folder and takes its own name when the context ends well;
     after an exception nothing is left, and what killed runs left is removed by the next one.
 
+    Args:
+        path: the file.
+        output: what is kept of a sentence.
+        overwrite: replace a file that exists.
+        use_sentence_keys, forget_sentences: see `Sink`.
+        always_hdf5: HDF5, whatever the suffix.
+
     Raises:
-        FlashElmoError: the file exists and `overwrite` is not set, when the context begins or when it ends, as another
+        FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or when it ends, as another
             run may have written it meanwhile; or it cannot be written.
     """
     path = Path(path)
     final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
     with _writing(path):
         _check_path(path, final, overwrite)
+    is_npz = not always_hdf5 and _is_npz(path)
     sink = None
     with _temporary(path, final) as temporary:
         try:
             with _writing(path):
-                store = _open_store(temporary, path.suffix)
+                store = _open_store(temporary, is_npz)
             sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
             yield sink
             sink.close()
@@ -145,6 +155,8 @@ def open_sink(
 
 
 def _check_path(path: Path, final: Path, overwrite: bool) -> None:
+    if str(path) == "-":
+        raise FlashElmoError("-: expected a file's name; vectors cannot be written to standard output")
     if not final.parent.is_dir():
         raise FlashElmoError(f"{path}: there is no folder {final.parent}")
     if not final.exists():
@@ -208,8 +220,16 @@ def _lock(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _open_store(path: Path, suffix: str) -> Store:
-    if suffix == ".npz":
+def _is_npz(path: Path) -> bool:
+    """Whether the suffix is .npz's, not one of HDF5's."""
+    suffix = path.suffix.lower()
+    if suffix != ".npz" and suffix not in HDF5_SUFFIXES:
+        raise FlashElmoError(f"{path}: expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}")
+    return suffix == ".npz"
+
+
+def _open_store(path: Path, is_npz: bool) -> Store:
+    if is_npz:
         from flashelmo.engine.sinks.npz import NpzFile
 
         return NpzFile(path)
