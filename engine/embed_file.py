@@ -72,7 +72,8 @@ def embed_file(
         on_progress: called repeatedly with the bytes of text and the tokens done so far.
 
     Raises:
-        FlashElmoError: text that is not UTF-8 or is plainly a table, a layer that the model lacks, a file that cannot be written.
+        FlashElmoError: text that is not UTF-8 or is plainly a table, a layer that the model lacks, a file that cannot
+            be written.
         OSError: the text cannot be read.
     """
     sink.output.check(embedder.config.n_layers + 1)

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -418,7 +418,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def progress(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, reports: list[tuple[float, float]]) -> list[str]:
+def progress(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, reports: Sequence[tuple[float, float]]) -> list[str]:
     """What is shown of bytes that are done at some seconds, a token for four of them, of a text of 77 bytes."""
     clock = iter([0.0, *(seconds for seconds, _ in reports)])
     monkeypatch.setattr("flashelmo.cli.terminal.time", SimpleNamespace(monotonic=lambda: next(clock)))

@@ -167,4 +167,6 @@ def test_texts_that_look_like_tables_are_embedded(tmp_path: Path, text: bytes) -
     with open_sink(tmp_path / "v.h5") as sink:
         embed_file(ElmoEmbedder(MODELS["skip"]), io.BytesIO(text), sink)
     with h5py.File(tmp_path / "v.h5") as file:
-        assert [file[str(i)].shape[1] for i in range(len(file) - 1)] == [len(line.split()) for line in text.splitlines()]
+        assert [file[str(i)].shape[1] for i in range(len(file) - 1)] == [
+            len(line.split()) for line in text.splitlines()
+        ]

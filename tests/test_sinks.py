@@ -211,7 +211,7 @@ def test_two_runs_with_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     path = tmp_path / "v.h5"
-    with pytest.raises(FlashElmoError, match=r"v\.h5: exists already"), open_sink(path) as late:  # noqa: PT012
+    with pytest.raises(FlashElmoError, match=r"v\.h5: exists already"), open_sink(path) as late:
         with open_sink(path, Output("top")) as early:  # the same process: its number tells neither from the other
             early.write(VECTORS[0][2], "a")
         late.write(VECTORS[0], "a")

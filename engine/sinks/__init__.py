@@ -130,8 +130,8 @@ def open_sink(
         always_hdf5: HDF5, whatever the suffix.
 
     Raises:
-        FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or when it ends, as another
-            run may have written it meanwhile; or it cannot be written.
+        FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or when it
+            ends, as another run may have written it meanwhile; or it cannot be written.
     """
     path = Path(path)
     final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced

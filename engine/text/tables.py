@@ -25,9 +25,8 @@ def check_is_text(head: bytes, name: str) -> None:
         _refuse(name, "FASTA", "leave out the headers and put a blank between residues")
     if columns and all(len(row) == 1 + CONLLU_TABS and CONLLU_ID.fullmatch(row[0]) for row in columns):
         _refuse(name, "CoNLL-U", "put a sentence's second column on a line")
-    if len(columns) > 1 and len({len(row) for row in columns}) == 1 < len(columns[0]):
-        if any(" " in cell.strip() for row in columns for cell in row):
-            _refuse(name, "a table", "`cut -f` picks a column")
+    if _is_table(columns):
+        _refuse(name, "a table", "`cut -f` picks a column")
     if name.endswith(".csv") and lines and "," in lines[0]:
         _refuse(name, "a table", "take the column of sentences out of it")
 
@@ -38,6 +37,13 @@ def _is_fasta(lines: list[str]) -> bool:
     if len(lines) < 2 or not is_header[0] or is_header[1]:
         return False
     return all(header or RESIDUES.fullmatch(line) for header, line in zip(is_header, lines, strict=True))
+
+
+def _is_table(rows: list[list[str]]) -> bool:
+    """Lines of as many columns each, blanks in one of them."""
+    if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+        return False
+    return any(" " in cell.strip() for row in rows for cell in row)
 
 
 def _refuse(name: str, found: str, advice: str) -> None:

@@ -110,7 +110,9 @@ class _Progress:
     def _line(self, n_bytes: float, now: float, rate: float, speed: str) -> str:
         from tqdm import tqdm
 
-        length, left = ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if self._total else ("{n_fmt}", "")
+        length, left = (
+            ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if self._total else ("{n_fmt}", "")
+        )
         line: str = tqdm.format_meter(
             int(n_bytes),
             self._total,
