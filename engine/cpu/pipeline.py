@@ -76,6 +76,7 @@ class CpuPipeline:
         vectors, n_new = self._words.lookup(plan.words, lambda n_done, n_new: on_progress(n_done / (n_new + n_steps)))
         if not self._settings.stateful:
             self._clear_state()
+        state = None if self._state is None else self._state.copy()
         done = n_new
         lock = threading.Lock()
 
@@ -85,7 +86,8 @@ class CpuPipeline:
                 done += nodes
                 on_progress(done / (n_new + n_steps))
 
-        layers = self._bilstm.run(schedule, vectors, self._state, count)
+        layers = self._bilstm.run(schedule, vectors, state, count)
+        self._state = state  # only now: whatever is raised before, the batch did not happen
         self.statistics.count(window, schedule, n_new, self._settings.keep_sentence_boundaries)
         return _sentences(schedule, vectors, layers, output)
 

@@ -196,7 +196,7 @@ class Elmo(torch.nn.Module):
     def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
         """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
         self.register_buffer("boundary_vectors", bilm.boundary_vectors(), persistent=False)
-        self.register_load_state_dict_post_hook(_renew_boundaries)
+        self.register_load_state_dict_post_hook(_renew_boundaries)  # type: ignore[no-untyped-call]
         vectors = bilm.token_vectors(*encode(encoder, words))
         self.cached_words = torch.nn.Embedding.from_pretrained(vectors, freeze=not trainable, padding_idx=0)
         self.cached_words.weight[0] = 0.0
