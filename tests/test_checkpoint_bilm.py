@@ -274,6 +274,15 @@ def test_word_models_without_a_vocabulary_load_but_look_nothing_up(word_folder):
         WordEncoder(model.config, model.lexicon)
 
 
+def test_options_with_a_byte_order_mark(folder):
+    config = load_model(folder).config
+    options = (folder / "options.json").read_text()
+    (folder / "options.json").write_text(options, encoding="utf-8-sig")
+    assert load_model(folder).config == config
+    (folder / "options.json").write_text(options, encoding="utf-16")
+    fails(folder, r"options\.json: expected JSON: ")
+
+
 def test_vocabularies(word_folder):
     plain = word_folder / "vocab.txt"
     lines = plain.read_text()
@@ -285,6 +294,8 @@ def test_vocabularies(word_folder):
     fails(word_folder, r"vocab\.txt\.gz: ")
     (word_folder / "vocab.txt.gz").unlink()
     plain.write_text(lines.replace("the\n", "!!!MAXTERMID\nthe\n"))  # a line that bilm-tf does not count
+    assert load_model(word_folder).lexicon == WORDS
+    plain.write_text(lines, encoding="utf-8-sig")
     assert load_model(word_folder).lexicon == WORDS
     plain.write_text(lines.replace("<UNK>", "<unk>"))
     fails(word_folder, r"vocab\.txt: expected the word <UNK>")

@@ -242,6 +242,14 @@ def test_wrong_lexicons(folder, name, text, message):
     fails(folder, message)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_token(folder):
+    expected = load_model(folder)
+    for name in ("char.dic", "word.dic", "config.json", CONFIGURATION):
+        (folder / name).write_text((folder / name).read_text(), encoding="utf-8-sig")
+    found = load_model(folder)
+    assert (found.lexicon, found.config) == (expected.lexicon, expected.config)
+
+
 def test_lexicons_that_are_absent_or_not_utf8(folder):
     (folder / "char.dic").write_bytes(b"<oov>\t0\n\xff\t1\n")
     fails(folder, r"char\.dic: expected UTF-8")

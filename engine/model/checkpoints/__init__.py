@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import check_regular, extracted, first_line, opened_tar, read_json
+from flashelmo.engine.model.checkpoints.files import (
+    MODEL_FILES,
+    check_regular,
+    extracted,
+    first_line,
+    opened_tar,
+    read_json,
+)
 from flashelmo.engine.model.weights import ElmoModel
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -35,6 +42,20 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
     except OSError as error:  # permissions, names that are too long, failing disks
         raise FlashElmoError(f"{error.filename or path}: cannot be read: {first_line(error)}") from None
+
+
+def is_model_file(file: Path, path: Path, options: Path | None) -> bool:
+    """Whether an existing file is a part of the model that `load_model` reads from the path and the options file.
+
+    In a model's folder, or beside its weights, those are the names that models' files have, and all weights.
+    """
+    if any(other is not None and other.is_file() and file.samefile(other) for other in (path, options)):
+        return True
+    folder = (path if path.is_dir() else path.parent).resolve()
+    if folder not in file.resolve().parents:
+        return False
+    named_so = file.name in MODEL_FILES or file.name.endswith((".json", ".pkl", ".dic", ".txt.gz"))
+    return named_so or (_starts_with(file, HDF5_SIGNATURE) and _has_lstm(file))
 
 
 def _load_folder(folder: Path, options: Path | None) -> ElmoModel:

@@ -215,7 +215,7 @@ def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
 def _read_text(path: Path) -> str:
     try:
         with unpacked(path) as file:
-            return file.read().decode("utf-8")
+            return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
     except (OSError, EOFError, zlib.error) as error:

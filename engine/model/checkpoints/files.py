@@ -24,10 +24,10 @@ ANY_GROWTH = 1 << 20  # bytes that nobody minds
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; FlashElmoError where it cannot be read or is something else."""
+    """A JSON object, with or without a byte order mark; FlashElmoError where it cannot be read or is something else."""
     check_regular(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
     except (ValueError, RecursionError) as error:

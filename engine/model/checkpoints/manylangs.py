@@ -167,7 +167,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
     lexicon = {}
     try:
         check_regular(path)
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
