@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import check_rows, first_line, new_folder, read_json
+from flashelmo.engine.model.checkpoints.files import check_regular, check_rows, first_line, new_folder, read_json
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, Lexicon, check_tensors, expected_shapes
 
@@ -93,6 +93,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
     (8 bytes of header length, a JSON header of names, types, shapes and offsets, then the data).
     """
+    check_regular(path)
     try:
         data = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
