@@ -1,5 +1,6 @@
 """From text to schedules: all that comes before the network.
 
+sentences.py    what may be given as sentences
 windows.py      lines of a file, or sentences, to windows: distinct words and which of them each token is
 characters.py   words to character ids and word ids, by the model's conventions, many at a time
 spelling.py     the same conventions word by word, without Arrow, as an exported file's users need them
