@@ -36,7 +36,7 @@ WINGS = {
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
     "cuda": {*SHARED, "kernels", "torch", "triton"},
     "reference": {*SHARED, "torch"},
-    "pipeline": {"output", "processor", "settings", "text", "torch"},
+    "pipeline": {"model", "output", "processor", "settings", "text", "torch"},
     "sinks": {"output"},
     "output": {"torch"},  # as tensors
     "graph": {"model", "precision", "processor"},

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import h5py
 import numpy as np
@@ -374,6 +375,16 @@ def test_ids_that_are_no_tensor_of_integers(build, ids):
             build()(ids.to(number))
         with pytest.raises(FlashElmoError, match=rf"^word_inputs: expected integers, found {number}$"):
             build(vocab_to_cache=VOCABULARY)(None, WORD_IDS.to(number))
+
+
+def test_texts_where_lists_are_meant(build):
+    assert torch.equal(batch_to_ids(["the cat", "sat"]), batch_to_ids([["the", "cat"], ["sat"]]))
+    cases: list[tuple[Any, str]] = [("the cat", "one text"), ({"the cat": 1}, "a dict")]
+    for given, found in cases:
+        with pytest.raises(FlashElmoError, match=rf"^batch: expected .* found {found}"):
+            batch_to_ids(given)
+        with pytest.raises(FlashElmoError, match=rf"^vocab_to_cache: expected .* found {found}"):
+            build(vocab_to_cache=given)
 
 
 def test_bad_input(build, ids):

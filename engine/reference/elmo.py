@@ -13,6 +13,7 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.sentences import check_several
 
 try:
     import torch
@@ -101,6 +102,7 @@ class Elmo(torch.nn.Module):
             )
             self._encoder = WordEncoder(model.config, model.lexicon)
             if vocab_to_cache:
+                check_several("vocab_to_cache", vocab_to_cache)
                 self._cache_words(self.bilm, self._encoder, vocab_to_cache, requires_grad)
         self.dropout = torch.nn.Dropout(dropout)
         self.num_output_representations = num_output_representations
@@ -196,7 +198,8 @@ class Elmo(torch.nn.Module):
     def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
         """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
         self.register_buffer("boundary_vectors", bilm.boundary_vectors(), persistent=False)
-        self.register_load_state_dict_post_hook(_renew_boundaries)  # type: ignore[no-untyped-call]
+        module: Any = self  # PyTorch's method has no types
+        module.register_load_state_dict_post_hook(_renew_boundaries)
         vectors = bilm.token_vectors(*encode(encoder, words))
         self.cached_words = torch.nn.Embedding.from_pretrained(vectors, freeze=not trainable, padding_idx=0)
         self.cached_words.weight[0] = 0.0
