@@ -61,13 +61,14 @@ def embed_file(
     sink: Sink,
     *,
     errors: Errors = "strict",
+    universal_newlines: bool = False,
     max_sentences: int | None = None,
     on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
 ) -> Summary:
     """Embed a text of one sentence a line, window by window in bounded memory, into an open sink.
 
     Args:
-        source, errors: as `read_windows` takes them.
+        source, errors, universal_newlines: as `read_windows` takes them.
         max_sentences: of a window, and so the rows of a stateful batch; None leaves it to the embedder.
         on_progress: called repeatedly with the bytes of text and the tokens done so far.
 
@@ -82,7 +83,11 @@ def embed_file(
     progress = _Progress(on_progress)
     sentences_at_once, max_tokens = embedder.window_limits
     windows = read_windows(
-        source, max_sentences=max_sentences or sentences_at_once, max_tokens=max_tokens, errors=errors
+        source,
+        max_sentences=max_sentences or sentences_at_once,
+        max_tokens=max_tokens,
+        errors=errors,
+        universal_newlines=universal_newlines,
     )
     windows = _checked(windows, str(source if isinstance(source, str | Path) else getattr(source, "name", "text")))
     if embedder.reads_ahead:

@@ -230,6 +230,12 @@ def test_a_signal_leaves_no_file(
     assert signal.getsignal(number) == before
 
 
+def test_elmo_command_reads_lines_as_python_does(here: Path, model: Path, succeed: Run) -> None:
+    (here / "text.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r").encode())
+    succeed("elmo", "text.txt", "v.h5", "--weight-file", model, "--all")
+    check_vectors(read("v.h5"), expected(model, Output("all"), stateful=True))
+
+
 def test_a_signal_that_is_ignored_stays_so(
     here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

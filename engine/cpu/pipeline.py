@@ -71,11 +71,12 @@ class CpuPipeline:
         """Compute a window; then iterate over its sentences' results."""
         plan = self._planner.plan(window)
         schedule = plan.schedule
-        n_steps = schedule.n_nodes * self._config.n_layers
+        n_steps = max(1, schedule.n_nodes * self._config.n_layers)
         # A word's vector takes about as many products as a step of a layer.
         vectors, n_new = self._words.lookup(plan.words, lambda n_done, n_new: on_progress(n_done / (n_new + n_steps)))
         if not self._settings.stateful:
             self._clear_state()
+        state = None if self._state is None else self._state.copy()
         done = n_new
         lock = threading.Lock()
 
@@ -85,7 +86,8 @@ class CpuPipeline:
                 done += nodes
                 on_progress(done / (n_new + n_steps))
 
-        layers = self._bilstm.run(schedule, vectors, self._state, count)
+        layers = self._bilstm.run(schedule, vectors, state, count)
+        self._state = state  # only now: whatever is raised before, the batch did not happen
         self.statistics.count(window, schedule, n_new, self._settings.keep_sentence_boundaries)
         return _sentences(schedule, vectors, layers, output)
 

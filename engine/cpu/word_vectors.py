@@ -101,10 +101,12 @@ class _LruCache:
         if grown > len(self._values):
             more = min(self._capacity, max(grown, 2 * len(self._values))) - len(self._values)
             self._values = np.concatenate([self._values, np.empty((more, self._values.shape[1]), np.float32)])
+        rows, self._rows = self._rows, OrderedDict()  # of a call that is interrupted from here on nothing is kept
         for name, value in zip(names, values, strict=True):
-            if name in self._rows:
+            if name in rows:
                 continue
-            full = len(self._rows) == len(self._values)
-            row = self._rows.popitem(last=False)[1] if full else len(self._rows)
-            self._rows[name] = row
+            full = len(rows) == len(self._values)
+            row = rows.popitem(last=False)[1] if full else len(rows)
+            rows[name] = row
             self._values[row] = value
+        self._rows = rows

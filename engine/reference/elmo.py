@@ -27,7 +27,7 @@ from flashelmo.engine.reference.padding import (
     remove_boundaries,
     sentence_lengths,
 )
-from flashelmo.engine.reference.reference import ReferenceElmo, encode
+from flashelmo.engine.reference.reference import ReferenceElmo, check_is_tensor, encode, whole_numbers
 from flashelmo.engine.reference.scalar_mix import ScalarMix
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ class Elmo(torch.nn.Module):
         """Embed a batch; leading dimensions may be more than one.
 
         Args:
-            inputs: character ids [..., T, M] from `batch_to_ids`; may be None beside `word_inputs`.
+            inputs: character ids [..., T, M] from `batch_to_ids`, of any integer type; may be None beside
+                `word_inputs`.
             word_inputs: word ids [..., T]: positions in `vocab_to_cache`, 0 at padding, or those of
                 `batch_to_word_ids` for a model that looks words up.
 
@@ -150,7 +151,7 @@ class Elmo(torch.nn.Module):
         inputs = None if inputs is None else inputs.reshape(n_rows, *inputs.shape[-2:])
         word_inputs = None if word_inputs is None else word_inputs.reshape(n_rows, word_inputs.shape[-1])
         output = self._run_bilm(inputs, word_inputs)
-        mask_with_boundaries = mask = output["mask"]
+        mask_with_boundaries = mask = output["mask"].bool()  # a module that was given may have one of integers
         representations = []
         for k in range(self.num_output_representations):
             mixed = self.get_submodule(f"scalar_mix_{k}")(output["activations"], mask_with_boundaries)
@@ -182,6 +183,7 @@ class Elmo(torch.nn.Module):
         if cached is None or word_inputs is None or not isinstance(self.bilm, ReferenceElmo):
             result: dict[str, Any] = self.bilm(inputs, word_inputs)
             return result
+        word_inputs = whole_numbers("word_inputs", word_inputs)
         if word_inputs.numel() and int(word_inputs.max()) >= cached.num_embeddings:
             if inputs is None:
                 largest = int(word_inputs.max())
@@ -195,9 +197,10 @@ class Elmo(torch.nn.Module):
     @torch.no_grad()
     def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
         """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
-        vectors = bilm.token_vectors(*encode(encoder, [*encoder.boundary_words, *words]))
-        self.register_buffer("boundary_vectors", vectors[:2].clone(), persistent=False)
-        self.cached_words = torch.nn.Embedding.from_pretrained(vectors[2:].clone(), freeze=not trainable, padding_idx=0)
+        self.register_buffer("boundary_vectors", bilm.boundary_vectors(), persistent=False)
+        self.register_load_state_dict_post_hook(_renew_boundaries)  # type: ignore[no-untyped-call]
+        vectors = bilm.token_vectors(*encode(encoder, words))
+        self.cached_words = torch.nn.Embedding.from_pretrained(vectors, freeze=not trainable, padding_idx=0)
         self.cached_words.weight[0] = 0.0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -216,8 +219,17 @@ def _load(options_file: str | Path | None, weight_file: str | Path | None) -> El
     return load_model(options_file)
 
 
+@torch.no_grad()
+def _renew_boundaries(module: Any, incompatible_keys: object) -> None:
+    """A state dict holds the cached words, but not the boundaries, which are those of the biLM that it brought."""
+    module.boundary_vectors.copy_(module.bilm.boundary_vectors())
+
+
 def _leading_shape(inputs: Tensor | None, word_inputs: Tensor | None) -> tuple[int, ...]:
     """The dimensions before the tokens, of whichever input is there."""
+    for name, ids in (("inputs", inputs), ("word_inputs", word_inputs)):
+        if ids is not None:
+            check_is_tensor(name, ids)
     if word_inputs is not None and word_inputs.dim() >= 2:
         return tuple(word_inputs.shape[:-1])
     if word_inputs is None and inputs is not None and inputs.dim() >= 3:

@@ -103,9 +103,9 @@ class ReferenceElmo(torch.nn.Module):
         """Embed a padded batch; the sentence boundaries are added here.
 
         Args:
-            character_ids: int64 [B, T, M]; None for models of words alone.
-            word_ids: int64 [B, T]; None for models of characters alone.
-            mask: bool [B, T], True at tokens; where absent, a token is what has a character other than 0, or in models
+            character_ids: integers [B, T, M]; None for models of words alone.
+            word_ids: integers [B, T]; None for models of characters alone.
+            mask: [B, T], True or 1 at tokens; where absent, a token is what has a character other than 0, or in models
                 of words alone another id than `absent_word_id`.
 
         Returns:
@@ -113,7 +113,7 @@ class ReferenceElmo(torch.nn.Module):
         """
         character_ids = self._checked("character_ids", character_ids, self.character_embedding)
         word_ids = self._checked("word_ids", word_ids, self.word_embedding)
-        mask = self._token_mask(character_ids, word_ids) if mask is None else mask
+        mask = self._token_mask(character_ids, word_ids) if mask is None else mask.bool()
         word_ids = None if word_ids is None else word_ids.clamp(min=0)  # padding may be below
         lengths = sentence_lengths(mask)
         if character_ids is not None:
@@ -123,6 +123,11 @@ class ReferenceElmo(torch.nn.Module):
         vectors = self.token_vectors(character_ids, word_ids)
         mask = positions_before(lengths + 2, mask.shape[1] + 2)
         return {"activations": self.layers(vectors, mask), "mask": mask}
+
+    def boundary_vectors(self) -> Tensor:
+        """Context-free vectors [2, P] of the begin and the end of a sentence."""
+        ids: Any = self.boundary_characters, self.boundary_words
+        return self.token_vectors(*ids)
 
     def token_vectors(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [..., P] of character_ids [..., M] and word_ids [...], a few at a time."""
@@ -180,8 +185,7 @@ class ReferenceElmo(torch.nn.Module):
             return None
         if ids is None:
             raise FlashElmoError(f"{name}: this model needs them, found none")
-        if ids.is_floating_point():
-            raise FlashElmoError(f"{name}: expected integers, found {ids.dtype}")
+        ids = whole_numbers(name, ids)
         if name == "character_ids" and ids.shape[-1] != self.config.max_characters:
             raise FlashElmoError(f"{name}: expected [..., {self.config.max_characters}], found {list(ids.shape)}")
         lowest = self.config.absent_word_id if name == "word_ids" else 0
@@ -262,6 +266,20 @@ def encode(encoder: WordEncoder, words: Sequence[str]) -> tuple[Tensor | None, T
     both = encoder.character_ids(list(words)), encoder.word_ids(list(words))
     characters, word_ids = (None if ids is None else torch.from_numpy(ids.astype(np.int64)) for ids in both)
     return characters, word_ids
+
+
+def check_is_tensor(name: str, ids: object) -> None:
+    """Raise FlashElmoError where ids are given in a list or in NumPy."""
+    if not isinstance(ids, Tensor):
+        raise FlashElmoError(f"{name}: expected a tensor of integers, found {type(ids).__name__}")
+
+
+def whole_numbers(name: str, ids: Tensor) -> Tensor:
+    """Ids of any integer type as int64."""
+    check_is_tensor(name, ids)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise FlashElmoError(f"{name}: expected integers, found {ids.dtype}")
+    return ids.long()
 
 
 def _look_up(embedding: Tensor | None, ids: Tensor) -> Tensor:

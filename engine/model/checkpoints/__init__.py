@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import MODEL_FILES, extracted, first_line, read_json
+from flashelmo.engine.model.checkpoints.files import MODEL_FILES, extracted, first_line, opened_tar, read_json
 from flashelmo.engine.model.weights import ElmoModel
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -108,9 +108,12 @@ def _starts_with(path: Path, signature: bytes) -> bool:
 def _is_archive(path: Path) -> bool:
     try:
         if not zipfile.is_zipfile(path):
-            return tarfile.is_tarfile(path)
+            with opened_tar(path):
+                return True
         with zipfile.ZipFile(path) as archive:  # PyTorch's files are zip archives too
             return not any(name.endswith("/data.pkl") for name in archive.namelist())
+    except tarfile.ReadError:
+        return False
     except Exception:  # damaged; `extracted` says how
         return True
 
@@ -120,6 +123,6 @@ def _has_lstm(path: Path) -> bool:
 
     try:
         with h5py.File(path, "r") as file:
-            return "RNN_0" in file
+            return "RNN_0" in list(file)  # `in file` would open what a link points to
     except Exception:  # damaged
         return True  # let the reader say what is wrong with it

@@ -59,5 +59,6 @@ def elmo(
             "forget_sentences": forget_sentences,
             "always_hdf5": True,
         },
+        universal_newlines=True,  # AllenNLP opens the text so
         in_lines=file_friendly_logging,
     )

@@ -94,6 +94,7 @@ def embed_to_file(
     settings: dict[str, Any],
     sink_settings: dict[str, bool],
     errors: str = "strict",
+    universal_newlines: bool = False,
     quiet: bool = False,
     in_lines: bool = False,
 ) -> None:
@@ -110,7 +111,14 @@ def embed_to_file(
             with warnings_to_stderr(quiet):
                 embedder = ElmoEmbedder.load(model, **settings)
                 with progress_bar(file, quiet, in_lines) as on_progress:
-                    summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
+                    summary = embed_file(
+                        embedder,
+                        file,
+                        sink,
+                        errors=cast(Errors, errors),
+                        universal_newlines=universal_newlines,
+                        on_progress=on_progress,
+                    )
     if not quiet:
         _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
 
