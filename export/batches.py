@@ -55,7 +55,7 @@ def pad(sentences: Sequence[Sentence], speller: Speller, metadata: Metadata) -> 
         width = metadata.characters or int(speller.lengths(characters).max(initial=1))
         inputs["character_ids"] = _at_tokens(characters[:, :width], is_token, 0)
     if rows is not None:
-        inputs["word_ids"] = _at_tokens(rows, is_token, metadata.absent_word_id)
+        inputs["word_ids"] = _at_tokens(rows, is_token, metadata.config.absent_word_id)
     return inputs
 
 
@@ -78,7 +78,7 @@ def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
         if value is not None and name not in names:
             raise FlashElmoError(f"inputs: expected {', '.join(names)}, found {name}")
     checked: Arrays = {}
-    config, absent = metadata.config, metadata.absent_word_id
+    config, absent = metadata.config, metadata.config.absent_word_id
     if "character_ids" in names:
         characters = _integers(inputs, "character_ids", 3)
         _check_width(characters, metadata)

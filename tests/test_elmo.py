@@ -24,7 +24,13 @@ from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
 WEIGHTS = [0.3, -1.2, 0.7]
 VOCABULARY = ["@@PADDING@@", "the", "cat", "sat", "incomprehensibilities", "é"]
 FLAT = [word for sentence in SENTENCES for word in sentence]
-FOLDERS = {"bilm": "skip", "manylangs": "manylangs", "words": "words alone"}
+FOLDERS = {
+    "bilm": "skip",
+    "manylangs": "manylangs",
+    "words": "words alone",
+    "manylangs characters": "manylangs, characters alone",
+    "manylangs words": "manylangs, words alone",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -406,14 +412,21 @@ def test_missing_torch_names_the_extra():
     assert "pip install 'flashelmo[torch]'" in result.stderr
 
 
+def ids_of(elmo, batch):
+    """Both kinds of ids, None where the model has none."""
+    config = elmo.bilm.config
+    return (
+        elmo.batch_to_ids(batch) if config.character_size else None,
+        elmo.batch_to_word_ids(batch) if config.word_size else None,
+    )
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("batch", [[], [[]], [[], []]], ids=str)
 @pytest.mark.parametrize("boundaries", [False, True])
 def test_batches_without_words(build, name, batch, boundaries):
     elmo = build(name=name, keep_sentence_boundaries=boundaries, do_layer_norm=True)
-    inputs = None if name == "words" else elmo.batch_to_ids(batch)
-    word_inputs = None if name == "bilm" else elmo.batch_to_word_ids(batch)
-    output = elmo(inputs, word_inputs)
+    output = elmo(*ids_of(elmo, batch))
     shape = (len(batch), 2 * boundaries)
     assert output["mask"].shape == shape and output["mask"].all()
     found = output["elmo_representations"][0]
@@ -432,8 +445,7 @@ def test_ids_of_a_model(build, name):
     """Of models that spell otherwise than AllenNLP's, or whose words have another length."""
     elmo = build(name=name)
     layers, mask = padded_layers(name)
-    inputs = None if name == "words" else elmo.batch_to_ids(SENTENCES)
-    output = elmo(inputs, None if name == "bilm" else elmo.batch_to_word_ids(SENTENCES))
+    output = elmo(*ids_of(elmo, SENTENCES))
     np.testing.assert_array_equal(output["mask"], mask)
     close(output["elmo_representations"][0], layers.mean(axis=0))
 

@@ -78,6 +78,11 @@ class ElmoConfig:
         return sum(number for _, number in self.filters)
 
     @property
+    def absent_word_id(self) -> int:
+        """What word ids hold where there is no token; -1 in ELMoForManyLangs' models, whose 0 is a word."""
+        return -1 if self.family == "manylangs" else 0
+
+    @property
     def output_size(self) -> int:
         """2P, the size of a token's vector in one layer."""
         return 2 * self.projection_size

@@ -138,7 +138,7 @@ class Elmo(torch.nn.Module):
         Args:
             inputs: character ids [..., T, M] from `batch_to_ids`, of any integer type; may be None beside
                 `word_inputs`.
-            word_inputs: word ids [..., T], 0 at padding: positions in `vocab_to_cache`, or those of
+            word_inputs: word ids [..., T]: positions in `vocab_to_cache`, 0 at padding, or those of
                 `batch_to_word_ids` for a model that looks words up.
 
         Returns:
@@ -163,14 +163,16 @@ class Elmo(torch.nn.Module):
         return {"elmo_representations": representations, "mask": mask.reshape(*leading, mask.shape[1])}
 
     def _batch_ids(self, batch: Sequence[Sequence[str]], kind: int) -> Tensor:
-        """Ids of tokenized sentences, zero where padded: of characters for kind 0, of words for 1."""
+        """Ids of tokenized sentences and their padding: of characters for kind 0, of words for 1."""
         if self._encoder is None:
             raise FlashElmoError("module: ids are made for a model from files, found a module that was given")
         ids = encode(self._encoder, [word for sentence in batch for word in sentence])[kind]
         if ids is None:
             raise FlashElmoError(f"ids: this model has none of {('characters', 'words')[kind]}")
         lengths = [len(sentence) for sentence in batch]
-        return pad_tokens(ids, positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0)))
+        mask = positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0))
+        padding = (0, self._encoder.config.absent_word_id)[kind]
+        return pad_tokens(ids - padding, mask) + padding
 
     def _takes_words(self) -> bool:
         if not isinstance(self.bilm, ReferenceElmo):
