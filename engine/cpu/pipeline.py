@@ -11,6 +11,7 @@ import numpy as np
 from flashelmo.engine.cpu.bilstm import BiLstm, RowStates
 from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
 from flashelmo.engine.cpu.word_vectors import WordVectors
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean
@@ -44,12 +45,12 @@ class CpuPipeline:
         self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes)
         self._bilstm = BiLstm(model.config, runtime)
         self._state = RowStates() if settings.stateful or not settings.share else None
-        self._lock = threading.Lock()  # a window at a time: state, cache and the LSTM's memory are shared
+        self._lock = InEachProcess(threading.Lock)  # a window at a time: state, cache and the LSTM's memory are shared
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
-        with self._lock:
+        with self._lock():
             self._clear_state()
 
     def stream(
@@ -58,7 +59,7 @@ class CpuPipeline:
         """See `WindowPipeline`; `on_progress` is called after every step and every group of new words."""
 
         def run(window: Window) -> Iterator[Array]:
-            with self._lock:
+            with self._lock():
                 return self._run(window, output, on_progress)
 
         return stream_windows(windows, run, as_numpy)

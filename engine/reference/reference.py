@@ -7,6 +7,7 @@ https://arxiv.org/abs/1802.05365). Nothing is hoisted, shared or cached, so it i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,9 @@ try:
     from torch.nn import functional as F
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of PyTorch's threads, and would wait for them for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 REFERENCE_PRECISIONS = tuple(name for name, each in PRECISIONS.items() if "reference" in each.runtimes)
 TOKENS_AT_ONCE = 512  # the widest convolution of the published models takes 180 KB a token
