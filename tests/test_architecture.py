@@ -42,7 +42,7 @@ WINGS = {
     "graph": {"model", "precision", "processor"},
     "text": {"model", "torch"},  # `batch_to_ids` gives a tensor
     "model": {"torch"},  # reads the checkpoints that PyTorch wrote
-    "settings": {"precision"},
+    "settings": {"precision", "processor"},
     "precision": set(),
     "processor": set(),
     "errors": set(),

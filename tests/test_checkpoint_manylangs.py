@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,15 @@ def test_the_configuration_is_found_by_its_name(folder, config_path):
     same_model(load_model(folder), MODELS["manylangs"])
 
 
+@pytest.mark.parametrize("way", ["../secret.json", "configs/../../secret.json", "{}/secret.json", "..\\secret.json"])
+def test_the_configuration_is_never_outside_the_folder(folder, way):
+    """Here it would do; the published configuration, whose sizes the tensors are not of, is taken all the same."""
+    (folder / "configs").mkdir()
+    (folder / CONFIGURATION).rename(folder.parent / "secret.json")
+    (folder / "config.json").write_text(json.dumps({"config_path": way.format(folder.parent)}))
+    fails(folder, r"\(6, 5\).*\(6, 100\)")
+
+
 def test_the_configuration_may_be_config_json_itself(folder):
     (folder / CONFIGURATION).rename(folder / "config.json")
     same_model(load_model(folder), MODELS["manylangs"])
@@ -312,6 +322,20 @@ def test_pickles_that_are_not_whole(folder, legacy):
     fails(folder, r"encoder\.pkl: ")
     path.unlink()
     fails(folder, r"encoder\.pkl")
+
+
+def test_pickles_that_would_fill_the_memory(folder):
+    """One number repeated without bytes of its own; a file that its archive compresses."""
+    path, grows = folder / "encoder.pkl", r"encoder\.pkl: expected at most [\d,]+ bytes when unpacked"
+    whole = path.read_bytes()
+    edit_tensors(
+        path, lambda t: t.update({"forward_layer_0.state_linearity.bias": torch.ones(1).half().expand(1 << 27)})
+    )
+    fails(folder, grows)
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("encoder/data/99", bytes(40 << 20))
+    fails(folder, grows)
 
 
 def test_half_precision_is_cast(folder):

@@ -404,3 +404,44 @@ def test_missing_torch_names_the_extra():
     assert result.returncode == 1
     assert "MissingExtraError: the module Elmo needs the package torch" in result.stderr
     assert "pip install 'flashelmo[torch]'" in result.stderr
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("batch", [[], [[]], [[], []]], ids=str)
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_batches_without_words(build, name, batch, boundaries):
+    elmo = build(name=name, keep_sentence_boundaries=boundaries, do_layer_norm=True)
+    inputs = None if name == "words" else elmo.batch_to_ids(batch)
+    word_inputs = None if name == "bilm" else elmo.batch_to_word_ids(batch)
+    output = elmo(inputs, word_inputs)
+    shape = (len(batch), 2 * boundaries)
+    assert output["mask"].shape == shape and output["mask"].all()
+    found = output["elmo_representations"][0]
+    assert found.shape == (*shape, elmo.get_output_dim()) and found.isfinite().all()
+    assert (found != 0).any() == (found.numel() > 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 12), (0, 2, 0, 12), (2, 2, 0, 12), (0, 3, 12)])
+def test_empty_dimensions_are_kept(build, shape):
+    output = build()(torch.zeros(*shape, dtype=torch.long))
+    assert output["elmo_representations"][0].shape[:-1] == shape[:-1] == output["mask"].shape
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_ids_of_a_model(build, name):
+    """Of models that spell otherwise than AllenNLP's, or whose words have another length."""
+    elmo = build(name=name)
+    layers, mask = padded_layers(name)
+    inputs = None if name == "words" else elmo.batch_to_ids(SENTENCES)
+    output = elmo(inputs, None if name == "bilm" else elmo.batch_to_word_ids(SENTENCES))
+    np.testing.assert_array_equal(output["mask"], mask)
+    close(output["elmo_representations"][0], layers.mean(axis=0))
+
+
+def test_ids_that_a_model_lacks(build):
+    with pytest.raises(FlashElmoError, match="ids: this model has none of words"):
+        build().batch_to_word_ids(SENTENCES)
+    with pytest.raises(FlashElmoError, match="ids: this model has none of characters"):
+        build(name="words").batch_to_ids(SENTENCES)
+    with pytest.raises(FlashElmoError, match="found a module that was given"):
+        Elmo(None, None, 1, module=build().bilm).batch_to_ids(SENTENCES)

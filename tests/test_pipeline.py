@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_models import MODELS, SENTENCES
 
-from flashelmo.engine.cpu import bilstm
+from flashelmo.engine.cpu import bilstm, word_vectors
 from flashelmo.engine.cpu import pipeline as cpu_pipeline
 from flashelmo.engine.cpu.pipeline import make_runtime
 from flashelmo.engine.cpu.runtime import Runtime
@@ -230,6 +230,24 @@ def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
     shares: list[float] = []
     next(ElmoEmbedder(MODELS["skip"]).embed_windows([Window.from_sentences(sentences)], shares.append))
     assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_progress_counts_new_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_vectors, "GROUP_POSITIONS", 8)
+    embedder = ElmoEmbedder(MODELS["skip"], threads=1)
+    windows = [Window.from_sentences([[f"w{i}" for i in range(20)]])] * 2
+    shares: list[float] = []
+    for _, sentences in embedder.embed_windows(windows[:1], shares.append):
+        list(sentences)
+    n_words, n_steps = embedder.statistics.distinct_words, 2 * embedder.statistics.steps
+    again: list[float] = []
+    for _, sentences in embedder.embed_windows(windows[1:], again.append):
+        list(sentences)
+    words, steps = shares[: -len(again)], shares[-len(again) :]
+    assert n_words == 22 and again == sorted(again) and again[-1] == 1.0
+    assert len(words) > 5 and words == sorted(words)
+    assert words[0] < 6 / (n_words + n_steps) and words[-1] == n_words / (n_words + n_steps)
+    np.testing.assert_allclose(steps, [(n_words + share * n_steps) / (n_words + n_steps) for share in again])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -40,6 +40,10 @@ class RowStates:
             self.states[layer, direction] = hidden, cell
         return hidden[:n_rows], cell[:n_rows]
 
+    def copy(self) -> RowStates:
+        """The same states, to be updated on their own."""
+        return RowStates({key: (hidden.copy(), cell.copy()) for key, (hidden, cell) in self.states.items()})
+
 
 def zero_states(n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
     """The state before any word: hidden [n_rows, P], cell [n_rows, C]."""
@@ -55,7 +59,7 @@ class BiLstm:
         self._runtime = runtime
         self._memory: dict[tuple[str, int], Array] = {}
         self._boundaries: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
-        self._pool = ThreadPoolExecutor(2, "flashelmo") if runtime.concurrent_directions else None
+        self._in_use = threading.Lock(), threading.Lock()  # a direction's memory and its pieces of the network
         self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // (len(GATES) * 4 * config.cell_size))
 
     def run(
@@ -73,26 +77,24 @@ class BiLstm:
             state: rows' states to start from, updated in place; None starts every root at zero.
             on_nodes: called after every step with the number of its nodes, by either direction's thread.
         """
-        stop = threading.Event()
-
-        def run_direction(direction: int, forest: Forest) -> list[Array]:
-            return self._run_direction(direction, forest, word_vectors, state, count)
-
-        def count(nodes: int) -> None:
-            if stop.is_set():
-                raise InterruptedError
-            on_nodes(nodes)
-
         forests = (schedule.forward, schedule.backward)
-        if self._pool is None:
-            return list(zip(*map(run_direction, range(2), forests), strict=True))
-        directions = [self._pool.submit(run_direction, *arguments) for arguments in enumerate(forests)]
+        both = _Directions(on_nodes)
+
+        def run_direction(direction: int) -> list[Array]:
+            with self._in_use[direction]:  # until one that an interrupted call left running has ended
+                both.count(0)
+                return self._run_direction(direction, forests[direction], word_vectors, state, both.count)
+
+        if not self._runtime.concurrent_directions:
+            return list(zip(run_direction(0), run_direction(1), strict=True))
         try:
-            return list(zip(*(future.result() for future in directions), strict=True))
-        except BaseException:  # Ctrl-C among them: the other direction ends after its step
-            stop.set()
-            wait(directions)
-            raise
+            start_new_thread(both.run_backward, (run_direction,))
+            forward = run_direction(0)
+            return list(zip(forward, both.backward(), strict=True))
+        except BaseException as error:  # Ctrl-C among them: the other direction ends after its step
+            both.stopped = True
+            with self._in_use[1]:
+                raise both.error or error from None
 
     def _run_direction(
         self,
@@ -192,6 +194,48 @@ class BiLstm:
                         rows = forest.order[: sizes[last - 1]][ended]
                         states[0][rows], states[1][rows] = before[0][ended], before[1][ended]
         return hidden
+
+
+class _Directions:
+    """Two directions at once, the backward one in a thread of its own, until either fails.
+
+    Ctrl-C may come at any moment. It would leave the locks of a `Future`, an `Event` or a `Condition` held for ever,
+    which are taken by functions in Python; a lock by itself is safe.
+
+    Attributes:
+        stopped: both directions are to end after their step.
+        error: what the backward direction failed with.
+    """
+
+    def __init__(self, on_nodes: Callable[[int], None]) -> None:
+        self.stopped = False
+        self.error: BaseException | None = None
+        self._on_nodes = on_nodes
+        self._backward: list[Array] = []
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def count(self, nodes: int) -> None:
+        """Called by either after a step of so many nodes."""
+        if self.stopped:
+            raise InterruptedError
+        self._on_nodes(nodes)
+
+    def run_backward(self, run_direction: Callable[[int], list[Array]]) -> None:
+        """What the thread does."""
+        try:
+            self._backward = run_direction(1)
+        except BaseException as error:
+            if not self.stopped:
+                self.error, self.stopped = error, True
+        self._done.release()
+
+    def backward(self) -> list[Array]:
+        """Wait for the thread's outputs."""
+        self._done.acquire()
+        if self.error is not None:
+            raise self.error
+        return self._backward
 
 
 @dataclass(frozen=True)

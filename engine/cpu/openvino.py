@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,29 @@ from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, word
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES
 
+TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Let `import openvino` find its telemetry absent, which it allows for.
+
+    Otherwise it looks up an analytics host, sends it an event and writes an identity into the home folder.
+    """
+    modules: dict[str, Any] = sys.modules
+    present = modules.get(TELEMETRY)
+    modules[TELEMETRY] = None  # so that importing it fails
+    try:
+        yield
+    finally:
+        del modules[TELEMETRY]
+        if present is not None:
+            modules[TELEMETRY] = present
+
+
 try:
-    import openvino
+    with _without_telemetry():
+        import openvino
 except ImportError as error:
     raise MissingExtraError("openvino", "openvino", "the OpenVINO runtime") from error
 

@@ -105,8 +105,8 @@ class ReferenceElmo(torch.nn.Module):
         Args:
             character_ids: integers [B, T, M]; None for models of words alone.
             word_ids: integers [B, T]; None for models of characters alone.
-            mask: [B, T], True or 1 at tokens; where absent, tokens are what differs from 0, which is no padding
-                in ELMoForManyLangs' models.
+            mask: [B, T], True or 1 at tokens; where absent, tokens are what differs from 0, or in ELMoForManyLangs'
+                models what has different characters.
 
         Returns:
             {"activations": L tensors [B, T + 2, 2P], zero where padded, "mask": bool [B, T + 2]}.
@@ -140,7 +140,7 @@ class ReferenceElmo(torch.nn.Module):
             parts.append(torch.cat([self._character_features(chunk) for chunk in chunks]))
         vectors = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         vectors = vectors if self.projection is None else self.projection(vectors)
-        return vectors.view(*shape, -1)
+        return vectors.view(*shape, vectors.shape[-1])
 
     def layers(self, vectors: Tensor, mask: Tensor) -> list[Tensor]:
         """All L layers [B, T, 2P] of sentences with their boundaries: vectors [B, T, P], mask bool [B, T]."""
@@ -173,8 +173,10 @@ class ReferenceElmo(torch.nn.Module):
         return features
 
     def _token_mask(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
-        if self.config.family == "manylangs":
-            raise FlashElmoError("mask: expected one for a model of ELMoForManyLangs, whose id 0 is no padding")
+        if self.config.family == "manylangs":  # where id 0 is a character, or a word, like any other
+            if character_ids is None:
+                raise FlashElmoError("mask: expected one for a model of ELMoForManyLangs' words, found none")
+            return (character_ids != character_ids[..., :1]).any(dim=-1)  # a word has a begin and an end
         if character_ids is not None:
             return (character_ids > 0).any(dim=-1)
         assert word_ids is not None  # a model has characters or words

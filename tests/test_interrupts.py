@@ -1,0 +1,101 @@
+"""Whatever is raised at whatever moment of a call, the next call is right: Ctrl-C, a callback's error, a full stop."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from interrupts import count_moments, interrupt
+from tiny_models import MODELS
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.precision import tolerance
+from flashelmo.engine.settings import RuntimeName
+
+Sentences = list[list[str]]
+
+# Ctrl-C is tried so often for each kind of embedder; 400 and more by FLASHELMO_INTERRUPTS=400.
+N_INTERRUPTS = int(os.environ.get("FLASHELMO_INTERRUPTS", 40))
+CACHED_WORDS = 12
+ROW_BYTES = 16  # of the tiny models' word vectors
+
+# Where it lands in freeing an object, Python reports it and goes on.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def some_sentences(rng: np.random.Generator, n: int) -> Sentences:
+    """Sentences of 1 to 6 of 30 words: more than are cached."""
+    return [[f"word{word}" for word in rng.integers(0, 30, rng.integers(1, 7))] for _ in range(n)]
+
+
+def are_close(found: list[Any], expected: list[Any]) -> bool:
+    assert [each.shape for each in found] == [each.shape for each in expected]
+    return all(np.abs(a - b).max(initial=0) < tolerance("fp32") for a, b in zip(found, expected, strict=True))
+
+
+def make(runtime: RuntimeName, threads: int = 1, **settings: Any) -> ElmoEmbedder:
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    return ElmoEmbedder(
+        MODELS["skip"], runtime=runtime, threads=threads, cache_bytes=CACHED_WORDS * ROW_BYTES, **settings
+    )
+
+
+@pytest.mark.parametrize(("runtime", "threads"), [("ort", 1), ("ort", 2), ("openvino", 1), ("reference", 1)])
+def test_an_interrupted_call_does_not_change_the_next_ones(runtime: RuntimeName, threads: int) -> None:
+    embedder, undisturbed = make(runtime, threads), make(runtime, threads)
+    rng = np.random.default_rng(0)
+    n_moments = count_moments(lambda: embedder.embed_batch(some_sentences(rng, 8)))
+    for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS).tolist():
+        sentences = some_sentences(rng, 8)
+        interrupt(lambda sentences=sentences: embedder.embed_batch(sentences), moment)  # type: ignore[misc]
+        for following in (some_sentences(rng, 8), sentences):
+            assert are_close(embedder.embed_batch(following), undisturbed.embed_batch(following)), moment
+
+
+@pytest.mark.parametrize(("runtime", "threads"), [("ort", 1), ("ort", 2), ("reference", 1)])
+def test_an_interrupted_batch_moves_the_state_on_as_a_whole_or_not_at_all(runtime: RuntimeName, threads: int) -> None:
+    embedder, undisturbed = (make(runtime, threads, stateful=True, batch_size=4) for _ in range(2))
+    rng = np.random.default_rng(1)
+    first, interrupted, last = (some_sentences(rng, 4) for _ in range(3))
+
+    def last_after(*batches: Sentences) -> list[Any]:
+        undisturbed.reset_state()
+        for batch in batches:
+            undisturbed.embed_batch(batch)
+        return undisturbed.embed_batch(last)
+
+    right = last_after(first), last_after(first, interrupted)
+    n_moments = count_moments(lambda: embedder.embed_batch(interrupted))
+    for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS).tolist():
+        embedder.reset_state()
+        embedder.embed_batch(first)
+        interrupt(lambda: embedder.embed_batch(interrupted), moment)
+        found = embedder.embed_batch(last)
+        assert any(are_close(found, expected) for expected in right), moment
+
+
+def stop_reading(sentences: Sentences) -> Iterator[list[str]]:
+    yield from sentences
+    raise ValueError("the caller's own")
+
+
+def read_a_broken_input(embedder: ElmoEmbedder, sentences: Sentences) -> None:
+    with pytest.raises(ValueError, match="the caller's own"):
+        list(embedder.embed(stop_reading(sentences)))
+
+
+def read_one(embedder: ElmoEmbedder, sentences: Sentences) -> None:
+    next(embedder.embed(sentences))
+
+
+@pytest.mark.parametrize("stop", [read_a_broken_input, read_one])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stream_that_is_not_read_to_its_end(threads: int, stop: Callable[[ElmoEmbedder, Sentences], None]) -> None:
+    embedder, undisturbed = make("ort", threads, window_tokens=9), make("ort", threads)
+    rng = np.random.default_rng(2)
+    for _ in range(5):
+        stop(embedder, some_sentences(rng, 8))
+        following = some_sentences(rng, 8)
+        assert are_close(embedder.embed_batch(following), undisturbed.embed_batch(following))
