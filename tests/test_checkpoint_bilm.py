@@ -524,7 +524,7 @@ def test_weights_that_would_fill_the_memory(folder):
     fails(folder, rf"weights\.hdf5{GROWS}")
     edit_options(folder, lambda o: o["char_cnn"]["embedding"].update(dim=1 << 16))
     with h5py.File(folder / "weights.hdf5", "r+") as file:
-        shapes = {"char_embed": (261, 1 << 16)}
+        shapes: dict[str, tuple[int, ...]] = {"char_embed": (261, 1 << 16)}
         shapes |= {f"CNN/W_cnn_{i}": (1, i + 1, 1 << 16, i + 3) for i in range(3)}
         for name, shape in shapes.items():
             del file[name]
