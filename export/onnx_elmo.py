@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
 from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.text.sentences import Sentence
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import (
     Arrays,
-    Sentence,
     batches,
     check_inputs,
     input_names,
@@ -78,22 +79,24 @@ class OnnxElmo:
     ) -> None:
         self._file = model_file(Path(path))
         wanted = available_providers(providers)
-        self._session = open_session(self._file, wanted, options_of(session_options, threads))
-        self.metadata = Metadata.from_properties(properties_of(self._session, self._file), str(self._file))
-        self._inputs = {value.name: _number_type(value.type) for value in self._session.get_inputs()}
-        self._outputs = {value.name: _number_type(value.type) for value in self._session.get_outputs()}
+        options = options_of(session_options, threads)
+        self._session = InEachProcess(lambda: open_session(self._file, wanted, options))
+        session = self._session()
+        self.metadata = Metadata.from_properties(properties_of(session, self._file), str(self._file))
+        self._inputs = {value.name: _number_type(value.type) for value in session.get_inputs()}
+        self._outputs = {value.name: _number_type(value.type) for value in session.get_outputs()}
         if sorted(self._inputs) != sorted(input_names(self.metadata)):
             expected, found = ", ".join(input_names(self.metadata)), ", ".join(self._inputs)
             raise FlashElmoError(f"{self._file}: expected the inputs {expected}, found {found}")
         self.layers: tuple[int, ...] = self.metadata.layers
-        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.output_size: int = self.metadata.config.output_size
         self._device = device_of(*wanted[0])
         try:
             self._speller = Speller(self.metadata.config, self.metadata.lexicon)
         except FlashElmoError as error:  # a token that every look-up needs is not in the lexicon
             raise FlashElmoError(f"{self._file}: {error}") from None
-        self._lock = threading.Lock()
+        self._lock = InEachProcess(threading.Lock)
         self.reset_state()
         _warn_of_saturation(self._file, self.metadata)
         if self.metadata.arithmetic.lstm_weights == "int8" and self._device[0] == "cuda":
@@ -104,7 +107,7 @@ class OnnxElmo:
 
     def reset_state(self) -> None:
         """Let every row of a stateful file's next batch start at zero."""
-        with self._lock:
+        with self._lock():
             self._state = self._zero_state(0)
 
     def inputs(self, sentences: Iterable[Sentence | str]) -> dict[str, Any]:
@@ -210,7 +213,7 @@ class OnnxElmo:
         """Run a batch from the state of the one before it, where the file has one."""
         if not self.metadata.stateful:
             return self._run(inputs, names)
-        with self._lock:
+        with self._lock():
             zeros = self._zero_state(n_rows)
             for name, state in self._state.items():
                 zeros[name][:, : state.shape[1]] = state[:, :n_rows]
@@ -231,14 +234,15 @@ class OnnxElmo:
 
     def _run(self, inputs: Arrays, names: list[str], on_device: bool = False) -> dict[str, Any]:
         """Bind, run, and copy what is wanted off the device at once."""
-        binding = self._session.io_binding()
+        session = self._session()
+        binding = session.io_binding()
         feeds = {name: np.ascontiguousarray(array, self._inputs[name]) for name, array in inputs.items()}
         try:
             for name, array in feeds.items():  # which must live until the graph has run
                 binding.bind_cpu_input(name, array)
             for name in names:
                 binding.bind_output(name, *self._device)
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
             results = binding.get_outputs() if on_device else binding.copy_outputs_to_cpu()
         except ORT_ERRORS as error:
             raise FlashElmoError(f"{self._file}: ONNX Runtime failed: {reason(error)}") from error

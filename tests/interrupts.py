@@ -9,23 +9,23 @@ from typing import Any
 MOMENTS = ("call", "c_return")  # a function begins, or C code returns: there Python looks for signals
 
 
-def count_moments(run: Callable[[], Any]) -> int:
-    """How many moments a run has in this thread."""
-    return _run(run, 0)
+def count_moments(run: Callable[[], Any], within: str = "") -> int:
+    """How many moments a run has in this thread, in functions of files whose path has `within`."""
+    return _run(run, 0, within)
 
 
-def interrupt(run: Callable[[], Any], moment: int) -> None:
+def interrupt(run: Callable[[], Any], moment: int, within: str = "") -> None:
     """Run until KeyboardInterrupt is raised at the moment of a number, from 1 on."""
     with suppress(KeyboardInterrupt):
-        _run(run, moment)
+        _run(run, moment, within)
 
 
-def _run(run: Callable[[], Any], at: int) -> int:
+def _run(run: Callable[[], Any], at: int, within: str) -> int:
     n = 0
 
     def look(frame: FrameType, event: str, argument: object) -> None:
         nonlocal n
-        if event in MOMENTS:
+        if event in MOMENTS and within in frame.f_code.co_filename:
             n += 1
             if n == at:
                 raise KeyboardInterrupt

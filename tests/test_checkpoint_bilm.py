@@ -323,6 +323,9 @@ def test_vocabularies(word_folder):
         (lambda o: o["lstm"].update(projection_dim=4.0), r"options.json: "),
         (lambda o: o["lstm"].update(cell_clip=-1), r"options.json: cell_clip: .*-1"),
         (lambda o: o["lstm"].update(cell_clip="3"), r"options.json: "),
+        (lambda o: o["lstm"].update(cell_clip=True), r"options.json: cell_clip: .* found True$"),
+        (lambda o: o["lstm"].update(proj_clip=float("inf")), r"options.json: projection_clip: .* found inf$"),
+        (lambda o: o["lstm"].update(cell_clip=10**400), r"options.json: cell_clip: .* found 1000"),
         (lambda o: o["char_cnn"].update(max_characters_per_token=12.5), r"options.json: max_characters.*12.5"),
         # options and tensors that disagree: the tensor and both shapes
         (lambda o: o["lstm"].update(dim=7), r"weights.hdf5: tensor \S+ has shape \(8, 24\), expected \(8, 28\)"),

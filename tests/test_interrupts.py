@@ -16,7 +16,7 @@ from flashelmo.engine.settings import RuntimeName
 Sentences = list[list[str]]
 
 # Ctrl-C is tried so often for each kind of embedder; 400 and more by FLASHELMO_INTERRUPTS=400.
-N_INTERRUPTS = int(os.environ.get("FLASHELMO_INTERRUPTS", 40))
+N_INTERRUPTS = int(os.environ.get("FLASHELMO_INTERRUPTS", 30))
 CACHED_WORDS = 12
 ROW_BYTES = 16  # of the tiny models' word vectors
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Int32, LstmSteps, Runtime
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES
 from flashelmo.engine.text.schedule import Forest, Schedule
@@ -59,7 +60,8 @@ class BiLstm:
         self._runtime = runtime
         self._memory: dict[tuple[str, int], Array] = {}
         self._boundaries: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
-        self._in_use = threading.Lock(), threading.Lock()  # a direction's memory and its pieces of the network
+        # A direction's memory and its pieces of the network.
+        self._in_use = InEachProcess(lambda: (threading.Lock(), threading.Lock()))
         self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // (len(GATES) * 4 * config.cell_size))
 
     def run(
@@ -81,7 +83,7 @@ class BiLstm:
         both = _Directions(on_nodes)
 
         def run_direction(direction: int) -> list[Array]:
-            with self._in_use[direction]:  # until one that an interrupted call left running has ended
+            with self._in_use()[direction]:  # until one that an interrupted call left running has ended
                 both.count(0)
                 return self._run_direction(direction, forests[direction], word_vectors, state, both.count)
 
@@ -93,7 +95,7 @@ class BiLstm:
             return list(zip(forward, both.backward(), strict=True))
         except BaseException as error:  # Ctrl-C among them: the other direction ends after its step
             both.stopped = True
-            with self._in_use[1]:
+            with self._in_use()[1]:
                 raise both.error or error from None
 
     def _run_direction(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES
+from flashelmo.engine.precision import NumberType
 
 TELEMETRY = "openvino_telemetry"
 
@@ -71,7 +73,7 @@ class OpenVinoRuntime:
             raise FlashElmoError(
                 "precision 'bf16': this processor has no bfloat16 products (AVX-512 BF16 or AMX); pass 'fp32' or 'int8'"
             )
-        self._core = openvino.Core()
+        self._config = config
         self._tensors = tensors
         self._settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[values],
@@ -79,25 +81,17 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        layers = range(config.n_layers)
-        self._words = self._piece(words_graph(config))
-        self._products = [
-            [self._piece(input_product_graph(config, layer, name, "float32")) for name in DIRECTIONS]
-            for layer in layers
-        ]
-        self._steps = [
-            [self._piece(steps_graph(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers
-        ]
+        self._pieces = InEachProcess(self._make_pieces)
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         inputs = {"windows": windows, "word_ids": word_ids}
         padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
-        _run(self._words, padded, {"vectors": vectors})
+        _run(self._pieces().words, padded, {"vectors": vectors})
 
     def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
         """Input product: x [m, P] -> gates [4, m, C]."""
-        _run(self._products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
+        _run(self._pieces().products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
         """T LSTM steps of n rows. Rows added by rounding repeat row 0."""
@@ -107,11 +101,28 @@ class OpenVinoRuntime:
         else:
             inputs |= {name: _pad_rows(gate, axis=1) for name, gate in zip(GATES, steps.gates, strict=True)}
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
-        _run(self._steps[steps.layer][steps.direction], inputs, outputs)
+        _run(self._pieces().steps[steps.layer][steps.direction], inputs, outputs)
 
-    def _piece(self, graph: Graph) -> Any:
-        model = self._core.read_model(graph.to_model(self._tensors, embed=True).SerializeToString())
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+    def _make_pieces(self) -> _Pieces:
+        config, core = self._config, openvino.Core()
+
+        def piece(graph: Graph) -> Any:
+            model = core.read_model(graph.to_model(self._tensors, embed=True).SerializeToString())
+            return core.compile_model(model, "CPU", self._settings).create_infer_request()
+
+        def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
+            layers = range(config.n_layers)
+            return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
+
+        return _Pieces(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
+
+
+class _Pieces(NamedTuple):
+    """The requests that run the pieces; those of the cells by layer and direction."""
+
+    words: Any
+    products: list[list[Any]]
+    steps: list[list[Any]]
 
 
 def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
 from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
@@ -44,23 +45,24 @@ class OrtRuntime:
         self.concurrent_directions = threads > 1 and 2 * step_weights <= cache_bytes()
         piece_threads = -(-threads // 2) if self.concurrent_directions else threads
         cells = [(layer, name) for layer in range(config.n_layers) for name in DIRECTIONS]
-        graphs = [
+        self._graphs = [
             words_graph(config),
             *(input_product_graph(config, layer, name, weight_type) for layer, name in cells),
             *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
         ]
-        with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
-            self._words, *pieces = pool.map(self._piece, graphs, [threads, *2 * len(cells) * [piece_threads]])
-        self._products, self._steps = pieces[: len(cells)], pieces[len(cells) :]
+        self._threads = [threads, *2 * len(cells) * [piece_threads]]
+        self._pieces = InEachProcess(self._make_pieces)  # the words', the products', the steps'
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         inputs = {"windows": windows, "word_ids": word_ids}
-        self._words.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
+        self._pieces()[0].run(
+            {name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors}
+        )
 
     def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
         """Input product: x [m, P] -> gates [4, m, C]."""
-        self._products[2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
+        self._pieces()[1 + 2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
         """T LSTM steps of n rows."""
@@ -69,7 +71,12 @@ class OrtRuntime:
         if steps.gate_rows is not None:
             inputs["gate_rows"] = steps.gate_rows
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
-        self._steps[2 * steps.layer + steps.direction].run(inputs, outputs)
+        pieces = self._pieces()
+        pieces[1 + len(pieces) // 2 + 2 * steps.layer + steps.direction].run(inputs, outputs)
+
+    def _make_pieces(self) -> list[_Piece]:
+        with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
+            return list(pool.map(self._piece, self._graphs, self._threads))
 
     def _piece(self, graph: Graph, threads: int) -> _Piece:
         options = onnxruntime.SessionOptions()

@@ -11,6 +11,7 @@ import numpy as np
 from flashelmo.engine.cpu.bilstm import BiLstm, RowStates
 from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
 from flashelmo.engine.cpu.word_vectors import WordVectors
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean
@@ -44,12 +45,12 @@ class CpuPipeline:
         self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes)
         self._bilstm = BiLstm(model.config, runtime)
         self._state = RowStates() if settings.stateful or not settings.share else None
-        self._lock = threading.Lock()  # a window at a time: state, cache and the LSTM's memory are shared
+        self._lock = InEachProcess(threading.Lock)  # a window at a time: state, cache and the LSTM's memory are shared
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
-        with self._lock:
+        with self._lock():
             self._clear_state()
 
     def stream(
@@ -58,7 +59,7 @@ class CpuPipeline:
         """See `WindowPipeline`; `on_progress` is called after every step and every group of new words."""
 
         def run(window: Window) -> Iterator[Array]:
-            with self._lock:
+            with self._lock():
                 return self._run(window, output, on_progress)
 
         return stream_windows(windows, run, as_numpy)
@@ -71,7 +72,7 @@ class CpuPipeline:
         """Compute a window; then iterate over its sentences' results."""
         plan = self._planner.plan(window)
         schedule = plan.schedule
-        n_steps = schedule.n_nodes * self._config.n_layers
+        n_steps = max(1, schedule.n_nodes * self._config.n_layers)
         # A word's vector takes about as many products as a step of a layer.
         vectors, n_new = self._words.lookup(plan.words, lambda n_done, n_new: on_progress(n_done / (n_new + n_steps)))
         if not self._settings.stateful:

@@ -148,8 +148,8 @@ _abandoned: list[torch.cuda.CUDAGraph] = []  # kept alive: the pinned-memory all
 def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:
     """Capture what a run queues on the current stream, and give its result."""
     # "relaxed": stricter modes reject harmless calls, such as loading a kernel or freeing a tensor.
-    graph.capture_begin(pool=pool, capture_error_mode="relaxed")
     try:
+        graph.capture_begin(pool=pool, capture_error_mode="relaxed")
         out = run()
     except BaseException:
         with suppress(Exception):  # the end of a failed capture fails too, and says less

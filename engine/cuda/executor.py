@@ -69,6 +69,11 @@ class Executor:
         if self._state is not None:
             self._state.reset()
 
+    def renew(self) -> None:
+        """After a call that something was raised in: keep nothing of it, but for the state, which is its own guard."""
+        self.make_room()
+        self._table.clear()
+
     def make_room(self) -> None:
         """Free memory that the queued work does not need."""
         self._graphs.clear()

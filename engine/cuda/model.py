@@ -165,10 +165,10 @@ class WordVectors:
             for group in np.split(missing, range(WORDS_AT_ONCE, len(missing), WORDS_AT_ONCE)):
                 self._compute(words.take(pa.array(group)), rows[group])
                 taken, taken_names = rows[group].tolist(), [names[i] for i in group.tolist()]
-                self._rows.update(zip(taken_names, taken, strict=True))
                 for row, name in zip(taken, taken_names, strict=True):
                     self._names[row] = name
                 self._used[rows[group]] = self._window
+                self._rows.update(zip(taken_names, taken, strict=True))  # last: only now they are what is named
         return rows, len(missing)
 
     def _make(self, n_rows: int) -> None:
@@ -176,8 +176,13 @@ class WordVectors:
         if self._graphs is not None:
             self._graphs.clear()
         size = self._model.config.projection_size
-        self._table = torch.zeros(n_rows + 1, size, dtype=self._model.dtype, device=self._model.device)
-        self.vectors = self._table[:n_rows]  # without the spare row
+        table = torch.zeros(n_rows + 1, size, dtype=self._model.dtype, device=self._model.device)
+        self._table, self.vectors = table, table[:n_rows]  # without the spare row
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all words."""
+        n_rows = len(self.vectors)
         self._rows: dict[str, int] = {}
         self._names: list[str | None] = [None] * n_rows
         self._used = np.zeros(n_rows, np.int64)  # window of the last use; 0 for free rows

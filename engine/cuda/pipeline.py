@@ -11,6 +11,7 @@ from flashelmo.engine.cuda.requirements import check_precision, default_precisio
 
 # isort: split
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,7 @@ class CudaPipeline:
 
     def __init__(self, model: ElmoModel, device: torch.device, precision: str, settings: Settings) -> None:
         self.device, self.precision = device, precision
+        self._process = os.getpid()  # neither a card's context nor the threads of its driver come along into a fork
         self._settings = settings
         encoder = WordEncoder(model.config, model.lexicon)
         self._planner = Planner(encoder.boundary_words, settings, build_native_forests)
@@ -65,6 +67,7 @@ class CudaPipeline:
             device_model = DeviceModel(model, device, precision, batch_invariant=settings.cuda.batch_invariant)
             self._executor = Executor(device_model, encoder, self._transfers, settings)
         self._lock = threading.Lock()  # what is kept from window to window is shared
+        self._is_whole = True  # what the executor keeps: Ctrl-C may come at any moment of its work
         value_bytes = self._executor.model.dtype.itemsize
         self._most_tokens = settings.window_tokens or memory.window_tokens(model.config, value_bytes, device)
         self.max_tokens, self._n_fitted = self._most_tokens, 0
@@ -80,6 +83,11 @@ class CudaPipeline:
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
         """See `engine.pipeline.WindowPipeline`; `on_progress` is called when a window's results are given."""
+        if os.getpid() != self._process:
+            raise FlashElmoError(
+                f"device {self.device}: expected the process that loaded the embedder, found one forked from it; start "
+                "processes by 'spawn', or load the embedder in each"
+            )
         queued: deque[tuple[Window, list[Results]]] = deque()
         for plan in self._planner.plan_ahead(windows):
             if len(queued) == IN_FLIGHT:
@@ -103,15 +111,20 @@ class CudaPipeline:
         """Queue a window's work, in halves where it does not fit the device's memory."""
         window, n_tokens = plan.window, len(plan.window.word_ids)
         if len(window) == 1 or n_tokens <= self.max_tokens:
+            if not self._is_whole:
+                self._executor.renew()
+            self._is_whole = False
             try:
                 found = self._executor.queue(plan.words, plan.schedule, output, first_row, lend=as_numpy)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
             else:
+                self._is_whole = True
                 self._grow()
                 return [self._results(plan, found, output, as_numpy)]
             self._executor.make_room()
+            self._is_whole = True
             if len(window) == 1:
                 raise FlashElmoError(self._too_long(plan.schedule, output))
             self._shrink(n_tokens)

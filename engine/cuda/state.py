@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.model import DeviceModel
+from flashelmo.engine.errors import FlashElmoError
 
 INITIAL_ROWS = 64  # grows with the largest batch
 
@@ -22,6 +23,7 @@ class DeviceState:
 
     def __init__(self, model: DeviceModel) -> None:
         self._model = model
+        self._is_whole = True
         self.hidden: list[Tensor] = []
         self.cell: list[Tensor] = []
         self.reserve(INITIAL_ROWS)
@@ -32,7 +34,13 @@ class DeviceState:
         return self.hidden[0].shape[1] - 1
 
     def reserve(self, n_rows: int) -> None:
-        """Have at least so many rows; new ones start at zero."""
+        """Have at least so many rows; new ones start at zero.
+
+        Raises:
+            FlashElmoError: `write_back` was interrupted, so that some layers' states are older than others.
+        """
+        if not self._is_whole:
+            raise FlashElmoError("stateful: the batch before was interrupted and the state is lost; call reset_state()")
         if self.hidden and n_rows <= self.n_rows:
             return
         config, device = self._model.config, self._model.device
@@ -49,6 +57,7 @@ class DeviceState:
         """Let every row start at zero again."""
         for tensor in (*self.hidden, *self.cell):
             tensor.zero_()
+        self._is_whole = True
 
     def roots(self, layer: int, first_row: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """What rows first_row ... start from: hidden [D, n_rows, P] and cell [D, n_rows, C]."""
@@ -69,6 +78,8 @@ class DeviceState:
     def write_back(self, parts: dict[str, Tensor], final: list[tuple[Tensor, Tensor]]) -> None:
         """Store the rows' new states, a pair a layer; all layers together, after the last step that can fail."""
         rows = parts["state_rows"].long()
+        self._is_whole = False
         for layer, (hidden, cell) in enumerate(final):
             self.hidden[layer].index_copy_(1, rows, hidden)
             self.cell[layer].index_copy_(1, rows, cell)
+        self._is_whole = True

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Array, Output
 from flashelmo.engine.pipeline import OnProgress, PipelineInfo, Statistics, Stream, stream_windows
@@ -27,12 +28,12 @@ class ReferencePipeline:
     def __init__(self, runtime: ReferenceRuntime, keep_boundaries: bool) -> None:
         self._runtime = runtime
         self._keep_boundaries = keep_boundaries
-        self._lock = threading.Lock()
+        self._lock = InEachProcess(threading.Lock)
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
-        with self._lock:
+        with self._lock():
             self._runtime.reset_state()
 
     def stream(
@@ -41,7 +42,7 @@ class ReferencePipeline:
         """See `WindowPipeline`; `on_progress` is called when a window is computed."""
 
         def run(window: Window) -> Iterator[Array]:
-            with self._lock:
+            with self._lock():
                 layers = self._run(window)
             on_progress(1.0)
             return map(output.choose, layers)

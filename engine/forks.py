@@ -1,0 +1,53 @@
+"""Forked processes: threads do not come along, so that what waits for them would wait for ever."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
+
+Value = TypeVar("Value")
+
+
+class InEachProcess(Generic[Value]):
+    """A value that a forked process can't use, such as a lock or a session that has threads: there it is made anew.
+
+    Args:
+        make: makes it, at once; in a forked process where it is first asked for.
+    """
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._values = [make()]
+        _in_this_process.add(self)
+
+    def __call__(self) -> Value:
+        """The value of this process."""
+        if not self._values:
+            with _making:  # one for all threads
+                self._values = self._values or [self._make()]
+        return self._values[0]
+
+    def renew(self) -> None:
+        """In a forked process: the parent's value is never freed, since that would wait for its threads."""
+        for value in self._values:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+        self._values = []
+
+
+_making = threading.Lock()
+_in_this_process: WeakSet[InEachProcess[Any]] = WeakSet()
+
+
+def _renew_all() -> None:
+    global _making
+    _making = threading.Lock()
+    for each in list(_in_this_process):
+        each.renew()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_renew_all)
