@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon, expected_shapes
@@ -63,3 +64,10 @@ MODELS = {
         replace(MANYLANGS, filters=(), n_highway=0, character_size=0, n_characters=0), MANYLANGS_LEXICON
     ),
 }
+
+
+def with_tensors(model: ElmoModel, tensors: dict[str, npt.NDArray[np.float32]]) -> ElmoModel:
+    """A model of other tensors that is not checked: the reference takes projections that no configuration has."""
+    changed = replace(model)
+    object.__setattr__(changed, "weights", ElmoWeights.from_named_tensors(tensors, model.config))
+    return changed
