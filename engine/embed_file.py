@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
 
@@ -13,6 +14,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
+from flashelmo.engine.text.tables import check_is_text
 from flashelmo.engine.text.windows import Errors, Window, read_ahead, read_windows
 
 OnTextProgress: TypeAlias = Callable[[float, float], None]  # bytes of text and tokens done so far
@@ -59,18 +61,20 @@ def embed_file(
     sink: Sink,
     *,
     errors: Errors = "strict",
+    universal_newlines: bool = False,
     max_sentences: int | None = None,
     on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
 ) -> Summary:
     """Embed a text of one sentence a line, window by window in bounded memory, into an open sink.
 
     Args:
-        source, errors: as `read_windows` takes them.
+        source, errors, universal_newlines: as `read_windows` takes them.
         max_sentences: of a window, and so the rows of a stateful batch; None leaves it to the embedder.
         on_progress: called repeatedly with the bytes of text and the tokens done so far.
 
     Raises:
-        FlashElmoError: text that is not UTF-8, a layer that the model lacks, a file that cannot be written.
+        FlashElmoError: text that is not UTF-8 or is plainly a table, a layer that the model lacks, a file that cannot
+            be written.
         OSError: the text cannot be read.
     """
     sink.output.check(embedder.config.n_layers + 1)
@@ -79,8 +83,13 @@ def embed_file(
     progress = _Progress(on_progress)
     sentences_at_once, max_tokens = embedder.window_limits
     windows = read_windows(
-        source, max_sentences=max_sentences or sentences_at_once, max_tokens=max_tokens, errors=errors
+        source,
+        max_sentences=max_sentences or sentences_at_once,
+        max_tokens=max_tokens,
+        errors=errors,
+        universal_newlines=universal_newlines,
     )
+    windows = _checked(windows, str(source if isinstance(source, str | Path) else getattr(source, "name", "text")))
     if embedder.reads_ahead:
         windows = read_ahead(windows)
     for window, sentences in embedder.embed_windows(progress.follow(windows), progress.window, sink.output):
@@ -96,6 +105,14 @@ def embed_file(
         steps_saved=after.steps_saved - before.steps_saved,
         seconds=time.perf_counter() - started,
     )
+
+
+def _checked(windows: Iterator[Window], name: str) -> Iterator[Window]:
+    """The windows of a file of this name, the first one looked at before it is embedded."""
+    for window in islice(windows, 1):
+        check_is_text(window.text or b"", name)
+        yield window
+    yield from windows
 
 
 class _Progress:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
 
 from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
@@ -150,8 +152,18 @@ class ElmoEmbedder:
         return self._embed(sentences, self.window_limits, Output(layers, pool=pool), convert_to_numpy)
 
     def embed_batch(self, batch: Sequence[Sentence | str]) -> list[Array]:
-        """The vectors [L, T, 2P] of each sentence (AllenNLP's method)."""
-        return list(self.embed(batch))
+        """The vectors [L, T, 2P] of each sentence (AllenNLP's method).
+
+        A stateful embedder takes the sentences as one batch, however many, and a row of its state for each. As in
+        AllenNLP, one empty sentence by itself leaves the state as it is, unless boundaries are kept.
+        """
+        if not self.settings.stateful:
+            return list(self.embed(batch))
+        batch = list(batch)
+        if len(batch) == 1 and not (self.settings.keep_sentence_boundaries or _tokens(batch[0])):
+            number = np.float64 if self.precision == "fp64" else np.float32
+            return [np.empty((self.config.n_layers + 1, 0, self.config.output_size), number)]
+        return list(self._embed(batch, self._limits(len(batch) or None), ALL_LAYERS))
 
     def embed_sentence(self, sentence: Sentence | str) -> Array:
         """The vectors [L, T, 2P] of one sentence (AllenNLP's method)."""
@@ -159,7 +171,12 @@ class ElmoEmbedder:
 
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
         """As `embed`; `batch_size` is the rows of a stateful embedder's batches (AllenNLP's method)."""
-        return self._embed(sentences, self._limits(batch_size), ALL_LAYERS)
+        limits = self._limits(batch_size)
+        if not self.settings.stateful:
+            return self._embed(sentences, limits, ALL_LAYERS)
+        rest = iter(sentences)
+        batches = iter(lambda: list(islice(rest, limits[0])), [])
+        return chain.from_iterable(map(self.embed_batch, batches))
 
     def embed_file(
         self,
@@ -274,10 +291,7 @@ def _drafts(
     batch: list[Sentence] = []
     n_tokens = 0
     for sentence in sentences:
-        tokens = sentence.split() if isinstance(sentence, str) else sentence
-        # Lists are told sooner than sequences of any kind.
-        if not isinstance(tokens, list | tuple) and not isinstance(tokens, Sequence):
-            raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r}")
+        tokens = _tokens(sentence)
         if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > bound):
             yield Draft.of(batch)
             batch, n_tokens, bound = [], 0, min(2 * bound, max_tokens)
@@ -285,3 +299,13 @@ def _drafts(
         n_tokens += len(tokens)
     if batch:
         yield Draft.of(batch)
+
+
+def _tokens(sentence: Sentence | str) -> Sentence:
+    """A sentence's tokens, a string's between its white space."""
+    if isinstance(sentence, str):
+        return sentence.split()
+    # Lists are told sooner than sequences of any kind.
+    if not isinstance(sentence, list | tuple) and not isinstance(sentence, Sequence):
+        raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r}")
+    return sentence

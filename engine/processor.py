@@ -7,6 +7,10 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from flashelmo.engine.errors import FlashElmoError
+
+ALWAYS_ALLOWED = 64  # threads: the same settings suit a large and a small machine
+
 
 @cache
 def cpu_flags() -> frozenset[str]:
@@ -55,3 +59,13 @@ def int8_levels() -> int:
     """
     dot_products = {"avx512_vnni", "avx_vnni", "asimddp"} & cpu_flags()
     return 127 if dot_products or platform.machine() == "arm64" else 63
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise FlashElmoError where a number of threads is none, or so large that libraries abort the process.
+
+    Beyond the machine's processors threads only cost: 256 on two of them take ONNX Runtime 24 seconds to start.
+    """
+    most = max(ALWAYS_ALLOWED, os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise FlashElmoError(f"threads: expected 1 to {most}, found {threads}")

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PrecisionName
+from flashelmo.engine.processor import check_threads
 
 RuntimeName: TypeAlias = Literal["ort", "openvino", "reference", "cuda"]
 Auto: TypeAlias = Literal["auto"]
@@ -58,7 +59,8 @@ class Settings:
             precision.
         stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
         batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
-        threads: processor threads; None takes all cores. On a CUDA device they make schedules, 4 at most.
+        threads: processor threads, at most 64 or the machine's processors; None takes all cores. On a CUDA device they
+            make schedules, 4 at most.
         keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
         share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
         cache_bytes: bound of the memory for word vectors that are kept from call to call.
@@ -67,7 +69,7 @@ class Settings:
         cuda: switches of the CUDA runtime.
 
     Raises:
-        FlashElmoError: a number that is too small.
+        FlashElmoError: a number that is too small, or more threads than any processor here could run.
     """
 
     device: str | Sequence[str] = "auto"
@@ -83,8 +85,9 @@ class Settings:
     cuda: CudaSettings = CudaSettings()
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads", "window_tokens"):
+        for name in ("batch_size", "window_tokens"):
             check_at_least(name, getattr(self, name), 1)
+        check_threads(self.threads)
         check_at_least("cache_bytes", self.cache_bytes, 0)
         if not isinstance(self.device, str):
             object.__setattr__(self, "device", tuple(self.device))

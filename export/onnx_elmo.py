@@ -6,6 +6,7 @@ import logging
 import platform
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -80,7 +81,7 @@ class OnnxElmo:
         self._file = model_file(Path(path))
         wanted = available_providers(providers)
         options = options_of(session_options, threads)
-        self._session = InEachProcess(lambda: open_session(self._file, wanted, options))
+        self._session = InEachProcess(partial(open_session, self._file, wanted, options))
         session = self._session()
         self.metadata = Metadata.from_properties(properties_of(session, self._file), str(self._file))
         self._inputs = {value.name: _number_type(value.type) for value in session.get_inputs()}

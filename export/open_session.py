@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.processor import n_cores
+from flashelmo.engine.processor import check_threads, n_cores
 
 try:
     import onnxruntime
@@ -87,8 +87,7 @@ def device_of(name: str, options: Options) -> tuple[str, int]:
 
 def options_of(given: Any, threads: int | None) -> Any:
     """The SessionOptions given, or some that suit batches whose shapes keep changing."""
-    if threads is not None and threads < 1:
-        raise FlashElmoError(f"threads: expected 1 or more, found {threads}")
+    check_threads(threads)
     if given is not None:
         if threads is not None:
             raise FlashElmoError("threads: expected them in session_options, since these are given, found both")

@@ -1,6 +1,7 @@
 """bilm-tf's and AllenNLP's HDF5: layout, every variant met in published files, and what damaged ones get."""
 
 import gzip
+import io
 import json
 import shutil
 import tarfile
@@ -249,6 +250,15 @@ def test_word_models_without_a_vocabulary_load_but_look_nothing_up(word_folder):
         WordEncoder(model.config, model.lexicon)
 
 
+def test_options_with_a_byte_order_mark(folder):
+    config = load_model(folder).config
+    options = (folder / "options.json").read_text()
+    (folder / "options.json").write_text(options, encoding="utf-8-sig")
+    assert load_model(folder).config == config
+    (folder / "options.json").write_text(options, encoding="utf-16")
+    fails(folder, r"options\.json: expected JSON: ")
+
+
 def test_vocabularies(word_folder):
     plain = word_folder / "vocab.txt"
     lines = plain.read_text()
@@ -260,6 +270,8 @@ def test_vocabularies(word_folder):
     fails(word_folder, r"vocab\.txt\.gz: ")
     (word_folder / "vocab.txt.gz").unlink()
     plain.write_text(lines.replace("the\n", "!!!MAXTERMID\nthe\n"))  # a line that bilm-tf does not count
+    assert load_model(word_folder).lexicon == WORDS
+    plain.write_text(lines, encoding="utf-8-sig")
     assert load_model(word_folder).lexicon == WORDS
     plain.write_text(lines.replace("<UNK>", "<unk>"))
     fails(word_folder, r"vocab\.txt: expected the word <UNK>")
@@ -331,6 +343,31 @@ def test_wrong_tensors(folder, change, message):
     fails(folder, message)
 
 
+def linked_storage(kind, file, name, secret) -> None:
+    """A tensor of the right shape whose values lie in another file of the machine."""
+    shape = file[name].shape
+    del file[name]
+    if kind == "external storage":
+        file.create_dataset(name, shape, np.float32, external=[(str(secret), 0, secret.stat().st_size)])
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout(shape, np.float32)
+        layout[...] = h5py.VirtualSource(secret, "secret", shape, np.float32)
+        file.create_virtual_dataset(name, layout)
+    else:
+        file[name] = h5py.ExternalLink(secret, "secret")
+
+
+@pytest.mark.parametrize("kind", ["external storage", "virtual", "external link"])
+@pytest.mark.parametrize("name", ["char_embed", "CNN_proj/b_proj", f"{CELL}/B"])
+def test_no_other_file_is_read_as_weights(folder, tmp_path, kind, name):
+    """Whoever publishes the vectors or a conversion would publish that file."""
+    secret = tmp_path / "secret"
+    with h5py.File(folder / "weights.hdf5") as file, h5py.File(secret, "w") as other:
+        other["secret"] = np.ones(file[name].shape, np.float32)
+    edit_weights(folder, lambda file: linked_storage(kind, file, name, secret))
+    fails(folder, rf"weights\.hdf5: tensor {name}")
+
+
 def test_weights_that_the_dimensions_leave_no_place_for(tmp_path):
     """AllenNLP projects from P to P where bilm-tf does not; ignoring the projection would give wrong vectors."""
     write_bilm(MODELS["no projection"], tmp_path / "a")
@@ -375,6 +412,49 @@ def test_damaged_archives(folder, tmp_path):
         archive.write_bytes(garbled)
         if kind != "tar":  # which has no check sums of contents
             fails(archive, r"whole\.(zip|tar\.gz)")
+
+
+GROWS = r": expected at most [\d,]+ bytes when unpacked, by its size of [\d,]+, found [\d,]+ or more"
+ZEROS = bytes(40 << 20)
+
+
+@pytest.mark.parametrize("kind", ["zip", "w:gz", "w:bz2", "w:xz", "header"])
+def test_archives_that_would_fill_the_disk_or_the_memory(folder, tmp_path, kind):
+    path = tmp_path / "bomb"
+    if kind == "zip":
+        shutil.move(shutil.make_archive(str(path), "zip", folder), path)
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("notes", ZEROS)
+    else:
+        header = tarfile.TarInfo("notes")
+        header.size = 0 if kind == "header" else len(ZEROS)
+        header.pax_headers = {"comment": "0" * len(ZEROS)} if kind == "header" else {}
+        with tarfile.open(path, "w:gz" if kind == "header" else kind) as tar:
+            tar.addfile(header, io.BytesIO(ZEROS))
+            tar.add(folder, "model")
+    fails(path, f"bomb{GROWS}")
+
+
+def test_vocabularies_that_would_fill_the_memory(word_folder):
+    (word_folder / "vocab.txt").unlink()
+    (word_folder / "vocab.txt.gz").write_bytes(gzip.compress(ZEROS))
+    fails(word_folder, rf"vocab\.txt\.gz{GROWS}")
+
+
+def test_weights_that_would_fill_the_memory(folder):
+    """Tensors as the options say, in chunks that are larger; then options that say as much."""
+    edit_weights(folder, lambda f: f.pop("char_embed"))
+    large = {"chunks": (1 << 22, 3), "maxshape": (None, 3), "compression": "gzip"}
+    edit_weights(folder, lambda f: f.create_dataset("char_embed", (261, 3), np.float32, **large))
+    fails(folder, rf"weights\.hdf5{GROWS}")
+    edit_options(folder, lambda o: o["char_cnn"]["embedding"].update(dim=1 << 16))
+    with h5py.File(folder / "weights.hdf5", "r+") as file:
+        shapes = {"char_embed": (261, 1 << 16)}
+        shapes |= {f"CNN/W_cnn_{i}": (1, i + 1, 1 << 16, i + 3) for i in range(3)}
+        for name, shape in shapes.items():
+            del file[name]
+            file.create_dataset(name, shape, np.float32)  # of zeros, for which the file has no bytes at all
+    fails(folder, rf"weights\.hdf5{GROWS}")
 
 
 def test_two_models_in_a_folder(folder):

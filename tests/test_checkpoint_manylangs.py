@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,15 @@ def test_the_configuration_is_found_by_its_name(folder, config_path):
     same_model(load_model(folder), MODELS["manylangs"])
 
 
+@pytest.mark.parametrize("way", ["../secret.json", "configs/../../secret.json", "{}/secret.json", "..\\secret.json"])
+def test_the_configuration_is_never_outside_the_folder(folder, way):
+    """Here it would do; the published configuration, whose sizes the tensors are not of, is taken all the same."""
+    (folder / "configs").mkdir()
+    (folder / CONFIGURATION).rename(folder.parent / "secret.json")
+    (folder / "config.json").write_text(json.dumps({"config_path": way.format(folder.parent)}))
+    fails(folder, r"\(6, 5\).*\(6, 100\)")
+
+
 def test_the_configuration_may_be_config_json_itself(folder):
     (folder / CONFIGURATION).rename(folder / "config.json")
     same_model(load_model(folder), MODELS["manylangs"])
@@ -212,6 +222,14 @@ def test_a_line_of_one_field_is_the_ideographic_space(folder, line):
 def test_wrong_lexicons(folder, name, text, message):
     (folder / name).write_text(text)
     fails(folder, message)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(folder):
+    expected = load_model(folder)
+    for name in ("char.dic", "word.dic", "config.json", CONFIGURATION):
+        (folder / name).write_text((folder / name).read_text(), encoding="utf-8-sig")
+    found = load_model(folder)
+    assert (found.lexicon, found.config) == (expected.lexicon, expected.config)
 
 
 def test_lexicons_that_are_absent_or_not_utf8(folder):
@@ -304,6 +322,20 @@ def test_pickles_that_are_not_whole(folder, legacy):
     fails(folder, r"encoder\.pkl: ")
     path.unlink()
     fails(folder, r"encoder\.pkl")
+
+
+def test_pickles_that_would_fill_the_memory(folder):
+    """One number repeated without bytes of its own; a file that its archive compresses."""
+    path, grows = folder / "encoder.pkl", r"encoder\.pkl: expected at most [\d,]+ bytes when unpacked"
+    whole = path.read_bytes()
+    edit_tensors(
+        path, lambda t: t.update({"forward_layer_0.state_linearity.bias": torch.ones(1).half().expand(1 << 27)})
+    )
+    fails(folder, grows)
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("encoder/data/99", bytes(40 << 20))
+    fails(folder, grows)
 
 
 def test_half_precision_is_cast(folder):

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
 
+from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
@@ -107,6 +108,7 @@ def test_a_header_of_odd_length_is_read(folder):
     model = load_model(folder)
     same_model(model, MODELS["manylangs"])
     assert all(tensor.flags.aligned for _, tensor in model.weights.named_tensors())
+    assert ElmoEmbedder(model).embed_sentence(["a"]).shape == (3, 1, 8)
 
 
 def test_archives(folder, tmp_path):

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -20,6 +22,7 @@ from flashelmo.cli.terminal import progress_bar, readable_size
 from flashelmo.engine import choice
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
@@ -146,6 +149,29 @@ def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
     assert "is the text itself" in fail("embed", "text.txt", "text.txt", "--model", model, "--overwrite")
 
 
+def test_overwriting_spares_the_model(
+    here: Path, model: Path, succeed: Run, fail: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files stay what they are, whatever they are called; vectors beside them are replaced."""
+    write_bilm(MODELS["skip"], here / "bilm")
+    text = here / "text.txt"
+    write_native(MODELS["skip"], here / "native")
+    (here / "bilm" / "weights.hdf5").rename(here / "bilm" / "biLM.h5")
+    (here / "options").symlink_to(here / "bilm" / "options.json")
+    monkeypatch.chdir(here / "bilm")
+    options = ("--options", "../options", "--overwrite")
+    for name, weights in (("biLM.h5", "biLM.h5"), ("biLM.h5", "."), ("options.json", "biLM.h5")):
+        said = fail("embed", text, name, "--model", weights, *options)
+        assert said == f"{name}: is a file of the model"
+    for name in ("config.json", "model.safetensors"):
+        target = f"../native/{name}"
+        assert fail("embed", text, target, "--model", "../native", "--overwrite") == f"{target}: is a file of the model"
+    Path("v.h5").touch()
+    for _ in range(2):
+        succeed("embed", text, "v.h5", "--model", ".", *options)
+    check_vectors(read("v.h5"), expected(model, Output()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,7 +190,10 @@ def test_overwrite(here: Path, model: Path, succeed: Run, fail: Run) -> None:
         (["text.txt", "v.h5", "--device", "cpu,cuda"], "device: expected one, or several CUDA devices"),
         (["text.txt", "v.h5", "--device", "cuda"], "device 'cuda': expected"),
         (["text.txt", "v.h5", "--errors", "ignore"], "errors: expected 'strict' or 'replace', found 'ignore'"),
-        (["text.txt", "v.h5", "--batch-size", "0"], "batch_size: expected 1 or more, found 0"),
+        (["text.txt", "v.h5", "--batch-size", "8"], "--batch-size: expected --stateful beside it"),
+        (["text.txt", "v.csv"], "v.csv: expected a name that ends with .h5, .hdf5 or .npz, found .csv"),
+        (["text.txt", "-"], "-: expected a file's name"),
+        (["text.txt", "v.h5", "--stateful", "--batch-size", "0"], "batch_size: expected 1 or more, found 0"),
         (["text.txt", "v.h5", "--options", "absent.json"], "absent.json"),
     ],
 )
@@ -184,7 +213,7 @@ def test_text_that_is_not_utf8(here: Path, model: Path, succeed: Run, fail: Run)
     np.testing.assert_allclose(read("v.h5")["1"], embedder.embed_sentence(["sat", "\ufffd", "on"]), atol=1e-6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_file(
     here: Path, model: Path, fail: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -201,6 +230,69 @@ def test_a_signal_leaves_no_file(
     assert signal.getsignal(number) == before
 
 
+def test_elmo_command_reads_lines_as_python_does(here: Path, model: Path, succeed: Run) -> None:
+    (here / "text.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r").encode())
+    succeed("elmo", "text.txt", "v.h5", "--weight-file", model, "--all")
+    check_vectors(read("v.h5"), expected(model, Output("all"), stateful=True))
+
+
+def test_a_signal_that_is_ignored_stays_so(
+    here: Path, model: Path, succeed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nohup has it."""
+    embed_windows = ElmoEmbedder.embed_windows
+
+    def hung_up(self: ElmoEmbedder, *arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return embed_windows(self, *arguments, **options)
+
+    vectors = expected(model, Output())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(ElmoEmbedder, "embed_windows", hung_up)
+        succeed("embed", "text.txt", "v.h5", "--model", model)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    check_vectors(read("v.h5"), vectors)
+
+
+def shell(command: str, model: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line's embed with a shell's redirections."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MODEL": str(model)}
+    line = f'"{sys.executable}" -m flashelmo.cli {command}'
+    return subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, env=environment)
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", ">&- 2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("name", ["v.h5", "v.npz"])
+def test_vectors_count_where_messages_are_lost(here: Path, model: Path, streams: str, name: str) -> None:
+    done = shell(f'embed text.txt {name} --model "$MODEL" {streams}', model)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    check_vectors(read(name), expected(model, Output()))
+    assert shell(f'embed text.txt {name} --model "$MODEL" {streams}', model).returncode == 1  # exists
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "out", "error"),
+    [
+        ("embed - v.h5 --model m <&-", 1, "", "flashelmo: -: standard input is closed\n"),
+        ('info "$MODEL" >/dev/full', 1, "", "flashelmo: No space left on device\n"),
+        ("info é", 1, "", "flashelmo: \\xe9: no such file or folder\n"),
+    ],
+)
+def test_streams_that_are_not_usable(here: Path, model: Path, command: str, status: int, out: str, error: str) -> None:
+    done = shell(command, model)
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, error)
+    assert [path.name for path in here.iterdir()] == ["text.txt"]
+
+
+def test_results_on_an_ascii_terminal(here: Path, model: Path) -> None:
+    (here / "modèle").symlink_to(model)
+    done = shell("info modèle", model)
+    assert (done.returncode, done.stderr) == (0, "") and "path: mod\\xe8le/model" in done.stdout
+
+
 def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) -> None:
     arguments = ("elmo", "text.txt", "v.h5", "--weight-file", model, "--batch-size", "2", "--overwrite")
     stateful = {"stateful": True, "batch_size": 2}
@@ -209,8 +301,14 @@ def test_elmo_command_is_stateful_by_row(here: Path, model: Path, succeed: Run) 
         check_vectors(read("v.h5"), expected(model, Output(layers), **stateful))
     succeed(*arguments, "--all", "--forget-sentences", "--vocab-path", "vocabulary", "--cuda-device", "-1")
     assert sorted(read("v.h5")) == ["0", "1", "2", "3", "4"]
-    said = succeed(*arguments, "--all", "--file-friendly-logging")
-    assert "tokens/s]" in said and "\r" not in said
+    said = succeed(*arguments, "--all", "--include-package", "a", "--include-package", "b", "--file-friendly-logging")
+    assert said.count("--include-package is without effect") == 1 and "\r" not in said
+
+
+def test_elmo_command_writes_hdf5_whatever_the_suffix(here: Path, model: Path, succeed: Run) -> None:
+    succeed("elmo", "text.txt", "v.h5", "--weight-file", model, "--all")
+    succeed("elmo", "text.txt", "v.npz", "--weight-file", model, "--all")
+    assert (here / "v.npz").read_bytes() == (here / "v.h5").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -321,21 +419,42 @@ def test_the_installed_command(here: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "flashelmo: absent: no such file or folder\n")
 
 
-def test_progress_bar_of_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
-    clock = iter(range(100))  # a second passes whenever it is asked
-    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+
+def progress(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, reports: Sequence[tuple[float, float]]) -> list[str]:
+    """What is shown of bytes that are done at some seconds, a token for four of them, of a text of 77 bytes."""
+    clock = iter([0.0, *(seconds for seconds, _ in reports)])
+    monkeypatch.setattr("flashelmo.cli.terminal.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("sys.stderr", stream)
     with open("text.txt", "rb") as file, progress_bar(file, False, False) as on_progress:
-        for n_bytes in (22, 44, 66):
+        for _, n_bytes in reports:
             on_progress(n_bytes, n_bytes / 4)
-    shown = terminal.getvalue()
-    assert " 86%|" in shown and "66.0/77.0B" in shown and "<00:0" in shown and "tokens/s]" in shown
+    return [line for line in re.split(r"[\r\n]+", stream.getvalue()) if line.strip()]
+
+
+def test_progress_bar_of_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = [(0.1, 1), (1, 0), (2, 22), (2.1, 23), (4, 66), (300, 67), (320, 68), (340, 69)]
+    terminal = Terminal()
+    shown = progress(monkeypatch, terminal, reports)
+    wanted = ["  0%|", " 29%|", " 86%|", " 87%|", " 88%|", " 90%|"]
+    assert len(shown) == 6 and all(line.startswith(start) for line, start in zip(shown, wanted, strict=True))
+    assert shown[0].endswith("0.00/77.0B [00:01<?, 0 tokens/s]")
+    assert shown[2].endswith("66.0/77.0B [00:04<00:00, 4 tokens/s]")
+    assert shown[5].endswith("[05:40<02:40, 0 tokens/s]")  # two bytes in forty seconds of late
+    assert terminal.getvalue().endswith(" \r")
+
+
+def test_progress_off_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    shown = progress(monkeypatch, stream, [(9, 1), (10, 22), (19, 23), (21, 44)])
+    assert [re.sub(r"\|.*\|", "", line) for line in shown] == [
+        "29% 22.0/77.0B [00:10<00:24, 1 tokens/s]",
+        "57% 44.0/77.0B [00:21<00:15, 1 tokens/s]",
+    ]
+    assert "\r" not in stream.getvalue()
 
 
 def test_readable_size() -> None:

@@ -21,6 +21,7 @@ from flashelmo.engine import pipeline
 from flashelmo.engine.cuda import layout
 from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.initialize import random_model as preset_model
 from flashelmo.engine.model.weights import ElmoWeights
 from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.precision import tolerance
@@ -224,7 +225,7 @@ def test_the_first_windows_are_smaller(
 
     monkeypatch.setattr(CudaPipeline, "stream", count)
     sentences = [["cat"]] * 48
-    assert_close(embedder.embed_batch(sentences)[:1], ReferenceRuntime(ONE_LAYER).embed_batch([["cat"]]))
+    assert_close(list(embedder.embed(sentences))[:1], ReferenceRuntime(ONE_LAYER).embed_batch([["cat"]]))
     assert n_tokens == expected
 
 
@@ -304,3 +305,20 @@ def test_published_vectors_without_skip_connections(golden: Path) -> None:
     with h5py.File(golden / "bilm_noskip" / "lm_embeddings_0.hdf5") as file:
         forward, backward = file["0"][()]
     assert_close([first[:, :16], last[:, 16:]], [forward[:4], backward[-4:]])
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="programs of two launches side by side, which a card alone has")
+def test_embedders_side_by_side_have_the_vectors_they_have_alone() -> None:
+    """Programs whose splits wait for each other, of two launches at once: neither keeps the other's from running."""
+    model = preset_model("medium", 0)
+    embedders = [ElmoEmbedder(model, device="cuda", precision="bf16", cuda=cuda) for cuda in (CudaSettings(), AHEAD)]
+    batches = [[["the", "cat", "sat", "é"][: 1 + k % 4] for k in range(n)] + [["cat"] * 30] * 3 for n in (1, 40, 300)]
+
+    def bits(embedder: ElmoEmbedder) -> list[bytes]:
+        return [np.concatenate(list(embedder.embed(batch)), axis=1).tobytes() for batch in batches]
+
+    alone = [bits(embedder) for embedder in embedders]
+    assert [bits(embedder) for embedder in embedders] == alone
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda k: [bits(embedders[k]) == alone[k] for _ in range(100)], range(2)):
+            assert all(found)

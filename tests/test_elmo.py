@@ -249,6 +249,16 @@ def test_state_dict_comes_back(build, folder, tmp_path, ids):
         assert torch.equal(a, b)
 
 
+def test_cached_words_go_with_the_boundaries_of_the_model_that_is_loaded(folder, tmp_path, build):
+    write_native(random_model(BILM, seed=5), tmp_path / "other")
+    source = Elmo(tmp_path / "other", None, 1, dropout=0.0, vocab_to_cache=VOCABULARY)
+    target = torch.nn.ModuleDict({"embedder": build(vocab_to_cache=VOCABULARY)})
+    target.load_state_dict({f"embedder.{name}": tensor for name, tensor in source.state_dict().items()})
+    expected = source(None, WORD_IDS)["elmo_representations"][0]
+    assert torch.equal(target["embedder"](None, WORD_IDS)["elmo_representations"][0], expected)
+    assert (build(vocab_to_cache=VOCABULARY)(None, WORD_IDS)["elmo_representations"][0] - expected).abs().max() > 1e-2
+
+
 def allennlp_state_dict(model):
     """The names and layouts that AllenNLP's Elmo has."""
     w, state = model.weights, {}
@@ -311,6 +321,61 @@ def test_module_is_used():
         Elmo("options.json", None, 1, module=Given())
 
 
+@pytest.mark.parametrize("number", [torch.int64, torch.int32, torch.float32])
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_a_module_may_have_a_mask_of_numbers(boundaries, number):
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=number)
+    layers = torch.from_numpy(np.random.default_rng(3).normal(1, 3, (2, 2, 4, 3)))
+
+    class Numbers(Given):
+        def forward(self, inputs, word_inputs):
+            return {"activations": list(layers), "mask": mask}
+
+    settings = {"do_layer_norm": True, "dropout": 0.0, "keep_sentence_boundaries": boundaries}
+    output = Elmo(None, None, 1, module=Numbers(), **settings)(torch.ones(2, 2, 12, dtype=torch.int64))
+    kept = mask.bool().numpy()
+    normed = np.mean([(t - t[kept].mean()) / np.sqrt(t[kept].var() + 1e-13) for t in layers.numpy()], axis=0)
+    expected = torch.tensor([[True, True], [True, False]])
+    if boundaries:
+        expected = mask.bool()
+    else:
+        normed = normed[:, 1:-1] * expected.unsqueeze(-1).numpy()
+    close(output["elmo_representations"][0], normed)
+    assert output["mask"].dtype == torch.bool and torch.equal(output["mask"], expected)
+
+
+def test_the_bilm_takes_a_mask_of_numbers(build, ids):
+    bilm, mask = build().bilm, (ids > 0).any(dim=-1)
+    for given in (mask.long(), mask.float()):
+        found = bilm(ids, mask=given)
+        assert found["mask"].dtype == torch.bool and torch.equal(found["mask"], bilm(ids)["mask"])
+
+
+@pytest.mark.parametrize("number", [torch.int32, torch.int16])
+def test_ids_of_any_integer_type(build, ids, number):
+    plain, cached = build(), build(vocab_to_cache=VOCABULARY)
+    words = pad(WordEncoder(WORD_MODEL, WORDS).word_ids(FLAT))
+    for module, given in ((plain, (ids,)), (cached, (None, WORD_IDS)), (build(name="words"), (None, words))):
+        expected = module(*given)["elmo_representations"][0]
+        found = module(*(each if each is None else each.to(number) for each in given))["elmo_representations"][0]
+        assert torch.equal(found, expected)
+
+
+def test_ids_that_are_no_tensor_of_integers(build, ids):
+    for given, found in ((ids.numpy(), "ndarray"), (ids.tolist(), "list")):
+        with pytest.raises(FlashElmoError, match=f"^inputs: expected a tensor of integers, found {found}$"):
+            build()(given)
+        with pytest.raises(FlashElmoError, match=f"^character_ids: expected a tensor of integers, found {found}$"):
+            build().bilm(given)
+    with pytest.raises(FlashElmoError, match=r"^word_inputs: expected a tensor of integers, found ndarray$"):
+        build(vocab_to_cache=VOCABULARY)(ids, WORD_IDS.numpy())
+    for number in (torch.float32, torch.bool):
+        with pytest.raises(FlashElmoError, match=rf"^character_ids: expected integers, found {number}$"):
+            build()(ids.to(number))
+        with pytest.raises(FlashElmoError, match=rf"^word_inputs: expected integers, found {number}$"):
+            build(vocab_to_cache=VOCABULARY)(None, WORD_IDS.to(number))
+
+
 def test_bad_input(build, ids):
     with pytest.raises(FlashElmoError, match="expected files or a module, found neither"):
         Elmo(None, None, 1)
@@ -328,3 +393,44 @@ def test_missing_torch_names_the_extra():
     assert result.returncode == 1
     assert "MissingExtraError: the module Elmo needs the package torch" in result.stderr
     assert "pip install 'flashelmo[torch]'" in result.stderr
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("batch", [[], [[]], [[], []]], ids=str)
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_batches_without_words(build, name, batch, boundaries):
+    elmo = build(name=name, keep_sentence_boundaries=boundaries, do_layer_norm=True)
+    inputs = None if name == "words" else elmo.batch_to_ids(batch)
+    word_inputs = None if name == "bilm" else elmo.batch_to_word_ids(batch)
+    output = elmo(inputs, word_inputs)
+    shape = (len(batch), 2 * boundaries)
+    assert output["mask"].shape == shape and output["mask"].all()
+    found = output["elmo_representations"][0]
+    assert found.shape == (*shape, elmo.get_output_dim()) and found.isfinite().all()
+    assert (found != 0).any() == (found.numel() > 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 12), (0, 2, 0, 12), (2, 2, 0, 12), (0, 3, 12)])
+def test_empty_dimensions_are_kept(build, shape):
+    output = build()(torch.zeros(*shape, dtype=torch.long))
+    assert output["elmo_representations"][0].shape[:-1] == shape[:-1] == output["mask"].shape
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_ids_of_a_model(build, name):
+    """Of models that spell otherwise than AllenNLP's, or whose words have another length."""
+    elmo = build(name=name)
+    layers, mask = padded_layers(name)
+    inputs = None if name == "words" else elmo.batch_to_ids(SENTENCES)
+    output = elmo(inputs, None if name == "bilm" else elmo.batch_to_word_ids(SENTENCES))
+    np.testing.assert_array_equal(output["mask"], mask)
+    close(output["elmo_representations"][0], layers.mean(axis=0))
+
+
+def test_ids_that_a_model_lacks(build):
+    with pytest.raises(FlashElmoError, match="ids: this model has none of words"):
+        build().batch_to_word_ids(SENTENCES)
+    with pytest.raises(FlashElmoError, match="ids: this model has none of characters"):
+        build(name="words").batch_to_ids(SENTENCES)
+    with pytest.raises(FlashElmoError, match="found a module that was given"):
+        Elmo(None, None, 1, module=build().bilm).batch_to_ids(SENTENCES)

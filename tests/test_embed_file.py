@@ -128,3 +128,45 @@ def test_a_layer_too_high_is_told_at_once(tmp_path: Path) -> None:
         open_sink(tmp_path / "v.h5", Output(3)) as sink,
     ):
         embed_file(ElmoEmbedder(MODELS["skip"]), io.BytesIO(b""), sink)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "found"),
+    [
+        (b">sp|P00000|X\nMKVLA\nAGIV\n>b\nMM\n", "p.fa", "FASTA; leave out the headers"),
+        (b"# text = Dogs bark\n1\tDogs" + 8 * b"\t_" + b"\n2-3\tbark" + 8 * b"\t_" + b"\n\n", "t", "CoNLL-U; put"),
+        (b"id\ttext\n1\tAnd God said\n2\tLet there be\n", "t.txt", "a table; `cut -f`"),
+        (b"id,text\n1,And God said\n", "t.csv", "a table; take the column"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, text: bytes, name: str, found: str) -> None:
+    (tmp_path / name).write_bytes(text)
+    embedder = ElmoEmbedder(MODELS["skip"])
+    with (
+        pytest.raises(FlashElmoError, match=f"{name}: expected a sentence a line, found {found}"),
+        open_sink(tmp_path / "v.h5") as sink,
+    ):
+        embed_file(embedder, tmp_path / name, sink)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and embedder.statistics.sentences == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"> And God said\n> Let there be\n",
+        b">quoted\nAnd God said\n",
+        b">one\n",
+        b"the\tcat\nthe\tdog\n",
+        b"the cat\tsat\non a mat\n",
+        b"the cat\t\nthe dog\t\n",
+        b"1\t2\t3\t4\t5\t6\t7\t8\t9\n",
+        b"id,text\n1,And God said\n",
+    ],
+)
+def test_texts_that_look_like_tables_are_embedded(tmp_path: Path, text: bytes) -> None:
+    with open_sink(tmp_path / "v.h5") as sink:
+        embed_file(ElmoEmbedder(MODELS["skip"]), io.BytesIO(text), sink)
+    with h5py.File(tmp_path / "v.h5") as file:
+        assert [file[str(i)].shape[1] for i in range(len(file) - 1)] == [
+            len(line.split()) for line in text.splitlines()
+        ]

@@ -1,5 +1,7 @@
 """A layer over all depths: which variant runs which, buckets that stand for many schedules, and where outputs go."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import accumulate
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import tolerance
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm import hoisted
+from flashelmo.kernels.lstm import few_rows, hoisted
 from flashelmo.kernels.lstm import run as run_module
 from flashelmo.kernels.lstm.hopper import MULTIPROCESSORS, choose_projection_tile
 from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
@@ -70,6 +72,44 @@ def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     assert [choose(in_8_bits, rows).name for rows in (1, 64, 65, 4096)] == ["int8", "int8", many, many]
     object.__setattr__(run.weights, "layouts", {interleave: run.weights.layout(interleave)})  # as at other sizes
     assert choose(run, 4096).name == "fused"
+
+
+@pytest.mark.parametrize(
+    ("shape", "multiprocessors", "expected"),
+    [
+        (Shape(2, 512, 4096), 132, True),
+        (Shape(2, 512, 4096), 114, False),  # as an H100 for PCIe has
+        (Shape(2, 256, 2048), 78, True),
+        (Shape(2, 1024, 4096), 132, False),
+        (Shape(2, 512, 8192), 132, False),  # its blocks fill more than shared memory
+    ],
+    ids=str,
+)
+def test_few_rows_are_projected_by_programs_that_all_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, shape: Shape, multiprocessors: int, expected: bool
+) -> None:
+    monkeypatch.setattr(few_rows, "n_programs", lambda device: multiprocessors)
+    assert few_rows.is_resident(shape, torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("multiprocessors", [31, 32])
+def test_where_not_all_run_at_once_the_other_projection_serves(
+    monkeypatch: pytest.MonkeyPatch, multiprocessors: int
+) -> None:
+    run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=torch.float16).poisoned()
+    monkeypatch.setattr(few_rows, "n_programs", lambda device: multiprocessors)
+    names = [launch.kernel.fn.__name__ for launch in launches_of(run, "few_rows")]
+    projection = "few_projection_kernel" if multiprocessors == 32 else "hopper_projection_kernel"
+    assert names[-2:] == ["few_gates_kernel", projection]
+
+
+@pytest.mark.parametrize("missing", ["triton.experimental", "triton.experimental.gluon.nvidia.hopper"])
+def test_a_triton_without_gluon_has_the_other_variants_and_says_so(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from flashelmo.kernels.lstm.layer import VARIANTS; "
+    code += "print(*[variant.name for variant in VARIANTS])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["tma", "int8", "hoisted", "fused"]
+    assert "expected Gluon, found" in found.stderr and len(found.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 200, 256, 257, 300, 512, 513, 1024, 4096])

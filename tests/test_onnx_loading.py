@@ -123,7 +123,7 @@ def test_threads_and_session_options(toy: Path) -> None:
     np.testing.assert_array_equal(OnnxElmo(toy, session_options=options).embed(["a"]), OnnxElmo(toy).embed(["a"]))
     with pytest.raises(FlashElmoError, match="threads: expected them in session_options, since these are given"):
         OnnxElmo(toy, session_options=options, threads=1)
-    with pytest.raises(FlashElmoError, match="threads: expected 1 or more, found 0"):
+    with pytest.raises(FlashElmoError, match=r"threads: expected 1 to \d+, found 0"):
         OnnxElmo(toy, threads=0)
     assert open_session.options_of(None, 3).intra_op_num_threads == 3
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import MODELS, SENTENCES
 
-from flashelmo.engine.cpu import bilstm
+from flashelmo.engine.cpu import bilstm, word_vectors
 from flashelmo.engine.cpu import pipeline as cpu_pipeline
 from flashelmo.engine.cpu.pipeline import make_runtime
 from flashelmo.engine.cpu.runtime import Runtime
@@ -20,7 +20,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model import initialize
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean, select_layers
-from flashelmo.engine.precision import tolerance
+from flashelmo.engine.precision import PrecisionName, tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import RuntimeName
 from flashelmo.engine.text.windows import Window
@@ -89,7 +89,38 @@ def test_stateful_equals_the_reference(model: ElmoModel, runtime: RuntimeName, k
     sentences = SENTENCES + SENTENCES[::-1]
     expected = ReferenceRuntime(model, stateful=True, batch_size=2).embed_batch(sentences, keep)
     embedder = ElmoEmbedder(model, runtime=runtime, stateful=True, batch_size=2, keep_sentence_boundaries=keep)
-    assert_close(embedder.embed_batch(sentences), expected, tolerance("fp32"))
+    assert_close(list(embedder.embed_sentences(sentences)), expected, tolerance("fp32"))
+
+
+@pytest.mark.parametrize("runtime", ["ort", "reference"])
+def test_a_stateful_batch_is_one_batch(runtime: RuntimeName) -> None:
+    """However many sentences it has: every row goes on from its own state, and none from another's."""
+    embedder = ElmoEmbedder(MODELS["skip"], runtime=runtime, stateful=True, batch_size=2)
+    rows = [ElmoEmbedder(MODELS["skip"], stateful=True) for _ in SENTENCES]
+    for batch in (SENTENCES, SENTENCES[::-1]):
+        expected = [row.embed_batch([sentence, []])[0] for row, sentence in zip(rows, batch, strict=True)]
+        assert_close(embedder.embed_batch(batch), expected, tolerance("fp32"))
+    embedder.reset_state()
+    first = list(embedder.embed_sentences(SENTENCES, batch_size=5))
+    alone = [ElmoEmbedder(MODELS["skip"]).embed_sentence(sentence) for sentence in SENTENCES]
+    assert_close(first, alone, tolerance("fp32"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_an_empty_sentence_by_itself_leaves_the_state(precision: PrecisionName) -> None:
+    """As AllenNLP's embed_batch does; beside other sentences its row goes through the boundaries."""
+    embedder, other = (ElmoEmbedder(MODELS["skip"], precision=precision, stateful=True) for _ in range(2))
+    first = embedder.embed_sentence(["cat"])
+    other.embed_sentence(["cat"])
+    empty = [*embedder.embed_batch([[]]), embedder.embed_sentence(" "), *embedder.embed_sentences([[]])]
+    assert [(vectors.shape, vectors.dtype) for vectors in empty] == [((3, 0, 8), first.dtype)] * 3
+    expected = other.embed_sentence(["cat"])
+    assert np.array_equal(embedder.embed_sentence(["cat"]), expected)
+    embedder.reset_state()
+    embedder.embed_sentence(["cat"])
+    assert embedder.embed_batch([[], []])[0].shape == (3, 0, 8)
+    assert np.abs(embedder.embed_sentence(["cat"]) - expected).max() > 1e-4
+    assert embedder.embed_batch([]) == []
 
 
 def test_a_state_survives_smaller_batches_and_is_reset() -> None:
@@ -199,6 +230,24 @@ def test_progress_ends_at_the_whole(sentences: list[list[str]]) -> None:
     assert shares == sorted(shares) and shares[-1] == 1.0
 
 
+def test_progress_counts_new_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_vectors, "GROUP_POSITIONS", 8)
+    embedder = ElmoEmbedder(MODELS["skip"], threads=1)
+    windows = [Window.from_sentences([[f"w{i}" for i in range(20)]])] * 2
+    shares: list[float] = []
+    for _, sentences in embedder.embed_windows(windows[:1], shares.append):
+        list(sentences)
+    n_words, n_steps = embedder.statistics.distinct_words, 2 * embedder.statistics.steps
+    again: list[float] = []
+    for _, sentences in embedder.embed_windows(windows[1:], again.append):
+        list(sentences)
+    words, steps = shares[: -len(again)], shares[-len(again) :]
+    assert n_words == 22 and again == sorted(again) and again[-1] == 1.0
+    assert len(words) > 5 and words == sorted(words)
+    assert words[0] < 6 / (n_words + n_steps) and words[-1] == n_words / (n_words + n_steps)
+    np.testing.assert_allclose(steps, [(n_words + share * n_steps) / (n_words + n_steps) for share in again])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_interrupted_window_leaves_the_embedder_whole(
     threads: int, sentences: list[list[str]], expected: Vectors
@@ -259,7 +308,7 @@ def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
 ) -> None:
     """To the last bit, in the same number type, and without holding on to more."""
     embedder.reset_state()
-    everything = embedder.embed_batch(SENTENCES)
+    everything = list(embedder.embed(SENTENCES))
     embedder.reset_state()
     found = list(embedder.embed(SENTENCES, layers=layers, pool=pool, convert_to_numpy=as_numpy))
     assert len(found) == len(SENTENCES)
@@ -275,7 +324,7 @@ def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
 @pytest.mark.parametrize("pool", [None, "mean"])
 def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedder, pool: str | None) -> None:
     embedder.reset_state()
-    everything = embedder.embed_batch(SENTENCES)
+    everything = list(embedder.embed(SENTENCES))
     embedder.reset_state()
     mix = [0.5, -1.0, 2.0, 0.25][: embedder.config.n_layers + 1]
     for result, vectors in zip(embedder.embed(SENTENCES, layers=mix, pool=pool), everything, strict=True):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from flashelmo.engine.sinks import open_sink
 rng = np.random.default_rng(2)
 SENTENCES = ["the cat", "", "a dog 犬", "the cat"]
 VECTORS = [rng.standard_normal((3, len(sentence.split()), 4)).astype(np.float32) for sentence in SENTENCES]
-SUFFIXES = [".h5", ".hdf5", ".npz", ".other"]
+SUFFIXES = [".h5", ".hdf5", ".npz", ""]
 
 
 def write(path: Path, output: Output | None = None, *, sentences: list[str] = SENTENCES, **options: bool) -> None:
@@ -57,6 +58,26 @@ def test_line_numbers_are_keys(tmp_path: Path, suffix: str) -> None:
     for i, vectors in enumerate(VECTORS):
         assert found[str(i)].dtype == np.float32
         np.testing.assert_array_equal(found[str(i)], vectors)
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.npy", "v.h5.gz"])
+def test_other_suffixes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(FlashElmoError, match=f"{name}: expected a name that ends with .h5, .hdf5 or .npz, found"):
+        write(path)
+    assert files(tmp_path) == []
+    with open_sink(path, always_hdf5=True) as sink:
+        sink.write(VECTORS[0], "a")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["0"][()], VECTORS[0])
+
+
+def test_standard_output_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for always_hdf5 in (False, True):
+        with pytest.raises(FlashElmoError, match="-: expected a file's name"), open_sink("-", always_hdf5=always_hdf5):
+            pass
+    assert files(tmp_path) == []
 
 
 def test_layout_is_what_allennlp_writes(tmp_path: Path) -> None:
@@ -180,6 +201,53 @@ def test_overwrite(tmp_path: Path, suffix: str) -> None:
     link.symlink_to(path)
     write(link, overwrite=True)
     assert link.is_symlink() and len(read(path)) == 5
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_runs_with_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def no_links(*names: Path) -> None:
+        raise PermissionError(errno.EPERM, "a file system without links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "v.h5"
+    with pytest.raises(FlashElmoError, match=r"v\.h5: exists already"), open_sink(path) as late:
+        with open_sink(path, Output("top")) as early:  # the same process: its number tells neither from the other
+            early.write(VECTORS[0][2], "a")
+        late.write(VECTORS[0], "a")
+    assert files(tmp_path) == ["v.h5"]
+    np.testing.assert_array_equal(read(path)["0"], VECTORS[0][2])
+    with open_sink(path, overwrite=True) as late, open_sink(path, overwrite=True) as early:
+        late.write(VECTORS[0], "a")
+        early.write(VECTORS[1], "a")
+    np.testing.assert_array_equal(read(path)["0"], VECTORS[0])
+    assert files(tmp_path) == ["v.h5"]
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "v.h5"
+    code = f"""
+import os, signal
+import numpy as np
+from flashelmo.engine.sinks import open_sink
+with open_sink({str(path)!r}) as sink:
+    sink.write(np.zeros((3, 2, 4)), "a")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+        assert done.returncode == -signal.SIGKILL and len(files(tmp_path)) == 1
+    others = [".v.h5.0123456789abcdef.txt", ".v.h5.mine.tmp", ".w.h5.0123456789abcdef.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    with open_sink(path) as running:
+        write(path)
+        with pytest.raises(FlashElmoError, match="expected a layer"):
+            write(path, Output(3), overwrite=True)
+        assert len(files(tmp_path)) == len(others) + 2  # the file and that of the run that goes on
+        running.write(VECTORS[0])
+        path.unlink()
+    assert files(tmp_path) == sorted([*others, "v.h5"]) and len(read(path)) == 2
 
 
 def test_paths_that_cannot_be_written(tmp_path: Path) -> None:

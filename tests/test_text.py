@@ -24,7 +24,10 @@ NO_SPACES = "\u200b\u2060\ufeff\u180e\u200c\u0080\u00c2\u3001\u2007a\u2030\0"
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from(["a", "b", *NO_SPACES])
 lines = st.lists(words | st.sampled_from(SPACES) | st.just(" "), max_size=12).map("".join)
-texts = st.lists(lines | st.just(""), max_size=12).map("\n".join)
+# NULs are common in UTF-16 alone, which is refused, and a byte order mark at the beginning is none of the text
+texts = st.lists(lines | st.just(""), max_size=12).map(
+    lambda parts: "\n".join(parts).replace("\0", "").lstrip("\ufeff")
+)
 
 
 def slow_lines(text: str) -> list[str]:
@@ -32,10 +35,8 @@ def slow_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def read(data: bytes, max_sentences: int = 1000, max_tokens: int = 1000, **options: str) -> list[Window]:
-    return list(
-        read_windows(io.BytesIO(data), max_sentences=max_sentences, max_tokens=max_tokens, **options)  # type: ignore[arg-type]
-    )
+def read(data: bytes, max_sentences: int = 1000, max_tokens: int = 1000, **options: Any) -> list[Window]:
+    return list(read_windows(io.BytesIO(data), max_sentences=max_sentences, max_tokens=max_tokens, **options))
 
 
 def sentences(windows: Iterable[Window]) -> list[list[str]]:
@@ -125,6 +126,41 @@ def test_line_ends() -> None:
     assert sentences(read(b"a\n")) == sentences(read(b"a")) == [["a"]]
     assert sentences(read(b"\n\n")) == [[], []]
     assert read(b"") == []
+
+
+@given(st.text("a \r\n\u3000é", max_size=40), st.integers(1, 9))
+def test_universal_newlines_are_those_of_pythons_text_files(text: str, chunk: int) -> None:
+    data = text.encode()
+    expected = [line.split() for line in io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "CHUNK_BYTES", chunk)
+        windows = read(data, universal_newlines=True)
+        assert sentences(read(data)) == [line.split() for line in slow_lines(text)]
+    assert sentences(windows) == expected
+    assert sum(len(window.text or b"") for window in windows) - len(data) in (0, 1)  # for progress
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 1 << 20])
+def test_a_byte_order_mark_is_no_part_of_the_text(chunk: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(text_module, "CHUNK_BYTES", chunk)
+    windows = read("\ufeffa b\n\ufeffc\n".encode())
+    assert sentences(windows) == [["a", "b"], ["\ufeffc"]]  # within the text it is a character like others
+    assert windows[0].sentence_text(0) == "a b"
+    (tmp_path / "text").write_text("\ufeffa b", encoding="utf-8")
+    with (tmp_path / "text").open(encoding="utf-8") as file:
+        assert sentences(read_windows(file, max_sentences=9, max_tokens=9)) == [["a", "b"]]
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("text", ["And God said\nLet there be light\n", "И сказал Бог :\nда будет свет .\n"])
+def test_utf16_is_refused(text: str, encoding: str, errors: str) -> None:
+    with pytest.raises(FlashElmoError, match=r"^text: expected UTF-8, found text that looks like UTF-16"):
+        read(text.encode(encoding), errors=errors)
+
+
+def test_a_rare_nul_is_a_character() -> None:
+    assert sentences(read(b"a" * 99 + b"\0b\n")) == [["a" * 99 + "\0b"]]
 
 
 def test_windows_end_at_their_bounds() -> None:

@@ -56,7 +56,7 @@ class CpuPipeline:
     def stream(
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
-        """See `WindowPipeline`; `on_progress` is called after every step."""
+        """See `WindowPipeline`; `on_progress` is called after every step and every group of new words."""
 
         def run(window: Window) -> Iterator[Array]:
             with self._lock():
@@ -72,19 +72,20 @@ class CpuPipeline:
         """Compute a window; then iterate over its sentences' results."""
         plan = self._planner.plan(window)
         schedule = plan.schedule
-        vectors, n_new = self._words.lookup(plan.words)
+        n_steps = schedule.n_nodes * self._config.n_layers
+        # A word's vector takes about as many products as a step of a layer.
+        vectors, n_new = self._words.lookup(plan.words, lambda n_done, n_new: on_progress(n_done / (n_new + n_steps)))
         if not self._settings.stateful:
             self._clear_state()
         state = None if self._state is None else self._state.copy()
-        done = 0
-
+        done = n_new
         lock = threading.Lock()
 
         def count(nodes: int) -> None:
             nonlocal done
             with lock:
                 done += nodes
-                on_progress(done / (schedule.n_nodes * self._config.n_layers))
+                on_progress(done / (n_new + n_steps))
 
         layers = self._bilstm.run(schedule, vectors, state, count)
         self._state = state  # only now: whatever is raised before, the batch did not happen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,8 @@ import pyarrow as pa
 from flashelmo.engine.cpu.runtime import Array, Int64, Runtime
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.characters import WordEncoder
+
+OnComputed: TypeAlias = Callable[[int, int], None]
 
 # Positions of one words product: enough rows for the matrix peak, few enough to stay in the last-level cache.
 GROUP_POSITIONS = 2048
@@ -29,17 +33,22 @@ class WordVectors:
         self._runtime = runtime
         self._cache = _LruCache(cache_bytes // (4 * config.projection_size), config.projection_size)
 
-    def lookup(self, words: pa.StringArray) -> tuple[Array, int]:
-        """Vectors [W, P] of distinct words, and how many of them had to be computed."""
+    def lookup(
+        self, words: pa.StringArray, on_computed: OnComputed = lambda n_done, n_missing: None
+    ) -> tuple[Array, int]:
+        """Vectors [W, P] of distinct words, and how many of them had to be computed.
+
+        `on_computed` is called repeatedly with the number that is computed and the number that has to be.
+        """
         names = words.to_pylist()
         vectors = np.empty((len(names), self._config.projection_size), np.float32)
         missing = self._cache.read(names, vectors)
         if len(missing):
-            vectors[missing] = self._compute(words.take(pa.array(missing)))
+            vectors[missing] = self._compute(words.take(pa.array(missing)), on_computed)
             self._cache.write([names[i] for i in missing], vectors[missing])
         return vectors, len(missing)
 
-    def _compute(self, words: pa.StringArray) -> Array:
+    def _compute(self, words: pa.StringArray, on_computed: OnComputed) -> Array:
         """Words of like length together, so that few positions are padding."""
         character_ids = self._encoder.character_ids(words)
         word_ids = self._encoder.word_ids(words)
@@ -51,11 +60,14 @@ class WordVectors:
 
         sizes = self._encoder.lengths(character_ids)
         order = np.argsort(sizes, kind="stable")
+        n_done = 0
         for group in _groups(order, sizes):
             windows = character_windows(character_ids[group], int(sizes[group[-1]]), self._config)
             result = np.empty((len(group), vectors.shape[1]), np.float32)
             self._runtime.word_vectors(windows, None if word_ids is None else word_ids[group], result)
             vectors[group] = result
+            n_done += len(group)
+            on_computed(n_done, len(words))
         return vectors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,14 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "the module Elmo") from error
 
-from flashelmo.engine.reference.padding import add_boundaries, positions_before, remove_boundaries, sentence_lengths
-from flashelmo.engine.reference.reference import ReferenceElmo, encode
+from flashelmo.engine.reference.padding import (
+    add_boundaries,
+    pad_tokens,
+    positions_before,
+    remove_boundaries,
+    sentence_lengths,
+)
+from flashelmo.engine.reference.reference import ReferenceElmo, check_is_tensor, encode, whole_numbers
 from flashelmo.engine.reference.scalar_mix import ScalarMix
 
 logger = logging.getLogger(__name__)
@@ -82,6 +89,7 @@ class Elmo(torch.nn.Module):
         super().__init__()
         self.keep_sentence_boundaries = keep_sentence_boundaries
         self.cached_words: torch.nn.Embedding | None = None
+        self._encoder: WordEncoder | None = None
         if module is not None:
             if options_file is not None or weight_file is not None:
                 raise FlashElmoError("module: expected options_file and weight_file to be None beside it")
@@ -91,8 +99,9 @@ class Elmo(torch.nn.Module):
             self.bilm = ReferenceElmo(
                 model.config, model.weights, model.lexicon, requires_grad=requires_grad, stateful=stateful
             )
+            self._encoder = WordEncoder(model.config, model.lexicon)
             if vocab_to_cache:
-                self._cache_words(self.bilm, WordEncoder(model.config, model.lexicon), vocab_to_cache, requires_grad)
+                self._cache_words(self.bilm, self._encoder, vocab_to_cache, requires_grad)
         self.dropout = torch.nn.Dropout(dropout)
         self.num_output_representations = num_output_representations
         num_layers: Any = self.bilm.num_layers
@@ -110,12 +119,25 @@ class Elmo(torch.nn.Module):
         if isinstance(self.bilm, ReferenceElmo):
             self.bilm.reset_state()
 
+    def batch_to_ids(self, batch: Sequence[Sequence[str]]) -> Tensor:
+        """Character ids of tokenized sentences, int64 [B, T, M], for this model: the `inputs` of `forward`.
+
+        For bilm-tf's models with M = 50 they are those of the function `batch_to_ids`.
+        """
+        return self._batch_ids(batch, 0)
+
+    def batch_to_word_ids(self, batch: Sequence[Sequence[str]]) -> Tensor:
+        """Word ids of tokenized sentences, int64 [B, T], for a model that looks words up: the `word_inputs`."""
+        return self._batch_ids(batch, 1)
+
     def forward(self, inputs: Tensor | None, word_inputs: Tensor | None = None) -> dict[str, Any]:
         """Embed a batch; leading dimensions may be more than one.
 
         Args:
-            inputs: character ids [..., T, M] from `batch_to_ids`; may be None beside `word_inputs`.
-            word_inputs: word ids [..., T], 0 at padding: positions in `vocab_to_cache`, or a word model's ids.
+            inputs: character ids [..., T, M] from `batch_to_ids`, of any integer type; may be None beside
+                `word_inputs`.
+            word_inputs: word ids [..., T], 0 at padding: positions in `vocab_to_cache`, or those of
+                `batch_to_word_ids` for a model that looks words up.
 
         Returns:
             {"elmo_representations": num_output_representations tensors [..., T, 2P], "mask": bool [..., T]};
@@ -125,10 +147,11 @@ class Elmo(torch.nn.Module):
             logger.warning("word_inputs is ignored: there is no vocab_to_cache")
             word_inputs = None
         leading = _leading_shape(inputs, word_inputs)
-        inputs = None if inputs is None else inputs.reshape(-1, *inputs.shape[-2:])
-        word_inputs = None if word_inputs is None else word_inputs.reshape(-1, word_inputs.shape[-1])
+        n_rows = math.prod(leading)
+        inputs = None if inputs is None else inputs.reshape(n_rows, *inputs.shape[-2:])
+        word_inputs = None if word_inputs is None else word_inputs.reshape(n_rows, word_inputs.shape[-1])
         output = self._run_bilm(inputs, word_inputs)
-        mask_with_boundaries = mask = output["mask"]
+        mask_with_boundaries = mask = output["mask"].bool()  # a module that was given may have one of integers
         representations = []
         for k in range(self.num_output_representations):
             mixed = self.get_submodule(f"scalar_mix_{k}")(output["activations"], mask_with_boundaries)
@@ -137,10 +160,20 @@ class Elmo(torch.nn.Module):
             representations.append(self.dropout(mixed).reshape(*leading, *mixed.shape[1:]))
         return {"elmo_representations": representations, "mask": mask.reshape(*leading, mask.shape[1])}
 
+    def _batch_ids(self, batch: Sequence[Sequence[str]], kind: int) -> Tensor:
+        """Ids of tokenized sentences, zero where padded: of characters for kind 0, of words for 1."""
+        if self._encoder is None:
+            raise FlashElmoError("module: ids are made for a model from files, found a module that was given")
+        ids = encode(self._encoder, [word for sentence in batch for word in sentence])[kind]
+        if ids is None:
+            raise FlashElmoError(f"ids: this model has none of {('characters', 'words')[kind]}")
+        lengths = [len(sentence) for sentence in batch]
+        return pad_tokens(ids, positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0)))
+
     def _takes_words(self) -> bool:
         if not isinstance(self.bilm, ReferenceElmo):
             return True
-        return self.cached_words is not None or not self.bilm.config.character_size
+        return self.cached_words is not None or self.bilm.config.word_size > 0
 
     def _run_bilm(self, inputs: Tensor | None, word_inputs: Tensor | None) -> dict[str, Any]:
         """The biLM's activations and mask, from cached words where they are all cached."""
@@ -148,6 +181,7 @@ class Elmo(torch.nn.Module):
         if cached is None or word_inputs is None or not isinstance(self.bilm, ReferenceElmo):
             result: dict[str, Any] = self.bilm(inputs, word_inputs)
             return result
+        word_inputs = whole_numbers("word_inputs", word_inputs)
         if word_inputs.numel() and int(word_inputs.max()) >= cached.num_embeddings:
             if inputs is None:
                 largest = int(word_inputs.max())
@@ -161,9 +195,10 @@ class Elmo(torch.nn.Module):
     @torch.no_grad()
     def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
         """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
-        vectors = bilm.token_vectors(*encode(encoder, [*encoder.boundary_words, *words]))
-        self.register_buffer("boundary_vectors", vectors[:2].clone(), persistent=False)
-        self.cached_words = torch.nn.Embedding.from_pretrained(vectors[2:].clone(), freeze=not trainable, padding_idx=0)
+        self.register_buffer("boundary_vectors", bilm.boundary_vectors(), persistent=False)
+        self.register_load_state_dict_post_hook(_renew_boundaries)  # type: ignore[no-untyped-call]
+        vectors = bilm.token_vectors(*encode(encoder, words))
+        self.cached_words = torch.nn.Embedding.from_pretrained(vectors, freeze=not trainable, padding_idx=0)
         self.cached_words.weight[0] = 0.0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -182,8 +217,17 @@ def _load(options_file: str | Path | None, weight_file: str | Path | None) -> El
     return load_model(options_file)
 
 
+@torch.no_grad()
+def _renew_boundaries(module: Any, incompatible_keys: object) -> None:
+    """A state dict holds the cached words, but not the boundaries, which are those of the biLM that it brought."""
+    module.boundary_vectors.copy_(module.bilm.boundary_vectors())
+
+
 def _leading_shape(inputs: Tensor | None, word_inputs: Tensor | None) -> tuple[int, ...]:
     """The dimensions before the tokens, of whichever input is there."""
+    for name, ids in (("inputs", inputs), ("word_inputs", word_inputs)):
+        if ids is not None:
+            check_is_tensor(name, ids)
     if word_inputs is not None and word_inputs.dim() >= 2:
         return tuple(word_inputs.shape[:-1])
     if word_inputs is None and inputs is not None and inputs.dim() >= 3:

@@ -68,6 +68,6 @@ def make_reference_pipeline(model: ElmoModel, precision: str, settings: Settings
         precision=precision,
         threads=settings.threads,
         stateful=settings.stateful,
-        batch_size=settings.batch_size,
+        batch_size=1 << 62 if settings.stateful else settings.batch_size,  # a window is one batch, and a row a state
     )
     return PipelineInfo(ReferencePipeline(runtime, settings.keep_sentence_boundaries), "cpu", precision, None)

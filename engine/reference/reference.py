@@ -107,17 +107,17 @@ class ReferenceElmo(torch.nn.Module):
         """Embed a padded batch; the sentence boundaries are added here.
 
         Args:
-            character_ids: int64 [B, T, M]; None for models of words alone.
-            word_ids: int64 [B, T]; None for models of characters alone.
-            mask: bool [B, T], True at tokens; where absent, tokens are what differs from 0, which is no padding
-                in ELMoForManyLangs' models.
+            character_ids: integers [B, T, M]; None for models of words alone.
+            word_ids: integers [B, T]; None for models of characters alone.
+            mask: [B, T], True or 1 at tokens; where absent, tokens are what differs from 0, or in ELMoForManyLangs'
+                models what has different characters.
 
         Returns:
             {"activations": L tensors [B, T + 2, 2P], zero where padded, "mask": bool [B, T + 2]}.
         """
         character_ids = self._checked("character_ids", character_ids, self.character_embedding)
         word_ids = self._checked("word_ids", word_ids, self.word_embedding)
-        mask = self._token_mask(character_ids, word_ids) if mask is None else mask
+        mask = self._token_mask(character_ids, word_ids) if mask is None else mask.bool()
         lengths = sentence_lengths(mask)
         if character_ids is not None:
             character_ids = add_boundaries(character_ids, lengths, self.get_buffer("boundary_characters"))
@@ -126,6 +126,11 @@ class ReferenceElmo(torch.nn.Module):
         vectors = self.token_vectors(character_ids, word_ids)
         mask = positions_before(lengths + 2, mask.shape[1] + 2)
         return {"activations": self.layers(vectors, mask), "mask": mask}
+
+    def boundary_vectors(self) -> Tensor:
+        """Context-free vectors [2, P] of the begin and the end of a sentence."""
+        ids: Any = self.boundary_characters, self.boundary_words
+        return self.token_vectors(*ids)
 
     def token_vectors(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [..., P] of character_ids [..., M] and word_ids [...], a few at a time."""
@@ -139,7 +144,7 @@ class ReferenceElmo(torch.nn.Module):
             parts.append(torch.cat([self._character_features(chunk) for chunk in chunks]))
         vectors = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         vectors = vectors if self.projection is None else self.projection(vectors)
-        return vectors.view(*shape, -1)
+        return vectors.view(*shape, vectors.shape[-1])
 
     def layers(self, vectors: Tensor, mask: Tensor) -> list[Tensor]:
         """All L layers [B, T, 2P] of sentences with their boundaries: vectors [B, T, P], mask bool [B, T]."""
@@ -172,8 +177,10 @@ class ReferenceElmo(torch.nn.Module):
         return features
 
     def _token_mask(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
-        if self.config.family == "manylangs":
-            raise FlashElmoError("mask: expected one for a model of ELMoForManyLangs, whose id 0 is no padding")
+        if self.config.family == "manylangs":  # where id 0 is a character, or a word, like any other
+            if character_ids is None:
+                raise FlashElmoError("mask: expected one for a model of ELMoForManyLangs' words, found none")
+            return (character_ids != character_ids[..., :1]).any(dim=-1)  # a word has a begin and an end
         if character_ids is not None:
             return (character_ids > 0).any(dim=-1)
         assert word_ids is not None  # a model has characters or words
@@ -185,8 +192,7 @@ class ReferenceElmo(torch.nn.Module):
             return None
         if ids is None:
             raise FlashElmoError(f"{name}: this model needs them, found none")
-        if ids.is_floating_point():
-            raise FlashElmoError(f"{name}: expected integers, found {ids.dtype}")
+        ids = whole_numbers(name, ids)
         if name == "character_ids" and ids.shape[-1] != self.config.max_characters:
             raise FlashElmoError(f"{name}: expected [..., {self.config.max_characters}], found {list(ids.shape)}")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(embedding):
@@ -266,6 +272,20 @@ def encode(encoder: WordEncoder, words: Sequence[str]) -> tuple[Tensor | None, T
     both = encoder.character_ids(list(words)), encoder.word_ids(list(words))
     characters, word_ids = (None if ids is None else torch.from_numpy(ids.astype(np.int64)) for ids in both)
     return characters, word_ids
+
+
+def check_is_tensor(name: str, ids: object) -> None:
+    """Raise FlashElmoError where ids are given in a list or in NumPy."""
+    if not isinstance(ids, Tensor):
+        raise FlashElmoError(f"{name}: expected a tensor of integers, found {type(ids).__name__}")
+
+
+def whole_numbers(name: str, ids: Tensor) -> Tensor:
+    """Ids of any integer type as int64."""
+    check_is_tensor(name, ids)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise FlashElmoError(f"{name}: expected integers, found {ids.dtype}")
+    return ids.long()
 
 
 def _look_up(embedding: Tensor | None, ids: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class ScalarMix(torch.nn.Module):
 
 
 def masked_layer_norm(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Subtract the mean and divide by the deviation of all values of tensor [..., D] where mask [...] is True."""
-    values = tensor[mask]
+    """Subtract the mean and divide by the deviation of all values of tensor [..., D] where mask [...] is True or 1."""
+    values = tensor[mask.bool()]
     mean = values.mean()
     variance = (values - mean).square().mean()
     tiny = TINY_HALF if tensor.dtype == torch.float16 else TINY

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Protocol
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Index, Output
 
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
 
 
@@ -112,37 +115,48 @@ def open_sink(
     overwrite: bool = False,
     use_sentence_keys: bool = False,
     forget_sentences: bool = False,
+    always_hdf5: bool = False,
 ) -> Iterator[Sink]:
-    """Open a file to write vectors to: `.npz`, or HDF5 under any other suffix.
+    """Open a file to write vectors to: `.npz`, or HDF5 under `.h5`, `.hdf5`, `.hdf` or no suffix.
 
     The file is written under a temporary name in the same folder and takes its own name when the context ends well;
-    after an exception nothing is left.
+    after an exception nothing is left, and what killed runs left is removed by the next one.
+
+    Args:
+        path: the file.
+        output: what is kept of a sentence.
+        overwrite: replace a file that exists.
+        use_sentence_keys, forget_sentences: see `Sink`.
+        always_hdf5: HDF5, whatever the suffix.
 
     Raises:
-        FlashElmoError: the file exists and `overwrite` is not set, or it cannot be written.
+        FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or when it
+            ends, as another run may have written it meanwhile; or it cannot be written.
     """
     path = Path(path)
     final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
     with _writing(path):
         _check_path(path, final, overwrite)
-    temporary = final.with_name(f".{final.name[:100]}.{os.getpid()}.tmp")
+    is_npz = not always_hdf5 and _is_npz(path)
     sink = None
-    try:
-        with _writing(path):
-            store = _open_store(temporary, path.suffix)
-        sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
-        yield sink
-        sink.close()
-        with _writing(path):
-            _publish(temporary, final)
-    except BaseException:
-        if sink is not None:
-            sink.abort()
-        temporary.unlink(missing_ok=True)
-        raise
+    with _temporary(path, final) as temporary:
+        try:
+            with _writing(path):
+                store = _open_store(temporary, is_npz)
+            sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
+            yield sink
+            sink.close()
+            with _writing(path):
+                _publish(temporary, final, overwrite)
+        except BaseException:
+            if sink is not None:
+                sink.abort()
+            raise
 
 
 def _check_path(path: Path, final: Path, overwrite: bool) -> None:
+    if str(path) == "-":
+        raise FlashElmoError("-: expected a file's name; vectors cannot be written to standard output")
     if not final.parent.is_dir():
         raise FlashElmoError(f"{path}: there is no folder {final.parent}")
     if not final.exists():
@@ -150,11 +164,72 @@ def _check_path(path: Path, final: Path, overwrite: bool) -> None:
     if not final.is_file():
         raise FlashElmoError(f"{path}: expected a file's name, found a folder or device")
     if not overwrite:
-        raise FlashElmoError(f"{path}: exists already; --overwrite replaces it")
+        raise _exists(path)
 
 
-def _open_store(path: Path, suffix: str) -> Store:
-    if suffix == ".npz":
+def _exists(path: Path) -> FlashElmoError:
+    return FlashElmoError(f"{path}: exists already; --overwrite replaces it")
+
+
+@contextmanager
+def _temporary(path: Path, final: Path) -> Iterator[Path]:
+    """A new empty file beside `final` that no other run uses; gone when the context ends, if it has that name still.
+
+    A run holds a lock on its file, which ends with the process: whoever gets the lock of another's may remove it.
+    """
+    prefix = f".{final.name[:100]}."
+    with _writing(path):
+        _remove_leftovers(final.parent, prefix)
+        while True:
+            temporary = final.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            try:
+                if _lock(descriptor, temporary):
+                    break
+            except OSError:  # a file system without locks, where leftovers stay
+                break
+            os.close(descriptor)  # another run has taken it for a leftover before it was locked
+    try:
+        yield temporary
+    finally:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove the temporary files of an output whose runs have ended."""
+    name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
+    for leftover in [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]:
+        with suppress(OSError):  # another's, or another run removes it as well
+            descriptor = os.open(leftover, os.O_RDWR)
+            try:
+                if _lock(descriptor, leftover):
+                    leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name."""
+    from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
+
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _is_npz(path: Path) -> bool:
+    """Whether the suffix is .npz's, not one of HDF5's."""
+    suffix = path.suffix.lower()
+    if suffix != ".npz" and suffix not in HDF5_SUFFIXES:
+        raise FlashElmoError(f"{path}: expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}")
+    return suffix == ".npz"
+
+
+def _open_store(path: Path, is_npz: bool) -> Store:
+    if is_npz:
         from flashelmo.engine.sinks.npz import NpzFile
 
         return NpzFile(path)
@@ -163,12 +238,26 @@ def _open_store(path: Path, suffix: str) -> Store:
     return Hdf5File(path)
 
 
-def _publish(temporary: Path, final: Path) -> None:
-    """Give the finished file its name, once its contents are safe on disk."""
+def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
+    """Give the finished file its name, once its contents are safe on disk. FileExistsError: the name is taken."""
     _sync(temporary)
-    os.replace(temporary, final)
+    if overwrite:
+        os.replace(temporary, final)
+    else:
+        _take_name(temporary, final)
     with suppress(OSError):  # not every system lets one open a folder
         _sync(final.parent)
+
+
+def _take_name(temporary: Path, final: Path) -> None:
+    """Give the file a name that no other has. FileExistsError: it is taken."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, final)
 
 
 def _sync(path: Path) -> None:
@@ -184,6 +273,8 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn the system's errors into a FlashElmoError of one line."""
     try:
         yield
+    except FileExistsError:
+        raise _exists(path) from None
     except (OSError, RuntimeError) as error:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number else str(error).partition("\n")[0]

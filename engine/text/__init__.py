@@ -1,6 +1,7 @@
 """From text to schedules: all that comes before the network.
 
 windows.py      lines of a file, or sentences, to windows: distinct words and which of them each token is
+tables.py       files that are refused, as their columns would be taken for words
 characters.py   words to character ids and word ids, by the model's conventions, many at a time
 spelling.py     the same conventions word by word, without Arrow, as an exported file's users need them
 schedule.py     a window's forests: one node for each distinct prefix and suffix

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +28,8 @@ Errors = Literal["strict", "replace"]
 CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
 NEWLINE = ord("\n")
+BARE_RETURN = re.compile(rb"\r(?!\n)")
+UTF16_NULS = 32  # more than one NUL in so many bytes is UTF-16, where each blank has one
 FEW_TOKENS = 1 << 10  # converted one by one in less time
 SEPARATOR = "\0"  # of tokens in lists, which hardly ever have it in them
 
@@ -144,19 +148,27 @@ class Drafts:
 
 
 def read_windows(
-    source: str | Path | IO[Any], *, max_sentences: int, max_tokens: int, errors: Errors = "strict"
+    source: str | Path | IO[Any],
+    *,
+    max_sentences: int,
+    max_tokens: int,
+    errors: Errors = "strict",
+    universal_newlines: bool = False,
 ) -> Iterator[Window]:
     r"""Read text of one sentence a line, its tokens separated by white space, in bounded memory.
 
-    Lines end at \n (so \r\n does too). An empty line is an empty sentence, an empty file has none.
+    Lines end at \n (so \r\n does too). An empty line is an empty sentence, an empty file has none. A byte order mark
+    at the beginning is no part of the text.
 
     Args:
         source: a path, "-" for standard input, or a file object, best a binary one.
         max_sentences, max_tokens: bounds of a window. A line of more tokens is a window by itself.
         errors: what bytes that are not UTF-8 get: "strict", an error, or "replace", U+FFFD.
+        universal_newlines: lines end at a \r by itself too, as those of Python's text files do.
 
     Raises:
-        FlashElmoError: text that is not UTF-8, naming the line and the byte, both counted from 1.
+        FlashElmoError: text that is not UTF-8, naming the line and the byte, both counted from 1; UTF-16, whatever
+            `errors` is.
         OSError: a file that cannot be read.
     """
     if min(max_sentences, max_tokens) < 1:
@@ -164,7 +176,7 @@ def read_windows(
     if errors not in ("strict", "replace"):
         raise FlashElmoError(f"errors: expected 'strict' or 'replace', found {errors!r}")
     parts: list[_Block] = []
-    for block in _read_blocks(source, errors):
+    for block in _read_blocks(source, errors, universal_newlines):
         start = 0
         while start < block.n_lines:
             stop = _fit(block, start, max_sentences - _total(parts, "n_lines"), max_tokens - _total(parts, "n_tokens"))
@@ -263,11 +275,13 @@ def _window(parts: list[_Block]) -> Window:
     )
 
 
-def _read_blocks(source: str | Path | IO[Any], errors: Errors) -> Iterator[_Block]:
+def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newlines: bool) -> Iterator[_Block]:
     n_lines = 0
     with _open(source) as file:
         name = str(getattr(file, "name", "text"))
-        for raw in _read_lines(file):
+        for raw in _read_lines(file, universal_newlines):
+            if not n_lines:
+                raw = _without_mark(raw, name)
             text = _check_utf8(raw, errors, name, n_lines)
             block = _split(text)
             n_lines += block.n_lines
@@ -281,19 +295,33 @@ def _open(source: str | Path | IO[Any]) -> Any:
     return open(source, "rb") if isinstance(source, str | Path) else nullcontext(source)
 
 
-def _read_lines(file: IO[Any]) -> Iterator[bytes]:
+def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
     """Large pieces of the file, each of whole lines; a last line without a newline gets one."""
     rest: list[bytes] = []
+
+    def lines(last: bytes) -> bytes:
+        piece = b"".join([*rest, last])
+        return BARE_RETURN.sub(b"\n", piece) if universal_newlines and b"\r" in piece else piece
+
     while chunk := file.read(CHUNK_BYTES):
         if isinstance(chunk, str):
             chunk = chunk.encode("utf-8", "surrogatepass")
         end = chunk.rfind(b"\n") + 1
+        if universal_newlines:
+            end = max(end, chunk.rfind(b"\r", 0, -1) + 1)  # behind one at the chunk's end there may be a \n
         if end:
-            yield b"".join([*rest, chunk[:end]])
+            yield lines(chunk[:end])
             rest = []
         rest.append(chunk[end:])
-    if last := b"".join(rest):
-        yield last + b"\n"
+    if any(rest):
+        yield lines(b"\n")
+
+
+def _without_mark(raw: bytes, name: str) -> bytes:
+    """The first lines of a text without the byte order mark."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or UTF16_NULS * raw.count(0) > len(raw):
+        raise FlashElmoError(f"{name}: expected UTF-8, found text that looks like UTF-16")
+    return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def _check_utf8(raw: bytes, errors: Errors, name: str, n_lines: int) -> bytes:

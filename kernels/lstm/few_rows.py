@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -29,9 +30,17 @@ from flashelmo.kernels.lstm.cell import (
     store_projected,
 )
 from flashelmo.kernels.lstm.hoisted import slab_product, slabs
-from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, wait_for_splits
+from flashelmo.kernels.lstm.hopper import (
+    has_layout,
+    hopper_layout,
+    is_served,
+    n_programs,
+    projection,
+    wait_for_splits,
+)
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.warp_specialized import descriptor
+from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import Tile
 
 MOST_ROWS = 64
@@ -39,6 +48,7 @@ GATES = gl.constexpr(128)  # of a program
 CELLS = gl.constexpr(32)
 PROJECTION = Tile(64, 64, 64, 4, 8, splits=8)
 DEPENDENT = {"num_warps": 4, "launch_pdl": True}
+SHARED_BYTES = 220 << 10  # of a multiprocessor's memory that a program may fill with blocks
 
 
 def serves(run: LayerRun, rows: int) -> bool:
@@ -57,7 +67,8 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     for slab in slabs(run, depths):
         product, x_gates = slab_product(run, slab, weights.input, weights.input_bias)
         yield product
-        steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _projection(run))
+        last = _projection(run) if is_resident(run.weights.shape, run.weights.device) else projection(run)
+        steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), last)
         if slab.start > 1:  # directly after the product, whose results it reads before it waits
             first = next(steps)
             yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
@@ -93,6 +104,16 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
         return Launch(few_gates_kernel, (), arguments | blocks | {"TILE": tile}, DEPENDENT)
 
     return Part(gates_tile, launch, lambda rows, tile: (C // CELLS.value, cdiv(rows, tile.rows), D))
+
+
+def is_resident(shape: Shape, device: torch.device) -> bool:
+    """Whether all programs of this file's projection, whose splits wait for each other, run at once, one a
+    multiprocessor: where not, that of all variants for Hopper serves.
+    """
+    programs = shape.D * (shape.P // PROJECTION.columns) * PROJECTION.splits
+    blocks = shape.C // (PROJECTION.splits * PROJECTION.k)
+    shared = 2 * blocks * PROJECTION.k * (PROJECTION.rows + PROJECTION.columns)
+    return programs <= n_programs(device) and shared <= SHARED_BYTES
 
 
 def _projection(run: LayerRun) -> Part:

@@ -135,7 +135,7 @@ def rows_of(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
 def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Tile:
     """How the projection of so many rows is cut: its splits wait for each other, so that all programs run at once."""
     D, P, _ = shape
-    programs = n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
+    programs = n_programs(device)
     if rows <= 64:
         tile = Tile(64, 32, 128, 4, 5, splits=4)
     elif rows <= 128:
@@ -154,6 +154,11 @@ def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Til
 INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
 
 MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
+
+
+def n_programs(device: torch.device) -> int:
+    """Programs that surely run at once: as many as a card has multiprocessors."""
+    return n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
 
 
 def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm import few_rows, fused, hoisted, int8, int8_specialized, tma, warp_specialized
+from flashelmo.kernels.lstm import fused, hoisted, int8, tma
 from flashelmo.kernels.lstm.hopper import hopper_layout
 from flashelmo.kernels.lstm.int8 import int8_layout
 from flashelmo.kernels.lstm.proven import is_proven
@@ -24,6 +26,8 @@ from flashelmo.kernels.lstm.run import (
     new_tensors,
 )
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, LstmWeights, interleave
+
+logger = logging.getLogger("flashelmo")
 
 
 class Variant(NamedTuple):
@@ -43,18 +47,34 @@ class Variant(NamedTuple):
     blind: bool = False
 
 
+def in_gluon() -> tuple[Variant, ...]:
+    """Those for Hopper that are written in Gluon; none where Triton has none, or another one than they need."""
+    try:
+        from flashelmo.kernels.lstm import few_rows, int8_specialized, warp_specialized
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.warning("Triton %s: expected Gluon, found %s; other kernels serve on sm_90", triton.__version__, error)
+        return ()
+    return (
+        # Weights are under way before the step; 12.5 us for 1 row, 14.5 for 32, 16.3 for 64, where hoisted steps take
+        # 14.7, 18.4 and 23.1.
+        Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout, blind=True),
+        # Tensor cores never wait for arithmetic; 32.5 us for 128 rows, 40 for 256, 115 for 1,024.
+        Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout, blind=True),
+        # In 8 bits alone: prototypes' gates took 19 us for 256 rows, 61 for 1,024, where bf16's took 30 and 102.
+        Variant("int8_specialized", int8_specialized.serves, int8_specialized.launches, int8_layout, blind=True),
+    )
+
+
 # In order of preference: the first that serves. Each with its reason, and a step's time on an H200 in bf16 inside a
-# captured graph, where launches cost the host nothing.
+# captured graph, where launches cost the host nothing (`benchmarks/results/gpu/steps-h200.txt`).
 VARIANTS = (
-    # In 8 bits alone: prototypes' gates took 19 us for 256 rows, 61 for 1,024, where bf16's took 30 and 102.
-    Variant("int8_specialized", int8_specialized.serves, int8_specialized.launches, int8_layout, blind=True),
-    Variant("int8", int8.serves, int8.launches, int8_layout),
-    Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout, blind=True),
-    Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout, blind=True),
+    *in_gluon(),
+    # Blocks come by the card's copy engine; 47 us for 256 rows, 152 for 1,024.
     Variant("tma", tma.serves, tma.launches, hopper_layout, blind=True),
-    # A step reads its recurrent weights alone; 13 us for 1 row, 18 for 32, 25 for 64, 47 for 128.
+    Variant("int8", int8.serves, int8.launches, int8_layout),
+    # A step reads its recurrent weights alone.
     Variant("hoisted", hoisted.serves, hoisted.launches, interleave),
-    # Nothing but the states goes through memory; 60 us for 256 rows, 187 for 1,024.
+    # Nothing but the states goes through memory; 57 us for 256 rows, 167 for 1,024.
     Variant("fused", fused.serves, fused.launches, interleave),
 )
 

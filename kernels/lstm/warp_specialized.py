@@ -21,15 +21,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from flashelmo.kernels.launch import Launch, cdiv, n_multiprocessors
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
-from flashelmo.kernels.lstm.hopper import (
-    MULTIPROCESSORS,
-    has_layout,
-    hopper_layout,
-    is_served,
-    projection,
-)
+from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, n_programs, projection
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.tuning import Tile
 
@@ -73,7 +67,7 @@ def _gates(run: LayerRun) -> Part:
 
 def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile, registers: int) -> Part:
     """The gates by weights in some layout, with descriptors and scales for it."""
-    tensors, device, (D, _, C) = run.tensors, run.weights.device, run.weights.shape
+    tensors, (D, _, C) = run.tensors, run.weights.shape
     arguments = {
         **run.arguments,
         **blocks,
@@ -86,7 +80,7 @@ def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile:
         "APPROXIMATE": is_approximate(run.weights.dtype),
         "REGISTERS": registers,
     }
-    most = n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
+    most = n_programs(run.weights.device)
     launch = Launch(specialized_gates_kernel, (), arguments, {"num_warps": tile.warps})
 
     def grid(rows: int, tile: Tile) -> tuple[int]:

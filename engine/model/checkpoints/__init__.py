@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import extracted, first_line, read_json
+from flashelmo.engine.model.checkpoints.files import MODEL_FILES, extracted, first_line, opened_tar, read_json
 from flashelmo.engine.model.weights import ElmoModel
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -34,6 +34,20 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
     except OSError as error:  # permissions, names that are too long, failing disks
         raise FlashElmoError(f"{error.filename or path}: cannot be read: {first_line(error)}") from None
+
+
+def is_model_file(file: Path, path: Path, options: Path | None) -> bool:
+    """Whether an existing file is a part of the model that `load_model` reads from the path and the options file.
+
+    In a model's folder, or beside its weights, those are the names that models' files have, and all weights.
+    """
+    if any(other is not None and other.is_file() and file.samefile(other) for other in (path, options)):
+        return True
+    folder = (path if path.is_dir() else path.parent).resolve()
+    if folder not in file.resolve().parents:
+        return False
+    named_so = file.name in MODEL_FILES or file.name.endswith((".json", ".pkl", ".dic", ".txt.gz"))
+    return named_so or (_starts_with(file, HDF5_SIGNATURE) and _has_lstm(file))
 
 
 def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
@@ -94,9 +108,12 @@ def _starts_with(path: Path, signature: bytes) -> bool:
 def _is_archive(path: Path) -> bool:
     try:
         if not zipfile.is_zipfile(path):
-            return tarfile.is_tarfile(path)
+            with opened_tar(path):
+                return True
         with zipfile.ZipFile(path) as archive:  # PyTorch's files are zip archives too
             return not any(name.endswith("/data.pkl") for name in archive.namelist())
+    except tarfile.ReadError:
+        return False
     except Exception:  # damaged; `extracted` says how
         return True
 
@@ -106,6 +123,6 @@ def _has_lstm(path: Path) -> bool:
 
     try:
         with h5py.File(path, "r") as file:
-            return "RNN_0" in file
+            return "RNN_0" in list(file)  # `in file` would open what a link points to
     except Exception:  # damaged
         return True  # let the reader say what is wrong with it

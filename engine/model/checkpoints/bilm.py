@@ -6,10 +6,11 @@ Names and shapes as bilm-tf's `dump_weights` writes them (bilm/training.py) and 
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
+import math
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import first_line, new_folder, read_json
+from flashelmo.engine.model.checkpoints.files import check_growth, first_line, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.config import ElmoConfig
@@ -30,7 +31,9 @@ FORMAT = "bilm-hdf5"
 GATE_ORDER = (0, 2, 1, 3)  # canonical i, f, g, o from bilm-tf's i, j, f, o and back
 NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
 NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
-PARTS = ("CNN", "RNN_")  # of the network; other tensors, such as a softmax, belong to training
+# Begins of the names of the network's tensors; others, such as a softmax, belong to training.
+PARTS = ("CNN", "RNN_", "char_embed", "embedding")
+DEPTH = 5  # groups around the deepest of them
 
 
 def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel:
@@ -49,12 +52,13 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
     options = read_json(options_file)
     try:
         with h5py.File(weights_file, "r") as file:
-            shapes = _shapes(file)
+            stored = dict(_datasets(file, weights_file))
+            shapes = {name: tuple(dataset.shape or ()) for name, dataset in stored.items()}
             config = read_options(options, shapes, options_file)
             table = stored_tensors(config)
-            network = {k: v for k, v in shapes.items() if k.startswith(PARTS) or k in ("char_embed", "embedding")}
-            check_stored(table.values(), network, weights_file, options_file.name)
-            tensors = {name: to_canonical(s, file[s.name][s.rows], weights_file) for name, s in table.items()}
+            check_stored(table.values(), shapes, weights_file, options_file.name)
+            check_growth(weights_file, sum(map(_n_bytes, (stored[name] for name in {s.name for s in table.values()}))))
+            tensors = {name: to_canonical(s, stored[s.name], weights_file) for name, s in table.items()}
     except FlashElmoError:
         raise
     except Exception as error:  # h5py raises what it pleases where a file is damaged
@@ -124,16 +128,35 @@ def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
     return table
 
 
-def _shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors, by path."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset]]:
+    """The network's tensors by path. Links to other places and files are not followed.
 
-    def visit(path: str, entry: h5py.Group | h5py.Dataset) -> None:
-        if hasattr(entry, "shape"):
-            shapes[path] = tuple(entry.shape or ())
+    Raises:
+        FlashElmoError: naming the file `source` and the tensor, where its values lie in another file.
+    """
+    import h5py
 
-    file.visititems(visit)
-    return shapes
+    seen = set()  # groups, which may hold each other
+    found = [(name, file) for name in file if name.startswith(PARTS)]
+    while found:
+        path, group = found.pop()
+        name = path.rpartition("/")[2]
+        if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
+            continue
+        entry = group[name]
+        if isinstance(entry, h5py.Dataset):
+            if entry.is_virtual or entry.external:  # any file of this machine
+                raise FlashElmoError(f"{source}: tensor {path}: expected its values in this file, found another's")
+            yield path, entry
+        elif isinstance(entry, h5py.Group) and path.count("/") < DEPTH and entry not in seen:
+            seen.add(entry)
+            found += [(f"{path}/{inner}", entry) for inner in entry]
+
+
+def _n_bytes(dataset: h5py.Dataset) -> int:
+    """Memory that reading takes: HDF5 unpacks whole chunks, which may be larger than the dataset."""
+    values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+    return int(values * dataset.dtype.itemsize)
 
 
 def _add_zero_row(tensor: Array) -> Array:
@@ -183,8 +206,8 @@ def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8")
+        with unpacked(path) as file:
+            return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -6,6 +6,7 @@ Read as elmoformanylangs' `Embedder` does (elmoformanylangs/elmo.py, modules/), 
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.model.checkpoints.files import check_rows, read_json
+from flashelmo.engine.model.checkpoints.files import check_growth, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
@@ -72,7 +73,7 @@ def read_manylangs(folder: Path) -> ElmoModel:
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
         check_stored(table.values(), shapes, folder / file, source.name)
-        tensors |= {k: to_canonical(s, stored[s.name][s.rows], folder / file) for k, s in table.items()}
+        tensors |= {k: to_canonical(s, stored[s.name], folder / file) for k, s in table.items()}
     return ElmoModel(
         config, ElmoWeights.from_named_tensors(tensors, config), Lexicon(characters, words), folder, FORMAT
     )
@@ -118,12 +119,16 @@ def _split_gates(weight: Array) -> Array:
 
 
 def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """The configuration that config.json points to, often by a path on its author's machine, and its file."""
+    """The configuration that config.json points to, often by a path on its author's machine, and its file.
+
+    A path that leads out of the folder is not followed: a file of that name in the folder is taken.
+    """
     arguments = read_json(folder / "config.json")
-    given = str(arguments.get("config_path") or "")
-    for candidate in (folder / given, folder / PureWindowsPath(given).name):  # splits at / and \\ alike
-        if given and candidate.is_file():
-            return read_json(candidate), candidate
+    given = PureWindowsPath(str(arguments.get("config_path") or ""))  # splits at / and \\ alike
+    inside = not given.anchor and ".." not in given.parts
+    for candidate in (given.as_posix(), given.name) if inside else (given.name,):
+        if given.name and (folder / candidate).is_file():
+            return read_json(folder / candidate), folder / candidate
     if "encoder" in arguments and "token_embedder" in arguments:
         return arguments, folder / "config.json"
     return PUBLISHED_CONFIGURATION, folder / "cnn_50_100_512_4096_sample.json"
@@ -161,7 +166,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
     """`token<TAB>row` lines, stripped as the published reader does, which leaves one field of the token U+3000."""
     lexicon = {}
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -193,8 +198,15 @@ def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors
+            if zipfile.is_zipfile(path):
+                check_zip(path)
             stored = torch.load(path, map_location="cpu", weights_only=True)
+        check_growth(
+            path, sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+        )  # strides may be 0
         return {name: _to_numpy(tensor) for name, tensor in stored.items()}
+    except FlashElmoError:
+        raise
     except pickle.UnpicklingError as error:  # its advice is to run the file's code
         found = next((line for line in str(error).splitlines() if "GLOBAL" in line), "something else").strip()
         raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found: {found}") from None

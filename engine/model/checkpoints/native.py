@@ -130,8 +130,8 @@ def _view(data: npt.NDArray[np.uint8], path: Path, name: str, dtype: str, shape:
         raise FlashElmoError(
             f"{path}: tensor {name} has {stop - start} bytes, expected {4 * math.prod(shape)} by its shape"
         )
-    # a header of odd length would leave the numbers unaligned: then a copy
-    return np.require(data[start:stop].view(np.float32).reshape(shape), requirements="A")
+    # a header of odd length would leave the numbers unaligned: then a copy, which is no memmap
+    return np.require(np.asarray(data[start:stop].view(np.float32).reshape(shape)), requirements="A")
 
 
 def release_pages(weights: ElmoWeights) -> None:

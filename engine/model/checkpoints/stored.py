@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import Array, all_finite
@@ -50,16 +49,16 @@ def check_stored(table: Collection[Stored], found: Mapping[str, tuple[int, ...]]
         raise FlashElmoError(f"{source}: tensor {others[0]} {found[others[0]]} has no place in a model of {options}")
 
 
-def to_canonical(stored: Stored, rows: npt.NDArray[Any], source: Path) -> Array:
-    """The canonical float32 tensor from a stored tensor's rows, whose 16 or 64 bits are cast.
+def to_canonical(stored: Stored, tensor: Any, source: Path) -> Array:
+    """The canonical float32 tensor from a stored tensor, an array or an HDF5 dataset, whose 16 or 64 bits are cast.
 
     Raises:
         FlashElmoError: naming the file `source` and the tensor, where it is of another type or not finite.
     """
-    if rows.dtype.kind != "f":
-        raise FlashElmoError(f"{source}: tensor {stored.name} has type {rows.dtype}, expected float32")
+    if tensor.dtype.kind != "f":  # before anything is read: another type's values may be as large as it pleases
+        raise FlashElmoError(f"{source}: tensor {stored.name} has type {tensor.dtype}, expected float32")
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, which is refused
-        rows = rows.astype(np.float32, copy=False)
+        rows = tensor[stored.rows].astype(np.float32, copy=False)
     if not all_finite(rows):
         raise FlashElmoError(f"{source}: tensor {stored.name} holds NaN or infinity")
     return np.ascontiguousarray(stored.read(rows))

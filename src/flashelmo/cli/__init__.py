@@ -14,7 +14,7 @@ from flashelmo.cli.embed import embed
 from flashelmo.cli.export import export
 from flashelmo.cli.info import info
 from flashelmo.cli.init import init
-from flashelmo.cli.terminal import InterruptedBySignal, fail, signals_raise
+from flashelmo.cli.terminal import InterruptedBySignal, fail, flush_output, open_streams, signals_raise
 from flashelmo.engine.errors import FlashElmoError
 
 app = typer.Typer(
@@ -40,17 +40,27 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. An error that a user can cause is one line on standard error."""
+    open_streams()
+    try:
+        status = _run(arguments)
+        flush_output()
+        return status
+    except FlashElmoError as error:
+        return fail(str(error), 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return fail(reason if error.filename is None else f"{error.filename}: {reason}", 1)
+    except MemoryError:
+        return fail("not enough memory", 1)
+    except InterruptedBySignal as interrupt:
+        return fail("interrupted", 128 + interrupt.number)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """The exit status that the command line chooses."""
     try:
         with signals_raise():
             app(arguments, prog_name="flashelmo")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except FlashElmoError as error:
-        return fail(str(error), 1)
-    except OSError as error:
-        return fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), 1)
-    except MemoryError:
-        return fail("not enough memory", 1)
-    except InterruptedBySignal as interrupt:
-        return fail("interrupted", 128 + interrupt.number)
     return 0

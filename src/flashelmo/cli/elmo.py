@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import ForgetSentences, InputText, Options, OutputFile, Overwrite, SentenceKeys
+from flashelmo.cli.arguments import ForgetSentences, InputText, Options, Overwrite, SentenceKeys
 from flashelmo.cli.embed import embed_to_file
+from flashelmo.cli.terminal import say
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
 
 def elmo(
     input: InputText,
-    output: OutputFile,
+    output: Annotated[Path, typer.Argument(help="File of vectors: HDF5, whatever its name.")],
     all_layers: Annotated[bool, typer.Option("--all", help="Keep all three vectors of a token.")] = False,
     top: Annotated[bool, typer.Option("--top", help="Keep the top vector.")] = False,
     average: Annotated[bool, typer.Option("--average", help="Keep the average of the vectors.")] = False,
@@ -29,6 +30,7 @@ def elmo(
     cuda_device: Annotated[int, typer.Option(min=-1, help="Number of a CUDA device; -1 is the processor.")] = -1,
     forget_sentences: ForgetSentences = False,
     use_sentence_keys: SentenceKeys = False,
+    include_package: Annotated[list[str] | None, typer.Option(help="Without effect: no package is needed.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Do what AllenNLP's command `elmo` does (0.9): same flags, same file, the state carried from batch to batch."""
@@ -37,6 +39,8 @@ def elmo(
         raise FlashElmoError(f"expected one of --all, --top and --average, found {' '.join(chosen) or 'none'}")
     if weight_file is None:
         raise FlashElmoError("--weight-file: expected the weights of a model; none are downloaded")
+    if include_package:
+        say("flashelmo: --include-package is without effect")
     embed_to_file(
         input,
         output,
@@ -53,6 +57,8 @@ def elmo(
             "overwrite": overwrite,
             "use_sentence_keys": use_sentence_keys,
             "forget_sentences": forget_sentences,
+            "always_hdf5": True,
         },
+        universal_newlines=True,  # AllenNLP opens the text so
         in_lines=file_friendly_logging,
     )

@@ -22,6 +22,7 @@ from flashelmo.cli.arguments import (
 from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import is_model_file
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
@@ -46,7 +47,7 @@ def embed(
         str, typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; on each of several.")
     ] = "auto",
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Rows of stateful batches.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
     errors: Annotated[str, typer.Option(metavar="strict|replace", help="For bytes that are not UTF-8.")] = "strict",
     keep_sentence_boundaries: Annotated[
@@ -58,6 +59,8 @@ def embed(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
     """Embed a text into a file of vectors, in the layout of AllenNLP's command."""
+    if batch_size is not None and not stateful and runtime != "reference":
+        raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
     embed_to_file(
         input,
         output,
@@ -69,7 +72,7 @@ def embed(
             "runtime": runtime,
             "device": device.split(",") if "," in device else device,
             "stateful": stateful,
-            "batch_size": batch_size,
+            "batch_size": 64 if batch_size is None else batch_size,
             "threads": threads,
             "keep_sentence_boundaries": keep_sentence_boundaries,
         },
@@ -91,6 +94,7 @@ def embed_to_file(
     settings: dict[str, Any],
     sink_settings: dict[str, bool],
     errors: str = "strict",
+    universal_newlines: bool = False,
     quiet: bool = False,
     in_lines: bool = False,
 ) -> None:
@@ -99,19 +103,32 @@ def embed_to_file(
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
             raise FlashElmoError(f"{target}: is the text itself")
+        if target.is_file() and is_model_file(target, model, settings["options_file"]):
+            raise FlashElmoError(f"{target}: is a file of the model")
         with open_sink(target, output, **sink_settings) as sink:
             from flashelmo.engine.embedder import ElmoEmbedder
 
             with warnings_to_stderr(quiet):
                 embedder = ElmoEmbedder.load(model, **settings)
                 with progress_bar(file, quiet, in_lines) as on_progress:
-                    summary = embed_file(embedder, file, sink, errors=cast(Errors, errors), on_progress=on_progress)
+                    summary = embed_file(
+                        embedder,
+                        file,
+                        sink,
+                        errors=cast(Errors, errors),
+                        universal_newlines=universal_newlines,
+                        on_progress=on_progress,
+                    )
     if not quiet:
         _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
 
 
 def _open_input(source: str) -> Any:
-    return nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb")
+    if source != "-":
+        return open(source, "rb")
+    if sys.stdin is None:
+        raise FlashElmoError("-: standard input is closed")
+    return nullcontext(sys.stdin.buffer)
 
 
 def _print_summary(summary: Summary, target: Path, computed: str) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import stat
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from flashelmo.engine.embed_file import OnTextProgress
+
+SECONDS_A_LINE, SECONDS_A_BAR = 10.0, 0.2
+RECENT_SECONDS = 30.0  # that a rate is measured over
 
 
 class InterruptedBySignal(BaseException):
@@ -25,8 +31,13 @@ class InterruptedBySignal(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Make Ctrl-C and kill raise, once, so that what is half written is removed on the way out."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Make Ctrl-C, kill and hanging up raise, once, so that what is half written is removed on the way out.
+
+    A signal that is ignored, as under nohup, stays so.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
     def stop(number: int, frame: Any) -> None:
         for each in numbers:
@@ -54,43 +65,81 @@ def file_status(file: IO[Any]) -> os.stat_result | None:
 
 @contextmanager
 def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
-    """A bar of the text's bytes where there is a terminal, or lines every ten seconds."""
-    from tqdm import tqdm
-
+    """A bar of the text's bytes where there is a terminal, or else lines every ten seconds."""
+    if quiet:
+        yield lambda n_bytes, n_tokens: None
+        return
     status = file_status(file)
     total = status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
-    length = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}" if total else "{n_fmt}"
-    left = "<{remaining}" if total else ""
-    with tqdm(
-        total=total,
-        unit="B",
-        unit_scale=True,
-        bar_format=f"{length}B [{{elapsed}}{left}{{postfix}}]",
-        disable=True if quiet else (False if in_lines else None),
-        file=_Lines() if in_lines else sys.stderr,
-        mininterval=10 if in_lines else 0.2,
-        leave=in_lines,
-    ) as bar:
-
-        def on_progress(n_bytes: float, n_tokens: float) -> None:
-            if bar.disable:
-                return
-            elapsed = max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{n_tokens / elapsed:,.0f} tokens/s", refresh=False)
-            bar.update(int(n_bytes) - bar.n)
-
-        yield on_progress
+    progress = _Progress(total, in_lines or not sys.stderr.isatty())
+    try:
+        yield progress.report
+    finally:
+        progress.clear()
 
 
-class _Lines:
-    """Standard error, with lines in place of a bar that is redrawn."""
+class _Progress:
+    """What is done of `total` bytes, if that is known, and at which rate of late."""
 
-    def write(self, text: str) -> None:
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
+    def __init__(self, total: int | None, in_lines: bool) -> None:
+        self._total, self._in_lines = total, in_lines
+        self._started = time.monotonic()
+        self._interval = SECONDS_A_LINE if in_lines else SECONDS_A_BAR
+        self._next = self._started + self._interval
+        self._recent = deque([(self._started, 0.0, 0.0)])  # times, bytes and tokens that were shown
+        self._width = 0
 
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def report(self, n_bytes: float, n_tokens: float) -> None:
+        """Show it, unless that was done just now."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self._interval
+        self._recent.append((now, n_bytes, n_tokens))
+        while len(self._recent) > 2 and self._recent[1][0] <= now - RECENT_SECONDS:
+            self._recent.popleft()
+        then, bytes_then, tokens_then = self._recent[0]
+        rate, tokens_rate = (n_bytes - bytes_then) / (now - then), (n_tokens - tokens_then) / (now - then)
+        self._show(self._line(n_bytes, now, rate, f"{tokens_rate:,.0f} tokens/s"))
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self._width:
+            write_message("\r" + " " * self._width + "\r")
+
+    def _line(self, n_bytes: float, now: float, rate: float, speed: str) -> str:
+        from tqdm import tqdm
+
+        length, left = (
+            ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if self._total else ("{n_fmt}", "")
+        )
+        line: str = tqdm.format_meter(
+            int(n_bytes),
+            self._total,
+            now - self._started,
+            ncols=_columns() - 1,
+            ascii=not str(getattr(sys.stderr, "encoding", None)).lower().startswith("utf"),
+            unit_scale=True,
+            rate=rate,
+            bar_format=f"{length}B [{{elapsed}}{left}{{postfix}}]",
+            postfix=speed,
+        )
+        return line
+
+    def _show(self, line: str) -> None:
+        if self._in_lines:
+            say(line.strip())
+        else:
+            write_message("\r" + line.ljust(self._width))
+            self._width = len(line)
+
+
+def _columns() -> int:
+    """Width of the terminal."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (AttributeError, OSError, ValueError):
+        return 80
 
 
 def readable_size(n_bytes: float) -> str:
@@ -105,7 +154,7 @@ def readable_size(n_bytes: float) -> str:
 @contextmanager
 def warnings_to_stderr(quiet: bool) -> Iterator[None]:
     """The engine's warnings go to standard error, a line each; with `quiet`, none about the choice of a device."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Messages()
     handler.setFormatter(logging.Formatter("flashelmo: %(message)s"))
     logger, device = logging.getLogger("flashelmo"), logging.getLogger("flashelmo.device")
     logger.addHandler(handler)
@@ -117,9 +166,59 @@ def warnings_to_stderr(quiet: bool) -> Iterator[None]:
         device.setLevel(logging.NOTSET)
 
 
+class _Messages(logging.Handler):
+    """Says what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+def open_streams() -> None:
+    """Make the standard streams usable whatever the caller left of them: closed ones, or those of an ASCII terminal.
+
+    The number of a closed one would be given to the next file that is opened, and messages would be written there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """See to it that results reach standard output. OSError: they do not; they are dropped."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _drop(sys.stdout)
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def write_message(text: str) -> None:
+    """Write to standard error; where that is full or closed, messages are dropped: the work goes on."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _drop(sys.stderr)
+
+
+def _drop(stream: IO[str]) -> None:
+    """What is written to the stream, and what waits in its buffer, goes nowhere."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
 def say(text: str) -> None:
     """Print on standard error, which leaves standard output to results."""
-    print(text, file=sys.stderr)
+    write_message(f"{text}\n")
 
 
 def fail(message: str, status: int) -> int:
