@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,12 +22,12 @@ from flashelmo.engine.output import Array, Layers, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.settings import Options, Settings, check_at_least, shows_options
 from flashelmo.engine.sinks import open_sink
+from flashelmo.engine.text.sentences import Sentence, check_several, tokens_of
+from flashelmo.engine.text.spelling import NO_CHARACTER
 from flashelmo.engine.text.windows import Draft, Drafts, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Sentence: TypeAlias = Sequence[str]
 
 ALL_LAYERS = Output()
 FIRST_TOKENS = 1 << 15  # of the first window where windows are planned ahead: a device waits for its plan
@@ -167,8 +167,8 @@ class ElmoEmbedder:
             For each sentence [L, T, 2P], or [T, 2P] where `layers` is not "all"; pooled [L, 2P], or [2P].
 
         Raises:
-            FlashElmoError: `layers` or `pool` is none of these, or the model lacks the layer; raised by the call
-                itself, before a sentence is read.
+            FlashElmoError: `layers` or `pool` is none of these, or the model lacks the layer; one text, a dictionary or
+                a table in place of sentences; raised by the call itself, before a sentence is read.
             MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
         """
         return self._embed(sentences, self.window_limits, Output(layers, pool=pool), convert_to_numpy)
@@ -181,8 +181,9 @@ class ElmoEmbedder:
         """
         if not self.settings.stateful:
             return list(self.embed(batch))
+        check_several("sentences", batch)
         batch = list(batch)
-        if len(batch) == 1 and not (self.settings.keep_sentence_boundaries or _tokens(batch[0])):
+        if len(batch) == 1 and not (self.settings.keep_sentence_boundaries or tokens_of(batch[0])):
             number = np.float64 if self.precision == "fp64" else np.float32
             return [np.empty((self.config.n_layers + 1, 0, self.config.output_size), number)]
         return list(self._embed(batch, self._limits(len(batch) or None), ALL_LAYERS))
@@ -196,6 +197,7 @@ class ElmoEmbedder:
         limits = self._limits(batch_size)
         if not self.settings.stateful:
             return self._embed(sentences, limits, ALL_LAYERS)
+        check_several("sentences", sentences)
         rest = iter(sentences)
         batches = iter(lambda: list(islice(rest, limits[0])), [])
         return chain.from_iterable(map(self.embed_batch, batches))
@@ -292,8 +294,10 @@ class ElmoEmbedder:
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
+        check_several("sentences", sentences)
         grows = self.reads_ahead and not self.settings.stateful
-        drafts = Drafts(_drafts(sentences, *limits, FIRST_TOKENS if grows else limits[1]))
+        surrogate = NO_CHARACTER if self.config.family == "manylangs" else ""
+        drafts = Drafts(_drafts(sentences, *limits, FIRST_TOKENS if grows else limits[1], surrogate))
         windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)
         return chain.from_iterable(results for _, results in windows)
 
@@ -306,28 +310,18 @@ class ElmoEmbedder:
 
 
 def _drafts(
-    sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int, first_tokens: int
+    sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int, first_tokens: int, surrogate: str
 ) -> Iterator[Draft]:
     """Group sentences; a window ends before it would pass either bound. The first has fewer tokens, the next twice."""
     bound = min(first_tokens, max_tokens)
     batch: list[Sentence] = []
     n_tokens = 0
     for sentence in sentences:
-        tokens = _tokens(sentence)
+        tokens = tokens_of(sentence)
         if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > bound):
-            yield Draft.of(batch)
+            yield Draft.of(batch, surrogate)
             batch, n_tokens, bound = [], 0, min(2 * bound, max_tokens)
         batch.append(tokens)
         n_tokens += len(tokens)
     if batch:
-        yield Draft.of(batch)
-
-
-def _tokens(sentence: Sentence | str) -> Sentence:
-    """A sentence's tokens, a string's between its white space."""
-    if isinstance(sentence, str):
-        return sentence.split()
-    # Lists are told sooner than sequences of any kind.
-    if not isinstance(sentence, list | tuple) and not isinstance(sentence, Sequence):
-        raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r}")
-    return sentence
+        yield Draft.of(batch, surrogate)

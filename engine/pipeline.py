@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.weights import all_finite
 from flashelmo.engine.output import Array, Output
 from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings
@@ -164,11 +165,37 @@ class Planner:
 
 
 def stream_windows(windows: Iterable[Window], run: Callable[[Window], Iterator[Array]], as_numpy: bool) -> Stream:
-    """Each window with its results, computed when it is asked for; see `WindowPipeline.stream`."""
+    """Each window with its results, computed when it is asked for; see `WindowPipeline.stream`.
+
+    Raises:
+        FlashElmoError: a result holds infinity or NaN, raised in its place.
+    """
+    stream = _stream_checked(windows, run)
     if as_numpy:
-        return ((window, run(window)) for window in windows)
+        return stream
     try:
         from torch import from_numpy
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "convert_to_numpy=False") from error
-    return ((window, map(from_numpy, run(window))) for window in windows)
+    return ((window, map(from_numpy, results)) for window, results in stream)
+
+
+def _stream_checked(windows: Iterable[Window], run: Callable[[Window], Iterator[Array]]) -> Stream:
+    """Each window with its results, of which none holds infinity or NaN."""
+    first = 0  # the number of the window's first sentence among all
+    for window in windows:
+        yield window, _checked(window, first, run(window))
+        first += len(window)
+
+
+def _checked(window: Window, first: int, results: Iterator[Array]) -> Iterator[Array]:
+    """A window's results, none of which is held on to."""
+    for b in range(len(window)):
+        with np.errstate(over="ignore", invalid="ignore"):  # what follows says more than NumPy's warning
+            result = [next(results)]
+        if not all_finite(result[0]):
+            sentence = f"sentence {first + b} ({window.sentence_text(b)!r:.60})"
+            raise FlashElmoError(
+                f"{sentence}: expected finite vectors, found infinity or NaN: an overflow in the model"
+            )
+        yield result.pop()

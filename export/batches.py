@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.sentences import Sentence, check_several, tokens_of
 from flashelmo.engine.text.spelling import Int64, Speller, Utf8Words
 from flashelmo.export.metadata import STATES, Metadata
 
-Sentence: TypeAlias = Sequence[str]
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 AXES = ("batch_size", "sequence_length", "characters")
@@ -26,13 +26,8 @@ def input_names(metadata: Metadata) -> list[str]:
 
 def token_lists(sentences: Iterable[Sentence | str]) -> list[Sentence]:
     """The tokens of sentences, of which strings are split on white space."""
-    if isinstance(sentences, str):
-        raise FlashElmoError("sentences: expected several, found one text; put it into a list")
-    tokens = [sentence.split() if isinstance(sentence, str) else sentence for sentence in sentences]
-    for sentence in tokens:
-        if not isinstance(sentence, Sequence):
-            raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r:.60}")
-    return tokens
+    check_several("sentences", sentences)
+    return [tokens_of(sentence) for sentence in sentences]
 
 
 def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -> Iterator[Int64]:
@@ -60,7 +55,7 @@ def pad(sentences: Sequence[Sentence], speller: Speller, metadata: Metadata) -> 
         width = metadata.characters or int(speller.lengths(characters).max(initial=1))
         inputs["character_ids"] = _at_tokens(characters[:, :width], is_token, 0)
     if rows is not None:
-        inputs["word_ids"] = _at_tokens(rows, is_token, metadata.absent_word_id)
+        inputs["word_ids"] = _at_tokens(rows, is_token, metadata.config.absent_word_id)
     return inputs
 
 
@@ -83,7 +78,7 @@ def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
         if value is not None and name not in names:
             raise FlashElmoError(f"inputs: expected {', '.join(names)}, found {name}")
     checked: Arrays = {}
-    config, absent = metadata.config, metadata.absent_word_id
+    config, absent = metadata.config, metadata.config.absent_word_id
     if "character_ids" in names:
         characters = _integers(inputs, "character_ids", 3)
         _check_width(characters, metadata)

@@ -118,7 +118,7 @@ def _meaning(name: str, metadata: Metadata) -> str:
         return "layer 0, the words by themselves" if layer == "0" else f"layer {layer}, of LSTMs"
     if name == "token_embeddings":
         return f"sum of all {len(metadata.mix)} layers, weighted by {', '.join(f'{w:.6g}' for w in metadata.mix)}"
-    return MEANINGS[name].format(absent=metadata.absent_word_id)
+    return MEANINGS[name].format(absent=metadata.config.absent_word_id)
 
 
 def _conventions(first: Metadata, *, halves: bool) -> list[str]:

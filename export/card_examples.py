@@ -57,7 +57,7 @@ def _filled(text: str, metadata: Metadata) -> str:
         "BEGIN": BYTES.begin_word,
         "END": BYTES.end_word,
         "PADDING": BYTES.padding,
-        "ABSENT": metadata.absent_word_id,
+        "ABSENT": metadata.config.absent_word_id,
         "STATES": 2 * config.n_layers,
         "P": config.projection_size,
         "C": config.cell_size,

@@ -73,7 +73,7 @@ def _mask(graph: Graph, metadata: Metadata, characters: str, word_ids: str) -> s
     if characters:
         largest = graph.node("ReduceMax", [characters, graph.ints(2)], keepdims=0)
         return graph.node("Greater", [largest, graph.ints(0)], "mask")
-    absent = graph.node("Equal", [word_ids, graph.ints(metadata.absent_word_id)])
+    absent = graph.node("Equal", [word_ids, graph.ints(metadata.config.absent_word_id)])
     return graph.node("Not", [absent], "mask")
 
 

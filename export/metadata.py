@@ -61,11 +61,6 @@ class Metadata:
         """What the file computes in."""
         return PRECISIONS[self.precision].on("onnx")
 
-    @property
-    def absent_word_id(self) -> int:
-        """What `word_ids` holds where there is no token; -1 in ELMoForManyLangs' models, whose 0 is a word."""
-        return -1 if self.config.family == "manylangs" else 0
-
     def to_properties(self) -> dict[str, str]:
         """Strings for `metadata_props`, some of them JSON."""
         lexicon = self.lexicon and {"characters": dict(self.lexicon.characters), "words": dict(self.lexicon.words)}

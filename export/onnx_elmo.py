@@ -18,10 +18,10 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
 from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.text.sentences import Sentence
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import (
     Arrays,
-    Sentence,
     batches,
     check_inputs,
     input_names,

@@ -36,13 +36,13 @@ WINGS = {
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
     "cuda": {*SHARED, "kernels", "torch", "triton"},
     "reference": {*SHARED, "torch"},
-    "pipeline": {"output", "processor", "settings", "text", "torch"},
+    "pipeline": {"model", "output", "processor", "settings", "text", "torch"},
     "sinks": {"output"},
     "output": {"torch"},  # as tensors
     "graph": {"model", "precision", "processor"},
     "text": {"model", "torch"},  # `batch_to_ids` gives a tensor
     "model": {"torch"},  # reads the checkpoints that PyTorch wrote
-    "settings": {"precision"},
+    "settings": {"precision", "processor"},  # how many threads make sense
     "precision": set(),
     "processor": set(),
     "errors": set(),

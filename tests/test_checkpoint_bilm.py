@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tiny_models import MODELS, WORDS
+from tiny_models import BILM, MODELS, SENTENCES, WORDS, random_model
 
+from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, check_tensors
 from flashelmo.engine.text.characters import WordEncoder
 
 BILM_MODELS = [name for name, model in MODELS.items() if model.config.family == "bilm"]
@@ -170,6 +172,28 @@ def test_absent_parts_may_go_unmentioned(tmp_path):
     assert load_model(tmp_path / "b").weights.lstm[0][0].projection is None
 
 
+@pytest.mark.parametrize("mentioned", [True, False])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_single_layer(tmp_path, alone, mentioned):
+    """bilm-tf makes no stack of one cell, and takes one layer where the options name no number."""
+    expected = random_model(replace(BILM, n_layers=1))
+    folder = tmp_path / "model"
+    write_bilm(expected, folder)
+    if alone:
+        for direction in ("RNN_0/RNN", "RNN_1/RNN"):
+            edit_weights(folder, lambda f, at=direction: f.move(f"{at}/MultiRNNCell/Cell0/LSTMCell", f"{at}/LSTMCell"))
+    if not mentioned:
+        edit_options(folder, lambda o: o["lstm"].pop("n_layers"))
+    same_weights(load_model(folder), with_zero_rows(expected), LOST_IN_FORGET_BIAS)
+
+
+def test_word_weights_beside_options_of_characters(word_folder, folder):
+    expected = load_model(word_folder)
+    characters = json.loads((folder / "options.json").read_text())["char_cnn"]
+    edit_options(word_folder, lambda o: o.update(char_cnn=characters))
+    same_weights(load_model(word_folder), expected)
+
+
 def test_tensors_of_training_and_other_widths_are_fine(folder):
     expected = load_model(folder)
 
@@ -286,7 +310,7 @@ def test_vocabularies(word_folder):
     [
         (lambda o: o.pop("lstm"), "options.json: .*lstm"),
         (lambda o: o["lstm"].pop("dim"), r"options.json: .*dim"),
-        (lambda o: o["lstm"].pop("n_layers"), r"options.json: .*n_layers"),
+        (lambda o: o["lstm"].pop("n_layers"), r"weights.hdf5: tensor \S+Cell1\S+ .* no place"),  # which means 1
         (lambda o: o.pop("char_cnn"), r"options.json: .*char_cnn"),
         (lambda o: o["char_cnn"].pop("filters"), r"options.json: .*filters"),
         (lambda o: o["char_cnn"].pop("embedding"), r"options.json: .*embedding"),
@@ -299,6 +323,9 @@ def test_vocabularies(word_folder):
         (lambda o: o["lstm"].update(projection_dim=4.0), r"options.json: "),
         (lambda o: o["lstm"].update(cell_clip=-1), r"options.json: cell_clip: .*-1"),
         (lambda o: o["lstm"].update(cell_clip="3"), r"options.json: "),
+        (lambda o: o["lstm"].update(cell_clip=True), r"options.json: cell_clip: .* found True$"),
+        (lambda o: o["lstm"].update(proj_clip=float("inf")), r"options.json: projection_clip: .* found inf$"),
+        (lambda o: o["lstm"].update(cell_clip=10**400), r"options.json: cell_clip: .* found 1000"),
         (lambda o: o["char_cnn"].update(max_characters_per_token=12.5), r"options.json: max_characters.*12.5"),
         # options and tensors that disagree: the tensor and both shapes
         (lambda o: o["lstm"].update(dim=7), r"weights.hdf5: tensor \S+ has shape \(8, 24\), expected \(8, 28\)"),
@@ -368,14 +395,44 @@ def test_no_other_file_is_read_as_weights(folder, tmp_path, kind, name):
     fails(folder, rf"weights\.hdf5: tensor {name}")
 
 
-def test_weights_that_the_dimensions_leave_no_place_for(tmp_path):
+@pytest.mark.parametrize("name", ["no projection", "no character projection"])
+def test_projections_between_equal_sizes(name, tmp_path):
     """AllenNLP projects from P to P where bilm-tf does not; ignoring the projection would give wrong vectors."""
+    folder = tmp_path / "model"
+    write_bilm(MODELS[name], folder)
+    square = load_model(folder)
+    size, tensors = square.config.projection_size, dict(square.weights.named_tensors())
+    rng = np.random.default_rng(1)
+    if name == "no projection":
+        for direction, ours in enumerate(("forward", "backward")):
+            for layer in range(square.config.n_layers):
+                values = rng.normal(0, 0.7, (size, size)).astype(np.float32)
+                tensors[f"lstm.{layer}.{ours}.projection"] = values
+                theirs = f"RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell/W_P_0"
+                edit_weights(folder, lambda f, at=theirs, values=values: put(f, at, values))
+    else:
+        for ours, theirs, shape in (("weight", "W_proj", (size, size)), ("bias", "b_proj", (size,))):
+            values = rng.normal(0, 0.7, shape).astype(np.float32)
+            tensors[f"projection.{ours}"] = values
+            edit_weights(folder, lambda f, at=theirs, values=values: put(f, f"CNN_proj/{at}", values))
+    model = load_model(folder)
+    check_tensors(model.weights, model.config, "model")
+    direct = replace(square, weights=ElmoWeights.from_named_tensors(tensors, square.config))
+    expected = list(ElmoEmbedder(direct, runtime="reference").embed(SENTENCES))  # which takes projections of any size
+    plain = list(ElmoEmbedder(square, runtime="reference").embed(SENTENCES))
+    for i, vectors in enumerate(ElmoEmbedder(model, runtime="ort").embed(SENTENCES)):
+        assert np.isfinite(vectors).all()
+        np.testing.assert_allclose(vectors, expected[i], rtol=1e-5, atol=1e-6)
+        assert not vectors.size or np.abs(vectors - plain[i]).max() > 0.01
+
+
+def test_projections_that_are_not_whole(tmp_path):
     write_bilm(MODELS["no projection"], tmp_path / "a")
     edit_weights(tmp_path / "a", lambda f: put(f, f"{CELL}/W_P_0", np.eye(4, dtype=np.float32)))
-    fails(tmp_path / "a", rf"tensor {CELL}/W_P_0 ")
+    fails(tmp_path / "a", r"tensor RNN_0/RNN/MultiRNNCell/Cell1/LSTMCell/W_P_0 is missing")
     write_bilm(MODELS["no character projection"], tmp_path / "b")
     edit_weights(tmp_path / "b", lambda f: put(f, "CNN_proj/W_proj", np.eye(12, dtype=np.float32)))
-    fails(tmp_path / "b", "tensor CNN_proj/W_proj ")
+    fails(tmp_path / "b", "tensor CNN_proj/b_proj is missing")
 
 
 def test_large_values_are_not_infinite(folder):
@@ -414,6 +471,24 @@ def test_damaged_archives(folder, tmp_path):
             fails(archive, r"whole\.(zip|tar\.gz)")
 
 
+def test_groups_in_groups_are_soon_read(folder):
+    """Below each other, beyond every tensor's depth; and groups that hold each other."""
+    expected = load_model(folder)
+
+    def change(file):
+        group = file["RNN_0"]
+        for _ in range(3000):
+            group = group.create_group("deeper")
+        for name in ("RNN_0", "RNN_1"):
+            for i in range(100):
+                file[f"{name}/again_{i}"] = file["RNN_0"]
+
+    edit_weights(folder, change)
+    started = time.monotonic()
+    same_weights(load_model(folder), expected)
+    assert time.monotonic() - started < 5
+
+
 GROWS = r": expected at most [\d,]+ bytes when unpacked, by its size of [\d,]+, found [\d,]+ or more"
 ZEROS = bytes(40 << 20)
 
@@ -449,7 +524,7 @@ def test_weights_that_would_fill_the_memory(folder):
     fails(folder, rf"weights\.hdf5{GROWS}")
     edit_options(folder, lambda o: o["char_cnn"]["embedding"].update(dim=1 << 16))
     with h5py.File(folder / "weights.hdf5", "r+") as file:
-        shapes = {"char_embed": (261, 1 << 16)}
+        shapes: dict[str, tuple[int, ...]] = {"char_embed": (261, 1 << 16)}
         shapes |= {f"CNN/W_cnn_{i}": (1, i + 1, 1 << 16, i + 3) for i in range(3)}
         for name, shape in shapes.items():
             del file[name]

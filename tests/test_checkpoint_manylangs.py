@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import MODELS
+from tiny_models import MODELS, SENTENCES, random_model
 
+from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.manylangs import PUBLISHED_CONFIGURATION
-from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, check_tensors
 
 VARIANTS = ["manylangs", "manylangs, characters alone", "manylangs, words alone"]
 CONFIGURATION = "cnn_tiny.json"
@@ -176,6 +177,23 @@ def test_the_configuration_is_never_outside_the_folder(folder, way):
     fails(folder, r"\(6, 5\).*\(6, 100\)")
 
 
+def test_a_projection_between_equal_sizes(tmp_path):
+    """The published LSTM always has one; without it the vectors would be others."""
+    narrow = MODELS["manylangs"]
+    tensors = dict(random_model(replace(narrow.config, cell_size=4), narrow.lexicon).weights.named_tensors())
+    rng = np.random.default_rng(1)
+    for layer in range(narrow.config.n_layers):
+        for direction in ("forward", "backward"):
+            tensors[f"lstm.{layer}.{direction}.projection"] = rng.normal(0, 0.7, (4, 4)).astype(np.float32)
+    config = replace(narrow.config, cell_size=4)
+    direct = replace(narrow, config=config, weights=ElmoWeights.from_named_tensors(tensors, config))
+    model = load_model(write(direct, tmp_path / "model"))
+    check_tensors(model.weights, model.config, "model")
+    expected = list(ElmoEmbedder(direct, runtime="reference").embed(SENTENCES))  # which takes projections of any size
+    for i, vectors in enumerate(ElmoEmbedder(model, runtime="ort").embed(SENTENCES)):
+        np.testing.assert_allclose(vectors, expected[i], rtol=1e-5, atol=1e-6)
+
+
 def test_the_configuration_may_be_config_json_itself(folder):
     (folder / CONFIGURATION).rename(folder / "config.json")
     same_model(load_model(folder), MODELS["manylangs"])
@@ -251,7 +269,7 @@ def test_lexicons_that_are_absent_or_not_utf8(folder):
         (lambda o: o.update(token_embedder="cnn"), r"cnn_tiny\.json: "),
         (lambda o: o["encoder"].update(dim="6"), r"cnn_tiny\.json: cell_size: .*'6'"),
         (lambda o: o["token_embedder"].update(word_dim=0, char_dim=0), r"cnn_tiny\.json: "),
-        (lambda o: o["encoder"].update(dim=4), r"cnn_tiny\.json: .*projection_dim"),
+        (lambda o: o["encoder"].update(dim=4), r"encoder\.pkl: tensor .* expected \(16, 4\) by"),
         (lambda o: o["encoder"].update(dim=7), r"input_linearity\S+ has shape \(24, 4\), expected \(28, 4\)"),
         (lambda o: o["encoder"].update(n_layers=3), r"forward_layer_2\S+ is missing"),
         (lambda o: o["encoder"].update(n_layers=1), r"_layer_1\S+ "),

@@ -19,6 +19,7 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.convert import convert, describe
 from flashelmo.engine.model.checkpoints.native import read_safetensors, release_pages, write_native
+from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, check_tensors
 
 
@@ -351,11 +352,31 @@ def test_describe(folder):
     assert describe(MODELS["skip"])["files"] == []
 
 
+@pytest.mark.parametrize("clip", ["cell_clip", "projection_clip"])
+@pytest.mark.parametrize("value", [True, float("inf"), float("nan"), 10**400, -(10**400), 1e39, 0, -1.0, "3"], ids=str)
+def test_clips_that_bound_nothing(clip, value):
+    config = MODELS["skip"].config.to_dict()
+    with pytest.raises(
+        FlashElmoError, match=rf"^file: {clip}: expected a positive number in float32's range or none, "
+    ):
+        ElmoConfig.from_dict({**config, clip: value}, "file")
+    assert getattr(ElmoConfig.from_dict({**config, clip: 3}), clip) == 3
+
+
 def test_describe_names_both_pickles(golden):
     files = describe(load_model(golden / "manylangs"))["files"]
     assert [file["name"] for file in files] == ["token_embedder.pkl", "encoder.pkl"]
     encoder = (golden / "manylangs" / "encoder.pkl").read_bytes()
     assert files[1]["sha256"] == hashlib.sha256(encoder).hexdigest() and files[1]["bytes"] == len(encoder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_in_memory_is_checked_as_one_in_files(value):
+    weights = MODELS["skip"].weights
+    assert weights.projection is not None
+    bias = np.full_like(weights.projection.bias, value)
+    with pytest.raises(FlashElmoError, match=r"^random: tensor projection\.bias holds NaN or infinity$"):
+        replace(MODELS["skip"], weights=replace(weights, projection=replace(weights.projection, bias=bias)))
 
 
 def test_check_tensors_looks_at_every_tensor():

@@ -174,6 +174,39 @@ def test_unreadable_files(name: str, tmp_path: Path) -> None:
     (tmp_path / "model" / name).chmod(0o700)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("hdf5", ""),
+        ("hdf5", "options.json"),
+        ("native", "config.json"),
+        ("native", "model.safetensors"),
+        ("native", "lexicon.json"),
+        ("manylangs", "char.dic"),
+        ("manylangs", "encoder.pkl"),
+    ],
+)
+def test_pipes_are_not_waited_for(kind: str, name: str, golden: Path, tmp_path: Path) -> None:
+    path = a_model(kind, tmp_path, golden)
+    file = path / name
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink()
+    os.mkfifo(file)
+    loads = ["-c", "import sys; from flashelmo import load_model; load_model(sys.argv[1])", str(path)]
+    done = subprocess.run([sys.executable, *loads], capture_output=True, text=True, timeout=60)  # else it hangs
+    assert done.returncode == 1 and "FlashElmoError: " in done.stderr.splitlines()[-1]
+
+
+def test_pipes_and_devices_as_models_and_options(tmp_path: Path) -> None:
+    found = ": expected a file or folder, found a pipe, socket or device"
+    fails(f"^/dev/zero{found}", load_model, "/dev/zero")
+    write_bilm(MODELS["skip"], tmp_path / "model")
+    fails(f"^/dev/zero{found}", load_model, tmp_path / "model", options_file="/dev/zero")
+
+
 def a_model(kind: str, folder: Path, golden: Path) -> Path:
     """A model of one kind, in `folder`; its path."""
     if kind == "manylangs":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,7 +24,13 @@ from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
 WEIGHTS = [0.3, -1.2, 0.7]
 VOCABULARY = ["@@PADDING@@", "the", "cat", "sat", "incomprehensibilities", "é"]
 FLAT = [word for sentence in SENTENCES for word in sentence]
-FOLDERS = {"bilm": "skip", "manylangs": "manylangs", "words": "words alone"}
+FOLDERS = {
+    "bilm": "skip",
+    "manylangs": "manylangs",
+    "words": "words alone",
+    "manylangs characters": "manylangs, characters alone",
+    "manylangs words": "manylangs, words alone",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -376,6 +383,16 @@ def test_ids_that_are_no_tensor_of_integers(build, ids):
             build(vocab_to_cache=VOCABULARY)(None, WORD_IDS.to(number))
 
 
+def test_texts_where_lists_are_meant(build):
+    assert torch.equal(batch_to_ids(["the cat", "sat"]), batch_to_ids([["the", "cat"], ["sat"]]))
+    cases: list[tuple[Any, str]] = [("the cat", "one text"), ({"the cat": 1}, "a dict")]
+    for given, found in cases:
+        with pytest.raises(FlashElmoError, match=rf"^batch: expected .* found {found}"):
+            batch_to_ids(given)
+        with pytest.raises(FlashElmoError, match=rf"^vocab_to_cache: expected .* found {found}"):
+            build(vocab_to_cache=given)
+
+
 def test_bad_input(build, ids):
     with pytest.raises(FlashElmoError, match="expected files or a module, found neither"):
         Elmo(None, None, 1)
@@ -395,14 +412,21 @@ def test_missing_torch_names_the_extra():
     assert "pip install 'flashelmo[torch]'" in result.stderr
 
 
+def ids_of(elmo, batch):
+    """Both kinds of ids, None where the model has none."""
+    config = elmo.bilm.config
+    return (
+        elmo.batch_to_ids(batch) if config.character_size else None,
+        elmo.batch_to_word_ids(batch) if config.word_size else None,
+    )
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("batch", [[], [[]], [[], []]], ids=str)
 @pytest.mark.parametrize("boundaries", [False, True])
 def test_batches_without_words(build, name, batch, boundaries):
     elmo = build(name=name, keep_sentence_boundaries=boundaries, do_layer_norm=True)
-    inputs = None if name == "words" else elmo.batch_to_ids(batch)
-    word_inputs = None if name == "bilm" else elmo.batch_to_word_ids(batch)
-    output = elmo(inputs, word_inputs)
+    output = elmo(*ids_of(elmo, batch))
     shape = (len(batch), 2 * boundaries)
     assert output["mask"].shape == shape and output["mask"].all()
     found = output["elmo_representations"][0]
@@ -421,8 +445,7 @@ def test_ids_of_a_model(build, name):
     """Of models that spell otherwise than AllenNLP's, or whose words have another length."""
     elmo = build(name=name)
     layers, mask = padded_layers(name)
-    inputs = None if name == "words" else elmo.batch_to_ids(SENTENCES)
-    output = elmo(inputs, None if name == "bilm" else elmo.batch_to_word_ids(SENTENCES))
+    output = elmo(*ids_of(elmo, SENTENCES))
     np.testing.assert_array_equal(output["mask"], mask)
     close(output["elmo_representations"][0], layers.mean(axis=0))
 

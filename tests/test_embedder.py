@@ -218,6 +218,56 @@ def test_what_is_no_text_is_refused(embedder: ElmoEmbedder, sentences: Any) -> N
         embedder.embed_batch(sentences)
 
 
+class Table:
+    """As a DataFrame of pandas, iterating gives the names of columns."""
+
+    columns = ("text",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+NO_SENTENCES: list[tuple[Any, str]] = [
+    ("And God said", "sentences: expected several, found one text; put it into a list"),
+    (b"And God said", "sentences: expected several, found one text; put it into a list"),
+    ({"And God": 1, "said": 2}, "sentences: expected a list, found a dict, of which only the keys are iterated"),
+    (Table(), r"sentences: expected a list, found a table \(Table\); give one of its columns"),
+]
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("method", ["embed", "embed_batch", "embed_sentences", "encode"])
+@pytest.mark.parametrize(("given", "message"), NO_SENTENCES, ids=lambda value: type(value).__name__)
+def test_what_is_iterated_by_letters_or_keys_is_refused(given: Any, message: str, method: str, stateful: bool) -> None:
+    embedder = ElmoEmbedder(MODEL, stateful=stateful)
+    if method == "encode" and isinstance(given, str):
+        return  # one sentence
+    with pytest.raises(FlashElmoError, match=rf"^{message}$"):
+        getattr(embedder, method)(given)
+    assert embedder.statistics.sentences == 0
+
+
+@pytest.mark.parametrize("given", [b"cat", {"cat": 1}], ids=["bytes", "dict"])
+def test_a_sentence_of_another_type_is_refused(embedder: ElmoEmbedder, given: Any) -> None:
+    for call in (lambda: embedder.embed_sentence(given), lambda: embedder.encode([given])):
+        with pytest.raises(FlashElmoError, match=r"^sentence: expected text or a list of tokens, found "):
+            call()
+
+
+@pytest.mark.parametrize("runtime", FLOAT32_RUNTIMES)
+@pytest.mark.parametrize("n", [1, 2000])
+def test_a_lone_surrogate_is_an_unknown_character_to_elmoformanylangs(n: int, runtime: RuntimeName) -> None:
+    """And AllenNLP leaves it out."""
+    for name, same in (("manylangs", "c€t"), ("skip", "ct")):
+        embedder = ElmoEmbedder(MODELS[name], runtime=runtime)
+        expected = embedder.embed_sentence([same, "cat"])
+        found = embedder.embed_batch([["c\udc80t", "cat"]] * n)[-1]
+        assert np.abs(found - expected).max() < tolerance("fp32")
+        assert np.abs(found[0, 0] - embedder.embed_sentence(["ct" if "€" in same else "c€t"])[0, 0]).max() > 1e-3
+    with pytest.raises(FlashElmoError, match="expected text, found nothing"):
+        embedder.embed_batch([["c\udc80t", None]])  # type: ignore[list-item]
+
+
 def test_several_threads_share_an_embedder(text: list[list[str]]) -> None:
     embedder = ElmoEmbedder(MODEL, cache_bytes=1 << 10)
     parts = [text[i::8] for i in range(8)]

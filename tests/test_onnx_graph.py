@@ -56,7 +56,7 @@ class File:
             inputs["character_ids"] = np.zeros((*mask.shape, characters.shape[1]), np.int64)
             inputs["character_ids"][mask] = characters
         if (rows := encoder.word_ids(words)) is not None:
-            inputs["word_ids"] = np.full(mask.shape, self.metadata.absent_word_id, np.int64)
+            inputs["word_ids"] = np.full(mask.shape, self.metadata.config.absent_word_id, np.int64)
             inputs["word_ids"][mask] = rows
         return inputs
 

@@ -4,6 +4,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from flashelmo.engine.cpu import pipeline as cpu_pipeline
 from flashelmo.engine.cpu.pipeline import make_runtime
 from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model import initialize
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Output, pool_mean, select_layers
+from flashelmo.engine.output import Layers, Output, pool_mean, select_layers
 from flashelmo.engine.precision import PrecisionName, tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import RuntimeName
@@ -330,6 +332,30 @@ def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedd
     for result, vectors in zip(embedder.embed(SENTENCES, layers=mix, pool=pool), everything, strict=True):
         expected = sum(factor * layer for factor, layer in zip(mix, vectors.astype(np.float64), strict=True))
         np.testing.assert_allclose(result, pool_mean(expected) if pool else expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("as_numpy", [True, False])
+@pytest.mark.parametrize("runtime", ["ort", "reference"])
+@pytest.mark.parametrize("layers", ["all", "average", (2e38, 2e38, 2e38), (1e39, 1.0, 1.0)], ids=str)
+def test_vectors_that_overflow_are_refused_by_their_sentence(
+    layers: Layers, runtime: RuntimeName, as_numpy: bool
+) -> None:
+    """Of finite weights, or of finite vectors by a mix; those of the sentences before come."""
+    model = MODELS["manylangs, words alone"]
+    if isinstance(layers, str):
+        weights = model.weights
+        assert model.lexicon is not None and weights.word_embedding is not None and weights.projection is not None
+        embedding = weights.word_embedding.copy()
+        embedding[model.lexicon.words["the"]] = 3e38 * np.sign(weights.projection.weight[:, 0])
+        model = replace(model, weights=replace(weights, word_embedding=embedding))
+    embedder = ElmoEmbedder(model, runtime=runtime, window_tokens=2, batch_size=2)
+    stream = embedder.embed([[], [], [], ["the", "cat"], ["sat"]], layers=layers, convert_to_numpy=as_numpy)
+    for _ in range(3):
+        next(stream)
+    with pytest.raises(
+        FlashElmoError, match=r"^sentence 3 \('the cat'\): expected finite vectors, found infinity or NaN"
+    ):
+        next(stream)
 
 
 @pytest.mark.parametrize("pool", [None, "mean"])

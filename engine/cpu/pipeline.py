@@ -72,7 +72,7 @@ class CpuPipeline:
         """Compute a window; then iterate over its sentences' results."""
         plan = self._planner.plan(window)
         schedule = plan.schedule
-        n_steps = schedule.n_nodes * self._config.n_layers
+        n_steps = max(1, schedule.n_nodes * self._config.n_layers)
         # A word's vector takes about as many products as a step of a layer.
         vectors, n_new = self._words.lookup(plan.words, lambda n_done, n_new: on_progress(n_done / (n_new + n_steps)))
         if not self._settings.stateful:

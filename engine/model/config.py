@@ -9,6 +9,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Family = Literal["bilm", "manylangs"]
 MAX_COUNT = 1000
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ElmoConfig:
         _check(isinstance(self.skip_connections, bool), "skip_connections", "true or false", self.skip_connections)
         for name in ("cell_clip", "projection_clip"):
             clip = getattr(self, name)
-            _check(clip is None or clip > 0, name, "a positive number or none", clip)
+            _check(clip is None or _is_bound(clip), name, "a positive number in float32's range or none", clip)
         _check(self.family in ("bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
         _check(self.activation in ("relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
         _check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
@@ -75,6 +76,11 @@ class ElmoConfig:
     def n_filters(self) -> int:
         """F, the filters of all widths together."""
         return sum(number for _, number in self.filters)
+
+    @property
+    def absent_word_id(self) -> int:
+        """What word ids hold where there is no token; -1 in ELMoForManyLangs' models, whose 0 is a word."""
+        return -1 if self.family == "manylangs" else 0
 
     @property
     def output_size(self) -> int:
@@ -114,6 +120,10 @@ def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _is_bound(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_FLOAT32
+
+
 def _check(holds: bool, name: str, expected: str, found: object) -> None:
     if not holds:
-        raise FlashElmoError(f"{name}: expected {expected}, found {found!r}")
+        raise FlashElmoError(f"{name}: expected {expected}, found {found!r:.60}")

@@ -198,13 +198,16 @@ class Lexicon:
 
 @dataclass(frozen=True)
 class ElmoModel:
-    """A model as read from disk.
+    """A model, read from disk or made in memory.
 
     Attributes:
         config, weights, lexicon: what the runtimes need; lexicon is None for models of bytes.
         path: the weights file that was read, or the folder where there are several.
         format: "bilm-hdf5", "manylangs" or "native".
         source_format: what a native model was converted from; None where it was not.
+
+    Raises:
+        FlashElmoError: the weights are not those of the configuration, or not finite; see `check_tensors`.
     """
 
     config: ElmoConfig
@@ -213,3 +216,6 @@ class ElmoModel:
     path: Path
     format: str
     source_format: str | None = None
+
+    def __post_init__(self) -> None:
+        check_tensors(self.weights, self.config, str(self.path))

@@ -13,6 +13,7 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.sentences import check_several
 
 try:
     import torch
@@ -101,6 +102,7 @@ class Elmo(torch.nn.Module):
             )
             self._encoder = WordEncoder(model.config, model.lexicon)
             if vocab_to_cache:
+                check_several("vocab_to_cache", vocab_to_cache)
                 self._cache_words(self.bilm, self._encoder, vocab_to_cache, requires_grad)
         self.dropout = torch.nn.Dropout(dropout)
         self.num_output_representations = num_output_representations
@@ -136,7 +138,7 @@ class Elmo(torch.nn.Module):
         Args:
             inputs: character ids [..., T, M] from `batch_to_ids`, of any integer type; may be None beside
                 `word_inputs`.
-            word_inputs: word ids [..., T], 0 at padding: positions in `vocab_to_cache`, or those of
+            word_inputs: word ids [..., T]: positions in `vocab_to_cache`, 0 at padding, or those of
                 `batch_to_word_ids` for a model that looks words up.
 
         Returns:
@@ -161,14 +163,16 @@ class Elmo(torch.nn.Module):
         return {"elmo_representations": representations, "mask": mask.reshape(*leading, mask.shape[1])}
 
     def _batch_ids(self, batch: Sequence[Sequence[str]], kind: int) -> Tensor:
-        """Ids of tokenized sentences, zero where padded: of characters for kind 0, of words for 1."""
+        """Ids of tokenized sentences and their padding: of characters for kind 0, of words for 1."""
         if self._encoder is None:
             raise FlashElmoError("module: ids are made for a model from files, found a module that was given")
         ids = encode(self._encoder, [word for sentence in batch for word in sentence])[kind]
         if ids is None:
             raise FlashElmoError(f"ids: this model has none of {('characters', 'words')[kind]}")
         lengths = [len(sentence) for sentence in batch]
-        return pad_tokens(ids, positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0)))
+        mask = positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0))
+        padding = (0, self._encoder.config.absent_word_id)[kind]
+        return pad_tokens(ids - padding, mask) + padding
 
     def _takes_words(self) -> bool:
         if not isinstance(self.bilm, ReferenceElmo):
@@ -196,7 +200,8 @@ class Elmo(torch.nn.Module):
     def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
         """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
         self.register_buffer("boundary_vectors", bilm.boundary_vectors(), persistent=False)
-        self.register_load_state_dict_post_hook(_renew_boundaries)  # type: ignore[no-untyped-call]
+        module: Any = self  # PyTorch's method has no types
+        module.register_load_state_dict_post_hook(_renew_boundaries)
         vectors = bilm.token_vectors(*encode(encoder, words))
         self.cached_words = torch.nn.Embedding.from_pretrained(vectors, freeze=not trainable, padding_idx=0)
         self.cached_words.weight[0] = 0.0

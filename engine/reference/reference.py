@@ -109,8 +109,8 @@ class ReferenceElmo(torch.nn.Module):
         Args:
             character_ids: integers [B, T, M]; None for models of words alone.
             word_ids: integers [B, T]; None for models of characters alone.
-            mask: [B, T], True or 1 at tokens; where absent, tokens are what differs from 0, or in ELMoForManyLangs'
-                models what has different characters.
+            mask: [B, T], True or 1 at tokens; where absent, a token is what has a character other than 0, or in models
+                of words alone another id than `absent_word_id`.
 
         Returns:
             {"activations": L tensors [B, T + 2, 2P], zero where padded, "mask": bool [B, T + 2]}.
@@ -118,6 +118,7 @@ class ReferenceElmo(torch.nn.Module):
         character_ids = self._checked("character_ids", character_ids, self.character_embedding)
         word_ids = self._checked("word_ids", word_ids, self.word_embedding)
         mask = self._token_mask(character_ids, word_ids) if mask is None else mask.bool()
+        word_ids = None if word_ids is None else word_ids.clamp(min=0)  # padding may be below
         lengths = sentence_lengths(mask)
         if character_ids is not None:
             character_ids = add_boundaries(character_ids, lengths, self.get_buffer("boundary_characters"))
@@ -177,14 +178,10 @@ class ReferenceElmo(torch.nn.Module):
         return features
 
     def _token_mask(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
-        if self.config.family == "manylangs":  # where id 0 is a character, or a word, like any other
-            if character_ids is None:
-                raise FlashElmoError("mask: expected one for a model of ELMoForManyLangs' words, found none")
-            return (character_ids != character_ids[..., :1]).any(dim=-1)  # a word has a begin and an end
         if character_ids is not None:
             return (character_ids > 0).any(dim=-1)
         assert word_ids is not None  # a model has characters or words
-        return word_ids > 0
+        return word_ids != self.config.absent_word_id
 
     def _checked(self, name: str, ids: Tensor | None, embedding: Tensor | None) -> Tensor | None:
         """The ids if they suit the embedding; None where the model has no such embedding."""
@@ -195,9 +192,10 @@ class ReferenceElmo(torch.nn.Module):
         ids = whole_numbers(name, ids)
         if name == "character_ids" and ids.shape[-1] != self.config.max_characters:
             raise FlashElmoError(f"{name}: expected [..., {self.config.max_characters}], found {list(ids.shape)}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(embedding):
+        lowest = self.config.absent_word_id if name == "word_ids" else 0
+        if ids.numel() and not lowest <= int(ids.min()) <= int(ids.max()) < len(embedding):
             found = f"{int(ids.min())} to {int(ids.max())}"
-            raise FlashElmoError(f"{name}: expected ids from 0 to {len(embedding) - 1}, found {found}")
+            raise FlashElmoError(f"{name}: expected ids from {lowest} to {len(embedding) - 1}, found {found}")
         return ids
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.text.sentences import Sentence, check_several, tokens_of
 from flashelmo.engine.text.spelling import (
     BYTES,
     Int32,
@@ -42,8 +43,8 @@ class WordEncoder(Speller):
         return self.look_up(_utf8_words(words, self.surrogates)) if self.config.word_size else None
 
 
-def batch_to_ids(batch: Sequence[Sequence[str]]) -> torch.LongTensor:
-    """Character ids of tokenized sentences as AllenNLP's `batch_to_ids` gives them.
+def batch_to_ids(batch: Sequence[Sentence | str]) -> torch.LongTensor:
+    """Character ids of sentences as AllenNLP's `batch_to_ids` gives them; strings are split on white space.
 
     Returns:
         int64 [B, T, 50], without boundaries, zero where a sentence is shorter than the longest one.
@@ -52,9 +53,11 @@ def batch_to_ids(batch: Sequence[Sequence[str]]) -> torch.LongTensor:
         import torch
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "batch_to_ids") from error
-    lengths = np.array([len(sentence) for sentence in batch], np.int64)
+    check_several("batch", batch)
+    sentences = [tokens_of(sentence) for sentence in batch]
+    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     ids = np.zeros((len(batch), lengths.max(initial=0), ALLENNLP_MAX_CHARACTERS), np.int64)
-    words = _utf8_words([word for sentence in batch for word in sentence], "ignore")
+    words = _utf8_words([word for sentence in sentences for word in sentence], "ignore")
     is_word = np.arange(ids.shape[1]) < lengths[:, None]
     ids[is_word] = spell_bytes(words, ALLENNLP_MAX_CHARACTERS, ("<S>", "</S>"))
     return torch.LongTensor(torch.from_numpy(ids))

@@ -24,6 +24,7 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
 N_CODE_POINTS = 0x110000
+NO_CHARACTER = chr(N_CODE_POINTS - 1)  # stands for a lone surrogate, where UTF-8 must: Unicode never assigns it
 
 
 @dataclass(frozen=True)

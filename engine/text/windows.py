@@ -29,6 +29,7 @@ CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
 NEWLINE = ord("\n")
 BARE_RETURN = re.compile(rb"\r(?!\n)")
+SURROGATE = re.compile("[\ud800-\udfff]")
 UTF16_NULS = 32  # more than one NUL in so many bytes is UTF-16, where each blank has one
 FEW_TOKENS = 1 << 10  # converted one by one in less time
 SEPARATOR = "\0"  # of tokens in lists, which hardly ever have it in them
@@ -101,13 +102,15 @@ class Draft:
     Attributes:
         tokens: one behind the other, with a separator between them; or a list, where they are few or have it in them.
         offsets: as the window's.
+        surrogate: what a lone surrogate becomes, which UTF-8 cannot hold.
     """
 
     tokens: str | list[str]
     offsets: Int64
+    surrogate: str = ""
 
     @classmethod
-    def of(cls, sentences: Sequence[Sequence[str]]) -> Draft:
+    def of(cls, sentences: Sequence[Sequence[str]], surrogate: str = "") -> Draft:
         """Of sentences as token lists, which may change afterwards."""
         offsets = np.zeros(len(sentences) + 1, np.int64)
         np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
@@ -115,8 +118,8 @@ class Draft:
             with suppress(TypeError):  # tokens that are no text: `window` says which
                 text = SEPARATOR.join([SEPARATOR.join(tokens) for tokens in sentences if len(tokens)])
                 if text.count(SEPARATOR) == offsets[-1] - 1:
-                    return cls(text, offsets)
-        return cls([token for sentence in sentences for token in sentence], offsets)
+                    return cls(text, offsets, surrogate)
+        return cls([token for sentence in sentences for token in sentence], offsets, surrogate)
 
     def __len__(self) -> int:
         """Sentences."""
@@ -134,7 +137,7 @@ class Draft:
                 return Window.encode(_split_text(tokens), self.offsets)
             except UnicodeEncodeError:
                 tokens = tokens.split(SEPARATOR)
-        return Window.encode(_strings(tokens), self.offsets)
+        return Window.encode(_strings(tokens, self.surrogate), self.offsets)
 
 
 @dataclass(frozen=True)
@@ -381,11 +384,12 @@ def _split_text(text: str) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(np.compress(~is_end, data)))
 
 
-def _strings(tokens: list[str]) -> pa.StringArray:
+def _strings(tokens: list[Any], surrogate: str) -> pa.StringArray:
     try:
         strings = pa.array(tokens, pa.string())
     except UnicodeEncodeError:
-        strings = pa.array([token.encode("utf-8", "ignore").decode() for token in tokens], pa.string())
+        encodable = [SURROGATE.sub(surrogate, token) if isinstance(token, str) else token for token in tokens]
+        return _strings(encodable, surrogate)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
         raise FlashElmoError(f"sentences: expected lists of texts: {error}") from None
     if strings.null_count:

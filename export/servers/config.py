@@ -157,7 +157,8 @@ max_batch_size: 0
 
 
 def _dynamic_batching(metadata: Metadata) -> str:
-    filling = "zeros" if metadata.absent_word_id == 0 else f"zeros, of {metadata.absent_word_id} in word_ids"
+    absent = metadata.config.absent_word_id
+    filling = "zeros" if absent == 0 else f"zeros, of {absent} in word_ids"
     return f"""
 # Requests are joined where all their axes but the batch's agree: so fill sequence_length up to a multiple, of 8 say,
 # with rows of {filling}. That changes no vector, and mask says where tokens are. No size of batch is

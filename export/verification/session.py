@@ -76,7 +76,7 @@ def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arra
             ids = ids[..., : encoder.lengths(spelled).max(initial=1)]
         inputs["character_ids"] = ids
     if (rows := encoder.word_ids(words)) is not None:
-        inputs["word_ids"] = np.full(mask.shape, metadata.absent_word_id, np.int64)
+        inputs["word_ids"] = np.full(mask.shape, metadata.config.absent_word_id, np.int64)
         inputs["word_ids"][mask] = rows
     return inputs
 

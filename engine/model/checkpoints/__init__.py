@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import MODEL_FILES, extracted, first_line, opened_tar, read_json
+from flashelmo.engine.model.checkpoints.files import (
+    MODEL_FILES,
+    check_regular,
+    extracted,
+    first_line,
+    opened_tar,
+    read_json,
+)
 from flashelmo.engine.model.weights import ElmoModel
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -31,6 +38,7 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
     try:
         if not path.exists():
             raise FlashElmoError(f"{path}: no such file or folder")
+        check_regular(path)
         return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
     except OSError as error:  # permissions, names that are too long, failing disks
         raise FlashElmoError(f"{error.filename or path}: cannot be read: {first_line(error)}") from None

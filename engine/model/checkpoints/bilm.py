@@ -10,7 +10,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_growth, first_line, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
+from flashelmo.engine.model.checkpoints.widened import widen
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
 
@@ -33,6 +34,7 @@ NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
 NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
 # Begins of the names of the network's tensors; others, such as a softmax, belong to training.
 PARTS = ("CNN", "RNN_", "char_embed", "embedding")
+ALONE = "/RNN/LSTMCell/", "/RNN/MultiRNNCell/Cell0/LSTMCell/"  # one layer, as bilm-tf writes it; as AllenNLP reads it
 DEPTH = 5  # groups around the deepest of them
 
 
@@ -52,10 +54,10 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
     options = read_json(options_file)
     try:
         with h5py.File(weights_file, "r") as file:
-            stored = dict(_datasets(file, weights_file))
+            stored = {name.replace(*ALONE): dataset for name, dataset in _datasets(file, weights_file)}
             shapes = {name: tuple(dataset.shape or ()) for name, dataset in stored.items()}
             config = read_options(options, shapes, options_file)
-            table = stored_tensors(config)
+            table = stored_tensors(config, stored)
             check_stored(table.values(), shapes, weights_file, options_file.name)
             check_growth(weights_file, sum(map(_n_bytes, (stored[name] for name in {s.name for s in table.values()}))))
             tensors = {name: to_canonical(s, stored[s.name], weights_file) for name, s in table.items()}
@@ -63,6 +65,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
         raise
     except Exception as error:  # h5py raises what it pleases where a file is damaged
         raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {first_line(error)}") from None
+    config, tensors = widen(config, tensors)
     weights = ElmoWeights.from_named_tensors(tensors, config)
     lexicon = Lexicon({}, _read_vocabulary(weights_file.parent, config.n_words - 1)) if config.word_size else None
     return ElmoModel(config, weights, lexicon, weights_file, FORMAT)
@@ -97,9 +100,15 @@ def write_bilm(model: ElmoModel, folder: str | Path, *, overwrite: bool = False)
             (target / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
-    """How the file stores each canonical tensor of a model of this configuration."""
+def stored_tensors(config: ElmoConfig, found: Collection[str] = ()) -> dict[str, Stored]:
+    """How the file stores each canonical tensor of a model of this configuration.
+
+    Args:
+        config: the model's dimensions.
+        found: names of the file's tensors: some files project between equal sizes, as AllenNLP does.
+    """
     size, cell, filters, inputs = config.projection_size, config.cell_size, config.n_filters, config.character_size
+    projects_cells = cell != size or any(name.endswith("/W_P_0") for name in found)
     table = {}
     if config.character_size:
         table["character_embedding"] = Stored("char_embed", (config.n_characters - 1, inputs), _add_zero_row, _drop_row)
@@ -113,7 +122,7 @@ def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
         for ours, theirs in (("transform", "transform"), ("gate", "carry")):  # their carry gate carries the new part
             table[f"highways.{k}.{ours}.weight"] = Stored(f"CNN_high_{k}/W_{theirs}", (filters, filters))
             table[f"highways.{k}.{ours}.bias"] = Stored(f"CNN_high_{k}/b_{theirs}", (filters,))
-    if config.character_size and filters != size:
+    if config.character_size and (filters != size or "CNN_proj/W_proj" in found):
         table["projection.weight"] = Stored("CNN_proj/W_proj", (filters, size))
         table["projection.bias"] = Stored("CNN_proj/b_proj", (size,))
     for direction, name in enumerate(DIRECTIONS):
@@ -123,7 +132,7 @@ def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
             table[f"lstm.{layer}.{name}.input_weight"] = matrix(rows=slice(0, size))
             table[f"lstm.{layer}.{name}.recurrent_weight"] = matrix(rows=slice(size, 2 * size))
             table[f"lstm.{layer}.{name}.bias"] = Stored(f"{theirs}/B", (4 * cell,), _read_bias, _write_bias)
-            if cell != size:
+            if projects_cells:
                 table[f"lstm.{layer}.{name}.projection"] = Stored(f"{theirs}/W_P_0", (cell, size))
     return table
 
@@ -138,8 +147,7 @@ def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset
 
     seen = set()  # groups, which may hold each other
     found = [(name, file) for name in file if name.startswith(PARTS)]
-    while found:
-        path, group = found.pop()
+    for path, group in found:  # what lies deeper is added behind
         name = path.rpartition("/")[2]
         if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
             continue

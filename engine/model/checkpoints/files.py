@@ -25,6 +25,7 @@ ANY_GROWTH = 1 << 20  # bytes that nobody minds
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, with or without a byte order mark; FlashElmoError where it cannot be read or is something else."""
+    check_regular(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -34,6 +35,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise FlashElmoError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+def check_regular(path: Path) -> None:
+    """Raise FlashElmoError where a path is neither a file nor a folder: a pipe may wait, a device be read, for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FlashElmoError(f"{path}: expected a file or folder, found a pipe, socket or device")
 
 
 @contextmanager

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.model.checkpoints.files import check_growth, check_rows, check_zip, read_json
+from flashelmo.engine.model.checkpoints.files import check_growth, check_regular, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
+from flashelmo.engine.model.checkpoints.widened import widen
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
 
@@ -66,14 +67,13 @@ def read_manylangs(folder: Path) -> ElmoModel:
         sizes[key] = embedding.shape[0] if lexicon and embedding.ndim else 0
         check_rows(lexicon, sizes[key], folder / f"{name}.dic")
     config = ElmoConfig.from_dict(sizes, str(source))
-    if config.cell_size == config.projection_size:
-        raise FlashElmoError(f"{source}: encoder: expected projection_dim below dim, found {config.cell_size} for both")
     tensors: dict[str, Array] = {}
     for file, stored in files.items():
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
         check_stored(table.values(), shapes, folder / file, source.name)
         tensors |= {k: to_canonical(s, stored[s.name], folder / file) for k, s in table.items()}
+    config, tensors = widen(config, tensors)
     return ElmoModel(
         config, ElmoWeights.from_named_tensors(tensors, config), Lexicon(characters, words), folder, FORMAT
     )
@@ -166,6 +166,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
     """`token<TAB>row` lines, stripped as the published reader does, which leaves one field of the token U+3000."""
     lexicon = {}
     try:
+        check_regular(path)
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -195,6 +196,7 @@ def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     if not path.exists():
         raise FlashElmoError(f"{path}: the file is missing")
+    check_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import check_rows, first_line, new_folder, read_json
+from flashelmo.engine.model.checkpoints.files import check_regular, check_rows, first_line, new_folder, read_json
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, Lexicon, check_tensors, expected_shapes
+from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, Lexicon, expected_shapes
 
 FORMAT = "native"
 FORMAT_VERSION = 1
@@ -74,7 +74,6 @@ def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:
     if unknown := sorted(tensors.keys() - expected):
         raise FlashElmoError(f"{weights_file}: tensor {unknown[0]} has no place in a model of {config_file.name}")
     weights = ElmoWeights.from_named_tensors(tensors, config)
-    check_tensors(weights, config, str(weights_file))
     has_lexicon = bool(config.word_size) or config.family == "manylangs"
     lexicon = _read_lexicon(folder / "lexicon.json", config) if has_lexicon else None
     return ElmoModel(config, weights, lexicon, weights_file, FORMAT, source_format)
@@ -93,6 +92,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
     (8 bytes of header length, a JSON header of names, types, shapes and offsets, then the data).
     """
+    check_regular(path)
     try:
         data = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:

@@ -51,13 +51,13 @@ def read_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     cell_size = _get(options, "lstm.dim", source, int)
     lstm = options["lstm"]
     projection_size = lstm.get("projection_dim") or cell_size
-    has_words = "embedding" in shapes and "char_embed" not in shapes and not options.get("char_cnn")
+    has_words = "embedding" in shapes and "char_embed" not in shapes  # their options may still tell of characters
     inputs = _words(shapes["embedding"], projection_size) if has_words else _characters(options, source)
     values = {
         "family": "bilm",
         "cell_size": cell_size,
         "projection_size": projection_size,
-        "n_layers": _get(options, "lstm.n_layers", source, int),
+        "n_layers": _get(options, "lstm.n_layers", source, int) if "n_layers" in lstm else 1,
         "cell_clip": lstm.get("cell_clip") or None,
         "projection_clip": lstm.get("proj_clip") or None,
         "skip_connections": lstm.get("use_skip_connections") or False,
