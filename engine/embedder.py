@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -46,12 +48,16 @@ class ElmoEmbedder:
 
     The same sentence always gets the same vectors, unless `stateful`, which carries the LSTM state from batch to
     batch by batch row, as AllenNLP and bilm-tf do.
+
+    One that was loaded from files is pickled as their path and its settings; a forked process may go on with it on the
+    CPU, not on a CUDA device.
     """
 
     @shows_options
     def __init__(self, model: ElmoModel, **options: Unpack[Options]) -> None:
         """Make an embedder of a model in memory; see `load`."""
         self.settings = Settings.of(options)
+        self._load_again: Callable[[], ElmoEmbedder] | None = None
         self.config: ElmoConfig = model.config
         self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
@@ -82,7 +88,23 @@ class ElmoEmbedder:
             MissingExtraError: the chosen runtime's package is not installed.
         """
         Settings.of(options)  # what is wrong with them comes to light before a model is read
-        return cls(load_model(path, options_file), **options)
+        embedder = cls(load_model(path, options_file), **options)
+        options_file = None if options_file is None else os.path.abspath(options_file)
+        embedder._load_again = partial(cls.load, os.path.abspath(path), options_file=options_file, **options)
+        return embedder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, is loaded anew from the same files; a state that was carried stays behind.
+
+        Raises:
+            FlashElmoError: the model came from no file.
+        """
+        if self._load_again is None:
+            raise FlashElmoError(
+                "embedder of a model in memory: expected one made by `ElmoEmbedder.load`, which is copied by its path; "
+                "make it where it is used"
+            )
+        return self._load_again, ()
 
     @property
     def statistics(self) -> Statistics:

@@ -16,7 +16,8 @@ class InEachProcess(Generic[Value]):
     """A value that a forked process can't use, such as a lock or a session that has threads: there it is made anew.
 
     Args:
-        make: makes it, at once; in a forked process where it is first asked for.
+        make: makes it, at once; in a forked process where it is first asked for. It should not hold the object that
+            holds this, which would then be freed late.
     """
 
     def __init__(self, make: Callable[[], Value]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -78,9 +80,11 @@ class OnnxElmo:
         threads: int | None = None,
     ) -> None:
         self._file = model_file(Path(path))
+        self._open_again = partial(type(self), os.path.abspath(self._file), providers=providers, threads=threads)
+        self._has_options = session_options is not None
         wanted = available_providers(providers)
         options = options_of(session_options, threads)
-        self._session = InEachProcess(lambda: open_session(self._file, wanted, options))
+        self._session = InEachProcess(partial(open_session, self._file, wanted, options))
         session = self._session()
         self.metadata = Metadata.from_properties(properties_of(session, self._file), str(self._file))
         self._inputs = {value.name: _number_type(value.type) for value in session.get_inputs()}
@@ -104,6 +108,16 @@ class OnnxElmo:
                 "%s: its 8-bit products have no CUDA kernels in ONNX Runtime and run on the CPU; take a file of fp16",
                 self._file,
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, opens the same file anew; a state that was carried stays behind.
+
+        Raises:
+            FlashElmoError: there are session options, which ONNX Runtime cannot copy.
+        """
+        if self._has_options:
+            raise FlashElmoError("session_options: expected none where an OnnxElmo is copied or pickled, found some")
+        return self._open_again, ()
 
     def reset_state(self) -> None:
         """Let every row of a stateful file's next batch start at zero."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,15 +74,13 @@ class OpenVinoRuntime:
             raise FlashElmoError(
                 "precision 'bf16': this processor has no bfloat16 products (AVX-512 BF16 or AMX); pass 'fp32' or 'int8'"
             )
-        self._config = config
-        self._tensors = tensors
-        self._settings = {
+        settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[values],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        self._pieces = InEachProcess(self._make_pieces)
+        self._pieces = InEachProcess(partial(_Pieces.of, config, tensors, settings))
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
@@ -103,19 +102,6 @@ class OpenVinoRuntime:
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
         _run(self._pieces().steps[steps.layer][steps.direction], inputs, outputs)
 
-    def _make_pieces(self) -> _Pieces:
-        config, core = self._config, openvino.Core()
-
-        def piece(graph: Graph) -> Any:
-            model = core.read_model(graph.to_model(self._tensors, embed=True).SerializeToString())
-            return core.compile_model(model, "CPU", self._settings).create_infer_request()
-
-        def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
-            layers = range(config.n_layers)
-            return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
-
-        return _Pieces(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
-
 
 class _Pieces(NamedTuple):
     """The requests that run the pieces; those of the cells by layer and direction."""
@@ -123,6 +109,20 @@ class _Pieces(NamedTuple):
     words: Any
     products: list[list[Any]]
     steps: list[list[Any]]
+
+    @classmethod
+    def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
+        core = openvino.Core()
+
+        def piece(graph: Graph) -> Any:
+            model = core.read_model(graph.to_model(tensors, embed=True).SerializeToString())
+            return core.compile_model(model, "CPU", settings).create_infer_request()
+
+        def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
+            layers = range(config.n_layers)
+            return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
+
+        return cls(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
 
 
 def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:

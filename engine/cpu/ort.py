@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -39,19 +41,18 @@ class OrtRuntime:
     """
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: NumberType, threads: int = 0) -> None:
-        self._tensors = tensors
         threads = threads or n_cores()
         step_weights = 5 * config.projection_size * config.cell_size * (1 if weight_type == "int8" else 4)
         self.concurrent_directions = threads > 1 and 2 * step_weights <= cache_bytes()
         piece_threads = -(-threads // 2) if self.concurrent_directions else threads
         cells = [(layer, name) for layer in range(config.n_layers) for name in DIRECTIONS]
-        self._graphs = [
+        graphs = [
             words_graph(config),
             *(input_product_graph(config, layer, name, weight_type) for layer, name in cells),
             *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
         ]
-        self._threads = [threads, *2 * len(cells) * [piece_threads]]
-        self._pieces = InEachProcess(self._make_pieces)  # the words', the products', the steps'
+        threads_of = [threads, *2 * len(cells) * [piece_threads]]
+        self._pieces = InEachProcess(partial(_make_pieces, graphs, threads_of, tensors))  # words, products, steps
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
@@ -74,23 +75,6 @@ class OrtRuntime:
         pieces = self._pieces()
         pieces[1 + len(pieces) // 2 + 2 * steps.layer + steps.direction].run(inputs, outputs)
 
-    def _make_pieces(self) -> list[_Piece]:
-        with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
-            return list(pool.map(self._piece, self._graphs, self._threads))
-
-    def _piece(self, graph: Graph, threads: int) -> _Piece:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each
-        # Each session has its own threads; they must not spin while another session works.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(self._tensors[name]) for name in graph.weights]
-        options.add_external_initializers(graph.weights, values)
-        model = graph.to_model(self._tensors).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return _Piece(session, values)
-
 
 class _Piece:
     """A session with inputs and outputs bound in place."""
@@ -106,3 +90,22 @@ class _Piece:
         for name, array in outputs.items():
             self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(self._binding)
+
+
+def _make_pieces(graphs: list[Graph], threads: list[int], tensors: Tensors) -> list[_Piece]:
+    with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
+        return list(pool.map(_make_piece, graphs, threads, repeat(tensors)))
+
+
+def _make_piece(graph: Graph, threads: int, tensors: Tensors) -> _Piece:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each
+    # Each session has its own threads; they must not spin while another session works.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensors[name]) for name in graph.weights]
+    options.add_external_initializers(graph.weights, values)
+    model = graph.to_model(tensors).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return _Piece(session, values)
