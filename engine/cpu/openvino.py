@@ -104,8 +104,9 @@ class OpenVinoRuntime:
 
 
 class _Pieces(NamedTuple):
-    """The requests that run the pieces; those of the cells by layer and direction."""
+    """The requests that run the pieces, those of the cells by layer and direction, and the core that they live by."""
 
+    core: Any
     words: Any
     products: list[list[Any]]
     steps: list[list[Any]]
@@ -122,7 +123,7 @@ class _Pieces(NamedTuple):
             layers = range(config.n_layers)
             return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
 
-        return cls(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
+        return cls(core, piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
 
 
 def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
