@@ -353,7 +353,7 @@ def projected_tensors(run: LayerRun) -> ProjectionTensors:
     return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
 
 
-def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
+def choose_projection(run: LayerRun, rows: int) -> Tile:
     """The projection's tile for so many rows, its sums split where the cells can be split evenly.
 
     Raises:
@@ -361,7 +361,7 @@ def choose_projection(operation: str, run: LayerRun, rows: int) -> Tile:
     """
     (D, P, C), weights = run.weights.shape, run.weights
     options = run.options
-    tile = choose_tile(operation, weights.dtype, options.precision, rows, batch_invariant=options.batch_invariant)
+    tile = choose_tile("projection", weights.dtype, options.precision, rows, batch_invariant=options.batch_invariant)
     if C % tile.splits or tile.splits == 1:
         return tile._replace(splits=1)
     blocks = D * cdiv(rows, tile.rows)

@@ -109,7 +109,7 @@ def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
     (D, P, _), arguments = run.weights.shape, projection_arguments(run, pack)
 
     def kind(rows: int) -> tuple[Tile, Mode]:
-        return choose_projection("projection", run, rows), _mode(run, rows)
+        return choose_projection(run, rows), _mode(run, rows)
 
     def launch(kind: tuple[Tile, Mode]) -> Launch:
         return Launch(projection_kernel, (), arguments | {"TILE": kind[0], "MODE": kind[1]}, kind[0].options)
