@@ -7,8 +7,9 @@ WHEEL := .wheel
 # Of all that is installed little is imported, and Python compiles that by itself.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
     --editable
-# A file's tests run in one process, as they share fixtures; files that take long begin (tests/conftest.py).
-PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+# A file's tests run in one process, as they share fixtures; files that take long begin (tests/conftest.py). Where a
+# process dies the run ends and names its test: with another in its place pytest-xdist may wait for ever.
+PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: help demo test lint style types types-of-tests bench
 

@@ -38,3 +38,23 @@ def importing(module: str, home: Path) -> str:
 def test_nothing_is_sent_or_written_when_openvino_is_imported(tmp_path: Path) -> None:
     assert importing("flashelmo.engine.cpu.openvino", tmp_path) == "imported True False\n"
     assert not list(tmp_path.iterdir())
+
+
+# Embedders come and go, in the order in which they came; then a signal is handled.
+SIGNALLED = """
+import gc, signal
+from tiny_models import MODELS, SENTENCES
+from flashelmo import ElmoEmbedder
+embedders = [ElmoEmbedder(MODELS["skip"], runtime="openvino") for _ in range(2)]
+while embedders:
+    embedders.pop(0).embed_batch(SENTENCES)
+    gc.collect()
+signal.signal(signal.SIGINT, lambda *arguments: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_are_handled_after_embedders_are_gone() -> None:
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -49,9 +49,14 @@ except ImportError as error:
 ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones run slowly
 
 
+# One core for all embedders, never freed: each sets the stack that signals are handled on, and on its end puts back the
+# one it found. Of two that end in the order of their beginning, the second puts back the first one's, freed by then.
+core = InEachProcess(openvino.Core)
+
+
 def has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor (AVX-512 BF16, AMX)."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoRuntime:
@@ -104,26 +109,23 @@ class OpenVinoRuntime:
 
 
 class _Pieces(NamedTuple):
-    """The requests that run the pieces, those of the cells by layer and direction, and the core that they live by."""
+    """The requests that run the pieces, those of the cells by layer and direction."""
 
-    core: Any
     words: Any
     products: list[list[Any]]
     steps: list[list[Any]]
 
     @classmethod
     def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
-        core = openvino.Core()
-
         def piece(graph: Graph) -> Any:
-            model = core.read_model(graph.to_model(tensors, embed=True).SerializeToString())
-            return core.compile_model(model, "CPU", settings).create_infer_request()
+            model = core().read_model(graph.to_model(tensors, embed=True).SerializeToString())
+            return core().compile_model(model, "CPU", settings).create_infer_request()
 
         def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
             layers = range(config.n_layers)
             return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
 
-        return cls(core, piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
+        return cls(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
 
 
 def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
