@@ -165,8 +165,8 @@ float32: the worst of {cases} cases, {sentences} ragged sentences in all.{most} 
 cases and bounds."""
 
 _INT8 = """\
-The int8 file holds the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes their inputs by the \
-range that these have in a batch, so that a vector changes a little with the other sentences of its batch. """
+The int8 file holds the LSTMs' matrices as integers from -{levels} to {levels}, and quantizes each row of \
+their inputs by its own largest magnitude, so that a vector does not depend on the other sentences of its batch. """
 
 _SEVEN_BITS = "Products of such weights, of 7 bits, are exact on every processor."
 

@@ -250,7 +250,7 @@ def test_errors_are_what_they_are_called() -> None:
     found = [array.copy() for array in exact]
     found[0][1, 0, 0] += 0.5
     assert relative_errors(found, exact) == pytest.approx([0, 0.5 / 4])
-    assert why_wrong(found, exact, "int8") == "expected vectors within 0.05 of the reference's (relative), found 0.12"
+    assert why_wrong(found, exact, "int8") == "expected vectors within 0.03 of the reference's (relative), found 0.12"
     assert why_wrong(found, exact, "fp32").startswith("expected vectors within 1e-05 of the reference's (absolute)")
     assert why_wrong(exact, exact, "fp32") == ""
     rows = error_rows("m", "n", found, exact, "by hand")

@@ -214,6 +214,13 @@ def test_a_sentence_does_not_depend_on_its_company(tmp_path: Path, text: list[li
     assert farthest(file.embed(text[:20], columns=9), together) < EXPORT_TOLERANCE
 
 
+def test_in_8_bits_a_sentence_has_its_own_bits(tmp_path: Path, text: list[list[str]]) -> None:
+    file = File(MODELS["skip"], tmp_path / "model.onnx", precision="int8")
+    together = file.embed(text[:20])
+    for number in (0, 7, 19):
+        assert np.array_equal(file.embed([text[number]])[0], together[number])
+
+
 @pytest.mark.parametrize("stateful", [False, True])
 def test_holes_in_a_sentence_harm_nobody(stateful: bool, tmp_path: Path) -> None:
     """Whoever fills the columns before or between the tokens gets these tokens' vectors, and so do all others."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from tiny_models import MODELS, SENTENCES
+from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine.cpu import bilstm, word_vectors
 from flashelmo.engine.cpu import pipeline as cpu_pipeline
@@ -28,6 +28,7 @@ from flashelmo.engine.settings import RuntimeName
 from flashelmo.engine.text.windows import Window
 
 Vectors = list[npt.NDArray[np.float32]]
+SMALL = random_model(replace(BILM, cell_size=256, projection_size=64))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -203,6 +204,22 @@ def test_how_rows_are_cut_into_steps_does_not_change_the_vectors(
     monkeypatch.setattr(bilstm, "STEP_ROWS", step_rows)
     monkeypatch.setattr(bilstm, "WORD_TABLE_BYTES", table_bytes)
     assert_close(ElmoEmbedder(MODELS["skip"]).embed_batch(sentences), expected, tolerance("fp32"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "step_rows"),
+    [({}, 1), ({}, 3), ({"share": False}, 64), ({"cache_bytes": 0, "window_tokens": 1}, 512), ({"threads": 1}, 512)],
+    ids=str,
+)
+def test_in_8_bits_a_sentence_has_its_own_bits(
+    settings: dict[str, Any], step_rows: int, sentences: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is beside it, and however rows are cut: its inputs are quantized row by row."""
+    expected = ElmoEmbedder(SMALL, precision="int8", threads=2).embed_batch(sentences)
+    monkeypatch.setattr(bilstm, "STEP_ROWS", step_rows)
+    embedder = ElmoEmbedder(SMALL, precision="int8", **settings)
+    for found in (embedder.embed_batch(sentences[::-1])[::-1], [embedder.embed_sentence(each) for each in sentences]):
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -125,14 +125,25 @@ class Graph:
         return self.node("MatMul", [x, self.weight(weight)])
 
     def _int8_matmul(self, x: str, weight: str) -> str:
-        """x, quantized once for all its products, times 8-bit weights; ONNX Runtime fuses these nodes into one."""
+        """x [n, K] times 8-bit weights: a row is quantized by its own largest magnitude, once for all its products.
+
+        So a row's product does not depend on the rows beside it. Sums of integers are exact in any order.
+        """
         if x not in self.quantized:
-            outputs = (f"{x}_integers", f"{x}_scale", f"{x}_zero")
-            self.quantized[x] = self.add("DynamicQuantizeLinear", [x], outputs)
-        integers, scale, zero = self.quantized[x]
+            self.quantized[x] = self._quantize_rows(x)
+        integers, zero, scale = self.quantized[x]
         product = self.node("MatMulInteger", [integers, self.weight(weight), zero])
-        scales = self.node("Mul", [scale, self.weight(f"{weight}.scale")])
-        return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), scales])
+        columns = self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), self.weight(f"{weight}.scale")])
+        return self.node("Mul", [columns, scale])
+
+    def _quantize_rows(self, x: str) -> list[str]:
+        """x [n, K] as unsigned integers, their zero, and the rows' scales [n, 1]."""
+        largest = self.node("ReduceMax", [self.node("Abs", [x]), self.ints(1)])
+        scale = self.node("Mul", [largest, self.number("1 / 127", 1 / 127)])
+        scale = self.node("Max", [scale, self.number("least scale", np.finfo(np.float32).tiny)])  # of rows of zeros
+        zero = self.constant("zero of 8 bits", 128, np.uint8)
+        units = self.node("Div", [x, scale])
+        return [self.node("QuantizeLinear", [units, self.number("one", 1), zero]), zero, scale]
 
     def to_model(self, tensors: Tensors, *, embed: bool = False, name: str = "flashelmo") -> onnx.ModelProto:
         """The ONNX model; its weights are placeholders for external data unless `embed` puts them inside."""

@@ -48,7 +48,8 @@ def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, mode
 def _expected_tensors(metadata: Metadata, model: ElmoModel) -> dict[str, Tensor]:
     graph = elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
     tensors = tensors_of(model, metadata)
-    numbers = {name: value for name, value in graph.constants.items() if value.dtype.kind == "f"}  # the mix, clips
+    # the mix, clips, the zero of 8 bits; shapes and places show in every output
+    numbers = {name: value for name, value in graph.constants.items() if value.dtype.kind in "fu"}
     return numbers | {name: tensors[name] for name in graph.weights}
 
 
