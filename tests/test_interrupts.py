@@ -129,7 +129,7 @@ def test_sentences_may_be_made_by_the_embedder_itself(runtime: RuntimeName, stat
 
     outer = in_time(lambda: list(embedder.embed(sentences())))
     fresh = make(runtime, stateful=stateful)
-    expected = []
+    expected: list[Any] = []
     for sentence in (["the", "cat"], ["sat"], []):
         fresh.reset_state()
         expected += fresh.embed([sentence])

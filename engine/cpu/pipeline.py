@@ -77,7 +77,7 @@ class CpuPipeline:
         """Raise FlashElmoError in a thread that computes a window, which would wait for itself."""
         if self._lock().locked() and getattr(self._run_by, "window", None) is self._running:
             raise FlashElmoError(
-                "embedder: expected no call from within its own progress callback, found one; use another embedder there"
+                "embedder: expected no call from within its own progress callback, found one; use another one there"
             )
 
     def _clear_state(self) -> None:
