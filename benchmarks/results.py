@@ -138,7 +138,7 @@ class Results:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FlashElmoError(f"{path}: expected results of the benchmark: {error}") from None
 
 

@@ -1,8 +1,21 @@
 """Errors a user can cause. The command line prints their one line and exits with 1."""
 
+LONGEST_MESSAGE = 1000  # characters
+
 
 class FlashElmoError(ValueError):
-    """Bad input: one line that names the file, tensor or line, what was expected and what was found."""
+    """Bad input: one line that names the file, tensor or line, what was expected and what was found.
+
+    What a file holds may stand in it: it is cut in the middle where it is too long, and no character of it ends the
+    line or moves a terminal's cursor.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 + 5 :]}"
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(message)
 
 
 class MissingExtraError(FlashElmoError, ImportError):

@@ -100,14 +100,14 @@ def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
 
 
 def _integers(inputs: Mapping[str, Any], name: str, n_axes: int) -> npt.NDArray[Any]:
-    """One input as an array of `n_axes` axes that holds something."""
+    """One input as an array of `n_axes` axes."""
     if inputs.get(name) is None:
         raise FlashElmoError(f"{name}: this file needs them, found none")
     array = _array(name, inputs[name])
     if array.dtype.kind not in "iu":
         raise FlashElmoError(f"{name}: expected integers, found {array.dtype}")
-    if array.ndim != n_axes or not array.size:
-        expected = f"[{', '.join(AXES[:n_axes])}], each 1 or more"
+    if array.ndim != n_axes:
+        expected = f"[{', '.join(AXES[:n_axes])}]"
         raise FlashElmoError(f"{name}: expected {expected}, found {list(array.shape)}")
     return array
 
@@ -130,6 +130,8 @@ def _check_width(characters: npt.NDArray[Any], metadata: Metadata) -> None:
 
 def _check_range(name: str, ids: npt.NDArray[Any], least: int, n_rows: int) -> None:
     """An id that is no row of the embedding must never reach the graph: some providers read what lies beyond it."""
+    if not ids.size:
+        return
     lowest, highest = int(ids.min()), int(ids.max())
     if not least <= lowest <= highest < n_rows:
         raise FlashElmoError(f"{name}: expected ids from {least} to {n_rows - 1}, found {lowest} to {highest}")

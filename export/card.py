@@ -175,7 +175,8 @@ x86 processors without VNNI (AVX-512 VNNI or AVX-VNNI) add products in pairs of 
 saturate: there the errors are larger than above, unless the file is exported with `reduce_range`."""
 
 _PADDING = """\
-Sentences of a batch are padded on the right, and outputs are exactly zero where there is no token. """
+Sentences of a batch are padded on the right, and outputs are exactly zero where there is no token. A batch of no \
+sentences or no columns has outputs as empty. """
 
 _DECIDES = "Where tokens are is told by `character_ids` alone. "
 

@@ -38,23 +38,37 @@ class Words:
     """Names of values: mask bool [B, T]; vectors [W, P] of the distinct words, and each token's row in them [B, T].
 
     boundary_rows int64 [2]: the rows of the begin and the end of a sentence; empty where not stateful.
+
+    Where a batch is given without sentences or columns, B or T is 1 all the same, since few operators take nothing:
+    sizes int64 [2] are those that were given, missing int64 [2] says how many more there are here.
     """
 
     mask: str
     vectors: str
     rows: str
     boundary_rows: str
+    sizes: str
+    missing: str
 
 
 def distinct_words(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> Words:
     """Declare the ids as inputs, and compute the vectors of the words that they name, once for each distinct one."""
     config = metadata.config
-    characters = word_ids = ""
+    given = []
     if config.character_size:
         shape = [*BATCH, metadata.characters or "characters"]
-        characters = graph.input("character_ids", shape, TensorProto.INT64)
+        given.append(graph.input("character_ids", shape, TensorProto.INT64))
     if config.word_size:
-        word_ids = graph.input("word_ids", BATCH, TensorProto.INT64)
+        given.append(graph.input("word_ids", BATCH, TensorProto.INT64))
+    sizes = graph.node("Shape", [given[0]], end=2)
+    missing = graph.node("Max", [graph.node("Sub", [graph.ints(1), sizes]), graph.ints(0)])
+    characters = word_ids = ""
+    if config.character_size:
+        pads = graph.node("Concat", [graph.ints(0, 0, 0), missing, graph.ints(0)], axis=0)
+        characters = graph.node("Pad", [given[0], pads])
+    if config.word_size:
+        pads = graph.node("Concat", [graph.ints(0, 0), missing], axis=0)
+        word_ids = graph.node("Pad", [given[-1], pads, graph.constant("absent_word", config.absent_word_id)])
     mask = _mask(graph, metadata, characters, word_ids)
     keys = [_character_rows(graph, metadata, vocabulary, mask, characters)] if characters else []
     keys += [_word_rows(graph, metadata, vocabulary, mask, word_ids)] if word_ids else []
@@ -62,19 +76,26 @@ def distinct_words(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> 
     distinct, places = graph.add("Unique", [rows], ["distinct_words", "", "places"], axis=0)
     vectors = _vectors(graph, config, vocabulary, distinct)
     if not metadata.stateful:
-        return Words(mask, vectors, graph.node("Reshape", [places, graph.node("Shape", [mask])]), "")
+        rows = graph.node("Reshape", [places, graph.node("Shape", [mask])])
+        return Words(mask, vectors, rows, "", sizes, missing)
     tokens = graph.node("Slice", [places, graph.ints(0), graph.ints(-2)])
     boundaries = graph.node("Slice", [places, graph.ints(-2), graph.ints(TO_THE_END)])
-    return Words(mask, vectors, graph.node("Reshape", [tokens, graph.node("Shape", [mask])]), boundaries)
+    rows = graph.node("Reshape", [tokens, graph.node("Shape", [mask])])
+    return Words(mask, vectors, rows, boundaries, sizes, missing)
+
+
+def of_given(graph: Graph, value: str, words: Words, output: str = "") -> str:
+    """The part of a value [B, T, ...] that stands for what was given, which may be nothing."""
+    return graph.node("Slice", [value, graph.ints(0, 0), words.sizes, graph.ints(0, 1)], output)
 
 
 def _mask(graph: Graph, metadata: Metadata, characters: str, word_ids: str) -> str:
     """Where tokens are, bool [B, T]. A token's character ids are never all 0, whatever the model."""
     if characters:
         largest = graph.node("ReduceMax", [characters, graph.ints(2)], keepdims=0)
-        return graph.node("Greater", [largest, graph.ints(0)], "mask")
+        return graph.node("Greater", [largest, graph.ints(0)])
     absent = graph.node("Equal", [word_ids, graph.ints(metadata.config.absent_word_id)])
-    return graph.node("Not", [absent], "mask")
+    return graph.node("Not", [absent])
 
 
 def _character_rows(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str, characters: str) -> str:

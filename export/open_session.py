@@ -95,7 +95,7 @@ def options_of(given: Any, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or n_cores()
     options.enable_mem_pattern = False  # shapes vary without end, and a pattern is kept for each
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and would be said twice
     return options
 
 

@@ -12,13 +12,13 @@ states of rows that have ended.
 
 from __future__ import annotations
 
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.pieces import ScanInputs, ScanOutputs, input_product_nodes, scan_nodes
 from flashelmo.engine.model.weights import DIRECTIONS
 from flashelmo.engine.precision import NumberType
-from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words
+from flashelmo.export.distinct_words import BATCH, Vocabulary, Words, distinct_words, of_given
 from flashelmo.export.metadata import STATES, Metadata
 from flashelmo.export.placement import (
     Sentences,
@@ -33,18 +33,20 @@ from flashelmo.export.placement import (
 def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: NumberType) -> Graph:
     """The graph of one file; its weights are those of `prepare_tensors`, and of `boundary_states` if not stateful."""
     graph = Graph(weight_type)
-    if metadata.stateful:
-        _declare_states(graph, metadata)
     words = distinct_words(graph, metadata, vocabulary)
+    given = _declare_states(graph, metadata, words) if metadata.stateful else []
     sentences = sentences_of(graph, words.mask, stateful=metadata.stateful)
-    directions = [_direction(graph, metadata, words, sentences, direction) for direction in range(len(DIRECTIONS))]
-    lowest = graph.node("Gather", [words.vectors, words.rows])
+    directions = [
+        _direction(graph, metadata, words, sentences, given, direction) for direction in range(len(DIRECTIONS))
+    ]
+    lowest = graph.node("Gather", [words.vectors, of_given(graph, words.rows, words)])
     halves = [(lowest, lowest), *zip(*(layers for layers, _ in directions), strict=True)]
-    present, zero = graph.node("Unsqueeze", [words.mask, graph.ints(2)]), graph.number("zero_vector", 0)
+    mask = of_given(graph, words.mask, words, "mask")
+    present, zero = graph.node("Unsqueeze", [mask, graph.ints(2)]), graph.number("zero_vector", 0)
     layers = [graph.node("Where", [present, graph.node("Concat", pair, axis=2), zero]) for pair in halves]
-    _write_layers(graph, metadata, sentences, layers)
+    _write_layers(graph, metadata, words, sentences, layers)
     if metadata.stateful:
-        _write_states(graph, metadata, [states for _, states in directions])
+        _write_states(graph, metadata, words, [states for _, states in directions])
     return graph
 
 
@@ -55,12 +57,13 @@ def _n_lstm_layers(metadata: Metadata) -> int:
 
 
 def _direction(
-    graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, direction: int
+    graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, given: list[str], direction: int
 ) -> tuple[list[str], list[ScanOutputs]]:
     """The tokens' states of every LSTM layer [B, T, P], and the states that the layers end in."""
     config, name = metadata.config, DIRECTIONS[direction]
     places = places_of_tokens(graph, sentences, direction)
     order = words_of_steps(graph, sentences, words, direction, places)
+    places = of_given(graph, places, words)
     marked = (running_rows if metadata.stateful else fresh_rows)(graph, sentences)
     x, layers, ends = "", [], []
     for layer in range(_n_lstm_layers(metadata)):
@@ -71,7 +74,7 @@ def _direction(
             products = input_product_nodes(graph, layer, name, _rows(graph, x, config.projection_size))
             shape = graph.node("Concat", [graph.node("Shape", [x], end=2), graph.ints(config.cell_size)], axis=0)
             gates = [graph.node("Reshape", [product, shape]) for product in products]
-        steps = _steps(graph, metadata, sentences, layer, direction, gates, marked)
+        steps = _steps(graph, given, sentences, layer, direction, gates, marked)
         states = scan_nodes(graph, config, layer, name, steps)
         skip = layer > 0 and config.skip_connections
         x = graph.node("Add", [states.all_hidden, x]) if skip else states.all_hidden
@@ -86,15 +89,15 @@ def _rows(graph: Graph, x: str, size: int) -> str:
 
 
 def _steps(
-    graph: Graph, metadata: Metadata, sentences: Sentences, layer: int, direction: int, gates: list[str], marked: str
+    graph: Graph, given: list[str], sentences: Sentences, layer: int, direction: int, gates: list[str], marked: str
 ) -> ScanInputs:
-    """What a Scan starts from: the states after the boundary wherever a sentence begins, or the states given.
+    """What a Scan starts from: the states after the boundary wherever a sentence begins, or the states `given`.
 
     `marked` are the rows that begin a sentence with a step, or for stateful files those that have not ended.
     """
-    if metadata.stateful:
+    if given:
         place = graph.constant(f"place_{layer}_{direction}", 2 * layer + direction)
-        hidden, cell = (graph.node("Gather", [state, place]) for state in STATES)
+        hidden, cell = (graph.node("Gather", [state, place]) for state in given)
         return ScanInputs(hidden, cell, gates, running=marked)
     names = boundary_names(layer, DIRECTIONS[direction])
     shape = graph.node("Concat", [sentences.rows, graph.ints(1)], axis=0)
@@ -108,7 +111,7 @@ def boundary_names(layer: int, direction: str) -> tuple[str, str]:
     return f"{prefix}_hidden", f"{prefix}_cell"
 
 
-def _write_layers(graph: Graph, metadata: Metadata, sentences: Sentences, layers: list[str]) -> None:
+def _write_layers(graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, layers: list[str]) -> None:
     """The outputs that callers read."""
     size = metadata.config.output_size
     for layer in metadata.layers:
@@ -121,32 +124,48 @@ def _write_layers(graph: Graph, metadata: Metadata, sentences: Sentences, layers
     ]
     graph.node("Sum", terms, "token_embeddings")
     graph.output("token_embeddings", [*BATCH, size])
-    total = graph.node("ReduceSum", [graph.to_float32("token_embeddings"), graph.ints(1)], keepdims=0)
-    count = graph.node("Max", [sentences.lengths, graph.ints(1)])
+    columns = graph.node("Slice", [words.missing, graph.ints(1), graph.ints(2)])
+    pads = graph.node("Concat", [graph.ints(0, 0, 0, 0), columns, graph.ints(0)], axis=0)
+    summed = graph.node("Pad", [graph.to_float32("token_embeddings"), pads])  # nothing has no sum in older runtimes
+    total = graph.node("ReduceSum", [summed, graph.ints(1)], keepdims=0)
+    lengths = graph.node("Slice", [sentences.lengths, graph.ints(0), _given_rows(graph, words)])
+    count = graph.node("Max", [lengths, graph.ints(1)])
     mean = graph.node("Div", [total, graph.node("Cast", [count], to=TensorProto.FLOAT)])
     graph.node("Identity", [graph.to_float16(mean)], "sentence_embedding")
     graph.output("sentence_embedding", [BATCH[0], size])
     graph.output("mask", BATCH, TensorProto.BOOL)
 
 
-def _state_shapes(metadata: Metadata) -> list[list[int | str]]:
+def _state_shapes(metadata: Metadata) -> list[tuple[int, str, int]]:
     config = metadata.config
-    return [[2 * config.n_layers, BATCH[0], size] for size in (config.projection_size, config.cell_size)]
+    return [(2 * config.n_layers, BATCH[0], size) for size in (config.projection_size, config.cell_size)]
 
 
-def _declare_states(graph: Graph, metadata: Metadata) -> None:
-    """The states to start from, as inputs: `state.hidden` and, always float32, `state.cell`."""
-    types = (graph.float_type, TensorProto.FLOAT)
+def _given_rows(graph: Graph, words: Words) -> str:
+    """Sentences of the batch as it was given, int64 [1]."""
+    return graph.node("Slice", [words.sizes, graph.ints(0), graph.ints(1)])
+
+
+def _declare_states(graph: Graph, metadata: Metadata, words: Words) -> list[str]:
+    """The states to start from, as inputs, `state.hidden` and, always float32, `state.cell`; with a row at least."""
+    types, states = (graph.float_type, TensorProto.FLOAT), []
+    rows = graph.node("Slice", [words.missing, graph.ints(0), graph.ints(1)])
     for name, shape, float_type in zip(STATES, _state_shapes(metadata), types, strict=True):
         graph.input(name, shape, float_type)
+        n_states, _, size = shape
+        sizes = graph.node("Concat", [graph.ints(n_states), rows, graph.ints(size)], axis=0)
+        zero = graph.constant(f"{name}.zero", 0, helper.tensor_dtype_to_np_dtype(float_type))
+        states.append(graph.node("Concat", [name, graph.node("Expand", [zero, sizes])], axis=1))
+    return states
 
 
-def _write_states(graph: Graph, metadata: Metadata, directions: list[list[ScanOutputs]]) -> None:
+def _write_states(graph: Graph, metadata: Metadata, words: Words, directions: list[list[ScanOutputs]]) -> None:
     """The states of all layers and directions after the batch, as outputs."""
     states = [state for layer in zip(*directions, strict=True) for state in layer]
     parts = [state.hidden for state in states], [state.cell for state in states]
     types = (graph.float_type, TensorProto.FLOAT)
     for name, each, shape, float_type in zip(STATES.values(), parts, _state_shapes(metadata), types, strict=True):
         stacked = [graph.node("Unsqueeze", [part, graph.ints(0)]) for part in each]
-        graph.node("Concat", stacked, name, axis=0)
+        all_rows = graph.node("Concat", stacked, axis=0)
+        graph.node("Slice", [all_rows, graph.ints(0), _given_rows(graph, words), graph.ints(1)], name)
         graph.output(name, shape, float_type)

@@ -22,6 +22,7 @@ LONG = (
     "test_onnx_fresh",
     "test_benchmarks",
     "test_onnx_benchmark",
+    "test_fuzz",
 )
 
 # Begins of the names of files whose tests run on a card where there is one, and files that look at none all the same.

@@ -299,9 +299,10 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "results.json"
     results().write(path)
     assert Results.read(path) == results()
-    path.write_text('{"rows": []}', encoding="utf-8")
-    with pytest.raises(FlashElmoError, match=r"results\.json: expected results of the benchmark"):
-        Results.read(path)
+    for other in ('{"rows": []}', '{"rows": ' + "[" * 100_000):
+        path.write_text(other, encoding="utf-8")
+        with pytest.raises(FlashElmoError, match=r"results\.json: expected results of the benchmark"):
+            Results.read(path)
 
 
 def test_the_ceiling_stands_beside_the_figure() -> None:

@@ -65,6 +65,14 @@ def edit_header(folder: Path, change) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[begin:])
 
 
+def test_what_a_file_holds_stands_in_one_short_line_of_an_error(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda values: values.update({"a\nb\x1b[2J\u2028" + 5000 * "y": 1}))
+    with pytest.raises(FlashElmoError, match=r"config.json: unknown keys .*a.*\.\.\. .*'word_size'\]$") as caught:
+        load_model(folder)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 1000
+    assert str(FlashElmoError("a\nb\x1b[2J\ud800é")) == r"a\nb\x1b[2J\ud800é"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_written_is_read(name, tmp_path):
     write_native(MODELS[name], tmp_path / "deep" / "model")

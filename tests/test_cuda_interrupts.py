@@ -1,5 +1,6 @@
 """Ctrl-C at whatever moment of a call on a device: the next call is right, or says that the state is lost."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, ONE_LAYER, on_cuda, pipeline_of
 from interrupts import count_moments, interrupt
 from test_forks import succeeds_in_a_fork
-from test_interrupts import N_INTERRUPTS
+from test_interrupts import N_INTERRUPTS, in_time
 from tiny_models import WORD_MODEL, WORDS, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -106,3 +107,21 @@ def test_a_forked_process_is_told_at_once_that_it_needs_its_own_embedder() -> No
         return False
 
     assert succeeds_in_a_fork(check)
+
+
+def test_sentences_may_be_made_by_the_embedder_itself() -> None:
+    """While windows of the outer call are queued and not read yet."""
+    embedder = on_cuda(ONE_LAYER, cuda=AHEAD, window_tokens=2)
+    given: list[list[str]] = [["the", "cat"], ["sat"], ["cat", "new"], ["the"]]
+    inner: list[Any] = []
+
+    def sentences() -> Iterator[list[str]]:
+        for sentence in given:
+            inner.extend(embedder.embed([sentence[::-1]]))
+            yield sentence
+
+    outer = in_time(lambda: list(embedder.embed(sentences())))
+    undisturbed = ElmoEmbedder(ONE_LAYER, device="cpu")
+    assert len(outer) == len(inner) == len(given)
+    assert are_close(outer, list(undisturbed.embed(given)))
+    assert are_close(inner, list(undisturbed.embed([sentence[::-1] for sentence in given])))

@@ -1,6 +1,7 @@
 """Whatever is raised at whatever moment of a call, the next call is right: Ctrl-C, a callback's error, a full stop."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,14 +11,17 @@ from interrupts import count_moments, interrupt
 from tiny_models import MODELS
 
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
+from flashelmo.engine.text.windows import Draft
 
 Sentences = list[list[str]]
 
 # Ctrl-C is tried so often for each kind of embedder; 400 and more by FLASHELMO_INTERRUPTS=400.
 N_INTERRUPTS = int(os.environ.get("FLASHELMO_INTERRUPTS", 30))
 CACHED_WORDS = 12
+SECONDS = 30.0  # after which a call waits for itself
 ROW_BYTES = 16  # of the tiny models' word vectors
 
 # Where it lands in freeing an object, Python reports it and goes on.
@@ -99,3 +103,57 @@ def test_a_stream_that_is_not_read_to_its_end(threads: int, stop: Callable[[Elmo
         stop(embedder, some_sentences(rng, 8))
         following = some_sentences(rng, 8)
         assert are_close(embedder.embed_batch(following), undisturbed.embed_batch(following))
+
+
+def in_time(run: Callable[[], Any]) -> Any:
+    """What a call gives that must not wait for itself."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(run()), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive(), f"still runs after {SECONDS:.0f} s"
+    return found[0]
+
+
+@pytest.mark.parametrize(("runtime", "stateful"), [("ort", False), ("ort", True), ("reference", False)])
+def test_sentences_may_be_made_by_the_embedder_itself(runtime: RuntimeName, stateful: bool) -> None:
+    embedder = make(runtime, threads=2, stateful=stateful, batch_size=1)
+    inner: list[Any] = []
+
+    def sentences() -> Iterator[list[str]]:
+        for sentence in (["the", "cat"], ["sat"], []):
+            yield sentence
+            embedder.reset_state()
+            inner.extend(embedder.embed([["the", "cat"]]))
+            embedder.reset_state()
+
+    outer = in_time(lambda: list(embedder.embed(sentences())))
+    fresh = make(runtime, stateful=stateful)
+    expected: list[Any] = []
+    for sentence in (["the", "cat"], ["sat"], []):
+        fresh.reset_state()
+        expected += fresh.embed([sentence])
+    assert are_close(outer, expected) and are_close(inner, [expected[0]] * 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_callback_that_embeds_is_refused(threads: int) -> None:
+    """In whichever direction's thread it is called; others wait for their turn, and the embedder goes on."""
+    embedder = make("ort", threads)
+    sentence = ["the", "cat", "sat"]
+    expected = list(embedder.embed([sentence]))
+    refused = []
+
+    def embed(fraction: float) -> None:
+        for call in (lambda: list(embedder.embed(["cat"])), embedder.reset_state):
+            with pytest.raises(FlashElmoError, match="no call from within its own progress callback"):
+                call()
+            refused.append(threading.get_ident())
+
+    def run() -> list[Any]:
+        window = Draft.of([sentence], "").window()
+        return [list(results) for _, results in embedder.embed_windows([window], embed)]
+
+    ((found,),) = in_time(run)
+    assert are_close([found], expected) and len(set(refused)) == threads
+    assert are_close(list(embedder.embed([sentence])), expected)

@@ -76,7 +76,11 @@ folder, batch_size = sys.argv[1], int(sys.argv[2])
 with open(f"{folder}/sentences.json", encoding="utf-8") as file:
     sentences = json.load(file)
 for name in sys.argv[3:]:
-    numpy.savez(f"{folder}/{name}.npz", *OnnxElmo(f"{folder}/{name}.onnx").embed(sentences, batch_size=batch_size))
+    elmo = OnnxElmo(f"{folder}/{name}.onnx")
+    numpy.savez(f"{folder}/{name}.npz", *elmo.embed(sentences, batch_size=batch_size))
+    ids = elmo.inputs(["no", "word"])
+    for nothing in ({n: a[:0] for n, a in ids.items()}, {n: a[:, :0] for n, a in ids.items()}):
+        assert not any(array.size for n, array in elmo.run(**nothing).items() if n in ("token_embeddings", "mask"))
 print(json.dumps({
     "installed": {canonical(each.metadata["Name"]): each.version for each in distributions()},
     "allowed": sorted(allowed),

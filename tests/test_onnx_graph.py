@@ -25,9 +25,11 @@ from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.export.batches import input_names
 from flashelmo.export.build import build_onnx, weights_sha256
 from flashelmo.export.distinct_words import WORDS_AT_ONCE
 from flashelmo.export.metadata import STATES, Metadata
+from flashelmo.export.onnx_elmo import OnnxElmo
 
 EXPORT_TOLERANCE = tolerance("fp32", "onnx")  # what an exported float32 file promises
 
@@ -159,6 +161,44 @@ def test_every_output_matches_the_reference(name: str, columns: int, tmp_path: P
         mean = mixed.sum(axis=0) / max(1, n_tokens)
         assert farthest([outputs["sentence_embedding"][row]], [mean]) < EXPORT_TOLERANCE
         assert np.array_equal(outputs["mask"][row], np.arange(6 + columns) < n_tokens)
+
+
+FLAVOURS: list[tuple[str, dict[str, Any]]] = [
+    ("skip", {}),
+    ("skip", {"precision": "fp16"}),
+    ("skip", {"precision": "int8"}),
+    ("no projection", {"characters": "dynamic", "layers": [1]}),
+    ("words alone", {}),
+    ("words alone", {"stateful": True, "precision": "fp16"}),
+    ("manylangs", {"precision": "int8"}),
+    ("manylangs", {"stateful": True}),
+    ("skip", {"stateful": True, "precision": "int8", "characters": "dynamic"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FLAVOURS)
+def test_nothing_in_is_nothing_out(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """No sentences, no columns or neither: empty outputs, and states as after empty sentences."""
+    build_onnx(MODELS[name], tmp_path / "model.onnx", **options)
+    elmo = OnnxElmo(tmp_path / "model.onnx", threads=1)
+    size, stateful = elmo.output_size, elmo.metadata.stateful
+    widths = {"character_ids": (elmo.metadata.config.max_characters,), "word_ids": ()}
+    names = [name for name in input_names(elmo.metadata) if name in widths]
+    absent = elmo.metadata.config.absent_word_id
+    column: dict[str, Any] = {
+        name: np.full((2, 1, *widths[name]), absent if name == "word_ids" else 0) for name in names
+    }
+    empty_sentences = elmo.run(**column)
+    for shape in ((0, 3), (2, 0), (0, 0)):
+        nothing: dict[str, Any] = {name: np.zeros((*shape, *widths[name]), np.int64) for name in names}
+        outputs = elmo.run(**nothing)
+        assert outputs["mask"].shape == shape and outputs["mask"].dtype == bool
+        assert outputs["sentence_embedding"].shape == (shape[0], size) and not outputs["sentence_embedding"].any()
+        for output in ("token_embeddings", *(f"hidden_states.{layer}" for layer in elmo.layers)):
+            assert outputs[output].shape == (*shape, size)
+            assert outputs[output].dtype == empty_sentences[output].dtype
+        for state in STATES.values() if stateful else ():
+            assert np.array_equal(outputs[state], empty_sentences[state][:, : shape[0]])
 
 
 @pytest.mark.parametrize("name", ["skip", "no projection", "words alone", "manylangs", "manylangs, words alone"])

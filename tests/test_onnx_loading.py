@@ -16,11 +16,12 @@ import pytest
 from onnx import helper
 from onnx_toy import METADATA, toy_model
 from test_architecture import HEAVY, run_python, top_level
-from tiny_models import MANYLANGS, MANYLANGS_LEXICON
+from tiny_models import MANYLANGS, MANYLANGS_LEXICON, MODELS
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.export import onnx_elmo as runtime
 from flashelmo.export import open_session
+from flashelmo.export.build import build_onnx
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.onnx_elmo import OnnxElmo
 
@@ -160,6 +161,22 @@ def test_external_data(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(FlashElmoError, match=r"model\.onnx: ONNX Runtime cannot load it: .*model\.onnx_data") as caught:
         OnnxElmo(alone)
     assert "\n" not in str(caught.value)
+
+
+def test_onnx_runtime_says_nothing_by_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = build_and_cut(tmp_path / "model.onnx")
+    with pytest.raises(FlashElmoError, match=r"model\.onnx: ONNX Runtime cannot load it: .*"):
+        OnnxElmo(whole)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def build_and_cut(path: Path) -> Path:
+    """A file whose external data end too early."""
+    build_onnx(MODELS["skip"], path, external_data=True)
+    data = path.with_name("model.onnx_data")
+    data.write_bytes(data.read_bytes()[:100])
+    return path
 
 
 def test_a_failure_while_running_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from flashelmo.export.verification.cases import Batch, Case, make_cases
 from flashelmo.export.verification.compare import Comparison, expected_outputs, output_error
 from flashelmo.export.verification.report import CaseResult, OutputError, Report, short, table
 from flashelmo.export.verification.sentences import SENTENCES
+from flashelmo.export.verification.session import token_mask
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify
 from flashelmo.export.verification.weights import weight_problems
@@ -628,7 +629,8 @@ def test_words_of_every_length_around_the_limit() -> None:
 
 def test_empty_sentences_and_padding_have_their_cases() -> None:
     cases = {case.name: case for case in make_cases(MODELS["skip"], SENTENCES, (3,), stateful=True)}
-    within, alone, one = cases["empty sentences"].batches
+    within, alone, one, *nothing = cases["empty sentences"].batches
+    assert [token_mask(batch).shape for batch in nothing] == [(2, 0), (0, 3), (0, 0)]
     assert () in within.sentences and any(within.sentences)
     assert (alone.sentences, one.sentences) == (((), ()), ((),))
     assert cases["columns of padding"].batches[0].extra_columns > 0

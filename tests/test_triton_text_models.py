@@ -152,6 +152,58 @@ def test_joined_requests_of_text_get_the_engines_vectors(repositories, serve, ca
     model.finalize()
 
 
+BAD_REQUESTS = [
+    ({"text": strings().reshape(0, 1)}, "text: expected [B, 1], B of 1 or more, found [0, 1]"),
+    ({"text": strings(["the", "cat"])}, "text: expected [B, 1], B of 1 or more, found [1, 2]"),
+    ({"text": strings(["cat"])[0]}, "text: expected [B, 1], B of 1 or more, found [1]"),
+    ({"tokens": strings().reshape(0, 3)}, "tokens: expected [B, T], B of 1 or more, found [0, 3]"),
+    ({"tokens": strings(["cat"])[0]}, "tokens: expected [B, T], B of 1 or more, found [1]"),
+    ({"text": strings(["cat"], [7])}, "text 1: expected bytes, found int"),
+    ({"text": strings([None])}, "text 0: expected bytes, found NoneType"),
+    ({"text": np.zeros((1, 1), np.int32)}, "text 0: expected bytes, found int32"),
+    ({"tokens": strings(["cat", 0.5, "", None])}, "tokens 0: expected bytes, found float"),
+]
+
+
+@pytest.mark.parametrize("name", ["elmo_native", "elmo_onnx_text"])
+def test_a_bad_request_fails_alone(repositories, serve, name) -> None:
+    folder, _ = repositories["characters"]
+    model = serve(folder / name)
+    good = {"text": strings(["the cat"])}, {"tokens": np.empty((2, 0), np.object_)}
+    first, *responses, last = model.execute([good[0], *(request for request, _ in BAD_REQUESTS), good[1]])
+    assert [response.error.text for response in responses] == [message for _, message in BAD_REQUESTS]
+    assert {response.error.code for response in responses} == {TritonError.INVALID_ARG}
+    assert first.error is last.error is None
+    (alone,) = model.execute([good[0]])
+    assert np.array_equal(first.arrays["token_embeddings"], alone.arrays["token_embeddings"])
+    assert last.arrays["mask"].tolist() == [[False], [False]]
+    assert not last.arrays["sentence_embedding"].any()
+
+
+class Choosy:
+    """In place of the engine: it cannot embed some words."""
+
+    load = classmethod(lambda cls, path, **settings: cls())
+    config = SimpleNamespace(n_layers=2)
+
+    def embed(self, sentences, **settings):
+        for sentence in sentences:
+            if sentence in ("bad", "worse"):
+                raise FlashElmoError("an overflow") if sentence == "bad" else MemoryError("of 9 GB")
+            yield np.full((1, 4), len(sentence), np.float32)
+
+
+def test_a_request_that_cannot_be_embedded_fails_alone(repositories, serve) -> None:
+    folder, _ = repositories["characters"]
+    model = serve(folder / "elmo_native", embedder=Choosy)
+    requests = [{"text": strings([text])} for text in ("the", "bad", "worse", "tokens")]
+    responses = model.execute(requests)
+    found = [response.error and (response.error.text, response.error.code) for response in responses]
+    overflow, memory = ("an overflow", TritonError.INVALID_ARG), ("MemoryError: of 9 GB", TritonError.INTERNAL)
+    assert found == [None, overflow, memory, None]
+    assert [response.arrays["sentence_embedding"][0, 0] for response in (responses[0], responses[3])] == [3, 6]
+
+
 class Recorder:
     """Stands for the embedder: keeps what it was made with, counts its calls."""
 

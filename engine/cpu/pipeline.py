@@ -11,6 +11,7 @@ import numpy as np
 from flashelmo.engine.cpu.bilstm import BiLstm, RowStates
 from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
 from flashelmo.engine.cpu.word_vectors import WordVectors
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
@@ -46,10 +47,13 @@ class CpuPipeline:
         self._bilstm = BiLstm(model.config, runtime)
         self._state = RowStates() if settings.stateful or not settings.share else None
         self._lock = InEachProcess(threading.Lock)  # a window at a time: state, cache and the LSTM's memory are shared
+        self._running = object()  # another for every window
+        self._run_by = threading.local()  # `window`: what this thread computes
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
+        self._check_not_inside()
         with self._lock():
             self._clear_state()
 
@@ -59,10 +63,22 @@ class CpuPipeline:
         """See `WindowPipeline`; `on_progress` is called after every step and every group of new words."""
 
         def run(window: Window) -> Iterator[Array]:
+            self._check_not_inside()
             with self._lock():
-                return self._run(window, output, on_progress)
+                self._running = self._run_by.window = object()
+                try:
+                    return self._run(window, output, on_progress)
+                finally:
+                    self._run_by.window = None
 
         return stream_windows(windows, run, as_numpy)
+
+    def _check_not_inside(self) -> None:
+        """Raise FlashElmoError in a thread that computes a window, which would wait for itself."""
+        if self._lock().locked() and getattr(self._run_by, "window", None) is self._running:
+            raise FlashElmoError(
+                "embedder: expected no call from within its own progress callback, found one; use another one there"
+            )
 
     def _clear_state(self) -> None:
         if self._state is not None:
@@ -79,10 +95,11 @@ class CpuPipeline:
             self._clear_state()
         state = None if self._state is None else self._state.copy()
         done = n_new
-        lock = threading.Lock()
+        lock, running = threading.Lock(), self._running
 
         def count(nodes: int) -> None:
             nonlocal done
+            self._run_by.window = running  # either direction has its thread
             with lock:
                 done += nodes
                 on_progress(done / (n_new + n_steps))

@@ -25,11 +25,13 @@ class Batch:
     Attributes:
         sentences: B of them.
         extra_columns: padding beyond the longest sentence.
+        least_columns: of a batch, whose sentences may all be empty.
         all_positions: give all M positions of a word, even where the file takes fewer.
     """
 
     sentences: tuple[Sentence, ...]
     extra_columns: int = 0
+    least_columns: int = 1
     all_positions: bool = False
 
 
@@ -64,8 +66,9 @@ def make_cases(
     """All cases of one model and text."""
     first = tuple(sentences[:3])
     empty = Batch((first[0], (), *first[1:])), Batch(((), ())), Batch(((),))
+    nothing = Batch(((), ()), least_columns=0), Batch((), least_columns=EXTRA_COLUMNS), Batch((), least_columns=0)
     cases = [Case(f"text, batches of {size}", _batches(sentences, size)) for size in batch_sizes]
-    cases.append(Case("empty sentences", empty))
+    cases.append(Case("empty sentences", empty + nothing))
     cases.append(Case("columns of padding", (Batch(first, EXTRA_COLUMNS, all_positions=True),)))
     if model.config.character_size:
         cases.append(Case("short, long and multi-byte words", (Batch(_special_words(model.config.max_characters)),)))

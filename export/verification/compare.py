@@ -35,7 +35,8 @@ class Expected:
 def expected_outputs(layers: Sequence[Floats], mask: Bools, metadata: Metadata) -> dict[str, Expected]:
     """Outputs of a batch with these sentences' layers [L, tokens, 2P] and mask [B, T], mixed as the metadata say."""
     padded = np.zeros((len(metadata.mix), *mask.shape, metadata.config.output_size))
-    padded[:, mask] = np.concatenate(layers, axis=1)
+    if layers:
+        padded[:, mask] = np.concatenate(layers, axis=1)
     mixed = np.tensordot(metadata.mix, padded, axes=1)
     lengths = mask.sum(axis=1)
     means = mixed.sum(axis=1) / np.maximum(lengths, 1)[:, None]

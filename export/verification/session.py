@@ -82,9 +82,9 @@ def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arra
 
 
 def token_mask(batch: Batch) -> npt.NDArray[np.bool_]:
-    """bool [B, T], True at tokens; T is one at least."""
-    lengths = np.array([len(sentence) for sentence in batch.sentences])
-    return np.arange(max(1, lengths.max()) + batch.extra_columns) < lengths[:, None]
+    """bool [B, T], True at tokens."""
+    lengths = np.array([len(sentence) for sentence in batch.sentences], np.int64)
+    return np.arange(lengths.max(initial=batch.least_columns) + batch.extra_columns) < lengths[:, None]
 
 
 def _first_rows(state: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

@@ -179,7 +179,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
         try:
             lexicon[token if tab else "\u3000"] = int(row)
         except ValueError:
-            raise FlashElmoError(f"{path}: line {number}: expected token, tab, number; found {line!r}") from None
+            raise FlashElmoError(f"{path}: line {number}: expected token, tab, number; found {line[:60]!r}") from None
     for token in needed:
         if token not in lexicon:
             raise FlashElmoError(f"{path}: expected the token {token}, found none among {len(lexicon)}")

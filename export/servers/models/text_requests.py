@@ -24,25 +24,31 @@ pb_utils = import_module("triton_python_backend_utils")  # the server has it, no
 
 
 def answer(requests: Sequence[Any], embed: Callable[[list[Sentence]], Iterable[Array]]) -> list[Any]:
-    """A response to each request; one that cannot be read gets its error, the others their vectors.
+    """A response to each request; one that cannot be read or embedded gets its error, the others their vectors.
 
     Args:
         requests: those that the server joined.
-        embed: the vectors [T, 2P] of each of any number of sentences; called once for all requests.
+        embed: the vectors [T, 2P] of each of any number of sentences; called once for all requests, and only where that
+            fails once for each.
     """
-    read = [_read(request) for request in requests]
-    vectors = iter(embed(list(chain.from_iterable(sentences for sentences in read if isinstance(sentences, list)))))
-    return [
-        _response(list(islice(vectors, len(sentences)))) if isinstance(sentences, list) else _failure(sentences)
-        for sentences in read
-    ]
-
-
-def _read(request: Any) -> list[Sentence] | FlashElmoError:
-    """The sentences of a request, or what is wrong with it."""
+    results = [_result(_sentences, request) for request in requests]
+    places = [place for place, result in enumerate(results) if isinstance(result, list)]
+    read = [results[place] for place in places]
     try:
-        return _sentences(request)
-    except FlashElmoError as error:
+        vectors = iter(list(embed(list(chain.from_iterable(read)))))
+        embedded = [list(islice(vectors, len(sentences))) for sentences in read]
+    except Exception:  # one request's, perhaps: which it is shows where each is alone
+        embedded = [_result(lambda sentences: list(embed(sentences)), sentences) for sentences in read]
+    for place, result in zip(places, embedded, strict=True):
+        results[place] = result
+    return [_failure(result) if isinstance(result, Exception) else _response(result) for result in results]
+
+
+def _result(function: Callable[[Any], list[Any]], given: Any) -> Any:
+    """What a function gives, or the exception that it raises."""
+    try:
+        return function(given)
+    except Exception as error:
         return error
 
 
@@ -53,16 +59,27 @@ def _sentences(request: Any) -> list[Sentence]:
         found = "neither" if text is None else "both"
         raise FlashElmoError(f"inputs: expected text or tokens, found {found}")
     if tokens is None:
-        return [_decode(line, f"text {row}") for row, line in enumerate(text.as_numpy().reshape(-1))]
-    return [_tokens(row, f"tokens {number}") for number, row in enumerate(tokens.as_numpy())]
+        return [_decode(line, f"text {row}") for row, (line,) in enumerate(_rows("text", "[B, 1]", text))]
+    return [_tokens(row, f"tokens {number}") for number, row in enumerate(_rows("tokens", "[B, T]", tokens))]
+
+
+def _rows(name: str, shape: str, tensor: Any) -> Array:
+    """An input's strings, in one row or more."""
+    array: Array = tensor.as_numpy()
+    if array.ndim != 2 or not len(array) or (name == "text" and array.shape[1] != 1):
+        raise FlashElmoError(f"{name}: expected {shape}, B of 1 or more, found {list(array.shape)}")
+    return array
 
 
 def _tokens(row: Array, name: str) -> list[str]:
-    n_tokens = max((place + 1 for place, token in enumerate(row) if token), default=0)
-    return [_decode(token, name) for token in row[:n_tokens]]
+    decoded = [_decode(token, name) for token in row]
+    n_tokens = max((place + 1 for place, token in enumerate(decoded) if token), default=0)
+    return decoded[:n_tokens]
 
 
-def _decode(text: bytes, name: str) -> str:
+def _decode(text: Any, name: str) -> str:
+    if not isinstance(text, bytes):
+        raise FlashElmoError(f"{name}: expected bytes, found {type(text).__name__}")
     try:
         return text.decode()
     except UnicodeDecodeError as error:
@@ -85,5 +102,8 @@ def _response(vectors: list[Array]) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(*output) for output in outputs.items()])
 
 
-def _failure(error: FlashElmoError) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+def _failure(error: Exception) -> Any:
+    """The one line of what a caller can mend, the class and message of anything else."""
+    wrong = isinstance(error, FlashElmoError)
+    message, code = (str(error), "INVALID_ARG") if wrong else (f"{type(error).__name__}: {error}", "INTERNAL")
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
