@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,9 @@ from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.schedule import Boundaries, Builder, Schedule, build_schedule
 from flashelmo.engine.text.windows import Draft, Drafts, Window
+from flashelmo.engine.threads import Background
 
+Item = TypeVar("Item")
 OnProgress: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
 
@@ -142,26 +143,33 @@ class Planner:
     def plan_ahead(self, windows: Iterable[Window]) -> Iterator[Plan]:
         """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance.
 
-        The first ones are given sooner: nothing computes yet.
+        The first ones are given sooner: nothing computes yet. What the input raises is raised in its place.
         """
-        waiting: deque[Future[Plan]] = deque()
+        waiting: deque[Background[Plan]] = deque()
         ahead = 0
-        for window in windows.drafts if isinstance(windows, Drafts) else windows:
+        errors: list[Exception] = []
+        for window in until_error(windows.drafts if isinstance(windows, Drafts) else windows, errors):
             if window.offsets[-1] < PLAN_INLINE_TOKENS:
                 while waiting:
                     yield waiting.popleft().result()
                 yield self.plan(window)
                 continue
-            waiting.append(self._pool.submit(self.plan, window))
+            waiting.append(Background(partial(self.plan, window)))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
                 ahead = min(ahead + 1, self.threads)
         while waiting:
             yield waiting.popleft().result()
+        if errors:
+            raise errors.pop()
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads, "flashelmo")
+
+def until_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
+    """Items up to what is raised in their place, which goes to `errors`: it comes after what is still under way."""
+    try:
+        yield from items
+    except Exception as error:
+        errors.append(error)
 
 
 def stream_windows(windows: Iterable[Window], run: Callable[[Window], Iterator[Array]], as_numpy: bool) -> Stream:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.schedule import Int64
+from flashelmo.engine.threads import in_order
 
 Int32 = npt.NDArray[np.int32]
 
@@ -270,10 +270,9 @@ class Results:
 def copies(arrays: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
     """Copies in order, by some threads: most of their time the system takes, which finds memory page by page."""
     size = max(1, len(arrays) // (2 * COPIERS))
-    with ThreadPoolExecutor(COPIERS, "flashelmo-copies") as pool:
-        batches = (arrays[k : k + size] for k in range(0, len(arrays), size))
-        for batch in pool.map(lambda batch: [array.copy() for array in batch], batches):
-            yield from batch
+    batches = (arrays[k : k + size] for k in range(0, len(arrays), size))
+    for batch in in_order(lambda batch: [array.copy() for array in batch], batches, COPIERS):
+        yield from batch
 
 
 def _cuts(offsets: Int64, row_bytes: int) -> list[tuple[int, int]]:
