@@ -202,8 +202,13 @@ def _checked(window: Window, first: int, results: Iterator[Array]) -> Iterator[A
         with np.errstate(over="ignore", invalid="ignore"):  # what follows says more than NumPy's warning
             result = [next(results)]
         if not all_finite(result[0]):
-            sentence = f"sentence {first + b} ({window.sentence_text(b)!r:.60})"
-            raise FlashElmoError(
-                f"{sentence}: expected finite vectors, found infinity or NaN: an overflow in the model"
-            )
+            raise not_finite(window, b, first)
         yield result.pop()
+
+
+def not_finite(window: Window, b: int, first: int, dtype: str = "float32") -> FlashElmoError:
+    """The error of a window's sentence b whose vectors overflow; `first` is the number of the window's first one."""
+    expected = "finite vectors, found infinity or NaN: an overflow in the model"
+    if dtype == "float16":
+        expected = "finite values within float16's range, found others; use float32"
+    return FlashElmoError(f"sentence {first + b} ({window.sentence_text(b)!r:.60}): expected {expected}")
