@@ -79,8 +79,9 @@ class WindowPipeline(Protocol):
             output: layers and pooling, which the model must have (`Output.check`). A result has the shape
                 `output.shape((L, T, 2P))`; it may have `output.dtype` already, or else the number type of the
                 computation, float32 or float64.
-            on_progress: called repeatedly with the computed fraction of the next window.
-            as_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+            on_progress: called repeatedly with the fraction of the next window that is computed, or has come to the host.
+            as_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them, whose values may be
+                checked only when later ones are given.
 
         Raises:
             MissingExtraError: tensors are asked for, and PyTorch is not installed; raised by the call itself.
@@ -148,7 +149,8 @@ class Planner:
         waiting: deque[Background[Plan]] = deque()
         ahead = 0
         errors: list[Exception] = []
-        for window in until_error(windows.drafts if isinstance(windows, Drafts) else windows, errors):
+        sources: Iterable[Window | Draft] = windows.drafts if isinstance(windows, Drafts) else windows
+        for window in until_error(sources, errors):
             if window.offsets[-1] < PLAN_INLINE_TOKENS:
                 while waiting:
                     yield waiting.popleft().result()

@@ -27,7 +27,7 @@ ARROWS = {
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
-# use too; all may import `errors`, `forks` and `threads`. Embedder, choice, runtimes, then what they share, down to the model.
+# use too; all may import `errors`, `forks` and `threads`. Embedder, choice, runtimes, what they share, the model.
 SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
 WINGS = {
     "embedder": {"choice", "embed_file", "model", "output", "pipeline", "settings", "sinks", "text", "torch"},
@@ -197,7 +197,7 @@ def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
 
 
 def test_the_engine_waits_for_plain_locks_alone() -> None:
-    """Ctrl-C inside what is written in Python on top of them may leave a lock held for ever; see `engine/threads.py`."""
+    """Ctrl-C inside what is written in Python on top of them may leave a lock held for ever: `engine/threads.py`."""
     unsafe = r"concurrent\.futures|threading\.(Event|Condition|Semaphore|Barrier|Timer)|import .*\bQueue\b"
     for name, tree in modules("engine"):
         assert not re.findall(unsafe, ast.unparse(tree)), name

@@ -87,7 +87,7 @@ def test_an_interrupted_batch_moves_the_state_on_as_a_whole_or_the_next_one_says
 
 
 def test_a_stateful_stream_that_is_given_up_half_way_is_lost_until_it_is_reset() -> None:
-    """The windows after the one it gave were computed ahead; nothing may go on from their states, in its turn or not."""
+    """The windows after the one it gave were computed ahead: nothing may go on from their states."""
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD, stateful=True, batch_size=1)
     undisturbed = ElmoEmbedder(ONE_LAYER, device="cpu", stateful=True, batch_size=1)
     sentences = [["the"], ["cat"], ["sat"], ["the"]]

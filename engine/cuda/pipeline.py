@@ -186,9 +186,7 @@ class CudaPipeline:
                 self._executor.renew()
             self._is_whole = False
             try:
-                found = self._executor.queue(
-                    plan.words, plan.schedule, reader.output, first_row, lend=reader.as_numpy
-                )
+                found = self._executor.queue(plan.words, plan.schedule, reader.output, first_row, lend=reader.as_numpy)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
@@ -232,7 +230,7 @@ class CudaPipeline:
             return not_finite(plan.window, b, reader.first + first_row, output.dtype)
 
         def on_read(n: int) -> None:
-            reader.on_progress((first_row + n) / max(1, reader.n_sentences))
+            reader.on_progress((first_row + n) / reader.n_sentences if reader.n_sentences else 1.0)
 
         return Results(
             found.values,

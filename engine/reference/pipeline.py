@@ -62,7 +62,7 @@ class ReferencePipeline:
 
 
 def make_reference_pipeline(model: ElmoModel, precision: str, settings: Settings) -> PipelineInfo:
-    """The reference's pipeline, in float32 or float64, in batches of `settings.batch_size` sentences; stateful, of a window."""
+    """The reference's pipeline, in float32 or float64. Stateful, a window is one batch."""
     runtime = ReferenceRuntime(
         model,
         precision=precision,
