@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,9 @@ from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.schedule import Boundaries, Builder, Schedule, build_schedule
 from flashelmo.engine.text.windows import Draft, Drafts, Window
+from flashelmo.engine.threads import Background
 
+Item = TypeVar("Item")
 OnProgress: TypeAlias = Callable[[float], None]
 Stream: TypeAlias = Iterator[tuple[Window, Iterator[Any]]]
 
@@ -78,8 +79,9 @@ class WindowPipeline(Protocol):
             output: layers and pooling, which the model must have (`Output.check`). A result has the shape
                 `output.shape((L, T, 2P))`; it may have `output.dtype` already, or else the number type of the
                 computation, float32 or float64.
-            on_progress: called repeatedly with the computed fraction of the next window.
-            as_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
+            on_progress: called repeatedly with the fraction of the next window that is computed, or has come to the host.
+            as_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them, whose values may be
+                checked only when later ones are given.
 
         Raises:
             MissingExtraError: tensors are asked for, and PyTorch is not installed; raised by the call itself.
@@ -142,26 +144,34 @@ class Planner:
     def plan_ahead(self, windows: Iterable[Window]) -> Iterator[Plan]:
         """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance.
 
-        The first ones are given sooner: nothing computes yet.
+        The first ones are given sooner: nothing computes yet. What the input raises is raised in its place.
         """
-        waiting: deque[Future[Plan]] = deque()
+        waiting: deque[Background[Plan]] = deque()
         ahead = 0
-        for window in windows.drafts if isinstance(windows, Drafts) else windows:
+        errors: list[Exception] = []
+        sources: Iterable[Window | Draft] = windows.drafts if isinstance(windows, Drafts) else windows
+        for window in until_error(sources, errors):
             if window.offsets[-1] < PLAN_INLINE_TOKENS:
                 while waiting:
                     yield waiting.popleft().result()
                 yield self.plan(window)
                 continue
-            waiting.append(self._pool.submit(self.plan, window))
+            waiting.append(Background(partial(self.plan, window)))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
                 ahead = min(ahead + 1, self.threads)
         while waiting:
             yield waiting.popleft().result()
+        if errors:
+            raise errors.pop()
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads, "flashelmo")
+
+def until_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
+    """Items up to what is raised in their place, which goes to `errors`: it comes after what is still under way."""
+    try:
+        yield from items
+    except Exception as error:
+        errors.append(error)
 
 
 def stream_windows(windows: Iterable[Window], run: Callable[[Window], Iterator[Array]], as_numpy: bool) -> Stream:
@@ -194,8 +204,13 @@ def _checked(window: Window, first: int, results: Iterator[Array]) -> Iterator[A
         with np.errstate(over="ignore", invalid="ignore"):  # what follows says more than NumPy's warning
             result = [next(results)]
         if not all_finite(result[0]):
-            sentence = f"sentence {first + b} ({window.sentence_text(b)!r:.60})"
-            raise FlashElmoError(
-                f"{sentence}: expected finite vectors, found infinity or NaN: an overflow in the model"
-            )
+            raise not_finite(window, b, first)
         yield result.pop()
+
+
+def not_finite(window: Window, b: int, first: int, dtype: str = "float32") -> FlashElmoError:
+    """The error of a window's sentence b whose vectors overflow; `first` is the number of the window's first one."""
+    expected = "finite vectors, found infinity or NaN: an overflow in the model"
+    if dtype == "float16":
+        expected = "finite values within float16's range, found others; use float32"
+    return FlashElmoError(f"sentence {first + b} ({window.sentence_text(b)!r:.60}): expected {expected}")

@@ -232,8 +232,10 @@ class OnnxElmo:
             for name, state in self._state.items():
                 zeros[name][:, : state.shape[1]] = state[:, :n_rows]
             outputs = self._run(inputs | zeros, [*names, *STATES.values()])
-            for name, new in STATES.items():
-                self._state[name] = np.concatenate([outputs[new], self._state[name][:, n_rows:]], axis=1)
+            self._state = {  # all at once: whatever is raised before, the batch did not happen
+                name: np.concatenate([outputs[new], self._state[name][:, n_rows:]], axis=1)
+                for name, new in STATES.items()
+            }
         return outputs
 
     def _zero_state(self, n_rows: int) -> Arrays:

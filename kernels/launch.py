@@ -100,10 +100,10 @@ class Launch:
 
     def _device(self) -> torch.device:
         kind = "cpu" if triton.knobs.runtime.interpret else "cuda"
-        devices = {tensor.device for tensor in self._tensors()}
+        devices = {tensor.device for tensor in self._tensors() if not _is_mapped(tensor, kind)}
         if len(devices) == 1 and next(iter(devices)).type == kind:
             return devices.pop()
-        tensors = self.tensors
+        tensors = {name: tensor for name, tensor in self.tensors.items() if not _is_mapped(tensor, kind)}
         first, device = next((name, tensor.device) for name, tensor in tensors.items())
         for name, tensor in tensors.items():
             if tensor.device.type != kind:
@@ -229,6 +229,11 @@ def _below_descriptors(launch: Any) -> tuple[Callable[..., None], bool]:
         return launch, False
     inner = inspect.getclosurevars(launch).nonlocals.get("launcher")
     return (launch, True) if inner is None else (inner, False)
+
+
+def _is_mapped(tensor: Tensor, kind: str) -> bool:
+    """Whether a tensor in the host's memory is one that a card reads and writes by the same address: pinned."""
+    return kind == "cuda" and tensor.device.type == "cpu" and tensor.is_pinned()
 
 
 def is_descriptor(value: Any) -> bool:

@@ -15,6 +15,10 @@ A row of mix with a single 1 and zeros is a copy of that layer, bit for bit wher
 layers count, with a coefficient of zero too: NaN in one layer of a token is NaN in what is mixed of it, as in the
 formula. A program reads each row that some output needs, once, and writes all O outputs from it. Sums are float32.
 
+A flag that is given is set where a value that is written is infinite or NaN, and left as it is otherwise: an overflow,
+which nobody has to look for in the results. It may lie in the host's pinned memory, which a card writes to directly, so
+that reading it takes neither a copy nor more waiting than for the results.
+
 A mean adds token j of its sentence to partial sum j % LANES, in order, then the upper half of the partial sums to the
 lower, until one is left, and divides. So a sentence's mean has the same bits whatever else is asked for with it.
 
@@ -39,6 +43,8 @@ VALUES = 2048  # of a layer, in a program of tokens
 TOKENS = 32  # in a program, at most
 COLUMNS = 2048  # of a program, at most
 WARPS = 4
+
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: beyond it are infinity and, by its order, NaN
 
 LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
 # Means. With few sentences a program has fewer columns, so that a long sentence is the work of many, and more stages,
@@ -148,38 +154,52 @@ def load_layers(
 
 @triton.jit
 def store_output(layers, mix, i_output, p_out, m, L: tl.constexpr):
-    """One output of layers, or of their means, to pointers of their shape."""
+    """One output of layers, or of their means, to pointers of their shape; 1 where what is written is not finite."""
     copied = copied_layer(mix, i_output, L)
     if copied < 0:
         mixed = tl.load(mix + i_output * L) * layers[0].to(tl.float32)
         for k in tl.static_range(1, L):
             mixed += tl.load(mix + i_output * L + k) * layers[k].to(tl.float32)
-        tl.store(p_out, mixed.to(p_out.dtype.element_ty), mask=m)
+        value = mixed.to(p_out.dtype.element_ty)
     else:
         copy = layers[0]
         for k in tl.static_range(1, L):
             copy = tl.where(copied == k, layers[k], copy)
-        tl.store(p_out, copy.to(p_out.dtype.element_ty), mask=m)
+        value = copy.to(p_out.dtype.element_ty)
+    tl.store(p_out, value, mask=m)
+    return tl.where(m & ~(tl.abs(value.to(tl.float32)) <= LARGEST), 1, 0)
+
+
+@triton.jit
+def set_flag(flag, n_bad):
+    """Set it where a program has found a value that is not finite."""
+    if tl.max(n_bad) > 0:
+        tl.store(flag, 1)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "N"])
 def tokens_kernel(
-    word_vectors, outputs, tokens, mix, out, n_tokens, N,
+    word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Mixed layers of tokens, out [O, tokens, 2, P]. Grid: blocks of tokens; directions; blocks of columns."""
     O: tl.constexpr = SHAPE.O  # noqa: E741
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
     direction = tl.program_id(1)
-    o_token = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
+    o_token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     m_token = o_token < n_tokens
-    o_column = tl.program_id(2) * TILE.columns + tl.arange(0, TILE.columns)
+    o_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     layers = load_layers(
         word_vectors, outputs, tokens, mix, o_token, m_token, o_column, direction, n_tokens, N, SHAPE
     )  # fmt: skip
     m = m_token[:, None] & (o_column < SHAPE.P)[None, :]
+    n_bad = tl.zeros([ROWS, COLUMNS], tl.int32)
     for i_output in tl.static_range(O):
         o_row = ((tl.cast(n_tokens, tl.int64) * i_output + o_token) * 2 + direction) * SHAPE.P
-        store_output(layers, mix, i_output, out + o_row[:, None] + o_column[None, :], m, SHAPE.L)
+        n_bad += store_output(layers, mix, i_output, out + o_row[:, None] + o_column[None, :], m, SHAPE.L)
+    if flag is not None:
+        set_flag(flag, n_bad)
 
 
 @triton.jit
@@ -194,7 +214,7 @@ def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_tokens", "N"])
 def sentences_kernel(
-    word_vectors, outputs, tokens, mix, out, n_tokens, N,
+    word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Mixed means of sentences, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
@@ -221,12 +241,17 @@ def sentences_kernel(
     means = ()
     for k in tl.static_range(L):
         means += (tl.div_rn(sum_rows(sums[k], ROWS, COLUMNS), tl.maximum(last - first, 1).to(tl.float32)),)  # type: ignore[assignment]
+    n_bad = tl.zeros([COLUMNS], tl.int32)
     for i_output in tl.static_range(O):
         o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
-        store_output(means, mix, i_output, out + o_row + o_column, o_column < SHAPE.P, L)
+        n_bad += store_output(means, mix, i_output, out + o_row + o_column, o_column < SHAPE.P, L)
+    if flag is not None:
+        set_flag(flag, n_bad)
 
 
-def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, out: Tensor) -> Launch:
+def token_layers_launch(
+    word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, out: Tensor, flag: Tensor | None = None
+) -> Launch:
     """The launch that fills `out`.
 
     Args:
@@ -235,6 +260,7 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         tokens: of these words and nodes.
         mix: float32 [O, L].
         out: float32, fp16 or bf16 [O, tokens, 2P], or [O, B, 2P] where the tokens have offsets.
+        flag: int32 [1], set to 1 where `out` is not finite; on the device, or pinned in the host's memory.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
@@ -255,12 +281,15 @@ def token_layers_launch(word_vectors: Tensor, outputs: Tensor, tokens: Tokens, m
         rows = tokens.offsets.shape[0] - 1
         kernel, tile = sentences_kernel, means_tile(rows, P)
     check("out", out, [mix.shape[0], rows, 2 * P], FLOATS)
+    if flag is not None:
+        check("flag", flag, [1], [torch.int32])
     arguments = {
         "word_vectors": word_vectors,
         "outputs": outputs,
         "tokens": tokens._replace(n_words=None, n_nodes=None),
         "mix": mix,
         "out": out,
+        "flag": flag,
         "n_tokens": n_tokens,
         "N": N,
         "SHAPE": Shape(L, mix.shape[0], P),
@@ -283,7 +312,13 @@ def means_tile(n_sentences: int, P: int) -> Tile:
 
 
 def token_layers(
-    word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, *, out_dtype: torch.dtype = torch.float32
+    word_vectors: Tensor,
+    outputs: Tensor,
+    tokens: Tokens,
+    mix: Tensor,
+    *,
+    out_dtype: torch.dtype = torch.float32,
+    flag: Tensor | None = None,
 ) -> Tensor:
     """Mixed layers of tokens [O, tokens, 2P], or their means over sentences [O, B, 2P], zero for an empty sentence.
 
@@ -292,13 +327,14 @@ def token_layers(
         outputs: [L - 1, 2, N, P] of the same type, what the LSTM layers put out, forward and backward.
         tokens: of these words and nodes.
         mix: float32 [O, L].
+        flag: see `token_layers_launch`.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
     """
     n_rows = (tokens.words if tokens.offsets is None else tokens.offsets[1:]).shape[0]
     out = torch.empty(mix.shape[0], n_rows, 2 * word_vectors.shape[-1], dtype=out_dtype, device=word_vectors.device)
-    token_layers_launch(word_vectors, outputs, tokens, mix, out).run()
+    token_layers_launch(word_vectors, outputs, tokens, mix, out, flag).run()
     return out
 
 

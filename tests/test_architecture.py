@@ -1,6 +1,7 @@
 """Which way dependencies point, and what an import may cost: the rules that keep the package light."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
@@ -26,7 +27,7 @@ ARROWS = {
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
-# use too; all may import `errors` and `forks`. Embedder, choice, runtimes, then what they share, down to the model.
+# use too; all may import `errors`, `forks` and `threads`. Embedder, choice, runtimes, what they share, the model.
 SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
 WINGS = {
     "embedder": {"choice", "embed_file", "model", "output", "pipeline", "settings", "sinks", "text", "torch"},
@@ -47,6 +48,7 @@ WINGS = {
     "processor": set(),
     "errors": set(),
     "forks": set(),
+    "threads": set(),
 }
 # Modules that are built on an optional package and import it at their top; all others wait until it is used.
 BUILT_ON = {
@@ -189,9 +191,16 @@ def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
     assert found, f"engine has no {wing}"
     for name, tree in found.items():
         targets = {target for imported in imports(tree) if (target := wing_of(imported))}
-        assert targets <= WINGS[wing] | {wing, "errors", "forks"}, (
+        assert targets <= WINGS[wing] | {wing, "errors", "forks", "threads"}, (
             f"{name} imports {sorted(targets - WINGS[wing] - {wing})}"
         )
+
+
+def test_the_engine_waits_for_plain_locks_alone() -> None:
+    """Ctrl-C inside what is written in Python on top of them may leave a lock held for ever: `engine/threads.py`."""
+    unsafe = r"concurrent\.futures|threading\.(Event|Condition|Semaphore|Barrier|Timer)|import .*\bQueue\b"
+    for name, tree in modules("engine"):
+        assert not re.findall(unsafe, ast.unparse(tree)), name
 
 
 def test_every_file_of_the_engine_belongs_to_a_wing() -> None:

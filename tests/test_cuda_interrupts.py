@@ -8,12 +8,13 @@ import pytest
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, ONE_LAYER, on_cuda, pipeline_of
+from cuda_runs import AHEAD, ONE_LAYER, Compute, on_cuda, pipeline_of
 from interrupts import count_moments, interrupt
 from test_forks import succeeds_in_a_fork
 from test_interrupts import N_INTERRUPTS, in_time
 from tiny_models import WORD_MODEL, WORDS, random_model
 
+from flashelmo.engine.cuda import executor
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import tolerance
@@ -35,16 +36,25 @@ def are_close(found: list[Any], expected: list[Any]) -> bool:
     return all(np.abs(a - b).max(initial=0) < tolerance("fp32", "cuda") for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("settings", [AHEAD, CudaSettings()], ids=["launched", "graphs"])
-def test_an_interrupted_call_does_not_change_the_next_ones(settings: CudaSettings) -> None:
-    embedder = on_cuda(ONE_LAYER, cuda=settings, cache_bytes=CACHED_WORDS * 16)
+@pytest.mark.parametrize(
+    ("settings", "as_numpy"),
+    [(AHEAD, True), (AHEAD, False), (CudaSettings(), True)],
+    ids=["launched", "launched, tensors", "graphs"],
+)
+def test_an_interrupted_call_does_not_change_the_next_ones(settings: CudaSettings, as_numpy: bool) -> None:
+    """Of two windows, of which one is computed ahead; tensors are left on the device."""
+    embedder = on_cuda(ONE_LAYER, cuda=settings, cache_bytes=CACHED_WORDS * 16, window_tokens=3)
     undisturbed = ElmoEmbedder(ONE_LAYER, device="cpu")
     rng = np.random.default_rng(0)
+
+    def use(sentences: list[list[str]]) -> None:
+        list(embedder.embed(sentences, convert_to_numpy=as_numpy))
+
     sentences = some_sentences(rng)
-    n_moments = count_moments(lambda: embedder.embed_batch(sentences), WITHIN)
+    n_moments = count_moments(lambda: use(sentences), WITHIN)
     for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS // 3).tolist():
         sentences = some_sentences(rng)
-        interrupt(lambda sentences=sentences: embedder.embed_batch(sentences), moment, WITHIN)  # type: ignore[misc]
+        interrupt(lambda sentences=sentences: use(sentences), moment, WITHIN)  # type: ignore[misc]
         for following in (some_sentences(rng), sentences):
             assert are_close(embedder.embed_batch(following), undisturbed.embed_batch(following)), moment
 
@@ -74,6 +84,60 @@ def test_an_interrupted_batch_moves_the_state_on_as_a_whole_or_the_next_one_says
             assert "call reset_state()" in str(error)
             continue
         assert any(are_close(found, expected) for expected in right), moment
+
+
+def test_a_stateful_stream_that_is_given_up_half_way_is_lost_until_it_is_reset() -> None:
+    """The windows after the one it gave were computed ahead: nothing may go on from their states."""
+    embedder = on_cuda(ONE_LAYER, cuda=AHEAD, stateful=True, batch_size=1)
+    undisturbed = ElmoEmbedder(ONE_LAYER, device="cpu", stateful=True, batch_size=1)
+    sentences = [["the"], ["cat"], ["sat"], ["the"]]
+    expected = list(undisturbed.embed(sentences))
+    stream = embedder.embed(sentences)
+    assert are_close([next(stream)], expected[:1])
+    with pytest.raises(FlashElmoError, match=r"another call was not read to its end.*; call reset_state\(\)"):
+        embedder.embed_batch([["cat"]])
+    assert are_close(list(stream), expected[1:])  # it may still be read on
+    assert are_close(embedder.embed_batch([["cat"]]), undisturbed.embed_batch([["cat"]]))
+    next(embedder.embed(sentences))
+    for _ in range(2):
+        with pytest.raises(FlashElmoError, match=r"call reset_state\(\)"):
+            embedder.embed_batch([["cat"]])
+    embedder.reset_state()
+    assert are_close(list(embedder.embed(sentences)), expected)
+
+
+def test_a_stateful_stream_whose_input_raises_gives_what_came_before() -> None:
+    """And the next call goes on from there."""
+    embedder = on_cuda(ONE_LAYER, cuda=AHEAD, stateful=True, batch_size=1)
+    undisturbed = ElmoEmbedder(ONE_LAYER, device="cpu", stateful=True, batch_size=1)
+    sentences = [["the"], ["cat"], ["sat"]]
+
+    def stop() -> Iterator[list[str]]:
+        yield from sentences
+        raise ValueError("the caller's own")
+
+    results: list[list[Any]] = [[], []]
+    for given, each in zip(results, (embedder, undisturbed), strict=True):
+        with pytest.raises(ValueError, match="the caller's own"):
+            for vectors in each.embed(stop()):
+                given.append(vectors)
+    assert are_close(*results) and len(results[0]) == 2  # the third would have had a place in the next batch
+    assert are_close(embedder.embed_batch([["cat"]]), undisturbed.embed_batch([["cat"]]))
+
+
+def test_an_error_in_half_of_a_stateful_window_loses_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the other half have moved on."""
+    embedder = on_cuda(ONE_LAYER, cuda=AHEAD, stateful=True, window_tokens=1)
+    fresh = embedder.embed_batch([["the"]])
+    broken = Compute(lambda sizes: len(broken.computed) == 1, lambda: RuntimeError("CUDA error: an illegal address"))
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "compute", broken)
+        with pytest.raises(RuntimeError, match="illegal address"):
+            embedder.embed_batch([["the"], ["cat"]])
+    with pytest.raises(FlashElmoError, match=r"the state is lost; call reset_state\(\)"):
+        embedder.embed_batch([["the"]])
+    embedder.reset_state()
+    assert are_close(embedder.embed_batch([["the"]]), fresh)
 
 
 def test_a_state_that_is_half_written_is_lost_until_it_is_reset() -> None:

@@ -55,6 +55,8 @@ def results_of(
             transfers=transfers,
             ready=transfers.mark(),
             as_numpy=as_numpy,
+            overflowed=lambda: False,
+            refuse=lambda b: FlashElmoError(f"sentence {b}"),
             lent=lent,
         )
         if lent:
@@ -243,7 +245,10 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     output = Output(0, "float16")
     with (
         np.errstate(over="ignore"),  # of the interpreter, where a card rounds to infinity in silence
-        pytest.raises(FlashElmoError, match="output: expected finite values within float16's range, found others"),
+        pytest.raises(
+            FlashElmoError,
+            match=r"sentence 0 \('the cat'\): expected finite values within float16's range, found others; use float32",
+        ),
         open_sink(tmp_path / "vectors.h5", output) as sink,
     ):
         embed_file(embedder, text, sink)

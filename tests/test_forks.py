@@ -1,9 +1,12 @@
 """Forked processes: what was used before the fork works in the child, whatever other threads were doing."""
 
+import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from calls import digest, digests
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.reference import ReferenceElmo
 from flashelmo.engine.settings import RuntimeName
@@ -31,12 +36,32 @@ WIDE = random_model(replace(BILM, cell_size=256, projection_size=128))  # enough
 
 
 def succeeds_in_a_fork(check: Callable[[], bool]) -> bool:
-    """Whether a check holds in a forked process; one that waits for ever is ended."""
+    """Whether a check holds in a forked process; one that waits for ever is ended.
+
+    Whatever the check raises, the child never leaves this function: it would go on with the parent's tests, and write
+    to whoever reads the parent's results.
+    """
     child = os.fork()
     if child == 0:
-        signal.alarm(15)
-        os._exit(0 if check() else 1)
+        status = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # no handler in Python, which may be waiting for ever
+            signal.alarm(30)
+            status = 0 if check() else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
     return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_process_ends_though_its_check_raises() -> None:
+    def check() -> bool:
+        pytest.fail("in the forked process")
+
+    parent = os.getpid()
+    assert not succeeds_in_a_fork(check)
+    assert os.getpid() == parent
 
 
 def gives(embed: Callable[[], list[Any]], expected: list[Any]) -> bool:
@@ -60,6 +85,31 @@ def test_an_embedder_that_was_used_works_in_a_forked_process(embedder: ElmoEmbed
 
     assert succeeds_in_a_fork(check)
     assert gives(lambda: embedder.embed_batch(MANY), expected)
+
+
+def test_a_thousand_calls_in_processes_and_threads_give_the_same_bits(tmp_path: Path) -> None:
+    """In threads, in children that are forked while these embed, in threads of such children, in spawned processes."""
+    write_native(MODELS["skip"], tmp_path / "model")
+    embedder = ElmoEmbedder.load(tmp_path / "model", runtime="ort", threads=2)
+    expected = digests(embedder, 35)  # each batch once
+
+    def agree(n_calls: int, first: int = 0) -> bool:
+        calls = range(first, first + n_calls)
+        return [digest(embedder, k) for k in calls] == [expected[k % 35] for k in calls]
+
+    def agree_in_threads(n_threads: int, n_calls: int) -> bool:
+        with ThreadPoolExecutor(n_threads) as threads:
+            return all(threads.map(agree, [n_calls] * n_threads, range(n_threads)))
+
+    with ThreadPoolExecutor(4) as threads, ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        spawned = [processes.submit(digests, embedder, 35) for _ in range(2)]
+        running = [threads.submit(agree, 100, k) for k in range(4)]
+        assert all(succeeds_in_a_fork(lambda: agree(45)) for _ in range(6))
+        assert all(succeeds_in_a_fork(lambda: agree_in_threads(4, 20)) for _ in range(2))
+        assert succeeds_in_a_fork(lambda: succeeds_in_a_fork(lambda: agree(65)))
+        assert all(each.result(60) for each in running)
+        assert [each.result(60) for each in spawned] == [expected] * 2
+    assert agree(35)
 
 
 def test_a_forked_process_does_not_wait_for_the_parents_threads() -> None:

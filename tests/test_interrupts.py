@@ -3,23 +3,32 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from device_pipelines import cpu_pipeline
 from interrupts import count_moments, interrupt
 from tiny_models import MODELS
 
+from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import WindowPipeline
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
-from flashelmo.engine.text.windows import Draft
+from flashelmo.engine.text.windows import Draft, Window
+from flashelmo.export.build import build_onnx
+from flashelmo.export.onnx_elmo import OnnxElmo
 
 Sentences = list[list[str]]
 
 # Ctrl-C is tried so often for each kind of embedder; 400 and more by FLASHELMO_INTERRUPTS=400.
-N_INTERRUPTS = int(os.environ.get("FLASHELMO_INTERRUPTS", 30))
+N_INTERRUPTS = int(os.environ.get("FLASHELMO_INTERRUPTS", 10))
 CACHED_WORDS = 12
 SECONDS = 30.0  # after which a call waits for itself
 ROW_BYTES = 16  # of the tiny models' word vectors
@@ -46,23 +55,49 @@ def make(runtime: RuntimeName, threads: int = 1, **settings: Any) -> ElmoEmbedde
     )
 
 
-@pytest.mark.parametrize(("runtime", "threads"), [("ort", 1), ("ort", 2), ("openvino", 1), ("reference", 1)])
-def test_an_interrupted_call_does_not_change_the_next_ones(runtime: RuntimeName, threads: int) -> None:
-    embedder, undisturbed = make(runtime, threads), make(runtime, threads)
+def whole(embedder: ElmoEmbedder, sentences: Sentences) -> None:
+    embedder.embed_batch(sentences)
+
+
+def stream(embedder: ElmoEmbedder, sentences: Sentences) -> None:
+    list(embedder.embed(sentences))
+
+
+def begin(embedder: ElmoEmbedder, sentences: Sentences) -> None:
+    next(embedder.embed_sentences(sentences))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "threads", "use"),
+    [
+        *(("ort", threads, use) for threads in (1, 2) for use in (whole, stream, begin)),
+        ("openvino", 1, whole),
+        *(("reference", 1, use) for use in (whole, begin)),
+    ],
+)
+def test_an_interrupted_call_does_not_change_the_next_ones(
+    runtime: RuntimeName, threads: int, use: Callable[[ElmoEmbedder, Sentences], None]
+) -> None:
+    limit = {"batch_size": 3} if runtime == "reference" else {"window_tokens": 9}
+    embedder, undisturbed = make(runtime, threads, **({} if use is whole else limit)), make(runtime, threads)
     rng = np.random.default_rng(0)
-    n_moments = count_moments(lambda: embedder.embed_batch(some_sentences(rng, 8)))
+    n_moments = count_moments(lambda: use(embedder, some_sentences(rng, 8)))
     for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS).tolist():
         sentences = some_sentences(rng, 8)
-        interrupt(lambda sentences=sentences: embedder.embed_batch(sentences), moment)  # type: ignore[misc]
+        interrupt(lambda sentences=sentences: use(embedder, sentences), moment)  # type: ignore[misc]
         for following in (some_sentences(rng, 8), sentences):
             assert are_close(embedder.embed_batch(following), undisturbed.embed_batch(following)), moment
 
 
+@pytest.mark.parametrize("use", [stream, begin])
 @pytest.mark.parametrize(("runtime", "threads"), [("ort", 1), ("ort", 2), ("reference", 1)])
-def test_an_interrupted_batch_moves_the_state_on_as_a_whole_or_not_at_all(runtime: RuntimeName, threads: int) -> None:
+def test_an_interrupted_batch_moves_the_state_on_as_a_whole_or_not_at_all(
+    runtime: RuntimeName, threads: int, use: Callable[[ElmoEmbedder, Sentences], None]
+) -> None:
+    """Of two batches: each for itself, and none after one that did not."""
     embedder, undisturbed = (make(runtime, threads, stateful=True, batch_size=4) for _ in range(2))
     rng = np.random.default_rng(1)
-    first, interrupted, last = (some_sentences(rng, 4) for _ in range(3))
+    first, interrupted, last = (some_sentences(rng, n) for n in (4, 8, 4))
 
     def last_after(*batches: Sentences) -> list[Any]:
         undisturbed.reset_state()
@@ -70,14 +105,60 @@ def test_an_interrupted_batch_moves_the_state_on_as_a_whole_or_not_at_all(runtim
             undisturbed.embed_batch(batch)
         return undisturbed.embed_batch(last)
 
-    right = last_after(first), last_after(first, interrupted)
-    n_moments = count_moments(lambda: embedder.embed_batch(interrupted))
+    batches = first, interrupted[:4], interrupted[4:]
+    right = [last_after(*batches[:n]) for n in ((1, 2, 3) if use is stream else (1, 2))]
+    n_moments = count_moments(lambda: use(embedder, interrupted))
     for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS).tolist():
         embedder.reset_state()
         embedder.embed_batch(first)
-        interrupt(lambda: embedder.embed_batch(interrupted), moment)
+        interrupt(lambda: use(embedder, interrupted), moment)
         found = embedder.embed_batch(last)
         assert any(are_close(found, expected) for expected in right), moment
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of large random weights, in the export's own check
+@pytest.mark.parametrize("stateful", [False, True])
+def test_an_interrupted_exported_file(stateful: bool, tmp_path: Path) -> None:
+    build_onnx(MODELS["skip"], tmp_path / "model.onnx", stateful=stateful)
+    elmo, undisturbed = (OnnxElmo(tmp_path / "model.onnx", threads=1) for _ in range(2))
+    rng = np.random.default_rng(3)
+    first, interrupted, last = (some_sentences(rng, 4) for _ in range(3))
+
+    def last_after(*batches: Sentences) -> list[Any]:
+        undisturbed.reset_state()
+        for batch in batches:
+            undisturbed.embed(batch)
+        return undisturbed.embed(last)
+
+    right = last_after(first), last_after(first, interrupted)
+    n_moments = count_moments(lambda: elmo.embed(interrupted))
+    for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS).tolist():
+        elmo.reset_state()
+        elmo.embed(first)
+        interrupt(lambda: elmo.embed(interrupted), moment)
+        found = elmo.embed(last)
+        assert any(are_close(found, expected) for expected in right), moment
+
+
+def test_interrupted_streams_of_several_devices() -> None:
+    """Each has a process of its own: what it goes on with is nobody's, and the next stream gets its own."""
+    undisturbed = cpu_pipeline(MODELS["skip"], "cpu")
+    rng = np.random.default_rng(4)
+
+    def some_windows() -> list[Window]:
+        return [Window.from_sentences(some_sentences(rng, 2)) for _ in range(4)]
+
+    def run(pipeline: WindowPipeline, windows: list[Window]) -> list[Any]:
+        stream = pipeline.stream(windows, Output(), lambda fraction: None)
+        return [vectors for _, results in stream for vectors in results]
+
+    with closing(DevicePool(partial(cpu_pipeline, MODELS["skip"]), ["one", "two"])) as pool:
+        n_moments = count_moments(lambda: run(pool, some_windows()))
+        for moment in rng.integers(1, n_moments + 1, N_INTERRUPTS).tolist():
+            windows = some_windows()
+            interrupt(lambda windows=windows: run(pool, windows), moment)  # type: ignore[misc]
+            for following in (some_windows(), windows):
+                assert are_close(run(pool, following), run(undisturbed, following)), moment
 
 
 def stop_reading(sentences: Sentences) -> Iterator[list[str]]:

@@ -1,5 +1,6 @@
 """Gather, mix and pooling of tokens' layers, against the formula in float64."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,13 +61,15 @@ class Case:
             device=self.device,
         )
 
-    def run(self, pooled: bool, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def run(
+        self, pooled: bool, out_dtype: torch.dtype = torch.float32, flag: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the kernel writes into an output full of NaN."""
         rows = len(self.offsets) - 1 if pooled else len(self.words)
         out = torch.full((len(self.mix), rows, 2 * self.word_vectors.shape[1]), torch.nan, dtype=out_dtype)
         out = out.to(self.device)
         word_vectors, outputs, mix = (t.to(self.device) for t in (self.word_vectors, self.outputs, self.mix))
-        token_layers_launch(word_vectors, outputs, self.tokens(pooled), mix, out).run()
+        token_layers_launch(word_vectors, outputs, self.tokens(pooled), mix, out, flag).run()
         return out.cpu()
 
     def expected(self, pooled: bool) -> torch.Tensor:
@@ -115,6 +118,41 @@ def test_layers_and_outputs(n_layers: int, n_outputs: int, pooled: bool, device:
 @pytest.mark.parametrize("P", [1, 12, 128, 130, 200, 300, 512, 1024, COLUMNS + 8])
 def test_columns_that_fit_no_block(P: int, pooled: bool, device: str) -> None:
     Case((2, 3), P=P, device=device).check(pooled)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("outputs", ["copies", "mixes"])
+def test_the_flag_says_what_is_not_finite(value: float, pooled: bool, outputs: str, device: str) -> None:
+    """Of one value in the last layer of the last token's backward half; the flag lies where the host reads it."""
+    flag = torch.zeros(1, dtype=torch.int32, pin_memory=device == "cuda")
+    case = Case((5, 3), device=device)
+    case.mix = torch.eye(3) if outputs == "copies" else torch.full((1, 3), 0.5)
+    for found in (0, 1):
+        case.run(pooled, flag=flag)
+        torch.cuda.synchronize() if device == "cuda" else None
+        assert flag.item() == found
+        case.outputs[1, 1, N_ROOTS + case.nodes[1, -1], -1] = value
+    if outputs == "copies":  # what nobody asks for is not looked at
+        case.mix = torch.eye(3)[:2]
+        case.run(pooled, flag=flag.zero_())
+        torch.cuda.synchronize() if device == "cuda" else None
+        assert flag.item() == 0
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_flag_says_what_a_result_cannot_hold(pooled: bool, device: str) -> None:
+    """A mix beyond float32, or a value beyond float16, of finite layers."""
+    flag = torch.zeros(1, dtype=torch.int32, pin_memory=device == "cuda")
+    case = Case((2, 3), device=device)
+    case.word_vectors[:] = 7e4
+    case.mix = torch.eye(3)
+    with np.errstate(over="ignore"):  # of the interpreter, where a card rounds to infinity in silence
+        for out_dtype, factor, found in ((torch.float32, 1.0, 0), (torch.float16, 1.0, 1), (torch.float32, 3e38, 1)):
+            case.mix[0, 0] = factor
+            case.run(pooled, out_dtype, flag.zero_())
+            torch.cuda.synchronize() if device == "cuda" else None
+            assert flag.item() == found
 
 
 @settings(max_examples=25, deadline=None)

@@ -206,7 +206,7 @@ def test_states_match_the_reference(name: str, tmp_path: Path) -> None:
     """Three batches of unlike lengths, an empty sentence in each, from the states of the batch before."""
     model = MODELS[name]
     file = File(model, tmp_path / "model.onnx", stateful=True)
-    reference = ReferenceRuntime(model, stateful=True, batch_size=5)
+    reference = ReferenceRuntime(model, stateful=True)
     states = file.zero_states(5)
     for shift in range(3):
         batch = SENTENCES[shift:] + SENTENCES[:shift]

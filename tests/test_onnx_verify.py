@@ -596,7 +596,7 @@ def test_the_reference_computes_each_sentence_once(monkeypatch: pytest.MonkeyPat
 def test_carried_states_are_those_of_the_batchs_rows() -> None:
     batches = Batch(TEXT[:2]), Batch(TEXT[2:3]), Batch(TEXT[3:5])
     carried = truth("skip").carried(batches)
-    runtime = ReferenceRuntime(MODELS["skip"], stateful=True, batch_size=2)
+    runtime = ReferenceRuntime(MODELS["skip"], stateful=True)
     everything = [runtime.embed_batch(batch.sentences) for batch in batches]
     for (layers, states), expected, batch in zip(carried, everything, batches, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(layers, expected, strict=True))

@@ -118,8 +118,9 @@ class Truth:
     @cached_property
     def streamed(self) -> list[Array]:
         """Layers of the first sentences, embedded in batches that carry the state on."""
-        runtime = ReferenceRuntime(self._model, stateful=True, batch_size=self.batch_size)
-        return list(runtime.embed_batch(self.stream))
+        runtime, stream, size = ReferenceRuntime(self._model, stateful=True), self.stream, self.batch_size
+        batches = (stream[start : start + size] for start in range(0, len(stream), size))
+        return [layers for batch in batches for layers in runtime.embed_batch(batch)]
 
     @property
     def stream(self) -> Sentences:

@@ -75,6 +75,10 @@ class Maker(NamedTuple):
         """Random numbers as a kernel takes them, not yet on its device."""
         return self.normal(*shape).to(self.dtype)
 
+    def flag(self) -> Tensor:
+        """What a kernel may set."""
+        return torch.zeros(1, dtype=torch.int32, device=self.device)
+
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """What a kernel writes to."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
@@ -228,9 +232,9 @@ def token_layers(config: ElmoConfig, n: int, make: Maker, pooled: bool = False, 
     offsets = torch.tensor([0, *lengths]).cumsum(0) if pooled else None
     vectors, outputs = make.values(n_words, P), make.values(L - 1, 2, n + 1, P)
     tokens = Tokens.of(words, nodes, offsets, n_words=n_words, n_nodes=n, device=make.device)
-    out = make.empty(len(mix), len(lengths) if pooled else n, 2 * P, dtype=torch.float32)
+    out, flag = make.empty(len(mix), len(lengths) if pooled else n, 2 * P, dtype=torch.float32), make.flag()
     return Problem(
-        token_layers_launch(vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device), out),
+        token_layers_launch(vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device), out, flag),
         out,
         lambda: reference.token_layers(vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets),
         model.token_layers(config, n, len(mix), make.precision),

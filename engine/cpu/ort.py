@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES
 from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import cache_bytes, n_cores
+from flashelmo.engine.threads import in_order
 
 try:
     import onnxruntime
@@ -93,11 +92,12 @@ class _Piece:
 
 
 def _make_pieces(graphs: list[Graph], threads: list[int], tensors: Tensors) -> list[_Piece]:
-    with ThreadPoolExecutor() as pool:  # packing the weights takes most of the time, and is work for one core each
-        return list(pool.map(_make_piece, graphs, threads, repeat(tensors)))
+    # Packing the weights takes most of the time, and is work for one core each.
+    return list(in_order(partial(_make_piece, tensors), zip(graphs, threads, strict=True), n_cores()))
 
 
-def _make_piece(graph: Graph, threads: int, tensors: Tensors) -> _Piece:
+def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> _Piece:
+    graph, threads = graph_threads
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each

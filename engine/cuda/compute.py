@@ -26,10 +26,12 @@ class DeviceOutput:
     Attributes:
         mix: float32 [O, L], coefficients of the layers for each output.
         dtype: of the result.
+        overflow: int32 [1] in the host's memory, set where a result is infinite or NaN.
     """
 
     mix: Tensor
     dtype: torch.dtype
+    overflow: Tensor | None = None
 
 
 def compute(
@@ -75,7 +77,7 @@ def compute(
             final.append(state.final(parts, tensors.hidden, tensors.cell))
         del tensors  # the next layer's take their memory
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
-    results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype)
+    results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype, flag=output.overflow)
     if state is not None:
         state.write_back(parts, final)
     return results

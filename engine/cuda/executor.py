@@ -63,11 +63,24 @@ class Executor:
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
+        # In memory that a card writes to: its kernels set it, and the host reads it without a copy.
+        self._overflow = torch.zeros(1, dtype=torch.int32, pin_memory=model.device.type == "cuda")
+        self._overflowed = self._overflow.numpy()
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether a window that is computed by now had a result that is infinite or NaN; from then on it stays so."""
+        return bool(self._overflowed[0])
 
     def reset_state(self) -> None:
         """Let every row start at zero again."""
         if self._state is not None:
             self._state.reset()
+
+    def lose_state(self) -> None:
+        """Some rows have moved on and others have not: until it is reset, nothing goes on from this state."""
+        if self._state is not None:
+            self._state.lose()
 
     def renew(self) -> None:
         """After a call that something was raised in: keep nothing of it, but for the state, which is its own guard."""
@@ -198,5 +211,5 @@ class Executor:
         """What is wanted, on the device; its coefficients are kept, since graphs hold their address."""
         if output not in self._outputs:
             mix = torch.from_numpy(output.mix(self.model.config.n_layers + 1)).to(self.model.device)
-            self._outputs[output] = DeviceOutput(mix, getattr(torch, output.dtype))
+            self._outputs[output] = DeviceOutput(mix, getattr(torch, output.dtype), self._overflow)
         return self._outputs[output]

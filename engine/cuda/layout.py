@@ -202,7 +202,10 @@ def fill(
         _fill_children(parts["children"][d], starts, forest)
         word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
+        parts["token_nodes"][d, len(forest.token_nodes) :] = sizes.n_roots
     word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
+    # What a bucket's other tokens name is computed: what is in memory by chance might be taken for an overflow.
+    parts["token_words"][len(schedule.token_words) :] = parts["words"][0, sizes.n_roots : sizes.n_roots + 1]
     if sizes.n_sentences:
         parts["offsets"][: len(schedule.offsets)] = schedule.offsets
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]

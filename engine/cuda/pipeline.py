@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from flashelmo.engine.cuda import memory
 from flashelmo.engine.cuda.executor import Executor, Queued
 from flashelmo.engine.cuda.forests import build_native_forests
 from flashelmo.engine.cuda.model import DeviceModel
-from flashelmo.engine.cuda.transfer import Results, Transfers
+from flashelmo.engine.cuda.transfer import Mark, Results, Transfers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import OnProgress, Plan, Planner, Statistics, Stream
+from flashelmo.engine.pipeline import OnProgress, Plan, Planner, Statistics, Stream, not_finite, until_error
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Schedule
@@ -39,6 +39,16 @@ IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepa
 FITS_BEFORE_GROWING = 64  # windows in a row, after one that did not fit, before larger ones are tried again
 
 logger = logging.getLogger("flashelmo")
+
+
+class _Reader(NamedTuple):
+    """Who gets a window's results: as what, which sentence of the stream is its first, and who hears how it goes on."""
+
+    output: Output
+    as_numpy: bool
+    first: int
+    n_sentences: int
+    on_progress: OnProgress
 
 
 class CudaPipeline:
@@ -67,6 +77,9 @@ class CudaPipeline:
             device_model = DeviceModel(model, device, precision, batch_invariant=settings.cuda.batch_invariant)
             self._executor = Executor(device_model, encoder, self._transfers, settings)
         self._lock = threading.Lock()  # what is kept from window to window is shared
+        self._ahead: list[Window] = []  # of the stateful stream that was last queued: see `_take_turn`
+        self._left: Mark | None = None  # the end of what the last stream left on the device: see `_check_left`
+        self._refused = False  # somebody was told of an overflow
         self._is_whole = True  # what the executor keeps: Ctrl-C may come at any moment of its work
         value_bytes = self._executor.model.dtype.itemsize
         self._most_tokens = settings.window_tokens or memory.window_tokens(model.config, value_bytes, device)
@@ -77,37 +90,95 @@ class CudaPipeline:
     def reset_state(self) -> None:
         """Let every row start at zero again."""
         with self._lock, self._transfers.computing():
+            self._ahead = []
             self._executor.reset_state()
 
     def stream(
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
-        """See `engine.pipeline.WindowPipeline`; `on_progress` is called when a window's results are given."""
+        """See `engine.pipeline.WindowPipeline`; `on_progress` is called as a window's results come to the host.
+
+        Vectors that overflow are refused by their sentence. Those that are left on the device are not waited for: they
+        are looked at when a later window is given, and what the last windows of a stream had by the next call.
+        """
         if os.getpid() != self._process:
             raise FlashElmoError(
                 f"device {self.device}: expected the process that loaded the embedder, found one forked from it; start "
                 "processes by 'spawn', or load the embedder in each"
             )
+        self._check_left()
         queued: deque[tuple[Window, list[Results]]] = deque()
-        for plan in self._planner.plan_ahead(windows):
+        ahead: list[Window] = []  # the same, as long as anyone may want to know
+        errors: list[Exception] = []
+        first = 0  # the number of the next window's first sentence
+        for plan in until_error(self._planner.plan_ahead(windows), errors):
             if len(queued) == IN_FLIGHT:
-                ready = queued[0][1][-1].ready
-                yield self._oldest(queued, on_progress)
-                ready.wait()  # where nobody waits for results, the host would otherwise run ahead without bound
-            with self._lock, self._transfers.computing():
-                queued.append((plan.window, self._queue(plan, output, as_numpy)))
+                parts = queued[0][1]
+                yield self._oldest(queued, ahead, on_progress)
+                for part in parts:  # where nobody waits for results, the host would otherwise run ahead without bound
+                    part.confirm()
+            try:
+                with self._lock, self._transfers.computing():
+                    self._take_turn(ahead)
+                    results = self._queue(plan, _Reader(output, as_numpy, first, len(plan.window), on_progress))
+                    ahead.append(plan.window)
+                    queued.append((plan.window, results))
+            except Exception as error:  # it stands in its place, behind the windows that are queued
+                errors.append(error)
+                break
+            first += len(plan.window)
         while queued:
-            yield self._oldest(queued, on_progress)
+            parts = queued[0][1]
+            yield self._oldest(queued, ahead, on_progress)
+            for part in parts if self._executor.overflowed else ():
+                part.confirm()
+        if errors:
+            raise errors.pop()
 
     def _oldest(
-        self, queued: deque[tuple[Window, list[Results]]], on_progress: OnProgress
+        self, queued: deque[tuple[Window, list[Results]]], ahead: list[Window], on_progress: OnProgress
     ) -> tuple[Window, Iterator[Any]]:
         """The results of the window that was queued first."""
         window, parts = queued.popleft()
-        on_progress(1.0)
+        ahead.pop(0)
+        if not parts[-1].as_numpy:
+            self._left = parts[-1].ready
+            on_progress(1.0)
         return window, chain.from_iterable(parts)
 
-    def _queue(self, plan: Plan, output: Output, as_numpy: bool, first_row: int = 0) -> list[Results]:
+    def _take_turn(self, ahead: list[Window]) -> None:
+        """Go on from the state that rows have, if it is that of the last window that somebody got.
+
+        Args:
+            ahead: the caller's windows whose states are queued, and whose results are not given.
+
+        Raises:
+            FlashElmoError: another call has moved the state on beyond what it gave, and was perhaps given up there.
+        """
+        if self._settings.stateful:
+            if self._ahead and self._ahead is not ahead:
+                raise FlashElmoError(
+                    "stateful: another call was not read to its end, and the state is that of windows it had not "
+                    "given; call reset_state()"
+                )
+            self._ahead = ahead
+
+    def _check_left(self) -> None:
+        """Look at what the last call left on the device, if it is computed.
+
+        Raises:
+            FlashElmoError: there were infinities, of which nobody knows.
+        """
+        if self._left is not None and self._left.is_past:
+            self._left = None
+            if self._executor.overflowed and not self._refused:
+                self._refused = True
+                raise FlashElmoError(
+                    f"vectors of an earlier call that were left on {self.device}: expected finite ones, found infinity "
+                    "or NaN: an overflow in the model"
+                )
+
+    def _queue(self, plan: Plan, reader: _Reader, first_row: int = 0) -> list[Results]:
         """Queue a window's work, in halves where it does not fit the device's memory."""
         window, n_tokens = plan.window, len(plan.window.word_ids)
         if len(window) == 1 or n_tokens <= self.max_tokens:
@@ -115,24 +186,26 @@ class CudaPipeline:
                 self._executor.renew()
             self._is_whole = False
             try:
-                found = self._executor.queue(plan.words, plan.schedule, output, first_row, lend=as_numpy)
+                found = self._executor.queue(plan.words, plan.schedule, reader.output, first_row, lend=reader.as_numpy)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
             else:
                 self._is_whole = True
                 self._grow()
-                return [self._results(plan, found, output, as_numpy)]
+                return [self._results(plan, found, reader, first_row)]
             self._executor.make_room()
             self._is_whole = True
             if len(window) == 1:
-                raise FlashElmoError(self._too_long(plan.schedule, output))
+                raise FlashElmoError(self._too_long(plan.schedule, reader.output))
             self._shrink(n_tokens)
         first, second = (self._planner.plan(half) for half in window.halves())
-        return [
-            *self._queue(first, output, as_numpy, first_row),
-            *self._queue(second, output, as_numpy, first_row + len(first.window)),
-        ]
+        results = self._queue(first, reader, first_row)
+        try:
+            return [*results, *self._queue(second, reader, first_row + len(first.window))]
+        except BaseException:
+            self._executor.lose_state()  # the first half's rows have moved on
+            raise
 
     def _shrink(self, n_tokens: int) -> None:
         """After a window of so many tokens found no memory."""
@@ -147,10 +220,18 @@ class CudaPipeline:
         if self.max_tokens < self._most_tokens and self._n_fitted >= FITS_BEFORE_GROWING:
             self.max_tokens, self._n_fitted = min(2 * self.max_tokens, self._most_tokens), 0
 
-    def _results(self, plan: Plan, found: Queued, output: Output, as_numpy: bool) -> Results:
+    def _results(self, plan: Plan, found: Queued, reader: _Reader, first_row: int) -> Results:
         """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
-        schedule = plan.schedule
+        schedule, output = plan.schedule, reader.output
         self.statistics.count(plan.window, schedule, found.n_new, self._settings.keep_sentence_boundaries)
+
+        def refuse(b: int) -> FlashElmoError:
+            self._refused = True
+            return not_finite(plan.window, b, reader.first + first_row, output.dtype)
+
+        def on_read(n: int) -> None:
+            reader.on_progress((first_row + n) / reader.n_sentences if reader.n_sentences else 1.0)
+
         return Results(
             found.values,
             np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
@@ -158,7 +239,10 @@ class CudaPipeline:
             pooled=output.pool is not None,
             transfers=self._transfers,
             ready=self._transfers.mark(),
-            as_numpy=as_numpy,
+            as_numpy=reader.as_numpy,
+            overflowed=lambda: self._executor.overflowed,
+            refuse=refuse,
+            on_read=on_read,
             lent=found.lent,
         )
 

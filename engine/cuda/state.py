@@ -37,7 +37,7 @@ class DeviceState:
         """Have at least so many rows; new ones start at zero.
 
         Raises:
-            FlashElmoError: `write_back` was interrupted, so that some layers' states are older than others.
+            FlashElmoError: the state is lost: some layers' or rows' are older than others.
         """
         if not self._is_whole:
             raise FlashElmoError("stateful: the batch before was interrupted and the state is lost; call reset_state()")
@@ -58,6 +58,10 @@ class DeviceState:
         for tensor in (*self.hidden, *self.cell):
             tensor.zero_()
         self._is_whole = True
+
+    def lose(self) -> None:
+        """Refuse to go on from here until it is reset."""
+        self._is_whole = False
 
     def roots(self, layer: int, first_row: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """What rows first_row ... start from: hidden [D, n_rows, P] and cell [D, n_rows, C]."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.schedule import Int64
+from flashelmo.engine.threads import in_order
 
 Int32 = npt.NDArray[np.int32]
 
@@ -166,6 +166,11 @@ class Mark:
 
     event: Any
 
+    @property
+    def is_past(self) -> bool:
+        """Whether the device has come so far."""
+        return self.event is None or bool(self.event.query())
+
     def wait(self) -> None:
         """Wait until the device has come so far."""
         if self.event is not None:
@@ -196,11 +201,15 @@ class Results:
         pooled: a sentence has one row, and a result is to have no dimension for that.
         transfers, ready: bring them to the host, once the computing stream has come to the mark.
         as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
+        overflowed: whether some window that is computed had a result that is infinite or NaN; only then are these
+            looked at.
+        refuse: makes the error of a sentence of these numbers, which is raised in its place.
+        on_read: called with the number of sentences that have come to the host so far, piece by piece.
         lent: whatever is queued next overwrites the values, perhaps more rows than there are tokens: they are copied to
             the host at once. Only with `as_numpy`.
 
     Attributes:
-        ready: see above.
+        ready, as_numpy: see above.
     """
 
     def __init__(
@@ -213,15 +222,19 @@ class Results:
         transfers: Transfers,
         ready: Mark,
         as_numpy: bool,
+        overflowed: Callable[[], bool],
+        refuse: Callable[[int], FlashElmoError],
+        on_read: Callable[[int], None] = lambda n: None,
         lent: bool = False,
     ) -> None:
         self.ready = ready
+        self._overflowed, self._refuse, self._on_read = overflowed, refuse, on_read
         self._values = values
         self._offsets = offsets
         self._single = single
         self._pooled = pooled
         self._transfers = transfers
-        self._as_numpy = as_numpy
+        self.as_numpy = as_numpy
         self._cuts = [(0, len(offsets) - 1)]
         self._first: Download | None = None
         if lent:
@@ -232,7 +245,19 @@ class Results:
             self._first = self._download(0)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._arrays() if self._as_numpy else self._tensors()
+        return self._arrays() if self.as_numpy else self._tensors()
+
+    def confirm(self) -> None:
+        """Wait until the values are computed; tensors that are left on the device are looked at where that is needed.
+
+        Raises:
+            FlashElmoError: of the first sentence whose tensor is not finite.
+        """
+        self.ready.wait()
+        if not self.as_numpy and self._overflowed() and not bool(self._values.isfinite().all()):
+            for b, tensor in enumerate(self._tensors()):
+                if not bool(tensor.isfinite().all()):
+                    raise self._refuse(b)
 
     def _tensors(self) -> Iterator[Tensor]:
         values = self._transfers.hand_over(self._values, self.ready)
@@ -250,9 +275,16 @@ class Results:
             values = download.wait()[:, : self._offsets[last] - self._offsets[first]]
             if piece + 1 < len(self._cuts):
                 download = self._download(piece + 1)
-            if values.dtype == np.float16 and not np.isfinite(values).all():
-                raise FlashElmoError("output: expected finite values within float16's range, found others; use float32")
-            yield from self._cut(values[0] if self._single else values, first, last)
+            self._on_read(last)
+            results = self._cut(values[0] if self._single else values, first, last)
+            yield from self._checked(results, first) if self._overflowed() else results
+
+    def _checked(self, results: Iterator[npt.NDArray[Any]], first: int) -> Iterator[npt.NDArray[Any]]:
+        """Results of the sentences from `first` on, each of which is looked at."""
+        for b, result in enumerate(results, first):
+            if not np.isfinite(result).all():
+                raise self._refuse(b)
+            yield result
 
     def _cut(self, values: npt.NDArray[Any], first: int, last: int) -> Iterator[npt.NDArray[Any]]:
         """The results of some sentences, whose rows are all that there are; copies, as this memory is used again."""
@@ -270,10 +302,9 @@ class Results:
 def copies(arrays: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
     """Copies in order, by some threads: most of their time the system takes, which finds memory page by page."""
     size = max(1, len(arrays) // (2 * COPIERS))
-    with ThreadPoolExecutor(COPIERS, "flashelmo-copies") as pool:
-        batches = (arrays[k : k + size] for k in range(0, len(arrays), size))
-        for batch in pool.map(lambda batch: [array.copy() for array in batch], batches):
-            yield from batch
+    batches = (arrays[k : k + size] for k in range(0, len(arrays), size))
+    for batch in in_order(lambda batch: [array.copy() for array in batch], batches, COPIERS):
+        yield from batch
 
 
 def _cuts(offsets: Int64, row_bytes: int) -> list[tuple[int, int]]:

@@ -78,7 +78,7 @@ class DevicePool:
         finally:
             os.close(arrays_file)
         for process in self._processes:
-            process.settled.wait()
+            process.settled.get()
             if not process.max_windows:
                 cause = str(process.cause)
                 raise FlashElmoError(cause if process.name in cause else f"device {process.name}: {cause}")

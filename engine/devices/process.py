@@ -51,7 +51,7 @@ class DeviceProcess:
     Attributes:
         max_windows: windows of one stream it may hold at once; 0 until it is ready.
         precision: what its pipeline computes in, where it says so.
-        settled: set when it is ready or has ended.
+        settled: gets something when it is ready or has ended.
         cause: why it ended; None as long as it runs.
         closed: it was ended on purpose.
     """
@@ -60,7 +60,7 @@ class DeviceProcess:
         self.name = name
         self.max_windows = 0
         self.precision = ""
-        self.settled = threading.Event()
+        self.settled: SimpleQueue[None] = SimpleQueue()  # an Event's lock may stay held where Ctrl-C comes
         self.cause: str | None = None
         self.closed = False
         self._outbox: SimpleQueue[Any] = SimpleQueue()
@@ -111,9 +111,9 @@ class DeviceProcess:
             self._process.wait(END_SECONDS)
         self.cause = failure or _exit_text(self._process.returncode)
         listener.lose(self)
-        self.settled.set()
+        self.settled.put(None)
         self._outbox.put(None)
-        self._writer.join()
+        self._writer.join(END_SECONDS)
         self._connection.close()
 
     def _handle(self, message: Ready | Done | Refused | Failed, listener: Listener) -> str | None:
@@ -122,7 +122,7 @@ class DeviceProcess:
             return message.text
         if isinstance(message, Ready):
             self.precision, self.max_windows = message.precision, message.ahead + 2
-            self.settled.set()
+            self.settled.put(None)
         elif isinstance(message, Refused):
             listener.deliver(self, message.stream, message.position, FlashElmoError(message.text))
         else:

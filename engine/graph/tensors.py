@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from flashelmo.engine.graph.pieces import widest
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, ElmoWeights
 from flashelmo.engine.precision import NumberType
-from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.processor import int8_levels, n_cores
+from flashelmo.engine.threads import in_order
 
 MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
 MASKED_FLOAT16 = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be no number
@@ -42,8 +42,7 @@ def prepare_tensors(
     if weight_type == "int8":
         matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.") and tensor.ndim == 2}
         bound = levels or int8_levels()
-        with ThreadPoolExecutor() as pool:
-            quantized = pool.map(lambda matrix: quantize(matrix, bound), matrices.values())
+        quantized = in_order(lambda matrix: quantize(matrix, bound), matrices.values(), n_cores())
         for name, (integers, scale) in zip(matrices, quantized, strict=True):
             tensors[name], tensors[f"{name}.scale"] = integers, scale
     return tensors

@@ -62,12 +62,12 @@ class ReferencePipeline:
 
 
 def make_reference_pipeline(model: ElmoModel, precision: str, settings: Settings) -> PipelineInfo:
-    """The reference's pipeline, in float32 or float64, in batches of `settings.batch_size` sentences."""
+    """The reference's pipeline, in float32 or float64. Stateful, a window is one batch."""
     runtime = ReferenceRuntime(
         model,
         precision=precision,
         threads=settings.threads,
         stateful=settings.stateful,
-        batch_size=1 << 62 if settings.stateful else settings.batch_size,  # a window is one batch, and a row a state
+        batch_size=settings.batch_size,
     )
     return PipelineInfo(ReferencePipeline(runtime, settings.keep_sentence_boundaries), "cpu", precision, None)

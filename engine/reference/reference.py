@@ -207,7 +207,7 @@ class ReferenceRuntime:
         device: a PyTorch device; on a GPU products stay in full float32, without TF32.
         threads: PyTorch's threads, a setting of the whole process; None leaves it.
         stateful: carry the LSTM state, so that results depend on what was embedded before.
-        batch_size: sentences of a batch, and so the rows of the state.
+        batch_size: sentences that are computed together; stateful, what is given as one batch is one, however many.
     """
 
     def __init__(
@@ -242,8 +242,9 @@ class ReferenceRuntime:
     ) -> list[npt.NDArray[np.floating[Any]]]:
         """Every sentence's layers, [L, tokens, 2P] or [L, tokens + 2, 2P] with the boundaries."""
         results = []
-        for start in range(0, len(sentences), self.batch_size):
-            batch = sentences[start : start + self.batch_size]
+        size = max(1, len(sentences)) if self.elmo.stateful else self.batch_size
+        for start in range(0, len(sentences), size):
+            batch = sentences[start : start + size]
             stacked = self._layers(batch)
             for row, sentence in enumerate(batch):
                 span = slice(0, len(sentence) + 2) if keep_sentence_boundaries else slice(1, len(sentence) + 1)

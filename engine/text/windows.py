@@ -5,13 +5,11 @@ from __future__ import annotations
 import codecs
 import re
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from queue import Full, Queue
 from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.threads import Background
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
@@ -198,32 +197,11 @@ def read_windows(
 
 def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
     """Windows, each read by a thread while the one before is used; closing does not wait for a blocked read."""
-    read: Queue[Window | BaseException | None] = Queue(1)
-    stop = threading.Event()
-
-    def put(item: Window | BaseException | None) -> None:
-        while not stop.is_set():
-            with suppress(Full):
-                return read.put(item, timeout=0.1)
-
-    def read_all() -> None:
-        try:
-            for window in windows:
-                put(window)
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            put(error)
-        put(None)
-
-    threading.Thread(target=read_all, name="flashelmo-text", daemon=True).start()
-    try:
-        while (window := read.get()) is not None:
-            if isinstance(window, BaseException):
-                raise window
-            yield window
-    finally:
-        stop.set()
+    read = partial(next, windows, None)
+    following = Background(read)
+    while (window := following.result()) is not None:
+        following = Background(read)
+        yield window
 
 
 @dataclass(frozen=True)

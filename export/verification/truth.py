@@ -38,8 +38,7 @@ class Truth:
         A state is that of the batch's own rows: {"hidden": [2 * LSTM layers, B, P], "cell": [2 * LSTM layers, B, C]}.
         """
         if batches not in self._carried:
-            most = max(len(batch.sentences) for batch in batches)
-            runtime = ReferenceRuntime(self.model, stateful=True, batch_size=most)
+            runtime = ReferenceRuntime(self.model, stateful=True)
             self._carried[batches] = [
                 (runtime.embed_batch(batch.sentences), _state(runtime, len(batch.sentences))) for batch in batches
             ]
