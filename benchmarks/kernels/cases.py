@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 
 from flashelmo.benchmarks.kernels import problems
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
+from flashelmo.benchmarks.kernels.lstm import WAYS, LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.model import D, kind_of
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hopper
+from flashelmo.kernels.lstm.run import Words
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
@@ -81,16 +82,24 @@ class Case(NamedTuple):
     build: Callable[[], Launch]
 
 
-def lstm_step(kernel: str, way: str, config: ElmoConfig, rows: int, make: Maker, *, skip: bool = False) -> Launch:
-    """One depth's launch of a kernel of the LSTM."""
+def lstm_step(
+    kernel: str, way: str, config: ElmoConfig, rows: int, make: Maker, *, skip: bool = False, by_word: bool = False
+) -> Launch:
+    """One depth's launch of a kernel of the LSTM, or its input part's, which may be that of words."""
     problem = LstmProblem(LstmLayer(config, make.device), ((rows,),) * D, skip)
-    steps = problem.steps(problem.run(make.precision), way)
+    run = problem.run(make.precision)
+    if by_word:
+        count = torch.empty(1, dtype=torch.int32, device=make.device)
+        run = replace(run, words=Words.of(run.weights, run.tensors.x, run.nodes.parents, count))
+    steps = WAYS[way].launches(run, range(1, problem.nodes.n_depths + 1))
     return next(launch for launch in steps if kernel_name(launch) == f"{kernel}_kernel")
 
 
-def at_rows(kernel: str, way: str, fixed: int, config: ElmoConfig, rows: int, make: Maker) -> Launch:
+def at_rows(
+    kernel: str, way: str, fixed: int, config: ElmoConfig, rows: int, make: Maker, *, by_word: bool = False
+) -> Launch:
     """The same at a number of rows of its own, as no table says which it is for."""
-    return lstm_step(kernel, way, config, fixed, make, skip=True)
+    return lstm_step(kernel, way, config, fixed, make, skip=not by_word, by_word=by_word)
 
 
 def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True) -> Launch:
@@ -119,12 +128,15 @@ EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER = (90,)
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
+by_word = partial(hoisted, by_word=True)
 int8_gates, int8_rows = (partial(lstm_step, kernel, "int8") for kernel in ("int8_gates", "int8_rows"))
 input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
+    Kernel("gates hoisted by word", GATES, "CP", by_word, ("bf16", "fp32"), ("tf32",)),
+    Kernel("linear, words", LINEAR, "CP", partial(lstm_step, "linear", "hoisted", by_word=True), ("bf16", "fp32")),
     Kernel("int8 gates", GATES, "CP", int8_gates, INT8),
     Kernel("int8 rows", (), "CP", int8_rows, INT8),
     Kernel("projection", PROJECTION, "CP", projection, EXACT, sizes=True),
@@ -144,6 +156,15 @@ KERNELS = (
             ("Hopper projection, 1024 rows", "hopper_projection", "tma", 1024),  # and any number, batch-invariant
             ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
         )
+    ),
+    *(
+        Kernel(
+            *(f"few_rows gates by word, {rows} rows", (), "CP"),
+            partial(at_rows, "few_gates", "few_rows", rows, by_word=True),
+            *(BF16, ("fp16",)),
+            targets=HOPPER,
+        )
+        for rows in (16, 32, 128)
     ),
     Kernel(
         *("int8_specialized gates", (), "CP"),
