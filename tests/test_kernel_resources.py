@@ -32,7 +32,13 @@ from flashelmo.benchmarks.kernels.ptx import END, WAIT, Statement, before, param
 from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
-ROWS_ALONE = ("token layers", "gather words", "characters embedded", "int8 rows")  # kernels that multiply no matrices
+ROWS_ALONE = (
+    "token layers",
+    "gather words",
+    "characters embedded",
+    "int8 rows",
+    "states carried",
+)  # kernels that multiply no matrices
 FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 
 

@@ -185,6 +185,7 @@ KERNELS = (
     Kernel("linear by TMA, 16 bits out", (), "CP", partial(input_by_tma, dtype=torch.bfloat16), few=BF16),
     Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True),
     Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True),
+    Kernel("states carried", (), "CP", problems.carry, BF16, ("fp32",)),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True),
     Kernel("token layers, means", (), "P", partial(tokens, pooled=True), BF16, ("fp16", "fp32"), sizes=True),
 )

@@ -76,8 +76,8 @@ def compute(
             words=words if layer == 0 else None,
         )
         if state is not None:
-            final.append(state.final(parts, tensors.hidden, tensors.cell))
-        del tensors  # the next layer's take their memory
+            final.append((tensors.hidden, tensors.cell))
+        del tensors  # the next layer's take their memory, but for states that are carried on
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
     results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype)
     if state is not None:
