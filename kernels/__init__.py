@@ -7,6 +7,7 @@
     highway.py       a highway layer
     linear.py        a product with bias; linear_tma.py, the same by bulk copies
     gather.py        rows of words by node
+    carry.py         the states that rows end with, to where they are carried on
     lstm/            the bidirectional LSTM over a schedule, a file a variant
     token_layers.py  tokens' layers gathered, mixed and averaged
     reference.py     the same mathematics in plain PyTorch, which every kernel is tested against

@@ -30,7 +30,7 @@ from flashelmo.kernels.tuning import ROW_GROUP, TMA_TILES, choose_tile
 
 @triton.jit(do_not_specialize=["n", "n_x", "first", "first_stride"])
 def linear_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, n, n_x, first, first_stride,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, count_ptr, n, n_x, first, first_stride,
     K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
     TILE: tl.constexpr, ROW_GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -38,6 +38,19 @@ def linear_kernel(
     i_rows, i_columns = tl.swizzle2d(
         tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), ROW_GROUP
     )
+    if count_ptr is None or i_rows * TILE.rows < tl.load(count_ptr):
+        linear_tile(
+            x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, i_rows, i_columns, n, n_x, first, first_stride,
+            K, F, WEIGHT_STRIDE, TILE, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def linear_tile(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, i_rows, i_columns, n, n_x, first, first_stride,
+    K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A block of rows and columns of one of the matrices."""
     d = tl.program_id(2).to(tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
     o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
@@ -89,6 +102,7 @@ def linear_launch(
     out: Tensor,
     *,
     first_rows: Tensor | int | None = None,
+    count: Tensor | None = None,
     precision: Products = "ieee",
     batch_invariant: bool = False,
 ) -> Launch:
@@ -102,6 +116,7 @@ def linear_launch(
         out: [n, F] or [D, n, F], in x's type or float32.
         first_rows: where the n rows begin, in all matrices alike or int32 [D] on the device; what would lie beyond x's
             last row means nothing.
+        count: int32 [1] on the device, how many of the n rows there are; what is written beyond them means nothing.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
         batch_invariant: one kernel and one tile for any number of rows, so that a row's bits do not depend on it.
 
@@ -118,6 +133,8 @@ def linear_launch(
         raise ValueError(f"weight: expected shape [{wanted}], as x is {list(x.shape)}, found {list(weight.shape)}")
     F = weight.shape[-1]
     check("bias", bias, [*D, F], [torch.float32])
+    if count is not None:
+        check("count", count, [1], [torch.int32])
     check("out", out, [*D, n, F], sorted({x.dtype, torch.float32}, key=str))
     by_tma = is_able(x, weight, out)
     transposed = by_tma and is_k_major(weight)
@@ -127,7 +144,7 @@ def linear_launch(
     first = first_rows if isinstance(first_rows, int) else 0
     if transposed or (by_tma and is_served(x, n) and not batch_invariant):
         tile = TMA_TILES["linear"][-1] if batch_invariant else None
-        return linear_tma_launch(x, weight, bias, out, first_rows=on_device, first=first, tile=tile)
+        return linear_tma_launch(x, weight, bias, out, first_rows=on_device, first=first, count=count, tile=tile)
     if by_library(x, n) and on_device is None and not batch_invariant:
         tensors = {"x": x[..., first : first + n, :], "weight": weight, "bias": bias, "out": out}
         batches = {name: tensor if D else tensor[None] for name, tensor in tensors.items()}
@@ -139,6 +156,7 @@ def linear_launch(
         "bias_ptr": bias,
         "out_ptr": out,
         "first_ptr": on_device,
+        "count_ptr": count,
         "n": n,
         "n_x": n_x,
         "first": first,

@@ -70,18 +70,21 @@ def product_tile(
 
 @triton.jit(do_not_specialize=["n", "first", "first_stride"])
 def linear_tma_kernel(
-    x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+    x_desc, weight_desc, bias_ptr, out_desc, first_ptr, count_ptr, n, first, first_stride,
     D: tl.constexpr, K: tl.constexpr, F: tl.constexpr, K_MAJOR: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """Grid: PROGRAMS, which share the tiles; or a program a tile where it is 0."""
+    if count_ptr is not None:
+        n = tl.load(count_ptr)
+    n_tiles = D * tl.cdiv(n, TILE.rows) * tl.cdiv(F, TILE.columns)
     if PROGRAMS == 0:
-        product_tile(
-            tl.program_id(0), x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
-            K, F, K_MAJOR, TILE, PARTS, ROW_GROUP,
-        )  # fmt: skip
+        if count_ptr is None or tl.program_id(0) < n_tiles:
+            product_tile(
+                tl.program_id(0), x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
+                K, F, K_MAJOR, TILE, PARTS, ROW_GROUP,
+            )  # fmt: skip
     else:
-        n_tiles = D * tl.cdiv(n, TILE.rows) * tl.cdiv(F, TILE.columns)
         for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
             product_tile(
                 tile, x_desc, weight_desc, bias_ptr, out_desc, first_ptr, n, first, first_stride,
@@ -109,6 +112,7 @@ def linear_tma_launch(
     *,
     first_rows: Tensor | None = None,
     first: int = 0,
+    count: Tensor | None = None,
     tile: Tile | None = None,
     programs: int | None = None,
 ) -> Launch:
@@ -117,6 +121,7 @@ def linear_tma_launch(
     Args:
         weight: [K, F] or [D, K, F], each matrix or its transpose contiguous.
         first_rows, first: where x's rows begin is the sum of both.
+        count: int32 [1], how many of the n rows there are.
         tile: instead of the table's.
         programs: that run at once; by default as many as the device has multiprocessors.
     """
@@ -135,6 +140,7 @@ def linear_tma_launch(
         "bias_ptr": bias,
         "out_desc": _boxes(out, tile.rows, tile.columns // parts),
         "first_ptr": first_rows,
+        "count_ptr": count,
         "n": n,
         "first": first,
         "first_stride": 0 if first_rows is None else first_rows.stride(0),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -146,10 +147,11 @@ def test_a_state_that_is_half_written_is_lost_until_it_is_reset() -> None:
     state = pipeline_of(embedder)._executor._state
     assert state is not None
     cell, state.cell = state.cell, state.cell[:1]  # the second layer's write fails
+    names = "final_nodes", "final_ranks", "final_slots", "state_rows"
     with pytest.raises(IndexError):
         state.write_back(
-            {"state_rows": cell[0].new_zeros(1)},
-            [(hidden[:, :1], c[:, :1]) for hidden, c in zip(state.hidden, cell, strict=True)],
+            dict.fromkeys(names, torch.zeros(1, dtype=torch.int32, device=cell[0].device)),
+            [(hidden, torch.stack([c, c])) for hidden, c in zip(state.hidden, cell, strict=True)],
         )
     state.cell = cell
     with pytest.raises(FlashElmoError, match=r"the state is lost; call reset_state\(\)"):

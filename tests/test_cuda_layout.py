@@ -166,7 +166,7 @@ def test_rows_take_as_many_steps_as_their_sentences(window: list[list[int]]) -> 
 
 
 def test_parts_are_aligned_and_apart() -> None:
-    sizes = Sizes(((0, 1, 4, 6), (0, 1, 3, 6)), n_roots=1, n_nodes=6, n_tokens=33, n_sentences=2, n_rows=2)
+    sizes = Sizes(((0, 1, 4, 6), (0, 1, 3, 6)), n_roots=1, n_nodes=6, n_tokens=33, n_sentences=2, n_rows=2, n_words=5)
     layout = Layout.of(sizes)
     flat = np.arange(layout.size)
     parts = layout.views(flat)
@@ -180,12 +180,33 @@ def test_parts_are_aligned_and_apart() -> None:
         "token_nodes": (2, 33),
         "offsets": (3,),
         **dict.fromkeys(("final_nodes", "final_ranks", "final_slots", "state_rows"), (2,)),
+        **{"distinct": (2, 5), "node_words": (2, 6), "n_words": (1,)},
     }
     numbers = np.concatenate([part.ravel() for part in parts.values()])
     assert len(set(numbers.tolist())) == len(numbers) <= layout.size
-    assert set(Layout.of(replace(sizes, n_sentences=0, n_rows=0)).views(flat)) == {
+    assert set(Layout.of(replace(sizes, n_sentences=0, n_rows=0, n_words=0)).views(flat)) == {
         "starts", "parents", "children", "words", "token_words", "token_nodes",
     }  # fmt: skip
+
+
+@given(windows, kinds, st.booleans(), st.booleans())
+def test_words_of_nodes_are_rows_of_the_table(window: list[list[int]], kind: str, keep: bool, in_bucket: bool) -> None:
+    """The table's row of a node's word is the node's; a bucket counts its words, and has room for one a node."""
+    schedule = schedule_of(window, kind, keep)
+    exact = sizes_of(schedule, kind)
+    if exact.n_depths == 0:
+        return
+    exact = replace(exact, n_words=len(WORD_ROWS))
+    sizes = exact.bucket() if in_bucket else exact
+    parts = filled(sizes, schedule)
+    assert sizes.n_words >= len(WORD_ROWS) == parts["n_words"][0]
+    assert in_bucket is False or sizes.n_words == sizes.n_nodes - sizes.n_roots
+    for d, forest in enumerate((schedule.forward, schedule.backward)):
+        nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
+        assert (parts["distinct"][d][parts["node_words"][d, nodes]] == parts["words"][d, nodes]).all()
+    for name in ("distinct", "node_words"):  # what kernels may read beyond what there is
+        assert (parts[name] >= 0).all() and (parts[name] < 100).all()
+    assert exact.bucket() != replace(exact, n_words=0).bucket()
 
 
 def test_a_buckets_last_depths_have_fewer_rows() -> None:

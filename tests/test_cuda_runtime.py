@@ -13,12 +13,13 @@ import pytest
 
 pytest.importorskip("triton")
 
-from cuda_runs import AHEAD, DEVICE, ONE_LAYER, assert_close, on_cuda, on_host, pipeline_of
+from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
 from flashelmo.engine import embedder as embedder_module
 from flashelmo.engine import pipeline
-from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda import executor, layout
+from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.initialize import random_model as preset_model
@@ -73,6 +74,33 @@ def test_buckets_whose_depths_have_fewer_and_fewer_rows(monkeypatch: pytest.Monk
     (key,) = executor._graphs._graphs
     assert isinstance(key, tuple) and key[0].rows == [4, 4, 2, 2, 2, 2, 1, 1]
     assert list(executor._graphs._seen) == list(executor._graphs._graphs)  # one bucket for all
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"), [(CudaSettings(), "fp32"), (AHEAD, "bf16")], ids=["graphs", "ahead"]
+)
+def test_input_parts_by_word_are_those_by_node(
+    monkeypatch: pytest.MonkeyPatch, settings: CudaSettings, precision: str
+) -> None:
+    """One graph serves windows of more and of fewer words."""
+    model = random_model(replace(BILM, cell_size=8, projection_size=16, n_layers=1))
+    windows = [[["cat", "the", word, "cat"] for word in words] for words in ("abcd", "abca", "wxyz")]
+
+    def embed() -> tuple[list[list[Any]], list[Sizes], ElmoEmbedder]:
+        computes = Compute(lambda sizes: False)
+        monkeypatch.setattr(executor, "compute", computes)
+        embedder = on_cuda(model, precision=precision, cuda=settings)
+        return [embedder.embed_batch(window) for window in windows], computes.computed, embedder
+
+    found, sizes, embedder = embed()
+    assert [each.n_words for each in sizes] == ([sizes[0].n_nodes - 1] * 3 if settings.graphs else [8, 7, 8])
+    assert n_graphs(embedder) == settings.graphs
+    monkeypatch.setattr(executor, "pays_by_word", lambda *given: False)
+    expected, sizes, _ = embed()
+    assert not any(each.n_words for each in sizes)
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert np.abs(a).max() > 0 and np.abs(a - b).max() < (1e-6 if precision == "fp32" else 0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -93,7 +93,7 @@ def test_the_state_survives_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ours.embed_batch(BATCHES[0])
     other.embed_batch(BATCHES[0])
     broken = Compute(lambda sizes: True, lambda: RuntimeError("CUDA error: an illegal instruction"))
-    for target, name in ((executor, "compute"), (state.DeviceState, "final"), (state.DeviceState, "reserve")):
+    for target, name in ((executor, "compute"), (state.DeviceState, "write_back"), (state.DeviceState, "reserve")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, broken if name == "compute" else _raise)
             with pytest.raises(RuntimeError, match="illegal instruction"):

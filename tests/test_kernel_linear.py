@@ -171,6 +171,29 @@ def test_boxes_of_every_type_and_order(dtype, out_dtype, k_major, tile, device):
         check_against_truth(out, x, weight, bias)
 
 
+@pytest.mark.parametrize("count", [0, 1, 17, 40])
+@pytest.mark.parametrize("tma", [False, True], ids=["portable", "TMA"])
+def test_rows_that_the_device_counts(device, tma, count):
+    """Those are right, and no block is computed that has none of them."""
+    x, weight, bias = arguments(40, 24, 40, D=2, dtype=torch.float16, device=device)
+    x[:, count:] = torch.nan
+    n_rows = torch.tensor([count], dtype=torch.int32, device=device)
+    out = poisoned(2, 40, 40, dtype=torch.float16, device=device)
+    for programs in (3, 1000) if tma else (None,):
+        if tma:
+            launch = linear_tma_launch(x, weight, bias, out, count=n_rows, tile=SMALL, programs=programs)
+        else:
+            launch = linear_launch(x, weight, bias, out, count=n_rows)
+        launch.run()
+        check_against_truth(out[:, :count], x[:, :count], weight, bias)
+        untouched = -(-count // launch.arguments["TILE"].rows) * launch.arguments["TILE"].rows
+        out[:, :untouched] = 77
+        assert out.isnan().sum() == out[:, untouched:].numel()
+        out.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"^count: expected shape \[1\], found \[2\]"):
+        linear_launch(x, weight, bias, out, count=n_rows.repeat(2))
+
+
 def test_boxes_leave_what_lies_apart(device):
     """Of a weight behind which another lies, NaN; of a matrix without others; and nothing beyond the result."""
     x, _, bias = arguments(20, 24, 40, D=2, dtype=torch.float16, device=device)

@@ -18,7 +18,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import fused, hoisted, layer, proven
 from flashelmo.kernels.lstm.layer import Variant, choose, lstm_layer, pack_lstm
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Words, new_tensors
 from flashelmo.kernels.lstm.weights import interleave
 
 ROWS = (1, 3, 6)
@@ -85,6 +85,25 @@ def chosen(device: str, **options: Any) -> list[str]:
     """The variants for 1, 3 and 4 rows."""
     run = run_of(random_layer(device), **options)
     return [choose(run, rows).name for rows in (1, 3, 4)]
+
+
+def test_an_input_part_by_word_is_proven_by_itself(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that multiplies no words is right by node, and refused by word."""
+
+    def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
+        is_product = "count_ptr"
+        return (each for each in hoisted.launches(run, depths) if is_product not in each.arguments or not by_word)
+
+    first = Variant("made up", lambda run, rows: rows <= 3, launches, interleave, blind=True)
+    monkeypatch.setattr(layer, "VARIANTS", (first, *layer.VARIANTS))
+    made = random_layer(device)
+    run, names = run_of(made), []
+    count = torch.tensor([5], dtype=torch.int32, device=device)
+    words = Words.of(run.weights, run.tensors.x, run.nodes.parents, count)
+    for each in (run, replace(run, words=words)):
+        by_word = each.words is not None
+        names.append(choose(each, 3).name)
+    assert names == ["made up", "hoisted"]
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -32,7 +32,13 @@ from flashelmo.benchmarks.kernels.ptx import END, WAIT, Statement, before, param
 from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
-ROWS_ALONE = ("token layers", "gather words", "characters embedded", "int8 rows")  # kernels that multiply no matrices
+ROWS_ALONE = (
+    "token layers",
+    "gather words",
+    "characters embedded",
+    "int8 rows",
+    "states carried",
+)  # kernels that multiply no matrices
 FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 
 
@@ -143,13 +149,16 @@ def test_waits_end_in_an_acquire_and_come_before_what_others_write(run: Run) -> 
     of the others. What dependent launches read while they wait is what no launch before is still writing.
     """
     dependent = [each for each in run.found if each.early or each.starts_next]
-    assert {each.kernel.partition(",")[0] for each in dependent} == {"few_rows gates", "few_rows projection"}
+    names = {each.kernel.partition(",")[0] for each in dependent}
+    assert names == {"few_rows gates", "few_rows gates by word", "few_rows projection"}
     for each in run.found:
         waits = each.kernel.startswith(("few_rows projection", "Hopper projection"))
         assert each.acquires == (1 + waits if any("/" in tile for tile in each.tiles) else 0), each
     for each in dependent:
         first = {"weight_desc", "nodes.starts"}
         first |= {"nodes.parents", "x_gates_ptr"} if "gates" in each.kernel else {"nodes.children", "tensors.x"}
+        if "by word" in each.kernel:
+            first |= {"nodes.words"}
         assert each.starts_next and set(each.early) == first
 
 

@@ -19,6 +19,7 @@ from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import reference
+from flashelmo.kernels.carry import Ends, carry_launch
 from flashelmo.kernels.char_cnn import char_cnn_launches, group_words, pack_char_cnn
 from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
@@ -252,6 +253,15 @@ def gather_words(config: ElmoConfig, n: int, make: Maker) -> Problem:
         lambda: table.double()[words.long()],
         model.gather_words(config, n, make.precision),
     )
+
+
+def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
+    """The states that n rows of a layer end with."""
+    P, C = config.projection_size, config.cell_size
+    ends = Ends(*(make.empty(n, dtype=torch.int32) for _ in Ends._fields))
+    cells = (make.empty(*shape, dtype=torch.float32) for shape in ((2, D, n, C), (D, n, C)))
+    (cell, cell_out), hidden = cells, make.empty(D, n, P)
+    return carry_launch(hidden, cell, ends, make.empty(D, n, P), cell_out)
 
 
 def spell(words: Sequence[str], config: ElmoConfig) -> Tensor:

@@ -15,7 +15,7 @@ from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels.gather import gather_words
 from flashelmo.kernels.lstm.layer import lstm_layer
-from flashelmo.kernels.lstm.run import LaunchOptions, Nodes, Workspace
+from flashelmo.kernels.lstm.run import LaunchOptions, Nodes, Words, Workspace
 from flashelmo.kernels.token_layers import Tokens, token_layers
 
 
@@ -59,9 +59,12 @@ def compute(
     parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = nodes_of(parts, sizes)
-    options = LaunchOptions(model.products, settings.keep_weights, settings.batch_invariant)
+    options = launch_options(model, settings)
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
-    x, final = gather_words(word_vectors, parts["words"]), []
+    x, final, words = gather_words(word_vectors, parts["words"]), [], None
+    if sizes.n_words:
+        distinct = gather_words(word_vectors, parts["distinct"])
+        words = Words.of(model.lstm[0], distinct, parts["node_words"], parts["n_words"])
     for layer, weights in enumerate(model.lstm):
         x, tensors = lstm_layer(
             weights,
@@ -72,15 +75,21 @@ def compute(
             out=outputs[layer],
             workspace=workspace,
             options=options,
+            words=words if layer == 0 else None,
         )
         if state is not None:
-            final.append(state.final(parts, tensors.hidden, tensors.cell))
-        del tensors  # the next layer's take their memory
+            final.append((tensors.hidden, tensors.cell))
+        del tensors  # the next layer's take their memory, but for states that are carried on
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
     results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype, flag=output.overflow)
     if state is not None:
         state.write_back(parts, final)
     return results
+
+
+def launch_options(model: DeviceModel, settings: CudaSettings) -> LaunchOptions:
+    """How a model's layers are launched."""
+    return LaunchOptions(model.products, settings.keep_weights, settings.batch_invariant)
 
 
 def nodes_of(parts: Mapping[str, Tensor], sizes: Sizes) -> Nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -10,10 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from flashelmo.engine.cuda.compute import DeviceOutput, compute
+from flashelmo.engine.cuda.compute import DeviceOutput, compute, launch_options
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
-from flashelmo.engine.cuda.memory import is_out_of_memory
+from flashelmo.engine.cuda.memory import is_out_of_memory, word_gates_bytes
 from flashelmo.engine.cuda.model import DeviceModel, WordVectors
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Transfers
@@ -21,6 +22,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
+from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
 from flashelmo.kernels.lstm.run import Workspace
 
 MAX_WORD_GRAPHS = 8  # one for each power of two
@@ -60,6 +62,8 @@ class Executor:
         self._table = WordVectors(model, encoder, transfers, settings.cache_bytes, word_graphs)
         self._state = DeviceState(model) if settings.stateful else None
         self._workspace = Workspace.of(model.lstm[0].shape, model.device)
+        self._options = launch_options(model, settings.cuda)
+        self._word_gates_bytes = word_gates_bytes(model.device)
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
@@ -112,7 +116,7 @@ class Executor:
         word_rows, n_new = self._table.lookup(words)
         if self._state is not None:
             self._state.reserve(first_row + len(schedule.offsets) - 1)
-        sizes = self.sizes(schedule, output)
+        sizes = self._with_words(self.sizes(schedule, output), len(words))
         device_output = self._device_output(output)
         if sizes.n_depths == 0:  # no sentence has a token
             return Queued(self._new_results(device_output, sizes.n_sentences).zero_(), n_new)
@@ -128,6 +132,15 @@ class Executor:
         """How large the tensors of a window are."""
         stateful = self._state is not None
         return Sizes.of(schedule, share=self._share, pooled=output.pool is not None, stateful=stateful)
+
+    def _with_words(self, sizes: Sizes, n_words: int) -> Sizes:
+        """The same, with the number of words where the lowest layer's input part is better computed by word."""
+        weights = self.model.lstm[0]
+        if n_words >= sizes.n_nodes - sizes.n_roots or not pays_by_word(weights, self._options, sizes.rows, n_words):
+            return sizes
+        room = sizes.n_nodes if self._is_small(sizes) else n_words  # of a bucket there are graphs for all up to it
+        fits = room * row_bytes(weights) <= self._word_gates_bytes
+        return replace(sizes, n_words=n_words) if fits else sizes
 
     def _is_small(self, sizes: Sizes) -> bool:
         switches = self._switches

@@ -37,6 +37,8 @@ class Sizes:
         n_tokens: tokens that get a result.
         n_sentences: B where each gets one vector; 0 where every token gets its own.
         n_rows: B where rows carry a state on; else 0.
+        n_words: W, distinct words, where the lowest layer's input part is computed by word; else 0. A bucket's let
+            every node have its own.
     """
 
     depths: Depths
@@ -45,6 +47,7 @@ class Sizes:
     n_tokens: int
     n_sentences: int = 0
     n_rows: int = 0
+    n_words: int = 0
 
     @classmethod
     def of(cls, schedule: Schedule, *, share: bool, pooled: bool, stateful: bool) -> Sizes:
@@ -86,6 +89,7 @@ class Sizes:
             n_nodes=_rounded_nodes(n_nodes, LEAST_NODES),
             n_sentences=power_of_two(self.n_sentences, LEAST_ROWS) if self.n_sentences else 0,
             n_rows=power_of_two(self.n_rows, LEAST_ROWS) if self.n_rows else 0,
+            by_word=self.n_words > 0,
         )
 
     @property
@@ -103,13 +107,16 @@ class Sizes:
 
 
 @lru_cache(1024)
-def _bucket(steps: tuple[tuple[int, int], ...], *, n_roots: int, n_nodes: int, n_sentences: int, n_rows: int) -> Sizes:
+def _bucket(
+    steps: tuple[tuple[int, int], ...], *, n_roots: int, n_nodes: int, n_sentences: int, n_rows: int, by_word: bool
+) -> Sizes:
     """Sizes of a bucket whose depths have so many rows; one object for equal ones, which compares at once."""
     starts = [0, n_roots]
     for rows, end in steps:
         while len(starts) < end + 2:
             starts.append(starts[-1] + rows)
-    return Sizes((tuple(starts),) * D, n_roots, n_roots + n_nodes, n_nodes, n_sentences, n_rows)
+    n_words = n_nodes if by_word else 0
+    return Sizes((tuple(starts),) * D, n_roots, n_roots + n_nodes, n_nodes, n_sentences, n_rows, n_words)
 
 
 def _starts(forest: Forest, n_depths: int, n_roots: int) -> tuple[int, ...]:
@@ -161,6 +168,8 @@ class Layout:
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
         position in its depth, which of two depths' cells it is, and the row of the state that it goes to.
+        distinct [D, W], node_words [D, N], n_words [1]: as `kernels.lstm.run.Words` has them: each distinct word's row
+        in the table, the same for either direction, each node's word, and how many words there are.
         """
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),
@@ -174,6 +183,8 @@ class Layout:
             shapes["offsets"] = (sizes.n_sentences + 1,)
         if sizes.n_rows:
             shapes |= dict.fromkeys(("final_nodes", "final_ranks", "final_slots", "state_rows"), (sizes.n_rows,))
+        if sizes.n_words:
+            shapes |= {"distinct": (D, sizes.n_words), "node_words": (D, sizes.n_nodes), "n_words": (1,)}
         return cls(shapes)
 
     def views(self, flat: Any) -> dict[str, Any]:
@@ -201,11 +212,15 @@ def fill(
         parts["parents"][d, nodes] = forest.parents
         _fill_children(parts["children"][d], starts, forest)
         word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
+        if sizes.n_words:
+            parts["node_words"][d, nodes] = forest.words
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
         parts["token_nodes"][d, len(forest.token_nodes) :] = sizes.n_roots
     word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
     # What a bucket's other tokens name is computed: what is in memory by chance might be taken for an overflow.
     parts["token_words"][len(schedule.token_words) :] = parts["words"][0, sizes.n_roots : sizes.n_roots + 1]
+    if sizes.n_words:
+        parts["distinct"][:, : len(word_rows)], parts["n_words"][0] = word_rows, len(word_rows)
     if sizes.n_sentences:
         parts["offsets"][: len(schedule.offsets)] = schedule.offsets
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]

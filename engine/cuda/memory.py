@@ -12,6 +12,7 @@ from flashelmo.kernels.lstm.hoisted import SLAB_BYTES
 
 LEAST_WINDOW_TOKENS = 1 << 10
 USABLE_FRACTION = 0.8  # of free memory; the estimate leaves some out
+WORD_GATES_FRACTION = 1 / 16  # of all memory, for the input part of a window's words at most
 TOKENS_PER_ROW = 6  # assume the widest depth has one row per 6 tokens: short sentences
 RESULTS_HELD = 3  # windows whose results may be on the device at once: two in flight, and the one that is read
 FLOAT_BYTES = 4
@@ -31,8 +32,14 @@ def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
     hidden = 2 * size * value_bytes * (n_layers + 1)
     step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_PER_ROW
     results = RESULTS_HELD * (n_layers + 1) * 2 * size * FLOAT_BYTES
-    fits = (USABLE_FRACTION * free - SLAB_BYTES) / (hidden + step + results)
+    fits = ((USABLE_FRACTION - WORD_GATES_FRACTION) * free - SLAB_BYTES) / (hidden + step + results)
     return int(min(MAX_WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, fits)))
+
+
+def word_gates_bytes(device: torch.device) -> int:
+    """What the input part of a window's words may take; without a card as much as on a small one."""
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 16 << 30
+    return int(WORD_GATES_FRACTION * total)
 
 
 def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Output) -> int:

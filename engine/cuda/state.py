@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.kernels.carry import Ends, carry_launch
 
 INITIAL_ROWS = 64  # grows with the largest batch
 
@@ -68,22 +69,17 @@ class DeviceState:
         rows = slice(first_row, first_row + n_rows)
         return self.hidden[layer][:, rows], self.cell[layer][:, rows]
 
-    def final(self, parts: dict[str, Tensor], hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """The states that the rows of one layer end with: hidden [D, B, P] and cell [D, B, C].
+    def write_back(self, parts: dict[str, Tensor], final: list[tuple[Tensor, Tensor]]) -> None:
+        """Store the rows' new states; all layers together, after the last step that can fail.
 
         Args:
-            parts: `layout.Layout`'s, whose final_nodes, final_ranks and final_slots [B] say where rows end.
-            hidden: [D, N, P] of all nodes.
-            cell: [2, D, R, C] of the last two depths that had each row.
+            parts: `layout.Layout`'s, whose final_nodes, final_ranks, final_slots and state_rows [B] say where rows end
+                and where their states go.
+            final: of each layer hidden [D, N, P] of all nodes and cell [2, D, R, C] of the last two depths that had
+                each row.
         """
-        ended = cell.transpose(1, 2)[parts["final_slots"].long(), parts["final_ranks"].long()]  # [B, D, C]
-        return hidden[:, parts["final_nodes"].long()], ended.transpose(0, 1)
-
-    def write_back(self, parts: dict[str, Tensor], final: list[tuple[Tensor, Tensor]]) -> None:
-        """Store the rows' new states, a pair a layer; all layers together, after the last step that can fail."""
-        rows = parts["state_rows"].long()
+        ends = Ends(*(parts[name] for name in ("final_nodes", "final_ranks", "final_slots", "state_rows")))
         self._is_whole = False
         for layer, (hidden, cell) in enumerate(final):
-            self.hidden[layer].index_copy_(1, rows, hidden)
-            self.cell[layer].index_copy_(1, rows, cell)
+            carry_launch(hidden, cell, ends, self.hidden[layer], self.cell[layer]).run()
         self._is_whole = True

@@ -15,7 +15,7 @@ connection adds x to what the layer puts out, never to what recurs.
 so a depth's rows of x and of r lie side by side, and only c is gathered from the parents. Both read from the schedule
 which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part
 x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of
-reading weights, it saves almost half of it.
+reading weights, it saves almost half of it. In the lowest layer it may be computed once for each distinct word.
 
 Sums and cells are float32; x, r and h have the compute type.
 """
@@ -104,7 +104,10 @@ def gates_tile(
     EVEN: tl.constexpr = C % TILE.columns == 0
     row = direction * N + node
     if x_gates_ptr is not None:
-        row_of_slab = direction * M + node - tl.load(nodes.starts + direction * (T + 2) + slab_depth)
+        if nodes.words is not None:
+            x_row = direction * M + tl.load(nodes.words + row, mask=m_row, other=0)
+        else:
+            x_row = direction * M + node - tl.load(nodes.starts + direction * (T + 2) + slab_depth)
 
     o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m = m_row[:, None] & (o_cell < C)[None, :]
@@ -113,7 +116,7 @@ def gates_tile(
 
     p_hidden = tensors.parent_hidden + row * P
     if x_gates_ptr is not None:
-        p_x = x_gates_ptr + row_of_slab * (4 * C)
+        p_x = x_gates_ptr + x_row * (4 * C)
         x_gates = tl.load(p_x[:, None] + o_gate[None, :], mask=m_row[:, None] & m_gate[None, :], other=0.0)
         x_gates = x_gates.to(tl.float32)
         p_weight = weights.recurrent + direction * (8 * P * C) + o_gate
@@ -324,13 +327,13 @@ def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> d
 
     A kernel is compiled for which tensors there are: none that it leaves alone.
     """
-    tensors = run.tensors
+    tensors, words = run.tensors, None if x_gates is None else run.words
     return run.arguments | {
         "weights": run.weights.layout(interleave),
         "tensors": GatesTensors(
             tensors.x if x_gates is None else None, tensors.parent_hidden, tensors.cell, tensors.unprojected
         ),
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=None if words is None else words.of_nodes),
         "x_gates_ptr": x_gates,
         "slab_depth": slab_depth,
         "M": 0 if x_gates is None else x_gates.shape[1],

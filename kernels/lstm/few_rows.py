@@ -1,9 +1,9 @@
 """Hoisted steps for few rows on Hopper, in Gluon: weights are under way before the launch before has ended.
 
-There a step's time is that of reading weights and of waiting. The input's part of many depths is one product
-beforehand, as in `hoisted`. Gates are computed transposed, so that the weights are a matrix instruction's 64 rows and
-the few nodes its columns. A launch may begin before the one before it ends (programmatic dependent launch): it asks for
-its first blocks of weights, and for what the schedule says, then waits, and then asks for the states.
+There a step's time is that of reading weights and of waiting. The input's part of many depths, or of all words, is one
+product beforehand, as in `hoisted`. Gates are computed transposed, so that the weights are a matrix instruction's 64
+rows and the few nodes its columns. A launch may begin before the one before it ends (programmatic dependent launch): it
+asks for its first blocks of weights, and for what the schedule says, then waits, and then asks for the states.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flashelmo.kernels.lstm.cell import (
     projected_tensors,
     store_projected,
 )
-from flashelmo.kernels.lstm.hoisted import slab_product, slabs
+from flashelmo.kernels.lstm.hoisted import input_parts
 from flashelmo.kernels.lstm.hopper import (
     has_layout,
     hopper_layout,
@@ -43,7 +43,7 @@ from flashelmo.kernels.lstm.warp_specialized import descriptor
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import Tile
 
-MOST_ROWS = 64
+MOST_ROWS = 64  # twice as many where the input part is by word: see `hoisted.most_rows`
 GATES = gl.constexpr(128)  # of a program
 CELLS = gl.constexpr(32)
 PROJECTION = Tile(64, 64, 64, 4, 8, splits=8)
@@ -53,7 +53,7 @@ SHARED_BYTES = 220 << 10  # of a multiprocessor's memory that a program may fill
 
 def serves(run: LayerRun, rows: int) -> bool:
     """Few rows, on Hopper, where their number may choose."""
-    few = rows <= MOST_ROWS and not run.options.batch_invariant
+    few = rows <= (MOST_ROWS if run.words is None else 2 * MOST_ROWS) and not run.options.batch_invariant
     return few and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
 
 
@@ -64,12 +64,11 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         ValueError: a depth does not exist.
     """
     weights = run.weights.layout(hopper_layout)
-    for slab in slabs(run, depths):
-        product, x_gates = slab_product(run, slab, weights.input, weights.input_bias)
-        yield product
-        last = _projection(run) if is_resident(run.weights.shape, run.weights.device) else projection(run)
-        steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), last)
-        if slab.start > 1:  # directly after the product, whose results it reads before it waits
+    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.input_bias, serves):
+        if product is not None:
+            yield product
+        steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _any_projection(run))
+        if slab.start > 1 and product is not None:  # directly after it, whose results it reads before it waits
             first = next(steps)
             yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
         yield from steps
@@ -85,12 +84,13 @@ def gates_tile(rows: int) -> Tile:
 def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
     """Of a slab that begins at a depth."""
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
+    words = None if run.words is None else run.words.of_nodes
     arguments = run.arguments | {
         "x_gates_ptr": x_gates,
         "cell_clip": weights.cell_clip,
         "cell_ptr": tensors.cell,
         "unprojected": tensors.unprojected,
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=words),
         "slab_depth": slab_depth,
         "M": x_gates.shape[1],
         "APPROXIMATE": is_approximate(run.weights.dtype),
@@ -114,6 +114,23 @@ def is_resident(shape: Shape, device: torch.device) -> bool:
     blocks = shape.C // (PROJECTION.splits * PROJECTION.k)
     shared = 2 * blocks * PROJECTION.k * (PROJECTION.rows + PROJECTION.columns)
     return programs <= n_programs(device) and shared <= SHARED_BYTES
+
+
+def _any_projection(run: LayerRun) -> Part:
+    """This file's for one block of rows, where its programs run at once; else that of all variants for Hopper."""
+    many = projection(run)
+    if not is_resident(run.weights.shape, run.weights.device):
+        return many
+    few = _projection(run)
+
+    def part(rows: int) -> Part:
+        return few if rows <= PROJECTION.rows else many
+
+    return Part(
+        lambda rows: (part(rows), part(rows).kind(rows)),
+        lambda kind: kind[0].launch(kind[1]),
+        lambda rows, kind: kind[0].grid(rows, kind[1]),
+    )
 
 
 def _projection(run: LayerRun) -> Part:
@@ -197,7 +214,12 @@ def few_gates_kernel(
     m = m_row[None, :]
     direction64 = direction.to(gl.int64)
     parent = gl.load(nodes.parents + direction64 * N + first + o_row, mask=m_row, other=0)
-    p_x = x_gates_ptr + (direction64 * M + first - first_of_slab) * (4 * C) + (o_row * 4 * C)[None, :] + o_cell[:, None]
+    if nodes.words is not None:
+        word = gl.load(nodes.words + direction64 * N + first + o_row, mask=m_row, other=0).to(gl.int64)
+        p_x = x_gates_ptr + direction64 * M * (4 * C) + (word * (4 * C))[None, :] + o_cell[:, None]
+    else:
+        p_x = x_gates_ptr + (direction64 * M + first - first_of_slab) * (4 * C)
+        p_x = p_x + (o_row * 4 * C)[None, :] + o_cell[:, None]
     x_i = gl.load(p_x, mask=m, other=0.0)
     x_f = gl.load(p_x + C, mask=m, other=0.0)
     x_g = gl.load(p_x + 2 * C, mask=m, other=0.0)

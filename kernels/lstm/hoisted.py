@@ -2,11 +2,15 @@
 
 A step's time is then that of reading weights, and it has half of them to read. Depths whose input part is computed at
 once are a slab: as many as fit SLAB_BYTES. After the product a depth has the two launches of a fused step.
+
+In the lowest layer a node's input is its word's vector. Where the words are given (`run.Words`), the product is made
+once for each of them, for all depths, and a node reads its word's row: fewer products, so that more rows are worth it,
+and in float32, whose products take far longer than what they read, any number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,21 +18,56 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.lstm.fused import step_launches
-from flashelmo.kernels.lstm.run import LayerRun
-from flashelmo.kernels.lstm.weights import interleave
+from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
+from flashelmo.kernels.lstm.weights import LstmWeights, interleave
+from flashelmo.kernels.tuning import ANY, copies_in_bulk, is_hopper
 
 SLAB_BYTES = 256 << 20  # of the input's part of a slab, both directions
 
+# What a row gains that is hoisted because words are given, in products of one word. On an H200 a word's takes 58 ns in
+# bf16 and 0.87 us in float32 at most; a row of 128 gains 38 ns (`few_rows` twice for 64 against `warp_specialized`),
+# one of 512 in float32 half of a fused step's gates, 0.99 us.
+ROW_GAIN = 0.65
+
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Rows for which a step's input part is better computed beforehand, for its whole slab.
+    """Rows for which a step's input part is better computed beforehand, for its whole slab or for all words."""
+    return is_able(run.weights, run.options) and rows <= most_rows(run.weights, by_word=run.words is not None)
 
-    A cell's part is then written and read again, 2 * 4 gates * itemsize a row, in place of its input weights, 4 gates *
-    P * itemsize: fewer bytes up to 2 * rows = P. Measured on an H200 it pays up to a quarter of that, 64 rows at P =
-    512: with 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8.
+
+def is_able(weights: LstmWeights, options: LaunchOptions) -> bool:
+    """Whether any rows are hoisted: 8-bit products are not, and where rows may choose nothing, none are."""
+    return interleave in weights.layouts and not options.batch_invariant
+
+
+def most_rows(weights: LstmWeights, *, by_word: bool) -> int:
+    """Of a depth that is hoisted.
+
+    By node, a cell's part is written and read again, 2 * 4 gates * itemsize a row, in place of its input weights, 4
+    gates * P * itemsize: fewer bytes up to 2 * rows = P. Measured on an H200 it pays up to a quarter of that, 64 rows
+    at P = 512: with 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8. By word, the input part is less
+    than that, so that 128 rows pay too; with 256 in bf16 the gates took 56 us hoisted and 41 fused. On sm_100 they do
+    not, as `tma` takes as long for them.
     """
-    is_few = 8 * rows <= run.weights.shape.P
-    return is_few and interleave in run.weights.layouts and not run.options.batch_invariant
+    if by_word and weights.dtype == torch.float32:
+        return ANY
+    more = by_word and (is_hopper(weights.device) or not copies_in_bulk(weights.device))
+    return weights.shape.P // (4 if more else 8)
+
+
+def pays_by_word(weights: LstmWeights, options: LaunchOptions, rows: Sequence[int], n_words: int) -> bool:
+    """Whether the input part of so many words takes less time than that of the nodes, of depths of so many rows."""
+    if not is_able(weights, options):
+        return False
+    least, most = most_rows(weights, by_word=False), most_rows(weights, by_word=True)
+    by_node = sum(n for n in rows if n <= least)
+    return n_words < by_node + ROW_GAIN * sum(n for n in rows if least < n <= most)
+
+
+def row_bytes(weights: LstmWeights) -> int:
+    """Of a node's or word's input part, both directions."""
+    D, _, C = weights.shape
+    return D * 4 * C * weights.dtype.itemsize
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
@@ -37,17 +76,34 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
     Raises:
         ValueError: a depth does not exist.
     """
-    for slab in slabs(run, depths):
-        product, x_gates = input_product(run, slab)
-        yield product
+    weights = run.weights.layout(interleave)
+    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.bias, serves):
+        if product is not None:
+            yield product
         yield from step_launches(run, slab, x_gates)
+
+
+def input_parts(
+    run: LayerRun, depths: range, weight: Tensor, bias: Tensor, serves: Callable[[LayerRun, int], bool]
+) -> Iterator[tuple[range, Launch | None, Tensor]]:
+    """Depths, what computes their input part, None where it was computed before, and where it is: [D, M, 4C].
+
+    Args:
+        serves: of the variant that these depths are computed by. By word, the product is made for its first depth.
+    """
+    run.check_depths(depths)
+    if run.words is None:
+        for slab in slabs(run, depths):
+            yield slab, *slab_product(run, slab, weight, bias)
+        return
+    is_made = any(serves(run, run.nodes.rows(depth)) for depth in range(1, depths.start))
+    yield depths, None if is_made else word_product(run, weight, bias), run.words.gates
 
 
 def slabs(run: LayerRun, depths: range) -> Iterator[range]:
     """The depths in slabs as long as can be, each of a depth at least."""
     run.check_depths(depths)
-    D, _, C = run.weights.shape
-    most, first = SLAB_BYTES // (D * 4 * C * run.weights.dtype.itemsize), depths.start  # nodes of a slab
+    most, first = SLAB_BYTES // row_bytes(run.weights), depths.start  # nodes of a slab
     for depth in depths[1:]:
         if run.nodes.span(range(first, depth + 1)) > most:
             yield range(first, depth)
@@ -70,3 +126,10 @@ def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tu
     x_gates = torch.empty(D, run.nodes.span(slab), 4 * C, dtype=x.dtype, device=x.device)
     first_rows = run.nodes.n_roots if slab.start == 1 else run.nodes.starts[:, slab.start]
     return linear_launch(x, weight, bias, x_gates, first_rows=first_rows, precision=run.options.precision), x_gates
+
+
+def word_product(run: LayerRun, weight: Tensor, bias: Tensor) -> Launch:
+    """The launch that computes the words' input part."""
+    words = run.words
+    assert words is not None
+    return linear_launch(words.x, weight, bias, words.gates, count=words.n_words, precision=run.options.precision)

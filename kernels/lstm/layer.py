@@ -22,6 +22,7 @@ from flashelmo.kernels.lstm.run import (
     LayerRun,
     LstmTensors,
     Nodes,
+    Words,
     Workspace,
     new_tensors,
 )
@@ -69,7 +70,7 @@ def in_gluon() -> tuple[Variant, ...]:
 # captured graph, where launches cost the host nothing (`benchmarks/results/gpu/steps-h200.txt`).
 VARIANTS = (
     *in_gluon(),
-    # Blocks come by the card's copy engine; 47 us for 256 rows, 152 for 1,024.
+    # Blocks come by the card's copy engine, on sm_100 too; 47 us for 256 rows, 152 for 1,024.
     Variant("tma", tma.serves, tma.launches, hopper_layout, blind=True),
     Variant("int8", int8.serves, int8.launches, int8_layout),
     # A step reads its recurrent weights alone.
@@ -128,6 +129,7 @@ def lstm_layer(
     out: Tensor | None = None,
     workspace: Workspace | None = None,
     options: LaunchOptions = DEFAULT_OPTIONS,
+    words: Words | None = None,
 ) -> tuple[Tensor, LstmTensors]:
     """What the layer puts out for every node, [D, N, P], and the tensors it was computed in.
 
@@ -141,12 +143,13 @@ def lstm_layer(
             tensors; zero where absent.
         out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
         workspace: for split sums, of one layer at a time; a new one where absent.
+        words: those whose vectors x has, where their input part is to be computed by word (`pays_by_word`).
 
     Raises:
         ValueError: a tensor has another shape, type, layout or device than it should.
     """
     tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots, out=out, workspace=workspace)
-    run = LayerRun(weights, tensors, nodes, options)
+    run = LayerRun(weights, tensors, nodes, options, words)
     for variant, depths in cut(run):
         for launch in variant.launches(run, depths):
             launch.run()

@@ -28,12 +28,13 @@ from torch import Tensor
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
-from flashelmo.kernels.lstm.run import LayerRun, Nodes, new_tensors
+from flashelmo.kernels.lstm.run import LayerRun, Nodes, Words, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520)  # of the depths that are compared, where it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
 N_ROOTS = 2
+N_WORDS = 50  # where the input part is by word
 
 logger = logging.getLogger("flashelmo")
 
@@ -65,7 +66,7 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
         run: whose weights say how far from the reference it may be, `LstmWeights.bound`; None where nothing is to be
             proven.
     """
-    weights, key = run.weights, (variant.name, run.tensors.outputs is not None, run.options.batch_invariant)
+    weights, key = run.weights, (variant.name, *_ways(run))
     if weights.bound is None:
         return True
     found = weights.verdicts.get(key)  # asked for each depth of each window
@@ -79,8 +80,7 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
 def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
     """Known to this process, kept on disk, or found out now."""
     weights = run.weights
-    how = weights.int8, run.tensors.outputs is not None, run.options.batch_invariant
-    key = variant.name, weights.shape, weights.dtype, weights.device, *how
+    key = variant.name, weights.shape, weights.dtype, weights.device, weights.int8, *_ways(run)
     if key not in _verdicts:
         path, identity = _place(variant, run)
         why = _read(path, identity)
@@ -93,6 +93,11 @@ def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
             said = "device %s: LSTM variant '%s' is not used, as %s; portable kernels serve in its place"
             logger.warning(said, weights.device, variant.name, why)
     return _verdicts[key]
+
+
+def _ways(run: LayerRun) -> tuple[bool, bool, bool]:
+    """Whether there is a skip connection, tiles are those for any number of rows, and the input part is by word."""
+    return run.tensors.outputs is not None, run.options.batch_invariant, run.words is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -124,6 +129,9 @@ def difference(variant: Steps, run: LayerRun) -> float:
     generator = torch.Generator(weights.device).manual_seed(0)
     size = weights.shape.D, nodes.n_nodes, weights.shape.P
     x = torch.randn(size, generator=generator, device=weights.device).to(weights.dtype)
+    words = None
+    if run.words is not None:
+        words, x = _words(weights, nodes, x)
 
     def error(found: Tensor, expected: Tensor) -> float:
         ends = [(starts[1], starts[-1]) for starts in nodes.depths]
@@ -134,12 +142,23 @@ def difference(variant: Steps, run: LayerRun) -> float:
     for _ in range(TIMES):
         tensors = new_tensors(weights, nodes, x, skip=has_skip)
         tensors.poison()
-        for launch in variant.launches(LayerRun(weights, tensors, nodes, run.options), range(1, nodes.n_depths + 1)):
+        if words is not None:
+            words.gates.fill_(torch.nan)
+        again = LayerRun(weights, tensors, nodes, run.options, words)
+        for launch in variant.launches(again, range(1, nodes.n_depths + 1)):
             launch.run()
         errors.append(error(tensors.hidden, expected))
         if has_skip:
             errors.append(error(tensors.outputs, expected + x))
     return max(errors, key=lambda each: (math.isnan(each), each))
+
+
+def _words(weights: LstmWeights, nodes: Nodes, vectors: Tensor) -> tuple[Words, Tensor]:
+    """A word for each node, all among the first of some vectors [D, N, P], and what the nodes' inputs are then."""
+    of_nodes = torch.arange(nodes.n_nodes, device=vectors.device) * 7 % min(N_WORDS, nodes.n_nodes)
+    count = of_nodes.max().int().view(1) + 1
+    both = of_nodes.int().expand(len(vectors), -1).contiguous()
+    return Words.of(weights, vectors, both, count), vectors[:, of_nodes].contiguous()
 
 
 def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:
@@ -202,6 +221,7 @@ def _place(variant: Steps, run: LayerRun) -> tuple[Path | None, dict[str, Any]]:
         "int8": weights.int8,
         "skip": run.tensors.outputs is not None,
         "batch_invariant": run.options.batch_invariant,
+        "by_word": run.words is not None,
         "card": torch.cuda.get_device_name(weights.device) if is_cuda else weights.device.type,
         "driver": driver_version() if is_cuda else "",
         "torch": torch.__version__,

@@ -74,11 +74,33 @@ class Nodes:
 
 
 class NodeTensors(NamedTuple):
-    """`Nodes` as the kernels take them; a kernel is given None for what it leaves alone."""
+    """`Nodes` as the kernels take them, and `Words.of_nodes`; a kernel is given None for what it leaves alone."""
 
     starts: Any
     parents: Any = None
     children: Any = None
+    words: Any = None
+
+
+class Words(NamedTuple):
+    """The distinct words of a layer's inputs, whose input part is computed once for each, not for each of its nodes.
+
+    Attributes:
+        x: [D, W, P], their vectors.
+        of_nodes: int32 [D, N], each node's word; anything valid where there is no node.
+        n_words: int32 [1] on the device, how many of the W words there are.
+        gates: [D, W, 4C], their input part, which the first launch that reads it has before it.
+    """
+
+    x: Tensor
+    of_nodes: Tensor
+    n_words: Tensor
+    gates: Tensor
+
+    @classmethod
+    def of(cls, weights: LstmWeights, x: Tensor, of_nodes: Tensor, n_words: Tensor) -> Words:
+        """With an input part that is yet to be computed."""
+        return cls(x, of_nodes, n_words, x.new_empty(*x.shape[:2], 4 * weights.shape.C))
 
 
 class Workspace(NamedTuple):
@@ -167,6 +189,8 @@ DEFAULT_OPTIONS = LaunchOptions()
 class LayerRun:
     """One layer over one schedule: what its launches are made of, checked when it is made and by no launcher again.
 
+    With `words` those variants that compute the input's part beforehand do so by word.
+
     Raises:
         ValueError: a tensor has another shape, type, layout or device than it should.
     """
@@ -175,6 +199,7 @@ class LayerRun:
     tensors: LstmTensors
     nodes: Nodes
     options: LaunchOptions = DEFAULT_OPTIONS
+    words: Words | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -217,6 +242,11 @@ class LayerRun:
         check("counters", tensors.counters, [None], [torch.int32])
         if tensors.outputs is not None:
             check("outputs", tensors.outputs, [D, N, P], dtype)
+        if self.words is not None:
+            check("words.x", self.words.x, [D, None, P], dtype)
+            check("words.of_nodes", self.words.of_nodes, [D, N], [torch.int32])
+            check("words.n_words", self.words.n_words, [1], [torch.int32])
+            check("words.gates", self.words.gates, [D, self.words.x.shape[1], 4 * C], dtype)
         if tensors.root_hidden is not None:
             check("root_hidden", tensors.root_hidden[0], [nodes.n_roots, P], dtype)
             check("root_cell", tensors.root_cell[0], [nodes.n_roots, C], [torch.float32])

@@ -105,8 +105,8 @@ class LstmWeights:
         device: where they are.
         layouts: by the function that made each; none by one that has no use for such weights.
         bound: how far from the reference a variant that is to be proven may be; None where none is.
-        verdicts: whether it is right, by its name, whether there is a skip connection and whether its tiles are those
-            for any number of rows (`proven`).
+        verdicts: whether it is right, by its name, whether there is a skip connection, whether its tiles are those for
+            any number of rows, and whether the input part is by word (`proven`).
 
     Raises:
         ValueError: a layout is not as its kernels rely on.
@@ -118,7 +118,7 @@ class LstmWeights:
     device: torch.device
     layouts: Mapping[Callable[[CanonicalLstm, Format], Layout | None], Layout]
     bound: float | None = None
-    verdicts: dict[tuple[str, bool, bool], bool] = field(default_factory=dict, init=False, repr=False)
+    verdicts: dict[tuple[str, bool, bool, bool], bool] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for layout in self.layouts.values():
