@@ -13,12 +13,12 @@ import numpy as np
 
 from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, shown
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Array, Layers, Output, normalize, stack
+from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.settings import Options, Settings, check_at_least, shows_options
 from flashelmo.engine.sinks import open_sink
@@ -149,6 +149,7 @@ class ElmoEmbedder:
         sentences: Iterable[Sentence | str],
         *,
         layers: Layers = "all",
+        mix: Mix | None = None,
         pool: str | None = None,
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
@@ -156,22 +157,24 @@ class ElmoEmbedder:
 
         Args:
             sentences: token lists, or strings, which are split on white space.
-            layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or a
-                mix: a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w).
+            layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or
+                several numbers.
+            mix: in place of `layers` a coefficient for each layer, of which the sum is given, as a trained
+                `ScalarMix`'s gamma * softmax(w): numbers, an array or a tensor.
             pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
                 Boundaries that are kept count as tokens.
             convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors where they were computed,
                 a window's in one piece of memory: clone those that are kept without their neighbours.
 
         Returns:
-            For each sentence [L, T, 2P], or [T, 2P] where `layers` is not "all"; pooled [L, 2P], or [2P].
+            For each sentence [L, T, 2P], or [T, 2P] where `layers` names one vector a token; pooled [L, 2P], or [2P].
 
         Raises:
-            FlashElmoError: `layers` or `pool` is none of these, or the model lacks the layer; one text, a dictionary or
-                a table in place of sentences; raised by the call itself, before a sentence is read.
+            FlashElmoError: `layers`, `mix` or `pool` is none of these, or the model lacks the layer; one text, a
+                dictionary or a table in place of sentences; raised by the call itself, before a sentence is read.
             MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
         """
-        return self._embed(sentences, self.window_limits, Output(layers, pool=pool), convert_to_numpy)
+        return self._embed(sentences, self.window_limits, Output(layers, pool=pool, mix=mix), convert_to_numpy)
 
     def embed_batch(self, batch: Sequence[Sentence | str]) -> list[Array]:
         """The vectors [L, T, 2P] of each sentence (AllenNLP's method).
@@ -247,6 +250,7 @@ class ElmoEmbedder:
         normalize_embeddings: bool = False,
         *,
         layers: Layers = "average",
+        mix: Mix | None = None,
     ) -> Any:
         """Vectors of sentences under sentence-transformers' names.
 
@@ -258,7 +262,8 @@ class ElmoEmbedder:
                 "token_embeddings" [T, 2P].
             convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
             normalize_embeddings: scale every vector to length 1; zeros stay zeros.
-            layers: "average" of the layers, "top", the number of one, or a mix, as `embed` takes it.
+            layers: "average" of the layers, "top", or the number of one.
+            mix: in place of `layers` a coefficient for each, as `embed` takes it.
 
         Returns:
             For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
@@ -271,10 +276,10 @@ class ElmoEmbedder:
         if output_value not in ("sentence_embedding", "token_embeddings"):
             expected = "'sentence_embedding' or 'token_embeddings'"
             raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
-        if layers == "all":
-            raise FlashElmoError("layers: expected 'average', 'top', a layer's number or a mix, found 'all'")
         pooled = output_value == "sentence_embedding"
-        output = Output(layers, pool="mean" if pooled else None)
+        output = Output(layers, pool="mean" if pooled else None, mix=mix)
+        if not output.single:
+            raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
         batch: Sequence[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
         stream = self._embed(batch, self._limits(batch_size), output, convert_to_numpy)
         if show_progress_bar:

@@ -17,6 +17,7 @@ from flashelmo.cli.arguments import (
     OutputFile,
     Overwrite,
     SentenceKeys,
+    parse_coefficients,
     parse_layers,
 )
 from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
@@ -35,8 +36,11 @@ def embed(
     model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
     options: Options = None,
     layers: Annotated[
-        str, typer.Option(metavar="all|top|average|0|1|2|W0,W1,W2", help="Layers to keep; W: their mix.")
+        str, typer.Option(metavar="all|top|average|0|0,2", help="Layers to keep; 0 is the characters' one.")
     ] = "all",
+    mix: Annotated[
+        str | None, typer.Option(metavar="W0,W1,W2", help="Keep the layers' sum, each times its coefficient.")
+    ] = None,
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
     pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
     precision: Annotated[
@@ -61,10 +65,12 @@ def embed(
     """Embed a text into a file of vectors, in the layout of AllenNLP's command."""
     if batch_size is not None and not stateful and runtime != "reference":
         raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
+    with warnings_to_stderr(quiet):
+        kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
     embed_to_file(
         input,
         output,
-        Output(parse_layers(layers), dtype, pool),
+        kept,
         model,
         settings={
             "options_file": options,
