@@ -12,9 +12,3 @@ class MissingExtraError(FlashElmoError, ImportError):
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'"
         )
-
-
-def shown(value: object) -> str:
-    """A value as an error shows it: on one line, and not all of a long one."""
-    text = " ".join(f"{value!r:.200}".split())
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -7,17 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.errors import FlashElmoError, shown
+from flashelmo.engine.arguments import finite_numbers, shown
+from flashelmo.engine.errors import FlashElmoError
+
+if TYPE_CHECKING:
+    import torch
 
 Array: TypeAlias = npt.NDArray[Any]
 Index: TypeAlias = tuple[int | slice, ...]
 Layers: TypeAlias = str | int | Sequence[int]
-Mix: TypeAlias = Sequence[float] | npt.NDArray[Any]  # or a tensor
+Mix: TypeAlias = "Sequence[float] | npt.NDArray[Any] | torch.Tensor"
 
 logger = logging.getLogger("flashelmo")
 
@@ -52,7 +56,7 @@ class Output:
         if mix is not None:
             if layers not in ("all", "average"):
                 raise FlashElmoError(f"layers: expected none beside mix, found {layers!r}")
-            layers, mix = "average", _coefficients(mix)
+            layers, mix = "average", finite_numbers("mix", mix)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "mix", mix)
         if not _is_one_of(self.dtype, "float32", "float16"):
@@ -168,16 +172,6 @@ def _numbers(layers: Layers) -> Sequence[int]:
     if isinstance(layers, str):
         return ()
     return (layers,) if isinstance(layers, int) else layers
-
-
-def _coefficients(values: Any) -> tuple[float, ...]:
-    try:
-        found = tuple(float(value) for value in _plain(values))
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        found = ()
-    if not found or isinstance(values, str | bytes) or not np.isfinite(found).all():
-        raise FlashElmoError(f"mix: expected a finite coefficient for each layer, found {shown(values)}")
-    return found
 
 
 def select_layers(vectors: Array, layers: Layers) -> Array:

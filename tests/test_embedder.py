@@ -156,8 +156,8 @@ def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, k
     ("arguments", "message"),
     [
         ({"mix": [1.0, 2.0]}, "mix: expected 3 coefficients, one a layer, found 2"),
-        ({"mix": [1.0, float("nan"), 2.0]}, "mix: expected a finite coefficient for each layer, found"),
-        ({"mix": []}, "mix: expected a finite coefficient for each layer, found"),
+        ({"mix": [1.0, float("nan"), 2.0]}, "mix: expected a finite number for each layer, found"),
+        ({"mix": []}, "mix: expected a finite number for each layer, found"),
         ({"layers": [0, 3]}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": -1}, "layers: expected a layer from 0 to 2, found -1"),
@@ -233,10 +233,13 @@ class Table:
 
 
 NO_SENTENCES: list[tuple[Any, str]] = [
-    ("And God said", "sentences: expected several, found one text; put it into a list"),
-    (b"And God said", "sentences: expected several, found one text; put it into a list"),
-    ({"And God": 1, "said": 2}, "sentences: expected a list, found a dict, of which only the keys are iterated"),
-    (Table(), r"sentences: expected a list, found a table \(Table\); give one of its columns"),
+    ("And God said", "expected several, found one text; put it into a list"),
+    (b"And God said", "expected several, found one text; put it into a list"),
+    ({"And God": 1, "said": 2}, "expected a list, found a dict, of which only the keys are iterated"),
+    ({"And God", "said"}, "expected a list, found a set, which has no order"),
+    (Table(), r"expected a list, found a table \(Table\); give one of its columns"),
+    (None, "expected a list, found None"),
+    (7, "expected a list, found 7"),
 ]
 
 
@@ -247,7 +250,8 @@ def test_what_is_iterated_by_letters_or_keys_is_refused(given: Any, message: str
     embedder = ElmoEmbedder(MODEL, stateful=stateful)
     if method == "encode" and isinstance(given, str):
         return  # one sentence
-    with pytest.raises(FlashElmoError, match=rf"^{message}$"):
+    name = "batch" if method == "embed_batch" else "sentences"
+    with pytest.raises(FlashElmoError, match=rf"^{name}: {message}$"):
         getattr(embedder, method)(given)
     assert embedder.statistics.sentences == 0
 

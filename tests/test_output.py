@@ -193,7 +193,7 @@ def test_what_are_no_layers(layers: Any) -> None:
 
 @pytest.mark.parametrize("mix", [1, [], "123", b"123", ["a"], [None], [[1.0]], [1.0, float("nan")], np.ones((2, 2))])
 def test_what_is_no_mix(mix: Any) -> None:
-    with pytest.raises(FlashElmoError, match=r"^mix: expected a finite coefficient for each layer, found [^\n]*$"):
+    with pytest.raises(FlashElmoError, match=r"^mix: expected a finite number for each layer, found [^\n]*$"):
         Output(mix=mix)
     with pytest.raises(FlashElmoError, match=r"^layers: expected none beside mix, found 0$"):
         Output(0, mix=MIX)

@@ -143,7 +143,7 @@ def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: in
     for row, group in zip(result, groups, strict=True):
         mean = np.empty((n_tokens, size), np.float32) if output.pool else row
         for k, halves in enumerate(group):
-            _gather(halves, tokens, mean, add=k > 0, factor=None if output.mix is None else output.mix[k])
+            _gather(halves, tokens, mean, add=k > 0, factor=None if output.mix is None else float(output.mix[k]))
         if output.mix is None and len(group) > 1:
             mean /= len(group)
         if output.pool:

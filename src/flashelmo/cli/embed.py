@@ -21,6 +21,7 @@ from flashelmo.cli.arguments import (
     parse_layers,
 )
 from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
@@ -105,6 +106,7 @@ def embed_to_file(
     in_lines: bool = False,
 ) -> None:
     """Open the files, load the model, embed; what is cheap to check is checked first."""
+    target, model = path_of("output", target), path_of("model", model)
     with _open_input(source) as file:
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
@@ -131,7 +133,7 @@ def embed_to_file(
 
 def _open_input(source: str) -> Any:
     if source != "-":
-        return open(source, "rb")
+        return open(path_of("input", source), "rb")
     if sys.stdin is None:
         raise FlashElmoError("-: standard input is closed")
     return nullcontext(sys.stdin.buffer)
