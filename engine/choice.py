@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -48,7 +47,7 @@ def choose_runtime(settings: Settings) -> Choice:
     Raises:
         FlashElmoError: the three do not go together.
     """
-    devices, precision, runtime = _devices(settings.device), settings.precision, settings.runtime
+    devices, precision, runtime = _devices(settings.devices), settings.precision, settings.runtime
     if precision not in ("auto", *PRECISIONS):
         raise FlashElmoError(f"precision: expected one of auto, {', '.join(PRECISIONS)}, found {precision!r}")
     if runtime not in RUNTIMES:
@@ -69,11 +68,10 @@ def choose_runtime(settings: Settings) -> Choice:
     return Choice("cuda", precision, devices)
 
 
-def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
+def _devices(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, checked; several must be CUDA devices."""
-    names = (device,) if isinstance(device, str) else tuple(device)
     for name in names:
-        if not DEVICE_NAME.fullmatch(str(name)):
+        if not DEVICE_NAME.fullmatch(name):
             raise FlashElmoError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if not names or (len(names) > 1 and {"auto", "cpu"} & set(names)):
         raise FlashElmoError(f"device: expected one, or several CUDA devices, found {list(names)}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from flashelmo.engine.allennlp import files_of, padded, with_defaults
+from flashelmo.engine.arguments import flag, path_of, shown, whole_number
 from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
@@ -18,16 +21,19 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Array, Layers, Output, normalize, stack
+from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
-from flashelmo.engine.settings import Options, Settings, check_at_least, shows_options
+from flashelmo.engine.settings import Device, Options, Settings, device_name, shows_options
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text.sentences import Sentence, check_several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 from flashelmo.engine.text.spelling import NO_CHARACTER
 from flashelmo.engine.text.windows import Draft, Drafts, Window
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Unpack
+
+logger = logging.getLogger("flashelmo")
 
 ALL_LAYERS = Output()
 FIRST_TOKENS = 1 << 15  # of the first window where windows are planned ahead: a device waits for its plan
@@ -54,10 +60,34 @@ class ElmoEmbedder:
     """
 
     @shows_options
-    def __init__(self, model: ElmoModel, **options: Unpack[Options]) -> None:
-        """Make an embedder of a model in memory; see `load`."""
-        self.settings = Settings.of(options)
+    def __init__(
+        self,
+        model: ElmoModel | str | Path | None = None,
+        weight_file: str | Path | None = None,
+        cuda_device: int | None = None,
+        *,
+        options_file: str | Path | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        """Make an embedder of a model in memory or of its files, by AllenNLP's arguments too.
+
+        Args:
+            model: one in memory, or what `load` takes; before a `weight_file`, AllenNLP's options file.
+            weight_file: the weights, as AllenNLP's callers give them.
+            cuda_device: a card's number, -1 for the processor. With this or `weight_file` the defaults are AllenNLP's:
+                the processor, and float32.
+            options_file, **options: as for `load`.
+        """
+        options = with_defaults(weight_file, cuda_device, options)
+        self.settings = Settings.of(options)  # what is wrong with them comes to light before a model is read
         self._load_again: Callable[[], ElmoEmbedder] | None = None
+        if not isinstance(model, ElmoModel):
+            path, found = files_of(model, weight_file, options_file)
+            model = load_model(path, found)
+            again = None if found is None else os.path.abspath(found)
+            self._load_again = partial(type(self).load, os.path.abspath(path), options_file=again, **options)
+        elif weight_file is not None or options_file is not None:
+            raise FlashElmoError("weight_file, options_file: expected none beside a model in memory, found one")
         self.config: ElmoConfig = model.config
         self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
@@ -87,11 +117,7 @@ class ElmoEmbedder:
                 go together.
             MissingExtraError: the chosen runtime's package is not installed.
         """
-        Settings.of(options)  # what is wrong with them comes to light before a model is read
-        embedder = cls(load_model(path, options_file), **options)
-        options_file = None if options_file is None else os.path.abspath(options_file)
-        embedder._load_again = partial(cls.load, os.path.abspath(path), options_file=options_file, **options)
-        return embedder
+        return cls(path_of("path", path), options_file=options_file, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, is loaded anew from the same files; a state that was carried stays behind.
@@ -141,7 +167,14 @@ class ElmoEmbedder:
             FlashElmoError: a layer that the model lacks; raised by the call itself, before anything is read.
             MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
         """
+        if not isinstance(output, Output):
+            raise FlashElmoError(f"output: expected an Output, found {shown(output)}")
+        if not callable(on_progress):
+            raise FlashElmoError(f"on_progress: expected a function, found {shown(on_progress)}")
         output.check(self.config.n_layers + 1)
+        if not isinstance(windows, Drafts):
+            windows = map(_checked_window, several("windows", windows))
+        convert_to_numpy = flag("convert_to_numpy", convert_to_numpy)
         return self._pipeline.stream(windows, output, on_progress, as_numpy=convert_to_numpy)
 
     def embed(
@@ -149,56 +182,75 @@ class ElmoEmbedder:
         sentences: Iterable[Sentence | str],
         *,
         layers: Layers = "all",
+        mix: Mix | None = None,
         pool: str | None = None,
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Stream the vectors of any number of sentences, in order, in bounded memory.
 
         Args:
-            sentences: token lists, or strings, which are split on white space.
-            layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or a
-                mix: a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w).
+            sentences: token lists, or strings, which are split on white space: in a list, an iterator, a NumPy or
+                Arrow array, or a column of a table.
+            layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or
+                several numbers.
+            mix: in place of `layers` a coefficient for each layer, of which the sum is given, as a trained
+                `ScalarMix`'s gamma * softmax(w): numbers, an array or a tensor.
             pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
                 Boundaries that are kept count as tokens.
             convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors where they were computed,
                 a window's in one piece of memory: clone those that are kept without their neighbours.
 
         Returns:
-            For each sentence [L, T, 2P], or [T, 2P] where `layers` is not "all"; pooled [L, 2P], or [2P].
+            For each sentence [L, T, 2P], or [T, 2P] where `layers` names one vector a token; pooled [L, 2P], or [2P].
 
         Raises:
-            FlashElmoError: `layers` or `pool` is none of these, or the model lacks the layer; one text, a dictionary or
-                a table in place of sentences; raised by the call itself, before a sentence is read.
+            FlashElmoError: `layers`, `mix` or `pool` is none of these, or the model lacks the layer; one text, a
+                dictionary or a table in place of sentences; raised by the call itself, before a sentence is read.
             MissingExtraError: tensors are asked for, and PyTorch is not installed; likewise.
         """
-        return self._embed(sentences, self.window_limits, Output(layers, pool=pool), convert_to_numpy)
+        given = several("sentences", sentences)
+        return self._embed(given, self.window_limits, Output(layers, pool=pool, mix=mix), convert_to_numpy)
 
-    def embed_batch(self, batch: Sequence[Sentence | str]) -> list[Array]:
+    def embed_batch(self, batch: Iterable[Sentence | str]) -> list[Array]:
         """The vectors [L, T, 2P] of each sentence (AllenNLP's method).
 
         A stateful embedder takes the sentences as one batch, however many, and a row of its state for each. As in
         AllenNLP, one empty sentence by itself leaves the state as it is, unless boundaries are kept.
         """
-        if not self.settings.stateful:
-            return list(self.embed(batch))
-        check_several("sentences", batch)
-        batch = list(batch)
-        if len(batch) == 1 and not (self.settings.keep_sentence_boundaries or tokens_of(batch[0])):
+        rows = list(several("batch", batch))
+        keeps_state = self.settings.stateful and len(rows) == 1 and not self.settings.keep_sentence_boundaries
+        if keeps_state and not tokens_of(rows[0]):
             number = np.float64 if self.precision == "fp64" else np.float32
             return [np.empty((self.config.n_layers + 1, 0, self.config.output_size), number)]
-        return list(self._embed(batch, self._limits(len(batch) or None), ALL_LAYERS))
+        return self._embed_rows(rows)
+
+    def batch_to_embeddings(self, batch: Iterable[Sentence | str]) -> tuple[Tensor, Tensor]:
+        """One batch as tensors where they were computed (AllenNLP's method).
+
+        Returns:
+            The vectors [B, L, T, 2P], zero behind a sentence's end, and the mask int64 [B, T], 1 at tokens; T is of
+            the longest sentence.
+
+        Raises:
+            FlashElmoError: no sentences, or what are none.
+            MissingExtraError: PyTorch is not installed.
+        """
+        rows = list(several("batch", batch))
+        if not rows:
+            raise FlashElmoError("batch: expected one sentence or more, found none")
+        return padded(self._embed_rows(rows, convert_to_numpy=False))
 
     def embed_sentence(self, sentence: Sentence | str) -> Array:
         """The vectors [L, T, 2P] of one sentence (AllenNLP's method)."""
-        return self.embed_batch([sentence])[0]
+        tokens = tokens_of(sentence)
+        return self.embed_batch([tokens])[0]
 
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
         """As `embed`; `batch_size` is the rows of a stateful embedder's batches (AllenNLP's method)."""
         limits = self._limits(batch_size)
+        rest = several("sentences", sentences)
         if not self.settings.stateful:
-            return self._embed(sentences, limits, ALL_LAYERS)
-        check_several("sentences", sentences)
-        rest = iter(sentences)
+            return self._embed(rest, limits, ALL_LAYERS)
         batches = iter(lambda: list(islice(rest, limits[0])), [])
         return chain.from_iterable(map(self.embed_batch, batches))
 
@@ -227,10 +279,12 @@ class ElmoEmbedder:
         Raises:
             FlashElmoError: text that is not UTF-8, a layer that is not there, a file that cannot be written.
         """
-        check_at_least("batch_size", batch_size, 1)
+        batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+        if not hasattr(input_file, "read") and input_file != "-":
+            input_file = path_of("input_file", input_file)
         with open_sink(
-            output_file_path,
-            Output(output_format),
+            path_of("output_file_path", output_file_path),
+            _output_format(output_format),
             overwrite=overwrite,
             use_sentence_keys=use_sentence_keys,
             forget_sentences=forget_sentences,
@@ -239,26 +293,36 @@ class ElmoEmbedder:
 
     def encode(
         self,
-        sentences: str | Sequence[str] | Sequence[Sentence],
+        sentences: str | Iterable[Sentence | str],
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = False,
         output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
         convert_to_numpy: bool = True,
         normalize_embeddings: bool = False,
         *,
         layers: Layers = "average",
+        mix: Mix | None = None,
+        convert_to_tensor: bool = False,
+        device: Device | None = None,
+        precision: str = "float32",
+        prompt_name: str | None = None,
     ) -> Any:
         """Vectors of sentences under sentence-transformers' names.
 
         Args:
-            sentences: one string, or a sequence of strings (split on white space) or of token lists.
+            sentences: one string, or what `embed` takes.
             batch_size: at most this many sentences at once; None lets the schedule choose.
             show_progress_bar: show one on standard error.
             output_value: "sentence_embedding", the mean over tokens [2P] (zeros for an empty sentence), or
                 "token_embeddings" [T, 2P].
             convert_to_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them.
             normalize_embeddings: scale every vector to length 1; zeros stay zeros.
-            layers: "average" of the layers, "top", the number of one, or a mix, as `embed` takes it.
+            layers: "average" of the layers, "top", or the number of one.
+            mix: in place of `layers` a coefficient for each, as `embed` takes it.
+            convert_to_tensor: PyTorch tensors, whatever `convert_to_numpy` is.
+            device: None, or the one that this embedder was made for.
+            precision: "float32"; others, of quantized vectors, are refused.
+            prompt_name: without effect, which is said once: ELMo has no prompts.
 
         Returns:
             For "sentence_embedding" an array [B, 2P] ([2P] for one string); for "token_embeddings" a list of arrays
@@ -270,31 +334,50 @@ class ElmoEmbedder:
         """
         if output_value not in ("sentence_embedding", "token_embeddings"):
             expected = "'sentence_embedding' or 'token_embeddings'"
-            raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
-        if layers == "all":
-            raise FlashElmoError("layers: expected 'average', 'top', a layer's number or a mix, found 'all'")
+            raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+        self._check_foreign(device, precision, prompt_name)
+        as_numpy = flag("convert_to_numpy", convert_to_numpy) and not flag("convert_to_tensor", convert_to_tensor)
+        unit = flag("normalize_embeddings", normalize_embeddings)
+        show = show_progress_bar is not None and flag("show_progress_bar", show_progress_bar)
         pooled = output_value == "sentence_embedding"
-        output = Output(layers, pool="mean" if pooled else None)
-        batch: Sequence[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
-        stream = self._embed(batch, self._limits(batch_size), output, convert_to_numpy)
-        if show_progress_bar:
+        output = Output(layers, pool="mean" if pooled else None, mix=mix)
+        if not output.single:
+            raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
+        batch: Iterable[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
+        stream = self._embed(several("sentences", batch), self._limits(batch_size), output, as_numpy)
+        if show:
             from tqdm import tqdm
 
-            stream = tqdm(stream, total=len(batch), unit="sentence")
-        results = [normalize(vectors) if normalize_embeddings else vectors for vectors in stream]
+            stream = tqdm(stream, total=len(batch) if isinstance(batch, Sized) else None, unit="sentence")
+        results = [normalize(vectors) if unit else vectors for vectors in stream]
         if isinstance(sentences, str):
             return results[0]
-        return stack(results, self.config.output_size, convert_to_numpy) if pooled else results
+        return stack(results, self.config.output_size, as_numpy) if pooled else results
+
+    def _check_foreign(self, device: Device | None, precision: Any, prompt_name: str | None) -> None:
+        """Arguments of sentence-transformers that choose nothing here."""
+        name = self.device if device is None else device_name("device", device)
+        if name not in ("auto", self.device, self.device.partition(":")[0]):
+            raise FlashElmoError(f"device: expected {self.device}, for which this embedder was made, found {name!r}")
+        if not isinstance(precision, str) or precision != "float32":
+            expected = "expected 'float32'; quantize the vectors afterwards"
+            raise FlashElmoError(f"precision: {expected}, found {shown(precision)}")
+        if prompt_name is not None:
+            _warn_of_prompts()
+
+    def _embed_rows(self, rows: list[Sentence | str], convert_to_numpy: bool = True) -> list[Any]:
+        """All layers of the sentences of one batch, which is a stateful embedder's however many they are."""
+        limits = self._limits(len(rows) or None) if self.settings.stateful else self.window_limits
+        return list(self._embed(iter(rows), limits, ALL_LAYERS, convert_to_numpy))
 
     def _embed(
         self,
-        sentences: Iterable[Sentence | str],
+        sentences: Iterator[Sentence | str],
         limits: tuple[int, int],
         output: Output,
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
-        check_several("sentences", sentences)
         grows = self.reads_ahead and not self.settings.stateful
         surrogate = NO_CHARACTER if self.config.family == "manylangs" else ""
         drafts = Drafts(_drafts(sentences, *limits, FIRST_TOKENS if grows else limits[1], surrogate))
@@ -305,12 +388,30 @@ class ElmoEmbedder:
         """The window's limits, with a number of sentences that a caller chose."""
         if batch_size is None:
             return self.window_limits
-        check_at_least("batch_size", batch_size, 1)
-        return batch_size, self.window_limits[1]
+        return whole_number("batch_size", batch_size, 1), self.window_limits[1]
+
+
+@cache
+def _warn_of_prompts() -> None:
+    logger.warning("prompt_name: ELMo has no prompts; it is without effect")
+
+
+def _output_format(name: Layers) -> Output:
+    """What AllenNLP's argument asks for."""
+    try:
+        return Output(name)
+    except FlashElmoError as error:
+        raise FlashElmoError(f"output_format: {str(error).partition(': ')[2]}") from None
+
+
+def _checked_window(window: Any) -> Window:
+    if not isinstance(window, Window):
+        raise FlashElmoError(f"windows: expected a Window, found {shown(window)}")
+    return window
 
 
 def _drafts(
-    sentences: Iterable[Sentence | str], max_sentences: int, max_tokens: int, first_tokens: int, surrogate: str
+    sentences: Iterator[Sentence | str], max_sentences: int, max_tokens: int, first_tokens: int, surrogate: str
 ) -> Iterator[Draft]:
     """Group sentences; a window ends before it would pass either bound. The first has fewer tokens, the next twice."""
     bound = min(first_tokens, max_tokens)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cache
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arguments import finite_numbers, shown
 from flashelmo.engine.errors import FlashElmoError
+
+if TYPE_CHECKING:
+    import torch
 
 Array: TypeAlias = npt.NDArray[Any]
 Index: TypeAlias = tuple[int | slice, ...]
-Layers: TypeAlias = str | int | Sequence[float]
+Layers: TypeAlias = str | int | Sequence[int]
+Mix: TypeAlias = "Sequence[float] | npt.NDArray[Any] | torch.Tensor"
+
+logger = logging.getLogger("flashelmo")
 
 BLOCK_VALUES = 1 << 22  # a long sentence is cut into blocks of at most this many values
 
@@ -23,64 +33,80 @@ class Output:
     """What is kept of each sentence.
 
     Attributes:
-        layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or a mix:
-            a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w) (Peters et al. 2018, eq. 1).
+        layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or several
+            different numbers.
         dtype: "float32" or "float16".
         pool: "mean" for the mean over a sentence's tokens, None for every token.
+        mix: a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w) (Peters et al. 2018, eq. 1),
+            in place of the layers' plain average: `layers` is "average" then.
     """
 
     layers: Layers = "all"
     dtype: str = "float32"
     pool: str | None = None
+    mix: Mix | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
-            object.__setattr__(self, "layers", _coefficients(self.layers))
-        elif not isinstance(self.layers, int) and self.layers not in ("all", "top", "average"):
-            expected = "all, top, average, a layer's number or a coefficient for each layer"
-            raise FlashElmoError(f"layers: expected {expected}, found {self.layers!r}")
-        if self.dtype not in ("float32", "float16"):
-            raise FlashElmoError(f"dtype: expected float32 or float16, found {self.dtype!r}")
-        if self.pool not in (None, "mean"):
-            raise FlashElmoError(f"pool: expected mean or nothing, found {self.pool!r}")
+        layers: Any = _plain(self.layers)
+        mix: Any = self.mix
+        if mix is None and _are_coefficients(layers):
+            _warn_of_a_mix_as_layers()
+            layers, mix = "average", layers
+        layers = _checked_layers(layers)
+        if mix is not None:
+            if layers not in ("all", "average"):
+                raise FlashElmoError(f"layers: expected none beside mix, found {layers!r}")
+            layers, mix = "average", finite_numbers("mix", mix)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "mix", mix)
+        if not _is_one_of(self.dtype, "float32", "float16"):
+            raise FlashElmoError(f"dtype: expected float32 or float16, found {shown(self.dtype)}")
+        if self.pool is not None and not _is_one_of(self.pool, "mean"):
+            raise FlashElmoError(f"pool: expected mean or nothing, found {shown(self.pool)}")
+
+    @property
+    def single(self) -> bool:
+        """Whether the result of a token is one vector, not one for each of several layers."""
+        return isinstance(self.layers, int) or self.layers in ("top", "average")
 
     def check(self, n_layers: int) -> None:
-        """Raise FlashElmoError where a model of n_layers layers, the characters' one included, lacks `layers`."""
-        if isinstance(self.layers, int):
-            _check_layer(self.layers, n_layers)
-        if isinstance(self.layers, tuple) and len(self.layers) != n_layers:
-            raise FlashElmoError(f"layers: expected {n_layers} coefficients, one a layer, found {len(self.layers)}")
+        """Raise FlashElmoError where a model of n_layers layers, the characters' one included, lacks one of them."""
+        for layer in _numbers(self.layers):
+            _check_layer(layer, n_layers)
+        if self.mix is not None and len(self.mix) != n_layers:
+            raise FlashElmoError(f"mix: expected {n_layers} coefficients, one a layer, found {len(self.mix)}")
 
     def shape(self, layers_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the result for a sentence of layers_shape (L, T, 2P)."""
         n_layers, n_tokens, size = layers_shape
         tokens = () if self.pool else (n_tokens,)
-        return (n_layers, *tokens, size) if self.layers == "all" else (*tokens, size)
+        return (*tokens, size) if self.single else (len(self.groups(n_layers)), *tokens, size)
 
     def groups(self, n_layers: int) -> list[range]:
         """For each layer of the result, the layers of the model's n_layers that it is made of.
 
         "all" of 3 layers are the groups 0 | 1 | 2, "top" is 2 alone, and "average" or a mix 0, 1, 2 in one group.
         """
-        if self.layers == "average" or isinstance(self.layers, tuple):
+        if self.layers == "average":
             return [range(n_layers)]
-        if self.layers == "all":
-            return [range(layer, layer + 1) for layer in range(n_layers)]
         self.check(n_layers)
-        layer = self.layers if isinstance(self.layers, int) else n_layers - 1
-        return [range(layer, layer + 1)]
+        numbers = {"all": range(n_layers), "top": [n_layers - 1]}.get(str(self.layers), _numbers(self.layers))
+        return [range(layer, layer + 1) for layer in numbers]
 
-    def mix(self, n_layers: int) -> npt.NDArray[np.float32]:
+    def coefficients(self, n_layers: int) -> npt.NDArray[np.float32]:
         """Coefficients of n_layers layers for each layer of the result [O, L]."""
         groups = self.groups(n_layers)
         mix = np.zeros((len(groups), n_layers), np.float32)
         for row, group in zip(mix, groups, strict=True):
-            row[list(group)] = self.layers if isinstance(self.layers, tuple) else 1 / len(group)
+            row[list(group)] = 1 / len(group) if self.mix is None else self.mix
         return mix
 
     def choose(self, vectors: Array) -> Array:
         """The result for a sentence's layers [L, T, 2P], in their number type."""
-        chosen = select_layers(vectors, self.layers)
+        if self.mix is None:
+            chosen = select_layers(vectors, self.layers)
+        else:
+            chosen = np.tensordot(np.asarray(self.mix, vectors.dtype), vectors, axes=1)
         return pool_mean(chosen) if self.pool else chosen
 
     def blocks(self, result: Array) -> Iterator[tuple[Index, Array]]:
@@ -89,7 +115,7 @@ class Output:
         Raises:
             FlashElmoError: these are not the dimensions of a result; a value beyond the number type's range.
         """
-        n_dimensions = 1 + (self.layers == "all") + (self.pool is None)
+        n_dimensions = 1 + (not self.single) + (self.pool is None)
         if result.ndim != n_dimensions:
             expected = f"{n_dimensions} dimensions for layers {self.layers!r} and pool {self.pool!r}"
             raise FlashElmoError(f"vectors: expected {expected}, found {list(result.shape)}")
@@ -103,37 +129,67 @@ class Output:
                 yield (*leading, slice(start, start + step)), cast(rows[start : start + step], self.dtype)
 
 
-def _coefficients(values: Sequence[float]) -> tuple[float, ...]:
-    try:
-        found = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        found = ()
-    if not found or not np.isfinite(found).all():
-        raise FlashElmoError(f"layers: expected a finite coefficient for each layer, found {list(values)!r}")
-    return found
+def _plain(values: Any) -> Any:
+    """Numbers of an array or a tensor as Python's."""
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def _is_one_of(value: object, *names: str) -> bool:
+    return isinstance(value, str) and value in names
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _are_coefficients(layers: object) -> bool:
+    """Whether these are numbers that are not all whole: a mix, as it once was given."""
+    if not isinstance(layers, list | tuple) or not all(_is_number(value, Real) for value in layers):
+        return False
+    return not all(_is_number(value, Integral) for value in layers)
+
+
+@cache
+def _warn_of_a_mix_as_layers() -> None:
+    logger.warning("layers: give the coefficients of a mix as `mix` (--mix); the next release takes none as layers")
+
+
+def _checked_layers(layers: Any) -> str | int | tuple[int, ...]:
+    if _is_one_of(layers, "all", "top", "average"):
+        return str(layers)
+    if _is_number(layers, Integral):
+        return int(layers)
+    several = layers if isinstance(layers, Sequence) and not isinstance(layers, str | bytes) else ()
+    numbers = tuple(int(layer) for layer in several if _is_number(layer, Integral))
+    if numbers and len(set(numbers)) == len(several):
+        return numbers
+    expected = "all, top, average, a layer's number or several different ones"
+    raise FlashElmoError(f"layers: expected {expected}, found {shown(layers)}")
+
+
+def _numbers(layers: Layers) -> Sequence[int]:
+    """The layers that are given by number."""
+    if isinstance(layers, str):
+        return ()
+    return (layers,) if isinstance(layers, int) else layers
 
 
 def select_layers(vectors: Array, layers: Layers) -> Array:
-    """Vectors [L, T, 2P] of "all" layers, or [T, 2P] of the "top" one, of one by its number, their "average" or a mix.
+    """Vectors [L, T, 2P] of "all" layers or of some by number, or [T, 2P] of one, the "top" or the "average".
 
     Raises:
         FlashElmoError: there is no such layer.
     """
-    if layers == "all":
+    wanted = _checked_layers(layers)
+    if wanted == "all":
         return vectors
-    if layers == "top":
-        layers = len(vectors) - 1
-    if isinstance(layers, int):
-        _check_layer(layers, len(vectors))
-        one: Array = vectors[layers]
-        return one
-    if layers == "average":
+    if wanted == "average":
         mean: Array = vectors.mean(axis=0, dtype=vectors.dtype)
         return mean
-    if not isinstance(layers, str):
-        mixed: Array = np.tensordot(np.asarray(layers, vectors.dtype), vectors, axes=1)
-        return mixed
-    raise FlashElmoError(f"layers: expected all, top, average or a layer's number, found {layers!r}")
+    for layer in _numbers(wanted):
+        _check_layer(layer, len(vectors))
+    chosen: Array = vectors[-1 if wanted == "top" else np.array(wanted)]
+    return chosen
 
 
 def pool_mean(vectors: Array) -> Array:

@@ -7,7 +7,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.arguments import whole_number
 
 ALWAYS_ALLOWED = 64  # threads: the same settings suit a large and a small machine
 
@@ -61,11 +61,9 @@ def int8_levels() -> int:
     return 127 if dot_products or platform.machine() == "arm64" else 63
 
 
-def check_threads(threads: int | None) -> None:
-    """Raise FlashElmoError where a number of threads is none, or so large that libraries abort the process.
+def check_threads(threads: int | None) -> int | None:
+    """A number of threads; FlashElmoError where it is none, or so large that libraries abort the process.
 
     Beyond the machine's processors threads only cost: 256 on two of them take ONNX Runtime 24 seconds to start.
     """
-    most = max(ALWAYS_ALLOWED, os.cpu_count() or 1)
-    if threads is not None and not 1 <= threads <= most:
-        raise FlashElmoError(f"threads: expected 1 to {most}, found {threads}")
+    return None if threads is None else whole_number("threads", threads, 1, max(ALWAYS_ALLOWED, os.cpu_count() or 1))

@@ -9,14 +9,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 
+from flashelmo.engine.arguments import flag, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.processor import check_threads
 
+if TYPE_CHECKING:
+    import torch
+
 RuntimeName: TypeAlias = Literal["ort", "openvino", "reference", "cuda"]
 Auto: TypeAlias = Literal["auto"]
+Device: TypeAlias = "str | int | torch.device"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERPRETER = "interpreter"  # a device: the CUDA runtime's kernels, interpreted by Triton on the CPU, for tests
@@ -45,6 +50,12 @@ class CudaSettings:
     max_graphs: int = 128
     batch_invariant: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("graphs", "keep_weights", "batch_invariant"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        for name in ("graph_rows", "graph_depths", "max_graphs"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 0))
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,7 +63,8 @@ class Settings:
 
     Attributes:
         device: "cpu"; "cuda", "cuda:1", or a list of such names, each of which gets a process; "auto" is "cuda" where
-            it can be used, and otherwise the CPU, with one warning.
+            it can be used, and otherwise the CPU, with one warning. A torch.device or a card's number will do as well;
+            -1 is the CPU.
         precision: a name of `PRECISIONS` that the device has (`docs/precision.md`). "auto" is "bf16" on CUDA devices
             that have it, otherwise "fp32".
         runtime: on the CPU "ort", "openvino" or "reference", on a CUDA device "cuda"; "auto" is the first that has the
@@ -69,10 +81,11 @@ class Settings:
         cuda: switches of the CUDA runtime.
 
     Raises:
-        FlashElmoError: a number that is too small, or more threads than any processor here could run.
+        FlashElmoError: a value of another type, a number that is too small, or more threads than any processor here
+            could run.
     """
 
-    device: str | Sequence[str] = "auto"
+    device: Device | Sequence[Device] = "auto"
     precision: PrecisionName | Auto = "auto"
     runtime: RuntimeName | Auto = "auto"
     stateful: bool = False
@@ -85,12 +98,21 @@ class Settings:
     cuda: CudaSettings = CudaSettings()
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "window_tokens"):
-            check_at_least(name, getattr(self, name), 1)
-        check_threads(self.threads)
-        check_at_least("cache_bytes", self.cache_bytes, 0)
-        if not isinstance(self.device, str):
-            object.__setattr__(self, "device", tuple(self.device))
+        for name in ("stateful", "keep_sentence_boundaries", "share"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        for name, least in (("batch_size", 1), ("window_tokens", 1), ("cache_bytes", 0)):
+            if name != "window_tokens" or self.window_tokens is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        object.__setattr__(self, "threads", check_threads(self.threads))
+        for name in ("precision", "runtime"):
+            if not isinstance(getattr(self, name), str):
+                raise FlashElmoError(f"{name}: expected a name, found {shown(getattr(self, name))}")
+        if not isinstance(self.cuda, CudaSettings):
+            raise FlashElmoError(f"cuda: expected CudaSettings, found {shown(self.cuda)}")
+        several = isinstance(self.device, list | tuple | range)
+        names: Any = self.device if several else (self.device,)
+        names = tuple(device_name("device", name) for name in names)
+        object.__setattr__(self, "device", names if several else names[0])
 
     @classmethod
     def of(cls, options: Options) -> Settings:
@@ -106,6 +128,11 @@ class Settings:
         return cls(**options)
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the devices, at least one unless none were given."""
+        return (self.device,) if isinstance(self.device, str) else tuple(map(str, cast(Sequence[str], self.device)))
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether equal prefixes and suffixes are computed once: a state that is carried makes them differ."""
         return self.share and not self.stateful
@@ -114,7 +141,7 @@ class Settings:
 class Options(TypedDict, total=False):
     """The fields of `Settings` as keywords."""
 
-    device: str | Sequence[str]
+    device: Device | Sequence[Device]
     precision: PrecisionName | Auto
     runtime: RuntimeName | Auto
     stateful: bool
@@ -139,7 +166,19 @@ def shows_options(function: Function) -> Function:
     return function
 
 
-def check_at_least(name: str, value: int | None, least: int) -> None:
-    """Raise FlashElmoError, naming the setting, where a number is too small; None is no number."""
-    if value is not None and value < least:
-        raise FlashElmoError(f"{name}: expected {least} or more, found {value}")
+def device_name(argument: str, device: Any) -> str:
+    """The name of a device that is given by it, by a number, -1 being the CPU, or as a torch.device.
+
+    Raises:
+        FlashElmoError: it is none of these; the message names the argument.
+    """
+    if isinstance(device, str):
+        return device
+    if (type(device).__module__, type(device).__name__) == ("torch", "device"):  # not imported for this
+        return str(device) if device.type != "cpu" else "cpu"
+    try:
+        number = whole_number(argument, device, -1)
+    except FlashElmoError:
+        expected = "a name as 'cuda:0', a number, -1 for the CPU, or a torch.device"
+        raise FlashElmoError(f"{argument}: expected {expected}, found {shown(device)}") from None
+    return "cpu" if number < 0 else f"cuda:{number}"

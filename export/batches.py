@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.sentences import Sentence, check_several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 from flashelmo.engine.text.spelling import Int64, Speller, Utf8Words
 from flashelmo.export.metadata import STATES, Metadata
 
@@ -26,8 +26,7 @@ def input_names(metadata: Metadata) -> list[str]:
 
 def token_lists(sentences: Iterable[Sentence | str]) -> list[Sentence]:
     """The tokens of sentences, of which strings are split on white space."""
-    check_several("sentences", sentences)
-    return [tokens_of(sentence) for sentence in sentences]
+    return [tokens_of(sentence) for sentence in several("sentences", sentences)]
 
 
 def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -> Iterator[Int64]:

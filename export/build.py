@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
@@ -82,7 +83,7 @@ def build_onnx(
     graph = elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
     tensors = tensors_of(model, metadata)
     large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
-    _save(graph, tensors, metadata, Path(path), external_data=external_data or large)
+    _save(graph, tensors, metadata, path_of("path", path), external_data=external_data or large)
     return metadata
 
 

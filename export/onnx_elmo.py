@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
@@ -79,7 +80,7 @@ class OnnxElmo:
         session_options: Any = None,
         threads: int | None = None,
     ) -> None:
-        self._file = model_file(Path(path))
+        self._file = model_file(path_of("path", path))
         self._open_again = partial(type(self), os.path.abspath(self._file), providers=providers, threads=threads)
         self._has_options = session_options is not None
         wanted = available_providers(providers)

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.weights import ElmoModel
@@ -69,13 +70,14 @@ def export_onnx(
             nothing is left under `folder`.
         MissingExtraError: PyTorch or ONNX Runtime, which verify, are not installed.
     """
+    folder = path_of("folder", folder)
     check_folder(folder, overwrite)
     checked = [check_precision(precision) for precision in precisions]
     if not checked or len(set(checked)) < len(checked):
         expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
     available_providers(providers)  # what is absent is said before the work is done
-    with new_folder(Path(folder), overwrite, ours=_is_ours) as target:
+    with new_folder(folder, overwrite, ours=_is_ours) as target:
         truth = Truth(model)
         metadata: list[Metadata] = []
         reports: list[Report] = []
@@ -100,9 +102,10 @@ def export_onnx(
 
 def check_folder(folder: str | Path, overwrite: bool) -> None:
     """Raise FlashElmoError where `export_onnx` could not write the folder, before the work is done."""
-    if Path(folder).suffix == ".onnx":
+    folder = path_of("folder", folder)
+    if folder.suffix == ".onnx":
         raise FlashElmoError(f"{folder}: expected the name of a folder to write, found that of a file")
-    check_replaceable(Path(folder), overwrite, _is_ours)
+    check_replaceable(folder, overwrite, _is_ours)
 
 
 def verify_folder(model: ElmoModel, folder: str | Path, **settings: Any) -> list[Report]:
@@ -116,7 +119,8 @@ def verify_folder(model: ElmoModel, folder: str | Path, **settings: Any) -> list
     Raises:
         FlashElmoError: no exported file, or what `verify` raises.
     """
-    files = [Path(folder, "onnx", name) for name in FILE_NAMES.values()]
+    folder = path_of("folder", folder)
+    files = [folder / "onnx" / name for name in FILE_NAMES.values()]
     found = [path for path in files if path.is_file()]
     if not found:
         raise FlashElmoError(f"{folder}: expected an exported folder with {files[0].relative_to(folder)}, found none")

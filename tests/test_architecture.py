@@ -27,10 +27,23 @@ ARROWS = {
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
-# use too; all may import `errors`, `forks` and `threads`. Embedder, choice, runtimes, what they share, the model.
+# use too; all may import `arguments`, `errors`, `forks` and `threads`. Embedder, choice, runtimes, then what they
+# share, down to the model.
 SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
 WINGS = {
-    "embedder": {"choice", "embed_file", "model", "output", "pipeline", "settings", "sinks", "text", "torch"},
+    "embedder": {
+        "allennlp",
+        "choice",
+        "embed_file",
+        "model",
+        "output",
+        "pipeline",
+        "settings",
+        "sinks",
+        "text",
+        "torch",
+    },
+    "allennlp": {"settings", "torch"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
     "choice": {"cpu", "cuda", "devices", "model", "pipeline", "precision", "reference", "settings", "text"},
     "devices": {"output", "pipeline", "text"},
@@ -43,9 +56,10 @@ WINGS = {
     "graph": {"model", "precision", "processor"},
     "text": {"model", "torch"},  # `batch_to_ids` gives a tensor
     "model": {"torch"},  # reads the checkpoints that PyTorch wrote
-    "settings": {"precision", "processor"},  # how many threads make sense
+    "settings": {"precision", "processor", "torch"},  # how many threads make sense; the type of a device
     "precision": set(),
     "processor": set(),
+    "arguments": set(),
     "errors": set(),
     "forks": set(),
     "threads": set(),
@@ -191,7 +205,7 @@ def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
     assert found, f"engine has no {wing}"
     for name, tree in found.items():
         targets = {target for imported in imports(tree) if (target := wing_of(imported))}
-        assert targets <= WINGS[wing] | {wing, "errors", "forks", "threads"}, (
+        assert targets <= WINGS[wing] | {wing, "arguments", "errors", "forks", "threads"}, (
             f"{name} imports {sorted(targets - WINGS[wing] - {wing})}"
         )
 

@@ -271,8 +271,10 @@ def test_word_models_without_a_vocabulary_load_but_look_nothing_up(word_folder):
     (word_folder / "vocab.txt").unlink()
     model = load_model(word_folder)
     assert model.lexicon is not None and not model.lexicon.words
-    with pytest.raises(FlashElmoError, match="lexicon"):
-        WordEncoder(model.config, model.lexicon)
+    encoder = WordEncoder(model.config, model.lexicon)
+    np.testing.assert_array_equal(encoder.word_ids(encoder.boundary_words), [1, 2])  # bilm-tf's first lines
+    with pytest.raises(FlashElmoError, match=r"^vocabulary: expected vocab\.txt beside the model's weights"):
+        encoder.word_ids(["the"])
 
 
 def test_options_with_a_byte_order_mark(folder):

@@ -76,7 +76,7 @@ def test_a_mix_that_overflows_is_refused() -> None:
     """Of finite vectors, by its large factors."""
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
     with pytest.raises(FlashElmoError, match=MESSAGE):
-        list(embedder.embed(SENTENCES, layers=(3e38, 3e38)))
+        list(embedder.embed(SENTENCES, mix=(3e38, 3e38)))
     assert all(np.isfinite(vectors).all() for vectors in embedder.embed_batch(SENTENCES))
 
 

@@ -24,7 +24,7 @@ from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.initialize import random_model as preset_model
 from flashelmo.engine.model.weights import ElmoWeights
-from flashelmo.engine.output import Layers, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings, Settings
@@ -128,20 +128,23 @@ def test_switches_and_sharing_and_boundaries(settings: CudaSettings, share: bool
 
 
 @pytest.mark.parametrize(
-    ("settings", "layers", "pool"),
+    ("settings", "output"),
     [
         *(
-            (CudaSettings(), layers, pool)
-            for layers in ("all", "top", "average", 0, 1, (0.5, -2.0))
+            (CudaSettings(), Output(layers, pool=pool, mix=mix))
+            for layers, mix in [
+                *((layers, None) for layers in ("all", "top", "average", 0, 1, (1, 0))),
+                ("average", (0.5, -2.0)),
+            ]
             for pool in (None, "mean")
         ),
-        (AHEAD, "all", "mean"),
-        (AHEAD, "average", None),
+        (AHEAD, Output("all", pool="mean")),
+        (AHEAD, Output("average")),
     ],
 )
-def test_every_output(settings: CudaSettings, layers: Layers, pool: str | None) -> None:
-    output = Output(layers, pool=pool)
-    found = list(on_cuda(ONE_LAYER, cuda=settings).embed(SHORT, layers=layers, pool=pool))
+def test_every_output(settings: CudaSettings, output: Output) -> None:
+    embedder = on_cuda(ONE_LAYER, cuda=settings)
+    found = list(embedder.embed(SHORT, layers=output.layers, pool=output.pool, mix=output.mix))
     assert all(array.dtype == np.float32 for array in found)
     assert_close(found, [output.choose(vectors) for vectors in ReferenceRuntime(ONE_LAYER).embed_batch(SHORT)])
 

@@ -16,7 +16,7 @@ from tiny_models import MODELS, SENTENCES
 from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
 from flashelmo.engine.cpu.openvino import has_bf16
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.output import Layers, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.settings import RuntimeName
 
@@ -139,12 +139,14 @@ def test_encode_gives_one_tensor_for_one_string_and_none_for_none(embedder: Elmo
     assert embedder.encode([], convert_to_numpy=False, output_value="token_embeddings") == []
 
 
-@pytest.mark.parametrize("layers", ["top", "average", 1, [0.5, 0.3, -0.2]])
+@pytest.mark.parametrize(
+    "kept", [{"layers": "top"}, {"layers": "average"}, {"layers": 1}, {"mix": [0.5, 0.3, -0.2]}], ids=str
+)
 @pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
-def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, layers: Layers) -> None:
+def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, kept: dict[str, Any]) -> None:
     pool = "mean" if output_value == "sentence_embedding" else None
-    expected = list(embedder.embed(SENTENCES, layers=layers, pool=pool))
-    found = embedder.encode(SENTENCES, output_value=output_value, layers=layers)
+    expected = list(embedder.embed(SENTENCES, pool=pool, **kept))
+    found = embedder.encode(SENTENCES, output_value=output_value, **kept)
     assert len(found) == len(expected)
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -153,14 +155,15 @@ def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, l
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [1.0, 2.0]}, "layers: expected 3 coefficients, one a layer, found 2"),
-        ({"layers": [1.0, float("nan"), 2.0]}, "layers: expected a finite coefficient for each layer, found"),
-        ({"layers": []}, "layers: expected a finite coefficient for each layer, found"),
+        ({"mix": [1.0, 2.0]}, "mix: expected 3 coefficients, one a layer, found 2"),
+        ({"mix": [1.0, float("nan"), 2.0]}, "mix: expected a finite number for each layer, found"),
+        ({"mix": []}, "mix: expected a finite number for each layer, found"),
+        ({"layers": [0, 3]}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": -1}, "layers: expected a layer from 0 to 2, found -1"),
         (
             {"layers": "last"},
-            "layers: expected all, top, average, a layer's number or a coefficient for each layer, found 'last'",
+            "layers: expected all, top, average, a layer's number or several different ones, found 'last'",
         ),
         ({"pool": "max"}, "pool: expected mean or nothing, found 'max'"),
     ],
@@ -201,7 +204,9 @@ def test_encode_shows_progress(embedder: ElmoEmbedder, capsys: pytest.CaptureFix
     ("arguments", "message"),
     [
         ({"output_value": "tokens"}, "output_value: expected"),
-        ({"layers": "all"}, "layers: expected"),
+        ({"layers": "all"}, "layers: expected 'average', 'top' or a layer's number, found 'all'"),
+        ({"layers": [0, 1]}, "layers: expected 'average', 'top' or a layer's number, found \\[0, 1\\]"),
+        ({"layers": "top", "mix": [1, 2, 3]}, "layers: expected none beside mix, found 'top'"),
         ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": "last"}, "layers: expected"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, found 0"),
@@ -228,10 +233,13 @@ class Table:
 
 
 NO_SENTENCES: list[tuple[Any, str]] = [
-    ("And God said", "sentences: expected several, found one text; put it into a list"),
-    (b"And God said", "sentences: expected several, found one text; put it into a list"),
-    ({"And God": 1, "said": 2}, "sentences: expected a list, found a dict, of which only the keys are iterated"),
-    (Table(), r"sentences: expected a list, found a table \(Table\); give one of its columns"),
+    ("And God said", "expected several, found one text; put it into a list"),
+    (b"And God said", "expected several, found one text; put it into a list"),
+    ({"And God": 1, "said": 2}, "expected a list, found a dict, of which only the keys are iterated"),
+    ({"And God", "said"}, "expected a list, found a set, which has no order"),
+    (Table(), r"expected a list, found a table \(Table\); give one of its columns"),
+    (None, "expected a list, found None"),
+    (7, "expected a list, found 7"),
 ]
 
 
@@ -242,7 +250,8 @@ def test_what_is_iterated_by_letters_or_keys_is_refused(given: Any, message: str
     embedder = ElmoEmbedder(MODEL, stateful=stateful)
     if method == "encode" and isinstance(given, str):
         return  # one sentence
-    with pytest.raises(FlashElmoError, match=rf"^{message}$"):
+    name = "batch" if method == "embed_batch" else "sentences"
+    with pytest.raises(FlashElmoError, match=rf"^{name}: {message}$"):
         getattr(embedder, method)(given)
     assert embedder.statistics.sentences == 0
 

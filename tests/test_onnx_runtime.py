@@ -268,9 +268,9 @@ def test_exported_models(name: str, characters: str | None, tmp_path: Path) -> N
     for batch_size in (1, 4, 32):
         for a, b in zip(elmo.embed(TEXT, batch_size=batch_size), engine.embed(TEXT), strict=True):
             np.testing.assert_allclose(a, b[[0, -1]], rtol=0, atol=tolerance("fp32", "onnx"))
-    expected = engine.encode(TEXT, layers=mix)
+    expected = engine.encode(TEXT, mix=mix)
     np.testing.assert_allclose(elmo.encode(TEXT, 4), expected, rtol=0, atol=tolerance("fp32", "onnx"))
-    tokens = engine.encode(TEXT, output_value="token_embeddings", layers=mix)
+    tokens = engine.encode(TEXT, output_value="token_embeddings", mix=mix)
     for a, b in zip(elmo.encode(TEXT, 4, output_value="token_embeddings"), tokens, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance("fp32", "onnx"))
     assert np.abs(expected).max() > 0.1
@@ -319,7 +319,7 @@ def test_small_vectors_of_fp16_are_normalized(output_value: Any, tmp_path: Path)
     options = {"output_value": output_value, "normalize_embeddings": True}
     elmo, engine = OnnxElmo(tmp_path / "model.onnx"), ElmoEmbedder(MODELS["skip"], runtime="ort", precision="fp32")
     found = np.vstack(elmo.encode(sentences, **options))
-    expected = np.vstack(engine.encode(sentences, layers=[1, 1, 1], **options))
+    expected = np.vstack(engine.encode(sentences, mix=[1, 1, 1], **options))
     assert found.dtype == np.float16
     np.testing.assert_allclose(
         np.linalg.norm(found.astype(np.float32), axis=1), 1, rtol=0, atol=tolerance("fp16", "onnx")

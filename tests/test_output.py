@@ -9,7 +9,7 @@ import torch
 
 from flashelmo.engine import output as output_module
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Output, cast, normalize, pool_mean, select_layers, stack
+from flashelmo.engine.output import Layers, Output, cast, normalize, pool_mean, select_layers, stack
 
 rng = np.random.default_rng(1)
 VECTORS = rng.standard_normal((3, 5, 4)).astype(np.float32)
@@ -50,15 +50,15 @@ def test_cast() -> None:
     assert np.isinf(cast(np.array([np.inf], np.float32), "float16")).all()  # what was infinite may stay so
 
 
-CHOICES = ["all", "top", "average", 0, 1]
+CHOICES: list[Layers] = ["all", "top", "average", 0, 1, (2, 0)]
 
 
 @pytest.mark.parametrize("pool", [None, "mean"])
 @pytest.mark.parametrize("layers", CHOICES)
-def test_groups_say_which_layers_a_result_is_made_of(layers: str | int, pool: str | None) -> None:
+def test_groups_say_which_layers_a_result_is_made_of(layers: Layers, pool: str | None) -> None:
     output = Output(layers, pool=pool)
     means = np.stack([VECTORS[list(group)].mean(axis=0) for group in output.groups(3)])
-    means = means if layers == "all" else means[0]
+    means = means[0] if output.single else means
     np.testing.assert_array_equal(output.choose(VECTORS), pool_mean(means) if pool else means)
 
 
@@ -72,7 +72,7 @@ def test_groups_of_a_layer_that_is_not_there() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("layers", CHOICES)
 def test_blocks_join_to_the_result(
-    monkeypatch: pytest.MonkeyPatch, layers: str | int, dtype: str, pool: str | None, block: int
+    monkeypatch: pytest.MonkeyPatch, layers: Layers, dtype: str, pool: str | None, block: int
 ) -> None:
     monkeypatch.setattr(output_module, "BLOCK_VALUES", block)
     output = Output(layers, dtype, pool)
@@ -130,7 +130,7 @@ def test_stack() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(
         FlashElmoError,
-        match="layers: expected all, top, average, a layer's number or a coefficient for each layer, found 'last'",
+        match="layers: expected all, top, average, a layer's number or several different ones, found 'last'",
     ):
         Output("last")
     with pytest.raises(FlashElmoError, match="dtype: expected float32 or float16, found 'int8'"):
@@ -141,16 +141,59 @@ def test_bad_settings() -> None:
         select_layers(VECTORS, "both")
 
 
-def test_a_mix_is_one_vector_of_all_layers() -> None:
-    output = Output([0.5, -1, 2])
-    assert output == Output((0.5, -1.0, 2.0)) and hash(output) == hash(Output((0.5, -1.0, 2.0)))
-    assert output.shape((3, 5, 4)) == (5, 4) and output.groups(3) == [range(3)]
-    np.testing.assert_array_equal(output.mix(3), np.array([[0.5, -1, 2]], np.float32))
+def test_layers_by_their_numbers() -> None:
+    np.testing.assert_array_equal(select_layers(VECTORS, [2, 0]), VECTORS[[2, 0]])
+    for given in ([2, 0], (2, 0), np.array([2, 0]), torch.tensor([2, 0]), [np.int64(2), 0], range(2, -1, -2)):
+        output = Output(given)  # type: ignore[arg-type]
+        assert output == Output((2, 0)) and hash(output) == hash(Output((2, 0)))
+        assert output.shape((3, 5, 4)) == (2, 5, 4) and not output.single
+        np.testing.assert_array_equal(output.choose(VECTORS), VECTORS[[2, 0]])
+        np.testing.assert_array_equal(output.coefficients(3), np.eye(3, dtype=np.float32)[[2, 0]])
+    assert Output(np.int64(1)) == Output(1)  # type: ignore[arg-type]
+    with pytest.raises(FlashElmoError, match=r"^layers: expected a layer from 0 to 2, found 3$"):
+        Output([0, 3]).check(3)
+
+
+MIX = [0.5, -1.0, 2.0]
+MIXES: list[Any] = [MIX, tuple(MIX), [0.5, -1, 2], np.array(MIX), torch.tensor(MIX), torch.tensor(MIX).bfloat16()]
+MIXES += [torch.tensor(MIX, requires_grad=True), [torch.tensor(value) for value in MIX], np.array(MIX, np.float16)]
+
+
+@pytest.mark.parametrize("given", MIXES, ids=lambda given: type(given).__name__)
+def test_a_mix_is_one_vector_of_all_layers(given: Any) -> None:
+    output = Output(mix=given)
+    assert output == Output("average", mix=(0.5, -1.0, 2.0)) and hash(output) == hash(Output(mix=MIX))
+    assert output.shape((3, 5, 4)) == (5, 4) and output.groups(3) == [range(3)] and output.single
+    np.testing.assert_array_equal(output.coefficients(3), np.array([MIX], np.float32))
     np.testing.assert_allclose(output.choose(VECTORS), 0.5 * VECTORS[0] - VECTORS[1] + 2 * VECTORS[2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("given", [(0.5, -1, 2.0), [0.5, -1.0, 2.0], np.array(MIX), torch.tensor(MIX)], ids=type)
+def test_a_mix_as_layers_is_taken_once_more_with_a_warning(given: Any, caplog: pytest.LogCaptureFixture) -> None:
+    output_module._warn_of_a_mix_as_layers.cache_clear()
+    for _ in range(2):
+        assert Output(given) == Output(mix=MIX)
+    assert [record.message[:59] for record in caplog.records] == [
+        "layers: give the coefficients of a mix as `mix` (--mix); the"[:59]
+    ]
+
+
 def test_coefficients_of_what_is_no_mix() -> None:
-    np.testing.assert_array_equal(Output().mix(3), np.eye(3, dtype=np.float32))
-    np.testing.assert_array_equal(Output("top").mix(3), np.array([[0, 0, 1]], np.float32))
-    np.testing.assert_array_equal(Output(1).mix(3), np.array([[0, 1, 0]], np.float32))
-    np.testing.assert_allclose(Output("average").mix(3), np.full((1, 3), 1 / 3), rtol=1e-6)
+    np.testing.assert_array_equal(Output().coefficients(3), np.eye(3, dtype=np.float32))
+    np.testing.assert_array_equal(Output("top").coefficients(3), np.array([[0, 0, 1]], np.float32))
+    np.testing.assert_array_equal(Output(1).coefficients(3), np.array([[0, 1, 0]], np.float32))
+    np.testing.assert_allclose(Output("average").coefficients(3), np.full((1, 3), 1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [None, True, 1.5, [], [0, 0], [0, True], [[0]], "0", b"0", {0: 1}, np.ones((2, 2))])
+def test_what_are_no_layers(layers: Any) -> None:
+    with pytest.raises(FlashElmoError, match=r"^layers: expected all, top, average, a layer's number or several"):
+        Output(layers)
+
+
+@pytest.mark.parametrize("mix", [1, [], "123", b"123", ["a"], [None], [[1.0]], [1.0, float("nan")], np.ones((2, 2))])
+def test_what_is_no_mix(mix: Any) -> None:
+    with pytest.raises(FlashElmoError, match=r"^mix: expected a finite number for each layer, found [^\n]*$"):
+        Output(mix=mix)
+    with pytest.raises(FlashElmoError, match=r"^layers: expected none beside mix, found 0$"):
+        Output(0, mix=MIX)

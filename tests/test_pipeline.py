@@ -323,9 +323,9 @@ def embedder(request: pytest.FixtureRequest) -> ElmoEmbedder:
 
 @pytest.mark.parametrize("as_numpy", [True, False])
 @pytest.mark.parametrize("pool", [None, "mean"])
-@pytest.mark.parametrize("layers", ["all", "top", "average", 0, 1])
+@pytest.mark.parametrize("layers", ["all", "top", "average", 0, 1, (1, 0)])
 def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
-    embedder: ElmoEmbedder, layers: str | int, pool: str | None, as_numpy: bool
+    embedder: ElmoEmbedder, layers: Layers, pool: str | None, as_numpy: bool
 ) -> None:
     """To the last bit, in the same number type, and without holding on to more."""
     embedder.reset_state()
@@ -348,27 +348,29 @@ def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedd
     everything = list(embedder.embed(SENTENCES))
     embedder.reset_state()
     mix = [0.5, -1.0, 2.0, 0.25][: embedder.config.n_layers + 1]
-    for result, vectors in zip(embedder.embed(SENTENCES, layers=mix, pool=pool), everything, strict=True):
+    for result, vectors in zip(embedder.embed(SENTENCES, mix=mix, pool=pool), everything, strict=True):
         expected = sum(factor * layer for factor, layer in zip(mix, vectors.astype(np.float64), strict=True))
         np.testing.assert_allclose(result, pool_mean(expected) if pool else expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("as_numpy", [True, False])
 @pytest.mark.parametrize("runtime", ["ort", "reference"])
-@pytest.mark.parametrize("layers", ["all", "average", (2e38, 2e38, 2e38), (1e39, 1.0, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "output", [{"layers": "all"}, {"layers": "average"}, {"mix": [2e38] * 3}, {"mix": [1e39, 1.0, 1.0]}], ids=str
+)
 def test_vectors_that_overflow_are_refused_by_their_sentence(
-    layers: Layers, runtime: RuntimeName, as_numpy: bool
+    output: dict[str, Any], runtime: RuntimeName, as_numpy: bool
 ) -> None:
     """Of finite weights, or of finite vectors by a mix; those of the sentences before come."""
     model = MODELS["manylangs, words alone"]
-    if isinstance(layers, str):
+    if "layers" in output:
         weights = model.weights
         assert model.lexicon is not None and weights.word_embedding is not None and weights.projection is not None
         embedding = weights.word_embedding.copy()
         embedding[model.lexicon.words["the"]] = 3e38 * np.sign(weights.projection.weight[:, 0])
         model = replace(model, weights=replace(weights, word_embedding=embedding))
     embedder = ElmoEmbedder(model, runtime=runtime, window_tokens=2, batch_size=2)
-    stream = embedder.embed([[], [], [], ["the", "cat"], ["sat"]], layers=layers, convert_to_numpy=as_numpy)
+    stream = embedder.embed([[], [], [], ["the", "cat"], ["sat"]], convert_to_numpy=as_numpy, **output)
     for _ in range(3):
         next(stream)
     with pytest.raises(

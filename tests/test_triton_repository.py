@@ -50,7 +50,7 @@ def open_session(folder: Path) -> onnxruntime.InferenceSession:
 
 
 def example_vectors(model: ElmoModel) -> np.ndarray:
-    return next(ElmoEmbedder(model).embed([EXAMPLE], layers=MIX))
+    return next(ElmoEmbedder(model).embed([EXAMPLE], mix=MIX))
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, precision: str) -> None:
@@ -224,7 +224,7 @@ def test_a_sequence_carries_the_state(repositories, case, precision, text) -> No
             zip([value.name for value in session.get_outputs()], session.run(None, inputs | states), strict=True)
         )
         states = {name: outputs[new] for name, new in STATES.items()}
-        (expected,) = elmo.embed([sentence], layers=MIX)
+        (expected,) = elmo.embed([sentence], mix=MIX)
         assert_close(outputs["token_embeddings"][0], expected, precision)
 
 

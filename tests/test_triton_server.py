@@ -126,7 +126,7 @@ def test_the_example_is_answered(server, name) -> None:
     assert name in {path.name for path in [*onnx_models(server.folder), *text_models(server.folder)]}
     server.require(name)
     outputs = server.infer(name, read_request(server.folder / name))
-    (expected,) = ElmoEmbedder(server.model).embed([EXAMPLE], layers=MIX)
+    (expected,) = ElmoEmbedder(server.model).embed([EXAMPLE], mix=MIX)
     assert outputs["mask"].all() and outputs["mask"].shape == (1, len(EXAMPLE))
     assert_close(outputs["token_embeddings"][0], expected, name)
     assert_close(outputs["sentence_embedding"][0], expected.mean(axis=0), name)
@@ -142,7 +142,7 @@ def test_requests_of_all_lengths_at_once(server, name, text) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(ask, text[:64]))
-    for vectors, expected in zip(found, ElmoEmbedder(server.model).embed(text[:64], layers=MIX), strict=True):
+    for vectors, expected in zip(found, ElmoEmbedder(server.model).embed(text[:64], mix=MIX), strict=True):
         assert vectors.shape == expected.shape
         assert np.abs(vectors - expected).max() < tolerance("fp32")
 
@@ -180,5 +180,5 @@ def test_sequences_carry_their_state(stateful_server, name, text) -> None:
             outputs = read_request(stateful_server.folder / name)["outputs"]
             request = {"inputs": [ids], "outputs": outputs, "parameters": flags}
             found = stateful_server.infer(name, request)["token_embeddings"][0]
-            (expected,) = engines[number].embed([sentences[place]], layers=MIX)
+            (expected,) = engines[number].embed([sentences[place]], mix=MIX)
             assert_close(found, expected, name)

@@ -138,12 +138,12 @@ def test_joined_requests_of_text_get_the_engines_vectors(repositories, serve, ca
         tokens, mask = response.arrays["token_embeddings"], response.arrays["mask"]
         assert tokens.shape == (len(given), longest, elmo.config.output_size)
         for row, sentence in enumerate(given):
-            (expected,) = embedder.embed([sentence], layers=MIX)
+            (expected,) = embedder.embed([sentence], mix=MIX)
             n = len(sentence)
             assert mask[row].tolist() == [True] * n + [False] * (longest - n)
             assert not tokens[row, n:].any()
             assert np.abs(tokens[row, :n] - expected).max(initial=0) < tolerance("fp32")
-            (pooled,) = embedder.embed([sentence], layers=MIX, pool="mean")
+            (pooled,) = embedder.embed([sentence], mix=MIX, pool="mean")
             assert np.abs(response.arrays["sentence_embedding"][row] - pooled).max() < tolerance("fp32")
         for output, array in response.arrays.items():
             data_type, dims = outputs[output]
@@ -254,12 +254,18 @@ def test_the_instance_chooses_the_provider(repositories, serve, kind, expected) 
 
 
 @pytest.mark.parametrize(
-    ("layers", "same"), [("top", "top"), ("1", 1), ("average", "average"), ("1,0,-2.5", [1, 0, -2.5])]
+    ("layers", "same"),
+    [
+        ("top", {"layers": "top"}),
+        ("1", {"layers": 1}),
+        ("average", {"layers": "average"}),
+        ("1,0,-2.5", {"mix": [1, 0, -2.5]}),
+    ],
 )
 def test_layers_are_a_parameter(repositories, serve, layers, same) -> None:
     folder, elmo = repositories["characters"]
     (response,) = serve(folder / "elmo_native", layers=layers).execute([{"text": strings(["the cat"])}])
-    (expected,) = ElmoEmbedder(elmo).embed(["the cat"], layers=same)
+    (expected,) = ElmoEmbedder(elmo).embed(["the cat"], **same)
     assert np.abs(response.arrays["token_embeddings"][0] - expected).max() < tolerance("fp32")
 
 
@@ -271,7 +277,7 @@ def test_layers_are_a_parameter(repositories, serve, layers, same) -> None:
             "layers: expected top, average, a layer's number or a coefficient for each layer, found 'all'",
         ),
         ({"layers": "7"}, "layers: expected a layer from 0 to 2, found 7"),
-        ({"layers": "1,2"}, "layers: expected 3 coefficients"),
+        ({"layers": "1,2"}, "mix: expected 3 coefficients"),
         ({"model": "absent"}, "absent: no such file or folder"),
     ],
 )

@@ -149,26 +149,23 @@ def _sentences(
     sources = [((vectors, words), (vectors, words))]
     sources += [((forward, nodes[0]), (backward, nodes[1])) for forward, backward in layers]
     groups = [[sources[layer] for layer in group] for group in output.groups(len(sources))]
-    mix = output.layers if isinstance(output.layers, tuple) else None
     for start, stop in zip(schedule.offsets[:-1], schedule.offsets[1:], strict=True):
-        yield _sentence(groups, mix, slice(start, stop), 2 * vectors.shape[1], output)
+        yield _sentence(groups, slice(start, stop), 2 * vectors.shape[1], output)
 
 
-def _sentence(
-    groups: list[list[tuple[Source, Source]]], mix: tuple[float, ...] | None, tokens: slice, size: int, output: Output
-) -> Array:
+def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: int, output: Output) -> Array:
     """The result for the tokens of one sentence; at a time, at most one layer more is held."""
     n_tokens = tokens.stop - tokens.start
     result = np.empty((len(groups), size) if output.pool else (len(groups), n_tokens, size), np.float32)
     for row, group in zip(result, groups, strict=True):
         mean = np.empty((n_tokens, size), np.float32) if output.pool else row
         for k, halves in enumerate(group):
-            _gather(halves, tokens, mean, add=k > 0, factor=None if mix is None else mix[k])
-        if mix is None and len(group) > 1:
+            _gather(halves, tokens, mean, add=k > 0, factor=None if output.mix is None else float(output.mix[k]))
+        if output.mix is None and len(group) > 1:
             mean /= len(group)
         if output.pool:
             row[:] = pool_mean(mean)
-    return result if output.layers == "all" else result[0]
+    return result[0] if output.single else result
 
 
 def _gather(

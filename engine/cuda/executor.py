@@ -223,6 +223,6 @@ class Executor:
     def _device_output(self, output: Output) -> DeviceOutput:
         """What is wanted, on the device; its coefficients are kept, since graphs hold their address."""
         if output not in self._outputs:
-            mix = torch.from_numpy(output.mix(self.model.config.n_layers + 1)).to(self.model.device)
+            mix = torch.from_numpy(output.coefficients(self.model.config.n_layers + 1)).to(self.model.device)
             self._outputs[output] = DeviceOutput(mix, getattr(torch, output.dtype), self._overflow)
         return self._outputs[output]

@@ -235,7 +235,7 @@ class CudaPipeline:
         return Results(
             found.values,
             np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
-            single=output.layers != "all",
+            single=output.single,
             pooled=output.pool is not None,
             transfers=self._transfers,
             ready=self._transfers.mark(),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from flashelmo.engine.arguments import finite_numbers, flag, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.text.sentences import check_several
+from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 
 try:
     import torch
@@ -88,12 +90,15 @@ class Elmo(torch.nn.Module):
         stateful: bool = False,
     ) -> None:
         super().__init__()
-        self.keep_sentence_boundaries = keep_sentence_boundaries
+        requires_grad, stateful = flag("requires_grad", requires_grad), flag("stateful", stateful)
+        self.keep_sentence_boundaries = flag("keep_sentence_boundaries", keep_sentence_boundaries)
         self.cached_words: torch.nn.Embedding | None = None
         self._encoder: WordEncoder | None = None
         if module is not None:
             if options_file is not None or weight_file is not None:
                 raise FlashElmoError("module: expected options_file and weight_file to be None beside it")
+            if not isinstance(module, torch.nn.Module):
+                raise FlashElmoError(f"module: expected a torch.nn.Module, found {shown(module)}")
             self.bilm = module
         else:
             model = _load(options_file, weight_file)
@@ -101,14 +106,16 @@ class Elmo(torch.nn.Module):
                 model.config, model.weights, model.lexicon, requires_grad=requires_grad, stateful=stateful
             )
             self._encoder = WordEncoder(model.config, model.lexicon)
-            if vocab_to_cache:
-                check_several("vocab_to_cache", vocab_to_cache)
-                self._cache_words(self.bilm, self._encoder, vocab_to_cache, requires_grad)
-        self.dropout = torch.nn.Dropout(dropout)
-        self.num_output_representations = num_output_representations
+            if vocab_to_cache is not None:
+                words = list(several("vocab_to_cache", vocab_to_cache))
+                self._cache_words(self.bilm, self._encoder, words, requires_grad)
+        self.dropout = torch.nn.Dropout(_probability("dropout", dropout))
+        self.num_output_representations = whole_number("num_output_representations", num_output_representations, 0)
         num_layers: Any = self.bilm.num_layers
-        for k in range(num_output_representations):
-            mix = ScalarMix(num_layers, do_layer_norm, scalar_mix_parameters, trainable=scalar_mix_parameters is None)
+        norm, fixed = flag("do_layer_norm", do_layer_norm), scalar_mix_parameters
+        fixed = None if fixed is None else finite_numbers("scalar_mix_parameters", fixed)
+        for k in range(self.num_output_representations):
+            mix = ScalarMix(num_layers, norm, fixed, trainable=fixed is None)
             self.add_module(f"scalar_mix_{k}", mix)
 
     def get_output_dim(self) -> int:
@@ -121,14 +128,14 @@ class Elmo(torch.nn.Module):
         if isinstance(self.bilm, ReferenceElmo):
             self.bilm.reset_state()
 
-    def batch_to_ids(self, batch: Sequence[Sequence[str]]) -> Tensor:
+    def batch_to_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
         """Character ids of tokenized sentences, int64 [B, T, M], for this model: the `inputs` of `forward`.
 
         For bilm-tf's models with M = 50 they are those of the function `batch_to_ids`.
         """
         return self._batch_ids(batch, 0)
 
-    def batch_to_word_ids(self, batch: Sequence[Sequence[str]]) -> Tensor:
+    def batch_to_word_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
         """Word ids of tokenized sentences, int64 [B, T], for a model that looks words up: the `word_inputs`."""
         return self._batch_ids(batch, 1)
 
@@ -162,14 +169,15 @@ class Elmo(torch.nn.Module):
             representations.append(self.dropout(mixed).reshape(*leading, *mixed.shape[1:]))
         return {"elmo_representations": representations, "mask": mask.reshape(*leading, mask.shape[1])}
 
-    def _batch_ids(self, batch: Sequence[Sequence[str]], kind: int) -> Tensor:
+    def _batch_ids(self, batch: Iterable[Sentence | str], kind: int) -> Tensor:
         """Ids of tokenized sentences and their padding: of characters for kind 0, of words for 1."""
         if self._encoder is None:
             raise FlashElmoError("module: ids are made for a model from files, found a module that was given")
-        ids = encode(self._encoder, [word for sentence in batch for word in sentence])[kind]
+        sentences = [tokens_of(sentence) for sentence in several("batch", batch)]
+        ids = encode(self._encoder, [word for sentence in sentences for word in sentence])[kind]
         if ids is None:
             raise FlashElmoError(f"ids: this model has none of {('characters', 'words')[kind]}")
-        lengths = [len(sentence) for sentence in batch]
+        lengths = [len(sentence) for sentence in sentences]
         mask = positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0))
         padding = (0, self._encoder.config.absent_word_id)[kind]
         return pad_tokens(ids - padding, mask) + padding
@@ -198,7 +206,9 @@ class Elmo(torch.nn.Module):
 
     @torch.no_grad()
     def _cache_words(self, bilm: ReferenceElmo, encoder: WordEncoder, words: Sequence[str], trainable: bool) -> None:
-        """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P]."""
+        """Compute the context-free vectors of the words [V, P] and of the two boundaries [2, P], if there are words."""
+        if not words:
+            return
         self.register_buffer("boundary_vectors", bilm.boundary_vectors(), persistent=False)
         module: Any = self  # PyTorch's method has no types
         module.register_load_state_dict_post_hook(_renew_boundaries)
@@ -215,11 +225,18 @@ class Elmo(torch.nn.Module):
 
 
 def _load(options_file: str | Path | None, weight_file: str | Path | None) -> ElmoModel:
+    options = None if options_file is None else path_of("options_file", options_file)
     if weight_file is not None:
-        return load_model(weight_file, options_file)
-    if options_file is None:
+        return load_model(path_of("weight_file", weight_file), options)
+    if options is None:
         raise FlashElmoError("options_file, weight_file: expected files or a module, found neither")
-    return load_model(options_file)
+    return load_model(options)
+
+
+def _probability(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise FlashElmoError(f"{name}: expected a number from 0 to 1, found {shown(value)}")
+    return float(value)
 
 
 @torch.no_grad()

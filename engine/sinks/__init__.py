@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Index, Output
 
@@ -133,7 +134,10 @@ def open_sink(
         FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or when it
             ends, as another run may have written it meanwhile; or it cannot be written.
     """
-    path = Path(path)
+    path = path_of("output", path)
+    overwrite, always_hdf5 = flag("overwrite", overwrite), flag("always_hdf5", always_hdf5)
+    use_sentence_keys = flag("use_sentence_keys", use_sentence_keys)
+    forget_sentences = flag("forget_sentences", forget_sentences)
     final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
     with _writing(path):
         _check_path(path, final, overwrite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.text.sentences import Sentence, check_several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 from flashelmo.engine.text.spelling import (
     BYTES,
     Int32,
@@ -43,7 +43,7 @@ class WordEncoder(Speller):
         return self.look_up(_utf8_words(words, self.surrogates)) if self.config.word_size else None
 
 
-def batch_to_ids(batch: Sequence[Sentence | str]) -> torch.LongTensor:
+def batch_to_ids(batch: Iterable[Sentence | str]) -> torch.LongTensor:
     """Character ids of sentences as AllenNLP's `batch_to_ids` gives them; strings are split on white space.
 
     Returns:
@@ -53,10 +53,9 @@ def batch_to_ids(batch: Sequence[Sentence | str]) -> torch.LongTensor:
         import torch
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "batch_to_ids") from error
-    check_several("batch", batch)
-    sentences = [tokens_of(sentence) for sentence in batch]
+    sentences = [tokens_of(sentence) for sentence in several("batch", batch)]
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-    ids = np.zeros((len(batch), lengths.max(initial=0), ALLENNLP_MAX_CHARACTERS), np.int64)
+    ids = np.zeros((len(sentences), lengths.max(initial=0), ALLENNLP_MAX_CHARACTERS), np.int64)
     words = _utf8_words([word for sentence in sentences for word in sentence], "ignore")
     is_word = np.arange(ids.shape[1]) < lengths[:, None]
     ids[is_word] = spell_bytes(words, ALLENNLP_MAX_CHARACTERS, ("<S>", "</S>"))

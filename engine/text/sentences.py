@@ -1,24 +1,45 @@
-"""What may be given as sentences: token lists, and texts that are split on white space."""
+"""What may be given as sentences: token lists, and texts that are split on white space, in lists, arrays or columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
+from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError
 
 Sentence: TypeAlias = Sequence[str]
 
+ARROW_ROWS = 1 << 14  # of an Arrow array that are Python objects at a time
 
-def check_several(name: str, values: object) -> None:
-    """Raise FlashElmoError where iterating over values would give letters, keys or columns."""
-    if isinstance(values, str | bytes):
+
+def several(name: str, values: Any) -> Iterator[Any]:
+    """What a caller gave under an argument's name, one by one: of any iterable, Arrow's arrays too.
+
+    Raises:
+        FlashElmoError: iterating would give letters, keys or columns, or has no order; raised by the call itself.
+    """
+    if isinstance(values, str | bytes | bytearray):
         raise FlashElmoError(f"{name}: expected several, found one text; put it into a list")
     kind = type(values).__name__
     if isinstance(values, Mapping):
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, of which only the keys are iterated")
+    if isinstance(values, Set):
+        raise FlashElmoError(f"{name}: expected a list, found a {kind}, which has no order")
     if hasattr(values, "columns"):  # of pandas, polars or Arrow
         raise FlashElmoError(f"{name}: expected a list, found a table ({kind}); give one of its columns")
+    if hasattr(values, "to_pylist"):
+        return _rows_of_arrow(values)
+    try:
+        return iter(values)
+    except TypeError:
+        raise FlashElmoError(f"{name}: expected a list, found {shown(values)}") from None
+
+
+def _rows_of_arrow(array: Any) -> Iterator[Any]:
+    """Python objects of an Arrow array, whose own iterator gives Arrow's scalars."""
+    for start in range(0, len(array), ARROW_ROWS):
+        yield from array.slice(start, ARROW_ROWS).to_pylist()
 
 
 def tokens_of(sentence: Any) -> Sentence:
@@ -28,4 +49,8 @@ def tokens_of(sentence: Any) -> Sentence:
     # Lists are told sooner than sequences of any kind.
     if isinstance(sentence, list | tuple) or (isinstance(sentence, Sequence) and not isinstance(sentence, bytes)):
         return sentence
-    raise FlashElmoError(f"sentence: expected text or a list of tokens, found {sentence!r:.60}")
+    for name in ("tolist", "to_pylist", "as_py"):  # of NumPy's and Arrow's arrays and scalars, and of columns
+        tokens = getattr(sentence, name)() if hasattr(sentence, name) else None
+        if isinstance(tokens, str | list):
+            return tokens_of(tokens)
+    raise FlashElmoError(f"sentence: expected text or a list of tokens, found {shown(sentence)}")

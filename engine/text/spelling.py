@@ -24,6 +24,9 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
 N_CODE_POINTS = 0x110000
+# Rows of the boundaries in bilm-tf's vocabularies, whose first lines are <S>, </S> and <UNK>; row 0 is no word.
+WITHOUT_VOCABULARY = {"<S>": 1, "</S>": 2}
+NO_ROW = -1  # of a word that such a model cannot look up
 NO_CHARACTER = chr(N_CODE_POINTS - 1)  # stands for a lone surrogate, where UTF-8 must: Unicode never assigns it
 
 
@@ -123,7 +126,10 @@ class Speller:
             self._code_points = _code_point_table(characters)
         if config.word_size:
             unknown = "<oov>" if manylangs else "<UNK>"
-            self._words = WordTable(_required(lexicon).words, unknown, self.boundary_words)
+            words = _required(lexicon).words
+            if not words and not manylangs:
+                words = {**WITHOUT_VOCABULARY, unknown: NO_ROW}
+            self._words = WordTable(words, unknown, self.boundary_words)
 
     def spell(self, words: Utf8Words) -> Int32 | None:
         """Rows of the character embedding, int32 [W, M]; None for models of words alone.
@@ -143,10 +149,17 @@ class Speller:
         """Rows of the word embedding, int64 [W]; None for models of characters alone.
 
         ELMoForManyLangs looks up the word's first M - 2 code points.
+
+        Raises:
+            FlashElmoError: the model's vocabulary is absent.
         """
         if self._words is None:
             return None
-        return self._words.rows(self._cut(words) if self.config.family == "manylangs" else words)
+        rows = self._words.rows(self._cut(words) if self.config.family == "manylangs" else words)
+        if (rows == NO_ROW).any():
+            expected = "expected vocab.txt beside the model's weights, which looks words up"
+            raise FlashElmoError(f"vocabulary: {expected}, found none; the module Elmo takes ids without one")
+        return rows
 
     @property
     def padding_id(self) -> int:

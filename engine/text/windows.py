@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.threads import Background
 
@@ -273,7 +274,11 @@ def _open(source: str | Path | IO[Any]) -> Any:
     """A context that closes what was opened here, and nothing else."""
     if source == "-":
         return nullcontext(sys.stdin.buffer)
-    return open(source, "rb") if isinstance(source, str | Path) else nullcontext(source)
+    if not hasattr(source, "read"):
+        return open(path_of("text", source), "rb")
+    if getattr(source, "closed", False):
+        raise FlashElmoError(f"{getattr(source, 'name', 'text')}: expected an open file, found a closed one")
+    return nullcontext(source)
 
 
 def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Bound
@@ -69,7 +70,7 @@ def verify(
     Raises:
         FlashElmoError: no file exported by this package, a provider that is absent, or no text.
     """
-    path = Path(path)
+    path = path_of("path", path)
     text = _checked_text(SENTENCES if sentences is None else sentences, batch_sizes)
     truth = truth or Truth(model)
     if truth.model is not model:

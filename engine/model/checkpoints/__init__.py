@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import (
     MODEL_FILES,
@@ -33,8 +34,8 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         FlashElmoError: one line that names the file, and the tensor or key, that is missing or wrong.
         MissingExtraError: reading ELMoForManyLangs' pickles without PyTorch.
     """
-    path = Path(path)
-    options = None if options_file is None else Path(options_file)
+    path = path_of("path", path)
+    options = None if options_file is None else path_of("options_file", options_file)
     try:
         if not path.exists():
             raise FlashElmoError(f"{path}: no such file or folder")

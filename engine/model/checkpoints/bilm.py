@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_growth, first_line, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
@@ -87,7 +88,7 @@ def write_bilm(model: ElmoModel, folder: str | Path, *, overwrite: bool = False)
     table, parts = stored_tensors(config), dict[str, list[Array]]()
     for name, tensor in model.weights.named_tensors():
         parts.setdefault(table[name].name, []).append(table[name].write(tensor))
-    with new_folder(Path(folder), overwrite) as target:
+    with new_folder(path_of("folder", folder), overwrite) as target:
         (target / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
         image = io.BytesIO()  # on a full disk HDF5 itself ends in a segmentation fault
         with h5py.File(image, "w") as file:

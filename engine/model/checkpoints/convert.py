@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.manylangs import PICKLES
@@ -21,8 +22,9 @@ def convert(
     Raises:
         FlashElmoError: what `load_model` and `write_native` raise; a model is never replaced by its own conversion.
     """
-    original = Path(source).resolve()
-    if Path(destination).resolve() in (original, *original.parents):
+    destination = path_of("destination", destination)
+    original = path_of("source", source).resolve()
+    if destination.resolve() in (original, *original.parents):
         raise FlashElmoError(f"{destination}: expected another folder than that of the model to convert")
     model = load_model(source, options_file)
     write_native(model, destination, overwrite=overwrite)

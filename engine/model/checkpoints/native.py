@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_regular, check_rows, first_line, new_folder, read_json
 from flashelmo.engine.model.config import ElmoConfig
@@ -36,7 +37,7 @@ def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = Fals
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with new_folder(Path(folder), overwrite) as target:
+    with new_folder(path_of("folder", folder), overwrite) as target:
         source_format = model.source_format if model.format == FORMAT else model.format
         config = {"format_version": FORMAT_VERSION, "source_format": source_format, **model.config.to_dict()}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

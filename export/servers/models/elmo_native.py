@@ -41,26 +41,27 @@ class TritonPythonModel:
             precision=settings["precision"],
             threads=int(settings["threads"]) or None,
         )
-        self._layers = _layers(settings["layers"])
-        Output(self._layers).check(self._embedder.config.n_layers + 1)
+        self._output = _output(settings["layers"])
+        self._output.check(self._embedder.config.n_layers + 1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """A response to each request, the error of those that cannot be read."""
-        return answer(requests, lambda sentences: self._embedder.embed(sentences, layers=self._layers))
+        layers, mix = self._output.layers, self._output.mix
+        return answer(requests, lambda sentences: self._embedder.embed(sentences, layers=layers, mix=mix))
 
     def finalize(self) -> None:
         """Let the model go."""
         del self._embedder
 
 
-def _layers(text: str) -> str | int | list[float]:
-    """The parameter `layers`: top, average, a layer's number or the coefficients of a mix."""
+def _output(text: str) -> Output:
+    """What the parameter `layers` asks for: top, average, a layer's number or the coefficients of a mix."""
     if text.isdecimal():
-        return int(text)
+        return Output(int(text))
     if text in ("top", "average"):
-        return text
+        return Output(text)
     try:
-        return [float(value) for value in text.split(",")]
+        return Output(mix=[float(value) for value in text.split(",")])
     except ValueError:
         expected = "top, average, a layer's number or a coefficient for each layer"
         raise FlashElmoError(f"layers: expected {expected}, found {text!r}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,10 +18,12 @@ SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentenc
 ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
 
 
-def parse_layers(text: str) -> str | int | list[float]:
-    """A name, a layer's number, or the coefficients of a mix."""
+def parse_layers(text: str) -> Any:
+    """A name, a layer's number, or several; the coefficients of a mix too, as it once was given."""
     if "," not in text:
         return int(text) if text.isdecimal() else text
+    if all(number.isdecimal() for number in text.split(",")):
+        return parse_numbers("--layers", text)
     return parse_coefficients("--layers", text)
 
 

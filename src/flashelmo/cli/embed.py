@@ -17,9 +17,11 @@ from flashelmo.cli.arguments import (
     OutputFile,
     Overwrite,
     SentenceKeys,
+    parse_coefficients,
     parse_layers,
 )
 from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
@@ -35,8 +37,11 @@ def embed(
     model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
     options: Options = None,
     layers: Annotated[
-        str, typer.Option(metavar="all|top|average|0|1|2|W0,W1,W2", help="Layers to keep; W: their mix.")
+        str, typer.Option(metavar="all|top|average|0|0,2", help="Layers to keep; 0 is the characters' one.")
     ] = "all",
+    mix: Annotated[
+        str | None, typer.Option(metavar="W0,W1,W2", help="Keep the layers' sum, each times its coefficient.")
+    ] = None,
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
     pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
     precision: Annotated[
@@ -61,10 +66,12 @@ def embed(
     """Embed a text into a file of vectors, in the layout of AllenNLP's command."""
     if batch_size is not None and not stateful and runtime != "reference":
         raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
+    with warnings_to_stderr(quiet):
+        kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
     embed_to_file(
         input,
         output,
-        Output(parse_layers(layers), dtype, pool),
+        kept,
         model,
         settings={
             "options_file": options,
@@ -99,6 +106,7 @@ def embed_to_file(
     in_lines: bool = False,
 ) -> None:
     """Open the files, load the model, embed; what is cheap to check is checked first."""
+    target, model = path_of("output", target), path_of("model", model)
     with _open_input(source) as file:
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
@@ -125,7 +133,7 @@ def embed_to_file(
 
 def _open_input(source: str) -> Any:
     if source != "-":
-        return open(source, "rb")
+        return open(path_of("input", source), "rb")
     if sys.stdin is None:
         raise FlashElmoError("-: standard input is closed")
     return nullcontext(sys.stdin.buffer)

@@ -10,6 +10,7 @@ import typer
 
 from flashelmo.cli.arguments import Options, Overwrite, parse_mix, parse_numbers
 from flashelmo.cli.terminal import readable_size, say
+from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.text.windows import read_windows
@@ -49,6 +50,7 @@ def export(
     from flashelmo.export.write import check_folder, export_onnx, verify_folder
 
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    destination = path_of("OUT", destination)
     if not verify_only:
         check_folder(destination, overwrite)
     loaded = load_model(model, options)

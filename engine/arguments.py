@@ -1,0 +1,71 @@
+"""What callers give: whole numbers, flags, numbers, paths. Errors are one line that names the argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.errors import FlashElmoError
+
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+LONGEST = 60  # characters of a value in an error
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: on one line, and not all of a long one."""
+    text = " ".join(f"{value!r:.200}".split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number of any integer type.
+
+    Raises:
+        FlashElmoError: it is something else, or out of its range.
+    """
+    expected = f"{least} or more" if most is None else f"{least} to {most}"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # of arrays and tensors too
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        raise FlashElmoError(f"{name}: expected {expected}, found {shown(value)}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, NumPy's too; FlashElmoError where it is something else."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise FlashElmoError(f"{name}: expected True or False, found {shown(value)}")
+    return bool(value)
+
+
+def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
+    """At least one number, in a list, an array or a tensor; FlashElmoError where there is something else."""
+    try:
+        found = tuple(float(value) for value in (values.tolist() if hasattr(values, "tolist") else values))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        found = ()
+    if not found or isinstance(values, str | bytes) or not all(map(math.isfinite, found)):
+        raise FlashElmoError(f"{name}: expected a finite number for each layer, found {shown(values)}")
+    return found
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path on this machine, `~` being the home folder.
+
+    Raises:
+        FlashElmoError: it is no path, or an address elsewhere.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise FlashElmoError(f"{name}: expected a path, found {shown(value)}")
+    if ADDRESS.match(text):
+        address = ADDRESS.sub(r"\1://", text, count=1)
+        expected = "expected a path on this machine, as nothing is downloaded"
+        raise FlashElmoError(f"{name}: {expected}, found {address}; fetch it, say with curl -LO, and give its path")
+    return Path(os.path.expanduser(text))
