@@ -131,19 +131,26 @@ class Graph:
         """
         if x not in self.quantized:
             self.quantized[x] = self._quantize_rows(x)
-        integers, zero, scale = self.quantized[x]
+        integers, zero, one, scale = self.quantized[x]
         product = self.node("MatMulInteger", [integers, self.weight(weight), zero])
-        columns = self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), self.weight(f"{weight}.scale")])
-        return self.node("Mul", [columns, scale])
+        columns = self.node("Mul", [one, self.weight(f"{weight}.scale")])
+        scaled = self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), columns])
+        return self.node("Mul", [scaled, scale])
 
     def _quantize_rows(self, x: str) -> list[str]:
-        """x [n, K] as unsigned integers, their zero, and the rows' scales [n, 1]."""
-        largest = self.node("ReduceMax", [self.node("Abs", [x]), self.ints(1)])
+        """x [n, K] as unsigned integers, their zero, the number 1, and the rows' scales [n, 1].
+
+        ONNX Runtime fuses an integer product with one scale of its inputs, where that is computed: here it is 1.
+        """
+        ends = [self.node(f"Reduce{end}", [x, self.ints(1)], keepdims=0) for end in ("Max", "Min")]
+        largest = self.node("Max", [ends[0], self.node("Neg", [ends[1]])])
         scale = self.node("Mul", [largest, self.number("1 / 127", 1 / 127)])
         scale = self.node("Max", [scale, self.number("least scale", np.finfo(np.float32).tiny)])  # of rows of zeros
+        rows = self.node("Shape", [scale])
         zero = self.constant("zero of 8 bits", 128, np.uint8)
-        units = self.node("Div", [x, scale])
-        return [self.node("QuantizeLinear", [units, self.number("one", 1), zero]), zero, scale]
+        integers = self.node("QuantizeLinear", [x, scale, self.node("Expand", [zero, rows])], axis=0)
+        one = self.node("Cast", [self.node("Equal", [rows, rows])], to=TensorProto.FLOAT)
+        return [integers, zero, one, self.node("Unsqueeze", [scale, self.ints(1)])]
 
     def to_model(self, tensors: Tensors, *, embed: bool = False, name: str = "flashelmo") -> onnx.ModelProto:
         """The ONNX model; its weights are placeholders for external data unless `embed` puts them inside."""
