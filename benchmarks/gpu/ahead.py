@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashelmo.benchmarks.accuracy import Piece
 from flashelmo.benchmarks.gpu import engine, speed
-from flashelmo.benchmarks.gpu.accuracy import Piece, Truth
+from flashelmo.benchmarks.gpu.accuracy import Truth
 from flashelmo.benchmarks.kernels.compile import compile_launch
 from flashelmo.benchmarks.kernels.graph_timing import Task
 from flashelmo.benchmarks.kernels.lstm import LstmProblem

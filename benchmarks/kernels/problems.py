@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -248,6 +249,18 @@ def gather_words(config: ElmoConfig, n: int, make: Maker) -> Problem:
         lambda: table.double()[words.long()],
         model.gather_words(config, n, make.precision),
     )
+
+
+# Kernels other than the LSTM's, and of what they have so many; those of words are checked at many sizes.
+BUILDS: dict[str, tuple[Callable[..., Problem], str]] = {
+    "highway": (highway, "words"),
+    "characters": (characters, "words"),
+    "final projection": (final_projection, "words"),
+    "input": (hoisted_input, "rows"),
+    "gather words": (gather_words, "rows"),
+    "token layers": (token_layers, "rows"),
+    "token layers, means": (partial(token_layers, pooled=True), "rows"),
+}
 
 
 def spell(words: Sequence[str], config: ElmoConfig) -> Tensor:
