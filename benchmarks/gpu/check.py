@@ -234,7 +234,7 @@ def command(settings: Settings, console: Console) -> int:
     if not torch.cuda.is_available():
         raise FlashElmoError("no CUDA device: this benchmark needs one")
     limit = min(settings.limit_seconds or LIMIT_SECONDS, LIMIT_SECONDS)
-    settings = replace(settings, out=out / FILE, limit_seconds=limit)
+    settings, deadline = replace(settings, out=out / FILE, limit_seconds=limit), Deadline(limit)
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # as who compiles ahead has it: it is part of the cache's key
     recorded = [part for part in parts if part not in ("correctness", "timeline")] or ["bulk"]
     pieces: list[tuple[Settings, str, int | None]] = [(settings, part, None) for part in recorded]
@@ -242,8 +242,13 @@ def command(settings: Settings, console: Console) -> int:
     compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, pieces)
     out.mkdir(parents=True, exist_ok=True)
     make = partial(Worker, Parts, settings, out)
-    worker = make()
-    run = Run(settings, console, worker.call("results"), FILE)
+    try:
+        worker = make()
+        run = Run(settings, console, worker.call("results"), FILE)
+    except (FlashElmoError, WorkerError) as error:
+        list(compiling.finish(0.0))  # which ends its processes
+        raise FlashElmoError(f"no process could begin on the card: {error}") from None
+    run.deadline = deadline
     before = committed(run.results.machine["gpu"]["name"])
     for line in compiling.finish(min(COMPILE_SECONDS, run.deadline.left / 2)):
         run.say(line)
