@@ -376,41 +376,6 @@ def test_markers_are_filled_wherever_they_are(tmp_path: Path) -> None:
             report.fill(path, unpaired, tmp_path)
 
 
-def test_the_summary_has_six_rows_of_the_newest_results(tmp_path: Path) -> None:
-    assert list(report.generate("summary", tmp_path, "")) == []
-    singles = [("reference", ""), ("fp32", "cold cache"), ("int8", "cold cache")]
-    rows = results().rows[:2] + [
-        Row.of([speed], section="bulk", model="original", name=name, unit="tokens/s", ceiling=4000)
-        for name, speed in (("int8", 3000), ("bf16", 2000))
-    ]
-    rows += [
-        Row.of([10.0 / k], section="single", model="original", name=name, detail=detail, unit="ms", ceiling=2)
-        for k, (name, detail) in enumerate(singles, 1)
-    ]
-    results(rows=rows).write(tmp_path / "abacus.json")
-    bulk = {"section": "bulk", "model": "original", "unit": "tokens/s"}
-    card = [
-        Row.of([5e6], **bulk, name="flashelmo bf16", detail="2,000 tokens", ceiling=1e7),
-        Row.of([1e6], **bulk, name="flashelmo bf16", detail="100 tokens", ratios={"PyTorch eager fp32": 9}),
-        Row.of([1e5], **bulk, name="PyTorch eager fp32", detail="100 tokens"),
-    ]
-    machine = results().machine | {"gpu": {"name": "Slide rule"}}
-    results(rows=card, machine=machine).write(tmp_path / "gpu" / "gpu-rule.json")
-    table, note = report.generate("summary", tmp_path, "")
-    assert table.splitlines()[2:] == [
-        "| bulk text, fp32 | 1,600 tokens/s | 100 tokens/s | 16.0 | 80% |",
-        "| bulk text, int8 | 3,000 tokens/s | 100 tokens/s | 30.0 | 75% |",
-        "| bulk text, bf16 | 2,000 tokens/s | 100 tokens/s | 20.0 | 50% |",
-        "| one sentence, fp32 | 5 ms | 10 ms | 2.0 | 40% |",
-        "| one sentence, int8 | 3.33 ms | 10 ms | 3.0 | 60% |",
-        "| bulk text, bf16, on a card | 5,000,000 tokens/s | 100,000 tokens/s | 50.0 | 50% |",
-    ]
-    assert "Abacus, 2 cores, 2030-01-02, and on Slide rule" in note and "(2,000 tokens, for PyTorch 100 tokens)" in note
-    results(rows=rows[:3] + rows[4:]).write(tmp_path / "abacus.json")
-    with pytest.raises(FlashElmoError, match=r"abacus\.json: expected a figure of original, bulk, bf16"):
-        list(report.generate("summary", tmp_path, ""))
-
-
 def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     paths = [tmp_path / "a.svg", tmp_path / "b.svg"]

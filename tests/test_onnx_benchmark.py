@@ -13,12 +13,12 @@ from onnx import helper
 from tiny_models import BILM, random_model
 
 from flashelmo.benchmarks import __main__ as command
-from flashelmo.benchmarks import report, roofline
+from flashelmo.benchmarks import roofline
 from flashelmo.benchmarks.contestant import Way, engine
 from flashelmo.benchmarks.onnx import contestants, speed
 from flashelmo.benchmarks.onnx.contestants import FILE_PRECISIONS, Exported, export, onnx_file, session_options
 from flashelmo.benchmarks.onnx.suite import measure_errors, measure_load, measure_size
-from flashelmo.benchmarks.results import Results, Row, new_results
+from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import generate, write_sentences
 from flashelmo.benchmarks.worker import Here, Pool
@@ -220,26 +220,3 @@ def test_a_run_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytes
     assert str(tmp_path) not in out.read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     assert "tiny: ragged batches, tokens/s" in printed and "native fp32" in printed and "Provider" not in printed
-
-
-def test_tables_of_documents(tmp_path: Path) -> None:
-    card = {"section": "cuda", "model": "small", "name": "onnx fp16"}
-    rows = [
-        Row.of([374.7], section="size", model="small", name="onnx fp32", detail="file", unit="MB"),
-        Row("speed", "small", "openvino bf16", "tokens/s", note="not on this processor"),
-        Row("cuda", "small", "engine fp16", "tokens/s", note="not on this processor"),
-        Row.of([9000], **card, detail="8 sentences", unit="tokens/s"),
-        Row.of([4], **card, detail="copies a step", unit="Memcpy nodes"),
-    ]
-    made_up = replace(new_results(Settings(rounds=2), "onnx"), rows=rows)
-    made_up.write(tmp_path / "onnx" / "abacus.json")
-    text = "\n\n".join(report.generate("onnx", tmp_path))
-    for line in (
-        "**small: size, MB**\n\n|  | median |\n| --- | ---: |\n| onnx fp32, file | 375 |",
-        "**small: on a card, tokens/s**\n\n|  | median |\n| --- | ---: |\n| onnx fp16, 8 sentences | 9,000 |",
-        "Not measured: openvino bf16 (speed), engine fp16 (cuda): not on this processor.",
-    ):
-        assert line in text
-    replace(made_up, rows=rows[:3]).write(tmp_path / "onnx" / "abacus.json")
-    text = "\n\n".join(report.generate("onnx", tmp_path))
-    assert "on a card" not in text and text.endswith("Not measured: openvino bf16 (speed): not on this processor.")

@@ -85,10 +85,8 @@ class Parts:
         config = self.engine.subject(self._settings.models[0]).model.config
         self.kernels = Kernels(kernel_settings, config, device, card, tools.timer, **sizes)
         self.run.results.rows.extend(before)
-        passed = self.kernels.passed
-        for row in self.run.results.section("error", self.kernels.model):
-            name, _, precision = row.name.rpartition(" ")
-            passed[name, precision] = passed.get((name, precision), True) and not row.note
+        for row in self.run.results.section("error"):
+            self.kernels.know(row)
         self._jobs = cache(lambda part: {job[:3]: job for job in self.jobs(part)})
 
     def results(self) -> Results:
@@ -102,7 +100,7 @@ class Parts:
     def do(self, part: str, name: Name, seconds: float) -> tuple[list[Row], bool]:
         """A job's rows, and whether the device is lost; none of a job that is not needed after another process."""
         n_before = len(self.run.results.rows)
-        self.run.deadline = self.engine.checking = Deadline(seconds)
+        self.run.deadline = Deadline(seconds)
         self.run.do([self._jobs(part)[name]] if name in self._jobs(part) else [])
         return self.run.results.rows[n_before:], self.engine.device.is_lost()
 
@@ -111,17 +109,14 @@ class Parts:
         made, kernels, run, settings = self.engine, self.kernels, self.run, self._settings
         name, first = settings.models[0], made.first
         if part == "correctness":
-            yield from kernels.check_jobs(run, KERNEL_PRECISIONS[:1])
+            yield from kernels.check_jobs(KERNEL_PRECISIONS[:1])
             yield from made.check_jobs(True)
-            for precision in KERNEL_PRECISIONS[1:]:
-                yield from (
-                    job._replace(detail=f"{job.detail} {precision}") for job in kernels.check_jobs(run, [precision])
-                )
-            yield kernels.odd_check_job(run)
+            yield from kernels.check_jobs(KERNEL_PRECISIONS[1:])
+            yield from kernels.odd_check_jobs()
             return
         if part == "steps":
             if not kernels.passed:
-                yield from kernels.check_jobs(run, KERNEL_PRECISIONS[:1], steps_alone=True)
+                yield from kernels.check_jobs(KERNEL_PRECISIONS[:1], steps_alone=True)
             yield from map(kernels.served_steps, settings.rows or ROWS)
             return
         rows = [row for row in run.results.section("error", name) if row.name == f"batch {first}"]

@@ -30,7 +30,6 @@ from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.run import Job, Run
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Workload, bulk, equal_batch, load_sentences, ragged_batch, write_sentences
-from flashelmo.benchmarks.timing import Deadline
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.cuda.requirements import check_precision, default_precision
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -68,8 +67,7 @@ class Engine:
     def __init__(self, settings: Settings, device: Device, card: Card, run: Run, tools: Tools) -> None:
         self.settings, self.device, self.card, self.first = settings, device, card, settings.precisions[0]
         self.cuda = replace(CudaSettings(), **dict.fromkeys(settings.off, False))
-        self.run, self._tools, limit = run, tools, settings.limit_seconds
-        self.checking = Deadline(None if limit is None else CHECKING * limit)
+        self.run, self._tools = run, tools
         self.folder = Path(tempfile.gettempdir())
         needed = [max(settings.batches) * settings.tokens, 3 * settings.short_sentences, 4 * settings.short_bulk_tokens]
         n_tokens = max(*needed, settings.bulk_tokens or 1)
@@ -81,7 +79,8 @@ class Engine:
         """In order, the slowest rivals last."""
         settings, sections = self.settings, self.settings.sections
         speeds = settings.models if "speed" in sections else ()
-        yield from self.check_jobs("correctness" in sections)
+        left = (1 - CHECKING) * (settings.limit_seconds or 0)  # for the others
+        yield from (job._replace(seconds=left) for job in self.check_jobs("correctness" in sections))
         if speeds:
             yield Job("ceiling", CARD, "", self._ceilings)
         for name in speeds:
@@ -112,11 +111,9 @@ class Engine:
     def _checks(self, name: str, precision: str, way: str, compare: Way) -> Iterator[list[Row]]:
         subject, row = self.subject(name), Row("error", name, f"{way} {precision}", "relative error")
         try:
-            pieces = () if self.checking.left <= 0 else compare(subject, self._truth(name), precision)
-            rows = error_rows(row, pieces, PRECISIONS[precision].bounds["cuda"])
+            rows = error_rows(row, compare(subject, self._truth(name), precision), PRECISIONS[precision].bounds["cuda"])
         except Exception as error:
             rows = [replace(row, note=f"{FAILED}: {one_line(error)}")]
-        rows = rows or [replace(row, note=self.checking.over)]
         if any(row.failed for row in rows):
             subject.failed.add(precision)
         elif way == "batch" and any(row.median is not None for row in rows):

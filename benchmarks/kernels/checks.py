@@ -8,16 +8,14 @@ them. A NaN passes no bound. The bounds are those of whole vectors (`engine.prec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from flashelmo.benchmarks.kernels.card import Device
 from flashelmo.benchmarks.kernels.lstm import PORTABLE, WAYS, LstmLayer, LstmProblem, serving
 from flashelmo.benchmarks.kernels.problems import BUILDS, Maker, Problem
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.benchmarks.timing import Deadline
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
@@ -107,26 +105,9 @@ def _step_checks(
                 yield Check(f"{way} step", precision, detail, partial(error, rows, precision, way))
 
 
-def run_checks(
-    found: Iterable[Check], model: str, deadline: Deadline, device: Device, passed: dict[tuple[str, str], bool]
-) -> Iterator[list[Row]]:
-    """The row of each check, until the end or until the device is lost.
-
-    Args:
-        passed: is told of each kernel and precision whether all its checks passed so far.
-    """
-    for check in found:
-        row = Row("error", model, f"{check.name} {check.precision}", "relative error", check.detail)
-        row = _checked(row, check) if deadline.left > 0 else replace(row, note=deadline.over)
-        key = check.name, check.precision
-        passed[key] = passed.get(key, True) and not row.note
-        yield [row]
-        if row.failed and device.is_lost():
-            return
-
-
-def _checked(row: Row, check: Check) -> Row:
-    """The row with the error; a kernel that does not compile or run has failed, and the others go on."""
+def check_row(check: Check, model: str) -> Row:
+    """The error, and what is wrong with it; a kernel that does not compile or run has failed, and the others go on."""
+    row = Row("error", model, f"{check.name} {check.precision}", "relative error", check.detail)
     bound = PRECISIONS[check.precision].bounds["cuda"].relative or 0.0
     try:
         error = check.error()

@@ -8,7 +8,6 @@ is timed by itself, as "input".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from flashelmo.benchmarks.kernels.lstm import (
     serving,
     way_in_use,
 )
-from flashelmo.benchmarks.kernels.model import Cost, D
+from flashelmo.benchmarks.kernels.model import D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
 
@@ -46,34 +45,12 @@ class Chain(NamedTuple):
 CHAIN = Chain()
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Somebody who is timed.
-
-    Attributes:
-        task: its name ends with the precision.
-        cost: of one call, for the model; None for a peer, as are its checks.
-        checks: names of the checks that must have passed.
-        peer: name of the task in the same group that does the same by other means.
-    """
-
-    task: Task
-    cost: Cost | None = None
-    checks: tuple[str, ...] = ()
-    peer: str = ""
-
-    @property
-    def precision(self) -> str:
-        """That it computes in."""
-        return self.task.name.split()[-1]
-
-
 class Group(NamedTuple):
     """Those who take turns: a section of the results and what they work on, as "512 rows"."""
 
     section: str
     detail: str
-    members: list[Timed]
+    members: list[Task]
 
 
 def in_order(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
@@ -95,14 +72,14 @@ def step_groups(
         layers: of one size, whose chains follow each other, so that no layer's weights stay in the L2 cache for ever.
         served: steps alone, in the variants that serve so many rows.
     """
-    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}}
+    sections: dict[str, dict[str, Task]] = {"gates": {}, "projection": {}, "step": {}}
     problems = [LstmProblem(layer, [(rows,) * chain.depths(rows)] * D) for layer in layers]
     found = ways(layers[0], rows, precisions)
     if served:
         found = ((precision, way) for precision in precisions for way in serving(layers[0], rows, precision))
     members = [each for precision, way in found for each in _members(problems, rows, precision, way)]
     for section, each in members:
-        sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
+        sections[section].setdefault(each.name, each)  # the projection is the same in every way
     wanted = ("step",) if served else tuple(sections)
     yield from (Group(name, f"{rows} rows", list(sections[name].values())) for name in wanted if sections[name])
 
@@ -118,14 +95,14 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
         yield from (("int8", way) for way in serving(layer, rows, "int8"))
 
 
-def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:
+def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Task]:
     """Gates, projection and step by our kernels, in the variant that is in use at so many rows."""
     problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
     found = _members([problem], rows, precision, way_in_use(layer, rows, precision))
     return {section: each for section, each in found if each.cost is not None}
 
 
-def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
+def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Task]]:
     """A variant's parts and whole, by section, each with the library's products where it has some."""
     layers, config, kind = [problem.layer for problem in problems], problems[0].layer.config, kind_of_way(way)
     depths, name = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}"
@@ -139,9 +116,9 @@ def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: st
         ("step", name, steps, model.step(config, rows, precision, kind)),
     ):
         peer = f"cuBLAS {who.replace(way, kind)}" if peers else ""
-        yield section, Timed(Task(who, in_order([each.run for each in launches]), depths), cost, (f"{way} step",), peer)
+        yield section, Task(who, in_order([each.run for each in launches]), depths, cost, (f"{way} step",), peer)
         if peer:
-            yield section, Timed(Task(peer, peers[section], len(layers)))
+            yield section, Task(peer, peers[section], len(layers))
 
 
 def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
@@ -188,7 +165,7 @@ def problem_group(section: str, detail: str, found: Mapping[str, Problem]) -> Gr
     members = []
     for name, problem in found.items():
         peer = f"cuBLAS {name.split()[-1]}" if problem.product else ""
-        members.append(Timed(Task(name, problem.run), problem.cost, (section,), peer))
+        members.append(Task(name, problem.run, 1, problem.cost, (section,), peer))
         if problem.product:
-            members.append(Timed(Task(peer, problem.product)))
+            members.append(Task(peer, problem.product))
     return Group(section, detail, members)

@@ -19,6 +19,7 @@ from flashelmo.benchmarks.kernels import model
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.text.characters import BYTES, WordEncoder
 from flashelmo.kernels import reference
 from flashelmo.kernels.char_cnn import char_cnn_launches, group_words, pack_char_cnn
 from flashelmo.kernels.gather import gather_words_launch
@@ -30,7 +31,6 @@ from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import Tile
 
 H200 = 132  # multiprocessors
-BEGIN_WORD, END_WORD, PADDING = 259, 260, 261  # ids of bilm-tf's alphabet: bytes are 1 to 256
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -138,22 +138,24 @@ def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
 def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = ()) -> Problem:
     """Embedding, convolutions and maximum of n words, random ones where there are none."""
     E, device = config.character_size, make.device
-    ids = spell(words or random_words(config, n), config)
+    spelled = WordEncoder(config, None).character_ids(words or random_words(config, n))
+    assert spelled is not None  # as there are characters
+    ids = torch.from_numpy(spelled).long()
     embedding = make.normal(config.n_characters, E)
     convolutions = [
         (make.normal(width, E, number, scale=(width * E) ** -0.5), make.normal(number, scale=0.1))
         for width, number in config.filters
     ]
     given: dict[str, Any] = {"activation": config.activation, "dtype": make.dtype, "device": device}
-    weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, **given)
-    grouped = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=device)
+    weights = pack_char_cnn(embedding, convolutions, padding_id=BYTES.padding, **given)
+    grouped = group_words(ids, n_characters=config.n_characters, padding_id=BYTES.padding, device=device)
     out = make.empty(n, config.n_filters)
 
     def expected() -> Tensor:
         doubled = [(weight.double(), bias.double()) for weight, bias in convolutions]
         return reference.char_cnn(ids, embedding.double(), doubled, config.activation)
 
-    cost = model.characters(config, (ids != PADDING).sum(dim=1).tolist(), make.precision)
+    cost = model.characters(config, (ids != BYTES.padding).sum(dim=1).tolist(), make.precision)
     first, launch = char_cnn_launches(grouped, weights, out, precision=make.products)
     return Problem(launch, out, expected, cost, first=first)
 
@@ -261,15 +263,6 @@ BUILDS: dict[str, tuple[Callable[..., Problem], str]] = {
     "token layers": (token_layers, "rows"),
     "token layers, means": (partial(token_layers, pooled=True), "rows"),
 }
-
-
-def spell(words: Sequence[str], config: ElmoConfig) -> Tensor:
-    """Character ids int64 [W, M] of words in bilm-tf's alphabet, cut to M - 2 bytes."""
-    ids = torch.full((len(words), config.max_characters), PADDING)
-    for row, word in zip(ids, words, strict=True):
-        spelled = [BEGIN_WORD, *(byte + 1 for byte in word.encode()[: config.max_characters - 2]), END_WORD]
-        row[: len(spelled)] = torch.tensor(spelled)
-    return ids
 
 
 def random_words(config: ElmoConfig, n: int, seed: int = 0) -> list[str]:

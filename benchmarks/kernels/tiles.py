@@ -18,12 +18,13 @@ from unittest import mock
 from rich.console import Console
 
 from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, begin
-from flashelmo.benchmarks.kernels.checks import Check, Sizes, checks, run_checks
-from flashelmo.benchmarks.kernels.groups import Timed, ours, word_groups
+from flashelmo.benchmarks.kernels.checks import Check, Sizes, check_row, checks
+from flashelmo.benchmarks.kernels.graph_timing import Task
+from flashelmo.benchmarks.kernels.groups import ours, word_groups
 from flashelmo.benchmarks.kernels.lstm import way_in_use
 from flashelmo.benchmarks.kernels.suite import Kernels, text_words
 from flashelmo.benchmarks.results import Row, rounded
-from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.run import Job, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.model.initialize import preset_config
@@ -79,26 +80,24 @@ def only(operation: str, tile: Tile) -> Iterator[None]:
 
 
 def jobs(
-    run: Run, kernels: Kernels, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]
+    kernels: Kernels, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]
 ) -> Iterator[Job]:
     """One for each operation that is named in both, and number of rows."""
     for operation, tiles in candidates.items():
         for n in rows.get(operation, ()):
             detail = f"{n} {'rows' if operation in OF_ROWS else 'words'}"
             fitting = [tile for tile in tiles if tile.rows <= max(16, 2 * n)]  # others would mostly hold absent rows
-            yield Job(operation, kernels.model, detail, partial(_compare, run, kernels, operation, n, detail, fitting))
+            yield Job(operation, kernels.model, detail, partial(_compare, kernels, operation, n, detail, fitting))
 
 
-def _compare(
-    run: Run, kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]
-) -> Iterator[list[Row]]:
+def _compare(kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]) -> Iterator[list[Row]]:
     """A row for each tile, the fastest first."""
-    check, ready, rows = _check(kernels, operation, n), dict[Tile, Timed](), dict[Tile, Row]()
+    check, ready, rows = _check(kernels, operation, n), dict[Tile, Task](), dict[Tile, Row]()
     for tile in tiles:
         rows[tile] = Row(operation, kernels.model, tile.label, "µs", detail, note="not timed")
         try:  # a candidate that is wrong, or too large for the card's memory, is a line of its own
             with only(operation, tile):
-                ((checked,),) = run_checks([check], kernels.model, run.deadline, kernels.device, {})
+                checked = check_row(check, kernels.model)
                 rows[tile] = replace(rows[tile], note=checked.note)
                 if not checked.note:
                     ready[tile] = _timed(kernels, operation, n)
@@ -107,7 +106,7 @@ def _compare(
         if kernels.device.is_lost():
             ready.clear()
             break
-    taken = kernels.timer(kernels.settings.rounds, [each.task for each in ready.values()]) if ready else []
+    taken = kernels.timer(kernels.settings.rounds, list(ready.values())) if ready else []
     for tile, timing in zip(ready, taken, strict=True):
         each, row = ready[tile], replace(rows[tile], note=timing.note).with_samples(timing.samples)
         if each.cost is not None:
@@ -126,7 +125,7 @@ def _check(kernels: Kernels, operation: str, n: int) -> Check:
     return next(check for check in found if (check.name, check.precision) == (name, "bf16"))
 
 
-def _timed(kernels: Kernels, operation: str, n: int) -> Timed:
+def _timed(kernels: Kernels, operation: str, n: int) -> Task:
     """Our kernel with the table's tile."""
     if operation in OF_ROWS:
         return ours(kernels.layer, n, "bf16", kernels.chain)[operation]
@@ -138,7 +137,7 @@ def command(settings: Settings, console: Console) -> int:
     """Sweep on the current CUDA device; the exit status."""
     run, device, card = begin(settings, console, "tiles")
     kernels = Kernels(settings, preset_config(settings.models[0]), device, card)
-    run.do(jobs(run, kernels, {name: CANDIDATES[name] for name in settings.operations}, ROWS))
+    run.do(jobs(kernels, {name: CANDIDATES[name] for name in settings.operations}, ROWS))
     return run.finish()
 
 
