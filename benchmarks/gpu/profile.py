@@ -150,10 +150,15 @@ def timed_functions(spans: list[Span]) -> Iterator[None]:
         finally:
             spans.append(Span(threading.current_thread().name, name, begin, _now()))
 
+    def items(found: Iterator[Any], name: str) -> Iterator[Any]:
+        end = object()
+        while (item := timed(next, name, found, end)) is not end:
+            yield item
+
     def wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*given: Any, **options: Any) -> Any:
-            found, end = timed(function, name, *given, **options), object()
-            return iter(lambda: timed(next, name, found, end), end) if isinstance(found, Iterator) else found
+            found = timed(function, name, *given, **options)
+            return items(found, name) if isinstance(found, Iterator) else found
 
         return call
 
