@@ -101,14 +101,14 @@ def _value(suite: Suite, each: Field[Any], text: Any) -> Any:
                 raise FlashElmoError(f"{_option(each)}: expected some of {there}, found {name!r}")
         return tuple(text.split(","))
     if kind in ("bool", "str", "Path"):
-        return {"bool": bool, "str": str, "Path": Path}[kind](text)
+        return Path(text) if kind == "Path" else text
     try:
-        numbers = [float(part) if kind == "float" else int(part) for part in text.split(",")]
+        numbers = tuple((float if kind == "float" else int)(part) for part in text.split(","))
         if min(numbers) < least or (len(numbers) > 1 and not kind.startswith("tuple")):
             raise ValueError
     except ValueError:
         raise FlashElmoError(f"{_option(each)}: expected {least} or more, found {text}") from None
-    return tuple(numbers) if kind.startswith("tuple") else numbers[0]
+    return numbers if kind.startswith("tuple") else numbers[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,51 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.engine.cpu.runtime import Array
-from flashelmo.engine.precision import PRECISIONS, Place
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PRECISIONS, Bound, Place
+
+ANY = Bound()  # no bound: it is enough that vectors are finite
+
+
+class Piece(NamedTuple):
+    """Vectors [rows, 2P] that should be alike, or have the same bits; `detail` says which, as "layer 0"."""
+
+    detail: str
+    found: Array
+    expected: Array
+    same_bits: bool = False
+
+    def errors(self, bound: Bound) -> Iterator[tuple[str, float, str]]:
+        """Unit and figure of the largest absolute and of the relative error, and what is wrong; NaN always is."""
+        difference = np.abs(self.found - self.expected)
+        norm = max(float(np.linalg.norm(self.expected)), float(np.finfo(np.float64).tiny))
+        for unit, error, limit in (
+            ("max abs error", float(difference.max(initial=0)), bound.max_abs),
+            ("relative error", float(np.linalg.norm(difference)) / norm, bound.relative),
+        ):
+            limit = 0.0 if self.same_bits else np.inf if limit is None else limit
+            wanted = "the same bits" if self.same_bits else f"less than {limit:g}"
+            right = error == 0 if self.same_bits else error < limit
+            yield unit, error, "" if right else f"{unit} {error:.2g}, expected {wanted}"
+
+
+def layers(found: Sequence[Array], expected: Sequence[Array]) -> Iterator[Piece]:
+    """A piece for each layer of all sentences together, whose vectors are [L, ..., 2P].
+
+    Raises:
+        FlashElmoError: another number of sentences or another shape than expected.
+    """
+    if len(found) != len(expected):
+        raise FlashElmoError(f"expected vectors of {len(expected)} sentences, found {len(found)}")
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if a.shape != b.shape:
+            raise FlashElmoError(f"sentence {k}: expected shape {list(b.shape)}, found {list(a.shape)}")
+    ends = [
+        np.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in vectors], axis=1).astype(np.float64)
+        for vectors in (found, expected)
+    ]
+    for k, (a, b) in enumerate(zip(*ends, strict=True)):
+        yield Piece(f"layer {k}", a, b)
+
+
+def error_rows(row: Row, pieces: Iterable[Piece], bound: Bound = ANY) -> list[Row]:
+    """The row with each piece's errors; those that break the bound fail the run and say so."""
+    rows = []
+    for piece in pieces:
+        for unit, error, wrong in piece.errors(bound):
+            each = replace(row, unit=unit, detail=piece.detail, note=f"{FAILED}: {wrong}" if wrong else row.note)
+            rows.append(each.with_samples([error] if np.isfinite(error) else []))
+    return rows
 
 
 def why_wrong(found: Sequence[Array], expected: Sequence[Array], precision: str, place: Place = "cpu") -> str:
-    """Empty if vectors are within their precision's bounds, otherwise what was expected; NaN breaks every bound.
-
-    Args:
-        found, expected: of each sentence, [L, T, 2P].
-        place: where they were computed.
-    """
-    bound = PRECISIONS[precision].bounds[place]
-    for kind, errors, most in (
-        ("absolute", absolute_errors(found, expected), bound.max_abs),
-        ("relative", relative_errors(found, expected), bound.relative),
-    ):
-        if most is not None and not np.max(errors) < most:
-            return f"expected vectors within {most:g} of the reference's ({kind}), found {np.max(errors):.2g}"
-    return ""
+    """Empty if vectors [L, T, 2P] of sentences are within their precision's bounds where they were computed."""
+    rows = error_rows(Row("error"), layers(found, expected), PRECISIONS[precision].bounds[place])
+    return next((f"{row.detail}: {row.note.removeprefix(f'{FAILED}: ')}" for row in rows if row.failed), "")
 
 
-def relative_errors(found: Sequence[Array], expected: Sequence[Array]) -> list[float]:
-    """||found - expected|| / ||expected|| of every layer, over all sentences [L, T, 2P]."""
-    a, b = (np.concatenate(vectors, axis=1).astype(np.float64) for vectors in (found, expected))
-    return [float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True)]
-
-
-def absolute_errors(found: Sequence[Array], expected: Sequence[Array]) -> list[float]:
-    """Largest absolute difference in every layer."""
-    a, b = (np.concatenate(vectors, axis=1).astype(np.float64) for vectors in (found, expected))
-    return [float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True)]
-
-
-def error_rows(model: str, name: str, found: Sequence[Array], exact: Sequence[Array], note: str) -> list[Row]:
-    """Largest absolute and relative error of each layer; one row that has failed where a vector is not finite."""
-    if not all(np.isfinite(vectors).all() for vectors in found):
-        return [Row("error", model, name, "relative error", note=f"{FAILED}: expected finite vectors, found others")]
-    units = {"max abs error": absolute_errors(found, exact), "relative error": relative_errors(found, exact)}
-    return [
-        Row("error", model, name, unit, f"layer {layer}", note=note).with_samples([error])
-        for unit, errors in units.items()
-        for layer, error in enumerate(errors)
-    ]
+def largest_relative(found: Sequence[Array], expected: Sequence[Array]) -> float:
+    """The largest of the layers' relative errors."""
+    pieces = layers(found, expected)
+    return float(
+        np.max([error for piece in pieces for unit, error, _ in piece.errors(ANY) if unit == "relative error"])
+    )

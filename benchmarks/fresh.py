@@ -53,7 +53,6 @@ def import_seconds() -> float:
 
 
 def _run_python(*arguments: str) -> str:
-    """Standard output of a fresh interpreter; RuntimeError with its standard error's last line where it fails."""
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"a fresh process failed: {(done.stderr.strip().splitlines() or [''])[-1]}")

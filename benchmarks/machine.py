@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -55,10 +56,9 @@ def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that compute; None for those that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        found[package] = None
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
     return found
 
 

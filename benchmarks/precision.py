@@ -17,11 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, engine, errors_of, options_of
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Subject, Way, contestant, errors_of, prepare
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.run import Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.subject import Subject, prepare
 from flashelmo.benchmarks.text import first_sentences
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
@@ -48,7 +47,7 @@ def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
     """Each precision's errors, with a note on what differs on a card."""
     text, source = first_sentences(settings)
     sentences = [sentence[: settings.tokens] for sentence in text]
-    exact = Contestant(REFERENCE, "fp64", engine, (subject.folder, options_of(REFERENCE, settings, precision="fp64")))
+    exact = contestant(subject, settings, REFERENCE, precision="fp64")
     ours = [Contestant(name, name, interpreted, (subject.folder, name), "cuda") for name in settings.precisions]
     return errors_of(subject.name, ours, exact, sentences, f"{source}; {NOTE}", subject.pool)
 

@@ -22,14 +22,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flashelmo.benchmarks import plots
 from flashelmo.benchmarks.gpu import tables as gpu
-from flashelmo.benchmarks.kernels import tables as kernels
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import document, figure, markdown, percent
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +87,7 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
         yield from (gpu.tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
     if name == "kernels":
         for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
-            yield kernels.tables(Results.read(path), f"gpu/{path.name}")
+            yield from document(Results.read(path), f"gpu/{path.name}")
 
 
 def precisions() -> str:
@@ -125,7 +123,7 @@ def _cards(folder: Path) -> list[Path]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Bars of bulk speed for each model, with a line across each bar at its ceiling; the path's ending says the format.
+    """Bars of bulk speed for each model, a line across each at its ceiling; the same SVG from the same figures.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -135,13 +133,29 @@ def draw(results: Results, path: Path) -> None:
     found = {model: rows for model, rows in found.items() if rows}
     if not found:
         raise FlashElmoError(f"{path}: expected results of bulk text, found none")
-    height = 0.8 + 0.4 * max(map(len, found.values()))
-    plot, axes = plots.subplots(1, len(found), (5.5 * len(found), height))
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
+    from matplotlib import pyplot
+
+    size = 5.5 * len(found), 0.8 + 0.4 * max(map(len, found.values()))
+    plot, axes = pyplot.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
     for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
         colours = [BAR_COLOURS[row.name.partition(" ")[0]] for row in rows]
-        plots.bars(axis, rows, colours, [row.ceiling for row in rows], size=10)
+        drawn = axis.barh(range(len(rows)), [row.median for row in rows], color=colours)
+        axis.bar_label(drawn, [figure(row.median) for row in rows], padding=3, fontsize=10)
+        for place, row in enumerate(rows):
+            if row.ceiling:
+                axis.vlines(row.ceiling, place - 0.45, place + 0.45, colors="black", linestyles="dashed")
+        axis.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=10)
+        axis.invert_yaxis()
+        axis.margins(x=0.2)
         axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
-    plots.save(plot, path)
+    plot.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(plot)
 
 
 def summary(folder: Path) -> Iterator[str]:

@@ -83,6 +83,11 @@ class Row:
         return f"{self.name}, {self.detail}" if self.detail else self.name
 
     @property
+    def line(self) -> str:
+        """Who and what it says, for a list of failures."""
+        return ", ".join(filter(None, (self.model, self.section, self.label, self.note)))
+
+    @property
     def utilisation(self) -> float | None:
         """Share of the LSTM's ceiling that the median reaches; sharing can take it above 1."""
         return self._share_of(self.ceiling)
@@ -158,21 +163,6 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> f
     """How many times faster: the median of the ratios of figures that were measured in the same round."""
     speed = unit.endswith("/s")
     return rounded(np.median([a / b if speed else b / a for a, b in zip(ours, theirs, strict=True)]))
-
-
-def with_ratios(rows: Sequence[Row], opponents: Mapping[str, Row]) -> list[Row]:
-    """The rows with their ratios to the opponents, themselves excepted."""
-    return [
-        replace(
-            row,
-            ratios={
-                name: median_ratio(row.samples, other.samples, row.unit)
-                for name, other in opponents.items()
-                if other is not row and row.samples and other.samples
-            },
-        )
-        for row in rows
-    ]
 
 
 def rounded(value: Any) -> float:

@@ -12,6 +12,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -36,7 +38,6 @@ except ImportError as error:
 
 SHAPES = ((256, 512, 16384), (512, 1024, 4096), (1024, 2048, 2048))  # rows, K, columns
 STREAM_K = 1024
-COPY_BYTES = 512 << 20
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
 
 
@@ -46,7 +47,7 @@ class Roofline:
     def __init__(self, threads: int | None = None, seconds: float = 0.3) -> None:
         self._threads, self._seconds = threads or 0, seconds
         self._products = [(shape, *product) for shape in SHAPES for product in self._of(shape)]
-        self._streams: dict[tuple[int, str], Callable[[], object]] = {}
+        self._stream = cache(partial(_onnx_product, threads=self._threads))
 
     def peaks(self) -> dict[str, float]:
         """Operations a second by precision, of the best shape in the best library."""
@@ -56,29 +57,21 @@ class Roofline:
             peaks[precision] = max(peaks.get(precision, 0.0), found)
         return peaks
 
-    def copy_bandwidth(self) -> float:
-        """Bytes a second of a copy far larger than the caches, read and written bytes together."""
-        source = np.ones(COPY_BYTES, np.uint8)
-        target = np.empty_like(source)
-        return 2 * COPY_BYTES / best_seconds(lambda: np.copyto(target, source), self._seconds)
-
     def stream_bandwidth(self, n_weights: int, precision: str) -> float:
         """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
         columns = max(1, n_weights // STREAM_K)
-        if (n_weights, precision) not in self._streams:
-            weights: NumberType = "int8" if precision == "int8" else "float32"
-            self._streams[n_weights, precision] = _onnx_product(1, STREAM_K, columns, weights, self._threads)
-        took = best_seconds(self._streams[n_weights, precision], self._seconds)
+        weights: NumberType = "int8" if precision == "int8" else "float32"
+        took = best_seconds(self._stream(1, STREAM_K, columns, weights), self._seconds)
         return STREAM_K * columns * BYTES[precision] / took
 
     def _of(self, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], object]]]:
         """Each library's product of one shape, by precision."""
         yield "fp32", _onnx_product(*shape, "float32", self._threads)
         yield "int8", _onnx_product(*shape, "int8", self._threads)
-        try:
-            import torch
-        except ImportError:
+        if find_spec("torch") is None:
             return
+        import torch
+
         if self._threads:
             torch.set_num_threads(self._threads)
         yield "fp32", _torch_product(*shape, torch.float32)
@@ -97,21 +90,15 @@ class Limits:
         """Matrix peaks of all precisions, operations a second; the result is float32's."""
         peaks: dict[str, float] = self._worker.call("peaks")
         for precision, peak in peaks.items():
-            self._keep(f"{precision} matrix peak", peak)
+            self.samples.setdefault(f"{precision} matrix peak", []).append(peak)
         return peaks["fp32"]
 
     def measure_streams(self, n_weights: int) -> float:
         """Bytes of weights read a second by products of one row; the result is float32's."""
-        self._keep("int8 weights streamed", self._worker.call("stream_bandwidth", n_weights, "int8"))
-        return self._keep("fp32 weights streamed", self._worker.call("stream_bandwidth", n_weights, "fp32"))
-
-    def measure_copy(self) -> float:
-        """Bytes read and written a second by a copy."""
-        return self._keep("copy", self._worker.call("copy_bandwidth"))
-
-    def _keep(self, name: str, sample: float) -> float:
-        self.samples.setdefault(name, []).append(sample)
-        return sample
+        for precision in ("int8", "fp32"):
+            found: float = self._worker.call("stream_bandwidth", n_weights, precision)
+            self.samples.setdefault(f"{precision} weights streamed", []).append(found)
+        return found
 
     def peak(self, precision: str) -> float | None:
         """Best matrix peak; None where there is none of this precision."""
@@ -123,11 +110,11 @@ class Limits:
 
     def rows(self, model: str, section: str) -> list[Row]:
         """What was measured beside a section of a model, in GFLOP/s and GB/s."""
-        rows = []
-        for name, samples in self.samples.items():
-            row = Row("limits", model, name, "GFLOP/s" if name.endswith("peak") else "GB/s", section)
-            rows.append(row.with_samples([sample / 1e9 for sample in samples]))
-        return rows
+        units = {name: "GFLOP/s" if name.endswith("peak") else "GB/s" for name in self.samples}
+        return [
+            Row("limits", model, name, unit, section).with_samples([sample / 1e9 for sample in self.samples[name]])
+            for name, unit in units.items()
+        ]
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
@@ -193,20 +180,12 @@ class Work:
         characters = sum(_word_operations(config, word) for word in set(chain.from_iterable(sentences)))
         return cls(tokens, tokens * config.lstm_flops_per_token, characters)
 
-    def ceilings(self, limits: Limits, precision: str) -> tuple[float, float] | tuple[None, None]:
-        """Both ceilings, of the LSTM alone and of both parts; none where the machine has no such products."""
+    def ceilings(self, limits: Limits, precision: str) -> tuple[float | None, float | None]:
+        """Tokens a second at most, of the LSTM alone and of both parts; none where the machine has no such products."""
         peak, characters_peak = limits.peak(precision), limits.peak("fp32")
         if not (peak and characters_peak):
             return None, None
-        return self.lstm_ceiling(peak), self.both_ceiling(peak, characters_peak)
-
-    def lstm_ceiling(self, peak: float) -> float:
-        """Tokens a second if only the LSTM were computed, at the peak."""
-        return self.tokens * peak / self.lstm
-
-    def both_ceiling(self, peak: float, characters_peak: float) -> float:
-        """Tokens a second if LSTM and characters were computed, each at its peak."""
-        return self.tokens / (self.lstm / peak + self.characters / characters_peak)
+        return self.tokens * peak / self.lstm, self.tokens / (self.lstm / peak + self.characters / characters_peak)
 
 
 def _word_operations(config: ElmoConfig, word: str) -> int:
@@ -226,10 +205,10 @@ def _word_operations(config: ElmoConfig, word: str) -> int:
 def streamed_weights(config: ElmoConfig, n_tokens: int) -> int:
     """Weights that one sentence's LSTM reads: the recurrent ones for every token, the input's once."""
     square = 4 * config.projection_size * config.cell_size
-    projection = config.cell_size * config.projection_size if config.cell_size != config.projection_size else 0
-    return 2 * config.n_layers * (n_tokens * (square + projection) + square)
+    return n_tokens * recurrent_weights(config) + 2 * config.n_layers * square
 
 
 def recurrent_weights(config: ElmoConfig) -> int:
     """Weights that are read again for every token."""
-    return streamed_weights(config, 1) - streamed_weights(config, 0)
+    P, C = config.projection_size, config.cell_size
+    return 2 * config.n_layers * (4 * P * C + (C * P if C != P else 0))

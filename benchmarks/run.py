@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -112,7 +112,7 @@ class Run:
         """Say what failed; the exit status."""
         failures = [row for row in self.results.rows if row.failed]
         for row in failures:
-            self.say(", ".join(part for part in (row.model, row.section, row.label, row.note) if part))
+            self.say(row.line)
         self.say(f"failures: {len(failures)}; {self.deadline.taken:.0f} s" + (f"; {self.path}" if self.path else ""))
         return 1 if failures else 0
 
@@ -158,8 +158,8 @@ def run_sections(
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
         prepared = lru_cache(maxsize=1)(lambda name: prepare(name, settings.seed, Path(folder), pool))
 
-        def rows(name: str, section: str) -> Iterator[Sequence[Row]]:
-            yield sections[section](prepared(name), settings)
+        def rows(name: str, section: str) -> list[Sequence[Row]]:
+            return [sections[section](prepared(name), settings)]
 
         run.do(
             Job(section, Path(name).name, "", partial(rows, name, section))

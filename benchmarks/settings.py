@@ -48,16 +48,12 @@ class Settings:
     text_tokens: int = _is(32_768, "of that text")
     peak_rows: int = _is(32, "equal sentences that the share of the peak is measured on")
     peak_steps: int = _is(16, "tokens of each of them")
-    peak_repeats: int = _is(3, "calls of them in a round, of which the median counts")
     # a card
     check: bool = _is(False, "in minutes what a card must show, in parts (--only), the most valuable first")
     part_seconds: float = _is(75.0, "that a part of --check may take", "--seconds")
-    trace: bool = _is(False, "draw the device's and the host's time of two calls")
-    golden: Path | None = _is(None, "models with published vectors")
-    onnx: Path | None = _is(None, "an exported model for ONNX Runtime on the card")
+    trace: bool = _is(False, "write down what the device and the host do in three calls")
     off: tuple[str, ...] = _is((), "switches of the CUDA runtime that are off throughout")
-    few: bool = _is(False, "check few sentences, of random models alone")
-    sanitize: bool = _is(False, "at the end, the checks under compute-sanitizer (best with --only correctness)")
+    few: bool = _is(False, "check few sentences, as under compute-sanitizer")
     thorough: tuple[str, ...] = _is((), "precisions in which every way to embed is checked, not the batch alone")
     short_sentences: int = _is(300, "of three tokens that are checked, so that a step has many rows")
     stateful_rows: int = _is(4, "of the stateful batches that are checked")
@@ -97,7 +93,6 @@ class Settings:
             peak_seconds=0.05,
             passages=1,
             text_tokens=4096,
-            peak_repeats=2,
         )
 
     def to_dict(self) -> dict[str, Any]:

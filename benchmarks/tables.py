@@ -71,9 +71,8 @@ def describe_machine(results: Results) -> str:
 
 def describe_software(results: Results) -> str:
     """Versions and commit in one line."""
-    parts = [f"{name} {version}" for name, version in results.versions.items() if version]
-    if results.commit:
-        parts.append(f"commit {results.commit['id'][:12]}{' with changes' if results.commit['dirty'] else ''}")
+    parts, commit = [f"{name} {version}" for name, version in results.versions.items() if version], results.commit
+    parts += [f"commit {commit['id'][:12]}{' with changes' if commit['dirty'] else ''}"] if commit else []
     return ", ".join(parts)
 
 

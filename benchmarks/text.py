@@ -15,8 +15,9 @@ sentences begin or end alike. The first 30,000 tokens of the King James Bible an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import product
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, cycle, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Sentences = list[list[str]]
 Int64 = npt.NDArray[np.int64]
+GENERATED = 1 << 19  # tokens; more are the same again, where they may be
 PASSAGE = 32  # sentences of a run that is drawn from a text, as of the reference's batches
 REAL_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "kjv.txt"
 
@@ -45,23 +47,32 @@ NUCLEI = ("e", "a", "o", "ea")
 SYLLABLES = [onset + nucleus for nucleus, onset in product(NUCLEI, ONSETS)]
 
 
-def load_sentences(n_tokens: int, path: Path | None = None, seed: int = 0) -> tuple[Sentences, str]:
+def load_sentences(
+    n_tokens: int, path: Path | None = None, seed: int = 0, *, again: bool = False
+) -> tuple[Sentences, str]:
     """The first sentences of a text, n_tokens tokens together (the last one is cut to fit), and the text's name.
 
     Args:
         n_tokens: tokens wanted.
         path: a file of tokenized lines; None takes the real text beside the checkout, where there is one.
         seed: of the generator, which is used where there is no file.
+        again: take a shorter text again from its beginning. Sentences of different windows share nothing, so that this
+            changes little where the text is longer than a window.
 
     Raises:
-        FlashElmoError: the file has fewer tokens.
+        FlashElmoError: the file has fewer tokens, or none.
     """
-    if path is None and REAL_TEXT.is_file():
-        path = REAL_TEXT
+    path = path or (REAL_TEXT if REAL_TEXT.is_file() else None)
     if path is None:
-        return _cut(generate(n_tokens, seed), n_tokens, "generator"), f"generated text, seed {seed}"
-    with path.open(encoding="utf-8") as lines:
-        return _cut((line.split() for line in lines), n_tokens, str(path)), path.name
+        found, source = generate(min(n_tokens, GENERATED) if again else n_tokens, seed), f"generated text, seed {seed}"
+    else:
+        with path.open(encoding="utf-8") as file:
+            found, source = list(_first((line.split() for line in file), n_tokens)), path.name
+    n_found = sum(map(len, found))
+    if n_found < n_tokens and not (again and n_found):
+        raise FlashElmoError(f"{path or source}: expected {n_tokens} tokens or more, found {n_found}")
+    times = -(-n_tokens // n_found)
+    return list(_first(cycle(found), n_tokens)), source + (f", {times} times over" if times > 1 else "")
 
 
 def first_sentences(settings: Settings) -> tuple[Sentences, str]:
@@ -122,12 +133,61 @@ def write_sentences(path: Path, sentences: Sentences) -> Path:
     return path
 
 
-def _cut(sentences: Iterable[list[str]], n_tokens: int, source: str) -> Sentences:
-    taken: Sentences = []
-    left = n_tokens
+def batches(sentences: Iterable[list[str]], size: int) -> Iterator[Sentences]:
+    """Runs of so many sentences in their order, the last one perhaps shorter."""
+    rest = iter(sentences)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _first(sentences: Iterable[list[str]], left: int) -> Iterator[list[str]]:
+    """The first tokens, the last sentence cut to fit."""
     for sentence in sentences:
-        taken.append(sentence[:left])
+        yield sentence[:left]
         left -= len(sentence)
         if left <= 0:
-            return taken
-    raise FlashElmoError(f"{source}: expected {n_tokens} tokens or more, found {n_tokens - left}")
+            return
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sentences that are embedded by one call.
+
+    Attributes:
+        section, detail: as "batch", "32 sentences of 20".
+        waits: whether each call is waited for: its latency counts, not how many can be queued.
+    """
+
+    section: str
+    detail: str
+    sentences: Sentences
+    waits: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return sum(map(len, self.sentences))
+
+
+def equal_batch(text: Sentences, n: int, length: int, section: str = "batch") -> Workload:
+    """n sentences of so many tokens, cut from a text without regard to its own sentences.
+
+    Raises:
+        FlashElmoError: the text is too short.
+    """
+    tokens = list(islice(chain.from_iterable(text), n * length))
+    if len(tokens) < n * length:
+        raise FlashElmoError(f"text: expected {n * length} tokens or more, found {len(tokens)}")
+    cut = [tokens[k : k + length] for k in range(0, n * length, length)]
+    return Workload(section, f"{n} sentences of {length}" if n > 1 else f"a sentence of {length}", cut, waits=n == 1)
+
+
+def ragged_batch(text: Sentences, n: int) -> Workload:
+    """The text's first n sentences as they are."""
+    return Workload("ragged", f"{n} sentences", text[:n])
+
+
+def bulk(text: Sentences, n_tokens: int) -> Workload:
+    """The text's first tokens, the last sentence cut to fit."""
+    taken = list(_first(text, n_tokens))
+    return Workload("bulk", f"{sum(map(len, taken)):,} tokens", taken)

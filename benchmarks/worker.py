@@ -65,13 +65,11 @@ class Worker:
 
     def _result(self) -> Any:
         try:
-            outcome, value, trace = self._pipe.recv()
+            value, error, trace = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             raise self._ended() from None
-        if outcome == "refused":
-            raise FlashElmoError(value)
-        if outcome == "failed":
-            raise WorkerError(value) from RuntimeError(f"\n{trace}")
+        if error is not None:
+            raise error from (RuntimeError(f"\n{trace}") if trace else None)
         return value
 
     def _ended(self) -> WorkerError:
@@ -88,6 +86,9 @@ class Here:
     def call(self, method: str, *arguments: Any, give_up: Callable[[], str] = lambda: "") -> Any:
         """What the object's method returns, however long it takes."""
         return getattr(self._object, method)(*arguments)
+
+    def close(self) -> None:
+        """Nothing ends."""
 
 
 class Pool:
@@ -118,31 +119,29 @@ class Pool:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, in one line of at most 200 characters; the kind of error where its words are not ours."""
-    lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, FlashElmoError | WorkerError):
-        return lines[0].strip()
-    return f"{type(error).__name__}: {lines[0].strip()}"[:200]
+    line = (str(error).strip().splitlines() or [""])[0].strip()
+    return line if isinstance(error, FlashElmoError | WorkerError) else f"{type(error).__name__}: {line}"[:200]
 
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Make the object and answer calls until the other side closes."""
-    target = _attempt(pipe, make, arguments)
+    target = _answer(pipe, make, arguments, silent=True)
     while target is not None:
         try:
             method, arguments = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        _attempt(pipe, getattr(target, method), arguments, answer=True)
+        _answer(pipe, getattr(target, method), arguments)
 
 
-def _attempt(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], answer: bool = False) -> Any:
-    """Call, and send what came of it; the value itself only as an answer."""
+def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], silent: bool = False) -> Any:
+    """Call, and send the value, unless it is to stay here, with the error and its traceback."""
     try:
         value = function(*arguments)
-        pipe.send(("done", value if answer else None, ""))
+        pipe.send((None if silent else value, None, ""))
         return value
     except FlashElmoError as error:
-        pipe.send(("refused", str(error), ""))
+        pipe.send((None, FlashElmoError(str(error)), ""))
     except Exception as error:
-        pipe.send(("failed", one_line(error), traceback.format_exc()))
+        pipe.send((None, WorkerError(one_line(error)), traceback.format_exc()))
     return None

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.benchmarks.contestant import Way
 from flashelmo.engine.cpu.pipeline import CpuPipeline, make_runtime
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
@@ -136,9 +135,3 @@ def make_marked(device: str) -> MadeUp:
     """A pipeline that cannot be made before `setup_marks`."""
     assert os.environ["FLASHELMO_TEST_SETUP"] == "done"
     return MadeUp(device)
-
-
-def nan_in_fp16(folder: Path, precision: str) -> Way:
-    """A contestant's way to embed whose vectors are no numbers in fp16; the others are all 2."""
-    value = np.nan if precision == "fp16" else 2.0
-    return Way(lambda batch: [np.full((3, len(sentence), 8), value, np.float32) for sentence in batch], len)

@@ -1,1 +1,0 @@
-"""The engine on the processor, beside the reference and the machine's limits: `flashelmo bench`."""

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flashelmo.benchmarks.contestant import Contestant, engine, options_of
+from flashelmo.benchmarks.contestant import Subject, contestant, options_of
 from flashelmo.benchmarks.fresh import import_seconds, run_fresh
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.subject import Subject
 from flashelmo.benchmarks.text import load_sentences, write_sentences
 from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.cpu import pipeline
@@ -59,8 +58,7 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
     """
     lengths = settings.memory_tokens
     if not lengths:
-        options = subject.folder, options_of("fp32", settings)
-        window = Contestant("fp32", "fp32", engine, options).start(subject.pool).call("window_tokens")
+        window = contestant(subject, settings, "fp32").start(subject.pool).call("window_tokens")
         lengths = window, 2 * window
     model_bytes = sum(path.stat().st_size for path in subject.folder.iterdir())
     rows = []
@@ -156,8 +154,7 @@ def measure_host(subject: Subject, settings: Settings) -> list[Row]:
 
 def _stages(subject: Subject, settings: Settings, name: str) -> list[Row]:
     """Percentage of each stage in the engine's time, by Python's profiler; no word is known before."""
-    given = subject.folder, options_of(name, settings, cache_bytes=0)
-    worker = Contestant(name, "fp32", engine, given).start(subject.pool)
+    worker = contestant(subject, settings, name, cache_bytes=0).start(subject.pool)
     n_tokens = settings.bulk_tokens or worker.call("window_tokens")
     text, _ = load_sentences(n_tokens, settings.text, settings.seed)
     worker.call("vectors", [["first", "calls", "prepare"]])

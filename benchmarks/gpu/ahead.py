@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashelmo.benchmarks.accuracy import Piece
 from flashelmo.benchmarks.gpu import engine, speed
-from flashelmo.benchmarks.gpu.accuracy import Piece, Truth
+from flashelmo.benchmarks.gpu.accuracy import Truth
 from flashelmo.benchmarks.kernels.compile import compile_launch
 from flashelmo.benchmarks.kernels.graph_timing import Task
 from flashelmo.benchmarks.kernels.lstm import LstmProblem
@@ -35,6 +36,7 @@ from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.timing import Timing
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.precision import Bound
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import LibraryProduct
 from flashelmo.kernels.lstm import layer, proven
@@ -64,7 +66,7 @@ def recording() -> Iterator[dict[bytes, None]]:
         problem.compute(*given)
         return 0.0
 
-    def right_rows(row: Row, precision: str, pieces: Iterator[Piece]) -> list[Row]:
+    def right_rows(row: Row, pieces: Iterable[Piece], bound: Bound) -> list[Row]:
         return [row.with_samples([0.0]) for _ in pieces]
 
     with ExitStack() as stack:

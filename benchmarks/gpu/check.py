@@ -7,24 +7,21 @@ The most valuable first, in parts (`--only`), each with a limit (`--seconds`):
     sentence      one sentence, its words known and new
     batches       equal and ragged batches
     bulk          bulk text: layers left on the card, windows ready, from text to means on the host
-    timeline      a picture of what the device and the host do
+    timeline      what the device and the host do in a call
 
-Processes compile the kernels first (ahead.py). Then one process has the card; should it hang, or a kernel end its CUDA
-context, then the job is a line, and another process goes on with the next one. All rows are in DIR/check.json as soon
-as they are measured, those that this card's committed results have too with the ratio to them.
+Processes compile the kernels first (ahead.py). Then one process has the card, and does a job at a time; should it hang,
+or a kernel end its CUDA context, then the job is a line, and another process goes on with the next one. All rows are in
+DIR/check.json as soon as they are measured, those that this card's committed results have too with the ratio to them.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,8 +29,8 @@ import torch
 from rich.console import Console
 
 from flashelmo.benchmarks.gpu import ahead, engine
-from flashelmo.benchmarks.gpu.check_tables import COMMITTED, committed, summary
 from flashelmo.benchmarks.gpu.engine import Engine, Tools
+from flashelmo.benchmarks.gpu.tables import beside, committed, summary
 from flashelmo.benchmarks.kernels.card import Card, Device, begin
 from flashelmo.benchmarks.kernels.suite import Kernels
 from flashelmo.benchmarks.results import FAILED, Results, Row
@@ -50,22 +47,24 @@ LIMIT_SECONDS = 350.0
 COMPILE_SECONDS = 110.0
 LONGER = 1.6  # times as long as the others the correctness may take
 PIECES = 6  # that the correctness is recorded in, each by a process
-GRACE = 10.0  # seconds that a part may be late before its process is killed
-HANG_SECONDS = 60.0  # without a row, after which a process is taken for hung
-LEAST_SECONDS = 1.0  # that a part is begun with
-BEGUN = "begun.jsonl"
+HANG_SECONDS = 75.0  # of one job, after which its process is taken for hung
 FILE = "check.json"
 
-
 Started: TypeAlias = Callable[[Settings], tuple[Run, Device, Card]]
+Name: TypeAlias = tuple[str, str, str]  # section, model and detail of a job
+
+
+def _started(settings: Settings) -> tuple[Run, Device, Card]:
+    """A run on the card that writes nothing."""
+    return begin(replace(settings, out=None), Console(file=io.StringIO()), "check", engine.suited)
 
 
 class Parts:
-    """What a process with a card does: one part after the other.
+    """What a process with a card does: one job after the other.
 
     Args:
-        settings: `out` is the results' file.
-        folder: takes texts.
+        folder: takes texts and traces.
+        before: rows that a process before this one measured.
         started: gives a run, the device and its card.
     """
 
@@ -73,115 +72,75 @@ class Parts:
         self,
         settings: Settings,
         folder: Path,
+        before: Sequence[Row] = (),
         started: Started | None = None,
         tools: Tools | None = None,
         **sizes: Any,
     ) -> None:
-        started = started or _started
-        self.run, device, card = started(settings)
+        self.run, device, card = (started or _started)(settings)
         self._settings, tools = self.run.settings, tools or Tools()
         self.engine = Engine(self._settings, device, card, self.run, tools)
         self.engine.folder = folder
         kernel_settings = replace(self._settings, precisions=KERNEL_PRECISIONS, models=self._settings.models[:1])
         config = self.engine.subject(self._settings.models[0]).model.config
-        self._kernels = Kernels(kernel_settings, config, device, card, tools.timer, **sizes)
-        self._begun = set(begun(folder))
-        for row in self.run.results.section("error", self._kernels.model):  # by a process before this one
-            name, _, precision = row.name.rpartition(" ")
-            self._kernels.passed[name, precision] = self._kernels.passed.get((name, precision), True) and not row.note
-        self._committed = committed(self.run.results.machine["gpu"]["name"])
+        self.kernels = Kernels(kernel_settings, config, device, card, tools.timer, **sizes)
+        self.run.results.rows.extend(before)
+        for row in self.run.results.section("error"):
+            self.kernels.know(row)
+        self._jobs = cache(lambda part: {job[:3]: job for job in self.jobs(part)})
 
-    def measure(self, part: str, seconds: float) -> bool:
-        """Do a part in so many seconds, but for the jobs that a process before this one began; whether the device is
-        lost.
-        """
-        self.run.deadline = self.engine.checking = Deadline(seconds)
-        self.run.say(f"-- {part}")
-        for job in self.jobs(part):
-            if job[:3] not in self._begun:
-                self._begin(job)
-                self.run.do([self._beside_committed(job)])
-            if self.engine.device.is_lost():
-                return True
-        return False
+    def results(self) -> Results:
+        """What is measured on, without rows."""
+        return replace(self.run.results, rows=[])
 
-    def _begin(self, job: Job) -> None:
-        """Write down that a job has begun, for the process after this one, and that this one is alive."""
-        with (self.engine.folder / BEGUN).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(job[:3]) + "\n")
-        self.run.keep([])
+    def names(self, part: str) -> list[Name]:
+        """The jobs of a part."""
+        return list(self._jobs(part))
+
+    def do(self, part: str, name: Name, seconds: float) -> tuple[list[Row], bool]:
+        """A job's rows, and whether the device is lost; none of a job that is not needed after another process."""
+        n_before = len(self.run.results.rows)
+        self.run.deadline = Deadline(seconds)
+        self.run.do([self._jobs(part)[name]] if name in self._jobs(part) else [])
+        return self.run.results.rows[n_before:], self.engine.device.is_lost()
 
     def jobs(self, part: str) -> Iterator[Job]:
         """Of a part; what is timed is checked, here or in the part of correctness."""
-        made, kernels, run, settings = self.engine, self._kernels, self.run, self._settings
+        made, kernels, run, settings = self.engine, self.kernels, self.run, self._settings
         name, first = settings.models[0], made.first
         if part == "correctness":
-            for name in KERNEL_PRECISIONS[:1]:
-                yield from kernels.check_jobs(run, [name])
+            yield from kernels.check_jobs(KERNEL_PRECISIONS[:1])
             yield from made.check_jobs(True)
-            for name in KERNEL_PRECISIONS[1:]:
-                yield from kernels.check_jobs(run, [name])
-            yield kernels.odd_check_job(run)
+            yield from kernels.check_jobs(KERNEL_PRECISIONS[1:])
+            yield from kernels.odd_check_jobs()
             return
         if part == "steps":
             if not kernels.passed:
-                yield from kernels.check_jobs(run, KERNEL_PRECISIONS[:1], steps_alone=True)
+                yield from kernels.check_jobs(KERNEL_PRECISIONS[:1], steps_alone=True)
             yield from map(kernels.served_steps, settings.rows or ROWS)
             return
         rows = [row for row in run.results.section("error", name) if row.name == f"batch {first}"]
         if not any(row.failed or row.median is not None for row in rows):
-            little = replace(settings, precisions=(first,), thorough=())
-            yield Job("error", name, "", partial(made.checks, name, little))
+            yield from made.check_jobs(False, replace(settings, precisions=(first,), models=(name,)))
         elif any(row.failed for row in rows):  # perhaps in a process before this one
             made.subject(name).failed.add(first)
-        if part == "sentence":
-            yield made.job(name, made.batch(1, "single"))
-        elif part == "batches":
-            for workload in (*map(made.batch, settings.batches), *map(made.ragged, settings.batches)):
-                yield made.job(name, workload)
-        elif part == "bulk":
-            yield made.job(name, made.long(name))
-        else:
+        if part == "timeline":
             yield made.timeline_job(name)
-
-    def _beside_committed(self, job: Job) -> Job:
-        def rows() -> Iterator[list[Row]]:
-            for found in job.rows():
-                yield [self._compared(row) for row in found]
-
-        return job._replace(rows=rows)
-
-    def _compared(self, row: Row) -> Row:
-        """With how many times as fast it is as what was committed."""
-        before = self._committed.get((row.section, row.detail, row.name))
-        if not (row.median and before and before.median):
-            return row
-        ratio = row.median / before.median if row.unit.endswith("/s") else before.median / row.median
-        return replace(row, ratios=row.ratios | {COMMITTED: float(f"{ratio:.4g}")})
-
-
-def _started(settings: Settings, console: Console | None = None) -> tuple[Run, Device, Card]:
-    """A run on the card that goes on with the rows of the file."""
-    before = _read(settings.out)
-    run, device, card = begin(settings, console or Console(width=160), "check", engine.suited)
-    run.results.rows.extend(before.rows if before else ())
-    return run, device, card
-
-
-def _read(path: Path | None) -> Results | None:
-    """Results so far."""
-    with suppress(FlashElmoError):
-        return Results.read(path) if path else None
-    return None
+            return
+        workloads = {
+            "sentence": lambda: [made.batch(1, "single")],
+            "batches": lambda: [*map(made.batch, settings.batches), *map(made.ragged, settings.batches)],
+            "bulk": lambda: [made.long(name)],
+        }
+        yield from (made.job(name, workload) for workload in workloads[part]())
 
 
 def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorded:
     """The launches of a part, or of one of its pieces, on the card, in a process of its own."""
-    less = replace(settings, out=None, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
-    started, tools = partial(_started, console=Console(file=io.StringIO())), Tools(timer=ahead.run_once)
+    less = replace(settings, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18)
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, ahead.recording() as launches:
-        for number, job in enumerate(Parts(less, Path(folder), started, tools).jobs(part)):
+        for number, job in enumerate(Parts(less, Path(folder), tools=Tools(timer=ahead.run_once)).jobs(part)):
             try:
                 for _ in job.rows() if k in (None, number % PIECES) else ():
                     pass
@@ -191,70 +150,61 @@ def record(settings: Settings, part: str, k: int | None = None) -> ahead.Recorde
     return ahead.Recorded(10 * major + minor, list(launches), wrong)
 
 
-# ---------------------------------------------------------------------------------------------------------- supervision
-
-
 def supervise(
     parts: Iterable[str],
     settings: Settings,
-    folder: Path,
     deadline: Deadline,
-    make: Callable[[], Worker | Here],
-    first: Worker | Here | None = None,
-) -> Iterator[Row]:
-    """Every part in its time, by a process that is replaced where it hung, ended, or lost the device.
-
-    The process after it goes on with the job after the one that went wrong.
+    make: Callable[[Sequence[Row]], Worker | Here],
+    worker: Worker | Here | None = None,
+) -> Iterator[list[Row]]:
+    """The rows of every job of every part, each part in its time, by a process that is replaced where it hung, ended,
+    or lost the device.
 
     Args:
-        folder: where processes write down what they begin.
-        make: starts a process; `first` has started.
-
-    Yields:
-        A row for each job that was not done.
+        make: starts a process, told what was measured before; `worker` has started.
     """
-    worker = first
+    rows: list[Row] = []
+
+    def ask(*given: Any) -> Any:
+        nonlocal worker
+        patience = Deadline(HANG_SECONDS)
+        late = f"no end within {HANG_SECONDS:.0f} seconds"
+        try:
+            worker = worker or make(rows)
+            return worker.call(*given, give_up=lambda: late if patience.left < 0 else "")
+        except (FlashElmoError, WorkerError):
+            end()
+            raise
+
+    def end() -> None:
+        nonlocal worker
+        if worker is not None:
+            worker.close()
+        worker = None
+
     for part in parts:
-        of_part = Deadline(min(settings.part_seconds * (LONGER if part == "correctness" else 1), deadline.left))
-        if of_part.left < LEAST_SECONDS:
-            yield Row(part, name="all", note=deadline.over)
+        of_part = Deadline(
+            min(settings.part_seconds * (LONGER if part == "correctness" else 1), max(0.0, deadline.left))
+        )
+        waiting: list[Name] = [(part, "", "all")]
+        try:
+            waiting = ask("names", part) if of_part.left > 0 else waiting
+        except (FlashElmoError, WorkerError) as error:
+            yield [Row(part, name="all", note=f"{FAILED}: {error}")]
             continue
-        n_begun, lost = -1, True
-        while lost and of_part.left > LEAST_SECONDS and len(begun(folder)) > n_begun:
-            n_begun = len(begun(folder))
+        for name in waiting:
+            row, lost = Row(name[0], name[1], name[2] or "all"), False
             try:
-                worker = worker or make()
-                lost = worker.call("measure", part, of_part.left, give_up=_Patience(of_part, settings.out))
+                found = [replace(row, note=of_part.over)]
+                if of_part.left > 0:
+                    found, lost = ask("do", part, name, of_part.left)
             except (FlashElmoError, WorkerError) as error:
-                job = begun(folder)[-1] if len(begun(folder)) > n_begun else (part, "", "all")
-                yield Row(job[0], job[1], job[2] or "all", note=f"{FAILED}: {error}")
-                lost = True
-            if lost and isinstance(worker, Worker):
-                worker.close()
-            worker = None if lost else worker
-    if isinstance(worker, Worker):
-        worker.close()
-
-
-class _Patience:
-    """Why a process is not waited for any longer: its part is over, or it has written nothing for a while."""
-
-    def __init__(self, deadline: Deadline, path: Path | None) -> None:
-        self._deadline, self._path, self._begin = deadline, path, time.time()
-
-    def __call__(self) -> str:
-        if self._deadline.left < -GRACE:
-            return f"no end within {self._deadline.taken - GRACE:.0f} seconds"
-        written = self._path.stat().st_mtime if self._path and self._path.exists() else 0.0
-        silence = time.time() - max(written, self._begin)
-        return f"no sign of life in {silence:.0f} seconds" if silence > HANG_SECONDS else ""
-
-
-def begun(folder: Path) -> list[tuple[str, str, str]]:
-    """Section, model and detail of the jobs that were begun, in order."""
-    path = folder / BEGUN
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [(section, model, detail) for section, model, detail in map(json.loads, lines)]
+                found = [replace(row, note=f"{FAILED}: {error}")]
+            rows += found
+            yield found
+            if lost:
+                end()
+    end()
 
 
 def chosen(settings: Settings) -> list[str]:
@@ -280,42 +230,25 @@ def command(settings: Settings, console: Console) -> int:
         raise FlashElmoError("no CUDA device: this benchmark needs one")
     limit = min(settings.limit_seconds or LIMIT_SECONDS, LIMIT_SECONDS)
     settings, deadline = replace(settings, out=out / FILE, limit_seconds=limit), Deadline(limit)
-    (out / FILE).unlink(missing_ok=True)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # as who compiles ahead has it: it is part of the cache's key
     recorded = [part for part in parts if part not in ("correctness", "timeline")] or ["bulk"]
     pieces: list[tuple[Settings, str, int | None]] = [(settings, part, None) for part in recorded]
     pieces += [(settings, "correctness", k) for k in range(PIECES if "correctness" in parts else 0)]
     compiling = ahead.Ahead((os.cpu_count() or 1) - ahead.SPARE_CORES, record, pieces)
-    undone = []
-    with tempfile.TemporaryDirectory(prefix="flashelmo-", ignore_cleanup_errors=True) as folder:
-        make = partial(Worker, Parts, settings, Path(folder))
-        first = None
-        with suppress(FlashElmoError, WorkerError):  # the first part will say so
-            first = make()
-        for line in compiling.finish(min(COMPILE_SECONDS, deadline.left / 2)):
-            say(line)
-        say(f"{compiling.n_launches} launches compiled ahead, {deadline.taken:.0f} s")
-        for row in supervise(parts, settings, Path(folder), deadline, make, first):
-            say(f"{row.section}, {row.label}: {row.note}")
-            keep(out / FILE, row)
-            undone.append(row)
-    return conclude(out / FILE, undone, say)
-
-
-def keep(path: Path, row: Row) -> None:
-    """Add a row to the results, for the process that goes on with them."""
-    if results := _read(path):
-        results.rows.append(row)
-        results.write(path)
-
-
-def conclude(path: Path, undone: Sequence[Row], say: Callable[[str], object]) -> int:
-    """Say what was found; the exit status."""
-    results = _read(path)
-    if results is None:
-        return 1
-    results.rows.extend(row for row in undone if row not in results.rows)  # a process that went on knew nothing of them
-    results.write(path)
-    say(summary(results, committed(results.machine["gpu"]["name"])))
-    return 1 if any(row.failed for row in results.rows) else 0
+    out.mkdir(parents=True, exist_ok=True)
+    make = partial(Worker, Parts, settings, out)
+    try:
+        worker = make()
+        run = Run(settings, console, worker.call("results"), FILE)
+    except (FlashElmoError, WorkerError) as error:
+        list(compiling.finish(0.0))  # which ends its processes
+        raise FlashElmoError(f"no process could begin on the card: {error}") from None
+    run.deadline = deadline
+    before = committed(run.results.machine["gpu"]["name"])
+    for line in compiling.finish(min(COMPILE_SECONDS, run.deadline.left / 2)):
+        run.say(line)
+    run.say(f"{compiling.n_launches} launches compiled ahead, {run.deadline.taken:.0f} s")
+    for rows in supervise(parts, settings, run.deadline, make, worker):
+        run.keep(beside(rows, before))
+    run.say(summary(run.results, before))
+    return 1 if any(row.failed for row in run.results.rows) else 0

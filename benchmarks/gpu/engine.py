@@ -1,9 +1,16 @@
-"""The jobs of a run of the engine on a card: its correctness, its speed, and where the time goes."""
+"""The engine on this machine's card, end to end: correct first, then how fast: `python -m benchmarks gpu --out DIR`.
+
+The vectors of every precision are compared with the reference's on the CPU and with published ones, in every way to
+embed. Then sentences, batches and bulk text are embedded in turns with PyTorch's eager reference, torch.compile and
+cuDNN's LSTM, the card's time is shared out among the stages, and each of the CUDA runtime's switches is timed against
+its opposite. Beside each figure stands what the card's limits, measured in the same run, allow. (ONNX Runtime's CUDA
+provider is a suite of its own: `onnx --only cuda`.)
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,27 +18,24 @@ from typing import Any
 
 import torch
 
-from flashelmo.benchmarks.gpu import timeline
-from flashelmo.benchmarks.gpu.accuracy import PUBLISHED, Piece, Truth, error_rows, file_means, published, ways
-from flashelmo.benchmarks.gpu.sanitizer import sanitize
-from flashelmo.benchmarks.gpu.speed import ONNX, SWITCH, UNIT, WARM_UPS, Speed
-from flashelmo.benchmarks.gpu.stages import measure_stages
-from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
-from flashelmo.benchmarks.gpu.workloads import Workload, bulk, equal_batch, load_text, ragged_batch, suited_tokens
+from flashelmo.benchmarks.accuracy import error_rows
+from flashelmo.benchmarks.contestant import load
+from flashelmo.benchmarks.gpu import profile
+from flashelmo.benchmarks.gpu.accuracy import Subject, Truth, Way, file_means, leave_on_device, ways
+from flashelmo.benchmarks.gpu.limits import suited_tokens
+from flashelmo.benchmarks.gpu.speed import SWITCH, WARM_UPS, Speed
 from flashelmo.benchmarks.kernels.card import CARD, Card, Device
 from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.run import Job, Run
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.subject import load
-from flashelmo.benchmarks.text import write_sentences
-from flashelmo.benchmarks.timing import Deadline
+from flashelmo.benchmarks.text import Workload, bulk, equal_batch, load_sentences, ragged_batch, write_sentences
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.cuda.requirements import check_precision, default_precision
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.settings import CudaSettings
 
 SECTIONS = ("correctness", "speed", "stages", "switches")
@@ -63,11 +67,11 @@ class Engine:
     def __init__(self, settings: Settings, device: Device, card: Card, run: Run, tools: Tools) -> None:
         self.settings, self.device, self.card, self.first = settings, device, card, settings.precisions[0]
         self.cuda = replace(CudaSettings(), **dict.fromkeys(settings.off, False))
-        self.run, self._tools, limit = run, tools, settings.limit_seconds
-        self.checking = Deadline(None if limit is None else CHECKING * limit)
+        self.run, self._tools = run, tools
         self.folder = Path(tempfile.gettempdir())
         needed = [max(settings.batches) * settings.tokens, 3 * settings.short_sentences, 4 * settings.short_bulk_tokens]
-        self._text, self.source = load_text(max(*needed, settings.bulk_tokens or 1), settings.text, settings.seed)
+        n_tokens = max(*needed, settings.bulk_tokens or 1)
+        self._text, self.source = load_sentences(n_tokens, settings.text, settings.seed, again=True)
         self.subject, self._truth = cache(self._made_subject), cache(self._made_truth)
         self._speed = cache(self._made_speed)
 
@@ -75,74 +79,47 @@ class Engine:
         """In order, the slowest rivals last."""
         settings, sections = self.settings, self.settings.sections
         speeds = settings.models if "speed" in sections else ()
-        yield from self.check_jobs("correctness" in sections)
+        left = (1 - CHECKING) * (settings.limit_seconds or 0)  # for the others
+        yield from (job._replace(seconds=left) for job in self.check_jobs("correctness" in sections))
         if speeds:
             yield Job("ceiling", CARD, "", self._ceilings)
         for name in speeds:
             yield from self._speed_jobs(name)
         for name in settings.models:
             right = self.first not in self.subject(name).failed
-            if "stages" in sections and right:
-                for workload in (bulk(self._text, 4 * settings.short_bulk_tokens), self.batch(settings.batches[0])):
-                    yield Job("stages", name, workload.detail, partial(self._stages, name, workload))
-            if settings.trace and right:
+            if ("stages" in sections or settings.trace) and right:
                 yield self.timeline_job(name)
             for switch in SWITCHES if "switches" in sections and right else ():
                 yield Job(SWITCH, name, switch, partial(self._switch, partial(self._speed, name), switch))
-            if name in speeds:  # late, as compiling may take long
+            if name in speeds:  # last, as compiling may take long
                 yield self.job(name, self.batch(settings.batches[0], "compiled"), seconds=settings.compile_seconds)
-        if speeds:  # last, as a library of other makers may take the process with it
-            yield from self._onnx_jobs(settings.models[0])
-        if settings.sanitize and "correctness" in sections:  # takes minutes: best with nothing but the checks
-            yield Job("sanitizer", CARD, "", lambda: ([row] for row in sanitize(self._out, self.run.deadline)))
 
     # ----------------------------------------------------------------------------------------------------- correctness
 
-    def check_jobs(self, whole: bool) -> Iterator[Job]:
-        """The first model, published vectors, the other models; batches alone if the checks are not asked for."""
-        golden = self.settings.golden
-        settings = self.settings if whole else replace(self.settings, thorough=())
-        for k, name in enumerate(self.settings.models):
-            yield Job("error", name, "", partial(self.checks, name, settings))
-            if k == 0 and whole and golden is not None:
-                yield Job("error", "golden", "", partial(self._golden, golden))
+    def check_jobs(self, whole: bool, settings: Settings | None = None) -> Iterator[Job]:
+        """Each precision and way of every model, batches alone if the checks are not asked for.
 
-    def checks(self, name: str, settings: Settings) -> Iterator[list[Row]]:
-        """Precisions whose batch was not reached, or that anything was wrong with, are not timed."""
-        subject, right = self.subject(name), set[str]()
-        subject.failed = set(self.settings.precisions)
-        for precision, way, compare in ways(settings):
-            rows = self._check(name, way, precision, partial(compare, subject, self._truth(name), precision))
-            failed = any(row.failed for row in rows)
-            if way == "batch" and not failed and any(row.median is not None for row in rows):
-                right.add(precision)
-            elif failed:
-                right.discard(precision)
-            subject.failed = set(self.settings.precisions) - right
-            yield rows
-            if failed and self.device.is_lost():
-                return
-        subject.let_go("stateful", "keep_sentence_boundaries", "window_tokens")
+        Precisions whose batch was not reached, or that anything was wrong with, are not timed.
+        """
+        settings = settings or self.settings
+        settings = settings if whole else replace(settings, thorough=())
+        for name in settings.models:
+            self.subject(name).failed |= set(settings.precisions)
+            for precision, way, compare in ways(settings):
+                yield Job("error", name, f"{way} {precision}", partial(self._checks, name, precision, way, compare))
 
-    def _golden(self, folder: Path) -> Iterator[list[Row]]:
-        def make(path: Path) -> Subject:
-            return Subject(path.name, load_model(path), self.device, self._tools.make, self.cuda)
-
-        if not folder.is_dir():
-            yield [Row("error", "golden", "published", "max abs error", note="no golden data here")]
-            return
-        for model, name, pieces in published(make, folder):
-            yield self._check(model, name, PUBLISHED, pieces)
-
-    def _check(self, model: str, name: str, precision: str, pieces: Callable[[], Iterable[Piece]]) -> list[Row]:
-        """Rows of the errors; what does not run has failed, and the others go on."""
-        row = Row("error", model, f"{name} {precision}", "relative error")
-        if self.checking.left <= 0:
-            return [replace(row, note=self.checking.over)]
+    def _checks(self, name: str, precision: str, way: str, compare: Way) -> Iterator[list[Row]]:
+        subject, row = self.subject(name), Row("error", name, f"{way} {precision}", "relative error")
         try:
-            return error_rows(row, precision, pieces())
+            rows = error_rows(row, compare(subject, self._truth(name), precision), PRECISIONS[precision].bounds["cuda"])
         except Exception as error:
-            return [replace(row, note=f"{FAILED}: {one_line(error)}")]
+            rows = [replace(row, note=f"{FAILED}: {one_line(error)}")]
+        if any(row.failed for row in rows):
+            subject.failed.add(precision)
+        elif way == "batch" and any(row.median is not None for row in rows):
+            subject.failed.discard(precision)
+        subject.let_go("stateful", "keep_sentence_boundaries", "window_tokens")
+        yield rows
 
     # ----------------------------------------------------------------------------------------------------------- speed
 
@@ -189,29 +166,20 @@ class Engine:
 
         return Job(workload.section, name, workload.detail, rows, seconds)
 
-    def _onnx_jobs(self, name: str) -> Iterator[Job]:
-        if self.settings.onnx is None:
-            note = "no exported model was given (--onnx)"
-            yield Job("onnx", name, "", lambda: [[Row("onnx", name, ONNX, UNIT, note=note)]])
-            return
-        for n in self.settings.batches:
-            yield self.job(name, self.batch(n, "onnx"))
-
     def _switch(self, speed: Callable[[], Speed], switch: str) -> Iterator[list[Row]]:
         sizes = [n for n in SWITCHED_BATCHES if n <= max(self.settings.batches)]
         workloads = [self.batch(1, "single"), *map(self.batch, sizes)]
         return speed().switch(switch, [*workloads, bulk(self._text, self.settings.short_bulk_tokens)], self.first)
 
-    def _stages(self, name: str, workload: Workload) -> list[list[Row]]:
-        run = partial(leave_on_device, self.subject(name).timed(self.first), workload.sentences)
-        for _ in range(WARM_UPS):
+    def _traced(self, title: str, run: Callable[[], object]) -> profile.Trace:
+        for _ in range(WARM_UPS + 1):
             run()
-        label = f"{self.first}, {workload.section} of {workload.detail}"
-        return [measure_stages(name, label, run, self.device.torch)]
+        self.device.synchronize()
+        return profile.trace(f"{self.first}, {title}", run, self.device.torch)
 
     def timeline_job(self, name: str) -> Job:
-        """Draws what device and host do for a sentence, bulk text, and from a text file to means on the host."""
-        return Job(timeline.SECTION, name, "", partial(self._timeline, name))
+        """What device and host do for a sentence, bulk text, and from a text file to means on the host."""
+        return Job("stages", name, "", partial(self._timeline, name))
 
     def _timeline(self, name: str) -> Iterator[list[Row]]:
         embedder, text = self.subject(name).timed(self.first, known=True), self.long(name).sentences
@@ -223,13 +191,9 @@ class Engine:
             ("text to means", lambda: list(file_means(embedder, path))),
         ]
         for title, run in calls:
-            for _ in range(WARM_UPS):
-                run()
-            self.device.synchronize()
-            traces.append(timeline.trace(f"{name}, {self.first}, {title}", run, self.device.torch))
-            row = Row(timeline.SECTION, name, f"{self.first}, {title}", "% of the time", "device busy")
-            yield [row.with_samples([100 * traces[-1].busy / traces[-1].taken])]
-        timeline.draw(traces, self._out / f"timeline-{name}.svg")
+            traces.append(self._traced(title, run))
+            yield profile.stage_rows(name, traces[-1])
+            profile.write(traces, self._out / f"timeline-{name}.json")
 
     @property
     def _out(self) -> Path:
@@ -265,4 +229,4 @@ def suited(settings: Settings, device: Device) -> Settings:
     if not has:
         raise FlashElmoError(f"precisions: expected one that the card has, found {', '.join(settings.precisions)}")
     settings = replace(settings, precisions=tuple(has), thorough=(has[0], "fp32"))
-    return replace(settings, sentences=4, short_sentences=0, golden=None) if settings.few else settings
+    return replace(settings, sentences=4, short_sentences=0) if settings.few else settings

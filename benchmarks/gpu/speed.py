@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
-from flashelmo.benchmarks.accuracy import relative_errors
-from flashelmo.benchmarks.contestant import Contestant, Way
+from flashelmo.benchmarks.accuracy import why_wrong
+from flashelmo.benchmarks.contestant import Contestant, Entry, Way, absentees, compete, line_up
 from flashelmo.benchmarks.gpu import rivals
-from flashelmo.benchmarks.gpu.accuracy import Truth, error_rows, file_means, layers
+from flashelmo.benchmarks.gpu.accuracy import Subject, Truth, file_means, leave_on_device
+from flashelmo.benchmarks.gpu.limits import ceilings
 from flashelmo.benchmarks.gpu.rivals import Eager
-from flashelmo.benchmarks.gpu.subject import Subject, leave_on_device
-from flashelmo.benchmarks.gpu.workloads import Workload, ceilings
 from flashelmo.benchmarks.kernels.card import Card
-from flashelmo.benchmarks.results import FAILED, Row, median_ratio
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.text import Sentences, write_sentences
-from flashelmo.benchmarks.timing import Timing, take_turns
-from flashelmo.benchmarks.worker import Here, one_line
+from flashelmo.benchmarks.text import Sentences, Workload, write_sentences
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.windows import read_windows
 
@@ -33,9 +29,8 @@ UNIT = "tokens/s"
 NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"
 TEXT_TO_MEANS, WINDOWS = "text to means", "windows ready"
-EAGER, COMPILED, CUDNN, ONNX = "PyTorch eager", "torch.compile", "cuDNN LSTM", "ONNX Runtime"
-RIVAL_BOUND = 0.1  # relative error: with cells in bf16 rounding adds up over the steps; wrong work is off by more
-WARM_UPS = 4  # the first compiles, the second may capture a graph, the third replays it; the last is as in use
+EAGER, COMPILED, CUDNN = "PyTorch eager", "torch.compile", "cuDNN LSTM"
+WARM_UPS = 3  # before one more: the first compiles, the second may capture a graph, the third replays it
 SWITCH = "switch"
 
 
@@ -64,20 +59,21 @@ class Speed:
         found = [self.ours(precision) for precision in precisions]
         if section in ("single", "batch", "ragged"):
             found.insert(1, self.ours(first, known=True))
-        if section in ("single", "batch", "ragged") and not settings.check:
-            found += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
+            if not settings.check:
+                found += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
         if section in ("single", "batch") and not settings.check:
-            found += self._stacks(workload)
+            for each in self._rival_precisions("bf16", "fp16"):
+                size = len(workload.sentences), len(workload.sentences[0])
+                given = (subject.model.config, *size, subject.device, each)
+                found.append(Contestant(f"{CUDNN} {each}", each, rivals.stacks, given, is_rival=True))
         if section == "bulk" and slow:
             found.append(self.eager("fp32", settings.eager_batch))
         elif section == "bulk":
             for name, make in ((WINDOWS, self._windows), (TEXT_TO_MEANS, self._text_to_means)):
                 found.append(Contestant(f"{OURS} {first}, {name}", first, make, (first, workload)))
         if section == "compiled":
-            given = (subject.model, subject.device, workload.sentences, settings.compile_seconds)
-            found.append(Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given, is_rival=True))
-        if section == "onnx":
-            found.append(Contestant(ONNX, first, rivals.onnx, (settings.onnx, subject.device), is_rival=True))
+            given_ = (subject.model, subject.device, workload.sentences)
+            found.append(Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given_, is_rival=True))
         return self.measure(workload, found)
 
     def switch(self, name: str, workloads: Sequence[Workload], precision: str) -> Iterator[list[Row]]:
@@ -92,9 +88,8 @@ class Speed:
             embedder = self.subject.embedder(precision, cuda=replace(self.subject.cuda, **{name: state}))
             for _ in range(3):  # so that what is captured with the second is replayed
                 found = list(embedder.embed(self.truth.sentences))
-            rows = error_rows(Row("error"), precision, layers(found, self.truth.vectors))
-            if wrong := [f"{row.detail}: {row.note.removeprefix(FAILED + ': ')}" for row in rows if row.failed]:
-                raise FlashElmoError(f"not timed: {'; '.join(wrong)}")
+            if wrong := why_wrong(found, self.truth.vectors, precision, "cuda"):
+                raise FlashElmoError(f"not timed: {wrong}")
             return self._way(embedder, partial(leave_on_device, embedder))
 
         on, off = (f"{name} {state}" for state in ("on", "off"))
@@ -105,6 +100,24 @@ class Speed:
         for workload in workloads:
             detail = workload.detail if workload.section != "bulk" else f"bulk, {workload.detail}"
             yield self.measure(replace(workload, section=SWITCH, detail=detail), contestants)
+
+    def measure(self, workload: Workload, contestants: Sequence[Contestant]) -> list[Row]:
+        """A row for each contestant, absent ones with the reason; ours with their ratios to the rivals."""
+        subject, section, detail = self.subject, workload.section, workload.detail
+        subject.device.free_memory()
+        if workload.waits:
+            contestants = [replace(each, make=partial(_waiting, each.make)) for each in contestants]
+        workers, absent = line_up(contestants, [], None)
+        entries = []
+        for each in contestants:
+            limits = partial(ceilings, subject.model.config, workload, self._card, each.precision, each.words_known)
+            entry = Entry(
+                each, Row(section, subject.name, each.name, UNIT, detail), [workload.sentences], workload.tokens
+            )
+            entries.append(entry if each.is_rival else entry._replace(limits=limits))
+        clock = (self.settings.sample_seconds,)
+        rows = compete(entries, workers, self.settings, clock=clock, warm_ups=WARM_UPS, pause=0.0)
+        return rows + [replace(row, detail=detail) for row in absentees(section, subject.name, absent, UNIT)]
 
     # ------------------------------------------------------------------------------------------------ who takes part
 
@@ -158,57 +171,11 @@ class Speed:
         """Checked on a few sentences."""
         made = Eager(self.subject.model, self.subject.device, precision)
         few = [k for k, sentence in enumerate(self.truth.sentences) if sentence][:8]
-        found = made.vectors([self.truth.sentences[k] for k in few])
-        worst = max(relative_errors(found, [self.truth.vectors[k] for k in few]))
-        if not worst < RIVAL_BOUND:
-            raise FlashElmoError(f"expected vectors within {RIVAL_BOUND} of the reference's, found {worst:.2g}")
-        return made
-
-    def _stacks(self, workload: Workload) -> Iterator[Contestant]:
-        config, device, sentences = self.subject.model.config, self.subject.device, workload.sentences
-        for precision in self._rival_precisions("bf16", "fp16"):
-            given = (config, len(sentences), len(sentences[0]), device, precision)
-            yield Contestant(f"{CUDNN} {precision}", precision, rivals.stacks, given, is_rival=True)
+        return made.check([self.truth.sentences[k] for k in few], [self.truth.vectors[k] for k in few])
 
     def _rival_precisions(self, *precisions: str) -> Sequence[str]:
         """On the CPU, float32 alone."""
         return precisions if self.subject.device.is_cuda else ("fp32",)
-
-    # ------------------------------------------------------------------------------------------------ turns and rows
-
-    def measure(self, workload: Workload, contestants: Sequence[Contestant]) -> list[Row]:
-        """A row for each contestant, absent ones with the reason; ours with their ratios to the rivals."""
-        self.subject.device.free_memory()
-        clocks: dict[str, Here] = {}
-        absent: dict[str, Timing] = {}
-        for each in contestants:
-            if workload.waits:
-                each = replace(each, make=partial(_waiting, each.make))
-            try:
-                clocks[each.name] = each.here()
-                clocks[each.name].call("seconds", [workload.sentences], 0.0, 1, WARM_UPS)
-            except Exception as error:  # out of memory, not supported, too slow to compile: the others go on
-                absent[each.name] = Timing([], one_line(error))
-        ready = {name: clock for name, clock in clocks.items() if name not in absent}
-        work = [workload.sentences], self.settings.sample_seconds
-        timings = take_turns(
-            self.settings.rounds, {name: partial(clock.call, "seconds", *work) for name, clock in ready.items()}, 0.0
-        )
-        timings |= absent
-        rival_samples = {each.name: timings[each.name].samples for each in contestants if each.is_rival}
-        return [self._row(workload, each, timings[each.name], rival_samples) for each in contestants]
-
-    def _row(self, workload: Workload, each: Contestant, timing: Timing, rival_samples: dict[str, list[float]]) -> Row:
-        row = Row(workload.section, self.subject.name, each.name, UNIT, workload.detail)
-        if not timing.samples and (each.is_rival or timing.note == NOT_TIMED):
-            return replace(row, note=timing.note)
-        row = row.timed(timing, partial(truediv, workload.tokens))
-        if each.is_rival or not timing.samples:
-            return row
-        limits = ceilings(self.subject.model.config, workload, self._card, each.precision, each.words_known)
-        ratios = {name: median_ratio(timing.samples, them, "s") for name, them in rival_samples.items() if them}
-        lstm, both = (float(f"{limit:.4g}") for limit in (limits.lstm, limits.both))
-        return replace(row, ceiling=lstm, ceiling_both=both, ratios=ratios)
 
 
 def _waiting(make: Callable[..., Way], *arguments: Any) -> Way:

@@ -1,11 +1,4 @@
-"""The engine on this machine's card, end to end: correct first, then how fast: `python -m benchmarks gpu --out DIR`.
-
-The vectors of every precision are compared with the reference's on the CPU and with published ones, in every way to
-embed. Then sentences, batches and bulk text are embedded in turns with PyTorch's eager reference, torch.compile,
-cuDNN's LSTM and ONNX Runtime, the card's time is shared out among the stages, and each of the CUDA runtime's switches
-is timed against its opposite. Beside each figure stands what the card's limits, measured in the same run, allow.
-Results go to DIR/gpu-CARD.json, tables and plots beside it.
-"""
+"""The suite `gpu`, and its check in minutes (check.py)."""
 
 from __future__ import annotations
 
@@ -15,17 +8,15 @@ from pathlib import Path
 from rich.console import Console
 
 from flashelmo.benchmarks.gpu import check, tables
-from flashelmo.benchmarks.gpu.accuracy import GOLDEN
 from flashelmo.benchmarks.gpu.engine import PARTS, SECTIONS, SWITCHES, Engine, Tools, suited
 from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, begin
 from flashelmo.benchmarks.run import Run, Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.precision import precisions_on
 
 
 def measure(run: Run, engine: Engine) -> int:
-    """Measure, and say what was found; the exit status."""
+    """Measure, and say what was found, in a file beside the results too; the exit status."""
     run.say(f"text: {engine.source}")
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
         engine.folder = Path(folder)
@@ -36,11 +27,6 @@ def measure(run: Run, engine: Engine) -> int:
     run.say(written)
     if run.path is not None:
         run.path.with_suffix(".md").write_text(written + "\n", encoding="utf-8")
-        try:
-            for path in tables.draw(run.results, run.path.with_suffix("")):
-                run.say(f"drawn: {path}")
-        except Exception as error:  # plots are the least of a run
-            run.say(f"not drawn: {one_line(error)}")
     return run.finish()
 
 
@@ -62,10 +48,9 @@ SUITE = Suite(
         bulk_tokens=1 << 21,
         sample_seconds=0.05,
         limit_seconds=480.0,
-        golden=GOLDEN,
     ),
     (
-        *("sections", "precisions", "text", "golden", "onnx", "off", "few", "sanitize", "check", "part_seconds"),
+        *("sections", "precisions", "text", "off", "few", "check", "part_seconds"),
         *("rows", "trace", *RUN_OPTIONS),
     ),
     command,

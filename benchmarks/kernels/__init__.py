@@ -8,5 +8,5 @@ problems.py      the work of each kernel, with its reference; lstm.py: the LSTM'
 checks.py        each kernel against its reference; groups.py: what is timed; graph_timing.py: how
 cases.py         every kernel with every tile, as it is compiled; compile.py: without a card
 ptx.py           whether dependent launches wait in time
-card.py          cards and their limits; tables.py: what was found, for people
+card.py          cards and their limits
 """

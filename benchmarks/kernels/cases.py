@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from flashelmo.benchmarks.kernels import problems
-from flashelmo.benchmarks.kernels.lstm import WAYS, LstmLayer, LstmProblem, kernel_name
+from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.model import D, kind_of
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
@@ -83,34 +83,32 @@ class Case(NamedTuple):
 
 
 def lstm_step(
-    kernel: str, way: str, config: ElmoConfig, rows: int, make: Maker, *, skip: bool = False, by_word: bool = False
+    kernel: str,
+    way: str,
+    config: ElmoConfig,
+    rows: int,
+    make: Maker,
+    *,
+    skip: bool = False,
+    fixed: int = 0,
+    by_word: bool = False,
 ) -> Launch:
-    """One depth's launch of a kernel of the LSTM, or its input part's, which may be that of words."""
-    problem = LstmProblem(LstmLayer(config, make.device), ((rows,),) * D, skip)
+    """One depth's launch of a kernel of the LSTM, or its input part's, which may be that of words.
+
+    It is at a fixed number of rows where no table says which it is for.
+    """
+    problem = LstmProblem(LstmLayer(config, make.device), ((fixed or rows,),) * D, skip)
     run = problem.run(make.precision)
     if by_word:
         count = torch.empty(1, dtype=torch.int32, device=make.device)
         run = replace(run, words=Words.of(run.weights, run.tensors.x, run.nodes.parents, count))
-    steps = WAYS[way].launches(run, range(1, problem.nodes.n_depths + 1))
-    return next(launch for launch in steps if kernel_name(launch) == f"{kernel}_kernel")
-
-
-def at_rows(
-    kernel: str, way: str, fixed: int, config: ElmoConfig, rows: int, make: Maker, *, by_word: bool = False
-) -> Launch:
-    """The same at a number of rows of its own, as no table says which it is for."""
-    return lstm_step(kernel, way, config, fixed, make, skip=not by_word, by_word=by_word)
+    return next(launch for launch in problem.steps(run, way) if kernel_name(launch) == f"{kernel}_kernel")
 
 
 def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:
     """The projection of 128 rows on sm_100: that of 64 with half of the splits."""
-    launch = at_rows("hopper_projection", "tma", 64, config, rows, make)
+    launch = lstm_step("hopper_projection", "tma", config, rows, make, skip=True, fixed=64)
     return with_tile(lambda: launch, launch.arguments["TILE"]._replace(splits=2))
-
-
-def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True) -> Launch:
-    """The projection after a fused step."""
-    return lstm_step("projection", "fused", config, rows, make, skip=skip)
 
 
 def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
@@ -120,22 +118,13 @@ def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
     return first
 
 
-def _launch(build: Build, *given: Any) -> Launch:
-    found = build(*given)
-    return found.launch if isinstance(found, Problem) else found
-
-
-def shape_of(config: ElmoConfig) -> Shape:
-    """Of a layer."""
-    return Shape(D, config.projection_size, config.cell_size)
-
-
 EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER, BULK_COPIES = (90,), (90, 100)  # which the Gluon variants serve, and those by TMA in plain Triton
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
 by_word = partial(hoisted, by_word=True)
 int8_gates, int8_rows = (partial(lstm_step, kernel, "int8") for kernel in ("int8_gates", "int8_rows"))
+projection = partial(lstm_step, "projection", "fused", skip=True)
 input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
@@ -146,9 +135,15 @@ KERNELS = (
     Kernel("int8 gates", GATES, "CP", int8_gates, INT8),
     Kernel("int8 rows", (), "CP", int8_rows, INT8),
     Kernel("projection", PROJECTION, "CP", projection, EXACT, sizes=True),
-    Kernel("projection, no skip", PROJECTION, "CP", partial(projection, skip=False), few=BF16),
+    Kernel("projection, no skip", PROJECTION, "CP", partial(lstm_step, "projection", "fused"), few=BF16),
     *(
-        Kernel(name, (), "CP", partial(at_rows, kernel, way, rows), BF16, ("fp16",), sizes=rows >= 64, targets=HOPPER)
+        Kernel(
+            *(name, (), "CP", partial(lstm_step, kernel, way, skip=True, fixed=rows)),
+            full=INT8 if way.startswith("int8") else BF16,
+            few=() if way.startswith("int8") else ("fp16",),
+            sizes=rows >= 64 and not way.startswith("int8"),
+            targets=HOPPER,
+        )
         for name, kernel, way, rows in (
             ("few_rows gates, 16 rows", "few_gates", "few_rows", 16),
             ("few_rows gates, 32 rows", "few_gates", "few_rows", 32),
@@ -156,10 +151,16 @@ KERNELS = (
             ("few_rows projection", "few_projection", "few_rows", 32),
             ("warp_specialized gates", "specialized_gates", "warp_specialized", MANY),
             ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
+            ("int8_specialized gates", "specialized_gates", "int8_specialized", MANY),
         )
     ),
     *(
-        Kernel(name, (), "CP", partial(at_rows, kernel, "tma", rows), BF16, ("fp16",), sizes=True, targets=BULK_COPIES)
+        Kernel(
+            *(name, (), "CP", partial(lstm_step, kernel, "tma", skip=True, fixed=rows)),
+            *(BF16, ("fp16",)),
+            sizes=True,
+            targets=BULK_COPIES,
+        )
         for name, kernel, rows in (
             ("tma gates", "tma_gates", MANY),
             ("Hopper projection, 64 rows", "hopper_projection", 64),
@@ -172,17 +173,11 @@ KERNELS = (
     *(
         Kernel(
             *(f"few_rows gates by word, {rows} rows", (), "CP"),
-            partial(at_rows, "few_gates", "few_rows", rows, by_word=True),
+            partial(lstm_step, "few_gates", "few_rows", fixed=rows, by_word=True),
             *(BF16, ("fp16",)),
             targets=HOPPER,
         )
         for rows in (16, 32, 128)
-    ),
-    Kernel(
-        *("int8_specialized gates", (), "CP"),
-        partial(at_rows, "specialized_gates", "int8_specialized", MANY),
-        INT8,
-        targets=HOPPER,
     ),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
     Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True),
@@ -205,14 +200,13 @@ KERNELS = (
 
 def cases() -> list[Case]:
     """Every kernel with every entry of TILES at the original size, and once at each other size that differs for it."""
-    return [case for kernel in KERNELS for part in (_entries, _hopper, _sizes) for case in part(kernel)]
+    return [case for kernel in KERNELS for case in (*_entries(kernel), *_hopper(kernel), *_sizes(kernel))]
 
 
 def _entries(kernel: Kernel) -> Iterator[Case]:
     for precision in (*kernel.full, *kernel.few):
         targets = kernel.targets if precision in kernel.full and precision != "fp16" else FEW_TARGETS
-        if precision == "fp32":
-            targets = (75, *targets)
+        targets = (75, *targets) if precision == "fp32" else targets
         for rows, entries in rows_and_entries(kernel.operations, kind_of(precision, *kernel.operations)):
             yield _case(kernel, kernel.config, precision, rows, entries, targets)
 
@@ -230,10 +224,10 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
     """A case of many rows for each other size that differs from all before in what the kernel depends on."""
     rows, entries = rows_and_entries(kernel.operations, kind_of("bf16"))[-1]
     seen = {described(ORIGINAL, kernel.letters)}
-    for_some = kernel.targets in (HOPPER, BULK_COPIES)
-    served = [each for each in OTHER_SIZES if not for_some or hopper.fits(shape_of(each))]
-    for config in served if kernel.sizes else ():
-        if described(config, kernel.letters) not in seen:
+    for config in OTHER_SIZES if kernel.sizes else ():
+        shape = Shape(D, config.projection_size, config.cell_size)
+        served = kernel.targets not in (HOPPER, BULK_COPIES) or hopper.fits(shape)
+        if described(config, kernel.letters) not in seen and served:
             seen.add(described(config, kernel.letters))
             yield _case(kernel, config, "bf16", rows, entries, FEW_TARGETS)
 
@@ -241,7 +235,10 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
 def _case(
     kernel: Kernel, config: ElmoConfig, precision: str, rows: int, entries: tuple[str, ...], targets: tuple[int, ...]
 ) -> Case:
-    build = partial(_launch, kernel.build, config, rows, Maker.of("meta", precision))
+    def build() -> Launch:
+        found = kernel.build(config, rows, Maker.of("meta", precision))
+        return found.launch if isinstance(found, Problem) else found
+
     return Case(kernel.name, precision, described(config, kernel.letters), entries, targets, build)
 
 

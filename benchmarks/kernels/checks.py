@@ -8,18 +8,14 @@ them. A NaN passes no bound. The bounds are those of whole vectors (`engine.prec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from itertools import groupby
 from typing import Any, NamedTuple
 
-from flashelmo.benchmarks.kernels import problems
-from flashelmo.benchmarks.kernels.card import Device
 from flashelmo.benchmarks.kernels.lstm import PORTABLE, WAYS, LstmLayer, LstmProblem, serving
-from flashelmo.benchmarks.kernels.problems import Maker, Problem
+from flashelmo.benchmarks.kernels.problems import BUILDS, Maker, Problem
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.benchmarks.timing import Deadline
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
@@ -67,18 +63,6 @@ class Check(NamedTuple):
     error: Callable[[], float]
 
 
-# Kernels other than the LSTM's; whether they are checked at many sizes.
-BUILDS: dict[str, tuple[Callable[..., Problem], bool]] = {
-    "highway": (problems.highway, True),
-    "characters": (problems.characters, True),
-    "final projection": (problems.final_projection, True),
-    "input": (problems.hoisted_input, False),
-    "gather words": (problems.gather_words, False),
-    "token layers": (problems.token_layers, False),
-    "token layers, means": (partial(problems.token_layers, pooled=True), False),
-}
-
-
 def checks(config: ElmoConfig, sizes: Sizes, device: str, seed: int, precisions: Sequence[str]) -> Iterator[Check]:
     """All kernels at one model's sizes, kernel by kernel."""
 
@@ -86,12 +70,12 @@ def checks(config: ElmoConfig, sizes: Sizes, device: str, seed: int, precisions:
         return build(config, n, Maker.of(device, precision, seed, host=True)).error()
 
     yield from _step_checks(config, sizes, device, seed, precisions)
-    for name, (build, is_varied) in BUILDS.items():
-        for precision in precisions if config.filters or not is_varied else ():
+    for name, (build, unit) in BUILDS.items():
+        of_words = unit == "words"
+        for precision in precisions if config.filters or not of_words else ():
             rows = sizes.rows if precision == "bf16" else sizes.rows[1::2]
-            for n in rows if is_varied else sizes.rows[-1:]:
+            for n in rows if of_words else sizes.rows[-1:]:
                 if precision != "tf32" or not name.startswith(("token", "gather")):  # where there is no product
-                    unit = "words" if is_varied else "rows"
                     yield Check(name, precision, f"{n} {unit}", partial(error, build, n, precision))
 
 
@@ -108,48 +92,22 @@ def _step_checks(
     def error(rows: tuple[int, ...], *given: Any) -> float:
         return problem(rows).error(*given)
 
-    def rows_served(precision: str) -> dict[str, tuple[int, ...]]:
+    for precision in (*precisions, *(["int8"] if "bf16" in precisions else [])):
         served = {n: serving(layer, n, precision) for n in sizes.steps}
-        return {way: tuple(n for n in sizes.steps if way in served[n]) for way in WAYS}
-
-    for precision in precisions:
-        planned = {"fused": sizes.many, "hoisted": sizes.few}
+        planned = {way: tuple(n for n in sizes.steps if way in served[n]) for way in WAYS}
         if precision == "bf16":
-            planned = dict.fromkeys(planned, sizes.steps)
-        served = {way: rows for way, rows in rows_served(precision).items() if way not in PORTABLE}
-        wanted = [(precision, way, rows) for way, rows in (planned | served).items()]
-        if precision == "bf16":
-            wanted += [("int8", way, rows) for way, rows in rows_served("int8").items()]
-        for number_type, way, rows in wanted:
+            planned |= dict.fromkeys(PORTABLE, sizes.steps)
+        elif precision != "int8":
+            planned |= {"fused": sizes.many, "hoisted": sizes.few}
+        for way, rows in planned.items():
             if rows:
                 detail = f"rows {', '.join(map(str, rows))}"
-                yield Check(f"{way} step", number_type, detail, partial(error, rows, number_type, way))
+                yield Check(f"{way} step", precision, detail, partial(error, rows, precision, way))
 
 
-def run_checks(
-    found: Iterable[Check], model: str, deadline: Deadline, device: Device, passed: dict[tuple[str, str], bool]
-) -> Iterator[list[Row]]:
-    """The rows of each kernel, until the end or until the device is lost.
-
-    Args:
-        passed: is told of each kernel and precision whether all its checks passed so far.
-    """
-    for _, members in groupby(found, key=lambda check: check.name):
-        rows: list[Row] = []
-        for check in members:
-            row = Row("error", model, f"{check.name} {check.precision}", "relative error", check.detail)
-            row = _checked(row, check) if deadline.left > 0 else replace(row, note=deadline.over)
-            key = check.name, check.precision
-            passed[key] = passed.get(key, True) and not row.note
-            rows.append(row)
-            if row.failed and device.is_lost():
-                yield rows
-                return
-        yield rows
-
-
-def _checked(row: Row, check: Check) -> Row:
-    """The row with the error; a kernel that does not compile or run has failed, and the others go on."""
+def check_row(check: Check, model: str) -> Row:
+    """The error, and what is wrong with it; a kernel that does not compile or run has failed, and the others go on."""
+    row = Row("error", model, f"{check.name} {check.precision}", "relative error", check.detail)
     bound = PRECISIONS[check.precision].bounds["cuda"].relative or 0.0
     try:
         error = check.error()

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from flashelmo.benchmarks.kernels.card import CARD, Card, Device
+from flashelmo.benchmarks.kernels.model import Cost
 from flashelmo.benchmarks.kernels.problems import dtype_of, library_product
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
@@ -33,11 +34,22 @@ class Task(NamedTuple):
         name: who it is.
         run: queues the work on the current stream and returns; whatever it compiles, it has compiled in its first call.
         calls: how often the work is done in one run; times are those of a call.
+        cost: of one call, for the model; None for a peer, as are its checks.
+        checks: names of the checks that must have passed.
+        peer: name of the task in the same group that does the same by other means.
     """
 
     name: str
     run: Callable[[], object]
     calls: int = 1
+    cost: Cost | None = None
+    checks: tuple[str, ...] = ()
+    peer: str = ""
+
+    @property
+    def precision(self) -> str:
+        """That it computes in: a name's last word."""
+        return self.name.split()[-1]
 
 
 # Times tasks in turns: rounds and tasks to the tasks' timings in order, in microseconds a call.

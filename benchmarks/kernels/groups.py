@@ -7,8 +7,7 @@ is timed by itself, as "input".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,10 +23,9 @@ from flashelmo.benchmarks.kernels.lstm import (
     serving,
     way_in_use,
 )
-from flashelmo.benchmarks.kernels.model import Cost, D
+from flashelmo.benchmarks.kernels.model import D
 from flashelmo.benchmarks.kernels.problems import Maker, Problem, dtype_of, library_product
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.kernels.launch import Launch
 
 OTHERS = ("fp16", "fp32", "tf32")  # precisions that are timed at few sizes
 
@@ -47,37 +45,15 @@ class Chain(NamedTuple):
 CHAIN = Chain()
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Somebody who is timed.
-
-    Attributes:
-        cost: of one call, for the model; None for a peer, as are its checks.
-        checks: names of the checks that must have passed.
-        peer: name of the task in the same group that does the same by other means.
-    """
-
-    task: Task
-    precision: str
-    cost: Cost | None = None
-    checks: tuple[str, ...] = ()
-    peer: str = ""
-
-
 class Group(NamedTuple):
     """Those who take turns: a section of the results and what they work on, as "512 rows"."""
 
     section: str
     detail: str
-    members: list[Timed]
+    members: list[Task]
 
 
-def runner(launches: Sequence[Launch | Problem]) -> Callable[[], None]:
-    """Runs them in order."""
-    return in_order([launch.run for launch in launches])
-
-
-def in_order(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+def in_order(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
     """Calls them one after the other."""
 
     def run() -> None:
@@ -96,14 +72,14 @@ def step_groups(
         layers: of one size, whose chains follow each other, so that no layer's weights stay in the L2 cache for ever.
         served: steps alone, in the variants that serve so many rows.
     """
-    sections: dict[str, dict[str, Timed]] = {"gates": {}, "projection": {}, "step": {}}
+    sections: dict[str, dict[str, Task]] = {"gates": {}, "projection": {}, "step": {}}
     problems = [LstmProblem(layer, [(rows,) * chain.depths(rows)] * D) for layer in layers]
     found = ways(layers[0], rows, precisions)
     if served:
         found = ((precision, way) for precision in precisions for way in serving(layers[0], rows, precision))
     members = [each for precision, way in found for each in _members(problems, rows, precision, way)]
     for section, each in members:
-        sections[section].setdefault(each.task.name, each)  # the projection is the same in every way
+        sections[section].setdefault(each.name, each)  # the projection is the same in every way
     wanted = ("step",) if served else tuple(sections)
     yield from (Group(name, f"{rows} rows", list(sections[name].values())) for name in wanted if sections[name])
 
@@ -119,31 +95,30 @@ def ways(layer: LstmLayer, rows: int, precisions: Sequence[str]) -> Iterator[tup
         yield from (("int8", way) for way in serving(layer, rows, "int8"))
 
 
-def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Timed]:
+def ours(layer: LstmLayer, rows: int, precision: str, chain: Chain = CHAIN) -> dict[str, Task]:
     """Gates, projection and step by our kernels, in the variant that is in use at so many rows."""
     problem = LstmProblem(layer, [(rows,) * chain.depths(rows)] * D)
     found = _members([problem], rows, precision, way_in_use(layer, rows, precision))
     return {section: each for section, each in found if each.cost is not None}
 
 
-def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Timed]]:
+def _members(problems: Sequence[LstmProblem], rows: int, precision: str, way: str) -> Iterator[tuple[str, Task]]:
     """A variant's parts and whole, by section, each with the library's products where it has some."""
-    layers, checks = [problem.layer for problem in problems], (f"{way} step",)
-    T, name = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}"
+    layers, config, kind = [problem.layer for problem in problems], problems[0].layer.config, kind_of_way(way)
+    depths, name = sum(problem.nodes.n_depths for problem in problems), f"{way} {precision}"
     steps = [launch for problem in problems for launch in problem.steps(problem.run(precision), way)]
-    config, kind = layers[0].config, kind_of_way(way)
-    cost = model.step(config, rows, precision, kind)
-    gates, projection = model.gates(config, rows, precision, kind), model.projection(config, rows, precision)
     projections = [each for each in steps if "projection" in kernel_name(each)]
     others = [each for each in steps if "projection" not in kernel_name(each)]
-    parts = {"gates": (name, others, gates), "projection": (precision, projections, projection)}
-    parts["step"] = name, steps, cost
     peers = {} if precision == "int8" else _products(layers, precision, kind, rows)
-    for section, (name, launches, cost) in parts.items():
-        peer = f"cuBLAS {name.replace(way, kind)}" if section in peers else ""
-        yield section, Timed(Task(name, runner(launches), T), precision, cost, checks, peer)
+    for section, who, launches, cost in (
+        ("gates", name, others, model.gates(config, rows, precision, kind)),
+        ("projection", precision, projections, model.projection(config, rows, precision)),
+        ("step", name, steps, model.step(config, rows, precision, kind)),
+    ):
+        peer = f"cuBLAS {who.replace(way, kind)}" if peers else ""
+        yield section, Task(who, in_order([each.run for each in launches]), depths, cost, (f"{way} step",), peer)
         if peer:
-            yield section, Timed(Task(peer, peers[section], len(layers)), precision)
+            yield section, Task(peer, peers[section], len(layers))
 
 
 def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) -> dict[str, Callable[[], None]]:
@@ -156,7 +131,6 @@ def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) 
 
     gates = [of(2 * P if way == "fused" else P, 4 * C, layer) for layer in layers]
     projection = [of(C, P, layer) for layer in layers]
-
     both = [each for of_layer in zip(gates, projection, strict=True) for each in of_layer]
     return {"gates": in_order(gates), "projection": in_order(projection), "step": in_order(both)}
 
@@ -165,24 +139,17 @@ def _products(layers: Sequence[LstmLayer], precision: str, way: str, rows: int) 
 
 
 def word_groups(config: ElmoConfig, words: Sequence[str], precision: str, device: str, seed: int) -> Iterator[Group]:
-    """Characters, a highway, the final projection, and characters with all highways, of these words."""
+    """Characters, a highway and the final projection of these words."""
     make, n, detail = Maker.of(device, precision, seed), len(words), f"{len(words)} words"
-    chain = [problems.characters(config, n, make, words)]
-    for _ in range(config.n_highway):
-        chain.append(problems.highway(config, n, make, x=chain[-1].out.normal_()))
-    yield _group("characters", detail, precision, {precision: chain[0]})
-    yield _group("highway", detail, precision, {precision: chain[1]})
-    task = Task(precision, runner(chain))
-    whole = Timed(task, precision, sum((each.cost for each in chain), Cost()), ("characters", "highway"))
-    yield Group("characters and highways", detail, [whole])
-    yield _group("final projection", detail, precision, {precision: problems.final_projection(config, n, make)})
+    yield problem_group("characters", detail, {precision: problems.characters(config, n, make, words)})
+    yield problem_group("highway", detail, {precision: problems.highway(config, n, make)})
+    yield problem_group("final projection", detail, {precision: problems.final_projection(config, n, make)})
 
 
 def input_group(config: ElmoConfig, nodes: int, precisions: Sequence[str], device: str) -> Group:
     """The input's part of the gates of a slab, both directions."""
     found = {each: problems.hoisted_input(config, nodes, Maker.of(device, each)) for each in precisions}
-    groups = [_group("input", f"{nodes} nodes", name, {name: problem}) for name, problem in found.items()]
-    return groups[0]._replace(members=[member for group in groups for member in group.members])
+    return problem_group("input", f"{nodes} nodes", found)
 
 
 def token_group(config: ElmoConfig, n: int, precision: str, device: str, seed: int) -> Group:
@@ -190,15 +157,15 @@ def token_group(config: ElmoConfig, n: int, precision: str, device: str, seed: i
     make, layers = Maker.of(device, precision, seed), config.n_layers + 1
     mixes = {"one mix": torch.full((1, layers), 1 / layers), "all layers": torch.eye(layers)}
     found = {f"{name} {precision}": problems.token_layers(config, n, make, mix=mix) for name, mix in mixes.items()}
-    return _group("token layers", f"{n} tokens", precision, found)
+    return problem_group("token layers", f"{n} tokens", found)
 
 
-def _group(section: str, detail: str, precision: str, found: dict[str, Problem]) -> Group:
-    """Problems by name, each with the library's product."""
+def problem_group(section: str, detail: str, found: Mapping[str, Problem]) -> Group:
+    """Problems by name, which ends with the precision, each with the library's product."""
     members = []
     for name, problem in found.items():
-        peer = f"cuBLAS {precision}" if problem.product else ""
-        members.append(Timed(Task(name, problem.run), precision, problem.cost, (section,), peer))
+        peer = f"cuBLAS {name.split()[-1]}" if problem.product else ""
+        members.append(Task(name, problem.run, 1, problem.cost, (section,), peer))
         if problem.product:
-            members.append(Timed(Task(peer, problem.product), precision))
+            members.append(Task(peer, problem.product))
     return Group(section, detail, members)

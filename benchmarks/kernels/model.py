@@ -7,9 +7,6 @@ Inputs and outputs come from and go to memory once. Weights, which every call re
 cache where they fill at most half of it, and to be streamed from memory otherwise; an LSTM's states, written a step
 ago, are taken to be there still. That is a perfect kernel's time; a measurement far from it has a cause worth finding.
 
-One cause the model knows: programs fetch what they multiply from the L2 cache block by block, a row again for every
-block of columns and a column for every block of rows. "As tiled" is the time with these bytes in place of each once.
-
 Letters: D directions (2), C cells, P projection, F filters, n rows of a step (in each direction), words or nodes.
 `python -m benchmarks model` prints the table.
 """
@@ -17,20 +14,18 @@ Letters: D directions (2), C cells, P projection, F filters, n rows of a step (i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from rich.console import Console
 
 from flashelmo.benchmarks.kernels.card import Card, card_named
-from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import print_table
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import PRECISIONS
-from flashelmo.kernels.tuning import Tile, table_tile
 
 D = 2
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -39,7 +34,6 @@ WORD_LENGTH = 8  # characters of a distinct word with its begin and end: the mea
 TOKENS = 32_768
 KEPT = 0.5  # of the L2 cache: what is read again and again and fills no more stays there
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-COLUMNS = {"gates": 4, "highway": 2}  # of the product, to one of a tile
 
 
 def value_bytes(precision: str) -> int:
@@ -67,29 +61,6 @@ class Prediction(NamedTuple):
     bound: str
 
 
-class Product(NamedTuple):
-    """A product that is computed in tiles: `matrices` times [rows, inputs] x [inputs, columns]."""
-
-    operation: str
-    precision: str
-    matrices: int
-    rows: int
-    columns: int
-    inputs: int
-
-    def fetched(self, card: Card) -> float:
-        """Bytes that the programs fetch from the L2 cache."""
-        tile = self.tile(card)
-        row_blocks = -(-self.rows // tile.rows)
-        column_blocks = -(-self.columns // (tile.columns * COLUMNS.get(self.operation, 1)))
-        width = weight_bytes(self.precision) if self.operation == "gates" else value_bytes(self.precision)
-        return self.matrices * self.inputs * width * (column_blocks * self.rows + row_blocks * self.columns)
-
-    def tile(self, card: Card) -> Tile:
-        """As `kernels.tuning` chooses it."""
-        return table_tile(self.operation, kind_of(self.precision, self.operation), self.rows, hopper=card.is_hopper)
-
-
 @dataclass(frozen=True)
 class Cost:
     """What a kernel, or some that follow each other, must do.
@@ -100,7 +71,6 @@ class Cost:
         weights: bytes that every call reads again.
         states: bytes written or read that the next or the last step reads or wrote.
         launches: how many.
-        products: that are tiled, and not counted where costs are compared.
     """
 
     operations: float = 0
@@ -108,40 +78,29 @@ class Cost:
     weights: float = 0
     states: float = 0
     launches: float = 0
-    products: tuple[Product, ...] = field(default=(), compare=False)
 
     def __add__(self, other: Cost) -> Cost:
         """Both, one after the other."""
         return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
-    def memory_bytes(self, card: Card) -> float:
-        """Bytes that memory gives or takes."""
-        return self.streamed + (0 if self.weights <= KEPT * card.l2_bytes else self.weights)
-
-    def roofline(self, card: Card, precision: str) -> float:
-        """Microseconds that the matrix units or the memory need at least."""
-        return 1e6 * max(self.operations / card.peak(precision), self.memory_bytes(card) / card.memory)
-
-    def microseconds(self, card: Card, precision: str, tiled: bool = False) -> Prediction:
-        """The model's time, or that with what the tiles fetch."""
-        l2_bytes = self.streamed + self.weights + self.states
-        if tiled:
-            l2_bytes = max(l2_bytes, sum(each.fetched(card) for each in self.products))
+    def microseconds(self, card: Card, precision: str) -> Prediction:
+        """The model's time."""
+        kept = self.weights <= KEPT * card.l2_bytes
         work = {
             "matrix": 1e6 * self.operations / card.peak(precision),
-            "memory": 1e6 * self.memory_bytes(card) / card.memory,
-            "L2": 1e6 * l2_bytes / card.l2,
+            "memory": 1e6 * (self.streamed + (0 if kept else self.weights)) / card.memory,
+            "L2": 1e6 * (self.streamed + self.weights + self.states) / card.l2,
         }
         waiting = self.launches * card.launch
         bound = max(work, key=lambda name: work[name])
         return Prediction(work[bound] + waiting, "launch" if waiting > work[bound] else bound)
 
 
-def _cost(product: Product, width: int, streamed: float, states: float = 0, bias: int = 0) -> Cost:
-    """Of one launch that computes a product whose weights' numbers have so many bytes."""
-    _, _, matrices, rows, columns, inputs = product
+def _product(shape: tuple[int, int, int, int], width: int, streamed: float, states: float = 0, bias: int = 0) -> Cost:
+    """Of one launch: matrices [inputs, columns] of numbers of so many bytes, each times [rows, inputs]."""
+    matrices, rows, inputs, columns = shape
     weights = matrices * columns * (inputs * width + bias)
-    return Cost(matrices * 2 * rows * inputs * columns, streamed, weights, states, 1, products=(product,))
+    return Cost(matrices * 2 * rows * inputs * columns, streamed, weights, states, 1)
 
 
 def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
@@ -151,18 +110,17 @@ def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
         way: "fused" (the input is multiplied with the recurrent state, as in 8 bits) or "hoisted" (beforehand).
     """
     C, P, width = config.cell_size, config.projection_size, weight_bytes(precision)
-    product = Product("gates", precision, D, rows, 4 * C, 2 * P if way == "fused" else P)
     streamed = D * rows * (P * width if way == "fused" else 4 * C * 4)  # x, or its float32 part of the gates
     cells = C * (4 + 4 + value_bytes(precision))  # before and after; unprojected
     states = D * rows * (P * width + cells)
-    return _cost(product, width, streamed, states)
+    return _product((D, rows, 2 * P if way == "fused" else P, 4 * C), width, streamed, states)
 
 
 def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
     """The projection of one step, both directions, without skip connection."""
     C, P = config.cell_size, config.projection_size
-    product = Product("projection", precision, D, rows, P, C)
-    return _cost(product, value_bytes(precision), 0, D * rows * (C + P) * value_bytes(precision))
+    width = value_bytes(precision)
+    return _product((D, rows, C, P), width, 0, D * rows * (C + P) * width)
 
 
 def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
@@ -173,8 +131,7 @@ def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
 def hoisted_input(config: ElmoConfig, nodes: int, precision: str) -> Cost:
     """The input's part of the gates, in float32, of so many nodes in each direction."""
     P, columns, width = config.projection_size, 4 * config.cell_size, value_bytes(precision)
-    product = Product("linear", precision, D, nodes, columns, P)
-    return _cost(product, width, D * nodes * (P * width + columns * 4), bias=4)
+    return _product((D, nodes, P, columns), width, D * nodes * (P * width + columns * 4), bias=4)
 
 
 def characters(config: ElmoConfig, lengths: Sequence[int], precision: str) -> Cost:
@@ -191,13 +148,13 @@ def characters(config: ElmoConfig, lengths: Sequence[int], precision: str) -> Co
 def highway(config: ElmoConfig, words: int, precision: str) -> Cost:
     """One highway layer: transform and gate."""
     F, width = config.n_filters, value_bytes(precision)
-    return _cost(Product("highway", precision, 1, words, 2 * F, F), width, 2 * words * F * width, bias=4)
+    return _product((1, words, F, 2 * F), width, 2 * words * F * width, bias=4)
 
 
 def final_projection(config: ElmoConfig, words: int, precision: str) -> Cost:
     """The characters' projection to a word vector."""
     F, P, width = config.n_filters, config.projection_size, value_bytes(precision)
-    return _cost(Product("linear", precision, 1, words, P, F), width, words * (F + P) * width, bias=4)
+    return _product((1, words, F, P), width, words * (F + P) * width, bias=4)
 
 
 def token_layers(config: ElmoConfig, tokens: int, outputs: int, precision: str) -> Cost:
@@ -214,32 +171,25 @@ def gather_words(config: ElmoConfig, nodes: int, precision: str) -> Cost:
     return Cost(streamed=D * nodes * (row + 4), states=D * nodes * row, launches=1)
 
 
-def predicted(row: Row, cost: Cost, card: Card, precision: str) -> Row:
-    """The row with the model's time, and as tiled."""
-    (time, bound), (tiled, tiled_bound) = (cost.microseconds(card, precision, each) for each in (False, True))
-    note = f"{row.name}: bound by {bound}; as tiled {tiled:.1f} µs, bound by {tiled_bound}"
-    return replace(row, unit="µs", median=float(f"{time:.4g}"), note=note)
-
-
 def table(config: ElmoConfig, card: Card) -> Iterator[list[str]]:
-    """Lines of the printed table: what, of what size, precision, the model's time and as tiled, each with its bound."""
+    """Lines of the printed table: what, of what size, precision, the model's time and its bound."""
     costs: list[tuple[str, str, str, Cost]] = []
     for n in ROWS:
-        costs += [(f"gates, {way}", f"{n} rows", "bf16", gates(config, n, "bf16", way)) for way in ("fused", "hoisted")]
         costs.append(("projection", f"{n} rows", "bf16", projection(config, n, "bf16")))
-        for precision, ways in (("bf16", ("fused", "hoisted")), ("int8", ("fused",))):
-            costs += [(f"step, {way}", f"{n} rows", precision, step(config, n, precision, way)) for way in ways]
+        for precision, way in (("bf16", "fused"), ("bf16", "hoisted"), ("int8", "fused")):
+            for name, part in (("gates", gates), ("step", step)):
+                costs.append((f"{name}, {way}", f"{n} rows", precision, part(config, n, precision, way)))
     for n in WORDS:
         costs.append(("characters", f"{n} words", "bf16", characters(config, [WORD_LENGTH] * n, "bf16")))
-        costs.append(("highway", f"{n} words", "bf16", highway(config, n, "bf16")))
-        costs.append(("final projection", f"{n} words", "bf16", final_projection(config, n, "bf16")))
+        for name, of_words in (("highway", highway), ("final projection", final_projection)):
+            costs.append((name, f"{n} words", "bf16", of_words(config, n, "bf16")))
     costs.append(("input of the gates", "2048 nodes", "bf16", hoisted_input(config, 2048, "bf16")))
     for n in (1, config.n_layers + 1):
         cost = token_layers(config, TOKENS, n, "bf16")
         costs.append((f"token layers, {n} outputs", f"{TOKENS} tokens", "bf16", cost))
     for what, size, precision, cost in costs:
-        times = [cost.microseconds(card, precision, tiled) for tiled in (False, True)]
-        yield [what, size, precision, *(text for time, bound in times for text in (f"{time:,.1f}", bound))]
+        time, bound = cost.microseconds(card, precision)
+        yield [what, size, precision, f"{time:,.1f}", bound]
 
 
 def command(settings: Settings, console: Console) -> int:
@@ -249,8 +199,7 @@ def command(settings: Settings, console: Console) -> int:
         f"{name} model on {card.name}: {card.half / 1e12:.0f} TFLOP/s in 16 bits, {card.tf32 / 1e12:.0f} in TF32, "
         f"{card.fp32 / 1e12:.1f} in float32, {card.memory / 1e12:.2f} TB/s; model, not measured"
     )
-    headings = ["", "", "", "µs", "bound by", "as tiled, µs", "bound by"]
-    print_table(console, title, 3, headings, list(table(preset_config(name), card)))
+    print_table(console, title, 3, ["", "", "", "µs", "bound by"], list(table(preset_config(name), card)))
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from flashelmo.benchmarks.kernels import model
 from flashelmo.benchmarks.kernels.model import Cost, D
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.engine.text.characters import BYTES, WordEncoder
 from flashelmo.kernels import reference
 from flashelmo.kernels.carry import Ends, carry_launch
 from flashelmo.kernels.char_cnn import char_cnn_launches, group_words, pack_char_cnn
@@ -30,7 +32,6 @@ from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import Tile
 
 H200 = 132  # multiprocessors
-BEGIN_WORD, END_WORD, PADDING = 259, 260, 261  # ids of bilm-tf's alphabet: bytes are 1 to 256
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -142,22 +143,24 @@ def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
 def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = ()) -> Problem:
     """Embedding, convolutions and maximum of n words, random ones where there are none."""
     E, device = config.character_size, make.device
-    ids = spell(words or random_words(config, n), config)
+    spelled = WordEncoder(config, None).character_ids(words or random_words(config, n))
+    assert spelled is not None  # as there are characters
+    ids = torch.from_numpy(spelled).long()
     embedding = make.normal(config.n_characters, E)
     convolutions = [
         (make.normal(width, E, number, scale=(width * E) ** -0.5), make.normal(number, scale=0.1))
         for width, number in config.filters
     ]
     given: dict[str, Any] = {"activation": config.activation, "dtype": make.dtype, "device": device}
-    weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, **given)
-    grouped = group_words(ids, n_characters=config.n_characters, padding_id=PADDING, device=device)
+    weights = pack_char_cnn(embedding, convolutions, padding_id=BYTES.padding, **given)
+    grouped = group_words(ids, n_characters=config.n_characters, padding_id=BYTES.padding, device=device)
     out = make.empty(n, config.n_filters)
 
     def expected() -> Tensor:
         doubled = [(weight.double(), bias.double()) for weight, bias in convolutions]
         return reference.char_cnn(ids, embedding.double(), doubled, config.activation)
 
-    cost = model.characters(config, (ids != PADDING).sum(dim=1).tolist(), make.precision)
+    cost = model.characters(config, (ids != BYTES.padding).sum(dim=1).tolist(), make.precision)
     first, launch = char_cnn_launches(grouped, weights, out, precision=make.products)
     return Problem(launch, out, expected, cost, first=first)
 
@@ -264,13 +267,16 @@ def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
     return carry_launch(hidden, cell, ends, make.empty(D, n, P), cell_out)
 
 
-def spell(words: Sequence[str], config: ElmoConfig) -> Tensor:
-    """Character ids int64 [W, M] of words in bilm-tf's alphabet, cut to M - 2 bytes."""
-    ids = torch.full((len(words), config.max_characters), PADDING)
-    for row, word in zip(ids, words, strict=True):
-        spelled = [BEGIN_WORD, *(byte + 1 for byte in word.encode()[: config.max_characters - 2]), END_WORD]
-        row[: len(spelled)] = torch.tensor(spelled)
-    return ids
+# Kernels other than the LSTM's, and of what they have so many; those of words are checked at many sizes.
+BUILDS: dict[str, tuple[Callable[..., Problem], str]] = {
+    "highway": (highway, "words"),
+    "characters": (characters, "words"),
+    "final projection": (final_projection, "words"),
+    "input": (hoisted_input, "rows"),
+    "gather words": (gather_words, "rows"),
+    "token layers": (token_layers, "rows"),
+    "token layers, means": (partial(token_layers, pooled=True), "rows"),
+}
 
 
 def random_words(config: ElmoConfig, n: int, seed: int = 0) -> list[str]:

@@ -1,7 +1,7 @@
 """What every GPU kernel costs, compiled without a card: `python -m benchmarks resources`.
 
-Registers, spills, shared memory, matrix instructions, and how many programs a multiprocessor can hold, for sm_75,
-sm_80, sm_90, sm_100 and sm_120. The exit status is 1 where a limit is broken, with a line for each.
+Registers, spills, shared memory and matrix instructions, for sm_75, sm_80, sm_90, sm_100 and sm_120. The exit status is
+1 where a limit is broken, with a line for each.
 """
 
 from __future__ import annotations
@@ -27,33 +27,13 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
-REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 255  # of a thread
-TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory, where it has one
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
 # How the names of tensors begin that the launch before leaves be.
 COMPLETE = ("nodes.", "weight_desc", "x_gates_ptr", "tensors.x")
-# Of a multiprocessor by compute capability: KiB of shared memory for one program, and in all, warps, programs (CUDA C++
-# Programming Guide, technical specifications).
-LIMITS = {
-    75: (64, 64, 32, 16),
-    80: (163, 164, 64, 32),
-    90: (227, 228, 64, 32),
-    100: (227, 228, 64, 32),
-    120: (99, 100, 48, 24),
-}
-HEADINGS = [
-    "kernel",
-    "type",
-    "size",
-    "tile",
-    "target",
-    "registers",
-    "spills B",
-    "shared KiB",
-    "product",
-    "instructions",
-]
+# KiB for one program, by compute capability (CUDA C++ Programming Guide, technical specifications).
+SHARED_KIB = {75: 64, 80: 163, 90: 227, 100: 227, 120: 99}
+HEADINGS = ["kernel", "type", "size", "tile", "target", "registers", "spills", "shared KiB", "product", "code"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +42,10 @@ class Resources:
 
     Attributes:
         kernel, type, size, entries: of its `Case`.
-        tiles: the launch's labels; rows, warps: of its largest tile, of a program.
+        tiles: the launch's labels; rows: of its largest tile.
         target: compute capability.
         registers, stack: of a thread, and bytes of its local memory, which is where spilled registers go.
-        shared, tensor_columns: bytes of shared memory, and columns of tensor memory.
+        shared: bytes of shared memory.
         product: the fastest instruction that multiplies, of `compile.PRODUCTS`; "" if none.
         acquires: instructions after which what other programs have written is read from memory, not from a cache.
         instructions: how many there are; wide_loads, wide_stores: those that move 16 bytes of global memory a thread.
@@ -81,12 +61,10 @@ class Resources:
     entries: tuple[str, ...]
     tiles: tuple[str, ...]
     rows: int
-    warps: int
     target: int
     registers: int = 0
     stack: int = 0
     shared: int = 0
-    tensor_columns: int = 0
     product: str = ""
     acquires: int = 0
     instructions: int = 0
@@ -100,16 +78,6 @@ class Resources:
     def name(self) -> str:
         """All that tells it from the others."""
         return f"{self.kernel} {self.type}, {self.size}, {' & '.join(self.tiles)}, sm_{self.target}"
-
-    @property
-    def programs(self) -> int:
-        """Of a multiprocessor, as its registers, shared and tensor memory and warps allow."""
-        _, kib, warps, programs = LIMITS[self.target]
-        warp_registers = -(-self.registers // 8) * 8 * 32  # given out 8 a thread
-        reserved = KIB if self.target >= 80 else 0  # of shared memory, which the system takes for each program
-        allowed = [programs, warps // self.warps, REGISTERS // max(1, warp_registers * self.warps)]
-        allowed.append(kib * KIB // max(1, self.shared + reserved))
-        return min(*allowed, TENSOR_COLUMNS // self.tensor_columns if self.tensor_columns else programs)
 
 
 def breaches(found: Resources) -> Iterator[str]:
@@ -125,7 +93,7 @@ def breaches(found: Resources) -> Iterator[str]:
         yield f"{found.name}: expected a wait for the launch before it first, found {', '.join(wrong)}"
     if found.early and not found.starts_next:
         yield f"{found.name}: expected to let the launch after it begin, found a path that does not"
-    most = LIMITS[found.target][0]
+    most = SHARED_KIB[found.target]
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
     by_warpgroup = found.target == 90 and found.type in ("bf16", "fp16", "int8") and found.rows >= WARPGROUP_ROWS
@@ -188,7 +156,7 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
     launch = case.build()
     tiles = [value for value in launch.arguments.values() if isinstance(value, Tile)]
     labels, rows = tuple(tile.label for tile in tiles), max(tile.rows for tile in tiles)
-    named = (case.kernel, case.type, case.size, case.entries, labels, rows, launch.options["num_warps"], target)
+    named = (case.kernel, case.type, case.size, case.entries, labels, rows, target)
     resources = Resources(*named)
     try:
         compiled = compile.compile_launch(launch, target)
@@ -196,10 +164,9 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
         reason = (str(error).strip().splitlines() or [""])[-1]
         return replace(resources, error=f"{type(error).__name__}: {reason}"), b""
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
-    numbers, columns = compile.usage(cubin), metadata.tmem_size or 0
-    resources = replace(
-        resources, registers=numbers["REG"], stack=numbers["STACK"], shared=metadata.shared, tensor_columns=columns
-    )
+    cubin, metadata = compiled.asm["cubin"], compiled.metadata
+    numbers = compile.usage(cubin)
+    resources = replace(resources, registers=numbers["REG"], stack=numbers["STACK"], shared=metadata.shared)
     if metadata.launch_pdl:
         text, names = compiled.asm["ptx"], ptx.parameter_names(compiled.src.signature)
         starts_next = ptx.END not in ptx.before(text, ptx.LAUNCH, names)
@@ -213,7 +180,7 @@ def line_of(found: Resources) -> list[str]:
     if found.error:
         return line
     line += [str(found.registers), str(found.stack), f"{found.shared / KIB:.1f}", found.product]
-    return [*line, f"{found.instructions:,}", str(found.programs)]
+    return [*line, f"{found.instructions:,}"]
 
 
 def run(settings: Settings, console: Console) -> int:
@@ -228,9 +195,9 @@ def run(settings: Settings, console: Console) -> int:
         raise FlashElmoError(f"--target: expected one of {', '.join(map(str, TARGETS))}, found {settings.target}")
     found = measure_all([settings.target] if settings.target else TARGETS, settings.kernel, console)
     title = f"GPU kernels, compiled by Triton {triton.__version__}"
-    print_table(console, title, 5, [*HEADINGS, "programs"], [line_of(each) for each in found])
+    print_table(console, title, 5, HEADINGS, [line_of(each) for each in found])
     if settings.out is not None:
-        rows = [json.dumps(asdict(each) | {"programs": each.programs}) for each in found]  # one kernel a line
+        rows = [json.dumps(asdict(each)) for each in found]  # one kernel a line
         settings.out.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     lines = [line for each in found for line in breaches(each)]
     for line in lines:

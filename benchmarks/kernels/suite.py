@@ -1,7 +1,7 @@
 """Every GPU kernel on this machine's card: correct first, then how fast: `python -m benchmarks kernels --out DIR`.
 
-Beside each time stand the model's (`model.py`, with the ceilings that this run measured), the roofline's, and that
-of cuBLAS at the same shapes. Results go to DIR/gpu-kernels-CARD.json.
+Beside each time stand the model's (`model.py`, with the ceilings that this run measured) and that of cuBLAS at the same
+shapes. Results go to DIR/gpu-kernels-CARD.json.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from itertools import chain, cycle, islice
 
 from rich.console import Console
 
-from flashelmo.benchmarks.kernels import checks, groups, tables
+from flashelmo.benchmarks.kernels import checks, groups
 from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin
-from flashelmo.benchmarks.kernels.graph_timing import Timer, measure_ceilings, time_graphs
-from flashelmo.benchmarks.kernels.groups import Group, Timed
+from flashelmo.benchmarks.kernels.graph_timing import Task, Timer, measure_ceilings, time_graphs
+from flashelmo.benchmarks.kernels.groups import Group
 from flashelmo.benchmarks.kernels.lstm import LstmLayer
-from flashelmo.benchmarks.kernels.model import ROWS, TOKENS, WORDS, Cost, predicted
-from flashelmo.benchmarks.results import FAILED, Row, median_ratio
+from flashelmo.benchmarks.kernels.model import ROWS, TOKENS, WORDS
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio, rounded
 from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import load_sentences
@@ -27,7 +27,7 @@ from flashelmo.benchmarks.timing import Timing
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
 
-TARGET_ROWS = (512, 32)
+FIRST_ROWS = (512, 32)  # the most valuable
 TURNS = groups.Chain(least=8, most=8)  # depths of a layer before the other's turn
 
 
@@ -52,22 +52,19 @@ class Kernels:
     ) -> None:
         self.settings, self.config, self.device, self.card = settings, config, device, card
         self.model, self.timer, self.chain, self._sizes = settings.models[0], timer, chain, sizes
-        self.passed: dict[tuple[str, str], bool] = {}
-        self.costs: dict[tuple[str, str, str], Cost] = {}
+        self.passed: dict[str, dict[str, bool]] = {}  # by kernel with precision, and by model with size
 
-    def jobs(self, run: Run) -> Iterator[Job]:
-        """Checks, the ceilings, and what is timed, the targets first."""
+    def jobs(self) -> Iterator[Job]:
+        """Checks, the ceilings, and what is timed, the most valuable first."""
         settings, config, device, seed = self.settings, self.config, self.device.torch, self.settings.seed
-        yield from self.check_jobs(run, settings.precisions)
-        yield self.odd_check_job(run)
+        yield from self.check_jobs(settings.precisions)
+        yield from self.odd_check_jobs()
         yield Job("ceiling", CARD, "", self._ceilings)
-        words, sizes_of_words = text_words(max(settings.words)), sorted(settings.words, reverse=True)
-        rows = sorted(settings.rows, key=lambda n: (n not in TARGET_ROWS, n))
-        targets = [n for n in rows if n in TARGET_ROWS]
-        yield from map(self._steps, targets)
-        yield from (self._words(words[:n]) for n in sizes_of_words[:1])
-        yield from (self._steps(n) for n in rows if n not in targets)
-        yield from (self._words(words[:n]) for n in sizes_of_words[1:])
+        words = text_words(max(settings.words))
+        yield from map(self._steps, sorted(settings.rows, key=lambda n: (n not in FIRST_ROWS, n)))
+        for n in sorted(settings.words, reverse=True):
+            build = partial(groups.word_groups, config, words[:n], "bf16", device, seed)
+            yield self._job("characters", f"{n} words", build)
         n, N = settings.input_nodes, settings.layer_tokens
         yield self._job("input", f"{n} nodes", lambda: [groups.input_group(config, n, settings.precisions, device)])
         yield self._job("token layers", f"{N} tokens", lambda: [groups.token_group(config, N, "bf16", device, seed)])
@@ -82,10 +79,6 @@ class Kernels:
         precisions = [each for each in settings.precisions if each not in groups.OTHERS or n in settings.other_rows]
         return self._job("step", f"{n} rows", lambda: groups.step_groups([self.layer], n, precisions, self.chain))
 
-    def _words(self, words: list[str]) -> Job:
-        given = self.config, words, "bf16", self.device.torch, self.settings.seed
-        return self._job("characters", f"{len(words)} words", partial(groups.word_groups, *given))
-
     def _job(self, section: str, detail: str, build: Callable[[], Iterable[Group]]) -> Job:
         return Job(section, self.model, detail, lambda: map(self.measure, build()))
 
@@ -98,21 +91,32 @@ class Kernels:
     def _two_layers(self) -> list[LstmLayer]:
         return [self.layer, LstmLayer(self.config, self.device.torch, self.settings.seed + 1)]
 
-    def check_jobs(self, run: Run, precisions: Sequence[str], steps_alone: bool = False) -> Iterator[Job]:
-        """The checks at the model's sizes, a job for each kernel."""
-        found = list(checks.checks(self.config, self._sizes[0], self.device.torch, self.settings.seed, precisions))
-        for name in dict.fromkeys(check.name for check in found if check.name.endswith(" step") or not steps_alone):
-            yield self._check(run, self.model, [check for check in found if check.name == name], name)
+    def check_jobs(self, precisions: Sequence[str], steps_alone: bool = False) -> Iterator[Job]:
+        """The checks at the model's sizes."""
+        given = self.config, self._sizes[0], self.device.torch, self.settings.seed, precisions
+        found = checks.checks(*given)
+        yield from (self._check(self.model, check) for check in found if check.name.endswith("step") or not steps_alone)
 
-    def odd_check_job(self, run: Run) -> Job:
+    def odd_check_jobs(self) -> Iterator[Job]:
         """The checks at sizes that fit no block."""
         few = tuple(each for each in ("bf16", "fp32") if each in self.settings.precisions)
         found = checks.checks(checks.ODD, self._sizes[1], self.device.torch, self.settings.seed + 1, few)
-        return self._check(run, "odd sizes", found)
+        yield from (self._check("odd sizes", check) for check in found)
 
-    def _check(self, run: Run, model: str, found: Iterable[checks.Check], name: str = "") -> Job:
-        given = found, model, run.deadline, self.device, self.passed
-        return Job("error", model, name, partial(checks.run_checks, *given))
+    def _check(self, model: str, check: checks.Check) -> Job:
+        """What is timed under this name and precision is timed only if all its checks pass."""
+        self.passed.setdefault(f"{check.name} {check.precision}", {}).setdefault(f"{model}, {check.detail}", False)
+
+        def rows() -> list[list[Row]]:
+            row = checks.check_row(check, model)
+            self.know(row)
+            return [[row]]
+
+        return Job("error", model, f"{check.name} {check.precision}, {check.detail}", rows)
+
+    def know(self, row: Row) -> None:
+        """A check's row, perhaps of a process before this one."""
+        self.passed.setdefault(row.name, {})[f"{row.model}, {row.detail}"] = not row.note
 
     def _ceilings(self) -> Iterator[list[Row]]:
         settings = self.settings
@@ -121,33 +125,31 @@ class Kernels:
             yield [row]
 
     def measure(self, group: Group) -> list[Row]:
-        """A row for each member of a group, and one for the model's time of each kernel."""
-        ready = [each.task for each in group.members if not self._why_not(each)]
+        """A row for each member of a group."""
+        ready = [each for each in group.members if not self._why_not(each)]
         timings = dict(zip((task.name for task in ready), self.timer(self.settings.rounds, ready), strict=True))
-        rows = []
-        for each in group.members:
-            row = Row(group.section, self.model, each.task.name, "µs", group.detail)
-            rows.append(self._timed(row, each, timings))
-            if each.cost is not None:
-                rows.append(predicted(replace(row, name=tables.MODEL + row.name), each.cost, self.card, each.precision))
-        return rows
+        return [
+            self._timed(Row(group.section, self.model, each.name, "µs", group.detail), each, timings)
+            for each in group.members
+        ]
 
-    def _timed(self, row: Row, each: Timed, timings: Mapping[str, Timing]) -> Row:
-        """The row with its timing, the roofline and how many times faster it is than its peer."""
-        if each.task.name not in timings:
+    def _timed(self, row: Row, each: Task, timings: Mapping[str, Timing]) -> Row:
+        """The row with its timing, the model's time and how many times faster it is than its peer."""
+        if each.name not in timings:
             return replace(row, note=self._why_not(each))
-        timing, peer = timings[each.task.name], timings.get(each.peer, Timing([])).samples
+        timing, peer = timings[each.name], timings.get(each.peer, Timing([])).samples
         if not timing.samples:
             return replace(row, note=f"{FAILED}: {timing.note}" if each.checks else timing.note)
         row = replace(row, note=timing.note).with_samples(timing.samples)
         if each.cost is not None:
-            self.costs[row.section, row.detail, row.name] = each.cost
-            row = replace(row, ceiling=float(f"{each.cost.roofline(self.card, each.precision):.4g}"))
+            row = replace(row, ceiling=rounded(each.cost.microseconds(self.card, each.precision).microseconds))
         return replace(row, ratios={each.peer: median_ratio(timing.samples, peer, "µs")}) if peer else row
 
-    def _why_not(self, each: Timed) -> str:
+    def _why_not(self, each: Task) -> str:
         """Why somebody is not timed; empty if it is."""
-        wrong = [name for name in each.checks if not self.passed.get((name, each.precision), False)]
+        wrong = [
+            name for name in each.checks if not all(self.passed.get(f"{name} {each.precision}", {"": False}).values())
+        ]
         return f"not timed, as its check did not pass: {', '.join(wrong)}" if wrong else ""
 
 
@@ -158,10 +160,8 @@ def text_words(n: int) -> list[str]:
 
 
 def measure(run: Run, kernels: Kernels) -> int:
-    """Check, time, and say what was found; the exit status."""
-    run.do(kernels.jobs(run))
-    run.keep(tables.targets(run.results, kernels.costs, kernels.card, kernels.model))
-    run.say(tables.tables(run.results))
+    """Check and time; the exit status."""
+    run.do(kernels.jobs())
     return run.finish()
 
 

@@ -18,14 +18,14 @@ from unittest import mock
 from rich.console import Console
 
 from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, begin
-from flashelmo.benchmarks.kernels.checks import Check, Sizes, checks, run_checks
-from flashelmo.benchmarks.kernels.groups import Timed, ours, word_groups
+from flashelmo.benchmarks.kernels.checks import Check, Sizes, check_row, checks
+from flashelmo.benchmarks.kernels.graph_timing import Task
+from flashelmo.benchmarks.kernels.groups import ours, word_groups
 from flashelmo.benchmarks.kernels.lstm import way_in_use
 from flashelmo.benchmarks.kernels.suite import Kernels, text_words
-from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.results import Row, rounded
+from flashelmo.benchmarks.run import Job, Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.timing import Timing
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.kernels import tuning
@@ -37,8 +37,9 @@ def tiles_of(labels: str) -> tuple[Tile, ...]:
     return tuple(Tile(*map(int, re.findall(r"\d+", label))) for label in labels.split(","))
 
 
+OF_ROWS = ("gates", "projection")  # operations of rows; the others are of words
 # Operation -> rows (or words) at which its candidates are timed, in 16 bits.
-ROWS: dict[str, tuple[int, ...]] = dict.fromkeys(("gates", "projection"), (16, 32, 64, 128, 512, 1024))
+ROWS: dict[str, tuple[int, ...]] = dict.fromkeys(OF_ROWS, (16, 32, 64, 128, 512, 1024))
 ROWS |= dict.fromkeys(("highway", "linear", "characters"), (64, 1024, 4096))
 CANDIDATES = {
     "gates": tiles_of(
@@ -79,71 +80,64 @@ def only(operation: str, tile: Tile) -> Iterator[None]:
 
 
 def jobs(
-    run: Run, kernels: Kernels, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]
+    kernels: Kernels, candidates: Mapping[str, Sequence[Tile]], rows: Mapping[str, Sequence[int]]
 ) -> Iterator[Job]:
     """One for each operation that is named in both, and number of rows."""
     for operation, tiles in candidates.items():
         for n in rows.get(operation, ()):
-            unit = "rows" if operation in ("gates", "projection") else "words"
+            detail = f"{n} {'rows' if operation in OF_ROWS else 'words'}"
             fitting = [tile for tile in tiles if tile.rows <= max(16, 2 * n)]  # others would mostly hold absent rows
-            rows_of = partial(_compare, run, kernels, operation, n, f"{n} {unit}", fitting)
-            yield Job(operation, kernels.model, f"{n} {unit}", rows_of)
+            yield Job(operation, kernels.model, detail, partial(_compare, kernels, operation, n, detail, fitting))
 
 
-def _compare(
-    run: Run, kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]
-) -> Iterator[list[Row]]:
+def _compare(kernels: Kernels, operation: str, n: int, detail: str, tiles: Sequence[Tile]) -> Iterator[list[Row]]:
     """A row for each tile, the fastest first."""
-    check = _check(kernels, operation, n)
-    found: dict[Tile, Timed | str] = {}
+    check, ready, rows = _check(kernels, operation, n), dict[Tile, Task](), dict[Tile, Row]()
     for tile in tiles:
-        with only(operation, tile):
-            found[tile] = _correct(run, kernels, operation, n, check)
+        rows[tile] = Row(operation, kernels.model, tile.label, "µs", detail, note="not timed")
+        try:  # a candidate that is wrong, or too large for the card's memory, is a line of its own
+            with only(operation, tile):
+                checked = check_row(check, kernels.model)
+                rows[tile] = replace(rows[tile], note=checked.note)
+                if not checked.note:
+                    ready[tile] = _timed(kernels, operation, n)
+        except Exception as error:
+            rows[tile] = replace(rows[tile], note=one_line(error))
         if kernels.device.is_lost():
+            ready.clear()
             break
-    ready = {tile: each for tile, each in found.items() if isinstance(each, Timed) and not kernels.device.is_lost()}
-    taken = kernels.timer(kernels.settings.rounds, [each.task for each in ready.values()]) if ready else []
-    timings = dict(zip(ready, taken, strict=True))
-    rows = []
-    for tile, each in found.items():
-        timing = timings.get(tile, Timing([], each if isinstance(each, str) else "not timed"))
-        row = Row(operation, kernels.model, tile.label, "µs", detail, note=timing.note).with_samples(timing.samples)
-        if isinstance(each, Timed) and each.cost is not None:
-            row = replace(row, ceiling=float(f"{each.cost.roofline(kernels.card, each.precision):.4g}"))
-        rows.append(row)
-    yield sorted(rows, key=lambda row: row.median or float("inf"))
+    taken = kernels.timer(kernels.settings.rounds, list(ready.values())) if ready else []
+    for tile, timing in zip(ready, taken, strict=True):
+        each, row = ready[tile], replace(rows[tile], note=timing.note).with_samples(timing.samples)
+        if each.cost is not None:
+            row = replace(row, ceiling=rounded(each.cost.microseconds(kernels.card, each.precision).microseconds))
+        rows[tile] = row
+    yield sorted(rows.values(), key=lambda row: row.median or float("inf"))
 
 
 def _check(kernels: Kernels, operation: str, n: int) -> Check:
     """Of the operation at about so many rows; one for all candidates, as the LSTM's keeps its reference."""
     rows = (min(n, CHECKED_ROWS),)
     name, sizes = SECTIONS.get(operation, operation), Sizes((1,), (1,), (1,), rows)
-    if operation in ("gates", "projection"):
+    if operation in OF_ROWS:
         name, sizes = f"{way_in_use(kernels.layer, n, 'bf16')} step", Sizes(rows, rows, rows, rows)
     found = checks(kernels.config, sizes, kernels.device.torch, kernels.settings.seed, ("bf16",))
     return next(check for check in found if (check.name, check.precision) == (name, "bf16"))
 
 
-def _correct(run: Run, kernels: Kernels, operation: str, n: int, check: Check) -> Timed | str:
-    """Our kernel with the table's tile, or why it is not timed."""
-    ((row,),) = run_checks(iter([check]), kernels.model, run.deadline, kernels.device, {})
-    if row.note:
-        return row.note
-    try:
-        if operation in ("gates", "projection"):
-            return ours(kernels.layer, n, "bf16", kernels.chain)[operation]
-        words = word_groups(kernels.config, text_words(n), "bf16", kernels.device.torch, kernels.settings.seed)
-        group = next(group for group in words if group.section == SECTIONS.get(operation, operation))
-        return group.members[0]
-    except Exception as error:  # too large for the card's memory, say: one candidate's failure is its own
-        return one_line(error)
+def _timed(kernels: Kernels, operation: str, n: int) -> Task:
+    """Our kernel with the table's tile."""
+    if operation in OF_ROWS:
+        return ours(kernels.layer, n, "bf16", kernels.chain)[operation]
+    words = word_groups(kernels.config, text_words(n), "bf16", kernels.device.torch, kernels.settings.seed)
+    return next(group for group in words if group.section == SECTIONS.get(operation, operation)).members[0]
 
 
 def command(settings: Settings, console: Console) -> int:
     """Sweep on the current CUDA device; the exit status."""
     run, device, card = begin(settings, console, "tiles")
     kernels = Kernels(settings, preset_config(settings.models[0]), device, card)
-    run.do(jobs(run, kernels, {name: CANDIDATES[name] for name in settings.operations}, ROWS))
+    run.do(jobs(kernels, {name: CANDIDATES[name] for name in settings.operations}, ROWS))
     return run.finish()
 
 

@@ -1,1 +1,0 @@
-"""The exported ONNX file beside the engine and the reference: `flashelmo bench onnx`."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Way, engine, options_of
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, Subject, Way, contestant, engine, options_of, prepare
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.subject import Subject, prepare
 from flashelmo.benchmarks.text import Sentences
 from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.cpu.runtime import Array
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import first_line
 from flashelmo.engine.precision import PrecisionName
@@ -27,12 +27,13 @@ from flashelmo.export.metadata import Metadata
 from flashelmo.export.onnx_elmo import OnnxElmo
 
 FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
-BASELINE = "onnx fp32"  # whose speed others are given in
 # What runs the model, on what precision. "onnx" is ONNX Runtime on the exported file, "openvino" OpenVINO on the
 # float32 one; "parallel" runs the two directions, which know nothing of each other, at the same time, each with half of
 # the threads.
 FILES = ("onnx fp32", "onnx fp32 parallel", "onnx int8", "onnx int8 parallel")
 CONTESTANTS = ("engine fp32", "engine int8", *FILES, "openvino fp32", "openvino bf16")
+CARD_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
+PROVIDER = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Exported:
     files: Mapping[str, Path]
     metadata: Metadata
     folder: Path
+
+    def optimized(self, precision: str) -> Path:
+        """Where the graph goes that ONNX Runtime makes of a file for a card."""
+        return self.folder / f"{precision} on a card.onnx"
 
 
 def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
@@ -56,12 +61,11 @@ def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
     return Exported(subject, files, metadata[0], here)
 
 
-def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
+def taking_part(name: str, exported: Exported, settings: Settings) -> Contestant:
     """The reference, or one of CONTESTANTS, from tokens to vectors."""
     folder, threads = exported.subject.folder, settings.threads
     if name == REFERENCE:  # it pads a batch as the others do
-        options = options_of(REFERENCE, settings, batch_size=max(settings.batches))
-        return Contestant(name, "fp32", engine, (folder, options))
+        return contestant(exported.subject, settings, REFERENCE, batch_size=max(settings.batches))
     runs, precision, *parallel = name.split()
     if runs == "onnx":
         return Contestant(name, precision, onnx_file, (exported.files[precision], threads, bool(parallel)), "onnx")
@@ -69,6 +73,17 @@ def contestant(name: str, exported: Exported, settings: Settings) -> Contestant:
         given = exported.files["fp32"], exported.metadata, precision, threads
         return Contestant(name, precision, openvino_file, given)
     return Contestant(name, precision, engine, (folder, options_of(precision, settings)), words_known=True)
+
+
+def on_card(exported: Exported) -> list[Contestant]:
+    """The files on ONNX Runtime's CUDA provider, and the engine's kernels, in each precision that both have."""
+    found = []
+    for precision in CARD_PRECISIONS:
+        given = exported.files[precision], exported.optimized(precision)
+        found.append(Contestant(f"onnx {precision}", precision, file_on_card, given, "onnx", is_rival=True))
+        native = exported.subject.folder, precision
+        found.append(Contestant(f"engine {precision}", precision, native_on_card, native, "cuda"))
+    return found
 
 
 def onnx_file(path: Path, threads: int | None, parallel: bool) -> Way:
@@ -95,11 +110,7 @@ def session_options(threads: int | None, parallel: bool) -> Any:
 
 def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int | None) -> Way:
     """An exported float32 file in OpenVINO, which may compute in bfloat16."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", "the exported file in OpenVINO") from error
-    from flashelmo.engine.cpu.openvino import has_bf16
+    from flashelmo.engine.cpu.openvino import core, has_bf16
 
     if precision == "bf16" and not has_bf16():
         raise FlashElmoError("this processor has no bfloat16 products (AVX-512 BF16 or AMX)")
@@ -109,9 +120,8 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
-    core = openvino.Core()
     try:
-        request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
+        request = core().compile_model(core().read_model(str(path)), "CPU", settings).create_infer_request()
     except RuntimeError as error:
         raise FlashElmoError(f"OpenVINO cannot run the file: {first_line(error)}") from error
     speller = Speller(metadata.config, metadata.lexicon)
@@ -122,3 +132,32 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
         return [np.stack([layer[row, : len(sentence)] for layer in layers]) for row, sentence in enumerate(sentences)]
 
     return Way(embed, embed)
+
+
+def file_on_card(path: Path, optimized: Path) -> Way:
+    """An exported file on the CUDA provider, its outputs left there.
+
+    Args:
+        optimized: where ONNX Runtime writes the graph that it runs.
+    """
+    options = session_options(None, parallel=False)
+    options.optimized_model_filepath = str(optimized)
+    elmo = OnnxElmo(path, providers=[PROVIDER], session_options=options)
+    outputs = [f"hidden_states.{layer}" for layer in elmo.layers]
+
+    def run(sentences: Sentences) -> object:
+        return elmo.run(outputs=outputs, on_device=True, **elmo.inputs(sentences))
+
+    return Way(lambda sentences: elmo.embed(sentences, batch_size=len(sentences)), run)
+
+
+def native_on_card(folder: Path, precision: PrecisionName) -> Way:
+    """The engine's kernels, the vectors left on the card."""
+    embedder = ElmoEmbedder.load(folder, device="cuda", precision=precision)
+    import torch  # which is there, as the engine runs on the card
+
+    def run(sentences: Sentences) -> None:
+        list(embedder.embed(sentences, convert_to_numpy=False))
+        torch.cuda.synchronize()
+
+    return Way(embedder.embed_batch, run)

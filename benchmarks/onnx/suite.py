@@ -7,13 +7,11 @@ from functools import partial
 from rich.console import Console
 
 from flashelmo.benchmarks import machine
-from flashelmo.benchmarks.contestant import REFERENCE, Contestant, engine, errors_of, options_of
+from flashelmo.benchmarks.contestant import REFERENCE, Contestant, contestant, errors_of, options_of
 from flashelmo.benchmarks.cpu.costs import measure_loads
 from flashelmo.benchmarks.fresh import run_fresh
 from flashelmo.benchmarks.onnx.contestants import CONTESTANTS, Exported, export, onnx_file
-from flashelmo.benchmarks.onnx.cuda import measure_cuda
-from flashelmo.benchmarks.onnx.peak import measure_peak
-from flashelmo.benchmarks.onnx.speed import measure_speed
+from flashelmo.benchmarks.onnx.speed import measure_cuda, measure_peak, measure_speed
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
@@ -48,8 +46,7 @@ def measure_size(exported: Exported, settings: Settings) -> list[Row]:
 
 def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
     """How far each file lies from the reference in float64."""
-    options = options_of(REFERENCE, settings, precision="fp64")
-    exact = Contestant(REFERENCE, "fp64", engine, (exported.subject.folder, options))
+    exact = contestant(exported.subject, settings, REFERENCE, precision="fp64")
     files = [
         Contestant(f"onnx {name}", name, onnx_file, (file, settings.threads, False))
         for name, file in exported.files.items()
