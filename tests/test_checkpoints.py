@@ -66,10 +66,11 @@ def edit_header(folder: Path, change) -> None:
 
 
 def test_what_a_file_holds_stands_in_one_short_line_of_an_error(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda values: values.update({"a\nb\x1b[2J\u2028" + 5000 * "y": 1}))
+    edit_json(folder / "config.json", lambda values: values.update({"a\nb\x1b[2J\u2028" + 5000 * "y" + 5000 * "\0": 1}))
     with pytest.raises(FlashElmoError, match=r"config.json: unknown keys .*a.*\.\.\. .*'word_size'\]$") as caught:
         load_model(folder)
     assert str(caught.value).isprintable() and len(str(caught.value)) <= 1000
+    assert len(str(FlashElmoError(5000 * "\0"))) == 1000
     assert str(FlashElmoError("a\nb\x1b[2J\ud800é")) == r"a\nb\x1b[2J\ud800é"
 
 
