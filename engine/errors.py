@@ -11,10 +11,9 @@ class FlashElmoError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        if len(message) > LONGEST_MESSAGE:
-            message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 + 5 :]}"
+        message = _cut(message)
         if not message.isprintable():
-            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+            message = _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
         super().__init__(message)
 
 
@@ -25,3 +24,9 @@ class MissingExtraError(FlashElmoError, ImportError):
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed: pip install 'flashelmo[{extra}]'"
         )
+
+
+def _cut(text: str) -> str:
+    """Begin and end of a long text."""
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[5 - half :]}"

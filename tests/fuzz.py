@@ -30,30 +30,50 @@ SECONDS_TO_START = 120.0
 MEGABYTES = 1000.0  # above those of the idle process
 LONGEST_MESSAGE = 1000  # characters of an error
 N_HOLES = 7
+ENDED_WELL = "status 0"
 
 
 @dataclass
 class Found:
-    """What came of some cases; `problems` are lines that name seed and case."""
+    """What came of some cases.
 
+    Attributes:
+        seed: of the cases.
+        verbose: whether problems, and every 500 cases all, are printed at once.
+        longest, peak: seconds and megabytes, and the case.
+        problems: lines that name seed and case.
+    """
+
+    seed: int
+    verbose: bool = False
     cases: int = 0
     refused: int = 0
-    longest: tuple[float, int] = (0.0, 0)  # seconds, and the case
-    peak: tuple[float, int] = (0.0, 0)  # megabytes, and the case
+    longest: tuple[float, int] = (0.0, 0)
+    peak: tuple[float, int] = (0.0, 0)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, seed: int, event: dict[str, Any]) -> None:
+    def add(self, event: dict[str, Any]) -> None:
         """A case that has ended."""
+        seconds, megabytes = event["seconds"], event["megabytes"]
         self.cases += 1
         self.refused += event["refused"]
-        self.longest = max(self.longest, (event["seconds"], event["case"]))
-        self.peak = max(self.peak, (event["megabytes"], event["case"]))
+        self.longest, self.peak = (
+            max(self.longest, (seconds, event["case"])),
+            max(self.peak, (megabytes, event["case"])),
+        )
         problems = list(event["problems"])
-        if event["seconds"] > SECONDS:
-            problems.append(f"{event['seconds']:.0f} s")
-        if event["megabytes"] > MEGABYTES:
-            problems.append(f"{event['megabytes']:.0f} MB above the idle process")
-        self.problems += [f"seed {seed}, case {event['case']} ({event['name']}): {problem}" for problem in problems]
+        problems += [f"{seconds:.0f} s"] * (seconds > SECONDS)
+        problems += [f"{megabytes:.0f} MB above the idle process"] * (megabytes > MEGABYTES)
+        for problem in problems:
+            self.note(event["case"], f"{event['name']}: {problem}")
+        if self.verbose and self.cases % 500 == 0:
+            print(self, flush=True)
+
+    def note(self, case: int, problem: str) -> None:
+        """Something wrong in a case."""
+        self.problems.append(f"seed {self.seed}, case {case}: {problem}")
+        if self.verbose:
+            print(self.problems[-1], flush=True)
 
     def __str__(self) -> str:
         return (
@@ -67,47 +87,37 @@ def run(
     cases: int, seed: int, first: int = 0, keep: Path | None = None, *, verbose: bool = False, holes: bool = False
 ) -> Found:
     """Run cases in child processes; with `holes` the last are no files but what must be found, each once."""
-    found = Found()
-    case, end, n_said = first, first + cases, 0
+    found, case, end = Found(seed, verbose), first, first + cases
     while case < end:
         with tempfile.TemporaryDirectory(prefix="flashelmo_fuzz.") as folder:
             given = [f"--seed={seed}", f"--first={case}", f"--cases={end - case}", f"--child={folder}"]
-            given += ["--holes"] * holes
-            begun = -1
-            with (Path(folder) / "log").open("wb") as log, _child(given, log) as child:
-                for event in _events(child):
-                    if event.get("begun") is not None:
-                        begun = event["begun"]
-                    else:
-                        found.add(seed, event)
-                        begun = -1
-                    case = (event["case"] + 1) if "case" in event else case
-                    if verbose and "case" in event:
-                        _say(found, n_said, case)
-                        n_said = len(found.problems)
-                status = child.poll()
-            if case < end:
-                log_end = (Path(folder) / "log").read_bytes()[-2000:].decode("utf-8", "replace")
-                if begun < 0:
-                    raise RuntimeError(f"the child ended with {status} between cases: {log_end}")
-                found.problems.append(f"seed {seed}, case {begun}: the child ended with {status}: {log_end.strip()}")
-                found.cases, case = found.cases + 1, begun + 1
-            if verbose:
-                _say(found, n_said, 1)
-                n_said = len(found.problems)
+            case = _run_child([*given, *["--holes"] * holes], Path(folder), case, found)
             if keep is not None:
                 shutil.copytree(Path(folder, "case"), keep, dirs_exist_ok=True, symlinks=True)
     return found
 
 
-def _say(found: Found, n_said: int, case: int) -> None:
-    for problem in found.problems[n_said:]:
-        print(problem, flush=True)
-    if case % 500 == 0:
-        print(found, flush=True)
+def _run_child(given: list[str], folder: Path, case: int, found: Found) -> int:
+    """Run cases in one child, until it has no more or ends in one; the number of the next case."""
+    begun = False
+    with (folder / "log").open("wb") as log, _Child(given, log) as child:
+        for event in _events(child):
+            begun = "begun" in event
+            if not begun:
+                found.add(event)
+                case = event["case"] + 1
+        ending = child.poll()
+    if ending == ENDED_WELL:
+        return case
+    said = (folder / "log").read_bytes()[-2000:].decode("utf-8", "replace").strip()
+    if not begun:
+        raise RuntimeError(f"the child ended with {ending} between cases: {said}")
+    found.note(case, f"the child ended with {ending}: {said}")
+    found.cases += 1
+    return case + 1
 
 
-class _child:
+class _Child:
     """The child, ended when the context is left; `hung` once it took too long."""
 
     def __init__(self, given: list[str], log: IO[bytes]) -> None:
@@ -119,7 +129,7 @@ class _child:
         os.close(write)
         self.read, self.hung = read, False
 
-    def __enter__(self) -> _child:
+    def __enter__(self) -> _Child:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -141,7 +151,7 @@ class _child:
         return ending + (f" after {SECONDS_OF_WAITING:.0f} s in one case" if self.hung else "")
 
 
-def _events(child: _child) -> Iterator[dict[str, Any]]:
+def _events(child: _Child) -> Iterator[dict[str, Any]]:
     """What the child writes, until it ends or is silent for too long."""
     rest, limit = b"", SECONDS_TO_START
     while True:

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import shutil
+import tempfile
 import time
 import traceback
 import warnings
@@ -52,9 +53,7 @@ def run_cases(cases: range, seed: int, root: Path, events: int, holes: bool) -> 
     os.chdir(root / "case")
     os.environ["TMPDIR"] = str(root / "case" / "tmp")
     seeds = make_seeds()
-    import tempfile
-
-    tempfile.tempdir = None
+    tempfile.tempdir = None  # so that TMPDIR is looked at again
     reader = Reader(root / "case")
     for each in seeds:  # everything is imported, and right files are right
         files = {f"model.{each.archive}": pack(each.files, each.archive)} if each.archive else each.files
@@ -82,7 +81,8 @@ def run_cases(cases: range, seed: int, root: Path, events: int, holes: bool) -> 
         watch.trim()
         watch.events()
         tell({"begun": case})
-        Path("/proc/self/clear_refs").write_text("5")  # the most memory from here on
+        with contextlib.suppress(OSError):  # not every container has it
+            Path("/proc/self/clear_refs").write_text("5")  # the most memory from here on
         started = time.process_time()
         watch.active = True
         refused, problems = reader.read(each, rng)

@@ -66,10 +66,11 @@ def edit_header(folder: Path, change) -> None:
 
 
 def test_what_a_file_holds_stands_in_one_short_line_of_an_error(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda values: values.update({"a\nb\x1b[2J\u2028" + 5000 * "y": 1}))
+    edit_json(folder / "config.json", lambda values: values.update({"a\nb\x1b[2J\u2028" + 5000 * "y" + 5000 * "\0": 1}))
     with pytest.raises(FlashElmoError, match=r"config.json: unknown keys .*a.*\.\.\. .*'word_size'\]$") as caught:
         load_model(folder)
     assert str(caught.value).isprintable() and len(str(caught.value)) <= 1000
+    assert len(str(FlashElmoError(5000 * "\0"))) == 1000
     assert str(FlashElmoError("a\nb\x1b[2J\ud800é")) == r"a\nb\x1b[2J\ud800é"
 
 
@@ -225,6 +226,8 @@ def shift(header, name, *offsets):
         (lambda h: h["projection.bias"].update(shape=["4"]), r"tensor projection\.bias"),
         (lambda h: h["projection.bias"].update(shape=4), r"tensor projection\.bias"),
         (lambda h: h["projection.bias"].update(shape=[2**40, 2**40]), r"tensor projection\.bias"),
+        (lambda h: h["projection.bias"].update(shape=[10**4000, 10**4000]), r"bias: expected a shape and two offsets"),
+        (lambda h: h["projection.bias"].update(shape=[4] + [1] * 100), r"bias: expected a shape and two offsets"),
         (lambda h: shift(h, "projection.bias", 10**9, 10**9 + 16), r"tensor projection\.bias .*truncated"),
         (lambda h: shift(h, "projection.bias", 16, 0), r"tensor projection\.bias "),
         (lambda h: shift(h, "projection.bias", -16, 0), r"tensor projection\.bias"),
@@ -274,6 +277,8 @@ def test_wrong_tensors(folder, change, message):
         (lambda c: c.pop("cell_size"), r"missing keys \['cell_size'\]"),
         (lambda c: c.update(colour="red"), r"unknown keys \['colour'\]"),
         (lambda c: c.update(cell_size="6"), r"cell_size: .*'6'"),
+        (lambda c: c.update(projection_size=10**4299), r"projection_size: expected at most 2147483647, found 1000"),
+        (lambda c: c["filters"][0].__setitem__(1, 10**4299), r"filters: expected pairs of positive whole numbers"),
         (lambda c: c.update(skip_connections="no"), r"skip_connections: .*'no'"),
         (lambda c: c.update(filters=3), r"wrong type"),
         (lambda c: c.update(family="bert"), r"family: .*'bert'"),
@@ -369,6 +374,14 @@ def test_clips_that_bound_nothing(clip, value):
     ):
         ElmoConfig.from_dict({**config, clip: value}, "file")
     assert getattr(ElmoConfig.from_dict({**config, clip: 3}), clip) == 3
+
+
+def test_a_clip_beyond_all_integer_types_bounds_nothing():
+    model = MODELS["no clips, tanh"]
+    clipped = replace(model, config=replace(model.config, cell_clip=10**20, projection_clip=10**38))
+    for runtime in ("reference", "ort"):
+        found, expected = (ElmoEmbedder(m, runtime=runtime).embed_sentence("the cat") for m in (clipped, model))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_describe_names_both_pickles(golden):

@@ -9,6 +9,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Family = Literal["bilm", "manylangs"]
 MAX_COUNT = 1000
+MAX_SIZE = 2**31 - 1
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
@@ -57,17 +58,22 @@ class ElmoConfig:
             _check(_is_whole(getattr(self, name), 0), name, "a whole number, zero or more", getattr(self, name))
         for name in ("n_layers", "n_highway", "max_characters"):  # a damaged file must not fill the memory
             _check(getattr(self, name) <= MAX_COUNT, name, f"at most {MAX_COUNT}", getattr(self, name))
+        for name in ("cell_size", "projection_size", "character_size", "n_characters", "word_size", "n_words"):
+            _check(getattr(self, name) <= MAX_SIZE, name, f"at most {MAX_SIZE}", getattr(self, name))
         _check(isinstance(self.skip_connections, bool), "skip_connections", "true or false", self.skip_connections)
         for name in ("cell_clip", "projection_clip"):
             clip = getattr(self, name)
             _check(clip is None or _is_bound(clip), name, "a positive number in float32's range or none", clip)
+            if clip is not None:
+                object.__setattr__(self, name, float(clip))  # whole numbers of that size fit no integer type
         _check(self.family in ("bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
         _check(self.activation in ("relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
         _check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
         if self.character_size:
             if self.family == "bilm":  # ids of 256 bytes, begin and end of sentence and word, padding, and no token
                 _check(self.n_characters == 262, "n_characters", "262", self.n_characters)
-            whole = bool(self.filters) and all(_is_whole(value, 1) for pair in self.filters for value in pair)
+            sizes = [value for pair in self.filters for value in pair]
+            whole = bool(sizes) and all(_is_whole(value, 1) and value <= MAX_SIZE for value in sizes)
             _check(whole, "filters", "pairs of positive whole numbers [width, number]", list(self.filters))
             widest = max(width for width, _ in self.filters)
             _check(self.max_characters >= max(widest, 3), "max_characters", f">= {max(widest, 3)}", self.max_characters)

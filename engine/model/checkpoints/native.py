@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_DIMENSIONS = 8
 
 
 def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -116,8 +117,8 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 
 def _view(data: npt.NDArray[np.uint8], path: Path, name: str, dtype: str, shape: Any, *offsets: Any) -> Array:
     """One tensor of the file's data."""
-    numbers = [*shape, *offsets] if isinstance(shape, list) else [None]
-    if len(offsets) != 2 or not all(type(number) is int and number >= 0 for number in numbers):
+    numbers = [*shape, *offsets] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
+    if len(offsets) != 2 or not all(type(number) is int and 0 <= number < 2**64 for number in numbers):
         raise FlashElmoError(f"{path}: tensor {name}: expected a shape and two offsets, found {shape} and {offsets}")
     if dtype != "F32":
         raise FlashElmoError(f"{path}: tensor {name} has type {dtype}, expected F32")
