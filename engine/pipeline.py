@@ -79,8 +79,7 @@ class WindowPipeline(Protocol):
             output: layers and pooling, which the model must have (`Output.check`). A result has the shape
                 `output.shape((L, T, 2P))`; it may have `output.dtype` already, or else the number type of the
                 computation, float32 or float64.
-            on_progress: called repeatedly with the fraction of the next window that is computed, or has come to the
-                host.
+            on_progress: called repeatedly with the fraction of the next window that is computed, or is there.
             as_numpy: numpy arrays; otherwise PyTorch tensors, on the device that computed them, whose values may be
                 checked only when later ones are given.
 
