@@ -4,6 +4,9 @@
 class FlashElmoError(ValueError):
     """Bad input: one line that names the file, tensor or line, what was expected and what was found."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))  # names of files may have several lines
+
 
 class MissingExtraError(FlashElmoError, ImportError):
     """An optional package is absent; the message names the extra that installs it."""
