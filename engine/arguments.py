@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,20 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     Raises:
         FlashElmoError: it is something else, or out of its range.
     """
-    expected = f"{least} or more" if most is None else f"{least} to {most}"
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # of arrays and tensors too
         number = None
-    if number is None or number < least or (most is not None and number > most):
+    if number is None or not least <= number <= (sys.maxsize if most is None else most):
+        too_large = number is not None and number > least
+        expected = f"{least} or more" if most is None and not too_large else f"{least} to {most or sys.maxsize}"
         raise FlashElmoError(f"{name}: expected {expected}, found {shown(value)}")
     return number
+
+
+def is_one_of(value: object, *names: str) -> bool:
+    """Whether a value, which may be of any type, is one of these texts."""
+    return isinstance(value, str) and value in names
 
 
 def flag(name: str, value: Any) -> bool:
@@ -62,10 +69,17 @@ def path_of(name: str, value: Any) -> Path:
         FlashElmoError: it is no path, or an address elsewhere.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or "\0" in text or not _can_be_encoded(text):
         raise FlashElmoError(f"{name}: expected a path, found {shown(value)}")
     if ADDRESS.match(text):
         address = ADDRESS.sub(r"\1://", text, count=1)
         expected = "expected a path on this machine, as nothing is downloaded"
         raise FlashElmoError(f"{name}: {expected}, found {address}; fetch it, say with curl -LO, and give its path")
     return Path(os.path.expanduser(text))
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        return bool(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False

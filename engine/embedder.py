@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flashelmo.engine.allennlp import files_of, padded, with_defaults
-from flashelmo.engine.arguments import flag, path_of, shown, whole_number
+from flashelmo.engine.arguments import flag, is_one_of, path_of, shown, whole_number
 from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
@@ -280,11 +280,11 @@ class ElmoEmbedder:
             FlashElmoError: text that is not UTF-8, a layer that is not there, a file that cannot be written.
         """
         batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
-        if not hasattr(input_file, "read") and input_file != "-":
+        if not hasattr(input_file, "read") and not is_one_of(input_file, "-"):
             input_file = path_of("input_file", input_file)
         with open_sink(
             path_of("output_file_path", output_file_path),
-            _output_format(output_format),
+            self._output_format(output_format),
             overwrite=overwrite,
             use_sentence_keys=use_sentence_keys,
             forget_sentences=forget_sentences,
@@ -332,7 +332,7 @@ class ElmoEmbedder:
             FlashElmoError: an argument that is none of these, a layer that the model lacks.
             MissingExtraError: tensors are asked for, and PyTorch is not installed.
         """
-        if output_value not in ("sentence_embedding", "token_embeddings"):
+        if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
             expected = "'sentence_embedding' or 'token_embeddings'"
             raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
         self._check_foreign(device, precision, prompt_name)
@@ -359,11 +359,20 @@ class ElmoEmbedder:
         name = self.device if device is None else device_name("device", device)
         if name not in ("auto", self.device, self.device.partition(":")[0]):
             raise FlashElmoError(f"device: expected {self.device}, for which this embedder was made, found {name!r}")
-        if not isinstance(precision, str) or precision != "float32":
+        if not is_one_of(precision, "float32"):
             expected = "expected 'float32'; quantize the vectors afterwards"
             raise FlashElmoError(f"precision: {expected}, found {shown(precision)}")
         if prompt_name is not None:
             _warn_of_prompts()
+
+    def _output_format(self, name: Layers) -> Output:
+        """What AllenNLP's argument of this name asks for."""
+        try:
+            output = Output(name)
+            output.check(self.config.n_layers + 1)
+        except FlashElmoError as error:
+            raise FlashElmoError(f"output_format: {str(error).partition(': ')[2]}") from None
+        return output
 
     def _embed_rows(self, rows: list[Sentence | str], convert_to_numpy: bool = True) -> list[Any]:
         """All layers of the sentences of one batch, which is a stateful embedder's however many they are."""
@@ -394,14 +403,6 @@ class ElmoEmbedder:
 @cache
 def _warn_of_prompts() -> None:
     logger.warning("prompt_name: ELMo has no prompts; it is without effect")
-
-
-def _output_format(name: Layers) -> Output:
-    """What AllenNLP's argument asks for."""
-    try:
-        return Output(name)
-    except FlashElmoError as error:
-        raise FlashElmoError(f"output_format: {str(error).partition(': ')[2]}") from None
 
 
 def _checked_window(window: Any) -> Window:

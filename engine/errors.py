@@ -10,11 +10,11 @@ class FlashElmoError(ValueError):
     line or moves a terminal's cursor.
     """
 
-    def __init__(self, message: str = "") -> None:
-        message = _cut(message)
-        if not message.isprintable():
-            message = _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
-        super().__init__(message)
+    def __init__(self, message: object = "") -> None:
+        text = _cut(" ".join(str(message).splitlines()))  # names of files may have several lines
+        if not text.isprintable():
+            text = _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+        super().__init__(text)
 
 
 class MissingExtraError(FlashElmoError, ImportError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.arguments import finite_numbers, shown
+from flashelmo.engine.arguments import finite_numbers, is_one_of, shown
 from flashelmo.engine.errors import FlashElmoError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class Output:
             layers, mix = "average", finite_numbers("mix", mix)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "mix", mix)
-        if not _is_one_of(self.dtype, "float32", "float16"):
+        if not is_one_of(self.dtype, "float32", "float16"):
             raise FlashElmoError(f"dtype: expected float32 or float16, found {shown(self.dtype)}")
-        if self.pool is not None and not _is_one_of(self.pool, "mean"):
+        if self.pool is not None and not is_one_of(self.pool, "mean"):
             raise FlashElmoError(f"pool: expected mean or nothing, found {shown(self.pool)}")
 
     @property
@@ -134,10 +134,6 @@ def _plain(values: Any) -> Any:
     return values.tolist() if hasattr(values, "tolist") else values
 
 
-def _is_one_of(value: object, *names: str) -> bool:
-    return isinstance(value, str) and value in names
-
-
 def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
@@ -155,11 +151,11 @@ def _warn_of_a_mix_as_layers() -> None:
 
 
 def _checked_layers(layers: Any) -> str | int | tuple[int, ...]:
-    if _is_one_of(layers, "all", "top", "average"):
+    if is_one_of(layers, "all", "top", "average"):
         return str(layers)
     if _is_number(layers, Integral):
         return int(layers)
-    several = layers if isinstance(layers, Sequence) and not isinstance(layers, str | bytes) else ()
+    several = layers if isinstance(layers, list | tuple | range) else ()
     numbers = tuple(int(layer) for layer in several if _is_number(layer, Integral))
     if numbers and len(set(numbers)) == len(several):
         return numbers

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 from flashelmo.engine.text.spelling import Int64, Speller, Utf8Words
@@ -31,8 +32,7 @@ def token_lists(sentences: Iterable[Sentence | str]) -> list[Sentence]:
 
 def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -> Iterator[Int64]:
     """Numbers of the sentences of each batch: in the order given, or the longest first, so that little is padding."""
-    if batch_size < 1:
-        raise FlashElmoError(f"batch_size: expected 1 or more, found {batch_size}")
+    batch_size = whole_number("batch_size", batch_size, 1)
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     order = np.arange(len(lengths)) if in_order else np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size):

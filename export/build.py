@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
@@ -21,6 +21,7 @@ from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.sentences import several
 from flashelmo.export.boundaries import boundary_states
 from flashelmo.export.distinct_words import Vocabulary
 from flashelmo.export.metadata import Metadata
@@ -66,13 +67,18 @@ def build_onnx(
         FlashElmoError: an argument that is none of these, weights that the precision cannot hold, a file that cannot
             be written.
     """
+    check_is_model(model)
+    for name, value in (("license", license), ("report_sha256", report_sha256)):
+        if not isinstance(value, str):
+            raise FlashElmoError(f"{name}: expected text, found {shown(value)}")
+    external_data = flag("external_data", external_data)
     metadata = Metadata(
         config=model.config,
         lexicon=model.lexicon,
         precision=check_precision(precision),
         layers=_layers(model.config.n_layers + 1, layers),
         mix=_mix(model.config.n_layers + 1, mix),
-        stateful=stateful,
+        stateful=flag("stateful", stateful),
         characters=_characters(model.config, characters),
         int8_levels=_levels(reduce_range) if PRECISIONS[precision].on("onnx").lstm_weights == "int8" else None,
         weights_sha256=weights_sha256(model.weights),
@@ -125,39 +131,47 @@ def check_precision(precision: str) -> PrecisionName:
     """The precision; FlashElmoError where a file has none of that name."""
     names = precisions_on("onnx")
     for name in names:
-        if precision == name:
+        if is_one_of(precision, name):
             return name
-    raise FlashElmoError(f"precision: expected {', '.join(names)}, found {precision!r}")
+    raise FlashElmoError(f"precision: expected {', '.join(names)}, found {shown(precision)}")
+
+
+def check_is_model(model: object) -> None:
+    """Raise FlashElmoError where something else is given, such as a path."""
+    if not isinstance(model, ElmoModel):
+        raise FlashElmoError(f"model: expected one from load_model, found {shown(model)}")
 
 
 def _layers(n_layers: int, layers: Sequence[int] | None) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(n_layers))
-    if any(not 0 <= layer < n_layers for layer in layers) or len(set(layers)) < len(layers):
-        raise FlashElmoError(f"layers: expected different numbers from 0 to {n_layers - 1}, found {list(layers)}")
-    return tuple(sorted(layers))
+    found = [whole_number("layers", layer, 0) for layer in several("layers", layers)]
+    if any(layer >= n_layers for layer in found) or len(set(found)) < len(found):
+        raise FlashElmoError(f"layers: expected different numbers from 0 to {n_layers - 1}, found {found}")
+    return tuple(sorted(found))
 
 
 def _mix(n_layers: int, mix: Sequence[float] | None) -> tuple[float, ...]:
     if mix is None:
         return (1 / n_layers,) * n_layers
-    if len(mix) != n_layers or not np.isfinite(mix).all() or not any(mix):
-        raise FlashElmoError(f"mix: expected {n_layers} finite coefficients, not all 0, found {list(mix)}")
-    return tuple(float(coefficient) for coefficient in mix)
+    found = finite_numbers("mix", mix)
+    if len(found) != n_layers or not any(found):
+        raise FlashElmoError(f"mix: expected {n_layers} finite coefficients, not all 0, found {list(found)}")
+    return found
 
 
 def _characters(config: ElmoConfig, characters: int | str | None) -> int | None:
-    if characters == "dynamic" or not config.character_size:
+    if is_one_of(characters, "dynamic") or not config.character_size:
         return None
-    if characters not in (None, config.max_characters, str(config.max_characters)):
-        raise FlashElmoError(f"characters: expected {config.max_characters} or 'dynamic', found {characters!r}")
+    if characters is not None and str(characters) != str(config.max_characters):
+        raise FlashElmoError(f"characters: expected {config.max_characters} or 'dynamic', found {shown(characters)}")
     return config.max_characters
 
 
 def _levels(reduce_range: bool | None) -> int:
     if reduce_range is None:
         return int8_levels()
-    return REDUCED_LEVELS if reduce_range else INT8_LEVELS
+    return REDUCED_LEVELS if flag("reduce_range", reduce_range) else INT8_LEVELS
 
 
 def _check_range(model: ElmoModel) -> None:

@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import flag, is_one_of, path_of, shown
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
 from flashelmo.engine.processor import int8_levels
-from flashelmo.engine.text.sentences import Sentence
+from flashelmo.engine.text.sentences import Sentence, several
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import (
     Arrays,
@@ -178,9 +178,10 @@ class OnnxElmo:
         Raises:
             FlashElmoError: another `output_value`, or one that is no output of the file; a sentence that is no text.
         """
-        if output_value not in ("sentence_embedding", "token_embeddings"):
+        if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
             expected = "'sentence_embedding' or 'token_embeddings'"
-            raise FlashElmoError(f"output_value: expected {expected}, found {output_value!r}")
+            raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+        unit = flag("normalize_embeddings", normalize_embeddings)
         self._check_outputs([output_value])
         tokens = token_lists([sentences] if isinstance(sentences, str) else sentences)
         pooled = output_value == "sentence_embedding"
@@ -188,7 +189,7 @@ class OnnxElmo:
         for rows, outputs in self._batches(tokens, batch_size, [output_value]):
             for vectors, row in zip(outputs[output_value], rows, strict=True):
                 chosen = vectors if pooled else vectors[: len(tokens[row])].copy()
-                results[row] = _normalize(chosen) if normalize_embeddings else chosen
+                results[row] = _normalize(chosen) if unit else chosen
         ordered = [results[row] for row in range(len(tokens))]
         if isinstance(sentences, str):
             return ordered[0]
@@ -212,8 +213,10 @@ class OnnxElmo:
             FlashElmoError: inputs that the file does not take, see `check_inputs` in `export/batches.py`; an output
                 that it lacks; what ONNX Runtime failed at.
         """
-        names = list(self._outputs) if outputs is None else list(dict.fromkeys(outputs))
+        on_device = flag("on_device", on_device)
+        names = list(self._outputs) if outputs is None else list(several("outputs", outputs))
         self._check_outputs(names)
+        names = list(dict.fromkeys(names))
         checked = check_inputs(inputs, self.metadata)
         n_rows = len(next(iter(checked.values())))
         return self._run(self._zero_state(n_rows) | checked, names, on_device)
@@ -246,8 +249,10 @@ class OnnxElmo:
 
     def _check_outputs(self, names: Sequence[str]) -> None:
         for name in names or ["none"]:
-            if name not in self._outputs:
-                raise FlashElmoError(f"{self._file}: expected outputs of {', '.join(self._outputs)}, found {name}")
+            if not is_one_of(name, *self._outputs):
+                raise FlashElmoError(
+                    f"{self._file}: expected outputs of {', '.join(self._outputs)}, found {name!s:.60}"
+                )
 
     def _run(self, inputs: Arrays, names: list[str], on_device: bool = False) -> dict[str, Any]:
         """Bind, run, and copy what is wanted off the device at once."""

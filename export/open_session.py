@@ -9,8 +9,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.processor import check_threads, n_cores
+from flashelmo.engine.text.sentences import several
 
 try:
     import onnxruntime
@@ -59,8 +61,7 @@ def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, 
     """Full names and options of providers, all of which this ONNX Runtime was built with."""
     there = onnxruntime.get_available_providers()
     wanted: list[tuple[str, Options]] = []
-    given: Sequence[Any] = [providers] if isinstance(providers, str) else providers
-    for provider in given:
+    for provider in [providers] if isinstance(providers, str) else several("providers", providers):
         name, options = provider if isinstance(provider, tuple) and len(provider) == 2 else (provider, {})
         if not isinstance(name, str) or not isinstance(options, Mapping):
             raise FlashElmoError(f"providers: expected names or (name, options), found {provider!r}")
@@ -89,6 +90,8 @@ def options_of(given: Any, threads: int | None) -> Any:
     """The SessionOptions given, or some that suit batches whose shapes keep changing."""
     check_threads(threads)
     if given is not None:
+        if not isinstance(given, onnxruntime.SessionOptions):
+            raise FlashElmoError(f"session_options: expected onnxruntime.SessionOptions, found {shown(given)}")
         if threads is not None:
             raise FlashElmoError("threads: expected them in session_options, since these are given, found both")
         return given

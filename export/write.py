@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import flag, path_of, shown
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import precisions_on
-from flashelmo.export.build import build_onnx, check_precision
+from flashelmo.engine.text.sentences import several
+from flashelmo.export.build import build_onnx, check_is_model, check_precision
 from flashelmo.export.card import model_card
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.open_session import Provider, available_providers
@@ -71,8 +72,12 @@ def export_onnx(
         MissingExtraError: PyTorch or ONNX Runtime, which verify, are not installed.
     """
     folder = path_of("folder", folder)
+    overwrite, triton = flag("overwrite", overwrite), flag("triton", triton)
+    check_is_model(model)
     check_folder(folder, overwrite)
-    checked = [check_precision(precision) for precision in precisions]
+    if not callable(on_progress):
+        raise FlashElmoError(f"on_progress: expected a function, found {shown(on_progress)}")
+    checked = [check_precision(precision) for precision in several("precisions", precisions)]
     if not checked or len(set(checked)) < len(checked):
         expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")

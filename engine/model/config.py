@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from flashelmo.engine.arguments import is_one_of, shown
 from flashelmo.engine.errors import FlashElmoError
 
 Family = Literal["bilm", "manylangs"]
@@ -66,15 +68,14 @@ class ElmoConfig:
             _check(clip is None or _is_bound(clip), name, "a positive number in float32's range or none", clip)
             if clip is not None:
                 object.__setattr__(self, name, float(clip))  # whole numbers of that size fit no integer type
-        _check(self.family in ("bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
-        _check(self.activation in ("relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
+        _check(is_one_of(self.family, "bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
+        _check(is_one_of(self.activation, "relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
         _check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
+        _check(_are_pairs(self.filters), "filters", "pairs of positive whole numbers [width, number]", self.filters)
         if self.character_size:
             if self.family == "bilm":  # ids of 256 bytes, begin and end of sentence and word, padding, and no token
                 _check(self.n_characters == 262, "n_characters", "262", self.n_characters)
-            sizes = [value for pair in self.filters for value in pair]
-            whole = bool(sizes) and all(_is_whole(value, 1) and value <= MAX_SIZE for value in sizes)
-            _check(whole, "filters", "pairs of positive whole numbers [width, number]", list(self.filters))
+            _check(bool(self.filters), "filters", "pairs of positive whole numbers [width, number]", self.filters)
             widest = max(width for width, _ in self.filters)
             _check(self.max_characters >= max(widest, 3), "max_characters", f">= {max(widest, 3)}", self.max_characters)
 
@@ -107,6 +108,9 @@ class ElmoConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config.json") -> ElmoConfig:
         """Read what `to_dict` wrote. Unknown and missing keys raise FlashElmoError naming `source`."""
+        given: Any = values
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+            raise FlashElmoError(f"{source}: expected values by their names, found {shown(values)}")
         known = {field.name for field in fields(cls)}
         required = known - {"word_size", "n_words"}
         if unknown := sorted(set(values) - known):
@@ -126,10 +130,18 @@ def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _are_pairs(values: object) -> bool:
+    pairs = values if isinstance(values, list | tuple) else [values]
+    return all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(_is_whole(v, 1) and v <= MAX_SIZE for v in pair)
+        for pair in pairs
+    )
+
+
 def _is_bound(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_FLOAT32
 
 
 def _check(holds: bool, name: str, expected: str, found: object) -> None:
     if not holds:
-        raise FlashElmoError(f"{name}: expected {expected}, found {found!r:.60}")
+        raise FlashElmoError(f"{name}: expected {expected}, found {shown(found)}")

@@ -35,6 +35,8 @@ from flashelmo.engine.reference.scalar_mix import ScalarMix
 
 logger = logging.getLogger(__name__)
 
+MOST_REPRESENTATIONS = 1000  # more are a mistake, and would take for ever
+
 # AllenNLP's names of what `Elmo` keeps, and this module's. Layouts agree but for the highways.
 ALLENNLP_NAMES = (
     (r"_elmo_lstm\._word_embedding\.", "cached_words."),
@@ -110,7 +112,9 @@ class Elmo(torch.nn.Module):
                 words = list(several("vocab_to_cache", vocab_to_cache))
                 self._cache_words(self.bilm, self._encoder, words, requires_grad)
         self.dropout = torch.nn.Dropout(_probability("dropout", dropout))
-        self.num_output_representations = whole_number("num_output_representations", num_output_representations, 0)
+        self.num_output_representations = whole_number(
+            "num_output_representations", num_output_representations, 0, MOST_REPRESENTATIONS
+        )
         num_layers: Any = self.bilm.num_layers
         norm, fixed = flag("do_layer_norm", do_layer_norm), scalar_mix_parameters
         fixed = None if fixed is None else finite_numbers("scalar_mix_parameters", fixed)

@@ -7,11 +7,14 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Bound
 from flashelmo.engine.processor import processor_name
+from flashelmo.engine.text.sentences import several, tokens_of
+from flashelmo.engine.text.spelling import utf8
+from flashelmo.export.build import check_is_model
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
 from flashelmo.export.verification.bounds import bounds_of_outputs
@@ -71,7 +74,15 @@ def verify(
         FlashElmoError: no file exported by this package, a provider that is absent, or no text.
     """
     path = path_of("path", path)
-    text = _checked_text(SENTENCES if sentences is None else sentences, batch_sizes)
+    text, batch_sizes = _checked_text(SENTENCES if sentences is None else sentences), _checked_sizes(batch_sizes)
+    check_is_model(model)
+    for argument, value, kind in (
+        ("truth", truth, Truth),
+        ("expected", expected, Metadata),
+        ("bounds", bounds, Mapping),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise FlashElmoError(f"{argument}: expected a {kind.__name__} or None, found {shown(value)}")
     truth = truth or Truth(model)
     if truth.model is not model:
         raise FlashElmoError("truth: expected the one made of this model, found another's")
@@ -103,13 +114,19 @@ def verify(
     )
 
 
-def _checked_text(sentences: Sequence[Sequence[str]], batch_sizes: Sequence[int]) -> tuple[Sentence, ...]:
-    text = tuple(map(tuple, sentences))
+def _checked_text(sentences: Sequence[Sequence[str]]) -> tuple[Sentence, ...]:
+    text = tuple(tuple(tokens_of(sentence)) for sentence in several("sentences", sentences))
+    utf8([word for sentence in text for word in sentence], "surrogatepass")  # all are texts
     if not any(text):
         raise FlashElmoError(f"sentences: expected some with tokens, found {len(text)} without")
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise FlashElmoError(f"batch_sizes: expected numbers from 1 on, found {list(batch_sizes)}")
     return text
+
+
+def _checked_sizes(batch_sizes: Sequence[int]) -> list[int]:
+    sizes = [whole_number("batch_sizes", size, 1) for size in several("batch_sizes", batch_sizes)]
+    if not sizes:
+        raise FlashElmoError("batch_sizes: expected 1 or more, found none")
+    return sizes
 
 
 def _look(path: Path, model: ElmoModel, expected: Metadata | None) -> tuple[Metadata, list[str]]:
