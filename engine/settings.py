@@ -7,7 +7,7 @@ it from the object.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 
@@ -109,7 +109,7 @@ class Settings:
                 raise FlashElmoError(f"{name}: expected a name, found {shown(getattr(self, name))}")
         if not isinstance(self.cuda, CudaSettings):
             raise FlashElmoError(f"cuda: expected CudaSettings, found {shown(self.cuda)}")
-        several = isinstance(self.device, list | tuple | range)
+        several = isinstance(self.device, list | tuple | range | Iterator)
         names: Any = self.device if several else (self.device,)
         names = tuple(device_name("device", name) for name in names)
         object.__setattr__(self, "device", names if several else names[0])

@@ -336,7 +336,10 @@ def test_cuda_never_falls_back(machine: Machine, runtime: Any, caplog: pytest.Lo
         (("cuda:", "auto", "auto"), "device: expected auto, cpu, cuda or cuda:N, found 'cuda:'"),
         (("cuda:-1", "auto", "auto"), "device: expected auto, cpu, cuda or cuda:N, found 'cuda:-1'"),
         ((["cuda:0", "gpu"], "auto", "auto"), "device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
-        (([0, 1], "auto", "auto"), "device: expected auto, cpu, cuda or cuda:N, found 0"),
+        (
+            ([0.5, 1], "auto", "auto"),
+            "device: expected a name as 'cuda:0', a number, -1 for the CPU, or a torch.device, found 0.5",
+        ),
         (([], "auto", "auto"), "device: expected one, or several CUDA devices, found []"),
         (
             (["cuda", "cuda:1"], "auto", "auto"),
