@@ -192,6 +192,15 @@ def is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and capability(device) == (9, 0)
 
 
+def copies_in_bulk(device: torch.device) -> bool:
+    """Whether blocks come to shared memory by a copy engine (TMA), where matrix units read them: sm_90, sm_100, sm_103.
+
+    Not so on sm_120: its matrix instructions take operands from registers, and each bulk copy is compiled to a call of
+    a function of the system (Triton 3.6).
+    """
+    return device.type == "cuda" and capability(device)[0] in (9, 10)
+
+
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Of a CUDA device; asked for at every step, where PyTorch takes microseconds."""

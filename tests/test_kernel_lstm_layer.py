@@ -17,7 +17,7 @@ from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import tolerance
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm import few_rows, hoisted
+from flashelmo.kernels.lstm import few_rows, hoisted, hopper
 from flashelmo.kernels.lstm import run as run_module
 from flashelmo.kernels.lstm.hopper import MULTIPROCESSORS, choose_projection_tile
 from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
@@ -55,7 +55,7 @@ def test_some_variant_serves_any_rows(device: str, kind: str, int8: bool) -> Non
 
 
 @pytest.mark.parametrize("kind", FLOATS)
-@pytest.mark.parametrize("capability", [(9, 0), (8, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0), (10, 0), (10, 3), (12, 0)])
 def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str
 ) -> None:
@@ -67,7 +67,14 @@ def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     expected = ["hoisted" if rows <= 16 else "fused" for rows in (1, 64, 65, 4096)]
     if capability == (9, 0) and kind != "fp32":
         expected = ["few_rows", "few_rows", "warp_specialized", "warp_specialized"]
+    if capability[0] == 10 and kind != "fp32":
+        expected[2:] = ["tma", "tma"]
     assert [choose(run, rows).name for rows in (1, 64, 65, 4096)] == expected
+    by_word = LayerRun.__new__(LayerRun)
+    by_word.__dict__.update(run.__dict__, words=object())
+    hoisted_rows = [rows for rows in (16, 17, 32, 33, 4096) if choose(by_word, rows).name in ("few_rows", "hoisted")]
+    most = {(9, 0): 33, (8, 0): 32, (12, 0): 32}.get(capability, 16) if kind != "fp32" else 4096
+    assert max(hoisted_rows) == most
     many = "int8_specialized" if "few_rows" in expected else "int8"
     assert [choose(in_8_bits, rows).name for rows in (1, 64, 65, 4096)] == ["int8", "int8", many, many]
     object.__setattr__(run.weights, "layouts", {interleave: run.weights.layout(interleave)})  # as at other sizes
@@ -114,12 +121,18 @@ def test_a_triton_without_gluon_has_the_other_variants_and_says_so(missing: str)
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 200, 256, 257, 300, 512, 513, 1024, 4096])
 @pytest.mark.parametrize("shape", [Shape(2, 512, 4096), Shape(2, 256, 2048), Shape(2, 128, 1024)], ids=str)
-def test_splits_that_wait_for_each_other_all_run_at_once(shape: Shape, rows: int) -> None:
-    """Every program of such a launch has a multiprocessor of its own."""
-    tile = choose_projection_tile(rows, shape, torch.device("cpu"))
-    programs = shape.D * -(-rows // tile.rows) * (shape.P // tile.columns) * tile.splits
-    assert shape.C % (tile.splits * tile.k) == 0 and SPLIT_ARRIVALS % tile.splits == 0
-    assert tile.splits == 1 or programs <= MULTIPROCESSORS
+def test_splits_that_wait_for_each_other_all_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, shape: Shape, rows: int
+) -> None:
+    """Every program of such a launch has a multiprocessor of its own, on an sm_100 too."""
+    monkeypatch.setattr(tuning, "capability", lambda device: (10, 0))
+    for device, n in ((torch.device("cpu"), MULTIPROCESSORS), (torch.device("cuda"), 148)):
+        monkeypatch.setattr(hopper, "n_multiprocessors", lambda device: 148)
+        tile = choose_projection_tile(rows, shape, device)
+        programs = shape.D * -(-rows // tile.rows) * (shape.P // tile.columns) * tile.splits
+        assert shape.C % (tile.splits * tile.k) == 0 and SPLIT_ARRIVALS % tile.splits == 0
+        assert tile.splits == 1 or programs <= n
+    assert rows > 128 or tile.columns == 32
 
 
 def test_slabs_are_cut_where_their_input_part_is_large(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

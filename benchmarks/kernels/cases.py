@@ -102,6 +102,12 @@ def at_rows(
     return lstm_step(kernel, way, config, fixed, make, skip=not by_word, by_word=by_word)
 
 
+def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:
+    """The projection of 128 rows on sm_100: that of 64 with half of the splits."""
+    launch = at_rows("hopper_projection", "tma", 64, config, rows, make)
+    return with_tile(lambda: launch, launch.arguments["TILE"]._replace(splits=2))
+
+
 def projection(config: ElmoConfig, rows: int, make: Maker, *, skip: bool = True) -> Launch:
     """The projection after a fused step."""
     return lstm_step("projection", "fused", config, rows, make, skip=skip)
@@ -126,7 +132,7 @@ def shape_of(config: ElmoConfig) -> Shape:
 
 EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
-HOPPER = (90,)
+HOPPER, BULK_COPIES = (90,), (90, 100)  # which the Gluon variants serve, and those by TMA in plain Triton
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
 by_word = partial(hoisted, by_word=True)
 int8_gates, int8_rows = (partial(lstm_step, kernel, "int8") for kernel in ("int8_gates", "int8_rows"))
@@ -135,8 +141,8 @@ tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
-    Kernel("gates hoisted by word", GATES, "CP", by_word, ("bf16", "fp32"), ("tf32",)),
-    Kernel("linear, words", LINEAR, "CP", partial(lstm_step, "linear", "hoisted", by_word=True), ("bf16", "fp32")),
+    Kernel("gates hoisted by word", GATES, "CP", by_word, ("fp32",), ("bf16", "tf32")),
+    Kernel("linear, words", LINEAR, "CP", partial(lstm_step, "linear", "hoisted", by_word=True), few=BF16),
     Kernel("int8 gates", GATES, "CP", int8_gates, INT8),
     Kernel("int8 rows", (), "CP", int8_rows, INT8),
     Kernel("projection", PROJECTION, "CP", projection, EXACT, sizes=True),
@@ -149,14 +155,20 @@ KERNELS = (
             ("few_rows gates, 64 rows", "few_gates", "few_rows", 64),
             ("few_rows projection", "few_projection", "few_rows", 32),
             ("warp_specialized gates", "specialized_gates", "warp_specialized", MANY),
-            ("tma gates", "tma_gates", "tma", MANY),
-            ("Hopper projection, 64 rows", "hopper_projection", "tma", 64),
             ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
-            ("Hopper projection, 512 rows", "hopper_projection", "tma", 512),
-            ("Hopper projection, 1024 rows", "hopper_projection", "tma", 1024),  # and any number, batch-invariant
-            ("Hopper projection, many rows", "hopper_projection", "tma", MANY),
         )
     ),
+    *(
+        Kernel(name, (), "CP", partial(at_rows, kernel, "tma", rows), BF16, ("fp16",), sizes=True, targets=BULK_COPIES)
+        for name, kernel, rows in (
+            ("tma gates", "tma_gates", MANY),
+            ("Hopper projection, 64 rows", "hopper_projection", 64),
+            ("Hopper projection, 512 rows", "hopper_projection", 512),
+            ("Hopper projection, 1024 rows", "hopper_projection", 1024),  # and any number, batch-invariant
+            ("Hopper projection, many rows", "hopper_projection", MANY),
+        )
+    ),
+    Kernel("Hopper projection, 128 rows in two splits", (), "CP", halved_splits, BF16, targets=(100,)),
     *(
         Kernel(
             *(f"few_rows gates by word, {rows} rows", (), "CP"),
@@ -218,7 +230,8 @@ def _sizes(kernel: Kernel) -> Iterator[Case]:
     """A case of many rows for each other size that differs from all before in what the kernel depends on."""
     rows, entries = rows_and_entries(kernel.operations, kind_of("bf16"))[-1]
     seen = {described(ORIGINAL, kernel.letters)}
-    served = [each for each in OTHER_SIZES if kernel.targets != HOPPER or hopper.fits(shape_of(each))]
+    for_some = kernel.targets in (HOPPER, BULK_COPIES)
+    served = [each for each in OTHER_SIZES if not for_some or hopper.fits(shape_of(each))]
     for config in served if kernel.sizes else ():
         if described(config, kernel.letters) not in seen:
             seen.add(described(config, kernel.letters))

@@ -8,7 +8,7 @@ of so many rows in this type on this card, and `launches(run, depths)`, its laun
     hoisted.py           few rows: the input's part of many depths is one product beforehand
     warp_specialized.py  many rows on Hopper, in Gluon: one warp copies, two groups of warps multiply in turn
     few_rows.py          few rows on Hopper, in Gluon: hoisted, weights under way before the launch before has ended
-    tma.py               any rows on Hopper, in plain Triton: what the interpreter runs of the above
+    tma.py               many rows on sm_90 and sm_100, in plain Triton: what the interpreter runs of the above
     int8.py              any rows, gates multiplied as 8-bit integers; a launch before them rounds a depth's rows
     int8_specialized.py  many rows on Hopper, the same by the kernel of `warp_specialized`
     hopper.py            the weights' layout and the projection that those for Hopper share

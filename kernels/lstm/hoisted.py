@@ -20,7 +20,7 @@ from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.lstm.fused import step_launches
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
-from flashelmo.kernels.tuning import ANY
+from flashelmo.kernels.tuning import ANY, copies_in_bulk, is_hopper
 
 SLAB_BYTES = 256 << 20  # of the input's part of a slab, both directions
 
@@ -46,11 +46,13 @@ def most_rows(weights: LstmWeights, *, by_word: bool) -> int:
     By node, a cell's part is written and read again, 2 * 4 gates * itemsize a row, in place of its input weights, 4
     gates * P * itemsize: fewer bytes up to 2 * rows = P. Measured on an H200 it pays up to a quarter of that, 64 rows
     at P = 512: with 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8. By word, the input part is less
-    than that, so that 128 rows pay too; with 256 in bf16 the gates took 56 us hoisted and 41 fused.
+    than that, so that 128 rows pay too; with 256 in bf16 the gates took 56 us hoisted and 41 fused. On sm_100 they do
+    not, as `tma` takes as long for them.
     """
-    if not by_word:
-        return weights.shape.P // 8
-    return ANY if weights.dtype == torch.float32 else weights.shape.P // 4
+    if by_word and weights.dtype == torch.float32:
+        return ANY
+    more = by_word and (is_hopper(weights.device) or not copies_in_bulk(weights.device))
+    return weights.shape.P // (4 if more else 8)
 
 
 def pays_by_word(weights: LstmWeights, options: LaunchOptions, rows: Sequence[int], n_words: int) -> bool:

@@ -1,7 +1,8 @@
 """What the variants for Hopper (sm_90) share: the layout of the weights, tensor descriptors, and the projection.
 
-Their products read blocks that the card's copy engine (TMA) brings to shared memory, which needs rows that lie side by
-side: `cell.store_projected` sees to that. Sizes must fill the blocks; others are the portable variants' business.
+Those in plain Triton, and so this projection, serve sm_100 too. Their products read blocks that the card's copy engine
+(TMA) brings to shared memory, which needs rows that lie side by side: `cell.store_projected` sees to that. Sizes must
+fill the blocks; others are the portable variants' business.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from flashelmo.kernels.lstm.cell import (
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, is_hopper
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, copies_in_bulk, is_hopper
 
+HALVES = torch.float16, torch.bfloat16
 CELLS = 32  # of a block of 128 gates
 K = 64  # of a block of a product: 128 bytes, the widest row that the copy engine swizzles
 MAX_POLLS = tl.constexpr(1 << 24)  # of a wait: seconds, where a step takes microseconds
@@ -78,7 +80,7 @@ def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None
     """The weights of a layer with projection; None where no variant for Hopper serves them."""
     D, P, C = weights.shape
     device = torch.device(format.device)
-    if format.int8 or not fits(weights.shape) or (device.type == "cuda" and not is_served(format.dtype, device)):
+    if format.int8 or not fits(weights.shape) or (device.type == "cuda" and not has_bulk_copies(format.dtype, device)):
         return None
     assert weights.projection is not None
     both = torch.cat([weights.input, weights.recurrent], dim=2).to(device)  # [D, 4, 2P, C]
@@ -118,8 +120,13 @@ def gate_rows(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def is_served(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the variants for Hopper serve a type on a device."""
-    return is_hopper(device) and dtype in (torch.float16, torch.bfloat16)
+    """Whether the variants for Hopper in Gluon serve a type on a device."""
+    return is_hopper(device) and dtype in HALVES
+
+
+def has_bulk_copies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether those in plain Triton do."""
+    return copies_in_bulk(device) and dtype in HALVES
 
 
 def has_layout(run: LayerRun) -> bool:
@@ -136,7 +143,7 @@ def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Til
     """How the projection of so many rows is cut: its splits wait for each other, so that all programs run at once."""
     D, P, _ = shape
     programs = n_programs(device)
-    if rows <= 64:
+    if rows <= (128 if device.type == "cuda" and not is_hopper(device) else 64):  # on sm_100 the next one spills
         tile = Tile(64, 32, 128, 4, 5, splits=4)
     elif rows <= 128:
         tile = Tile(64, 64, 128, 4, 6, splits=4)

@@ -1,7 +1,7 @@
-"""Fused steps on Hopper in plain Triton: as `fused`, but blocks come by the copy engine, and nothing is gathered but c.
+"""Fused steps in plain Triton: as `fused`, but blocks come by the copy engine (TMA), and nothing is gathered but c.
 
 The rung between the portable kernels, which it shares its mathematics with, and `warp_specialized`, whose layout of the
-weights it reads: Triton's interpreter runs it. It serves where Triton has no Gluon.
+weights it reads: Triton's interpreter runs it. It serves many rows on sm_100, and on sm_90 where Triton has no Gluon.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
-from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection, rows_of
+from flashelmo.kernels.lstm.hopper import has_bulk_copies, has_layout, hopper_layout, projection, rows_of
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.product import zeros
 from flashelmo.kernels.tuning import Tile
 
 TILE = Tile(128, 32, 64, 8, 3)
+LEAST_ROWS = 65  # fewer are hoisted: 23 us for 64 rows, where a fused step of portable kernels takes 32
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Any number of rows, on Hopper."""
-    return has_layout(run) and is_served(run.weights.dtype, run.weights.device)
+    """Many rows, where there are bulk copies; any, where their number may not choose."""
+    many = rows >= LEAST_ROWS or run.options.batch_invariant
+    return many and has_layout(run) and has_bulk_copies(run.weights.dtype, run.weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
