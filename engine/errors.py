@@ -11,7 +11,7 @@ class FlashElmoError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        text = _cut(" ".join(str(message).splitlines()))  # names of files may have several lines
+        text = _cut(str(message))
         if not text.isprintable():
             text = _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
         super().__init__(text)

@@ -169,7 +169,7 @@ KERNELS = (
             ("Hopper projection, many rows", "hopper_projection", MANY),
         )
     ),
-    Kernel("Hopper projection, 128 rows, sm_100", (), "CP", halved_splits, BF16, targets=(100,)),
+    Kernel("Hopper projection, 128 rows in two splits", (), "CP", halved_splits, BF16, targets=(100,)),
     *(
         Kernel(
             *(f"few_rows gates by word, {rows} rows", (), "CP"),
