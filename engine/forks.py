@@ -28,7 +28,7 @@ class InEachProcess(Generic[Value]):
     def __call__(self) -> Value:
         """The value of this process."""
         if not self._values:
-            with _making:  # one for all threads
+            with _making:  # one for all threads; what is made may ask for another value
                 self._values = self._values or [self._make()]
         return self._values[0]
 
@@ -39,13 +39,13 @@ class InEachProcess(Generic[Value]):
         self._values = []
 
 
-_making = threading.Lock()
+_making = threading.RLock()
 _in_this_process: WeakSet[InEachProcess[Any]] = WeakSet()
 
 
 def _renew_all() -> None:
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
     for each in list(_in_this_process):
         each.renew()
 

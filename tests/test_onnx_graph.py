@@ -403,9 +403,11 @@ def test_external_data_replace_those_that_lie_there(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_openvino_reads_the_file(name: str, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
+    from flashelmo.engine.cpu.openvino import core
+
     file = File(MODELS[name], tmp_path / "model.onnx")
-    compiled = openvino.Core().compile_model(file.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(file.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     inputs = file.inputs(SENTENCES, columns=1)
     expected, found = file.run(inputs), compiled(inputs)
     assert (
@@ -416,13 +418,13 @@ def test_openvino_reads_the_file(name: str, tmp_path: Path) -> None:
 
 
 def test_openvino_in_bf16(tmp_path: Path, text: list[list[str]]) -> None:
-    openvino = pytest.importorskip("openvino")
-    from flashelmo.engine.cpu.openvino import has_bf16
+    pytest.importorskip("openvino")
+    from flashelmo.engine.cpu.openvino import core, has_bf16
 
     if not has_bf16():
         pytest.skip("this processor has no bfloat16 products")
     file = File(published_size("small", seed=0), tmp_path / "model.onnx")
-    compiled = openvino.Core().compile_model(file.path, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    compiled = core().compile_model(file.path, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     inputs = file.inputs(text[:4])
     expected, found = file.run(inputs), compiled(inputs)
     for name in file.outputs[:-1]:

@@ -96,10 +96,9 @@ def session_options(threads: int | None, parallel: bool) -> Any:
 def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int | None) -> Way:
     """An exported float32 file in OpenVINO, which may compute in bfloat16."""
     try:
-        import openvino
+        from flashelmo.engine.cpu.openvino import core, has_bf16
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", "the exported file in OpenVINO") from error
-    from flashelmo.engine.cpu.openvino import has_bf16
 
     if precision == "bf16" and not has_bf16():
         raise FlashElmoError("this processor has no bfloat16 products (AVX-512 BF16 or AMX)")
@@ -109,9 +108,8 @@ def openvino_file(path: Path, metadata: Metadata, precision: str, threads: int |
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
-    core = openvino.Core()
     try:
-        request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
+        request = core().compile_model(core().read_model(str(path)), "CPU", settings).create_infer_request()
     except RuntimeError as error:
         raise FlashElmoError(f"OpenVINO cannot run the file: {first_line(error)}") from error
     speller = Speller(metadata.config, metadata.lexicon)

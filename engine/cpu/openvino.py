@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,9 +49,24 @@ except ImportError as error:
 ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones run slowly
 
 
+def core() -> Any:
+    """OpenVINO's core, one for all and never freed.
+
+    With AMX, a core's plugin gives the thread that makes it another stack for signals, and puts the one before back
+    when it is freed. Of two cores the later one would put back the earlier one's stack, which may be gone by then: the
+    next signal, Ctrl-C among them, would end the process by a segmentation fault.
+    """
+    return _core()()
+
+
+@cache
+def _core() -> InEachProcess[Any]:
+    return InEachProcess(openvino.Core)
+
+
 def has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor (AVX-512 BF16, AMX)."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoRuntime:
@@ -113,17 +128,17 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
-        core = openvino.Core()
+        ours = core()
 
         def piece(graph: Graph) -> Any:
-            model = core.read_model(graph.to_model(tensors, embed=True).SerializeToString())
-            return core.compile_model(model, "CPU", settings).create_infer_request()
+            model = ours.read_model(graph.to_model(tensors, embed=True).SerializeToString())
+            return ours.compile_model(model, "CPU", settings).create_infer_request()
 
         def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
             layers = range(config.n_layers)
             return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
 
-        return cls(core, piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
+        return cls(ours, piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
 
 
 def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
