@@ -1,0 +1,66 @@
+"""Plain lines: a record each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashelmo.engine.bulk.parts import RecordErrors, Records
+from flashelmo.engine.bulk.text_reader import RawRecords, check_kind, line_ends
+from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenize
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.lines import Int64, check_utf8
+
+
+@dataclass(frozen=True)
+class PlainLines:
+    """See `TextFormat`."""
+
+    tokenizer: Tokenizer
+    errors: RecordErrors
+    blank_records = True
+
+    def begin(self, head: bytes, name: str) -> int:
+        """See `TextFormat`."""
+        check_kind(head, name, "a sentence a line")
+        return 0
+
+    def cut(self, data: bytes) -> Int64:
+        """See `TextFormat`."""
+        return line_ends(data)
+
+    def decode(self, raw: RawRecords) -> Records:
+        """See `TextFormat`."""
+        numbers = np.arange(len(raw.ends), dtype=np.int64) + raw.place.record
+        skipped: list[str] = []
+        data = raw.data if raw.data.endswith(b"\n") else raw.data + b"\n"
+        if self.errors == "skip" and not _is_utf8(data):
+            kept, lines, skipped = _readable(raw)
+            numbers, data = numbers[kept], b"".join(lines)
+        text = check_utf8(data, "replace" if self.errors == "replace" else "strict", raw.name, raw.place.line - 1)
+        tokens, offsets = tokenize(text, self.tokenizer)
+        texts = [line.strip() for line in text.decode().split("\n")[:-1]]
+        return Records(numbers, None, tokens, offsets, texts, skipped)
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _readable(raw: RawRecords) -> tuple[list[int], list[bytes], list[str]]:
+    """Of lines of which some are no UTF-8: which are, their bytes, and what is said of the others."""
+    kept, lines, skipped, line = [], [], [], raw.place.line - 1
+    for b, (start, end) in enumerate(zip([0, *raw.ends], raw.ends, strict=False)):
+        try:
+            lines.append(check_utf8(raw.data[start:end].removesuffix(b"\n") + b"\n", "strict", raw.name, line + b))
+            kept.append(b)
+        except FlashElmoError as error:
+            skipped.append(str(error))
+    return kept, lines, skipped

@@ -1,0 +1,267 @@
+"""Records that follow each other as text: cut out of it whole, decoded later, read from any place on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, NamedTuple, Protocol
+
+import numpy as np
+
+from flashelmo.engine.bulk.parts import Part, Place, Records
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.lines import NEWLINE, Int64, without_mark
+from flashelmo.engine.text.tables import binary_kind_of, kind_of
+
+CHUNK_BYTES = 1 << 20
+HEAD_BYTES = 1 << 16  # that tell what a file holds
+MAX_RECORD_BYTES = 1 << 28  # a quote that is never closed takes all that follows into its record
+MAX_PART_BYTES = (1 << 31) - 1  # Arrow's strings count their bytes in 31 bits
+READ_BY = {  # what a file holds: how it is read
+    "FASTA": "format fasta reads it",
+    "CoNLL-U": "format conllu reads it",
+    "JSON lines": "format jsonl reads them",
+    "tokens with tags": "format tags reads them",
+    "a table": "format csv or tsv reads a column of it",
+    "Parquet": "format parquet reads a column of it",
+    "gzip": "a name that ends in .gz is decompressed",
+    "Zstandard": "a name that ends in .zst is decompressed",
+}
+
+
+@dataclass(frozen=True)
+class RawRecords:
+    """Whole records.
+
+    Attributes:
+        name: of the input.
+        place: where `data` begins.
+        data: their bytes.
+        ends: [B] where each ends in `data`, the last one at its end.
+    """
+
+    name: str
+    place: Place
+    data: bytes
+    ends: Int64
+
+    def where(self, position: int) -> str:
+        """The input's name, the line and the byte in it of a position in `data`, both counted from 1."""
+        line = self.place.line + self.data.count(b"\n", 0, position)
+        byte = position - self.data.rfind(b"\n", 0, position)
+        return f"{self.name}: line {line}, byte {byte}"
+
+
+class TextFormat(Protocol):
+    """How records stand in a text.
+
+    Attributes:
+        blank_records: whether white space behind the last record is one more.
+    """
+
+    blank_records: bool
+
+    def begin(self, head: bytes, name: str) -> int:
+        """Look at the first bytes of the text; how many of them stand before the first record.
+
+        Raises:
+            FlashElmoError: they are plainly of another format.
+        """
+
+    def cut(self, data: bytes) -> Int64:
+        """Where each record ends that is whole whatever follows; a last one without an end is none."""
+
+    def decode(self, raw: RawRecords) -> Records:
+        """The records."""
+
+
+class _Block(NamedTuple):
+    """Whole records, where each of them ends, and how many of them were taken."""
+
+    data: bytes
+    ends: Int64
+    n_taken: int = 0
+
+    def part(self, n: int) -> _Block:
+        """So many of the next records, or all that are left, by themselves."""
+        start, ends = self.start, self.ends[self.n_taken : self.n_taken + n]
+        return _Block(self.data[start : ends[-1]], ends - start)
+
+    @property
+    def start(self) -> int:
+        """Where the next record begins."""
+        return int(self.ends[self.n_taken - 1]) if self.n_taken else 0
+
+
+class TextReader:
+    """Reads records of a text.
+
+    Args:
+        name: of the input, for messages.
+        open_text: opens the text, decompressed, at its beginning.
+        text_format: how records stand in it.
+    """
+
+    def __init__(self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat) -> None:
+        self._file: IO[bytes] | None = None
+        self.name = name
+        self._open_text = open_text
+        self._format = text_format
+        self._prefix = b""  # what stands before the first record
+        self._place = Place()
+        self._blocks: deque[_Block] = deque()  # behind the place
+        self._rest = b""  # behind the blocks, not cut yet
+        self._at_end = False  # of the file
+
+    def take(self, n: int) -> Part | None:
+        """See `Reader`."""
+        if n < 1:
+            raise FlashElmoError(f"records: expected one or more to take, found {n}")
+        place = self._place
+        try:
+            if self._file is None:
+                self._begin()
+                self._go(place)
+            blocks = self._take(n)
+        except BaseException:
+            self.close()  # what was read of it is lost; it is read again
+            self._place = place
+            raise
+        return self._part(blocks) if blocks else None
+
+    def seek(self, place: Place) -> None:
+        """See `Reader`."""
+        try:
+            if self._file is not None and place != self._place:
+                self._go(place)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._place = place
+
+    def close(self) -> None:
+        """See `Reader`."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _take(self, n: int) -> list[_Block]:
+        blocks: list[_Block] = []
+        while n and self._fill():
+            if not self._blocks:  # the next record is longer than may be
+                line = self._part(blocks).end.line if blocks else self._place.line
+                expected = f"expected records of at most {MAX_RECORD_BYTES} bytes, found a longer one"
+                raise FlashElmoError(f"{self.name}: line {line}, byte 1: {expected}")
+            block = self._blocks[0]
+            blocks.append(block.part(n))
+            n_taken = block.n_taken + len(blocks[-1].ends)
+            n -= len(blocks[-1].ends)
+            if n_taken == len(block.ends):
+                self._blocks.popleft()
+            else:
+                self._blocks[0] = block._replace(n_taken=n_taken)
+        return blocks
+
+    def _begin(self) -> None:
+        """Open the text and look at its head."""
+        self._file, self._blocks, self._at_end, self._place = self._open_text(), deque(), False, Place()
+        head = b""
+        while len(head) < HEAD_BYTES and (chunk := self._read(HEAD_BYTES - len(head))):
+            head += chunk
+        if (kind := binary_kind_of(head)) is not None:
+            raise FlashElmoError(f"{self.name}: expected text, found {kind}; {READ_BY.get(kind, 'it is not read')}")
+        text = without_mark(head, self.name)
+        n_before = len(head) - len(text) + self._format.begin(text, self.name)
+        self._prefix, self._rest = head[:n_before], head[n_before:]
+
+    def _go(self, place: Place) -> None:
+        """From the place on to another: by the file's own means where it has them, else by reading."""
+        assert self._file is not None
+        here, there = (max(byte, len(self._prefix)) for byte in (self._place.byte, place.byte))
+        if here != there and self._file.seekable():
+            self._file.seek(there)
+            self._blocks, self._rest, self._at_end = deque(), b"", False
+        elif there < here:
+            self.close()
+            self._begin()
+            self._skip(there - len(self._prefix))
+        else:
+            self._skip(there - here)
+        self._place = place
+
+    def _skip(self, n_bytes: int) -> None:
+        self._rest = b"".join([*(block.data[block.start :] for block in self._blocks), self._rest])
+        self._blocks.clear()
+        while n_bytes > len(self._rest):
+            n_bytes -= len(self._rest)
+            self._rest = self._read(CHUNK_BYTES)
+            if not self._rest:
+                return
+        self._rest = self._rest[n_bytes:]
+
+    def _fill(self) -> bool:
+        """Whether there are records; a block of them is cut out of what follows, unless the first one is too long."""
+        while not self._blocks and not self._at_end and len(self._rest) <= MAX_RECORD_BYTES:
+            chunk = self._read(max(CHUNK_BYTES, len(self._rest)))  # a long record is not looked at again and again
+            data, self._at_end = self._rest + chunk, not chunk
+            ends = self._format.cut(data)
+            n_whole = int(ends[-1]) if len(ends) else 0
+            tail = data[n_whole:]
+            if self._at_end and (tail if self._format.blank_records else tail.strip()):
+                ends, n_whole = np.append(ends, len(data)), len(data)
+            if len(ends):
+                self._blocks.append(_Block(data[:n_whole], ends))
+            self._rest = data[n_whole:]
+        return bool(self._blocks) or len(self._rest) > MAX_RECORD_BYTES
+
+    def _read(self, n_bytes: int) -> bytes:
+        assert self._file is not None
+        try:
+            return self._file.read(n_bytes)
+        except (OSError, EOFError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise FlashElmoError(f"{self.name}: expected a file compressed as its name says, found: {error}") from None
+
+    def _part(self, blocks: list[_Block]) -> Part:
+        begin = self._place
+        before = self._prefix if begin.byte == 0 else b""
+        starts = np.cumsum([0, *(len(block.data) for block in blocks)])
+        ends = np.concatenate([block.ends + start for block, start in zip(blocks, starts, strict=False)])
+        data = b"".join(block.data for block in blocks)
+        inner = _behind(begin, 0, before)
+        self._place = _behind(inner, len(ends), data)
+        decode = partial(_decode, self._format, RawRecords(self.name, inner, data, ends))
+        return Part(begin, self._place, len(ends), before + data, decode)
+
+
+def _decode(text_format: TextFormat, raw: RawRecords) -> Records:
+    if len(raw.data) > MAX_PART_BYTES:
+        expected = (
+            f"expected less than 2 GiB of records at a time, found {len(raw.data)} bytes in {len(raw.ends)} records"
+        )
+        raise FlashElmoError(f"{raw.name}: line {raw.place.line}: {expected}; take fewer")
+    return text_format.decode(raw)
+
+
+def line_ends(data: bytes) -> Int64:
+    r"""Behind each \n."""
+    return (np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1).astype(np.int64)
+
+
+def check_kind(head: bytes, name: str, *allowed: str) -> None:
+    """Raise FlashElmoError where the first bytes are plainly of another kind than the first one that is allowed."""
+    head = head[: head.rfind(b"\n") + 1] or head
+    kind = kind_of(head)
+    if kind is not None and kind not in allowed:
+        raise FlashElmoError(f"{name}: expected {allowed[0]}, found {kind}; {READ_BY[kind]}")
+
+
+def _behind(place: Place, n_records: int, data: bytes) -> Place:
+    return Place(place.record + n_records, place.line + data.count(b"\n"), place.byte + len(data))
