@@ -233,7 +233,7 @@ def test_what_is_recorded_is_what_runs_and_is_compiled_elsewhere(
     assert all(tensor.device.type == "meta" for each in launches["steps"] for tensor in each.tensors.values())
     names, steps = {part: names_of(each) for part, each in launches.items()}, {"roots", "gates", "projection", "linear"}
     assert names["steps"] == steps | {"int8_rows", "int8_gates"}
-    others = {"char_cnn_embed", "char_cnn", "highway", "gather_words", "tokens", "sentences"}
+    others = {"carry", "char_cnn_embed", "char_cnn", "highway", "gather_words", "tokens", "sentences"}
     assert names["correctness"] == names["steps"] | others
     ran: list[Launch] = []
     run = Launch.run

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from flashelmo.benchmarks.kernels import problems
-from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
+from flashelmo.benchmarks.kernels.lstm import WAYS, LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.model import D, kind_of
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
@@ -102,7 +102,8 @@ def lstm_step(
     if by_word:
         count = torch.empty(1, dtype=torch.int32, device=make.device)
         run = replace(run, words=Words.of(run.weights, run.tensors.x, run.nodes.parents, count))
-    return next(launch for launch in problem.steps(run, way) if kernel_name(launch) == f"{kernel}_kernel")
+    launches = WAYS[way].launches(run, range(1, problem.nodes.n_depths + 1))
+    return next(launch for launch in launches if kernel_name(launch) == f"{kernel}_kernel")
 
 
 def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:
