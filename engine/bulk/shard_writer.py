@@ -149,7 +149,7 @@ class _Parquet:
         self._blocks: list[Array] = []
         self._n_rows = 0  # in the blocks
         self._file = NewFile(folder / f"{shard_name(shard.number)}.parquet")
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: Any = None
 
     def begin(self) -> None:
         """See `_Values`."""
