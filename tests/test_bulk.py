@@ -198,7 +198,7 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
     def changed(content: bytes) -> bytes:
         return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
 
-    damages = [
+    damages: list[tuple[dict[str, bytes | None], str]] = [
         ({data: changed(before[data])}, f"{data}: expected sha256"),
         ({data: before[data][:-1]}, f"{data}: expected {len(before[data])} bytes, found {len(before[data]) - 1}"),
         ({data: None}, f"{data}: expected a file, found none"),
@@ -469,7 +469,8 @@ def test_a_stage_calls_in_order_and_holds_no_more_than_it_may() -> None:
     assert done == list(range(20)) and stage.busy >= 0 and len(stage) == 0
     stage.add(lambda: done.append(1 // 0))
     with pytest.raises(ZeroDivisionError):
-        stage.add(lambda: done.append(-1)), stage.finish()
+        stage.add(lambda: done.append(-1))
+        stage.finish()
     stage.stop()
     assert done == list(range(20))
 
