@@ -319,7 +319,7 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
         run()
     assert run(output=Output("top"), overwrite=True).shards == 5
     assert (out / "notes.txt").read_text() == "precious" and open_embeddings(out)[0].shape == (3, 8)
-    for options, message in [
+    bad: list[tuple[dict[str, Any], str]] = [
         ({"resume": True, "overwrite": True}, "resume, overwrite: expected one of them"),
         ({"overwrite": True, "num_shards": 2}, "overwrite: expected no job of an array"),
         ({"num_shards": 2, "shard_id": 2}, "shard_id: expected 0 to 1, found 2"),
@@ -329,9 +329,10 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
         ({"name": "absent/out"}, "absent/out: there is no folder"),
         ({"output": Output(3)}, "layers: expected a layer from 0 to 2, found 3"),
         ({"embedder": ElmoEmbedder(MODELS["skip"], device="cpu", stateful=True)}, "stateful: expected an embedder"),
-    ]:
+    ]
+    for arguments, message in bad:
         with pytest.raises(FlashElmoError, match=message):
-            run(**options)
+            run(**arguments)
 
 
 def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:

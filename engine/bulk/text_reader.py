@@ -17,6 +17,7 @@ from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16  # that tell what a file holds
+MAX_RECORD_BYTES = 1 << 28  # a quote that is never closed takes all that follows into its record
 READ_BY = {  # what a file holds: how it is read
     "FASTA": "format fasta reads it",
     "CoNLL-U": "format conllu reads it",
@@ -188,7 +189,16 @@ class TextReader:
             if len(ends):
                 self._blocks.append(_Block(data[:n_whole], ends))
             self._rest = data[n_whole:]
+            if len(self._rest) > MAX_RECORD_BYTES:
+                self._refuse_rest()
         return bool(self._blocks)
+
+    def _refuse_rest(self) -> None:
+        place = self._place
+        for block in self._blocks:
+            place = _behind(place, len(block.ends), block.data)
+        expected = f"expected records of at most {MAX_RECORD_BYTES} bytes, found a longer one"
+        raise FlashElmoError(f"{self.name}: line {place.line}, byte 1: {expected}")
 
     def _read(self, n_bytes: int) -> bytes:
         assert self._file is not None
