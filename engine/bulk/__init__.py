@@ -10,4 +10,15 @@ delimited.py    CSV and TSV
 fasta.py        proteins
 parquet.py      a column of a Parquet file
 tokenizers.py   raw text to tokens
+
+run.py          `embed_corpus`: an input into a folder of shards
+source.py       the shards that a job has still to write, cut out of its input
+attempt.py      reading, computing and writing beside each other
+stages.py       calls in the background, one after the other
+shards.py       what a shard is
+shard_writer.py writes one, whole or not at all
+folder.py       what a folder was begun with, what of it is whole; `verify`
+locks.py        who may write to it
+report.py       what a run did
+embeddings.py   `open_embeddings`: vectors read back
 """

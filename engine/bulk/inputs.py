@@ -31,6 +31,12 @@ class Input:
         self.suffix = suffixes[-1] if suffixes else ""  # without that of a compression
         self._open = _opener(source)
 
+    @property
+    def n_bytes(self) -> int | None:
+        """How many there are, decompressed; None where only reading tells."""
+        path = Path(self.name).expanduser()
+        return path.stat().st_size if self._compression is None and path.is_file() else None
+
     def open(self) -> IO[bytes]:
         """The bytes from the beginning, decompressed; seekable where that costs nothing.
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -107,6 +107,8 @@ class TextReader:
     def __init__(self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat) -> None:
         self._file: IO[bytes] | None = None
         self.name = name
+        self.options: dict[str, Any] = {}
+        self.n_bytes: int | None = None
         self._open_text = open_text
         self._format = text_format
         self._prefix = b""  # what stands before the first record

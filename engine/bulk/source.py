@@ -1,0 +1,129 @@
+"""The shards that a job has still to write, cut out of its input."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flashelmo.engine.bulk.folder import Meta
+from flashelmo.engine.bulk.parts import Part, Place, Reader, Records
+from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+
+# What the default number of records in a shard is made for: its bytes, and its tokens, which are read at once.
+SHARD_BYTES, SHARD_TOKENS = 1 << 30, 1 << 22
+FEWEST_RECORDS, MOST_RECORDS = 1 << 6, 1 << 16
+SAMPLE_RECORDS, TOKENS_A_RECORD = 256, 25  # records that are looked at, and what they have where none can be
+END_BYTES = 1 << 20  # of either end of an input, which tell it from others
+
+
+def default_shard_records(reader: Reader, rows: Rows) -> int:
+    """Records of a shard of about 1 GiB and at most some million tokens, a power of two, judged by the first records.
+
+    Standard input cannot be read again: its records are taken for sentences.
+
+    Raises:
+        FlashElmoError: the first records cannot be read.
+    """
+    n_tokens = float(TOKENS_A_RECORD)
+    if reader.name != "-" and (part := reader.take(SAMPLE_RECORDS)) is not None:
+        reader.seek(part.begin)
+        offsets = part.records().offsets
+        n_tokens = max(1.0, float(offsets[-1] - offsets[0]) / max(1, len(offsets) - 1))
+    n_records = min(SHARD_BYTES / (rows.n_bytes * (1 if rows.pooled else n_tokens)), SHARD_TOKENS / n_tokens)
+    return min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << max(0, round(math.log2(max(1.0, n_records))))))
+
+
+def describe_input(reader: Reader) -> dict[str, Any]:
+    """What tells an input from another: how it is read, and of a file its name, size, first and last bytes."""
+    described: dict[str, Any] = {"name": os.path.basename(reader.name), **reader.options}
+    path = Path(reader.name).expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            described["bytes"] = size = path.stat().st_size
+            described["sha256_of_first_mib"] = hashlib.sha256(file.read(END_BYTES)).hexdigest()
+            file.seek(max(0, size - END_BYTES))
+            described["sha256_of_last_mib"] = hashlib.sha256(file.read(END_BYTES)).hexdigest()
+    return described
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is written where, and which shards are this run's."""
+
+    folder: Path
+    output: Output
+    rows: Rows
+    format: ShardFormat
+    keep_tokens: bool
+    num_shards: int
+    shard_id: int
+    shard_records: int
+
+    def has(self, number: int) -> bool:
+        """Whether a shard is this run's."""
+        return number % self.num_shards == self.shard_id
+
+
+class Source:
+    """This job's shards that are not finished, in order.
+
+    Args:
+        reader, job: what is read, and for whom.
+        kept: entries of the shards that are finished, by their number; their records are compared and passed over.
+    """
+
+    def __init__(self, reader: Reader, job: Job, kept: dict[int, Meta]) -> None:
+        self._reader, self._job, self._kept = reader, job, kept
+        self._part: Part | None = None  # that comes next, once it is read
+        self._place = Place()  # where it begins
+        self._at_end = False
+
+    @property
+    def number(self) -> int:
+        """Of the shard that comes next."""
+        return self._place.record // self._job.shard_records
+
+    def shards(self) -> Iterator[Shard]:
+        """From where the last call left off: it may be called again after an error."""
+        while not self._at_end:
+            part = self._part = self._part or self._take(self._place) or Part(self._place, self._place, 0, b"", _empty)
+            following = self._take(part.end) if part.n_records == self._job.shard_records else None
+            number, last = self.number, following is None
+            shard = None
+            if number in self._kept:
+                self._check_kept(part, last, self._kept[number])
+            elif self._job.has(number):
+                shard = Shard.of(number, part, last)
+            self._part, self._place, self._at_end = following, part.end, last
+            if shard is not None:
+                yield shard
+            del part, following, shard
+
+    def _take(self, place: Place) -> Part | None:
+        """The records of a shard, which begin at a place."""
+        self._reader.seek(place)
+        return self._reader.take(self._job.shard_records)
+
+    def _check_kept(self, part: Part, last: bool, meta: Meta) -> None:
+        """Raise FlashElmoError where the input is not the one of which a shard was made."""
+        found = (part.sha256, asdict(part.end), last)
+        if found != (meta["input_sha256"], meta["end"], meta["last"]):
+            records = f"records {part.begin.record} to {part.end.record - 1}"
+            raise FlashElmoError(
+                f"{self._reader.name}: {records}: expected those that shard {meta['shard']} was made of, found others; "
+                "the input has changed: --overwrite begins anew"
+            )
+
+
+def _empty() -> Records:
+    return Records(np.zeros(0, np.int64), None, pa.array([], pa.string()), np.zeros(1, np.int64))
