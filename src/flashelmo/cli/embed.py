@@ -43,7 +43,7 @@ def embed(
         str | None, typer.Option(metavar="W0,W1,W2", help="Keep the layers' sum, each times its coefficient.")
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
-    pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="mean|max", help="One vector a sentence.")] = None,
     precision: Annotated[
         str, typer.Option(metavar="|".join(["auto", *PRECISIONS]), help="Of the computation.")
     ] = "auto",
