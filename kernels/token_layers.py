@@ -48,8 +48,9 @@ WARPS = 4
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: beyond it are infinity and, by its order, NaN
 
 LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
-# Means and maxima. With few sentences a program has fewer columns, so that a long sentence is the work of many, and more stages,
-# as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their ids.
+# Means and maxima. With few sentences a program has fewer columns, so that a long sentence is the work of many, and
+# more stages, as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their
+# ids.
 MANY_MEANS = Tile(rows=LANES, columns=128, k=1, warps=2, stages=4)
 FEW_MEANS = Tile(rows=LANES, columns=32, k=1, warps=1, stages=8)
 MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large card

@@ -31,6 +31,11 @@ class Input:
         self.suffix = suffixes[-1] if suffixes else ""  # without that of a compression
         self._open = _opener(source)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is of this machine and not compressed."""
+        return self._compression is None and not ADDRESS.match(self.name)
+
     def open(self) -> IO[bytes]:
         """The bytes from the beginning, decompressed; seekable where that costs nothing.
 

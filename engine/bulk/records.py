@@ -15,7 +15,7 @@ from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
-__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "open_reader"]
+__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "is_plain_text", "open_reader"]
 
 FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
 SUFFIXES = {  # that mean another format than lines
@@ -78,6 +78,11 @@ def open_reader(
     if kind == "parquet":
         return ParquetReader(given.name, given.open, field, id_field, split, errors)
     return TextReader(given.name, given.open, _text_format(kind, field, id_field, split, errors))
+
+
+def is_plain_text(source: str | Path, format: str | None = None) -> bool:
+    """Whether an input is lines in a file of this machine, or on standard input, as they are."""
+    return (format or SUFFIXES.get(Input(source).suffix, "lines")) == "lines" and Input(source).is_plain
 
 
 def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:

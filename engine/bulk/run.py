@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from flashelmo.engine.bulk.source import Job, Source, default_shard_records, des
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.sinks.files import check_space
 
 logger = logging.getLogger("flashelmo")
 
@@ -167,12 +167,7 @@ class _Run:
     def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
         """The shards, once it is clear that the disk will hold them."""
         for shard in shards:
-            needed = self._bytes_needed(shard)
-            free = shutil.disk_usage(self._job.folder).free
-            if needed > free:
-                sizes = f"expected about {needed / 1e9:,.2f} GB of free disk, found {free / 1e9:,.2f} GB"
-                advice = "--layers top, --dtype float16 and --pool mean take less"
-                raise FlashElmoError(f"{self._job.folder}: {sizes}; {advice}")
+            check_space(self._job.folder, self._bytes_needed(shard))
             yield shard
             break
         yield from shards
