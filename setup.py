@@ -29,6 +29,7 @@ CPU = ["onnxruntime>=1.20"]
 OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
+BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
@@ -71,7 +72,9 @@ setup(
         "export": [*CPU, *TORCH],
         "openvino": OPENVINO,
         "torch": TORCH,
+        "bulk": BULK,
+        "spacy": ["spacy>=3.7"],
         "bench": BENCH,
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
     },
 )

@@ -149,11 +149,11 @@ def check_disk(
 
     Args:
         n_tokens, n_sentences, n_bytes: of the text's beginning, of which the whole has `total_bytes`; None where nobody
-            knows, and the beginning alone is judged.
+            knows; then, or where its own bytes are not known, the beginning alone is judged.
     """
     n_rows = n_tokens + 2 * n_sentences * bool(embedder.settings.keep_sentence_boundaries)
     needed = sink.n_bytes(embedder.config.n_layers + 1, embedder.config.output_size, n_rows, n_sentences)
-    check_space(sink.path, needed * max(1.0, (total_bytes or 0.0) / max(1.0, n_bytes)))
+    check_space(sink.path, needed * max(1.0, (total_bytes or 0.0) / n_bytes if n_bytes else 1.0))
 
 
 def _check_disk(embedder: Embedder, sink: Sink, total_bytes: float | None, window: Window) -> None:

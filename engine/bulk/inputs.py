@@ -36,6 +36,12 @@ class Input:
         """Whether it is of this machine and not compressed."""
         return self._compression is None and not ADDRESS.match(self.name)
 
+    @property
+    def n_bytes(self) -> int | None:
+        """How many there are, decompressed; None where only reading tells."""
+        path = Path(self.name).expanduser()
+        return path.stat().st_size if self._compression is None and path.is_file() else None
+
     def open(self) -> IO[bytes]:
         """The bytes from the beginning, decompressed; seekable where that costs nothing.
 

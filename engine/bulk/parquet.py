@@ -46,6 +46,8 @@ class ParquetReader:
         self._source: IO[bytes] | None = None
         self._file: Any = None
         self.name = name
+        self.options: dict[str, Any] = {}
+        self.n_bytes: int | None = None
         self._open_file = open_file
         self._fields = [field] if id_field is None else [field, id_field]
         self._decode = partial(_decode, name=name, tokenizer=tokenizer, errors=errors)

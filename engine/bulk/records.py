@@ -75,9 +75,14 @@ def open_reader(
         raise FlashElmoError(f"tokenizer: expected none with format {kind}, which has tokens, found {tokenizer!r}")
     split = tokenizer_of(tokenizer)
     field = field or DEFAULT_FIELD
+    reader: Reader
     if kind == "parquet":
-        return ParquetReader(given.name, given.open, field, id_field, split, errors)
-    return TextReader(given.name, given.open, _text_format(kind, field, id_field, split, errors))
+        reader = ParquetReader(given.name, given.open, field, id_field, split, errors)
+    else:
+        reader = TextReader(given.name, given.open, _text_format(kind, field, id_field, split, errors))
+        reader.n_bytes = given.n_bytes
+    reader.options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
+    return reader
 
 
 def is_plain_text(source: str | Path, format: str | None = None) -> bool:

@@ -179,7 +179,7 @@ class _Run:
         if self._job.keep_tokens:
             n_bytes += records.tokens.nbytes
         begin, end = shard.begin.byte, shard.end.byte
-        input_bytes = getattr(self._reader, "n_bytes", None)
+        input_bytes = self._reader.n_bytes
         if input_bytes is None or end <= begin:
             return n_bytes
         folder = self._job.folder

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16  # that tell what a file holds
+MAX_RECORD_BYTES = 1 << 28  # a quote that is never closed takes all that follows into its record
 READ_BY = {  # what a file holds: how it is read
     "FASTA": "format fasta reads it",
     "CoNLL-U": "format conllu reads it",
@@ -94,6 +95,8 @@ class TextReader:
     def __init__(self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat) -> None:
         self._file: IO[bytes] | None = None
         self.name = name
+        self.options: dict[str, Any] = {}
+        self.n_bytes: int | None = None
         self._open_text = open_text
         self._format = text_format
         self._prefix = b""  # what stands before the first record
@@ -186,7 +189,16 @@ class TextReader:
             if len(ends):
                 self._blocks.append(_Block(data[:n_whole], ends))
             self._rest = data[n_whole:]
+            if len(self._rest) > MAX_RECORD_BYTES:
+                self._refuse_rest()
         return bool(self._blocks)
+
+    def _refuse_rest(self) -> None:
+        place = self._place
+        for block in self._blocks:
+            place = _behind(place, len(block.ends), block.data)
+        expected = f"expected records of at most {MAX_RECORD_BYTES} bytes, found a longer one"
+        raise FlashElmoError(f"{self.name}: line {place.line}, byte 1: {expected}")
 
     def _read(self, n_bytes: int) -> bytes:
         assert self._file is not None

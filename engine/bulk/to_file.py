@@ -72,8 +72,7 @@ class _Source:
             self.n_skipped += len(records.skipped)
             n_bytes, n_tokens = float(part.end.byte - part.begin.byte), int(records.offsets[-1])
             if is_first:
-                total = getattr(self._reader, "n_bytes", None)
-                check_disk(self._embedder, self._sink, n_tokens, len(records), n_bytes, total)
+                check_disk(self._embedder, self._sink, n_tokens, len(records), n_bytes, self._reader.n_bytes)
                 is_first = False
             self._read.append(records)
             for window in records.windows(max_sentences, max_tokens):

@@ -129,5 +129,5 @@ def check_space(path: Path, n_bytes: float) -> None:
     folder = path if path.is_dir() else path.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        sizes = f"expected about {n_bytes / 1e9:,.2f} GB of free disk, found {free / 1e9:,.2f} GB"
+        sizes = f"expected about {n_bytes:,.0f} bytes of free disk, found {free:,.0f}"
         raise FlashElmoError(f"{path}: {sizes}; --layers top, --dtype float16 and --pool mean take less")
