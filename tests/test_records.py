@@ -1,6 +1,7 @@
 """Records of every format: the same from any place on and in parts of any sizes, and what bad input gets."""
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashelmo.engine.bulk import parquet, text_reader
+from flashelmo.engine.bulk import inputs, parquet, text_reader
 from flashelmo.engine.bulk.records import Part, Place, Reader, Records, open_reader
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
@@ -266,6 +267,14 @@ def test_addresses(tmp_path: Path) -> None:
         open_reader(tmp_path / "absent").take(1)
 
 
+@pytest.mark.parametrize("name", ["a.parquet.gz", "-"])
+def test_parquet_is_read_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(FlashElmoError, match=f"{name}: expected Parquet in a file that is not compressed as a whole"):
+        open_reader(name, "parquet").take(1)
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def stdin() -> Reader:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb c\nd\n")))
@@ -418,9 +427,47 @@ def test_a_record_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(text_reader, "HEAD_BYTES", 100)
     path = tmp_path / "a.csv"
     path.write_text('text\n"a\nb"\n"c' + 999 * "d\n" + '"\n')
-    reader = open_reader(path)
-    with pytest.raises(FlashElmoError, match=r"a.csv: line 4, byte 1: expected records of at most 1000 bytes, found"):
-        list(parts(reader, [1]))
+    for size in (1, 9):
+        with pytest.raises(
+            FlashElmoError, match=r"a.csv: line 4, byte 1: expected records of at most 1000 bytes, found"
+        ):
+            list(parts(open_reader(path), [size]))
+
+
+@pytest.mark.parametrize("suffix", ["txt", "txt.gz", "parquet"])
+def test_what_failed_is_read_again(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CHUNK_BYTES", 8), ("HEAD_BYTES", 8)):
+        monkeypatch.setattr(text_reader, name, value)
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 3)
+    path, lines = tmp_path / f"a.{suffix}", [f"a {i}" for i in range(9)]
+    data = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(data) if suffix == "txt.gz" else data)
+    if suffix == "parquet":
+        pa.parquet.write_table(pa.table({"text": lines}), path, row_group_size=2)
+
+    class Flaky(io.BytesIO):
+        """Its reads fail once, as a network's do."""
+
+        def read(self, n_bytes: int | None = -1) -> bytes:
+            if next(failing, False):
+                raise TimeoutError(errno.ETIMEDOUT, "no answer")
+            return super().read(n_bytes)
+
+    monkeypatch.setattr(inputs, "_opener", lambda source: partial(Flaky, path.read_bytes()))
+    n_failures = 0
+    for n_before in range(12):
+        failing, reader, found = iter([False] * n_before + [True]), open_reader(path), []
+        while True:
+            try:
+                part = reader.take(3)
+            except TimeoutError:
+                n_failures += 1
+                continue
+            if part is None:
+                break
+            found += [row[2] for row in rows(part.records())]
+        assert found == [line.split() for line in lines]
+    assert n_failures > 1
 
 
 def test_rows_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:

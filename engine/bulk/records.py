@@ -15,7 +15,17 @@ from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
-__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "is_plain_text", "open_reader"]
+__all__ = [
+    "FORMATS",
+    "Part",
+    "Place",
+    "Reader",
+    "RecordErrors",
+    "Records",
+    "format_of",
+    "is_plain_text",
+    "open_reader",
+]
 
 FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
 SUFFIXES = {  # that mean another format than lines
@@ -67,9 +77,7 @@ def open_reader(
     if errors not in ("strict", "replace", "skip"):
         raise FlashElmoError(f"errors: expected strict, replace or skip, found {errors!r}")
     given = Input(source)
-    kind = format or SUFFIXES.get(given.suffix, "lines")
-    if kind not in FORMATS:
-        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    kind = format_of(source, format)
     _check_fields(kind, field, id_field)
     if kind in WITH_TOKENS and tokenizer != "whitespace":
         raise FlashElmoError(f"tokenizer: expected none with format {kind}, which has tokens, found {tokenizer!r}")
@@ -85,9 +93,17 @@ def open_reader(
     return reader
 
 
+def format_of(source: str | Path, format: str | None = None) -> str:
+    """The format that `open_reader` reads a source in."""
+    kind = format or SUFFIXES.get(Input(source).suffix, "lines")
+    if kind not in FORMATS:
+        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    return kind
+
+
 def is_plain_text(source: str | Path, format: str | None = None) -> bool:
-    """Whether an input is lines in a file of this machine, or on standard input, as they are."""
-    return (format or SUFFIXES.get(Input(source).suffix, "lines")) == "lines" and Input(source).is_plain
+    """Whether an input is lines as they are, in a file of this machine or on standard input."""
+    return format_of(source, format) == "lines" and Input(source).is_plain
 
 
 def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:
