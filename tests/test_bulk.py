@@ -178,11 +178,22 @@ def test_the_report_tells_what_was_done(run: Callable[..., Report]) -> None:
     assert places == sorted(places) and places[-1] == pytest.approx((len(TEXT.encode()), report.tokens))
 
 
-def test_shards_are_of_a_size() -> None:
-    sizes = [
-        default_shard_records(Rows(shape, "float32", pooled)) for shape, pooled in [((3, 1024), False), ((8,), True)]
-    ]
-    assert sizes == [4096, 65536]
+@pytest.mark.parametrize(
+    ("line", "shape", "pooled", "expected"),
+    [
+        ("a " * 25, (3, 1024), False, 4096),
+        ("a " * 400, (3, 1024), False, 256),
+        ("a " * 100_000, (3, 1024), False, 64),
+        ("a " * 1000, (8,), True, 4096),  # that many are read at once
+        ("", (8,), True, 65536),
+    ],
+)
+def test_shards_are_of_a_size(text: Path, line: str, shape: tuple[int, ...], pooled: bool, expected: int) -> None:
+    text.write_text(f"{line}\n" * 4)
+    reader = open_reader(text)
+    assert default_shard_records(reader, Rows(shape, "float32", pooled)) == expected
+    part = reader.take(9)
+    assert part is not None and (part.begin, part.n_records) == (Place(), 4)
 
 
 # ---------------------------------------------------------------------------------------------- going on, and arrays
@@ -438,10 +449,11 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
-def test_values_beyond_float16_are_refused(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Callable[..., Report]) -> None:
     with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
         run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))
-    assert not list((tmp_path / "out").glob("*shard*"))
+    assert not list((tmp_path / "out").glob("*shard*")) and (tmp_path / "out" / "run.json").exists()
+    assert run().shards == 5 and verify(tmp_path / "out") == []
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
@@ -518,6 +530,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--shard-id", "1"], "shard_id: expected 0 to 0, found 1"),
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
+        (["out", "--report", "absent/r.json"], "--report: expected a file's name in a folder that is there"),
         (["out", "--errors", "x"], "errors: expected strict, replace or skip, found 'x'"),
     ],
 )
