@@ -381,11 +381,11 @@ def test_bad_tensors_are_named(name: str, wrong: object, message: str) -> None:
     arguments = {
         "word_vectors": case.word_vectors,
         "outputs": case.outputs,
-        "tokens": case.tokens(False),
+        "tokens": case.tokens(None),
         "mix": case.mix,
         "out": torch.zeros(3, 5, 24),
     }
-    arguments[name] = case.tokens(False)._replace(**wrong) if isinstance(wrong, dict) else wrong
+    arguments[name] = case.tokens(None)._replace(**wrong) if isinstance(wrong, dict) else wrong
     with pytest.raises(ValueError) as error:
         token_layers_launch(**arguments)  # type: ignore[arg-type]
     assert message in str(error.value)

@@ -22,6 +22,7 @@ from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Array, Output
 from flashelmo.engine.precision import tolerance
@@ -141,6 +142,34 @@ def test_records_without_ids_are_as_lines(
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert (found.sentences, found.tokens) == (expected.sentences, expected.tokens)
     assert reports == sorted(reports) and reports[-1] == pytest.approx((path.stat().st_size, found.tokens))
+
+
+def test_batches_of_a_state_do_not_end_where_records_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_file, "RECORDS", 4)
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat\n\ncat the \nsat\nthe cat\n" * 4)
+    for name in ("a.h5", "b.h5"):
+        embedder = ElmoEmbedder(MODELS["skip"], stateful=True, batch_size=3)
+        with open_sink(tmp_path / name) as sink:
+            if name == "a.h5":
+                embed_file(embedder, path, sink)
+            else:
+                embed_records(embedder, open_reader(path), sink)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_the_command_reads_any_input(here: Path, embedder: ElmoEmbedder, succeed: Run) -> None:
+    write_native(MODELS["skip"], here / "model")
+    Path("in.csv").write_text("key,text\nx,the cat\ny,sat\n")
+    Path("in.txt").write_text("the\tDET\ncat\tNOUN\n\nsat\tVERB\n")
+    succeed("embed", "in.csv", "a.npz", "--id-field", "key", "--model", "model", "--pool", "max")
+    succeed("embed", "in.txt", "b.npz", "--input-format", "tags", "--model", "model", "--pool", "max")
+    expected = list(embedder.embed(["the cat", "sat"], pool="max"))
+    for name, keys in (("a.npz", ["x", "y"]), ("b.npz", ["0", "1", "sentence_to_index"])):
+        with np.load(name) as archive:
+            assert list(archive) == keys
+            for key, vectors in zip(keys, expected, strict=False):
+                np.testing.assert_allclose(archive[key], vectors, atol=1e-6)
 
 
 def test_records_that_are_skipped(embedder: ElmoEmbedder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
