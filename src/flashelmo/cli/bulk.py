@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import ADDRESS, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
@@ -58,6 +58,8 @@ def embed_to_folder(
     if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
         raise FlashElmoError(f"--report: expected a file's name in a folder that is there, found {report}")
     check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
+    if source != "-" and not ADDRESS.match(source):
+        path_of("input", source).open("rb").close()
     with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
         embedder = ElmoEmbedder.load(path_of("model", model), **settings)
         with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
