@@ -126,7 +126,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def check_space(path: Path, n_bytes: float) -> None:
     """Raise FlashElmoError where the disk that a file or folder is on, or will be, has less room than it needs."""
-    folder = path if path.is_dir() else path.parent
+    real = Path(os.path.realpath(path))
+    folder = real if real.is_dir() else real.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         sizes = f"expected about {n_bytes:,.0f} bytes of free disk, found {free:,.0f}"
