@@ -303,9 +303,9 @@ def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.Monke
 
 
 def test_a_maximum_has_the_bits_of_a_token(device: str) -> None:
-    lengths = (3 * LANES + 3, 0, 1, LANES)
-    case = Case(lengths, P=20, device=device)
-    case.mix = torch.cat([torch.eye(3), case.mix])
+    lengths = (LANES + 3, 0, 1)
+    case = Case(lengths, P=12, device=device)
+    case.mix = torch.cat([torch.eye(3)[:1], case.mix[:1]])
     tokens = case.run(None).split(lengths, 1)
     maxima = [part.amax(1) if part.shape[1] else torch.zeros_like(part.sum(1)) for part in tokens]
     assert torch.equal(case.run("max"), torch.stack(maxima, 1))
