@@ -33,6 +33,8 @@ BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokeni
 BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
+    "duckdb>=1.1",  # reads shards in the tests
+    "faiss-cpu>=1.9",  # is filled from them
     "hypothesis>=6",
     "mypy>=1.10",
     "psutil>=5.9",

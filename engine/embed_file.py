@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any, Protocol, TypeAlias
 
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.output import Output
+from flashelmo.engine.output import Array, Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
+from flashelmo.engine.sinks.files import check_space
 from flashelmo.engine.text.lines import Errors
 from flashelmo.engine.text.tables import check_is_text
 from flashelmo.engine.text.windows import Window, read_ahead, read_windows
@@ -21,11 +25,21 @@ from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 OnTextProgress: TypeAlias = Callable[[float, float], None]  # bytes of text and tokens done so far
 
 
+class AnySink(Protocol):
+    """What is needed of a sink to judge its size."""
+
+    path: Path
+
+    def n_bytes(self, n_layers: int, size: int, n_tokens: int, n_sentences: int) -> int:
+        """About what vectors of 2P = size and n_layers layers will take."""
+
+
 class Embedder(Protocol):
     """What is needed of an `ElmoEmbedder`, which says more of each."""
 
     config: ElmoConfig
     window_limits: tuple[int, int]
+    settings: Any
 
     @property
     def statistics(self) -> Statistics:
@@ -78,10 +92,6 @@ def embed_file(
             be written.
         OSError: the text cannot be read.
     """
-    sink.output.check(embedder.config.n_layers + 1)
-    started = time.perf_counter()
-    before = replace(embedder.statistics)
-    progress = _Progress(on_progress)
     sentences_at_once, max_tokens = embedder.window_limits
     windows = read_windows(
         source,
@@ -90,12 +100,36 @@ def embed_file(
         errors=errors,
         universal_newlines=universal_newlines,
     )
-    windows = _checked(windows, str(source if isinstance(source, str | Path) else getattr(source, "name", "text")))
+    name = str(source if isinstance(source, str | Path) else getattr(source, "name", "text"))
+    found = _checked(windows, name, partial(_check_disk, embedder, sink, _size_of(source)))
     if embedder.reads_ahead:
-        windows = read_ahead(windows)
-    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.window, sink.output):
+        found = read_ahead(found)
+
+    def write(window: Window, b: int, vectors: Array) -> None:
+        sink.write(vectors, window.sentence_text(b) if sink.needs_sentences else "")
+
+    return write_all(embedder, found, write, sink.output, on_progress)
+
+
+def write_all(
+    embedder: Embedder,
+    windows: Iterator[tuple[Window, float]],
+    write: Callable[[Window, int, Array], None],
+    output: Output,
+    on_progress: OnTextProgress,
+) -> Summary:
+    """Embed windows, each with its size in bytes, and have the vectors of each sentence b of one written.
+
+    Raises:
+        FlashElmoError: the model lacks a layer of the output; what `write` raises.
+    """
+    output.check(embedder.config.n_layers + 1)
+    started = time.perf_counter()
+    before = replace(embedder.statistics)
+    progress = _Progress(on_progress)
+    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.window, output):
         for b, vectors in enumerate(sentences):
-            sink.write(vectors, window.sentence_text(b) if sink.needs_sentences else "")
+            write(window, b, vectors)
         progress.finish_window()
     after = embedder.statistics
     return Summary(
@@ -108,12 +142,42 @@ def embed_file(
     )
 
 
-def _checked(windows: Iterator[Window], name: str) -> Iterator[Window]:
-    """The windows of a file of this name, the first one looked at before it is embedded."""
+def check_disk(
+    embedder: Embedder, sink: AnySink, n_tokens: int, n_sentences: int, n_bytes: float, total_bytes: float | None
+) -> None:
+    """Raise FlashElmoError where the disk has less room than the vectors of a text will take.
+
+    Args:
+        n_tokens, n_sentences, n_bytes: of the text's beginning, of which the whole has `total_bytes`; None where nobody
+            knows; then, or where its own bytes are not known, the beginning alone is judged.
+    """
+    n_rows = n_tokens + 2 * n_sentences * bool(embedder.settings.keep_sentence_boundaries)
+    needed = sink.n_bytes(embedder.config.n_layers + 1, embedder.config.output_size, n_rows, n_sentences)
+    check_space(sink.path, needed * max(1.0, (total_bytes or 0.0) / n_bytes if n_bytes else 1.0))
+
+
+def _check_disk(embedder: Embedder, sink: Sink, total_bytes: float | None, window: Window) -> None:
+    n_tokens, n_bytes = len(window.word_ids), len(window.text or b"")
+    check_disk(embedder, sink, n_tokens, len(window), n_bytes, total_bytes)
+
+
+def _size_of(source: str | Path | IO[Any]) -> int | None:
+    """Of a regular file, in bytes."""
+    try:
+        status = os.stat(source) if isinstance(source, str | Path) else os.fstat(source.fileno())
+    except (AttributeError, OSError):
+        return None
+    return status.st_size if S_ISREG(status.st_mode) else None
+
+
+def _checked(windows: Iterator[Window], name: str, check: Callable[[Window], None]) -> Iterator[tuple[Window, float]]:
+    """The windows of a file of this name with their bytes, the first one looked at before it is embedded."""
     for window in islice(windows, 1):
         check_is_text(window.text or b"", name)
-        yield window
-    yield from windows
+        check(window)
+        yield window, len(window.text or b"")
+    for window in windows:
+        yield window, len(window.text or b"")
 
 
 class _Progress:
@@ -121,13 +185,13 @@ class _Progress:
 
     def __init__(self, report: OnTextProgress) -> None:
         self._report = report
-        self._done = (0, 0)
-        self._read: deque[tuple[int, int]] = deque()  # bytes and tokens of the windows that are not written yet
+        self._done = (0.0, 0)
+        self._read: deque[tuple[float, int]] = deque()  # bytes and tokens of the windows that are not written yet
 
-    def follow(self, windows: Iterator[Window]) -> Iterator[Window]:
+    def follow(self, windows: Iterator[tuple[Window, float]]) -> Iterator[Window]:
         """Pass windows on, however far ahead they are read."""
-        for window in windows:
-            self._read.append((len(window.text or b""), len(window.word_ids)))
+        for window, n_bytes in windows:
+            self._read.append((n_bytes, len(window.word_ids)))
             yield window
 
     def window(self, computed: float) -> None:

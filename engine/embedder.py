@@ -44,7 +44,7 @@ class ElmoEmbedder:
 
     Sentences are lists of tokens; a string is split on white space. Vectors are float32 arrays [L, T, 2P]: L layers
     (the characters' one, then each LSTM layer), T tokens, forward then backward halves; float64 for precision "fp64".
-    `embed` gives fewer where fewer are asked for: one layer, their average, or the mean over the tokens.
+    `embed` gives fewer where fewer are asked for: one layer, their average, or pooled over the tokens.
 
     Attributes:
         config: the model's dimensions.
@@ -215,8 +215,8 @@ class ElmoEmbedder:
                 several numbers.
             mix: in place of `layers` a coefficient for each layer, of which the sum is given, as a trained
                 `ScalarMix`'s gamma * softmax(w): numbers, an array or a tensor.
-            pool: "mean" for the mean over a sentence's tokens (zeros for an empty sentence), None for every token.
-                Boundaries that are kept count as tokens.
+            pool: "mean" or "max" for the mean or the largest value over a sentence's tokens (zeros for an empty
+                sentence), None for every token. Boundaries that are kept count as tokens.
             convert_to_numpy: numpy arrays, which are the caller's; otherwise PyTorch tensors where they were computed,
                 a window's in one piece of memory: clone those that are kept without their neighbours.
 

@@ -36,7 +36,7 @@ class Output:
         layers: "all", "top", "average" (of all layers), the number of a layer, 0 the one of the characters, or several
             different numbers.
         dtype: "float32" or "float16".
-        pool: "mean" for the mean over a sentence's tokens, None for every token.
+        pool: "mean" or "max" for the mean or the largest value over a sentence's tokens, None for every token.
         mix: a coefficient for each layer, as a trained `ScalarMix`'s gamma * softmax(w) (Peters et al. 2018, eq. 1),
             in place of the layers' plain average: `layers` is "average" then.
     """
@@ -61,8 +61,8 @@ class Output:
         object.__setattr__(self, "mix", mix)
         if not is_one_of(self.dtype, "float32", "float16"):
             raise FlashElmoError(f"dtype: expected float32 or float16, found {shown(self.dtype)}")
-        if self.pool is not None and not is_one_of(self.pool, "mean"):
-            raise FlashElmoError(f"pool: expected mean or nothing, found {shown(self.pool)}")
+        if self.pool is not None and not is_one_of(self.pool, "mean", "max"):
+            raise FlashElmoError(f"pool: expected mean, max or nothing, found {shown(self.pool)}")
 
     @property
     def single(self) -> bool:
@@ -107,7 +107,7 @@ class Output:
             chosen = select_layers(vectors, self.layers)
         else:
             chosen = np.tensordot(np.asarray(self.mix, vectors.dtype), vectors, axes=1)
-        return pool_mean(chosen) if self.pool else chosen
+        return pool_tokens(chosen, self.pool) if self.pool else chosen
 
     def blocks(self, result: Array) -> Iterator[tuple[Index, Array]]:
         """A result as `dtype`, in blocks of bounded size and in C order, each with its index in the result.
@@ -186,6 +186,14 @@ def select_layers(vectors: Array, layers: Layers) -> Array:
         _check_layer(layer, len(vectors))
     chosen: Array = vectors[-1 if wanted == "top" else np.array(wanted)]
     return chosen
+
+
+def pool_tokens(vectors: Array, pool: str) -> Array:
+    """Their "mean" or "max" over tokens: [..., T, 2P] -> [..., 2P]; zeros for an empty sentence."""
+    if pool == "mean" or vectors.shape[-2] == 0:
+        return pool_mean(vectors)
+    largest: Array = vectors.max(axis=-2)
+    return largest
 
 
 def pool_mean(vectors: Array) -> Array:

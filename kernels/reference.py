@@ -70,9 +70,15 @@ def lstm_step(
 
 
 def token_layers(
-    word_vectors: Tensor, outputs: Tensor, token_words: Tensor, token_nodes: Tensor, mix: Tensor, offsets: Tensor | None
+    word_vectors: Tensor,
+    outputs: Tensor,
+    token_words: Tensor,
+    token_nodes: Tensor,
+    mix: Tensor,
+    offsets: Tensor | None,
+    pool: str = "mean",
 ) -> Tensor:
-    """Mixed layers of tokens [O, tokens, 2P], or their means over sentences [O, B, 2P], zero for an empty sentence.
+    """Mixed layers of tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
 
     Args:
         word_vectors: [words, P]; layer 0 is [x, x].
@@ -80,6 +86,7 @@ def token_layers(
         token_words: int64 [tokens]; token_nodes: int64 [2, tokens].
         mix: [O, L]; output o is the sum over layers k of mix[o, k] * layer k.
         offsets: [B + 1]; sentence b's tokens are offsets[b]:offsets[b + 1]. None for every token by itself.
+        pool: "mean" or "max".
     """
     forward, backward = outputs[:, 0, token_nodes[0]], outputs[:, 1, token_nodes[1]]
     lowest = word_vectors[token_words]
@@ -88,4 +95,7 @@ def token_layers(
     if offsets is None:
         return mixed
     lengths = (offsets[1:] - offsets[:-1]).tolist()
-    return torch.stack([part.sum(1) / max(1, part.shape[1]) for part in mixed.split(lengths, 1)], 1)
+    parts = mixed.split(lengths, 1)
+    if pool == "max":
+        return torch.stack([part.amax(1) if part.shape[1] else part.sum(1) for part in parts], 1)
+    return torch.stack([part.sum(1) / max(1, part.shape[1]) for part in parts], 1)

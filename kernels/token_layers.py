@@ -1,10 +1,10 @@
-"""Layers of tokens, gathered from the forests, mixed, and averaged over sentences where that is asked for.
+"""Layers of tokens, gathered from the forests, mixed, and pooled over sentences where that is asked for.
 
 With layer 0 of a token [x, x] of its word vector x, layer k > 0 what LSTM layer k - 1 put out at its two nodes, forward
 and backward side by side, and mix [O, L] the coefficients:
 
     out[o, token] = sum over k of mix[o, k] * layer k of the token
-    out[o, sentence] = the mean of that over the sentence's tokens, zero where there are none
+    out[o, sentence] = the mean, or the largest value, of that over the sentence's tokens, zero where there are none
 
 so that a sentence's tokens a:b are the view out[:, a:b], in which each layer is contiguous.
 
@@ -20,7 +20,8 @@ which nobody has to look for in the results. It may lie in the host's pinned mem
 that reading it takes neither a copy nor more waiting than for the results.
 
 A mean adds token j of its sentence to partial sum j % LANES, in order, then the upper half of the partial sums to the
-lower, until one is left, and divides. So a sentence's mean has the same bits whatever else is asked for with it.
+lower, until one is left, and divides. So a sentence's mean has the same bits whatever else is asked for with it. A
+maximum is NaN where a token's value is.
 
 Letters: L layers, O outputs, P projection, N nodes, B sentences.
 """
@@ -47,8 +48,9 @@ WARPS = 4
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: beyond it are infinity and, by its order, NaN
 
 LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
-# Means. With few sentences a program has fewer columns, so that a long sentence is the work of many, and more stages,
-# as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their ids.
+# Means and maxima. With few sentences a program has fewer columns, so that a long sentence is the work of many, and
+# more stages, as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their
+# ids.
 MANY_MEANS = Tile(rows=LANES, columns=128, k=1, warps=2, stages=4)
 FEW_MEANS = Tile(rows=LANES, columns=32, k=1, warps=1, stages=8)
 MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large card
@@ -212,6 +214,22 @@ def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
         return sum_rows(lower + upper, ROWS // 2, COLUMNS)
 
 
+@triton.jit
+def larger(a, b):
+    """NaN where one of them is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest_row(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS] -> [COLUMNS]."""
+    if ROWS == 1:
+        return tl.reshape(x, (COLUMNS,))
+    else:
+        lower, upper = tl.split(tl.permute(tl.reshape(x, (2, ROWS // 2, COLUMNS)), (1, 2, 0)))
+        return largest_row(larger(lower, upper), ROWS // 2, COLUMNS)
+
+
 @triton.jit(do_not_specialize=["n_tokens", "N"])
 def sentences_kernel(
     word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
@@ -249,8 +267,68 @@ def sentences_kernel(
         set_flag(flag, n_bad)
 
 
+@triton.jit
+def output_of(layers, mix, i_output, L: tl.constexpr):
+    """One output of layers in float32, without a branch."""
+    copied = copied_layer(mix, i_output, L)
+    copy = layers[0].to(tl.float32)
+    mixed = tl.where(copied < 0, copy, 0.0) * tl.load(mix + i_output * L)
+    for k in tl.static_range(1, L):
+        layer = layers[k].to(tl.float32)
+        mixed += tl.where(copied < 0, layer, 0.0) * tl.load(mix + i_output * L + k)
+        copy = tl.where(copied == k, layer, copy)
+    return tl.where(copied < 0, mixed, copy)
+
+
+@triton.jit(do_not_specialize=["n_tokens", "N"])
+def maxima_kernel(
+    word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
+    SHAPE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Largest values of sentences' mixed layers, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
+    O: tl.constexpr = SHAPE.O  # noqa: E741
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
+    STAGES: tl.constexpr = TILE.stages
+    sentence, n_sentences, direction = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    o_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    first, last = tl.load(tokens.offsets + sentence), tl.load(tokens.offsets + sentence + 1)
+    largest = ()
+    for _ in tl.static_range(O):
+        largest += (tl.full([ROWS, COLUMNS], float("-inf"), tl.float32),)  # type: ignore[assignment]
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
+        o_token = start + tl.arange(0, ROWS)
+        m_token = o_token < last
+        layers = load_layers(
+            word_vectors, outputs, tokens, mix, o_token, m_token, o_column, direction, n_tokens, N, SHAPE
+        )  # fmt: skip
+        found = ()
+        for i_output in tl.static_range(O):
+            values = tl.where(m_token[:, None], output_of(layers, mix, i_output, SHAPE.L), float("-inf"))
+            found += (larger(largest[i_output], values),)  # type: ignore[assignment]
+        largest = found
+    m = o_column < SHAPE.P
+    n_bad = tl.zeros([COLUMNS], tl.int32)
+    for i_output in tl.static_range(O):
+        o_row = ((tl.cast(n_sentences, tl.int64) * i_output + sentence) * 2 + direction) * SHAPE.P
+        value = tl.where(first < last, largest_row(largest[i_output], ROWS, COLUMNS), 0.0).to(out.dtype.element_ty)
+        tl.store(out + o_row + o_column, value, mask=m)
+        n_bad += tl.where(m & ~(tl.abs(value.to(tl.float32)) <= LARGEST), 1, 0)
+    if flag is not None:
+        set_flag(flag, n_bad)
+
+
+POOLING: dict[str, Any] = {"mean": sentences_kernel, "max": maxima_kernel}
+
+
 def token_layers_launch(
-    word_vectors: Tensor, outputs: Tensor, tokens: Tokens, mix: Tensor, out: Tensor, flag: Tensor | None = None
+    word_vectors: Tensor,
+    outputs: Tensor,
+    tokens: Tokens,
+    mix: Tensor,
+    out: Tensor,
+    flag: Tensor | None = None,
+    pool: str = "mean",
 ) -> Launch:
     """The launch that fills `out`.
 
@@ -261,6 +339,7 @@ def token_layers_launch(
         mix: float32 [O, L].
         out: float32, fp16 or bf16 [O, tokens, 2P], or [O, B, 2P] where the tokens have offsets.
         flag: int32 [1], set to 1 where `out` is not finite; on the device, or pinned in the host's memory.
+        pool: "mean" or "max", of sentences where the tokens have offsets.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
@@ -279,7 +358,7 @@ def token_layers_launch(
     if tokens.offsets is not None:
         check("tokens.offsets", tokens.offsets, [None], [torch.int32, torch.int64])
         rows = tokens.offsets.shape[0] - 1
-        kernel, tile = sentences_kernel, means_tile(rows, P)
+        kernel, tile = POOLING[pool], means_tile(rows, P)
     check("out", out, [mix.shape[0], rows, 2 * P], FLOATS)
     if flag is not None:
         check("flag", flag, [1], [torch.int32])
@@ -306,7 +385,7 @@ def tokens_tile(P: int) -> Tile:
 
 
 def means_tile(n_sentences: int, P: int) -> Tile:
-    """Partial sums and columns of a program of means; the sums' order, and so a mean's bits, is that of any tile."""
+    """Partial results and columns of a program of means or maxima; a mean's order, and so its bits, is any tile's."""
     tile = MANY_MEANS if 2 * n_sentences * triton.cdiv(P, MANY_MEANS.columns) >= MANY else FEW_MEANS
     return tile._replace(columns=min(tile.columns, triton.next_power_of_2(P)))
 
@@ -319,22 +398,23 @@ def token_layers(
     *,
     out_dtype: torch.dtype = torch.float32,
     flag: Tensor | None = None,
+    pool: str = "mean",
 ) -> Tensor:
-    """Mixed layers of tokens [O, tokens, 2P], or their means over sentences [O, B, 2P], zero for an empty sentence.
+    """Mixed layers of tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
 
     Args:
         word_vectors: [words, P].
         outputs: [L - 1, 2, N, P] of the same type, what the LSTM layers put out, forward and backward.
         tokens: of these words and nodes.
         mix: float32 [O, L].
-        flag: see `token_layers_launch`.
+        flag, pool: see `token_layers_launch`.
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
     """
     n_rows = (tokens.words if tokens.offsets is None else tokens.offsets[1:]).shape[0]
     out = torch.empty(mix.shape[0], n_rows, 2 * word_vectors.shape[-1], dtype=out_dtype, device=word_vectors.device)
-    token_layers_launch(word_vectors, outputs, tokens, mix, out, flag).run()
+    token_layers_launch(word_vectors, outputs, tokens, mix, out, flag, pool).run()
     return out
 
 

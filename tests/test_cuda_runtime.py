@@ -136,9 +136,10 @@ def test_switches_and_sharing_and_boundaries(settings: CudaSettings, share: bool
                 *((layers, None) for layers in ("all", "top", "average", 0, 1, (1, 0))),
                 ("average", (0.5, -2.0)),
             ]
-            for pool in (None, "mean")
+            for pool in (None, "mean", "max")
         ),
         (AHEAD, Output("all", pool="mean")),
+        (AHEAD, Output("all", pool="max")),
         (AHEAD, Output("average")),
     ],
 )

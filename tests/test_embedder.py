@@ -165,7 +165,7 @@ def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, k
             {"layers": "last"},
             "layers: expected all, top, average, a layer's number or several different ones, found 'last'",
         ),
-        ({"pool": "max"}, "pool: expected mean or nothing, found 'max'"),
+        ({"pool": "sum"}, "pool: expected mean, max or nothing, found 'sum'"),
     ],
 )
 def test_embed_refuses_before_it_reads(runtime: Any, arguments: dict[str, Any], message: str) -> None:

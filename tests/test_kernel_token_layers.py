@@ -23,6 +23,7 @@ from flashelmo.kernels.token_layers import (
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # relative, of one value
 N_ROOTS = 2
+POOLS = (None, "mean", "max")
 
 
 class Case:
@@ -50,11 +51,11 @@ class Case:
         self.outputs[:, :, :N_ROOTS] = torch.nan
         self.mix = torch.randn(n_outputs, n_layers, generator=generator)
 
-    def tokens(self, pooled: bool) -> Tokens:
+    def tokens(self, pool: str | None) -> Tokens:
         return Tokens.of(
             self.words,
             self.nodes,
-            self.offsets if pooled else None,
+            self.offsets if pool else None,
             n_words=self.n_words,
             n_nodes=self.n_nodes,
             n_roots=N_ROOTS,
@@ -62,24 +63,25 @@ class Case:
         )
 
     def run(
-        self, pooled: bool, out_dtype: torch.dtype = torch.float32, flag: torch.Tensor | None = None
+        self, pool: str | None, out_dtype: torch.dtype = torch.float32, flag: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What the kernel writes into an output full of NaN."""
-        rows = len(self.offsets) - 1 if pooled else len(self.words)
+        rows = len(self.offsets) - 1 if pool else len(self.words)
         out = torch.full((len(self.mix), rows, 2 * self.word_vectors.shape[1]), torch.nan, dtype=out_dtype)
         out = out.to(self.device)
         word_vectors, outputs, mix = (t.to(self.device) for t in (self.word_vectors, self.outputs, self.mix))
-        token_layers_launch(word_vectors, outputs, self.tokens(pooled), mix, out, flag).run()
+        token_layers_launch(word_vectors, outputs, self.tokens(pool), mix, out, flag, pool or "mean").run()
         return out.cpu()
 
-    def expected(self, pooled: bool) -> torch.Tensor:
+    def expected(self, pool: str | None) -> torch.Tensor:
         return reference.token_layers(
             self.word_vectors.double(),
             self.outputs[:, :, N_ROOTS:].double(),
             self.words.long(),
             self.nodes.long(),
             self.mix.double(),
-            self.offsets if pooled else None,
+            self.offsets if pool else None,
+            pool or "mean",
         )
 
     def bound(self, out_dtype: torch.dtype) -> float:
@@ -87,61 +89,66 @@ class Case:
         largest = 4 * float(self.mix.abs().sum(1).max())
         return largest * (8 * ROUNDING[torch.float32] + ROUNDING[out_dtype])
 
-    def check(self, pooled: bool, out_dtype: torch.dtype = torch.float32) -> None:
-        found, expected = self.run(pooled, out_dtype), self.expected(pooled)
+    def check(self, pool: str | None, out_dtype: torch.dtype = torch.float32) -> None:
+        found, expected = self.run(pool, out_dtype), self.expected(pool)
         assert found.shape == expected.shape and found.isfinite().all()
         assert (found.double() - expected).abs().max() <= self.bound(out_dtype)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("out_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_type(dtype: torch.dtype, out_dtype: torch.dtype, pooled: bool, device: str) -> None:
-    Case((3, 0, 9, 1), dtype=dtype, device=device).check(pooled, out_dtype)
+def test_every_type(dtype: torch.dtype, out_dtype: torch.dtype, pool: str | None, device: str) -> None:
+    Case((3, 0, 9, 1), dtype=dtype, device=device).check(pool, out_dtype)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(
     "lengths", [(1,), (63,), (TOKENS,), (TOKENS + 1, TOKENS - 1), (LANES + 1, 2 * LANES), (0, 2, 0, 0, 5, 0)]
 )
-def test_ragged_sentences(lengths: tuple[int, ...], pooled: bool, device: str) -> None:
-    Case(lengths, device=device).check(pooled)
+def test_ragged_sentences(lengths: tuple[int, ...], pool: str | None, device: str) -> None:
+    Case(lengths, device=device).check(pool)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("n_layers", "n_outputs"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 4), (5, 2)])
-def test_layers_and_outputs(n_layers: int, n_outputs: int, pooled: bool, device: str) -> None:
-    Case((4, 6), n_layers=n_layers, n_outputs=n_outputs, device=device).check(pooled)
+def test_layers_and_outputs(n_layers: int, n_outputs: int, pool: str | None, device: str) -> None:
+    Case((4, 6), n_layers=n_layers, n_outputs=n_outputs, device=device).check(pool)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("P", [1, 12, 128, 130, 200, 300, 512, 1024, COLUMNS + 8])
-def test_columns_that_fit_no_block(P: int, pooled: bool, device: str) -> None:
-    Case((2, 3), P=P, device=device).check(pooled)
+@pytest.mark.parametrize(
+    ("P", "pool"),
+    [
+        *((P, pool) for P in (1, 12, 128, 130, 200, 300, 512, 1024, COLUMNS + 8) for pool in (None, "mean")),
+        *((P, "max") for P in (1, 128, 130)),
+    ],
+)
+def test_columns_that_fit_no_block(P: int, pool: str | None, device: str) -> None:
+    Case((2, 3), P=P, device=device).check(pool)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("outputs", ["copies", "mixes"])
-def test_the_flag_says_what_is_not_finite(value: float, pooled: bool, outputs: str, device: str) -> None:
+def test_the_flag_says_what_is_not_finite(value: float, pool: str | None, outputs: str, device: str) -> None:
     """Of one value in the last layer of the last token's backward half; the flag lies where the host reads it."""
     flag = torch.zeros(1, dtype=torch.int32, pin_memory=device == "cuda")
     case = Case((5, 3), device=device)
     case.mix = torch.eye(3) if outputs == "copies" else torch.full((1, 3), 0.5)
     for found in (0, 1):
-        case.run(pooled, flag=flag)
+        case.run(pool, flag=flag)
         torch.cuda.synchronize() if device == "cuda" else None
-        assert flag.item() == found
+        assert flag.item() == (found and not (pool == "max" and value == -torch.inf))  # which is never the largest
         case.outputs[1, 1, N_ROOTS + case.nodes[1, -1], -1] = value
     if outputs == "copies":  # what nobody asks for is not looked at
         case.mix = torch.eye(3)[:2]
-        case.run(pooled, flag=flag.zero_())
+        case.run(pool, flag=flag.zero_())
         torch.cuda.synchronize() if device == "cuda" else None
         assert flag.item() == 0
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_the_flag_says_what_a_result_cannot_hold(pooled: bool, device: str) -> None:
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_flag_says_what_a_result_cannot_hold(pool: str | None, device: str) -> None:
     """A mix beyond float32, or a value beyond float16, of finite layers."""
     flag = torch.zeros(1, dtype=torch.int32, pin_memory=device == "cuda")
     case = Case((2, 3), device=device)
@@ -150,7 +157,7 @@ def test_the_flag_says_what_a_result_cannot_hold(pooled: bool, device: str) -> N
     with np.errstate(over="ignore"):  # of the interpreter, where a card rounds to infinity in silence
         for out_dtype, factor, found in ((torch.float32, 1.0, 0), (torch.float16, 1.0, 1), (torch.float32, 3e38, 1)):
             case.mix[0, 0] = factor
-            case.run(pooled, out_dtype, flag.zero_())
+            case.run(pool, out_dtype, flag.zero_())
             torch.cuda.synchronize() if device == "cuda" else None
             assert flag.item() == found
 
@@ -161,7 +168,7 @@ def test_the_flag_says_what_a_result_cannot_hold(pooled: bool, device: str) -> N
     n_layers=st.integers(1, 5),
     n_outputs=st.integers(1, 4),
     P=st.integers(1, 40),
-    pooled=st.booleans(),
+    pool=st.sampled_from(POOLS),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -170,16 +177,16 @@ def test_any_size(
     n_layers: int,
     n_outputs: int,
     P: int,
-    pooled: bool,
+    pool: str | None,
     dtype: torch.dtype,
     seed: int,
     device: str,
 ) -> None:
-    if not pooled and not sum(lengths):
+    if not pool and not sum(lengths):
         lengths = [1]
     Case(
         tuple(lengths), n_layers=n_layers, n_outputs=n_outputs, P=P, dtype=dtype, device=device, seed=seed
-    ).check(pooled)  # fmt: skip
+    ).check(pool)  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -191,44 +198,45 @@ def test_the_identity_gives_the_rows_themselves(dtype: torch.dtype, device: str)
     lowest = case.word_vectors[case.words.long()]
     above = torch.cat([case.outputs[:, 0, nodes[0]], case.outputs[:, 1, nodes[1]]], -1)
     rows = torch.cat([torch.cat([lowest, lowest], -1)[None], above])
-    assert torch.equal(case.run(False, dtype), rows)
-    assert torch.equal(case.run(False), rows.float())
+    assert torch.equal(case.run(None, dtype), rows)
+    assert torch.equal(case.run(None), rows.float())
 
 
 def test_a_sentence_is_a_view_with_contiguous_layers(device: str) -> None:
     case = Case((3, 4), device=device)
-    layers = case.run(False)
+    layers = case.run(None)
     second = Case((3, 4), device=device)
     second.words, second.nodes = case.words[3:], case.nodes[:, 3:].contiguous()
     sentence = layers[:, 3:]
     assert sentence.shape == (3, 4, 24) and all(layer.is_contiguous() for layer in sentence)
-    assert torch.equal(sentence, second.run(False))
+    assert torch.equal(sentence, second.run(None))
 
 
 def test_the_mean_of_one_token_is_the_token(device: str) -> None:
     case = Case((1, 1, 1), device=device)
-    assert torch.equal(case.run(True), case.run(False))
+    assert torch.equal(case.run("mean"), case.run(None)) and torch.equal(case.run("max"), case.run(None))
 
 
 def test_the_top_layer_and_the_average(device: str) -> None:
     case = Case((4, 3), device=device)
     case.mix = torch.eye(3)
-    layers = case.run(False)
+    layers = case.run(None)
     case.mix = torch.tensor([[0.0, 0.0, 1.0]])
-    assert torch.equal(case.run(False)[0], layers[2])
+    assert torch.equal(case.run(None)[0], layers[2])
     case.mix = torch.full((1, 3), 1 / 3)
-    assert (case.run(False)[0] - layers.mean(0)).abs().max() <= case.bound(torch.float32)
+    assert (case.run(None)[0] - layers.mean(0)).abs().max() <= case.bound(torch.float32)
 
 
 @pytest.mark.parametrize("lengths", [(0,), (0, 0, 0)])
 def test_empty_sentences_are_zero(lengths: tuple[int, ...], device: str) -> None:
-    found = Case(lengths, device=device).run(True)
-    assert found.shape[1] == len(lengths) and torch.equal(found, torch.zeros_like(found))
+    for pool in ("mean", "max"):
+        found = Case(lengths, device=device).run(pool)
+        assert found.shape[1] == len(lengths) and torch.equal(found, torch.zeros_like(found))
 
 
 def test_nothing_is_asked_for(device: str) -> None:
-    assert Case((), device=device).run(False).shape == (3, 0, 24)
-    assert Case((), device=device).run(True).shape == (3, 0, 24)
+    assert Case((), device=device).run(None).shape == (3, 0, 24)
+    assert Case((), device=device).run("mean").shape == (3, 0, 24)
 
 
 def test_nan_in_a_layer_is_seen_whatever_its_coefficient(device: str) -> None:
@@ -239,8 +247,9 @@ def test_nan_in_a_layer_is_seen_whatever_its_coefficient(device: str) -> None:
     case.outputs[0, 1, N_ROOTS + 2, 5] = torch.nan  # layer 1, backward, of token 2
     wrong = torch.zeros(2, 4, 24, dtype=torch.bool)
     wrong[0, 2, 12 + 5] = True
-    assert torch.equal(case.run(False).isnan(), wrong)
-    assert torch.equal(case.run(True).isnan(), wrong.any(1, keepdim=True))
+    assert torch.equal(case.run(None).isnan(), wrong)
+    for pool in ("mean", "max"):
+        assert torch.equal(case.run(pool).isnan(), wrong.any(1, keepdim=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -252,21 +261,22 @@ def test_copies_have_the_layers_bits(dtype: torch.dtype, device: str) -> None:
     integer = torch.int32 if dtype == torch.float32 else torch.int16
     for mix in ([[0.0, 0.0, 1.0]], [[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]):
         case.mix = torch.tensor(mix)
-        assert torch.equal(case.run(False, dtype)[-1].view(integer), top.view(integer))
+        assert torch.equal(case.run(None, dtype)[-1].view(integer), top.view(integer))
     case.mix = torch.tensor([[0.0, 0.0, 1.0]])
     case.outputs[0], case.word_vectors[:] = torch.nan, torch.nan
-    assert torch.equal(case.run(False, dtype)[0].view(integer), top.view(integer))
-    assert not case.run(True).isnan().any()
+    assert torch.equal(case.run(None, dtype)[0].view(integer), top.view(integer))
+    assert not case.run("mean").isnan().any() and not case.run("max").isnan().any()
 
 
 @pytest.mark.parametrize("row", [(0.0, 0.5, 0.0), (0.0, 2.0, 0.0), (-1.0, 0.0, 0.0), (1.0, 0.0, 1.0), (0.0, 0.0, 0.0)])
 def test_a_row_without_a_single_one_is_a_mix(row: tuple[float, ...], device: str) -> None:
     case = Case((3,), device=device)
     case.mix = torch.tensor([row])
-    case.check(False)
-    case.check(True)
+    case.check(None)
+    case.check("mean")
+    case.check("max")
     case.mix[0, 1] = torch.nan
-    assert case.run(False).isnan().all() and case.run(True).isnan().all()
+    assert case.run(None).isnan().all() and case.run("mean").isnan().all()
 
 
 def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,16 +284,16 @@ def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.Monke
     lengths = (3 * LANES + 3, 0, 1, LANES)
     case = Case(lengths, P=200, device=device)
     case.mix = torch.eye(3)
-    found = case.run(True)
+    found = case.run("mean")
     assert means_tile(4, 512) == FEW_MEANS and means_tile(64, 512) == MANY_MEANS
     monkeypatch.setattr(module, "MANY", 0)
-    assert torch.equal(case.run(True), found)
+    assert torch.equal(case.run("mean"), found)
     alone = Case(lengths[:1], P=200, device=device)
     alone.words, alone.nodes = case.words[: lengths[0]], case.nodes[:, : lengths[0]].contiguous()
     alone.word_vectors, alone.outputs, alone.mix = case.word_vectors, case.outputs, torch.tensor([[0.0, 1.0, 0.0]])
-    assert torch.equal(alone.run(True)[0, 0], found[1, 0])
+    assert torch.equal(alone.run("mean")[0, 0], found[1, 0])
 
-    tokens = case.run(False)[1, : lengths[0]]
+    tokens = case.run(None)[1, : lengths[0]]
     sums = torch.zeros(LANES, tokens.shape[1])
     for j, token in enumerate(tokens):
         sums[j % LANES] += token
@@ -292,14 +302,23 @@ def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.Monke
     assert torch.equal(found[1, 0], sums[0] / len(tokens))
 
 
+def test_a_maximum_has_the_bits_of_a_token(device: str) -> None:
+    lengths = (LANES + 3, 0, 1)
+    case = Case(lengths, P=12, device=device)
+    case.mix = torch.cat([torch.eye(3)[:1], case.mix[:1]])
+    tokens = case.run(None).split(lengths, 1)
+    maxima = [part.amax(1) if part.shape[1] else torch.zeros_like(part.sum(1)) for part in tokens]
+    assert torch.equal(case.run("max"), torch.stack(maxima, 1))
+
+
 def test_the_public_function_allocates(device: str) -> None:
     case = Case((2, 0, 3), device=device)
-    for pooled in (False, True):
+    for pool in POOLS:
         for dtype in DTYPES:
             word_vectors, outputs, mix = (t.to(device) for t in (case.word_vectors, case.outputs, case.mix))
-            found = token_layers(word_vectors, outputs, case.tokens(pooled), mix, out_dtype=dtype)
+            found = token_layers(word_vectors, outputs, case.tokens(pool), mix, out_dtype=dtype, pool=pool or "mean")
             assert found.dtype == dtype
-            assert torch.equal(found.cpu(), case.run(pooled, dtype))
+            assert torch.equal(found.cpu(), case.run(pool, dtype))
 
 
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
@@ -362,11 +381,11 @@ def test_bad_tensors_are_named(name: str, wrong: object, message: str) -> None:
     arguments = {
         "word_vectors": case.word_vectors,
         "outputs": case.outputs,
-        "tokens": case.tokens(False),
+        "tokens": case.tokens(None),
         "mix": case.mix,
         "out": torch.zeros(3, 5, 24),
     }
-    arguments[name] = case.tokens(False)._replace(**wrong) if isinstance(wrong, dict) else wrong
+    arguments[name] = case.tokens(None)._replace(**wrong) if isinstance(wrong, dict) else wrong
     with pytest.raises(ValueError) as error:
         token_layers_launch(**arguments)  # type: ignore[arg-type]
     assert message in str(error.value)

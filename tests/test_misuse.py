@@ -21,6 +21,9 @@ from tiny_models import MODELS, SENTENCES
 
 import flashelmo
 from flashelmo import CudaSettings, Elmo, ElmoConfig, ElmoEmbedder, FlashElmoError, batch_to_ids, export, load_model
+from flashelmo.engine.bulk.embeddings import open_embeddings
+from flashelmo.engine.bulk.records import open_reader
+from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.text.windows import Window
 from flashelmo.export import OnnxElmo, export_onnx, verify
@@ -83,6 +86,7 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
     embedder = ElmoEmbedder(MODEL, device="cpu", threads=1)
     stateful = ElmoEmbedder(MODEL, device="cpu", stateful=True, threads=1)
     elmo, onnx = Elmo(folder / "model", None, 1), OnnxElmo(exported, threads=1)
+    embed_corpus(embedder, open_reader(folder / "text"), folder / "shards")
     ids = batch_to_ids(SENTENCES)[:, :, :12]
     batch = {"batch": SENTENCES}
     made: dict[str, Any] = {
@@ -111,11 +115,13 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
         "ElmoEmbedder.embed_windows": Use(
             embedder.embed_windows, {"windows": [Window.from_sentences(SENTENCES)], "convert_to_numpy": True}
         ),
+        "ElmoEmbedder.fingerprint": Use(embedder.fingerprint),
         "ElmoEmbedder.reset_state": Use(embedder.reset_state),
         "stateful.embed_batch": Use(stateful.embed_batch, batch),
         "stateful.embed_sentences": Use(stateful.embed_sentences, {"sentences": SENTENCES}),
         "batch_to_ids": Use(batch_to_ids, batch),
         "load_model": Use(load_model, {"path": folder / "model"}),
+        "open_embeddings": Use(open_embeddings, {"path": folder / "shards"}),
         "OnnxElmo": Use(OnnxElmo, {"path": exported, "threads": 1}),
         "OnnxElmo.inputs": Use(onnx.inputs, {"sentences": SENTENCES}),
         "OnnxElmo.embed": Use(onnx.embed, {"sentences": SENTENCES}),

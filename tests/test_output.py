@@ -9,7 +9,7 @@ import torch
 
 from flashelmo.engine import output as output_module
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Layers, Output, cast, normalize, pool_mean, select_layers, stack
+from flashelmo.engine.output import Layers, Output, cast, normalize, pool_mean, pool_tokens, select_layers, stack
 
 rng = np.random.default_rng(1)
 VECTORS = rng.standard_normal((3, 5, 4)).astype(np.float32)
@@ -40,6 +40,14 @@ def test_pool_mean() -> None:
     np.testing.assert_array_equal(pool_mean(VECTORS[:, :0]), np.zeros((3, 4), np.float32))
 
 
+def test_the_largest_values_of_a_sentence() -> None:
+    pooled = pool_tokens(VECTORS, "max")
+    assert pooled.dtype == np.float32
+    np.testing.assert_array_equal(pooled, np.sort(VECTORS, axis=1)[:, -1])
+    np.testing.assert_array_equal(pool_tokens(VECTORS[1], "max"), pooled[1])
+    np.testing.assert_array_equal(pool_tokens(VECTORS[:, :0], "max"), np.zeros((3, 4), np.float32))
+
+
 def test_cast() -> None:
     assert cast(VECTORS, "float32") is VECTORS
     half = cast(VECTORS, "float16")
@@ -53,13 +61,13 @@ def test_cast() -> None:
 CHOICES: list[Layers] = ["all", "top", "average", 0, 1, (2, 0)]
 
 
-@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("pool", [None, "mean", "max"])
 @pytest.mark.parametrize("layers", CHOICES)
 def test_groups_say_which_layers_a_result_is_made_of(layers: Layers, pool: str | None) -> None:
     output = Output(layers, pool=pool)
     means = np.stack([VECTORS[list(group)].mean(axis=0) for group in output.groups(3)])
     means = means[0] if output.single else means
-    np.testing.assert_array_equal(output.choose(VECTORS), pool_mean(means) if pool else means)
+    np.testing.assert_array_equal(output.choose(VECTORS), pool_tokens(means, pool) if pool else means)
 
 
 def test_groups_of_a_layer_that_is_not_there() -> None:
@@ -68,7 +76,7 @@ def test_groups_of_a_layer_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("block", [1 << 20, 30, 12, 1])
-@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("pool", [None, "mean", "max"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("layers", CHOICES)
 def test_blocks_join_to_the_result(
@@ -78,7 +86,7 @@ def test_blocks_join_to_the_result(
     output = Output(layers, dtype, pool)
     for vectors in (VECTORS, VECTORS[:, :1], VECTORS[:, :0]):
         chosen = select_layers(vectors, layers)
-        chosen = pool_mean(chosen) if pool else chosen
+        chosen = pool_tokens(chosen, pool) if pool else chosen
         np.testing.assert_array_equal(output.choose(vectors), chosen)
         expected = chosen.astype(dtype)
         assert output.shape(vectors.shape) == expected.shape
@@ -135,8 +143,8 @@ def test_bad_settings() -> None:
         Output("last")
     with pytest.raises(FlashElmoError, match="dtype: expected float32 or float16, found 'int8'"):
         Output(dtype="int8")
-    with pytest.raises(FlashElmoError, match="pool: expected mean or nothing, found 'max'"):
-        Output(pool="max")
+    with pytest.raises(FlashElmoError, match="pool: expected mean, max or nothing, found 'sum'"):
+        Output(pool="sum")
     with pytest.raises(FlashElmoError, match="found 'both'"):
         select_layers(VECTORS, "both")
 

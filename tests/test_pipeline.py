@@ -21,7 +21,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model import initialize
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Layers, Output, pool_mean, select_layers
+from flashelmo.engine.output import Layers, Output, pool_tokens, select_layers
 from flashelmo.engine.precision import PrecisionName, tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import RuntimeName
@@ -322,7 +322,7 @@ def embedder(request: pytest.FixtureRequest) -> ElmoEmbedder:
 
 
 @pytest.mark.parametrize("as_numpy", [True, False])
-@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("pool", [None, "mean", "max"])
 @pytest.mark.parametrize("layers", ["all", "top", "average", 0, 1, (1, 0)])
 def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
     embedder: ElmoEmbedder, layers: Layers, pool: str | None, as_numpy: bool
@@ -335,14 +335,14 @@ def test_what_is_asked_for_is_what_would_be_chosen_of_all_layers(
     assert len(found) == len(SENTENCES)
     for result, vectors in zip(found, everything, strict=True):
         expected = select_layers(vectors, layers)
-        expected = pool_mean(expected) if pool else expected
+        expected = pool_tokens(expected, pool) if pool else expected
         assert type(result) is (np.ndarray if as_numpy else torch.Tensor)
         array = np.asarray(result)
         assert array.dtype == vectors.dtype and array.shape == expected.shape
         assert np.array_equal(array, expected)
 
 
-@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("pool", [None, "mean", "max"])
 def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedder, pool: str | None) -> None:
     embedder.reset_state()
     everything = list(embedder.embed(SENTENCES))
@@ -350,7 +350,7 @@ def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedd
     mix = [0.5, -1.0, 2.0, 0.25][: embedder.config.n_layers + 1]
     for result, vectors in zip(embedder.embed(SENTENCES, mix=mix, pool=pool), everything, strict=True):
         expected = sum(factor * layer for factor, layer in zip(mix, vectors.astype(np.float64), strict=True))
-        np.testing.assert_allclose(result, pool_mean(expected) if pool else expected, atol=1e-6)
+        np.testing.assert_allclose(result, pool_tokens(expected, pool) if pool else expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("as_numpy", [True, False])
@@ -379,7 +379,7 @@ def test_vectors_that_overflow_are_refused_by_their_sentence(
         next(stream)
 
 
-@pytest.mark.parametrize("pool", [None, "mean"])
+@pytest.mark.parametrize("pool", [None, "mean", "max"])
 @pytest.mark.parametrize("layers", ["all", "top", "average", 0])
 def test_a_result_holds_no_memory_beyond_its_own(layers: str | int, pool: str | None) -> None:
     (result,) = ElmoEmbedder(MODELS["skip"]).embed([SENTENCES[3]], layers=layers, pool=pool)

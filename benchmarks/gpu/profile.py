@@ -51,6 +51,7 @@ STAGES = {
     "tokens_kernel": "tokens",
     "gather_words_kernel": "words",
     "sentences_kernel": "tokens",
+    "maxima_kernel": "tokens",
 }
 OTHER, IDLE = "other", "idle"
 MOST_OTHERS = 3  # that are named

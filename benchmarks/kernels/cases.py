@@ -195,7 +195,8 @@ KERNELS = (
     Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True),
     Kernel("states carried", (), "CP", problems.carry, BF16, ("fp32",)),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True),
-    Kernel("token layers, means", (), "P", partial(tokens, pooled=True), BF16, ("fp16", "fp32"), sizes=True),
+    Kernel("token layers, means", (), "P", partial(tokens, pool="mean"), BF16, ("fp16", "fp32"), sizes=True),
+    Kernel("token layers, maxima", (), "P", partial(tokens, pool="max"), few=BF16),
 )
 
 

@@ -221,10 +221,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, cost: Cost, ma
     )
 
 
-def token_layers(config: ElmoConfig, n: int, make: Maker, pooled: bool = False, mix: Tensor | None = None) -> Problem:
-    """Mixed layers of n tokens whose nodes are scattered, or their means over sentences.
+def token_layers(
+    config: ElmoConfig, n: int, make: Maker, pool: str | None = None, mix: Tensor | None = None
+) -> Problem:
+    """Mixed layers of n tokens whose nodes are scattered, or pooled over sentences.
 
     Args:
+        pool: "mean" or "max".
         mix: [outputs, layers]; all layers and a random mix of them where absent.
     """
     L, P, n_words = config.n_layers + 1, config.projection_size, max(1, n // 10)
@@ -233,14 +236,16 @@ def token_layers(config: ElmoConfig, n: int, make: Maker, pooled: bool = False, 
     words = torch.randint(0, n_words, (n,), generator=host)
     nodes = torch.stack([torch.randperm(n, generator=host) for _ in range(2)])
     lengths = [0, 1, n // 3, n - 1 - n // 3] if n > 1 else [n]
-    offsets = torch.tensor([0, *lengths]).cumsum(0) if pooled else None
+    offsets = torch.tensor([0, *lengths]).cumsum(0) if pool else None
     vectors, outputs = make.values(n_words, P), make.values(L - 1, 2, n + 1, P)
     tokens = Tokens.of(words, nodes, offsets, n_words=n_words, n_nodes=n, device=make.device)
-    out, flag = make.empty(len(mix), len(lengths) if pooled else n, 2 * P, dtype=torch.float32), make.flag()
+    out, flag = make.empty(len(mix), len(lengths) if pool else n, 2 * P, dtype=torch.float32), make.flag()
+    how, given = pool or "mean", (vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets)
+    on_device = (vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device))
     return Problem(
-        token_layers_launch(vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device), out, flag),
+        token_layers_launch(*on_device, out, flag, how),
         out,
-        lambda: reference.token_layers(vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets),
+        lambda: reference.token_layers(*given, how),
         model.token_layers(config, n, len(mix), make.precision),
     )
 
@@ -275,7 +280,8 @@ BUILDS: dict[str, tuple[Callable[..., Problem], str]] = {
     "input": (hoisted_input, "rows"),
     "gather words": (gather_words, "rows"),
     "token layers": (token_layers, "rows"),
-    "token layers, means": (partial(token_layers, pooled=True), "rows"),
+    "token layers, means": (partial(token_layers, pool="mean"), "rows"),
+    "token layers, maxima": (partial(token_layers, pool="max"), "rows"),
 }
 
 

@@ -20,5 +20,6 @@ shard_writer.py writes one, whole or not at all
 folder.py       what a folder was begun with, what of it is whole; `verify`
 locks.py        who may write to it
 report.py       what a run did
+to_file.py      an input into a single file of vectors, or SeqVec's files
 embeddings.py   `open_embeddings`: vectors read back
 """

@@ -32,6 +32,11 @@ class Input:
         self._open = _opener(source)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is of this machine and not compressed."""
+        return self._compression is None and not ADDRESS.match(self.name)
+
+    @property
     def n_bytes(self) -> int | None:
         """How many there are, decompressed; None where only reading tells."""
         path = Path(self.name).expanduser()

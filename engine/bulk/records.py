@@ -15,7 +15,17 @@ from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
-__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "format_of", "open_reader"]
+__all__ = [
+    "FORMATS",
+    "Part",
+    "Place",
+    "Reader",
+    "RecordErrors",
+    "Records",
+    "format_of",
+    "is_plain_text",
+    "open_reader",
+]
 
 FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
 SUFFIXES = {  # that mean another format than lines
@@ -89,6 +99,11 @@ def format_of(source: str | Path, format: str | None = None) -> str:
     if kind not in FORMATS:
         raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
     return kind
+
+
+def is_plain_text(source: str | Path, format: str | None = None) -> bool:
+    """Whether an input is lines as they are, in a file of this machine or on standard input."""
+    return format_of(source, format) == "lines" and Input(source).is_plain
 
 
 def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:

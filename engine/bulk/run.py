@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from flashelmo.engine.bulk.source import Job, Source, default_shard_records, des
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
+from flashelmo.engine.sinks.files import check_space
 
 logger = logging.getLogger("flashelmo")
 
@@ -169,12 +169,7 @@ class _Run:
     def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
         """The shards, once it is clear that the disk will hold them."""
         for shard in shards:
-            needed = self._bytes_needed(shard)
-            free = shutil.disk_usage(self._job.folder).free
-            if needed > free:
-                sizes = f"expected about {needed:,.0f} bytes of free disk, found {free:,.0f}"
-                advice = "--layers top, --dtype float16 and --pool mean take less"
-                raise FlashElmoError(f"{self._job.folder}: {sizes}; {advice}")
+            check_space(self._job.folder, self._bytes_needed(shard))
             yield shard
             break
         yield from shards

@@ -15,7 +15,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Output, pool_mean
+from flashelmo.engine.output import Output, pool_tokens
 from flashelmo.engine.pipeline import OnProgress, PipelineInfo, Planner, Statistics, Stream, stream_windows
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.settings import Settings
@@ -158,13 +158,13 @@ def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: in
     n_tokens = tokens.stop - tokens.start
     result = np.empty((len(groups), size) if output.pool else (len(groups), n_tokens, size), np.float32)
     for row, group in zip(result, groups, strict=True):
-        mean = np.empty((n_tokens, size), np.float32) if output.pool else row
+        chosen = np.empty((n_tokens, size), np.float32) if output.pool else row
         for k, halves in enumerate(group):
-            _gather(halves, tokens, mean, add=k > 0, factor=None if output.mix is None else float(output.mix[k]))
+            _gather(halves, tokens, chosen, add=k > 0, factor=None if output.mix is None else float(output.mix[k]))
         if output.mix is None and len(group) > 1:
-            mean /= len(group)
+            chosen /= len(group)
         if output.pool:
-            row[:] = pool_mean(mean)
+            row[:] = pool_tokens(chosen, output.pool)
     return result[0] if output.single else result
 
 

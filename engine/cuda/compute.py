@@ -26,12 +26,14 @@ class DeviceOutput:
     Attributes:
         mix: float32 [O, L], coefficients of the layers for each output.
         dtype: of the result.
+        pool: "mean" or "max", of sentences where the schedule has their offsets.
         overflow: int32 [1] in the host's memory, set where a result is infinite or NaN.
     """
 
     mix: Tensor
     dtype: torch.dtype
     overflow: Tensor | None = None
+    pool: str = "mean"
 
 
 def compute(
@@ -46,7 +48,7 @@ def compute(
     state: DeviceState | None = None,
     first_row: int = 0,
 ) -> Tensor:
-    """Layers of a window's tokens [O, tokens, 2P], or their means over sentences [O, B, 2P].
+    """Layers of a window's tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P].
 
     Nothing is read back, so that all of it can be captured in a CUDA graph.
 
@@ -81,7 +83,9 @@ def compute(
             final.append((tensors.hidden, tensors.cell))
         del tensors  # the next layer's take their memory, but for states that are carried on
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
-    results = token_layers(word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype, flag=output.overflow)
+    results = token_layers(
+        word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype, flag=output.overflow, pool=output.pool
+    )
     if state is not None:
         state.write_back(parts, final)
     return results

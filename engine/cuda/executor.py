@@ -224,5 +224,6 @@ class Executor:
         """What is wanted, on the device; its coefficients are kept, since graphs hold their address."""
         if output not in self._outputs:
             mix = torch.from_numpy(output.coefficients(self.model.config.n_layers + 1)).to(self.model.device)
-            self._outputs[output] = DeviceOutput(mix, getattr(torch, output.dtype), self._overflow)
+            dtype = getattr(torch, output.dtype)
+            self._outputs[output] = DeviceOutput(mix, dtype, self._overflow, output.pool or "mean")
         return self._outputs[output]

@@ -1,29 +1,67 @@
-"""Where vectors go: files that appear under their name only when they are whole."""
+"""Where vectors go.
+
+files.py   files that appear under their name only when they are whole
+hdf5.py    HDF5, an array a sentence
+npz.py     NumPy's archives, the same
+seqvec.py  the files of SeqVec's pipeline
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Index, Output
+from flashelmo.engine.sinks.files import check_path, lock, publish, sync, take_name, temporary_beside, writing
+
+__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "lock", "open_sink", "sync", "take_name", "writing"]
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
+ENTRY_BYTES = 300  # about what a format takes for an array's name and shape
+
+logger = logging.getLogger("flashelmo")
+
+
+class Record(NamedTuple):
+    """Of which record vectors are.
+
+    Attributes:
+        number: in the input, from 0.
+        id: its own; None where it has none.
+        n_tokens: how many there are.
+    """
+
+    number: int
+    id: str | None
+    n_tokens: int
 
 
 class Store(Protocol):
     """A file format: named arrays, written one by one."""
 
-    def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
-        """Write one array, which comes in blocks in C order."""
+    def key_of(self, record_id: str) -> str:
+        """The key that stands for a record's own id: that itself where it can be one."""
+
+    def add(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        blocks: Iterable[tuple[Index, Array]],
+        original_id: str | None = None,
+    ) -> None:
+        """Write one array, which comes in blocks in C order, and the id that its key does not tell."""
 
     def add_text(self, key: str, text: str) -> None:
         """Write one text as an array of shape (1,)."""
@@ -40,6 +78,8 @@ class Sink:
 
     A sentence's key is its number, from 0, or with `use_sentence_keys` the sentence. With numbers, and unless
     `forget_sentences`, the text `sentence_to_index` maps sentences to keys in JSON; the last of equal sentences stays.
+    A record with an id of its own has that as its key; where another one has it already, it gets "#2" and so on behind
+    it. HDF5 has an id that is not its key as the attribute `original_id`.
 
     Args:
         path: the name that errors give.
@@ -55,33 +95,68 @@ class Sink:
         self._use_sentence_keys = use_sentence_keys
         self._index: dict[str, str] | None = None if use_sentence_keys or forget_sentences else {}
         self._n_written = 0
+        self._has_ids = False
+        self._repeated: dict[str, int] = {}  # keys of several records: of how many so far
 
-    def write(self, vectors: Array, sentence: str = "") -> None:
+    def n_bytes(self, n_layers: int, size: int, n_tokens: int, n_sentences: int) -> int:
+        """About what vectors of 2P = size and n_layers layers will take."""
+        rows = n_sentences if self.output.pool else n_tokens
+        shape = self.output.shape((n_layers, 1, size))
+        return rows * prod(shape) * np.dtype(self.output.dtype).itemsize + n_sentences * ENTRY_BYTES
+
+    def write(self, vectors: Array, sentence: str = "", record: Record | None = None) -> None:
         """Write what `output` asks for of a sentence; the text matters where `needs_sentences`.
 
         Args:
             vectors: [L, T, 2P] of all layers, [T, 2P] of one, without T where pooled; of any floating-point type.
+            record: that the sentence is; None for the next line.
 
         Raises:
             FlashElmoError: the file cannot be written, a key that was there or cannot be one, vectors that `output`
                 does not ask for, a value beyond the number type's range.
         """
-        key = str(self._n_written)
+        key = str(self._n_written if record is None else record.number)
         if self._use_sentence_keys:
             self._check_key(sentence)
             key = sentence
+        elif record is not None and record.id is not None:
+            self._has_ids = True
+            self._write_by_id(vectors, record.id or key)
+            return
         elif self._index is not None:
             self._index[sentence] = key
         with self._errors(key):
             self._store.add(key, vectors.shape, self.output.dtype, self.output.blocks(vectors))
         self._n_written += 1
 
+    def _write_by_id(self, vectors: Array, record_id: str) -> None:
+        """Under the first key for this id that is not taken."""
+        with self._errors(record_id):
+            key = name = self._store.key_of(record_id)
+            n = self._repeated.get(key, 0)
+            while True:
+                name = f"{key}#{n + 1}" if n else key
+                try:
+                    original = None if name == record_id else record_id
+                    self._store.add(name, vectors.shape, self.output.dtype, self.output.blocks(vectors), original)
+                    break
+                except KeyError:
+                    if n > self._n_written:
+                        raise
+                    n += 1
+        if n:
+            self._repeated[key] = n + 1
+        self._n_written += 1
+
     def close(self) -> None:
         """Write the index of sentences where there is one, and finish the file."""
         with self._errors(INDEX_NAME):
-            if self._index is not None:
+            if self._index is not None and not self._has_ids:
                 self._store.add_text(INDEX_NAME, json.dumps(self._index))
             self._store.close()
+        if self._repeated:
+            key = next(iter(self._repeated))
+            logger.warning("%s: some records have the id of another one, as %r; #2 stands behind it", self.path, key)
 
     def abort(self) -> None:
         """Close the file after an error, without finishing it."""
@@ -140,10 +215,10 @@ def open_sink(
     forget_sentences = flag("forget_sentences", forget_sentences)
     final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
     with writing(path):
-        _check_path(path, final, overwrite)
+        check_path(path, final, overwrite)
     is_npz = not always_hdf5 and _is_npz(path)
     sink = None
-    with _temporary(path, final) as temporary:
+    with temporary_beside(path, final) as temporary:
         try:
             with writing(path):
                 store = _open_store(temporary, is_npz)
@@ -151,77 +226,11 @@ def open_sink(
             yield sink
             sink.close()
             with writing(path):
-                _publish(temporary, final, overwrite)
+                publish(temporary, final, overwrite)
         except BaseException:
             if sink is not None:
                 sink.abort()
             raise
-
-
-def _check_path(path: Path, final: Path, overwrite: bool) -> None:
-    if str(path) == "-":
-        raise FlashElmoError("-: expected a file's name; vectors cannot be written to standard output")
-    if not final.parent.is_dir():
-        raise FlashElmoError(f"{path}: there is no folder {final.parent}")
-    if not final.exists():
-        return
-    if not final.is_file():
-        raise FlashElmoError(f"{path}: expected a file's name, found a folder or device")
-    if not overwrite:
-        raise _exists(path)
-
-
-def _exists(path: Path) -> FlashElmoError:
-    return FlashElmoError(f"{path}: exists already; --overwrite replaces it")
-
-
-@contextmanager
-def _temporary(path: Path, final: Path) -> Iterator[Path]:
-    """A new empty file beside `final` that no other run uses; gone when the context ends, if it has that name still.
-
-    A run holds a lock on its file, which ends with the process: whoever gets the lock of another's may remove it.
-    """
-    prefix = f".{final.name[:100]}."
-    with writing(path):
-        _remove_leftovers(final.parent, prefix)
-        while True:
-            temporary = final.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-            try:
-                if lock(descriptor, temporary):
-                    break
-            except OSError:  # a file system without locks, where leftovers stay
-                break
-            os.close(descriptor)  # another run has taken it for a leftover before it was locked
-    try:
-        yield temporary
-    finally:
-        os.close(descriptor)
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove the temporary files of an output whose runs have ended."""
-    name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
-    for leftover in [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]:
-        with suppress(OSError):  # another's, or another run removes it as well
-            descriptor = os.open(leftover, os.O_RDWR)
-            try:
-                if lock(descriptor, leftover):
-                    leftover.unlink()
-            finally:
-                os.close(descriptor)
-
-
-def lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name."""
-    from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
-
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _is_npz(path: Path) -> bool:
@@ -240,47 +249,3 @@ def _open_store(path: Path, is_npz: bool) -> Store:
     from flashelmo.engine.sinks.hdf5 import Hdf5File
 
     return Hdf5File(path)
-
-
-def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
-    """Give the finished file its name, once its contents are safe on disk. FileExistsError: the name is taken."""
-    sync(temporary)
-    if overwrite:
-        os.replace(temporary, final)
-    else:
-        take_name(temporary, final)
-    with suppress(OSError):  # not every system lets one open a folder
-        sync(final.parent)
-
-
-def take_name(temporary: Path, final: Path) -> None:
-    """Give the file a name that no other has. FileExistsError: it is taken."""
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        os.close(os.open(final, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, final)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors into a FlashElmoError of one line."""
-    try:
-        yield
-    except FileExistsError:
-        raise _exists(path) from None
-    except (OSError, RuntimeError) as error:
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error).partition("\n")[0]
-        raise FlashElmoError(f"{path}: cannot write: {reason}") from None

@@ -25,8 +25,23 @@ class Hdf5File:
         self._dataset_properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         self._dataset_properties.set_obj_track_times(False)  # equal runs give equal files
 
-    def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
-        """Write one array. KeyError: the key is taken, or cannot be one, as "." cannot. OSError: the disk is full."""
+    def key_of(self, record_id: str) -> str:
+        """The id without what HDF5 gives a meaning: no groups, and not the file's root."""
+        key = record_id.replace("/", "_").replace("\0", "_")
+        return key if key != "." else "_"
+
+    def add(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        blocks: Iterable[tuple[Index, Array]],
+        original_id: str | None = None,
+    ) -> None:
+        """Write one array, with an id as an attribute where one is given.
+
+        KeyError: the key is taken, or cannot be one, as "." cannot. OSError: the disk is full.
+        """
         try:
             # h5py's create_dataset does the same and takes twice as long
             dataset = h5py.h5d.create(
@@ -45,6 +60,8 @@ class Hdf5File:
                 dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(block))
             else:
                 h5py.Dataset(dataset)[index] = block
+        if original_id is not None:
+            h5py.Dataset(dataset).attrs["original_id"] = original_id.replace("\0", "\ufffd")
         self._disk.check()
 
     def add_text(self, key: str, text: str) -> None:

@@ -19,8 +19,19 @@ class NpzFile:
         self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._keys: set[str] = set()
 
-    def add(self, key: str, shape: tuple[int, ...], dtype: str, blocks: Iterable[tuple[Index, Array]]) -> None:
-        """Write one array. KeyError: the key is taken, or too long for an archive."""
+    def key_of(self, record_id: str) -> str:
+        """The id, without NUL."""
+        return record_id.replace("\0", "_")
+
+    def add(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        blocks: Iterable[tuple[Index, Array]],
+        original_id: str | None = None,
+    ) -> None:
+        """Write one array; there is no place for an id. KeyError: the key is taken, or too long for an archive."""
         name = f"{key}.npy"
         if key in self._keys or len(name.encode("utf-8")) > 0xFFFF:
             raise KeyError(key)

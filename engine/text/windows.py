@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from flashelmo.engine.text.lines import Block, Errors, Int64, check_utf8, split_
 from flashelmo.engine.threads import Background
 
 Int32: TypeAlias = npt.NDArray[np.int32]
+Item = TypeVar("Item")
 
 CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
@@ -188,7 +189,7 @@ def read_windows(
         yield _window(parts)
 
 
-def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
+def read_ahead(windows: Iterator[Item]) -> Iterator[Item]:
     """Windows, each read by a thread while the one before is used; closing does not wait for a blocked read."""
     read = partial(next, windows, None)
     following = Background(read)

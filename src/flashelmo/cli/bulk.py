@@ -16,7 +16,8 @@ from flashelmo.engine.output import Output
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 
 ShardFormat = Annotated[
-    str | None, typer.Option(metavar="native|parquet", help="A folder of shards of this format; native if not set.")
+    str | None,
+    typer.Option(metavar="native|parquet|seqvec", help="A folder of shards, native if not set, or of SeqVec's files."),
 ]
 InputFormat = Annotated[str | None, typer.Option(help="Format of the input; that of its suffix if not set.")]
 Field = Annotated[str | None, typer.Option(help="Field or column that is embedded.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -33,7 +33,7 @@ from flashelmo.cli.bulk import (
     embed_to_folder,
     is_folder,
 )
-from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
+from flashelmo.cli.terminal import file_status, progress_bar, progress_of, readable_size, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
@@ -56,7 +56,7 @@ def embed(
         str | None, typer.Option(metavar="W0,W1,W2", help="Keep the layers' sum, each times its coefficient.")
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
-    pool: Annotated[str | None, typer.Option(metavar="mean", help="One vector a sentence.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="mean|max", help="One vector a sentence.")] = None,
     precision: Annotated[
         str, typer.Option(metavar="|".join(["auto", *PRECISIONS]), help="Of the computation.")
     ] = "auto",
@@ -68,7 +68,7 @@ def embed(
     batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
     errors: Annotated[
-        str, typer.Option(metavar="strict|replace|skip", help="For records that cannot be read; skip is for shards.")
+        str, typer.Option(metavar="strict|replace|skip", help="For records that cannot be read.")
     ] = "strict",
     keep_sentence_boundaries: Annotated[
         bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
@@ -103,38 +103,28 @@ def embed(
         "threads": threads,
         "keep_sentence_boundaries": keep_sentence_boundaries,
     }
-    bulk = {
-        "--format": format,
-        "--input-format": input_format,
-        "--field": field,
-        "--id-field": id_field,
-        "--tokenizer": tokenizer,
-        "--resume": resume or None,
-        "--num-shards": num_shards,
-        "--shard-id": shard_id,
-        "--shard-records": shard_records,
-        "--report": report,
-        "--errors skip": errors == "skip" or None,
+    reader = {
+        "format": input_format,
+        "field": field,
+        "id_field": id_field,
+        "tokenizer": tokenizer or "whitespace",
+        "errors": errors,
     }
-    given = [name for name, value in bulk.items() if value is not None]
-    if is_folder(output, format):
-        if use_sentence_keys:
-            raise FlashElmoError(
-                "--use-sentence-keys: expected a file of vectors as output; shards keep ids of their own"
-            )
+    sink_settings = {
+        "overwrite": overwrite,
+        "use_sentence_keys": use_sentence_keys,
+        "forget_sentences": forget_sentences,
+    }
+    if use_sentence_keys and (format == "seqvec" or is_folder(output, format)):
+        raise FlashElmoError("--use-sentence-keys: expected a file of vectors as output; folders keep ids of their own")
+    if format != "seqvec" and is_folder(output, format):
         embed_to_folder(
             input,
             output,
             kept,
             model,
             settings,
-            reader={
-                "format": input_format,
-                "field": field,
-                "id_field": id_field,
-                "tokenizer": tokenizer or "whitespace",
-                "errors": errors,
-            },
+            reader=reader,
             shards={
                 "format": format or "native",
                 "shard_records": shard_records,
@@ -148,22 +138,24 @@ def embed(
             quiet=quiet,
         )
         return
-    if given:
-        raise FlashElmoError(f"{given[0]}: expected a folder of shards as output, found the file {output}")
-    embed_to_file(
-        input,
-        output,
-        kept,
-        model,
-        settings,
-        sink_settings={
-            "overwrite": overwrite,
-            "use_sentence_keys": use_sentence_keys,
-            "forget_sentences": forget_sentences,
-        },
-        errors=errors,
-        quiet=quiet,
-    )
+    for_shards = {
+        "--format": format if format != "seqvec" else None,
+        "--resume": resume or None,
+        "--num-shards": num_shards,
+        "--shard-id": shard_id,
+        "--shard-records": shard_records,
+        "--report": report,
+    }
+    for name in (name for name, value in for_shards.items() if value is not None):
+        raise FlashElmoError(f"{name}: expected a folder of shards as output, found {output}")
+    if (
+        format != "seqvec"
+        and not (field or id_field or tokenizer or errors == "skip")
+        and is_plain(input, input_format)
+    ):
+        embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet)
+    else:
+        embed_records_to(input, output, kept, model, settings, reader, sink_settings, format == "seqvec", quiet)
 
 
 def embed_to_file(
@@ -204,6 +196,49 @@ def embed_to_file(
         _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
 
 
+def is_plain(source: str, input_format: str | None) -> bool:
+    """Whether an input is what `embed_to_file` reads."""
+    from flashelmo.engine.bulk.records import is_plain_text
+
+    return is_plain_text(source, input_format)
+
+
+def embed_records_to(
+    source: str,
+    target: Path,
+    output: Output,
+    model: Path,
+    settings: dict[str, Any],
+    reader: dict[str, Any],
+    sink_settings: dict[str, bool],
+    as_seqvec: bool,
+    quiet: bool,
+) -> None:
+    """As `embed_to_file`, of records of any format, under their own ids; or into SeqVec's files."""
+    from flashelmo.engine.bulk.records import open_reader
+    from flashelmo.engine.bulk.to_file import embed_records
+    from flashelmo.engine.embedder import ElmoEmbedder
+    from flashelmo.engine.sinks.seqvec import open_seqvec
+
+    target, model = path_of("output", target), path_of("model", model)
+    records = open_reader(source, **reader)
+    if target.is_file() and os.path.exists(source) and os.path.samefile(source, target):
+        raise FlashElmoError(f"{target}: is the text itself")
+    if target.is_file() and is_model_file(target, model, settings["options_file"]):
+        raise FlashElmoError(f"{target}: is a file of the model")
+    opened: AbstractContextManager[Any] = (
+        open_seqvec(target, output, overwrite=sink_settings["overwrite"])
+        if as_seqvec
+        else open_sink(target, output, **sink_settings)
+    )
+    with warnings_to_stderr(quiet), opened as sink:
+        embedder = ElmoEmbedder.load(model, **settings)
+        with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
+            summary = embed_records(embedder, records, sink, on_progress=on_progress)
+    if not quiet:
+        _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
+
+
 def _open_input(source: str) -> Any:
     if source != "-":
         return open(path_of("input", source), "rb")
@@ -215,10 +250,11 @@ def _open_input(source: str) -> Any:
 def _print_summary(summary: Summary, target: Path, computed: str) -> None:
     all_steps = summary.steps + summary.steps_saved
     saved = summary.steps_saved / all_steps if all_steps else 0.0
+    files = list(target.iterdir()) if target.is_dir() else [target]
     say(
         f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
         f"{summary.distinct_words:,} distinct words (boundaries included)\n"
         f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
         f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({computed})\n"
-        f"{target}: {readable_size(target.stat().st_size)}"
+        f"{target}: {readable_size(sum(path.stat().st_size for path in files))}"
     )

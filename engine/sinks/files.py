@@ -1,0 +1,134 @@
+"""Files that appear under their names only when they are whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flashelmo.engine.errors import FlashElmoError
+
+
+def check_path(path: Path, final: Path, overwrite: bool) -> None:
+    """Raise FlashElmoError where a file cannot become what `path` names, `final` without links."""
+    if str(path) == "-":
+        raise FlashElmoError("-: expected a file's name; vectors cannot be written to standard output")
+    if not final.parent.is_dir():
+        raise FlashElmoError(f"{path}: there is no folder {final.parent}")
+    if not final.exists():
+        return
+    if not final.is_file():
+        raise FlashElmoError(f"{path}: expected a file's name, found a folder or device")
+    if not overwrite:
+        raise _exists(path)
+
+
+def _exists(path: Path) -> FlashElmoError:
+    return FlashElmoError(f"{path}: exists already; --overwrite replaces it")
+
+
+@contextmanager
+def temporary_beside(path: Path, final: Path) -> Iterator[Path]:
+    """A new empty file beside `final` that no other run uses; gone when the context ends, if it has that name still.
+
+    A run holds a lock on its file, which ends with the process: whoever gets the lock of another's may remove it.
+    """
+    prefix = f".{final.name[:100]}."
+    with writing(path):
+        _remove_leftovers(final.parent, prefix)
+        while True:
+            temporary = final.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            try:
+                if lock(descriptor, temporary):
+                    break
+            except OSError:  # a file system without locks, where leftovers stay
+                break
+            os.close(descriptor)  # another run has taken it for a leftover before it was locked
+    try:
+        yield temporary
+    finally:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove the temporary files of an output whose runs have ended."""
+    name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
+    for leftover in [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]:
+        with suppress(OSError):  # another's, or another run removes it as well
+            descriptor = os.open(leftover, os.O_RDWR)
+            try:
+                if lock(descriptor, leftover):
+                    leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name."""
+    from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
+
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def publish(temporary: Path, final: Path, overwrite: bool) -> None:
+    """Give the finished file its name, once its contents are safe on disk. FileExistsError: the name is taken."""
+    sync(temporary)
+    if overwrite:
+        os.replace(temporary, final)
+    else:
+        take_name(temporary, final)
+    with suppress(OSError):  # not every system lets one open a folder
+        sync(final.parent)
+
+
+def take_name(temporary: Path, final: Path) -> None:
+    """Give the file a name that no other has. FileExistsError: it is taken."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, final)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors into a FlashElmoError of one line."""
+    try:
+        yield
+    except FileExistsError:
+        raise _exists(path) from None
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error).partition("\n")[0]
+        raise FlashElmoError(f"{path}: cannot write: {reason}") from None
+
+
+def check_space(path: Path, n_bytes: float) -> None:
+    """Raise FlashElmoError where the disk that a file or folder is on, or will be, has less room than it needs."""
+    real = Path(os.path.realpath(path))
+    folder = real if real.is_dir() else real.parent
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        sizes = f"expected about {n_bytes:,.0f} bytes of free disk, found {free:,.0f}"
+        raise FlashElmoError(f"{path}: {sizes}; --layers top, --dtype float16 and --pool mean take less")
