@@ -14,8 +14,9 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
+from flashelmo.engine.text.lines import Errors
 from flashelmo.engine.text.tables import check_is_text
-from flashelmo.engine.text.windows import Errors, Window, read_ahead, read_windows
+from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
 OnTextProgress: TypeAlias = Callable[[float, float], None]  # bytes of text and tokens done so far
 

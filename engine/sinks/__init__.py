@@ -99,7 +99,7 @@ class Sink:
     def _errors(self, key: str) -> Iterator[None]:
         """Turn a store's errors into FlashElmoErrors that name the file, and the line of a key that cannot be."""
         try:
-            with _writing(self.path):
+            with writing(self.path):
                 yield
         except KeyError:
             raise FlashElmoError(
@@ -139,18 +139,18 @@ def open_sink(
     use_sentence_keys = flag("use_sentence_keys", use_sentence_keys)
     forget_sentences = flag("forget_sentences", forget_sentences)
     final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
-    with _writing(path):
+    with writing(path):
         _check_path(path, final, overwrite)
     is_npz = not always_hdf5 and _is_npz(path)
     sink = None
     with _temporary(path, final) as temporary:
         try:
-            with _writing(path):
+            with writing(path):
                 store = _open_store(temporary, is_npz)
             sink = Sink(path, store, output or Output(), use_sentence_keys, forget_sentences)
             yield sink
             sink.close()
-            with _writing(path):
+            with writing(path):
                 _publish(temporary, final, overwrite)
         except BaseException:
             if sink is not None:
@@ -182,13 +182,13 @@ def _temporary(path: Path, final: Path) -> Iterator[Path]:
     A run holds a lock on its file, which ends with the process: whoever gets the lock of another's may remove it.
     """
     prefix = f".{final.name[:100]}."
-    with _writing(path):
+    with writing(path):
         _remove_leftovers(final.parent, prefix)
         while True:
             temporary = final.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
             try:
-                if _lock(descriptor, temporary):
+                if lock(descriptor, temporary):
                     break
             except OSError:  # a file system without locks, where leftovers stay
                 break
@@ -207,13 +207,13 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
         with suppress(OSError):  # another's, or another run removes it as well
             descriptor = os.open(leftover, os.O_RDWR)
             try:
-                if _lock(descriptor, leftover):
+                if lock(descriptor, leftover):
                     leftover.unlink()
             finally:
                 os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> bool:
+def lock(descriptor: int, path: Path) -> bool:
     """Lock an open file for this run; False where another holds it, or it is no longer the file of that name."""
     from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
 
@@ -244,16 +244,16 @@ def _open_store(path: Path, is_npz: bool) -> Store:
 
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     """Give the finished file its name, once its contents are safe on disk. FileExistsError: the name is taken."""
-    _sync(temporary)
+    sync(temporary)
     if overwrite:
         os.replace(temporary, final)
     else:
-        _take_name(temporary, final)
+        take_name(temporary, final)
     with suppress(OSError):  # not every system lets one open a folder
-        _sync(final.parent)
+        sync(final.parent)
 
 
-def _take_name(temporary: Path, final: Path) -> None:
+def take_name(temporary: Path, final: Path) -> None:
     """Give the file a name that no other has. FileExistsError: it is taken."""
     try:
         os.link(temporary, final)
@@ -264,7 +264,7 @@ def _take_name(temporary: Path, final: Path) -> None:
         os.replace(temporary, final)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -273,7 +273,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn the system's errors into a FlashElmoError of one line."""
     try:
         yield

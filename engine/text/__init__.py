@@ -1,6 +1,7 @@
 """From text to schedules: all that comes before the network.
 
 sentences.py    what may be given as sentences
+lines.py        whole lines of UTF-8 to tokens in Arrow
 windows.py      lines of a file, or sentences, to windows: distinct words and which of them each token is
 tables.py       files that are refused, as their columns would be taken for words
 characters.py   words to character ids and word ids, by the model's conventions, many at a time

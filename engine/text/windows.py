@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,24 +18,17 @@ import pyarrow.compute as pc
 
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.lines import Block, Errors, Int64, check_utf8, split_lines, without_mark
 from flashelmo.engine.threads import Background
 
 Int32: TypeAlias = npt.NDArray[np.int32]
-Int64: TypeAlias = npt.NDArray[np.int64]
-Errors = Literal["strict", "replace"]
 
 CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
-NEWLINE = ord("\n")
 BARE_RETURN = re.compile(rb"\r(?!\n)")
 SURROGATE = re.compile("[\ud800-\udfff]")
-UTF16_NULS = 32  # more than one NUL in so many bytes is UTF-16, where each blank has one
 FEW_TOKENS = 1 << 10  # converted one by one in less time
 SEPARATOR = "\0"  # of tokens in lists, which hardly ever have it in them
-
-# White space as str.split() has it.
-ASCII_SPACE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
-WIDE_SPACES = [char.encode() for char in map(chr, range(128, 0x3001)) if char.isspace()]
 
 
 @dataclass(frozen=True)
@@ -178,7 +170,7 @@ def read_windows(
         raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {max_tokens}")
     if errors not in ("strict", "replace"):
         raise FlashElmoError(f"errors: expected 'strict' or 'replace', found {errors!r}")
-    parts: list[_Block] = []
+    parts: list[Block] = []
     for block in _read_blocks(source, errors, universal_newlines):
         start = 0
         while start < block.n_lines:
@@ -205,49 +197,18 @@ def read_ahead(windows: Iterator[Window]) -> Iterator[Window]:
         yield window
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Whole lines: their bytes, their tokens end to end, and where each line begins in both [lines + 1]."""
-
-    text: bytes
-    tokens: pa.StringArray
-    token_offsets: Int64
-    byte_offsets: Int64
-
-    @property
-    def n_lines(self) -> int:
-        return len(self.token_offsets) - 1
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def n_bytes(self) -> int:
-        return len(self.text)
-
-    def lines(self, start: int, stop: int) -> _Block:
-        token_offsets, byte_offsets = self.token_offsets[start : stop + 1], self.byte_offsets[start : stop + 1]
-        return _Block(
-            self.text[byte_offsets[0] : byte_offsets[-1]],
-            self.tokens.slice(token_offsets[0], token_offsets[-1] - token_offsets[0]),
-            token_offsets - token_offsets[0],
-            byte_offsets - byte_offsets[0],
-        )
-
-
-def _fit(block: _Block, start: int, max_lines: int, max_tokens: int) -> int:
+def _fit(block: Block, start: int, max_lines: int, max_tokens: int) -> int:
     """The line before which a window that starts at `start` must end."""
     max_tokens = min(max_tokens, block.n_tokens)
     stop = np.searchsorted(block.token_offsets, block.token_offsets[start] + max_tokens, side="right") - 1
     return max(start, min(int(stop), start + max_lines))
 
 
-def _total(parts: list[_Block], name: str) -> int:
+def _total(parts: list[Block], name: str) -> int:
     return sum(getattr(part, name) for part in parts)
 
 
-def _window(parts: list[_Block]) -> Window:
+def _window(parts: list[Block]) -> Window:
     starts = np.cumsum([0, *(part.n_tokens for part in parts)])
     offsets = [part.token_offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
     return Window.encode(
@@ -257,15 +218,15 @@ def _window(parts: list[_Block]) -> Window:
     )
 
 
-def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newlines: bool) -> Iterator[_Block]:
+def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newlines: bool) -> Iterator[Block]:
     n_lines = 0
     with _open(source) as file:
         name = str(getattr(file, "name", "text"))
         for raw in _read_lines(file, universal_newlines):
             if not n_lines:
-                raw = _without_mark(raw, name)
-            text = _check_utf8(raw, errors, name, n_lines)
-            block = _split(text)
+                raw = without_mark(raw, name)
+            text = check_utf8(raw, errors, name, n_lines)
+            block = split_lines(text)
             n_lines += block.n_lines
             yield block
 
@@ -301,56 +262,6 @@ def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
         rest.append(chunk[end:])
     if any(rest):
         yield lines(b"\n")
-
-
-def _without_mark(raw: bytes, name: str) -> bytes:
-    """The first lines of a text without the byte order mark."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or UTF16_NULS * raw.count(0) > len(raw):
-        raise FlashElmoError(f"{name}: expected UTF-8, found text that looks like UTF-16")
-    return raw.removeprefix(codecs.BOM_UTF8)
-
-
-def _check_utf8(raw: bytes, errors: Errors, name: str, n_lines: int) -> bytes:
-    """The bytes themselves, or a repaired copy; n_lines were read before them."""
-    if raw.isascii():
-        return raw
-    if errors == "replace":
-        return raw.decode("utf-8", "replace").encode()
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = n_lines + raw.count(b"\n", 0, error.start) + 1
-        column = error.start - raw.rfind(b"\n", 0, error.start)
-        found = f"0x{raw[error.start]:02x} ({error.reason})"
-        raise FlashElmoError(f"{name}: line {line}, byte {column}: expected UTF-8, found {found}") from None
-    return raw
-
-
-def _split(text: bytes) -> _Block:
-    """Tokens of whole lines of UTF-8, at white space."""
-    if len(text) > np.iinfo(np.int32).max:
-        raise FlashElmoError(f"text: expected lines shorter than 2 GiB, found one of about {len(text)} bytes")
-    spaced = text
-    if not text.isascii():
-        for space in WIDE_SPACES:
-            spaced = spaced.replace(space, b" " * len(space))
-    data = np.frombuffer(spaced, np.uint8)
-    is_space = ASCII_SPACE.take(data)
-    # white space and tokens alternate; a block ends with white space, its newline
-    edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
-    if not is_space[0]:
-        edges = np.concatenate([[0], edges])
-    starts, ends = edges[0::2], edges[1::2]
-    string_offsets = np.zeros(len(starts) + 1, np.int32)
-    np.cumsum(ends - starts, out=string_offsets[1:])
-    newlines = np.flatnonzero(data == NEWLINE)
-    tokens = np.compress(~is_space, data)
-    return _Block(
-        text,
-        pa.StringArray.from_buffers(len(starts), pa.py_buffer(string_offsets), pa.py_buffer(tokens)),
-        np.concatenate([[0], np.searchsorted(starts, newlines)]).astype(np.int64),
-        np.concatenate([[0], newlines + 1]).astype(np.int64),
-    )
 
 
 def _split_text(text: str) -> pa.StringArray:

@@ -28,7 +28,7 @@ from flashelmo.engine.model.checkpoints import is_model_file
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text.windows import Errors
+from flashelmo.engine.text.lines import Errors
 
 
 def embed(

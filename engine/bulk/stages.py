@@ -1,0 +1,85 @@
+"""Stages that run beside each other: calls in order, behind one another in the background, bounded by what they hold."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Generic, TypeVar
+
+from flashelmo.engine.threads import Background
+
+Result = TypeVar("Result")
+
+
+class StoppedError(Exception):
+    """A call that did not begin, as its stage was stopped."""
+
+
+class Stage(Generic[Result]):
+    """Calls one after the other, in threads of their own; after one that raises none begins.
+
+    Args:
+        most: weight of the calls that may be under way; whoever adds more waits for the oldest.
+
+    Attributes:
+        busy, waited: seconds in which a call ran, and in which somebody waited for one.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most = most
+        self._under_way: deque[tuple[Background[Result], int]] = deque()
+        self._weight = 0
+        self._stopped = False
+        self.busy = self.waited = 0.0
+
+    def __len__(self) -> int:
+        """Calls whose results nobody has taken."""
+        return len(self._under_way)
+
+    def add(self, call: Callable[[], Result], weight: int = 0) -> None:
+        """Call this after those before it. What an earlier call raised may be raised here."""
+        while self._under_way and self._most and self._weight + weight > self._most:
+            self.oldest()
+        previous = self._under_way[-1][0] if self._under_way else None
+        self._under_way.append((Background(partial(self._run, previous, call)), weight))
+        self._weight += weight
+
+    def oldest(self) -> Result:
+        """Wait for the oldest call's result."""
+        started = time.perf_counter()
+        call, weight = self._under_way[0]
+        try:
+            result = call.result()
+        finally:
+            self.waited += time.perf_counter() - started
+        self._under_way.popleft()
+        self._weight -= weight
+        return result
+
+    def finish(self) -> None:
+        """Wait for all calls."""
+        while self._under_way:
+            self.oldest()
+
+    def stop(self) -> None:
+        """Let no further call begin, and wait for the one that runs."""
+        self._stopped = True
+        while self._under_way:
+            with suppress(Exception):
+                self._under_way[-1][0].result()
+            self._under_way.clear()
+
+    def _run(self, previous: Background[Result] | None, call: Callable[[], Result]) -> Result:
+        if previous is not None:
+            previous.result()
+            del previous  # and what it gave
+        if self._stopped:
+            raise StoppedError
+        started = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self.busy += time.perf_counter() - started
