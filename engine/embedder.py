@@ -81,13 +81,17 @@ class ElmoEmbedder:
         options = with_defaults(weight_file, cuda_device, options)
         self.settings = Settings.of(options)  # what is wrong with them comes to light before a model is read
         self._load_again: Callable[[], ElmoEmbedder] | None = None
+        self._read_model: Callable[[], ElmoModel]
         if not isinstance(model, ElmoModel):
             path, found = files_of(model, weight_file, options_file)
             model = load_model(path, found)
             again = None if found is None else os.path.abspath(found)
+            self._read_model = partial(load_model, os.path.abspath(path), again)
             self._load_again = partial(type(self).load, os.path.abspath(path), options_file=again, **options)
         elif weight_file is not None or options_file is not None:
             raise FlashElmoError("weight_file, options_file: expected none beside a model in memory, found one")
+        else:
+            self._read_model = partial(_itself, model)
         self.config: ElmoConfig = model.config
         self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
@@ -136,6 +140,22 @@ class ElmoEmbedder:
     def statistics(self) -> Statistics:
         """Totals of everything this instance embedded."""
         return self._pipeline.statistics
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the vectors depend on, ready for JSON: the weights' sha256, dimensions, precision, boundaries, state.
+
+        The weights are read for it once more, if they came from files.
+
+        Raises:
+            FlashElmoError: the files are no longer there.
+        """
+        return {
+            "sha256": self._read_model().sha256,
+            **self.config.to_dict(),
+            "precision": self.precision,
+            "keep_sentence_boundaries": self.settings.keep_sentence_boundaries,
+            "stateful": self.settings.stateful,
+        }
 
     @property
     def reads_ahead(self) -> bool:
@@ -398,6 +418,10 @@ class ElmoEmbedder:
         if batch_size is None:
             return self.window_limits
         return whole_number("batch_size", batch_size, 1), self.window_limits[1]
+
+
+def _itself(model: ElmoModel) -> ElmoModel:
+    return model
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Stages that run beside each other: calls in order, behind one another in the background, bounded by what they hold."""
+"""Stages that run beside each other: calls in the background, one after the other, bounded by what they hold."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Stage(Generic[Result]):
         while self._under_way:
             self.oldest()
 
-    def stop(self) -> None:
-        """Let no further call begin, and wait for the one that runs."""
+    def stop(self, wait: bool = True) -> None:
+        """Let no further call begin; the one that runs may be waited for."""
         self._stopped = True
-        while self._under_way:
+        while wait and self._under_way:
             with suppress(Exception):
-                self._under_way[-1][0].result()
-            self._under_way.clear()
+                self._under_way.popleft()[0].result()
+        self._under_way.clear()
 
     def _run(self, previous: Background[Result] | None, call: Callable[[], Result]) -> Result:
         if previous is not None:

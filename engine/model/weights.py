@@ -9,6 +9,8 @@ the input, so its reader negates it).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,3 +221,15 @@ class ElmoModel:
 
     def __post_init__(self) -> None:
         check_tensors(self.weights, self.config, str(self.path))
+
+    @property
+    def sha256(self) -> str:
+        """Of the canonical tensors and the lexicon: the same for all formats that hold the same model."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.weights.named_tensors()):
+            digest.update(f"{name} {tensor.shape}\n".encode())
+            digest.update(np.ascontiguousarray(tensor).reshape(-1).data)
+        if self.lexicon is not None:
+            for entries in (self.lexicon.characters, self.lexicon.words):
+                digest.update(json.dumps(sorted(entries.items())).encode())
+        return digest.hexdigest()

@@ -265,6 +265,7 @@ def take_name(temporary: Path, final: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

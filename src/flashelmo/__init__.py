@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashelmo.engine.bulk.embeddings import open_embeddings
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.errors import FlashElmoError, MissingExtraError
     from flashelmo.engine.model.checkpoints import load_model
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "batch_to_ids",
     "load_model",
+    "open_embeddings",
 ]
 
 # Public name -> module that defines it. The imports above tell the same to type checkers; a test compares the two.
@@ -40,6 +42,7 @@ _HOMES = {
     "MissingExtraError": "flashelmo.engine.errors",
     "batch_to_ids": "flashelmo.engine.text.characters",
     "load_model": "flashelmo.engine.model.checkpoints",
+    "open_embeddings": "flashelmo.engine.bulk.embeddings",
 }
 
 

@@ -8,6 +8,7 @@ import typer
 
 from flashelmo import __version__
 from flashelmo.cli.bench import bench
+from flashelmo.cli.bulk import verify
 from flashelmo.cli.convert import convert
 from flashelmo.cli.elmo import elmo
 from flashelmo.cli.embed import embed
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, embed, elmo, convert, info, init):
+for command in (export, embed, verify, elmo, convert, info, init):
     app.command()(command)
 # Its options are the benchmark's own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)

@@ -11,7 +11,6 @@ import typer
 from flashelmo.engine.errors import FlashElmoError
 
 InputText = Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space; - reads stdin.")]
-OutputFile = Annotated[Path, typer.Argument(help="File of vectors: .h5 (HDF5) or .npz.")]
 Options = Annotated[Path | None, typer.Option(help="Options file of weights that have none beside them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]

@@ -14,11 +14,24 @@ from flashelmo.cli.arguments import (
     ForgetSentences,
     InputText,
     Options,
-    OutputFile,
     Overwrite,
     SentenceKeys,
     parse_coefficients,
     parse_layers,
+)
+from flashelmo.cli.bulk import (
+    Field,
+    IdField,
+    InputFormat,
+    NumShards,
+    ReportFile,
+    Resume,
+    ShardFormat,
+    ShardId,
+    ShardRecords,
+    Tokenizer,
+    embed_to_folder,
+    is_folder,
 )
 from flashelmo.cli.terminal import file_status, progress_bar, readable_size, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
@@ -33,7 +46,7 @@ from flashelmo.engine.text.lines import Errors
 
 def embed(
     input: InputText,
-    output: OutputFile,
+    output: Annotated[Path, typer.Argument(help="Folder of shards, or file of vectors: .h5 (HDF5) or .npz.")],
     model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
     options: Options = None,
     layers: Annotated[
@@ -54,35 +67,95 @@ def embed(
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
-    errors: Annotated[str, typer.Option(metavar="strict|replace", help="For bytes that are not UTF-8.")] = "strict",
+    errors: Annotated[
+        str, typer.Option(metavar="strict|replace|skip", help="For records that cannot be read; skip is for shards.")
+    ] = "strict",
     keep_sentence_boundaries: Annotated[
         bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
     ] = False,
     use_sentence_keys: SentenceKeys = False,
     forget_sentences: ForgetSentences = False,
     overwrite: Overwrite = False,
+    format: ShardFormat = None,
+    input_format: InputFormat = None,
+    field: Field = None,
+    id_field: IdField = None,
+    tokenizer: Tokenizer = None,
+    resume: Resume = False,
+    num_shards: NumShards = None,
+    shard_id: ShardId = None,
+    shard_records: ShardRecords = None,
+    report: ReportFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
-    """Embed a text into a file of vectors, in the layout of AllenNLP's command."""
+    """Embed a text into a folder of shards, or into a file of vectors in the layout of AllenNLP's command."""
     if batch_size is not None and not stateful and runtime != "reference":
         raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
     with warnings_to_stderr(quiet):
         kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
+    settings = {
+        "options_file": options,
+        "precision": precision,
+        "runtime": runtime,
+        "device": device.split(",") if "," in device else device,
+        "stateful": stateful,
+        "batch_size": 64 if batch_size is None else batch_size,
+        "threads": threads,
+        "keep_sentence_boundaries": keep_sentence_boundaries,
+    }
+    bulk = {
+        "--format": format,
+        "--input-format": input_format,
+        "--field": field,
+        "--id-field": id_field,
+        "--tokenizer": tokenizer,
+        "--resume": resume or None,
+        "--num-shards": num_shards,
+        "--shard-id": shard_id,
+        "--shard-records": shard_records,
+        "--report": report,
+        "--errors skip": errors == "skip" or None,
+    }
+    given = [name for name, value in bulk.items() if value is not None]
+    if is_folder(output, format):
+        if use_sentence_keys:
+            raise FlashElmoError(
+                "--use-sentence-keys: expected a file of vectors as output; shards keep ids of their own"
+            )
+        embed_to_folder(
+            input,
+            output,
+            kept,
+            model,
+            settings,
+            reader={
+                "format": input_format,
+                "field": field,
+                "id_field": id_field,
+                "tokenizer": tokenizer or "whitespace",
+                "errors": errors,
+            },
+            shards={
+                "format": format or "native",
+                "shard_records": shard_records,
+                "keep_tokens": not forget_sentences,
+                "resume": resume,
+                "overwrite": overwrite,
+                "num_shards": 1 if num_shards is None else num_shards,
+                "shard_id": 0 if shard_id is None else shard_id,
+            },
+            report=report,
+            quiet=quiet,
+        )
+        return
+    if given:
+        raise FlashElmoError(f"{given[0]}: expected a folder of shards as output, found the file {output}")
     embed_to_file(
         input,
         output,
         kept,
         model,
-        settings={
-            "options_file": options,
-            "precision": precision,
-            "runtime": runtime,
-            "device": device.split(",") if "," in device else device,
-            "stateful": stateful,
-            "batch_size": 64 if batch_size is None else batch_size,
-            "threads": threads,
-            "keep_sentence_boundaries": keep_sentence_boundaries,
-        },
+        settings,
         sink_settings={
             "overwrite": overwrite,
             "use_sentence_keys": use_sentence_keys,

@@ -66,11 +66,18 @@ def file_status(file: IO[Any]) -> os.stat_result | None:
 @contextmanager
 def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
     """A bar of the text's bytes where there is a terminal, or else lines every ten seconds."""
+    status = file_status(file)
+    total = status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+    with progress_of(total, quiet, in_lines) as on_progress:
+        yield on_progress
+
+
+@contextmanager
+def progress_of(total: int | None, quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
+    """As `progress_bar`, of so many bytes; None where nobody knows how many there are."""
     if quiet:
         yield lambda n_bytes, n_tokens: None
         return
-    status = file_status(file)
-    total = status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
     progress = _Progress(total, in_lines or not sys.stderr.isatty())
     try:
         yield progress.report

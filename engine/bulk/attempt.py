@@ -1,0 +1,219 @@
+"""Shards through the three stages, until all are finished or something is raised.
+
+A thread reads, cuts out and decodes records some windows ahead; the caller's thread computes; another writes. A shard's
+vectors stream into its files, so that memory holds some windows and blocks, whatever the size of a shard or a corpus.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from flashelmo.engine.bulk.folder import Meta
+from flashelmo.engine.bulk.shard_writer import ShardWriter
+from flashelmo.engine.bulk.shards import Shard
+from flashelmo.engine.bulk.source import Job
+from flashelmo.engine.bulk.stages import Stage
+from flashelmo.engine.embed_file import Embedder, OnTextProgress
+from flashelmo.engine.output import Array
+from flashelmo.engine.text.windows import Window
+
+WINDOWS_AHEAD = 4  # that are read before they are asked for
+BLOCK_BYTES = 8 << 20  # of vectors that are written at once
+QUEUE_BYTES = 128 << 20  # of vectors that wait to be written
+
+
+class BulkEmbedder(Embedder, Protocol):
+    """What is needed of an `ElmoEmbedder`, which says more of each."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its vectors depend on."""
+
+
+class _Item(NamedTuple):
+    """A window, and where in the input, in bytes, it begins and ends."""
+
+    window: Window
+    begin: float
+    end: float
+
+
+class Attempt:
+    """The three stages.
+
+    Args:
+        embedder: computes.
+        job: says what is written where.
+        undone: gets the shards that are read; `finish` takes the oldest one out.
+        finish: called with each shard's entry when that is on the disk, by the thread that writes.
+        on_progress: see `embed_corpus`.
+    """
+
+    def __init__(
+        self,
+        embedder: BulkEmbedder,
+        job: Job,
+        undone: deque[Shard],
+        finish: Callable[[Meta], None],
+        on_progress: OnTextProgress,
+    ) -> None:
+        self._embedder, self._job, self._undone = embedder, job, undone
+        self._reading: Stage[_Item | None] = Stage()
+        self._writing: Stage[None] = Stage(QUEUE_BYTES)
+        self._read: deque[Shard] = deque()  # whose first vectors are to come
+        self._writer = _Writer(job, self._writing, self._read, finish)
+        self._progress = _Progress(on_progress)
+        self._started = time.perf_counter()
+
+    def run(self, shards: Iterator[Shard]) -> None:
+        """Embed shards.
+
+        Raises:
+            OSError: what reading or writing meets; shards that are not finished are in `undone`.
+            FlashElmoError: a record that cannot be read, or vectors that cannot be written.
+        """
+        windows = self._windows(shards)
+        try:
+            stream = self._embedder.embed_windows(self._ahead(windows), self._progress.window, self._job.output)
+            with np.errstate(over="ignore"):  # the writer says more
+                for _, results in stream:
+                    for vectors in results:
+                        self._writer.add(vectors)
+                    self._progress.finish_window()
+            self._writer.finish()
+            self._writing.finish()
+        except BaseException as error:
+            self._reading.stop(wait=isinstance(error, OSError))  # who ends it does not wait for standard input
+            with suppress(Exception):
+                self._writing.finish()  # finishes the shards whose vectors are all there
+            raise
+        finally:
+            self._writing.stop()
+            self._writer.abort()
+
+    def busy(self) -> dict[str, float]:
+        """Seconds in which each stage worked."""
+        seconds = time.perf_counter() - self._started
+        computing = seconds - self._reading.waited - self._writing.waited
+        return {"reading": self._reading.busy, "computing": computing, "writing": self._writing.busy}
+
+    def _windows(self, shards: Iterator[Shard]) -> Iterator[_Item]:
+        """The windows of the shards one after the other; each ends at a shard's end. Runs in the stage that reads."""
+        for shard in shards:
+            self._undone.append(shard)
+            self._read.append(shard)
+            offsets, begin = shard.records.offsets, float(shard.begin.byte)
+            step = (shard.end.byte - shard.begin.byte) / max(1, int(offsets[-1] - offsets[0]))
+            for window in shard.records.windows(*self._embedder.window_limits):
+                end = begin + step * len(window.word_ids)
+                yield _Item(window, begin, end)
+                begin = end
+
+    def _ahead(self, windows: Iterator[_Item]) -> Iterator[Window]:
+        """The windows, read ahead."""
+        for _ in range(WINDOWS_AHEAD):
+            self._reading.add(partial(next, windows, None))
+        while (item := self._reading.oldest()) is not None:
+            self._reading.add(partial(next, windows, None))
+            self._progress.follow(item)
+            yield item.window
+            del item
+
+
+class _Writer:
+    """Gathers records' vectors in blocks, and has the blocks written.
+
+    Args:
+        job: says what is written where.
+        stage: writes.
+        shards: that are read, in order; taken from here.
+        finish: see `Attempt`.
+    """
+
+    def __init__(self, job: Job, stage: Stage[None], shards: deque[Shard], finish: Callable[[Meta], None]) -> None:
+        self._job, self._stage, self._shards, self._finish = job, stage, shards, finish
+        self._block_rows = max(1, BLOCK_BYTES // job.rows.n_bytes)
+        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)
+        self._n_rows = 0  # in the block
+        self._n_left = 0  # records of the shard
+        self._writers: deque[ShardWriter] = deque()  # that are not finished
+
+    def add(self, vectors: Array) -> None:
+        """The vectors of the next record."""
+        while not self._n_left:
+            self._begin_shard()
+        rows = self._job.rows.of_record(vectors)
+        while len(rows):
+            if self._n_rows == len(self._block):
+                self._write_block()
+            n = min(len(rows), len(self._block) - self._n_rows)
+            self._block[self._n_rows : self._n_rows + n] = rows[:n]
+            self._n_rows += n
+            rows = rows[n:]
+        self._n_left -= 1
+        if not self._n_left:
+            self._end_shard()
+
+    def finish(self) -> None:
+        """There are no more records; shards without any may be left."""
+        while self._shards:
+            self._begin_shard()
+
+    def abort(self) -> None:
+        """Leave nothing of shards that are not finished."""
+        while self._writers:
+            with suppress(Exception):
+                self._writers.pop().abort()
+
+    def _begin_shard(self) -> None:
+        shard, job = self._shards.popleft(), self._job
+        self._writers.append(ShardWriter(job.folder, shard, job.rows, job.format, job.keep_tokens))
+        self._n_left = len(shard.records)
+        if not self._n_left:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        self._write_block()
+        self._block = self._block[:0]
+        self._stage.add(partial(self._commit, self._writers[-1]))
+
+    def _write_block(self) -> None:
+        """Have the block written that is there, and begin another."""
+        block, self._n_rows, n_rows = self._block, 0, self._n_rows
+        self._block = np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
+        if n_rows:
+            self._stage.add(partial(self._writers[-1].write, block[:n_rows]), block.nbytes)
+
+    def _commit(self, writer: ShardWriter) -> None:
+        meta = writer.commit()
+        self._writers.popleft()
+        self._finish(meta)
+
+
+class _Progress:
+    """Where in the input the computation is, and how many tokens are embedded."""
+
+    def __init__(self, report: OnTextProgress) -> None:
+        self._report = report
+        self._n_tokens = 0
+        self._read: deque[tuple[float, float, int]] = deque()  # begin, end and tokens of windows that are not done
+
+    def follow(self, item: _Item) -> None:
+        """A window is going to be computed."""
+        self._read.append((item.begin, item.end, len(item.window.word_ids)))
+
+    def window(self, computed: float) -> None:
+        """The computed fraction of the oldest window."""
+        begin, end, n_tokens = self._read[0]
+        self._report(begin + computed * (end - begin), self._n_tokens + computed * n_tokens)
+
+    def finish_window(self) -> None:
+        """The oldest window is done."""
+        self.window(1.0)
+        self._n_tokens += self._read.popleft()[2]

@@ -1,0 +1,262 @@
+"""Vectors read back out of a folder of shards, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flashelmo.engine.arguments import path_of, shown
+from flashelmo.engine.bulk.folder import RUN, Meta, read_json, shard_numbers
+from flashelmo.engine.bulk.shards import Rows, shard_name
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Array
+from flashelmo.engine.text.lines import Int64
+
+OPEN_SHARDS = 64  # that stay open
+
+Value = TypeVar("Value")
+
+
+class Embeddings:
+    """What `flashelmo embed` wrote: a record's vectors by its number or its id, in the shape that `embed` gives.
+
+    `e[7]` and `e["P12345"]` are a record's vectors, read-only views of the file; `e[10:20]` is a list of those of the
+    records numbered so; iteration gives all in order, and `len(e)` is how many there are. A record that was skipped has
+    none: its number raises an IndexError.
+
+    Attributes:
+        run: what the output was begun with: the model, its output, the input.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.run = read_json(folder / RUN)
+        try:
+            rows = self.run["rows"]
+            self._rows = Rows(tuple(rows["shape"]), rows["dtype"], rows["pooled"], rows["n_extra"])
+            self._is_native = self.run["format"] == "native"
+        except (KeyError, TypeError):
+            raise FlashElmoError(f"{folder / RUN}: expected what a run is begun with, found something else") from None
+        self._metas = [read_json(folder / f"{shard_name(number)}.json") for number in shard_numbers(folder)]
+        self._begins = [int(meta["begin"]["record"]) for meta in self._metas]
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Records that have vectors."""
+        return sum(int(meta["embedded"]) for meta in self._metas)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Array: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Array]: ...
+    def __getitem__(self, key: int | str | slice) -> Array | list[Array]:
+        if isinstance(key, slice):
+            numbers = range(*key.indices(self._end))
+            return [self[number] for number in numbers if self._find(number) is not None]
+        shard, b = self._place(key)
+        return self._rows.as_embedded(shard.rows(b))
+
+    def __iter__(self) -> Iterator[Array]:
+        for k in range(len(self._metas)):
+            shard = self._shard(k)
+            for b in range(len(shard.numbers)):
+                yield self._rows.as_embedded(shard.rows(b))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_id if isinstance(key, str) else isinstance(key, int) and self._find(key) is not None
+
+    def ids(self) -> Iterator[str]:
+        """The id of every record, in order; its number where it has none of its own."""
+        for k in range(len(self._metas)):
+            yield from self._shard(k).column("id").to_pylist()
+
+    def tokens(self, key: int | str) -> list[str]:
+        """A record's tokens.
+
+        Raises:
+            KeyError, IndexError: there is no such record.
+            FlashElmoError: they were not kept.
+        """
+        shard, b = self._place(key)
+        tokens: list[str] = shard.column("tokens")[b].as_py()
+        return tokens
+
+    @property
+    def _end(self) -> int:
+        """Behind the last record's number."""
+        return int(self._metas[-1]["end"]["record"]) if self._metas else 0
+
+    @cached_property
+    def _by_id(self) -> dict[str, int]:
+        """Number of each id; made when the first one is asked for."""
+        found: dict[str, int] = {}
+        for k in range(len(self._metas)):
+            shard = self._shard(k)
+            found.update(zip(shard.column("id").to_pylist(), shard.numbers.tolist(), strict=True))
+        return found
+
+    def _place(self, key: int | str) -> tuple[_Shard, int]:
+        number = self._by_id[key] if isinstance(key, str) else key
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise FlashElmoError(f"record: expected its number or its id, found {shown(key)}")
+        number = int(number)
+        found = self._find(number + self._end if number < 0 else number)
+        if found is None:
+            raise IndexError(f"{self._folder}: there is no record {number}")
+        return found
+
+    def _find(self, number: int) -> tuple[_Shard, int] | None:
+        """The shard and the position in it of a record."""
+        k = bisect_right(self._begins, number) - 1
+        if k < 0:
+            return None
+        shard = self._shard(k)
+        b = int(np.searchsorted(shard.numbers, number))
+        return (shard, b) if b < len(shard.numbers) and shard.numbers[b] == number else None
+
+    def _shard(self, k: int) -> _Shard:
+        if k not in self._open:
+            if len(self._open) >= OPEN_SHARDS:
+                self._open.popitem(last=False)
+            make = _NativeValues if self._is_native else _ParquetValues
+            self._open[k] = _Shard(self._folder, self._metas[k], self._rows, make)
+        self._open.move_to_end(k)
+        return self._open[k]
+
+
+class _Values(Protocol):
+    """A shard's rows."""
+
+    def __init__(self, path: Path, rows: Rows) -> None: ...
+
+    def rows(self, b: int) -> Array:
+        """Those of its record b."""
+
+
+@dataclass
+class _Shard:
+    """An open shard."""
+
+    folder: Path
+    meta: Meta
+    row_shape: Rows
+    make: type[_Values]
+
+    @cached_property
+    def path(self) -> Path:
+        """Its files without their suffixes."""
+        return self.folder / shard_name(self.meta["shard"])
+
+    @cached_property
+    def numbers(self) -> Int64:
+        """Its records' numbers [B], ascending."""
+        numbers: Int64 = self.column("record").to_numpy()
+        return numbers
+
+    @cached_property
+    def values(self) -> _Values:
+        """Its vectors."""
+        with _reading(self.path):
+            return self.make(self.path, self.row_shape)
+
+    def rows(self, b: int) -> Array:
+        """Those of its record b."""
+        with _reading(self.path):
+            return self.values.rows(b)
+
+    def column(self, name: str) -> Any:
+        """A column of its index."""
+        if name not in self._columns:
+            path = self.path.with_suffix(".parquet")
+            with _reading(path):
+                schema = pq.read_schema(path, memory_map=True)
+                if name not in schema.names:
+                    raise FlashElmoError(f"{path}: expected a column {name}, found {', '.join(schema.names)}")
+                self._columns[name] = pq.read_table(path, columns=[name], memory_map=True)[name]
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        return {}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Errors of a shard's files as one line that names them."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise FlashElmoError(f"{path}: cannot be read: {reason}; `flashelmo verify` tells more") from None
+
+
+class _NativeValues:
+    """Rows in a file of safetensors."""
+
+    def __init__(self, path: Path, rows: Rows) -> None:
+        path = path.with_suffix(".safetensors")
+        data = np.memmap(path, np.uint8, mode="r")
+        begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        try:
+            header = json.loads(data[8:begin].tobytes())
+            parts = [data[begin:][slice(*header[name]["data_offsets"])] for name in ("offsets", "values")]
+            self._offsets: Int64 = np.asarray(parts[0]).view(np.int64)
+            self._values: Array = np.asarray(parts[1]).view(rows.dtype).reshape(-1, *rows.shape)
+        except (ValueError, KeyError, TypeError):
+            raise FlashElmoError(f"{path}: expected offsets and values, found something else") from None
+
+    def rows(self, b: int) -> Array:
+        """Those of record b: a view of the file."""
+        return self._values[self._offsets[b] : self._offsets[b + 1]]
+
+
+class _ParquetValues:
+    """Rows in a column of Parquet; the row group that was read last is kept."""
+
+    def __init__(self, path: Path, rows: Rows) -> None:
+        self._file = pq.ParquetFile(path.with_suffix(".parquet"), memory_map=True)
+        self._shape = rows
+        sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])
+        self._group = -1
+        self._read: tuple[Array, Int64] = (np.empty(0), np.zeros(1, np.int64))
+
+    def rows(self, b: int) -> Array:
+        """Those of record b."""
+        group = int(np.searchsorted(self._starts, b, side="right")) - 1
+        if group != self._group:
+            self._read, self._group = self._read_group(group), group
+        values, offsets = self._read
+        b -= int(self._starts[group])
+        return values[offsets[b] : offsets[b + 1]]
+
+    def _read_group(self, group: int) -> tuple[Array, Int64]:
+        column = self._file.read_row_group(group, columns=["values"])["values"].combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        offsets: Int64 = np.arange(len(column) + 1, dtype=np.int64)
+        if not self._shape.pooled:
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            offsets, column = offsets - offsets[0], column.flatten()
+        for _ in self._shape.shape:
+            column = column.flatten()
+        return column.to_numpy(zero_copy_only=False).reshape(-1, *self._shape.shape), offsets
+
+
+def open_embeddings(path: str | Path) -> Embeddings:
+    """Open what `flashelmo embed` wrote into a folder, finished or not.
+
+    Raises:
+        FlashElmoError: it is no folder of shards.
+    """
+    return Embeddings(path_of("path", path))

@@ -1,0 +1,252 @@
+"""A folder of shards: who may write to it, what it was begun with, what of it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flashelmo.engine.arguments import path_of
+from flashelmo.engine.bulk.shard_writer import NewFile
+from flashelmo.engine.bulk.shards import shard_name
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.sinks import sync, take_name, writing
+from flashelmo.engine.threads import in_order
+
+RUN = "run.json"
+FORMAT_VERSION = 1
+READERS = 4  # threads that sum files up
+CHUNK_BYTES = 1 << 20
+OURS = re.compile(r"run\.json|shard-[0-9]{8,}\.(safetensors|parquet|json)")
+TEMPORARY = re.compile(r"\.(run\.json|shard-([0-9]{8,})\.(safetensors|parquet|json))(\.[0-9a-f]{16})?\.tmp")
+META = re.compile(r"shard-([0-9]{8,})\.json")
+
+Meta = dict[str, Any]
+
+
+def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = False) -> None:
+    """Raise FlashElmoError where a run may not begin or go on in a folder; of an array's jobs others may have begun."""
+    if resume and overwrite:
+        raise FlashElmoError("resume, overwrite: expected one of them, found both")
+    if overwrite and in_array:
+        raise FlashElmoError("overwrite: expected no job of an array, as it would remove what the others wrote")
+    if folder.exists() and not folder.is_dir():
+        raise FlashElmoError(f"{folder}: expected a folder for shards, found a file; .h5 and .npz are single files")
+    if not folder.parent.is_dir():
+        raise FlashElmoError(f"{folder}: there is no folder {folder.parent}")
+    names = _names(folder)
+    if names and RUN not in names:
+        raise FlashElmoError(f"{folder}: expected an empty folder or one of shards, found {sorted(names)[0]}")
+    if names and not (resume or overwrite or in_array):
+        raise FlashElmoError(f"{folder}: exists already; --resume goes on with it, --overwrite replaces it")
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in the folder, but for locks and what killed runs left."""
+    if not folder.is_dir():
+        return set()
+    return {name for name in os.listdir(folder) if not name.startswith(".lock") and not TEMPORARY.fullmatch(name)}
+
+
+def clear(folder: Path) -> None:
+    """Remove the shards of an earlier run, and nothing else."""
+    names = [name for name in os.listdir(folder) if OURS.fullmatch(name)]
+    with writing(folder):
+        for name in sorted(names, key=lambda name: (name == RUN, name)):  # while that is there, it is known as ours
+            (folder / name).unlink()
+
+
+def start(folder: Path, fingerprint: Meta, shard_records: int) -> Meta:
+    """Enter what a run is begun with, or compare it with what the folder was begun with; that.
+
+    Args:
+        folder: of the shards.
+        fingerprint: what must not change; its `shard_records` may be None.
+        shard_records: is taken then, unless the folder was begun with another number.
+
+    Raises:
+        FlashElmoError: they differ; the message names the first difference.
+    """
+    path = folder / RUN
+    fingerprint = json.loads(json.dumps({"format_version": FORMAT_VERSION, **fingerprint}))
+    if fingerprint["shard_records"] is None:
+        known = read_json(path).get("shard_records") if path.exists() else None
+        fingerprint["shard_records"] = known or shard_records
+    with writing(folder):
+        for name in os.listdir(folder):
+            if name.startswith(f".{RUN}."):
+                (folder / name).unlink(missing_ok=True)
+        if not path.exists():
+            with suppress(FileExistsError):  # another job of the array was first
+                _write_first(path, fingerprint)
+    begun = read_json(path)
+    difference = first_difference(begun, fingerprint)
+    if difference is not None:
+        what, old, new = difference
+        begun_with = f"expected {old}, with which this output was begun"
+        raise FlashElmoError(f"{path}: {what}: {begun_with}, found {new}; --overwrite begins anew")
+    return begun
+
+
+def _write_first(path: Path, values: Meta) -> None:
+    """Write a file of JSON that is not there. FileExistsError: it is."""
+    file = NewFile(path, f".{secrets.token_hex(8)}")
+    try:
+        file.write((json.dumps(values, indent=1) + "\n").encode())
+        file.close()
+        sync(file.temporary)
+        take_name(file.temporary, path)
+        sync(path.parent)
+    finally:
+        file.abort()
+
+
+def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:
+    """Name of the first thing that differs, with its value in either."""
+    if isinstance(begun, dict) and isinstance(found, dict):
+        for key in [*begun, *(key for key in found if key not in begun)]:
+            inner = f"{name}.{key}" if name else str(key)
+            if (difference := first_difference(begun.get(key), found.get(key), inner)) is not None:
+                return difference
+        return None
+    return None if begun == found else (name, json.dumps(begun)[:80], json.dumps(found)[:80])
+
+
+def read_json(path: Path) -> Meta:
+    """An object of JSON.
+
+    Raises:
+        FlashElmoError: the file is absent, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FlashElmoError(f"{path}: expected a file, found none") from None
+    except (OSError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise FlashElmoError(f"{path}: expected an object of JSON, found something else")
+    return values
+
+
+def remove_leftovers(folder: Path, num_shards: int, shard_id: int) -> None:
+    """Remove what killed runs left of the shards that are this run's alone."""
+    with writing(folder):
+        for name in os.listdir(folder):
+            found = TEMPORARY.fullmatch(name)
+            if found is not None and found[2] is not None and int(found[2]) % num_shards == shard_id:
+                (folder / name).unlink(missing_ok=True)
+
+
+def shard_numbers(folder: Path) -> list[int]:
+    """Numbers of the shards that are said to be finished, ascending."""
+    return sorted(int(found[1]) for name in os.listdir(folder) if (found := META.fullmatch(name)) is not None)
+
+
+def finished(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, Meta | None, list[str]]]:
+    """Each shard with its JSON where that can be read, and what is wrong with its files; threads look ahead."""
+    return in_order(partial(_look_at, folder), numbers, READERS)
+
+
+def _look_at(folder: Path, number: int) -> tuple[int, Meta | None, list[str]]:
+    path = folder / f"{shard_name(number)}.json"
+    try:
+        meta = read_json(path)
+        files = {str(name): (int(each["bytes"]), str(each["sha256"])) for name, each in meta["files"].items()}
+        wrong = meta["shard"] != number or not all(OURS.fullmatch(name) for name in files)
+        for key in ("records", "embedded", "tokens", "rows"):
+            int(meta[key])
+        places = [int(meta[key][inner]) for key in ("begin", "end") for inner in ("record", "line", "byte")]
+    except (FlashElmoError, KeyError, TypeError, ValueError, AttributeError):
+        return number, None, [f"{path.name}: expected what a finished shard has, found something else"]
+    if wrong or places[3] - places[0] != meta["records"]:
+        return number, None, [f"{path.name}: expected the entry of shard {number}, found another"]
+    problems = [problem for name, each in files.items() if (problem := _wrong_file(folder / name, *each))]
+    return number, meta, problems
+
+
+def _wrong_file(path: Path, n_bytes: int, sha256: str) -> str | None:
+    """What is wrong with a file that should have this size and sum."""
+    try:
+        size = path.stat().st_size
+        if size != n_bytes:
+            return f"{path.name}: expected {n_bytes} bytes, found {size}"
+        found = sum_of(path)
+    except FileNotFoundError:
+        return f"{path.name}: expected a file, found none"
+    except OSError as error:
+        return f"{path.name}: cannot be read: {error.strerror}"
+    return None if found == sha256 else f"{path.name}: expected sha256 {sha256}, found {found}"
+
+
+def sum_of(path: Path) -> str:
+    """sha256 of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify(folder: str | Path) -> list[str]:
+    """What is wrong with a folder of shards, a line each; nothing where it is whole.
+
+    Looked at are sizes and sha256 of all files, their counts, gaps between shards and the end of the input.
+
+    Raises:
+        FlashElmoError: it is no folder of shards.
+    """
+    folder = path_of("folder", folder)
+    begun = read_json(folder / RUN)
+    problems: list[str] = []
+    expected, last = 0, False
+    place: Meta | None = {"record": 0, "line": 1, "byte": 0}
+    for number, meta, wrong in finished(folder, shard_numbers(folder)):
+        if number != expected:
+            problems.append(_gap(expected, number))
+        problems += wrong
+        if meta is not None:
+            if number == expected and place is not None and meta["begin"] != place:
+                found = meta["begin"]["record"]
+                problems.append(f"{shard_name(number)}: expected record {place['record']} first, found {found}")
+            if last:
+                problems.append(f"{shard_name(number)}: expected no shard behind the input's end, found one")
+            if meta["records"] != begun.get("shard_records") and not meta["last"]:
+                expected_records = begun.get("shard_records")
+                problems.append(f"{shard_name(number)}: expected {expected_records} records, found {meta['records']}")
+            problems += [] if wrong else _wrong_counts(folder, meta)
+        last, place = (False, None) if meta is None else (meta["last"], meta["end"])
+        expected = number + 1
+    if not last:
+        problems.append(f"{shard_name(expected)}: expected a shard at the input's end, found none; --resume goes on")
+    return problems
+
+
+def _gap(first: int, next_one: int) -> str:
+    if next_one - first == 1:
+        return f"{shard_name(first)}: expected a finished shard, found none"
+    return f"{shard_name(first)} to {shard_name(next_one - 1)}: expected finished shards, found none"
+
+
+def _wrong_counts(folder: Path, meta: Meta) -> list[str]:
+    """Whether the index has as many records, tokens and rows as the entry says."""
+    name = f"{shard_name(meta['shard'])}.parquet"
+    try:
+        table = pq.read_table(folder / name, columns=["record", "n_tokens"], memory_map=True)
+        found = [len(table), int(table["n_tokens"].to_numpy().sum())]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        return [f"{name}: expected an index of records, found: {str(error).partition(chr(10))[0]}"]
+    expected = [meta["embedded"], meta["tokens"]]
+    if found == expected and meta["embedded"] + len(meta["skipped"]) == meta["records"]:
+        return []
+    return [f"{name}: expected {expected[0]} records of {expected[1]} tokens, found {found[0]} of {found[1]}"]

@@ -1,0 +1,71 @@
+"""Locks on a folder of shards: one run writes to it, or the jobs of one array, each its own shards.
+
+They are the system's (flock) and end with the process, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.sinks import lock, writing
+
+ALL = ".lock"
+DIGITS = 20
+
+
+@contextmanager
+def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
+    """Keep other runs from writing the same shards, as long as the context lasts. The folder is made.
+
+    Raises:
+        FlashElmoError: another run writes them.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            taken = _take(folder, num_shards, shard_id, stack)
+        except OSError:  # a file system without locks
+            taken = True
+        if not taken:
+            raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
+        yield
+
+
+def _take(folder: Path, num_shards: int, shard_id: int, stack: ExitStack) -> bool:
+    if num_shards == 1:
+        return lock(_opened(folder / ALL, stack), folder / ALL)
+    return _share(folder, num_shards, stack) and _take_job(folder / f"{ALL}-{shard_id}", stack)
+
+
+def _opened(path: Path, stack: ExitStack) -> int:
+    with writing(path):
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _share(folder: Path, num_shards: int, stack: ExitStack) -> bool:
+    """Share the folder with jobs of an array of as many; the first one writes how many into the lock."""
+    from fcntl import LOCK_NB, LOCK_SH, flock  # not on Windows
+
+    descriptor = _opened(folder / ALL, stack)
+    if lock(descriptor, folder / ALL):
+        os.pwrite(descriptor, f"{num_shards:<{DIGITS}}".encode(), 0)
+    try:
+        flock(descriptor, LOCK_SH | LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.pread(descriptor, DIGITS, 0).split() == [str(num_shards).encode()]
+
+
+def _take_job(path: Path, stack: ExitStack) -> bool:
+    """Take a job's own lock, which is removed at the end."""
+    taken = lock(_opened(path, stack), path)
+    if taken:
+        stack.callback(path.unlink, missing_ok=True)
+    return taken

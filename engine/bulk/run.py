@@ -1,0 +1,203 @@
+"""A corpus into a folder of shards, of which none is lost once it is finished."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+
+from flashelmo.engine.arguments import flag, path_of, shown, whole_number
+from flashelmo.engine.bulk import folder as folders
+from flashelmo.engine.bulk.attempt import Attempt, BulkEmbedder
+from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.parts import Reader
+from flashelmo.engine.bulk.report import Report
+from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
+from flashelmo.engine.bulk.source import Job, Source, default_shard_records, describe_input
+from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+
+logger = logging.getLogger("flashelmo")
+
+RETRY_SECONDS = (1.0, 10.0)  # before a shard is tried again
+INDEX_BYTES = 16  # of a record in the index, without its tokens
+
+
+def embed_corpus(
+    embedder: BulkEmbedder,
+    reader: Reader,
+    folder: str | Path,
+    output: Output | None = None,
+    *,
+    format: ShardFormat = "native",
+    shard_records: int | None = None,
+    keep_tokens: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    num_shards: int = 1,
+    shard_id: int = 0,
+    on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
+) -> Report:
+    """Embed an input into a folder of shards that `open_embeddings` reads.
+
+    Whatever ends it, the shards that are finished stay, and `resume` goes on with the others. A shard's files depend on
+    its records alone: however often a run was ended, they are those of a run that was not.
+
+    Args:
+        embedder: one that forgets a sentence before the next, as all do that are not `stateful`.
+        reader: of the input; see `open_reader`.
+        folder: a new or an empty one.
+        output: what is kept of a record.
+        format: "native", safetensors with an index beside them, or "parquet".
+        shard_records: records of a shard; None makes shards of about 1 GiB.
+        keep_tokens: keep the tokens in the index.
+        resume: go on with what is there; finished shards are checked, and damaged ones written again.
+        overwrite: remove the shards that are there.
+        num_shards, shard_id: in an array of num_shards jobs, the one with this number, which writes every shard whose
+            number is shard_id more than a multiple of num_shards.
+        on_progress: called repeatedly with the place in the input in bytes and the tokens embedded so far.
+
+    Raises:
+        FlashElmoError: arguments that don't go together; another model, option or input than the folder was begun with;
+            another run at work there; a record that cannot be read; a disk that is full or was lost.
+    """
+    folder, output = path_of("folder", folder), output or Output()
+    if format not in FORMATS:
+        raise FlashElmoError(f"format: expected native or parquet, found {shown(format)}")
+    num_shards = whole_number("num_shards", num_shards, 1)
+    shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
+    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    output.check(embedder.config.n_layers + 1)
+    model = embedder.fingerprint()
+    if model["stateful"]:
+        raise FlashElmoError("stateful: expected an embedder that carries no state, as shards are embedded one by one")
+    size, keep_boundaries = embedder.config.output_size, model["keep_sentence_boundaries"]
+    rows = Rows.of(output, embedder.config.n_layers + 1, size, keep_boundaries)
+    fingerprint = {
+        "model": model,
+        "output": asdict(output),
+        "rows": asdict(rows),
+        "format": format,
+        "tokens": flag("keep_tokens", keep_tokens),
+        "input": describe_input(reader),
+        "shard_records": None if shard_records is None else whole_number("shard_records", shard_records, 1),
+    }
+    folders.check_new(folder, resume, overwrite, num_shards > 1)
+    with locked(folder, num_shards, shard_id):
+        folders.check_new(folder, resume, overwrite, num_shards > 1)  # nobody else changes it from now on
+        if overwrite:
+            folders.clear(folder)
+        folders.remove_leftovers(folder, num_shards, shard_id)
+        begun = folders.start(folder, fingerprint, default_shard_records(rows))
+        job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
+        return _Run(embedder, reader, job, on_progress).run(resume)
+
+
+class _Run:
+    """One call of `embed_corpus`."""
+
+    def __init__(self, embedder: BulkEmbedder, reader: Reader, job: Job, on_progress: OnTextProgress) -> None:
+        self._embedder, self._reader, self._job, self._on_progress = embedder, reader, job, on_progress
+        self._report = Report()
+        self._undone: deque[Shard] = deque()  # read and not finished, in order
+
+    def run(self, resume: bool) -> Report:
+        """Embed what is missing."""
+        started, before = time.perf_counter(), replace(self._embedder.statistics)
+        source = Source(self._reader, self._job, self._kept(resume))
+        failed, n_failed = -1, 0
+        while True:
+            shards = chain(list(self._undone), source.shards())
+            self._undone.clear()
+            try:
+                self._attempt(shards, check_disk=n_failed == 0)
+                break
+            except OSError as error:
+                number = self._undone[0].number if self._undone else source.number
+                failed, n_failed = number, n_failed + 1 if failed == number else 1
+                self._wait_or_give_up(error, number, n_failed)
+        after, report = self._embedder.statistics, self._report
+        for name in ("distinct_words", "steps", "steps_saved"):
+            setattr(report, name, getattr(after, name) - getattr(before, name))
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def _kept(self, resume: bool) -> dict[int, folders.Meta]:
+        """The entries of this job's shards that are finished and undamaged."""
+        folder, kept = self._job.folder, {}
+        numbers = [number for number in folders.shard_numbers(folder) if self._job.has(number)]
+        if numbers and not resume:
+            raise FlashElmoError(f"{folder}: exists already; --resume goes on with it")
+        for number, meta, problems in folders.finished(folder, numbers):
+            if meta is not None and not problems:
+                kept[number] = meta
+            for problem in problems:
+                logger.warning("%s: %s; the shard is written again", folder, problem)
+        self._report.kept = len(kept)
+        return kept
+
+    def _attempt(self, shards: Iterator[Shard], check_disk: bool) -> None:
+        """Embed shards until all are finished or something is raised; those that are not finished stay undone."""
+        if check_disk:
+            shards = self._checked(shards)
+        attempt = Attempt(self._embedder, self._job, self._undone, self._finish, self._on_progress)
+        try:
+            attempt.run(shards)
+        finally:
+            for stage, seconds in attempt.busy().items():
+                self._report.busy[stage] = self._report.busy.get(stage, 0.0) + seconds
+
+    def _finish(self, meta: folders.Meta) -> None:
+        """A shard is on the disk, the oldest one that was not."""
+        self._undone.popleft()
+        report = self._report
+        report.shards += 1
+        report.records += meta["embedded"]
+        report.skipped += len(meta["skipped"])
+        report.tokens += meta["tokens"]
+        report.bytes_written += sum(file["bytes"] for file in meta["files"].values())
+
+    def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
+        """The shards, once it is clear that the disk will hold them."""
+        for shard in shards:
+            needed = self._bytes_needed(shard)
+            free = shutil.disk_usage(self._job.folder).free
+            if needed > free:
+                sizes = f"expected about {needed / 1e9:,.2f} GB of free disk, found {free / 1e9:,.2f} GB"
+                advice = "--layers top, --dtype float16 and --pool mean take less"
+                raise FlashElmoError(f"{self._job.folder}: {sizes}; {advice}")
+            yield shard
+            break
+        yield from shards
+
+    def _bytes_needed(self, shard: Shard) -> float:
+        """What is still to be written, judged by a shard's records."""
+        records, rows = shard.records, self._job.rows
+        n_bytes = int(rows.offsets(records.offsets)[-1]) * rows.n_bytes + len(records) * INDEX_BYTES
+        if self._job.keep_tokens:
+            n_bytes += records.tokens.nbytes
+        begin, end = shard.begin.byte, shard.end.byte
+        input_bytes = getattr(self._reader, "n_bytes", None)
+        if input_bytes is None or end <= begin:
+            return n_bytes
+        folder = self._job.folder
+        written = sum((folder / name).stat().st_size for name in os.listdir(folder) if folders.OURS.fullmatch(name))
+        return max(n_bytes, n_bytes / (end - begin) * float(input_bytes) - written)
+
+    def _wait_or_give_up(self, error: OSError, number: int, n_failed: int) -> None:
+        """Wait before a shard is tried again, or raise FlashElmoError."""
+        reason = error.strerror or str(error)
+        what = f"{error.filename or self._job.folder}: {shard_name(number)}: {reason}"
+        if n_failed > len(RETRY_SECONDS):
+            kept = self._report.kept + self._report.shards
+            raise FlashElmoError(f"{what}; tried {n_failed} times. --resume goes on: finished shards are kept, {kept}")
+        seconds = RETRY_SECONDS[n_failed - 1]
+        logger.warning("%s; trying again in %g s", what, seconds)
+        time.sleep(seconds)

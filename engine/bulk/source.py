@@ -1,0 +1,114 @@
+"""The shards that a job has still to write, cut out of its input."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flashelmo.engine.bulk.folder import Meta
+from flashelmo.engine.bulk.parts import Part, Place, Reader, Records
+from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+
+TOKENS_A_RECORD, SHARD_BYTES = 25, 1 << 30  # what the default number of records in a shard is made for
+FEWEST_RECORDS, MOST_RECORDS = 1 << 10, 1 << 16  # of a shard, unless they are given
+END_BYTES = 1 << 20  # of either end of an input, which tell it from others
+
+
+def default_shard_records(rows: Rows) -> int:
+    """A power of two, so that a shard is about 1 GiB where records have 25 tokens; never too few, never too many."""
+    n_bytes = rows.n_bytes * (1 if rows.pooled else TOKENS_A_RECORD)
+    return int(min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << round(math.log2(max(1.0, SHARD_BYTES / n_bytes))))))
+
+
+def describe_input(reader: Reader) -> dict[str, Any]:
+    """What tells an input from another: how it is read, and of a file its name, size, first and last bytes."""
+    described: dict[str, Any] = {"name": os.path.basename(reader.name), **getattr(reader, "options", {})}
+    path = Path(reader.name)
+    if path.is_file():
+        with path.open("rb") as file:
+            described["bytes"] = size = path.stat().st_size
+            described["sha256_of_first_mib"] = hashlib.sha256(file.read(END_BYTES)).hexdigest()
+            file.seek(max(0, size - END_BYTES))
+            described["sha256_of_last_mib"] = hashlib.sha256(file.read(END_BYTES)).hexdigest()
+    return described
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is written where, and which shards are this run's."""
+
+    folder: Path
+    output: Output
+    rows: Rows
+    format: ShardFormat
+    keep_tokens: bool
+    num_shards: int
+    shard_id: int
+    shard_records: int
+
+    def has(self, number: int) -> bool:
+        """Whether a shard is this run's."""
+        return number % self.num_shards == self.shard_id
+
+
+class Source:
+    """This job's shards that are not finished, in order.
+
+    Args:
+        reader, job: what is read, and for whom.
+        kept: entries of the shards that are finished, by their number; their records are compared and passed over.
+    """
+
+    def __init__(self, reader: Reader, job: Job, kept: dict[int, Meta]) -> None:
+        self._reader, self._job, self._kept = reader, job, kept
+        self._place = Place()
+
+    @property
+    def number(self) -> int:
+        """Of the shard that is read next."""
+        return self._place.record // self._job.shard_records
+
+    def shards(self) -> Iterator[Shard]:
+        """From where the last call left off: it may be called again after an error."""
+        n = self._job.shard_records
+        self._reader.seek(self._place)
+        part = self._reader.take(n)
+        if part is None and self._place.record == 0:
+            part = Part(self._place, self._place, 0, b"", _no_records)
+        while part is not None:
+            following = self._reader.take(n) if part.n_records == n else None
+            number, last = self.number, following is None
+            shard = None
+            if number in self._kept:
+                self._check_kept(part, last, self._kept[number])
+            elif self._job.has(number):
+                shard = Shard.of(number, part, last)
+            self._place = part.end
+            if shard is not None:
+                yield shard
+                del shard
+            part = following
+
+    def _check_kept(self, part: Part, last: bool, meta: Meta) -> None:
+        """Raise FlashElmoError where the input is not the one of which a shard was made."""
+        found = (part.sha256, asdict(part.end), last)
+        if found != (meta["input_sha256"], meta["end"], meta["last"]):
+            records = f"records {part.begin.record} to {part.end.record - 1}"
+            raise FlashElmoError(
+                f"{self._reader.name}: {records}: expected those that shard {meta['shard']} was made of, found others; "
+                "the input has changed: --overwrite begins anew"
+            )
+
+
+def _no_records() -> Records:
+    return Records(np.zeros(0, np.int64), None, pa.array([], pa.string()), np.zeros(1, np.int64))

@@ -1,0 +1,90 @@
+"""What `flashelmo embed` does for a folder of shards, and the command `flashelmo verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
+from flashelmo.engine.arguments import path_of
+from flashelmo.engine.output import Output
+
+FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
+
+ShardFormat = Annotated[
+    str | None, typer.Option(metavar="native|parquet", help="A folder of shards of this format; native if not set.")
+]
+InputFormat = Annotated[str | None, typer.Option(help="Format of the input; that of its suffix if not set.")]
+Field = Annotated[str | None, typer.Option(help="Field or column that is embedded.")]
+IdField = Annotated[str | None, typer.Option(help="Field or column of the records' own ids.")]
+Tokenizer = Annotated[str | None, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="Of raw text.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the shards that are there.")]
+NumShards = Annotated[int | None, typer.Option(help="Jobs of an array that write to one folder.")]
+ShardId = Annotated[int | None, typer.Option(help="Number of this job in the array, from 0.")]
+ShardRecords = Annotated[int | None, typer.Option(help="Records of a shard; about 1 GiB if not set.")]
+ReportFile = Annotated[Path | None, typer.Option(help="File for a report of the run, as JSON.")]
+
+
+def is_folder(output: Path, shard_format: str | None) -> bool:
+    """Whether an output is a folder of shards: one without a suffix, or by its format."""
+    if str(output) == "-" or output.suffix.lower() in FILE_SUFFIXES:
+        return False
+    return shard_format is not None or not output.suffix
+
+
+def embed_to_folder(
+    source: str,
+    target: Path,
+    output: Output,
+    model: Path,
+    settings: dict[str, Any],
+    reader: dict[str, Any],
+    shards: dict[str, Any],
+    report: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Open the input, load the model, embed; what is cheap to check is checked first."""
+    from flashelmo.engine.bulk.folder import check_new
+    from flashelmo.engine.bulk.records import open_reader
+    from flashelmo.engine.bulk.run import embed_corpus
+    from flashelmo.engine.embedder import ElmoEmbedder
+
+    target = path_of("output", target)
+    check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
+    records = open_reader(source, **reader)
+    with warnings_to_stderr(quiet):
+        embedder = ElmoEmbedder.load(path_of("model", model), **settings)
+        with progress_of(getattr(records, "n_bytes", None), quiet, in_lines=False) as on_progress:
+            done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
+    if report is not None:
+        done.write(report, target, shards["num_shards"], shards["shard_id"])
+    if not quiet:
+        _print_summary(done, target, f"{embedder.device}, {embedder.precision}")
+
+
+def _print_summary(done: Any, target: Path, computed: str) -> None:
+    all_steps = done.steps + done.steps_saved
+    saved = done.steps_saved / all_steps if all_steps else 0.0
+    skipped = f", {done.skipped:,} records skipped" if done.skipped else ""
+    busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
+    say(
+        f"{done.records:,} records, {done.tokens:,} tokens, {done.distinct_words:,} distinct words{skipped}\n"
+        f"{done.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
+        f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed}); of the time {busy}\n"
+        f"{target}: {done.shards:,} shards written, {readable_size(done.bytes_written)}; {done.kept:,} finished before"
+    )
+
+
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+    """Compare a folder of shards with its sums and counts: what is damaged, missing or not finished."""
+    from flashelmo.engine.bulk.embeddings import open_embeddings
+    from flashelmo.engine.bulk.folder import verify as find_problems
+
+    problems = find_problems(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{folder}: whole, {len(open_embeddings(folder)):,} records")
