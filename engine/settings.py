@@ -7,6 +7,7 @@ it from the object.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -77,8 +78,8 @@ class Settings:
         keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
         share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
         cache_bytes: bound of the memory for word vectors that are kept from call to call.
-        word_cache: a file of word vectors that are kept from run to run, of one model in one precision, on the CPU; made
-            where there is none, used by several runs at once, and never larger than 8 times `cache_bytes`.
+        word_cache: a file of word vectors that are kept from run to run, on the CPU; it is of one model in one
+            precision, made where there is none, used by several runs at once, and at most 8 times `cache_bytes` large.
         window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB, on a CUDA
             device to what fits its free memory.
         cuda: switches of the CUDA runtime.
@@ -108,7 +109,8 @@ class Settings:
             if name != "window_tokens" or self.window_tokens is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if self.word_cache is not None:
-            object.__setattr__(self, "word_cache", path_of("word_cache", self.word_cache))
+            path = path_of("word_cache", self.word_cache)
+            object.__setattr__(self, "word_cache", Path(os.path.abspath(path)))
         object.__setattr__(self, "threads", check_threads(self.threads))
         for name in ("precision", "runtime"):
             if not isinstance(getattr(self, name), str):

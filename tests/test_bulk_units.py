@@ -1,0 +1,172 @@
+"""Units of work: several processes write the files that one process writes, whatever becomes of them."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import MODELS
+
+from flashelmo.engine.bulk import workers
+from flashelmo.engine.bulk.folder import verify
+from flashelmo.engine.bulk.records import open_reader
+from flashelmo.engine.bulk.run import embed_corpus
+from flashelmo.engine.bulk.units import DONE, MOST_SHARDS, Corpus, EmbedUnit, Unit, make_plan
+from flashelmo.engine.bulk.workers import embed_with_workers
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.output import Output
+
+LINES = ["the cat sat", "cat", "", "the cat sat on a mat", "incomprehensibilities é", "sat cat the cat"] * 4
+OPTIONS = {"device": "cpu", "threads": 1}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".lock")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("native") / "model"
+    write_native(MODELS["skip"], folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(model: Path, tmp_path: Path) -> Corpus:
+    """Five shards of five lines at most, to be written to a folder that is not there."""
+    (tmp_path / "text").write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return Corpus(model, str(tmp_path / "text"), tmp_path / "out", Output("top"), shard_records=5, options=OPTIONS)
+
+
+@pytest.fixture
+def expected(corpus: Corpus, tmp_path: Path) -> dict[str, bytes]:
+    """What one process writes."""
+    embedder = ElmoEmbedder.load(corpus.model, **OPTIONS)  # type: ignore[arg-type]
+    embed_corpus(embedder, open_reader(corpus.input), tmp_path / "one", corpus.output, shard_records=5)
+    return contents(tmp_path / "one")
+
+
+def batch(units: list[Unit]) -> dict[str, Any]:
+    """Units as columns."""
+    return {name: np.array([asdict(unit)[name] for unit in units]) for name in asdict(units[0])}
+
+
+def test_units_in_any_order_are_the_files_of_one_process(corpus: Corpus, expected: dict[str, bytes]) -> None:
+    plan = make_plan(corpus)
+    units = list(plan.units)
+    assert [unit.shard for unit in units] == list(range(5))
+    embed = EmbedUnit(plan.corpus)
+    done = embed(batch([units[k] for k in (3, 0, 4)]))
+    assert tuple(done) == DONE and done["shard"].tolist() == [3, 0, 4] and not done["kept"].any()
+    assert done["records"].tolist() == [5, 5, 4] and done["steps"].all()
+    embed(batch([units[1], units[2]]))
+    assert contents(corpus.folder) == expected
+    again = embed(batch(units))
+    assert again["kept"].tolist() == [1] * 5 and not again["bytes_written"].any()
+    assert not [name for name in os.listdir(corpus.folder) if name.startswith(".lock-")]
+
+
+def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, expected: dict[str, bytes]) -> None:
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    with pytest.raises(FlashElmoError, match="exists already; --resume goes on"):
+        make_plan(corpus)
+    (corpus.folder / "shard-00000001.safetensors").write_bytes(b"damaged")
+    (corpus.folder / "shard-00000003.json").unlink()
+    (corpus.folder / ".shard-00000003.safetensors.tmp").write_bytes(b"left by a killed run")
+    plan = make_plan(replace(corpus, shard_records=None), resume=True)
+    units = list(plan.units)
+    assert ([unit.shard for unit in units], plan.n_kept, plan.corpus.shard_records) == ([1, 3], 3, 5)
+    EmbedUnit(plan.corpus)(batch(units))
+    assert contents(corpus.folder) == expected
+    assert [unit.shard for unit in make_plan(corpus, resume=True).units] == [0], "for the comparison of options"
+    assert len(list(make_plan(corpus, overwrite=True).units)) == 5
+
+
+def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    with pytest.raises(FlashElmoError, match=r"run.json: output.dtype: expected \"float32\""):
+        EmbedUnit(replace(plan.corpus, output=Output("top", "float16")))
+    Path(corpus.input).write_text("\n".join(["other", *LINES[1:]]) + "\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match="records 0 to 4: expected those that shard 0 was made of, found others"):
+        list(make_plan(corpus, resume=True).units)
+
+
+def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flashelmo.engine.bulk import units as module
+    from flashelmo.engine.bulk.locks import locked
+
+    plan = make_plan(corpus)
+    units = list(plan.units)
+    embed = EmbedUnit(plan.corpus)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
+    with (
+        locked(corpus.folder, MOST_SHARDS, 2),
+        pytest.raises(FlashElmoError, match="expected no other run that writes here"),
+    ):
+        embed(batch([units[2]]))
+    assert embed(batch([units[2]]))["records"] == [5]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "one line"])
+def test_short_inputs(text: str, corpus: Corpus, tmp_path: Path) -> None:
+    Path(corpus.input).write_text(text, encoding="utf-8")
+    embedder = ElmoEmbedder.load(corpus.model, **OPTIONS)  # type: ignore[arg-type]
+    embed_corpus(embedder, open_reader(corpus.input), tmp_path / "one", corpus.output, shard_records=5)
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    assert contents(corpus.folder) == contents(tmp_path / "one")
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Kill one of the processes when it gets a unit, so many times."""
+
+    def prepare(n_kills: int) -> None:
+        give, left = workers._Worker.give, [n_kills]
+
+        def give_and_kill(worker: Any, unit: Unit | None) -> None:
+            if unit is not None and left[0]:
+                left[0] -= 1
+                worker.process.send_signal(signal.SIGKILL)
+            give(worker, unit)
+
+        monkeypatch.setattr(workers._Worker, "give", give_and_kill)
+
+    return prepare
+
+
+def test_two_processes_of_which_one_is_killed(
+    corpus: Corpus, expected: dict[str, bytes], kills: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    kills(1)
+    seen: list[tuple[float, float]] = []
+    report = embed_with_workers(corpus, 2, on_progress=lambda *place: seen.append(place))
+    assert contents(corpus.folder) == expected and verify(corpus.folder) == []
+    assert (report.shards, report.records, report.kept) == (5, len(LINES), 0)
+    assert (len(seen), seen[-1]) == (5, (Path(corpus.input).stat().st_size, report.tokens))
+    assert "killed by SIGKILL; its shards are done again" in caplog.text
+
+
+def test_all_processes_are_killed(corpus: Corpus, expected: dict[str, bytes], kills: Callable[[int], None]) -> None:
+    """The run ends, and the next one goes on."""
+    kills(1)
+    with pytest.raises(FlashElmoError, match="all processes ended: killed by SIGKILL; finished shards are kept"):
+        embed_with_workers(corpus, 1)
+    assert embed_with_workers(corpus, 1, resume=True).shards == 5
+    assert contents(corpus.folder) == expected
+
+
+def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
+    Path(corpus.input).write_bytes(b"one\ntwo\n\xff\n")
+    with pytest.raises(FlashElmoError, match="text: line 3, byte 1"):
+        embed_with_workers(corpus, 1)
+    with pytest.raises(FlashElmoError, match="input: expected a file, as several processes read it"):
+        embed_with_workers(replace(corpus, input="-"), 1)
