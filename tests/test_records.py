@@ -1,16 +1,23 @@
 """Records of every format: the same from any place on and in parts of any sizes, and what bad input gets."""
 
+import csv
+import gzip
+import io
+import json
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashelmo.engine.bulk import text_reader
+from flashelmo.engine.bulk import parquet, text_reader
 from flashelmo.engine.bulk.records import Part, Place, Reader, Records, open_reader
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 Row = tuple[int, str | None, list[str], str | None]  # number, id, tokens, text
 
@@ -51,6 +58,7 @@ def check_any_place(opened: Callable[[], Reader], sizes: list[int], chunk: int) 
     expected = rows(whole.records())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_reader, "CHUNK_BYTES", chunk)
+        patch.setattr(parquet, "BATCH_ROWS", chunk)
         reader = opened()
         found = list(parts(reader, sizes))
         assert reader.take(1) is None
@@ -82,6 +90,230 @@ def test_lines(tmp_path_factory: pytest.TempPathFactory, text: str, sizes: list[
     found = check_any_place(lambda: open_reader(path), sizes, chunk)
     lines = text.split("\n") if text[-1:] not in ("", "\n") else text.split("\n")[:-1]
     assert found == [(number, None, line.split(), line.strip()) for number, line in enumerate(lines)]
+
+
+# ------------------------------------------------------------------------------------------ the formats, from any place
+
+
+texts = st.text("ab ,\"'\t\n\ré\u3000", max_size=8)
+quoted = texts.map(lambda text: text.replace("\r", "\r\n"))  # Python does not quote a \r by itself
+values = st.lists(texts | st.lists(texts, max_size=3), max_size=6)
+words = st.text("ab#1é", min_size=1, max_size=3)
+blanks = st.sampled_from(["", "\n", "\r\n", " \n\n"])
+few = settings(max_examples=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("records")
+
+
+@few
+@given(values, blanks, st.booleans(), sizes, chunks)
+def test_json_lines(
+    folder: Path, values: list[str | list[str]], blank: str, ascii_only: bool, sizes: list[int], chunk: int
+) -> None:
+    path = folder / "a.jsonl"
+    objects = [{"n": 10 * i, "a": value, "b": [{}]} for i, value in enumerate(values)]
+    lines = [blank + json.dumps(each, ensure_ascii=ascii_only) for each in objects]
+    path.write_bytes("\n".join([*lines, blank]).encode())
+    expected = [
+        (i, str(10 * i), value.split(), value.strip())
+        if isinstance(value, str)
+        else (i, str(10 * i), value, " ".join(value))
+        for i, value in enumerate(values)
+    ]
+    assert check_any_place(lambda: open_reader(path, field="a", id_field="n"), sizes, chunk) == expected
+
+
+@few
+@given(
+    st.lists(texts.map(lambda text: text.replace("\r", "\r\n")), max_size=6),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+    sizes,
+    chunks,
+)
+def test_csv(folder: Path, texts: list[str], end: str, mark: bool, sizes: list[int], chunk: int) -> None:
+    path = folder / "a.csv"
+    with path.open("w", encoding="utf-8-sig" if mark else "utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=end)
+        writer.writerow(['the "id"', "x", "text"])
+        for i, text in enumerate(texts):
+            writer.writerow([f"{i},é", text[::-1], text])
+            file.write(end)  # an empty line
+    expected = [(i, f"{i},é", text.split(), text.strip()) for i, text in enumerate(texts)]
+    assert check_any_place(lambda: open_reader(path, id_field='the "id"'), sizes, chunk) == expected
+
+
+@few
+@given(st.lists(st.text('ab "é', max_size=6), max_size=6), st.booleans(), sizes, chunks)
+def test_tsv(folder: Path, texts: list[str], named: bool, sizes: list[int], chunk: int) -> None:
+    path = folder / "a.tsv"
+    path.write_text("x\ttext\ti\n" * named + "".join(f"x\t{text}\t{i}\n" for i, text in enumerate(texts)), "utf-8")
+    fields = {"field": "text", "id_field": "i"} if named else {"field": "2", "id_field": "3"}
+    expected = [(i, str(i), text.split(), text.strip()) for i, text in enumerate(texts)]
+    if named or texts:
+        assert check_any_place(lambda: open_reader(path, **fields), sizes, chunk) == expected
+
+
+@few
+@given(st.lists(st.lists(words, min_size=1, max_size=3), max_size=5), blanks, st.booleans(), sizes, chunks)
+def test_conllu(
+    folder: Path, sentences: list[list[str]], blank: str, commented: bool, sizes: list[int], chunk: int
+) -> None:
+    path, rest = folder / "a.conllu", 8 * "\t_"
+    expected: list[Row] = []
+    text = blank
+    for i, sentence in enumerate(sentences):
+        text += f"# sent_id = s{i}\n# text =  {sentence[0]}é\n" if commented else ""
+        text += f"1-2\tab{rest}\n" + "".join(f"{j}\t{word}{rest}\r\n" for j, word in enumerate(sentence, 1))
+        text += f"9.1\tellipsis{rest}\n\n" + blank
+        own = (f"s{i}", sentence, f"{sentence[0]}é") if commented else (str(i), sentence, " ".join(sentence))
+        expected.append((i, *own))
+    path.write_text(text.rstrip(), encoding="utf-8", newline="")
+    assert check_any_place(lambda: open_reader(path), sizes, chunk) == expected
+
+
+@few
+@given(st.lists(st.lists(words, min_size=1, max_size=3), max_size=5), blanks, st.sampled_from("\t "), sizes, chunks)
+def test_tokens_with_tags(
+    folder: Path, sentences: list[list[str]], blank: str, tab: str, sizes: list[int], chunk: int
+) -> None:
+    path = folder / "a.txt"
+    path.write_text(blank + "\n".join("".join(f"{w}{tab}T\n" for w in s) + blank for s in sentences), "utf-8")
+    found = check_any_place(lambda: open_reader(path, "tags"), sizes, chunk)
+    assert found == [(i, None, sentence, None) for i, sentence in enumerate(sentences)]
+
+
+@few
+@given(st.lists(st.text("acUZobX* \n", max_size=8), max_size=5), blanks, sizes, chunks)
+def test_fasta(folder: Path, proteins: list[str], blank: str, sizes: list[int], chunk: int) -> None:
+    path = folder / "a.fasta"
+    path.write_text(blank + "".join(f">P{i}|é{i} a > protein\n{p}\n" for i, p in enumerate(proteins)), "utf-8")
+    residues = [["X" if r in "UZOB" else r for r in "".join(protein.split()).upper()] for protein in proteins]
+    for id_field, own_id in ((None, "P{0}|é{0}"), ("1", "é{0} a > protein"), ("-1", "P{0}|é{0} a > protein")):
+        found = check_any_place(lambda chosen=id_field: open_reader(path, id_field=chosen), sizes, chunk)
+        assert found == [(i, own_id.format(i), tokens, None) for i, tokens in enumerate(residues)]
+
+
+def arrow_columns(texts: list[str]) -> list[pa.Array]:
+    lists = [[text, "b"] for text in texts]
+    return [
+        pa.array(texts, pa.string()),
+        pa.array(texts, pa.large_string()),
+        pa.array(texts, pa.string()).dictionary_encode(),
+        pa.array(lists, pa.list_(pa.string())),
+        pa.array(lists, pa.list_(pa.string(), 2)),
+    ]
+
+
+@few
+@given(st.lists(texts, max_size=8), st.integers(0, 4), st.integers(1, 3), sizes, chunks)
+def test_parquet(folder: Path, texts: list[str], kind: int, group: int, sizes: list[int], chunk: int) -> None:
+    path, numbers = folder / "a.parquet", pa.array(range(len(texts)), pa.int64())
+    table = pa.table({"x": numbers, "text": arrow_columns(texts)[kind]})
+    pa.parquet.write_table(table, path, row_group_size=group)
+    found = check_any_place(lambda: open_reader(path, id_field="x"), sizes, chunk)
+    if kind < 3:
+        assert found == [(i, str(i), text.split(), text.strip()) for i, text in enumerate(texts)]
+    else:
+        assert found == [(i, str(i), [text, "b"], None) for i, text in enumerate(texts)]
+
+
+# ------------------------------------------------------------------------------------------------ where bytes come from
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    lines = [json.dumps({"text": f"a {i}"}).encode() + b"\n" for i in range(9)]
+    compress = gzip.compress if suffix == ".gz" else lambda data: pa.compress(data, "zstd", asbytes=True)
+    path.write_bytes(compress(b"".join(lines[:5])) + compress(b"".join(lines[5:])))  # as of files that were joined
+    found = check_any_place(lambda: open_reader(path), [2, 3], 20)
+    assert [tokens for _, _, tokens, _ in found] == [["a", str(i)] for i in range(9)]
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(FlashElmoError, match=rf"a.jsonl{suffix}: expected a file compressed as its name says, found: "):
+        open_reader(path).take(9)
+    path.write_bytes(b"a b\n")
+    with pytest.raises(FlashElmoError, match=rf"a.jsonl{suffix}: expected a file compressed as its name says, found: "):
+        open_reader(path).take(9)
+
+
+def test_addresses(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.pipe("/corpus/a.txt", b"a b\nc\n\nd")
+    files.pipe("/corpus/a.txt.gz", gzip.compress(b"a b\nc\n\nd"))
+    table = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table({"text": ["a b", "c", "", "d"]}), table)
+    files.pipe("/corpus/a.parquet", table.getvalue().to_pybytes())
+    for name in ("a.txt", "a.txt.gz", "a.parquet"):
+        found = check_any_place(lambda chosen=name: open_reader(f"memory://corpus/{chosen}"), [1, 2], 3)
+        assert [tokens for _, _, tokens, _ in found] == [["a", "b"], ["c"], [], ["d"]]
+    with pytest.raises(FlashElmoError, match=r"nothing://a: expected an address that fsspec opens, found: .*nothing"):
+        open_reader("nothing://a").take(1)
+    with pytest.raises(FileNotFoundError):
+        open_reader("memory://corpus/absent").take(1)
+    with pytest.raises(FileNotFoundError):
+        open_reader(tmp_path / "absent").take(1)
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stdin() -> Reader:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb c\nd\n")))
+        return open_reader("-")
+
+    reader = stdin()
+    first, second = taken(reader, 1), taken(reader, 1)
+    fresh = stdin()
+    fresh.seek(second.begin)
+    assert rows(taken(fresh, 1).records()) == rows(second.records()) == [(1, None, ["b", "c"], "b c")]
+    with pytest.raises(FlashElmoError, match="-: expected an input that can be read again, found standard input"):
+        reader.seek(first.begin)
+
+
+# ----------------------------------------------------------------------------------------------------------- tokenizers
+
+
+def tokens(text: str, tokenizer: str, folder: Path) -> list[list[str]]:
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    return [row[2] for row in rows(taken(open_reader(folder / "a.txt", tokenizer=tokenizer)).records())]
+
+
+@few
+@given(st.text("aé\u3000 中\U0001f600\n", min_size=1, max_size=12))
+def test_characters(folder: Path, text: str) -> None:
+    lines = text.removesuffix("\n").split("\n")
+    assert tokens(text, "characters", folder) == [[c for c in line if not c.isspace()] for line in lines]
+
+
+def test_moses(tmp_path: Path) -> None:
+    pytest.importorskip("sacremoses")
+    found = tokens('"Don\'t", he said: 3.5% & [more].\n\nMr. B.\n', "moses", tmp_path)
+    assert found[0] == ['"', "Don", "'t", '"', ",", "he", "said", ":", "3.5", "%", "&", "[", "more", "]", "."]
+    assert found[1:] == [[], ["Mr.", "B."]]
+
+
+def test_spacy(tmp_path: Path) -> None:
+    pytest.importorskip("spacy")
+    assert tokens("I don't.  Why?\n\n", "spacy:blank:en", tmp_path) == [["I", "do", "n't", ".", "Why", "?"], []]
+    with pytest.raises(FlashElmoError, match="tokenizer: expected an installed model of spaCy, found nothing: "):
+        tokens("a", "spacy:nothing", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("package", "tokenizer", "extra"), [("sacremoses", "moses", "bulk"), ("spacy", "spacy:en", "spacy")]
+)
+def test_a_missing_tokenizer_names_its_extra(
+    package: str, tokenizer: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"the tokenizer {tokenizer} needs .*'flashelmo\[{extra}\]'"):
+        open_reader("a.txt", tokenizer=tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def test_lines_that_are_no_utf8(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ class _Writer:
         self._stage.add(partial(self._commit, self._writers[-1]))
 
     def _write_block(self) -> None:
-        """Have the block written that is there, and begin another."""
+        """Have the block written that is there, and begin another. What writing earlier ones met is raised."""
+        self._stage.check()
         block, self._n_rows, n_rows = self._block, 0, self._n_rows
         self._block = np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
         if n_rows:

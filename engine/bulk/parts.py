@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -107,6 +107,8 @@ class Reader(Protocol):
     """Reads an input's records in order, from any place on."""
 
     name: str  # of the input, for messages
+    options: dict[str, Any]  # how it is read, ready for JSON
+    n_bytes: int | None  # of the text, as places count them; None where only reading tells
 
     def take(self, n: int) -> Part | None:
         """The next n records, fewer at the end; None behind the last one.

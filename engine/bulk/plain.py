@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords
+from flashelmo.engine.bulk.text_reader import RawRecords, check_kind, line_ends
+from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenize
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import NEWLINE, Int64, check_utf8, split_lines
-from flashelmo.engine.text.tables import check_is_text
-
-# Of whole lines of UTF-8: the tokens of all, and where each line's begin among them [lines + 1].
-Tokenizer: TypeAlias = Callable[[bytes], tuple[pa.StringArray, Int64]]
-
-
-def whitespace(text: bytes) -> tuple[pa.StringArray, Int64]:
-    """Tokens between white space."""
-    block = split_lines(text)
-    return block.tokens, block.token_offsets
-
-
-def line_ends(data: bytes) -> Int64:
-    r"""Behind each \n."""
-    return (np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1).astype(np.int64)
+from flashelmo.engine.text.lines import Int64, check_utf8
 
 
 @dataclass(frozen=True)
 class PlainLines:
     """See `TextFormat`."""
 
-    tokenizer: Tokenizer = whitespace
-    errors: RecordErrors = "strict"
+    tokenizer: Tokenizer
+    errors: RecordErrors
     blank_records = True
 
     def begin(self, head: bytes, name: str) -> int:
         """See `TextFormat`."""
-        check_is_text(head, name)
+        check_kind(head, name, "a sentence a line")
         return 0
 
     def cut(self, data: bytes) -> Int64:
@@ -56,7 +39,7 @@ class PlainLines:
             kept, lines, skipped = _readable(raw)
             numbers, data = numbers[kept], b"".join(lines)
         text = check_utf8(data, "replace" if self.errors == "replace" else "strict", raw.name, raw.place.line - 1)
-        tokens, offsets = self.tokenizer(text) if text else (pa.array([], pa.string()), np.zeros(1, np.int64))
+        tokens, offsets = tokenize(text, self.tokenizer)
         texts = [line.strip() for line in text.decode().split("\n")[:-1]]
         return Records(numbers, None, tokens, offsets, texts, skipped)
 

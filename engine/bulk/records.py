@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.bulk.by_record import ConllU, JsonLines, Tags
+from flashelmo.engine.bulk.delimited import Delimited
+from flashelmo.engine.bulk.fasta import Fasta
+from flashelmo.engine.bulk.inputs import Input
+from flashelmo.engine.bulk.parquet import ParquetReader
 from flashelmo.engine.bulk.parts import Part, Place, Reader, RecordErrors, Records
 from flashelmo.engine.bulk.plain import PlainLines
-from flashelmo.engine.bulk.text_reader import TextReader
+from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
+from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
-__all__ = ["Part", "Place", "Reader", "RecordErrors", "Records", "open_reader"]
+__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "open_reader"]
+
+FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
+SUFFIXES = {  # that mean another format than lines
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".conllu": "conllu",
+    ".fasta": "fasta",
+    ".fas": "fasta",
+    ".fa": "fasta",
+    ".faa": "fasta",
+}
+WITH_FIELDS = ("jsonl", "csv", "tsv", "tsv-quoted", "parquet")
+WITH_TOKENS = ("conllu", "tags", "fasta")
+DEFAULT_FIELD = "text"
 
 
 def open_reader(
@@ -25,19 +47,62 @@ def open_reader(
     """Open an input; its format is that of its suffix, or the given one.
 
     Args:
-        source: a path.
-        format: "lines".
-        field, id_field: of formats with fields, which is embedded, and which tells a record's own id.
-        tokenizer: of formats of raw text: "whitespace".
+        source: a path, "-" for standard input, or an address that fsspec opens; decompressed where it ends in .gz or
+            .zst.
+        format: "lines", a sentence each, also for all suffixes that mean nothing else; "jsonl", an object a line;
+            "csv"; "tsv", in which quotes are characters as others; "tsv-quoted", in which they enclose tabs and line
+            ends; "parquet"; "conllu"; "tags", a token and its tag a line; "fasta".
+        field: of formats with fields, the one that is embedded, by default "text". JSON's and Parquet's may be lists
+            of tokens. A number, from 1, is a column of a CSV or TSV without a header.
+        id_field: the field of a record's own id. CoNLL-U and FASTA have ids by themselves; with FASTA a number picks
+            a part of the header as SeqVec's --id does.
+        tokenizer: of raw text, as `tokenizer_of` takes it.
         errors: what a record that cannot be read gets: "strict", an error; "skip", a line in `Records.skipped`; with
-            "replace" bytes that are not UTF-8 become U+FFFD.
+            "replace" bytes that are not UTF-8 become U+FFFD, and what else is wrong is an error.
 
     Raises:
         FlashElmoError: an argument that is none of these.
+        MissingExtraError: a package that the tokenizer needs is absent.
     """
     if errors not in ("strict", "replace", "skip"):
         raise FlashElmoError(f"errors: expected strict, replace or skip, found {errors!r}")
-    if format not in (None, "lines"):
-        raise FlashElmoError(f"format: expected lines, found {format!r}")
-    path = path_of("input", source)
-    return TextReader(str(source), lambda: open(path, "rb"), PlainLines(errors=errors))
+    given = Input(source)
+    kind = format or SUFFIXES.get(given.suffix, "lines")
+    if kind not in FORMATS:
+        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    _check_fields(kind, field, id_field)
+    if kind in WITH_TOKENS and tokenizer != "whitespace":
+        raise FlashElmoError(f"tokenizer: expected none with format {kind}, which has tokens, found {tokenizer!r}")
+    split = tokenizer_of(tokenizer)
+    field = field or DEFAULT_FIELD
+    reader: Reader
+    if kind == "parquet":
+        reader = ParquetReader(given.name, given.open, field, id_field, split, errors)
+    else:
+        reader = TextReader(given.name, given.open, _text_format(kind, field, id_field, split, errors))
+        reader.n_bytes = given.n_bytes
+    reader.options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
+    return reader
+
+
+def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:
+    with_ids = (*WITH_FIELDS, "fasta")
+    for name, value, kinds in (("field", field, WITH_FIELDS), ("id_field", id_field, with_ids)):
+        if value is not None and (kind not in kinds or not value):
+            raise FlashElmoError(f"{name}: expected a name with format {', '.join(kinds)}, found {value!r} with {kind}")
+    if kind == "fasta" and id_field is not None and not id_field.removeprefix("-").isdecimal():
+        raise FlashElmoError(f"id_field: expected a number with format fasta, found {id_field!r}")
+
+
+def _text_format(kind: str, field: str, id_field: str | None, split: Tokenizer, errors: RecordErrors) -> TextFormat:
+    if kind == "lines":
+        return PlainLines(split, errors)
+    if kind == "jsonl":
+        return JsonLines(field, id_field, split, errors)
+    if kind == "conllu":
+        return ConllU(errors)
+    if kind == "tags":
+        return Tags(errors)
+    if kind == "fasta":
+        return Fasta(None if id_field is None else int(id_field), errors)
+    return Delimited("," if kind == "csv" else "\t", kind != "tsv", field, id_field, split, errors)

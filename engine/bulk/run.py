@@ -198,7 +198,7 @@ class Run:
             needed = self._bytes_needed(shard)
             free = shutil.disk_usage(self._job.folder).free
             if needed > free:
-                sizes = f"expected about {needed / 1e9:,.2f} GB of free disk, found {free / 1e9:,.2f} GB"
+                sizes = f"expected about {needed:,.0f} bytes of free disk, found {free:,.0f}"
                 advice = "--layers top, --dtype float16 and --pool mean take less"
                 raise FlashElmoError(f"{self._job.folder}: {sizes}; {advice}")
             yield shard
@@ -212,7 +212,7 @@ class Run:
         if self._job.keep_tokens:
             n_bytes += records.tokens.nbytes
         begin, end = shard.begin.byte, shard.end.byte
-        input_bytes = getattr(self._reader, "n_bytes", None)
+        input_bytes = self._reader.n_bytes
         if input_bytes is None or end <= begin:
             return n_bytes
         folder = self._job.folder

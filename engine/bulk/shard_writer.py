@@ -79,6 +79,9 @@ class NewFile:
 class _Values(Protocol):
     """A shard's vectors on their way into files."""
 
+    def begin(self) -> None:
+        """Write what comes before them."""
+
     def write(self, block: Array) -> None:
         """Write the next rows."""
 
@@ -94,10 +97,13 @@ class _Native:
 
     def __init__(self, folder: Path, shard: Shard, rows: Rows, index: pa.Table) -> None:
         self._index, self._index_path = index, folder / f"{shard_name(shard.number)}.parquet"
-        offsets = rows.offsets(shard.records.offsets)
+        self._rows, self._offsets = rows, rows.offsets(shard.records.offsets)
         self._file = NewFile(folder / f"{shard_name(shard.number)}.safetensors")
-        self._file.write(_header(rows, offsets))
-        self._file.write(offsets.astype("<i8").view(np.uint8))
+
+    def begin(self) -> None:
+        """See `_Values`."""
+        self._file.write(_header(self._rows, self._offsets))
+        self._file.write(self._offsets.astype("<i8").view(np.uint8))
 
     def write(self, block: Array) -> None:
         """See `_Values`."""
@@ -143,6 +149,11 @@ class _Parquet:
         self._blocks: list[Array] = []
         self._n_rows = 0  # in the blocks
         self._file = NewFile(folder / f"{shard_name(shard.number)}.parquet")
+        self._writer: Any = None
+
+    def begin(self) -> None:
+        """See `_Values`."""
+        index, rows = self._index, self._rows
         schema = index.schema.append(
             pa.field("values", self._column(np.empty((0, *rows.shape), rows.dtype), 0, 0).type)
         )
@@ -168,7 +179,8 @@ class _Parquet:
 
     def abort(self) -> None:
         """See `_Values`."""
-        self._writer.is_open = False  # it would write its end when it is freed
+        if self._writer is not None:
+            self._writer.is_open = False  # it would write its end when it is freed
         self._file.abort()
 
     def _write_groups(self) -> None:
@@ -268,6 +280,7 @@ class ShardWriter:
             index = index_table(self._shard.records, self._rows, self._keep_tokens)
             make = _Native if self._format == "native" else _Parquet
             self._values = make(self._folder, self._shard, self._rows, index)
+            self._values.begin()
         return self._values
 
 

@@ -32,8 +32,8 @@ def default_shard_records(rows: Rows) -> int:
 
 def describe_input(reader: Reader) -> dict[str, Any]:
     """What tells an input from another: how it is read, and of a file its name, size, first and last bytes."""
-    described: dict[str, Any] = {"name": os.path.basename(reader.name), **getattr(reader, "options", {})}
-    path = Path(reader.name)
+    described: dict[str, Any] = {"name": os.path.basename(reader.name), **reader.options}
+    path = Path(reader.name).expanduser()
     if path.is_file():
         with path.open("rb") as file:
             described["bytes"] = size = path.stat().st_size
@@ -82,33 +82,35 @@ class Source:
 
     def __init__(self, reader: Reader, job: Job, kept: dict[int, Meta]) -> None:
         self._reader, self._job, self._kept = reader, job, kept
-        self._place = Place()
+        self._part: Part | None = None  # that comes next, once it is read
+        self._place = Place()  # where it begins
+        self._at_end = False
 
     @property
     def number(self) -> int:
-        """Of the shard that is read next."""
+        """Of the shard that comes next."""
         return self._place.record // self._job.shard_records
 
     def shards(self) -> Iterator[Shard]:
         """From where the last call left off: it may be called again after an error."""
-        n = self._job.shard_records
-        self._reader.seek(self._place)
-        part = self._reader.take(n)
-        if part is None and self._place.record == 0:
-            part = no_part()
-        while part is not None:
-            following = self._reader.take(n) if part.n_records == n else None
+        while not self._at_end:
+            part = self._part = self._part or self._take(self._place) or no_part()
+            following = self._take(part.end) if part.n_records == self._job.shard_records else None
             number, last = self.number, following is None
             shard = None
             if number in self._kept:
                 check_kept(self._reader.name, part, last, self._kept[number])
             elif self._job.has(number):
                 shard = Shard.of(number, part, last)
-            self._place = part.end
+            self._part, self._place, self._at_end = following, part.end, last
             if shard is not None:
                 yield shard
-                del shard
-            part = following
+            del part, following, shard
+
+    def _take(self, place: Place) -> Part | None:
+        """The records of a shard, which begin at a place."""
+        self._reader.seek(place)
+        return self._reader.take(self._job.shard_records)
 
 
 def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
@@ -124,8 +126,8 @@ def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
 
 def no_part() -> Part:
     """What an input without records has: a shard without any."""
-    return Part(Place(), Place(), 0, b"", _no_records)
+    return Part(Place(), Place(), 0, b"", _empty)
 
 
-def _no_records() -> Records:
+def _empty() -> Records:
     return Records(np.zeros(0, np.int64), None, pa.array([], pa.string()), np.zeros(1, np.int64))

@@ -32,7 +32,7 @@ class Stage(Generic[Result]):
         self._most = most
         self._under_way: deque[tuple[Background[Result], int]] = deque()
         self._weight = 0
-        self._stopped = False
+        self._error: BaseException | None = None  # that keeps further calls from beginning
         self.busy = self.waited = 0.0
 
     def __len__(self) -> int:
@@ -46,6 +46,11 @@ class Stage(Generic[Result]):
         previous = self._under_way[-1][0] if self._under_way else None
         self._under_way.append((Background(partial(self._run, previous, call)), weight))
         self._weight += weight
+
+    def check(self) -> None:
+        """Raise what a call raised, without waiting for those before it."""
+        if self._error is not None:
+            raise self._error
 
     def oldest(self) -> Result:
         """Wait for the oldest call's result."""
@@ -66,7 +71,7 @@ class Stage(Generic[Result]):
 
     def stop(self, wait: bool = True) -> None:
         """Let no further call begin; the one that runs may be waited for."""
-        self._stopped = True
+        self._error = self._error or StoppedError()
         while wait and self._under_way:
             with suppress(Exception):
                 self._under_way.popleft()[0].result()
@@ -74,12 +79,16 @@ class Stage(Generic[Result]):
 
     def _run(self, previous: Background[Result] | None, call: Callable[[], Result]) -> Result:
         if previous is not None:
-            previous.result()
+            with suppress(BaseException):
+                previous.result()
             del previous  # and what it gave
-        if self._stopped:
+        if self._error is not None:
             raise StoppedError
         started = time.perf_counter()
         try:
             return call()
+        except BaseException as error:
+            self._error = error
+            raise
         finally:
             self.busy += time.perf_counter() - started

@@ -6,16 +6,27 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from flashelmo.engine.bulk.parts import Part, Place, Records
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import Int64, without_mark
+from flashelmo.engine.text.lines import NEWLINE, Int64, without_mark
+from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16  # that tell what a file holds
+READ_BY = {  # what a file holds: how it is read
+    "FASTA": "format fasta reads it",
+    "CoNLL-U": "format conllu reads it",
+    "JSON lines": "format jsonl reads them",
+    "tokens with tags": "format tags reads them",
+    "a table": "format csv or tsv reads a column of it",
+    "Parquet": "format parquet reads a column of it",
+    "gzip": "a name that ends in .gz is decompressed",
+    "Zstandard": "a name that ends in .zst is decompressed",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,8 @@ class TextReader:
     def __init__(self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat) -> None:
         self._file: IO[bytes] | None = None
         self.name = name
+        self.options: dict[str, Any] = {}
+        self.n_bytes: int | None = None
         self._open_text = open_text
         self._format = text_format
         self._prefix = b""  # what stands before the first record
@@ -131,6 +144,8 @@ class TextReader:
         head = b""
         while len(head) < HEAD_BYTES and (chunk := self._read(HEAD_BYTES - len(head))):
             head += chunk
+        if (kind := binary_kind_of(head)) is not None:
+            raise FlashElmoError(f"{self.name}: expected text, found {kind}; {READ_BY.get(kind, 'it is not read')}")
         text = without_mark(head, self.name)
         n_before = len(head) - len(text) + self._format.begin(text, self.name)
         self._prefix, self._rest = head[:n_before], head[n_before:]
@@ -177,7 +192,12 @@ class TextReader:
 
     def _read(self, n_bytes: int) -> bytes:
         assert self._file is not None
-        return self._file.read(n_bytes)
+        try:
+            return self._file.read(n_bytes)
+        except (OSError, EOFError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise FlashElmoError(f"{self.name}: expected a file compressed as its name says, found: {error}") from None
 
     def _part(self, blocks: list[_Block]) -> Part:
         begin = self._place
@@ -189,6 +209,19 @@ class TextReader:
         self._place = _behind(inner, len(ends), data)
         decode = partial(self._format.decode, RawRecords(self.name, inner, data, ends))
         return Part(begin, self._place, len(ends), before + data, decode)
+
+
+def line_ends(data: bytes) -> Int64:
+    r"""Behind each \n."""
+    return (np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1).astype(np.int64)
+
+
+def check_kind(head: bytes, name: str, *allowed: str) -> None:
+    """Raise FlashElmoError where the first bytes are plainly of another kind than the first one that is allowed."""
+    head = head[: head.rfind(b"\n") + 1] or head
+    kind = kind_of(head)
+    if kind is not None and kind not in allowed:
+        raise FlashElmoError(f"{name}: expected {allowed[0]}, found {kind}; {READ_BY[kind]}")
 
 
 def _behind(place: Place, n_records: int, data: bytes) -> Place:

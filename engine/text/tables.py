@@ -1,34 +1,68 @@
-"""Files that hold no sentences: their headers and columns would be embedded as words."""
+"""What a file plainly holds instead of a sentence a line: its headers and columns would be embedded as words."""
 
 from __future__ import annotations
 
+import json
 import re
 
 from flashelmo.engine.errors import FlashElmoError
 
 MAX_LINES = 100  # that are looked at
+FEW_LINES = 10  # of two columns, which may be sentences
 
 RESIDUES = re.compile(r"[A-Za-z*.-]+")
 CONLLU_ID = re.compile(r"[0-9]+([-.][0-9]+)?")
-CONLLU_TABS = 9
+CONLLU_COLUMNS = 10
+
+# What a file is called that plainly holds it: how to make lines of sentences of it.
+KINDS = {
+    "FASTA": "leave out the headers and put a blank between residues",
+    "CoNLL-U": "put a sentence's second column on a line",
+    "JSON lines": "take the field of sentences out of them",
+    "tokens with tags": "put a sentence's first column on a line",
+    "a table": "`cut -f` picks a column",
+}
+BEGINNINGS = {
+    b"PAR1": "Parquet",
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\x89HDF": "HDF5",
+    b"PK\x03\x04": "a ZIP archive",
+}
 
 
 def check_is_text(head: bytes, name: str) -> None:
-    """Raise FlashElmoError where the first lines of a file are plainly those of a FASTA, CoNLL-U or table file.
+    """Raise FlashElmoError where the first lines of a file are plainly no sentences; `kind_of` says what is plain."""
+    kind = kind_of(head)
+    if kind is not None:
+        raise FlashElmoError(f"{name}: expected a sentence a line, found {kind}; {KINDS[kind]}")
+    if name.endswith(".csv") and b"," in head.lstrip().partition(b"\n")[0]:
+        advice = "take the column of sentences out of it"
+        raise FlashElmoError(f"{name}: expected a sentence a line, found a table; {advice}")
+
+
+def kind_of(head: bytes) -> str | None:
+    """Which of KINDS the first lines of a file plainly are of.
 
     Tokens may stand between tabs; a table is told by its equal number of columns and the blanks within them.
     """
-    lines = [line.strip() for line in head.decode("utf-8", "replace").split("\n", MAX_LINES)[:MAX_LINES]]
-    lines = [line for line in lines if line]
+    every = [line.strip() for line in head.decode("utf-8", "replace").split("\n", MAX_LINES)[:MAX_LINES]]
+    lines = [line for line in every if line]
     columns = [line.split("\t") for line in lines if not line.startswith("#")]
     if _is_fasta(lines):
-        _refuse(name, "FASTA", "leave out the headers and put a blank between residues")
-    if columns and all(len(row) == 1 + CONLLU_TABS and CONLLU_ID.fullmatch(row[0]) for row in columns):
-        _refuse(name, "CoNLL-U", "put a sentence's second column on a line")
-    if _is_table(columns):
-        _refuse(name, "a table", "`cut -f` picks a column")
-    if name.endswith(".csv") and lines and "," in lines[0]:
-        _refuse(name, "a table", "take the column of sentences out of it")
+        return "FASTA"
+    if columns and all(len(row) == CONLLU_COLUMNS and CONLLU_ID.fullmatch(row[0]) for row in columns):
+        return "CoNLL-U"
+    if _is_json(lines):
+        return "JSON lines"
+    if "" in every and _is_tagged([line.split("\t") for line in lines]):
+        return "tokens with tags"
+    return "a table" if _is_table(columns) else None
+
+
+def binary_kind_of(head: bytes) -> str | None:
+    """What a file is that its first bytes say to be no text."""
+    return next((kind for beginning, kind in BEGINNINGS.items() if head.startswith(beginning)), None)
 
 
 def _is_fasta(lines: list[str]) -> bool:
@@ -39,12 +73,25 @@ def _is_fasta(lines: list[str]) -> bool:
     return all(header or RESIDUES.fullmatch(line) for header, line in zip(is_header, lines, strict=True))
 
 
+def _is_json(lines: list[str]) -> bool:
+    """An object a line."""
+    if not lines or not all(line.startswith("{") and line.endswith("}") for line in lines):
+        return False
+    try:
+        return isinstance(json.loads(lines[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_tagged(rows: list[list[str]]) -> bool:
+    """Lines of two columns of one word each, the second of which is often the same."""
+    if len(rows) < FEW_LINES or not all(len(row) == 2 and " " not in row[0] + row[1] for row in rows):
+        return False
+    return 2 * len({tag for _, tag in rows}) < len(rows)
+
+
 def _is_table(rows: list[list[str]]) -> bool:
     """Lines of as many columns each, blanks in one of them."""
     if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
         return False
     return any(" " in cell.strip() for row in rows for cell in row)
-
-
-def _refuse(name: str, found: str, advice: str) -> None:
-    raise FlashElmoError(f"{name}: expected a sentence a line, found {found}; {advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +54,9 @@ def embed_to_folder(
 
     target = path_of("output", target)
     check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
-    records = open_reader(source, **reader)
-    with warnings_to_stderr(quiet):
+    with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
         embedder = ElmoEmbedder.load(path_of("model", model), **settings)
-        with progress_of(getattr(records, "n_bytes", None), quiet, in_lines=False) as on_progress:
+        with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
             done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
     if report is not None:
         done.write(report, target, shards["num_shards"], shards["shard_id"])

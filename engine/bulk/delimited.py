@@ -1,0 +1,178 @@
+"""CSV and TSV: a record a row, of which one column is embedded."""
+
+from __future__ import annotations
+
+import csv
+import re
+from functools import cached_property
+from io import StringIO
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record
+from flashelmo.engine.bulk.parts import RecordErrors, Records
+from flashelmo.engine.bulk.text_reader import RawRecords, check_kind, line_ends
+from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.lines import Int64
+
+EMPTY_LINES = rb"(?:\r?\n)*(?!\r?\n)"
+QUOTED = rb'"[^"]*(?:""[^"]*)*'  # to the last quote, which it leaves out
+
+FOUND_COLUMNS = re.compile(r"Expected \d+ columns, got (\d+)")
+
+
+class Delimited:
+    """Rows below a header of names, empty lines aside. See `TextFormat`.
+
+    Args:
+        delimiter: between columns.
+        quoted: whether columns may stand between quotes, and then have delimiters, line ends and doubled quotes in
+            them. Otherwise a quote is a character as any other.
+        field: the column that is embedded, by its name; or its number, from 1, in a table without a header.
+        id_field: the column of the records' own ids, in the same way.
+        tokenizer: of the column.
+        errors: as of `open_reader`.
+    """
+
+    blank_records = False
+
+    def __init__(
+        self,
+        delimiter: str,
+        quoted: bool,
+        field: str,
+        id_field: str | None,
+        tokenizer: Tokenizer,
+        errors: RecordErrors,
+    ) -> None:
+        self._delimiter = delimiter
+        self._quoted = quoted
+        self._fields = [field] if id_field is None else [field, id_field]
+        self._tokenizer = tokenizer
+        self._errors = errors
+        self._n_columns = 0
+        self._columns: list[int] = []  # of the fields
+
+    def begin(self, head: bytes, name: str) -> int:
+        """See `TextFormat`."""
+        check_kind(head, name, "a table", "tokens with tags")
+        ends = self.cut(head)
+        first = head[: ends[0]] if len(ends) else head
+        if not first.strip():
+            raise FlashElmoError(f"{name}: expected a header with the names of columns, found an empty table")
+        names = self._names(first)
+        self._n_columns = len(names)
+        numbered = all(field.isdecimal() and field not in names for field in self._fields)
+        self._columns = [self._column(field, names, numbered, name) for field in self._fields]
+        return 0 if numbered else len(first)
+
+    def cut(self, data: bytes) -> Int64:
+        """See `TextFormat`."""
+        if self._quoted and b'"' in data:
+            return np.array(self._quoted_ends(data), np.int64)
+        ends = line_ends(data)
+        lengths = np.diff(ends, prepend=0)
+        befores = np.frombuffer(data, np.uint8)[np.maximum(ends - 2, 0)]
+        visible: Int64 = ends[(lengths > 2) | ((lengths == 2) & (befores != ord("\r")))]
+        return visible
+
+    def decode(self, raw: RawRecords) -> Records:
+        """See `TextFormat`."""
+        numbers = np.arange(len(raw.ends), dtype=np.int64) + raw.place.record
+        skipped: list[str] = []
+        try:
+            columns = self._parse(raw.data, raw.ends)
+        except Fault:
+            numbers, rows, skipped = each_record(raw, self._errors, lambda row: self._parse(row, np.array([len(row)])))
+            columns = [[value for row in rows for value in row[i]] for i in range(len(self._fields))]
+        tokens, offsets = tokenize(lines_of(columns[0]), self._tokenizer)
+        ids = columns[1] if len(columns) > 1 else None
+        return Records(numbers, ids, tokens, offsets, [text.strip() for text in columns[0]], skipped)
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
+        """Of a row, of one with its line's end, and of the beginning of one that goes on behind the data."""
+        delimiter = re.escape(self._delimiter.encode())
+        plain = rb'[^"\n' + delimiter + rb"][^\n" + delimiter + rb"]*|"
+        column = rb"(?:" + QUOTED + rb'"(?=' + delimiter + rb"|\r?\n|\Z)|" + plain + rb")"
+        before = EMPTY_LINES + rb"(?:" + column + delimiter + rb")*"
+        unfinished = rb"(?:" + QUOTED + rb'"?\r?|' + plain + rb")\Z"
+        row = before + column
+        return re.compile(row + rb"(?:\r?\n)?"), re.compile(row + rb"\r?\n"), re.compile(before + unfinished)
+
+    def _quoted_ends(self, data: bytes) -> list[int]:
+        """A row whose quotes are wrong ends with its line."""
+        _, row, beginning = self._patterns
+        ends, start = [], 0
+        while start < len(data):
+            match = row.match(data, start)
+            if match is not None:
+                start = match.end()
+            elif beginning.match(data, start) or (newline := data.find(b"\n", start)) < 0:
+                break
+            else:
+                start = newline + 1
+            ends.append(start)
+        return ends
+
+    def _parse(self, data: bytes, ends: Int64) -> list[list[str]]:
+        """The fields' columns of rows that end there; Fault where they are others, or cannot be read."""
+        if self._quoted and b'"' in data:
+            row, starts = self._patterns[0], [0, *ends.tolist()]
+            if not all(row.fullmatch(data, start, end) for start, end in pairwise(starts)):
+                raise self._fault(data, f"a quote that is not closed, or something between it and {self._delimiter!r}")
+        try:
+            table = pa.csv.read_csv(
+                pa.BufferReader(data),
+                pa.csv.ReadOptions(
+                    use_threads=False, block_size=len(data) + 1, column_names=[str(i) for i in range(self._n_columns)]
+                ),
+                pa.csv.ParseOptions(
+                    delimiter=self._delimiter, quote_char='"' if self._quoted else False, newlines_in_values=True
+                ),
+                pa.csv.ConvertOptions(
+                    include_columns=[str(i) for i in dict.fromkeys(self._columns)],
+                    column_types={str(i): pa.binary() for i in self._columns},
+                    check_utf8=False,
+                ),
+            )
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            found = FOUND_COLUMNS.search(str(error))
+            raise self._fault(data, found[1] if found else str(error)) from None
+        if table.num_rows != len(ends):
+            raise self._fault(data, f"{table.num_rows} rows")
+        return [self._texts(table[str(i)], data) for i in self._columns]
+
+    def _texts(self, column: Any, data: bytes) -> list[str]:
+        if self._errors == "replace":
+            return [value.decode("utf-8", "replace") for value in column.to_pylist()]
+        try:
+            texts: list[str] = column.cast(pa.string()).to_pylist()
+        except pa.ArrowInvalid:
+            decode_utf8(data, self._errors)
+            raise
+        return texts
+
+    def _fault(self, data: bytes, found: str) -> Fault:
+        advice = "; format tsv-quoted reads columns between quotes" if b'"' in data and not self._quoted else ""
+        return Fault(len(data) - len(data.lstrip(b"\r\n")), f"a row of {self._n_columns} columns", found + advice)
+
+    def _names(self, header: bytes) -> list[str]:
+        """Of the columns, in the first row."""
+        rows = StringIO(header.decode("utf-8", "replace").lstrip("\r\n"), newline="")
+        if self._quoted:
+            return next(csv.reader(rows, delimiter=self._delimiter))
+        return next(csv.reader(rows, delimiter=self._delimiter, quoting=csv.QUOTE_NONE))
+
+    def _column(self, field: str, names: list[str], numbered: bool, name: str) -> int:
+        if numbered and 1 <= int(field) <= len(names):
+            return int(field) - 1
+        if field not in names:
+            found = ", ".join(map(repr, names))
+            raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {NAMED_BY}")
+        return names.index(field)

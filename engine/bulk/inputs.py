@@ -1,0 +1,92 @@
+"""Where an input's bytes come from: this machine or another, as they are or decompressed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+import pyarrow as pa
+
+from flashelmo.engine.arguments import ADDRESS, path_of
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # suffix: Arrow's name
+
+
+class Input:
+    """An input's bytes.
+
+    Args:
+        source: a path, "-" for standard input, or an address that fsspec opens, as s3://bucket/file.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.name = str(source)
+        suffixes = [suffix.lower() for suffix in PurePosixPath(self.name).suffixes]
+        self._compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+        if self._compression:
+            suffixes.pop()
+        self.suffix = suffixes[-1] if suffixes else ""  # without that of a compression
+        self._open = _opener(source)
+
+    @property
+    def n_bytes(self) -> int | None:
+        """How many there are, decompressed; None where only reading tells."""
+        path = Path(self.name).expanduser()
+        return path.stat().st_size if self._compression is None and path.is_file() else None
+
+    def open(self) -> IO[bytes]:
+        """The bytes from the beginning, decompressed; seekable where that costs nothing.
+
+        Raises:
+            FlashElmoError: an address that cannot be opened.
+            OSError: a file that cannot be read.
+        """
+        file = self._open()
+        if self._compression is None:
+            return file
+        return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(file, "r"), self._compression))
+
+
+def _opener(source: str | Path) -> Callable[[], IO[bytes]]:
+    if source == "-":
+        return _StandardInput().open
+    if isinstance(source, str) and ADDRESS.match(source):
+        return lambda: _open_address(source)
+    path = path_of("input", source)
+    return lambda: path.open("rb")
+
+
+def _open_address(address: str) -> IO[bytes]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtraError("fsspec", "bulk", f"reading {address}") from error
+    try:
+        return cast("IO[bytes]", fsspec.open(address, "rb").open())
+    except (ValueError, ImportError) as error:  # no such protocol, or its package is absent
+        raise FlashElmoError(f"{address}: expected an address that fsspec opens, found: {error}") from None
+
+
+class _StandardInput:
+    """A file that is not closed, and whose beginning does not come back."""
+
+    def __init__(self) -> None:
+        self._opened = False
+
+    def open(self) -> Any:
+        if self._opened:
+            raise FlashElmoError("-: expected an input that can be read again, found standard input")
+        self._opened = True
+        return self
+
+    def read(self, n_bytes: int) -> bytes:
+        return sys.stdin.buffer.read(n_bytes)
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass

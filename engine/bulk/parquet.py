@@ -1,0 +1,227 @@
+"""Parquet: a record a row, of which one column is embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashelmo.engine.bulk.by_record import NAMED_BY
+from flashelmo.engine.bulk.parts import Part, Place, RecordErrors, Records
+from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize
+from flashelmo.engine.errors import FlashElmoError
+
+BATCH_ROWS = 1 << 13
+
+
+class ParquetReader:
+    """Reads rows. See `Reader`.
+
+    Args:
+        name: of the input, for messages.
+        open_file: opens it; a file that can seek.
+        field: the column that is embedded: of texts, or of lists of tokens.
+        id_field: the column of the records' own ids: of texts or whole numbers.
+        tokenizer: of texts.
+        errors: as of `open_reader`.
+
+    Raises:
+        FlashElmoError: no Parquet, or its columns are others.
+        OSError: a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_file: Callable[[], IO[bytes]],
+        field: str,
+        id_field: str | None,
+        tokenizer: Tokenizer,
+        errors: RecordErrors,
+    ) -> None:
+        self._source: IO[bytes] | None = None
+        self._file: Any = None
+        self.name = name
+        self.options: dict[str, Any] = {}
+        self.n_bytes: int | None = None
+        self._open_file = open_file
+        self._fields = [field] if id_field is None else [field, id_field]
+        self._decode = partial(_decode, name=name, tokenizer=tokenizer, errors=errors)
+        self._place = Place()
+        self._batches: Iterator[Any] = iter(())  # that follow
+        self._rows: Any = None  # read, and behind the place
+
+    def take(self, n: int) -> Part | None:
+        """See `Reader`."""
+        if n < 1:
+            raise FlashElmoError(f"records: expected one or more to take, found {n}")
+        if self._file is None:
+            self._open()
+        found, n_found = [], 0
+        while n_found < n and self._fill():
+            found.append(self._rows[: n - n_found])
+            self._rows = self._rows[n - n_found :]
+            n_found += len(found[-1])
+        if not found:
+            return None
+        raw = _to_bytes(pa.Table.from_batches(found))
+        begin, self._place = self._place, _row(self._place.record + n_found)
+        return Part(begin, self._place, n_found, raw, partial(self._decode, raw, begin.record))
+
+    def seek(self, place: Place) -> None:
+        """See `Reader`."""
+        if place != self._place:
+            self.close()
+            self._place = _row(place.record)
+
+    def close(self) -> None:
+        """See `Reader`."""
+        if self._source is not None:
+            self._source.close()
+        self._source, self._file, self._batches, self._rows = None, None, iter(()), None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        """Go to the place: to its row group, then on to its row."""
+        import pyarrow.parquet
+
+        self._source = self._open_file()
+        try:
+            self._file = pyarrow.parquet.ParquetFile(self._source)
+        except pa.ArrowInvalid as error:
+            raise FlashElmoError(f"{self.name}: expected Parquet, found something else: {error}") from None
+        self._check(self._file.schema_arrow)
+        groups = self._file.metadata.num_row_groups
+        starts = np.cumsum([0, *(self._file.metadata.row_group(i).num_rows for i in range(groups))])
+        first = int(np.searchsorted(starts, self._place.record, side="right")) - 1
+        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=range(first, groups), columns=self._fields)
+        n_before = self._place.record - int(starts[first])
+        while n_before > 0 and self._fill():
+            rows = self._rows
+            self._rows = rows[n_before:]
+            n_before -= len(rows)
+
+    def _fill(self) -> bool:
+        """Whether there are rows, read where there were none."""
+        while self._rows is None or not len(self._rows):
+            try:
+                batch = next(self._batches, None)
+            except (pa.ArrowException, OSError) as error:
+                if getattr(error, "errno", None) is not None:
+                    raise
+                raise FlashElmoError(f"{self.name}: row {self._place.line}: expected Parquet, found: {error}") from None
+            if batch is None:
+                return False
+            self._rows = batch.select(self._fields).replace_schema_metadata()
+        return True
+
+    def _check(self, schema: Any) -> None:
+        field, *id_field = self._fields
+        for name in self._fields:
+            if name not in schema.names:
+                found = ", ".join(map(repr, schema.names))
+                raise FlashElmoError(f"{self.name}: expected a column {name!r}, found {found}; {NAMED_BY}")
+        kind = _values(schema.field(field).type)
+        if not _is_text(kind) and not (_is_list(kind) and _is_text(_values(kind.value_type))):
+            raise FlashElmoError(f"{self.name}: expected a column {field!r} of texts or lists of texts, found {kind}")
+        kinds = [_values(schema.field(name).type) for name in id_field]
+        if not all(_is_text(kind) or pa.types.is_integer(kind) for kind in kinds):
+            expected = f"a column {id_field[0]!r} of texts or whole numbers"
+            raise FlashElmoError(f"{self.name}: expected {expected}, found {kinds[0]}")
+
+
+def _row(record: int) -> Place:
+    return Place(record, record + 1, 0)
+
+
+def _values(kind: Any) -> Any:
+    """The type of values that may stand in a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _to_bytes(table: Any) -> bytes:
+    """The same bytes for the same rows, in whatever batches they were read."""
+    columns = {str(i): _plain(column.combine_chunks()) for i, column in enumerate(table.columns)}
+    sink = pa.BufferOutputStream()
+    rows = pa.table(columns).combine_chunks()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return bytes(sink.getvalue())
+
+
+def _plain(array: Any) -> Any:
+    """Texts as binary, lists of them as large lists; whole numbers as texts."""
+    if _is_list(array.type):
+        return array.cast(pa.large_list(pa.binary()))
+    return array.cast(pa.string()).cast(pa.binary())
+
+
+def _decode(raw: bytes, first: int, *, name: str, tokenizer: Tokenizer, errors: RecordErrors) -> Records:
+    """Records of a part; see `Part.decode`."""
+    table = pa.ipc.open_stream(raw).read_all().combine_chunks()
+    columns = [column.combine_chunks() for column in table.columns]
+    numbers, skipped = np.arange(first, first + len(table), dtype=np.int64), []
+    try:
+        values, *ids = map(_as_text, columns)
+    except (ValueError, pa.ArrowInvalid):
+        rows, kept = [], []
+        for b in range(len(table)):
+            try:
+                rows.append([_one(column[b].as_py(), errors) for column in columns])
+                kept.append(b)
+            except ValueError as error:
+                message = str(FlashElmoError(f"{name}: row {first + b + 1}: expected {error}"))
+                if errors != "skip":
+                    raise FlashElmoError(message) from None
+                skipped.append(message)
+        numbers = numbers[kept]
+        kinds = [pa.large_list(pa.string()) if _is_list(column.type) else pa.string() for column in columns]
+        values, *ids = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(kinds))
+    own_ids = ids[0].to_pylist() if ids else None
+    if _is_list(values.type):
+        return Records(numbers, own_ids, *_tokens(values), None, skipped)
+    texts = values.to_pylist()
+    tokens, offsets = tokenize(lines_of(texts), tokenizer)
+    return Records(numbers, own_ids, tokens, offsets, [text.strip() for text in texts], skipped)
+
+
+def _as_text(column: Any) -> Any:
+    """A column of UTF-8 as texts; ValueError where it has nothing in a row, or is no UTF-8."""
+    kind = pa.large_list(pa.string()) if _is_list(column.type) else pa.string()
+    if column.null_count or (_is_list(column.type) and column.flatten().null_count):
+        raise ValueError
+    return column.cast(kind)
+
+
+def _one(value: Any, errors: RecordErrors) -> Any:
+    """A row's value as text; ValueError says what was expected, and found instead."""
+    if isinstance(value, list):
+        return [_one(each, errors) for each in value]
+    if value is None:
+        raise ValueError("text, found nothing")
+    try:
+        return value.decode("utf-8", "replace" if errors == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        found = f"0x{value[error.start]:02x} ({error.reason}) at byte {error.start + 1}"
+        raise ValueError(f"UTF-8, found {found}") from None
+
+
+def _tokens(lists: Any) -> Tokens:
+    tokens = lists.flatten().cast(pa.string())
+    offsets = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False), out=offsets[1:])
+    return (tokens.combine_chunks() if isinstance(tokens, pa.ChunkedArray) else tokens), offsets

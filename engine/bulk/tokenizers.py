@@ -1,0 +1,103 @@
+"""Raw text to tokens. Each takes whole lines of UTF-8, and gives the tokens of all and where each line's begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.text.lines import Int64, split_lines
+
+Tokens: TypeAlias = tuple[pa.StringArray, Int64]  # sentences end to end, and where each begins [B + 1]
+Tokenizer: TypeAlias = Callable[[bytes], Tokens]
+
+NAMES = "whitespace, characters, moses, moses:LANGUAGE, spacy:MODEL or spacy:blank:LANGUAGE"
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """The tokenizer of a name.
+
+    Args:
+        name: "whitespace"; "characters", each of which is a token, white space none; "moses" for English, or
+            "moses:de" for another language, as sacremoses has it, without escapes; "spacy:en_core_web_sm", a model
+            that is installed, or "spacy:blank:en", a language's rules without a model.
+
+    Raises:
+        FlashElmoError: there is none of this name, or its model is absent.
+        MissingExtraError: its package is.
+    """
+    kind, _, rest = str(name).partition(":")
+    if name == "whitespace":
+        return whitespace
+    if name == "characters":
+        return characters
+    if kind == "moses" and (rest or name == "moses"):
+        return _by_line(_moses(rest or "en"))
+    if kind == "spacy" and rest:
+        return _by_line(_spacy(rest))
+    raise FlashElmoError(f"tokenizer: expected {NAMES}, found {name!r}")
+
+
+def tokenize(text: bytes, tokenizer: Tokenizer) -> Tokens:
+    """Of any number of lines."""
+    return tokenizer(text) if text else tokens_of_lists([])
+
+
+def whitespace(text: bytes) -> Tokens:
+    """Tokens between white space."""
+    block = split_lines(text)
+    return block.tokens, block.token_offsets
+
+
+def characters(text: bytes) -> Tokens:
+    """Each character that is no white space."""
+    words, word_offsets = whitespace(text)
+    _, ends, data = words.buffers()
+    n_bytes = np.frombuffer(ends, np.int32)
+    bytes_of_words = np.frombuffer(data, np.uint8)[: n_bytes[-1]]
+    starts = np.flatnonzero((bytes_of_words & 0xC0) != 0x80)  # all but the further bytes of a character
+    offsets = np.append(starts, len(bytes_of_words)).astype(np.int32)
+    tokens = pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), data)
+    return tokens, np.searchsorted(starts, n_bytes[word_offsets]).astype(np.int64)
+
+
+def tokens_of_lists(sentences: Sequence[Sequence[str]]) -> Tokens:
+    """Of sentences as token lists."""
+    offsets = np.zeros(len(sentences) + 1, np.int64)
+    np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
+    return pa.array([token for sentence in sentences for token in sentence], pa.string()), offsets
+
+
+def lines_of(texts: Iterable[str]) -> bytes:
+    """Texts as a tokenizer takes them, line ends within one being white space like other."""
+    return "".join([text.replace("\n", " ") + "\n" for text in texts]).encode()
+
+
+def _by_line(split: Callable[[str], list[str]]) -> Tokenizer:
+    return lambda text: tokens_of_lists([split(line) for line in text.decode().split("\n")[:-1]])
+
+
+def _moses(language: str) -> Callable[[str], list[str]]:
+    try:
+        from sacremoses import MosesTokenizer
+    except ImportError as error:
+        raise MissingExtraError("sacremoses", "bulk", "the tokenizer moses") from error
+    tokenizer = MosesTokenizer(lang=language)
+    return lambda line: list(tokenizer.tokenize(line, escape=False))
+
+
+def _spacy(model: str) -> Callable[[str], list[str]]:
+    try:
+        import spacy
+    except ImportError as error:
+        raise MissingExtraError("spacy", "spacy", f"the tokenizer spacy:{model}") from error
+    kind, _, language = model.partition(":")
+    try:
+        pipeline = spacy.blank(language) if kind == "blank" else spacy.load(model)
+    except (OSError, ImportError, ValueError) as error:
+        found = " ".join(str(error).split())
+        raise FlashElmoError(f"tokenizer: expected an installed model of spaCy, found {model}: {found}") from None
+    return lambda line: [token.text for token in pipeline.make_doc(line) if not token.is_space]

@@ -1,0 +1,524 @@
+"""A corpus into a folder of shards: what is written, read back, resumed, refused and found damaged."""
+
+import errno
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+from tiny_models import MODELS
+
+from flashelmo import open_embeddings
+from flashelmo.cli import main
+from flashelmo.engine.bulk import run as run_module
+from flashelmo.engine.bulk import shard_writer
+from flashelmo.engine.bulk.folder import first_difference, verify
+from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.parts import Part, Place, Reader
+from flashelmo.engine.bulk.records import open_reader
+from flashelmo.engine.bulk.report import Report
+from flashelmo.engine.bulk.run import embed_corpus
+from flashelmo.engine.bulk.shards import Rows
+from flashelmo.engine.bulk.source import default_shard_records
+from flashelmo.engine.bulk.stages import Stage
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.output import Output
+
+LINES = ["the cat sat", "cat", "", "the cat sat on a mat", "incomprehensibilities é", "sat cat the cat"] * 4
+TEXT = "\n".join(LINES) + "\n"
+OUTPUTS = [Output(), Output("top", "float16"), Output((0, 2), pool="mean"), Output("average", pool="mean")]
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> ElmoEmbedder:
+    return ElmoEmbedder(MODELS["skip"], device="cpu", threads=1, window_tokens=7)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(embedder: ElmoEmbedder, text: Path, tmp_path: Path) -> Callable[..., Report]:
+    """Embed the text into the folder of a name, five records a shard."""
+
+    def embed(name: str = "out", output: Output | None = None, reader: Reader | None = None, **options: Any) -> Report:
+        reader = reader or open_reader(text, errors=options.pop("errors", "strict"))
+        options = {"shard_records": 5, **options}
+        return embed_corpus(options.pop("embedder", embedder), reader, tmp_path / name, output, **options)
+
+    return embed
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "RETRY_SECONDS", (0.0, 0.0))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def vectors(embedder: ElmoEmbedder, output: Output) -> list[Any]:
+    return [output.choose(found).astype(output.dtype) for found in embedder.embed(line.split() for line in LINES)]
+
+
+# -------------------------------------------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=str)
+@pytest.mark.parametrize("shard_format", ["native", "parquet"])
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_what_is_read_back_is_what_the_embedder_gives(
+    tmp_path: Path, run: Callable[..., Report], output: Output, shard_format: str, boundaries: bool
+) -> None:
+    embedder = ElmoEmbedder(
+        MODELS["skip"], device="cpu", threads=1, window_tokens=7, keep_sentence_boundaries=boundaries
+    )
+    report = run(output=output, format=shard_format, embedder=embedder)
+    expected = vectors(embedder, output)
+    found = open_embeddings(tmp_path / "out")
+    assert len(found) == len(expected) == report.records and report.shards == 5
+    for b, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, atol=1e-6 if output.dtype == "float32" else 1e-3)
+        for key in (b, str(b), b - len(LINES), np.int64(b)):
+            np.testing.assert_array_equal(found[key], one)
+        assert found.tokens(b) == LINES[b].split()
+    for part in (slice(3, 11), slice(None, None, 5), slice(-2, None), slice(30, 40)):
+        assert [each.tolist() for each in found[part]] == [each.tolist() for each in list(found)[part]]
+    assert list(found.ids()) == [str(b) for b in range(len(LINES))] and "7" in found and 7 in found and "x" not in found
+    assert verify(tmp_path / "out") == []
+
+
+def test_others_read_the_files(tmp_path: Path, run: Callable[..., Report], embedder: ElmoEmbedder) -> None:
+    run()
+    run("parquet", Output("top"), format="parquet")
+    expected = vectors(embedder, Output())
+    tensors = [load_file(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    values = np.concatenate([each["values"] for each in tensors])
+    np.testing.assert_allclose(values, np.concatenate(expected, axis=1).transpose(1, 0, 2), atol=1e-6)
+    assert np.diff(tensors[0]["offsets"]).tolist() == [3, 1, 0, 6, 2]
+    index = pq.read_table(sorted((tmp_path / "out").glob("*.parquet")))  # all shards at once
+    assert index["tokens"].to_pylist() == [line.split() for line in LINES]
+    assert index["record"].to_pylist() == list(range(len(LINES)))
+    table = pq.read_table(sorted((tmp_path / "parquet").glob("*.parquet")))
+    assert table.schema.field("values").type == pa.list_(pa.list_(pa.float32(), 8))
+    for row, each in zip(table["values"].to_pylist(), expected, strict=True):
+        np.testing.assert_allclose(np.array(row).reshape(-1, 8), each[2], atol=1e-6)
+
+
+def test_row_groups_are_bounded(
+    tmp_path: Path, run: Callable[..., Report], embedder: ElmoEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writer, "GROUP_BYTES", 4 * 3 * 8 * 4)
+    run(format="parquet", shard_records=24)
+    metadata = pq.ParquetFile(tmp_path / "out" / "shard-00000000.parquet").metadata
+    assert [metadata.row_group(k).num_rows for k in range(4)] == [3, 1, 1, 1]
+    for one, other in zip(open_embeddings(tmp_path / "out"), vectors(embedder, Output()), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_lines", [0, 5, 10, 11])
+def test_inputs_of_any_length_come_to_an_end(
+    tmp_path: Path, text: Path, run: Callable[..., Report], n_lines: int
+) -> None:
+    text.write_text("a b\n" * n_lines)
+    report = run()
+    assert (report.records, report.shards) == (n_lines, max(1, -(-n_lines // 5)))
+    assert len(open_embeddings(tmp_path / "out")) == n_lines and verify(tmp_path / "out") == []
+    before = contents(tmp_path / "out")
+    assert run(resume=True).kept == report.shards and contents(tmp_path / "out") == before
+
+
+def test_skipped_records_are_told_and_counted(tmp_path: Path, text: Path, run: Callable[..., Report]) -> None:
+    text.write_bytes(b"a\nb\xff\nc\nd\n\xff\n\xff\n\xff\n\xff\n\xff\n\xff\ne\n")
+    report = run(errors="skip")
+    report.write(tmp_path / "report.json", tmp_path / "out")
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert (told["records"], told["skipped"], told["shards"]) == (4, 7, 3)
+    assert len(told["skipped_records"]) == 7 and "line 2, byte 2: expected UTF-8" in told["skipped_records"][0]
+    found = open_embeddings(tmp_path / "out")
+    assert list(found.ids()) == ["0", "2", "3", "10"] and len(list(found)) == len(found) == len(found[:]) == 4
+    assert found[-1].shape == (3, 1, 8) and 1 not in found and verify(tmp_path / "out") == []
+    for absent in (1, 4, 11, -12):
+        with pytest.raises(IndexError, match="there is no record"):
+            found[absent]
+    with pytest.raises(KeyError):
+        found["1"]
+
+
+def test_tokens_may_be_left_out(tmp_path: Path, run: Callable[..., Report]) -> None:
+    run(keep_tokens=False)
+    assert pq.read_schema(tmp_path / "out" / "shard-00000000.parquet").names == ["record", "id", "n_tokens", "row"]
+    with pytest.raises(FlashElmoError, match=r"shard-00000000.parquet: expected a column tokens, found record, id"):
+        open_embeddings(tmp_path / "out").tokens(0)
+
+
+def test_the_report_tells_what_was_done(run: Callable[..., Report]) -> None:
+    places: list[tuple[float, float]] = []
+    report = run(on_progress=lambda n_bytes, n_tokens: places.append((n_bytes, n_tokens)))
+    assert (report.tokens, report.skipped, report.kept) == (len(TEXT.split()), 0, 0)
+    assert report.steps > 0 and report.steps_saved > 0 and report.bytes_written > report.tokens * 96
+    assert set(report.busy) == {"reading", "computing", "writing"} and report.bottleneck in report.busy
+    assert report.to_dict()["waited"].keys() == report.busy.keys() and report.tokens_per_second > 0
+    assert places == sorted(places) and places[-1] == pytest.approx((len(TEXT.encode()), report.tokens))
+
+
+def test_shards_are_of_a_size() -> None:
+    sizes = [
+        default_shard_records(Rows(shape, "float32", pooled)) for shape, pooled in [((3, 1024), False), ((8,), True)]
+    ]
+    assert sizes == [4096, 65536]
+
+
+# ---------------------------------------------------------------------------------------------- going on, and arrays
+
+
+@pytest.mark.parametrize("shard_format", ["native", "parquet"])
+def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], shard_format: str) -> None:
+    out, options = tmp_path / "out", {"format": shard_format}
+    run(**options)
+    before = contents(out)
+    data = "shard-00000001.safetensors" if shard_format == "native" else "shard-00000001.parquet"
+
+    def changed(content: bytes) -> bytes:
+        return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+    damages = [
+        ({data: changed(before[data])}, f"{data}: expected sha256"),
+        ({data: before[data][:-1]}, f"{data}: expected {len(before[data])} bytes, found {len(before[data]) - 1}"),
+        ({data: None}, f"{data}: expected a file, found none"),
+        ({"shard-00000002.json": None}, "shard-00000002: expected a finished shard, found none"),
+        ({"shard-00000004.json": None}, "shard-00000004: expected a shard at the input's end, found none; --resume"),
+        (
+            {"shard-00000001.json": b"{"},
+            "shard-00000001.json: expected what a finished shard has, found something else",
+        ),
+        ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
+        (
+            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"tokens": 14', b'"tokens": 15')},
+            "shard-00000001.parquet: expected 5 records of 15 tokens, found 5 of 14",
+        ),
+    ]
+    for changes, problem in damages:
+        for name, content in changes.items():
+            (out / name).unlink() if content is None else (out / name).write_bytes(content)
+        assert [each[: len(problem)] for each in verify(out)] == [problem]
+        if "tokens" not in problem:  # sums are right there
+            assert run(resume=True, **options).shards == 1
+        else:
+            (out / "shard-00000001.json").write_bytes(before["shard-00000001.json"])
+        assert contents(out) == before and verify(out) == []
+
+
+def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -> None:
+    run()
+    for number in (1, 2, 3):
+        (tmp_path / "out" / f"shard-0000000{number}.json").unlink()
+    assert verify(tmp_path / "out") == ["shard-00000001 to shard-00000003: expected finished shards, found none"]
+    with pytest.raises(FlashElmoError, match=r"run.json: expected a file, found none"):
+        verify(tmp_path)
+
+
+def test_jobs_of_an_array_write_one_jobs_files(tmp_path: Path, run: Callable[..., Report]) -> None:
+    run()
+    reports = [run("array", num_shards=3, shard_id=shard_id) for shard_id in (2, 0, 1)]
+    assert contents(tmp_path / "array") == contents(tmp_path / "out")
+    assert [report.shards for report in reports] == [1, 2, 2]
+    with pytest.raises(FlashElmoError, match="array: exists already; --resume goes on with it"):
+        run("array", num_shards=3, shard_id=0)
+    assert run("array", num_shards=2, shard_id=1, resume=True).kept == 2
+    with pytest.raises(FlashElmoError, match=r"output\.dtype: expected"):
+        run("array", Output(dtype="float16"), num_shards=3, shard_id=0)
+
+
+def test_two_runs_cannot_write_the_same(tmp_path: Path, run: Callable[..., Report]) -> None:
+    out = tmp_path / "out"
+    with locked(out, 1, 0):
+        for options in ({}, {"num_shards": 2, "shard_id": 1}, {"overwrite": True}):
+            with pytest.raises(FlashElmoError, match="out: expected no other run that writes here, found one at work"):
+                run(**options)
+    with locked(out, 2, 0):
+        for options in ({}, {"num_shards": 2, "shard_id": 0}, {"num_shards": 3, "shard_id": 1}):
+            with pytest.raises(FlashElmoError, match="found one at work"):
+                run(**options)
+        assert run(num_shards=2, shard_id=1).shards == 2  # the other job of the same array
+    assert run(num_shards=3, shard_id=0, resume=True).shards == 1
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_another_model_option_or_input_is_refused(
+    tmp_path: Path, text: Path, run: Callable[..., Report], embedder: ElmoEmbedder
+) -> None:
+    run()
+    before = contents(tmp_path / "out")
+    other = ElmoEmbedder(MODELS["no skip"], device="cpu", threads=1)
+    boundaries = ElmoEmbedder(MODELS["skip"], device="cpu", threads=1, keep_sentence_boundaries=True)
+
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(FlashElmoError, match=message):
+            run(resume=True, **options)
+        assert contents(tmp_path / "out") == before
+
+    refused(
+        r"run.json: model.skip_connections: expected true, with which this output was begun, found false",
+        embedder=other,
+    )
+    refused("model.keep_sentence_boundaries: expected false", embedder=boundaries)
+    refused('output.layers: expected "all", with which this output was begun, found "top"', output=Output("top"))
+    refused('format: expected "native"', format="parquet")
+    refused("shard_records: expected 5, with which this output was begun, found 6", shard_records=6)
+    refused("tokens: expected true", keep_tokens=False)
+    text.write_text(TEXT + "more\n", encoding="utf-8")
+    refused(f"input.bytes: expected {len(TEXT.encode())}, with which")
+    text.write_text(TEXT.replace("mat", "rat", 1), encoding="utf-8")
+    refused("input.sha256_of_first_mib: expected")
+    assert first_difference({"a": 1}, {"a": 1, "b": [2]}) == ("b", "null", "[2]")
+
+
+def test_a_change_in_the_middle_of_a_large_input_is_refused(
+    tmp_path: Path, text: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashelmo.engine.bulk.source.END_BYTES", 8)
+    run()
+    (tmp_path / "out" / "shard-00000004.json").unlink()
+    text.write_text(TEXT[:60] + TEXT[60:].replace("mat", "rat", 1), encoding="utf-8")
+    with pytest.raises(
+        FlashElmoError, match=r"text.txt: records 5 to 9: expected those that shard 1 was made of, found"
+    ):
+        run(resume=True)
+
+
+def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callable[..., Report]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("precious")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(FlashElmoError, match=r"expected an empty folder or one of shards, found notes\.txt"):
+            run(**options)
+    (out / "notes.txt").unlink()
+    run()
+    (out / "notes.txt").write_text("precious")
+    with pytest.raises(FlashElmoError, match="out: exists already; --resume goes on with it, --overwrite replaces it"):
+        run()
+    assert run(output=Output("top"), overwrite=True).shards == 5
+    assert (out / "notes.txt").read_text() == "precious" and open_embeddings(out)[0].shape == (3, 8)
+    for options, message in [
+        ({"resume": True, "overwrite": True}, "resume, overwrite: expected one of them"),
+        ({"overwrite": True, "num_shards": 2}, "overwrite: expected no job of an array"),
+        ({"num_shards": 2, "shard_id": 2}, "shard_id: expected 0 to 1, found 2"),
+        ({"format": "csv"}, "format: expected native or parquet, found 'csv'"),
+        ({"shard_records": 0}, "shard_records: expected 1 or more, found 0"),
+        ({"name": "text.txt"}, "text.txt: expected a folder for shards, found a file"),
+        ({"name": "absent/out"}, "absent/out: there is no folder"),
+        ({"output": Output(3)}, "layers: expected a layer from 0 to 2, found 3"),
+        ({"embedder": ElmoEmbedder(MODELS["skip"], device="cpu", stateful=True)}, "stateful: expected an embedder"),
+    ]:
+        with pytest.raises(FlashElmoError, match=message):
+            run(**options)
+
+
+def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
+    write_native(MODELS["skip"], tmp_path / "model")
+    loaded = ElmoEmbedder.load(tmp_path / "model", device="cpu").fingerprint()
+    assert loaded == ElmoEmbedder(MODELS["skip"], device="cpu").fingerprint()
+    others = [ElmoEmbedder(MODELS[name], device="cpu").fingerprint() for name in ("no projection", "manylangs")]
+    assert len({each["sha256"] for each in (loaded, *others)}) == 3
+
+
+# ------------------------------------------------------------------------------------------------ disks and inputs fail
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
+) -> None:
+    run("whole")
+    write, full = shard_writer.NewFile.write, {"suffix": ""}
+    tried: list[str] = []
+
+    def fill(file: shard_writer.NewFile, data: Any) -> int:
+        if file.path.name == f"shard-00000002{full['suffix']}":
+            tried.append(file.path.name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    monkeypatch.setattr(shard_writer.NewFile, "write", fill)
+    for suffix in (".safetensors", ".parquet", ".json"):
+        full["suffix"] = suffix
+        tried.clear()
+        with pytest.raises(FlashElmoError) as caught:
+            run(resume=True)
+        told = (
+            "out: shard-00000002: No space left on device; tried 3 times. --resume goes on: finished shards are kept, 2"
+        )
+        assert str(caught.value).endswith(told) and tried == 3 * [f"shard-00000002{suffix}"]
+        assert not list((tmp_path / "out").glob(".*.tmp"))
+        found = verify(tmp_path / "out")
+        assert found == ["shard-00000002: expected a shard at the input's end, found none; --resume goes on"]
+    full["suffix"] = ""
+    assert run(resume=True).kept == 2
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_shard_is_tried_again(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, no_waiting: None
+) -> None:
+    run("whole")
+    left, write = {"shard-00000001.safetensors": 1, "shard-00000003.parquet": 2}, shard_writer.NewFile.write
+
+    def fail_at_times(file: shard_writer.NewFile, data: Any) -> int:
+        if left.get(file.path.name):
+            left[file.path.name] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return write(file, data)
+
+    monkeypatch.setattr(shard_writer.NewFile, "write", fail_at_times)
+    assert run().shards == 5 and set(left.values()) == {0}
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+class Unsteady:
+    """A reader whose input is lost at some calls."""
+
+    def __init__(self, reader: Reader, failing: set[int]) -> None:
+        self.name, self.options, self.n_bytes = reader.name, reader.options, reader.n_bytes
+        self._reader, self._failing, self._n_calls = reader, failing, 0
+
+    def take(self, n: int) -> Part | None:
+        self._n_calls += 1
+        if self._n_calls in self._failing:
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+        return self._reader.take(n)
+
+    def seek(self, place: Place) -> None:
+        self._reader.seek(place)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def test_an_input_that_is_lost_is_tried_again(
+    tmp_path: Path, text: Path, run: Callable[..., Report], no_waiting: None
+) -> None:
+    run("whole")
+    assert run(reader=Unsteady(open_reader(text), {1, 2, 5, 9})).shards == 5
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    with pytest.raises(FlashElmoError, match=r"shard-00000001: Connection timed out; tried 3 times. .* are kept, 1"):
+        run("lost", reader=Unsteady(open_reader(text), {3, 4, 5, 6}))
+    assert run("lost", resume=True).shards == 4 and contents(tmp_path / "lost") == contents(tmp_path / "whole")
+
+
+def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
+    tmp_path: Path, text: Path, run: Callable[..., Report]
+) -> None:
+    text.write_bytes(b"a b\n" * 12 + b"a \xff\n")
+    with pytest.raises(FlashElmoError, match=r"text.txt: line 13, byte 3: expected UTF-8, found 0xff"):
+        run()
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.json"))][1:] == [
+        "shard-00000000.json",
+        "shard-00000001.json",
+    ]
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path, run: Callable[..., Report]) -> None:
+    with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
+        run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))
+    assert not list((tmp_path / "out").glob("*shard*"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    tmp_path: Path, text: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader: Any = open_reader(text)
+    reader.n_bytes = len(TEXT.encode()) * 1000
+    needed = len(TEXT.split()) * 3 * 8 * 4 * 1000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed * 0.8))
+    with pytest.raises(
+        FlashElmoError, match=r"out: expected about [0-9,]+ bytes of free disk, found [0-9,]+; --layers top"
+    ):
+        run(reader=reader)
+    assert not list((tmp_path / "out").glob("*shard*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed * 1.5))
+    assert run(reader=reader, resume=True).shards == 5
+
+
+def test_a_stage_calls_in_order_and_holds_no_more_than_it_may() -> None:
+    done: list[int] = []
+    stage: Stage[None] = Stage(most=10)
+    for k in range(20):
+        stage.add(lambda k=k: done.append(k), weight=4)  # type: ignore[misc]
+        assert len(stage) <= 2
+    stage.finish()
+    assert done == list(range(20)) and stage.busy >= 0 and len(stage) == 0
+    stage.add(lambda: done.append(1 // 0))
+    with pytest.raises(ZeroDivisionError):
+        stage.add(lambda: done.append(-1)), stage.finish()
+    stage.stop()
+    assert done == list(range(20))
+
+
+# ------------------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture
+def here(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    write_native(MODELS["skip"], tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["embed", "text.txt", "out", "--model", "model", "--shard-records", "7"]
+    assert main([*command, "--report", "report.json", "--layers", "top"]) == 0
+    said = capfd.readouterr().err
+    assert f"24 records, {len(TEXT.split())} tokens, 10 distinct words\n" in said and "saved by sharing" in said
+    assert "computing" in said and "out: 4 shards written" in said
+    assert json.loads((here / "report.json").read_text())["records"] == 24
+    assert main(["verify", "out"]) == 0 and capfd.readouterr().out == "out: whole, 24 records\n"
+    (here / "out" / "shard-00000001.safetensors").write_bytes(b"")
+    assert main(["verify", "out"]) == 1
+    assert capfd.readouterr().out.startswith("shard-00000001.safetensors: expected ")
+    assert main([*command, "--layers", "top", "--resume", "-q"]) == 0 and main(["verify", "out"]) == 0
+    assert main([*command, "--resume"]) == 1
+    capfd.readouterr()
+    assert main([*command[:2], "v.x", *command[3:], "--format", "parquet", "--num-shards", "2", "--shard-id", "1"]) == 0
+    assert sorted(path.name for path in (here / "v.x").glob("*.parquet")) == [
+        "shard-00000001.parquet",
+        "shard-00000003.parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["v.h5", "--resume"], "--resume: expected a folder of shards as output, found the file v.h5"),
+        (["v.npz", "--shard-id", "0"], "--shard-id: expected a folder of shards as output, found the file v.npz"),
+        (["v.h5", "--errors", "skip"], "--errors skip: expected a folder of shards as output"),
+        (["out", "--use-sentence-keys"], "--use-sentence-keys: expected a file of vectors as output"),
+        (["out", "--format", "csv"], "format: expected native or parquet, found 'csv'"),
+        (["out", "--shard-id", "1"], "shard_id: expected 0 to 0, found 1"),
+        (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
+        (["model"], "model: expected an empty folder or one of shards, found config.json"),
+        (["out", "--errors", "x"], "errors: expected strict, replace or skip, found 'x'"),
+    ],
+)
+def test_bad_arguments(here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(["embed", "text.txt", *arguments, "--model", "model", "-q"]) == 1
+    assert message in capfd.readouterr().err and not (here / "out").exists()
