@@ -32,9 +32,10 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
         number = None if isinstance(value, bool) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # of arrays and tensors too
         number = None
-    if number is None or not least <= number <= (sys.maxsize if most is None else most):
+    last = sys.maxsize if most is None else most
+    if number is None or not least <= number <= last:
         too_large = number is not None and number > least
-        expected = f"{least} or more" if most is None and not too_large else f"{least} to {most or sys.maxsize}"
+        expected = f"{least} or more" if most is None and not too_large else f"{least} to {last}"
         raise FlashElmoError(f"{name}: expected {expected}, found {shown(value)}")
     return number
 
