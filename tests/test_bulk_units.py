@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,47 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import MODELS
+from bulk_corpora import LINES, contents, make_corpus, of_one_process
 
 from flashelmo.engine.bulk import workers
 from flashelmo.engine.bulk.folder import verify
-from flashelmo.engine.bulk.records import open_reader
-from flashelmo.engine.bulk.run import embed_corpus
+from flashelmo.engine.bulk.on_ray import RayUnit, embed_on_ray
 from flashelmo.engine.bulk.units import DONE, MOST_SHARDS, Corpus, EmbedUnit, Unit, make_plan
 from flashelmo.engine.bulk.workers import embed_with_workers
-from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.output import Output
 
-LINES = ["the cat sat", "cat", "", "the cat sat on a mat", "incomprehensibilities é", "sat cat the cat"] * 4
-OPTIONS = {"device": "cpu", "threads": 1}
 
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".lock")}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native") / "model"
-    write_native(MODELS["skip"], folder)
-    return folder
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Five shards of five lines at most."""
+    return make_corpus(tmp_path)
 
 
 @pytest.fixture
-def corpus(model: Path, tmp_path: Path) -> Corpus:
-    """Five shards of five lines at most, to be written to a folder that is not there."""
-    (tmp_path / "text").write_text("\n".join(LINES) + "\n", encoding="utf-8")
-    return Corpus(model, str(tmp_path / "text"), tmp_path / "out", Output("top"), shard_records=5, options=OPTIONS)
-
-
-@pytest.fixture
-def expected(corpus: Corpus, tmp_path: Path) -> dict[str, bytes]:
+def expected(corpus: Corpus) -> dict[str, bytes]:
     """What one process writes."""
-    embedder = ElmoEmbedder.load(corpus.model, **OPTIONS)  # type: ignore[arg-type]
-    embed_corpus(embedder, open_reader(corpus.input), tmp_path / "one", corpus.output, shard_records=5)
-    return contents(tmp_path / "one")
+    return of_one_process(corpus)
 
 
 def batch(units: list[Unit]) -> dict[str, Any]:
@@ -82,7 +63,7 @@ def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, exp
     (corpus.folder / ".shard-00000003.safetensors.tmp").write_bytes(b"left by a killed run")
     plan = make_plan(replace(corpus, shard_records=None), resume=True)
     units = list(plan.units)
-    assert ([unit.shard for unit in units], plan.n_kept, plan.corpus.shard_records) == ([1, 3], 3, 5)
+    assert ([unit.shard for unit in units], plan.kept, plan.corpus.shard_records) == ([1, 3], {0, 2, 4}, 5)
     EmbedUnit(plan.corpus)(batch(units))
     assert contents(corpus.folder) == expected
     assert [unit.shard for unit in make_plan(corpus, resume=True).units] == [0], "for the comparison of options"
@@ -115,14 +96,31 @@ def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatc
     assert embed(batch([units[2]]))["records"] == [5]
 
 
+def test_on_ray_an_error_is_a_row(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    units, embed = list(plan.units), RayUnit(plan.corpus)
+    done = embed(batch(units[:1]))
+    assert (done["records"].tolist(), done["error"].tolist()) == ([5], [""])
+    path = Path(corpus.input)
+    path.write_bytes(path.read_bytes().replace(b"cat", b"\xff\xff\xff"))
+    done = embed(batch(units[1:2]))
+    assert done["shard"] == [1] and "expected UTF-8" in done["error"][0] and not done["records"].any()
+    done = RayUnit(replace(plan.corpus, keep_tokens=False))(batch(units[2:3]))
+    assert set(done) == {*DONE, "error"} and "run.json: tokens: expected true" in done["error"][0]
+
+
+def test_ray_is_named_where_it_is_not_installed(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'flashelmo\[ray\]'"):
+        embed_on_ray(corpus)
+
+
 @pytest.mark.parametrize("text", ["", "\n", "one line"])
-def test_short_inputs(text: str, corpus: Corpus, tmp_path: Path) -> None:
+def test_short_inputs(text: str, corpus: Corpus) -> None:
     Path(corpus.input).write_text(text, encoding="utf-8")
-    embedder = ElmoEmbedder.load(corpus.model, **OPTIONS)  # type: ignore[arg-type]
-    embed_corpus(embedder, open_reader(corpus.input), tmp_path / "one", corpus.output, shard_records=5)
     plan = make_plan(corpus)
     EmbedUnit(plan.corpus)(batch(list(plan.units)))
-    assert contents(corpus.folder) == contents(tmp_path / "one")
+    assert contents(corpus.folder) == of_one_process(corpus)
 
 
 @pytest.fixture
@@ -161,6 +159,8 @@ def test_all_processes_are_killed(corpus: Corpus, expected: dict[str, bytes], ki
     with pytest.raises(FlashElmoError, match="all processes ended: killed by SIGKILL; finished shards are kept"):
         embed_with_workers(corpus, 1)
     assert embed_with_workers(corpus, 1, resume=True).shards == 5
+    report = embed_with_workers(corpus, 1, resume=True)
+    assert (report.shards, report.kept, report.bytes_written) == (0, 5, 0)
     assert contents(corpus.folder) == expected
 
 

@@ -82,13 +82,13 @@ class Plan:
         corpus: with the number of records of a shard.
         units: that are not finished; where all are, the first one, so that model and options are compared once. The
             input is read as they are taken.
-        n_kept: shards that were finished before.
+        kept: numbers of the shards that were finished before.
         n_bytes: of the input, where that is known.
     """
 
     corpus: Corpus
     units: Iterator[Unit]
-    n_kept: int
+    kept: frozenset[int]
     n_bytes: int | None
 
 
@@ -114,7 +114,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
             begun = folder / folders.RUN
             known = folders.read_json(begun).get("shard_records") if begun.exists() else None
             corpus = replace(corpus, shard_records=int(known or default_shard_records(rows)))
-    return Plan(corpus, _missing(corpus, reader, kept), len(kept), getattr(reader, "n_bytes", None))
+    return Plan(corpus, _missing(corpus, reader, kept), frozenset(kept), getattr(reader, "n_bytes", None))
 
 
 def _missing(corpus: Corpus, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
@@ -216,14 +216,17 @@ class EmbedUnit:
         run = Run(self._embedder, self._reader, self._job, on_progress, on_finish)
         return run.run(UnitSource(self._reader, self._job, units))
 
+    def finished(self, unit: Unit) -> folders.Meta | None:
+        """A unit's entry, if it is finished and undamaged."""
+        there = (self._job.folder / f"{shard_name(unit.shard)}.json").exists()
+        return folders.kept_shards(self._job.folder, [unit.shard] if there else []).get(unit.shard)
+
     def _one(self, unit: Unit) -> dict[str, Any]:
         """Embed a unit, unless it is finished; no other process has it meanwhile."""
-        folder, metas = self._job.folder, list[folders.Meta]()
+        folder = self._job.folder
         with _waited_for(folder, unit.shard):
             folders.remove_leftovers(folder, MOST_SHARDS, unit.shard)
-            known = [unit.shard] if (folder / f"{shard_name(unit.shard)}.json").exists() else []
-            metas += folders.kept_shards(folder, known).values()
-            report = Report(kept=1) if metas else self.run([unit], metas.append)
+            report = self.run([unit]) if self.finished(unit) is None else Report(kept=1)
         values = asdict(report) | asdict(unit)
         return {name: values[name] for name in DONE}
 

@@ -66,7 +66,7 @@ def embed_with_workers(
     finally:
         pool.end()
     report = pool.report
-    report.kept, report.seconds = plan.n_kept, time.perf_counter() - started
+    report.kept, report.seconds = len(plan.kept), time.perf_counter() - started
     return report
 
 
@@ -189,6 +189,8 @@ class _Pool:
     def _finish(self, worker: _Worker, meta: folders.Meta) -> None:
         """A shard is on the disk."""
         worker.units.pop(meta["shard"], None)
+        if meta["shard"] in self._plan.kept:
+            return
         self._n_bytes += meta["end"]["byte"] - meta["begin"]["byte"]
         self._n_tokens += meta["tokens"]
         self.report.shards += 1
@@ -234,7 +236,11 @@ def main(descriptor: int) -> NoReturn:
         def units() -> Iterator[Unit]:
             send(WANTS)
             while (unit := inbox.get()) is not None:
-                yield unit
+                meta = embed.finished(unit)
+                if meta is None:
+                    yield unit
+                else:
+                    send(FINISHED, meta)
                 send(WANTS)
 
         embed = EmbedUnit(corpus)
