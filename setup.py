@@ -29,6 +29,7 @@ CPU = ["onnxruntime>=1.20"]
 OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
+BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
@@ -72,8 +73,10 @@ setup(
         "export": [*CPU, *TORCH],
         "openvino": OPENVINO,
         "torch": TORCH,
+        "bulk": BULK,
+        "spacy": ["spacy>=3.7"],
         "ray": RAY,
         "bench": BENCH,
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
     },
 )

@@ -178,11 +178,22 @@ def test_the_report_tells_what_was_done(run: Callable[..., Report]) -> None:
     assert places == sorted(places) and places[-1] == pytest.approx((len(TEXT.encode()), report.tokens))
 
 
-def test_shards_are_of_a_size() -> None:
-    sizes = [
-        default_shard_records(Rows(shape, "float32", pooled)) for shape, pooled in [((3, 1024), False), ((8,), True)]
-    ]
-    assert sizes == [4096, 65536]
+@pytest.mark.parametrize(
+    ("line", "shape", "pooled", "expected"),
+    [
+        ("a " * 25, (3, 1024), False, 4096),
+        ("a " * 400, (3, 1024), False, 256),
+        ("a " * 100_000, (3, 1024), False, 64),
+        ("a " * 1000, (8,), True, 4096),  # that many are read at once
+        ("", (8,), True, 65536),
+    ],
+)
+def test_shards_are_of_a_size(text: Path, line: str, shape: tuple[int, ...], pooled: bool, expected: int) -> None:
+    text.write_text(f"{line}\n" * 4)
+    reader = open_reader(text)
+    assert default_shard_records(reader, Rows(shape, "float32", pooled)) == expected
+    part = reader.take(9)
+    assert part is not None and (part.begin, part.n_records) == (Place(), 4)
 
 
 # ---------------------------------------------------------------------------------------------- going on, and arrays
@@ -198,7 +209,7 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
     def changed(content: bytes) -> bytes:
         return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
 
-    damages = [
+    damages: list[tuple[dict[str, bytes | None], str]] = [
         ({data: changed(before[data])}, f"{data}: expected sha256"),
         ({data: before[data][:-1]}, f"{data}: expected {len(before[data])} bytes, found {len(before[data]) - 1}"),
         ({data: None}, f"{data}: expected a file, found none"),
@@ -319,7 +330,7 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
         run()
     assert run(output=Output("top"), overwrite=True).shards == 5
     assert (out / "notes.txt").read_text() == "precious" and open_embeddings(out)[0].shape == (3, 8)
-    for options, message in [
+    bad: list[tuple[dict[str, Any], str]] = [
         ({"resume": True, "overwrite": True}, "resume, overwrite: expected one of them"),
         ({"overwrite": True, "num_shards": 2}, "overwrite: expected no job of an array"),
         ({"num_shards": 2, "shard_id": 2}, "shard_id: expected 0 to 1, found 2"),
@@ -329,9 +340,10 @@ def test_what_is_there_is_not_overwritten_by_mistake(tmp_path: Path, run: Callab
         ({"name": "absent/out"}, "absent/out: there is no folder"),
         ({"output": Output(3)}, "layers: expected a layer from 0 to 2, found 3"),
         ({"embedder": ElmoEmbedder(MODELS["skip"], device="cpu", stateful=True)}, "stateful: expected an embedder"),
-    ]:
+    ]
+    for arguments, message in bad:
         with pytest.raises(FlashElmoError, match=message):
-            run(**options)
+            run(**arguments)
 
 
 def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
@@ -437,10 +449,11 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
-def test_values_beyond_float16_are_refused(tmp_path: Path, run: Callable[..., Report]) -> None:
+def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Callable[..., Report]) -> None:
     with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
         run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))
-    assert not list((tmp_path / "out").glob("*shard*"))
+    assert not list((tmp_path / "out").glob("*shard*")) and (tmp_path / "out" / "run.json").exists()
+    assert run().shards == 5 and verify(tmp_path / "out") == []
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
@@ -469,7 +482,8 @@ def test_a_stage_calls_in_order_and_holds_no_more_than_it_may() -> None:
     assert done == list(range(20)) and stage.busy >= 0 and len(stage) == 0
     stage.add(lambda: done.append(1 // 0))
     with pytest.raises(ZeroDivisionError):
-        stage.add(lambda: done.append(-1)), stage.finish()
+        stage.add(lambda: done.append(-1))
+        stage.finish()
     stage.stop()
     assert done == list(range(20))
 
@@ -516,6 +530,7 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--shard-id", "1"], "shard_id: expected 0 to 0, found 1"),
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
+        (["out", "--report", "absent/r.json"], "--report: expected a file's name in a folder that is there"),
         (["out", "--errors", "x"], "errors: expected strict, replace or skip, found 'x'"),
     ],
 )

@@ -6,12 +6,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from bulk_worker import begin, said_by
 from tiny_models import MODELS
 
 from flashelmo.engine.bulk import run as run_module
@@ -27,6 +28,7 @@ N_KILLS = int(os.environ.get("FLASHELMO_KILLS", 3))
 N_LINES, SHARD_RECORDS = 1800, 50
 DISK_BYTES = 1 << 20
 SECONDS = 60.0
+MOMENT = 0.05  # seconds, within which a killed run is killed once so many shards are finished
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
 
@@ -39,16 +41,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     lines = [" ".join(f"w{rng.randrange(300)}" for _ in range(rng.randrange(30))) for _ in range(N_LINES)]
     (folder / "text.txt").write_text("\n".join(lines) + "\n")
-    with begin(folder, "whole") as run:
-        assert run.wait(SECONDS) == 0
+    finish(folder, "whole")
     return folder
 
 
-def begin(folder: Path, name: str) -> "subprocess.Popen[str]":
-    """A run in a process of its own, which goes on with what is there."""
-    program = [sys.executable, "-m", "flashelmo.cli", "embed", "text.txt", name, "--model", "model", "--resume", "-q"]
-    options = ["--shard-records", str(SHARD_RECORDS), "--device", "cpu", "--threads", "1"]
-    return subprocess.Popen([*program, *options], cwd=folder, stderr=subprocess.PIPE, text=True)
+def run(folder: Path, name: str) -> ForkServerProcess:
+    return begin(folder, name, "--shard-records", str(SHARD_RECORDS), "--device", "cpu", "--threads", "1")
+
+
+def finish(folder: Path, name: str) -> None:
+    """A run that comes to its end."""
+    process = run(folder, name)
+    process.join(SECONDS)
+    assert (process.exitcode, said_by(folder, name)) == (0, "")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,33 +73,31 @@ def wait_for(folder: Path, n_shards: int) -> None:
 
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(place: Path) -> None:
     out, rng = place / "killed", random.Random(int(os.environ.get("FLASHELMO_SEED", 0)))
-    n_shards = N_LINES // SHARD_RECORDS
-    for k in range(N_KILLS):
-        with begin(place, "killed") as run:
-            wait_for(out, min(n_shards - 1, k * n_shards // N_KILLS + rng.randrange(1, 1 + n_shards // N_KILLS)))
-            time.sleep(rng.random() * 0.02)
-            run.kill()
-        assert run.returncode in (-signal.SIGKILL, 0)
-    assert 0 < n_finished(out) < n_shards or N_KILLS > 3
-    with begin(place, "killed") as run:
-        _, said = run.communicate(timeout=SECONDS)
-    assert (run.returncode, said) == (0, "")
+    n_shards, ends = N_LINES // SHARD_RECORDS, []
+    for _ in range(N_KILLS):
+        process = run(place, "killed")
+        wait_for(out, min(n_shards - 1, n_finished(out) + rng.randrange(1 + n_shards // N_KILLS)))
+        time.sleep(rng.random() * MOMENT)
+        process.kill()
+        process.join(SECONDS)
+        assert process.exitcode in (-signal.SIGKILL, 0)
+        ends.append(n_finished(out))
+    assert ends[0] < n_shards
+    finish(place, "killed")
     assert contents(out) == contents(place / "whole") and verify(out) == []
 
 
 def test_a_run_that_is_asked_to_stop_leaves_what_is_finished(place: Path) -> None:
     out = place / "stopped"
-    with begin(place, "stopped") as run:
-        wait_for(out, 5)
-        run.terminate()
-        _, said = run.communicate(timeout=SECONDS)
-    assert (run.returncode, said) == (128 + signal.SIGTERM, "flashelmo: interrupted\n")
+    process = run(place, "stopped")
+    wait_for(out, 5)
+    process.terminate()
+    process.join(SECONDS)
+    assert (process.exitcode, said_by(place, "stopped")) == (128 + signal.SIGTERM, "flashelmo: interrupted\n")
     assert n_finished(out) >= 5 and not list(out.glob(".shard*"))
     whole = contents(place / "whole")
     assert all(whole[name] == content for name, content in contents(out).items())
-    with begin(place, "stopped") as run:
-        _, said = run.communicate(timeout=SECONDS)
-    assert (run.returncode, said) == (0, "")
+    finish(place, "stopped")
     assert contents(out) == whole
 
 
@@ -120,17 +123,17 @@ def test_a_disk_that_runs_full_keeps_what_is_finished(
     monkeypatch.setattr(run_module, "RETRY_SECONDS", (0.0, 0.0))
     embedder = ElmoEmbedder.load(place / "model", device="cpu", threads=1)
 
-    def run(resume: bool) -> None:
+    def embed(resume: bool) -> None:
         reader = open_reader(place / "text.txt")
         reader.n_bytes = None  # of which nobody knows how large the output will be
         embed_corpus(embedder, reader, small_disk / "out", shard_records=SHARD_RECORDS, resume=resume)
 
     for resume, told in ((False, os.strerror(errno.ENOSPC)), (True, "bytes of free disk, found")):
         with pytest.raises(FlashElmoError, match=told):
-            run(resume)
+            embed(resume)
         whole, found = contents(place / "whole"), contents(small_disk / "out")
         assert 3 < len(found) < len(whole) and not [name for name in found if name.startswith(".")]
         assert all(whole[name] == content for name, content in found.items() if name.endswith(".json"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    run(resume=True)
+    embed(resume=True)
     assert contents(small_disk / "out") == whole

@@ -135,6 +135,8 @@ def test_a_layer_too_high_is_told_at_once(tmp_path: Path) -> None:
     [
         (b">sp|P00000|X\nMKVLA\nAGIV\n>b\nMM\n", "p.fa", "FASTA; leave out the headers"),
         (b"# text = Dogs bark\n1\tDogs" + 8 * b"\t_" + b"\n2-3\tbark" + 8 * b"\t_" + b"\n\n", "t", "CoNLL-U; put"),
+        (b'{"text": "a b"}\n{"text": "c"}\n', "t", "JSON lines; take the field"),
+        (9 * b"a\tDT\nb\tNN\n\n", "t", "tokens with tags; put"),
         (b"id\ttext\n1\tAnd God said\n2\tLet there be\n", "t.txt", "a table; `cut -f`"),
         (b"id,text\n1,And God said\n", "t.csv", "a table; take the column"),
     ],

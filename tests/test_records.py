@@ -1,106 +1,30 @@
-"""Records of every format: the same from any place on and in parts of any sizes, and what bad input gets."""
+"""Records of every format: the same from any place on and in parts of any sizes."""
 
 import csv
 import gzip
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from record_rows import Row, check_any_place, chunks, few, parts, rows, sizes, taken
 
-from flashelmo.engine.bulk import parquet, text_reader
-from flashelmo.engine.bulk.records import Part, Place, Reader, Records, open_reader
+from flashelmo.engine.bulk.records import Reader, open_reader
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-
-Row = tuple[int, str | None, list[str], str | None]  # number, id, tokens, text
-
-
-def rows(records: Records) -> list[Row]:
-    """Of decoded records."""
-    tokens, offsets = records.tokens.to_pylist(), records.offsets
-    assert records.offsets.dtype == records.numbers.dtype == "int64"
-    assert len(offsets) == len(records) + 1 and offsets[0] == 0 and offsets[-1] == len(tokens)
-    nothing: list[None] = [None] * len(records)
-    ids, texts = records.ids or nothing, records.texts or nothing
-    assert len(ids) == len(texts) == len(records)
-    return [
-        (int(number), ids[b], tokens[offsets[b] : offsets[b + 1]], texts[b]) for b, number in enumerate(records.numbers)
-    ]
-
-
-def parts(reader: Reader, sizes: list[int]) -> Iterator[Part]:
-    """All that follow, of these sizes in turn."""
-    while (part := reader.take(sizes[0])) is not None:
-        yield part
-        sizes = [*sizes[1:], sizes[0]]
-
-
-def taken(reader: Reader, n: int = 1 << 20) -> Part:
-    """Of an input that has records."""
-    part = reader.take(n)
-    assert part is not None
-    return part
-
-
-def check_any_place(opened: Callable[[], Reader], sizes: list[int], chunk: int) -> list[Row]:
-    """The rows, which are the same however they are taken and from wherever one begins."""
-    whole = opened().take(1 << 20)
-    if whole is None:
-        assert opened().take(sizes[0]) is None
-        return []
-    expected = rows(whole.records())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_reader, "CHUNK_BYTES", chunk)
-        patch.setattr(parquet, "BATCH_ROWS", chunk)
-        reader = opened()
-        found = list(parts(reader, sizes))
-        assert reader.take(1) is None
-        assert [row for part in found for row in rows(part.records())] == expected
-        assert whole.begin == found[0].begin == Place() and whole.end == found[-1].end
-        for part, following in pairwise(found):
-            assert part.end == following.begin
-        for part in reversed(found):  # back, by the same reader, and by a fresh one
-            for other in (reader, opened()):
-                other.seek(part.begin)
-                again = other.take(part.n_records)
-                assert again is not None and again.sha256 == part.sha256
-                assert (again.begin, again.end) == (part.begin, part.end)
-                assert rows(again.records()) == rows(part.records())
-        fresh = opened()
-        fresh.seek(whole.end)
-        assert fresh.take(1) is None
-    return expected
-
-
-sizes = st.lists(st.integers(1, 4), min_size=1, max_size=3)
-chunks = st.integers(1, 40)
-
-
-@given(st.text("ab \r\n\u3000é", max_size=40), sizes, chunks)
-def test_lines(tmp_path_factory: pytest.TempPathFactory, text: str, sizes: list[int], chunk: int) -> None:
-    path = tmp_path_factory.getbasetemp() / "lines.txt"
-    path.write_bytes(text.encode())
-    found = check_any_place(lambda: open_reader(path), sizes, chunk)
-    lines = text.split("\n") if text[-1:] not in ("", "\n") else text.split("\n")[:-1]
-    assert found == [(number, None, line.split(), line.strip()) for number, line in enumerate(lines)]
-
-
-# ------------------------------------------------------------------------------------------ the formats, from any place
-
 
 texts = st.text("ab ,\"'\t\n\ré\u3000", max_size=8)
 quoted = texts.map(lambda text: text.replace("\r", "\r\n"))  # Python does not quote a \r by itself
 values = st.lists(texts | st.lists(texts, max_size=3), max_size=6)
 words = st.text("ab#1é", min_size=1, max_size=3)
 blanks = st.sampled_from(["", "\n", "\r\n", " \n\n"])
-few = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +33,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @few
+@given(st.text("ab \r\n\u3000é", max_size=40), sizes, chunks)
+def test_lines(folder: Path, text: str, sizes: list[int], chunk: int) -> None:
+    path = folder / "lines.txt"
+    path.write_bytes(text.encode())
+    found = check_any_place(lambda: open_reader(path), sizes, chunk)
+    lines = text.split("\n") if text[-1:] not in ("", "\n") else text.split("\n")[:-1]
+    assert found == [(number, None, line.split(), line.strip()) for number, line in enumerate(lines)]
+
+
+@few
 @given(values, blanks, st.booleans(), sizes, chunks)
 def test_json_lines(
     folder: Path, values: list[str | list[str]], blank: str, ascii_only: bool, sizes: list[int], chunk: int
 ) -> None:
     path = folder / "a.jsonl"
-    objects = [{"n": 10 * i, "a": value, "b": [{}]} for i, value in enumerate(values)]
+    objects: list[dict[str, Any]] = [{"n": 10 * i, "a": value, "b": [{}]} for i, value in enumerate(values)]
     lines = [blank + json.dumps(each, ensure_ascii=ascii_only) for each in objects]
     path.write_bytes("\n".join([*lines, blank]).encode())
     expected = [
@@ -151,7 +85,7 @@ def test_csv(folder: Path, texts: list[str], end: str, mark: bool, sizes: list[i
 def test_tsv(folder: Path, texts: list[str], named: bool, sizes: list[int], chunk: int) -> None:
     path = folder / "a.tsv"
     path.write_text("x\ttext\ti\n" * named + "".join(f"x\t{text}\t{i}\n" for i, text in enumerate(texts)), "utf-8")
-    fields = {"field": "text", "id_field": "i"} if named else {"field": "2", "id_field": "3"}
+    fields: Any = {"field": "text", "id_field": "i"} if named else {"field": "2", "id_field": "3"}
     expected = [(i, str(i), text.split(), text.strip()) for i, text in enumerate(texts)]
     if named or texts:
         assert check_any_place(lambda: open_reader(path, **fields), sizes, chunk) == expected
@@ -193,7 +127,7 @@ def test_fasta(folder: Path, proteins: list[str], blank: str, sizes: list[int], 
     path.write_text(blank + "".join(f">P{i}|é{i} a > protein\n{p}\n" for i, p in enumerate(proteins)), "utf-8")
     residues = [["X" if r in "UZOB" else r for r in "".join(protein.split()).upper()] for protein in proteins]
     for id_field, own_id in ((None, "P{0}|é{0}"), ("1", "é{0} a > protein"), ("-1", "P{0}|é{0} a > protein")):
-        found = check_any_place(lambda chosen=id_field: open_reader(path, id_field=chosen), sizes, chunk)
+        found = check_any_place(partial(open_reader, path, id_field=id_field), sizes, chunk)
         assert found == [(i, own_id.format(i), tokens, None) for i, tokens in enumerate(residues)]
 
 
@@ -249,7 +183,7 @@ def test_addresses(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"text": ["a b", "c", "", "d"]}), table)
     files.pipe("/corpus/a.parquet", table.getvalue().to_pybytes())
     for name in ("a.txt", "a.txt.gz", "a.parquet"):
-        found = check_any_place(lambda chosen=name: open_reader(f"memory://corpus/{chosen}"), [1, 2], 3)
+        found = check_any_place(partial(open_reader, f"memory://corpus/{name}"), [1, 2], 3)
         assert [tokens for _, _, tokens, _ in found] == [["a", "b"], ["c"], [], ["d"]]
     with pytest.raises(FlashElmoError, match=r"nothing://a: expected an address that fsspec opens, found: .*nothing"):
         open_reader("nothing://a").take(1)
@@ -257,6 +191,14 @@ def test_addresses(tmp_path: Path) -> None:
         open_reader("memory://corpus/absent").take(1)
     with pytest.raises(FileNotFoundError):
         open_reader(tmp_path / "absent").take(1)
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "-"])
+def test_parquet_is_read_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(FlashElmoError, match=f"{name}: expected Parquet in a file that is not compressed as a whole"):
+        open_reader(name, "parquet").take(1)
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,24 +255,34 @@ def test_a_missing_tokenizer_names_its_extra(
         open_reader("a.txt", tokenizer=tokenizer)
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# -------------------------------------------------------------------------------------------------------------- windows
 
 
-def test_lines_that_are_no_utf8(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbfa b\nc \xff\n\nd\n\xe9")
+@few
+@given(st.lists(st.integers(0, 5), max_size=9), st.integers(1, 4), st.integers(1, 6))
+def test_windows_of_records(folder: Path, lengths: list[int], max_sentences: int, max_tokens: int) -> None:
+    path = folder / "windows.txt"
+    path.write_text("".join(" ".join("abcde"[:n]) + "\n" for n in lengths))
     reader = open_reader(path)
-    part = taken(reader, 1)
-    assert part.end == Place(1, 2, 7) and rows(part.records()) == [(0, None, ["a", "b"], "a b")]
-    part = taken(reader, 9)
-    with pytest.raises(FlashElmoError, match=r"a.txt: line 2, byte 3: expected UTF-8, found 0xff"):
-        part.records()
-    part = taken(open_reader(path, errors="skip"), 9)
-    records = part.records()
-    assert rows(records) == [(0, None, ["a", "b"], "a b"), (2, None, [], ""), (3, None, ["d"], "d")]
-    assert [line.partition("a.txt: ")[2] for line in records.skipped] == [
-        "line 2, byte 3: expected UTF-8, found 0xff (invalid start byte)",
-        "line 5, byte 1: expected UTF-8, found 0xe9 (invalid continuation byte)",
+    if not lengths:
+        assert reader.take(1) is None
+        return
+    windows = list(taken(reader).records().windows(max_sentences, max_tokens))
+    assert [window.tokens(b) for window in windows for b in range(len(window))] == [list("abcde"[:n]) for n in lengths]
+    for window, following in pairwise(windows):
+        assert len(window) == max_sentences or window.offsets[-1] + following.offsets[1] > max_tokens
+    assert all(len(window) <= max_sentences for window in windows)
+    assert all(len(window) == 1 or window.offsets[-1] <= max_tokens for window in windows)
+
+
+def test_shared_data(root: Path) -> None:
+    tags = root.parent / "shared" / "data" / "tasks" / "pos_masc_dev.txt"
+    if not tags.is_file():
+        pytest.skip(f"{tags} is absent")
+    text = tags.read_text(encoding="utf-8")
+    sentences = [
+        [line.split("\t")[0] for line in block.split("\n") if line] for block in text.split("\n\n") if block.strip()
     ]
-    part = taken(open_reader(path, errors="replace"), 9)
-    assert [row[2] for row in rows(part.records())] == [["a", "b"], ["c", "\ufffd"], [], ["d"], ["\ufffd"]]
+    reader = open_reader(tags, "tags")
+    found = [row for part in parts(reader, [1000, 1]) for row in rows(part.records())]
+    assert [tokens for _, _, tokens, _ in found] == sentences

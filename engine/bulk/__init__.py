@@ -1,9 +1,15 @@
 """Whole corpora: records of many formats in, vectors of shards out.
 
-parts.py        records, raw and decoded, and where they stand in their input
 records.py      an input's reader, chosen by its format
-text_reader.py  formats whose records follow each other as text, from any place on
-plain.py        plain lines
+parts.py        records, raw and decoded, and where they stand in their input
+inputs.py       where the bytes come from: files, addresses, standard input; decompressed
+text_reader.py  records that follow each other as text, cut out of it from any place on
+plain.py        lines
+by_record.py    JSON lines, CoNLL-U, tokens with tags
+delimited.py    CSV and TSV
+fasta.py        proteins
+parquet.py      a column of a Parquet file
+tokenizers.py   raw text to tokens
 
 run.py          `embed_corpus`: an input into a folder of shards
 source.py       the shards that a job has still to write, cut out of its input

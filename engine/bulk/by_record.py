@@ -120,7 +120,9 @@ class JsonLines:
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
-            raise Fault(len(text[: error.pos].encode()), "JSON", error.msg) from None
+            raise Fault(
+                len(text[: error.pos].encode()), "JSON", f"{shown(text[error.pos :])} ({error.msg.removesuffix(' at')})"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise Fault(0, "JSON", str(error)) from None
         first = len(record) - len(record.lstrip())

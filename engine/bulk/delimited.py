@@ -174,5 +174,6 @@ class Delimited:
             return int(field) - 1
         if field not in names:
             found = ", ".join(map(repr, names))
-            raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {NAMED_BY}")
+            advice = f"{NAMED_BY}, or number them where there is no header"
+            raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {advice}")
         return names.index(field)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,6 @@ from flashelmo.engine.output import Array
 from flashelmo.engine.text.lines import Int64
 
 OPEN_SHARDS = 64  # that stay open
-
-Value = TypeVar("Value")
 
 
 class Embeddings:
@@ -57,10 +55,10 @@ class Embeddings:
         return sum(int(meta["embedded"]) for meta in self._metas)
 
     @overload
-    def __getitem__(self, key: int | str) -> Array: ...
+    def __getitem__(self, key: SupportsIndex | str) -> Array: ...
     @overload
     def __getitem__(self, key: slice) -> list[Array]: ...
-    def __getitem__(self, key: int | str | slice) -> Array | list[Array]:
+    def __getitem__(self, key: SupportsIndex | str | slice) -> Array | list[Array]:
         if isinstance(key, slice):
             numbers = range(*key.indices(self._end))
             return [self[number] for number in numbers if self._find(number) is not None]
@@ -81,7 +79,7 @@ class Embeddings:
         for k in range(len(self._metas)):
             yield from self._shard(k).column("id").to_pylist()
 
-    def tokens(self, key: int | str) -> list[str]:
+    def tokens(self, key: SupportsIndex | str) -> list[str]:
         """A record's tokens.
 
         Raises:
@@ -106,9 +104,9 @@ class Embeddings:
             found.update(zip(shard.column("id").to_pylist(), shard.numbers.tolist(), strict=True))
         return found
 
-    def _place(self, key: int | str) -> tuple[_Shard, int]:
+    def _place(self, key: SupportsIndex | str) -> tuple[_Shard, int]:
         number = self._by_id[key] if isinstance(key, str) else key
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
+        if isinstance(number, bool) or not isinstance(number, SupportsIndex):
             raise FlashElmoError(f"record: expected its number or its id, found {shown(key)}")
         number = int(number)
         found = self._find(number + self._end if number < 0 else number)

@@ -28,8 +28,9 @@ class Fasta:
     """A header with > and lines of residues. See `TextFormat`.
 
     As in SeqVec, white space between residues is left out, small letters become capitals, and * stays a residue; U, Z,
-    O and B become X. A protein's own id is the first word of its header; with `id_field` a number as SeqVec's --id,
-    so much of the header as stands between two |, from 0, or, with -1, all of it.
+    O and B become X. All else, as the - of a gap, is no residue. A protein's own id is the first word of its header;
+    with `id_field`, a number as SeqVec's --id, it is so much of the header as stands between two |, from 0, or with -1
+    all of it.
     """
 
     id_field: int | None

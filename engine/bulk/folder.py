@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = Fals
     names = _names(folder)
     if names and RUN not in names:
         raise FlashElmoError(f"{folder}: expected an empty folder or one of shards, found {sorted(names)[0]}")
-    if names and not (resume or overwrite or in_array):
+    if names - {RUN} and not (resume or overwrite or in_array):
         raise FlashElmoError(f"{folder}: exists already; --resume goes on with it, --overwrite replaces it")
 
 
@@ -69,13 +69,13 @@ def clear(folder: Path) -> None:
             (folder / name).unlink()
 
 
-def start(folder: Path, fingerprint: Meta, shard_records: int) -> Meta:
+def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> Meta:
     """Enter what a run is begun with, or compare it with what the folder was begun with; that.
 
     Args:
         folder: of the shards.
         fingerprint: what must not change; its `shard_records` may be None.
-        shard_records: is taken then, unless the folder was begun with another number.
+        shard_records: gives it then, unless the folder was begun with a number.
 
     Raises:
         FlashElmoError: they differ; the message names the first difference.
@@ -84,7 +84,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: int) -> Meta:
     fingerprint = json.loads(json.dumps({"format_version": FORMAT_VERSION, **fingerprint}))
     if fingerprint["shard_records"] is None:
         known = read_json(path).get("shard_records") if path.exists() else None
-        fingerprint["shard_records"] = known or shard_records
+        fingerprint["shard_records"] = known or shard_records()
     with writing(folder):
         if not path.exists():
             with suppress(FileExistsError):  # another job of the array was first

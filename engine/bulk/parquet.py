@@ -59,18 +59,29 @@ class ParquetReader:
         """See `Reader`."""
         if n < 1:
             raise FlashElmoError(f"records: expected one or more to take, found {n}")
-        if self._file is None:
-            self._open()
-        found, n_found = [], 0
-        while n_found < n and self._fill():
-            found.append(self._rows[: n - n_found])
-            self._rows = self._rows[n - n_found :]
-            n_found += len(found[-1])
+        try:
+            if self._file is None:
+                self._open()
+            found = self._take(n)
+            raw = _to_bytes(pa.Table.from_batches(found)) if found else b""
+        except BaseException as error:
+            self.close()  # what was read of it is lost; it is read again
+            if isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None):
+                raise FlashElmoError(f"{self.name}: row {self._place.line}: expected Parquet, found: {error}") from None
+            raise
         if not found:
             return None
-        raw = _to_bytes(pa.Table.from_batches(found))
+        n_found = sum(map(len, found))
         begin, self._place = self._place, _row(self._place.record + n_found)
         return Part(begin, self._place, n_found, raw, partial(self._decode, raw, begin.record))
+
+    def _take(self, n: int) -> list[Any]:
+        found = []
+        while n and self._fill():
+            found.append(self._rows[:n])
+            self._rows = self._rows[n:]
+            n -= len(found[-1])
+        return found
 
     def seek(self, place: Place) -> None:
         """See `Reader`."""
@@ -92,6 +103,9 @@ class ParquetReader:
         import pyarrow.parquet
 
         self._source = self._open_file()
+        if not self._source.seekable():
+            expected = "expected Parquet in a file that is not compressed as a whole, and no standard input"
+            raise FlashElmoError(f"{self.name}: {expected}, found what can only be read from its beginning")
         try:
             self._file = pyarrow.parquet.ParquetFile(self._source)
         except pa.ArrowInvalid as error:
@@ -110,12 +124,7 @@ class ParquetReader:
     def _fill(self) -> bool:
         """Whether there are rows, read where there were none."""
         while self._rows is None or not len(self._rows):
-            try:
-                batch = next(self._batches, None)
-            except (pa.ArrowException, OSError) as error:
-                if getattr(error, "errno", None) is not None:
-                    raise
-                raise FlashElmoError(f"{self.name}: row {self._place.line}: expected Parquet, found: {error}") from None
+            batch = next(self._batches, None)
             if batch is None:
                 return False
             self._rows = batch.select(self._fields).replace_schema_metadata()

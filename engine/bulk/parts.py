@@ -24,8 +24,8 @@ class Place:
 
     Attributes:
         record: its number in the input, from 0.
-        line: its line, from 1; of a table in columns its row, from 1.
-        byte: its first byte, from 0, of the text as it is when decompressed; 0 in a table in columns.
+        line: its line, from 1; in Parquet its row, from 1.
+        byte: its first byte, from 0, of the decompressed text; 0 in Parquet.
     """
 
     record: int = 0
@@ -41,7 +41,7 @@ class Part:
         begin: place of the first record; the beginning of the input where a header stands before it.
         end: place behind the last one.
         n_records: how many there are, readable or not.
-        raw: their bytes; of a table in columns those of its used columns.
+        raw: their bytes; of Parquet's rows their used columns in Arrow's stream format.
         decode: gives the records; called by `records`.
     """
 

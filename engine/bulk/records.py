@@ -15,7 +15,7 @@ from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
-__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "open_reader"]
+__all__ = ["FORMATS", "Part", "Place", "Reader", "RecordErrors", "Records", "format_of", "open_reader"]
 
 FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
 SUFFIXES = {  # that mean another format than lines
@@ -67,9 +67,7 @@ def open_reader(
     if errors not in ("strict", "replace", "skip"):
         raise FlashElmoError(f"errors: expected strict, replace or skip, found {errors!r}")
     given = Input(source)
-    kind = format or SUFFIXES.get(given.suffix, "lines")
-    if kind not in FORMATS:
-        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    kind = format_of(source, format)
     _check_fields(kind, field, id_field)
     if kind in WITH_TOKENS and tokenizer != "whitespace":
         raise FlashElmoError(f"tokenizer: expected none with format {kind}, which has tokens, found {tokenizer!r}")
@@ -83,6 +81,14 @@ def open_reader(
         reader.n_bytes = given.n_bytes
     reader.options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
     return reader
+
+
+def format_of(source: str | Path, format: str | None = None) -> str:
+    """The format that `open_reader` reads a source in."""
+    kind = format or SUFFIXES.get(Input(source).suffix, "lines")
+    if kind not in FORMATS:
+        raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    return kind
 
 
 def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -78,10 +79,10 @@ def embed_corpus(
     folders.check_new(folder, resume, overwrite, num_shards > 1)
     with locked(folder, num_shards, shard_id):
         folders.check_new(folder, resume, overwrite, num_shards > 1)  # nobody else changes it from now on
-        if overwrite:
+        if overwrite or (num_shards == 1 and not folders.shard_numbers(folder)):  # nothing is lost then
             folders.clear(folder)
         folders.remove_leftovers(folder, num_shards, shard_id)
-        begun = folders.start(folder, fingerprint, default_shard_records(rows))
+        begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
         job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
         run = Run(embedder, reader, job, on_progress)
         return run.run(Source(reader, job, run.kept(resume)))

@@ -19,15 +19,28 @@ from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
-TOKENS_A_RECORD, SHARD_BYTES = 25, 1 << 30  # what the default number of records in a shard is made for
-FEWEST_RECORDS, MOST_RECORDS = 1 << 10, 1 << 16  # of a shard, unless they are given
+# What the default number of records in a shard is made for: its bytes, and its tokens, which are read at once.
+SHARD_BYTES, SHARD_TOKENS = 1 << 30, 1 << 22
+FEWEST_RECORDS, MOST_RECORDS = 1 << 6, 1 << 16
+SAMPLE_RECORDS, TOKENS_A_RECORD = 256, 25  # records that are looked at, and what they have where none can be
 END_BYTES = 1 << 20  # of either end of an input, which tell it from others
 
 
-def default_shard_records(rows: Rows) -> int:
-    """A power of two, so that a shard is about 1 GiB where records have 25 tokens; never too few, never too many."""
-    n_bytes = rows.n_bytes * (1 if rows.pooled else TOKENS_A_RECORD)
-    return int(min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << round(math.log2(max(1.0, SHARD_BYTES / n_bytes))))))
+def default_shard_records(reader: Reader, rows: Rows) -> int:
+    """Records of a shard of about 1 GiB and at most some million tokens, a power of two, judged by the first records.
+
+    Standard input cannot be read again: its records are taken for sentences.
+
+    Raises:
+        FlashElmoError: the first records cannot be read.
+    """
+    n_tokens = float(TOKENS_A_RECORD)
+    if reader.name != "-" and (part := reader.take(SAMPLE_RECORDS)) is not None:
+        reader.seek(part.begin)
+        offsets = part.records().offsets
+        n_tokens = max(1.0, float(offsets[-1] - offsets[0]) / max(1, len(offsets) - 1))
+    n_records = min(SHARD_BYTES / (rows.n_bytes * (1 if rows.pooled else n_tokens)), SHARD_TOKENS / n_tokens)
+    return min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << max(0, round(math.log2(max(1.0, n_records))))))
 
 
 def describe_input(reader: Reader) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16  # that tell what a file holds
+MAX_RECORD_BYTES = 1 << 28  # a quote that is never closed takes all that follows into its record
+MAX_PART_BYTES = (1 << 31) - 1  # Arrow's strings count their bytes in 31 bits
 READ_BY = {  # what a file holds: how it is read
     "FASTA": "format fasta reads it",
     "CoNLL-U": "format conllu reads it",
@@ -76,10 +78,21 @@ class TextFormat(Protocol):
 
 
 class _Block(NamedTuple):
-    """Whole records, and where each of them ends."""
+    """Whole records, where each of them ends, and how many of them were taken."""
 
     data: bytes
     ends: Int64
+    n_taken: int = 0
+
+    def part(self, n: int) -> _Block:
+        """So many of the next records, or all that are left, by themselves."""
+        start, ends = self.start, self.ends[self.n_taken : self.n_taken + n]
+        return _Block(self.data[start : ends[-1]], ends - start)
+
+    @property
+    def start(self) -> int:
+        """Where the next record begins."""
+        return int(self.ends[self.n_taken - 1]) if self.n_taken else 0
 
 
 class TextReader:
@@ -108,26 +121,28 @@ class TextReader:
         """See `Reader`."""
         if n < 1:
             raise FlashElmoError(f"records: expected one or more to take, found {n}")
-        if self._file is None:
-            place = self._place
-            self._begin()
-            self._go(place)
-        blocks: list[_Block] = []
-        while n and self._fill():
-            block = self._blocks.popleft()
-            if len(block.ends) > n:
-                end = int(block.ends[n - 1])
-                self._blocks.appendleft(_Block(block.data[end:], block.ends[n:] - end))
-                block = _Block(block.data[:end], block.ends[:n])
-            blocks.append(block)
-            n -= len(block.ends)
+        place = self._place
+        try:
+            if self._file is None:
+                self._begin()
+                self._go(place)
+            blocks = self._take(n)
+        except BaseException:
+            self.close()  # what was read of it is lost; it is read again
+            self._place = place
+            raise
         return self._part(blocks) if blocks else None
 
     def seek(self, place: Place) -> None:
         """See `Reader`."""
-        if self._file is not None and place != self._place:
-            self._go(place)
-        self._place = place
+        try:
+            if self._file is not None and place != self._place:
+                self._go(place)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._place = place
 
     def close(self) -> None:
         """See `Reader`."""
@@ -137,6 +152,23 @@ class TextReader:
 
     def __del__(self) -> None:
         self.close()
+
+    def _take(self, n: int) -> list[_Block]:
+        blocks: list[_Block] = []
+        while n and self._fill():
+            if not self._blocks:  # the next record is longer than may be
+                line = self._part(blocks).end.line if blocks else self._place.line
+                expected = f"expected records of at most {MAX_RECORD_BYTES} bytes, found a longer one"
+                raise FlashElmoError(f"{self.name}: line {line}, byte 1: {expected}")
+            block = self._blocks[0]
+            blocks.append(block.part(n))
+            n_taken = block.n_taken + len(blocks[-1].ends)
+            n -= len(blocks[-1].ends)
+            if n_taken == len(block.ends):
+                self._blocks.popleft()
+            else:
+                self._blocks[0] = block._replace(n_taken=n_taken)
+        return blocks
 
     def _begin(self) -> None:
         """Open the text and look at its head."""
@@ -166,7 +198,7 @@ class TextReader:
         self._place = place
 
     def _skip(self, n_bytes: int) -> None:
-        self._rest = b"".join([*(block.data for block in self._blocks), self._rest])
+        self._rest = b"".join([*(block.data[block.start :] for block in self._blocks), self._rest])
         self._blocks.clear()
         while n_bytes > len(self._rest):
             n_bytes -= len(self._rest)
@@ -176,8 +208,8 @@ class TextReader:
         self._rest = self._rest[n_bytes:]
 
     def _fill(self) -> bool:
-        """Whether there is a block, cut out of what follows where there was none."""
-        while not self._blocks and not self._at_end:
+        """Whether there are records; a block of them is cut out of what follows, unless the first one is too long."""
+        while not self._blocks and not self._at_end and len(self._rest) <= MAX_RECORD_BYTES:
             chunk = self._read(max(CHUNK_BYTES, len(self._rest)))  # a long record is not looked at again and again
             data, self._at_end = self._rest + chunk, not chunk
             ends = self._format.cut(data)
@@ -188,7 +220,7 @@ class TextReader:
             if len(ends):
                 self._blocks.append(_Block(data[:n_whole], ends))
             self._rest = data[n_whole:]
-        return bool(self._blocks)
+        return bool(self._blocks) or len(self._rest) > MAX_RECORD_BYTES
 
     def _read(self, n_bytes: int) -> bytes:
         assert self._file is not None
@@ -207,8 +239,17 @@ class TextReader:
         data = b"".join(block.data for block in blocks)
         inner = _behind(begin, 0, before)
         self._place = _behind(inner, len(ends), data)
-        decode = partial(self._format.decode, RawRecords(self.name, inner, data, ends))
+        decode = partial(_decode, self._format, RawRecords(self.name, inner, data, ends))
         return Part(begin, self._place, len(ends), before + data, decode)
+
+
+def _decode(text_format: TextFormat, raw: RawRecords) -> Records:
+    if len(raw.data) > MAX_PART_BYTES:
+        expected = (
+            f"expected less than 2 GiB of records at a time, found {len(raw.data)} bytes in {len(raw.ends)} records"
+        )
+        raise FlashElmoError(f"{raw.name}: line {raw.place.line}: {expected}; take fewer")
+    return text_format.decode(raw)
 
 
 def line_ends(data: bytes) -> Int64:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
     corpus.output.check(model.config.n_layers + 1)
     with locked(folder, 1, 0):
         folders.check_new(folder, resume, overwrite)
-        if overwrite:
+        if overwrite or not folders.shard_numbers(folder):
             folders.clear(folder)
         folders.remove_leftovers(folder, 1, 0)
         kept = folders.kept_shards(folder, folders.shard_numbers(folder))
@@ -113,7 +114,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
             rows = Rows.of(corpus.output, model.config.n_layers + 1, model.config.output_size, keep)
             begun = folder / folders.RUN
             known = folders.read_json(begun).get("shard_records") if begun.exists() else None
-            corpus = replace(corpus, shard_records=int(known or default_shard_records(rows)))
+            corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
     return Plan(corpus, _missing(corpus, reader, kept), frozenset(kept), getattr(reader, "n_bytes", None))
 
 
@@ -189,7 +190,7 @@ class EmbedUnit:
         rows, fingerprint = describe_run(
             self._embedder, self._reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens
         )
-        begun = folders.start(corpus.folder, fingerprint, default_shard_records(rows))
+        begun = folders.start(corpus.folder, fingerprint, partial(default_shard_records, self._reader, rows))
         size = int(begun["shard_records"])
         self._job = Job(corpus.folder, corpus.output, rows, corpus.format, corpus.keep_tokens, 1, 0, size)
 

@@ -10,6 +10,7 @@ import typer
 
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
@@ -53,6 +54,8 @@ def embed_to_folder(
     from flashelmo.engine.embedder import ElmoEmbedder
 
     target = path_of("output", target)
+    if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
+        raise FlashElmoError(f"--report: expected a file's name in a folder that is there, found {report}")
     check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
     with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
         embedder = ElmoEmbedder.load(path_of("model", model), **settings)
@@ -72,7 +75,8 @@ def _print_summary(done: Any, target: Path, computed: str) -> None:
     say(
         f"{done.records:,} records, {done.tokens:,} tokens, {done.distinct_words:,} distinct words{skipped}\n"
         f"{done.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
-        f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed}); of the time {busy}\n"
+        f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
+        f"at work: {busy}; the bottleneck is {done.bottleneck}\n"
         f"{target}: {done.shards:,} shards written, {readable_size(done.bytes_written)}; {done.kept:,} finished before"
     )
 
