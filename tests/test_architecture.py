@@ -85,7 +85,7 @@ BUILT_ON = {
     "engine.reference.torch_layers": {"torch"},
     "export.open_session": {"onnxruntime"},
 }
-OPTIONAL = {"torch", "triton", "onnxruntime", "openvino"}
+OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"}
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from bulk_corpora import LINES, contents, make_corpus, of_one_process
 
+from flashelmo.cli import main
 from flashelmo.engine.bulk import workers
 from flashelmo.engine.bulk.folder import verify
 from flashelmo.engine.bulk.on_ray import RayUnit, embed_on_ray
@@ -113,6 +114,24 @@ def test_ray_is_named_where_it_is_not_installed(corpus: Corpus, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'flashelmo\[ray\]'"):
         embed_on_ray(corpus)
+
+
+def test_the_command(corpus: Corpus, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["embed", corpus.input, str(corpus.folder), "--model", str(corpus.model), "--layers", "top"]
+    arguments += ["--shard-records", "5", "--threads", "1"]
+    for more, message in (
+        (["--workers", "2", "--num-shards", "2"], "--num-shards: expected none beside --workers or --ray"),
+        (["--workers", "0"], "workers: expected 1 or more, found 0"),
+        (["--workers", "2", "--device", "cuda"], "workers: expected device cpu, found cuda"),
+    ):
+        assert main([*arguments, *more]) == 1
+        assert message in capsys.readouterr().err
+    words = str(corpus.folder.with_name("words"))
+    assert main([*arguments, "--workers", "1", "--word-cache", words]) == 0
+    assert contents(corpus.folder) == expected and Path(words).stat().st_size
+    assert "(1 process)" in capsys.readouterr().err
+    assert main([*arguments, "--workers", "2"]) == 1
+    assert "exists already; --resume goes on with it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "\n", "one line"])

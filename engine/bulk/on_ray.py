@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
@@ -45,6 +46,7 @@ def embed_on_ray(
         FlashElmoError: see `embed_corpus`; no cluster at the address; what Ray gave up for.
         MissingExtraError: Ray is not installed.
     """
+    n_workers = whole_number("workers", n_workers, 1)
     try:
         import ray
         from ray.data import ActorPoolStrategy

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
+from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.report import Report
@@ -32,6 +33,7 @@ from flashelmo.engine.processor import n_cores
 
 logger = logging.getLogger("flashelmo")
 
+MOST_WORKERS = 1024
 END_SECONDS = 10.0  # that a process may take to end
 # What a process sends: it wants a unit; a shard is finished; all of its are, with its report; it cannot go on.
 WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"
@@ -49,7 +51,7 @@ def embed_with_workers(
 
     Args:
         corpus: whose `threads`, among its options, are each process's: cores / n_workers unless they are given.
-        n_workers: processes.
+        n_workers: processes, on the CPU.
         resume, overwrite: see `embed_corpus`.
         on_progress: called with each finished shard's bytes of the input, and tokens.
 
@@ -57,6 +59,11 @@ def embed_with_workers(
         FlashElmoError: see `embed_corpus`; or all processes were killed, one after the other.
     """
     started = time.perf_counter()
+    n_workers = whole_number("workers", n_workers, 1, MOST_WORKERS)
+    device = corpus.options.get("device", "auto")
+    if device not in ("auto", "cpu"):
+        raise FlashElmoError(f"workers: expected device cpu, found {device}; of several devices each has a process")
+    corpus = replace(corpus, options={**corpus.options, "device": "cpu"})
     plan = make_plan(corpus, resume=resume, overwrite=overwrite)
     threads = plan.corpus.options.get("threads") or max(1, n_cores() // n_workers)
     corpus = replace(plan.corpus, options={**plan.corpus.options, "threads": threads})
