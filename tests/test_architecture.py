@@ -45,7 +45,7 @@ WINGS = {
     },
     "allennlp": {"settings", "torch"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
-    "bulk": {"embed_file", "embedder", "model", "output", "pipeline", "processor", "sinks", "text"},
+    "bulk": {"embed_file", "embedder", "model", "output", "pipeline", "processor", "ray", "sinks", "text"},
     "choice": {"cpu", "cuda", "devices", "model", "pipeline", "precision", "reference", "settings", "text"},
     "devices": {"output", "pipeline", "text"},
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},

@@ -97,13 +97,12 @@ def _embed_with_others(
     corpus = Corpus(path_of("model", model), source, target, output, reader=reader, options=settings, **given)
     how = {"resume": shards["resume"], "overwrite": shards["overwrite"]}
     with warnings_to_stderr(quiet):
+        n = 1 if workers is None else workers
         if ray is not None:
-            n = workers or 1
-            return embed_on_ray(corpus, n, ray, **how), f"{n} actors on Ray" if n > 1 else "an actor on Ray"
+            return embed_on_ray(corpus, n, ray, **how), "1 actor on Ray" if n == 1 else f"{n} actors on Ray"
         with closing(corpus.open()) as records, progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
-            return embed_with_workers(
-                corpus, workers or 1, **how, on_progress=on_progress
-            ), "1 process" if workers == 1 else f"{workers} processes"
+            done = embed_with_workers(corpus, n, **how, on_progress=on_progress)
+        return done, "1 process" if n == 1 else f"{n} processes"
 
 
 def _finish(done: Any, target: Path, computed: str, shards: dict[str, Any], report: Path | None, quiet: bool) -> None:
