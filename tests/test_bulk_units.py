@@ -121,7 +121,7 @@ def test_the_command(corpus: Corpus, expected: dict[str, bytes], capsys: pytest.
     arguments += ["--shard-records", "5", "--threads", "1"]
     for more, message in (
         (["--workers", "2", "--num-shards", "2"], "--num-shards: expected none beside --workers or --ray"),
-        (["--workers", "0"], "workers: expected 1 or more, found 0"),
+        (["--workers", "0"], "workers: expected 1 to 1024, found 0"),
         (["--workers", "2", "--device", "cuda"], "workers: expected device cpu, found cuda"),
     ):
         assert main([*arguments, *more]) == 1
