@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -534,6 +535,48 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--errors", "x"], "errors: expected strict, replace or skip, found 'x'"),
     ],
 )
-def test_bad_arguments(here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_bad_arguments_of_the_command(
+    here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     assert main(["embed", "text.txt", *arguments, "--model", "model", "-q"]) == 1
     assert message in capfd.readouterr().err and not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("absent.txt", "absent.txt: No such file"), ("model", "model: Is a directory")]
+)
+def test_an_input_that_is_not_there(
+    here: Path, run: Callable[..., Report], capfd: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    assert main(["embed", name, "out", "--model", "model", "-q"]) == 1
+    assert capfd.readouterr().err.startswith(f"flashelmo: {told}") and not (here / "out").exists()
+    for options in ({}, {"shard_records": None}):
+        with pytest.raises(OSError, match=told.partition(": ")[2]):  # at once
+            run(reader=open_reader(name), **options)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by /proc")
+def test_a_files_name_stands_for_what_is_on_the_disk(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("whole")
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def name_of(descriptor: int) -> str:
+        return Path(f"/proc/self/fd/{descriptor}").resolve().name.removeprefix(".").removesuffix(".tmp")
+
+    def told_fsync(file: int) -> None:
+        done.append(f"sync {name_of(file)}")
+        fsync(file)
+
+    def told_replace(old: Path, new: Path) -> None:
+        done.append(f"name {new.name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", told_fsync)
+    monkeypatch.setattr(os, "replace", told_replace)
+    run(shard_records=24)
+    names = [f"shard-00000000{suffix}" for suffix in (".safetensors", ".parquet", ".json")]
+    data, index, last = ([f"sync {name}", f"name {name}"] for name in names)
+    assert done[-8:] == [*data, *index, "sync out", *last, "sync out"]

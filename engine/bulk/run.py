@@ -28,6 +28,7 @@ from flashelmo.engine.output import Output
 logger = logging.getLogger("flashelmo")
 
 RETRY_SECONDS = (1.0, 10.0)  # before a shard is tried again
+NOT_LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 INDEX_BYTES = 16  # of a record in the index, without its tokens
 
 
@@ -221,7 +222,9 @@ class Run:
         return max(n_bytes, n_bytes / (end - begin) * float(input_bytes) - written)
 
     def _wait_or_give_up(self, error: OSError, number: int, n_failed: int) -> None:
-        """Wait before a shard is tried again, or raise FlashElmoError."""
+        """Wait before a shard is tried again, or raise FlashElmoError, or an error that waiting does not end."""
+        if isinstance(error, NOT_LOST):
+            raise error
         reason = error.strerror or str(error)
         what = f"{error.filename or self._job.folder}: {shard_name(number)}: {reason}"
         if n_failed > len(RETRY_SECONDS):

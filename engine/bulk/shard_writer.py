@@ -20,6 +20,7 @@ from flashelmo.engine.sinks import sync
 from flashelmo.engine.text.lines import Int64
 
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
+HALF_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinity and NaN
 ALIGNMENT = 64  # bytes, of the first tensor
 GROUP_BYTES = 32 << 20  # of vectors in a row group of Parquet
 INDEX_ROWS = 1 << 16  # of a row group of the index
@@ -245,7 +246,7 @@ class ShardWriter:
             OSError: the disk is full, or gone.
             FlashElmoError: a value beyond float16's range.
         """
-        if block.dtype == np.float16 and not np.isfinite(block).all():
+        if block.dtype == np.float16 and (block.view(np.uint16) & HALF_EXPONENT == HALF_EXPONENT).any():
             records = f"records {self._shard.begin.record} to {self._shard.end.record - 1}"
             raise FlashElmoError(f"{records}: expected values within float16's range, found others; use float32")
         self._open().write(block)
@@ -262,7 +263,6 @@ class ShardWriter:
         if self._n_rows != expected:
             raise FlashElmoError(f"shard {self._shard.number}: expected {expected} rows, found {self._n_rows}")
         path = self._folder / f"{shard_name(self._shard.number)}.json"
-        path.unlink(missing_ok=True)  # of a shard that was found damaged
         values = self._open()
         meta = {**self._shard.meta, "rows": self._n_rows, "files": values.publish()}
         self._values = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import ADDRESS, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
@@ -61,6 +61,8 @@ def embed_to_folder(
     if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
         raise FlashElmoError(f"--report: expected a file's name in a folder that is there, found {report}")
     check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
+    if source != "-" and not ADDRESS.match(source):
+        path_of("input", source).open("rb").close()
     if workers is not None or ray is not None:
         done, computed = _embed_with_others(
             source, target, output, model, settings, reader, shards, quiet, workers, ray
