@@ -12,7 +12,10 @@ from tiny_models import MODELS
 from flashelmo.benchmarks import feed
 from flashelmo.benchmarks.__main__ import find
 from flashelmo.benchmarks.results import Row
+from flashelmo.engine.bulk.report import Report
+from flashelmo.engine.bulk.units import Corpus
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.checkpoints import load_model
 
 LINES = ["the cat sat on the mat", "the cat sat", "", "a dog sat on the mat", "the cat"] * 3
 SETTINGS = replace(find("feed").defaults, rounds=1, threads=1, host_tokens=40, bulk_tokens=40)
@@ -71,11 +74,20 @@ def test_the_feed_reads_and_writes_all(bench: feed.Bench, text: Path, monkeypatc
 
 
 def test_processes_take_turns(bench: feed.Bench, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "WORKER_RECORDS", 4)
+    runs: list[tuple[int, Any, bool]] = []
+
+    def run(corpus: Corpus, n_workers: int, overwrite: bool) -> Report:
+        assert Path(corpus.input).read_text("utf-8").split()[:3] == ["the", "cat", "sat"]
+        assert load_model(corpus.model).config == bench.config
+        runs.append((n_workers, corpus.options["threads"], overwrite))
+        return Report(tokens=40, seconds=n_workers)
+
+    monkeypatch.setattr(feed, "embed_with_workers", run)
     monkeypatch.setattr(feed, "random_model", lambda name, seed: MODELS["skip"])
-    rows = feed.measure_workers(bench, replace(SETTINGS, text=text))
-    assert [(row.name, row.detail) for row in rows] == [
-        ("1 process", "1 thread each"),
-        ("2 processes", "1 thread each"),
+    rows = feed.measure_workers(bench, replace(SETTINGS, text=text, threads=4, rounds=2))
+    assert runs == [(1, 4, True), (2, 2, True), (4, 1, True)] * 2
+    assert [(row.name, row.detail, row.median) for row in rows] == [
+        ("1 process", "4 threads each", 40.0),
+        ("2 processes", "2 threads each", 20.0),
+        ("4 processes", "1 thread each", 10.0),
     ]
-    assert all(row.median for row in rows)

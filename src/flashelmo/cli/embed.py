@@ -69,6 +69,9 @@ def embed(
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    window_tokens: Annotated[
+        int | None, typer.Option(help="Tokens computed together; more share more steps and take more memory.")
+    ] = None,
     word_cache: Annotated[
         Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
     ] = None,
@@ -109,6 +112,7 @@ def embed(
         "batch_size": 64 if batch_size is None else batch_size,
         "threads": threads,
         "word_cache": word_cache,
+        "window_tokens": window_tokens,
         "keep_sentence_boundaries": keep_sentence_boundaries,
     }
     bulk = {
