@@ -30,6 +30,7 @@ OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
+RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
@@ -76,6 +77,7 @@ setup(
         "torch": TORCH,
         "bulk": BULK,
         "spacy": ["spacy>=3.7"],
+        "ray": RAY,
         "bench": BENCH,
         "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
     },

@@ -13,6 +13,7 @@ cpu/             the engine on the processor beside the reference: the default
 onnx/            the exported file beside the engine, on a card too
 precision.py     each precision's error on a CUDA device, without one
 gpu/             the engine on a card, end to end
+feed.py          what stands around the computation of a corpus: sharing, feeding, processes
 kernels/         the GPU kernels by themselves, on a card and without one
 test_parts.py    the contestants and the host's side by pytest-benchmark: `pytest benchmarks`
 

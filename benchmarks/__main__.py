@@ -32,6 +32,7 @@ SUITES = {
     "resources": "kernels.resources",
     "model": "kernels.model",
     "report": "report",
+    "feed": "feed",
 }
 
 

@@ -138,6 +138,8 @@ def make_pipeline(model: ElmoModel, settings: Settings) -> PipelineInfo:
         MissingExtraError: the chosen runtime's package is not installed.
     """
     choice = choose_runtime(settings)
+    if settings.word_cache is not None and choice.runtime not in ("ort", "openvino"):
+        raise FlashElmoError(f"word_cache: expected runtime 'ort' or 'openvino' on the CPU, found {choice.runtime!r}")
     if choice.runtime == "reference":
         from flashelmo.engine.reference.pipeline import make_reference_pipeline
 

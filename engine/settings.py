@@ -7,11 +7,13 @@ it from the object.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, cast
 
-from flashelmo.engine.arguments import flag, shown, whole_number
+from flashelmo.engine.arguments import flag, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.processor import check_threads
@@ -76,6 +78,8 @@ class Settings:
         keep_sentence_boundaries: give the vectors of the begin and end of sentence too, T + 2 rows.
         share: compute equal prefixes and suffixes of sentences once; stateful runs never do.
         cache_bytes: bound of the memory for word vectors that are kept from call to call.
+        word_cache: a file of word vectors that are kept from run to run, on the CPU; it is of one model in one
+            precision, made where there is none, used by several runs at once, and at most 8 times `cache_bytes` large.
         window_tokens: tokens (and sentences) computed together; None bounds their hidden states to 256 MiB, on a CUDA
             device to what fits its free memory.
         cuda: switches of the CUDA runtime.
@@ -94,6 +98,7 @@ class Settings:
     keep_sentence_boundaries: bool = False
     share: bool = True
     cache_bytes: int = 128 << 20
+    word_cache: str | Path | None = None
     window_tokens: int | None = None
     cuda: CudaSettings = CudaSettings()
 
@@ -103,6 +108,9 @@ class Settings:
         for name, least in (("batch_size", 1), ("window_tokens", 1), ("cache_bytes", 0)):
             if name != "window_tokens" or self.window_tokens is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if self.word_cache is not None:
+            path = path_of("word_cache", self.word_cache)
+            object.__setattr__(self, "word_cache", Path(os.path.abspath(path)))
         object.__setattr__(self, "threads", check_threads(self.threads))
         for name in ("precision", "runtime"):
             if not isinstance(getattr(self, name), str):
@@ -150,6 +158,7 @@ class Options(TypedDict, total=False):
     keep_sentence_boundaries: bool
     share: bool
     cache_bytes: int
+    word_cache: str | Path | None
     window_tokens: int | None
     cuda: CudaSettings
 

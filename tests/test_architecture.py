@@ -45,7 +45,7 @@ WINGS = {
     },
     "allennlp": {"settings", "torch"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
-    "bulk": {"embed_file", "model", "output", "pipeline", "sinks", "text"},
+    "bulk": {"embed_file", "embedder", "model", "output", "pipeline", "processor", "ray", "sinks", "text"},
     "choice": {"cpu", "cuda", "devices", "model", "pipeline", "precision", "reference", "settings", "text"},
     "devices": {"output", "pipeline", "text"},
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
@@ -85,7 +85,7 @@ BUILT_ON = {
     "engine.reference.torch_layers": {"torch"},
     "export.open_session": {"onnxruntime"},
 }
-OPTIONAL = {"torch", "triton", "onnxruntime", "openvino"}
+OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"}
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
 

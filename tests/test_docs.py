@@ -44,6 +44,8 @@ NOT_RUN = {
     ("docs/gpu.md", "--precision bf16"): "needs a card",
     ("docs/kernels.md", "python -m benchmarks resources"): "compiles for minutes, and the rest needs a card",
     ("docs/gpu.md", '"cuda:1"'): "needs two cards",
+    ("docs/bulk.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
+    ("docs/bulk.md", "import ray"): "needs Ray and cards",
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }

@@ -21,5 +21,10 @@ folder.py       what a folder was begun with, what of it is whole; `verify`
 locks.py        who may write to it
 report.py       what a run did
 to_file.py      an input into a single file of vectors, or SeqVec's files
+
+units.py        the shards as units of work for other processes; `EmbedUnit` does them
+workers.py      several processes on this machine: `embed_with_workers`
+on_ray.py       actors of a Ray cluster: `embed_on_ray`
+
 embeddings.py   `open_embeddings`: vectors read back
 """

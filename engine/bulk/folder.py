@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -22,6 +23,8 @@ from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.sinks import sync, take_name, writing
 from flashelmo.engine.threads import in_order
+
+logger = logging.getLogger("flashelmo")
 
 RUN = "run.json"
 FORMAT_VERSION = 1
@@ -83,9 +86,6 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
         known = read_json(path).get("shard_records") if path.exists() else None
         fingerprint["shard_records"] = known or shard_records()
     with writing(folder):
-        for name in os.listdir(folder):
-            if name.startswith(f".{RUN}."):
-                (folder / name).unlink(missing_ok=True)
         if not path.exists():
             with suppress(FileExistsError):  # another job of the array was first
                 _write_first(path, fingerprint)
@@ -144,13 +144,27 @@ def remove_leftovers(folder: Path, num_shards: int, shard_id: int) -> None:
     with writing(folder):
         for name in os.listdir(folder):
             found = TEMPORARY.fullmatch(name)
-            if found is not None and found[2] is not None and int(found[2]) % num_shards == shard_id:
+            if found is None:
+                continue
+            # the one of run.json has no number; it may be that of another job, which begins just now
+            if num_shards == 1 or (found[2] is not None and int(found[2]) % num_shards == shard_id):
                 (folder / name).unlink(missing_ok=True)
 
 
 def shard_numbers(folder: Path) -> list[int]:
     """Numbers of the shards that are said to be finished, ascending."""
     return sorted(int(found[1]) for name in os.listdir(folder) if (found := META.fullmatch(name)) is not None)
+
+
+def kept_shards(folder: Path, numbers: Iterable[int]) -> dict[int, Meta]:
+    """The entries of the shards that are finished and undamaged, by their number; a warning for each that is not."""
+    kept = {}
+    for number, meta, problems in finished(folder, numbers):
+        if meta is not None and not problems:
+            kept[number] = meta
+        for problem in problems:
+            logger.warning("%s: %s; the shard is written again", folder, problem)
+    return kept
 
 
 def finished(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, Meta | None, list[str]]]:

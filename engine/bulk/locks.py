@@ -6,6 +6,7 @@ They are the system's (flock) and end with the process, whatever ends it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from flashelmo.engine.sinks import lock, writing
 
 ALL = ".lock"
 DIGITS = 20
+ATTEMPTS, PAUSE = 20, 0.02  # to share the folder; seconds
 
 
 @contextmanager
@@ -54,13 +56,17 @@ def _share(folder: Path, num_shards: int, stack: ExitStack) -> bool:
     from fcntl import LOCK_NB, LOCK_SH, flock  # not on Windows
 
     descriptor = _opened(folder / ALL, stack)
-    if lock(descriptor, folder / ALL):
-        os.pwrite(descriptor, f"{num_shards:<{DIGITS}}".encode(), 0)
-    try:
-        flock(descriptor, LOCK_SH | LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.pread(descriptor, DIGITS, 0).split() == [str(num_shards).encode()]
+    for attempt in range(ATTEMPTS):  # another job may hold it alone for a moment, to write the number
+        if attempt:
+            time.sleep(PAUSE)
+        if lock(descriptor, folder / ALL):
+            os.pwrite(descriptor, f"{num_shards:<{DIGITS}}".encode(), 0)
+        try:
+            flock(descriptor, LOCK_SH | LOCK_NB)
+        except BlockingIOError:
+            continue
+        return os.pread(descriptor, DIGITS, 0).split() == [str(num_shards).encode()]
+    return False
 
 
 def _take_job(path: Path, stack: ExitStack) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -19,7 +19,7 @@ from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
-from flashelmo.engine.bulk.source import Job, Source, default_shard_records, describe_input
+from flashelmo.engine.bulk.source import Job, ShardSource, Source, default_shard_records, describe_input
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -76,6 +76,32 @@ def embed_corpus(
     num_shards = whole_number("num_shards", num_shards, 1)
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    rows, fingerprint = describe_run(embedder, reader, output, format, shard_records, keep_tokens)
+    folders.check_new(folder, resume, overwrite, num_shards > 1)
+    with locked(folder, num_shards, shard_id):
+        folders.check_new(folder, resume, overwrite, num_shards > 1)  # nobody else changes it from now on
+        if overwrite or (num_shards == 1 and not folders.shard_numbers(folder)):  # nothing is lost then
+            folders.clear(folder)
+        folders.remove_leftovers(folder, num_shards, shard_id)
+        begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
+        job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
+        run = Run(embedder, reader, job, on_progress)
+        return run.run(Source(reader, job, run.kept(resume)))
+
+
+def describe_run(
+    embedder: BulkEmbedder,
+    reader: Reader,
+    output: Output,
+    format: ShardFormat,
+    shard_records: int | None,
+    keep_tokens: bool,
+) -> tuple[Rows, folders.Meta]:
+    """What rows of the output are, and what must not change as long as a folder is written to.
+
+    Raises:
+        FlashElmoError: the embedder carries a state, the model lacks a layer, or an argument of another type.
+    """
     output.check(embedder.config.n_layers + 1)
     model = embedder.fingerprint()
     if model["stateful"]:
@@ -91,29 +117,34 @@ def embed_corpus(
         "input": describe_input(reader),
         "shard_records": None if shard_records is None else whole_number("shard_records", shard_records, 1),
     }
-    folders.check_new(folder, resume, overwrite, num_shards > 1)
-    with locked(folder, num_shards, shard_id):
-        folders.check_new(folder, resume, overwrite, num_shards > 1)  # nobody else changes it from now on
-        if overwrite or (num_shards == 1 and not folders.shard_numbers(folder)):  # nothing is lost then
-            folders.clear(folder)
-        folders.remove_leftovers(folder, num_shards, shard_id)
-        begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
-        job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
-        return _Run(embedder, reader, job, on_progress).run(resume)
+    return rows, fingerprint
 
 
-class _Run:
-    """One call of `embed_corpus`."""
+class Run:
+    """One call of `embed_corpus`, or of those that share its work.
 
-    def __init__(self, embedder: BulkEmbedder, reader: Reader, job: Job, on_progress: OnTextProgress) -> None:
-        self._embedder, self._reader, self._job, self._on_progress = embedder, reader, job, on_progress
+    Args:
+        embedder, reader, on_progress: see `embed_corpus`.
+        job: what is written where.
+        on_finish: called with a shard's entry when it is on the disk, by a thread.
+    """
+
+    def __init__(
+        self,
+        embedder: BulkEmbedder,
+        reader: Reader,
+        job: Job,
+        on_progress: OnTextProgress,
+        on_finish: Callable[[folders.Meta], None] = lambda meta: None,
+    ) -> None:
+        self._embedder, self._reader, self._job = embedder, reader, job
+        self._on_progress, self._on_finish = on_progress, on_finish
         self._report = Report()
         self._undone: deque[Shard] = deque()  # read and not finished, in order
 
-    def run(self, resume: bool) -> Report:
-        """Embed what is missing."""
+    def run(self, source: ShardSource) -> Report:
+        """Embed the source's shards."""
         started, before = time.perf_counter(), replace(self._embedder.statistics)
-        source = Source(self._reader, self._job, self._kept(resume))
         failed, n_failed = -1, 0
         while True:
             shards = chain(list(self._undone), source.shards())
@@ -131,17 +162,13 @@ class _Run:
         report.seconds = time.perf_counter() - started
         return report
 
-    def _kept(self, resume: bool) -> dict[int, folders.Meta]:
+    def kept(self, resume: bool) -> dict[int, folders.Meta]:
         """The entries of this job's shards that are finished and undamaged."""
-        folder, kept = self._job.folder, {}
+        folder = self._job.folder
         numbers = [number for number in folders.shard_numbers(folder) if self._job.has(number)]
         if numbers and not resume:
             raise FlashElmoError(f"{folder}: exists already; --resume goes on with it")
-        for number, meta, problems in folders.finished(folder, numbers):
-            if meta is not None and not problems:
-                kept[number] = meta
-            for problem in problems:
-                logger.warning("%s: %s; the shard is written again", folder, problem)
+        kept = folders.kept_shards(folder, numbers)
         self._report.kept = len(kept)
         return kept
 
@@ -165,6 +192,7 @@ class _Run:
         report.skipped += len(meta["skipped"])
         report.tokens += meta["tokens"]
         report.bytes_written += sum(file["bytes"] for file in meta["files"].values())
+        self._on_finish(meta)
 
     def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
         """The shards, once it is clear that the disk will hold them."""

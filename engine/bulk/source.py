@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -74,6 +74,17 @@ class Job:
         return number % self.num_shards == self.shard_id
 
 
+class ShardSource(Protocol):
+    """Shards that are to be written."""
+
+    @property
+    def number(self) -> int:
+        """Of the shard that is read next."""
+
+    def shards(self) -> Iterator[Shard]:
+        """From where the last call left off: it may be called again after an error."""
+
+
 class Source:
     """This job's shards that are not finished, in order.
 
@@ -96,12 +107,12 @@ class Source:
     def shards(self) -> Iterator[Shard]:
         """From where the last call left off: it may be called again after an error."""
         while not self._at_end:
-            part = self._part = self._part or self._take(self._place) or Part(self._place, self._place, 0, b"", _empty)
+            part = self._part = self._part or self._take(self._place) or no_part()
             following = self._take(part.end) if part.n_records == self._job.shard_records else None
             number, last = self.number, following is None
             shard = None
             if number in self._kept:
-                self._check_kept(part, last, self._kept[number])
+                check_kept(self._reader.name, part, last, self._kept[number])
             elif self._job.has(number):
                 shard = Shard.of(number, part, last)
             self._part, self._place, self._at_end = following, part.end, last
@@ -114,15 +125,21 @@ class Source:
         self._reader.seek(place)
         return self._reader.take(self._job.shard_records)
 
-    def _check_kept(self, part: Part, last: bool, meta: Meta) -> None:
-        """Raise FlashElmoError where the input is not the one of which a shard was made."""
-        found = (part.sha256, asdict(part.end), last)
-        if found != (meta["input_sha256"], meta["end"], meta["last"]):
-            records = f"records {part.begin.record} to {part.end.record - 1}"
-            raise FlashElmoError(
-                f"{self._reader.name}: {records}: expected those that shard {meta['shard']} was made of, found others; "
-                "the input has changed: --overwrite begins anew"
-            )
+
+def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
+    """Raise FlashElmoError where the input, of this name, is not the one of which a shard was made."""
+    found = (part.sha256, asdict(part.end), last)
+    if found != (meta["input_sha256"], meta["end"], meta["last"]):
+        records = f"records {part.begin.record} to {part.end.record - 1}"
+        raise FlashElmoError(
+            f"{name}: {records}: expected those that shard {meta['shard']} was made of, found others; "
+            "the input has changed: --overwrite begins anew"
+        )
+
+
+def no_part() -> Part:
+    """What an input without records has: a shard without any."""
+    return Part(Place(), Place(), 0, b"", _empty)
 
 
 def _empty() -> Records:

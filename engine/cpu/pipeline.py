@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from flashelmo.engine.cpu.bilstm import BiLstm, RowStates
 from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
+from flashelmo.engine.cpu.word_file import WordFile
 from flashelmo.engine.cpu.word_vectors import WordVectors
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
@@ -26,6 +29,7 @@ from flashelmo.engine.text.windows import Window
 Source: TypeAlias = tuple[Array, Int32]  # states [N, P], and which of them each token has [tokens]
 
 WINDOW_BYTES = 256 << 20  # of a window's hidden states, all layers and directions
+FILE_TIMES = 8  # the word cache's file may be so many times as large as the cache in memory
 
 
 class CpuPipeline:
@@ -34,16 +38,17 @@ class CpuPipeline:
     Args:
         model, runtime: what to compute and what computes it.
         settings: boundaries, sharing, state and the size of the word cache.
+        words: word vectors of earlier runs.
     """
 
     ahead = 0
 
-    def __init__(self, model: ElmoModel, runtime: Runtime, settings: Settings) -> None:
+    def __init__(self, model: ElmoModel, runtime: Runtime, settings: Settings, words: WordFile | None = None) -> None:
         self._config = model.config
         self._settings = settings
         encoder = WordEncoder(model.config, model.lexicon)
         self._planner = Planner(encoder.boundary_words, settings)
-        self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes)
+        self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes, words)
         self._bilstm = BiLstm(model.config, runtime)
         self._state = RowStates() if settings.stateful or not settings.share else None
         self._lock = InEachProcess(threading.Lock)  # a window at a time: state, cache and the LSTM's memory are shared
@@ -117,8 +122,17 @@ def make_cpu_pipeline(model: ElmoModel, runtime: str, precision: str, settings: 
         MissingExtraError: the runtime's package is not installed.
         FlashElmoError: the processor lacks the precision.
     """
-    pipeline = CpuPipeline(model, make_runtime(model, runtime, precision, settings.threads or 0), settings)
+    words = None if settings.word_cache is None else _word_file(model, runtime, precision, settings)
+    pipeline = CpuPipeline(model, make_runtime(model, runtime, precision, settings.threads or 0), settings, words)
     return PipelineInfo(pipeline, "cpu", precision, _tokens_at_once(model.config))
+
+
+def _word_file(model: ElmoModel, runtime: str, precision: str, settings: Settings) -> WordFile:
+    """The file of word vectors of this model, in this precision, on this runtime."""
+    config = json.dumps(model.config.to_dict(), sort_keys=True)
+    belongs_to = {"sha256": model.sha256, "configuration": config, "precision": precision, "runtime": runtime}
+    path, size = Path(settings.word_cache or ""), model.config.projection_size
+    return WordFile(path, belongs_to, size, FILE_TIMES * settings.cache_bytes)
 
 
 def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from flashelmo.engine.cpu.runtime import Array, Int64, Runtime
+from flashelmo.engine.cpu.word_file import WordFile
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.characters import WordEncoder
 
@@ -25,13 +26,22 @@ class WordVectors:
     Args:
         config, encoder, runtime: the model's dimensions, its words-to-ids rules, and what computes.
         cache_bytes: the least recently used vectors beyond this many bytes are forgotten.
+        file: keeps them from run to run.
     """
 
-    def __init__(self, config: ElmoConfig, encoder: WordEncoder, runtime: Runtime, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        config: ElmoConfig,
+        encoder: WordEncoder,
+        runtime: Runtime,
+        cache_bytes: int,
+        file: WordFile | None = None,
+    ) -> None:
         self._config = config
         self._encoder = encoder
         self._runtime = runtime
         self._cache = _LruCache(cache_bytes // (4 * config.projection_size), config.projection_size)
+        self._file = file
 
     def lookup(
         self, words: pa.StringArray, on_computed: OnComputed = lambda n_done, n_missing: None
@@ -43,10 +53,22 @@ class WordVectors:
         names = words.to_pylist()
         vectors = np.empty((len(names), self._config.projection_size), np.float32)
         missing = self._cache.read(names, vectors)
+        unknown = missing if self._file is None else self._read_file(names, missing, vectors)
+        if len(unknown):
+            vectors[unknown] = self._compute(words.take(pa.array(unknown)), on_computed)
+            if self._file is not None:
+                self._file.write([names[i] for i in unknown], vectors[unknown])
         if len(missing):
-            vectors[missing] = self._compute(words.take(pa.array(missing)), on_computed)
             self._cache.write([names[i] for i in missing], vectors[missing])
-        return vectors, len(missing)
+        return vectors, len(unknown)
+
+    def _read_file(self, names: list[str], missing: Int64, vectors: Array) -> Int64:
+        """Copy those of the missing vectors that the file has; the indices of the others."""
+        assert self._file is not None
+        found = np.empty((len(missing), vectors.shape[1]), np.float32)
+        unknown = self._file.read([names[i] for i in missing], found)
+        vectors[missing] = found
+        return missing[unknown]
 
     def _compute(self, words: pa.StringArray, on_computed: OnComputed) -> Array:
         """Words of like length together, so that few positions are padding."""

@@ -27,6 +27,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the shards th
 NumShards = Annotated[int | None, typer.Option(help="Jobs of an array that write to one folder.")]
 ShardId = Annotated[int | None, typer.Option(help="Number of this job in the array, from 0.")]
 ShardRecords = Annotated[int | None, typer.Option(help="Records of a shard; about 1 GiB if not set.")]
+Workers = Annotated[int | None, typer.Option(help="Processes, each on its share of the cores; with --ray, actors.")]
+Ray = Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Embed on a Ray cluster.")]
 ReportFile = Annotated[Path | None, typer.Option(help="File for a report of the run, as JSON.")]
 
 
@@ -47,6 +49,8 @@ def embed_to_folder(
     shards: dict[str, Any],
     report: Path | None = None,
     quiet: bool = False,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> None:
     """Open the input, load the model, embed; what is cheap to check is checked first."""
     from flashelmo.engine.bulk.folder import check_new
@@ -60,14 +64,56 @@ def embed_to_folder(
     check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
     if source != "-" and not ADDRESS.match(source):
         path_of("input", source).open("rb").close()
+    if workers is not None or ray is not None:
+        done, computed = _embed_with_others(
+            source, target, output, model, settings, reader, shards, quiet, workers, ray
+        )
+        _finish(done, target, computed, shards, report, quiet)
+        return
     with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
         embedder = ElmoEmbedder.load(path_of("model", model), **settings)
         with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
             done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
+    _finish(done, target, f"{embedder.device}, {embedder.precision}", shards, report, quiet)
+
+
+def _embed_with_others(
+    source: str,
+    target: Path,
+    output: Output,
+    model: Path,
+    settings: dict[str, Any],
+    reader: dict[str, Any],
+    shards: dict[str, Any],
+    quiet: bool,
+    workers: int | None,
+    ray: str | None,
+) -> tuple[Any, str]:
+    """Embed with several processes, here or on a cluster: the report, and who computed."""
+    from flashelmo.engine.bulk.on_ray import embed_on_ray
+    from flashelmo.engine.bulk.units import Corpus
+    from flashelmo.engine.bulk.workers import embed_with_workers
+
+    if shards["num_shards"] > 1:
+        raise FlashElmoError("--num-shards: expected none beside --workers or --ray, which deal shards out themselves")
+    given = {name: shards[name] for name in ("format", "shard_records", "keep_tokens")}
+    corpus = Corpus(path_of("model", model), source, target, output, reader=reader, options=settings, **given)
+    how = {"resume": shards["resume"], "overwrite": shards["overwrite"]}
+    with warnings_to_stderr(quiet):
+        n = 1 if workers is None else workers
+        if ray is not None:
+            return embed_on_ray(corpus, n, ray, **how), "1 actor on Ray" if n == 1 else f"{n} actors on Ray"
+        with closing(corpus.open()) as records, progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
+            done = embed_with_workers(corpus, n, **how, on_progress=on_progress)
+        return done, "1 process" if n == 1 else f"{n} processes"
+
+
+def _finish(done: Any, target: Path, computed: str, shards: dict[str, Any], report: Path | None, quiet: bool) -> None:
+    """Write the report and say what was done."""
     if report is not None:
         done.write(report, target, shards["num_shards"], shards["shard_id"])
     if not quiet:
-        _print_summary(done, target, f"{embedder.device}, {embedder.precision}")
+        _print_summary(done, target, computed)
 
 
 def _print_summary(done: Any, target: Path, computed: str) -> None:

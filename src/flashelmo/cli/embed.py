@@ -24,12 +24,14 @@ from flashelmo.cli.bulk import (
     IdField,
     InputFormat,
     NumShards,
+    Ray,
     ReportFile,
     Resume,
     ShardFormat,
     ShardId,
     ShardRecords,
     Tokenizer,
+    Workers,
     embed_to_folder,
     is_folder,
 )
@@ -67,6 +69,12 @@ def embed(
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    window_tokens: Annotated[
+        int | None, typer.Option(help="Tokens computed together; more share more steps and take more memory.")
+    ] = None,
+    word_cache: Annotated[
+        Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
+    ] = None,
     errors: Annotated[
         str, typer.Option(metavar="strict|replace|skip", help="For records that cannot be read.")
     ] = "strict",
@@ -85,6 +93,8 @@ def embed(
     num_shards: NumShards = None,
     shard_id: ShardId = None,
     shard_records: ShardRecords = None,
+    workers: Workers = None,
+    ray: Ray = None,
     report: ReportFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
@@ -101,6 +111,8 @@ def embed(
         "stateful": stateful,
         "batch_size": 64 if batch_size is None else batch_size,
         "threads": threads,
+        "word_cache": word_cache,
+        "window_tokens": window_tokens,
         "keep_sentence_boundaries": keep_sentence_boundaries,
     }
     reader = {
@@ -136,6 +148,8 @@ def embed(
             },
             report=report,
             quiet=quiet,
+            workers=workers,
+            ray=ray,
         )
         return
     for_shards = {
@@ -144,6 +158,8 @@ def embed(
         "--num-shards": num_shards,
         "--shard-id": shard_id,
         "--shard-records": shard_records,
+        "--workers": workers,
+        "--ray": ray,
         "--report": report,
     }
     for name in (name for name, value in for_shards.items() if value is not None):

@@ -1,0 +1,263 @@
+"""What stands around the computation of a corpus: what sharing saves, how fast it is fed, how processes scale.
+
+`--only sharing` counts steps and times nothing: every machine, however busy, gives the same figures. `--only feed`
+leaves the computation out: text becomes a device's input, and pooled vectors are written. `--only workers` embeds a
+corpus with one process, and with as many as there are cores. These two need an idle machine.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import REAL_TEXT, load_sentences, write_sentences
+from flashelmo.benchmarks.worker import Pool
+from flashelmo.engine.bulk.records import open_reader
+from flashelmo.engine.bulk.run import embed_corpus
+from flashelmo.engine.bulk.units import Corpus
+from flashelmo.engine.bulk.workers import embed_with_workers
+from flashelmo.engine.cpu.bilstm import STEP_ROWS, WORD_TABLE_BYTES
+from flashelmo.engine.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import preset_config, random_model
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import Plan, Planner, Statistics, Stream
+from flashelmo.engine.processor import n_cores
+from flashelmo.engine.settings import Settings as EngineSettings
+from flashelmo.engine.text.schedule import Boundaries, Schedule, build_schedule
+from flashelmo.engine.text.windows import Window, read_ahead, read_windows
+
+GIB = 2**30
+NO_LIMIT = 1 << 62
+WINDOWS = tuple(1 << k for k in (10, 13, 15, 16, 17, 18, 19, 20, 22))  # tokens
+SHARDS, SHARD_WINDOW = (1 << 10, 1 << 12, 1 << 14, 1 << 16), 1 << 18  # records of a shard, tokens of a window
+PARTS = (8, 4, 2, 1)  # a text is cut to its first eighth, quarter and half
+TEXTS = ("kjv.txt", "wordnet_text.txt")  # beside the checkout
+READING, WRITING = "text to a device's input", "and pooled vectors to shards"
+MEAN = Output("average", pool="mean")
+HELD = "the largest window's float32 arrays on the CPU, of the {} model: states, cells, input products, word vectors"
+WORKER_TOKENS, WORKER_RECORDS = 100_000, 256  # of the corpus of several processes, and of its shards
+FEED_WINDOW = 1 << 17  # tokens, of the small model's windows
+
+
+class Bench(NamedTuple):
+    """A model's name and dimensions, and a folder for files."""
+
+    name: str
+    seed: int
+    folder: Path
+    config: ElmoConfig
+
+
+def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Bench:
+    """No weights yet: most of what is measured needs none."""
+    return Bench(name, seed, folder, preset_config(name))
+
+
+# --------------------------------------------------------------------------------------------------------- sharing
+
+
+class Count(NamedTuple):
+    """Steps of both directions for a layer, with sharing and without, and the most bytes that a window takes."""
+
+    steps: int
+    alone: int
+    n_bytes: int
+
+    @classmethod
+    def of(cls, windows: Iterable[Window], config: ElmoConfig) -> Count:
+        """Of a text in windows."""
+        steps = alone = n_bytes = 0
+        for window in windows:
+            n_words = len(window.words)
+            schedule = build_schedule(window.word_ids, window.offsets, Boundaries(n_words, n_words + 1))
+            steps += schedule.n_nodes
+            alone += 2 * (len(window.word_ids) + int(np.count_nonzero(np.diff(window.offsets))))
+            n_bytes = max(n_bytes, window_bytes(schedule, n_words, config))
+        return cls(steps, alone, n_bytes)
+
+
+def window_bytes(schedule: Schedule, n_words: int, config: ElmoConfig) -> int:
+    """Bytes of float32 that the CPU holds for a window: states, cells of two depths, input products, word vectors."""
+    size, cell = 4 * config.projection_size, 4 * config.cell_size
+    table = max(STEP_ROWS, min(n_words, WORD_TABLE_BYTES // (4 * cell)))
+    total = n_words * size
+    for forest in (schedule.forward, schedule.backward):
+        total += forest.n_nodes * config.n_layers * size + 2 * int(np.diff(forest.depths).max()) * cell
+        total += 4 * table * cell
+    return total
+
+
+def texts(settings: Settings) -> dict[str, bytes]:
+    """The texts that are counted, by their names."""
+    paths = [settings.text] if settings.text else [REAL_TEXT.with_name(name) for name in TEXTS]
+    found = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    if not found:
+        sentences, source = load_sentences(1 << 18, settings.text, settings.seed)
+        return {source: "".join(" ".join(tokens) + "\n" for tokens in sentences).encode()}
+    return found | ({" + ".join(found): b"".join(found.values())} if len(found) > 1 else {})
+
+
+def read(data: bytes, max_tokens: int, max_sentences: int = NO_LIMIT) -> Iterator[Window]:
+    """A text in windows."""
+    return read_windows(io.BytesIO(data), max_sentences=max_sentences, max_tokens=max_tokens)
+
+
+def measure_sharing(bench: Bench, settings: Settings) -> list[Row]:
+    """How many times fewer steps: by window, by the shards at whose ends windows end, and as a text grows."""
+    rows, held = [], []
+    for name, data in texts(settings).items():
+        n_tokens = len(data.split())
+        row = partial(Row, "sharing", bench.name, name)
+        note = f"of {n_tokens:,} tokens; a step without sharing for each token and for a boundary of each sentence"
+        for size in [size for size in WINDOWS if size < 2 * n_tokens]:
+            count = Count.of(read(data, size), bench.config)
+            detail = f"windows of {size} tokens"
+            rows.append(row("x fewer steps", detail, note=note).with_samples([count.alone / count.steps]))
+            held.append(row("GiB", detail, note=HELD.format(bench.name)).with_samples([count.n_bytes / GIB]))
+        lines = data.splitlines(keepends=True)
+        for n in SHARDS:
+            shards = (b"".join(lines[start : start + n]) for start in range(0, len(lines), n))
+            count = Count.of((window for shard in shards for window in read(shard, SHARD_WINDOW)), bench.config)
+            rows.append(row("x fewer steps", f"shards of {n} records").with_samples([count.alone / count.steps]))
+        for part in PARTS:
+            first = b"".join(lines[: len(lines) // part])
+            count = Count.of(read(first, NO_LIMIT), bench.config)
+            detail = "the whole text in a window" if part == 1 else f"its first 1/{part} in a window"
+            rows.append(row("x fewer steps", detail).with_samples([count.alone / count.steps]))
+    return rows + held
+
+
+# ------------------------------------------------------------------------------------------------------------ feed
+
+
+class NothingComputed:
+    """What `embed_corpus` needs of an embedder: windows become a device's input, and vectors of zeros come back."""
+
+    reads_ahead = True
+    window_limits = (FEED_WINDOW, FEED_WINDOW)
+
+    def __init__(self, config: ElmoConfig, threads: int) -> None:
+        self.config = config
+        self.statistics = Statistics()
+        self.settings = EngineSettings(threads=threads)
+        self._planner = Planner(("<S>", "</S>"), self.settings)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """None of a model's."""
+        return {"stateful": False, "keep_sentence_boundaries": False}
+
+    def embed_windows(self, windows: Iterable[Window], on_progress: Callable[[float], None], output: Output) -> Stream:
+        """Zeros for each sentence."""
+        zeros = np.zeros(output.shape((self.config.n_layers + 1, 1, self.config.output_size)), np.float32)
+        for plan in self._planner.plan_ahead(windows):
+            fill_input(plan)
+            yield plan.window, iter([zeros] * len(plan.window))
+
+
+def fill_input(plan: Plan) -> Window:
+    """Make the integers that a CUDA device is given for a window."""
+    sizes = Sizes.of(plan.schedule, share=True, pooled=True, stateful=False)
+    plan.words.to_pylist()  # what the table of word vectors is asked for
+    fill(np.empty(Layout.of(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
+    return plan.window
+
+
+class Feed:
+    """A corpus on some of the cores, its computation left out."""
+
+    def __init__(self, config: ElmoConfig, cores: int) -> None:
+        self._config, self._cores = config, cores
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+    def speed(self, what: str, path: Path) -> float:
+        """Tokens a second."""
+        embedder = NothingComputed(self._config, self._cores)
+        begin = time.perf_counter()
+        if what == READING:
+            windows = read_ahead(read_windows(path, max_sentences=FEED_WINDOW, max_tokens=FEED_WINDOW))
+            stream = embedder.embed_windows(windows, lambda fraction: None, MEAN)
+            n_tokens = sum(len(window.word_ids) for window, _ in stream)
+        else:
+            folder = path.with_name("fed")
+            shutil.rmtree(folder, ignore_errors=True)
+            with closing(open_reader(path)) as reader:
+                n_tokens = embed_corpus(embedder, reader, folder, MEAN, keep_tokens=False).tokens
+        return n_tokens / (time.perf_counter() - begin)
+
+
+def measure_feed(bench: Bench, settings: Settings) -> list[Row]:
+    """Tokens a second that one core feeds, and more."""
+    text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
+    path = write_sentences(bench.folder / "feed.txt", text)
+    rows, most = [], settings.threads or n_cores()
+    for cores in sorted({most, *(1 << k for k in range(most.bit_length()))}):
+        with Pool() as pool:
+            worker = pool.worker(Feed, bench.config, cores)
+            for what in (READING, WRITING):
+                samples = [worker.call("speed", what, path) for _ in range(settings.rounds)]
+                detail = f"{cores} core{'s' * (cores > 1)}"
+                rows.append(Row("feed", bench.name, what, "tokens/s", detail, note=source).with_samples(samples))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- workers
+
+
+def measure_workers(bench: Bench, settings: Settings) -> list[Row]:
+    """Tokens a second of a corpus into shards by one process on all cores, and by more on their shares; in turns.
+
+    The time is that of the whole run, from the start of the processes.
+    """
+    write_native(random_model(bench.name, bench.seed), bench.folder / bench.name, overwrite=True)
+    text, source = load_sentences(settings.bulk_tokens or WORKER_TOKENS, settings.text, settings.seed)
+    path, cores = write_sentences(bench.folder / "corpus.txt", text), settings.threads or n_cores()
+    samples: dict[int, list[float]] = {n: [] for n in sorted({1, 2, cores})}
+    for _, n in product(range(settings.rounds), samples):
+        options = {"threads": max(1, cores // n)}
+        model, folder = bench.folder / bench.name, bench.folder / "shards"
+        corpus = Corpus(model, str(path), folder, MEAN, shard_records=WORKER_RECORDS, options=options)
+        report = embed_with_workers(corpus, n, overwrite=True)
+        samples[n].append(report.tokens_per_second)
+    rows = []
+    for n, found in samples.items():
+        threads = max(1, cores // n)
+        name, detail = f"{n} process{'es' * (n > 1)}", f"{threads} thread{'s' * (threads > 1)} each"
+        rows.append(Row("workers", bench.name, name, "tokens/s", detail, note=source).with_samples(found))
+    return rows
+
+
+SECTIONS: dict[str, Callable[[Bench, Settings], Sequence[Row]]] = {
+    "sharing": measure_sharing,
+    "feed": measure_feed,
+    "workers": measure_workers,
+}
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Measure everything that the settings ask for; the exit status."""
+    return run_sections(settings, console, new_results(settings, "feed"), SECTIONS, prepare)
+
+
+SUITE = Suite(
+    "What stands around the computation of a corpus: sharing, feeding, processes.",
+    Settings(sections=tuple(SECTIONS), models=("original",), rounds=3),
+    tuple(name for name in PROCESSOR_OPTIONS if name != "contestants"),
+    command,
+)

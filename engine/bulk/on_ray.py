@@ -1,0 +1,126 @@
+"""A corpus on a Ray cluster: units are the rows of a data set, and actors embed them.
+
+A row is a few numbers and so is what comes back: the actors write the shards. Ray starts an actor that is lost anew and
+gives its unit to another.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.arguments import whole_number
+from flashelmo.engine.bulk.report import Report
+from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+logger = logging.getLogger("flashelmo")
+
+LOCAL = "local"  # an address: a cluster of this machine alone, for as long as the run lasts
+MOST_RETRIES = 4  # of a unit whose actor is lost
+
+
+def embed_on_ray(
+    corpus: Corpus,
+    n_workers: int = 1,
+    address: str = LOCAL,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """As `embed_corpus`, by actors of a Ray cluster; the files are the same.
+
+    Args:
+        corpus: model, input and folder under paths that all machines have. Each actor has as many cores as the option
+            `threads` says, 1 unless it is given, and a card where the option `device` is "cuda".
+        n_workers: actors.
+        address: of the cluster, "auto" for the one that this machine is part of, or "local".
+        resume, overwrite: see `embed_corpus`.
+
+    Raises:
+        FlashElmoError: see `embed_corpus`; no cluster at the address; what Ray gave up for.
+        MissingExtraError: Ray is not installed.
+    """
+    n_workers = whole_number("workers", n_workers, 1)
+    try:
+        import ray
+        from ray.data import ActorPoolStrategy
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray", "--ray") from error
+    plan = make_plan(corpus, resume=resume, overwrite=overwrite)
+    options = {**plan.corpus.options, "threads": plan.corpus.options.get("threads") or 1}
+    units = [asdict(unit) for unit in plan.units]
+    begun_here = not ray.is_initialized()
+    started, report = time.perf_counter(), Report(kept=len(plan.kept))
+    try:
+        if begun_here:
+            ray.init(address=address, logging_level=logging.WARNING)
+        rows = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+            RayUnit,
+            fn_constructor_args=(replace(plan.corpus, options=options),),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(n_workers, len(units))),
+            num_cpus=options["threads"],
+            num_gpus=1 if str(options.get("device")).startswith("cuda") else 0,
+            max_task_retries=MOST_RETRIES,
+        )
+        for row in rows.iter_rows():
+            _add(report, row, plan.kept)
+    except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
+        raise FlashElmoError(f"ray: {_first_line(error)}; finished shards are kept, --resume goes on") from None
+    finally:
+        if begun_here:
+            ray.shutdown()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+class RayUnit:
+    """An `EmbedUnit` that gives what is wrong as a row: Ray wraps what is raised in pages of its own.
+
+    Args:
+        corpus: of the units.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._error = ""
+        self._embed: EmbedUnit | None = None
+        try:
+            self._embed = EmbedUnit(corpus)
+        except FlashElmoError as error:
+            self._error = str(error)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """See `EmbedUnit`; one column more, `error`."""
+        done, error = None, self._error
+        if self._embed is not None:
+            try:
+                done = self._embed(batch)
+            except FlashElmoError as found:
+                error = str(found)
+        return {**(done or _nothing(batch)), "error": np.array([error] * len(batch["shard"]))}
+
+
+def _nothing(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of units for which nothing was done."""
+    shards = np.asarray(batch["shard"])
+    return {name: shards if name == "shard" else np.zeros(len(shards), np.int64) for name in DONE}
+
+
+def _add(report: Report, row: Mapping[str, Any], kept: frozenset[int]) -> None:
+    """Add what was done for a unit, if only by an actor that was lost. FlashElmoError: it could not be done."""
+    if row["error"]:
+        raise FlashElmoError(row["error"])
+    known = {each.name for each in fields(Report)} - {"kept"}
+    for name in known.intersection(DONE):
+        setattr(report, name, getattr(report, name) + int(row[name]))
+    report.shards += row["shard"] not in kept
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,259 @@
+"""Units of work: shards that processes, here or on other machines, embed for one folder.
+
+Whoever deals them out reads through the input once, without decoding it. A unit says where its shard begins, and a
+process writes the shard's files itself, by the same commit as a run by itself: no vectors travel. A unit may be done
+twice: its files are the same each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.bulk import folder as folders
+from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.parts import Part, Place, Reader
+from flashelmo.engine.bulk.records import open_reader
+from flashelmo.engine.bulk.report import Report
+from flashelmo.engine.bulk.run import Run, describe_run
+from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, shard_name
+from flashelmo.engine.bulk.source import Job, check_kept, default_shard_records, no_part
+from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.output import Output
+
+MOST_SHARDS = 10**9  # a unit is a job in an array of so many
+WAIT_SECONDS = 600.0  # for a process that was given up, and still writes a shard
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An input, and the folder of shards that it becomes; it can be sent to other processes.
+
+    Attributes:
+        model: what `ElmoEmbedder.load` takes.
+        input: a path or address that all processes can read; a pipe cannot be.
+        folder: of the shards, that all processes can write to.
+        output: what is kept of a record.
+        format, shard_records, keep_tokens: see `embed_corpus`.
+        reader: further arguments of `open_reader`.
+        options: those of `ElmoEmbedder.load`.
+    """
+
+    model: str | Path
+    input: str
+    folder: Path
+    output: Output = field(default_factory=Output)
+    format: ShardFormat = "native"
+    shard_records: int | None = None
+    keep_tokens: bool = True
+    reader: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self) -> Reader:
+        """Its reader."""
+        if self.input == "-":
+            raise FlashElmoError("input: expected a file, as several processes read it, found standard input")
+        return open_reader(self.input, **self.reader)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A shard's number, and the place of its first record (see `Place`)."""
+
+    shard: int
+    record: int
+    line: int
+    byte: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to do.
+
+    Attributes:
+        corpus: with the number of records of a shard.
+        units: that are not finished; where all are, the first one, so that model and options are compared once. The
+            input is read as they are taken.
+        kept: numbers of the shards that were finished before.
+        n_bytes: of the input, where that is known.
+    """
+
+    corpus: Corpus
+    units: Iterator[Unit]
+    kept: frozenset[int]
+    n_bytes: int | None
+
+
+def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) -> Plan:
+    """Look at a folder, remove what is damaged there, and say what is to do. No model is computed with.
+
+    Raises:
+        FlashElmoError: see `embed_corpus`.
+    """
+    folder, reader = corpus.folder, corpus.open()
+    folders.check_new(folder, resume, overwrite)
+    model = load_model(corpus.model, corpus.options.get("options_file"))
+    corpus.output.check(model.config.n_layers + 1)
+    with locked(folder, 1, 0):
+        folders.check_new(folder, resume, overwrite)
+        if overwrite or not folders.shard_numbers(folder):
+            folders.clear(folder)
+        folders.remove_leftovers(folder, 1, 0)
+        kept = folders.kept_shards(folder, folders.shard_numbers(folder))
+        if corpus.shard_records is None:
+            keep = bool(corpus.options.get("keep_sentence_boundaries"))
+            rows = Rows.of(corpus.output, model.config.n_layers + 1, model.config.output_size, keep)
+            begun = folder / folders.RUN
+            known = folders.read_json(begun).get("shard_records") if begun.exists() else None
+            corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
+    return Plan(corpus, _missing(corpus, reader, kept), frozenset(kept), getattr(reader, "n_bytes", None))
+
+
+def _missing(corpus: Corpus, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
+    """The units that are not finished, or the first one; of the others the records are compared."""
+    n = corpus.shard_records or 1
+    n_missing = 0
+    part: Part | None = reader.take(n) or no_part()
+    while part is not None:
+        following = reader.take(n) if part.n_records == n else None
+        number = part.begin.record // n
+        if number in kept:
+            check_kept(reader.name, part, following is None, kept[number])
+        else:
+            n_missing += 1
+            yield _unit(number, part)
+        part = following
+    if not n_missing:
+        yield _unit(0, no_part())
+
+
+def _unit(number: int, part: Part) -> Unit:
+    return Unit(number, part.begin.record, part.begin.line, part.begin.byte)
+
+
+class UnitSource:
+    """The shards of units; see `ShardSource`.
+
+    Args:
+        reader, job: what is read, and for whom.
+        units: that are to do.
+    """
+
+    def __init__(self, reader: Reader, job: Job, units: Iterable[Unit]) -> None:
+        self._reader, self._job, self._units = reader, job, iter(units)
+        self._unit: Unit | None = None  # that is being read
+        self.number = 0
+
+    def shards(self) -> Iterator[Shard]:
+        """See `ShardSource`."""
+        n = self._job.shard_records
+        while (unit := self._unit or next(self._units, None)) is not None:
+            self._unit, self.number = unit, unit.shard
+            self._reader.seek(Place(unit.record, unit.line, unit.byte))
+            part = self._reader.take(n)
+            if part is None:
+                if unit.record:
+                    raise FlashElmoError(f"{self._reader.name}: expected record {unit.record}, found the end")
+                part = no_part()
+            last = part.n_records < n or self._reader.take(1) is None
+            self._unit = None
+            yield Shard.of(unit.shard, part, last)
+
+
+class EmbedUnit:
+    """Embeds units of a corpus, one a call or a stream of them.
+
+    An actor for `ray.data.Dataset.map_batches`: `batch_size=1`, the corpus as its constructor's argument, rows with the
+    fields of `Unit`; it gives the fields of `DONE`. Elsewhere it can be called likewise.
+
+    Args:
+        corpus: with a number of records of a shard, as `make_plan` gives it.
+
+    Raises:
+        FlashElmoError: another model, option or input than the folder was begun with; see `embed_corpus`.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        from flashelmo.engine.embedder import ElmoEmbedder
+
+        self._embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
+        self._reader = corpus.open()
+        rows, fingerprint = describe_run(
+            self._embedder, self._reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens
+        )
+        begun = folders.start(corpus.folder, fingerprint, partial(default_shard_records, self._reader, rows))
+        size = int(begun["shard_records"])
+        self._job = Job(corpus.folder, corpus.output, rows, corpus.format, corpus.keep_tokens, 1, 0, size)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Embed units that are given as columns; a column of each of `DONE`."""
+        names = [each.name for each in fields(Unit)]
+        units = [Unit(*map(int, values)) for values in zip(*(batch[name] for name in names), strict=True)]
+        done = [self._one(unit) for unit in units]
+        return {name: np.array([row[name] for row in done]) for name in DONE}
+
+    def run(
+        self,
+        units: Iterable[Unit],
+        on_finish: Callable[[folders.Meta], None] = lambda meta: None,
+        on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
+    ) -> Report:
+        """Embed units one after the other, so that nothing waits at a shard's end; the caller holds a lock.
+
+        Args:
+            units: taken as they are needed.
+            on_finish: called with a shard's entry when it is on the disk, by a thread.
+            on_progress: see `embed_corpus`.
+        """
+        run = Run(self._embedder, self._reader, self._job, on_progress, on_finish)
+        return run.run(UnitSource(self._reader, self._job, units))
+
+    def finished(self, unit: Unit) -> folders.Meta | None:
+        """A unit's entry, if it is finished and undamaged."""
+        there = (self._job.folder / f"{shard_name(unit.shard)}.json").exists()
+        return folders.kept_shards(self._job.folder, [unit.shard] if there else []).get(unit.shard)
+
+    def _one(self, unit: Unit) -> dict[str, Any]:
+        """Embed a unit, unless it is finished; no other process has it meanwhile."""
+        folder = self._job.folder
+        with _waited_for(folder, unit.shard):
+            folders.remove_leftovers(folder, MOST_SHARDS, unit.shard)
+            report = self.run([unit]) if self.finished(unit) is None else Report(kept=1)
+        values = asdict(report) | asdict(unit)
+        return {name: values[name] for name in DONE}
+
+
+# What is told of a unit: its shard, whether it was finished before, and what was done for it.
+DONE = ("shard", "kept", "records", "skipped", "tokens", "distinct_words", "steps", "steps_saved", "bytes_written")
+
+
+@contextmanager
+def _waited_for(folder: Path, shard: int) -> Iterator[None]:
+    """Hold a shard's lock; a process that was given up may have it for a while.
+
+    Raises:
+        FlashElmoError: it has it for too long.
+    """
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        lock = locked(folder, MOST_SHARDS, shard)
+        try:
+            lock.__enter__()
+            break
+        except FlashElmoError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1.0)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)

@@ -1,0 +1,271 @@
+"""Several processes on this machine embed one corpus: each takes the next shard that is free.
+
+A process has its own threads, a share of the cores, and maps the model's file, which all of them read from the same
+memory. One that is killed is no loss: its shards are dealt out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+from flashelmo.engine.arguments import whole_number
+from flashelmo.engine.bulk import folder as folders
+from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.report import Report
+from flashelmo.engine.bulk.units import Corpus, EmbedUnit, Plan, Unit, make_plan
+from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.processor import n_cores
+
+logger = logging.getLogger("flashelmo")
+
+MOST_WORKERS = 1024
+END_SECONDS = 10.0  # that a process may take to end
+# What a process sends: it wants a unit; a shard is finished; all of its are, with its report; it cannot go on.
+WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"
+
+
+def embed_with_workers(
+    corpus: Corpus,
+    n_workers: int,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
+) -> Report:
+    """As `embed_corpus`, by several processes; the files are the same.
+
+    Args:
+        corpus: whose `threads`, among its options, are each process's: cores / n_workers unless they are given.
+        n_workers: processes, on the CPU.
+        resume, overwrite: see `embed_corpus`.
+        on_progress: called with each finished shard's bytes of the input, and tokens.
+
+    Raises:
+        FlashElmoError: see `embed_corpus`; or all processes were killed, one after the other.
+    """
+    started = time.perf_counter()
+    n_workers = whole_number("workers", n_workers, 1, MOST_WORKERS)
+    device = corpus.options.get("device", "auto")
+    if device not in ("auto", "cpu"):
+        raise FlashElmoError(f"workers: expected device cpu, found {device}; of several devices each has a process")
+    corpus = replace(corpus, options={**corpus.options, "device": "cpu"})
+    plan = make_plan(corpus, resume=resume, overwrite=overwrite)
+    threads = plan.corpus.options.get("threads") or max(1, n_cores() // n_workers)
+    corpus = replace(plan.corpus, options={**plan.corpus.options, "threads": threads})
+    pool = _Pool(replace(plan, corpus=corpus), n_workers, on_progress)
+    try:
+        pool.run()
+    finally:
+        pool.end()
+    report = pool.report
+    report.kept, report.seconds = len(plan.kept), time.perf_counter() - started
+    return report
+
+
+class _Worker:
+    """A process as the pool sees it, and the units that it has."""
+
+    def __init__(self, corpus: Corpus, n_workers: int, number: int) -> None:
+        self.units: dict[int, Unit] = {}
+        self.connection, theirs = Pipe()
+        path = [str(entry) for entry in sys.path]
+        code = f"import sys; sys.path[:] = {path!r}; from flashelmo.engine.bulk.workers import main; main(%d)"
+        with theirs:
+            descriptor = theirs.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code % descriptor],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(descriptor,),
+                start_new_session=True,  # no key pressed in the terminal reaches it
+            )
+        with suppress(OSError):  # it has ended already; `recv` will say so
+            self.connection.send((corpus, n_workers, number))
+
+    def give(self, unit: Unit | None) -> None:
+        """Give it a unit, or say that there are no more."""
+        if unit is not None:
+            self.units[unit.shard] = unit
+        with suppress(OSError):
+            self.connection.send(unit)
+
+    def end(self) -> str:
+        """End it; why it ended, if it did by itself."""
+        self.connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS if self.process.poll() is None and not self.units else 0.2)
+        code = self.process.poll()
+        self.process.kill()
+        self.process.wait(END_SECONDS)
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+
+class _Pool:
+    """Deals units out to processes until all are finished."""
+
+    def __init__(self, plan: Plan, n_workers: int, on_progress: OnTextProgress) -> None:
+        self.report = Report()
+        self._plan, self._units, self._on_progress = plan, plan.units, on_progress
+        self._again: deque[Unit] = deque()  # of processes that were killed
+        self._n_workers = n_workers
+        self._cause = ""  # why a process was lost
+        self._n_bytes = self._n_tokens = 0
+        self._workers: list[_Worker] = []
+
+    def run(self) -> None:
+        """Until all units are finished.
+
+        Raises:
+            FlashElmoError: all processes ended by themselves, and none of them had finished a shard.
+        """
+        n_finished = -1
+        while (unit := self._next()) is not None or n_finished < 0:
+            if n_finished == self.report.shards:
+                kept = "finished shards are kept, --resume goes on"
+                raise FlashElmoError(f"{self._plan.corpus.folder}: all processes ended: {self._cause}; {kept}")
+            if unit is not None:
+                self._again.append(unit)
+            n_finished = self.report.shards
+            self._workers = [_Worker(self._plan.corpus, self._n_workers, number) for number in range(self._n_workers)]
+            self._round()
+
+    def end(self) -> None:
+        """End the processes, and remove what they leave half written."""
+        left = bool(self._workers)
+        while self._workers:
+            self._workers.pop().end()
+        if left:
+            with suppress(FlashElmoError):
+                folders.remove_leftovers(self._plan.corpus.folder, 1, 0)
+
+    def _next(self) -> Unit | None:
+        """The next unit, if there is one."""
+        return self._again.popleft() if self._again else next(self._units, None)
+
+    def _round(self) -> None:
+        """Serve the processes until each has ended."""
+        idle: list[_Worker] = []
+        while self._workers:
+            by_connection = {worker.connection: worker for worker in self._workers}
+            for connection in wait(list(by_connection)):
+                worker = by_connection[connection]  # type: ignore[index]
+                try:
+                    kind, value = worker.connection.recv()
+                except (EOFError, OSError):
+                    self._lose(worker, idle)
+                    continue
+                if kind == WANTS:
+                    idle.append(worker)
+                elif kind == FINISHED:
+                    self._finish(worker, value)
+                elif kind == REPORT:
+                    self._workers.remove(worker)
+                    self._add(value)
+                    worker.end()
+                else:
+                    raise FlashElmoError(value)
+            self._serve(idle)
+
+    def _serve(self, idle: list[_Worker]) -> None:
+        """Give idle processes what there is; where there is nothing and none works, they are done.
+
+        As long as one works, the others wait: it may be killed.
+        """
+        while idle and (unit := self._next()) is not None:
+            idle.pop(0).give(unit)
+        if len(idle) == len(self._workers):
+            while idle:
+                idle.pop().give(None)
+
+    def _finish(self, worker: _Worker, meta: folders.Meta) -> None:
+        """A shard is on the disk."""
+        worker.units.pop(meta["shard"], None)
+        if meta["shard"] in self._plan.kept:
+            return
+        self._n_bytes += meta["end"]["byte"] - meta["begin"]["byte"]
+        self._n_tokens += meta["tokens"]
+        self.report.shards += 1
+        self._on_progress(float(self._n_bytes), float(self._n_tokens))
+
+    def _lose(self, worker: _Worker, idle: list[_Worker]) -> None:
+        """A process has ended by itself: others do its units."""
+        self._workers.remove(worker)
+        if worker in idle:
+            idle.remove(worker)
+        self._again.extend(worker.units.values())
+        worker.units.clear()
+        self._cause = worker.end()
+        logger.warning("process %d: %s; its shards are done again", worker.process.pid, self._cause)
+
+    def _add(self, values: dict[str, Any]) -> None:
+        """A process's report; shards are counted as they are finished."""
+        for name, value in values.items():
+            if name == "busy":
+                for stage, seconds in value.items():
+                    self.report.busy[stage] = self.report.busy.get(stage, 0.0) + seconds / self._n_workers
+            elif name not in ("shards", "kept", "seconds"):
+                setattr(self.report, name, getattr(self.report, name) + value)
+
+
+def main(descriptor: int) -> NoReturn:
+    """What a process does: embed the units that it gets at the other end of a connection, until that closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
+    os.set_inheritable(descriptor, False)
+    connection: Connection[Any, Any] = Connection(descriptor)
+    status = 1
+    sending = threading.Lock()
+
+    def send(kind: str, value: Any = None) -> None:
+        with sending:
+            connection.send((kind, value))
+
+    try:
+        corpus, n_workers, number = connection.recv()
+        inbox: SimpleQueue[Unit | None] = SimpleQueue()
+        threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+
+        def units() -> Iterator[Unit]:
+            send(WANTS)
+            while (unit := inbox.get()) is not None:
+                meta = embed.finished(unit)
+                if meta is None:
+                    yield unit
+                else:
+                    send(FINISHED, meta)
+                send(WANTS)
+
+        embed = EmbedUnit(corpus)
+        with locked(corpus.folder, n_workers, number):
+            report = embed.run(units(), lambda meta: send(FINISHED, meta))
+        send(REPORT, asdict(report))
+        status = 0
+    except BaseException as error:
+        text = str(error) if isinstance(error, FlashElmoError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):
+            send(FAILED, (text.splitlines() or [""])[0])
+    os._exit(status)  # a library in an unknown state may hang in an orderly end
+
+
+def _receive(connection: Connection[Any, Any], inbox: SimpleQueue[Unit | None]) -> None:
+    """Take units as they come; the process ends when the pool has."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    finally:
+        os._exit(1)

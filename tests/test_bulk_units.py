@@ -1,0 +1,191 @@
+"""Units of work: several processes write the files that one process writes, whatever becomes of them."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bulk_corpora import LINES, contents, make_corpus, of_one_process
+
+from flashelmo.cli import main
+from flashelmo.engine.bulk import workers
+from flashelmo.engine.bulk.folder import verify
+from flashelmo.engine.bulk.on_ray import RayUnit, embed_on_ray
+from flashelmo.engine.bulk.units import DONE, MOST_SHARDS, Corpus, EmbedUnit, Unit, make_plan
+from flashelmo.engine.bulk.workers import embed_with_workers
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.output import Output
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Five shards of five lines at most."""
+    return make_corpus(tmp_path)
+
+
+@pytest.fixture
+def expected(corpus: Corpus) -> dict[str, bytes]:
+    """What one process writes."""
+    return of_one_process(corpus)
+
+
+def batch(units: list[Unit]) -> dict[str, Any]:
+    """Units as columns."""
+    return {name: np.array([asdict(unit)[name] for unit in units]) for name in asdict(units[0])}
+
+
+def test_units_in_any_order_are_the_files_of_one_process(corpus: Corpus, expected: dict[str, bytes]) -> None:
+    plan = make_plan(corpus)
+    units = list(plan.units)
+    assert [unit.shard for unit in units] == list(range(5))
+    embed = EmbedUnit(plan.corpus)
+    done = embed(batch([units[k] for k in (3, 0, 4)]))
+    assert tuple(done) == DONE and done["shard"].tolist() == [3, 0, 4] and not done["kept"].any()
+    assert done["records"].tolist() == [5, 5, 4] and done["steps"].all()
+    embed(batch([units[1], units[2]]))
+    assert contents(corpus.folder) == expected
+    again = embed(batch(units))
+    assert again["kept"].tolist() == [1] * 5 and not again["bytes_written"].any()
+    assert not [name for name in os.listdir(corpus.folder) if name.startswith(".lock-")]
+
+
+def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, expected: dict[str, bytes]) -> None:
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    with pytest.raises(FlashElmoError, match="exists already; --resume goes on"):
+        make_plan(corpus)
+    (corpus.folder / "shard-00000001.safetensors").write_bytes(b"damaged")
+    (corpus.folder / "shard-00000003.json").unlink()
+    (corpus.folder / ".shard-00000003.safetensors.tmp").write_bytes(b"left by a killed run")
+    plan = make_plan(replace(corpus, shard_records=None), resume=True)
+    units = list(plan.units)
+    assert ([unit.shard for unit in units], plan.kept, plan.corpus.shard_records) == ([1, 3], {0, 2, 4}, 5)
+    EmbedUnit(plan.corpus)(batch(units))
+    assert contents(corpus.folder) == expected
+    assert [unit.shard for unit in make_plan(corpus, resume=True).units] == [0], "for the comparison of options"
+    assert len(list(make_plan(corpus, overwrite=True).units)) == 5
+
+
+def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    with pytest.raises(FlashElmoError, match=r"run.json: output.dtype: expected \"float32\""):
+        EmbedUnit(replace(plan.corpus, output=Output("top", "float16")))
+    Path(corpus.input).write_text("\n".join(["other", *LINES[1:]]) + "\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match="records 0 to 4: expected those that shard 0 was made of, found others"):
+        list(make_plan(corpus, resume=True).units)
+
+
+def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flashelmo.engine.bulk import units as module
+    from flashelmo.engine.bulk.locks import locked
+
+    plan = make_plan(corpus)
+    units = list(plan.units)
+    embed = EmbedUnit(plan.corpus)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
+    with (
+        locked(corpus.folder, MOST_SHARDS, 2),
+        pytest.raises(FlashElmoError, match="expected no other run that writes here"),
+    ):
+        embed(batch([units[2]]))
+    assert embed(batch([units[2]]))["records"] == [5]
+
+
+def test_on_ray_an_error_is_a_row(corpus: Corpus) -> None:
+    plan = make_plan(corpus)
+    units, embed = list(plan.units), RayUnit(plan.corpus)
+    done = embed(batch(units[:1]))
+    assert (done["records"].tolist(), done["error"].tolist()) == ([5], [""])
+    path = Path(corpus.input)
+    path.write_bytes(path.read_bytes().replace(b"cat", b"\xff\xff\xff"))
+    done = embed(batch(units[1:2]))
+    assert done["shard"] == [1] and "expected UTF-8" in done["error"][0] and not done["records"].any()
+    done = RayUnit(replace(plan.corpus, keep_tokens=False))(batch(units[2:3]))
+    assert set(done) == {*DONE, "error"} and "run.json: tokens: expected true" in done["error"][0]
+
+
+def test_ray_is_named_where_it_is_not_installed(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'flashelmo\[ray\]'"):
+        embed_on_ray(corpus)
+
+
+def test_the_command(corpus: Corpus, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["embed", corpus.input, str(corpus.folder), "--model", str(corpus.model), "--layers", "top"]
+    arguments += ["--shard-records", "5", "--threads", "1"]
+    for more, message in (
+        (["--workers", "2", "--num-shards", "2"], "--num-shards: expected none beside --workers or --ray"),
+        (["--workers", "0"], "workers: expected 1 to 1024, found 0"),
+        (["--workers", "2", "--device", "cuda"], "workers: expected device cpu, found cuda"),
+    ):
+        assert main([*arguments, *more]) == 1
+        assert message in capsys.readouterr().err
+    words = str(corpus.folder.with_name("words"))
+    assert main([*arguments, "--workers", "1", "--word-cache", words]) == 0
+    assert contents(corpus.folder) == expected and Path(words).stat().st_size
+    assert "(1 process)" in capsys.readouterr().err
+    assert main([*arguments, "--workers", "2"]) == 1
+    assert "exists already; --resume goes on with it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "\n", "one line"])
+def test_short_inputs(text: str, corpus: Corpus) -> None:
+    Path(corpus.input).write_text(text, encoding="utf-8")
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    assert contents(corpus.folder) == of_one_process(corpus)
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Kill one of the processes when it gets a unit, so many times."""
+
+    def prepare(n_kills: int) -> None:
+        give, left = workers._Worker.give, [n_kills]
+
+        def give_and_kill(worker: Any, unit: Unit | None) -> None:
+            if unit is not None and left[0]:
+                left[0] -= 1
+                worker.process.send_signal(signal.SIGKILL)
+            give(worker, unit)
+
+        monkeypatch.setattr(workers._Worker, "give", give_and_kill)
+
+    return prepare
+
+
+def test_two_processes_of_which_one_is_killed(
+    corpus: Corpus, expected: dict[str, bytes], kills: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    kills(1)
+    seen: list[tuple[float, float]] = []
+    report = embed_with_workers(corpus, 2, on_progress=lambda *place: seen.append(place))
+    assert contents(corpus.folder) == expected and verify(corpus.folder) == []
+    assert (report.shards, report.records, report.kept) == (5, len(LINES), 0)
+    assert (len(seen), seen[-1]) == (5, (Path(corpus.input).stat().st_size, report.tokens))
+    assert "killed by SIGKILL; its shards are done again" in caplog.text
+
+
+def test_all_processes_are_killed(corpus: Corpus, expected: dict[str, bytes], kills: Callable[[int], None]) -> None:
+    """The run ends, and the next one goes on."""
+    kills(1)
+    with pytest.raises(FlashElmoError, match="all processes ended: killed by SIGKILL; finished shards are kept"):
+        embed_with_workers(corpus, 1)
+    assert embed_with_workers(corpus, 1, resume=True).shards == 5
+    report = embed_with_workers(corpus, 1, resume=True)
+    assert (report.shards, report.kept, report.bytes_written) == (0, 5, 0)
+    assert contents(corpus.folder) == expected
+
+
+def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
+    Path(corpus.input).write_bytes(b"one\ntwo\n\xff\n")
+    with pytest.raises(FlashElmoError, match="text: line 3, byte 1"):
+        embed_with_workers(corpus, 1)
+    with pytest.raises(FlashElmoError, match="input: expected a file, as several processes read it"):
+        embed_with_workers(replace(corpus, input="-"), 1)
