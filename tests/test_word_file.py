@@ -116,7 +116,7 @@ def test_odd_words_and_a_damaged_vector(tmp_path: Path) -> None:
 
 
 WRITE = """
-import sys
+import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_word_file import opened, vectors_of
@@ -125,6 +125,7 @@ print("begun", flush=True)
 for k in range(int(sys.argv[2]), int(sys.argv[3])):
     names = [f"word {{k}} {{i}}" for i in range(100)]
     file.write(names, vectors_of(names))
+    time.sleep(0.02)  # a run computes between writes; one that does nothing else would starve the others
 """
 
 
