@@ -1,8 +1,10 @@
 """Units of work: several processes write the files that one process writes, whatever becomes of them."""
 
+import fcntl
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from bulk_corpora import LINES, contents, make_corpus, of_one_process
 from flashelmo.cli import main
 from flashelmo.engine.bulk import workers
 from flashelmo.engine.bulk.folder import verify
+from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.on_ray import RayUnit, embed_on_ray
 from flashelmo.engine.bulk.units import DONE, MOST_SHARDS, Corpus, EmbedUnit, Unit, make_plan
 from flashelmo.engine.bulk.workers import embed_with_workers
@@ -83,7 +86,6 @@ def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
 
 def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     from flashelmo.engine.bulk import units as module
-    from flashelmo.engine.bulk.locks import locked
 
     plan = make_plan(corpus)
     units = list(plan.units)
@@ -132,6 +134,15 @@ def test_the_command(corpus: Corpus, expected: dict[str, bytes], capsys: pytest.
     assert "(1 process)" in capsys.readouterr().err
     assert main([*arguments, "--workers", "2"]) == 1
     assert "exists already; --resume goes on with it" in capsys.readouterr().err
+
+
+def test_jobs_that_begin_at_the_same_moment_share_the_folder(tmp_path: Path) -> None:
+    """The first one holds the lock alone while it writes their number."""
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with locked(tmp_path, 2, 0), locked(tmp_path, 2, 1):
+            assert (tmp_path / ".lock-1").exists()
 
 
 @pytest.mark.parametrize("text", ["", "\n", "one line"])
