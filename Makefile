@@ -76,4 +76,4 @@ types-of-tests: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file tests/mypy.ini tests/*.py examples/*.py
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/pytest benchmarks
+	$(BIN)/python -m benchmarks

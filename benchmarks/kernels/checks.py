@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+from flashelmo.benchmarks.kernels.cases import KERNELS, Kernel
 from flashelmo.benchmarks.kernels.lstm import PORTABLE, WAYS, LstmLayer, LstmProblem, serving
-from flashelmo.benchmarks.kernels.problems import BUILDS, Maker, Problem
+from flashelmo.benchmarks.kernels.problems import Maker
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.model.config import ElmoConfig
@@ -24,31 +25,24 @@ from flashelmo.engine.precision import PRECISIONS
 # Sizes that fit no block, and the other activation.
 ODD = replace(
     preset_config("original"),
-    cell_size=20,
-    projection_size=12,
-    cell_clip=0.5,
-    projection_clip=0.4,
-    filters=((1, 3), (2, 4), (3, 6)),
-    n_highway=1,
-    activation="tanh",
-    character_size=3,
-    max_characters=12,
+    **dict[str, Any](cell_size=20, projection_size=12, cell_clip=0.5, projection_clip=0.4, n_highway=1),
+    **dict[str, Any](activation="tanh", character_size=3, max_characters=12, filters=((1, 3), (2, 4), (3, 6))),
 )
 
 
 class Sizes(NamedTuple):
-    """Rows that are checked; together they meet every tile that is timed.
+    """Sizes that are checked; together they meet every tile that is timed.
 
     Attributes:
         steps: rows of an LSTM's depths in bf16.
         few, many: those of the hoisted and of the fused step in other precisions.
-        rows: of products and highways, and words of the characters.
+        words: of words, and the last of nodes.
     """
 
     steps: tuple[int, ...] = (1, 9, 31, 63, 127, 255, 300, 700)
     few: tuple[int, ...] = (1, 31)
     many: tuple[int, ...] = (300,)
-    rows: tuple[int, ...] = (1, 63, 200, 1003, 2051)
+    words: tuple[int, ...] = (1, 63, 200, 1003, 2051)
 
 
 SIZES, ODD_SIZES = Sizes(), Sizes((1, 5), (1, 5), (35,), (3, 70))
@@ -66,17 +60,16 @@ class Check(NamedTuple):
 def checks(config: ElmoConfig, sizes: Sizes, device: str, seed: int, precisions: Sequence[str]) -> Iterator[Check]:
     """All kernels at one model's sizes, kernel by kernel."""
 
-    def error(build: Callable[..., Problem], n: int, precision: str) -> float:
-        return build(config, n, Maker.of(device, precision, seed, host=True)).error()
+    def error(kernel: Kernel, n: int, precision: str) -> float:
+        return kernel.problem(config, n, Maker.of(device, precision, seed, host=True)).error()
 
     yield from _step_checks(config, sizes, device, seed, precisions)
-    for name, (build, unit) in BUILDS.items():
-        of_words = unit == "words"
-        for precision in precisions if config.filters or not of_words else ():
-            rows = sizes.rows if precision == "bf16" else sizes.rows[1::2]
-            for n in rows if of_words else sizes.rows[-1:]:
-                if precision != "tf32" or not name.startswith(("token", "gather")):  # where there is no product
-                    yield Check(name, precision, f"{n} {unit}", partial(error, build, n, precision))
+    for kernel in (each for each in KERNELS if each.of == "nodes" or (each.of and config.filters)):
+        for precision in precisions:
+            numbers = sizes.words if precision == "bf16" else sizes.words[1::2]
+            for n in numbers if kernel.of == "words" else sizes.words[-1:]:
+                if precision in (*kernel.full, *kernel.few) or kernel.operations:  # in TF32 where there are products
+                    yield Check(kernel.name, precision, f"{n} {kernel.of}", partial(error, kernel, n, precision))
 
 
 def _step_checks(

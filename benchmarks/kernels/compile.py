@@ -106,11 +106,6 @@ def split_instructions(assembly: str, sizes: Sequence[int]) -> list[Counter[str]
     return counters
 
 
-def fastest_product(instructions: Counter[str]) -> str:
-    """The first of PRODUCTS that a kernel has, FFMA2 being FFMA; "" if none."""
-    return next((name for name in PRODUCTS if any(each.startswith(name) for each in instructions)), "")
-
-
 def _run(tool: str, *options: str, content: bytes) -> str:
     """What a tool prints of a file."""
     with tempfile.NamedTemporaryFile() as file:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.kernels.model import D
+from flashelmo.benchmarks.kernels.costs import D
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, relative_error
 from flashelmo.engine.cuda import layout
 from flashelmo.engine.cuda.compute import nodes_of
@@ -21,7 +21,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.layer import VARIANTS, choose, pack_lstm
+from flashelmo.kernels.lstm.layer import VARIANTS, pack_lstm
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
@@ -144,11 +144,6 @@ def serving(layer: LstmLayer, rows: int, precision: str) -> list[str]:
 def kind_of_way(way: str) -> str:
     """The portable variant that does the same products: "fused", or "hoisted" where the input's are done beforehand."""
     return way if way in PORTABLE else "hoisted" if way in HOISTED else "fused"
-
-
-def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:
-    """The variant that computes steps of so many rows where the host's launches cost nothing."""
-    return choose(LstmProblem(layer, ((rows,),) * D).run(precision), rows).name
 
 
 def kernel_name(launch: Launch) -> str:

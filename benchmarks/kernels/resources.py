@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
+from typing import Any
 
 import triton
 from rich.console import Console
 
-from flashelmo.benchmarks.kernels import compile, ptx
+from flashelmo.benchmarks.kernels import compile
 from flashelmo.benchmarks.kernels.cases import TARGETS, Case, cases
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
@@ -29,8 +30,6 @@ from flashelmo.kernels.tuning import Tile
 KIB = 1024
 MOST_REGISTERS = 255  # of a thread
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
-# How the names of tensors begin that the launch before leaves be.
-COMPLETE = ("nodes.", "weight_desc", "x_gates_ptr", "tensors.x")
 # KiB for one program, by compute capability (CUDA C++ Programming Guide, technical specifications).
 SHARED_KIB = {75: 64, 80: 163, 90: 227, 100: 227, 120: 99}
 HEADINGS = ["kernel", "type", "size", "tile", "target", "registers", "spills", "shared KiB", "product", "code"]
@@ -46,12 +45,9 @@ class Resources:
         target: compute capability.
         registers, stack: of a thread, and bytes of its local memory, which is where spilled registers go.
         shared: bytes of shared memory.
-        product: the fastest instruction that multiplies, of `compile.PRODUCTS`; "" if none.
-        acquires: instructions after which what other programs have written is read from memory, not from a cache.
-        instructions: how many there are; wide_loads, wide_stores: those that move 16 bytes of global memory a thread.
-        early: the tensors that a dependent launch may read or write before it has waited for the one before it, and
-            `ptx.END` if it may end without; empty for another.
-        starts_next: a dependent launch says on every path that the next may begin.
+        instructions: how many there are of each, as "HGMMA", or "LDG.128" of what moves 16 bytes of global memory.
+        ptx, signature: of a launch that may begin before the one before it ends, for who checks that it waits: its
+            code, and the names and types of its parameters, those of named tuples with a dot.
         error: why it does not compile; there are no figures then.
     """
 
@@ -65,19 +61,20 @@ class Resources:
     registers: int = 0
     stack: int = 0
     shared: int = 0
-    product: str = ""
-    acquires: int = 0
-    instructions: int = 0
-    wide_loads: int = 0
-    wide_stores: int = 0
-    early: tuple[str, ...] = ()
-    starts_next: bool = False
+    instructions: Mapping[str, int] = field(default_factory=dict)
+    ptx: str = ""
+    signature: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
     @property
     def name(self) -> str:
         """All that tells it from the others."""
         return f"{self.kernel} {self.type}, {self.size}, {' & '.join(self.tiles)}, sm_{self.target}"
+
+    @property
+    def product(self) -> str:
+        """The fastest instruction that multiplies, FFMA2 being FFMA; "" if none."""
+        return next((name for name in compile.PRODUCTS if any(each.startswith(name) for each in self.instructions)), "")
 
 
 def breaches(found: Resources) -> Iterator[str]:
@@ -89,10 +86,6 @@ def breaches(found: Resources) -> Iterator[str]:
         yield f"{found.name}: expected no spills, found {found.stack} bytes of stack"
     if found.registers > MOST_REGISTERS:
         yield f"{found.name}: expected at most {MOST_REGISTERS} registers, found {found.registers}"
-    if wrong := [name for name in found.early if not name.startswith(COMPLETE)]:
-        yield f"{found.name}: expected a wait for the launch before it first, found {', '.join(wrong)}"
-    if found.early and not found.starts_next:
-        yield f"{found.name}: expected to let the launch after it begin, found a path that does not"
     most = SHARED_KIB[found.target]
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
@@ -133,14 +126,7 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
         compiled = [k for k, (resources, code) in enumerate(measured) if resources.target == target and code]
         counted = compile.count_instructions([measured[k][1] for k in compiled], target) if compiled else []
         for k, counts in zip(compiled, counted, strict=True):
-            found[k] = replace(
-                found[k],
-                product=compile.fastest_product(counts),
-                acquires=counts["CCTL"],
-                instructions=counts.total(),
-                wide_loads=counts["LDG.128"] + counts["LDGSTS.128"],
-                wide_stores=counts["STG.128"],
-            )
+            found[k] = replace(found[k], instructions=dict(counts))
     return found
 
 
@@ -164,14 +150,19 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
         reason = (str(error).strip().splitlines() or [""])[-1]
         return replace(resources, error=f"{type(error).__name__}: {reason}"), b""
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
-    cubin, metadata = compiled.asm["cubin"], compiled.metadata
     numbers = compile.usage(cubin)
     resources = replace(resources, registers=numbers["REG"], stack=numbers["STACK"], shared=metadata.shared)
     if metadata.launch_pdl:
-        text, names = compiled.asm["ptx"], ptx.parameter_names(compiled.src.signature)
-        starts_next = ptx.END not in ptx.before(text, ptx.LAUNCH, names)
-        resources = replace(resources, early=ptx.before(text, ptx.WAIT, names), starts_next=starts_next)
+        resources = replace(resources, ptx=compiled.asm["ptx"], signature=flat(compiled.src.signature))
     return resources, compile.machine_code(cubin)
+
+
+def flat(signature: Mapping[str, Any], begin: str = "") -> dict[str, str]:
+    """Parameters' types by name, of named tuples those of their members."""
+    found: dict[str, str] = {}
+    for name, kind in signature.items():
+        found |= flat(kind._asdict(), f"{begin}{name}.") if hasattr(kind, "_asdict") else {begin + name: kind}
+    return found
 
 
 def line_of(found: Resources) -> list[str]:
@@ -180,7 +171,7 @@ def line_of(found: Resources) -> list[str]:
     if found.error:
         return line
     line += [str(found.registers), str(found.stack), f"{found.shared / KIB:.1f}", found.product]
-    return [*line, f"{found.instructions:,}"]
+    return [*line, f"{sum(found.instructions.values()):,}"]
 
 
 def run(settings: Settings, console: Console) -> int:

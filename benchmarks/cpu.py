@@ -1,10 +1,17 @@
-"""The engine in its precisions, in turns with the PyTorch reference, with the machine's ceiling beside each figure."""
+"""The engine on the processor, in turns with the PyTorch reference, with the machine's ceiling beside each figure.
+
+What a run costs beside its arithmetic: memory and load time, each in fresh processes, and the host's side, which is how
+fast text becomes schedules.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +29,29 @@ from flashelmo.benchmarks.contestant import (
     contestant,
     errors_of,
     line_up,
+    options_of,
     prepare,
 )
-from flashelmo.benchmarks.cpu.costs import measure_host, measure_load, measure_memory
+from flashelmo.benchmarks.fresh import import_seconds, run_fresh
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, draw_passages, first_sentences, load_sentences, write_sentences
+from flashelmo.benchmarks.worker import Pool
+from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.pipeline import Plan, Planner
+from flashelmo.engine.processor import n_cores
+from flashelmo.engine.settings import Settings as EngineSettings
+from flashelmo.engine.text.windows import read_ahead, read_windows
 
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
+LOADED = ("fp32", "int8")
+GIB = 2**30
+WINDOWS = (1 << 15, 1 << 17)  # tokens, those of the original and of the small model
+MAX_SENTENCES = 1 << 16
 CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
 
 
@@ -91,7 +109,7 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
         "peaks": limits.measure_peaks,
         "streams": partial(limits.measure_streams, recurrent_weights(subject.config)),
     }
-    rows = compete(entries, workers, settings, measures, clock=(0.0, settings.single_repeats, 1))
+    rows = compete(entries, workers, settings, measures, at_least=settings.sample_seconds, warm_ups=1)
     return [*limits.rows(subject.name, "single"), *rows, *absentees("single", subject.name, absent, "ms")]
 
 
@@ -113,6 +131,96 @@ def _line_up(
     if not workers:
         raise FlashElmoError(f"nobody to compare with the reference: {'; '.join(absent.values())}")
     return reference, {(REFERENCE, ""): exact, **workers}, absent
+
+
+# --------------------------------------------------------------------------------------------------------------- costs
+
+
+def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
+    """Peak memory beyond the model's file while a text and one twice as long are embedded in float32.
+
+    Bounded memory shows in two like figures. The model's file is memory-mapped, so its pages count as soon as they are
+    read; they are subtracted.
+    """
+    lengths = settings.memory_tokens
+    if not lengths:
+        window = contestant(subject, settings, "fp32").start(subject.pool).call("window_tokens")
+        lengths = window, 2 * window
+    model_bytes = sum(path.stat().st_size for path in subject.folder.iterdir())
+    rows = []
+    for n_tokens in lengths:
+        text, _ = load_sentences(n_tokens, settings.text, settings.seed)
+        path = write_sentences(subject.folder.parent / f"memory_{n_tokens}.txt", text)
+        found = run_fresh("memory", subject.folder, options_of("fp32", settings), path)
+        note = f"loaded {found['loaded'] / GIB:.3f} GiB, model's file {model_bytes / GIB:.3f} GiB"
+        detail, unit = f"peak of {n_tokens} tokens", "GiB beyond the model's file"
+        row = Row("memory", subject.name, "fp32", unit, detail, note=note)
+        rows.append(row.with_samples([(found["peak"] - model_bytes) / GIB]))
+    return rows
+
+
+def measure_load(subject: Subject, settings: Settings) -> list[Row]:
+    """Seconds to load the native format in fresh processes, the file in the page cache, and to import."""
+    names = [name for name in settings.contestants if name in LOADED]
+    runs = {name: partial(run_fresh, "load", subject.folder, options_of(name, settings)) for name in names}
+    seconds = [import_seconds() for _ in range(settings.load_repeats)]
+    imported = Row("load", subject.name, "import flashelmo", "s").with_samples(seconds)
+    return [*measure_loads(subject.name, runs, settings), imported]
+
+
+def measure_loads(model: str, runs: Mapping[str, Callable[[], Mapping[str, float]]], settings: Settings) -> list[Row]:
+    """Two rows for each way to load: its seconds, and those of the imports before it. They take turns.
+
+    A first process of each, not counted, brings its file into the page cache and prepares what is prepared once; a
+    single repeat does without.
+    """
+    for run in runs.values() if settings.load_repeats > 1 else ():
+        run()
+    found = [{name: run() for name, run in runs.items()} for _ in range(settings.load_repeats)]
+    return [
+        Row("load", model, name, "s", detail).with_samples([each[name][key] for each in found])
+        for name in runs
+        for key, detail in (("load", "load"), ("imports", "imports before it"))
+    ]
+
+
+class Host:
+    """Text to what a CUDA device is given, on some of the cores."""
+
+    def __init__(self, cores: int = 1) -> None:
+        self._cores = cores
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+    def speed(self, path: Path, max_tokens: int) -> float:
+        """Tokens a second from a file to the integers of a window's words and forests."""
+        begin = time.perf_counter()
+        windows = read_ahead(read_windows(path, max_sentences=MAX_SENTENCES, max_tokens=max_tokens))
+        plans = Planner(("<S>", "</S>"), EngineSettings(threads=self._cores)).plan_ahead(windows)
+        return sum(map(_filled, plans)) / (time.perf_counter() - begin)
+
+
+def _filled(plan: Plan) -> int:
+    """Tokens of a window after all that the host does for it."""
+    sizes = Sizes.of(plan.schedule, share=True, pooled=False, stateful=False)
+    plan.words.to_pylist()  # what the table of word vectors is asked for
+    fill(np.empty(Layout.of(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
+    return len(plan.window.word_ids)
+
+
+def measure_host(subject: Subject, settings: Settings) -> list[Row]:
+    """Tokens a second of the text's way to a device's input, on one core and on more."""
+    text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
+    path, most, rows = write_sentences(subject.folder.parent / "host.txt", text), n_cores(), []
+    for cores in sorted({most, *(1 << k for k in range(most.bit_length()))}):
+        with Pool() as pool:
+            worker = pool.worker(Host, cores)
+            for window in WINDOWS:
+                samples = [worker.call("speed", path, window) for _ in range(settings.rounds)]
+                detail = f"{cores} core{'s' * (cores > 1)}, windows of {window} tokens"
+                row = Row("host", subject.name, "text to a device's input", "tokens/s", detail, note=source)
+                rows.append(row.with_samples(samples))
+    return rows
 
 
 SECTIONS = {
