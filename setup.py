@@ -29,12 +29,13 @@ CPU = ["onnxruntime>=1.20"]
 OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
-BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
+BENCH = ["matplotlib>=3.8"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
     "hypothesis>=6",
     "mypy>=1.10",
     "psutil>=5.9",
+    "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.8",
     "setuptools>=70.1",

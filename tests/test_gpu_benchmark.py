@@ -343,7 +343,12 @@ def test_what_is_compiled_is_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
     ran: list[Launch] = []
     run = Launch.run
-    monkeypatch.setattr(Launch, "run", lambda launch: (ran.append(launch), run(launch)))
+
+    def seen(launch: Launch) -> None:
+        ran.append(launch)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", seen)
     monkeypatch.setattr(contestant, "take_turns", FakeTimes().turns)
     monkeypatch.setattr(speed, "WARM_UPS", 1)
     right = [Row("error", "tiny", f"{way} bf16", median=0.0) for way in accuracy.ALWAYS]  # not checked again

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +215,7 @@ def test_tasks_are_captured_in_graphs_and_times_are_of_a_call(monkeypatch: pytes
     def fail() -> None:
         raise ValueError("no\nmore")
 
-    tasks = [
-        graph_timing.Task(name, lambda name=name: log.append(name), calls, cost) for name, calls in (("a", 1), ("b", 4))
-    ]  # type: ignore[misc]
+    tasks = [graph_timing.Task(name, partial(log.append, name), calls, cost) for name, calls in (("a", 1), ("b", 4))]
     tasks += [graph_timing.Task("c", fail, 1, cost)]
     settings = replace(suite.SUITE.defaults, rounds=2, sample_seconds=0.0)
     card = graph_timing.Card.of(results)

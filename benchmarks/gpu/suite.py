@@ -71,7 +71,8 @@ class Tools:
 
     Attributes:
         make: `ElmoEmbedder`; load: a model of a name and a seed.
-        begin: gives the settings as they suit the device, that, and results; kernels: makes those that are checked and timed by themselves.
+        begin: gives the settings as they suit the device, that, and results.
+        kernels: makes those that are checked and timed by themselves.
     """
 
     make: Callable[..., Any] = ElmoEmbedder

@@ -112,7 +112,7 @@ def lstm_step(
     if by_word:
         count = torch.empty(1, dtype=torch.int32, device=make.device)
         run = replace(run, words=Words.of(run.weights, run.tensors.x, run.nodes.parents, count))
-    return next(launch for launch in problem.steps(run, way) if kernel_name(launch) == f"{kernel}_kernel")
+    return next(launch for launch in problem.launches(run, way) if kernel_name(launch) == f"{kernel}_kernel")
 
 
 def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:

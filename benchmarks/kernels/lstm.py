@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -89,10 +89,14 @@ class LstmProblem:
                 tensor.random_(-64, 65)
         return LayerRun(weights, tensors, self.nodes, LaunchOptions(PRECISIONS[precision].on("cuda").products))
 
+    def launches(self, run: LayerRun, way: str) -> Iterator[Launch]:
+        """All launches of all depths in order."""
+        return WAYS[way].launches(run, range(1, self.nodes.n_depths + 1))
+
     def steps(self, run: LayerRun, way: str) -> list[Launch]:
         """The launches of all depths in order, without what comes before all of them, which is computed here."""
         steps = []
-        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
+        for launch in self.launches(run, way):
             if "depth" in launch.arguments:
                 steps.append(launch)
             elif self.layer.device != "meta":
@@ -104,7 +108,7 @@ class LstmProblem:
         run = self.run(precision)
         tensors = run.tensors
         tensors.poison()
-        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
+        for launch in self.launches(run, way):
             launch.run()
         hidden: Tensor = tensors.hidden
         return hidden
