@@ -14,8 +14,7 @@ from flashelmo.benchmarks.accuracy import error_rows, layers, why_wrong
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, Sentences
-from flashelmo.benchmarks.timing import Timing, take_turns
-from flashelmo.benchmarks.worker import Here, Pool, Worker, one_line
+from flashelmo.benchmarks.worker import Here, Pool, Timing, Worker, one_line, take_turns
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError

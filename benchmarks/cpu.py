@@ -1,17 +1,13 @@
 """The engine on the processor, in turns with the PyTorch reference, with the machine's ceiling beside each figure.
 
-What a run costs beside its arithmetic: memory and load time, each in fresh processes, and the host's side, which is how
-fast text becomes schedules.
+What a run costs beside its arithmetic: memory and load time, each in fresh processes.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,26 +28,18 @@ from flashelmo.benchmarks.contestant import (
     options_of,
     prepare,
 )
-from flashelmo.benchmarks.fresh import import_seconds, run_fresh
+from flashelmo.benchmarks.fresh import run_fresh
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, draw_passages, first_sentences, load_sentences, write_sentences
-from flashelmo.benchmarks.worker import Pool
-from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.pipeline import Plan, Planner
-from flashelmo.engine.processor import n_cores
-from flashelmo.engine.settings import Settings as EngineSettings
-from flashelmo.engine.text.windows import read_ahead, read_windows
 
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
 LOADED = ("fp32", "int8")
 GIB = 2**30
-WINDOWS = (1 << 15, 1 << 17)  # tokens, those of the original and of the small model
-MAX_SENTENCES = 1 << 16
 CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
 
 
@@ -160,12 +148,10 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
 
 
 def measure_load(subject: Subject, settings: Settings) -> list[Row]:
-    """Seconds to load the native format in fresh processes, the file in the page cache, and to import."""
+    """Seconds to load the native format in fresh processes, the file in the page cache."""
     names = [name for name in settings.contestants if name in LOADED]
     runs = {name: partial(run_fresh, "load", subject.folder, options_of(name, settings)) for name in names}
-    seconds = [import_seconds() for _ in range(settings.load_repeats)]
-    imported = Row("load", subject.name, "import flashelmo", "s").with_samples(seconds)
-    return [*measure_loads(subject.name, runs, settings), imported]
+    return measure_loads(subject.name, runs, settings)
 
 
 def measure_loads(model: str, runs: Mapping[str, Callable[[], Mapping[str, float]]], settings: Settings) -> list[Row]:
@@ -184,51 +170,11 @@ def measure_loads(model: str, runs: Mapping[str, Callable[[], Mapping[str, float
     ]
 
 
-class Host:
-    """Text to what a CUDA device is given, on some of the cores."""
-
-    def __init__(self, cores: int = 1) -> None:
-        self._cores = cores
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-
-    def speed(self, path: Path, max_tokens: int) -> float:
-        """Tokens a second from a file to the integers of a window's words and forests."""
-        begin = time.perf_counter()
-        windows = read_ahead(read_windows(path, max_sentences=MAX_SENTENCES, max_tokens=max_tokens))
-        plans = Planner(("<S>", "</S>"), EngineSettings(threads=self._cores)).plan_ahead(windows)
-        return sum(map(_filled, plans)) / (time.perf_counter() - begin)
-
-
-def _filled(plan: Plan) -> int:
-    """Tokens of a window after all that the host does for it."""
-    sizes = Sizes.of(plan.schedule, share=True, pooled=False, stateful=False)
-    plan.words.to_pylist()  # what the table of word vectors is asked for
-    fill(np.empty(Layout.of(sizes).size, np.int32), sizes, plan.schedule, np.arange(len(plan.words), dtype=np.int32))
-    return len(plan.window.word_ids)
-
-
-def measure_host(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second of the text's way to a device's input, on one core and on more."""
-    text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
-    path, most, rows = write_sentences(subject.folder.parent / "host.txt", text), n_cores(), []
-    for cores in sorted({most, *(1 << k for k in range(most.bit_length()))}):
-        with Pool() as pool:
-            worker = pool.worker(Host, cores)
-            for window in WINDOWS:
-                samples = [worker.call("speed", path, window) for _ in range(settings.rounds)]
-                detail = f"{cores} core{'s' * (cores > 1)}, windows of {window} tokens"
-                row = Row("host", subject.name, "text to a device's input", "tokens/s", detail, note=source)
-                rows.append(row.with_samples(samples))
-    return rows
-
-
 SECTIONS = {
     "bulk": measure_bulk,
     "single": measure_single,
     "memory": measure_memory,
     "load": measure_load,
-    "host": measure_host,
     "error": measure_errors,
 }
 

@@ -63,7 +63,6 @@ PROVIDER = "CUDAExecutionProvider"
 EQUAL = (32, 16)  # sentences and their tokens
 CARD_WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
 NATIVE = "native fp32"
-MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -229,18 +228,6 @@ def measure_load(exported: Exported, settings: Settings) -> list[Row]:
     return measure_loads(exported.subject.name, runs, settings)
 
 
-def measure_size(exported: Exported, settings: Settings) -> list[Row]:
-    """Megabytes of each file with its external data, and of the native format's."""
-    files = {NATIVE: list(exported.subject.folder.glob("*.safetensors"))}
-    files |= {f"onnx {name}": list(file.parent.glob(f"{file.name}*")) for name, file in exported.files.items()}
-    return [
-        Row("size", exported.subject.name, name, "MB", "file").with_samples(
-            [sum(path.stat().st_size for path in paths) / MEGABYTE]
-        )
-        for name, paths in files.items()
-    ]
-
-
 def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
     """How far each file lies from the reference in float64."""
     exact = contestant(exported.subject, settings, REFERENCE, precision="fp64")
@@ -254,7 +241,6 @@ def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
 SECTIONS = {
     "speed": measure_speed,
     "load": measure_load,
-    "size": measure_size,
     "error": measure_errors,
     "cuda": measure_cuda,
 }

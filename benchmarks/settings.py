@@ -40,7 +40,6 @@ class Settings:
         (), "of two texts that peak memory is measured on; default: one window and two"
     )
     load_repeats: int = _is(5, "fresh processes that load time is measured in")
-    host_tokens: int = _is(600_000, "of the text that the host's side is measured on")
     peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
     # exported files
     passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
@@ -83,7 +82,6 @@ class Settings:
             reference_batches=1,
             memory_tokens=(4096, 8192),
             load_repeats=1,
-            host_tokens=100_000,
             peak_seconds=0.05,
             passages=1,
             text_tokens=4096,

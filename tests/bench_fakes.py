@@ -18,14 +18,13 @@ from flashelmo.benchmarks import __main__ as bench
 from flashelmo.benchmarks import contestant
 from flashelmo.benchmarks.contestant import Way
 from flashelmo.benchmarks.gpu import speed, suite
+from flashelmo.benchmarks.kernels import kernels
 from flashelmo.benchmarks.kernels import suite as kernel_suite
 from flashelmo.benchmarks.kernels.card import Device
-from flashelmo.benchmarks.kernels.checks import Sizes
 from flashelmo.benchmarks.kernels.kernels import Kernels
 from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.timing import Timing
-from flashelmo.benchmarks.worker import Here
+from flashelmo.benchmarks.worker import Here, Timing
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import tolerance
@@ -36,7 +35,6 @@ CONFIG = replace(
 H200 = {"name": "NVIDIA H200", "l2_bytes": 50e6}
 STAND_IN, INTERPRETER = Device("stand-in", "cpu"), Device("interpreter", "cpu")
 RIVALS = ("PyTorch", "torch", "cuDNN", "cuBLAS")
-SIZES = (Sizes((1, 3), (1, 2), (3,), (1, 7)), Sizes((1, 2), (2,), (2,), (1, 7)))
 LITTLE: dict[str, Any] = dict(
     **dict(models=("tiny",), sentences=3, short_sentences=5, stateful_rows=2, tokens=4, batches=(2,)),
     **dict(other_batches=(2,), bulk_tokens=64, short_bulk_tokens=16, eager_batch=2, peak_size=16, commit="abc"),
@@ -105,8 +103,12 @@ def results_of(settings: Settings) -> Results:
 
 def tools(make: Callable[..., Any] = StandIn, device: Device = STAND_IN) -> suite.Tools:
     """What a run works with without a card."""
-    kernels = partial(Kernels, sizes=SIZES, depths=1)
-    return suite.Tools(make, tiny_model, lambda settings: (settings, device, results_of(settings)), kernels)
+    begin = partial(begun, device)
+    return suite.Tools(make, tiny_model, begin, partial(Kernels, depths=1))
+
+
+def begun(device: Device, settings: Settings) -> tuple[Settings, Device, Results]:
+    return settings, device, results_of(settings)
 
 
 @dataclass
@@ -133,9 +135,9 @@ class Bench:
         patch.setattr(suite, "suited", lambda settings, device: replace(settings, thorough=settings.precisions[:1]))
         patch.setattr(suite, "COMMITTED_FOLDER", self.folder / "committed")
         patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr(torch, "compile", lambda module, dynamic: module)
         patch.setattr(contestant, "take_turns", self.times.turns)
         patch.setattr(speed, "WARM_UPS", 1)
+        patch.setattr(kernels, "SIZES", (7,))
         patch.setenv("TRITON_DISABLE_LINE_INFO", "0")
         out = self.folder / "out.json"
         self.status = bench.main([*command.split(), "--out", str(out)])

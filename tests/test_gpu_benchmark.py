@@ -38,17 +38,15 @@ from tiny_models import BILM, SENTENCES
 from flashelmo.benchmarks import contestant, machine, report
 from flashelmo.benchmarks.__main__ import find as suite_named
 from flashelmo.benchmarks.__main__ import main, parse
-from flashelmo.benchmarks.gpu import accuracy, ahead, profile, rivals, speed, suite
+from flashelmo.benchmarks.gpu import accuracy, processes, profile, rivals, speed, suite
 from flashelmo.benchmarks.gpu.processes import supervise
 from flashelmo.benchmarks.gpu.rivals import Eager, lstm_stacks
 from flashelmo.benchmarks.gpu.speed import NOT_TIMED
-from flashelmo.benchmarks.kernels import card, costs
-from flashelmo.benchmarks.kernels.card import Card, Device
-from flashelmo.benchmarks.kernels.costs import Cost, ceilings, lstm_step, suited_tokens
+from flashelmo.benchmarks.kernels import card
+from flashelmo.benchmarks.kernels.card import Card, Cost, Device, ceilings, lstm_step, suited_tokens
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.text import Workload
-from flashelmo.benchmarks.timing import Deadline
-from flashelmo.benchmarks.worker import Worker
+from flashelmo.benchmarks.worker import Deadline, Worker
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.initialize import preset_config
@@ -77,7 +75,7 @@ def test_a_whole_run(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert bench.status == 0, printed
     order = list(dict.fromkeys(row.section for row in results.rows))
-    assert order == ["error", "ceiling", "single", "batch", "ragged", "bulk", "stages", "compiled"]
+    assert order == ["error", "ceiling", "single", "batch", "ragged", "bulk", "stages"]
     assert "not compiled ahead: gates" in printed and "0 launches compiled ahead" in printed
     assert bench.compiled[0][0] is suite.compile_share and bench.compiled[0][2] == list(suite.WHOLE)
     assert os.environ["TRITON_DISABLE_LINE_INFO"] == "1" and "failures: 0; " in printed
@@ -106,7 +104,6 @@ def test_a_whole_run(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
         ("ragged", "3 sentences", {"flashelmo bf16", "flashelmo bf16, words known", "PyTorch eager fp32"}),
         ("bulk", "64 tokens", {"flashelmo int8", "flashelmo bf16, text to means"}),
         ("bulk", "16 tokens", {"flashelmo bf16", "flashelmo fp32", "PyTorch eager fp32"}),
-        ("compiled", BATCH, {"flashelmo bf16", "torch.compile fp32"}),
     ]:
         assert names <= {row.name for row in results.section(section, "tiny") if row.detail == detail and row.median}
     peak = find(results, "ceiling", "torch.mm bf16", "16 x 16 x 16", "card").median or 0
@@ -140,7 +137,7 @@ def test_a_check_measures_its_sections_beside_what_was_committed(
     order = list(dict.fromkeys(row.section for row in found.rows))
     assert order == ["error", "step", "gates", "projection", "ceiling", "single", "batch", "ragged", "bulk", "stages"]
     errors = {row.name for row in found.section("error")}
-    assert {"batch bf16", "pooled bf16", "fused step bf16", "int8 step int8", "fused step fp16"} <= errors
+    assert {"batch bf16", "pooled bf16", "fused step bf16", "int8 step int8", "highway fp16"} <= errors
     steps = {row.name for row in found.section("step") if row.detail == "1 rows"}
     assert {"hoisted bf16", "fused bf16", "cuBLAS fused bf16", "cuBLAS hoisted bf16", "int8 int8"} <= steps
     assert find(found, "step", "fused bf16", "3 rows").ratios["committed"] == pytest.approx(50 / 11, rel=1e-3)
@@ -194,9 +191,9 @@ def test_wrong_vectors_fail_the_run_and_are_not_timed(bench: Bench, capsys: pyte
 def test_absent_rivals_and_failing_contestants_leave_the_others(bench: Bench) -> None:
     bench.times.failing = ("flashelmo fp32", "cuDNN LSTM fp32")
     with mock.patch.object(Eager, "vectors", side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory")):
-        results = bench.run("gpu --precisions bf16,fp32 --only batches,compiled")
-    found = {row.name: row for row in results.section("batch") + results.section("compiled")}
-    for name in ("PyTorch eager fp32", "cuDNN LSTM fp32", "torch.compile fp32"):
+        results = bench.run("gpu --precisions bf16,fp32 --only batches")
+    found = {row.name: row for row in results.section("batch")}
+    for name in ("PyTorch eager fp32", "cuDNN LSTM fp32"):
         assert found[name].note == "OutOfMemoryError: CUDA out of memory"
     assert bench.status == 1 and found["flashelmo fp32"].note == "FAILED: OutOfMemoryError: CUDA out of memory"
     assert found["flashelmo bf16"].median and found["flashelmo bf16"].ratios == {}
@@ -324,10 +321,10 @@ def kernel_name(launch: Launch) -> str:
 
 def test_what_is_compiled_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each launch once, whoever meets it; nothing runs meanwhile."""
-    monkeypatch.setattr(ahead, "signature", lambda launch: [launch.kernel, sorted(launch.options.items())])
+    monkeypatch.setattr(processes, "signature", lambda launch: [launch.kernel, sorted(launch.options.items())])
     monkeypatch.setattr(suite, "suited", lambda settings, device: replace(settings, thorough=("bf16",)))
     compiled: list[Launch] = []
-    monkeypatch.setattr(suite, "compiling", lambda claims: ahead.compiling(claims, compiled.append))
+    monkeypatch.setattr(suite, "compiling", lambda claims: processes.compiling(claims, compiled.append))
     few = replace(SETTINGS, sentences=1, short_sentences=0, check=True, rows=(1,), text=text_file(tmp_path))
     claims, own = tmp_path / "claims", tools(ElmoEmbedder, INTERPRETER)
     claims.mkdir()
@@ -338,7 +335,7 @@ def test_what_is_compiled_is_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(compiled) == len(list(claims.iterdir()))
     others = {"char_cnn_embed", "char_cnn", "highway", "gather_words", "tokens", "sentences", "carry"}
     steps = {"roots", "gates", "projection", "linear", "int8_rows", "int8_gates"}
-    assert names["correctness"] == names["batches"] == steps | others
+    assert names["correctness"] == names["batches"] - {"int8_rows", "int8_gates"} and names["batches"] == steps | others
     assert suite.compile_share(0, 1, replace(few, rows=(1,)), ["steps"], claims, own) == []
 
     ran: list[Launch] = []
@@ -362,11 +359,12 @@ def test_a_launch_is_compiled_without_running(tmp_path: Path) -> None:
     """In a process that does not interpret; launches that differ in what nothing is compiled for are one."""
     code = (
         "import sys, torch, triton; from pathlib import Path; from dataclasses import replace\n"
-        "from flashelmo.benchmarks.gpu import ahead; from flashelmo.benchmarks.kernels.compile import AbsentCard\n"
+        "from flashelmo.benchmarks.gpu import processes\n"
+        "from flashelmo.benchmarks.kernels.resources import AbsentCard\n"
         "from flashelmo.benchmarks.kernels.problems import Maker, gather_words\n"
         "from flashelmo.engine.model.initialize import preset_config\n"
         "triton.runtime.driver.set_active(AbsentCard(90)); claims = Path(sys.argv[1])\n"
-        "with ahead.compiling(claims):\n"
+        "with processes.compiling(claims):\n"
         "    for n in (320, 640):\n"
         "        gather_words(preset_config('small'), n, Maker.of('meta', 'bf16')).run()\n"
         "print(len(list(claims.iterdir())))"
@@ -381,7 +379,7 @@ def test_a_launch_is_compiled_without_running(tmp_path: Path) -> None:
 
 
 def test_a_share_that_fails_is_a_line() -> None:
-    lines = sorted(ahead.Ahead(failing_share, 2).finish(60.0))
+    lines = sorted(processes.Ahead(failing_share, 2).finish(60.0))
     wrong = "not compiled ahead: "
     assert lines == [f"{wrong}RuntimeError: no share 1", f"{wrong}bulk: no such kernel"]
 
@@ -403,11 +401,11 @@ WINDOWS = 1 * 2 * (3 + 10) + 3 * 4 * (3 + 8)
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (costs.gates(TINY, 2, "bf16", "fused"), Cost(2 * 2 * 2 * 6 * 20, 2 * 2 * 3 * 2, 2 * 6 * 20 * 2, STATES)),
-        (costs.gates(TINY, 2, "int8", "fused"), Cost(2 * 2 * 2 * 6 * 20, 12, 2 * 6 * 20, STATES - 12)),
-        (costs.projection(TINY, 2, "fp32"), Cost(2 * 2 * 2 * 5 * 3, 0, 2 * 5 * 3 * 4, 2 * 2 * (5 + 3) * 4)),
-        (costs.characters(TINY, [3, 10], "fp32"), Cost(14 * WINDOWS, 2 * (40 + 6 * 4), (14 + 262) * 7 * 4, 0)),
-        (costs.highway(TINY, 4, "bf16"), Cost(2 * 4 * 6 * 12, 2 * 4 * 6 * 2, (6 * 2 + 4) * 12, 0)),
+        (card.gates(TINY, 2, "bf16", "fused"), Cost(2 * 2 * 2 * 6 * 20, 2 * 2 * 3 * 2, 2 * 6 * 20 * 2, STATES)),
+        (card.gates(TINY, 2, "int8", "fused"), Cost(2 * 2 * 2 * 6 * 20, 12, 2 * 6 * 20, STATES - 12)),
+        (card.projection(TINY, 2, "fp32"), Cost(2 * 2 * 2 * 5 * 3, 0, 2 * 5 * 3 * 4, 2 * 2 * (5 + 3) * 4)),
+        (card.characters(TINY, [3, 10], "fp32"), Cost(14 * WINDOWS, 2 * (40 + 6 * 4), (14 + 262) * 7 * 4, 0)),
+        (card.highway(TINY, 4, "bf16"), Cost(2 * 4 * 6 * 12, 2 * 4 * 6 * 2, (6 * 2 + 4) * 12, 0)),
         (Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40), Cost(11, 22, 33, 44)),
         *(
             (max((took, part) for part, took in cost.parts(PLAIN, "bf16").items()), expected)

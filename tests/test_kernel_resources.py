@@ -27,8 +27,7 @@ from flashelmo.benchmarks.kernels.cases import (
     entry_name,
     hopper_entry_name,
 )
-from flashelmo.benchmarks.kernels.compile import parse_usage, split_instructions
-from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches
+from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches, parse_usage, split_instructions
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 
 ROWS_ALONE = (

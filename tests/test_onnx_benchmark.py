@@ -55,7 +55,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     in_process = type("InProcess", (Here,), {"process": SimpleNamespace(is_alive=lambda: True)})
     monkeypatch.setattr("flashelmo.benchmarks.worker.Worker", in_process)
-    monkeypatch.setattr("flashelmo.benchmarks.timing.PAUSE", 0)
+    monkeypatch.setattr("flashelmo.benchmarks.worker.PAUSE", 0)
     monkeypatch.setattr(roofline, "SHAPES", ((32, 64, 64),))
     yield
     torch.set_num_threads(threads)
@@ -121,12 +121,12 @@ def test_the_section_of_a_card(exported: suite.Exported, settings: Settings, mon
 
 def test_a_run_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "onnx" / "tiny.json"
-    given = f"onnx --quick --threads 1 --models {folder / 'tiny'} --only speed,size,load,cuda --out {out}"
+    given = f"onnx --quick --threads 1 --models {folder / 'tiny'} --only speed,load,cuda --out {out}"
     assert command.main([*given.split(), "--text", str(folder / "text.txt"), "--contestants", "onnx int8"]) == 0
     found = Results.read(out)
-    assert {row.section for row in found.rows} == {"limits", "speed", "size", "load", "cuda"}
+    assert {row.section for row in found.rows} == {"limits", "speed", "load", "cuda"}
     assert list(by_name(found.rows, "speed")) == ["reference", "onnx int8"]
-    assert by_name(found.rows, "size").keys() == {"native fp32", "onnx fp32", "onnx fp16", "onnx int8"}
+    assert by_name(found.rows, "load").keys() == {"native fp32", "onnx fp32", "onnx fp16", "onnx int8"}
     assert all(0 < (row.median or 0) < 30 for row in found.section("load"))
     assert found.settings["models"] == ["tiny"] and str(tmp_path) not in out.read_text(encoding="utf-8")
     printed = capsys.readouterr().out

@@ -106,12 +106,11 @@ class Truth:
         return [layers for batch in batches(self.stream, self.batch_size) for layers in runtime.embed_batch(batch)]
 
 
-def _batch(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    return layers(list(subject.embedder(precision).embed(truth.sentences)), truth.vectors)
+Way = Callable[[Subject, Truth, str], Iterator[Piece]]
 
 
 def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    """Batches of one size several times, so that captured graphs are replayed; the last two give the same bits."""
+    """Small batches several times, so that captured graphs are replayed; the last two times give the same bits."""
     embedder, size = subject.embedder(precision), max(2, len(truth.sentences) // 8)
     again: list[Array] = []
     last: list[Array] = []
@@ -120,13 +119,6 @@ def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]
     yield from layers(last, truth.vectors)
     after, before = (np.concatenate([x.ravel() for x in each])[None] for each in (last, again))
     yield Piece("two calls", after, before, same_bits=True)
-
-
-def _one_by_one(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    """The odd sentences and some more."""
-    sentences = truth.sentences[: len(ODD_SENTENCES) + 8]
-    found = [vectors for each in sentences for vectors in subject.embedder(precision).embed([each])]
-    return layers(found, truth.vectors[: len(sentences)])
 
 
 def _bulk(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
@@ -156,23 +148,25 @@ def _single(detail: str, found: Iterable[Any], expected: Sequence[Array]) -> Pie
     return piece._replace(detail=detail)
 
 
-def _boundaries(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    found = subject.embedder(precision, keep_sentence_boundaries=True).embed(truth.sentences)
-    return layers(list(found), truth.bounded)
+def _with(**options: Any) -> Way:
+    """All sentences in one call, by an embedder with these options; what is stateful in batches of a stream."""
+
+    def compare(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+        if "stateful" in options:
+            embedder = subject.embedder(precision, batch_size=truth.batch_size, **options)
+            return layers(list(embedder.embed(truth.stream)), truth.streamed)
+        expected = truth.bounded if options else truth.vectors
+        return layers(list(subject.embedder(precision, **options).embed(truth.sentences)), expected)
+
+    return compare
 
 
-def _stateful(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    embedder = subject.embedder(precision, stateful=True, batch_size=truth.batch_size)
-    return layers(list(embedder.embed(truth.stream)), truth.streamed)
-
-
-ALWAYS = {"batch": _batch, "repeated": _repeated}
+ALWAYS = {"batch": _with(), "repeated": _repeated}
 WAYS = ALWAYS | {
-    "one by one": _one_by_one,
     "bulk": _bulk,
     "pooled": _pooled,
-    "boundaries": _boundaries,
-    "stateful": _stateful,
+    "boundaries": _with(keep_sentence_boundaries=True),
+    "stateful": _with(stateful=True),
 }
 
 

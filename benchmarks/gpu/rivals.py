@@ -1,7 +1,7 @@
 """Who else can do the work on the same card: each is made once and called with sentences.
 
 Eager is the published algorithm in PyTorch, `ReferenceRuntime`: a padded batch at a time, every token's characters, all
-boundaries; its vectors stay on the device. Compiled is the same module under torch.compile in its default mode.
+boundaries; its vectors stay on the device.
 
 Stacks are the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: ELMo's two directions are separate stacks of two
 layers, each layer with input P, cell C and projection P, so two unidirectional LSTMs of two layers with proj_size do
@@ -59,14 +59,6 @@ class Eager(ReferenceRuntime):
         """Layers [L, T, 2P] of each sentence of one batch, on the host."""
         stacked = self.activations(batch).float().cpu().numpy()
         return [stacked[:, row, 1 : 1 + len(sentence)] for row, sentence in enumerate(batch)]
-
-
-def compiled(model: ElmoModel, device: Device, sentences: Sentences) -> Way:
-    """The reference under torch.compile, compiled here for one batch, however long that takes."""
-    eager = Eager(model, device, "fp32")
-    expected = eager.vectors(sentences)
-    eager.elmo = torch.compile(eager.elmo, dynamic=False)  # type: ignore[assignment]
-    return eager.check(sentences, expected).way(len(sentences))
 
 
 def lstm_stacks(config: ElmoConfig) -> list[torch.nn.LSTM]:

@@ -16,8 +16,7 @@ from flashelmo.benchmarks.contestant import Contestant, Entry, Way, absentees, c
 from flashelmo.benchmarks.gpu import rivals
 from flashelmo.benchmarks.gpu.accuracy import WAYS, Subject, Truth, file_means, leave_on_device
 from flashelmo.benchmarks.gpu.rivals import Eager
-from flashelmo.benchmarks.kernels.card import Card
-from flashelmo.benchmarks.kernels.costs import ceilings
+from flashelmo.benchmarks.kernels.card import Card, ceilings
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, Workload, write_sentences
@@ -27,7 +26,7 @@ UNIT = "tokens/s"
 NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"
 TEXT_TO_MEANS = "text to means"
-EAGER, COMPILED, CUDNN = "PyTorch eager", "torch.compile", "cuDNN LSTM"
+EAGER, CUDNN = "PyTorch eager", "cuDNN LSTM"
 WARM_UPS = 3  # before one more: the first compiles, the second may capture a graph, the third replays it
 
 
@@ -78,9 +77,6 @@ class Speed:
         elif section == "bulk":
             given_text = first, workload
             found.append(Contestant(f"{OURS} {first}, {TEXT_TO_MEANS}", first, self._text_to_means, given_text))
-        if section == "compiled":
-            given_ = (subject.model, subject.device, workload.sentences)
-            found.append(Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given_, is_rival=True))
         return self.measure(workload, found)
 
     def measure(self, workload: Workload, contestants: Sequence[Contestant]) -> list[Row]:

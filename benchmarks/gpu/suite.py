@@ -9,10 +9,9 @@ in minutes: the first precision, no rivals, so long for each section (`--seconds
     batches       equal and ragged batches, beside the same
     bulk          bulk text: layers left on the card, and from text to means on the host
     timeline      what the device and the host do in a call
-    compiled      torch.compile
 
-Beside each figure stands what the card's limits, measured in the same run, allow. Kernels are compiled first
-(ahead.py), then a process at a time has the card (processes.py). (ONNX Runtime's CUDA provider: `onnx --only cuda`.)
+Beside each figure stands what the card's limits, measured in the same run, allow. Kernels are compiled first,
+and then a process at a time has the card (processes.py). (ONNX Runtime's CUDA provider: `onnx --only cuda`.)
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -31,20 +31,17 @@ from rich.console import Console
 from flashelmo.benchmarks.contestant import load
 from flashelmo.benchmarks.gpu import accuracy, profile
 from flashelmo.benchmarks.gpu.accuracy import Subject, Truth, file_means, leave_on_device
-from flashelmo.benchmarks.gpu.ahead import PROCESSES, Ahead, compiling
-from flashelmo.benchmarks.gpu.processes import Name, supervise
+from flashelmo.benchmarks.gpu.processes import PROCESSES, Ahead, Name, compiling, supervise
 from flashelmo.benchmarks.gpu.speed import WARM_UPS, Speed
-from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin
-from flashelmo.benchmarks.kernels.costs import suited_tokens
+from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin, suited_tokens
 from flashelmo.benchmarks.kernels.graph_timing import measure_ceilings
-from flashelmo.benchmarks.kernels.kernels import OTHERS, Kernels, use_tile
+from flashelmo.benchmarks.kernels.kernels import Kernels, use_tile
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.run import Job, Run, Suite, rows_of, slug
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import card_tables, committed, with_committed
 from flashelmo.benchmarks.text import Workload, bulk, equal_batch, load_sentences, ragged_batch, write_sentences
-from flashelmo.benchmarks.timing import Deadline
-from flashelmo.benchmarks.worker import Worker, WorkerError, one_line
+from flashelmo.benchmarks.worker import Deadline, Worker, WorkerError, one_line
 from flashelmo.engine.cuda.requirements import check_precision, default_precision
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
@@ -52,9 +49,9 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.settings import CudaSettings
 
-TIMED = ("sentence", "batches", "bulk", "timeline", "compiled")
+TIMED = ("sentence", "batches", "bulk", "timeline")
 SECTIONS = ("correctness", "steps", *TIMED)
-WHOLE, CHECK = tuple(name for name in SECTIONS if name != "steps"), SECTIONS[:-1]
+WHOLE, CHECK = tuple(name for name in SECTIONS if name != "steps"), SECTIONS
 SWITCHES = tuple(field.name for field in fields(CudaSettings) if isinstance(field.default, bool))
 SLOW = ("fp32", "tf32")  # precisions that bulk text is shorter for
 ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -137,16 +134,11 @@ class Engine:
             yield from self._kernels().jobs()
             return
         if section == "correctness":
-            yield from self._kernels().check_jobs(["bf16"]) if checking else ()
             for name in settings.models:
                 yield from self._check_jobs(name, settings.precisions, accuracy.WAYS)
-            if checking:
-                yield from self._kernels().check_jobs(OTHERS)
-                yield from self._kernels().odd_check_jobs()
+            yield from self._kernels().check_jobs() if checking else ()
             return
         if section == "steps":
-            if not any(row.section == "error" and row.name.endswith("step bf16") for row in self.rows):
-                yield from self._kernels().check_jobs(["bf16"], steps_alone=True)
             for n in settings.rows or ROWS:
                 yield self._kernels().steps(n, ["bf16"])
             return
@@ -190,8 +182,6 @@ class Engine:
                 yield self._job(name, short, [first, *(each for each in some if each not in fast)], slow=True)
         elif section == "timeline":
             yield Job("stages", name, "", partial(self._timeline, name))
-        elif section == "compiled":
-            yield self._job(name, self._batch(settings.batches[0], "compiled"), [first])
 
     def _job(self, name: str, workload: Workload, precisions: Sequence[str], slow: bool = False) -> Job:
         def rows() -> list[list[Row]]:
@@ -266,11 +256,9 @@ def compile_share(
 ) -> list[str]:
     """Compile the launches of every n-th job from the k-th on; what went wrong."""
     less, wrong = replace(settings, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18), []
-    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, compiling(claims):
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, compiling(claims), redirect_stdout(None):
         engine = Engine(less, Path(folder), (), *tools)
-        jobs = [
-            job for section in sections for job in engine.jobs(section) if job.section not in ("ceiling", "compiled")
-        ]
+        jobs = [job for section in sections for job in engine.jobs(section) if job.section != "ceiling"]
         for job in jobs[k::n]:
             try:
                 for _ in job.rows():

@@ -1,9 +1,20 @@
-"""A card, and what it can do at best, as measured in the run that uses it."""
+"""A card's limits, as measured in the run that uses it; what GPU kernels must do at least, and how long that takes.
+
+    time = max(operations / matrix peak, bytes / memory bandwidth, bytes / L2 bandwidth)
+
+Inputs and outputs come from and go to memory once. Weights, which every call reads again, stay in the L2 cache where
+they fill at most half of it, and are streamed from memory otherwise; an LSTM's states, written a step ago, are there
+still. Launches cost nothing. That is a perfect kernel's time; a measurement far from it has a cause worth finding.
+
+Letters: D directions (2), C cells, P projection, F filters, n rows of a step (in each direction), words or nodes.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, chain
 from math import inf
 from typing import NamedTuple
 
@@ -13,7 +24,10 @@ import triton
 from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import Workload
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PRECISIONS
 
 CARD = "card"  # in place of the model where a row is of none
 RUN_OPTIONS = ("out", "models", "rounds", "seed", "limit_seconds", "commit")  # of every run on a card
@@ -104,3 +118,144 @@ def begin(settings: Settings) -> tuple[Settings, Device, Results]:
     results = new_results(settings, "kernels" if settings.sections == ("kernels",) else "gpu", found)
     versions = results.versions | {"triton": triton.__version__, "cuda": torch.version.cuda}
     return settings, device, replace(results, versions=versions)
+
+
+# ---------------------------------------------------------------------------------------------------------------- costs
+
+
+D = 2
+KEPT = 0.5  # of the L2 cache: what is read again and again and fills no more stays there
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
+
+def value_bytes(precision: str) -> int:
+    """Of a word vector's or a state's number on a card."""
+    return BYTES[PRECISIONS[precision].on("cuda").dtype]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a kernel, or some that follow each other, must do.
+
+    Attributes:
+        operations: floating-point operations, a multiplication and an addition being two.
+        streamed: bytes of inputs and outputs, which come from memory and go there.
+        weights: bytes that every call reads again.
+        states: bytes written or read that the next or the last step reads or wrote.
+    """
+
+    operations: float = 0
+    streamed: float = 0
+    weights: float = 0
+    states: float = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def parts(self, card: Card, precision: str) -> dict[str, float]:
+        """Microseconds that the matrix units, the memory and the L2 cache take."""
+        kept = self.weights <= KEPT * card.l2_bytes
+        return {
+            "matrix": 1e6 * self.operations / card.peak(precision),
+            "memory": 1e6 * (self.streamed + (0 if kept else self.weights)) / card.memory,
+            "L2": 1e6 * (self.streamed + self.weights + self.states) / card.l2,
+        }
+
+    def microseconds(self, card: Card, precision: str) -> float:
+        """The longest of them."""
+        return max(self.parts(card, precision).values())
+
+
+def product(shape: tuple[int, int, int, int], width: int, streamed: float, states: float = 0, bias: int = 0) -> Cost:
+    """Of matrices [inputs, columns] of numbers of so many bytes, each times [rows, inputs]."""
+    matrices, rows, inputs, columns = shape
+    return Cost(matrices * 2 * rows * inputs * columns, streamed, matrices * columns * (inputs * width + bias), states)
+
+
+def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
+    """The gates and cells of one step, both directions.
+
+    Args:
+        way: "fused" (the input is multiplied with the recurrent state, as in 8 bits) or "hoisted" (beforehand).
+    """
+    C, P, width = config.cell_size, config.projection_size, BYTES[PRECISIONS[precision].on("cuda").lstm_weights]
+    streamed = D * rows * (P * width if way == "fused" else 4 * C * 4)  # x, or its float32 part of the gates
+    cells = C * (4 + 4 + value_bytes(precision))  # before and after; unprojected
+    states = D * rows * (P * width + cells)
+    return product((D, rows, 2 * P if way == "fused" else P, 4 * C), width, streamed, states)
+
+
+def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
+    """The projection of one step, both directions, without skip connection."""
+    C, P, width = config.cell_size, config.projection_size, value_bytes(precision)
+    return product((D, rows, C, P), width, 0, D * rows * (C + P) * width)
+
+
+def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
+    """One step of both directions: "fused" or "hoisted"."""
+    return gates(config, rows, precision, way) + projection(config, rows, precision)
+
+
+def characters(config: ElmoConfig, lengths: Iterable[int], precision: str) -> Cost:
+    """Character features of words of so many characters with begin and end, multiplied where their characters are."""
+    M, E, width, lengths = config.max_characters, config.character_size, value_bytes(precision), list(lengths)
+    windows = sum(
+        w * number * sum(min(length, M - w + 1) for length in lengths)  # one begins at each character, if it fits
+        for w, number in config.filters
+    )
+    weights = sum(w * number for w, number in config.filters) * E * width + config.n_characters * E * width
+    return Cost(2 * E * windows, len(lengths) * (4 * M + config.n_filters * width), weights)
+
+
+def highway(config: ElmoConfig, words: int, precision: str) -> Cost:
+    """One highway layer: transform and gate."""
+    F, width = config.n_filters, value_bytes(precision)
+    return product((1, words, F, 2 * F), width, 2 * words * F * width, bias=4)
+
+
+def final_projection(config: ElmoConfig, words: int, precision: str) -> Cost:
+    """The characters' projection to a word vector."""
+    F, P, width = config.n_filters, config.projection_size, value_bytes(precision)
+    return product((1, words, F, P), width, words * (F + P) * width, bias=4)
+
+
+# ----------------------------------------------------------------------------------------------------------- workloads
+
+
+def ceilings(
+    config: ElmoConfig, workload: Workload, card: Card, precision: str, words_known: bool = False
+) -> tuple[float | None, float | None]:
+    """Tokens a second at best, of the LSTM alone, and with the distinct words' vectors; known ones cost nothing.
+
+    Every depth of the sentences is a step of as many rows as there are sentences so long. Recurrent weights are read
+    again in each, input weights once a layer. Nothing is shared between sentences, so that sharing can take a figure
+    above its ceiling.
+    """
+    by_length = Counter(map(len, workload.sentences))
+    rows = Counter(accumulate(by_length[length] for length in range(max(by_length, default=0), 0, -1)))
+    steps = sum(times * lstm_step(config, n, precision).microseconds(card, precision) for n, times in rows.items())
+    once = gates(config, 0, precision, "hoisted").weights  # as large as the recurrent ones
+    lstm, words = config.n_layers * (1e-6 * steps + once / card.memory), 0.0
+    if config.filters and not words_known:  # models without characters look vectors up
+        distinct = set(chain.from_iterable(workload.sentences))
+        lengths = [min(len(word.encode()) + 2, config.max_characters) for word in distinct]
+        costs = [characters(config, lengths, precision), final_projection(config, len(lengths), precision)]
+        costs += [highway(config, len(lengths), precision)] * config.n_highway
+        words = 1e-6 * sum(cost.microseconds(card, precision) for cost in costs)
+    return (workload.tokens / lstm, workload.tokens / (lstm + words)) if lstm else (None, None)
+
+
+def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
+    """All operations of one step of both directions, but of weights the recurrent ones and the projection's alone."""
+    whole, recurrent = (step(config, rows, precision, way) for way in ("fused", "hoisted"))
+    return replace(whole, weights=recurrent.weights)
+
+
+def suited_tokens(config: ElmoConfig, card: Card, most: int, precision: str) -> int:
+    """Tokens of bulk text that take the card about a second at half its peak: a power of two, `most` at most.
+
+    At least a 64th of `most`, so that a slow card has whole windows too.
+    """
+    wanted = min(0.5 * card.peak(precision) / config.lstm_flops_per_token, most)
+    return max(1, most // 64, min(most, 1 << int(max(wanted, 1)).bit_length() - 1))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from flashelmo.benchmarks.kernels import problems
-from flashelmo.benchmarks.kernels.costs import D
+from flashelmo.benchmarks.kernels.card import D
 from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
@@ -71,6 +71,11 @@ class Kernel(NamedTuple):
     config: ElmoConfig = ORIGINAL
     targets: tuple[int, ...] = MATRIX_TARGETS
     of: str = ""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """That it is checked and timed in: where there is a product, in all."""
+        return EXACT if self.operations else (*self.full, *self.few)
 
     def problem(self, config: ElmoConfig, n: int, make: Maker) -> Problem:
         """Of one that is checked by itself."""

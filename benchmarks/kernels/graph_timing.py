@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 
 from flashelmo.benchmarks.contestant import Contestant, Entry, Way, compete, line_up
-from flashelmo.benchmarks.kernels.card import CARD, LIMITS, SCALES, Card, Device
-from flashelmo.benchmarks.kernels.costs import Cost
+from flashelmo.benchmarks.kernels.card import CARD, LIMITS, SCALES, Card, Cost, Device
 from flashelmo.benchmarks.kernels.problems import dtype_of, library_product
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
@@ -32,8 +31,7 @@ class Task(NamedTuple):
         name: who it is; its last word is the precision.
         run: queues the work on the current stream and returns; whatever it compiles, it has compiled in its first call.
         calls: how often the work is done in one run; times are those of a call.
-        cost: of one call, for the ceiling; None for a peer, as are its checks.
-        checks: names of the checks that must have passed.
+        cost: of one call, for the ceiling; None for a peer.
         peer: name of the task in the same group that does the same by other means.
     """
 
@@ -41,7 +39,6 @@ class Task(NamedTuple):
     run: Callable[[], object]
     calls: int = 1
     cost: Cost | None = None
-    checks: tuple[str, ...] = ()
     peer: str = ""
 
 

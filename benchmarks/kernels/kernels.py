@@ -1,6 +1,6 @@
 """Every GPU kernel of a model on a device: correct first, then how fast, beside its limits and cuBLAS.
 
-All work on random tensors of the model's sizes. Beside each time stand what the card's limits allow (`costs.py`) and
+All work on random tensors of the model's sizes. Beside each time stand what the card's limits allow (`card.py`) and
 the library's bare products at the same shapes. An LSTM's steps are chains over forests of equal depths with random
 parents, of two layers in turn, so that no layer's weights stay in the L2 cache for ever. Hoisted steps leave the
 input's product out; it is timed by itself, as "input".
@@ -8,39 +8,47 @@ input's product out; it is timed by itself, as "input".
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from itertools import product
 
 import torch
 
-from flashelmo.benchmarks.kernels import checks, costs
-from flashelmo.benchmarks.kernels.card import CARD, Card, Device
+from flashelmo.benchmarks.kernels import card as costs
+from flashelmo.benchmarks.kernels.card import CARD, Card, D, Device
 from flashelmo.benchmarks.kernels.cases import KERNELS, Kernel
-from flashelmo.benchmarks.kernels.costs import D
 from flashelmo.benchmarks.kernels.graph_timing import Task, measure_ceilings, time_tasks
 from flashelmo.benchmarks.kernels.lstm import PORTABLE, LstmLayer, LstmProblem, kernel_name, kind_of_way, serving
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, library_product
-from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.results import FAILED, Results, Row
 from flashelmo.benchmarks.run import Job
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels import tuning
 from flashelmo.kernels.tuning import ANY, Tile
 
 ROWS = (512, 32, 1, 16, 64, 128, 256, 1024)  # the most valuable first
 DEPTHS = 8  # of a layer before the other's turn
+SIZES = (63, 1003)  # that kernels are checked at without being timed
+MOST_CHECKED = 2051  # what is timed on more is checked on so many, as the reference runs on the host
 OTHERS = ("fp16", "fp32", "tf32")  # precisions that steps are timed in at few sizes
 
 
 class Kernels:
     """A model's kernels on a device.
 
+    Each is compared with its reference in float64, and timed if that is right: inputs are fresh random numbers, outputs
+    are filled with NaN beforehand. An error is ||out - reference|| / ||reference||, where the
+    reference has the unrounded weights and the inputs as the kernel gets them; the bounds are those of whole vectors.
+
     Args:
-        results: say which card it is; rows: of the run: its ceilings, and checks, which decide what is timed.
-        sizes: that are checked, at the model's sizes and at those that fit no block.
+        results: say which card it is; rows: of the run, for its ceilings.
         depths: of a layer's chain.
     """
 
@@ -51,52 +59,55 @@ class Kernels:
         device: Device,
         results: Results,
         rows: list[Row],
-        sizes: tuple[checks.Sizes, checks.Sizes] = (checks.SIZES, checks.ODD_SIZES),
         depths: int = DEPTHS,
     ) -> None:
         self.settings, self.config, self.device, self.rows = settings, config, device, rows
-        self.model, self._sizes, self._depths, self._results = settings.models[0], sizes, depths, results
+        self.model, self._depths, self._results = settings.models[0], depths, results
+        self._precisions = [each for each in settings.precisions if each != "int8"]
+        self._checked_steps = cache(self._made_checked_steps)
 
     def jobs(self) -> Iterator[Job]:
-        """Checks, the ceilings, and what is timed, the most valuable first."""
+        """The ceilings, and what is timed, the most valuable first."""
         settings = self.settings
-        yield from self.check_jobs([each for each in settings.precisions if each != "int8"])
-        yield from self.odd_check_jobs()
         yield Job("ceiling", CARD, "", lambda: [measure_ceilings(settings, self.device)])
         for n in settings.rows:
-            yield self.steps(
-                n, [each for each in settings.precisions if each not in OTHERS or n in settings.other_rows]
-            )
-        for kernel in (each for each in KERNELS if each.of):
+            yield self.steps(n, [each for each in self._precisions if each not in OTHERS or n in settings.other_rows])
+        for kernel in self._kernels:
             for n in settings.words if kernel.of == "words" else settings.nodes:
                 yield Job(kernel.name, self.model, f"{n} {kernel.of}", partial(self._of, kernel, n))
 
+    @property
+    def _kernels(self) -> list[Kernel]:
+        """Those that are checked and timed by themselves."""
+        return [each for each in KERNELS if each.of == "nodes" or (each.of and self.config.filters)]
+
     # ---------------------------------------------------------------------------------------------------------- checks
 
-    def check_jobs(self, precisions: Sequence[str], steps_alone: bool = False) -> Iterator[Job]:
-        """The checks at the model's sizes."""
-        found = checks.checks(self.config, self._sizes[0], self.device.torch, self.settings.seed, precisions)
-        yield from (self._check(self.model, each) for each in found if each.name.endswith("step") or not steps_alone)
+    def check_jobs(self) -> Iterator[Job]:
+        """Kernels other than the LSTM's at some sizes, without timing them."""
+        for kernel, precision in product(self._kernels, self._precisions):
+            if precision in kernel.precisions:
+                yield Job("error", self.model, f"{kernel.name} {precision}", partial(self._checks, kernel, precision))
 
-    def odd_check_jobs(self) -> Iterator[Job]:
-        """The checks at sizes that fit no block."""
-        few = tuple(each for each in ("bf16", "fp32") if each in self.settings.precisions)
-        found = checks.checks(checks.ODD, self._sizes[1], self.device.torch, self.settings.seed + 1, few)
-        yield from (self._check("odd sizes", check) for check in found)
+    def _checks(self, kernel: Kernel, precision: str) -> list[list[Row]]:
+        return [[self._check(kernel, precision, n) for n in SIZES]]
 
-    def _check(self, model: str, check: checks.Check) -> Job:
-        name = f"{check.name} {check.precision}, {check.detail}"
-        return Job("error", model, name, lambda: [[checks.check_row(check, model)]])
+    def _check(self, kernel: Kernel, precision: str, n: int) -> Row:
+        make = Maker.of(self.device.torch, precision, self.settings.seed, host=True)
+        return self._checked(
+            f"{kernel.name} {precision}", f"{n} {kernel.of}", lambda: kernel.problem(self.config, n, make).error()
+        )
 
-    def why_not(self, task: Task) -> str:
-        """Why somebody is not timed; empty if it is."""
-        notes = {name: self._notes(f"{name} {task.name.split()[-1]}") for name in task.checks}
-        wrong = [name for name, found in notes.items() if not found or any(found)]
-        return f"not timed, as its check did not pass: {', '.join(wrong)}" if wrong else ""
-
-    def _notes(self, name: str) -> list[str]:
-        """Of all checks of a name."""
-        return [row.note for row in self.rows if row.section == "error" and row.name == name]
+    def _checked(self, name: str, detail: str, error: Callable[[], float]) -> Row:
+        """The error, and what is wrong with it; a kernel that does not compile or run has failed, and others go on."""
+        row = Row("error", self.model, name, "relative error", detail)
+        bound = PRECISIONS[name.split()[-1]].bounds["cuda"].relative or 0.0
+        try:
+            found = error()
+        except Exception as problem:
+            return replace(row, note=f"{FAILED}: {one_line(problem)}")
+        row = row.with_samples([found] if math.isfinite(found) else [])
+        return row if found < bound else replace(row, note=f"{FAILED}: error {found:.2g}, expected less than {bound:g}")
 
     # -------------------------------------------------------------------------------------------------- what is timed
 
@@ -109,9 +120,17 @@ class Kernels:
         sections: dict[str, dict[str, Task]] = {"step": {}, "gates": {}, "projection": {}}
         for precision in (*precisions, *(["int8"] if "bf16" in precisions else [])):
             for way in serving(self._layers[0], n, precision):
-                for section, each in self._members(problems, n, precision, way):
+                detail, name = f"{n} rows", f"{way} step {precision}"
+                checked = self._checked(name, detail, partial(self._checked_steps(n).error, precision, way))
+                yield [checked]
+                for section, each in self._members(problems, n, precision, way) if not checked.failed else ():
                     sections[section].setdefault(each.name, each)  # the projection is the same in some ways
-        yield from (self.measure(name, f"{n} rows", tasks.values()) for name, tasks in sections.items())
+        yield from (self._timed(name, f"{n} rows", list(tasks.values())) for name, tasks in sections.items())
+
+    def _made_checked_steps(self, n: int) -> LstmProblem:
+        """Two ragged depths of about so many rows."""
+        layer = LstmLayer(self.config, self.device.torch, self.settings.seed, host=True)
+        return LstmProblem(layer, ((n, max(1, n - 1)), (1 + n // 2, n)))
 
     @cached_property
     def _layers(self) -> list[LstmLayer]:
@@ -133,7 +152,7 @@ class Kernels:
             ("step", name, steps, costs.step(self.config, rows, precision, kind)),
         ):
             peer = f"cuBLAS {precision if section == 'projection' else f'{kind} {precision}'}" if peers else ""
-            yield section, Task(who, in_order([each.run for each in launches]), depths, cost, (f"{way} step",), peer)
+            yield section, Task(who, in_order([each.run for each in launches]), depths, cost, peer)
             if peer:
                 yield section, Task(peer, peers[section], len(problems))
 
@@ -151,22 +170,23 @@ class Kernels:
         return {"gates": in_order(gates), "projection": in_order(projection), "step": in_order(both)}
 
     def _of(self, kernel: Kernel, n: int) -> Iterator[list[Row]]:
-        """One kernel in each precision that was checked, each with the library's product."""
-        tasks = []
-        for precision in (each for each in self.settings.precisions if self._notes(f"{kernel.name} {each}")):
+        """One kernel in each precision that it has, each with the library's product."""
+        tasks, detail = list[Task](), f"{n} {kernel.of}"
+        for precision in (each for each in self._precisions if each in kernel.precisions):
+            checked = self._check(kernel, precision, min(n, MOST_CHECKED))
+            yield [checked]
+            if checked.failed:
+                continue
             problem = kernel.problem(self.config, n, Maker.of(self.device.torch, precision, self.settings.seed))
             peer = f"cuBLAS {precision}" if problem.product else ""
-            tasks.append(Task(precision, problem.run, 1, problem.cost, (kernel.name,), peer))
+            tasks.append(Task(precision, problem.run, 1, problem.cost, peer))
             tasks += [Task(peer, problem.product)] if problem.product else []
-        yield self.measure(kernel.name, f"{n} {kernel.of}", tasks)
+        yield self._timed(kernel.name, detail, tasks)
 
-    def measure(self, section: str, detail: str, tasks: Iterable[Task]) -> list[Row]:
-        """A row for each task, in turns; what is wrong is not timed."""
-        row, tasks = Row(section, self.model, unit="µs", detail=detail), list(tasks)
-        notes = {task.name: self.why_not(task) for task in tasks}
-        ready, card = [task for task in tasks if not notes[task.name]], Card.of(self._results, self.rows)
-        rows = time_tasks(row, ready, self.settings, self.device, card)
-        return rows + [replace(row, name=name, note=note) for name, note in notes.items() if note]
+    def _timed(self, section: str, detail: str, tasks: Sequence[Task]) -> list[Row]:
+        """A row for each task, in turns."""
+        row, card = Row(section, self.model, unit="µs", detail=detail), Card.of(self._results, self.rows)
+        return time_tasks(row, tasks, self.settings, self.device, card)
 
 
 def in_order(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:

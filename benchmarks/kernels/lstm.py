@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.kernels.costs import D
+from flashelmo.benchmarks.kernels.card import D
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, relative_error
 from flashelmo.engine.cuda import layout
 from flashelmo.engine.cuda.compute import nodes_of

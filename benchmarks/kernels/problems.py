@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.kernels import costs
-from flashelmo.benchmarks.kernels.costs import Cost, D, value_bytes
+from flashelmo.benchmarks.kernels import card as costs
+from flashelmo.benchmarks.kernels.card import Cost, D, value_bytes
 from flashelmo.benchmarks.text import spell
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS

@@ -12,10 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 from flashelmo.benchmarks.gpu import suite as gpu
-from flashelmo.benchmarks.kernels import costs
-from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, Card
+from flashelmo.benchmarks.kernels import card as costs
+from flashelmo.benchmarks.kernels.card import RUN_OPTIONS, Card, Cost
 from flashelmo.benchmarks.kernels.cases import KERNELS
-from flashelmo.benchmarks.kernels.costs import Cost
 from flashelmo.benchmarks.kernels.kernels import OTHERS, ROWS, tile_of
 from flashelmo.benchmarks.kernels.lstm import PORTABLE
 from flashelmo.benchmarks.kernels.problems import Maker
