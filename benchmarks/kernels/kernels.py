@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import product
 
 import torch
@@ -64,7 +64,6 @@ class Kernels:
         self.settings, self.config, self.device, self.rows = settings, config, device, rows
         self.model, self._depths, self._results = settings.models[0], depths, results
         self._precisions = [each for each in settings.precisions if each != "int8"]
-        self._checked_steps = cache(self._made_checked_steps)
 
     def jobs(self) -> Iterator[Job]:
         """The ceilings, and what is timed, the most valuable first."""
@@ -116,25 +115,21 @@ class Kernels:
         return Job("step", self.model, f"{n} rows", partial(self._steps, n, precisions))
 
     def _steps(self, n: int, precisions: Sequence[str]) -> Iterator[list[Row]]:
+        ragged = LstmProblem(self._layers[0], ((n, max(1, n - 1)), (1 + n // 2, n)))
         problems = [LstmProblem(layer, [(n,) * self._depths] * D) for layer in self._layers]
         sections: dict[str, dict[str, Task]] = {"step": {}, "gates": {}, "projection": {}}
         for precision in (*precisions, *(["int8"] if "bf16" in precisions else [])):
             for way in serving(self._layers[0], n, precision):
                 detail, name = f"{n} rows", f"{way} step {precision}"
-                checked = self._checked(name, detail, partial(self._checked_steps(n).error, precision, way))
+                checked = self._checked(name, detail, partial(ragged.error, precision, way))
                 yield [checked]
                 for section, each in self._members(problems, n, precision, way) if not checked.failed else ():
                     sections[section].setdefault(each.name, each)  # the projection is the same in some ways
         yield from (self._timed(name, f"{n} rows", list(tasks.values())) for name, tasks in sections.items())
 
-    def _made_checked_steps(self, n: int) -> LstmProblem:
-        """Two ragged depths of about so many rows."""
-        layer = LstmLayer(self.config, self.device.torch, self.settings.seed, host=True)
-        return LstmProblem(layer, ((n, max(1, n - 1)), (1 + n // 2, n)))
-
     @cached_property
     def _layers(self) -> list[LstmLayer]:
-        return [LstmLayer(self.config, self.device.torch, self.settings.seed + k) for k in range(2)]
+        return [LstmLayer(self.config, self.device.torch, self.settings.seed + k, host=k == 0) for k in range(2)]
 
     def _members(
         self, problems: Sequence[LstmProblem], rows: int, precision: str, way: str
