@@ -77,6 +77,7 @@ types-of-tests: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file tests/mypy.ini tests/*.py examples/*.py
 
 bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks
 	$(BIN)/pytest benchmarks
 
 # Ray is in no environment of ours: `$(BIN)/python -m pip install '.[ray]'` first.

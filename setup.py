@@ -31,7 +31,7 @@ TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
-BENCH = ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=4"]
+BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
     "duckdb>=1.1",  # reads shards in the tests
@@ -39,6 +39,7 @@ TOOLS = [
     "hypothesis>=6",
     "mypy>=1.10",
     "psutil>=5.9",
+    "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.8",
     "setuptools>=70.1",

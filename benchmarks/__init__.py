@@ -2,26 +2,25 @@
 
 __main__.py      the command line of every suite, and which suites there are
 settings.py      one settings object for all suites: its fields are the options
-contestant.py    one contestant: a way to embed, made in a process of its own (worker.py) or in this one, and its clock;
-                 the line-up of those whose vectors are right (accuracy.py), and their contest in turns (timing.py)
-run.py           one loop: jobs whose rows are printed and written as they come, failures and a deadline
+contestant.py    one contestant: a way to embed or to compute, made in a process of its own (worker.py) or in this one,
+                 and its clock; the line-up of those whose vectors are right (accuracy.py); their contest in turns
+run.py           jobs whose rows are printed and written as they come
 results.py       rows of figures with what they were measured on (machine.py), as JSON; tables.py shows them
-text.py, roofline.py, fresh.py   the text and its workloads, this machine's limits, and fresh processes
+text.py, roofline.py, fresh.py   the text and its workloads, this processor's limits, and fresh processes
 report.py        tables and plots of the committed results in README and docs
 
-cpu/             the engine on the processor beside the reference: the default
-onnx/            the exported file beside the engine, on a card too
+cpu.py           the engine on the processor beside the reference: the default
+onnx.py          the exported file beside the engine, on a card too
 precision.py     each precision's error on a CUDA device, without one
-gpu/             the engine on a card, end to end
 feed.py          what stands around the computation of a corpus: sharing, feeding, processes
-kernels/         the GPU kernels by themselves, on a card and without one
-test_parts.py    the contestants and the host's side by pytest-benchmark: `pytest benchmarks`
+gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises
+kernels/         the GPU kernels by themselves: cases.py is the table of them, kernels.py times them, resources.py says
+                 without a card what they cost
+test_parts.py    contestants by pytest-benchmark: `pytest benchmarks`
 
 To add a suite: a module with `SUITE = Suite(about, defaults, options, command)` (run.py), and a line of SUITES in
-__main__.py. `defaults` is `Settings(...)` with what it has to choose from, `options` the names of the settings that the
-command line may change, `command(settings, console)` runs it. Where each model has sections that give rows,
-`run_sections` does all of that; otherwise it makes a `Run` with `new_results`, gives it `Job`s, and returns
-`run.finish()`. A section lines up `Contestant`s, which compares their vectors first, and lets their `Entry`s `compete`,
-which gives rows with ratios and ceilings; who is absent is a row without a figure whose note says why. A new setting is
-a field of `Settings`; users may change it where a suite names it among its options.
+__main__.py. Where each model has sections that give rows, `run_sections` does all else. A section lines up
+`Contestant`s, which compares their vectors first, and lets their `Entry`s `compete`, which gives rows with ratios and
+ceilings; who is absent is a row without a figure whose note says why. A new setting is a field of `Settings`; users may
+change it where a suite names it among its options.
 """

@@ -23,14 +23,12 @@ from flashelmo.engine.model.initialize import PRESETS
 
 # The module of each suite: its `SUITE`.
 SUITES = {
-    "cpu": "cpu.suite",
-    "onnx": "onnx.suite",
+    "cpu": "cpu",
+    "onnx": "onnx",
     "precision": "precision",
     "gpu": "gpu.suite",
     "kernels": "kernels.suite",
-    "tiles": "kernels.tiles",
     "resources": "kernels.resources",
-    "model": "kernels.model",
     "report": "report",
     "feed": "feed",
 }
@@ -87,7 +85,7 @@ def _option(each: Field[Any]) -> str:
 
 def _known(suite: Suite, each: Field[Any]) -> Sequence[str]:
     """What may be chosen; nothing where anything may be."""
-    if each.name in ("sections", "contestants", "precisions", "operations"):
+    if each.name in ("sections", "contestants", "precisions"):
         return suite.known.get(each.name) or getattr(suite.defaults, each.name)
     return list(PRESETS) if each.name == "models" else suite.known.get(each.name, ())
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import cProfile
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from flashelmo.benchmarks.accuracy import error_rows, layers, why_wrong
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, Sentences
-from flashelmo.benchmarks.timing import Timing, take_turns
-from flashelmo.benchmarks.worker import Here, Pool, Worker, one_line
+from flashelmo.benchmarks.worker import Here, Pool, Timing, Worker, one_line, take_turns
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
@@ -39,6 +36,7 @@ PROCESSOR: Mapping[str, Mapping[str, Any]] = {
     "fp32 unshared": {"runtime": "ort", "share": False},
     "fp32 openvino": {"runtime": "openvino"},
 }
+UNITS = {"ms": 1e3, "µs": 1e6}  # a second
 SLOW_SECONDS = 0.5  # of a pass: two of them warm up enough
 MOST = 100  # times as many passes as were timed before
 
@@ -90,10 +88,6 @@ class Contestant:
         """Made in a process of its own, which the pool keeps."""
         return pool.worker(Clock, self.make, *self.arguments)
 
-    def here(self) -> Here:
-        """Made in this process."""
-        return Here(Clock, self.make, *self.arguments)
-
 
 class Clock:
     """A way to embed, with a clock: what a worker holds."""
@@ -109,33 +103,20 @@ class Clock:
         """Tokens of text that are computed together."""
         return self._way.window_tokens
 
-    def seconds(self, work: Sequence[Any], at_least: float = 0.0, repeats: int = 1, warm_ups: int = 0) -> float:
-        """Seconds for all pieces of the work one after the other: the median of some repeats.
+    def seconds(self, work: Sequence[Any], at_least: float = 0.0) -> float:
+        """Seconds for all pieces of the work, one after the other, of as many passes as last so long together."""
+        passes, took = 1, self._timed(work, 1)
+        while took < at_least:  # how many passes are queued on a device is decided before the first begins
+            passes = min(MOST * passes, math.ceil(1.1 * passes * at_least / max(took, 1e-9)))
+            took = self._timed(work, passes)
+        return took / passes
 
-        Args:
-            at_least: seconds that a repeat lasts, in whole passes over the work.
-            warm_ups: passes before, which are not timed: of who is slow, two at most.
-        """
-        for done in range(warm_ups):
+    def warm_up(self, work: Sequence[Any], passes: int) -> float:
+        """Passes that are not timed: of who is slow, two at most."""
+        for done in range(passes):
             if self._timed(work, 1) > SLOW_SECONDS and done:
                 break
-        times = []
-        for _ in range(repeats):
-            passes, took = 1, self._timed(work, 1)
-            while took < at_least:  # how many passes are queued on a device is decided before the first begins
-                passes = min(MOST * passes, math.ceil(1.1 * passes * at_least / max(took, 1e-9)))
-                took = self._timed(work, passes)
-            times.append(took / passes)
-        return median(times)
-
-    def profile(self, piece: Any) -> tuple[float, dict[tuple[str, int, str], float]]:
-        """Seconds for a piece of work, and those of each function in it, by the file, line and name of its code."""
-        profiler = cProfile.Profile()
-        begin = time.perf_counter()
-        profiler.runcall(self._way.run, piece)
-        took = time.perf_counter() - begin
-        profiler.create_stats()
-        return took, {code: figures[3] for code, figures in profiler.stats.items()}
+        return 0.0
 
     def _timed(self, work: Sequence[Any], passes: int) -> float:
         """Seconds of some passes, one queued behind the other where a device computes."""
@@ -151,7 +132,8 @@ class Clock:
 def line_up(
     contestants: Iterable[Contestant], sentences: Sentences, expected: Sequence[Array] | None, pool: Pool | None = None
 ) -> tuple[Workers, dict[str, str]]:
-    """Those who can take part and whose vectors are right, and by name why the others do not.
+    """Those who can take part and whose vectors are right, and by name why the others do not: they cannot run here, or
+    have failed, as a library broke or a worker ended.
 
     Args:
         sentences, expected: a batch, and the reference's vectors of it; None where they were compared before.
@@ -161,20 +143,16 @@ def line_up(
     absent: dict[str, str] = {}
     for each in contestants:
         try:
-            worker = each.here() if pool is None else each.start(pool)
+            worker = Here(Clock, each.make, *each.arguments) if pool is None else each.start(pool)
             wrong = expected and why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place)
             if wrong:
                 absent[each.name] = f"{FAILED}: {wrong}"
             else:
                 workers[each.name, each.detail] = worker
         except Exception as error:
-            absent[each.name] = _why_absent(error, each.is_rival)
+            excused = each.is_rival or isinstance(error, FlashElmoError)
+            absent[each.name] = ("" if excused else f"{FAILED}: ") + one_line(error)
     return workers, absent
-
-
-def _why_absent(error: Exception, is_rival: bool = False) -> str:
-    """Cannot run here; or has failed, as a library broke or a worker ended: in both cases the others go on."""
-    return ("" if is_rival or isinstance(error, FlashElmoError) else f"{FAILED}: ") + one_line(error)
 
 
 class Entry(NamedTuple):
@@ -182,8 +160,8 @@ class Entry(NamedTuple):
 
     Attributes:
         who: takes them.
-        row: of the results, without figures; its unit is "tokens/s", or "ms".
-        work: pieces that are timed together; tokens: in all of them.
+        row: of the results, without figures.
+        work: pieces that are timed together; amount: of the row's unit a second in all of them, as tokens, or calls.
         limits: both ceilings of the row, once the machine's limits have been measured.
         group: of those who are compared with each other.
     """
@@ -191,22 +169,19 @@ class Entry(NamedTuple):
     who: Contestant
     row: Row
     work: Sequence[Any]
-    tokens: int = 0
+    amount: float = 1
     limits: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
     group: str = ""
 
-    @property
-    def key(self) -> Key:
-        """Of the worker."""
-        return self.who.name, self.who.detail
-
     def timed(self, timing: Timing) -> Row:
         """The row with a timing's figures and its ceilings; a rival that breaks is no failure of ours."""
-        if self.who.is_rival and not timing.samples:
-            return replace(self.row, note=timing.note)
-        ceiling, both = self.limits() if timing.samples else (None, None)
+        if not timing.samples:
+            return replace(self.row, note=timing.note if self.who.is_rival else f"{FAILED}: {timing.note}")
+        ceiling, both = self.limits()
         row = replace(self.row, ceiling=ceiling, ceiling_both=both)
-        return row.timed(timing, lambda seconds: self.tokens / seconds if row.unit == "tokens/s" else 1e3 * seconds)
+        if row.unit.endswith("/s"):
+            return row.with_samples([self.amount / seconds for seconds in timing.samples])
+        return row.with_samples([UNITS[row.unit] * seconds / self.amount for seconds in timing.samples])
 
 
 def compete(
@@ -215,7 +190,7 @@ def compete(
     settings: Settings,
     limits: Mapping[str, Callable[[], float]] | None = None,
     *,
-    clock: tuple[Any, ...] = (),
+    at_least: float = 0.0,
     warm_ups: int = 0,
     pause: float | None = None,
 ) -> list[Row]:
@@ -223,28 +198,32 @@ def compete(
 
     Args:
         limits: measure the machine's limits, in the same turns.
-        clock: what `Clock.seconds` is told beside the work; warm_ups: passes before all rounds.
+        at_least: seconds that each is timed in a round; warm_ups: passes before all rounds.
     """
-    there = [each for each in entries if each.key in workers]
-    keys = [(each.who.name, k) for k, each in enumerate(there)]
-    calls = {key: partial(workers[each.key].call, "seconds", each.work) for key, each in zip(keys, there, strict=True)}
-    warm = take_turns(1, {key: partial(call, 0.0, 1, warm_ups) for key, call in calls.items() if warm_ups}, pause)
-    failed: dict[Any, Timing] = {key: timing for key, timing in warm.items() if timing.note}
+    there = {(each.who.name, k): each for k, each in enumerate(entries) if (each.who.name, each.who.detail) in workers}
+    calls = {key: partial(workers[each.who.name, each.who.detail].call) for key, each in there.items()}
+    warm = {key: partial(call, "warm_up", there[key].work, warm_ups) for key, call in calls.items() if warm_ups}
+    failed = {key: timing for key, timing in take_turns(1, warm, pause).items() if timing.note}
     measures: dict[Any, Callable[[], float]] = dict(limits or {})
-    measures |= {key: partial(call, *clock) for key, call in calls.items() if key not in failed}
+    measures |= {
+        key: partial(call, "seconds", there[key].work, at_least) for key, call in calls.items() if key not in failed
+    }
     timings = take_turns(settings.rounds, measures, pause) | failed
-    rows = [each.timed(timings[key]) for key, each in zip(keys, there, strict=True)]
-    found = list(zip(there, rows, strict=True))
-    for k, (each, row) in enumerate(found):
-        rivals = [other for who, other in found if who.who.is_rival and who.group == each.group and other.samples]
-        ratios = {
-            other.name if other.detail == row.detail else other.label: median_ratio(
-                row.samples, other.samples, row.unit
-            )
-            for other in (rivals if row.samples and not each.who.is_rival else ())
-        }
-        rows[k] = replace(row, ratios=ratios)
-    return rows
+    found = [(each, each.timed(timings[key])) for key, each in there.items()]
+    rivals = [(each.group, row) for each, row in found if each.who.is_rival and row.samples]
+    return [
+        row if each.who.is_rival else _compared(row, [rival for group, rival in rivals if group == each.group])
+        for each, row in found
+    ]
+
+
+def _compared(row: Row, rivals: Sequence[Row]) -> Row:
+    """The row with how many times as fast it is as each rival, whose detail is told where it is another."""
+    ratios = {
+        rival.name if rival.detail == row.detail else rival.label: median_ratio(row.samples, rival.samples, row.unit)
+        for rival in (rivals if row.samples else ())
+    }
+    return replace(row, ratios=ratios)
 
 
 def absentees(section: str, model: str, absent: Mapping[str, str], unit: str = "tokens/s") -> list[Row]:
@@ -259,11 +238,11 @@ def errors_of(
     expected, rows = exact.start(pool).call("vectors", sentences), []
     note = f"{len(sentences)} sentences, {sum(map(len, sentences))} tokens of {source}"
     for each in contestants:
-        try:
-            found = each.start(pool).call("vectors", sentences)
-            rows += error_rows(Row("error", model, each.name, note=note), layers(found, expected))
-        except Exception as error:
-            rows += absentees("error", model, {each.name: _why_absent(error)}, "relative error")
+        workers, absent = line_up([each], [], None, pool)
+        rows += absentees("error", model, absent, "relative error")
+        for worker in workers.values():
+            found = layers(worker.call("vectors", sentences), expected)
+            rows += error_rows(Row("error", model, each.name, note=note), found)
     return sorted(rows, key=lambda row: row.unit)
 
 

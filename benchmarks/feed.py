@@ -52,7 +52,7 @@ READING, WRITING = "text to a device's input", "and pooled vectors to shards"
 MEAN = Output("average", pool="mean")
 HELD = "the largest window's float32 arrays on the CPU, of the {} model: states, cells, input products, word vectors"
 WORKER_TOKENS, WORKER_RECORDS = 100_000, 256  # of the corpus of several processes, and of its shards
-FEED_WINDOW = 1 << 17  # tokens, of the small model's windows
+FEED_TOKENS, FEED_WINDOW = 600_000, 1 << 17  # of the text that cores are fed from, and of a window
 
 
 class Bench(NamedTuple):
@@ -204,7 +204,7 @@ class Feed:
 
 def measure_feed(bench: Bench, settings: Settings) -> list[Row]:
     """Tokens a second that one core feeds, and more."""
-    text, source = load_sentences(settings.host_tokens, settings.text, settings.seed)
+    text, source = load_sentences(settings.bulk_tokens or FEED_TOKENS, settings.text, settings.seed)
     path = write_sentences(bench.folder / "feed.txt", text)
     rows, most = [], settings.threads or n_cores()
     for cores in sorted({most, *(1 << k for k in range(most.bit_length()))}):

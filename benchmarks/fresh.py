@@ -18,7 +18,6 @@ from typing import Any
 # What loading imports, a model's and an exported file's; the time for that is given by itself.
 MODEL_IMPORTS = ("flashelmo.engine.embedder", "flashelmo.engine.cpu.ort")
 FILE_IMPORTS = ("flashelmo.export.onnx_elmo",)
-IMPORT_CODE = "import time; start = time.perf_counter(); import flashelmo; print(time.perf_counter() - start)"
 
 
 def load(path: Path, options: dict[str, Any]) -> dict[str, float]:
@@ -45,11 +44,6 @@ def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: obj
     given = [command, str(path), json.dumps(options), *map(str, arguments)]
     values: dict[str, float] = json.loads(_run_python("-m", "flashelmo.benchmarks.fresh", *given))
     return values
-
-
-def import_seconds() -> float:
-    """Seconds of `import flashelmo` in a fresh process."""
-    return float(_run_python("-c", IMPORT_CODE))
 
 
 def _run_python(*arguments: str) -> str:

@@ -10,7 +10,6 @@ onnx        results/onnx/*.json
 precision   results/precision/*.json
 precisions  no results, but the engine's table of precisions with their bounds
 gpu         results/gpu/gpu-CARD.json
-kernels     results/gpu/gpu-kernels-CARD.json
 """
 
 from __future__ import annotations
@@ -22,19 +21,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flashelmo.benchmarks.gpu import tables as gpu
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import document, figure, markdown, percent
+from flashelmo.benchmarks.tables import card_tables, document, figure, markdown, percent
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", "kernels")
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu")
 MODEL = "original"  # of the summary
-KERNELS = "gpu-kernels-"  # how the files of kernels by themselves begin in results/gpu
 BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 
 
@@ -84,10 +81,7 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
     if name == "precisions":
         yield precisions()
     if name == "gpu":
-        yield from (gpu.tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
-    if name == "kernels":
-        for path in sorted((folder / "gpu").glob(f"{KERNELS}*.json")):
-            yield from document(Results.read(path), f"gpu/{path.name}")
+        yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
 
 def precisions() -> str:
@@ -103,7 +97,7 @@ def precisions() -> str:
         card = "{}.{}".format(*row.capability) if row.cuda else ""
         lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
     headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
-    return markdown("", len(headings), headings, lines)
+    return markdown("", headings, lines, figures=False)
 
 
 def newest(paths: Iterable[Path]) -> Path | None:
@@ -119,7 +113,7 @@ def image(path: Path, up: str) -> str:
 
 def _cards(folder: Path) -> list[Path]:
     """Results of whole runs on a card."""
-    return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith(KERNELS))
+    return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith("gpu-kernels-"))
 
 
 def draw(results: Results, path: Path) -> None:
@@ -180,7 +174,7 @@ def summary(folder: Path) -> Iterator[str]:
     peer = _row(card, theirs, "bulk", "PyTorch eager fp32", None)
     largest = max(theirs.section("bulk", MODEL), key=lambda row: (row.name == "flashelmo bf16", row.median or 0))
     lines.append(_line("bulk text, bf16, on a card", largest, peer))
-    yield markdown("", 1, ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
+    yield markdown("", ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
     yield (
         f"The {MODEL} model on {ours.machine['processor']}, {ours.machine['cores']} cores, {ours.date[:10]}, and on "
         f"{theirs.machine['gpu']['name']}, {theirs.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "

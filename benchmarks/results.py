@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 
 from flashelmo.benchmarks import machine
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.timing import Timing
 from flashelmo.engine.errors import FlashElmoError
 
 FAILED = "FAILED"  # how the note of a row begins that makes a run fail
@@ -61,16 +60,6 @@ class Row:
         low, p25, median, p75, high = map(rounded, np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
         kept = list(map(rounded, samples))
         return replace(self, median=median, low=low, p25=p25, p75=p75, high=high, samples=kept)
-
-    def timed(self, timing: Timing, figure: Callable[[float], float] = float) -> Row:
-        """The row with a timing's figures, or the reason why there are none, which is a failure.
-
-        Args:
-            figure: of each sample, as tokens a second of seconds.
-        """
-        if not timing.samples:
-            return replace(self, note=f"{FAILED}: {timing.note}")
-        return self.with_samples([figure(sample) for sample in timing.samples])
 
     @property
     def failed(self) -> bool:

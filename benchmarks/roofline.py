@@ -39,6 +39,9 @@ except ImportError as error:
 SHAPES = ((256, 512, 16384), (512, 1024, 4096), (1024, 2048, 2048))  # rows, K, columns
 STREAM_K = 1024
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
+KINDS: dict[str, NumberType] = {"fp32": "float32", "int8": "int8"}  # that ONNX Runtime multiplies
+PEAK, STREAM = "matrix peak", "weights streamed"
+UNITS = {PEAK: "GFLOP/s", STREAM: "GB/s"}
 
 
 class Roofline:
@@ -57,26 +60,25 @@ class Roofline:
             peaks[precision] = max(peaks.get(precision, 0.0), found)
         return peaks
 
-    def stream_bandwidth(self, n_weights: int, precision: str) -> float:
+    def bandwidths(self, n_weights: int) -> dict[str, float]:
         """Bytes a second at which a product of one row reads this many weights; caches may hold a small model's."""
-        columns = max(1, n_weights // STREAM_K)
-        weights: NumberType = "int8" if precision == "int8" else "float32"
-        took = best_seconds(self._stream(1, STREAM_K, columns, weights), self._seconds)
-        return STREAM_K * columns * BYTES[precision] / took
+        columns, found = max(1, n_weights // STREAM_K), dict[str, float]()
+        for precision, kind in KINDS.items():
+            took = best_seconds(self._stream(1, STREAM_K, columns, kind), self._seconds)
+            found[precision] = STREAM_K * columns * BYTES[precision] / took
+        return found
 
     def _of(self, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], object]]]:
         """Each library's product of one shape, by precision."""
-        yield "fp32", _onnx_product(*shape, "float32", self._threads)
-        yield "int8", _onnx_product(*shape, "int8", self._threads)
-        if find_spec("torch") is None:
-            return
-        import torch
+        yield from ((precision, _onnx_product(*shape, kind, self._threads)) for precision, kind in KINDS.items())
+        if find_spec("torch") is not None:
+            import torch
 
-        if self._threads:
-            torch.set_num_threads(self._threads)
-        yield "fp32", _torch_product(*shape, torch.float32)
-        if has_bf16():
-            yield "bf16", _torch_product(*shape, torch.bfloat16)
+            if self._threads:
+                torch.set_num_threads(self._threads)
+            yield "fp32", _torch_product(*shape, torch.float32)
+            if has_bf16():
+                yield "bf16", _torch_product(*shape, torch.bfloat16)
 
 
 class Limits:
@@ -84,36 +86,36 @@ class Limits:
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._worker = pool.worker(Roofline, settings.threads, settings.peak_seconds)
-        self.samples: dict[str, list[float]] = {}
+        self.samples: dict[tuple[str, str], list[float]] = {}
 
     def measure_peaks(self) -> float:
-        """Matrix peaks of all precisions, operations a second; the result is float32's."""
-        peaks: dict[str, float] = self._worker.call("peaks")
-        for precision, peak in peaks.items():
-            self.samples.setdefault(f"{precision} matrix peak", []).append(peak)
-        return peaks["fp32"]
+        """Matrix peaks of all precisions, operations a second."""
+        return self._measured(PEAK, self._worker.call("peaks"))
 
     def measure_streams(self, n_weights: int) -> float:
-        """Bytes of weights read a second by products of one row; the result is float32's."""
-        for precision in ("int8", "fp32"):
-            found: float = self._worker.call("stream_bandwidth", n_weights, precision)
-            self.samples.setdefault(f"{precision} weights streamed", []).append(found)
-        return found
+        """Bytes of weights read a second by products of one row."""
+        return self._measured(STREAM, self._worker.call("bandwidths", n_weights))
+
+    def _measured(self, what: str, found: dict[str, float]) -> float:
+        for precision, figure in found.items():
+            self.samples.setdefault((precision, what), []).append(figure)
+        return found["fp32"]
 
     def peak(self, precision: str) -> float | None:
         """Best matrix peak; None where there is none of this precision."""
-        return max(self.samples.get(f"{precision} matrix peak", []), default=None)
+        return max(self.samples.get((precision, PEAK), []), default=None)
 
     def stream(self, precision: str) -> float:
         """Best bandwidth of streamed weights; bf16 moves no faster than float32."""
-        return max(self.samples.get(f"{precision} weights streamed") or self.samples["fp32 weights streamed"])
+        return max(self.samples.get((precision, STREAM)) or self.samples["fp32", STREAM])
 
     def rows(self, model: str, section: str) -> list[Row]:
-        """What was measured beside a section of a model, in GFLOP/s and GB/s."""
-        units = {name: "GFLOP/s" if name.endswith("peak") else "GB/s" for name in self.samples}
+        """What was measured beside a section of a model."""
         return [
-            Row("limits", model, name, unit, section).with_samples([sample / 1e9 for sample in self.samples[name]])
-            for name, unit in units.items()
+            Row("limits", model, f"{precision} {what}", UNITS[what], section).with_samples(
+                [each / 1e9 for each in found]
+            )
+            for (precision, what), found in self.samples.items()
         ]
 
 

@@ -1,7 +1,6 @@
 """One run of any suite: its jobs one after the other, rows printed and results written as they come.
 
-What is wrong is not timed. A job that fails takes no other with it, a device that is lost ends the run, and in both
-cases everything measured before is in the results.
+What is wrong is not timed. A job that fails takes no other with it, and everything measured before is in the results.
 """
 
 from __future__ import annotations
@@ -9,8 +8,9 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -20,13 +20,11 @@ from rich.console import Console
 
 from flashelmo.benchmarks.results import FAILED, Results, Row
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import print_head, print_rows
-from flashelmo.benchmarks.timing import Deadline
+from flashelmo.benchmarks.tables import describe, print_rows
 from flashelmo.benchmarks.worker import Pool, one_line
 
 # Settings that the command line may change in every suite that needs no card.
 PROCESSOR_OPTIONS = ("out", "models", "sections", "contestants", "text", "rounds", "threads", "seed", "quick")
-LOST = "skipped, as the device is lost"
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Suite:
 
     Attributes:
         about: what that is, in one line.
-        defaults: of the settings; their sections, contestants, precisions and operations are all that there are to
-            choose from, but for those of `known`.
+        defaults: of the settings; their sections, contestants and precisions are all that there are to choose from, but
+            for those of `known`.
         options: settings that the command line may change, by their names.
         command: runs it and gives the exit status.
     """
@@ -49,19 +47,29 @@ class Suite:
 
 
 class Job(NamedTuple):
-    """Something to measure by itself.
-
-    Attributes:
-        section, model, detail: words of the row that says why there is nothing.
-        rows: computes them, in pieces that are kept as they come.
-        seconds: that must be left for it.
-    """
+    """Something to measure by itself: words of the row that says why there is nothing, and what gives its rows."""
 
     section: str
     model: str
     detail: str
     rows: Callable[[], Iterable[Sequence[Row]]]
-    seconds: float = 0.0
+
+
+def rows_of(job: Job) -> Iterator[list[Row]]:
+    """A job's rows, in pieces as they come; what the engine warns of, and what a job fails of, are rows too."""
+    said: list[Row] = []
+    heard = logging.Handler(logging.WARNING)
+    heard.emit = lambda record: said.append(Row("warning", name="flashelmo", note=record.getMessage()))  # type: ignore[method-assign]
+    logging.getLogger("flashelmo").addHandler(heard)
+    try:
+        for rows in job.rows():
+            yield [*said, *rows]
+            said.clear()
+    except Exception as error:
+        note = f"{FAILED}: {one_line(error)}"
+        yield [*said, Row(job.section, job.model, "all", detail=job.detail, note=note)]
+    finally:
+        logging.getLogger("flashelmo").removeHandler(heard)
 
 
 class Run:
@@ -70,42 +78,29 @@ class Run:
     Args:
         results: without rows.
         file: name of the results' file, where `settings.out` is a folder.
-        is_lost: called after each job: whether nothing more can be measured on the device.
 
     Raises:
         OSError: results cannot be written.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        console: Console,
-        results: Results,
-        file: str,
-        is_lost: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.settings, self.results, self.console = settings, results, console
-        self.deadline = Deadline(settings.limit_seconds)
+    def __init__(self, settings: Settings, console: Console, results: Results, file: str) -> None:
+        self.results, self.console, self._begin = results, console, time.monotonic()
         self.path = settings.out if settings.out is None or settings.out.suffix == ".json" else settings.out / file
-        self._is_lost, self._lost = is_lost, False
-        print_head(console, results)
-        self._write()  # what cannot be written is known before anything is measured
+        console.print(f"{describe(results)}\n", highlight=False)
+        self.keep([])  # what cannot be written is known before anything is measured
 
     def do(self, jobs: Iterable[Job]) -> None:
-        """Measure; what the engine warns of becomes a row."""
-        heard = logging.Handler(logging.WARNING)
-        heard.emit = lambda record: self.keep([Row("warning", name="flashelmo", note=record.getMessage())])  # type: ignore[method-assign]
-        logging.getLogger("flashelmo").addHandler(heard)
-        try:
-            for job in jobs:
-                self._do(job)
-        finally:
-            logging.getLogger("flashelmo").removeHandler(heard)
+        """Measure."""
+        for job in jobs:
+            with self.console.status(f"{job.model}: {job.section} {job.detail}"):
+                for rows in rows_of(job):
+                    self.keep(rows)
 
     def keep(self, rows: Sequence[Row]) -> None:
         """Print rows and write them."""
         self.results.rows.extend(rows)
-        self._write()
+        if self.path is not None:
+            self.results.write(self.path)
         print_rows(self.console, rows)
 
     def finish(self) -> int:
@@ -113,32 +108,13 @@ class Run:
         failures = [row for row in self.results.rows if row.failed]
         for row in failures:
             self.say(row.line)
-        self.say(f"failures: {len(failures)}; {self.deadline.taken:.0f} s" + (f"; {self.path}" if self.path else ""))
+        taken = time.monotonic() - self._begin
+        self.say(f"failures: {len(failures)}; {taken:.0f} s" + (f"; {self.path}" if self.path else ""))
         return 1 if failures else 0
 
     def say(self, line: str) -> None:
         """Print a line as it is."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def _do(self, job: Job) -> None:
-        """A job's rows; one that fails takes no other with it."""
-        row = Row(job.section, job.model, "all", detail=job.detail)
-        if self._lost or self.deadline.left <= job.seconds:
-            self.keep([replace(row, note=LOST if self._lost else self.deadline.over)])
-            return
-        try:
-            with self.console.status(f"{job.model}: {job.section} {job.detail}"):
-                for rows in job.rows():
-                    self.keep(rows)
-        except Exception as error:
-            self.keep([replace(row, note=f"{FAILED}: {one_line(error)}")])
-        self._lost = self._is_lost()
-        if self._lost:
-            self.keep([replace(row, note=f"{FAILED}: the device is lost after this")])
-
-    def _write(self) -> None:
-        if self.path is not None:
-            self.results.write(self.path)
 
 
 def run_sections(

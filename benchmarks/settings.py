@@ -36,23 +36,19 @@ class Settings:
     # the processor
     bulk_tokens: int | None = _is(None, "of bulk text; default: what the engine computes together, one window")
     reference_batches: int = _is(3, "of 32 sentences of bulk text that the reference, which is slow, computes")
-    single_repeats: int = _is(5, "calls with a single sentence in a round, of which the median counts")
     memory_tokens: tuple[int, ...] = _is(
         (), "of two texts that peak memory is measured on; default: one window and two"
     )
     load_repeats: int = _is(5, "fresh processes that load time is measured in")
-    host_tokens: int = _is(600_000, "of the text that the host side is measured on")
     peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
     # exported files
     passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
     text_tokens: int = _is(32_768, "of that text")
-    peak_rows: int = _is(32, "equal sentences that the share of the peak is measured on")
-    peak_steps: int = _is(16, "tokens of each of them")
     # a card
-    check: bool = _is(False, "in minutes what a card must show, in parts (--only), the most valuable first")
-    part_seconds: float = _is(75.0, "that a part of --check may take", "--seconds")
+    check: bool = _is(False, "in minutes what a card must show, the most valuable first")
+    part_seconds: float | None = _is(None, "that a section may take", "--seconds")
     trace: bool = _is(False, "write down what the device and the host do in three calls")
-    off: tuple[str, ...] = _is((), "switches of the CUDA runtime that are off throughout")
+    switches: tuple[str, ...] = _is((), "of the CUDA runtime that are the other way throughout", "--switch")
     few: bool = _is(False, "check few sentences, as under compute-sanitizer")
     thorough: tuple[str, ...] = _is((), "precisions in which every way to embed is checked, not the batch alone")
     short_sentences: int = _is(300, "of three tokens that are checked, so that a step has many rows")
@@ -63,15 +59,13 @@ class Settings:
     peak_size: int = _is(8192, "of the products that measure a card's ceilings")
     copy_bytes: int = _is(2 << 30, "of the copy that measures a card's memory")
     l2_copy_bytes: int = _is(8 << 20, "of the copy that measures its L2 cache")
-    compile_seconds: float = _is(75.0, "that torch.compile may take")
     # kernels
     rows: tuple[int, ...] = _is((), "of a step, in each direction")
     other_rows: tuple[int, ...] = _is((32, 512), "at which precisions other than bf16 and int8 are timed")
-    words: tuple[int, ...] = _is((), "of characters and highways")
-    layer_tokens: int = _is(0, "of token layers")
-    input_nodes: int = _is(2048, "of the hoisted input product")
-    operations: tuple[str, ...] = _is((), "whose tiles are compared")
-    card: str = _is("H200", "whose times are predicted")
+    words: tuple[int, ...] = _is((), "of characters, highways and their projection")
+    nodes: tuple[int, ...] = _is((), "of other kernels")
+    tile: str = _is("", "in place of the table's, as 'gates 64x32x64 4w 4s'")
+    card: str = _is("", "whose limits are told, in place of measuring")
     target: int | None = _is(None, "compute capability that kernels are compiled for, as 90; default: all")
     kernel: str = _is("", "only kernels whose name begins so")
 
@@ -86,10 +80,8 @@ class Settings:
             sample_seconds=0.02,
             bulk_tokens=4096,
             reference_batches=1,
-            single_repeats=2,
             memory_tokens=(4096, 8192),
             load_repeats=1,
-            host_tokens=100_000,
             peak_seconds=0.05,
             passages=1,
             text_tokens=4096,

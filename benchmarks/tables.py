@@ -1,12 +1,15 @@
-"""Results as tables, the machine's ceiling beside every figure that has one: cells, Markdown, a terminal's."""
+"""Results for people, the machine's ceiling beside every figure that has one: a terminal's tables, and Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.results import Results, Row, median_ratio
+from flashelmo.engine.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,11 +32,9 @@ TITLES = {
 }
 MANY = 2  # more details than these become columns, where everybody has a figure of each
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
-
-
-def print_head(console: Console, results: Results) -> None:
-    """What the figures are measured on."""
-    console.print(f"{describe_machine(results)}\n{describe_software(results)}\n{results.date}\n", highlight=False)
+SPEEDS = ("single", "batch", "ragged", "bulk", "compiled")  # sections of tokens a second on a card
+COMMITTED = "committed"
+Known = Mapping[tuple[str, str, str], Row]  # by section, detail and name
 
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
@@ -41,8 +42,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
     for block in blocks(rows, spread=True):
         if block.lines:
             print_table(console, block.title, 1, block.headings, block.lines)
-        said = block.notes if block.lines else [f"{block.title}: {'; '.join(block.notes)}"]
-        for note in said:
+        for note in block.notes if block.lines else [f"{block.title}: {'; '.join(block.notes)}"]:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -61,27 +61,22 @@ def print_table(
     console.print(table)
 
 
-def describe_machine(results: Results) -> str:
-    """Card, processor, cores, instruction sets and memory in one line."""
-    machine = results.machine
+def describe(results: Results) -> str:
+    """What the figures are measured on, in one line: card, processor, memory, versions and commit."""
+    machine, commit = results.machine, results.commit
     card = f"{machine['gpu']['name']}, host " if "gpu" in machine else ""
     sets = ", ".join(machine["instruction_sets"]) or "no known instruction sets"
-    return f"{card}{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
-
-
-def describe_software(results: Results) -> str:
-    """Versions and commit in one line."""
-    parts, commit = [f"{name} {version}" for name, version in results.versions.items() if version], results.commit
+    parts = [f"{name} {version}" for name, version in results.versions.items() if version]
     parts += [f"commit {commit['id'][:12]}{' with changes' if commit['dirty'] else ''}"] if commit else []
-    return ", ".join(parts)
+    place = f"{card}{machine['processor']}, {machine['cores']} cores ({sets}), {machine['memory_gib']} GiB"
+    return f"{place}; {', '.join(parts)}; {results.date[:10]}"
 
 
 def describe_run(results: Results, file: str) -> str:
     """What the tables below it are of; `file` lies in benchmarks/results."""
     rounds = results.settings.get("rounds", 1)
     medians = f"Medians of {rounds} rounds in which all take turns" if rounds > 1 else "One round"
-    head = f"{describe_machine(results)}; {describe_software(results)}; {results.date[:10]}"
-    return f"{head}. {medians} (`benchmarks/results/{file}`)."
+    return f"{describe(results)}. {medians} (`benchmarks/results/{file}`)."
 
 
 class Block(NamedTuple):
@@ -113,43 +108,15 @@ def blocks(rows: Sequence[Row], *, spread: bool) -> Iterator[Block]:
         yield Block(title, headings, lines, notes(members))
 
 
-def by_detail(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def by_detail(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines: a line for each name, a column for each detail, a figure's share of the ceiling beside it."""
-    details = list(dict.fromkeys(row.detail for row in rows))
+    details: dict[str, None] = {}
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
+        details[row.detail] = None
         share = f" ({percent(row.utilisation)})" if row.utilisation else ""
         cells.setdefault(row.name, {})[row.detail] = figure(row.median) + share
     return ["", *details], [[name, *(line.get(detail, "") for detail in details)] for name, line in cells.items()]
-
-
-def document(results: Results, file: str) -> Iterator[str]:
-    """Markdown of a whole run, whose results are in `file` of benchmarks/results."""
-    yield describe_run(results, file)
-    shown = [row for row in results.rows if row.section != "limits" and row.median is not None]
-    for block in blocks(shown, spread=False):
-        said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
-        yield markdown(block.title, 1, block.headings, block.lines) + said
-    yield from absent(results.rows)
-
-
-def markdown(title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first n_texts columns are text, the others figures; nothing where it has no line."""
-    if not lines:
-        return ""
-    rule = ["---" if k < n_texts else "---:" for k in range(len(headings))]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
-    return f"**{title}**\n\n{rows}" if title else rows
-
-
-def absent(rows: Sequence[Row]) -> Iterator[str]:
-    """What has no figure, and why; a reason once."""
-    reasons: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if row.median is None and row.section != "warning":
-            reasons.setdefault(row.note, {})[f"{row.label} ({row.section})"] = None
-    for reason, names in reasons.items():
-        yield f"Not measured: {', '.join(names)}: {reason}."
 
 
 def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str]]]:
@@ -175,7 +142,7 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
         if has_ceiling:
             shares = percent(row.utilisation), percent(row.utilisation_both)
             line += [figure(row.ceiling), shares[0], figure(row.ceiling_both), shares[1]][: len(ceilings)]
-        lines.append(line if row.median is not None else [*line[:2], *[""] * (len(headings) - 2)])
+        lines.append(line)
     return headings, lines
 
 
@@ -197,3 +164,104 @@ def figure(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """A share as a whole percentage; nothing for None."""
     return "" if share is None else f"{100 * share:.0f}%"
+
+
+# ------------------------------------------------------------------------------------------------------------ Markdown
+
+
+def document(results: Results, file: str) -> Iterator[str]:
+    """Markdown of a whole run, whose results are in `file` of benchmarks/results."""
+    yield describe_run(results, file)
+    shown = [row for row in results.rows if row.section != "limits" and row.median is not None]
+    for block in blocks(shown, spread=False):
+        said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
+        yield markdown(block.title, block.headings, block.lines) + said
+    yield from absent(results.rows)
+
+
+def markdown(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], figures: bool = True) -> str:
+    """A table whose first column is text, the others figures, if they are; nothing where it has no line."""
+    if not lines:
+        return ""
+    rule = ["---", *["---:" if figures else "---"] * (len(headings) - 1)]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
+    return f"**{title}**\n\n{rows}" if title else rows
+
+
+def absent(rows: Sequence[Row]) -> Iterator[str]:
+    """What has no figure, and why; a reason once."""
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.median is None and row.section != "warning":
+            reasons.setdefault(row.note, {})[f"{row.label} ({row.section})"] = None
+    for reason, names in reasons.items():
+        yield f"Not measured: {', '.join(names)}: {reason}."
+
+
+# -------------------------------------------------------------------------------------------------------------- a card
+
+
+def card_tables(results: Results, file: str = "") -> str:
+    """Markdown of a run of the engine on a card, whose results are in `file` of benchmarks/results."""
+    measured = [row for row in results.rows if row.median is not None]
+    limits = [f"{row.name} ({row.detail}) {figure(row.median)} {row.unit}" for row in of_sections(measured, "ceiling")]
+    parts = [f"{describe_run(results, file)} Random weights." if file else "", "; ".join(limits)]
+    for model in results.models:
+        speeds = [
+            replace(
+                row,
+                detail=row.detail if row.section in SPEEDS[:2] else f"{row.section}: {row.detail}",
+                median=(row.median or 0.0) / 1e3,
+                ceiling=row.ceiling_both and row.ceiling_both / 1e3,
+            )
+            for row in of_sections(measured, *SPEEDS)
+            if row.model == model
+        ]
+        title = f"Thousands of tokens a second (share of the card's limit for LSTM and words): {model} model"
+        parts.append(markdown(title, *by_detail(speeds)))
+    parts.append(markdown("Largest relative error", *by_detail(_largest_errors(measured))))
+    for title, rows in (
+        ("A step of both directions, µs (share of the card's limit)", of_sections(measured, "step")),
+        ("Share of the call's time, %", of_sections(measured, "stages")),
+    ):
+        parts.append(markdown(title, *by_detail(replace(row, name=f"{row.model}: {row.name}") for row in rows)))
+    parts += dict.fromkeys(row.note for row in results.section("warning"))
+    return "\n\n".join(filter(None, [*parts, *absent([row for row in results.rows if row.section != "target"])]))
+
+
+def of_sections(rows: Iterable[Row], *sections: str) -> list[Row]:
+    """The rows of some sections, in their order."""
+    return sorted((row for row in rows if row.section in sections), key=lambda row: sections.index(row.section))
+
+
+def _largest_errors(measured: Iterable[Row]) -> Iterator[Row]:
+    """Of each kernel or way in each precision, and the bounds."""
+    largest: dict[tuple[str, str], float] = {}
+    for row in measured:
+        if row.section == "error" and row.unit == "relative error" and row.detail != "two calls":
+            name, _, precision = row.name.rpartition(" ")
+            largest[name, precision] = max(row.median or 0.0, largest.get((name, precision), 0.0))
+    for precision in dict.fromkeys(precision for _, precision in largest):
+        largest["bound", precision] = PRECISIONS[precision].bounds["cuda"].relative or 0.0
+    yield from (Row("error", "", name, "", precision, error) for (name, precision), error in largest.items())
+
+
+def committed(card: str, folder: Path) -> dict[tuple[str, str, str], Row]:
+    """A card's committed figures; nothing for other cards, or without the files."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for path in sorted(folder.glob("*.json")):
+        results = Results.read(path)
+        if results.machine.get("gpu", {}).get("name") == card:
+            found |= {(row.section, row.detail, row.name): row for row in results.rows if row.median is not None}
+    return found
+
+
+def with_committed(rows: Sequence[Row], before: Known) -> list[Row]:
+    """The rows with how many times as fast they are as what was committed."""
+    compared = []
+    for row in rows:
+        old = before.get((row.section, row.detail, row.name))
+        if row.median and old and old.median and row.section != "error":
+            row = replace(row, ratios=row.ratios | {COMMITTED: median_ratio([row.median], [old.median], row.unit)})
+        compared.append(row)
+    return compared

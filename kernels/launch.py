@@ -66,7 +66,7 @@ class Launch:
         if shared.device.type == "cpu":  # Triton's interpreter
             self.kernel[self.grid](**self.arguments, **self.options)
             return
-        key = (shared.device, *_signature(self)) if shared.names else None
+        key = (shared.device, *signature(self)) if shared.names else None
         if key in _found and not _has_hooks(self.kernel):
             shared.compiled = _Compiled.of(_found[key], self, shared.device)
             if shared.compiled is not None:
@@ -200,7 +200,7 @@ class _Compiled(NamedTuple):
 _found: dict[Any, Any] = {}  # by device and signature, the kernel that Triton compiled
 
 
-def _signature(launch: Launch) -> Iterator[Any]:
+def signature(launch: Launch) -> Iterator[Any]:
     """What Triton compiles a kernel for, and perhaps more: launches with one signature have one compiled kernel."""
     yield launch.kernel
     yield tuple(launch.options.items())

@@ -1,25 +1,30 @@
 """Stand-ins for the tests of the benchmarks: an engine, a card's times, workers; some are made in other processes."""
 
-import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-from rich.console import Console
+import pytest
+import torch
 from tiny_models import BILM, random_model
 
+from flashelmo.benchmarks import __main__ as bench
+from flashelmo.benchmarks import contestant
 from flashelmo.benchmarks.contestant import Way
-from flashelmo.benchmarks.gpu import suite
-from flashelmo.benchmarks.kernels.card import Card, Device, card_named, results_on
-from flashelmo.benchmarks.kernels.graph_timing import Task
-from flashelmo.benchmarks.results import Results, Row
-from flashelmo.benchmarks.run import Run
+from flashelmo.benchmarks.gpu import speed, suite
+from flashelmo.benchmarks.kernels import kernels
+from flashelmo.benchmarks.kernels import suite as kernel_suite
+from flashelmo.benchmarks.kernels.card import Device
+from flashelmo.benchmarks.kernels.kernels import Kernels
+from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.timing import Timing
+from flashelmo.benchmarks.worker import Here, Timing
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import tolerance
@@ -27,42 +32,33 @@ from flashelmo.engine.precision import tolerance
 CONFIG = replace(
     BILM, cell_size=32, projection_size=16, cell_clip=3.0, projection_clip=3.0, filters=((1, 3), (2, 5)), n_highway=1
 )
-H200 = {"name": "NVIDIA H200", "l2_bytes": 50e6, "multiprocessors": 132}
+H200 = {"name": "NVIDIA H200", "l2_bytes": 50e6}
 STAND_IN, INTERPRETER = Device("stand-in", "cpu"), Device("interpreter", "cpu")
 RIVALS = ("PyTorch", "torch", "cuDNN", "cuBLAS")
 LITTLE: dict[str, Any] = dict(
-    **dict(models=("tiny",), precisions=("bf16", "fp32"), thorough=("bf16",), sentences=3, short_sentences=5),
-    **dict(stateful_rows=2, tokens=4, batches=(2,), other_batches=(2,), bulk_tokens=64, short_bulk_tokens=16),
-    **dict(eager_batch=2, peak_size=16, copy_bytes=1 << 20, l2_copy_bytes=1 << 20, rounds=3, sample_seconds=0.0),
-    **dict(limit_seconds=600.0, commit="abc"),
+    **dict(models=("tiny",), sentences=3, short_sentences=5, stateful_rows=2, tokens=4, batches=(2,)),
+    **dict(other_batches=(2,), bulk_tokens=64, short_bulk_tokens=16, eager_batch=2, peak_size=16, commit="abc"),
+    **dict(copy_bytes=1 << 20, l2_copy_bytes=1 << 20, rounds=3, sample_seconds=0.0, limit_seconds=600.0),
 )
-SETTINGS = replace(suite.SUITE.defaults, **LITTLE)
 
 
 @dataclass
 class FakeTimes:
-    """Runs each task once and says how long it took: ours 10 µs, a rival 20 times as long; some may fail."""
+    """Runs everything once and says how long it took: ours 10 µs and more, a rival 20 times as long; some may fail."""
 
     failing: tuple[str, ...] = ()
     ran: list[str] = field(default_factory=list)
-    scale: float = 1.0
-    rival: float = 200.0
+
+    def turns(self, rounds: int, measures: Mapping[Any, Callable[[], float]], pause: object) -> dict[Any, Timing]:
+        """As `take_turns`."""
+        return {key: self.time(key[0], measure) for key, measure in measures.items()}
 
     def time(self, name: str, run: Callable[[], object]) -> Timing:
         run()
         self.ran.append(name)
-        once = self.rival if name.startswith(RIVALS) else 10.0
         if name in self.failing:
             return Timing([], "OutOfMemoryError: CUDA out of memory")
-        return Timing([self.scale * (once + k) for k in range(3)])
-
-    def tasks(self, rounds: int, tasks: Sequence[Task]) -> list[Timing]:
-        """As `time_graphs`."""
-        return [self.time(task.name, task.run) for task in tasks]
-
-    def turns(self, rounds: int, measures: Mapping[Any, Callable[[], float]], pause: float) -> dict[Any, Timing]:
-        """As `take_turns`, in seconds."""
-        return {key: replace(self, scale=1e-6).time(key[0], measure) for key, measure in measures.items()}
+        return Timing([1e-6 * ((200.0 if name.startswith(RIVALS) else 10.0) + k) for k in range(3)])
 
 
 class StandIn:
@@ -100,19 +96,56 @@ def text_file(folder: Path, lines: str = "a cat sat\non\nthe mat and the other m
     return folder / "input.txt"
 
 
-def started(settings: Settings, name: str, device: Device = STAND_IN) -> tuple[Run, Device, Card]:
-    """A run as if on an H200."""
-    run = Run(
-        settings, Console(file=io.StringIO(), width=300), results_on(H200, settings, name), "a.json", device.is_lost
-    )
-    return run, device, card_named("H200")
+def results_of(settings: Settings) -> Results:
+    """Without rows, as if of an H200."""
+    return new_results(settings, "gpu", H200)
 
 
-def said(run: Run) -> str:
-    """What was printed."""
-    file: Any = run.console.file
-    text: str = file.getvalue()
-    return text
+def tools(make: Callable[..., Any] = StandIn, device: Device = STAND_IN) -> suite.Tools:
+    """What a run works with without a card."""
+    begin = partial(begun, device)
+    return suite.Tools(make, tiny_model, begin, partial(Kernels, depths=1))
+
+
+def begun(device: Device, settings: Settings) -> tuple[Settings, Device, Results]:
+    return settings, device, results_of(settings)
+
+
+@dataclass
+class Bench:
+    """The command line with the suites of a card, as if there were one: whoever asks for a process gets an object."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+    times: FakeTimes = field(default_factory=FakeTimes)
+    compiled: list[Any] = field(default_factory=list)
+
+    def run(self, command: str, make: Callable[..., Any] = StandIn, device: Device = STAND_IN, **less: Any) -> Results:
+        """The results that a command wrote; `status` has its exit status."""
+        patch, own = self.patch, tools(make, device)
+        given = LITTLE | {"text": text_file(self.folder)} | less
+        for each in (suite, kernel_suite):
+            less_still = {"rows": (1, 3), "words": (1, 4), "nodes": (3,), "other_rows": (3,)}
+            defaults = replace(each.SUITE.defaults, **given | (less_still if each is kernel_suite else {}))
+            patch.setattr(each, "SUITE", replace(each.SUITE, defaults=defaults))
+        patch.setattr(
+            suite, "Worker", lambda engine, *given: Here(engine, *given, *([()] if len(given) < 3 else []), own)
+        )
+        patch.setattr(suite, "Ahead", self._ahead)
+        patch.setattr(suite, "suited", lambda settings, device: replace(settings, thorough=settings.precisions[:1]))
+        patch.setattr(suite, "COMMITTED_FOLDER", self.folder / "committed")
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(contestant, "take_turns", self.times.turns)
+        patch.setattr(speed, "WARM_UPS", 1)
+        patch.setattr(kernels, "SIZES", (7,))
+        patch.setenv("TRITON_DISABLE_LINE_INFO", "0")
+        out = self.folder / "out.json"
+        self.status = bench.main([*command.split(), "--out", str(out)])
+        return Results.read(out)
+
+    def _ahead(self, share: Any, n: int, *given: Any) -> Any:
+        self.compiled.append((share, *given))
+        return SimpleNamespace(finish=lambda seconds: ["not compiled ahead: gates"])
 
 
 def find(results: Results, section: str, name: str, detail: str, model: str = "tiny") -> Row:
@@ -126,12 +159,12 @@ def find(results: Results, section: str, name: str, detail: str, model: str = "t
 
 
 class Hanging:
-    """Does jobs as `check.Parts`: one hangs, one ends its process, and one loses the device."""
+    """Does jobs as `suite.Engine`: one hangs, one ends its process, and one loses the device."""
 
-    def names(self, part: str) -> list[tuple[str, str, str]]:
-        return [(part, "m", job) for job in ("first", "second")]
+    def names(self, section: str) -> list[tuple[str, str, str]]:
+        return [(section, "m", job) for job in ("first", "second")]
 
-    def do(self, part: str, name: tuple[str, str, str], seconds: float) -> tuple[list[Row], bool]:
+    def do(self, section: str, name: tuple[str, str, str]) -> tuple[list[Row], bool]:
         if name[::2] == ("steps", "second"):
             time.sleep(60)
         if name[::2] == ("bulk", "first"):
@@ -139,8 +172,10 @@ class Hanging:
         return [Row(*name, unit=str(os.getpid()))], name[::2] == ("sentence", "first")
 
 
-def failing_record(part: str) -> Any:
-    raise RuntimeError(f"no {part}")
+def failing_share(k: int, n: int, *given: Any) -> list[str]:
+    if k:
+        raise RuntimeError(f"no share {k}")
+    return ["bulk: no such kernel"]
 
 
 def nan_in_fp16(folder: Path, precision: str) -> Way:

@@ -18,7 +18,7 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
 
 LINES = ["the cat sat on the mat", "the cat sat", "", "a dog sat on the mat", "the cat"] * 3
-SETTINGS = replace(find("feed").defaults, rounds=1, threads=1, host_tokens=40, bulk_tokens=40)
+SETTINGS = replace(find("feed").defaults, rounds=1, threads=1, bulk_tokens=40)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
-"""The suite of the engine on a GPU, whole: by a stand-in for the engine, and by itself in Triton's interpreter."""
+"""The suite of the engine on a GPU, whole, by a stand-in for the engine, and by itself in Triton's interpreter."""
 
-import io
-import logging
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,73 +20,68 @@ from bench_fakes import (
     CONFIG,
     H200,
     INTERPRETER,
-    SETTINGS,
+    LITTLE,
     STAND_IN,
+    Bench,
     FakeTimes,
+    Hanging,
     StandIn,
+    failing_share,
     find,
-    said,
-    started,
+    results_of,
     text_file,
     tiny_model,
+    tools,
 )
-from rich.console import Console
-from tiny_models import SENTENCES
+from tiny_models import BILM, SENTENCES
 
 from flashelmo.benchmarks import contestant, machine, report
-from flashelmo.benchmarks.__main__ import parse
-from flashelmo.benchmarks.gpu import accuracy, rivals, speed, suite
-from flashelmo.benchmarks.gpu.accuracy import Subject, Truth
-from flashelmo.benchmarks.gpu.engine import Engine, Tools
+from flashelmo.benchmarks.__main__ import find as suite_named
+from flashelmo.benchmarks.__main__ import main, parse
+from flashelmo.benchmarks.gpu import accuracy, processes, profile, rivals, speed, suite
+from flashelmo.benchmarks.gpu.processes import supervise
 from flashelmo.benchmarks.gpu.rivals import Eager, lstm_stacks
-from flashelmo.benchmarks.gpu.speed import NOT_TIMED, Speed
-from flashelmo.benchmarks.kernels.card import Device, card_named
-from flashelmo.benchmarks.results import Results
-from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.text import bulk
+from flashelmo.benchmarks.gpu.speed import NOT_TIMED
+from flashelmo.benchmarks.kernels import card
+from flashelmo.benchmarks.kernels.card import Card, Cost, Device, ceilings, lstm_step, suited_tokens
+from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.text import Workload
+from flashelmo.benchmarks.worker import Deadline, Worker
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
+from flashelmo.kernels.launch import Launch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # what nobody reads may be any number
     pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a card"),
 ]
 BATCH, ONE = "2 sentences of 4", "a sentence of 4"
+SETTINGS = replace(suite.SUITE.defaults, **LITTLE, precisions=("bf16",))
 
 
-def start(
-    out: Path,
-    settings: Settings,
-    make: Callable[..., Any] = StandIn,
-    times: FakeTimes | None = None,
-    device: Device = STAND_IN,
-) -> tuple[int, Results, str]:
-    """Runs the suite; its exit status, the results that were written, and what was printed."""
-    times = times or FakeTimes()
-    run, _, card = started(replace(settings, out=out / "a.json"), "gpu", device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contestant, "take_turns", times.turns)
-        patch.setattr(speed, "WARM_UPS", 1)
-        patch.setattr(torch, "compile", lambda module, dynamic: module)
-        tools = Tools(make=make, load=tiny_model, timer=times.tasks)
-        status = suite.measure(run, Engine(run.settings, device, card, run, tools))
-    return status, Results.read(out / "a.json"), said(run)
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+def test_a_whole_run(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     StandIn.made.clear()
-    settings = replace(SETTINGS, models=("tiny", "other"), precisions=("bf16", "fp32", "int8"), batches=(2, 3))
-    status, results, printed = start(tmp_path, replace(settings, text=text_file(tmp_path)))
-    assert status == 0, printed
+    results = bench.run("gpu --precisions bf16,fp32,int8 --switch graphs", models=("tiny", "other"), batches=(2, 3))
+    printed = capsys.readouterr().out
+    assert bench.status == 0, printed
     order = list(dict.fromkeys(row.section for row in results.rows))
-    assert order == ["error", "ceiling", "bulk", "single", "batch", "ragged", "stages", "switch", "compiled", "target"]
-    assert "text: input.txt" in printed and "failures: 0; " in printed
+    assert order == ["error", "ceiling", "single", "batch", "ragged", "bulk", "stages"]
+    assert "not compiled ahead: gates" in printed and "0 launches compiled ahead" in printed
+    assert bench.compiled[0][0] is suite.compile_share and bench.compiled[0][2] == list(suite.WHOLE)
+    assert os.environ["TRITON_DISABLE_LINE_INFO"] == "1" and "failures: 0; " in printed
 
-    thorough = ["batch", "repeated", "one by one", "bulk", "pooled", "boundaries", "stateful"]
-    expected = {*(f"{way} bf16" for way in thorough), *(f"{way} {p}" for way in thorough[:2] for p in ("fp32", "int8"))}
+    ways = list(accuracy.WAYS)
+    expected = {*(f"{way} bf16" for way in ways), *(f"{way} {p}" for way in ways[:2] for p in ("fp32", "int8"))}
     for model in ("tiny", "other"):  # every precision and way is compared with the reference
         rows = [row for row in results.section("error", model) if row.unit == "relative error"]
         assert {row.name for row in rows} == expected and not any(row.note for row in rows)
@@ -92,51 +89,61 @@ def test_a_whole_run(tmp_path: Path) -> None:
             precision, low = row.name.rpartition(" ")[2], row.median or 0
             wanted = pytest.approx(tolerance(precision, "cuda") / 10, rel=0.01)  # as far off as the stand-in is
             assert 0 < low < 1e-6 if precision == "fp32" else low == wanted
-    details = {row.detail for row in results.section("error", "tiny") if row.name == "pooled bf16"}
-    assert details == {"mean of the average", "mean of layer 1", "top layer", "means of a file"}
-
-    bf16 = {"device": "stand-in", "precision": "bf16"}  # embedders are made as users make them
+    bf16 = {"device": "stand-in", "precision": "bf16", "cuda": CudaSettings(graphs=False)}  # made as users make them
     for more in ({"cache_bytes": 0}, {"keep_sentence_boundaries": True}, {"stateful": True, "batch_size": 2}):
-        assert bf16 | {"cuda": CudaSettings()} | more in StandIn.made
-    for switch in suite.SWITCHES:
-        assert bf16 | {"cuda": replace(CudaSettings(), **{switch: not getattr(CudaSettings(), switch)})} in StandIn.made
+        assert bf16 | more in StandIn.made
 
     ours, known = (find(results, "batch", f"flashelmo bf16{which}", BATCH) for which in ("", ", words known"))
     assert ours.median == pytest.approx(8 / 11e-6, rel=1e-4)
     assert ours.ratios == dict.fromkeys(("PyTorch eager fp32", "cuDNN LSTM fp32"), pytest.approx(201 / 11, rel=1e-3))
-    assert ours.ceiling == known.ceiling == known.ceiling_both
-    assert ours.ceiling and ours.ceiling_both and 0 < ours.ceiling_both < ours.ceiling
+    assert ours.ceiling and ours.ceiling_both and 0 < ours.ceiling_both < ours.ceiling == known.ceiling_both
     eager = find(results, "batch", "PyTorch eager fp32", BATCH)
     assert (eager.median, eager.ceiling, eager.ratios) == (pytest.approx(8 / 201e-6, rel=1e-4), None, {})
     for section, detail, names in [
         ("single", ONE, {"flashelmo bf16", "flashelmo int8", "PyTorch eager fp32", "cuDNN LSTM fp32"}),
         ("ragged", "3 sentences", {"flashelmo bf16", "flashelmo bf16, words known", "PyTorch eager fp32"}),
-        ("bulk", "64 tokens", {"flashelmo int8", "flashelmo bf16, windows ready", "flashelmo bf16, text to means"}),
+        ("bulk", "64 tokens", {"flashelmo int8", "flashelmo bf16, text to means"}),
         ("bulk", "16 tokens", {"flashelmo bf16", "flashelmo fp32", "PyTorch eager fp32"}),
-        ("compiled", BATCH, {"flashelmo bf16", "torch.compile fp32"}),
     ]:
         assert names <= {row.name for row in results.section(section, "tiny") if row.detail == detail and row.median}
-
     peak = find(results, "ceiling", "torch.mm bf16", "16 x 16 x 16", "card").median or 0
     assert peak == pytest.approx(2e-12 * 16**3 / 201e-6, rel=1e-3)  # "torch" is a rival to the fake times
     row = find(results, "bulk", "flashelmo bf16", "64 tokens")  # at such a peak nothing else is a limit
     assert row.ceiling == pytest.approx(peak * 1e12 / CONFIG.lstm_flops_per_token, rel=0.01)
-    on, off = (find(results, "switch", f"graphs {state}", "bulk, 16 tokens") for state in ("on", "off"))
-    assert on.ratios == {"graphs off": 1.0} and on.median == off.median and not off.ratios
     assert all("the profiler saw no kernel" in row.note for row in results.section("stages"))
+    assert len(list(bench.folder.glob("timeline-tiny-*.json"))) == 3
 
-    targets = {row.name: row for row in results.section("target", "tiny")}
-    assert targets["bulk text, bf16"].median == row.median and targets["text to means, bf16"].median == 1.0
-    peer = targets["2 sentences of 4, bf16, words known"]
-    assert (peer.median, peer.note) == (pytest.approx(201 / 11, rel=1e-3), "wanted: at least 2")
-    assert targets["32 sentences, bf16"].note == "wanted: at least 1M; not measured"
-    tables = (tmp_path / "a.md").read_text(encoding="utf-8")
-    assert tables in printed and "| tiny: graphs on | 1 | 1 |" in tables
-    assert "| bulk text, bf16 | tokens/s | 5,818,200 | at least 2.5M, goal 4M |  |" in tables
-    (tmp_path / "gpu").mkdir()
-    (tmp_path / "a.json").rename(tmp_path / "gpu" / "gpu-h200.json")
-    filled = report.fill(tmp_path / "x.md", "<!-- gpu:begin -->\nstale\n<!-- gpu:end -->\n", tmp_path)
+    tables = (bench.folder / "out.md").read_text(encoding="utf-8")
+    assert tables in printed and "| bound | 0.01 | " in tables and "| flashelmo bf16, words known | 364 (" in tables
+    (bench.folder / "gpu").mkdir()
+    (bench.folder / "out.json").rename(bench.folder / "gpu" / "gpu-h200.json")
+    filled = report.fill(bench.folder / "x.md", "<!-- gpu:begin -->\nstale\n<!-- gpu:end -->\n", bench.folder)
     assert "stale" not in filled and tables.splitlines()[2] in filled and "NVIDIA H200, host " in filled
+
+
+def test_a_check_measures_its_sections_beside_what_was_committed(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [
+        Row("step", "tiny", "fused bf16", "µs", "3 rows", median=25.0),
+        Row("batch", "tiny", "flashelmo bf16", "tokens/s", BATCH, median=8 / 22e-6),
+    ]
+    results = results_of(SETTINGS)
+    replace(results, rows=old).write(bench.folder / "committed" / "a.json")
+    other = replace(results, rows=[replace(old[0], median=1.0)], machine={"gpu": {"name": "another"}})
+    other.write(bench.folder / "committed" / "b.json")
+    found = bench.run("gpu --check --precisions bf16,fp32,fp16,tf32,int8", rows=(1, 3))
+    assert bench.status == 0 and bench.compiled[0][2] == list(suite.CHECK)
+    order = list(dict.fromkeys(row.section for row in found.rows))
+    assert order == ["error", "step", "gates", "projection", "ceiling", "single", "batch", "ragged", "bulk", "stages"]
+    errors = {row.name for row in found.section("error")}
+    assert {"batch bf16", "pooled bf16", "fused step bf16", "int8 step int8", "highway fp16"} <= errors
+    steps = {row.name for row in found.section("step") if row.detail == "1 rows"}
+    assert {"hoisted bf16", "fused bf16", "cuBLAS fused bf16", "cuBLAS hoisted bf16", "int8 int8"} <= steps
+    assert find(found, "step", "fused bf16", "3 rows").ratios["committed"] == pytest.approx(50 / 11, rel=1e-3)
+    assert find(found, "batch", "flashelmo bf16", BATCH).ratios == {"committed": 2.0}
+    assert not [row for row in found.rows if row.name.startswith(("PyTorch", "cuDNN"))]
+    assert "x committed" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------- when it goes wrong
@@ -162,129 +169,112 @@ class Broken(StandIn):
         return vectors[:, :-1]
 
 
-def test_wrong_vectors_fail_the_run_and_are_not_timed(tmp_path: Path) -> None:
-    settings, times = replace(SETTINGS, text=text_file(tmp_path), precisions=("bf16", "fp32", "int8")), FakeTimes()
-    status, results, printed = start(tmp_path, settings, Wrong, times)
-    assert status == 1 and not results.section("switch")
+def test_wrong_vectors_fail_the_run_and_are_not_timed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    results = bench.run("gpu --precisions bf16,fp32,int8 --only correctness,batches", Wrong)
     notes = {(row.name, row.detail, row.unit): row.note for row in results.section("error", "tiny")}
     message = "FAILED: relative error 0.04, expected less than 0.01"
-    assert notes["batch bf16", "layer 0", "relative error"] == message
+    assert bench.status == 1 and notes["batch bf16", "layer 0", "relative error"] == message
     assert " nan, expected" in notes["batch int8", "layer 0", "relative error"]
     assert notes["repeated fp32", "two calls", "max abs error"].endswith("expected the same bits")
     for precision in ("bf16", "fp32", "int8"):
         row = find(results, "batch", f"flashelmo {precision}", BATCH)
         assert (row.median, row.note) == (None, NOT_TIMED)
     assert find(results, "batch", "PyTorch eager fp32", BATCH).median
-    assert not any(name.startswith("flashelmo") for name in times.ran)
-    assert f"failures: {sum(row.failed for row in results.rows)}; " in printed
-    status, results, _ = start(tmp_path, replace(settings, sections=("correctness",)), Broken)
+    assert not any(name.startswith("flashelmo") for name in bench.times.ran)
+    assert f"failures: {sum(row.failed for row in results.rows)}; " in capsys.readouterr().out
+    results = bench.run("gpu --precisions bf16,fp32 --only correctness", Broken)
     found = {row.name: row.note for row in results.section("error", "tiny")}
-    assert status == 1 and found["batch fp32"] == "FAILED: RuntimeError: an illegal instruction"
+    assert bench.status == 1 and found["batch fp32"] == "FAILED: RuntimeError: an illegal instruction"
     assert found["batch bf16"] == "FAILED: sentence 1: expected shape [3, 1, 32], found [3, 0, 32]"
 
 
-def test_absent_rivals_and_failing_contestants_leave_the_others(tmp_path: Path) -> None:
-    error = torch.cuda.OutOfMemoryError("CUDA out of memory")
-    times = FakeTimes(failing=("flashelmo fp32", "cuDNN LSTM fp32"))
-    with mock.patch.object(Eager, "vectors", side_effect=error):
-        settings = replace(SETTINGS, sections=("speed",), text=text_file(tmp_path))
-        status, results, _ = start(tmp_path, settings, times=times)
-    assert status == 1
-    found = {row.name: row for row in results.section("batch") + results.section("compiled")}
-    for name in ("PyTorch eager fp32", "cuDNN LSTM fp32", "torch.compile fp32"):
+def test_absent_rivals_and_failing_contestants_leave_the_others(bench: Bench) -> None:
+    bench.times.failing = ("flashelmo fp32", "cuDNN LSTM fp32")
+    with mock.patch.object(Eager, "vectors", side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory")):
+        results = bench.run("gpu --precisions bf16,fp32 --only batches")
+    found = {row.name: row for row in results.section("batch")}
+    for name in ("PyTorch eager fp32", "cuDNN LSTM fp32"):
         assert found[name].note == "OutOfMemoryError: CUDA out of memory"
-    assert found["flashelmo fp32"].note == "FAILED: OutOfMemoryError: CUDA out of memory"
+    assert bench.status == 1 and found["flashelmo fp32"].note == "FAILED: OutOfMemoryError: CUDA out of memory"
     assert found["flashelmo bf16"].median and found["flashelmo bf16"].ratios == {}
 
 
-def test_a_lost_device_and_a_time_limit_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = FakeTimes()
-    settings = replace(SETTINGS, sections=("speed",), text=text_file(tmp_path))
-    status, results, _ = start(tmp_path, replace(settings, limit_seconds=0.0), times=times)
-    rows = [row for row in results.rows if row.section != "target"]
-    assert status == 0 and not times.ran and {row.note for row in rows} == {"skipped, as the 0 seconds were over"}
-    monkeypatch.setattr(Device, "is_lost", lambda device: "flashelmo bf16" in times.ran)
-    status, results, printed = start(tmp_path, settings, times=times)
-    assert status == 1 and "failures: 1; " in printed
+def test_a_lost_device_and_a_time_limit(bench: Bench) -> None:
+    results = bench.run("gpu --precisions bf16 --only sentence,bulk", limit_seconds=0.0)
+    assert bench.status == 0 and not bench.times.ran and len(results.rows) == 2
+    assert {row.note for row in results.rows} == {"skipped, as the 0 seconds were over"}
+    lost = iter([False, False, True, *[False] * 99])
+    bench.patch.setattr(Device, "is_lost", lambda device: next(lost))
+    results = bench.run("gpu --precisions bf16 --only sentence,bulk")  # another process goes on without checking again
+    assert [row.name for row in results.rows].count("batch bf16") == 6
     assert find(results, "bulk", "flashelmo bf16", "64 tokens").median
-    assert find(results, "bulk", "all", "64 tokens").note == "FAILED: the device is lost after this"
-    assert {row.note for row in results.section("batch")} == {"skipped, as the device is lost"}
 
 
-def test_results_are_on_disk_as_soon_as_they_are_there(tmp_path: Path) -> None:
-    class Interrupted(FakeTimes):
-        def time(self, name: str, run: Any) -> Any:
-            if "words known" in name:
-                raise KeyboardInterrupt
-            return super().time(name, run)
+def test_jobs_that_hang_or_end_their_process_are_a_line_and_the_others_go_on() -> None:
+    made: list[Any] = []
 
-    class Warning_(StandIn):
-        def embed(self, sentences: Any, **asked: Any) -> Iterator[Any]:
-            logging.getLogger("flashelmo").warning("CUDA graphs are not used: %s", "not permitted")
-            return super().embed(sentences, **asked)
+    def make(rows: Sequence[Row]) -> Worker:
+        made.append((Worker(Hanging), len(rows)))
+        return made[-1][0]
 
-    settings = replace(SETTINGS, sections=("speed",), text=text_file(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, settings, Warning_, times=Interrupted())
-    results = Results.read(tmp_path / "a.json")
-    assert {row.section for row in results.rows} == {"error", "ceiling", "bulk", "warning"}
-    assert {row.note for row in results.section("warning")} == {"CUDA graphs are not used: not permitted"}
+    sections, settings = ["correctness", "steps", "sentence", "bulk"], replace(SETTINGS, part_seconds=300.0)
+    rows = [row for rows in supervise(sections, settings, Deadline(600.0), make, patience=2.0) for row in rows]
+    done = [
+        *((part, job) for part in sections[::2] for job in ("first", "second")),
+        *(("steps", "first"), ("bulk", "second")),
+    ]
+    assert sorted((row.section, row.name) for row in rows if not row.failed) == sorted(done)
+    hung, ended = [row for row in rows if row.failed]
+    assert (hung.section, hung.name, hung.note) == ("steps", "second", "FAILED: no end within 2 seconds")
+    assert (ended.section, ended.name, ended.note) == ("bulk", "first", "FAILED: a worker ended with exit code 7")
+    assert [n for _, n in made] == [0, 4, 5, 7]  # after the one that hung, that lost the device, and that ended
+    assert not any(worker.process.is_alive() for worker, _ in made)
+    absent = mock.Mock(side_effect=FlashElmoError("no CUDA device"))
+    notes = [rows[0].note for rows in supervise(["steps", "bulk"], settings, Deadline(600.0), absent)]
+    assert notes == ["FAILED: no CUDA device"] * 2
 
 
-# ----------------------------------------------------------------------------------------------------------- its parts
+# ------------------------------------------------------------------------------------------------------------ its parts
 
 
-def test_a_run_on_a_card_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command hands to a run, as far as a machine without a card can tell; older cards have fewer types."""
-    made: list[Settings] = []
-
-    def measure(run: Any, engine: Any) -> int:
-        made.append(engine.settings)
-        assert (engine.device, engine.card.name, engine.cuda.graphs) == (Device("cuda", "cuda:0"), "H200", False)
-        assert run.path == tmp_path / "gpu-h200.json" and run.results.commit == {"id": "abc", "dirty": False}
-        return 7
-
+def test_the_device_decides_and_what_may_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(machine, "card", lambda: H200)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 << 30, 9 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-    monkeypatch.setattr(suite, "measure", measure)
-    arguments = ["--out", str(tmp_path), "--off", "graphs", "--commit", "abc", "--rounds", "3", "--few", "--trace"]
+    gpu = suite_named("gpu")
     for capability, precisions in (((9, 0), ("bf16", "fp32", "fp16", "tf32", "int8")), ((7, 5), ("fp32",))):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
-        assert suite.command(parse("gpu", suite.SUITE, arguments), Console(file=io.StringIO())) == 7
-        assert made[-1].precisions == precisions and made[-1].thorough == (precisions[0], "fp32")
-    assert (made[0].copy_bytes, made[0].sentences, made[0].short_sentences) == (1 << 30, 4, 0)
+        settings, device, results = card.begin(parse("gpu", gpu, ["--few"]))
+        settings = suite.suited(settings, device)
+        assert (settings.precisions, settings.thorough) == (precisions, (precisions[0], "fp32"))
+        assert (settings.copy_bytes, settings.sentences, settings.short_sentences) == (1 << 30, 4, 0)
+        assert device == Device("cuda", "cuda:0") and results.versions["triton"]
     with pytest.raises(FlashElmoError, match="precisions: expected one that the card has, found tf32"):
         suite.suited(replace(SETTINGS, precisions=("tf32",)), Device("cuda", "cuda:0"))
-    for wrong in (["--off", "nothing"], ["--only", "all"]):
-        with pytest.raises(FlashElmoError, match=f"^{wrong[0]}: expected some of "):
-            parse("gpu", suite.SUITE, wrong)
+    for wrong in ("--switch nothing", "--only all"):
+        assert main(["gpu", *wrong.split()]) == 1
+        assert f"{wrong.split()[0]}: expected some of " in capsys.readouterr().err
 
 
-def test_the_cuda_runtime_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Triton's interpreter: the batch is checked, and text is embedded from lists, from windows and from a file."""
-    monkeypatch.setattr(accuracy, "ODD_SENTENCES", [[], ["é"]])
-    monkeypatch.setattr(accuracy, "PASSES", 2)
-    text, few = text_file(tmp_path, "a cat\nthe mat\n"), dict[str, Any](sentences=1, short_sentences=0)
-    settings = replace(SETTINGS, precisions=("bf16",), text=text, sections=(), **few)
-    status, results, printed = start(tmp_path, settings, ElmoEmbedder, device=INTERPRETER)
-    assert status == 0, printed
+def test_the_cuda_runtime_takes_part(bench: Bench) -> None:
+    """In Triton's interpreter: the batch is checked, and text is embedded from lists and from a file."""
+    bench.patch.setattr(accuracy, "ODD_SENTENCES", [[], ["é"]])
+    bench.patch.setattr(accuracy, "PASSES", 2)
+    few = dict[str, Any](
+        sentences=1, short_sentences=0, bulk_tokens=2, text=text_file(bench.folder, "a cat\nthe mat\n")
+    )
+    results = bench.run("gpu --check --only bulk --precisions bf16", ElmoEmbedder, INTERPRETER, **few)
+    assert bench.status == 0
     errors = {(row.name, row.detail, row.unit): row.median for row in results.section("error", "tiny")}
     for layer in range(3):
         error = errors["batch bf16", f"layer {layer}", "relative error"]
         assert error is not None and 1e-4 < error < tolerance("bf16", "cuda")
     assert errors["repeated bf16", "two calls", "max abs error"] == 0
-
-    sentences, times = [["a"], ["mat"]], FakeTimes()
-    monkeypatch.setattr(contestant, "take_turns", times.turns)
-    subject = Subject("tiny", tiny_model(), INTERPRETER, ElmoEmbedder, CudaSettings())
-    given = subject, Truth(subject, sentences, settings), settings, card_named("H200"), tmp_path
-    rows = Speed(*given).rows(bulk(sentences, 2), ["bf16"])
-    assert [row.name for row in rows] == [
-        f"flashelmo bf16{which}" for which in ("", ", windows ready", ", text to means")
-    ]
-    assert all(row.median == pytest.approx(2 / 11e-6, rel=1e-4) and not row.note for row in rows)
+    names = [row.name for row in results.section("bulk") if row.median]
+    assert names == ["flashelmo bf16", "flashelmo bf16, text to means"]
 
 
 def test_rivals_do_the_same_work() -> None:
@@ -292,9 +282,9 @@ def test_rivals_do_the_same_work() -> None:
     eager = Eager(tiny, cpu, "fp32")
     for found, other in zip(eager.vectors(sentences), ReferenceRuntime(tiny).embed_batch(sentences), strict=True):
         np.testing.assert_allclose(found, other, atol=1e-6, rtol=0)
-    with mock.patch.object(eager, "layers", wraps=eager.layers) as layers:
+    with mock.patch.object(eager, "activations", wraps=eager.activations) as computed:
         eager.way(batch_size=3).run(sentences)
-    assert [call.args[0] for call in layers.call_args_list] == [sentences[:3], sentences[3:]]
+    assert [call.args[0] for call in computed.call_args_list] == [sentences[:3], sentences[3:]]
     with pytest.raises(FlashElmoError, match=r"expected vectors within 0\.1 of the reference's, found "):
         eager.check(sentences, [2 * x for x in eager.vectors(sentences)])
     named = [each for stack in lstm_stacks(CONFIG) for each in stack.named_parameters()]
@@ -304,5 +294,150 @@ def test_rivals_do_the_same_work() -> None:
     with mock.patch.object(torch.nn.LSTM, "forward") as forward:
         way.run([])
     assert [call.args[0].shape for call in forward.call_args_list] == [(5, 3, CONFIG.projection_size)] * 2
-    with pytest.raises(FlashElmoError, match="a peer in speed alone"):
-        way.vectors([])
+
+
+def test_a_trace_has_shares_of_kernels_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(name: str, kind: str, start: float, end: float) -> Any:
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(name=name, device_type=SimpleNamespace(name=kind), time_range=span)
+
+    profiler, now = mock.MagicMock(), iter([1.0, 1.0 + 100e-6])
+    events = [event("gates", "CUDA", 0, 20), event("copy", "CUDA", 20, 25), event("gates", "CUDA", 30, 50)]
+    profiler.return_value.__enter__.return_value.events = lambda: [*events, event("aten::mm", "CPU", 0, 99)]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.profiler, "profile", profiler)
+    monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    rows = profile.trace(Row("stages"), lambda: None, "cuda:0", tmp_path / "t.json")
+    assert {row.detail: row.median for row in rows} == {"device busy": 45.0, "gates": 40.0, "copy": 5.0}
+    profiler.return_value.__enter__.return_value.export_chrome_trace.assert_called_once_with(str(tmp_path / "t.json"))
+
+
+# ------------------------------------------------------------------------------------------------------- compiled ahead
+
+
+def kernel_name(launch: Launch) -> str:
+    return str(launch.kernel.fn.__name__).removesuffix("_kernel")
+
+
+def test_what_is_compiled_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launch once, whoever meets it; nothing runs meanwhile."""
+    monkeypatch.setattr(processes, "signature", lambda launch: [launch.kernel, sorted(launch.options.items())])
+    monkeypatch.setattr(suite, "suited", lambda settings, device: replace(settings, thorough=("bf16",)))
+    compiled: list[Launch] = []
+    monkeypatch.setattr(suite, "compiling", lambda claims: processes.compiling(claims, compiled.append))
+    few = replace(SETTINGS, sentences=1, short_sentences=0, check=True, rows=(1,), text=text_file(tmp_path))
+    claims, own = tmp_path / "claims", tools(ElmoEmbedder, INTERPRETER)
+    claims.mkdir()
+    names: dict[str, set[str]] = {}
+    for section in ("correctness", "steps", "batches"):
+        assert not [line for k in (0, 1) for line in suite.compile_share(k, 2, few, [section], claims, own)]
+        names[section] = set(map(kernel_name, compiled))
+        assert len(compiled) == len(list(claims.iterdir()))
+    others = {"char_cnn_embed", "char_cnn", "highway", "gather_words", "tokens", "sentences", "carry"}
+    steps = {"roots", "gates", "projection", "linear", "int8_rows", "int8_gates"}
+    assert names["correctness"] == names["batches"] - {"int8_rows", "int8_gates"} and names["batches"] == steps | others
+    assert suite.compile_share(0, 1, replace(few, rows=(1,)), ["steps"], claims, own) == []
+
+    ran: list[Launch] = []
+    run = Launch.run
+
+    def seen(launch: Launch) -> None:
+        ran.append(launch)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", seen)
+    monkeypatch.setattr(contestant, "take_turns", FakeTimes().turns)
+    monkeypatch.setattr(speed, "WARM_UPS", 1)
+    right = [Row("error", "tiny", f"{way} bf16", median=0.0) for way in accuracy.ALWAYS]  # not checked again
+    engine = suite.Engine(few, tmp_path, right, own)
+    for name in engine.names("sentence"):
+        assert not [row.note for row in engine.do("sentence", name)[0] if row.failed]
+    assert "tokens" in set(map(kernel_name, ran)) <= names["batches"]
+
+
+def test_a_launch_is_compiled_without_running(tmp_path: Path) -> None:
+    """In a process that does not interpret; launches that differ in what nothing is compiled for are one."""
+    code = (
+        "import sys, torch, triton; from pathlib import Path; from dataclasses import replace\n"
+        "from flashelmo.benchmarks.gpu import processes\n"
+        "from flashelmo.benchmarks.kernels.resources import AbsentCard\n"
+        "from flashelmo.benchmarks.kernels.problems import Maker, gather_words\n"
+        "from flashelmo.engine.model.initialize import preset_config\n"
+        "triton.runtime.driver.set_active(AbsentCard(90)); claims = Path(sys.argv[1])\n"
+        "with processes.compiling(claims):\n"
+        "    for n in (320, 640):\n"
+        "        gather_words(preset_config('small'), n, Maker.of('meta', 'bf16')).run()\n"
+        "print(len(list(claims.iterdir())))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_DISABLE_LINE_INFO": "1"}
+    (tmp_path / "claims").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "claims")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["1"], done.stdout + done.stderr
+    assert list((tmp_path / "cache").rglob("gather_words_kernel.cubin"))
+
+
+def test_a_share_that_fails_is_a_line() -> None:
+    lines = sorted(processes.Ahead(failing_share, 2).finish(60.0))
+    wrong = "not compiled ahead: "
+    assert lines == [f"{wrong}RuntimeError: no share 1", f"{wrong}bulk: no such kernel"]
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
+
+ORIGINAL = preset_config("original")
+CARD = Card(790e12, 494e12, 67e12, 4.3e12, 5.5e12, 50e6)
+# An operation or a byte of memory takes a microsecond, a byte of the cache a tenth; half of the cache is 100 bytes.
+PLAIN = Card(1e6, 1e6, 1e6, 1e6, 10e6, 200)
+TINY = replace(
+    BILM, cell_size=5, projection_size=3, filters=((1, 2), (3, 4)), n_highway=1, character_size=7, max_characters=10
+)
+# D 2, C 5, P 3; two rows, four words. A filter of width 3 has 8 windows in 10 positions.
+STATES = 2 * 2 * (3 * 2 + 5 * 4 + 5 * 4 + 5 * 2)
+WINDOWS = 1 * 2 * (3 + 10) + 3 * 4 * (3 + 8)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (card.gates(TINY, 2, "bf16", "fused"), Cost(2 * 2 * 2 * 6 * 20, 2 * 2 * 3 * 2, 2 * 6 * 20 * 2, STATES)),
+        (card.gates(TINY, 2, "int8", "fused"), Cost(2 * 2 * 2 * 6 * 20, 12, 2 * 6 * 20, STATES - 12)),
+        (card.projection(TINY, 2, "fp32"), Cost(2 * 2 * 2 * 5 * 3, 0, 2 * 5 * 3 * 4, 2 * 2 * (5 + 3) * 4)),
+        (card.characters(TINY, [3, 10], "fp32"), Cost(14 * WINDOWS, 2 * (40 + 6 * 4), (14 + 262) * 7 * 4, 0)),
+        (card.highway(TINY, 4, "bf16"), Cost(2 * 4 * 6 * 12, 2 * 4 * 6 * 2, (6 * 2 + 4) * 12, 0)),
+        (Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40), Cost(11, 22, 33, 44)),
+        *(
+            (max((took, part) for part, took in cost.parts(PLAIN, "bf16").items()), expected)
+            for cost, expected in (
+                (Cost(operations=7, streamed=5), (7.0, "matrix")),
+                (Cost(operations=7, streamed=9), (9.0, "memory")),
+                (Cost(states=50, operations=3), (5.0, "L2")),
+                (Cost(weights=100), (10.0, "L2")),  # which stay in a cache of twice their size
+                (Cost(weights=101), (101.0, "memory")),
+            )
+        ),
+    ],
+)
+def test_costs_small_enough_to_count(found: object, expected: object) -> None:
+    assert found == expected
+
+
+def test_a_ceiling_is_the_sum_of_its_steps() -> None:
+    workload = Workload("ragged", "3 sentences", [["the"] * 3, ["the"] * 3, ["the"]])
+    step = {rows: lstm_step(ORIGINAL, rows, "bf16").microseconds(CARD, "bf16") for rows in (2, 3)}
+    lstm = 2 * (step[3] + 2 * step[2] + 1e6 * 2 * 512 * 4 * 4096 * 2 / CARD.memory)
+    both = ceilings(ORIGINAL, workload, CARD, "bf16")
+    known = ceilings(ORIGINAL, workload, CARD, "bf16", words_known=True)
+    assert both[0] == known[0] == known[1] == pytest.approx(7 / lstm * 1e6) and (known[1] or 0) > (both[1] or 0)
+    assert ceilings(ORIGINAL, workload, Card(), "bf16") == (None, None)  # nothing was measured
+    recurrent = 2 * (512 * 4 * 4096 + 4096 * 512) * 2  # few rows are bound by weights, many by operations
+    assert lstm_step(ORIGINAL, 1, "bf16").weights == recurrent
+    assert lstm_step(ORIGINAL, 1, "bf16").microseconds(CARD, "bf16") == pytest.approx(
+        1e6 * recurrent / CARD.memory, 0.02
+    )
+    found = ceilings(ORIGINAL, Workload("batch", "", [["word"] * 20] * 512), CARD, "bf16")[0] or 0
+    assert 0.9 * CARD.half < found * ORIGINAL.lstm_flops_per_token < CARD.half
+    most = 1 << 21  # slow cards get less text
+    slow = [suited_tokens(ORIGINAL, replace(CARD, half=half), most, "bf16") for half in (CARD.half, 121e12, 1.0)]
+    assert slow == [most, 1 << 18, most // 64] and suited_tokens(ORIGINAL, Card(), most, "bf16") == most

@@ -1,8 +1,9 @@
-"""The suites of the GPU's kernels, whole, in Triton's interpreter: a tiny model, and a timer that invents times."""
+"""The suite of the GPU's kernels, whole, in Triton's interpreter: a tiny model, and invented times."""
 
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,93 +12,68 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench_fakes import INTERPRETER, FakeTimes, find, said, started
+from bench_fakes import INTERPRETER, Bench, find, results_of
 
 from flashelmo.benchmarks.__main__ import main
-from flashelmo.benchmarks.kernels import checks, graph_timing, groups, problems, suite, tiles
+from flashelmo.benchmarks.kernels import graph_timing, problems, suite
 from flashelmo.benchmarks.kernels.card import Device
-from flashelmo.benchmarks.kernels.checks import ODD, Check, Sizes, check_row
-from flashelmo.benchmarks.kernels.graph_timing import Task, time_graphs
-from flashelmo.benchmarks.kernels.groups import Chain, step_groups, ways
-from flashelmo.benchmarks.kernels.lstm import LstmLayer
-from flashelmo.benchmarks.kernels.problems import relative_error
-from flashelmo.benchmarks.kernels.suite import Kernels
-from flashelmo.benchmarks.results import Results
-from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.timing import Timing
-from flashelmo.engine.model.initialize import preset_config
-from flashelmo.engine.precision import PRECISIONS, tolerance
+from flashelmo.benchmarks.kernels.cases import KERNELS
+from flashelmo.benchmarks.kernels.kernels import MOST_CHECKED, use_tile
+from flashelmo.benchmarks.results import Row
+from flashelmo.engine.precision import tolerance
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile, choose_tile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter alone")
-CONFIG = replace(ODD, filters=((1, 2), (2, 3)), n_highway=2, activation="relu")
-DEVICE = INTERPRETER
-SETTINGS = replace(
-    suite.SUITE.defaults,
-    models=("tiny",),
-    rows=(1, 3),
-    words=(1, 4),
-    layer_tokens=5,
-    input_nodes=3,
-    other_rows=(3,),
-    precisions=("bf16", "fp32"),
-    peak_size=16,
-    copy_bytes=1 << 20,
-    commit="abc",
-)
-SIZES = Sizes((1, 3), (1, 2), (3,), (1, 7)), Sizes((1, 2), (2,), (2,), (1, 7))
-LITTLE = replace(SETTINGS, rows=(1,), words=(2,), precisions=("bf16",))
-LITTLE_SIZES = Sizes((1,), (1,), (1,), (1, 2)), Sizes((1,), (1,), (1,), (1,))
 
 
-def start(
-    out: Path, settings: Settings = SETTINGS, times: FakeTimes | None = None, sizes: tuple[Sizes, Sizes] = SIZES
-) -> tuple[int, Results, str]:
-    """Runs the suite; its exit status, the results that were written, and what was printed."""
-    run, _, card = started(replace(settings, out=out / "a.json"), "kernels", DEVICE)
-    kernels = Kernels(run.settings, CONFIG, DEVICE, card, (times or FakeTimes(rival=20.0)).tasks, sizes, Chain(2, 1, 2))
-    return suite.measure(run, kernels), Results.read(out / "a.json"), said(run)
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
 
 
-def test_every_kernel_is_checked_and_then_timed_beside_its_model_and_peer(tmp_path: Path) -> None:
-    status, results, printed = start(tmp_path)
-    assert status == 0 and "failures: 0; " in printed
-    assert list(dict.fromkeys(row.section for row in results.rows))[:2] == ["error", "ceiling"]
-    kernels = {*problems.BUILDS, "fused step", "hoisted step"}
-    for model in ("tiny", "odd sizes"):
-        rows = results.section("error", model)
-        names = {f"{name} {precision}" for name in kernels for precision in ("bf16", "fp32")}
-        assert {row.name for row in rows} == names | {"int8 step int8"}
-        for row in rows:
-            assert row.median is not None and row.median < tolerance(row.name.rpartition(" ")[2], "cuda"), row.label
-            assert (row.median == 0) == row.name.startswith("gather"), row.label
-    for section, detail, name, peer in (
-        ("gates", "3 rows", "fused bf16", "cuBLAS fused bf16"),
-        ("gates", "3 rows", "fused fp32", "cuBLAS fused fp32"),
-        ("projection", "1 rows", "bf16", "cuBLAS bf16"),
-        ("step", "1 rows", "hoisted bf16", "cuBLAS hoisted bf16"),
-        ("highway", "4 words", "bf16", "cuBLAS bf16"),
-        ("final projection", "1 words", "bf16", "cuBLAS bf16"),
-        ("input", "3 nodes", "fp32", "cuBLAS fp32"),
-        ("step", "3 rows", "int8 int8", ""),
-        ("characters", "4 words", "bf16", ""),
-        ("token layers", "5 tokens", "all layers bf16", ""),
+def test_every_kernel_is_checked_and_then_timed_beside_its_limit_and_peer(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = bench.run("kernels --precisions bf16,fp32", device=INTERPRETER)
+    assert bench.status == 0 and "failures: 0; " in capsys.readouterr().out
+    assert list(dict.fromkeys(row.section for row in results.rows))[:3] == ["ceiling", "error", "step"]
+    names = {f"{kernel.name} {each}" for kernel in KERNELS if kernel.of for each in ("bf16", "fp32")}
+    names |= {f"{way} step {each}" for way in ("fused", "hoisted") for each in ("bf16", "fp32")}
+    rows = results.section("error", "tiny")
+    assert {row.name for row in rows} == names - {"token layers, one mix fp32", "hoisted step fp32"} | {
+        "int8 step int8"
+    }
+    copies = "gather words", "token layers"  # of numbers that they need not change
+    for row in rows:
+        assert row.median is not None and row.median < tolerance(row.name.rpartition(" ")[2], "cuda"), row.label
+        assert row.median > 0 or row.name.startswith(copies), row.label
+    for section, detail, name, peer, calls in (
+        ("gates", "3 rows", "fused bf16", "cuBLAS fused bf16", 2),
+        ("gates", "3 rows", "fused fp32", "cuBLAS fused fp32", 2),
+        ("projection", "1 rows", "bf16", "cuBLAS bf16", 2),
+        ("step", "1 rows", "hoisted bf16", "cuBLAS hoisted bf16", 2),
+        ("highway", "4 words", "bf16", "cuBLAS bf16", 1),
+        ("final projection", "1 words", "bf16", "cuBLAS bf16", 1),
+        ("input", "3 nodes", "fp32", "cuBLAS fp32", 1),
+        ("step", "3 rows", "int8 int8", "", 2),
+        ("characters", "4 words", "bf16", "", 1),
+        ("token layers", "3 nodes", "bf16", "", 1),
     ):
         row = find(results, section, name, detail)
-        assert (row.median, row.p25, row.samples, row.unit) == (11.0, 10.5, [10.0, 11.0, 12.0], "µs")
-        assert row.ceiling and row.ratios == ({peer: pytest.approx(21 / 11, rel=1e-3)} if peer else {})
-        assert not peer or find(results, section, peer, detail).median == 21.0
+        assert (row.median, row.unit) == (11.0 / calls, "µs") and len(row.samples) == 3
+        assert row.ceiling and row.ratios == ({peer: pytest.approx(201 / 11, rel=1e-3)} if peer else {})
+        assert not peer or find(results, section, peer, detail).median == 201.0 / calls
     peak = find(results, "ceiling", "torch.mm bf16", "16 x 16 x 16", "card").median or 0
-    assert peak == pytest.approx(2 * 16**3 / 21 / 1e6, rel=1e-4)
+    assert peak == pytest.approx(2 * 16**3 / 201 / 1e6, rel=1e-4)
     copy = find(results, "ceiling", "copy", "1 MiB", "card").median
     assert copy == pytest.approx(2 * (1 << 20) / 11 / 1e3, rel=1e-4)
     highway = find(results, "highway", "bf16", "4 words")
-    assert highway.ceiling == pytest.approx(2 * 4 * 5 * 10 / peak / 1e6 + 1.3, rel=1e-3)  # F = 5, and a launch
+    assert highway.ceiling == pytest.approx(2 * 4 * 8 * 16 / peak / 1e6, rel=1e-3)  # F = 8
 
 
-def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_kernels_are_told_kept_and_not_timed(bench: Bench) -> None:
     real, characters = problems.highway_launch, problems.char_cnn_launches
 
     def off_by_a_little(x: torch.Tensor, *args: Any, **options: Any) -> Launch:
@@ -109,234 +85,120 @@ def test_wrong_kernels_are_told_kept_and_not_timed(tmp_path: Path, monkeypatch: 
     def broken(*args: Any, **options: Any) -> Launch:
         raise RuntimeError("no such instruction\nand a long story")
 
-    monkeypatch.setattr(problems, "highway_launch", off_by_a_little)
-    monkeypatch.setattr(problems, "char_cnn_launches", unwritten)
-    monkeypatch.setattr(problems, "linear_launch", broken)
-    times = FakeTimes(failing=("fused bf16", "cuBLAS hoisted bf16"))
-    status, results, printed = start(tmp_path, LITTLE, times, LITTLE_SIZES)
-    notes = {row.label: row.note for row in results.section("error")}
-    assert status == 1 and notes["highway bf16, 2 words"].startswith("FAILED: error 0.0")
-    assert notes["characters bf16, 2 words"] == "FAILED: error nan, expected less than 0.01"
-    assert notes["input bf16, 2 rows"] == "FAILED: RuntimeError: no such instruction"
-    words = find(results, "characters", "all", "2 words")  # what cannot be built takes nothing else with it
-    assert words.note == "FAILED: RuntimeError: no such instruction"
-    note = "not timed, as its check did not pass: characters"
-    assert find(results, "characters", "bf16", "2 words").note == note
-    assert find(results, "token layers", "one mix bf16", "5 tokens").median == 11.0
+    bench.patch.setattr(problems, "highway_launch", off_by_a_little)
+    bench.patch.setattr(problems, "char_cnn_launches", unwritten)
+    bench.patch.setattr(problems, "linear_launch", broken)
+    bench.times.failing = ("fused bf16", "cuBLAS hoisted bf16")
+    results = bench.run("kernels --precisions bf16 --rows 1", device=INTERPRETER)
+    notes = {row.label: row.note for row in results.section("error", "tiny")}
+    assert bench.status == 1 and notes["highway bf16, 4 words"].startswith("FAILED: error 0.0")
+    assert notes["characters bf16, 4 words"] == "FAILED: error nan, expected less than 0.01"
+    assert notes["input bf16, 3 nodes"] == "FAILED: RuntimeError: no such instruction"
+    assert not [row for name in ("highway", "characters", "input") for row in results.section(name)]
+    assert find(results, "token layers, one mix", "bf16", "3 nodes").median == 11.0
     memory = "OutOfMemoryError: CUDA out of memory"
     assert find(results, "step", "fused bf16", "1 rows").note == f"FAILED: {memory}"
     assert find(results, "step", "cuBLAS hoisted bf16", "1 rows").note == memory  # no failure of ours
     assert find(results, "step", "hoisted bf16", "1 rows").ratios == {}
-    assert f"failures: {sum(row.failed for row in results.rows)}; " in printed
-    status, results, _ = start(tmp_path, replace(LITTLE, limit_seconds=0.0), times, LITTLE_SIZES)
-    assert status == 0 and {row.note for row in results.rows} == {"skipped, as the 0 seconds were over"}
-    sections = {"error", "ceiling", "step", "characters", "input", "token layers"}
-    assert {row.section for row in results.rows} == sections
 
 
-def test_checks_see_nan() -> None:
-    expected = torch.tensor([3.0, 4.0])
-    assert relative_error(torch.tensor([3.0, 4.5]), expected) == pytest.approx(0.1)
-    for precision, error, failed in (
-        *(("fp32", 9e-6, False), ("bf16", 9e-3, False), ("fp32", 1.1e-5, True)),
-        ("int8", relative_error(torch.tensor([3.0, torch.nan]), expected), True),
-    ):
-        assert check_row(Check("x", precision, "1 row", lambda error=error: error), "m").failed is failed  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("name", ["kernels", "tiles", "gpu"])
-def test_without_a_device_there_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "flashelmo bench: no CUDA device: this benchmark needs one\n"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("kernels", "no CUDA device: this benchmark needs one"),
+        ("gpu", "no CUDA device: this benchmark needs one"),
+        ("gpu --check", "no CUDA device: this benchmark needs one"),
+        ("kernels --tile gates", "--tile: expected one of gates, projection, "),
+        ("kernels --card h100", "--card: expected one of h200, found 'h100'"),
+    ],
+)
+def test_one_line_without_a_device_and_for_what_is_unknown(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments.split(), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"flashelmo bench: {message}")
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------------------ its parts
-
-
-def test_steps_of_two_layers_take_turns_in_the_variants_that_serve_them() -> None:
-    layers = [LstmLayer(CONFIG, "cpu", seed) for seed in (0, 1)]
-    (group,) = step_groups(layers, 1, ["bf16"], Chain(2, 2, 2), served=True)
-    assert (group.section, group.detail) == ("step", "1 rows")
-    names = [member.name for member in group.members]
-    assert names == ["hoisted bf16", "cuBLAS hoisted bf16", "fused bf16", "cuBLAS fused bf16"]
-    assert [member.calls for member in group.members] == [4, 2, 4, 2]
-    (many,) = step_groups(layers, 40, ["bf16"], Chain(2, 2, 2), served=True)
-    assert {member.name for member in many.members} == {"fused bf16", "cuBLAS fused bf16"}
-
-
-def test_which_ways_are_timed() -> None:
-    layer = LstmLayer(preset_config("original"), "meta")
-    both = [("bf16", "fused"), ("bf16", "hoisted"), ("int8", "int8")]
-    assert list(ways(layer, 64, ["bf16"])) == list(ways(layer, 65, ["bf16"])) == both
-    others = ["fp16", "fp32", "tf32"]
-    assert list(ways(layer, 512, others)) == [(precision, "fused") for precision in others]
-    assert list(ways(layer, 32, ["fp32"])) == [("fp32", "hoisted")]
-    assert [Chain().depths(rows) for rows in (1, 32, 64, 128, 512, 1024)] == [64, 64, 32, 16, 4, 4]
+def test_what_a_card_allows_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--card", "H200"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    hoisted = next(line for line in printed if "step, hoisted" in line and " 1 rows" in line)
+    cells = [cell.strip() for cell in hoisted.split("│")[1:-1]]  # 41.9 MB of weights at the copy's 2.75 TB/s
+    assert cells[-1] == "memory" and float(cells[2]) == pytest.approx(41.9e6 / 2.746e6, rel=0.02)
 
 
 @pytest.mark.parametrize("is_hopper", [False, True])
-def test_every_tile_that_is_timed_is_checked(monkeypatch: pytest.MonkeyPatch, is_hopper: bool) -> None:
+def test_the_tile_that_is_timed_is_checked(monkeypatch: pytest.MonkeyPatch, is_hopper: bool) -> None:
+    """Also where fewer rows are checked than timed."""
     monkeypatch.setattr(tuning, "is_hopper", lambda device: is_hopper)
-    sizes, settings, device = Sizes(), suite.SUITE.defaults, torch.device("cpu")
+    for operation, n in product(("highway", "characters", "linear"), (*suite.SUITE.defaults.words, 32_768)):
+        timed, checked = (
+            choose_tile(operation, torch.bfloat16, "ieee", rows, device=torch.device("cpu"))
+            for rows in (n, min(n, MOST_CHECKED))
+        )
+        assert timed == checked
 
-    def chosen(operation: str, precision: str, rows: Sequence[int]) -> set[Tile]:
-        arithmetic, dtype = PRECISIONS[precision].on("cuda"), problems.dtype_of(precision)
-        int8 = precision == "int8" and operation == "gates"
-        return {choose_tile(operation, dtype, arithmetic.products, n, device=device, int8=int8) for n in rows}
 
-    for operation in ("gates", "projection"):
-        assert chosen(operation, "bf16", settings.rows) <= chosen(operation, "bf16", sizes.steps)
-        assert chosen(operation, "int8", settings.rows) <= chosen(operation, "int8", sizes.steps)
-        for precision in ("fp16", "fp32", "tf32"):
-            checked = chosen(operation, precision, (*sizes.few, *sizes.many))
-            assert chosen(operation, precision, settings.other_rows) <= checked
-    for operation in ("highway", "characters", "linear"):
-        assert chosen(operation, "bf16", settings.words) <= chosen(operation, "bf16", sizes.rows)
-    for precision in settings.precisions:
-        assert chosen("linear", precision, [settings.input_nodes]) == chosen("linear", precision, sizes.rows[-1:])
+def test_a_tile_takes_the_tables_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TILES", "HOPPER_TILES", "TMA_TILES"):
+        monkeypatch.setattr(tuning, name, dict(getattr(tuning, name)))
+    use_tile("linear 16x16x32 4w 2s")
+    for rows in (1, 100, 5000):
+        assert choose_tile("linear", torch.bfloat16, "ieee", rows) == Tile(16, 16, 32, 4, 2)
+    assert ("linear", "half") not in tuning.HOPPER_TILES and tuning.TMA_TILES["linear"] == (Tile(16, 16, 32, 4, 2),)
+    assert choose_tile("linear", torch.float32, "ieee", 1) != Tile(16, 16, 32, 4, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- timing
 
 
-def test_tasks_take_turns_in_graphs_and_times_are_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run takes a microsecond for each call of a task, a graph's replay the number of calls that it holds."""
-    log: list[str] = []
+class Cuda:
+    """Graphs of a card that is not there: a replay does again what was logged while it was captured."""
 
-    def graph(run: Callable[[], object]) -> Any:
-        begin = len(log)
-        run()
-        held = log[begin:]
-        del log[begin:]
-        if held[0] == "loop":
-            raise RuntimeError("operation not permitted when stream is capturing")
+    log: list[str]
+    fails = False
 
-        class Graph:
-            replay = staticmethod(lambda: log.extend(held))
+    def __init__(self) -> None:
+        self.begin, self.held = len(self.log), list[str]()
 
-        return Graph
+    def capture_begin(self) -> None:
+        self.begin = len(self.log)
 
-    def microseconds(run: Callable[[], object]) -> float:
-        begin = len(log)
-        run()
-        if log[begin] == "late":
-            raise RuntimeError("an illegal memory access was encountered")
-        return float(len(log) - begin)
+    def capture_end(self) -> None:
+        if self.fails:
+            raise RuntimeError("capture was invalidated")
+        self.held = self.log[self.begin :]
+        del self.log[self.begin :]
+
+    def replay(self) -> None:
+        self.log.extend(self.held)
+
+    def wait_stream(self, other: object) -> None:
+        """Nothing runs elsewhere."""
+
+
+def test_tasks_are_captured_in_graphs_and_times_are_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts what was done, a microsecond each."""
+    log = Cuda.log = list[str]()
+    for name in ("CUDAGraph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Cuda)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
+    monkeypatch.setattr("flashelmo.benchmarks.contestant.time.perf_counter", lambda: 1e-6 * len(log))
+    results, cost = results_of(suite.SUITE.defaults), graph_timing.Cost(operations=1)
 
     def fail() -> None:
         raise ValueError("no\nmore")
 
-    monkeypatch.setattr(graph_timing, "_graph", graph)
-    monkeypatch.setattr(graph_timing, "_microseconds", microseconds)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    tasks = {name: Task(name, lambda name=name: log.append(name)) for name in ("a", "b", "loop", "late")}  # type: ignore[misc]
-    found = time_graphs(3, [tasks["a"], tasks["b"]._replace(calls=4)])
-    assert found == [Timing([1.0] * 3), Timing([0.25] * 3)]
-    assert "".join(log)[-3000:] == ("a" * 500 + "b" * 500) * 3
-    failed, late, fine, loop = time_graphs(2, [Task("x", fail), tasks["late"], tasks["a"], tasks["loop"]])
-    assert failed == Timing([], "ValueError: no") and late.note.startswith("RuntimeError: an illegal memory access")
-    assert fine == Timing([1.0, 1.0]) and loop.samples == [1.0, 1.0]
-    assert loop.note.startswith("timed in a loop, launches included, as no graph could be captured: RuntimeError: op")
-
-
-def test_a_failed_capture_tells_its_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fake:
-        def capture_begin(self) -> None:
-            pass
-
-        def capture_end(self) -> None:
-            raise RuntimeError("capture was invalidated")
-
-        def wait_stream(self, other: object) -> None:
-            pass
-
-    def fail() -> None:
-        raise ValueError("the first")
-
-    for name, value in {"CUDAGraph": Fake, "Stream": Fake, "current_stream": Fake, "stream": nullcontext}.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    for run, message in ((fail, "the first"), (lambda: None, "invalidated")):
+    tasks = [graph_timing.Task(name, partial(log.append, name), calls, cost) for name, calls in (("a", 1), ("b", 4))]
+    tasks += [graph_timing.Task("c", fail, 1, cost)]
+    settings = replace(suite.SUITE.defaults, rounds=2, sample_seconds=0.0)
+    card = graph_timing.Card.of(results)
+    rows = graph_timing.time_tasks(Row("step", unit="µs"), tasks, settings, Device("cuda", "cuda:0"), card)
+    assert [(row.name, row.samples) for row in rows] == [("a", [1.0, 1.0]), ("b", [0.25, 0.25]), ("c", [])]
+    assert rows[2].note == "FAILED: ValueError: no" and "".join(log)[-200:] == ("a" * 50 + "b" * 50) * 2
+    monkeypatch.setattr(Cuda, "fails", True)
+    for run, message in ((fail, "no"), (lambda: None, "invalidated")):  # a failed capture tells its first error
         with pytest.raises((ValueError, RuntimeError), match=message):
-            graph_timing._graph(run)
-
-
-# -------------------------------------------------------------------------------------------------------------- tiles
-
-SMALL, SMALLER = Tile(16, 16, 32, 4, 2), Tile(16, 16, 16, 4, 2)
-ALL = dict.fromkeys(tiles.CANDIDATES, (SMALL, SMALLER))
-
-
-def last_is_fastest(rounds: int, tasks: Sequence[Task]) -> list[Timing]:
-    """Runs every task; each takes less than the one before; the first does not fit the card."""
-    for task in tasks:
-        task.run()
-    return [Timing([], "OutOfResources: shared memory"), *(Timing([10.0 - k] * 3) for k in range(1, len(tasks)))]
-
-
-def sweep(out: Path, **settings: Any) -> Results:
-    """All operations' tiles at three rows."""
-    run, _, card = started(replace(SETTINGS, out=out / "tiles.json", **settings), "tiles", DEVICE)
-    config = replace(CONFIG, max_characters=50)
-    kernels = Kernels(run.settings, config, DEVICE, card, last_is_fastest, chain=Chain(2, 1, 2))
-    run.do(tiles.jobs(kernels, ALL, dict.fromkeys(ALL, (3,))))
-    return run.results
-
-
-def test_candidates_are_timed_and_sorted(tmp_path: Path) -> None:
-    results = sweep(tmp_path)
-    for operation in ALL:
-        best, worst = results.section(operation)
-        assert (best.name, best.median, worst.name) == (SMALLER.label, 9.0, SMALL.label)
-        assert best.ceiling and best.detail.startswith("3 ")
-        assert (worst.median, worst.note) == (None, "OutOfResources: shared memory")
-    skipped = sweep(tmp_path, limit_seconds=0.0).rows
-    assert {row.note for row in skipped} == {"skipped, as the 0 seconds were over"} and len(skipped) == len(ALL)
-
-
-def test_wrong_candidates_and_those_that_cannot_be_built_are_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def off(x: torch.Tensor, *args: Any, **options: Any) -> Launch:
-        wrong = choose_tile("highway", torch.bfloat16, "ieee", 3) == SMALLER
-        return launch(1.5 * x if wrong else x, *args, **options)
-
-    def too_large(layer: LstmLayer, rows: int, *args: Any) -> Any:
-        if choose_tile("gates", torch.bfloat16, "ieee", rows) == SMALL:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return ours(layer, rows, *args)
-
-    launch, ours = problems.highway_launch, groups.ours
-    monkeypatch.setattr(problems, "highway_launch", off)
-    monkeypatch.setattr(tiles, "ours", too_large)
-    results = sweep(tmp_path)
-    notes = {row.name: row.note for row in results.section("highway")}
-    assert notes[SMALLER.label].startswith("FAILED: error 0.") and "OutOfResources" in notes[SMALL.label]
-    assert all(row.median is None for row in results.section("highway"))
-    notes = {row.name: row.note for row in results.section("gates")}
-    assert notes[SMALL.label] == "OutOfMemoryError: CUDA out of memory"
-    assert notes[SMALLER.label] == "OutOfResources: shared memory"  # the only one that is timed
-    assert results.section("linear")[0].median == 9.0
-
-
-def test_a_lost_device_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "is_lost", lambda device: True)
-    monkeypatch.setattr(checks.LstmProblem, "error", None)
-    first, second, *rest = sweep(tmp_path).rows
-    assert first.note.startswith("FAILED: TypeError: ") and (first.section, first.name) == ("gates", SMALL.label)
-    assert second.note == "FAILED: the device is lost after this"
-    assert {row.note for row in rest} == {"skipped, as the device is lost"} and len(rest) == len(ALL) - 1
-
-
-def test_the_table_holds_one_candidate_for_a_while() -> None:
-    before = dict(tuning.TILES), dict(tuning.HOPPER_TILES)
-    for operation, candidates in tiles.CANDIDATES.items():
-        with tiles.only(operation, SMALLER):
-            for rows in (1, 100, 5000):
-                assert choose_tile(operation, torch.bfloat16, "ieee", rows) == SMALLER
-            assert (operation, "half") not in tuning.HOPPER_TILES
-            assert choose_tile(operation, torch.float32, "ieee", 1) != SMALLER
-        assert before == (tuning.TILES, tuning.HOPPER_TILES)
-        in_use = [tile for _, tile in tuning.TILES[operation, "half"]]  # which are candidates too
-        in_use += [tile for key, (_, tile) in tuning.HOPPER_TILES.items() if key == (operation, "half")]
-        assert {tile._replace(splits=1) for tile in in_use} <= {tile._replace(splits=1) for tile in candidates}
+            graph_timing.captured(run, 1)

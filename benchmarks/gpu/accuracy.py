@@ -1,9 +1,7 @@
 """The engine on the card against the truth, end to end, before anything is timed.
 
 Random models of the published sizes are compared with the reference on the CPU, in float32, on ragged real sentences
-and on odd ones: none, a token, a word longer than any model's, letters that are no ASCII. Every way to embed is taken:
-a sentence by itself, a batch, batches again and again (what is captured as a graph comes to be replayed), many windows,
-a text file, means over sentences, boundaries kept, and the state carried from batch to batch. (Published vectors are
+and on odd ones: none, a token, a word longer than any model's, letters that are no ASCII. (Published vectors are
 compared by the tests of the CUDA runtime, on a card where there is one.)
 """
 
@@ -17,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.benchmarks.accuracy import Piece, layers
+from flashelmo.benchmarks.accuracy import Piece, error_rows, layers
 from flashelmo.benchmarks.kernels.card import Device
+from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, batches, equal_batch, write_sentences
+from flashelmo.benchmarks.worker import one_line
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean, select_layers
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.engine.text.windows import read_ahead, read_windows
@@ -33,17 +34,12 @@ PASSES = 4  # of repeated batches: compiled, captured, replayed, replayed
 
 
 class Subject:
-    """A model on the card: its embedders, made when they are first asked for; `make` takes what `ElmoEmbedder` takes.
-
-    Attributes:
-        failed: precisions whose vectors were wrong, or were not checked: they are not timed.
-    """
+    """A model on the card and its embedders, made when they are first asked for by `make`, as by `ElmoEmbedder`."""
 
     def __init__(
         self, name: str, model: ElmoModel, device: Device, make: Callable[..., Any], cuda: CudaSettings
     ) -> None:
         self.name, self.model, self.device, self.cuda, self._make = name, model, device, cuda, make
-        self.failed: set[str] = set()
         self._made: dict[tuple[str, frozenset[tuple[str, object]]], Any] = {}
 
     def embedder(self, precision: str, **options: Any) -> Any:
@@ -98,45 +94,23 @@ class Truth:
         """Layers [L, T, 2P] of every sentence."""
         return [vectors[:, 1:-1] for vectors in self.bounded]
 
-    @cached_property
-    def streamed(self) -> list[Array]:
-        """Layers of the first sentences, embedded in batches that carry the state on."""
-        runtime, stream, size = ReferenceRuntime(self._model, stateful=True), self.stream, self.batch_size
-        batches = (stream[start : start + size] for start in range(0, len(stream), size))
-        return [layers for batch in batches for layers in runtime.embed_batch(batch)]
-
     @property
     def stream(self) -> Sentences:
         """Batches of ragged sentences, the last one smaller; none is empty."""
         return [sentence for sentence in self.sentences if sentence][: 4 * self.batch_size - 1]
 
-
-def _single(detail: str, found: Iterable[Any], expected: Sequence[Array]) -> Piece:
-    """One piece: a vector for each sentence or token, [..., 2P]."""
-    (piece,) = layers([np.asarray(x)[None] for x in found], [x[None] for x in expected])
-    return piece._replace(detail=detail)
-
-
-def _from_device(subject: Subject, tensors: Iterable[Any]) -> list[Array]:
-    """Tensors as arrays, after all of them were made."""
-    found = list(tensors)
-    subject.device.synchronize()
-    return [tensor.cpu().numpy() for tensor in found]
+    @cached_property
+    def streamed(self) -> list[Array]:
+        """Layers of the stream's sentences, embedded in batches that carry the state on."""
+        runtime = ReferenceRuntime(self._model, stateful=True)
+        return [layers for batch in batches(self.stream, self.batch_size) for layers in runtime.embed_batch(batch)]
 
 
-def _batch(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    return layers(list(subject.embedder(precision).embed(truth.sentences)), truth.vectors)
-
-
-def _one_by_one(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    """The odd sentences and some more."""
-    sentences = truth.sentences[: len(ODD_SENTENCES) + 8]
-    found = [vectors for each in sentences for vectors in subject.embedder(precision).embed([each])]
-    return layers(found, truth.vectors[: len(sentences)])
+Way = Callable[[Subject, Truth, str], Iterator[Piece]]
 
 
 def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    """Batches of one size in turn, several times; and the last two times give the same bits."""
+    """Small batches several times, so that captured graphs are replayed; the last two times give the same bits."""
     embedder, size = subject.embedder(precision), max(2, len(truth.sentences) // 8)
     again: list[Array] = []
     last: list[Array] = []
@@ -150,47 +124,58 @@ def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]
 def _bulk(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Everything three times in windows of a fifth, the vectors left on the device until the end."""
     embedder = subject.embedder(precision, window_tokens=max(1, sum(map(len, truth.sentences)) // 5))
-    found = embedder.embed(truth.sentences * 3, convert_to_numpy=False)
-    return layers(_from_device(subject, found), truth.vectors * 3)
+    found = list(embedder.embed(truth.sentences * 3, convert_to_numpy=False))
+    subject.device.synchronize()
+    return layers([tensor.cpu().numpy() for tensor in found], truth.vectors * 3)
 
 
 def _pooled(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    """Means over the tokens on the device, of the average and of one layer; the top layer; and a file's means."""
+    """Means over the tokens, of the average of the layers and of one; the top layer; and a file's means."""
     embedder, sentences = subject.embedder(precision), truth.sentences
     mean = [pool_mean(select_layers(vectors, "average")) for vectors in truth.vectors]
-    found = embedder.embed(sentences, layers="average", pool="mean", convert_to_numpy=False)
-    yield _single("mean of the average", _from_device(subject, found), mean)
-    found = embedder.embed(sentences, layers=1, pool="mean")
-    yield _single("mean of layer 1", found, [pool_mean(vectors[1]) for vectors in truth.vectors])
-    yield _single("top layer", embedder.embed(sentences, layers="top"), [vectors[-1] for vectors in truth.vectors])
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
         path = write_sentences(Path(folder) / "text", sentences)
         yield _single("means of a file", file_means(embedder, path), mean)
+    yield _single("mean of the average", embedder.embed(sentences, layers="average", pool="mean"), mean)
+    found = embedder.embed(sentences, layers=1, pool="mean")
+    yield _single("mean of layer 1", found, [pool_mean(vectors[1]) for vectors in truth.vectors])
+    yield _single("top layer", embedder.embed(sentences, layers="top"), [vectors[-1] for vectors in truth.vectors])
 
 
-def _boundaries(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    found = subject.embedder(precision, keep_sentence_boundaries=True).embed(truth.sentences)
-    return layers(list(found), truth.bounded)
+def _single(detail: str, found: Iterable[Any], expected: Sequence[Array]) -> Piece:
+    """One piece: a vector for each sentence or token, [..., 2P]."""
+    (piece,) = layers([np.asarray(x)[None] for x in found], [x[None] for x in expected])
+    return piece._replace(detail=detail)
 
 
-def _stateful(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
-    embedder = subject.embedder(precision, stateful=True, batch_size=truth.batch_size)
-    return layers(list(embedder.embed(truth.stream)), truth.streamed)
+def _with(**options: Any) -> Way:
+    """All sentences in one call, by an embedder with these options; what is stateful in batches of a stream."""
+
+    def compare(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+        if "stateful" in options:
+            embedder = subject.embedder(precision, batch_size=truth.batch_size, **options)
+            return layers(list(embedder.embed(truth.stream)), truth.streamed)
+        expected = truth.bounded if options else truth.vectors
+        return layers(list(subject.embedder(precision, **options).embed(truth.sentences)), expected)
+
+    return compare
 
 
-Way = Callable[[Subject, Truth, str], Iterator[Piece]]
-ALWAYS: dict[str, Way] = {"batch": _batch, "repeated": _repeated}
-THOROUGH: dict[str, Way] = {
-    "one by one": _one_by_one,
+ALWAYS = {"batch": _with(), "repeated": _repeated}
+WAYS = ALWAYS | {
     "bulk": _bulk,
     "pooled": _pooled,
-    "boundaries": _boundaries,
-    "stateful": _stateful,
+    "boundaries": _with(keep_sentence_boundaries=True),
+    "stateful": _with(stateful=True),
 }
 
 
-def ways(settings: Settings) -> Iterator[tuple[str, str, Way]]:
-    """Precision, name and way of every check, the batch first."""
-    for precision in settings.precisions:
-        for name, way in (ALWAYS | (THOROUGH if precision in settings.thorough else {})).items():
-            yield precision, name, way
+def check_way(subject: Subject, truth: Truth, way: str, precision: str) -> list[Row]:
+    """Rows of the errors of one way to embed; what raises has failed."""
+    row = Row("error", subject.name, f"{way} {precision}", "relative error")
+    try:
+        return error_rows(row, WAYS[way](subject, truth, precision), PRECISIONS[precision].bounds["cuda"])
+    except Exception as error:
+        return [Row(row.section, row.model, row.name, row.unit, note=f"{FAILED}: {one_line(error)}")]
+    finally:
+        subject.let_go("stateful", "keep_sentence_boundaries", "window_tokens")

@@ -1,7 +1,7 @@
 """Who else can do the work on the same card: each is made once and called with sentences.
 
-Eager is the published algorithm in PyTorch, `ReferenceElmo`: a padded batch at a time, every token's characters, all
-boundaries; its vectors stay on the device. Compiled is the same module under torch.compile in its default mode.
+Eager is the published algorithm in PyTorch, `ReferenceRuntime`: a padded batch at a time, every token's characters, all
+boundaries; its vectors stay on the device.
 
 Stacks are the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: ELMo's two directions are separate stacks of two
 layers, each layer with input P, cell C and projection P, so two unidirectional LSTMs of two layers with proj_size do
@@ -12,10 +12,7 @@ Their fp16 is a peer of our bf16 where PyTorch hands no bf16 to cuDNN: both have
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from flashelmo.benchmarks.accuracy import largest_relative
 from flashelmo.benchmarks.contestant import Way
@@ -26,20 +23,18 @@ from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.reference.padding import pad_tokens, positions_before
-from flashelmo.engine.reference.reference import ReferenceElmo, encode
-from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.reference.reference import ReferenceRuntime
 
 BOUND = 0.1  # relative error: with cells in bf16 rounding adds up over the steps; wrong work is off by more
 
 
-class Eager:
+class Eager(ReferenceRuntime):
     """The reference on a device, with PyTorch's own settings (convolutions may use TF32, products do not)."""
 
     def __init__(self, model: ElmoModel, device: Device, precision: str) -> None:
-        self._encoder, self._device = WordEncoder(model.config, model.lexicon), device
-        elmo = ReferenceElmo(model.config, model.weights, model.lexicon).eval()
-        self.elmo: Any = elmo.to(device.torch, dtype_of(precision))
+        super().__init__(model, device=device.torch)
+        self.elmo.to(dtype=dtype_of(precision))
+        self._synchronize = device.synchronize
 
     def check(self, sentences: Sentences, expected: list[Array]) -> Eager:
         """Itself, if its vectors are about right.
@@ -56,31 +51,14 @@ class Eager:
 
         def run(sentences: Sentences) -> None:
             for batch in batches(sentences, batch_size):
-                self.layers(batch)
+                self.activations(batch)
 
-        return Way(self.vectors, run, wait=self._device.synchronize)
+        return Way(self.vectors, run, wait=self._synchronize)
 
     def vectors(self, batch: Sentences) -> list[Array]:
         """Layers [L, T, 2P] of each sentence of one batch, on the host."""
-        stacked = torch.stack(self.layers(batch)).float().cpu().numpy()
+        stacked = self.activations(batch).float().cpu().numpy()
         return [stacked[:, row, 1 : 1 + len(sentence)] for row, sentence in enumerate(batch)]
-
-    def layers(self, batch: Sentences) -> list[Tensor]:
-        """Of one batch, padded, on the device."""
-        mask = positions_before(torch.tensor([len(sentence) for sentence in batch]), max(map(len, batch)))
-        ids = encode(self._encoder, [word for sentence in batch for word in sentence])
-        with torch.inference_mode():
-            padded = [None if flat is None else pad_tokens(flat, mask).to(self._device.torch) for flat in ids]
-            layers: list[Tensor] = self.elmo(*padded, mask.to(self._device.torch))["activations"]
-        return layers
-
-
-def compiled(model: ElmoModel, device: Device, sentences: Sentences) -> Way:
-    """The reference under torch.compile, compiled here for one batch, however long that takes."""
-    eager = Eager(model, device, "fp32")
-    expected = eager.vectors(sentences)
-    eager.elmo = torch.compile(eager.elmo, dynamic=False)
-    return eager.check(sentences, expected).way(len(sentences))
 
 
 def lstm_stacks(config: ElmoConfig) -> list[torch.nn.LSTM]:

@@ -6,32 +6,28 @@ with the mean of each sentence on the host. Where words are not known, their vec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from flashelmo.benchmarks.accuracy import why_wrong
 from flashelmo.benchmarks.contestant import Contestant, Entry, Way, absentees, compete, line_up
 from flashelmo.benchmarks.gpu import rivals
-from flashelmo.benchmarks.gpu.accuracy import Subject, Truth, file_means, leave_on_device
-from flashelmo.benchmarks.gpu.limits import ceilings
+from flashelmo.benchmarks.gpu.accuracy import WAYS, Subject, Truth, file_means, leave_on_device
 from flashelmo.benchmarks.gpu.rivals import Eager
-from flashelmo.benchmarks.kernels.card import Card
+from flashelmo.benchmarks.kernels.card import Card, ceilings
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, Workload, write_sentences
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.windows import read_windows
 
 UNIT = "tokens/s"
 NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"
-TEXT_TO_MEANS, WINDOWS = "text to means", "windows ready"
-EAGER, COMPILED, CUDNN = "PyTorch eager", "torch.compile", "cuDNN LSTM"
+TEXT_TO_MEANS = "text to means"
+EAGER, CUDNN = "PyTorch eager", "cuDNN LSTM"
 WARM_UPS = 3  # before one more: the first compiles, the second may capture a graph, the third replays it
-SWITCH = "switch"
 
 
 class Speed:
@@ -41,16 +37,26 @@ class Speed:
         truth: what rivals are checked against.
         card: whose ceilings stand beside the figures.
         folder: takes texts.
+        checked: rows of the run, whose checks decide what is timed.
     """
 
-    def __init__(self, subject: Subject, truth: Truth, settings: Settings, card: Card, folder: Path) -> None:
+    def __init__(
+        self, subject: Subject, truth: Truth, settings: Settings, card: Card, folder: Path, checked: Sequence[Row]
+    ) -> None:
         self.subject, self.truth, self.settings = subject, truth, settings
-        self._card, self._folder = card, folder
+        self._card, self._folder, self._checked = card, folder, checked
         self._reference = cache(self._made_reference)
 
+    def is_right(self, precision: str) -> bool:
+        """Whether a precision's batch was compared with the reference, and no way to embed was wrong."""
+        names = {f"{way} {precision}" for way in WAYS}
+        found = [row for row in self._checked if row.section == "error" and row.model == self.subject.name]
+        found = [row for row in found if row.name in names]
+        return any(row.name == f"batch {precision}" for row in found) and not any(row.failed for row in found)
+
     def rows(self, workload: Workload, precisions: Sequence[str], slow: bool = False) -> list[Row]:
-        """The precisions and who else takes part in a section: the first one with all words known, from windows, and
-        from a file to means on the host; the reference, cuDNN's LSTM for sentences of one length, and the others.
+        """The precisions and who else takes part in a section: the first one with all words known, and from a file to
+        means on the host; the reference, cuDNN's LSTM for sentences of one length, and the others.
 
         Args:
             slow: bulk text is for the slower precisions and for the reference in batches.
@@ -69,37 +75,9 @@ class Speed:
         if section == "bulk" and slow:
             found.append(self.eager("fp32", settings.eager_batch))
         elif section == "bulk":
-            for name, make in ((WINDOWS, self._windows), (TEXT_TO_MEANS, self._text_to_means)):
-                found.append(Contestant(f"{OURS} {first}, {name}", first, make, (first, workload)))
-        if section == "compiled":
-            given_ = (subject.model, subject.device, workload.sentences)
-            found.append(Contestant(f"{COMPILED} fp32", "fp32", rivals.compiled, given_, is_rival=True))
+            given_text = first, workload
+            found.append(Contestant(f"{OURS} {first}, {TEXT_TO_MEANS}", first, self._text_to_means, given_text))
         return self.measure(workload, found)
-
-    def switch(self, name: str, workloads: Sequence[Workload], precision: str) -> Iterator[list[Row]]:
-        """One switch of the CUDA runtime, on and off, with all words known; only a card can tell which is better.
-
-        The other switches are at their default, or off where the run was told so. One that changes vectors beyond
-        rounding is not timed.
-        """
-
-        @cache
-        def make(state: bool) -> Way:
-            embedder = self.subject.embedder(precision, cuda=replace(self.subject.cuda, **{name: state}))
-            for _ in range(3):  # so that what is captured with the second is replayed
-                found = list(embedder.embed(self.truth.sentences))
-            if wrong := why_wrong(found, self.truth.vectors, precision, "cuda"):
-                raise FlashElmoError(f"not timed: {wrong}")
-            return self._way(embedder, partial(leave_on_device, embedder))
-
-        on, off = (f"{name} {state}" for state in ("on", "off"))
-        contestants = [
-            Contestant(on, precision, make, (True,), words_known=True),
-            Contestant(off, precision, make, (False,), words_known=True, is_rival=True),
-        ]
-        for workload in workloads:
-            detail = workload.detail if workload.section != "bulk" else f"bulk, {workload.detail}"
-            yield self.measure(replace(workload, section=SWITCH, detail=detail), contestants)
 
     def measure(self, workload: Workload, contestants: Sequence[Contestant]) -> list[Row]:
         """A row for each contestant, absent ones with the reason; ours with their ratios to the rivals."""
@@ -115,8 +93,8 @@ class Speed:
                 each, Row(section, subject.name, each.name, UNIT, detail), [workload.sentences], workload.tokens
             )
             entries.append(entry if each.is_rival else entry._replace(limits=limits))
-        clock = (self.settings.sample_seconds,)
-        rows = compete(entries, workers, self.settings, clock=clock, warm_ups=WARM_UPS, pause=0.0)
+        seconds = self.settings.sample_seconds
+        rows = compete(entries, workers, self.settings, at_least=seconds, warm_ups=WARM_UPS, pause=0.0)
         return rows + [replace(row, detail=detail) for row in absentees(section, subject.name, absent, UNIT)]
 
     # ------------------------------------------------------------------------------------------------ who takes part
@@ -131,20 +109,6 @@ class Speed:
         name = f"{OURS} {precision}" + (f", {KNOWN}" if known else "")
         return Contestant(name, precision, make, place="cuda", words_known=known)
 
-    def _windows(self, precision: str, workload: Workload) -> Way:
-        """The engine from windows that are there, as a reader of text makes them."""
-        embedder = self._embedder(precision)
-        max_sentences, max_tokens = embedder.window_limits
-        path = write_sentences(self._folder / "windows.txt", workload.sentences)
-        ready = list(read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens))
-
-        def run(sentences: Sentences) -> None:
-            for _, vectors in embedder.embed_windows(ready, convert_to_numpy=False):
-                for _ in vectors:
-                    pass
-
-        return self._way(embedder, run)
-
     def _text_to_means(self, precision: str, workload: Workload) -> Way:
         """The engine from a text file to the mean of each sentence's average of layers on the host."""
         embedder = self._embedder(precision)
@@ -152,7 +116,7 @@ class Speed:
         return self._way(embedder, lambda sentences: [None for _ in file_means(embedder, path)])
 
     def _embedder(self, precision: str, known: bool = False) -> Any:
-        if precision in self.subject.failed:
+        if not self.is_right(precision):
             raise FlashElmoError(NOT_TIMED)
         return self.subject.timed(precision, known)
 

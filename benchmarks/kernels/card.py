@@ -1,53 +1,63 @@
-"""What a card can do at best: by its data sheet, by what the device says, and as measured."""
+"""A card's limits, as measured in the run that uses it; what GPU kernels must do at least, and how long that takes.
+
+    time = max(operations / matrix peak, bytes / memory bandwidth, bytes / L2 bandwidth)
+
+Inputs and outputs come from and go to memory once. Weights, which every call reads again, stay in the L2 cache where
+they fill at most half of it, and are streamed from memory otherwise; an LSTM's states, written a step ago, are there
+still. Launches cost nothing. That is a perfect kernel's time; a measurement far from it has a cause worth finding.
+
+Letters: D directions (2), C cells, P projection, F filters, n rows of a step (in each direction), words or nodes.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, chain
+from math import inf
+from typing import NamedTuple
 
 import torch
 import triton
-from rich.console import Console
 
 from flashelmo.benchmarks import machine
-from flashelmo.benchmarks.results import Results, new_results
-from flashelmo.benchmarks.run import Run, slug
+from flashelmo.benchmarks.results import Results, Row, new_results
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import Workload
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PRECISIONS
 
 CARD = "card"  # in place of the model where a row is of none
 RUN_OPTIONS = ("out", "models", "rounds", "seed", "limit_seconds", "commit")  # of every run on a card
+# What is measured of a card -> the limit that it is; fp16's products are as fast as bf16's.
+LIMITS = {
+    "torch.mm bf16": "half",
+    "torch.mm fp32": "fp32",
+    "torch.mm tf32": "tf32",
+    "copy": "memory",
+    "copy in L2": "l2",
+}
+SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU can do at best.
+    """What a GPU can do at best; what was not measured limits nothing.
 
     Attributes:
-        name: part of what CUDA calls it.
         half, tf32, fp32: floating-point operations a second of dense products of 16 bits, in TF32, and by FFMA.
         memory, l2: bytes a second.
         l2_bytes: size of the L2 cache.
-        multiprocessors: their number.
-        launch: microseconds from one kernel's last program to the next one's first, inside a CUDA graph.
     """
 
-    name: str
-    half: float
-    tf32: float
-    fp32: float
-    memory: float
-    l2: float
-    l2_bytes: float
-    multiprocessors: int
-    launch: float
-
-    @property
-    def is_hopper(self) -> bool:
-        """Whether it is one of sm_90."""
-        return self.name.startswith(("H100", "H200"))
+    half: float = inf
+    tf32: float = inf
+    fp32: float = inf
+    memory: float = inf
+    l2: float = inf
+    l2_bytes: float = 0
 
     def peak(self, precision: str) -> float:
         """Operations a second in a precision; 8-bit products are counted as 16-bit ones, which take twice as long."""
@@ -55,52 +65,12 @@ class Card:
             return self.fp32 if precision == "fp32" else self.tf32
         return self.half
 
-    def with_limit(self, limit: str, figure: float | None) -> Card:
-        """The card with a limit that was measured: a field's name and units a second; None leaves it as it is.
-
-        The L2 cache's is a copy's: products, which only read, may get more, but not less.
-        """
-        found: dict[str, Any] = {limit: max(self.l2, figure) if limit == "l2" else figure} if figure else {}
-        return replace(self, **found)
-
-
-# Dense rates with float32 sums, and memory, from the vendor's data sheets, but for what is said beside them. No data
-# sheet gives L2 bandwidth and launch: A100's whitepaper gives 5,120 bytes a clock, of which published
-# microbenchmarks reach six tenths; for other cards the L2 bandwidth, and all launches, are estimates.
-CARDS = (
-    # half and memory: measured, with a product of 8192 x 8192 x 8192 and a copy (data sheet: 989e12, 4.8e12).
-    Card("H200", 790e12, 494e12, 67e12, 4.3e12, 5.5e12, 50e6, 132, 1.3),
-    Card("H100 PCIe", 756e12, 378e12, 51e12, 2.0e12, 5.5e12, 50e6, 114, 1.3),  # NVIDIA H100 data sheet
-    Card("H100", 989e12, 494e12, 67e12, 3.35e12, 5.5e12, 50e6, 132, 1.3),  # the same, SXM
-    Card("A100-SXM4-40GB", 312e12, 156e12, 19.5e12, 1.555e12, 4.3e12, 40e6, 108, 1.5),  # NVIDIA A100 data sheet
-    Card("A100", 312e12, 156e12, 19.5e12, 2.039e12, 4.3e12, 40e6, 108, 1.5),  # the same, 80 GB SXM
-    Card("L4", 121e12, 60e12, 30.3e12, 0.3e12, 1.8e12, 48e6, 58, 1.5),  # NVIDIA L4 data sheet, without sparsity
-    Card("RTX 4090", 165e12, 82.6e12, 82.6e12, 1.008e12, 5e12, 72e6, 128, 1.5),  # NVIDIA Ada whitepaper, app. A
-    Card("B200", 2250e12, 1125e12, 75e12, 8e12, 10e12, 126e6, 148, 1.3),  # NVIDIA DGX B200 data sheet, an eighth
-    Card("RTX 5090", 209.5e12, 104.8e12, 104.8e12, 1.792e12, 6e12, 96e6, 170, 1.5),  # RTX Blackwell whitepaper
-)
-
-
-def card_named(name: str) -> Card:
-    """The card that CUDA calls so, as "NVIDIA H200"; the longest of our names that it contains.
-
-    Raises:
-        FlashElmoError: an unknown card.
-    """
-    known = [card for card in CARDS if re.search(rf"\b{card.name}\b", name, re.IGNORECASE)]
-    if not known:
-        raise FlashElmoError(f"card: expected one of {', '.join(card.name for card in CARDS)}, found {name!r}")
-    return max(known, key=lambda card: len(card.name))
-
-
-def card_of(found: dict[str, Any], say: Callable[[str], None]) -> Card:
-    """The card of a device that `machine.card` describes; an unknown one takes an A100's launch."""
-    try:
-        card = card_named(found["name"])
-    except FlashElmoError:
-        card = replace(card_named("A100"), name=found["name"])
-        say(f"{found['name']} is not in the table of cards: launch and L2 bandwidth are taken from the A100")
-    return replace(card, l2_bytes=found["l2_bytes"], multiprocessors=found["multiprocessors"])
+    @classmethod
+    def of(cls, results: Results, rows: Iterable[Row] | None = None) -> Card:
+        """The card of some results, by their ceilings, or by those among some rows."""
+        found = [row for row in (results.rows if rows is None else rows) if row.section == "ceiling" and row.median]
+        limits = {LIMITS[row.name]: SCALES[row.unit] * (row.median or inf) for row in found if row.name in LIMITS}
+        return cls(l2_bytes=results.machine["gpu"]["l2_bytes"], **limits)
 
 
 class Device(NamedTuple):
@@ -133,19 +103,8 @@ class Device(NamedTuple):
             torch.cuda.empty_cache()
 
 
-def results_on(found: dict[str, Any], settings: Settings, suite: str) -> Results:
-    """Results without rows of a run on a card that `machine.card` describes."""
-    results = new_results(settings, suite, found)
-    return replace(results, versions=results.versions | {"triton": triton.__version__, "cuda": torch.version.cuda})
-
-
-def begin(
-    settings: Settings,
-    console: Console,
-    suite: str,
-    adapt: Callable[[Settings, Device], Settings] = lambda given, _: given,
-) -> tuple[Run, Device, Card]:
-    """A run on the current CUDA device, which may adapt the settings.
+def begin(settings: Settings) -> tuple[Settings, Device, Results]:
+    """The current CUDA device, results without rows, and the settings as they suit it.
 
     Raises:
         FlashElmoError: there is no device.
@@ -155,7 +114,148 @@ def begin(
         raise FlashElmoError("no CUDA device: this benchmark needs one")
     device = Device("cuda", f"cuda:{torch.cuda.current_device()}")
     free, _ = torch.cuda.mem_get_info(device.torch)
-    settings = adapt(replace(settings, copy_bytes=min(settings.copy_bytes, free // 8)), device)
-    file = f"{'gpu' if suite == 'gpu' else f'gpu-{suite}'}-{slug(found['name'])}.json"
-    run = Run(settings, console, results_on(found, settings, suite), file, device.is_lost)
-    return run, device, card_of(found, run.say)
+    settings = replace(settings, copy_bytes=min(settings.copy_bytes, free // 8))
+    results = new_results(settings, "kernels" if settings.sections == ("kernels",) else "gpu", found)
+    versions = results.versions | {"triton": triton.__version__, "cuda": torch.version.cuda}
+    return settings, device, replace(results, versions=versions)
+
+
+# ---------------------------------------------------------------------------------------------------------------- costs
+
+
+D = 2
+KEPT = 0.5  # of the L2 cache: what is read again and again and fills no more stays there
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
+
+def value_bytes(precision: str) -> int:
+    """Of a word vector's or a state's number on a card."""
+    return BYTES[PRECISIONS[precision].on("cuda").dtype]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a kernel, or some that follow each other, must do.
+
+    Attributes:
+        operations: floating-point operations, a multiplication and an addition being two.
+        streamed: bytes of inputs and outputs, which come from memory and go there.
+        weights: bytes that every call reads again.
+        states: bytes written or read that the next or the last step reads or wrote.
+    """
+
+    operations: float = 0
+    streamed: float = 0
+    weights: float = 0
+    states: float = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def parts(self, card: Card, precision: str) -> dict[str, float]:
+        """Microseconds that the matrix units, the memory and the L2 cache take."""
+        kept = self.weights <= KEPT * card.l2_bytes
+        return {
+            "matrix": 1e6 * self.operations / card.peak(precision),
+            "memory": 1e6 * (self.streamed + (0 if kept else self.weights)) / card.memory,
+            "L2": 1e6 * (self.streamed + self.weights + self.states) / card.l2,
+        }
+
+    def microseconds(self, card: Card, precision: str) -> float:
+        """The longest of them."""
+        return max(self.parts(card, precision).values())
+
+
+def product(shape: tuple[int, int, int, int], width: int, streamed: float, states: float = 0, bias: int = 0) -> Cost:
+    """Of matrices [inputs, columns] of numbers of so many bytes, each times [rows, inputs]."""
+    matrices, rows, inputs, columns = shape
+    return Cost(matrices * 2 * rows * inputs * columns, streamed, matrices * columns * (inputs * width + bias), states)
+
+
+def gates(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
+    """The gates and cells of one step, both directions.
+
+    Args:
+        way: "fused" (the input is multiplied with the recurrent state, as in 8 bits) or "hoisted" (beforehand).
+    """
+    C, P, width = config.cell_size, config.projection_size, BYTES[PRECISIONS[precision].on("cuda").lstm_weights]
+    streamed = D * rows * (P * width if way == "fused" else 4 * C * 4)  # x, or its float32 part of the gates
+    cells = C * (4 + 4 + value_bytes(precision))  # before and after; unprojected
+    states = D * rows * (P * width + cells)
+    return product((D, rows, 2 * P if way == "fused" else P, 4 * C), width, streamed, states)
+
+
+def projection(config: ElmoConfig, rows: int, precision: str) -> Cost:
+    """The projection of one step, both directions, without skip connection."""
+    C, P, width = config.cell_size, config.projection_size, value_bytes(precision)
+    return product((D, rows, C, P), width, 0, D * rows * (C + P) * width)
+
+
+def step(config: ElmoConfig, rows: int, precision: str, way: str) -> Cost:
+    """One step of both directions: "fused" or "hoisted"."""
+    return gates(config, rows, precision, way) + projection(config, rows, precision)
+
+
+def characters(config: ElmoConfig, lengths: Iterable[int], precision: str) -> Cost:
+    """Character features of words of so many characters with begin and end, multiplied where their characters are."""
+    M, E, width, lengths = config.max_characters, config.character_size, value_bytes(precision), list(lengths)
+    windows = sum(
+        w * number * sum(min(length, M - w + 1) for length in lengths)  # one begins at each character, if it fits
+        for w, number in config.filters
+    )
+    weights = sum(w * number for w, number in config.filters) * E * width + config.n_characters * E * width
+    return Cost(2 * E * windows, len(lengths) * (4 * M + config.n_filters * width), weights)
+
+
+def highway(config: ElmoConfig, words: int, precision: str) -> Cost:
+    """One highway layer: transform and gate."""
+    F, width = config.n_filters, value_bytes(precision)
+    return product((1, words, F, 2 * F), width, 2 * words * F * width, bias=4)
+
+
+def final_projection(config: ElmoConfig, words: int, precision: str) -> Cost:
+    """The characters' projection to a word vector."""
+    F, P, width = config.n_filters, config.projection_size, value_bytes(precision)
+    return product((1, words, F, P), width, words * (F + P) * width, bias=4)
+
+
+# ----------------------------------------------------------------------------------------------------------- workloads
+
+
+def ceilings(
+    config: ElmoConfig, workload: Workload, card: Card, precision: str, words_known: bool = False
+) -> tuple[float | None, float | None]:
+    """Tokens a second at best, of the LSTM alone, and with the distinct words' vectors; known ones cost nothing.
+
+    Every depth of the sentences is a step of as many rows as there are sentences so long. Recurrent weights are read
+    again in each, input weights once a layer. Nothing is shared between sentences, so that sharing can take a figure
+    above its ceiling.
+    """
+    by_length = Counter(map(len, workload.sentences))
+    rows = Counter(accumulate(by_length[length] for length in range(max(by_length, default=0), 0, -1)))
+    steps = sum(times * lstm_step(config, n, precision).microseconds(card, precision) for n, times in rows.items())
+    once = gates(config, 0, precision, "hoisted").weights  # as large as the recurrent ones
+    lstm, words = config.n_layers * (1e-6 * steps + once / card.memory), 0.0
+    if config.filters and not words_known:  # models without characters look vectors up
+        distinct = set(chain.from_iterable(workload.sentences))
+        lengths = [min(len(word.encode()) + 2, config.max_characters) for word in distinct]
+        costs = [characters(config, lengths, precision), final_projection(config, len(lengths), precision)]
+        costs += [highway(config, len(lengths), precision)] * config.n_highway
+        words = 1e-6 * sum(cost.microseconds(card, precision) for cost in costs)
+    return (workload.tokens / lstm, workload.tokens / (lstm + words)) if lstm else (None, None)
+
+
+def lstm_step(config: ElmoConfig, rows: int, precision: str) -> Cost:
+    """All operations of one step of both directions, but of weights the recurrent ones and the projection's alone."""
+    whole, recurrent = (step(config, rows, precision, way) for way in ("fused", "hoisted"))
+    return replace(whole, weights=recurrent.weights)
+
+
+def suited_tokens(config: ElmoConfig, card: Card, most: int, precision: str) -> int:
+    """Tokens of bulk text that take the card about a second at half its peak: a power of two, `most` at most.
+
+    At least a 64th of `most`, so that a slow card has whole windows too.
+    """
+    wanted = min(0.5 * card.peak(precision) / config.lstm_flops_per_token, most)
+    return max(1, most // 64, min(most, 1 << int(max(wanted, 1)).bit_length() - 1))

@@ -1,7 +1,8 @@
-"""Launches of every kernel with every tile, and at every published size, on tensors that take no memory.
+"""The table of kernels: how each is launched, which sizes it depends on, and what of it is compiled, checked and timed.
 
-They are for compiling (`benchmarks resources`). The launchers are the public ones, so that what is compiled is what
-runs. A new kernel needs its problem (`problems.py`, `lstm.py`) and a line in `KERNELS`.
+A kernel's problem (`problems.py`, `lstm.py`) has its reference, bytes and operations. What is compiled (`benchmarks
+resources`), with every tile and at every published size, is on tensors that take no memory, by the public launchers, so
+that it is what runs. A new kernel needs its problem and a line in `KERNELS`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import NamedTuple
 import torch
 
 from flashelmo.benchmarks.kernels import problems
-from flashelmo.benchmarks.kernels.lstm import WAYS, LstmLayer, LstmProblem, kernel_name
-from flashelmo.benchmarks.kernels.model import D, kind_of
+from flashelmo.benchmarks.kernels.card import D
+from flashelmo.benchmarks.kernels.lstm import LstmLayer, LstmProblem, kernel_name
 from flashelmo.benchmarks.kernels.problems import Maker, Problem
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config
+from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hopper
 from flashelmo.kernels.lstm.run import Words
@@ -55,6 +57,7 @@ class Kernel(NamedTuple):
         full, few: precisions that every entry of its tables is compiled in, for all of `targets` and for few: fp16,
             which compiles as bf16 does, always for few, and fp32 for sm_75 too.
         hopper, sizes: compile its entry of HOPPER_TILES, and each other size that differs for it.
+        of: what it has so many of, "words" or "nodes", where it is also checked and timed by itself.
     """
 
     name: str
@@ -67,11 +70,23 @@ class Kernel(NamedTuple):
     sizes: bool = False
     config: ElmoConfig = ORIGINAL
     targets: tuple[int, ...] = MATRIX_TARGETS
+    of: str = ""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """That it is checked and timed in: where there is a product, in all."""
+        return EXACT if self.operations else (*self.full, *self.few)
+
+    def problem(self, config: ElmoConfig, n: int, make: Maker) -> Problem:
+        """Of one that is checked by itself."""
+        found = self.build(config, n, make)
+        assert isinstance(found, Problem)
+        return found
 
 
 class Case(NamedTuple):
-    """One compilation for each target: of a kernel in a precision, a
-    size as "C 4096, P 512", and entries of TILES as "gates/half/16" (up to 16 rows).
+    """One compilation for each target: of a kernel in a precision, a size as "C 4096, P 512", and entries of TILES as
+    "gates/half/16" (up to 16 rows).
     """
 
     kernel: str
@@ -102,8 +117,7 @@ def lstm_step(
     if by_word:
         count = torch.empty(1, dtype=torch.int32, device=make.device)
         run = replace(run, words=Words.of(run.weights, run.tensors.x, run.nodes.parents, count))
-    launches = WAYS[way].launches(run, range(1, problem.nodes.n_depths + 1))
-    return next(launch for launch in launches if kernel_name(launch) == f"{kernel}_kernel")
+    return next(launch for launch in problem.launches(run, way) if kernel_name(launch) == f"{kernel}_kernel")
 
 
 def halved_splits(config: ElmoConfig, rows: int, make: Maker) -> Launch:
@@ -119,85 +133,78 @@ def embedding(config: ElmoConfig, words: int, make: Maker) -> Launch:
     return first
 
 
+def lstm(name: str, kernel: str, way: str, rows: int, targets: tuple[int, ...], sizes: bool) -> Kernel:
+    """A kernel of a variant for some cards, at a number of rows that decides how it is compiled."""
+    build = partial(lstm_step, kernel, way, skip=True, fixed=rows)
+    if way.startswith("int8"):
+        return Kernel(name, (), "CP", build, INT8, targets=targets)
+    return Kernel(name, (), "CP", build, BF16, ("fp16",), sizes=sizes, targets=targets)
+
+
 EXACT, BF16, INT8 = ("bf16", "fp16", "fp32", "tf32"), ("bf16",), ("int8",)
 GATES, PROJECTION, LINEAR = ("gates",), ("projection",), ("linear",)
 HOPPER, BULK_COPIES = (90,), (90, 100)  # which the Gluon variants serve, and those by TMA in plain Triton
 fused, hoisted = partial(lstm_step, "gates", "fused"), partial(lstm_step, "gates", "hoisted")
 by_word = partial(hoisted, by_word=True)
-int8_gates, int8_rows = (partial(lstm_step, kernel, "int8") for kernel in ("int8_gates", "int8_rows"))
-projection = partial(lstm_step, "projection", "fused", skip=True)
+projection = partial(lstm_step, "projection", "fused")
 input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
+one_mix = partial(problems.token_layers, mix=torch.full((1, ORIGINAL.n_layers + 1), 1 / 3))
+means = partial(tokens, pool="mean")
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
     Kernel("gates hoisted by word", GATES, "CP", by_word, ("fp32",), ("bf16", "tf32")),
     Kernel("linear, words", LINEAR, "CP", partial(lstm_step, "linear", "hoisted", by_word=True), few=BF16),
-    Kernel("int8 gates", GATES, "CP", int8_gates, INT8),
-    Kernel("int8 rows", (), "CP", int8_rows, INT8),
-    Kernel("projection", PROJECTION, "CP", projection, EXACT, sizes=True),
-    Kernel("projection, no skip", PROJECTION, "CP", partial(lstm_step, "projection", "fused"), few=BF16),
-    *(
-        Kernel(
-            *(name, (), "CP", partial(lstm_step, kernel, way, skip=True, fixed=rows)),
-            full=INT8 if way.startswith("int8") else BF16,
-            few=() if way.startswith("int8") else ("fp16",),
-            sizes=rows >= 64 and not way.startswith("int8"),
-            targets=HOPPER,
-        )
-        for name, kernel, way, rows in (
-            ("few_rows gates, 16 rows", "few_gates", "few_rows", 16),
-            ("few_rows gates, 32 rows", "few_gates", "few_rows", 32),
-            ("few_rows gates, 64 rows", "few_gates", "few_rows", 64),
-            ("few_rows projection", "few_projection", "few_rows", 32),
-            ("warp_specialized gates", "specialized_gates", "warp_specialized", MANY),
-            ("Hopper projection, 128 rows", "hopper_projection", "tma", 128),
-            ("int8_specialized gates", "specialized_gates", "int8_specialized", MANY),
-        )
-    ),
-    *(
-        Kernel(
-            *(name, (), "CP", partial(lstm_step, kernel, "tma", skip=True, fixed=rows)),
-            *(BF16, ("fp16",)),
-            sizes=True,
-            targets=BULK_COPIES,
-        )
-        for name, kernel, rows in (
-            ("tma gates", "tma_gates", MANY),
-            ("Hopper projection, 64 rows", "hopper_projection", 64),
-            ("Hopper projection, 512 rows", "hopper_projection", 512),
-            ("Hopper projection, 1024 rows", "hopper_projection", 1024),  # and any number, batch-invariant
-            ("Hopper projection, many rows", "hopper_projection", MANY),
-        )
-    ),
+    Kernel("int8 gates", GATES, "CP", partial(lstm_step, "int8_gates", "int8"), INT8),
+    Kernel("int8 rows", (), "CP", partial(lstm_step, "int8_rows", "int8"), INT8),
+    Kernel("projection", PROJECTION, "CP", partial(projection, skip=True), EXACT, sizes=True),
+    Kernel("projection, no skip", PROJECTION, "CP", projection, few=BF16),
+    lstm("few_rows gates, 16 rows", "few_gates", "few_rows", 16, HOPPER, False),
+    lstm("few_rows gates, 32 rows", "few_gates", "few_rows", 32, HOPPER, False),
+    lstm("few_rows gates, 64 rows", "few_gates", "few_rows", 64, HOPPER, True),
+    lstm("few_rows projection", "few_projection", "few_rows", 32, HOPPER, False),
+    lstm("warp_specialized gates", "specialized_gates", "warp_specialized", MANY, HOPPER, True),
+    lstm("Hopper projection, 128 rows", "hopper_projection", "tma", 128, HOPPER, True),
+    lstm("int8_specialized gates", "specialized_gates", "int8_specialized", MANY, HOPPER, False),
+    lstm("tma gates", "tma_gates", "tma", MANY, BULK_COPIES, True),
+    lstm("Hopper projection, 64 rows", "hopper_projection", "tma", 64, BULK_COPIES, True),
+    lstm("Hopper projection, 512 rows", "hopper_projection", "tma", 512, BULK_COPIES, True),
+    lstm("Hopper projection, 1024 rows", "hopper_projection", "tma", 1024, BULK_COPIES, True),  # and batch-invariant
+    lstm("Hopper projection, many rows", "hopper_projection", "tma", MANY, BULK_COPIES, True),
     Kernel("Hopper projection, 128 rows in two splits", (), "CP", halved_splits, BF16, targets=(100,)),
     *(
-        Kernel(
-            *(f"few_rows gates by word, {rows} rows", (), "CP"),
-            partial(lstm_step, "few_gates", "few_rows", fixed=rows, by_word=True),
-            *(BF16, ("fp16",)),
-            targets=HOPPER,
-        )
+        Kernel(f"few_rows gates by word, {rows} rows", (), "CP", build, BF16, ("fp16",), targets=HOPPER)
         for rows in (16, 32, 128)
+        for build in [partial(lstm_step, "few_gates", "few_rows", fixed=rows, by_word=True)]
     ),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
-    Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True),
+    Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True, of="words"),
     Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, config=MANYLANGS),
-    Kernel("linear", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True),
-    Kernel("linear, LSTM input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True),
+    Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True, of="words"),
+    Kernel("final projection", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True, of="words"),
+    Kernel("input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True, of="nodes"),
     *(
         Kernel(f"linear by TMA {tile.label}", (), "FP", partial(problems.final_projection, tma=tile), few=BF16)
         for tile in TMA_TILES["linear"]
     ),
-    Kernel("linear by TMA, LSTM input", (), "CP", input_by_tma, few=("bf16", "fp16")),
-    Kernel("linear by TMA, 16 bits out", (), "CP", partial(input_by_tma, dtype=torch.bfloat16), few=BF16),
-    Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True),
-    Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True),
+    Kernel("input by TMA", (), "CP", input_by_tma, few=("bf16", "fp16")),
+    Kernel("input by TMA, 16 bits out", (), "CP", partial(input_by_tma, dtype=torch.bfloat16), few=BF16),
+    Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True, of="nodes"),
     Kernel("states carried", (), "CP", problems.carry, BF16, ("fp32",)),
-    Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True),
-    Kernel("token layers, means", (), "P", partial(tokens, pool="mean"), BF16, ("fp16", "fp32"), sizes=True),
-    Kernel("token layers, maxima", (), "P", partial(tokens, pool="max"), few=BF16),
+    Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),
+    Kernel("token layers, one mix", (), "P", one_mix, few=BF16, of="nodes"),
+    Kernel("token layers, means", (), "P", means, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),
+    Kernel("token layers, maxima", (), "P", partial(tokens, pool="max"), few=BF16, of="nodes"),
 )
+
+
+def kind_of(precision: str, operation: str = "") -> str:
+    """The kind of an operation's product in `kernels.tuning.TILES`."""
+    arithmetic = PRECISIONS[precision].on("cuda")
+    if arithmetic.lstm_weights == "int8" and operation == "gates":
+        return "int8"
+    return arithmetic.products if arithmetic.dtype == "float32" else "half"
 
 
 def cases() -> list[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.kernels.model import D
+from flashelmo.benchmarks.kernels.card import D
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, relative_error
 from flashelmo.engine.cuda import layout
 from flashelmo.engine.cuda.compute import nodes_of
@@ -21,7 +21,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.layer import VARIANTS, choose, pack_lstm
+from flashelmo.kernels.lstm.layer import VARIANTS, pack_lstm
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
@@ -89,10 +89,14 @@ class LstmProblem:
                 tensor.random_(-64, 65)
         return LayerRun(weights, tensors, self.nodes, LaunchOptions(PRECISIONS[precision].on("cuda").products))
 
+    def launches(self, run: LayerRun, way: str) -> Iterator[Launch]:
+        """All launches of all depths in order."""
+        return WAYS[way].launches(run, range(1, self.nodes.n_depths + 1))
+
     def steps(self, run: LayerRun, way: str) -> list[Launch]:
         """The launches of all depths in order, without what comes before all of them, which is computed here."""
         steps = []
-        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
+        for launch in self.launches(run, way):
             if "depth" in launch.arguments:
                 steps.append(launch)
             elif self.layer.device != "meta":
@@ -104,7 +108,7 @@ class LstmProblem:
         run = self.run(precision)
         tensors = run.tensors
         tensors.poison()
-        for launch in WAYS[way].launches(run, range(1, self.nodes.n_depths + 1)):
+        for launch in self.launches(run, way):
             launch.run()
         hidden: Tensor = tensors.hidden
         return hidden
@@ -144,11 +148,6 @@ def serving(layer: LstmLayer, rows: int, precision: str) -> list[str]:
 def kind_of_way(way: str) -> str:
     """The portable variant that does the same products: "fused", or "hoisted" where the input's are done beforehand."""
     return way if way in PORTABLE else "hoisted" if way in HOISTED else "fused"
-
-
-def way_in_use(layer: LstmLayer, rows: int, precision: str) -> str:
-    """The variant that computes steps of so many rows where the host's launches cost nothing."""
-    return choose(LstmProblem(layer, ((rows,),) * D).run(precision), rows).name
 
 
 def kernel_name(launch: Launch) -> str:

@@ -7,16 +7,15 @@ reference in float64, and timed.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashelmo.benchmarks.kernels import model
-from flashelmo.benchmarks.kernels.model import Cost, D
+from flashelmo.benchmarks.kernels import card as costs
+from flashelmo.benchmarks.kernels.card import Cost, D, value_bytes
+from flashelmo.benchmarks.text import spell
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.characters import BYTES, WordEncoder
@@ -77,10 +76,6 @@ class Maker(NamedTuple):
         """Random numbers as a kernel takes them, not yet on its device."""
         return self.normal(*shape).to(self.dtype)
 
-    def flag(self) -> Tensor:
-        """What a kernel may set."""
-        return torch.zeros(1, dtype=torch.int32, device=self.device)
-
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """What a kernel writes to."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
@@ -140,10 +135,10 @@ def library_product(a: Tensor, b: Tensor, precision: str) -> Callable[[], None]:
     return run
 
 
-def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = ()) -> Problem:
-    """Embedding, convolutions and maximum of n words, random ones where there are none."""
+def characters(config: ElmoConfig, n: int, make: Maker) -> Problem:
+    """Embedding, convolutions and maximum of n words."""
     E, device = config.character_size, make.device
-    spelled = WordEncoder(config, None).character_ids(words or random_words(config, n))
+    spelled = WordEncoder(config, None).character_ids(words_of(config, n))
     assert spelled is not None  # as there are characters
     ids = torch.from_numpy(spelled).long()
     embedding = make.normal(config.n_characters, E)
@@ -160,15 +155,15 @@ def characters(config: ElmoConfig, n: int, make: Maker, words: Sequence[str] = (
         doubled = [(weight.double(), bias.double()) for weight, bias in convolutions]
         return reference.char_cnn(ids, embedding.double(), doubled, config.activation)
 
-    cost = model.characters(config, (ids != BYTES.padding).sum(dim=1).tolist(), make.precision)
+    cost = costs.characters(config, (ids != BYTES.padding).sum(dim=1).tolist(), make.precision)
     first, launch = char_cnn_launches(grouped, weights, out, precision=make.products)
     return Problem(launch, out, expected, cost, first=first)
 
 
-def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) -> Problem:
-    """One highway layer over character features x [n, F], random ones where there are none."""
+def highway(config: ElmoConfig, n: int, make: Maker) -> Problem:
+    """One highway layer over n words' character features."""
     F = config.n_filters
-    x = make.values(n, F) if x is None else x
+    x = make.values(n, F)
     transform, gate = ((make.normal(F, F, scale=F**-0.5), make.normal(F, scale=0.1)) for _ in range(2))
     weights = pack_highway(*transform, *gate, dtype=make.dtype, device=make.device)
     given, out = x.to(make.device), make.empty(n, F)
@@ -179,13 +174,13 @@ def highway(config: ElmoConfig, n: int, make: Maker, x: Tensor | None = None) ->
 
     launch = highway_launch(given, weights, out, precision=make.products)
     product = library_product(given, weights.weight, make.precision)
-    return Problem(launch, out, expected, model.highway(config, n, make.precision), product)
+    return Problem(launch, out, expected, costs.highway(config, n, make.precision), product)
 
 
 def final_projection(config: ElmoConfig, n: int, make: Maker, tma: Tile | None = None) -> Problem:
     """Character features to word vectors; by bulk copies with this tile where one is given."""
     F, P = config.n_filters, config.projection_size
-    weight, cost = make.normal(F, P, scale=F**-0.5), model.final_projection(config, n, make.precision)
+    weight, cost = make.normal(F, P, scale=F**-0.5), costs.final_projection(config, n, make.precision)
     return _linear(make.values(n, F), weight, make.normal(P), make.empty(n, P), cost, make, tma)
 
 
@@ -197,9 +192,9 @@ def hoisted_input(
     Args:
         dtype: of the result.
     """
-    P, columns = config.projection_size, 4 * config.cell_size
-    weight = make.normal(D, 2, P, columns, scale=P**-0.5)
-    out, cost = make.empty(D, n, columns, dtype=dtype), model.hoisted_input(config, n, make.precision)
+    P, columns, width = config.projection_size, 4 * config.cell_size, value_bytes(make.precision)
+    weight, out = make.normal(D, 2, P, columns, scale=P**-0.5), make.empty(D, n, columns, dtype=dtype)
+    cost = costs.product((D, n, P, columns), width, D * n * (P * width + columns * out.element_size()), bias=4)
     return _linear(make.values(D, n, P), weight, make.normal(D, columns), out, cost, make, tma)
 
 
@@ -239,14 +234,15 @@ def token_layers(
     offsets = torch.tensor([0, *lengths]).cumsum(0) if pool else None
     vectors, outputs = make.values(n_words, P), make.values(L - 1, 2, n + 1, P)
     tokens = Tokens.of(words, nodes, offsets, n_words=n_words, n_nodes=n, device=make.device)
-    out, flag = make.empty(len(mix), len(lengths) if pool else n, 2 * P, dtype=torch.float32), make.flag()
+    out = make.empty(len(mix), len(lengths) if pool else n, 2 * P, dtype=torch.float32)
+    flag, width = torch.zeros(1, dtype=torch.int32, device=make.device), value_bytes(make.precision)
     how, given = pool or "mean", (vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets)
     on_device = (vectors.to(make.device), outputs.to(make.device), tokens, mix.to(make.device))
-    return Problem(
+    return Problem(  # the lowest layer is the word vector, twice
         token_layers_launch(*on_device, out, flag, how),
         out,
         lambda: reference.token_layers(*given, how),
-        model.token_layers(config, n, len(mix), make.precision),
+        Cost(2 * n * len(mix) * L * 2 * P, n * ((2 * L - 1) * P * width + len(mix) * 2 * P * 4 + 3 * 4)),
     )
 
 
@@ -255,11 +251,12 @@ def gather_words(config: ElmoConfig, n: int, make: Maker) -> Problem:
     host = torch.Generator().manual_seed(n)
     words = torch.randint(0, max(1, n // 10), (D, n), generator=host, dtype=torch.int32)
     table, out = make.values(max(1, n // 10), config.projection_size), make.empty(D, n, config.projection_size)
+    row = config.projection_size * value_bytes(make.precision)
     return Problem(
         gather_words_launch(table.to(make.device), words.to(make.device), out),
         out,
         lambda: table.double()[words.long()],
-        model.gather_words(config, n, make.precision),
+        Cost(streamed=D * n * (row + 4), states=D * n * row),  # from a table that stays in the L2 cache
     )
 
 
@@ -272,21 +269,6 @@ def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
     return carry_launch(hidden, cell, ends, make.empty(D, n, P), cell_out)
 
 
-# Kernels other than the LSTM's, and of what they have so many; those of words are checked at many sizes.
-BUILDS: dict[str, tuple[Callable[..., Problem], str]] = {
-    "highway": (highway, "words"),
-    "characters": (characters, "words"),
-    "final projection": (final_projection, "words"),
-    "input": (hoisted_input, "rows"),
-    "gather words": (gather_words, "rows"),
-    "token layers": (token_layers, "rows"),
-    "token layers, means": (partial(token_layers, pool="mean"), "rows"),
-    "token layers, maxima": (partial(token_layers, pool="max"), "rows"),
-}
-
-
-def random_words(config: ElmoConfig, n: int, seed: int = 0) -> list[str]:
-    """Words of one letter, of the most that fit, and of any number between."""
-    host, most = random.Random(seed), config.max_characters - 2
-    lengths = [1, most, *(host.randint(1, most) for _ in range(n))][:n]
-    return ["".join(host.choices("abcdefghijklmnopqrstuvwxyz", k=length)) for length in lengths]
+def words_of(config: ElmoConfig, n: int) -> list[str]:
+    """A word of one letter, one of the most that fit, and generated ones, whose lengths are those of text."""
+    return ["x", "x" * (config.max_characters - 2), *map(spell, range(n))][:n]

@@ -2,35 +2,45 @@
 
 Registers, spills, shared memory and matrix instructions, for sm_75, sm_80, sm_90, sm_100 and sm_120. The exit status is
 1 where a limit is broken, with a line for each.
+
+Triton asks its driver for which card it is to compile; here the driver only has the answer. The tools that read the
+code, `cuobjdump` and `nvdisasm`, come with Triton.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import struct
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import accumulate
 from multiprocessing import get_context
+from typing import Any
 
 import triton
 from rich.console import Console
+from triton.backends.compiler import GPUTarget
 
-from flashelmo.benchmarks.kernels import compile, ptx
 from flashelmo.benchmarks.kernels.cases import TARGETS, Case, cases
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import print_table
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile
 
 KIB = 1024
 MOST_REGISTERS = 255  # of a thread
 WARPGROUP_ROWS = 64  # from so many on, sm_90 multiplies by warp group
-# How the names of tensors begin that the launch before leaves be.
-COMPLETE = ("nodes.", "weight_desc", "x_gates_ptr", "tensors.x")
 # KiB for one program, by compute capability (CUDA C++ Programming Guide, technical specifications).
 SHARED_KIB = {75: 64, 80: 163, 90: 227, 100: 227, 120: 99}
 HEADINGS = ["kernel", "type", "size", "tile", "target", "registers", "spills", "shared KiB", "product", "code"]
@@ -46,12 +56,9 @@ class Resources:
         target: compute capability.
         registers, stack: of a thread, and bytes of its local memory, which is where spilled registers go.
         shared: bytes of shared memory.
-        product: the fastest instruction that multiplies, of `compile.PRODUCTS`; "" if none.
-        acquires: instructions after which what other programs have written is read from memory, not from a cache.
-        instructions: how many there are; wide_loads, wide_stores: those that move 16 bytes of global memory a thread.
-        early: the tensors that a dependent launch may read or write before it has waited for the one before it, and
-            `ptx.END` if it may end without; empty for another.
-        starts_next: a dependent launch says on every path that the next may begin.
+        instructions: how many there are of each, as "HGMMA", or "LDG.128" of what moves 16 bytes of global memory.
+        ptx, signature: of a launch that may begin before the one before it ends, for who checks that it waits: its
+            code, and the names and types of its parameters, those of named tuples with a dot.
         error: why it does not compile; there are no figures then.
     """
 
@@ -65,19 +72,20 @@ class Resources:
     registers: int = 0
     stack: int = 0
     shared: int = 0
-    product: str = ""
-    acquires: int = 0
-    instructions: int = 0
-    wide_loads: int = 0
-    wide_stores: int = 0
-    early: tuple[str, ...] = ()
-    starts_next: bool = False
+    instructions: Mapping[str, int] = field(default_factory=dict)
+    ptx: str = ""
+    signature: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
     @property
     def name(self) -> str:
         """All that tells it from the others."""
         return f"{self.kernel} {self.type}, {self.size}, {' & '.join(self.tiles)}, sm_{self.target}"
+
+    @property
+    def product(self) -> str:
+        """The fastest instruction that multiplies, FFMA2 being FFMA; "" if none."""
+        return next((name for name in PRODUCTS if any(each.startswith(name) for each in self.instructions)), "")
 
 
 def breaches(found: Resources) -> Iterator[str]:
@@ -89,10 +97,6 @@ def breaches(found: Resources) -> Iterator[str]:
         yield f"{found.name}: expected no spills, found {found.stack} bytes of stack"
     if found.registers > MOST_REGISTERS:
         yield f"{found.name}: expected at most {MOST_REGISTERS} registers, found {found.registers}"
-    if wrong := [name for name in found.early if not name.startswith(COMPLETE)]:
-        yield f"{found.name}: expected a wait for the launch before it first, found {', '.join(wrong)}"
-    if found.early and not found.starts_next:
-        yield f"{found.name}: expected to let the launch after it begin, found a path that does not"
     most = SHARED_KIB[found.target]
     if found.shared > most * KIB:
         yield f"{found.name}: expected at most {most} KiB of shared memory, found {found.shared / KIB:.1f}"
@@ -131,16 +135,9 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
     found = [resources for resources, _ in measured]
     for target in targets:
         compiled = [k for k, (resources, code) in enumerate(measured) if resources.target == target and code]
-        counted = compile.count_instructions([measured[k][1] for k in compiled], target) if compiled else []
+        counted = count_instructions([measured[k][1] for k in compiled], target) if compiled else []
         for k, counts in zip(compiled, counted, strict=True):
-            found[k] = replace(
-                found[k],
-                product=compile.fastest_product(counts),
-                acquires=counts["CCTL"],
-                instructions=counts.total(),
-                wide_loads=counts["LDG.128"] + counts["LDGSTS.128"],
-                wide_stores=counts["STG.128"],
-            )
+            found[k] = replace(found[k], instructions=dict(counts))
     return found
 
 
@@ -159,19 +156,24 @@ def measure(case: Case, target: int) -> tuple[Resources, bytes]:
     named = (case.kernel, case.type, case.size, case.entries, labels, rows, target)
     resources = Resources(*named)
     try:
-        compiled = compile.compile_launch(launch, target)
+        compiled = compile_launch(launch, target)
     except Exception as error:  # whatever Triton raises: the others are still to be compiled
         reason = (str(error).strip().splitlines() or [""])[-1]
         return replace(resources, error=f"{type(error).__name__}: {reason}"), b""
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
-    cubin, metadata = compiled.asm["cubin"], compiled.metadata
-    numbers = compile.usage(cubin)
+    numbers = usage(cubin)
     resources = replace(resources, registers=numbers["REG"], stack=numbers["STACK"], shared=metadata.shared)
     if metadata.launch_pdl:
-        text, names = compiled.asm["ptx"], ptx.parameter_names(compiled.src.signature)
-        starts_next = ptx.END not in ptx.before(text, ptx.LAUNCH, names)
-        resources = replace(resources, early=ptx.before(text, ptx.WAIT, names), starts_next=starts_next)
-    return resources, compile.machine_code(cubin)
+        resources = replace(resources, ptx=compiled.asm["ptx"], signature=flat(compiled.src.signature))
+    return resources, machine_code(cubin)
+
+
+def flat(signature: Mapping[str, Any], begin: str = "") -> dict[str, str]:
+    """Parameters' types by name, of named tuples those of their members."""
+    found: dict[str, str] = {}
+    for name, kind in signature.items():
+        found |= flat(kind._asdict(), f"{begin}{name}.") if hasattr(kind, "_asdict") else {begin + name: kind}
+    return found
 
 
 def line_of(found: Resources) -> list[str]:
@@ -180,7 +182,7 @@ def line_of(found: Resources) -> list[str]:
     if found.error:
         return line
     line += [str(found.registers), str(found.stack), f"{found.shared / KIB:.1f}", found.product]
-    return [*line, f"{found.instructions:,}"]
+    return [*line, f"{sum(found.instructions.values()):,}"]
 
 
 def run(settings: Settings, console: Console) -> int:
@@ -206,3 +208,99 @@ def run(settings: Settings, console: Console) -> int:
 
 
 SUITE = Suite("what every GPU kernel costs, compiled without a card", Settings(), ("out", "target", "kernel"), run)
+
+
+# -------------------------------------------------------------------------------------------------------- compiled code
+
+
+# What multiplies, fastest first: tcgen05 (sm_100), wgmma (sm_90), mma, each of floats and of 8-bit integers, and no
+# matrix unit.
+PRODUCTS = ("UTCHMMA", "UTCIMMA", "HGMMA", "IGMMA", "HMMA", "IMMA", "FFMA")
+GLOBAL = ("LDG", "LDGSTS", "STG")  # loads, loads to shared memory, stores
+
+
+class AbsentCard:
+    """A driver for a card that need not be there, as far as compiling goes."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+
+    def get_current_device(self) -> int:
+        """A number for each target, as Triton keeps compiled kernels by device."""
+        return self._target
+
+    def get_current_stream(self, device: int) -> int:
+        """No launch follows that could use it."""
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return GPUTarget("cuda", self._target, 32)
+
+
+def compile_launch(launch: Launch, target: int) -> Any:
+    """The kernel as Triton compiles it for this launch, but for line numbers, which take time."""
+    triton.runtime.driver.set_active(AbsentCard(target))
+    triton.knobs.compilation.disable_line_info = True
+    return launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+
+
+def usage(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread ("REG") and bytes of its stack ("STACK")."""
+    return parse_usage(_run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", content=cubin))
+
+
+def parse_usage(report: str) -> dict[str, int]:
+    """The same, of lines as `REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400`; ValueError where there is none."""
+    numbers = {name: int(number) for name, number in re.findall(r"\b(REG|STACK):(\d+)", report)}
+    if numbers.keys() != {"REG", "STACK"}:
+        raise ValueError(f"cuobjdump: expected REG and STACK, found {report.strip()!r}")
+    return numbers
+
+
+def machine_code(cubin: bytes) -> bytes:
+    """The instructions of a cubin's one kernel, the ELF section .text.NAME; ValueError unless there is one."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, n_sections, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + k * size) for k in range(n_sections)]
+    first_name = sections[names][4]
+    found = [
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in sections
+        if cubin.startswith(b".text.", first_name + name)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"cubin: expected one section .text, found {len(found)}")
+    return found[0]
+
+
+def count_instructions(codes: Sequence[bytes], target: int) -> list[Counter[str]]:
+    """How often each kernel of one target has each instruction; disassembled at once, as the tool starts slowly."""
+    architecture = f"SM{target}{'a' if target >= 90 else ''}"
+    assembly = _run(triton.knobs.nvidia.nvdisasm.path, "--binary", architecture, content=b"".join(codes))
+    return split_instructions(assembly, [len(code) for code in codes])
+
+
+def split_instructions(assembly: str, sizes: Sequence[int]) -> list[Counter[str]]:
+    """Instructions of kernels that lie one behind the other, without padding, and without their modifiers but for the
+    16 bytes of an access to memory, as "LDG.128".
+
+    Args:
+        assembly: lines as `/*0040*/ @!P0 HGMMA.64x8x16.F32 R1, R2 ;`, the number being the instruction's address.
+        sizes: bytes of each kernel.
+    """
+    ends, counters = list(accumulate(sizes)), [Counter[str]() for _ in sizes]
+    pattern = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_]*)([.A-Z0-9_]*)"
+    for address, name, modifiers in re.findall(pattern, assembly):
+        if name != "NOP":
+            whole = name + ".128" if name in GLOBAL and ".128" in modifiers else name
+            counters[bisect_right(ends, int(address, 16))][whole] += 1
+    return counters
+
+
+def _run(tool: str, *options: str, content: bytes) -> str:
+    """What a tool prints of a file."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout

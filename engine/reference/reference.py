@@ -253,12 +253,17 @@ class ReferenceRuntime:
 
     def _layers(self, batch: Sequence[Sequence[str]]) -> npt.NDArray[np.floating[Any]]:
         """[L, B, T + 2, 2P] of a padded batch."""
+        with self._full_float32():
+            return self.activations(batch).cpu().numpy()
+
+    def activations(self, batch: Sequence[Sequence[str]]) -> Tensor:
+        """[L, B, T + 2, 2P] of one padded batch on the device, by PyTorch's own settings."""
         lengths = torch.tensor([len(sentence) for sentence in batch])
         mask = positions_before(lengths, int(lengths.max()))
         ids = encode(self.encoder, [word for sentence in batch for word in sentence])
-        with torch.inference_mode(), self._full_float32():
+        with torch.inference_mode():
             padded = [None if flat is None else pad_tokens(flat, mask).to(self.device) for flat in ids]
-            return torch.stack(self.elmo(*padded, mask.to(self.device))["activations"]).cpu().numpy()
+            return torch.stack(self.elmo(*padded, mask.to(self.device))["activations"])
 
     def _full_float32(self) -> AbstractContextManager[Any]:
         if self.device.type != "cuda":

@@ -1,4 +1,7 @@
-"""The engine in its precisions, in turns with the PyTorch reference, with the machine's ceiling beside each figure."""
+"""The engine on the processor, in turns with the PyTorch reference, with the machine's ceiling beside each figure.
+
+What a run costs beside its arithmetic: memory and load time, each in fresh processes.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ from flashelmo.benchmarks.contestant import (
     contestant,
     errors_of,
     line_up,
+    options_of,
     prepare,
 )
-from flashelmo.benchmarks.cpu.costs import measure_host, measure_load, measure_memory
+from flashelmo.benchmarks.fresh import run_fresh
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
@@ -34,6 +38,8 @@ from flashelmo.engine.errors import FlashElmoError
 
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
+LOADED = ("fp32", "int8")
+GIB = 2**30
 CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
 
 
@@ -91,7 +97,7 @@ def measure_single(subject: Subject, settings: Settings) -> list[Row]:
         "peaks": limits.measure_peaks,
         "streams": partial(limits.measure_streams, recurrent_weights(subject.config)),
     }
-    rows = compete(entries, workers, settings, measures, clock=(0.0, settings.single_repeats, 1))
+    rows = compete(entries, workers, settings, measures, at_least=settings.sample_seconds, warm_ups=1)
     return [*limits.rows(subject.name, "single"), *rows, *absentees("single", subject.name, absent, "ms")]
 
 
@@ -115,12 +121,60 @@ def _line_up(
     return reference, {(REFERENCE, ""): exact, **workers}, absent
 
 
+# --------------------------------------------------------------------------------------------------------------- costs
+
+
+def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
+    """Peak memory beyond the model's file while a text and one twice as long are embedded in float32.
+
+    Bounded memory shows in two like figures. The model's file is memory-mapped, so its pages count as soon as they are
+    read; they are subtracted.
+    """
+    lengths = settings.memory_tokens
+    if not lengths:
+        window = contestant(subject, settings, "fp32").start(subject.pool).call("window_tokens")
+        lengths = window, 2 * window
+    model_bytes = sum(path.stat().st_size for path in subject.folder.iterdir())
+    rows = []
+    for n_tokens in lengths:
+        text, _ = load_sentences(n_tokens, settings.text, settings.seed)
+        path = write_sentences(subject.folder.parent / f"memory_{n_tokens}.txt", text)
+        found = run_fresh("memory", subject.folder, options_of("fp32", settings), path)
+        note = f"loaded {found['loaded'] / GIB:.3f} GiB, model's file {model_bytes / GIB:.3f} GiB"
+        detail, unit = f"peak of {n_tokens} tokens", "GiB beyond the model's file"
+        row = Row("memory", subject.name, "fp32", unit, detail, note=note)
+        rows.append(row.with_samples([(found["peak"] - model_bytes) / GIB]))
+    return rows
+
+
+def measure_load(subject: Subject, settings: Settings) -> list[Row]:
+    """Seconds to load the native format in fresh processes, the file in the page cache."""
+    names = [name for name in settings.contestants if name in LOADED]
+    runs = {name: partial(run_fresh, "load", subject.folder, options_of(name, settings)) for name in names}
+    return measure_loads(subject.name, runs, settings)
+
+
+def measure_loads(model: str, runs: Mapping[str, Callable[[], Mapping[str, float]]], settings: Settings) -> list[Row]:
+    """Two rows for each way to load: its seconds, and those of the imports before it. They take turns.
+
+    A first process of each, not counted, brings its file into the page cache and prepares what is prepared once; a
+    single repeat does without.
+    """
+    for run in runs.values() if settings.load_repeats > 1 else ():
+        run()
+    found = [{name: run() for name, run in runs.items()} for _ in range(settings.load_repeats)]
+    return [
+        Row("load", model, name, "s", detail).with_samples([each[name][key] for each in found])
+        for name in runs
+        for key, detail in (("load", "load"), ("imports", "imports before it"))
+    ]
+
+
 SECTIONS = {
     "bulk": measure_bulk,
     "single": measure_single,
     "memory": measure_memory,
     "load": measure_load,
-    "host": measure_host,
     "error": measure_errors,
 }
 

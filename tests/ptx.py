@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 WAIT = "griddepcontrol.wait"
 LAUNCH = "griddepcontrol.launch_dependents"
@@ -64,16 +64,14 @@ def before(ptx: str, instruction: str, parameters: Sequence[str]) -> tuple[str, 
     return tuple(sorted(found))
 
 
-def parameter_names(signature: Mapping[str, Any]) -> list[str]:
-    """A kernel's parameters by its compiled signature, those inside named tuples too: tensors' names, "" for numbers.
+def parameter_names(signature: Mapping[str, str]) -> list[str]:
+    """A kernel's parameters by its compiled signature: tensors' names, "" for numbers.
 
     Constants are no parameters.
     """
     found = []
     for name, kind in signature.items():
-        if hasattr(kind, "_asdict"):
-            found += [member and f"{name}.{member}" for member in parameter_names(kind._asdict())]
-        elif kind.startswith("tensordesc"):
+        if kind.startswith("tensordesc"):
             found += [name] + [""] * (2 * kind.partition("[")[2].partition("]")[0].count(",") + 2)  # sizes and strides
         elif kind != "constexpr":
             found.append(name if kind.startswith("*") else "")

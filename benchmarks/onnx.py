@@ -1,0 +1,260 @@
+"""The exported file beside the engine and the PyTorch reference: speed, what a file costs, and how exact it is.
+
+Ragged batches are of real sentences in the order of their text, as a caller may give them; equal sentences show what
+share of the matrix peak is reached where nothing is padded. On a card ONNX Runtime drives a Scan from the host, step by
+step (onnxruntime#11986).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from rich.console import Console
+
+from flashelmo.benchmarks import machine
+from flashelmo.benchmarks.contestant import (
+    REFERENCE,
+    Contestant,
+    Entry,
+    Subject,
+    Way,
+    absentees,
+    compete,
+    contestant,
+    engine,
+    errors_of,
+    line_up,
+    options_of,
+    prepare,
+)
+from flashelmo.benchmarks.cpu import measure_loads
+from flashelmo.benchmarks.fresh import run_fresh
+from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.roofline import Limits, Work
+from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import (
+    PASSAGE,
+    Sentences,
+    batches,
+    draw_passages,
+    equal_batch,
+    first_sentences,
+    load_sentences,
+)
+from flashelmo.benchmarks.worker import Pool
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.precision import PrecisionName
+from flashelmo.export import open_session
+from flashelmo.export.build import build_onnx
+from flashelmo.export.onnx_elmo import OnnxElmo
+
+FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
+CARD_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
+CONTESTANTS = ("engine fp32", "engine int8", "onnx fp32", "onnx int8")  # what runs the model, in what precision
+PROVIDER = "CUDAExecutionProvider"
+EQUAL = (32, 16)  # sentences and their tokens
+CARD_WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
+NATIVE = "native fp32"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model and its exported files by precision."""
+
+    subject: Subject
+    files: Mapping[str, Path]
+
+
+def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
+    """A model by its preset or path, in the native format and in all precisions of ONNX."""
+    subject = prepare(name, seed, folder, pool)
+    here = folder / f"{subject.name} onnx"
+    here.mkdir()
+    files = {str(precision): here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
+    model = load_model(subject.folder)
+    for precision in FILE_PRECISIONS:
+        build_onnx(model, files[precision], precision=precision)
+    return Exported(subject, files)
+
+
+# ------------------------------------------------------------------------------------------------------ who takes part
+
+
+def taking_part(name: str, exported: Exported, settings: Settings) -> Contestant:
+    """The reference, or one of CONTESTANTS, from tokens to vectors."""
+    folder, threads = exported.subject.folder, settings.threads
+    if name == REFERENCE:  # it pads a batch as the others do
+        return contestant(exported.subject, settings, REFERENCE, batch_size=max(settings.batches))
+    runs, precision = name.split()
+    if runs == "onnx":
+        return Contestant(name, precision, onnx_file, (exported.files[precision], threads), "onnx")
+    return Contestant(name, precision, engine, (folder, options_of(precision, settings)), words_known=True)
+
+
+def on_card(exported: Exported) -> list[Contestant]:
+    """The files on ONNX Runtime's CUDA provider, and the engine's kernels, in each precision that both have."""
+    found = []
+    for precision in CARD_PRECISIONS:
+        file, native = (exported.files[precision], None, PROVIDER), (exported.subject.folder, precision)
+        found.append(Contestant(f"onnx {precision}", precision, onnx_file, file, "onnx", is_rival=True))
+        found.append(Contestant(f"engine {precision}", precision, native_on_card, native, "cuda"))
+    return found
+
+
+def onnx_file(path: Path, threads: int | None, provider: str = "CPUExecutionProvider") -> Way:
+    """An exported file in ONNX Runtime; its outputs stay on a card."""
+    elmo = OnnxElmo(path, providers=[provider], session_options=open_session.options_of(None, threads))
+    outputs, on_device = [f"hidden_states.{layer}" for layer in elmo.layers], provider == PROVIDER
+
+    def embed(sentences: Sentences) -> list[Any]:
+        return elmo.embed(sentences, batch_size=len(sentences))
+
+    def run(sentences: Sentences) -> object:
+        return elmo.run(outputs=outputs, on_device=True, **elmo.inputs(sentences))
+
+    return Way(embed, run if on_device else embed)
+
+
+def native_on_card(folder: Path, precision: PrecisionName) -> Way:
+    """The engine's kernels, the vectors left on the card."""
+    embedder = ElmoEmbedder.load(folder, device="cuda", precision=precision)
+    import torch  # which is there, as the engine runs on the card
+
+    def run(sentences: Sentences) -> None:
+        list(embedder.embed(sentences, convert_to_numpy=False))
+        torch.cuda.synchronize()
+
+    return Way(embedder.embed_batch, run)
+
+
+# --------------------------------------------------------------------------------------------------------------- speed
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one size from a text: of few sentences, the first ones of each passage; of 32 and more, one batch."""
+
+    detail: str
+    batches: list[Sentences]
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(len(sentence) for batch in self.batches for sentence in batch)
+
+    @property
+    def note(self) -> str:
+        """How many tokens, and positions with padding."""
+        positions, number = sum(len(batch) * max(map(len, batch)) for batch in self.batches), len(self.batches)
+        said = f"{number} batch{'es' * (number > 1)}, {self.tokens} tokens in {positions} positions"
+        return f"{self.detail}: {said} of {self.source}"
+
+    def work(self, config: ElmoConfig, words_known: bool) -> Work:
+        """What there is to compute: the words of each batch, if they are not known; padding is no work."""
+        works = [Work.of(config, batch) for batch in self.batches]
+        characters = 0 if words_known else sum(work.characters for work in works)
+        return Work(self.tokens, sum(work.lstm for work in works), characters)
+
+
+def draw_batches(settings: Settings) -> list[Batches]:
+    """Batches of every size, of runs of 32 sentences that are evenly spaced over the text, and one without padding."""
+    text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    drawn, found = draw_passages(text, settings.passages), []
+    for size in settings.batches:
+        few = [passage[:size] for passage in batches(drawn, PASSAGE)]
+        detail = f"{size} sentence{'s' * (size > 1)}"
+        found.append(Batches(detail, few if size < PASSAGE else [drawn[:size]], source))
+    equal = equal_batch(text, *EQUAL)
+    return [*found, Batches(equal.detail, [equal.sentences], source)]
+
+
+def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
+    """Tokens a second of everybody at every size of batch; the engine knows the words from the round before."""
+    return _measure("speed", exported, settings, draw_batches(settings))
+
+
+def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
+    """Tokens a second of the files and of the native kernels on a card; or why not."""
+    if PROVIDER not in onnxruntime.get_available_providers():
+        why = {"onnx on a card": "this ONNX Runtime has no CUDA provider"}
+        return absentees("cuda", exported.subject.name, why)
+    return _measure("cuda", exported, settings, draw_batches(settings), on_card(exported))
+
+
+def _measure(
+    section: str, exported: Exported, settings: Settings, work: Sequence[Batches], cards: Sequence[Contestant] = ()
+) -> list[Row]:
+    """Who computes the reference's vectors, in turns, with the processor's ceilings; or those on a card, without."""
+    config, model = exported.subject.config, exported.subject.name
+    reference, limits = taking_part(REFERENCE, exported, settings), Limits(exported.subject.pool, settings)
+    everybody = cards or [reference, *(taking_part(name, exported, settings) for name in settings.contestants)]
+    entries = []
+    for each, who in ((each, who) for each in work for who in everybody):
+        row = Row(section, model, who.name, "tokens/s", each.detail, note=each.note)
+        entry = Entry(who, row, each.batches, each.tokens, group=each.detail)
+        if cards:
+            entry = entry._replace(group=f"{each.detail} {who.precision}")
+        else:
+            cost = each.work(config, who.words_known)
+            entry = entry._replace(limits=partial(cost.ceilings, limits, who.precision))
+        entries.append(entry)
+    checked = max(work, key=lambda each: len(each.batches[0])).batches[0][: settings.checked]
+    expected = reference.start(exported.subject.pool).call("vectors", checked)
+    with Pool() as pool:
+        workers, absent = line_up(everybody, checked, expected, pool)
+        peaks = {} if cards else {"peaks": limits.measure_peaks}
+        warm_ups = CARD_WARM_UPS if cards else 1  # new shapes take longer at first
+        rows = compete(entries, workers, settings, peaks, at_least=settings.sample_seconds, warm_ups=warm_ups)
+    return [*limits.rows(model, section), *rows, *absentees(section, model, absent)]
+
+
+# --------------------------------------------------------------------------------------------------------------- costs
+
+
+def measure_load(exported: Exported, settings: Settings) -> list[Row]:
+    """Seconds to open each file in fresh processes, and to import what that needs; beside the native format."""
+    options = {"threads": settings.threads}
+    runs = {f"onnx {name}": partial(run_fresh, "load", file, options) for name, file in exported.files.items()}
+    runs[NATIVE] = partial(run_fresh, "load", exported.subject.folder, options_of("fp32", settings))
+    return measure_loads(exported.subject.name, runs, settings)
+
+
+def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
+    """How far each file lies from the reference in float64."""
+    exact = contestant(exported.subject, settings, REFERENCE, precision="fp64")
+    files = [
+        Contestant(f"onnx {name}", name, onnx_file, (file, settings.threads)) for name, file in exported.files.items()
+    ]
+    with Pool() as pool:
+        return errors_of(exported.subject.name, files, exact, *first_sentences(settings), pool)
+
+
+SECTIONS = {
+    "speed": measure_speed,
+    "load": measure_load,
+    "error": measure_errors,
+    "cuda": measure_cuda,
+}
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Measure everything that the settings ask for; the exit status."""
+    card = machine.card() if "cuda" in settings.sections else None
+    return run_sections(settings, console, new_results(settings, "onnx", card), SECTIONS, export)
+
+
+SUITE = Suite(
+    "The exported ONNX file beside the engine and the PyTorch reference.",
+    Settings(sections=tuple(SECTIONS), contestants=CONTESTANTS, rounds=4, checked=8),
+    PROCESSOR_OPTIONS,
+    command,
+)
