@@ -333,7 +333,7 @@ def test_what_is_compiled_is_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert not [line for k in (0, 1) for line in suite.compile_share(k, 2, few, [section], claims, own)]
         names[section] = set(map(kernel_name, compiled))
         assert len(compiled) == len(list(claims.iterdir()))
-    others = {"char_cnn_embed", "char_cnn", "highway", "gather_words", "tokens", "sentences", "carry"}
+    others = {"char_cnn_embed", "char_cnn", "highway", "gather_words", "tokens", "sentences", "maxima", "carry"}
     steps = {"roots", "gates", "projection", "linear", "int8_rows", "int8_gates"}
     assert names["correctness"] == names["batches"] - {"int8_rows", "int8_gates"} and names["batches"] == steps | others
     assert suite.compile_share(0, 1, replace(few, rows=(1,)), ["steps"], claims, own) == []

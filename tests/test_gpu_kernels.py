@@ -42,9 +42,8 @@ def test_every_kernel_is_checked_and_then_timed_beside_its_limit_and_peer(
     names = {f"{kernel.name} {each}" for kernel in KERNELS if kernel.of for each in ("bf16", "fp32")}
     names |= {f"{way} step {each}" for way in ("fused", "hoisted") for each in ("bf16", "fp32")}
     rows = results.section("error", "tiny")
-    assert {row.name for row in rows} == names - {"token layers, one mix fp32", "hoisted step fp32"} | {
-        "int8 step int8"
-    }
+    few = {"token layers, one mix fp32", "token layers, maxima fp32", "hoisted step fp32"}
+    assert {row.name for row in rows} == names - few | {"int8 step int8"}
     copies = "gather words", "token layers"  # of numbers that they need not change
     for row in rows:
         assert row.median is not None and row.median < tolerance(row.name.rpartition(" ")[2], "cuda"), row.label

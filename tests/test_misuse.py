@@ -203,11 +203,8 @@ def takes_long(name: str, value: Any) -> bool:
 @settings(max_examples=MISUSES or 500, derandomize=not MISUSES, database=None)
 @given(data=st.data())
 def test_any_value_of_any_argument(uses: dict[str, Use], data: st.DataObject) -> None:
-    key = data.draw(st.sampled_from(sorted(set(uses) - set(SLOW))))
-    if not uses[key].parameters:
-        return
-    name = data.draw(st.sampled_from(uses[key].parameters))
-    value = data.draw(VALUES)
+    arguments = [(key, name) for key in sorted(set(uses) - set(SLOW)) for name in uses[key].parameters]
+    (key, name), value = data.draw(st.sampled_from(arguments)), data.draw(VALUES)
     if isinstance(value, io.BytesIO | io.StringIO):
         value.seek(0)
     if not takes_long(name, value):
