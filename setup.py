@@ -57,7 +57,11 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir=package_dir,
-    package_data={"flashelmo": ["py.typed"], "flashelmo.engine.cuda": ["*.c"]},
+    package_data={
+        "flashelmo": ["py.typed"],
+        "flashelmo.engine.cuda": ["*.c"],
+        "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
+    },
     entry_points={"console_scripts": ["flashelmo=flashelmo.cli:main"]},
     install_requires=[
         "h5py>=3.8",
