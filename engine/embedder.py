@@ -96,10 +96,7 @@ class ElmoEmbedder:
         self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
         if self.settings.stateful or max_tokens is None:
-            self.window_limits = (
-                self.settings.batch_size,
-                1 << 62,
-            )  # a window is always batch_size sentences, however many tokens
+            self.window_limits = (self.settings.batch_size, 1 << 62)  # so many sentences, however many tokens
         else:
             self.window_limits = (self.settings.window_tokens or max_tokens,) * 2
         release_pages(model.weights)  # the runtimes have packed their own
