@@ -88,7 +88,8 @@ def highway_kernel(
     m = m_row[:, None] & (o_feature < F)[None, :]
     x = tl.load(p_x[:, None] + o_feature[None, :], mask=m, other=0.0).to(tl.float32)
     g = tl.sigmoid(gate)
-    y = g * tl.maximum(transform, 0.0, propagate_nan=tl.PropagateNan.ALL) + (1.0 - g) * x
+    # Explicit, as a compiler may fuse either product, in each tile another.
+    y = tl.fma(g, tl.maximum(transform, 0.0, propagate_nan=tl.PropagateNan.ALL), (1.0 - g) * x)
     tl.store(out_ptr + (row * F)[:, None] + o_feature[None, :], y.to(out_ptr.dtype.element_ty), mask=m)
 
 

@@ -13,7 +13,8 @@ softmax(w) * gamma the learned scalar mix of Peters et al. 2018 (https://arxiv.o
 
 A row of mix with a single 1 and zeros is a copy of that layer, bit for bit where the type stays. In every other row all
 layers count, with a coefficient of zero too: NaN in one layer of a token is NaN in what is mixed of it, as in the
-formula. A program reads each row that some output needs, once, and writes all O outputs from it. Sums are float32.
+formula. A program reads each row that some output needs, once, and writes all O outputs from it. Sums are float32, and
+their fused products explicit: of a * b + c * d a compiler may fuse either product, so that bits would be a tile's.
 
 A flag that is given is set where a value that is written is infinite or NaN, and left as it is otherwise: an overflow,
 which nobody has to look for in the results. It may lie in the host's pinned memory, which a card writes to directly, so
@@ -161,7 +162,7 @@ def store_output(layers, mix, i_output, p_out, m, L: tl.constexpr):
     if copied < 0:
         mixed = tl.load(mix + i_output * L) * layers[0].to(tl.float32)
         for k in tl.static_range(1, L):
-            mixed += tl.load(mix + i_output * L + k) * layers[k].to(tl.float32)
+            mixed = tl.fma(layers[k].to(tl.float32), tl.load(mix + i_output * L + k), mixed)
         value = mixed.to(p_out.dtype.element_ty)
     else:
         copy = layers[0]
@@ -275,7 +276,7 @@ def output_of(layers, mix, i_output, L: tl.constexpr):
     mixed = tl.where(copied < 0, copy, 0.0) * tl.load(mix + i_output * L)
     for k in tl.static_range(1, L):
         layer = layers[k].to(tl.float32)
-        mixed += tl.where(copied < 0, layer, 0.0) * tl.load(mix + i_output * L + k)
+        mixed = tl.fma(tl.where(copied < 0, layer, 0.0), tl.load(mix + i_output * L + k), mixed)
         copy = tl.where(copied == k, layer, copy)
     return tl.where(copied < 0, mixed, copy)
 

@@ -93,7 +93,8 @@ def test_input_parts_by_word_are_those_by_node(
         return [embedder.embed_batch(window) for window in windows], computes.computed, embedder
 
     found, sizes, embedder = embed()
-    assert [each.n_words for each in sizes] == ([sizes[0].n_nodes - 1] * 3 if settings.graphs else [8, 7, 8])
+    n_computed = 2 if settings.graphs and DEVICE == "cuda" else 3  # a graph on a card is replayed, not computed again
+    assert [each.n_words for each in sizes] == ([sizes[0].n_nodes - 1] * n_computed if settings.graphs else [8, 7, 8])
     assert n_graphs(embedder) == settings.graphs
     monkeypatch.setattr(executor, "pays_by_word", lambda *given: False)
     expected, sizes, _ = embed()

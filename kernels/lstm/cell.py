@@ -142,9 +142,9 @@ def cell(i, f, g, o, c, cell_clip, APPROXIMATE_ALL: tl.constexpr, APPROXIMATE: t
     """c and h of sums of the gates and the parent's c.
 
     APPROXIMATE takes the card's own tanh where h is rounded at once; APPROXIMATE_ALL in i and f too, whose error c
-    carries on.
+    carries on. The fused product is explicit, as a compiler may fuse either of the two, in each variant another.
     """
-    c = sigmoid(f, APPROXIMATE_ALL) * c + sigmoid(i, APPROXIMATE_ALL) * tanh(g, APPROXIMATE)
+    c = tl.fma(sigmoid(f, APPROXIMATE_ALL), c, sigmoid(i, APPROXIMATE_ALL) * tanh(g, APPROXIMATE))
     c = clip(c, cell_clip)
     return c, sigmoid(o, APPROXIMATE) * tanh(c, APPROXIMATE)
 
