@@ -193,6 +193,22 @@ def test_addresses(tmp_path: Path) -> None:
         open_reader(tmp_path / "absent").take(1)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.parquet"])
+@pytest.mark.parametrize("where", ["file", "address"])
+def test_places_add_up_to_the_size_of_the_input(name: str, where: str, tmp_path: Path) -> None:
+    """So that a bar ends where the input does."""
+    fsspec = pytest.importorskip("fsspec")
+    path = tmp_path / name
+    pa.parquet.write_table(pa.table({"text": ["a b", "c", "", "d"]}), path)
+    if name == "a.txt":
+        path.write_text("a b\nc\n\nd\n")
+    fsspec.filesystem("memory").pipe(f"/sizes/{name}", path.read_bytes())
+    reader = open_reader(path if where == "file" else f"memory://sizes/{name}")
+    ends = [part.end.byte for part in iter(partial(reader.take, 1), None)]
+    assert reader.n_bytes == path.stat().st_size == ends[-1] and sorted({0, *ends}) == [0, *ends]
+    assert open_reader("memory://sizes/absent").n_bytes is None
+
+
 @pytest.mark.parametrize("name", ["a.parquet.gz", "-"])
 def test_parquet_is_read_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

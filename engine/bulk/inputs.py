@@ -39,8 +39,12 @@ class Input:
     @property
     def n_bytes(self) -> int | None:
         """How many there are, decompressed; None where only reading tells."""
+        if self._compression is not None or self.name == "-":
+            return None
+        if ADDRESS.match(self.name):
+            return _size_at(self.name)
         path = Path(self.name).expanduser()
-        return path.stat().st_size if self._compression is None and path.is_file() else None
+        return path.stat().st_size if path.is_file() else None
 
     def open(self) -> IO[bytes]:
         """The bytes from the beginning, decompressed; seekable where that costs nothing.
@@ -73,6 +77,18 @@ def _open_address(address: str) -> IO[bytes]:
         return cast("IO[bytes]", fsspec.open(address, "rb").open())
     except (ValueError, ImportError) as error:  # no such protocol, or its package is absent
         raise FlashElmoError(f"{address}: expected an address that fsspec opens, found: {error}") from None
+
+
+def _size_at(address: str) -> int | None:
+    """Of what lies at an address; None where its server does not say, or there is nothing: opening it tells more."""
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(address)
+        size = system.size(path)
+    except Exception:
+        return None
+    return None if size is None else int(size)
 
 
 class _StandardInput:

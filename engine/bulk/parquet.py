@@ -28,6 +28,7 @@ class ParquetReader:
         id_field: the column of the records' own ids: of texts or whole numbers.
         tokenizer: of texts.
         errors: as of `open_reader`.
+        n_bytes: of the file, where that is known.
 
     Raises:
         FlashElmoError: no Parquet, or its columns are others.
@@ -42,12 +43,14 @@ class ParquetReader:
         id_field: str | None,
         tokenizer: Tokenizer,
         errors: RecordErrors,
+        n_bytes: int | None = None,
     ) -> None:
         self._source: IO[bytes] | None = None
         self._file: Any = None
         self.name = name
         self.options: dict[str, Any] = {}
-        self.n_bytes: int | None = None
+        self.n_bytes = n_bytes
+        self._n_rows = 0
         self._open_file = open_file
         self._fields = [field] if id_field is None else [field, id_field]
         self._decode = partial(_decode, name=name, tokenizer=tokenizer, errors=errors)
@@ -72,7 +75,7 @@ class ParquetReader:
         if not found:
             return None
         n_found = sum(map(len, found))
-        begin, self._place = self._place, _row(self._place.record + n_found)
+        begin, self._place = self._place, self._row(self._place.record + n_found)
         return Part(begin, self._place, n_found, raw, partial(self._decode, raw, begin.record))
 
     def _take(self, n: int) -> list[Any]:
@@ -87,7 +90,7 @@ class ParquetReader:
         """See `Reader`."""
         if place != self._place:
             self.close()
-            self._place = _row(place.record)
+            self._place = place
 
     def close(self) -> None:
         """See `Reader`."""
@@ -111,7 +114,7 @@ class ParquetReader:
         except pa.ArrowInvalid as error:
             raise FlashElmoError(f"{self.name}: expected Parquet, found something else: {error}") from None
         self._check(self._file.schema_arrow)
-        groups = self._file.metadata.num_row_groups
+        groups, self._n_rows = self._file.metadata.num_row_groups, self._file.metadata.num_rows
         starts = np.cumsum([0, *(self._file.metadata.row_group(i).num_rows for i in range(groups))])
         first = int(np.searchsorted(starts, self._place.record, side="right")) - 1
         self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=range(first, groups), columns=self._fields)
@@ -120,6 +123,10 @@ class ParquetReader:
             rows = self._rows
             self._rows = rows[n_before:]
             n_before -= len(rows)
+
+    def _row(self, record: int) -> Place:
+        """Where a row begins; its byte is its share of the file's, as rows are stored column by column."""
+        return Place(record, record + 1, record * (self.n_bytes or 0) // max(1, self._n_rows))
 
     def _fill(self) -> bool:
         """Whether there are rows, read where there were none."""
@@ -143,10 +150,6 @@ class ParquetReader:
         if not all(_is_text(kind) or pa.types.is_integer(kind) for kind in kinds):
             expected = f"a column {id_field[0]!r} of texts or whole numbers"
             raise FlashElmoError(f"{self.name}: expected {expected}, found {kinds[0]}")
-
-
-def _row(record: int) -> Place:
-    return Place(record, record + 1, 0)
 
 
 def _values(kind: Any) -> Any:

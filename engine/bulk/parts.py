@@ -25,7 +25,7 @@ class Place:
     Attributes:
         record: its number in the input, from 0.
         line: its line, from 1; in Parquet its row, from 1.
-        byte: its first byte, from 0, of the decompressed text; 0 in Parquet.
+        byte: its first byte, from 0, of the decompressed text; in Parquet its row's share of the file's.
     """
 
     record: int = 0

@@ -85,7 +85,7 @@ def open_reader(
     field = field or DEFAULT_FIELD
     reader: Reader
     if kind == "parquet":
-        reader = ParquetReader(given.name, given.open, field, id_field, split, errors)
+        reader = ParquetReader(given.name, given.open, field, id_field, split, errors, given.n_bytes)
     else:
         reader = TextReader(given.name, given.open, _text_format(kind, field, id_field, split, errors))
         reader.n_bytes = given.n_bytes
