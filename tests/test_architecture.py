@@ -44,6 +44,7 @@ WINGS = {
         "torch",
     },
     "allennlp": {"settings", "torch"},
+    "neighbours": {"embedder", "output", "text"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
     "bulk": {"embed_file", "embedder", "model", "output", "pipeline", "processor", "ray", "sinks", "text"},
     "choice": {"cpu", "cuda", "devices", "model", "pipeline", "precision", "reference", "settings", "text"},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flashelmo.engine.errors import FlashElmoError, MissingExtraError
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.engine.model.config import ElmoConfig
+    from flashelmo.engine.neighbours import find_neighbours
     from flashelmo.engine.reference.elmo import Elmo
     from flashelmo.engine.settings import CudaSettings
     from flashelmo.engine.text.characters import batch_to_ids
@@ -28,6 +29,7 @@ __all__ = [
     "MissingExtraError",
     "__version__",
     "batch_to_ids",
+    "find_neighbours",
     "load_model",
     "open_embeddings",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "FlashElmoError": "flashelmo.engine.errors",
     "MissingExtraError": "flashelmo.engine.errors",
     "batch_to_ids": "flashelmo.engine.text.characters",
+    "find_neighbours": "flashelmo.engine.neighbours",
     "load_model": "flashelmo.engine.model.checkpoints",
     "open_embeddings": "flashelmo.engine.bulk.embeddings",
 }

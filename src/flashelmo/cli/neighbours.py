@@ -1,0 +1,42 @@
+"""The command `flashelmo neighbours`."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashelmo.cli.arguments import Options, parse_layers
+from flashelmo.cli.terminal import warnings_to_stderr
+from flashelmo.engine.text.windows import read_windows
+
+TOKENS_AROUND = 6  # of a neighbour, on either side
+
+
+def neighbours(
+    text: Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space.")],
+    word: Annotated[str, typer.Argument(help="A word of each sentence.")],
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE…", help="Sentences, each with the word in it.")],
+    model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
+    options: Options = None,
+    layers: Annotated[str, typer.Option(metavar="average|top|0", help="What is compared.")] = "average",
+    n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 5,
+    same_word: Annotated[bool, typer.Option("--same-word", help="Only other uses of the word itself.")] = False,
+) -> None:
+    """Find the words of a text that are nearest, in their contexts, to a word in each sentence."""
+    from flashelmo.engine.embedder import ElmoEmbedder
+    from flashelmo.engine.neighbours import find_neighbours
+
+    with warnings_to_stderr(quiet=True):
+        elmo = ElmoEmbedder.load(model, options_file=options)
+        for sentence in sentences:
+            windows = read_windows(text, max_sentences=1 << 12, max_tokens=1 << 16)
+            tokens = chain.from_iterable(map(window.tokens, range(len(window))) for window in windows)
+            print(f"{word} in: {sentence}")
+            found = find_neighbours(elmo, tokens, sentence, word, n=n, layers=parse_layers(layers), same_word=same_word)
+            for each in found:
+                before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
+                behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
+                print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")

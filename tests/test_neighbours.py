@@ -1,0 +1,87 @@
+"""Neighbours of a word in context."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import MODELS
+
+from flashelmo.cli import main
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.neighbours import find_neighbours
+
+TEXT = ["the light of day", "", "a light load", "The Light !", "no such word", "light"]
+NAME = next(iter(MODELS))
+
+
+@pytest.fixture(scope="module")
+def elmo() -> ElmoEmbedder:
+    return ElmoEmbedder(MODELS[NAME], device="cpu")
+
+
+@pytest.mark.parametrize("layers", ["average", "top", 0, 1])
+@pytest.mark.parametrize("same_word", [True, False])
+def test_they_are_those_that_comparing_all_finds(elmo: ElmoEmbedder, layers: Any, same_word: bool) -> None:
+    def unit(sentence: str) -> Any:
+        (vectors,) = elmo.embed([sentence], layers=layers)
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    query, position = unit("a light load")[1], 1
+    expected = []
+    for number, sentence in enumerate(TEXT):
+        tokens = sentence.split()
+        places = [k for k, token in enumerate(tokens) if not same_word or token.lower() == "light"]
+        if places and sentence != "a light load":
+            similarities = unit(sentence)[places] @ query
+            best = int(similarities.argmax())
+            expected.append((float(similarities[best]), number, places[best]))
+    expected.sort(reverse=True)
+    for word in ("light", position):
+        found = find_neighbours(elmo, iter(TEXT), "a light load", word, n=3, layers=layers, same_word=same_word)
+        if layers != 0:  # where one word is like itself everywhere
+            assert [(each.sentence, each.position) for each in found] == [each[1:] for each in expected[:3]]
+        assert np.allclose([each.similarity for each in found], [each[0] for each in expected[:3]], atol=1e-5)
+        assert all(each.word == TEXT[each.sentence].split()[each.position] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("query", "word", "layers", "message"),
+    [
+        ("a load", "light", "average", "word: expected one of 'a load', found 'light'"),
+        ("a load", 2, "average", "word: expected 0 to 1, found 2"),
+        ("", 0, "average", "query: expected a sentence with a word in it, found none"),
+        ("a load", "load", "all", "layers: expected one of them, 'top' or 'average', found 'all'"),
+    ],
+)
+def test_what_is_wrong_is_said(elmo: ElmoEmbedder, query: str, word: Any, layers: Any, message: str) -> None:
+    with pytest.raises(FlashElmoError, match=f"^{message}$"):
+        find_neighbours(elmo, TEXT, query, word, layers=layers)
+
+
+def test_the_command_prints_each_sentence_and_its_neighbours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_native(MODELS[NAME], tmp_path / "model")
+    text = tmp_path / "text"
+    text.write_text("\n".join(TEXT), encoding="utf-8")
+    arguments = [
+        "neighbours",
+        str(text),
+        "light",
+        "a light load",
+        "the light of day",
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    assert main([*arguments, "--same-word", "-n", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "light in: a light load",
+        "light in: the light of day",
+    ]
+    assert len(lines) == 6 and all("[light]" in line.lower() for line in lines if line.startswith(" "))
+    assert main([*arguments[:2], "dark", *arguments[3:]]) == 1
+    assert capsys.readouterr().err == "flashelmo: word: expected one of 'a light load', found 'dark'\n"
