@@ -60,6 +60,7 @@ setup(
     package_data={
         "flashelmo": ["py.typed"],
         "flashelmo.engine.cuda": ["*.c"],
+        "flashelmo.kernels": ["*.c"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
     },
     entry_points={"console_scripts": ["flashelmo=flashelmo.cli:main"]},

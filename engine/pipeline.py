@@ -103,11 +103,19 @@ class PipelineInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A window, its distinct words with the boundaries as the last two, and its schedule."""
+    """A window, its distinct words with the boundaries as the last two, its schedule, and what a runtime made of that.
+
+    Attributes:
+        packed: what a runtime's `Pack` gave.
+    """
 
     window: Window
     words: pa.StringArray
     schedule: Schedule
+    packed: Any = None
+
+
+Pack: TypeAlias = Callable[[Schedule, int], Any]  # given a schedule and the number of distinct words; in any thread
 
 
 class Planner:
@@ -127,7 +135,7 @@ class Planner:
         self._complete = settings.stateful
         self.threads = settings.threads or max(1, min(MAX_THREADS, n_cores() - 1))
 
-    def plan(self, source: Window | Draft) -> Plan:
+    def plan(self, source: Window | Draft, pack: Pack | None = None) -> Plan:
         """A window's plan, or that of the window that a draft makes."""
         window = source.window() if isinstance(source, Draft) else source
         n_words = len(window.words)
@@ -139,9 +147,10 @@ class Planner:
             complete=self._complete,
             build=self._build,
         )
-        return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule)
+        packed = None if pack is None else pack(schedule, n_words + 2)
+        return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule, packed)
 
-    def plan_ahead(self, windows: Iterable[Window]) -> Iterator[Plan]:
+    def plan_ahead(self, windows: Iterable[Window], pack: Pack | None = None) -> Iterator[Plan]:
         """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance.
 
         The first ones are given sooner: nothing computes yet. What the input raises is raised in its place.
@@ -154,9 +163,9 @@ class Planner:
             if window.offsets[-1] < PLAN_INLINE_TOKENS:
                 while waiting:
                     yield waiting.popleft().result()
-                yield self.plan(window)
+                yield self.plan(window, pack)
                 continue
-            waiting.append(Background(partial(self.plan, window)))
+            waiting.append(Background(partial(self.plan, window, pack)))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
                 ahead = min(ahead + 1, self.threads)

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
+
+from flashelmo.kernels import series
 
 ALIGNED = 16  # bytes: kernels are compiled for addresses that are multiples of it, and for others
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -150,6 +153,7 @@ class _Compiled(NamedTuple):
         positions: where in `values` a parameter is.
         device: its number.
         stream: of a device, the current one.
+        part: the same for `series.launch`; None where that does not take it.
     """
 
     launcher: Callable[..., None]
@@ -158,6 +162,7 @@ class _Compiled(NamedTuple):
     positions: Mapping[str, int]
     device: int
     stream: Callable[[int], int]
+    part: series.Part | None = None
 
     @classmethod
     def of(cls, found: Any, launch: Launch, device: torch.device) -> _Compiled | None:
@@ -175,14 +180,21 @@ class _Compiled(NamedTuple):
         descriptors = iter(getattr(found.metadata, "tensordesc_meta", None) or ())
         values: list[Any] = []
         positions: dict[str, int] = {}
+        arguments: dict[str, list[Any]] = {}
         for parameter in launch.kernel.params:
             positions[parameter.name] = len(values)
             value = launch.arguments.get(parameter.name, parameter.default)
             if not encodes and is_descriptor(value):
-                values += make_tensordesc_arg(value, next(descriptors, None))
+                arguments[parameter.name] = make_tensordesc_arg(value, next(descriptors, None))
             else:
-                values.append(_pointers(value))
-        return cls(launcher, head, values, positions, device.index, triton.runtime.driver.active.get_current_stream)
+                arguments[parameter.name] = [_pointers(value)]
+            values += arguments[parameter.name]
+        part = None
+        if not encodes:
+            flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
+            part = series.Part.of(found.function, found.packed_metadata, flags, found.src.signature, arguments)
+        stream = triton.runtime.driver.active.get_current_stream
+        return cls(launcher, head, values, positions, device.index, stream, part)
 
     def launch(self, grid: tuple[int, ...], arguments: Mapping[str, Any], names: Iterable[str]) -> None:
         """Launch with another grid and other values of these parameters, in the device's current stream."""
@@ -195,6 +207,48 @@ class _Compiled(NamedTuple):
             values[self.positions[name]] = arguments[name]
         x, y, z, *_ = *grid, 1, 1
         self.launcher(x, y, z, self.stream(self.device), *self.head, *values)
+
+
+def run_in_order(launches: Iterable[Launch]) -> None:
+    """Run launches; those that differ from one that ran before in grid and one integer alone are queued together.
+
+    Raises:
+        ValueError, RuntimeError: as of `Launch.run`; some launches are queued then.
+    """
+    waiting: list[Launch] = []
+    for launch in launches:
+        compiled = launch._shared.compiled
+        if compiled is None or compiled.part is None or len(launch._shared.names) != 1:
+            _run_together(waiting)
+            waiting = []
+            launch.run()
+        else:
+            waiting.append(launch)
+    _run_together(waiting)
+
+
+def _run_together(launches: Sequence[Launch]) -> None:
+    """Run launches all of which may be queued together, and are on one device."""
+    kinds = {id(launch._shared): launch for launch in launches}
+    if len(launches) < 2 or any(_has_hooks(launch.kernel) for launch in kinds.values()):
+        for launch in launches:
+            launch.run()
+        return
+    parts: list[tuple[series.Part, str]] = []
+    numbers, device, stream = dict[int, int](), 0, 0
+    for key, launch in kinds.items():
+        compiled, (name,) = launch._shared.compiled, launch._shared.names
+        assert compiled is not None and compiled.part is not None  # as of all that wait
+        device, stream, numbers[key] = compiled.device, compiled.stream(compiled.device), len(parts)
+        parts.append((compiled.part, name))
+    which, integers, grids = list[int](), list[int](), list[int]()
+    for launch in launches:
+        if 0 not in launch.grid:
+            which.append(numbers[id(launch._shared)])
+            integers.append(launch.arguments[parts[which[-1]][1]])
+            grids += (*launch.grid, 1, 1)[:3]
+    with torch.cuda.device(device):
+        series.launch(parts, np.array(which, np.int32), np.array(integers, np.int32), np.array(grids, np.int32), stream)
 
 
 _found: dict[Any, Any] = {}  # by device and signature, the kernel that Triton compiled

@@ -6,7 +6,7 @@
 #define CALL(name, ...) CUresult name(__VA_ARGS__)
 
 struct {
-    unsigned long long launches, stream, function, attributes, grid[3], parameters[MOST];
+    unsigned long long launches, stream, function, attributes, threads, shared, grid[3], parameters[MOST];
 } launched;
 int n_parameters; /* to keep of each launch, scratch memory not included; the first 4 bytes of each */
 
@@ -14,11 +14,14 @@ CALL(cuLaunchKernelEx, const CUlaunchConfig *config, CUfunction function, void *
     launched.launches++;
     launched.stream = (unsigned long long)config->hStream;
     launched.function = (unsigned long long)function;
+    launched.threads = config->blockDimX * config->blockDimY * config->blockDimZ;
+    launched.shared = config->sharedMemBytes;
     launched.grid[0] = config->gridDimX;
     launched.grid[1] = config->gridDimY;
     launched.grid[2] = config->gridDimZ;
     launched.attributes = 0;
-    for (unsigned i = 0; i < config->numAttrs; i++) launched.attributes |= 1ull << config->attrs[i].id;
+    for (unsigned i = 0; i < config->numAttrs; i++)
+        launched.attributes |= (unsigned long long)(config->attrs[i].value.cooperative != 0) << config->attrs[i].id;
     for (int i = 0; i < n_parameters; i++) memcpy(&launched.parameters[i], parameters[i], 4);
     return CUDA_SUCCESS;
 }

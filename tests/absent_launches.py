@@ -22,7 +22,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDes
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels import series
+from flashelmo.kernels.launch import Launch, run_in_order
 
 
 class Pair(NamedTuple):
@@ -139,10 +140,13 @@ class Guard:
         Guard.current = self.before
 
 
+FIELDS = ("launches", "stream", "function", "attributes", "threads", "shared")
+
+
 class Launched(ctypes.Structure):
     """What the driver keeps of the last launch."""
 
-    _fields_ = [(name, ctypes.c_ulonglong) for name in ("launches", "stream", "function", "attributes")] + [
+    _fields_ = [(name, ctypes.c_ulonglong) for name in FIELDS] + [
         ("grid", ctypes.c_ulonglong * 3),
         ("parameters", ctypes.c_ulonglong * 64),
     ]
@@ -166,17 +170,25 @@ def main(folder: str) -> None:
         return run(self, *args, **options)
 
     JITFunction.run = count
+    by_series: list[Any] = []
+    launch_series = series.launch
 
-    def told(launch: Launch, device: int = 0) -> dict[str, Any]:
-        launches, before = launched.launches, len(by_triton)
+    def count_series(parts: Any, which: Any, *others: Any) -> None:
+        by_series.extend(which)
+        launch_series(parts, which, *others)
+
+    series.launch = count_series
+
+    def told(*alike: Launch, device: int = 0) -> dict[str, Any]:
+        """Of the last of some launches."""
+        launches, before, series_before = launched.launches, len(by_triton), len(by_series)
         with Guard(device):
-            launch.run()
+            run_in_order(alike)
         return {
+            **{name: getattr(launched, name) for name in FIELDS},
             "launches": launched.launches - launches,
             "by Triton": len(by_triton) - before,
-            "stream": launched.stream,
-            "function": launched.function,
-            "attributes": launched.attributes,
+            "by a series": len(by_series) - series_before,
             "grid": list(launched.grid),
             "parameters": list(launched.parameters[: n_parameters.value]),
         }
@@ -187,7 +199,9 @@ def main(folder: str) -> None:
         found[name] = {
             "triton": [told(replace(launch)) for launch in alike],
             "ours": [told(launch) for launch in alike],
+            "together": [told(alike[0], launch) for launch in alike],
             "from another device": told(alike[1], device=1),
+            "together from another device": told(*alike[:2], device=1),
         }
         triton.knobs.runtime.launch_enter_hook.add(heard.append)
         found[name]["with a hook"] = told(alike[1])

@@ -115,7 +115,7 @@ def test_without_a_cache_no_word_is_kept() -> None:
     for _ in range(3):
         assert check(table, ["the", "cat", "sat"]) == 3
         assert check(table, ["the"]) == 1
-    assert len(table.vectors) == 3 and list(table._rows) == ["the"]
+    assert len(table.vectors) == 3 and not table._rows
 
 
 @pytest.mark.parametrize("n_rows", [0, 4, 6, 20])

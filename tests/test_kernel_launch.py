@@ -137,6 +137,10 @@ def test_the_driver_is_told_what_triton_tells_it(told: dict[str, Any], name: str
     assert [each.pop("by Triton") for each in ours] == [1, 0, 0, 0]
     assert ours == by_triton
     assert all(each["launches"] == 1 for each in ours)
+    together = told[name]["together"]
+    counted = [tuple(each.pop(key) for key in ("by Triton", "by a series", "launches")) for each in together]
+    assert counted == [(0, 0 if name == "scratch" else 2, 2)] * 4  # scratch memory is made for each launch
+    assert together == [{key: each[key] for key in together[0]} for each in ours]
     assert [each["grid"] for each in ours] == [[1, 1, 1], [2, 1, 1], [3, 4, 1], [5, 6, 7]]
     assert len({tuple(each["parameters"]) for each in ours}) == 4
     attribute = {"dependent": 1 << 6, "all at once": 1 << 2}.get(name, 0)  # CU_LAUNCH_ATTRIBUTE_...
@@ -147,5 +151,6 @@ def test_the_driver_is_told_what_triton_tells_it(told: dict[str, Any], name: str
 def test_the_device_is_set_and_hooks_hear_of_launches(told: dict[str, Any], name: str) -> None:
     second = {**told[name]["triton"][1], "by Triton": 0}
     assert told[name]["from another device"] == second
+    assert told[name]["together from another device"] == {**second, "by a series": 2, "launches": 2}
     assert told[name]["with a hook"] == {**second, "by Triton": 1}
     assert told[name]["heard"] == [{"tuple": "plain_kernel", "descriptors": "descriptor_kernel"}[name]]

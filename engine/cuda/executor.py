@@ -7,18 +7,18 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.compute import DeviceOutput, compute, launch_options
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
-from flashelmo.engine.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.cuda.layout import Layout, Sizes, fill, fill_words
 from flashelmo.engine.cuda.memory import is_out_of_memory, word_gates_bytes
 from flashelmo.engine.cuda.model import DeviceModel, WordVectors
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Transfers
 from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import Pack, Plan
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
@@ -42,6 +42,13 @@ class Queued(NamedTuple):
     values: Tensor
     n_new: int
     lent: bool = False
+
+
+class Packed(NamedTuple):
+    """A window's sizes; of a large one its schedule too, in memory that is sent, all but where words' vectors lie."""
+
+    sizes: Sizes
+    host: Tensor | None = None
 
 
 class Executor:
@@ -100,32 +107,47 @@ class Executor:
             with CAPTURE_LOCK:
                 torch.cuda.empty_cache()
 
-    def queue(
-        self, words: pa.StringArray, schedule: Schedule, output: Output, first_row: int = 0, *, lend: bool = False
-    ) -> Queued:
+    def packing(self, output: Output) -> Pack:
+        """What is made of a window's schedule where it is planned, in whatever thread, before `queue`."""
+
+        def pack(schedule: Schedule, n_words: int) -> Packed:
+            sizes = self._with_words(self.sizes(schedule, output), n_words)
+            if self._state is not None or sizes.n_depths == 0 or self._is_small(sizes):
+                return Packed(sizes)
+            host = self._transfers.host(Layout.of(sizes).size)
+            fill(host.numpy(), sizes, schedule)
+            return Packed(sizes, host)
+
+        return pack
+
+    def queue(self, plan: Plan, output: Output, first_row: int = 0, *, lend: bool = False) -> Queued:
         """Queue a window's work.
 
         Args:
-            words: distinct words that the schedule names.
+            plan: perhaps with what `packing` made of it for this output.
             first_row: where the window's rows begin in a batch, which matters to stateful runs.
             lend: the values may be lent.
 
         Raises:
             RuntimeError: the device's memory is used up, among others; the state is as it was.
         """
-        word_rows, n_new = self._table.lookup(words)
+        schedule, device_output = plan.schedule, self._device_output(output)
+        word_rows, n_new = self._table.lookup(plan.words)
+        sizes, host = plan.packed or self.packing(output)(schedule, len(plan.words))
         if self._state is not None:
             self._state.reserve(first_row + len(schedule.offsets) - 1)
-        sizes = self._with_words(self.sizes(schedule, output), len(words))
-        device_output = self._device_output(output)
         if sizes.n_depths == 0:  # no sentence has a token
             return Queued(self._new_results(device_output, sizes.n_sentences).zero_(), n_new)
         if self._is_small(sizes):
             values, lent = self._replay(schedule, sizes, word_rows, output, first_row, lend)
             return Queued(values, n_new, lent)
-        packed_schedule = self._transfers.upload(
-            Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row)
-        )
+        if host is None:
+            packed_schedule = self._transfers.upload(
+                Layout.of(sizes).size, self._fill(sizes, schedule, word_rows, first_row)
+            )
+        else:
+            fill_words(host.numpy(), sizes, schedule, word_rows)
+            packed_schedule = self._transfers.send(host)
         return Queued(self._compute(sizes, device_output, first_row, packed_schedule), n_new)
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:

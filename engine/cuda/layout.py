@@ -193,12 +193,18 @@ class Layout:
 
 
 def fill(
-    flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32, *, first_row: int = 0, padding_row: int = 0
+    flat: Int32,
+    sizes: Sizes,
+    schedule: Schedule,
+    word_rows: Int32 | None = None,
+    *,
+    first_row: int = 0,
+    padding_row: int = 0,
 ) -> None:
     """Write a schedule into an array of `Layout.of(sizes).size` integers; what a bucket has beyond it is harmless.
 
     Args:
-        word_rows: [W], each word's row in the table of word vectors.
+        word_rows: [W], each word's row in the table of word vectors; None where `fill_words` follows.
         first_row: of the state, where the window's rows begin.
         padding_row: spare row of the state that a bucket's padding rows write to.
     """
@@ -211,21 +217,34 @@ def fill(
         starts[n_depths + 1 :] = starts[n_depths]
         parts["parents"][d, nodes] = forest.parents
         _fill_children(parts["children"][d], starts, forest)
-        word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
         if sizes.n_words:
             parts["node_words"][d, nodes] = forest.words
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
         parts["token_nodes"][d, len(forest.token_nodes) :] = sizes.n_roots
-    word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
-    # What a bucket's other tokens name is computed: what is in memory by chance might be taken for an overflow.
-    parts["token_words"][len(schedule.token_words) :] = parts["words"][0, sizes.n_roots : sizes.n_roots + 1]
-    if sizes.n_words:
-        parts["distinct"][:, : len(word_rows)], parts["n_words"][0] = word_rows, len(word_rows)
     if sizes.n_sentences:
         parts["offsets"][: len(schedule.offsets)] = schedule.offsets
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]
     if sizes.n_rows:
         _fill_final(parts, schedule.forward, sizes.n_roots, first_row, padding_row)
+    if word_rows is not None:
+        fill_words(flat, sizes, schedule, word_rows)
+
+
+def fill_words(flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32) -> None:
+    """Write where the words' vectors lie into what `fill` has filled.
+
+    Args:
+        word_rows: [W], each word's row in the table of word vectors.
+    """
+    parts = Layout.of(sizes).views(flat)
+    for d, forest in enumerate((schedule.forward, schedule.backward)):
+        nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
+        word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
+    word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
+    # What a bucket's other tokens name is computed: what is in memory by chance might be taken for an overflow.
+    parts["token_words"][len(schedule.token_words) :] = parts["words"][0, sizes.n_roots : sizes.n_roots + 1]
+    if sizes.n_words:
+        parts["distinct"][:, : len(word_rows)], parts["n_words"][0] = word_rows, len(word_rows)
 
 
 def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:

@@ -150,12 +150,14 @@ class WordVectors:
 
     def lookup(self, words: pa.StringArray) -> tuple[Int32, int]:
         """Rows [W] of distinct words, and how many of them are computed now, in the computing stream."""
-        names: list[str] = words.to_pylist()
-        if len(names) > len(self.vectors):
-            self._make(len(names))
+        if len(words) > len(self.vectors):
+            self._make(len(words))
         if not self._keep:
-            self._forget(np.flatnonzero(self._used))
-            self._n_taken = 0
+            every = np.arange(len(words), dtype=np.int32)
+            for start in range(0, len(words), WORDS_AT_ONCE):
+                self._compute(words.slice(start, WORDS_AT_ONCE), every[start : start + WORDS_AT_ONCE])
+            return every, len(words)
+        names: list[str] = words.to_pylist()
         self._window += 1
         rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int32, len(names))
         self._used[rows[rows >= 0]] = self._window

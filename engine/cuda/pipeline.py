@@ -111,7 +111,7 @@ class CudaPipeline:
         ahead: list[Window] = []  # the same, as long as anyone may want to know
         errors: list[Exception] = []
         first = 0  # the number of the next window's first sentence
-        for plan in until_error(self._planner.plan_ahead(windows), errors):
+        for plan in until_error(self._planner.plan_ahead(windows, self._executor.packing(output)), errors):
             if len(queued) == IN_FLIGHT:
                 parts = queued[0][1]
                 yield self._oldest(queued, ahead, on_progress)
@@ -186,7 +186,7 @@ class CudaPipeline:
                 self._executor.renew()
             self._is_whole = False
             try:
-                found = self._executor.queue(plan.words, plan.schedule, reader.output, first_row, lend=reader.as_numpy)
+                found = self._executor.queue(plan, reader.output, first_row, lend=reader.as_numpy)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise

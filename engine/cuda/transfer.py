@@ -67,7 +67,19 @@ class Transfers:
 
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
         """int32 [size] on the device, for the computing stream; `fill` writes it in the host's memory."""
-        host = self._host(size, fill)
+        host = self.host(size)
+        fill(host.numpy())
+        return self.send(host)
+
+    def host(self, size: int) -> Tensor:
+        """int32 [size] in memory that `send` copies from; in any thread."""
+        if not self._is_cuda:
+            return torch.empty(size, dtype=torch.int32)
+        with CAPTURE_LOCK, torch.cuda.device(self.device):
+            return torch.empty(size, dtype=torch.int32, pin_memory=True)
+
+    def send(self, host: Tensor) -> Tensor:
+        """A copy on the device, for the computing stream."""
         if not self._is_cuda:
             return host
         with self._queuing(self._up):
@@ -113,11 +125,6 @@ class Transfers:
         if self._is_cuda:  # the device itself may not be waited for while another thread captures a graph
             for stream in (self._up, self._compute, self._down):
                 stream.synchronize()
-
-    def _host(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
-        host = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=self._is_cuda)
-        fill(host.numpy())
-        return host
 
     @contextmanager
     def _queuing(self, stream: torch.cuda.Stream) -> Iterator[None]:

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, run_in_order
 from flashelmo.kernels.lstm import fused, hoisted, int8, tma
 from flashelmo.kernels.lstm.hopper import hopper_layout
 from flashelmo.kernels.lstm.int8 import int8_layout
@@ -150,7 +150,5 @@ def lstm_layer(
     """
     tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots, out=out, workspace=workspace)
     run = LayerRun(weights, tensors, nodes, options, words)
-    for variant, depths in cut(run):
-        for launch in variant.launches(run, depths):
-            launch.run()
+    run_in_order(launch for variant, depths in cut(run) for launch in variant.launches(run, depths))
     return tensors.outputs if skip else tensors.hidden, tensors
