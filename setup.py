@@ -30,6 +30,8 @@ OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
+DOWNLOAD = ["filelock>=3.12", "platformdirs>=4", "pooch>=1.8", "requests>=2.31"]
+HUB = ["huggingface_hub>=0.23"]
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
@@ -60,6 +62,7 @@ setup(
     package_data={
         "flashelmo": ["py.typed"],
         "flashelmo.engine.cuda": ["*.c"],
+        "flashelmo.engine.model.named": ["*.json"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
     },
     entry_points={"console_scripts": ["flashelmo=flashelmo.cli:main"]},
@@ -81,9 +84,11 @@ setup(
         "openvino": OPENVINO,
         "torch": TORCH,
         "bulk": BULK,
+        "download": DOWNLOAD,
+        "hub": HUB,
         "spacy": ["spacy>=3.7"],
         "ray": RAY,
         "bench": BENCH,
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *BENCH, *TOOLS],
     },
 )

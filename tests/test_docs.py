@@ -46,6 +46,8 @@ NOT_RUN = {
     ("docs/gpu.md", '"cuda:1"'): "needs two cards",
     ("docs/bulk.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
     ("docs/bulk.md", "import ray"): "needs Ray and cards",
+    ("docs/weights.md", "flashelmo download original"): "downloads; test_named_models.py does so from this machine",
+    ("docs/weights.md", 'load("original")'): "downloads, likewise",
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }
