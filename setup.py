@@ -20,7 +20,7 @@ def version() -> str:
 
 
 package_dir = {"flashelmo": PUBLIC_FACE}
-packages = ["flashelmo", "flashelmo.cli"]
+packages = ["flashelmo", "flashelmo.cli", "flashelmo.integrations"]
 for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
     packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]
@@ -65,7 +65,10 @@ setup(
         "flashelmo.engine.model.named": ["*.json"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
     },
-    entry_points={"console_scripts": ["flashelmo=flashelmo.cli:main"]},
+    entry_points={
+        "console_scripts": ["flashelmo=flashelmo.cli:main"],
+        "spacy_factories": ["flashelmo=flashelmo.integrations.spacy:make_component"],  # for nlp.add_pipe("flashelmo")
+    },
     install_requires=[
         "h5py>=3.8",
         "numpy>=1.26",
@@ -88,6 +91,11 @@ setup(
         "hub": HUB,
         "spacy": ["spacy>=3.7"],
         "ray": RAY,
+        "sklearn": ["scikit-learn>=1.6"],
+        "sentence-transformers": [*TORCH, "sentence-transformers>=6"],
+        "flair": [*TORCH, "flair>=0.15"],
+        "datasets": ["datasets>=3"],
+        "langchain": ["langchain-core>=0.3"],
         "bench": BENCH,
         "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *BENCH, *TOOLS],
     },

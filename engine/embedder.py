@@ -21,7 +21,7 @@ from flashelmo.engine.model.card import HubOptions, push_to_hub, save_pretrained
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.named.table import locate
+from flashelmo.engine.model.named.locate import locate
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream

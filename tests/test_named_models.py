@@ -17,9 +17,11 @@ from flashelmo import ElmoEmbedder, FlashElmoError, load_model
 from flashelmo.cli import main
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.named import download as downloads
+from flashelmo.engine.model.named import locate as locating
 from flashelmo.engine.model.named import table
 from flashelmo.engine.model.named.download import check, download
-from flashelmo.engine.model.named.table import NamedFile, NamedModel, locate, named_models
+from flashelmo.engine.model.named.locate import NAME, locate
+from flashelmo.engine.model.named.table import NamedFile, NamedModel, named_models
 
 SENTENCE = ["the", "cat", "sat"]
 Run = Callable[..., str]
@@ -65,6 +67,7 @@ def tiny(site: Site) -> NamedModel:
 def listed(tiny: NamedModel, home: Path, monkeypatch: pytest.MonkeyPatch) -> NamedModel:
     models = {**named_models(), "tiny": tiny}
     monkeypatch.setattr(table, "named_models", lambda: models)
+    monkeypatch.setattr(locating, "named_models", lambda: models)
     return tiny
 
 
@@ -77,7 +80,7 @@ def test_the_list_is_whole() -> None:
     assert {"small", "medium", "original", "original_5.5B", "pubmed", "portuguese", "seqvec"} < set(models)
     assert len([name for name in models if name.startswith("manylangs-")]) == 44
     for name, model in models.items():
-        assert table.NAME.fullmatch(name) and model.name == name
+        assert NAME.fullmatch(name) and model.name == name
         assert set(model.files) in ({"weights.hdf5", "options.json"}, {"model.zip"}), name
         addresses = [file.url for file in model.files.values()]
         assert all(url.startswith(("https://", "http://vectors.nlpl.eu/")) for url in addresses), name

@@ -17,7 +17,7 @@ from flashelmo.engine.model.checkpoints.files import (
     opened_tar,
     read_json,
 )
-from flashelmo.engine.model.named.table import locate
+from flashelmo.engine.model.named.locate import locate
 from flashelmo.engine.model.weights import ElmoModel
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -1,23 +1,20 @@
-"""The list of models that have a name, where they are kept, and which path a name stands for."""
+"""The list of models that have a name, and where they are kept."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 HOME = "FLASHELMO_HOME"  # the folder of the cache
 OFFLINE = ("FLASHELMO_OFFLINE", "HF_HUB_OFFLINE")
 RECORD = "download.json"  # beside a model's files: whence they came, and their sums
-NAME = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9.]+)*")
 LANGUAGES = "manylangs-"
 
 
@@ -74,35 +71,8 @@ def named_models() -> dict[str, NamedModel]:
 def find_named(name: str) -> NamedModel:
     """The model of a name; FlashElmoError, which lists the names, where there is none."""
     if name not in named_models():
-        raise FlashElmoError(f"{name}: no model's name; there are {_names()}")
+        raise FlashElmoError(f"{name}: no model's name; there are {all_names()}")
     return named_models()[name]
-
-
-def locate(path: Path) -> Path:
-    """A model's path as it is given, or the folder of the model of that name, which is downloaded if it is not there.
-
-    What exists is a path, whatever it is called.
-
-    Raises:
-        FlashElmoError: neither is there; the download fails.
-        MissingExtraError: the packages for downloads are not installed.
-    """
-    name = str(path)
-    if path.exists() or not NAME.fullmatch(name) or path.suffix in (".hdf5", ".h5", ".json", ".zip", ".safetensors"):
-        return path
-    if name not in named_models():
-        raise FlashElmoError(f"{name}: no such file or folder, and no model's name; there are {_names()}")
-    folder = home() / name
-    if not (folder / RECORD).is_file():
-        from flashelmo.engine.model.named.download import download
-
-        download(named_models()[name], home())
-    return folder
-
-
-def model_path(name: str, value: object) -> Path:
-    """The path of a model from what a caller gives as the argument `name`: see `path_of` and `locate`."""
-    return locate(path_of(name, value))
 
 
 def home() -> Path:
@@ -124,7 +94,7 @@ def offline() -> str | None:
     return next((name for name in OFFLINE if os.environ.get(name, "").lower() not in off), None)
 
 
-def _names() -> str:
+def all_names() -> str:
     """All names, those of many languages as one."""
     others = [name for name in named_models() if not name.startswith(LANGUAGES)]
     languages = [name.removeprefix(LANGUAGES) for name in named_models() if name.startswith(LANGUAGES)]

@@ -11,7 +11,7 @@ import typer
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, path_of
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.named.table import model_path
+from flashelmo.engine.model.named.locate import model_path
 from flashelmo.engine.output import Output
 
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")

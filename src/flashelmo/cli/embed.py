@@ -40,7 +40,7 @@ from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
-from flashelmo.engine.model.named.table import model_path
+from flashelmo.engine.model.named.locate import model_path
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
