@@ -20,7 +20,7 @@ def version() -> str:
 
 
 package_dir = {"flashelmo": PUBLIC_FACE}
-packages = ["flashelmo", "flashelmo.cli"]
+packages = ["flashelmo", "flashelmo.cli", "flashelmo.integrations"]
 for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
     packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]
@@ -30,6 +30,8 @@ OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
+DOWNLOAD = ["filelock>=3.12", "platformdirs>=4", "pooch>=1.8", "requests>=2.31"]
+HUB = ["huggingface_hub>=0.23"]
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
@@ -61,9 +63,13 @@ setup(
         "flashelmo": ["py.typed"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.kernels": ["*.c"],
+        "flashelmo.engine.model.named": ["*.json"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
     },
-    entry_points={"console_scripts": ["flashelmo=flashelmo.cli:main"]},
+    entry_points={
+        "console_scripts": ["flashelmo=flashelmo.cli:main"],
+        "spacy_factories": ["flashelmo=flashelmo.integrations.spacy:make_component"],  # for nlp.add_pipe("flashelmo")
+    },
     install_requires=[
         "h5py>=3.8",
         "numpy>=1.26",
@@ -82,9 +88,16 @@ setup(
         "openvino": OPENVINO,
         "torch": TORCH,
         "bulk": BULK,
+        "download": DOWNLOAD,
+        "hub": HUB,
         "spacy": ["spacy>=3.7"],
         "ray": RAY,
+        "sklearn": ["scikit-learn>=1.6"],
+        "sentence-transformers": [*TORCH, "sentence-transformers>=6"],
+        "flair": [*TORCH, "flair>=0.15"],
+        "datasets": ["datasets>=3"],
+        "langchain": ["langchain-core>=0.3"],
         "bench": BENCH,
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *BENCH, *TOOLS],
     },
 )

@@ -22,7 +22,7 @@ def files_of(first: Any, weight_file: Any, options_file: Any) -> tuple[Path, Pat
     """
     if weight_file is None:
         if first is None and options_file is None:
-            raise FlashElmoError("model: expected a path or a model in memory, found none; nothing is downloaded")
+            raise FlashElmoError("model: expected a path, a name or a model in memory, found none")
         if first is None:  # a whole model under AllenNLP's name, or options alone, of which `load_model` says so
             return path_of("options_file", options_file), None
         return path_of("model", first), None if options_file is None else path_of("options_file", options_file)

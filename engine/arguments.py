@@ -74,7 +74,7 @@ def path_of(name: str, value: Any) -> Path:
         raise FlashElmoError(f"{name}: expected a path, found {shown(value)}")
     if ADDRESS.match(text):
         address = ADDRESS.sub(r"\1://", text, count=1)
-        expected = "expected a path on this machine, as nothing is downloaded"
+        expected = "expected a path on this machine, as no address is downloaded"
         raise FlashElmoError(f"{name}: {expected}, found {address}; fetch it, say with curl -LO, and give its path")
     return Path(os.path.expanduser(text))
 

@@ -17,9 +17,11 @@ from flashelmo.engine.arguments import flag, is_one_of, path_of, shown, whole_nu
 from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.card import HubOptions, push_to_hub, save_pretrained
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.named.locate import locate
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
@@ -84,6 +86,7 @@ class ElmoEmbedder:
         self._read_model: Callable[[], ElmoModel]
         if not isinstance(model, ElmoModel):
             path, found = files_of(model, weight_file, options_file)
+            path = locate(path)
             model = load_model(path, found)
             again = None if found is None else os.path.abspath(found)
             self._read_model = partial(load_model, os.path.abspath(path), again)
@@ -109,14 +112,15 @@ class ElmoEmbedder:
         """Load a published or converted model.
 
         Args:
-            path: a folder, an archive or a weights file, of any format that `flashelmo info` reads.
+            path: a folder, an archive or a weights file, of any format that `flashelmo info` reads; or a name that
+                `flashelmo models` lists, as "original": downloaded on first use, if no such path exists.
             options_file: the options of a weights file that has none beside it.
             **options: how it computes: the fields of `engine.settings.Settings`, which says what each means.
 
         Raises:
-            FlashElmoError: files that are missing, damaged or of an unknown format; options that are unknown or do not
-                go together.
-            MissingExtraError: the chosen runtime's package is not installed.
+            FlashElmoError: files that are missing, damaged or of an unknown format; a download that fails; options that
+                are unknown or do not go together.
+            MissingExtraError: the chosen runtime's package, or what downloads need, is not installed.
         """
         return cls(path_of("path", path), options_file=options_file, **options)
 
@@ -153,6 +157,16 @@ class ElmoEmbedder:
             "keep_sentence_boundaries": self.settings.keep_sentence_boundaries,
             "stateful": self.settings.stateful,
         }
+
+    def save_pretrained(
+        self, folder: str | Path, *, license: str | None = None, language: str | None = None, overwrite: bool = False
+    ) -> None:
+        """Write the model's folder in flashelmo's own format, with a model card: see `engine.model.card`."""
+        save_pretrained(self._read_model(), folder, license=license, language=language, overwrite=overwrite)
+
+    def push_to_hub(self, repo_id: str, **options: Unpack[HubOptions]) -> str:
+        """Upload what `save_pretrained` writes to Hugging Face's hub; returns the address: see `engine.model.card`."""
+        return push_to_hub(self._read_model(), repo_id, **options)
 
     @property
     def reads_ahead(self) -> bool:

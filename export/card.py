@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model import card
+from flashelmo.engine.model.card import front_matter
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.export.card_examples import bare_example, flashelmo_example
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.report import Report, short, table
 from flashelmo.export.verification.structure import expected_values, value_text
 
-# Identifiers of Hugging Face's hub; any other licence is named beside `license: other`.
-LICENSES = ("unknown", "apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
-TAGS = ("onnx", "elmo", "bilm", "word-embeddings", "contextual-embeddings")
+TAGS = ("onnx", *card.TAGS)
 EXACT_LEVELS = 63  # two products of 8 by 7 bits never overflow the 16 bits that x86 adds them in
 
 
@@ -31,7 +30,7 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
     shown = values.index("float32") if "float32" in values else 0
     first, file = metadata[shown], reports[shown].file
     parts = [
-        _front_matter(first.license),
+        front_matter(first.license, TAGS),
         "# ELMo in ONNX",
         _about(first.config),
         "## Files",
@@ -51,20 +50,6 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
         f"```python\n{_VERIFY.format(file=file)}```",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(license: str) -> str:
-    lines = [f"license: {license.lower()}"]
-    if license.lower() not in LICENSES:
-        lines = ["license: other", f"license_name: {json.dumps(license, ensure_ascii=False)}"]
-    lines = [
-        "library_name: flashelmo",
-        "pipeline_tag: feature-extraction",
-        *lines,
-        "tags:",
-        *(f"- {tag}" for tag in TAGS),
-    ]
-    return "\n".join(["---", *lines, "---"])
 
 
 def _about(config: ElmoConfig) -> str:

@@ -85,8 +85,11 @@ BUILT_ON = {
     "engine.reference.reference": {"torch"},
     "engine.reference.torch_layers": {"torch"},
     "export.open_session": {"onnxruntime"},
+    "face.integrations.flair": {"torch"},
+    "face.integrations.sentence_transformers": {"torch"},
 }
 OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"}
+OTHER_NAMES = {"sklearn": "scikit-learn"}  # of packages that may be absent: as they are imported, as installed
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
 
@@ -102,7 +105,8 @@ def package_folder(part: str) -> Path:
 def modules(part: str) -> list[tuple[str, ast.Module]]:
     """Dotted name (without `flashelmo.`) and syntax tree of every module of one part."""
     folder, found = package_folder(part), []
-    paths = [*folder.glob("*.py"), *folder.glob("cli/*.py")] if part == FACE else folder.rglob("*.py")
+    wings = ("*.py", "cli/*.py", "integrations/*.py")
+    paths = [path for wing in wings for path in folder.glob(wing)] if part == FACE else folder.rglob("*.py")
     for path in sorted(paths):
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
@@ -262,7 +266,8 @@ def test_every_imported_package_is_declared(part: str) -> None:
     distributions = packages_distributions()
     for name, tree in modules(part):
         for package in top_level(imports(tree)) - {"flashelmo"} - set(sys.stdlib_module_names):
-            providers = {canonicalize_name(provider) for provider in distributions.get(package, [package])}
+            known = distributions.get(package) or [OTHER_NAMES.get(package, package)]
+            providers = {canonicalize_name(provider) for provider in known}
             assert providers & declared, f"{name} imports {package}, which setup.py does not mention"
 
 

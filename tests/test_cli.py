@@ -337,7 +337,7 @@ def test_elmo_command_writes_hdf5_whatever_the_suffix(here: Path, model: Path, s
     [
         (["--weight-file", "w"], "expected one of --all, --top and --average, found none"),
         (["--weight-file", "w", "--all", "--top"], "expected one of --all, --top and --average, found all top"),
-        (["--all"], "--weight-file: expected the weights of a model; none are downloaded"),
+        (["--all"], "--weight-file: expected the weights of a model, or its name, as original"),
         (["--all", "--weight-file", "absent.hdf5"], "absent.hdf5: no such file or folder"),
     ],
 )
@@ -437,7 +437,8 @@ def test_version_and_usage(capfd: pytest.CaptureFixture[str]) -> None:
 def test_the_installed_command(here: Path) -> None:
     command = [sys.executable, "-m", "flashelmo.cli", "info", "absent"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "flashelmo: absent: no such file or folder\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("flashelmo: absent: no such file or folder, and no model's name; there are small, ")
 
 
 class Terminal(io.StringIO):

@@ -76,7 +76,7 @@ def test_allennlps_call_has_allennlps_device_and_precision(files: SimpleNamespac
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "model: expected a path or a model in memory, found none; nothing is downloaded"),
+        ({}, "model: expected a path, a name or a model in memory, found none"),
         ({"weight_file": 7}, "weight_file: expected a path, found 7"),
         ({"weight_file": "w", "options_file": 7}, "options_file: expected a path, found 7"),
         ({"model": 7}, "model: expected a path, found 7"),
@@ -182,11 +182,11 @@ def test_nothing_is_downloaded(address: str, capfd: pytest.CaptureFixture[str]) 
             call()
         found = str(error.value).replace("file:///", "file:/").replace("file://", "file:/")
         assert found == (
-            f"{name}: expected a path on this machine, as nothing is downloaded, found {same}; "
+            f"{name}: expected a path on this machine, as no address is downloaded, found {same}; "
             "fetch it, say with curl -LO, and give its path"
         )
     assert main(["info", address]) == 1
-    assert "as nothing is downloaded, found" in capfd.readouterr().err
+    assert "as no address is downloaded, found" in capfd.readouterr().err
 
 
 class Column:

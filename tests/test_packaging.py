@@ -11,7 +11,8 @@ from packaging.utils import canonicalize_name
 
 import flashelmo
 
-EXTRAS = {"cpu", "gpu", "export", "openvino", "torch", "bulk", "spacy", "ray", "bench", "dev"}
+EXTRAS = {"cpu", "gpu", "export", "openvino", "torch", "bulk", "download", "hub", "spacy", "ray", "bench", "dev"}
+EXTRAS |= {"sklearn", "sentence-transformers", "flair", "datasets", "langchain"}
 
 
 def needed_by(name: str, extra: str = "") -> set[str]:

@@ -17,6 +17,7 @@ from flashelmo.engine.model.checkpoints.files import (
     opened_tar,
     read_json,
 )
+from flashelmo.engine.model.named.locate import locate
 from flashelmo.engine.model.weights import ElmoModel
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -27,16 +28,18 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
 
     Args:
         path: bilm-tf's or AllenNLP's HDF5, an NLPL archive or its folder, SeqVec's folder, an ELMoForManyLangs folder
-            or archive, or what `flashelmo convert` wrote.
+            or archive, or what `flashelmo convert` wrote; or the name of a published model, where no such path exists,
+            which is downloaded on first use.
         options_file: the options of an HDF5 file that lie elsewhere than beside it.
 
     Raises:
         FlashElmoError: one line that names the file, and the tensor or key, that is missing or wrong.
-        MissingExtraError: reading ELMoForManyLangs' pickles without PyTorch.
+        MissingExtraError: reading ELMoForManyLangs' pickles without PyTorch; downloading without what that needs.
     """
     path = path_of("path", path)
     options = None if options_file is None else path_of("options_file", options_file)
     try:
+        path = locate(path)
         if not path.exists():
             raise FlashElmoError(f"{path}: no such file or folder")
         check_regular(path)

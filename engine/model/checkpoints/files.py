@@ -93,13 +93,17 @@ def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]
 
 
 @contextmanager
-def extracted(archive: Path) -> Iterator[Path]:
+def extracted(archive: Path, parent: Path | None = None) -> Iterator[Path]:
     """The files of a zip or tar archive in a temporary folder; none is ever written outside it.
+
+    Args:
+        archive: which.
+        parent: of the folder, where it is not the system's for temporary files.
 
     Raises:
         FlashElmoError: the archive is damaged, or would grow beyond `check_growth`; then nothing is unpacked.
     """
-    with tempfile.TemporaryDirectory(prefix="flashelmo.") as folder:
+    with tempfile.TemporaryDirectory(prefix="flashelmo.", dir=parent) as folder:
         try:
             if zipfile.is_zipfile(archive):
                 check_zip(archive)

@@ -17,20 +17,28 @@ import numpy.typing as npt
 
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import check_regular, check_rows, first_line, new_folder, read_json
+from flashelmo.engine.model.checkpoints.files import (
+    MODEL_FILES,
+    check_regular,
+    check_rows,
+    first_line,
+    new_folder,
+    read_json,
+)
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, Lexicon, expected_shapes
 
 FORMAT = "native"
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 MAX_DIMENSIONS = 8
 
 
-def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = False) -> None:
-    """Write a model's folder; it appears whole or not at all.
+def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = False, card: str | None = None) -> None:
+    """Write a model's folder, with a model card if one is given; it appears whole or not at all.
 
     Raises:
         FlashElmoError: the folder exists (and is not to be overwritten) or cannot be written.
@@ -38,19 +46,29 @@ def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = Fals
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with new_folder(path_of("folder", folder), overwrite) as target:
+    path = path_of("folder", folder)
+    with new_folder(path, overwrite, lambda name: name in MODEL_FILES or _is_card(path, name)) as target:
         source_format = model.source_format if model.format == FORMAT else model.format
         config = {"format_version": FORMAT_VERSION, "source_format": source_format, **model.config.to_dict()}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if model.lexicon is not None:
             lexicon = {"characters": dict(model.lexicon.characters), "words": dict(model.lexicon.words)}
             (target / "lexicon.json").write_text(json.dumps(lexicon, ensure_ascii=False), encoding="utf-8")
+        if card is not None:
+            (target / CARD_FILE).write_text(card, encoding="utf-8")
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in model.weights.named_tensors()}
         try:
             save_file(tensors, target / WEIGHTS_FILE)
         except SafetensorError as error:
             raise OSError(str(error)) from None
         shutil.copymode(target / "config.json", target / WEIGHTS_FILE)  # save_file creates it with mode 0600
+
+
+def _is_card(folder: Path, name: str) -> bool:
+    """Whether a file is a model card of flashelmo's, which may be replaced."""
+    if name != CARD_FILE:
+        return False
+    return "\nlibrary_name: flashelmo\n" in (folder / name).read_text(encoding="utf-8", errors="replace")
 
 
 def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:

@@ -13,6 +13,7 @@ from flashelmo.engine.errors import FlashElmoError
 InputText = Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space; - reads stdin.")]
 Options = Annotated[Path | None, typer.Option(help="Options file of weights that have none beside them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
 ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
 

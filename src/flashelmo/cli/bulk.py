@@ -11,6 +11,7 @@ import typer
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, path_of
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.named.locate import model_path
 from flashelmo.engine.output import Output
 
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
@@ -71,7 +72,7 @@ def embed_to_folder(
         _finish(done, target, computed, shards, report, quiet)
         return
     with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
-        embedder = ElmoEmbedder.load(path_of("model", model), **settings)
+        embedder = ElmoEmbedder.load(model_path("model", model), **settings)
         with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
             done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
     _finish(done, target, f"{embedder.device}, {embedder.precision}", shards, report, quiet)
@@ -97,7 +98,7 @@ def _embed_with_others(
     if shards["num_shards"] > 1:
         raise FlashElmoError("--num-shards: expected none beside --workers or --ray, which deal shards out themselves")
     given = {name: shards[name] for name in ("format", "shard_records", "keep_tokens")}
-    corpus = Corpus(path_of("model", model), source, target, output, reader=reader, options=settings, **given)
+    corpus = Corpus(model_path("model", model), source, target, output, reader=reader, options=settings, **given)
     how = {"resume": shards["resume"], "overwrite": shards["overwrite"]}
     with warnings_to_stderr(quiet):
         n = 1 if workers is None else workers

@@ -12,7 +12,7 @@ from flashelmo.cli.terminal import say
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Model of any format.")],
+    source: Annotated[Path, typer.Argument(help="Model of any format, or its name.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write.")],
     options: Options = None,
     overwrite: Overwrite = False,

@@ -22,7 +22,9 @@ def elmo(
     average: Annotated[bool, typer.Option("--average", help="Keep the average of the vectors.")] = False,
     vocab_path: Annotated[Path | None, typer.Option(help="Without effect, as in AllenNLP.")] = None,
     options_file: Options = None,
-    weight_file: Annotated[Path | None, typer.Option(help="Weights, or anything that holds a model.")] = None,
+    weight_file: Annotated[
+        Path | None, typer.Option(help="Weights, or anything that holds a model; or its name.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a batch; the state is carried on by row.")] = 64,
     file_friendly_logging: Annotated[
         bool, typer.Option("--file-friendly-logging", help="Progress in lines, and fewer of them.")
@@ -38,7 +40,7 @@ def elmo(
     if len(chosen) != 1:
         raise FlashElmoError(f"expected one of --all, --top and --average, found {' '.join(chosen) or 'none'}")
     if weight_file is None:
-        raise FlashElmoError("--weight-file: expected the weights of a model; none are downloaded")
+        raise FlashElmoError("--weight-file: expected the weights of a model, or its name, as original")
     if include_package:
         say("flashelmo: --include-package is without effect")
     embed_to_file(

@@ -40,6 +40,7 @@ from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
+from flashelmo.engine.model.named.locate import model_path
 from flashelmo.engine.output import Output
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
@@ -49,7 +50,7 @@ from flashelmo.engine.text.lines import Errors
 def embed(
     input: InputText,
     output: Annotated[Path, typer.Argument(help="Folder of shards, or file of vectors: .h5 (HDF5) or .npz.")],
-    model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
+    model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model, or its name.")],
     options: Options = None,
     layers: Annotated[
         str, typer.Option(metavar="all|top|average|0|0,2", help="Layers to keep; 0 is the characters' one.")
@@ -187,12 +188,12 @@ def embed_to_file(
     in_lines: bool = False,
 ) -> None:
     """Open the files, load the model, embed; what is cheap to check is checked first."""
-    target, model = path_of("output", target), path_of("model", model)
+    target = path_of("output", target)
     with _open_input(source) as file:
         status = file_status(file)
         if status is not None and target.exists() and os.path.samestat(status, target.stat()):
             raise FlashElmoError(f"{target}: is the text itself")
-        if target.is_file() and is_model_file(target, model, settings["options_file"]):
+        if target.is_file() and is_model_file(target, model_path("model", model), settings["options_file"]):
             raise FlashElmoError(f"{target}: is a file of the model")
         with open_sink(target, output, **sink_settings) as sink:
             from flashelmo.engine.embedder import ElmoEmbedder
@@ -236,11 +237,11 @@ def embed_records_to(
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.sinks.seqvec import open_seqvec
 
-    target, model = path_of("output", target), path_of("model", model)
+    target = path_of("output", target)
     records = open_reader(source, **reader)
     if target.is_file() and os.path.exists(source) and os.path.samefile(source, target):
         raise FlashElmoError(f"{target}: is the text itself")
-    if target.is_file() and is_model_file(target, model, settings["options_file"]):
+    if target.is_file() and is_model_file(target, model_path("model", model), settings["options_file"]):
         raise FlashElmoError(f"{target}: is a file of the model")
     opened: AbstractContextManager[Any] = (
         open_seqvec(target, output, overwrite=sink_settings["overwrite"])

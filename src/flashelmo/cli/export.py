@@ -19,7 +19,7 @@ MAX_VERIFIED = 10_000  # sentences or tokens to verify with: the reference compu
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model of any format.")],
+    model: Annotated[Path, typer.Argument(help="Model of any format, or its name.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     options: Options = None,
     precision: Annotated[

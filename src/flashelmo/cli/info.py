@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options
+from flashelmo.cli.arguments import Json, Options
 from flashelmo.cli.terminal import readable_size
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="Model of any format.")],
+    model: Annotated[Path, typer.Argument(help="Model of any format, or its name.")],
     options: Options = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print a model's dimensions, parameters, source format and sha256."""
     from flashelmo.engine.model.checkpoints import load_model

@@ -1,0 +1,244 @@
+"""Download a model's files: what is interrupted goes on where it ended, what is wrong is never kept.
+
+Pooch verifies sums and puts files in their place. Neither it nor huggingface_hub resumes a plain address's download
+(pooch 1.9 starts anew; huggingface_hub 2.4 does so for its own hub alone), so this has a downloader for pooch that asks
+the server for the rest of the file (RFC 9110, ranges), as long as it is the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints.files import extracted, first_line, read_json
+from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, offline
+
+logger = logging.getLogger("flashelmo")
+
+ATTEMPTS = 5  # of a download that breaks off
+PAUSE = 1.0  # seconds before the second, twice as many before each further one
+TIMEOUT = 30.0  # seconds without an answer, or without data
+CHUNK = 1 << 20  # bytes
+
+
+def download(model: NamedModel, home: Path, *, overwrite: bool = False) -> Path:
+    """Make a model's folder in the cache, which appears when all of it is there; returns the folder.
+
+    Two processes that want the same model download it once. A sum that nobody published is taken here, and written
+    into the folder's `download.json`, by which a later download of the same model is verified.
+
+    Args:
+        model: which.
+        home: the cache's folder.
+        overwrite: download again what is there.
+
+    Raises:
+        FlashElmoError: the server's answer, a wrong sum, a damaged archive, a full disk; or downloads are forbidden.
+        MissingExtraError: the packages for downloads are not installed.
+    """
+    folder = home / model.name
+    if (folder / RECORD).is_file() and not overwrite:
+        return folder
+    if variable := offline():
+        raise FlashElmoError(f"{model.name}: not in {home}, and {variable} forbids downloads")
+    try:
+        import pooch
+        import requests
+        from filelock import FileLock
+    except ImportError as error:
+        raise MissingExtraError(error.name or "pooch", "download", "a download") from error
+    pooch.get_logger().setLevel(logging.WARNING)
+    work = home / f".{model.name}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / f".{model.name}.lock"):
+            if (folder / RECORD).is_file() and not overwrite:
+                return folder
+            known = _recorded(folder)
+            for name, file in model.files.items():
+                _fetch(work, name, file, known.get(name))
+            _settle(model, work, folder)
+    except requests.RequestException as error:
+        raise FlashElmoError(f"{model.name}: {_reason(error)}; what is there of it is kept") from None
+    except OSError as error:
+        raise FlashElmoError(f"{error.filename or home}: cannot be written: {first_line(error)}") from None
+    logger.info("%s: licence %s, from %s", model.name, model.license or "not stated", model.page)
+    return folder
+
+
+def check(folder: Path) -> list[str]:
+    """What of a downloaded model's files is missing, or has another sum than when it was downloaded."""
+    record = read_json(folder / RECORD)
+    problems = []
+    for name, expected in record["contents"].items():
+        path = folder / name
+        found = digest(path) if path.is_file() else "no file"
+        if found != expected:
+            problems.append(f"{path}: expected sha256 {expected}, found {found}")
+    return problems
+
+
+def digest(path: Path) -> str:
+    """A file's sha256."""
+    total = sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """The sums of the files of an earlier download."""
+    if not (folder / RECORD).is_file():
+        return {}
+    return {name: file["sha256"] for name, file in read_json(folder / RECORD)["files"].items()}
+
+
+def _fetch(work: Path, name: str, file: NamedFile, recorded: str | None) -> None:
+    """Download one file, unless it is there; FlashElmoError where its sum is another."""
+    import pooch
+
+    known = file.sha256 or recorded
+    part = work / f"{name}.part"
+    work.mkdir(exist_ok=True)
+    try:
+        pooch.retrieve(file.url, None if known is None else f"sha256:{known}", name, work, downloader=Resumed(part))
+    except ValueError as error:  # pooch's, about the sum; the file is gone
+        if isinstance(error, FlashElmoError) or known is None or "hash" not in str(error):
+            raise
+        expected = "that its authors publish" if file.sha256 else "of the first download"
+        raise FlashElmoError(f"{file.url}: expected sha256 {known}, {expected}, found another; not kept") from None
+
+
+@dataclass
+class Resumed:
+    """A downloader for pooch that keeps what it has in `part`, and goes on with it.
+
+    Attributes:
+        part: the unfinished file; beside it `.tag`, by which the server knows which file it is of.
+    """
+
+    part: Path
+
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        """Download an address to `output_file`. Errors are those of requests."""
+        import requests
+
+        for attempt in range(ATTEMPTS):
+            try:
+                self._go_on(url)
+                break
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise requests.ConnectionError(f"{url}: {_reason(error)}") from None
+                time.sleep(PAUSE * 2**attempt)
+        self.part.replace(output_file)
+        self._tag.unlink(missing_ok=True)
+
+    @property
+    def _tag(self) -> Path:
+        return self.part.with_suffix(".tag")
+
+    def _go_on(self, url: str) -> None:
+        """Download what is not there yet; all of it where the server has another file by now, or knows no ranges."""
+        import requests
+        from tqdm import tqdm
+
+        tag = self._tag.read_text(encoding="utf-8") if self._tag.is_file() and self.part.is_file() else ""
+        start = self.part.stat().st_size if tag else 0
+        headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
+        if start:
+            headers |= {"Range": f"bytes={start}-", "If-Range": tag}
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code == 416:  # nothing follows, or the file is a shorter one: begin again
+                self._tag.unlink()
+                raise requests.ConnectionError(f"expected bytes from {start:,} on, found none")
+            response.raise_for_status()
+            start = _start_of(response.headers) if response.status_code == 206 else 0
+            length = response.headers.get("Content-Length")
+            total = None if length is None else start + int(length)
+            if not start:  # before the tag says that what is there is of this file
+                self.part.write_bytes(b"")
+            self._tag.write_text(_validator(response.headers), encoding="utf-8")
+            with (
+                self.part.open("r+b") as file,
+                tqdm(
+                    desc=url.rpartition("/")[2], total=total, initial=start, unit="B", unit_scale=True, disable=None
+                ) as bar,
+            ):
+                file.seek(start)
+                for chunk in response.iter_content(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                file.truncate()
+        size = self.part.stat().st_size
+        if total is not None and size != total:
+            raise requests.ConnectionError(f"expected {total:,} bytes, found {size:,}")
+
+
+def _start_of(headers: Mapping[str, str]) -> int:
+    """Where the part begins that a server sends."""
+    import requests
+
+    begin = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if not begin.isdecimal():
+        raise requests.ConnectionError(f"expected a range of bytes, found {begin[:40]!r}")
+    return int(begin)
+
+
+def _validator(headers: Mapping[str, str]) -> str:
+    """What names this very file: a strong ETag, or the time of its last change; empty where the server says neither."""
+    tag = headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _settle(model: NamedModel, work: Path, folder: Path) -> None:
+    """Unpack archives, write the record, and give the folder its name."""
+    new = work / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    sums = {name: digest(work / name) for name in model.files}
+    for name in model.files:
+        if not name.endswith(".zip"):
+            (work / name).replace(new / name)
+            continue
+        try:
+            with extracted(work / name, work) as inner:
+                for path in inner.iterdir():
+                    path.replace(new / path.name)
+        except FlashElmoError:
+            (work / name).unlink()
+            raise
+        (work / name).unlink()
+    contents = {path.relative_to(new).as_posix(): digest(path) for path in sorted(new.rglob("*")) if path.is_file()}
+    record = {
+        "name": model.name,
+        "page": model.page,
+        "license": model.license,
+        "downloaded": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "files": {name: {"url": file.url, "sha256": sums[name]} for name, file in model.files.items()},
+        "contents": contents,
+    }
+    (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.replace(folder)
+    shutil.rmtree(work)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"{response.url}: the server says {response.status_code} {response.reason}"
+    cause = error.args[0] if error.args else error
+    return str(getattr(cause, "reason", cause)).partition("\n")[0]

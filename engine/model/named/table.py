@@ -1,0 +1,101 @@
+"""The list of models that have a name, and where they are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+HOME = "FLASHELMO_HOME"  # the folder of the cache
+OFFLINE = ("FLASHELMO_OFFLINE", "HF_HUB_OFFLINE")
+RECORD = "download.json"  # beside a model's files: whence they came, and their sums
+LANGUAGES = "manylangs-"
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that is downloaded.
+
+    Attributes:
+        url: where its authors publish it.
+        sha256: of its bytes; None where its authors publish none.
+    """
+
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A published model.
+
+    Attributes:
+        name: what users call it by.
+        about: what it is, in one line.
+        page: of its authors.
+        format: "bilm" (HDF5 weights and options), or "manylangs" (ELMoForManyLangs' pickles, which PyTorch reads).
+        language: a code of ISO 639, or "proteins".
+        license: of the repository that publishes it; None where its authors state none.
+        layers, output_size, cell_size: its dimensions; None where they are not published.
+        files: by the names that they get; a `.zip` is unpacked.
+    """
+
+    name: str
+    about: str
+    page: str
+    format: str
+    language: str
+    license: str | None
+    layers: int
+    output_size: int | None
+    cell_size: int | None
+    files: Mapping[str, NamedFile]
+
+
+@cache
+def named_models() -> dict[str, NamedModel]:
+    """All models that have a name, in the order of the list."""
+    rows = json.loads(files(__package__).joinpath("models.json").read_text(encoding="utf-8"))
+    models = [
+        NamedModel(**{**row, "files": {name: NamedFile(**file) for name, file in row["files"].items()}}) for row in rows
+    ]
+    return {model.name: model for model in models}
+
+
+def find_named(name: str) -> NamedModel:
+    """The model of a name; FlashElmoError, which lists the names, where there is none."""
+    if name not in named_models():
+        raise FlashElmoError(f"{name}: no model's name; there are {all_names()}")
+    return named_models()[name]
+
+
+def home() -> Path:
+    """The folder of the cache: $FLASHELMO_HOME, $HF_HOME/flashelmo, or that of the system for this user."""
+    if given := os.environ.get(HOME):
+        return Path(given).expanduser()
+    if given := os.environ.get("HF_HOME"):
+        return Path(given, "flashelmo").expanduser()
+    try:
+        from platformdirs import user_cache_path
+    except ImportError as error:
+        raise MissingExtraError("platformdirs", "download", "a model by its name") from error
+    return Path(user_cache_path("flashelmo", appauthor=False))
+
+
+def offline() -> str | None:
+    """The variable of the environment that forbids downloads; None where none does."""
+    off = ("", "0", "false", "no", "off")
+    return next((name for name in OFFLINE if os.environ.get(name, "").lower() not in off), None)
+
+
+def all_names() -> str:
+    """All names, those of many languages as one."""
+    others = [name for name in named_models() if not name.startswith(LANGUAGES)]
+    languages = [name.removeprefix(LANGUAGES) for name in named_models() if name.startswith(LANGUAGES)]
+    return f"{', '.join(others)}, {LANGUAGES}LANGUAGE ({', '.join(languages)})"

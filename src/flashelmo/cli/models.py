@@ -1,0 +1,57 @@
+"""The commands `flashelmo models` and `flashelmo download`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flashelmo.cli.arguments import Json, Overwrite
+from flashelmo.cli.terminal import say
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.named import table
+from flashelmo.engine.model.named.table import RECORD, find_named, home
+
+
+def models(as_json: Json = False) -> None:
+    """List the models that have a name, and which of them are here."""
+    here = {name for name in table.named_models() if (home() / name / RECORD).is_file()}
+    if as_json:
+        rows = [{**asdict(model), "downloaded": name in here} for name, model in table.named_models().items()]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    lines = Table("name", "language", "size", "licence", "here", "what", box=None, pad_edge=False)
+    for name, model in table.named_models().items():
+        size, license = str(model.output_size or "?"), model.license or "not stated"
+        lines.add_row(name, model.language, size, license, "yes" if name in here else "", model.about)
+    width = None if sys.stdout.isatty() else 200  # a line a model, for grep
+    Console(highlight=False, width=width).print(lines)
+    say(f"size: of a vector; here: in {home()}; licence: of the repository that publishes a model")
+
+
+def download(
+    name: Annotated[str, typer.Argument(help="Name of a model: `flashelmo models` lists them.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Download a model by its name, or verify it if it is here; prints its folder."""
+    from flashelmo.engine.model.named.download import check, download
+
+    model, folder = find_named(name), home() / name
+    was_here = (folder / RECORD).is_file() and not overwrite
+    folder = download(model, home(), overwrite=overwrite)
+    if problems := check(folder) if was_here else []:
+        raise FlashElmoError(f"{problems[0]}; --overwrite downloads it again")
+    if as_json:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        print(json.dumps({"folder": str(folder), **record}, indent=2))
+        return
+    print(folder)
+    done = "verified" if was_here else "downloaded"
+    say(f"{name}: {done}; licence: {model.license or 'not stated'}; {model.page}")

@@ -1,0 +1,88 @@
+"""A module of sentence-transformers: the vectors of a text's tokens, before a pooling of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.output import Layers, Mix
+from flashelmo.integrations.texts import TextEmbedder
+
+try:
+    from sentence_transformers.base.modules import InputModule
+
+    import torch  # isort: skip  (after what may be absent: it takes long)
+except ImportError as error:
+    package = "sentence-transformers"
+    raise MissingExtraError(package, package, "flashelmo.integrations.sentence_transformers") from error
+
+MODEL = "model"  # the folder of the weights inside a saved module's
+
+
+class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
+    """Token embeddings [B, T, D] and attention mask [B, T] of texts, for a `Pooling` to follow. Not trained.
+
+    Saved with a `SentenceTransformer`, it holds the weights too; `SentenceTransformer(folder, trust_remote_code=True)`
+    loads that, as sentence-transformers asks for with every module that is not its own.
+
+    Args:
+        model: what `ElmoEmbedder.load` takes.
+        layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
+        tokenizer_name: of texts, as "moses".
+        options: of `ElmoEmbedder.load`.
+    """
+
+    config_file_name = "flashelmo.json"
+    config_keys = ["layers", "mix", "tokenizer_name"]  # noqa: RUF012 (as its class has it)
+    save_in_root = False
+
+    def __init__(
+        self,
+        model: str | Path | ElmoEmbedder = "original",
+        layers: Layers = "average",
+        mix: Mix | None = None,
+        tokenizer_name: str = "whitespace",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers, self.mix, self.tokenizer_name = layers, mix, tokenizer_name
+        self._texts = TextEmbedder(
+            model, layers=layers, mix=mix, pool=None, tokenizer=tokenizer_name, **(options or {})
+        )
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # follows the model from device to device
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+        """Texts as they are, behind the prompt if there is one."""
+        return {"texts": [f"{prompt or ''}{text}" if isinstance(text, str) else list(text) for text in inputs]}
+
+    def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """The features with `token_embeddings` [B, T, D], zero behind a text's end, and `attention_mask` [B, T]."""
+        vectors = [torch.from_numpy(each) for each in self._texts(features["texts"])]
+        longest = max(1, *(len(each) for each in vectors)) if vectors else 1
+        embeddings = torch.zeros(len(vectors), longest, self._texts.size)
+        mask = torch.zeros(len(vectors), longest, dtype=torch.int64)
+        for row, each in enumerate(vectors):
+            embeddings[row, : len(each)] = each
+            mask[row, : len(each)] = 1
+        place = self._place.device
+        return {**features, "token_embeddings": embeddings.to(place), "attention_mask": mask.to(place)}
+
+    def get_embedding_dimension(self) -> int:
+        """D, the length of a token's vector."""
+        return self._texts.size
+
+    def save(self, output_path: str, *args: Any, **options: Any) -> None:
+        """Write the configuration and the weights into a folder."""
+        self.save_config(output_path)
+        self._texts.embedder.save_pretrained(Path(output_path, MODEL), overwrite=True)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Elmo:
+        """The module of a folder that `save` wrote, here or on Hugging Face's hub."""
+        names = ("token", "cache_folder", "revision", "local_files_only")
+        place = {"subfolder": subfolder, **{name: options[name] for name in names if name in options}}
+        folder = cls.load_dir_path(model_name_or_path, **place)
+        return cls(Path(folder, MODEL), **cls.load_config(model_name_or_path, **place))

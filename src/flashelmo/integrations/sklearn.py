@@ -1,0 +1,78 @@
+"""A transformer of scikit-learn: texts or token lists to one vector each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.output import Array, Layers, Mix
+from flashelmo.integrations.texts import TextEmbedder
+
+try:
+    from sklearn.base import BaseEstimator, TransformerMixin
+except ImportError as error:
+    raise MissingExtraError("scikit-learn", "sklearn", "flashelmo.integrations.sklearn") from error
+
+
+class ElmoTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Texts to vectors, as a step of a pipeline. Nothing is learned: `fit` only checks the parameters.
+
+    A clone shares the model with its original, as long as both are in one process.
+
+    Attributes:
+        model: what `ElmoEmbedder.load` takes.
+        layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
+        pool: "mean" or "max" over the tokens.
+        tokenizer: of texts, by its name, as "moses".
+        options: of `ElmoEmbedder.load`, as {"device": "cuda"}.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ElmoEmbedder = "original",
+        *,
+        layers: Layers = "average",
+        mix: Mix | None = None,
+        pool: str = "mean",
+        tokenizer: str = "whitespace",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.mix = mix
+        self.pool = pool
+        self.tokenizer = tokenizer
+        self.options = options
+
+    def fit(self, X: Any = None, y: Any = None) -> ElmoTransformer:
+        """Load the model; returns this object. FlashElmoError: a parameter is wrong."""
+        self._texts.size  # noqa: B018
+        return self
+
+    def transform(self, X: Iterable[str | Sequence[str]]) -> Array:
+        """The vectors [B, D], float32, of texts or token lists in a list, an array or a column."""
+        return self._texts.matrix(X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Array:
+        """Names of the D columns."""
+        return np.array([f"elmo{number}" for number in range(self._texts.size)], dtype=object)
+
+    @property
+    def _texts(self) -> TextEmbedder:
+        how: dict[str, Any] = {"layers": self.layers, "mix": self.mix, "pool": self.pool, "tokenizer": self.tokenizer}
+        return TextEmbedder(self.model, **how, **(self.options or {}))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        return tags

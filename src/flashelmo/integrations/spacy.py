@@ -1,0 +1,120 @@
+"""A component of spaCy's pipelines that fills the vectors of tokens, spans and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.output import Array, Layers, Mix
+from flashelmo.integrations.texts import TextEmbedder
+
+try:
+    from spacy.language import Language
+    from spacy.tokens import Doc, Span, Token
+except ImportError as error:
+    raise MissingExtraError("spacy", "spacy", "flashelmo.integrations.spacy") from error
+
+NAME = "flashelmo"
+
+
+class ElmoComponent:
+    """Fills `doc.tensor` [T, D], and answers `vector`, `has_vector`, `vector_norm` and `similarity` from it.
+
+    Each sentence is embedded by itself where an earlier component has found sentences, and otherwise the document.
+    A span's and a document's vector is the mean of its tokens'.
+
+    Args:
+        texts: what embeds; tokens are spaCy's.
+    """
+
+    def __init__(self, texts: TextEmbedder) -> None:
+        self._texts = texts
+
+    def __call__(self, doc: Doc) -> Doc:
+        """The document with its vectors."""
+        self._fill([doc])
+        return doc
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """As one by one, but computed together."""
+        documents = iter(stream)
+        while batch := list(islice(documents, batch_size)):
+            self._fill(batch)
+            yield from batch
+
+    def _fill(self, docs: list[Doc]) -> None:
+        sentences = [[token.text for token in span] for doc in docs for span in _sentences(doc)]
+        found = iter(self._texts(sentences))
+        for doc in docs:
+            vectors = [next(found) for _ in _sentences(doc)]
+            doc.tensor = np.concatenate(vectors) if vectors else np.zeros((0, self._texts.size), np.float32)
+            for hooks in (doc.user_hooks, doc.user_span_hooks):
+                hooks |= {"vector": _mean, "has_vector": _has, "vector_norm": _norm, "similarity": _similarity}
+            doc.user_token_hooks |= {
+                "vector": _row,
+                "has_vector": _has,
+                "vector_norm": _norm,
+                "similarity": _similarity,
+            }
+
+
+@Language.factory(  # type: ignore[untyped-decorator, unused-ignore]
+    NAME,
+    default_config={
+        "model": "original",
+        "layers": "average",
+        "mix": None,
+        "options": {},
+    },
+    assigns=["doc.tensor"],
+)
+def make_component(
+    nlp: Language, name: str, model: str, layers: Any, mix: Any, options: dict[str, Any]
+) -> ElmoComponent:
+    """The component, as `nlp.add_pipe("flashelmo", config=...)` makes it.
+
+    Args:
+        nlp, name: of the pipeline.
+        model: what `ElmoEmbedder.load` takes.
+        layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
+        options: of `ElmoEmbedder.load`.
+    """
+    chosen: Layers = layers
+    coefficients: Mix | None = mix
+    return ElmoComponent(TextEmbedder(model, layers=chosen, mix=coefficients, pool=None, **options))
+
+
+def _sentences(doc: Doc) -> list[Any]:
+    """Spans that are embedded by themselves."""
+    if not len(doc):
+        return []
+    return list(doc.sents) if doc.has_annotation("SENT_START") else [doc[:]]
+
+
+def _row(token: Token) -> Array:
+    vector: Array = token.doc.tensor[token.i]
+    return vector
+
+
+def _mean(tokens: Doc | Span) -> Array:
+    doc, start, stop = (tokens.doc, tokens.start, tokens.end) if isinstance(tokens, Span) else (tokens, 0, len(tokens))
+    mean: Array = doc.tensor[start:stop].mean(axis=0) if stop > start else np.zeros(doc.tensor.shape[1], np.float32)
+    return mean
+
+
+def _has(tokens: Any) -> bool:
+    return True
+
+
+def _norm(tokens: Any) -> float:
+    return float(np.linalg.norm(tokens.vector))
+
+
+def _similarity(one: Any, other: Any) -> float:
+    """The cosine; 0 where one has no direction."""
+    norms = one.vector_norm * other.vector_norm
+    return float(one.vector @ other.vector / norms) if norms else 0.0

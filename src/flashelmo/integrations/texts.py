@@ -1,0 +1,89 @@
+"""Texts to vectors for the tools of others: they copy, pickle and configure, so the model is loaded on first use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.output import Array, Layers, Mix, Output
+
+KEPT = 2  # models that a process keeps for those that ask for the same
+
+
+class TextEmbedder:
+    """Texts to vectors. A pickled one is its arguments, and each process loads the model once.
+
+    Attributes:
+        model: what `ElmoEmbedder.load` takes, or an embedder; one of a model in memory cannot be pickled.
+        output: which layers, of which several are joined end to end, and whether tokens are pooled.
+        tokenizer: of texts, by its name (`engine/bulk/tokenizers.py`); token lists are taken as they are.
+        options: of `ElmoEmbedder.load`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ElmoEmbedder,
+        *,
+        layers: Layers = "average",
+        mix: Mix | None = None,
+        pool: str | None = "mean",
+        tokenizer: str = "whitespace",
+        **options: Any,
+    ) -> None:
+        self.model = model
+        self.output = Output(layers, pool=pool, mix=mix)
+        self.tokenizer = tokenizer
+        self.options = options
+
+    @property
+    def embedder(self) -> ElmoEmbedder:
+        """The embedder, loaded when it is first asked for in a process."""
+        if isinstance(self.model, ElmoEmbedder):
+            return self.model
+        try:
+            return _load(str(self.model), json.dumps(self.options, sort_keys=True))
+        except TypeError:  # options that JSON has no words for
+            return ElmoEmbedder.load(self.model, **self.options)
+
+    @property
+    def size(self) -> int:
+        """D, the length of a vector."""
+        config = self.embedder.config
+        return config.output_size * len(self.output.groups(config.n_layers + 1))
+
+    def __call__(self, texts: Iterable[str | Sequence[str]]) -> list[Array]:
+        """The vectors of texts, or of token lists: float32 [D] each, or [T, D] where nothing is pooled.
+
+        Raises:
+            FlashElmoError: what is no text, a layer that the model lacks.
+        """
+        given = list(texts)
+        strings = {number: text for number, text in enumerate(given) if isinstance(text, str)}
+        if self.tokenizer != "whitespace" and strings:
+            tokens, offsets = tokenize(lines_of(strings.values()), tokenizer_of(self.tokenizer))
+            words = tokens.to_pylist()
+            for number, start, stop in zip(strings, offsets[:-1], offsets[1:], strict=True):
+                given[number] = words[start:stop]
+        output = self.output
+        chosen: dict[str, Any] = {"layers": output.layers} if output.mix is None else {"mix": output.mix}
+        found = self.embedder.embed(given, pool=output.pool, **chosen)
+        if output.single:
+            return list(found)
+        return [np.concatenate(list(vectors), axis=-1) for vectors in found]
+
+    def matrix(self, texts: Iterable[str | Sequence[str]]) -> Array:
+        """The pooled vectors of texts [B, D]."""
+        found = self(texts)
+        return np.stack(found) if found else np.zeros((0, self.size), np.float32)
+
+
+@lru_cache(maxsize=KEPT)
+def _load(model: str, options: str) -> ElmoEmbedder:
+    return ElmoEmbedder.load(model, **json.loads(options))
