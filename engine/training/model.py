@@ -67,7 +67,6 @@ class BiLM(torch.nn.Module):
         words: Tensor,
         targets: Tensor,
         state: State,
-        probabilities: Tensor | None = None,
         negatives: Negatives | None = None,
     ) -> tuple[Tensor, Tensor, State]:
         """The mean loss, each direction's own [2], and the state after.
@@ -77,12 +76,12 @@ class BiLM(torch.nn.Module):
             words: which of them is read, [2, T, B].
             targets: rows of the softmax to be predicted [2, T, B].
             state: before.
-            probabilities, negatives: as `cross_entropy` takes them.
+            negatives: as `cross_entropy` takes them.
         """
         hidden, after = self.hidden(self.word_vectors(characters), words, state)
         loss, losses = cross_entropy(
             hidden[-1].flatten(0, -2), targets.flatten(), self.tensors["softmax_weight"], self.tensors["softmax_bias"],
-            probabilities, negatives, self.compute,
+            negatives, self.compute,
         )  # fmt: skip
         return loss, losses.view(2, -1).mean(dim=1), after
 

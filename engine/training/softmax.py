@@ -4,9 +4,11 @@ Loss and gradients come from one pass over rows in pieces, so that the logits [N
 
 Negatives are drawn from the log-uniform distribution over ranks, p_k = log((k + 2) / (k + 1)) / log(V + 1), without
 replacement, as TensorFlow's `log_uniform_candidate_sampler(unique=True)` draws them: until S different ones are found.
-Here that is a race: word k arrives after an exponential time of rate p_k, and the first S to arrive are the sample. The
-last one's time is the number of draws that it took, n, and a word is in the sample 1 - exp(-n p_k) times on average. A
-logit minus the logarithm of this number makes the sampled softmax an estimate of the full one (Jean et al. 2015).
+Here that is a race: word k arrives after an exponential time of rate p_k, and the first S to arrive are the sample. By
+the time n that the next one takes, a word has arrived with probability 1 - exp(-n p_k). With the logarithm of this
+number taken from its logit, the sum over the sample estimates the sum over all words (Jean et al. 2015). The target's
+own logit stands as it is, since it is always there. (`tf.nn.sampled_softmax_loss` corrects that one too: the same
+weights minimise it, but its value is another than the full softmax's.)
 """
 
 from __future__ import annotations
@@ -26,11 +28,10 @@ PIECE_VALUES = 1 << 26  # logits that lie in memory at the same time
 
 
 class Negatives(NamedTuple):
-    """Rows [S] of the softmax, all different, the logarithms of their expected counts [S], and n, the draws."""
+    """Rows [S] of the softmax, all different, and the logarithms of their expected counts [S]."""
 
     rows: Tensor
     log_counts: Tensor
-    draws: Tensor
 
 
 def log_uniform(n_words: int, device: torch.device | str = "cpu") -> Tensor:
@@ -42,9 +43,11 @@ def log_uniform(n_words: int, device: torch.device | str = "cpu") -> Tensor:
 def draw(probabilities: Tensor, number: int) -> Negatives:
     """Different words, drawn by the device's default generator. number < V."""
     times = torch.empty_like(probabilities).exponential_() / probabilities
-    first = torch.topk(times, number, largest=False, sorted=False)
-    draws = first.values.max()
-    return Negatives(first.indices, log_counts(probabilities[first.indices], draws), draws)
+    first, words = torch.topk(times, number + 1, largest=False, sorted=False)
+    draws, last = first.max(dim=0)
+    places = torch.arange(number, device=words.device)
+    rows = torch.where(places == last, words[-1], words[:-1])  # all but the last to arrive
+    return Negatives(rows, log_counts(probabilities[rows], draws))
 
 
 def log_counts(probabilities: Tensor, draws: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ def log_counts(probabilities: Tensor, draws: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, probabilities: Tensor | None = None,
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor,
     negatives: Negatives | None = None, compute: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The mean loss, and all losses [N] without gradients, of hidden [N, P] that should predict targets [N].
@@ -61,22 +64,20 @@ def cross_entropy(
     Args:
         hidden, targets: as above.
         weight, bias: of the softmax, [V, P] and [V].
-        probabilities: of the sampler [V]; with negatives.
         negatives: the words against which the target must win; None for all words.
         compute: type of the products.
     """
-    sampled = None if negatives is None else (probabilities, negatives)
-    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, weight, bias, sampled, compute)
+    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, weight, bias, negatives, compute)
     return result
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, sampled: Any,
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, negatives: Any,
                 compute: torch.dtype) -> tuple[Tensor, Tensor]:  # fmt: skip
         losses = hidden.new_empty(len(hidden))
         gradients = [torch.zeros_like(tensor) for tensor in (hidden, weight, bias)] if any(ctx.needs_input_grad) else []
-        (_full if sampled is None else _sampled)(hidden, targets, weight, bias, sampled, compute, losses, gradients)
+        (_full if negatives is None else _sampled)(hidden, targets, weight, bias, negatives, compute, losses, gradients)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
@@ -98,20 +99,20 @@ def _full(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, _: None
         losses[part] = (log_sum - logits.gather(1, target))[:, 0]
         if gradients:
             error = logits.sub_(log_sum).exp_().mul_(scale)
-            error.scatter_add_(1, target, error.new_full((len(error), 1), -scale))
+            error.scatter_(1, target, error.gather(1, target).sub_(scale))
             _add_products(error, h, typed, part, gradients)
 
 
-def _sampled(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, sampled: Any, compute: torch.dtype,
+def _sampled(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, negatives: Negatives, compute: torch.dtype,
              losses: Tensor, gradients: list[Tensor]) -> None:  # fmt: skip
     """As `_full`, of the target among the negatives."""
-    probabilities, (rows, expected, draws) = sampled
+    rows, expected = negatives
     typed, others_bias, scale = weight[rows].to(compute), bias[rows] - expected, 1 / len(hidden)
     place = torch.full((len(weight),), -1, device=rows.device)
     place.scatter_(0, rows, torch.arange(len(rows), device=rows.device))
     place = place[targets]  # where the target is among the negatives; -1 where it is not
     target_weight = weight[targets]
-    target_logits = (hidden * target_weight).sum(1) + bias[targets] - log_counts(probabilities[targets], draws)
+    target_logits = (hidden * target_weight).sum(1) + bias[targets]
     d_hidden, d_others, d_others_bias = (
         (gradients[0], torch.zeros_like(weight[rows]), torch.zeros_like(others_bias)) if gradients else (None,) * 3
     )

@@ -90,7 +90,7 @@ class TrainingStep:
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
         characters = self._characters.index_select(0, distinct).int()
         loss, each, after = self._wrapped(
-            characters, words, targets.long(), self.state, self._probabilities, negatives
+            characters, words, targets.long(), self.state, negatives
         )
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
         clip_gradients(self.model.parameters(), self._settings.clip)
