@@ -102,7 +102,7 @@ def read_corpus(paths: Iterable[str | Path]) -> Corpus:
 
 
 def most_frequent(corpus: Corpus, min_count: int, max_words: int | None) -> list[str]:
-    """The softmax's words: `SPECIAL`, then the others by count, equally frequent ones in the order of their text.
+    """The softmax's words: `SPECIAL`, then the others by count, equally frequent ones in alphabetical order.
 
     A sampler of negatives by rank counts on this order.
     """
