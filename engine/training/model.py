@@ -44,6 +44,9 @@ class BiLM(torch.nn.Module):
         tensors: the canonical tensors by name, and `softmax.weight` [V, P] and `softmax.bias` [V].
         dropout: share of a layer's inputs that is dropped while training, and of the softmax's.
         compute: type of the products; parameters and states stay as they are.
+
+    Attributes:
+        kernels: whether Triton's kernels compute the pointwise parts of the LSTMs.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class BiLM(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_trainable(config)
-        self.config, self.dropout, self.compute = config, dropout, compute
+        self.config, self.dropout, self.compute, self.kernels = config, dropout, compute, False
         self.clips = Clips(config.cell_clip, config.projection_clip)
         named = {name.replace(".", "_"): array for name, array in joined(tensors, config).items()}
         self.tensors = torch.nn.ParameterDict({name: parameter(array) for name, array in named.items()})
@@ -108,7 +111,7 @@ class BiLM(torch.nn.Module):
         outputs, after = [x], []
         for k in range(self.config.n_layers):
             x = F.dropout(x, self.dropout, self.training)
-            h, *ended = lstm_layer(x, self._lstm(k), state.hidden[k], state.cell[k], self.clips)
+            h, *ended = lstm_layer(x, self._lstm(k), state.hidden[k], state.cell[k], self.clips, self.kernels)
             x = h + x if k > 0 and self.config.skip_connections else h
             outputs.append(x)
             after.append(ended)

@@ -16,6 +16,7 @@ Products are computed in the type of the weights that are given (bf16 or float32
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from flashelmo.engine.errors import MissingExtraError
@@ -43,109 +44,175 @@ class Weights(NamedTuple):
     projection: Tensor | None
 
 
-def lstm_layer(x: Tensor, weights: Weights, hidden: Tensor, cell: Tensor, clips: Clips) -> tuple[Tensor, ...]:
-    """x [2, T, B, P], hidden [2, B, P] and cell [2, B, C] before -> h [2, T, B, P], and the state after."""
-    result: tuple[Tensor, ...] = _Layer.apply(x, *weights, hidden, cell, clips)
+def lstm_layer(
+    x: Tensor, weights: Weights, hidden: Tensor, cell: Tensor, clips: Clips, kernels: bool = False
+) -> tuple[Tensor, ...]:
+    """One layer over a window.
+
+    Args:
+        x: [2, T, B, P].
+        weights: of the layer.
+        hidden, cell: the state before, [2, B, P] and [2, B, C].
+        clips: bounds.
+        kernels: whether Triton's kernels compute the pointwise parts.
+
+    Returns:
+        h [2, T, B, P], and the state after.
+    """
+    result: tuple[Tensor, ...] = _Layer.apply(x, *weights, hidden, cell, clips, kernels)
     return result
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_in: Tensor, w_rec: Tensor, bias: Tensor, w_proj: Tensor | None,
-                hidden: Tensor, cell: Tensor, clips: Clips) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                hidden: Tensor, cell: Tensor, clips: Clips, kernels: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         _, steps, rows, size = x.shape
         kind, n_cells = w_rec.dtype, cell.shape[-1]
-        x = x.to(kind)
+        step = _launch_forward if kernels else cell_forward
+        x, h = x.to(kind), hidden.to(kind)
         gates = torch.baddbmm(bias.to(kind)[:, None], x.reshape(2, -1, size), w_in).view(2, steps, rows, -1)
-        cells = cell.new_empty(2, steps, rows, n_cells)
-        outputs = hidden.new_empty(2, steps, rows, size)
-        first_hidden, first_cell = hidden, cell
-        h = hidden.to(kind)
+        cells, outputs = cell.new_empty(2, steps, rows, n_cells), x.new_empty(2, steps, rows, size)
+        u = x.new_empty(2, rows, n_cells)
+        first = h, cell
         for t in range(steps):
-            step_gates = torch.baddbmm(gates[:, t], h, w_rec)
-            u = cell_forward(step_gates, cell, cells[:, t], clips.cell)
-            gates[:, t] = step_gates  # activated
-            cell = cells[:, t]
-            u = u.to(kind)
-            h = u if w_proj is None else torch.bmm(u, w_proj)
-            if w_proj is not None and clips.projection is not None:
-                h = h.clamp_(-clips.projection, clips.projection)
-            outputs[:, t] = h
-        ctx.save_for_backward(x, w_in, w_rec, w_proj, gates, cells, outputs, first_hidden, first_cell)
-        ctx.clips = clips
-        last = outputs[:, -1].clone(), cells[:, -1].clone()
+            gates[:, t].baddbmm_(h, w_rec)
+            step(gates[:, t], cell, cells[:, t], u, clips.cell)
+            h, cell = outputs[:, t], cells[:, t]
+            if w_proj is None:
+                h.copy_(u)
+                continue
+            torch.bmm(u, w_proj, out=h)
+            if clips.projection is not None:
+                h.clamp_(-clips.projection, clips.projection)
+        ctx.save_for_backward(x, w_in, w_rec, w_proj, gates, cells, outputs, *first)
+        ctx.clips, ctx.kernels = clips, kernels
+        last = h.to(cell.dtype, copy=True), cell.clone()
         ctx.mark_non_differentiable(*last)
-        return outputs, *last
+        return outputs.to(cell.dtype, copy=True), *last
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_rec, w_proj, gates, cells, outputs, first_hidden, first_cell = ctx.saved_tensors
-        d_outputs, clips, kind = gradients[0], ctx.clips, w_rec.dtype
         _, steps, rows, size = x.shape
-        w_rec_t = w_rec.transpose(1, 2)
-        w_proj_t = None if w_proj is None else w_proj.transpose(1, 2)
-        d_gates, d_hidden = torch.empty_like(gates), torch.empty_like(x)
-        d_h = d_c = None
+        step = _launch_backward if ctx.kernels else cell_backward
+        passes = None if w_proj is None else _passes(outputs, ctx.clips.projection)
+        w_rec_t, w_proj_t = w_rec.transpose(1, 2), None if w_proj is None else w_proj.transpose(1, 2)
+        d_outputs, d_gates, d_hidden = gradients[0], torch.empty_like(gates), torch.empty_like(outputs)
+        d_c, d_u = torch.zeros_like(first_cell), x.new_empty(2, rows, first_cell.shape[-1])
+        d_h = x.new_zeros(2, rows, size)
         for t in reversed(range(steps)):
-            d_h = d_outputs[:, t] if d_h is None else d_outputs[:, t] + d_h
-            if w_proj_t is None:
-                d_u = d_h
-            else:
-                if clips.projection is not None:
-                    d_h = d_h * (outputs[:, t].abs() < clips.projection)
-                d_hidden[:, t] = d_h
-                d_u = torch.bmm(d_hidden[:, t], w_proj_t)
+            torch.add(d_outputs[:, t], d_h, out=d_hidden[:, t])
+            if passes is not None:
+                d_hidden[:, t].mul_(passes[:, t])
+            if w_proj_t is not None:
+                torch.bmm(d_hidden[:, t], w_proj_t, out=d_u)
             before = cells[:, t - 1] if t else first_cell
-            d_c = cell_backward(d_u, d_c, gates[:, t], cells[:, t], before, d_gates[:, t], clips.cell)
+            d_top = d_u if w_proj_t is not None else d_hidden[:, t].contiguous()
+            step(d_top, d_c, gates[:, t], cells[:, t], before, d_gates[:, t], ctx.clips.cell)
             if t:
-                d_h = torch.bmm(d_gates[:, t], w_rec_t)
-        d_all = d_gates.view(2, steps * rows, -1)
-        d_x = torch.bmm(d_all, w_in.transpose(1, 2)).view_as(x)
-        d_in = torch.bmm(x.reshape(2, -1, size).transpose(1, 2), d_all)
-        before = torch.cat([first_hidden[:, None], outputs[:, :-1]], dim=1).to(kind).view(2, -1, size)
-        d_rec = torch.bmm(before.transpose(1, 2), d_all)
-        d_bias = d_all.sum(dim=1, dtype=cells.dtype)
+                torch.bmm(d_gates[:, t], w_rec_t, out=d_h)
+        flat = d_gates.view(2, steps * rows, -1)
+        h_before = torch.cat([first_hidden[:, None], outputs[:, :-1]], dim=1).view(2, -1, size)
         d_proj = None
         if w_proj is not None:
-            u = (gates[..., 3 * cells.shape[-1] :] * torch.tanh(cells)).to(kind)
+            u = (gates[..., 3 * cells.shape[-1] :] * torch.tanh(cells)).to(x.dtype)
             d_proj = torch.bmm(u.view(2, steps * rows, -1).transpose(1, 2), d_hidden.view(2, -1, size))
-        return d_x, d_in, d_rec, d_bias, d_proj, None, None, None
+        return (
+            torch.bmm(flat, w_in.transpose(1, 2)).view_as(x),
+            torch.bmm(x.reshape(2, -1, size).transpose(1, 2), flat),
+            torch.bmm(h_before.transpose(1, 2), flat),
+            flat.sum(dim=1, dtype=cells.dtype),
+            d_proj,
+            *(None,) * 4,
+        )
 
 
-def cell_forward(gates: Tensor, before: Tensor, after: Tensor, clip: float | None) -> Tensor:
-    """Activate gates [2, B, 4C] in place, write the next cell state [2, B, C]; returns u [2, B, C]."""
+def _passes(outputs: Tensor, clip: float | None) -> Tensor | None:
+    """Where the projection's clip lets gradients through; None where it does everywhere."""
+    if clip is None:
+        return None
+    return outputs.abs() < torch.tensor(clip, dtype=torch.float64).to(outputs.dtype).item()  # as rounded, where it acts
+
+
+def cell_forward(gates: Tensor, before: Tensor, after: Tensor, u: Tensor, clip: float | None) -> None:
+    """The pointwise part of a step; `kernels.lstm.training` computes the same.
+
+    Args:
+        gates: [2, B, 4C], activated in place.
+        before: the cell state [2, B, C].
+        after: the next one, written.
+        u: [2, B, C], written.
+        clip: bound of the cell state.
+    """
     n_cells = before.shape[-1]
     gates[..., : 2 * n_cells].sigmoid_()
     gates[..., 2 * n_cells : 3 * n_cells].tanh_()
     gates[..., 3 * n_cells :].sigmoid_()
-    i, f, g, o = (gate.to(after.dtype) for gate in gates.split(n_cells, dim=-1))
-    after.copy_(torch.addcmul(f * before, i, g))
+    i, f, g, o = gates.split(n_cells, dim=-1)
+    torch.mul(f, before, out=after)
+    after.addcmul_(i.to(after.dtype), g.to(after.dtype))
     if clip is not None:
         after.clamp_(-clip, clip)
-    return o * torch.tanh(after)
+    torch.mul(o, torch.tanh(after), out=u)
 
 
-def cell_backward(d_u: Tensor, d_c: Tensor | None, gates: Tensor, cell: Tensor, before: Tensor, d_gates: Tensor,
-                  clip: float | None) -> Tensor:  # fmt: skip
-    """Gradient of the gates before activation [2, B, 4C], written; returns that of the cell state before [2, B, C].
+def cell_backward(d_u: Tensor, d_c: Tensor, gates: Tensor, cell: Tensor, before: Tensor, d_gates: Tensor,
+                  clip: float | None) -> None:  # fmt: skip
+    """Its gradient; `kernels.lstm.training` computes the same.
 
     Args:
         d_u: gradient of u [2, B, C].
-        d_c: of this step's cell state, from the step behind it; None at the last one.
+        d_c: of this step's cell state, from the step behind it; becomes that of the state before.
         gates: activated.
         cell, before: states after and before this step.
-        d_gates: where to write.
+        d_gates: of the gates before activation [2, B, 4C], written.
+        clip: bound of the cell state.
     """
     i, f, g, o = (gate.to(cell.dtype) for gate in gates.split(cell.shape[-1], dim=-1))
-    tanh = torch.tanh(cell)
-    d_u = d_u.to(cell.dtype)
-    through = d_u * o * (1 - tanh * tanh)
-    d_c = through if d_c is None else d_c + through
+    tanh, d_u = torch.tanh(cell), d_u.to(cell.dtype)
+    d_c.addcmul_(d_u * o, 1 - tanh * tanh)
     if clip is not None:
-        d_c = d_c * (cell.abs() < clip)
+        d_c.mul_(cell.abs() < clip)
     d_i, d_f, d_g, d_o = d_gates.split(cell.shape[-1], dim=-1)
-    d_i.copy_(d_c * g * (i * (1 - i)))
-    d_f.copy_(d_c * before * (f * (1 - f)))
-    d_g.copy_(d_c * i * (1 - g * g))
-    d_o.copy_(d_u * tanh * (o * (1 - o)))
-    return d_c * f
+    torch.mul(d_c * g, i * (1 - i), out=d_i)
+    torch.mul(d_c * before, f * (1 - f), out=d_f)
+    torch.mul(d_c * i, 1 - g * g, out=d_g)
+    torch.mul(d_u * tanh, o * (1 - o), out=d_o)
+    d_c.mul_(f)
+
+
+def _launch_forward(gates: Tensor, before: Tensor, after: Tensor, u: Tensor, clip: float | None) -> None:
+    from flashelmo.kernels.lstm.training import cell_forward_launch
+
+    cell_forward_launch(gates, before, after, u, clip).run()
+
+
+def _launch_backward(d_u: Tensor, d_c: Tensor, gates: Tensor, cell: Tensor, before: Tensor, d_gates: Tensor,
+                     clip: float | None) -> None:  # fmt: skip
+    from flashelmo.kernels.lstm.training import cell_backward_launch
+
+    cell_backward_launch(d_u, d_c, gates, cell, before, d_gates, clip).run()
+
+
+def kernels_work(device: torch.device) -> bool:
+    """Whether Triton's kernels can be used on a card: they are tried there, and give what the formula gives."""
+    if device.type != "cuda":
+        return False
+    results = []
+    try:
+        for kernels in (False, True):
+            generator = torch.Generator().manual_seed(0)
+            shapes = (2, 3, 4, 64), (2, 64, 512), (2, 64, 512), (2, 512), (2, 128, 64), (2, 4, 64), (2, 4, 128)
+            tensors = [(0.3 * torch.randn(shape, generator=generator)).to(device) for shape in shapes]
+            for tensor in tensors[:5]:
+                tensor.requires_grad_()
+            h, *_ = lstm_layer(tensors[0], Weights(*tensors[1:5]), *tensors[5:], Clips(0.2, 0.1), kernels)
+            results.append([h, *torch.autograd.grad((h * h).sum(), tensors[:5])])
+        for ours, formula in zip(*results, strict=True):
+            torch.testing.assert_close(ours, formula, rtol=1e-3, atol=1e-4)
+    except Exception as error:  # no Triton, no compiler for it, another card than it knows
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logging.getLogger("flashelmo").warning("Triton's kernels are not used, PyTorch's operations are: %s", reason)
+        return False
+    return True

@@ -27,6 +27,7 @@ from flashelmo.engine.training.initial import initial_tensors, tensors_from
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
 from flashelmo.engine.training.processes import Processes, joined_processes
+from flashelmo.engine.training.recurrence import kernels_work
 from flashelmo.engine.training.results import Evaluation, Point, Record, is_ours, write_results
 from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.step import TrainingStep
@@ -109,6 +110,7 @@ class _Run:
             else tensors_from(start, self.words, settings.seed, task.start)
         )
         self.model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
+        self.model.kernels = kernels_work(self.device)
         self.step = self._training_step()
         self.taken, self.seconds, self.snapshots = 0, 0.0, 0
         self.points: list[Point] = []
