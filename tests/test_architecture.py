@@ -51,6 +51,7 @@ WINGS = {
     "cpu": {*SHARED, "graph", "onnxruntime", "openvino"},
     "cuda": {*SHARED, "kernels", "torch", "triton"},
     "reference": {*SHARED, "torch"},
+    "training": {"kernels", "model", "processor", "text", "torch"},
     "pipeline": {"model", "output", "processor", "settings", "text", "torch"},
     "sinks": {"output"},
     "output": {"torch"},  # as tensors
@@ -83,6 +84,16 @@ BUILT_ON = {
     "engine.reference.padding": {"torch"},
     "engine.reference.reference": {"torch"},
     "engine.reference.torch_layers": {"torch"},
+    "engine.training.checkpoint": {"torch"},
+    "engine.training.evaluate": {"torch"},
+    "engine.training.model": {"torch"},
+    "engine.training.optimizers": {"torch"},
+    "engine.training.processes": {"torch"},
+    "engine.training.recurrence": {"torch"},
+    "engine.training.softmax": {"torch"},
+    "engine.training.step": {"torch"},
+    "engine.training.task": {"torch"},
+    "engine.training.trainer": {"torch"},
     "export.open_session": {"onnxruntime"},
 }
 OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"}

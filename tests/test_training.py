@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,10 @@ def test_streams_read_every_prediction_once(text: Path) -> None:
     order = np.random.default_rng([5, 0]).permutation(len(corpus))
     expected: list[list[list[str]]] = [[], []]
     for s in order:
-        for each, line in zip(expected, (["<S>", *sentences[s], "</S>"], ["</S>", *sentences[s][::-1], "<S>"]), strict=True):
-            each += [[a, b] for a, b in zip(line, line[1:], strict=False)]
+        for each, line in zip(
+            expected, (["<S>", *sentences[s], "</S>"], ["</S>", *sentences[s][::-1], "<S>"]), strict=True
+        ):
+            each += [[a, b] for a, b in pairwise(line)]
     for found, wanted in zip(seen, expected, strict=True):
         assert found == wanted[: len(found)] and len(wanted) - len(found) < 6
     assert not np.array_equal(streams[streams.batches].inputs, streams[0].inputs), "another order in another epoch"
@@ -223,7 +226,7 @@ def test_a_checkpoint_of_another_run_is_refused(text: Path, tmp_path: Path) -> N
     saved = checkpoint.checkpoints(task.work)
     with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, as it was made with, found 2"):
         train(replace(task, overwrite=True), replace(SETTINGS, batch=2))
-    with pytest.raises(FlashElmoError, match="expected config .* as it was made with"):
+    with pytest.raises(FlashElmoError, match=r"expected config .* as it was made with"):
         train(replace(task, overwrite=True, config=replace(CONFIG, n_highway=1)), SETTINGS)
     with pytest.raises(FlashElmoError, match="model: exists already"):
         train(task, SETTINGS)

@@ -23,7 +23,9 @@ from flashelmo.engine.training.softmax import Negatives, cross_entropy, draw, lo
 CONFIGS = {
     "published": replace(BILM, cell_clip=3.0, projection_clip=3.0),
     "clips that act": replace(BILM, cell_clip=0.05, projection_clip=0.02),
-    "no clips, tanh, no skip": replace(BILM, cell_clip=None, projection_clip=None, activation="tanh", skip_connections=False),
+    "no clips, tanh, no skip": replace(
+        BILM, cell_clip=None, projection_clip=None, activation="tanh", skip_connections=False
+    ),
     "no projection, no highway": replace(BILM, cell_size=4, n_highway=0, n_layers=1),
     "no character projection": replace(BILM, projection_size=12),
 }
@@ -202,5 +204,7 @@ def test_dropout_acts_while_training_alone() -> None:
 
 def test_models_of_words_are_refused() -> None:
     config = replace(BILM, word_size=4, n_words=7)
-    with pytest.raises(FlashElmoError, match="expected a model of characters of the bilm family to train, found family"):
+    with pytest.raises(
+        FlashElmoError, match="expected a model of characters of the bilm family to train, found family"
+    ):
         BiLM(config, {})

@@ -131,5 +131,7 @@ def test_what_cannot_be_captured_is_launched(
     step = new_step(tmp_path)
     card = played(step, fails=True)
     np.testing.assert_allclose(losses(step, 6), expected, rtol=1e-5)
-    warning = "the step cannot be captured as a CUDA graph: CUDA error: operation not permitted when stream is capturing"
+    warning = (
+        "the step cannot be captured as a CUDA graph: CUDA error: operation not permitted when stream is capturing"
+    )
     assert card.replays == 0 and [record.getMessage() for record in caplog.records] == [warning]

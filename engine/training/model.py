@@ -141,9 +141,10 @@ class BiLM(torch.nn.Module):
 
     def _dense(self, name: str, x: Tensor) -> Tensor:
         """x [U, in] -> [U, out]; the sum with the bias in the parameters' type."""
+        bias: Tensor = self.tensors[f"{name}_bias"]
         product = x.to(self.compute) @ self.tensors[f"{name}_weight"].to(self.compute)
-        bias = self.tensors[f"{name}_bias"]
-        return product.to(bias.dtype) + bias
+        result: Tensor = product.to(bias.dtype) + bias
+        return result
 
 
 def check_trainable(config: ElmoConfig) -> None:
@@ -163,7 +164,7 @@ def look_up(rows: Tensor, index: Tensor) -> Tensor:
     if not rows.is_cuda:
         return F.embedding(index, rows)
     if len(rows) <= FEW_ROWS:
-        result: Tensor = _FewRows.apply(rows, index)
+        result: Tensor = _FewRows.apply(rows, index)  # type: ignore[no-untyped-call]
         return result
     return rows.index_select(0, index)
 
@@ -186,10 +187,12 @@ class _FewRows(torch.autograd.Function):
 
 
 def joined(tensors: Mapping[str, Array], config: ElmoConfig) -> dict[str, Array]:
-    """Canonical tensors as the model holds them: both directions stacked, four gates and a highway's two side by side."""
+    """Canonical tensors as the model holds them: directions stacked, four gates and a highway's two side by side."""
     result = {name: tensors[name] for name in ("character_embedding", "softmax.weight", "softmax.bias")}
     for name in [f"convolutions.{i}" for i in range(len(config.filters))] + ["projection"]:
-        result |= {f"{name}.{part}": tensors[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.weight" in tensors}
+        result |= {
+            f"{name}.{part}": tensors[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.weight" in tensors
+        }
     for k in range(config.n_highway):
         for part in ("weight", "bias"):
             halves = [tensors[f"highways.{k}.{half}.{part}"] for half in ("transform", "gate")]

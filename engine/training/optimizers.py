@@ -34,11 +34,11 @@ class Adagrad(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update by the gradients."""
-        parameters = self._parameters()
-        gradients = [parameter.grad for parameter in parameters]
+        parameters: list[Tensor] = [*self._parameters()]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         accumulators = [self.state[parameter]["accumulator"] for parameter in parameters]
         torch._foreach_addcmul_(accumulators, gradients, gradients)
-        updates = torch._foreach_div(gradients, torch._foreach_sqrt(accumulators))
+        updates: Any = torch._foreach_div(gradients, [*torch._foreach_sqrt(accumulators)])
         torch._foreach_mul_(updates, self.param_groups[0]["lr"])
         torch._foreach_sub_(parameters, updates)
 
@@ -47,7 +47,7 @@ class Adagrad(torch.optim.Optimizer):
 
 
 def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tensor) -> torch.optim.Optimizer:
-    """ "adagrad" or "adam", with a learning rate that lies on the device."""
+    """An optimizer, "adagrad" or "adam", with a learning rate that lies on the device."""
     if name == "adagrad":
         return Adagrad(parameters, lr)
     return torch.optim.Adam(parameters, lr=lr, betas=ADAM_BETAS, fused=True, capturable=lr.is_cuda)
@@ -57,7 +57,7 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tens
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], largest: float) -> Tensor:
     """Scale all gradients down so that their common norm is at most `largest`; returns the norm, on the device."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm: Tensor = torch.stack([*torch._foreach_norm(gradients)]).norm()
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

@@ -11,7 +11,8 @@ A clip lets no gradient through where it acts, as `tf.clip_by_value`. The state 
 (truncated backpropagation).
 
 Letters: T time steps, B rows, P size of x and h, C of c and u; both directions are the first dimension, 2.
-Products are computed in the type of the weights that are given (bf16 or float32), states and pointwise parts in float32.
+Products are computed in the type of the weights that are given (bf16 or float32), states and pointwise parts in the
+state's (float32).
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ def lstm_layer(
     Returns:
         h [2, T, B, P], and the state after.
     """
-    result: tuple[Tensor, ...] = _Layer.apply(x, *weights, hidden, cell, clips, kernels)
+    result: tuple[Tensor, ...] = _Layer.apply(x, *weights, hidden, cell, clips, kernels)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_in: Tensor, w_rec: Tensor, bias: Tensor, w_proj: Tensor | None,
-                hidden: Tensor, cell: Tensor, clips: Clips, kernels: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                hidden: Tensor, cell: Tensor, clips: Clips, kernels: bool) -> tuple[Tensor, ...]:  # fmt: skip
         _, steps, rows, size = x.shape
         kind, n_cells = w_rec.dtype, cell.shape[-1]
         step = _launch_forward if kernels else cell_forward
@@ -207,7 +208,8 @@ def kernels_work(device: torch.device) -> bool:
             tensors = [(0.3 * torch.randn(shape, generator=generator)).to(device) for shape in shapes]
             for tensor in tensors[:5]:
                 tensor.requires_grad_()
-            h, *_ = lstm_layer(tensors[0], Weights(*tensors[1:5]), *tensors[5:], Clips(0.2, 0.1), kernels)
+            x, *weights, hidden, cell = tensors
+            h, *_ = lstm_layer(x, Weights(*weights), hidden, cell, Clips(0.2, 0.1), kernels)
             results.append([h, *torch.autograd.grad((h * h).sum(), tensors[:5])])
         for ours, formula in zip(*results, strict=True):
             torch.testing.assert_close(ours, formula, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What a run leaves: weights in two formats, softmax and vocabulary, the curve, and a card that says how it was made."""
+"""What a run leaves: weights in two formats, softmax and vocabulary, the curve, and a card that says how it was."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def cross_entropy(
         negatives: the words against which the target must win; None for all words.
         compute: type of the products.
     """
-    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, weight, bias, negatives, compute)
+    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, weight, bias, negatives, compute)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,7 +1,7 @@
 """The softmax of a trained model, in a file of its own: embedding needs none of it.
 
-`softmax.safetensors` holds `weight` [V, P] and `bias` [V], `vocab.txt` the word of each row. Of bilm-tf's files, an HDF5
-file that has `softmax/W` [V, P] and `softmax/b` [V] among its tensors is read; the published ones have none, and
+`softmax.safetensors` holds `weight` [V, P] and `bias` [V], `vocab.txt` the word of each row. Of bilm-tf's files, an
+HDF5 file that has `softmax/W` [V, P] and `softmax/b` [V] among its tensors is read; the published ones have none, and
 TensorFlow's own checkpoints are not read.
 """
 
@@ -60,7 +60,9 @@ def find_softmax(weights: Path) -> Softmax | None:
     if weight is None or bias is None or weight.ndim != 2 or weight.shape[:1] != bias.shape:
         raise FlashElmoError(f"{source}: expected tensors weight [V, P] and bias [V], found {sorted(found)}")
     if len(words) != len(weight):
-        raise FlashElmoError(f"{vocabulary}: expected {len(weight):,} words, as {source.name} has, found {len(words):,}")
+        raise FlashElmoError(
+            f"{vocabulary}: expected {len(weight):,} words, as {source.name} has, found {len(words):,}"
+        )
     return Softmax(weight, bias, words)
 
 

@@ -89,9 +89,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
         characters = self._characters.index_select(0, distinct).int()
-        loss, each, after = self._wrapped(
-            characters, words, targets.long(), self.state, negatives
-        )
+        loss, each, after = self._wrapped(characters, words, targets.long(), self.state, negatives)
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
         clip_gradients(self.model.parameters(), self._settings.clip)
         self.optimizer.step()
@@ -142,7 +140,7 @@ class _Captured:
         self._tokens = 2 * settings.unroll * settings.batch
         numbers = self.capacity + 2 * self._tokens
         self._slots = [torch.zeros(numbers, dtype=torch.int32).pin_memory() for _ in range(SLOTS)]
-        self._copied: list[Any] = [torch.cuda.Event() for _ in range(SLOTS)]  # type: ignore[no-untyped-call]
+        self._copied: list[Any] = [torch.cuda.Event() for _ in range(SLOTS)]
         buffer = torch.zeros(numbers, dtype=torch.int32, device=step.device)
         shape = 2, settings.unroll, settings.batch
         self._buffer = buffer

@@ -90,7 +90,9 @@ def choose_device(name: str, processes: Processes) -> torch.device:
 def choose_compute(precision: str, device: torch.device) -> torch.dtype:
     """The type of products: bf16 where it is asked for, or where the device multiplies it fast."""
     if precision == "auto":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else "amx_bf16" in cpu_flags()
+        fast = (
+            torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else "amx_bf16" in cpu_flags()
+        )
         precision = "bf16" if fast else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 

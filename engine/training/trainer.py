@@ -143,9 +143,7 @@ class _Run:
         if processes.number > 1:
             wrapped = torch.nn.parallel.DistributedDataParallel(self.model)
         characters = spell(self.model.config, self.corpus.words)
-        return TrainingStep(
-            self.model, settings, characters, self.corpus.rows(self.words), self.streams, wrapped
-        )
+        return TrainingStep(self.model, settings, characters, self.corpus.rows(self.words), self.streams, wrapped)
 
     def _done(self) -> float:
         """The share of the run that is over."""

@@ -31,7 +31,7 @@ OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 @triton.jit
 def _places(B, C: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's direction, its row in it, columns, and which of them exist. Grid: rows of both; blocks of columns."""
+    """This program's direction, its row, columns, and which of them exist. Grid: rows of both; blocks of columns."""
     row = tl.program_id(0)
     o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     return (row // B).to(tl.int64), (row % B).to(tl.int64), o_column, o_column < C

@@ -23,16 +23,24 @@ if TYPE_CHECKING:
 
 def train(
     corpus: Annotated[list[Path], typer.Argument(help="Texts: a tokenized sentence a line.")],
-    output: Annotated[Path, typer.Option(help="Folder of the model to be; checkpoints go to OUTPUT.training beside it.")],
-    preset: Annotated[str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of a new model.")] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of the model to be; checkpoints go to OUTPUT.training beside it.")
+    ],
+    preset: Annotated[
+        str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of a new model.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Its options.json (bilm-tf) or config.json (native).")] = None,
     start: Annotated[Path | None, typer.Option("--from", help="A model to go on from, instead.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="Text that perplexity is measured on.")] = None,
     heldout_share: Annotated[float, typer.Option(help="Share of the sentences to hold out for that.")] = 0.0,
-    vocabulary: Annotated[Path | None, typer.Option(help="Words of the softmax, one a line; else the corpus's.")] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Words of the softmax, one a line; else the corpus's.")
+    ] = None,
     min_count: Annotated[int, typer.Option(help="Rarer words are <UNK> to the softmax.")] = 1,
     max_words: Annotated[int | None, typer.Option(help="Most words of the softmax.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="How long: times through the corpus; 10 if nothing is set.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="How long: times through the corpus; 10 if nothing is set.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Or minutes.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Or seconds.")] = None,
@@ -53,7 +61,9 @@ def train(
     log_every: Annotated[int, typer.Option(help="Steps between points of the curve.")] = 20,
     snapshots: Annotated[int, typer.Option(help="Model folders at evenly spaced points of the run.")] = 0,
     dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the weights on the disk.")] = "float32",
-    license_text: Annotated[Path | None, typer.Option(help="File with the texts' licences, for the model's card.")] = None,
+    license_text: Annotated[
+        Path | None, typer.Option(help="File with the texts' licences, for the model's card.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
@@ -63,7 +73,9 @@ def train(
     from flashelmo.engine.training.task import Task
     from flashelmo.engine.training.trainer import train as run
 
-    given = [name for name, value in (("--preset", preset), ("--config", config), ("--from", start)) if value is not None]
+    given = [
+        name for name, value in (("--preset", preset), ("--config", config), ("--from", start)) if value is not None
+    ]
     if len(given) > 1:
         raise FlashElmoError(f"{given[1]}: expected one of --preset, --config and --from, found {' and '.join(given)}")
     if minutes is not None and seconds is not None:
@@ -123,7 +135,9 @@ def _progress(quiet: bool) -> Iterator[OnProgress | None]:
         point = progress.point
         if bar.is_due():
             left = time.strftime("%H:%M:%S", time.gmtime(progress.left))
-            text = f"perplexity {point.forward:.1f} > < {point.backward:.1f}, {progress.tokens_per_second:,.0f} tokens/s"
+            text = (
+                f"perplexity {point.forward:.1f} > < {point.backward:.1f}, {progress.tokens_per_second:,.0f} tokens/s"
+            )
             bar.show(1000 * progress.done, 1000, f"{{percentage:3.0f}}%|{{bar}}| {left} left{{postfix}}", text)
 
     try:
