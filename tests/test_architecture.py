@@ -86,6 +86,7 @@ BUILT_ON = {
     "engine.reference.torch_layers": {"torch"},
     "engine.training.checkpoint": {"torch"},
     "engine.training.evaluate": {"torch"},
+    "engine.training.language_model": {"torch"},
     "engine.training.model": {"torch"},
     "engine.training.optimizers": {"torch"},
     "engine.training.processes": {"torch"},

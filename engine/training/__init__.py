@@ -11,5 +11,6 @@ step.py         one training step, on a card captured as a CUDA graph
 checkpoint.py   what a run is resumed from
 trainer.py      the loop
 evaluate.py     log-probabilities and perplexity
+language_model.py  a trained model's log-probabilities, from Python
 results.py      the folder that a run leaves: weights, softmax, curve, card
 """

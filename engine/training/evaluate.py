@@ -40,7 +40,7 @@ def spell(config: ElmoConfig, words: list[str]) -> Int32:
     return ids
 
 
-def perplexity(model: BiLM, corpus: Corpus, rows: Int32) -> Perplexity:
+def perplexity_of(model: BiLM, corpus: Corpus, rows: Int32) -> Perplexity:
     """Of a text, each sentence from a fresh state.
 
     Args:

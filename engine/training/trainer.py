@@ -22,7 +22,7 @@ from flashelmo.engine.model.checkpoints.files import check_replaceable, new_fold
 from flashelmo.engine.processor import processor_name
 from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
-from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity, spell
+from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of, spell
 from flashelmo.engine.training.initial import initial_tensors, tensors_from
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
@@ -196,7 +196,7 @@ class _Run:
         if self.held_out is None or (self.evaluations and self.evaluations[-1].step == self.taken):
             return
         rows = self.held_out.rows(self.words)
-        forward, backward = perplexity(self.model, self.held_out, rows)
+        forward, backward = perplexity_of(self.model, self.held_out, rows)
         unknown = float(np.mean(rows[self.held_out.word_ids] == UNKNOWN))
         name = self.task.heldout.name if self.task.heldout else f"{self.settings.heldout_share:g} of the corpus"
         self.evaluations.append(Evaluation(self.taken, name, self.held_out.n_tokens, unknown, forward, backward))
