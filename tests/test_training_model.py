@@ -15,6 +15,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.training import spelling
 from flashelmo.engine.training.initial import initial_tensors
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
@@ -47,7 +48,7 @@ def model_of(config: ElmoConfig, dtype: torch.dtype = torch.float64, scale: floa
     return model.to(dtype)
 
 
-def some_batch(config: ElmoConfig, steps: int = 4, rows: int = 2) -> tuple[Tensor, Tensor, Tensor, State]:
+def some_batch(config: ElmoConfig, steps: int = 4, rows: int = 2) -> tuple[list[Tensor], Tensor, Tensor, State]:
     torch.manual_seed(0)
     words = ["<S>", "</S>", "the", "cat", "incomprehensibilities", "é", "a"]
     characters = torch.from_numpy(np.asarray(WordEncoder(config, None).character_ids(words)))
@@ -55,7 +56,7 @@ def some_batch(config: ElmoConfig, steps: int = 4, rows: int = 2) -> tuple[Tenso
     targets = torch.randint(0, N_WORDS, (2, steps, rows))
     like = torch.zeros(1, dtype=torch.float64)
     state = State(*(0.1 * torch.randn_like(each) for each in State.zero(config, rows, like)))
-    return characters, inputs, targets, state
+    return [characters], inputs, targets, state
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -189,10 +190,25 @@ def test_trained_weights_give_the_engine_the_same_layers(name: str) -> None:
         characters = torch.from_numpy(np.concatenate(ids))
         words = torch.arange(len(characters)).view(2, -1, 1)
         state = State.zero(config, 1, torch.zeros(1))
-        outputs, _ = model.hidden(model.word_vectors(characters), words, state)
+        outputs, _ = model.hidden(model.word_vectors([characters]), words, state)
         for k, output in enumerate(outputs):
             both = [output[0, 1:, 0], output[1, 1:, 0].flip(0)]
             np.testing.assert_allclose(torch.cat(both, -1).detach(), layers[k], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["published", "no clips, tanh, no skip"])
+def test_words_are_the_same_in_as_few_positions_as_they_need(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIGS[name], max_characters=20)
+    model = model_of(config, torch.float32, scale=2.0)
+    words = ["incomprehensibilities", "a", "<S>", "cat", "é", "seventeen-letters"]
+    monkeypatch.setattr(spelling, "PIECE", 2)
+    spelled = spelling.Spelling(config, words)
+    inputs = np.array([[5, 1, 3], [0, 1, 2]], np.int32)
+    distinct, places = spelled.distinct(inputs)
+    pieces = spelled.pieces(distinct)
+    assert [piece.shape for piece in pieces] == [(2, 6), (2, 20), (1, 20)] and sorted(distinct) == [0, 1, 2, 3, 5]
+    whole = model.word_vectors([torch.from_numpy(spelled.characters[inputs.ravel()])]).view(2, 3, -1)
+    torch.testing.assert_close(model.word_vectors(pieces)[places], whole)
 
 
 def test_dropout_acts_while_training_alone() -> None:

@@ -13,15 +13,24 @@ from tiny_models import BILM
 
 from flashelmo.engine.training import step as step_module
 from flashelmo.engine.training.corpus import most_frequent, read_corpus
-from flashelmo.engine.training.evaluate import spell
 from flashelmo.engine.training.initial import initial_tensors
 from flashelmo.engine.training.model import BiLM
 from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.step import WARM_UP_STEPS, TrainingStep, _Captured
 from flashelmo.engine.training.streams import Streams
 
 CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
 SETTINGS = TrainSettings(batch=3, unroll=4, negatives=6, steps=12, device="cpu", precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small products take longer on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def new_step(tmp_path: Path) -> TrainingStep:
@@ -34,7 +43,7 @@ def new_step(tmp_path: Path) -> TrainingStep:
     torch.manual_seed(0)
     model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2)
     streams = Streams(corpus, SETTINGS.batch, SETTINGS.unroll, 0)
-    step = TrainingStep(model, SETTINGS, spell(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
+    step = TrainingStep(model, SETTINGS, Spelling(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
     step.streams = streams  # type: ignore[attr-defined]
     return step
 
@@ -113,7 +122,7 @@ def test_a_captured_step_is_the_step(tmp_path: Path, played: Callable[..., Card]
 
 def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path, played: Callable[..., Card]) -> None:
     plain = new_step(tmp_path)
-    sizes = [len(plain._words.of(plain.streams[k].inputs)[0]) for k in range(12)]  # type: ignore[attr-defined]
+    sizes = [len(plain._spelling.distinct(plain.streams[k].inputs)[0]) for k in range(12)]  # type: ignore[attr-defined]
     expected = losses(plain, 12)
     capacity = int(np.median(sizes))
     fitting = sum(size <= capacity for size in sizes)

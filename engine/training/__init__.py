@@ -2,6 +2,7 @@
 
 settings.py     everything that can be chosen of a run
 corpus.py       text to word ids; the words that the softmax predicts
+spelling.py     a batch's distinct words and their characters
 streams.py      word ids to batches of streams, both directions
 recurrence.py   one LSTM layer over a window of time steps, with a backward pass of its own
 softmax.py      sampled and full softmax, loss and gradients in one pass

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32, Int64
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy
+from flashelmo.engine.training.spelling import Spelling
 
 try:
     import torch
@@ -31,13 +30,6 @@ class Perplexity(NamedTuple):
 
     forward: float
     backward: float
-
-
-def spell(config: ElmoConfig, words: list[str]) -> Int32:
-    """Character ids [W, M]."""
-    ids = WordEncoder(config, None).character_ids(words)
-    assert ids is not None  # models of characters alone are trained
-    return ids
 
 
 def perplexity_of(model: BiLM, corpus: Corpus, rows: Int32) -> Perplexity:
@@ -67,9 +59,9 @@ def log_probabilities(model: BiLM, corpus: Corpus, rows: Int32) -> tuple[Float32
     model.compute = next(iter(model.parameters())).dtype
     try:
         with torch.inference_mode():
-            characters = spell(model.config, corpus.words)
+            spelling = Spelling(model.config, corpus.words)
             for chosen in _batches(lengths):
-                _fill(model, corpus, characters, rows, chosen, begins, forward, backward)
+                _fill(model, corpus, spelling, rows, chosen, begins, forward, backward)
     finally:
         model.train(trains)
         model.compute = compute
@@ -88,7 +80,7 @@ def _batches(lengths: Int64) -> Iterator[Int64]:
         start = stop
 
 
-def _fill(model: BiLM, corpus: Corpus, characters: Int32, rows: Int32, chosen: Int64, begins: Int64,
+def _fill(model: BiLM, corpus: Corpus, spelling: Spelling, rows: Int32, chosen: Int64, begins: Int64,
           forward: Float32, backward: Float32) -> None:  # fmt: skip
     """Compute the predictions of some sentences, and put them into their places."""
     start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]
@@ -102,10 +94,10 @@ def _fill(model: BiLM, corpus: Corpus, characters: Int32, rows: Int32, chosen: I
     read = np.where(t == 0, BEGIN, word(t - 1)), np.where(t == 0, END, word(length - t))
     predicted = np.where(t == length, END, word(t)), np.where(t == length, BEGIN, word(length - 1 - t))
     inputs, targets = (np.where(is_prediction, np.stack(each), BEGIN) for each in (read, predicted))
-    distinct, places = np.unique(inputs, return_inverse=True)
+    distinct, places = spelling.distinct(inputs)
     first = next(iter(model.parameters()))
-    vectors = model.word_vectors(torch.from_numpy(characters[distinct]).to(first.device))
-    words = torch.from_numpy(places.reshape(inputs.shape)).to(first.device)
+    vectors = model.word_vectors([piece.to(first.device) for piece in spelling.pieces(distinct)])
+    words = torch.from_numpy(places).to(first.device)
     hidden, _ = model.hidden(vectors, words, State.zero(model.config, len(chosen), first))
     wanted = torch.from_numpy(np.ascontiguousarray(is_prediction)).to(first.device)
     softmax_rows = torch.from_numpy(rows[targets].astype(np.int64)).to(first.device)

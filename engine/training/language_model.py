@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.text.sentences import several, tokens_of
 from flashelmo.engine.text.windows import Window
@@ -21,11 +21,6 @@ from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, find_softmax
 from flashelmo.engine.training.task import choose_device
-
-try:
-    import torch
-except ImportError as error:
-    raise MissingExtraError("torch", "torch", "the language model") from error
 
 
 class TokenScores(NamedTuple):

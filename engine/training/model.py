@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class BiLM(torch.nn.Module):
 
     def forward(
         self,
-        characters: Tensor,
+        characters: Sequence[Tensor],
         words: Tensor,
         targets: Tensor,
         state: State,
@@ -75,7 +75,7 @@ class BiLM(torch.nn.Module):
         """The mean loss, each direction's own [2], and the state after.
 
         Args:
-            characters: ids of distinct words [U, M].
+            characters: ids of distinct words, in pieces [n, positions].
             words: which of them is read, [2, T, B].
             targets: rows of the softmax to be predicted [2, T, B].
             state: before.
@@ -88,8 +88,17 @@ class BiLM(torch.nn.Module):
         )  # fmt: skip
         return loss, losses.view(2, -1).mean(dim=1), after
 
-    def word_vectors(self, characters: Tensor) -> Tensor:
-        """Context-free vectors [U, P] of words spelled [U, M]."""
+    def word_vectors(self, characters: Sequence[Tensor]) -> Tensor:
+        """Context-free vectors [U, P] of words spelled in pieces [n, positions]."""
+        features = torch.cat([self._convolved(piece) for piece in characters])
+        for k in range(self.config.n_highway):
+            transform, gate = self._dense(f"highways_{k}", features).chunk(2, dim=-1)
+            gate = torch.sigmoid(gate)
+            features = gate * torch.relu(transform) + (1 - gate) * features
+        return self._dense("projection", features) if "projection_weight" in self.tensors else features
+
+    def _convolved(self, characters: Tensor) -> Tensor:
+        """Convolutions and their maxima over all positions [n, F]."""
         embedded = look_up(self.tensors["character_embedding"], characters.flatten()).to(self.compute)
         embedded = embedded.view(*characters.shape, -1).transpose(1, 2)
         maxima = []
@@ -98,12 +107,7 @@ class BiLM(torch.nn.Module):
             bias = self.tensors[f"convolutions_{i}_bias"]
             maxima.append(F.conv1d(embedded, weight).amax(dim=-1).to(bias.dtype) + bias)
         features = torch.cat(maxima, dim=-1)
-        features = torch.relu(features) if self.config.activation == "relu" else torch.tanh(features)
-        for k in range(self.config.n_highway):
-            transform, gate = self._dense(f"highways_{k}", features).chunk(2, dim=-1)
-            gate = torch.sigmoid(gate)
-            features = gate * torch.relu(transform) + (1 - gate) * features
-        return self._dense("projection", features) if "projection_weight" in self.tensors else features
+        return torch.relu(features) if self.config.activation == "relu" else torch.tanh(features)
 
     def hidden(self, vectors: Tensor, words: Tensor, state: State) -> tuple[list[Tensor], State]:
         """What each layer gives, [2, T, B, P] with layer 0 first and dropout where training, and the state after."""

@@ -19,6 +19,7 @@ from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import clip_gradients, make_optimizer
 from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.softmax import draw, log_uniform
+from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.streams import Batch, Streams
 
 try:
@@ -40,7 +41,7 @@ class TrainingStep:
     Args:
         model: on the device.
         settings: of the run.
-        characters: ids of all words of the corpus [W, M].
+        spelling: of all words of the corpus, W.
         rows: row of the softmax of each of them [W].
         streams: of which the capacity for distinct words is told, on a card.
         wrapped: what computes the loss: the model, or DistributedDataParallel around it.
@@ -50,7 +51,7 @@ class TrainingStep:
         self,
         model: BiLM,
         settings: TrainSettings,
-        characters: Int32,
+        spelling: Spelling,
         rows: Int32,
         streams: Streams,
         wrapped: torch.nn.Module | None = None,
@@ -65,18 +66,19 @@ class TrainingStep:
         self.state = State.zero(model.config, settings.batch, first.detach())
         self._sums = torch.zeros(2, device=self.device)
         self._steps = 0
-        self._characters = torch.from_numpy(characters.astype(np.int16)).to(self.device)
+        self._spelling = spelling
         n_words = len(model.tensors["softmax_bias"])
         sampled = 0 < settings.negatives < n_words
         self._probabilities = log_uniform(n_words, self.device) if sampled else None
-        self._words = _DistinctWords(len(characters))
+        table = torch.from_numpy(spelling.characters.astype(np.int16))
+        self._characters = table.to(self.device) if self.device.type == "cuda" else None
         self._captured = _Captured(self, streams) if self.device.type == "cuda" else None
         model.train()
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Take a step by a batch."""
         self.lr.fill_(lr)
-        distinct, words = self._words.of(batch.inputs)
+        distinct, words = self._spelling.distinct(batch.inputs)
         targets = self._rows[batch.targets]
         self._steps += 1
         if self._captured is not None and len(distinct) <= self._captured.capacity:
@@ -88,7 +90,7 @@ class TrainingStep:
         """The step on the device: words [2, T, B] are indices into distinct [U], targets [2, T, B] the softmax's."""
         self.optimizer.zero_grad(set_to_none=True)
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
-        characters = self._characters.index_select(0, distinct).int()
+        characters = self._spelled(distinct)
         loss, each, after = self._wrapped(characters, words, targets.long(), self.state, negatives)
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
         clip_gradients(self.model.parameters(), self._settings.clip)
@@ -96,6 +98,12 @@ class TrainingStep:
         for before, new in zip(self.state, after, strict=True):
             before.copy_(new)
         self._sums += each.detach()
+
+    def _spelled(self, distinct: Tensor) -> list[Tensor]:
+        """Characters of words; on a card in one piece of all positions, whose shape stays."""
+        if self._characters is None:
+            return self._spelling.pieces(distinct.numpy())
+        return [self._characters.index_select(0, distinct).int()]
 
     def follow_rate(self) -> None:
         """Let the optimizer read this object's learning rate again, after it has loaded a state with another."""
@@ -110,22 +118,6 @@ class TrainingStep:
         return forward, backward
 
 
-class _DistinctWords:
-    """Distinct words of one batch after the other, without sorting."""
-
-    def __init__(self, n_words: int) -> None:
-        self._seen = np.zeros(n_words, bool)
-        self._place = np.zeros(n_words, np.int32)
-
-    def of(self, inputs: Int32) -> tuple[Int32, Int32]:
-        """Distinct words [U], and which of them each input is."""
-        self._seen[inputs] = True
-        distinct = np.flatnonzero(self._seen).astype(np.int32)
-        self._seen[distinct] = False
-        self._place[distinct] = np.arange(len(distinct), dtype=np.int32)
-        return distinct, self._place[inputs]
-
-
 class _Captured:
     """A step as a CUDA graph, once a few have been taken without.
 
@@ -136,7 +128,7 @@ class _Captured:
     def __init__(self, step: TrainingStep, streams: Streams) -> None:
         settings = step._settings
         self._step = step
-        self.capacity = _capacity(streams, step._words)
+        self.capacity = _capacity(streams, step._spelling)
         self._tokens = 2 * settings.unroll * settings.batch
         numbers = self.capacity + 2 * self._tokens
         self._slots = [torch.zeros(numbers, dtype=torch.int32).pin_memory() for _ in range(SLOTS)]
@@ -202,8 +194,8 @@ class _Captured:
         self._graph = graph
 
 
-def _capacity(streams: Streams, words: _DistinctWords) -> int:
+def _capacity(streams: Streams, spelling: Spelling) -> int:
     """More distinct words than nearly every batch has."""
     sampled = np.unique(np.linspace(0, streams.batches - 1, SAMPLED_BATCHES).astype(int))
-    most = max(len(words.of(streams[int(place)].inputs)[0]) for place in sampled)
+    most = max(len(spelling.distinct(streams[int(place)].inputs)[0]) for place in sampled)
     return -(-int(most * SPARE) // ROUND) * ROUND

@@ -22,7 +22,7 @@ from flashelmo.engine.model.checkpoints.files import check_replaceable, new_fold
 from flashelmo.engine.processor import processor_name
 from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
-from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of, spell
+from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
 from flashelmo.engine.training.initial import initial_tensors, tensors_from
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
@@ -30,6 +30,7 @@ from flashelmo.engine.training.processes import Processes, joined_processes
 from flashelmo.engine.training.recurrence import kernels_work
 from flashelmo.engine.training.results import Evaluation, Point, Record, is_ours, write_results
 from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.step import TrainingStep
 from flashelmo.engine.training.streams import Streams
 from flashelmo.engine.training.task import (
@@ -142,8 +143,8 @@ class _Run:
         wrapped = None
         if processes.number > 1:
             wrapped = torch.nn.parallel.DistributedDataParallel(self.model)
-        characters = spell(self.model.config, self.corpus.words)
-        return TrainingStep(self.model, settings, characters, self.corpus.rows(self.words), self.streams, wrapped)
+        spelling = Spelling(self.model.config, self.corpus.words)
+        return TrainingStep(self.model, settings, spelling, self.corpus.rows(self.words), self.streams, wrapped)
 
     def _done(self) -> float:
         """The share of the run that is over."""
