@@ -47,6 +47,8 @@ NOT_RUN = {
     ("docs/bulk.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
     ("docs/bulk.md", "import ray"): "needs Ray and cards",
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
+    ("docs/training.md", "--device cuda"): "needs a card",
+    ("docs/training.md", "torchrun"): "needs several cards; test_training.py starts two processes",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }
 

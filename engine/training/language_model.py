@@ -108,7 +108,7 @@ class LanguageModel:
         return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)
 
 
-def _corpus(sentences: list[list[str]]) -> Corpus:
+def _corpus(sentences: list[Sequence[str]]) -> Corpus:
     """Sentences that may be empty."""
     window = Window.from_sentences(sentences)
     ids = {word: row for row, word in enumerate(SPECIAL)}

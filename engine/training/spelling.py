@@ -8,6 +8,7 @@ are sorted by length and computed some at a time take a third of the positions.
 from __future__ import annotations
 
 import numpy as np
+
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.characters import WordEncoder
