@@ -220,7 +220,10 @@ def shift(header, name, *offsets):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["projection.bias"].update(dtype="F16"), r"tensor projection\.bias has type F16, expected F32"),
+        (
+            lambda h: h["projection.bias"].update(dtype="BF16"),
+            r"tensor projection\.bias has type BF16, expected F32 or F16",
+        ),
         (lambda h: h["projection.bias"].update(shape=[5]), r"tensor projection\.bias has 16 bytes, expected 20"),
         (lambda h: h["projection.bias"].update(shape=[-2, -2]), r"tensor projection\.bias"),
         (lambda h: h["projection.bias"].update(shape=["4"]), r"tensor projection\.bias"),

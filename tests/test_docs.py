@@ -51,6 +51,8 @@ NOT_RUN = {
     ("docs/weights.md", "flashelmo download original"): "downloads; test_named_models.py does so from this machine",
     ("docs/weights.md", 'load("original")'): "downloads, likewise",
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
+    ("docs/training.md", "--device cuda"): "needs a card",
+    ("docs/training.md", "torchrun"): "needs several cards; test_training.py starts two processes",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }
 

@@ -12,19 +12,20 @@ from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, expect
 
 PUBLISHED_FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 
-# Preset -> cell, projection, highway layers (https://allenai.org/allennlp/software/elmo)
+# Preset -> cell, projection, highway layers, filters (https://allenai.org/allennlp/software/elmo; tiny is our own)
 PRESETS = {
-    "small": (1024, 128, 1),
-    "medium": (2048, 256, 1),
-    "original": (4096, 512, 2),
+    "tiny": (512, 128, 1, PUBLISHED_FILTERS[:5]),
+    "small": (1024, 128, 1, PUBLISHED_FILTERS),
+    "medium": (2048, 256, 1, PUBLISHED_FILTERS),
+    "original": (4096, 512, 2, PUBLISHED_FILTERS),
 }
 
 
 def preset_config(preset: str) -> ElmoConfig:
-    """The configuration of a published size: "small" (13.6M parameters), "medium" (28.0M), "original" (93.6M)."""
+    """The configuration of a size: "tiny" (3.1M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M)."""
     if preset not in PRESETS:
         raise FlashElmoError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
-    cell, projection, n_highway = PRESETS[preset]
+    cell, projection, n_highway, filters = PRESETS[preset]
     return ElmoConfig(
         family="bilm",
         cell_size=cell,
@@ -33,7 +34,7 @@ def preset_config(preset: str) -> ElmoConfig:
         cell_clip=3.0,
         projection_clip=3.0,
         skip_connections=True,
-        filters=PUBLISHED_FILTERS,
+        filters=filters,
         n_highway=n_highway,
         activation="relu",
         character_size=16,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flashelmo.engine.reference.elmo import Elmo
     from flashelmo.engine.settings import CudaSettings
     from flashelmo.engine.text.characters import batch_to_ids
+    from flashelmo.engine.training.language_model import LanguageModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ElmoConfig",
     "ElmoEmbedder",
     "FlashElmoError",
+    "LanguageModel",
     "MissingExtraError",
     "__version__",
     "batch_to_ids",
@@ -41,6 +43,7 @@ _HOMES = {
     "ElmoConfig": "flashelmo.engine.model.config",
     "ElmoEmbedder": "flashelmo.engine.embedder",
     "FlashElmoError": "flashelmo.engine.errors",
+    "LanguageModel": "flashelmo.engine.training.language_model",
     "MissingExtraError": "flashelmo.engine.errors",
     "batch_to_ids": "flashelmo.engine.text.characters",
     "find_neighbours": "flashelmo.engine.neighbours",

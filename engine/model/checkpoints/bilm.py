@@ -78,27 +78,33 @@ def write_bilm(model: ElmoModel, folder: str | Path, *, overwrite: bool = False)
     What `read_bilm` read is read again bit for bit. The file's forget bias lacks the 1 of the canonical one, so other
     models' may be rounded, by 6e-8 at most where it lies within ±1.
     """
-    import h5py
-
     config = model.config
     if config.family != "bilm":
         raise FlashElmoError(f"{folder}: expected a model of the bilm family to write, found {config.family}")
     if config.character_size and config.word_size:
         raise FlashElmoError(f"{folder}: expected a model of characters or of words to write, found one of both")
+    with new_folder(path_of("folder", folder), overwrite) as target:
+        write_bilm_files(model, target)
+
+
+def write_bilm_files(model: ElmoModel, folder: Path) -> None:
+    """What `write_bilm` writes, into a folder that exists."""
+    import h5py
+
+    config = model.config
     table, parts = stored_tensors(config), dict[str, list[Array]]()
     for name, tensor in model.weights.named_tensors():
         parts.setdefault(table[name].name, []).append(table[name].write(tensor))
-    with new_folder(path_of("folder", folder), overwrite) as target:
-        (target / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
-        image = io.BytesIO()  # on a full disk HDF5 itself ends in a segmentation fault
-        with h5py.File(image, "w") as file:
-            for stored_name, tensors in parts.items():  # an LSTM's matrix: input rows, then recurrent rows
-                file.create_dataset(stored_name, data=np.concatenate(tensors), dtype="float32")
-        (target / "weights.hdf5").write_bytes(image.getbuffer())
-        if model.lexicon is not None and model.lexicon.words:
-            words = {row: word for word, row in model.lexicon.words.items()}
-            lines = [words.get(row, "") for row in range(1, config.n_words)]  # a word's line is its row
-            (target / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
+    image = io.BytesIO()  # on a full disk HDF5 itself ends in a segmentation fault
+    with h5py.File(image, "w") as file:
+        for stored_name, tensors in parts.items():  # an LSTM's matrix: input rows, then recurrent rows
+            file.create_dataset(stored_name, data=np.concatenate(tensors), dtype="float32")
+    (folder / "weights.hdf5").write_bytes(image.getbuffer())
+    if model.lexicon is not None and model.lexicon.words:
+        words = {row: word for word, row in model.lexicon.words.items()}
+        lines = [words.get(row, "") for row in range(1, config.n_words)]  # a word's line is its row
+        (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def stored_tensors(config: ElmoConfig, found: Collection[str] = ()) -> dict[str, Stored]:

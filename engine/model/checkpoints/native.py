@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ CARD_FILE = "README.md"
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 MAX_DIMENSIONS = 8
+STORED_TYPES = {"F32": np.float32, "F16": np.float16}  # what is read as float32
 
 
 def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = False, card: str | None = None) -> None:
@@ -43,25 +44,42 @@ def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = Fals
     Raises:
         FlashElmoError: the folder exists (and is not to be overwritten) or cannot be written.
     """
+    path = path_of("folder", folder)
+    with new_folder(path, overwrite, lambda name: name in MODEL_FILES or _is_card(path, name)) as target:
+        write_native_files(model, target)
+        if card is not None:
+            (target / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def write_native_files(model: ElmoModel, folder: Path, dtype: str = "float32") -> None:
+    """Write a model's files into a folder that exists.
+
+    Args:
+        model: to be written.
+        folder: where.
+        dtype: "float32", or "float16" for half the bytes: numbers are rounded, and no longer used as they lie there.
+    """
+    source_format = model.source_format if model.format == FORMAT else model.format
+    config = {"format_version": FORMAT_VERSION, "source_format": source_format, **model.config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if model.lexicon is not None:
+        lexicon = {"characters": dict(model.lexicon.characters), "words": dict(model.lexicon.words)}
+        (folder / "lexicon.json").write_text(json.dumps(lexicon, ensure_ascii=False), encoding="utf-8")
+    write_safetensors(dict(model.weights.named_tensors()), folder / WEIGHTS_FILE, dtype)
+
+
+def write_safetensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32") -> None:
+    """Write tensors by name, as numbers of the type."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = path_of("folder", folder)
-    with new_folder(path, overwrite, lambda name: name in MODEL_FILES or _is_card(path, name)) as target:
-        source_format = model.source_format if model.format == FORMAT else model.format
-        config = {"format_version": FORMAT_VERSION, "source_format": source_format, **model.config.to_dict()}
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if model.lexicon is not None:
-            lexicon = {"characters": dict(model.lexicon.characters), "words": dict(model.lexicon.words)}
-            (target / "lexicon.json").write_text(json.dumps(lexicon, ensure_ascii=False), encoding="utf-8")
-        if card is not None:
-            (target / CARD_FILE).write_text(card, encoding="utf-8")
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in model.weights.named_tensors()}
-        try:
-            save_file(tensors, target / WEIGHTS_FILE)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
-        shutil.copymode(target / "config.json", target / WEIGHTS_FILE)  # save_file creates it with mode 0600
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    path.chmod(mode)  # save_file creates it with mode 0600
 
 
 def _is_card(folder: Path, name: str) -> bool:
@@ -107,7 +125,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
-    """Read-only views of a memory-mapped safetensors file of float32 tensors.
+    """Read-only views of a memory-mapped safetensors file of float32 tensors; copies of float16 ones.
 
     The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
     (8 bytes of header length, a JSON header of names, types, shapes and offsets, then the data).
@@ -138,20 +156,21 @@ def _view(data: npt.NDArray[np.uint8], path: Path, name: str, dtype: str, shape:
     numbers = [*shape, *offsets] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
     if len(offsets) != 2 or not all(type(number) is int and 0 <= number < 2**64 for number in numbers):
         raise FlashElmoError(f"{path}: tensor {name}: expected a shape and two offsets, found {shape} and {offsets}")
-    if dtype != "F32":
-        raise FlashElmoError(f"{path}: tensor {name} has type {dtype}, expected F32")
+    if dtype not in STORED_TYPES:
+        raise FlashElmoError(f"{path}: tensor {name} has type {dtype}, expected F32 or F16")
+    stored = np.dtype(STORED_TYPES[dtype])
     start, stop = offsets
     if not start <= stop <= len(data):
         end = f"the data end at {len(data)}"
         raise FlashElmoError(
             f"{path}: tensor {name} stands at bytes {start} to {stop}, but {end}: truncated or damaged"
         )
-    if stop - start != 4 * math.prod(shape):
-        raise FlashElmoError(
-            f"{path}: tensor {name} has {stop - start} bytes, expected {4 * math.prod(shape)} by its shape"
-        )
-    # a header of odd length would leave the numbers unaligned: then a copy, which is no memmap
-    return np.require(np.asarray(data[start:stop].view(np.float32).reshape(shape)), requirements="A")
+    n_bytes = stored.itemsize * math.prod(shape)
+    if stop - start != n_bytes:
+        raise FlashElmoError(f"{path}: tensor {name} has {stop - start} bytes, expected {n_bytes} by its shape")
+    # a header of odd length would leave the numbers unaligned: then a copy, which is no memmap; and so for float16
+    values = np.asarray(data[start:stop].view(stored).reshape(shape))
+    return np.require(values, np.float32, "A")
 
 
 def release_pages(weights: ElmoWeights) -> None:

@@ -17,7 +17,9 @@ from flashelmo.cli.info import info
 from flashelmo.cli.init import init
 from flashelmo.cli.models import download, models
 from flashelmo.cli.neighbours import neighbours
+from flashelmo.cli.perplexity import perplexity
 from flashelmo.cli.terminal import InterruptedBySignal, fail, flush_output, open_streams, signals_raise
+from flashelmo.cli.train import train
 from flashelmo.engine.errors import FlashElmoError
 
 app = typer.Typer(
@@ -27,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (embed, neighbours, verify, elmo, info, convert, export, init, models, download):
+for command in (embed, neighbours, verify, elmo, info, convert, export, init, train, perplexity, models, download):
     app.command()(command)
 # Its options are the benchmark's own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)

@@ -14,7 +14,9 @@ from flashelmo.engine.errors import FlashElmoError
 
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
-    preset: Annotated[str, typer.Option(metavar="small|medium|original", help="A published size.")] = "small",
+    preset: Annotated[
+        str, typer.Option(metavar="tiny|small|medium|original", help="A size; but for tiny, a published one.")
+    ] = "small",
     seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
     format: Annotated[str, typer.Option(metavar="hdf5|native", help="Of the files.")] = "native",
     overwrite: Overwrite = False,

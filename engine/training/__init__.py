@@ -1,0 +1,17 @@
+"""Pretraining: the published bidirectional language model, from text to weights.
+
+settings.py     everything that can be chosen of a run
+corpus.py       text to word ids; the words that the softmax predicts
+spelling.py     a batch's distinct words and their characters
+streams.py      word ids to batches of streams, both directions
+recurrence.py   one LSTM layer over a window of time steps, with a backward pass of its own
+softmax.py      sampled and full softmax, loss and gradients in one pass
+model.py        the language model in PyTorch; from and to `ElmoWeights`
+optimizers.py   Adagrad as published, Adam; the learning rate's schedule
+step.py         one training step, on a card captured as a CUDA graph
+checkpoint.py   what a run is resumed from
+trainer.py      the loop
+evaluate.py     log-probabilities and perplexity
+language_model.py  a trained model's log-probabilities, from Python
+results.py      the folder that a run leaves: weights, softmax, curve, card
+"""

@@ -1,0 +1,89 @@
+"""What a run is resumed from: one file a checkpoint, which appears whole or not at all, and the two newest of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.arguments import shown
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints.files import first_line
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error
+
+KEPT = 2
+NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
+    """Write a checkpoint; older ones than the last two are removed once it is on the disk.
+
+    Raises:
+        FlashElmoError: it cannot be written; the checkpoints before it are intact.
+    """
+    path = folder / f"step-{step:09d}.pt"
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".step-", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(folder)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        last = found[-1].name if (found := checkpoints(folder)) else "there is none"
+        raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}; last checkpoint: {last}") from None
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of a folder, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; None where there is none.
+
+    Raises:
+        FlashElmoError: it is of another run; the message names the first setting that differs.
+    """
+    for temporary in folder.glob(".step-*"):  # of a run that was killed
+        temporary.unlink(missing_ok=True)
+    for path in reversed(checkpoints(folder)):
+        try:
+            values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            found = values["fingerprint"]
+        except Exception as error:
+            logging.getLogger("flashelmo").warning("%s: cannot be read, the one before is taken: %s", path, error)
+            continue
+        for name in sorted(fingerprint.keys() | found.keys()):
+            if fingerprint.get(name) != found.get(name):
+                expected = f"expected {name} {shown(found.get(name))}, as it was made with"
+                raise FlashElmoError(f"{path}: {expected}, found {shown(fingerprint.get(name))}")
+        return values
+    return None
+
+
+def _flush_folder(folder: Path) -> None:
+    """See to it that a new name is on the disk, where the system can open folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

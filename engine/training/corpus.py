@@ -1,0 +1,134 @@
+"""Text to word ids, once; and the words that the softmax predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.windows import read_windows
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+
+BEGIN, END, UNKNOWN = range(3)
+SPECIAL = ("<S>", "</S>", "<UNK>")  # the first words of every vocabulary, as in bilm-tf's
+WINDOW_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences as ids of distinct words.
+
+    Attributes:
+        words: distinct words; the first three are `SPECIAL`.
+        word_ids: index into `words` of every token, sentences end to end [tokens].
+        offsets: [S + 1]; sentence s is word_ids[offsets[s]:offsets[s + 1]]. None is empty.
+    """
+
+    words: list[str]
+    word_ids: Int32
+    offsets: Int64
+
+    def __len__(self) -> int:
+        """Sentences."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens, without boundaries."""
+        return len(self.word_ids)
+
+    def counts(self) -> Int64:
+        """How often each of the words stands in the text [W]."""
+        return np.bincount(self.word_ids, minlength=len(self.words)).astype(np.int64)
+
+    def rows(self, vocabulary: Sequence[str]) -> Int32:
+        """Row of the softmax of each of the words [W]; that of <UNK> for words that it does not have."""
+        row_of = {word: row for row, word in enumerate(vocabulary)}
+        return np.fromiter((row_of.get(word, UNKNOWN) for word in self.words), np.int32, len(self.words))
+
+    def split(self, share: float, seed: int) -> tuple[Corpus, Corpus]:
+        """Two corpora over the same words: a share of the sentences, drawn by the seed, is the second's."""
+        held_out = np.zeros(len(self), bool)
+        number = max(1, round(share * len(self)))
+        held_out[np.random.default_rng(seed).permutation(len(self))[:number]] = True
+        return self._only(~held_out), self._only(held_out)
+
+    def _only(self, kept: npt.NDArray[np.bool_]) -> Corpus:
+        lengths = np.diff(self.offsets)
+        word_ids = self.word_ids[np.repeat(kept, lengths)]
+        return Corpus(self.words, word_ids, np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64))
+
+    def save(self, folder: Path) -> None:
+        """Write it so that `load` can map it into memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "word_ids.npy", self.word_ids)
+        np.save(folder / "offsets.npy", self.offsets)
+        (folder / "words.txt").write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8", newline="\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Corpus:
+        """What `save` wrote; the ids stay in the file."""
+        words = (folder / "words.txt").read_bytes().decode("utf-8").split("\n")[:-1]
+        word_ids, offsets = (np.load(folder / name, mmap_mode="r") for name in ("word_ids.npy", "offsets.npy"))
+        return cls(words, word_ids, offsets)
+
+
+def read_corpus(paths: Iterable[str | Path]) -> Corpus:
+    """Read texts of one tokenized sentence a line; empty lines are left out.
+
+    Raises:
+        FlashElmoError: naming the file, where it is no UTF-8, or no file has a sentence.
+    """
+    ids = {word: row for row, word in enumerate(SPECIAL)}
+    tokens, lengths, names = [], [], []
+    for path in paths:
+        names.append(str(path))
+        for window in read_windows(path, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS):
+            rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
+            tokens.append(rows[window.word_ids] if len(window.word_ids) else window.word_ids)
+            lengths.append(np.diff(window.offsets))
+    length = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
+    if not length.any():
+        raise FlashElmoError(f"{', '.join(names) or 'corpus'}: expected a sentence a line, found no token")
+    offsets = np.concatenate([[0], np.cumsum(length[length > 0])]).astype(np.int64)
+    return Corpus(list(ids), np.concatenate(tokens), offsets)
+
+
+def most_frequent(corpus: Corpus, min_count: int, max_words: int | None) -> list[str]:
+    """The softmax's words: `SPECIAL`, then the others by count, equally frequent ones in alphabetical order.
+
+    A sampler of negatives by rank counts on this order.
+    """
+    counts = corpus.counts()
+    found = [(-int(counts[row]), word) for row, word in enumerate(corpus.words) if row >= len(SPECIAL)]
+    words = [word for count, word in sorted(found) if -count >= max(1, min_count)]
+    return [*SPECIAL, *words[: None if max_words is None else max(0, max_words - len(SPECIAL))]]
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """A vocabulary as bilm-tf has it: a word a line, the most frequent first, behind <S>, </S> and <UNK>.
+
+    Raises:
+        FlashElmoError: it does not begin with these three, or has a word twice.
+    """
+    try:
+        words = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FlashElmoError(f"{path}: expected UTF-8: {error}") from None
+    words = [word.strip() for word in words]
+    for line, (word, special) in enumerate(zip([*words[:3], *[""] * 3], SPECIAL, strict=False), start=1):
+        if word != special:
+            where = f"on line {words.index(special) + 1}" if special in words else "nowhere"
+            raise FlashElmoError(f"{path}: line {line}: expected {special}, which stands {where}, found {word!r}")
+    if len(set(words)) != len(words):
+        seen: set[str] = set()
+        twice = next(word for word in words if word in seen or seen.add(word))  # type: ignore[func-returns-value]
+        raise FlashElmoError(f"{path}: expected every word once, found {twice!r} twice")
+    return words

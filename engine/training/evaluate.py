@@ -1,0 +1,109 @@
+"""Log-probabilities of every word in both directions, and perplexity, by the full softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32, Int64
+from flashelmo.engine.training.model import BiLM, State
+from flashelmo.engine.training.softmax import cross_entropy
+from flashelmo.engine.training.spelling import Spelling
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+BATCH_TOKENS = 8192  # with padding
+MAX_LOSS = 700.0  # whose exponential is still a number
+
+
+class Perplexity(NamedTuple):
+    """exp of the mean negative log-probability of a prediction, each sentence's end (or begin) being one."""
+
+    forward: float
+    backward: float
+
+
+def perplexity_of(model: BiLM, corpus: Corpus, rows: Int32) -> Perplexity:
+    """Of a text, each sentence from a fresh state.
+
+    Args:
+        model: on any device.
+        corpus: the text.
+        rows: row of the softmax of each of its words [W].
+    """
+    forward, backward = log_probabilities(model, corpus, rows)
+    means = (float(np.mean(each, dtype=np.float64)) for each in (forward, backward))
+    return Perplexity(*(math.exp(min(MAX_LOSS, -mean)) for mean in means))
+
+
+def log_probabilities(model: BiLM, corpus: Corpus, rows: Int32) -> tuple[Float32, Float32]:
+    """Natural logarithms of probabilities [predictions], forward and backward, sentences end to end.
+
+    Sentence s of n words has n + 1, at corpus.offsets[s] + s: forward those of w1 .. wn and </S>, each from the words
+    before it; backward those of <S> and w1 .. wn, each from the words behind it.
+    """
+    lengths = np.diff(corpus.offsets) + 1
+    begins = np.asarray(corpus.offsets[:-1]) + np.arange(len(corpus))
+    forward, backward = (np.empty(int(lengths.sum()), np.float32) for _ in range(2))
+    trains, compute = model.training, model.compute
+    model.eval()
+    model.compute = next(iter(model.parameters())).dtype
+    try:
+        with torch.inference_mode():
+            spelling = Spelling(model.config, corpus.words)
+            for chosen in _batches(lengths):
+                _fill(model, corpus, spelling, rows, chosen, begins, forward, backward)
+    finally:
+        model.train(trains)
+        model.compute = compute
+    return forward, backward
+
+
+def _batches(lengths: Int64) -> Iterator[Int64]:
+    """Sentences of similar lengths [B]."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop - start + 1) * lengths[order[stop]] <= BATCH_TOKENS:
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def _fill(model: BiLM, corpus: Corpus, spelling: Spelling, rows: Int32, chosen: Int64, begins: Int64,
+          forward: Float32, backward: Float32) -> None:  # fmt: skip
+    """Compute the predictions of some sentences, and put them into their places."""
+    start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]
+    t = np.arange(int(length.max()) + 1)[:, None]
+    last = max(0, corpus.n_tokens - 1)
+
+    def word(index: Int64) -> Int32:
+        return np.asarray(corpus.word_ids[np.clip(start + index, 0, last)])
+
+    is_prediction = t <= length
+    read = np.where(t == 0, BEGIN, word(t - 1)), np.where(t == 0, END, word(length - t))
+    predicted = np.where(t == length, END, word(t)), np.where(t == length, BEGIN, word(length - 1 - t))
+    inputs, targets = (np.where(is_prediction, np.stack(each), BEGIN) for each in (read, predicted))
+    distinct, places = spelling.distinct(inputs)
+    first = next(iter(model.parameters()))
+    vectors = model.word_vectors([piece.to(first.device) for piece in spelling.pieces(distinct)])
+    words = torch.from_numpy(places).to(first.device)
+    hidden, _ = model.hidden(vectors, words, State.zero(model.config, len(chosen), first))
+    wanted = torch.from_numpy(np.ascontiguousarray(is_prediction)).to(first.device)
+    softmax_rows = torch.from_numpy(rows[targets].astype(np.int64)).to(first.device)
+    for top, row, values, reverse in zip(hidden[-1], softmax_rows, (forward, backward), (False, True), strict=True):
+        _, losses = cross_entropy(
+            top[wanted], row[wanted], model.tensors["softmax_weight"], model.tensors["softmax_bias"]
+        )
+        places = begins[chosen] + (length - t if reverse else t)
+        values[places[is_prediction]] = -losses.cpu().numpy()

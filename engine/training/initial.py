@@ -1,0 +1,61 @@
+"""The tensors that training begins with: random ones as bilm-tf draws them, or those of a model to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import Array, ElmoModel, expected_shapes
+from flashelmo.engine.training.softmax_files import find_softmax
+
+CONVOLUTION_BOUND = 0.05  # Kim et al. 2015; with tanh it is a normal distribution instead
+CARRY = -2.0  # bias of the highways' gates: at first they let their input through
+
+
+def initial_tensors(config: ElmoConfig, n_words: int, seed: int) -> dict[str, Array]:
+    """Random canonical tensors and `softmax.weight` [V, P] and `softmax.bias` [V], the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    tensors = {name: _random(name, shape, config, rng) for name, shape in sorted(expected_shapes(config).items())}
+    tensors["character_embedding"][0] = 0.0  # no token
+    size = config.projection_size
+    tensors["softmax.weight"] = rng.normal(0, size**-0.5, (n_words, size)).astype(np.float32)
+    tensors["softmax.bias"] = np.zeros(n_words, np.float32)
+    return tensors
+
+
+def tensors_from(model: ElmoModel, vocabulary: list[str], seed: int, path: Path | None = None) -> dict[str, Array]:
+    """A model's tensors and, where a softmax lies beside it, its rows for the words that both vocabularies have."""
+    tensors = initial_tensors(model.config, len(vocabulary), seed)
+    tensors |= dict(model.weights.named_tensors())
+    softmax = find_softmax(path or model.path)
+    if softmax is not None:
+        row_of = {word: row for row, word in enumerate(softmax.words)}
+        ours = [row for row, word in enumerate(vocabulary) if word in row_of]
+        theirs = [row_of[vocabulary[row]] for row in ours]
+        tensors["softmax.weight"][ours] = softmax.weight[theirs]
+        tensors["softmax.bias"][ours] = softmax.bias[theirs]
+    return tensors
+
+
+def _random(name: str, shape: tuple[int, ...], config: ElmoConfig, rng: np.random.Generator) -> Array:
+    kind, part = name.partition(".")[0], name.rpartition(".")[2]
+    if part == "bias":
+        bias = np.zeros(shape, np.float32)
+        if kind == "lstm":
+            bias[1] = 1.0  # forget gates remember at first
+        elif ".gate." in name:
+            bias[...] = CARRY
+        return bias
+    if kind == "character_embedding":
+        return rng.uniform(-1, 1, shape).astype(np.float32)
+    if kind == "convolutions" and config.activation == "relu":
+        return rng.uniform(-CONVOLUTION_BOUND, CONVOLUTION_BOUND, shape).astype(np.float32)
+    if kind == "lstm":  # Glorot and Bengio 2010, of the matrices as TensorFlow's cell has them
+        size, cells = config.projection_size, config.cell_size
+        fans = cells + size if part == "projection" else 2 * size + 4 * cells
+        bound = (6 / fans) ** 0.5
+        return rng.uniform(-bound, bound, shape).astype(np.float32)
+    fan_in = shape[0] * shape[1] if kind == "convolutions" else shape[0]
+    return rng.normal(0, fan_in**-0.5, shape).astype(np.float32)

@@ -1,0 +1,117 @@
+"""A trained model as a language model: log-probabilities of words in both directions, and perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flashelmo.engine.arguments import path_of
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.text.sentences import several, tokens_of
+from flashelmo.engine.text.windows import Window
+from flashelmo.engine.training.corpus import SPECIAL, UNKNOWN, Corpus, read_corpus
+from flashelmo.engine.training.evaluate import Float32, log_probabilities, perplexity_of
+from flashelmo.engine.training.model import BiLM, check_trainable
+from flashelmo.engine.training.processes import Processes
+from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, find_softmax
+from flashelmo.engine.training.task import choose_device
+
+
+class TokenScores(NamedTuple):
+    """Natural logarithms of the probabilities of a sentence's predictions, float32 [n + 1] each.
+
+    Attributes:
+        forward: of its n words and of its end, each from the words before.
+        backward: of its begin and of its n words, each from the words behind: backward[t + 1] is of word t.
+    """
+
+    forward: Float32
+    backward: Float32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of a text: perplexities by direction, over its words and one boundary a sentence.
+
+    Attributes:
+        forward, backward: exp of the mean negative log-probability.
+        predictions: tokens and sentences together.
+        unknown: share of the tokens that are not in the softmax's vocabulary, whose <UNK> is scored in their place.
+    """
+
+    forward: float
+    backward: float
+    predictions: int
+    unknown: float
+
+
+class LanguageModel:
+    """The bidirectional language model with its softmax; every sentence is read from a fresh state.
+
+    Args:
+        model: with its parameters on a device.
+        words: of the softmax's rows.
+    """
+
+    def __init__(self, model: BiLM, words: Sequence[str]) -> None:
+        self._model, self.words = model.eval(), list(words)
+
+    @classmethod
+    def load(cls, path: str | Path, *, options_file: str | Path | None = None, device: str = "auto") -> LanguageModel:
+        """Read a model that `flashelmo train` wrote, or bilm-tf's HDF5 with `softmax/W`, `softmax/b` and a vocab.txt.
+
+        Raises:
+            FlashElmoError: it has no softmax, as published weights have none, or it is no model of characters.
+        """
+        path = path_of("path", path)
+        model = load_model(path, options_file)
+        check_trainable(model.config)
+        softmax = find_softmax(path if path.is_dir() else model.path)
+        if softmax is None:
+            raise FlashElmoError(
+                f"{path}: expected a softmax ({SOFTMAX_FILE}, or softmax/W and softmax/b in the HDF5 file) with its "
+                "vocab.txt beside the weights, found none; ELMo's published weights come without"
+            )
+        size = model.config.projection_size
+        if softmax.weight.shape[1] != size:
+            raise FlashElmoError(f"{path}: expected a softmax of size {size}, found {softmax.weight.shape[1]}")
+        tensors = dict(model.weights.named_tensors())
+        tensors |= {"softmax.weight": softmax.weight, "softmax.bias": softmax.bias}
+        return cls(BiLM(model.config, tensors).to(choose_device(device, Processes())), softmax.words)
+
+    def log_probabilities(self, sentences: Iterable[Sequence[str] | str]) -> list[TokenScores]:
+        """Of every prediction of tokenized sentences; strings are split on white space."""
+        given = [tokens_of(sentence) for sentence in several("sentences", sentences)]
+        if not given:
+            return []
+        corpus = _corpus(given)
+        forward, backward = log_probabilities(self._model, corpus, corpus.rows(self.words))
+        ends = (corpus.offsets[1:] + np.arange(1, len(corpus) + 1)).tolist()
+        starts = [0, *ends[:-1]]
+        return [TokenScores(forward[a:b], backward[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+    def perplexity(self, text: str | Path | Iterable[Sequence[str] | str]) -> Scores:
+        """Of a file of tokenized sentences, one a line, or of tokenized sentences in a list."""
+        if isinstance(text, str | Path):
+            corpus = read_corpus([path_of("text", text)])
+        else:
+            corpus = _corpus([tokens_of(sentence) for sentence in several("text", text)])
+        rows = corpus.rows(self.words)
+        forward, backward = perplexity_of(self._model, corpus, rows)
+        unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN)) if corpus.n_tokens else math.nan
+        return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)
+
+
+def _corpus(sentences: list[Sequence[str]]) -> Corpus:
+    """Sentences that may be empty."""
+    window = Window.from_sentences(sentences)
+    ids = {word: row for row, word in enumerate(SPECIAL)}
+    rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
+    word_ids = rows[window.word_ids] if len(rows) else np.empty(0, np.int32)
+    return Corpus(list(ids), word_ids, window.offsets)

@@ -1,0 +1,74 @@
+"""Adagrad as published, Adam, and the learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from flashelmo.engine.errors import MissingExtraError
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error
+
+ADAGRAD_START = 1.0  # of the accumulator, as published
+ADAM_BETAS = (0.9, 0.99)
+
+
+class Adagrad(torch.optim.Optimizer):
+    """accumulator += g^2, parameter -= lr g / sqrt(accumulator), as TensorFlow's; nothing waits for the device.
+
+    Args:
+        parameters: to be trained.
+        lr: a tensor on their device, which may change between steps.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: Tensor) -> None:
+        super().__init__(list(parameters), {"lr": lr})
+        for parameter in self._parameters():
+            self.state[parameter]["accumulator"] = torch.full_like(parameter, ADAGRAD_START)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update by the gradients."""
+        parameters: list[Tensor] = [*self._parameters()]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        accumulators = [self.state[parameter]["accumulator"] for parameter in parameters]
+        torch._foreach_addcmul_(accumulators, gradients, gradients)
+        updates: Any = torch._foreach_div(gradients, [*torch._foreach_sqrt(accumulators)])
+        torch._foreach_mul_(updates, self.param_groups[0]["lr"])
+        torch._foreach_sub_(parameters, updates)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+
+def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tensor) -> torch.optim.Optimizer:
+    """An optimizer, "adagrad" or "adam", with a learning rate that lies on the device."""
+    if name == "adagrad":
+        return Adagrad(parameters, lr)
+    return torch.optim.Adam(parameters, lr=lr, betas=ADAM_BETAS, fused=True, capturable=lr.is_cuda)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], largest: float) -> Tensor:
+    """Scale all gradients down so that their common norm is at most `largest`; returns the norm, on the device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm: Tensor = torch.stack([*torch._foreach_norm(gradients)]).norm()
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def rate_at(done: float, warm_up: float, peak: float, decays: bool) -> float:
+    """The learning rate when a share `done` of the run is over: linear up to the peak, then a cosine down to 0.
+
+    Without decay it stays at the peak.
+    """
+    if done < warm_up:
+        return peak * max(done, 1e-3 * warm_up) / warm_up
+    if not decays:
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warm_up) / max(1e-9, 1 - warm_up))))

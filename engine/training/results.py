@@ -1,0 +1,156 @@
+"""What a run leaves: weights in two formats, softmax and vocabulary, the curve, and a card that says how it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flashelmo.engine.model.checkpoints.bilm import write_bilm_files
+from flashelmo.engine.model.checkpoints.files import MODEL_FILES
+from flashelmo.engine.model.checkpoints.native import write_native_files
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.training.model import BiLM
+from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, Softmax, write_softmax
+
+CURVE_FILE, PICTURE_FILE, CARD_FILE, BILM_FOLDER = "curve.json", "curve.png", "README.md", "bilm"
+OURS = {*MODEL_FILES, SOFTMAX_FILE, CURVE_FILE, PICTURE_FILE, CARD_FILE}
+OURS |= {f"{BILM_FOLDER}/{name}" for name in MODEL_FILES}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Of the curve: perplexities are those of training since the point before, with dropout and negatives.
+
+    Attributes:
+        step, tokens: taken and read so far.
+        seconds: of the run, with those before it was resumed.
+        rate: of learning.
+        forward, backward: perplexities.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    rate: float
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Perplexities of a held-out text by the full softmax, each sentence from a fresh state."""
+
+    step: int
+    text: str
+    tokens: int
+    unknown: float
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a run beside its weights; `run` is what was chosen, ready for JSON."""
+
+    run: dict[str, Any]
+    points: Sequence[Point]
+    evaluations: Sequence[Evaluation]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a folder with such a file may be replaced."""
+    return name in OURS
+
+
+def write_results(
+    folder: Path, model: BiLM, words: list[str], record: Record, *, dtype: str = "float32", card: str | None = None
+) -> None:
+    """Write all into a folder that exists.
+
+    Args:
+        folder: where.
+        model: trained.
+        words: of the softmax.
+        record: of the run.
+        dtype: of the native weights and the softmax on the disk.
+        card: a license's text, for the card; None writes neither card, curve nor bilm-tf's files (a snapshot).
+    """
+    tensors = model.to_tensors()
+    elmo = ElmoModel(model.config, model.to_weights(), None, folder, "native")
+    write_native_files(elmo, folder, dtype)
+    write_softmax(Softmax(tensors["softmax.weight"], tensors["softmax.bias"], words), folder, dtype)
+    curve = {
+        "run": record.run,
+        "points": [asdict(point) for point in record.points],
+        "evaluations": [asdict(evaluation) for evaluation in record.evaluations],
+    }
+    (folder / CURVE_FILE).write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    if card is None:
+        return
+    (folder / BILM_FOLDER).mkdir()
+    write_bilm_files(elmo, folder / BILM_FOLDER)
+    draw_curve(record, folder / PICTURE_FILE)
+    (folder / CARD_FILE).write_text(write_card(record, elmo, len(words), dtype, card), encoding="utf-8")
+
+
+def draw_curve(record: Record, path: Path) -> None:
+    """A picture of perplexity over tokens, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        message = "no picture of the curve, which needs matplotlib: pip install 'flashelmo[bench]'"
+        logging.getLogger("flashelmo").warning(message)
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for direction in ("forward", "backward"):
+        tokens = [point.tokens for point in record.points]
+        axes.plot(tokens, [getattr(point, direction) for point in record.points], label=f"training, {direction}", lw=1)
+    each = max((point.tokens / point.step for point in record.points), default=0)
+    for direction, marker in (("forward", ">"), ("backward", "<")):
+        values = [(each * evaluation.step, getattr(evaluation, direction)) for evaluation in record.evaluations]
+        if values:
+            axes.plot(*zip(*values, strict=True), marker, ls=":", label=f"held out, {direction}")
+    axes.set(xlabel="tokens", ylabel="perplexity", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def write_card(record: Record, model: ElmoModel, n_words: int, dtype: str, license_text: str) -> str:
+    """The model's README.md."""
+    run, config = record.run, model.config
+    last = record.points[-1] if record.points else None
+    lines = [
+        "# ELMo, trained by flashelmo",
+        "",
+        f"{model.weights.n_parameters:,} parameters ({dtype} on disk): {config.n_layers} LSTM layers in each direction,"
+        f" cell {config.cell_size}, projection {config.projection_size}, {config.n_filters} convolution filters,"
+        f" {config.n_highway} highway layers. The softmax predicts {n_words:,} words and lies beside the model;"
+        " embedding does not need it.",
+        "",
+        "| | |",
+        "| --- | --- |",
+    ]
+    shown = {"command": run.get("command"), "corpus": ", ".join(run["corpus"]), **run["settings"]}
+    lines += [f"| {name} | {value} |" for name, value in shown.items() if value is not None]
+    lines += [f"| {name} | {run[name]} |" for name in ("device", "precision", "versions") if name in run]
+    if last is not None:
+        lines.append(
+            f"| trained | {last.step:,} steps, {last.tokens:,} tokens, {last.seconds:,.0f} s; perplexity of training"
+            f" (dropout, sampled negatives) {last.forward:.1f} forward, {last.backward:.1f} backward |"
+        )
+    if record.evaluations:
+        lines += ["", "Perplexity of held-out text by the full softmax, each sentence from a fresh state:", ""]
+        lines += ["| step | text | tokens | unknown to the softmax | forward | backward |", "| --- " * 6 + "|"]
+        lines += [
+            f"| {e.step:,} | {e.text} | {e.tokens:,} | {e.unknown:.2%} | {e.forward:.1f} | {e.backward:.1f} |"
+            for e in record.evaluations
+        ]
+    if license_text:
+        lines += ["", "## Licence", "", license_text.strip()]
+    return "\n".join(lines) + "\n"

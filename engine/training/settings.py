@@ -1,0 +1,97 @@
+"""Everything that can be chosen of a training run, in one frozen object."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flashelmo.engine.arguments import shown, whole_number
+from flashelmo.engine.errors import FlashElmoError
+
+RATES = {"adam": 2e-3, "adagrad": 0.2}  # learning rates where none is given; Adagrad's is the published one
+MAX_SEED = 2**31 - 1
+UNCHECKED = {"cuda_graph", "save_every", "log_every"}  # change nothing of the result
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a model is trained; what is not said is as published (Peters et al. 2018, bilm-tf's `bin/train_elmo.py`).
+
+    Attributes:
+        batch: streams of sentences of each process, B.
+        unroll: time steps that gradients go back, T.
+        negatives: words that the sampled softmax compares a target with; 0, or as many as there are: all words.
+        dropout: of the layers' inputs and the softmax's.
+        optimizer: "adam", or "adagrad" as published.
+        lr: the learning rate's peak; None is the optimizer's own.
+        clip: bound of the gradients' common norm, of the loss summed over a row's time steps.
+        warm_up: share of the run in which the rate grows.
+        epochs, steps, seconds: how long; exactly one is given. Of seconds, those of earlier attempts count.
+        seed: of initial weights, order of sentences, dropout and negatives.
+        min_count, max_words: which words the softmax has: those at least so frequent, and at most so many.
+        heldout_share: share of the sentences that are kept out of training for evaluation; 0 for none.
+        precision: of products: "fp32", "bf16", or "auto", which is bf16 where the device multiplies it fast.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        cuda_graph: capture a step on a card as a graph.
+        save_every: seconds between checkpoints.
+        log_every: steps between two points of the curve.
+        snapshots: model folders that are written at evenly spaced points of the run, besides one at its beginning.
+    """
+
+    batch: int = 128
+    unroll: int = 20
+    negatives: int = 8192
+    dropout: float = 0.1
+    optimizer: str = "adam"
+    lr: float | None = None
+    clip: float = 10.0
+    warm_up: float = 0.02
+    epochs: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    seed: int = 0
+    min_count: int = 1
+    max_words: int | None = None
+    heldout_share: float = 0.0
+    precision: str = "auto"
+    device: str = "auto"
+    cuda_graph: bool = True
+    save_every: float = 300.0
+    log_every: int = 20
+    snapshots: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("unroll", 1), ("negatives", 0), ("min_count", 1), ("snapshots", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        whole_number("log_every", self.log_every, 1)
+        whole_number("seed", self.seed, 0, MAX_SEED)
+        for name, least in (("max_words", 4), ("steps", 1)):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least)
+        for name in ("dropout", "warm_up", "heldout_share"):
+            _check(0 <= getattr(self, name) < 1, name, "0 or more and less than 1", getattr(self, name))
+        for name in ("lr", "clip", "epochs", "seconds", "save_every"):
+            value = getattr(self, name)
+            _check(value is None or 0 < value < float("inf"), name, "a positive number", value)
+        given = [name for name in ("epochs", "steps", "seconds") if getattr(self, name) is not None]
+        _check(len(given) <= 1, "length", "one of epochs, steps and seconds", " and ".join(given))
+        if not given:
+            object.__setattr__(self, "epochs", 10.0)
+        for name, allowed in (("optimizer", tuple(RATES)), ("precision", ("auto", "fp32", "bf16"))):
+            _check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
+        if self.lr is None:
+            object.__setattr__(self, "lr", RATES[self.optimizer])
+
+    @property
+    def peak(self) -> float:
+        """The learning rate's peak."""
+        return RATES[self.optimizer] if self.lr is None else self.lr
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {name: value for name, value in asdict(self).items() if name not in UNCHECKED}
+
+
+def _check(holds: bool, name: str, expected: str, found: object) -> None:
+    if not holds:
+        raise FlashElmoError(f"{name}: expected {expected}, found {shown(found)}")

@@ -1,0 +1,201 @@
+"""One training step: loss, gradients, update. On a card the whole of it is one captured CUDA graph.
+
+The host finds a batch's distinct words and copies numbers; all else, dropout and negatives too, happens on the device,
+and nothing waits for it: losses add up there until `read` asks for them. A graph needs the same addresses and shapes in
+every step, so the distinct words are padded to a capacity that nearly every batch keeps to. A batch that does not is
+computed without the graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.training.corpus import Int32
+from flashelmo.engine.training.model import BiLM, State
+from flashelmo.engine.training.optimizers import clip_gradients, make_optimizer
+from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.softmax import draw, log_uniform
+from flashelmo.engine.training.spelling import Spelling
+from flashelmo.engine.training.streams import Batch, Streams
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error
+
+WARM_UP_STEPS = 3  # before a capture, on a stream of their own
+SLOTS = 4  # batches that the host may be ahead of the card
+SAMPLED_BATCHES = 64  # of which the capacity is told
+SPARE = 1.1  # of the capacity
+ROUND = 128
+
+
+class TrainingStep:
+    """Takes steps of a model on its device.
+
+    Args:
+        model: on the device.
+        settings: of the run.
+        spelling: of all words of the corpus, W.
+        rows: row of the softmax of each of them [W].
+        streams: of which the capacity for distinct words is told, on a card.
+        wrapped: what computes the loss: the model, or DistributedDataParallel around it.
+    """
+
+    def __init__(
+        self,
+        model: BiLM,
+        settings: TrainSettings,
+        spelling: Spelling,
+        rows: Int32,
+        streams: Streams,
+        wrapped: torch.nn.Module | None = None,
+    ) -> None:
+        self.model, self._settings = model, settings
+        self._wrapped = model if wrapped is None else wrapped
+        self._rows = rows
+        first = next(iter(model.parameters()))
+        self.device = first.device
+        self.lr = torch.zeros((), device=self.device)
+        self.optimizer = make_optimizer(settings.optimizer, model.parameters(), self.lr)
+        self.state = State.zero(model.config, settings.batch, first.detach())
+        self._sums = torch.zeros(2, device=self.device)
+        self._steps = 0
+        self._spelling = spelling
+        n_words = len(model.tensors["softmax_bias"])
+        sampled = 0 < settings.negatives < n_words
+        self._probabilities = log_uniform(n_words, self.device) if sampled else None
+        table = torch.from_numpy(spelling.characters.astype(np.int16))
+        self._characters = table.to(self.device) if self.device.type == "cuda" else None
+        self._captured = _Captured(self, streams) if self.device.type == "cuda" else None
+        model.train()
+
+    def __call__(self, batch: Batch, lr: float) -> None:
+        """Take a step by a batch."""
+        self.lr.fill_(lr)
+        distinct, words = self._spelling.distinct(batch.inputs)
+        targets = self._rows[batch.targets]
+        self._steps += 1
+        if self._captured is not None and len(distinct) <= self._captured.capacity:
+            self._captured.run(distinct, words, targets)
+            return
+        self.compute(*(torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)))
+
+    def compute(self, distinct: Tensor, words: Tensor, targets: Tensor) -> None:
+        """The step on the device: words [2, T, B] are indices into distinct [U], targets [2, T, B] the softmax's."""
+        self.optimizer.zero_grad(set_to_none=True)
+        negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
+        characters = self._spelled(distinct)
+        loss, each, after = self._wrapped(characters, words, targets.long(), self.state, negatives)
+        (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
+        clip_gradients(self.model.parameters(), self._settings.clip)
+        self.optimizer.step()
+        for before, new in zip(self.state, after, strict=True):
+            before.copy_(new)
+        self._sums += each.detach()
+
+    def _spelled(self, distinct: Tensor) -> list[Tensor]:
+        """Characters of words; on a card in one piece of all positions, whose shape stays."""
+        if self._characters is None:
+            return self._spelling.pieces(distinct.numpy())
+        return [self._characters.index_select(0, distinct).int()]
+
+    def follow_rate(self) -> None:
+        """Let the optimizer read this object's learning rate again, after it has loaded a state with another."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def read(self) -> tuple[float, float]:
+        """Mean loss of each direction since this was asked last; waits for the device."""
+        forward, backward = (self._sums / max(1, self._steps)).tolist()
+        self._sums.zero_()
+        self._steps = 0
+        return forward, backward
+
+
+class _Captured:
+    """A step as a CUDA graph, once a few have been taken without.
+
+    Attributes:
+        capacity: most distinct words of a batch.
+    """
+
+    def __init__(self, step: TrainingStep, streams: Streams) -> None:
+        settings = step._settings
+        self._step = step
+        self.capacity = _capacity(streams, step._spelling)
+        self._tokens = 2 * settings.unroll * settings.batch
+        numbers = self.capacity + 2 * self._tokens
+        self._slots = [torch.zeros(numbers, dtype=torch.int32).pin_memory() for _ in range(SLOTS)]
+        self._copied: list[Any] = [torch.cuda.Event() for _ in range(SLOTS)]
+        buffer = torch.zeros(numbers, dtype=torch.int32, device=step.device)
+        shape = 2, settings.unroll, settings.batch
+        self._buffer = buffer
+        self._arguments = (
+            buffer[: self.capacity],
+            buffer[self.capacity : -self._tokens].view(shape),
+            buffer[-self._tokens :].view(shape),
+        )
+        self._taken = 0
+        self._graph: Any = None
+        self._captures = settings.cuda_graph and step._wrapped is step.model
+
+    def run(self, distinct: Int32, words: Int32, targets: Int32) -> None:
+        """Take a step."""
+        self._copy(distinct, words, targets)
+        if self._captures and self._taken == WARM_UP_STEPS:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._captures:
+            self._warm_up()
+        else:
+            self._step.compute(*self._arguments)
+        self._taken += 1
+
+    def _copy(self, distinct: Int32, words: Int32, targets: Int32) -> None:
+        place = self._taken % SLOTS
+        slot, copied = self._slots[place], self._copied[place]
+        copied.synchronize()
+        values = slot.numpy()
+        values[: len(distinct)] = distinct
+        values[len(distinct) : self.capacity] = 0
+        values[self.capacity : -self._tokens] = words.reshape(-1)
+        values[-self._tokens :] = targets.reshape(-1)
+        self._buffer.copy_(slot, non_blocking=True)
+        copied.record()
+
+    def _warm_up(self) -> None:
+        """A step on a stream of its own, as whatever is set up on first use must not be in the graph."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._step.compute(*self._arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self) -> None:
+        torch.cuda.synchronize()
+        self._step.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._step.compute(*self._arguments)
+        except RuntimeError as error:
+            self._captures = False
+            reason = (str(error).splitlines() or ["unknown"])[0]
+            logging.getLogger("flashelmo").warning("the step cannot be captured as a CUDA graph: %s", reason)
+            torch.cuda.synchronize()
+            return
+        self._graph = graph
+
+
+def _capacity(streams: Streams, spelling: Spelling) -> int:
+    """More distinct words than nearly every batch has."""
+    sampled = np.unique(np.linspace(0, streams.batches - 1, SAMPLED_BATCHES).astype(int))
+    most = max(len(spelling.distinct(streams[int(place)].inputs)[0]) for place in sampled)
+    return -(-int(most * SPARE) // ROUND) * ROUND

@@ -1,0 +1,267 @@
+"""The run: its loop, what is kept on the way and what it leaves.
+
+Beside the folder of the model to be, `NAME.training` holds the encoded corpus, the two newest checkpoints and the
+snapshots. A run that was killed goes on from there when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
+from flashelmo.engine.processor import processor_name
+from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from flashelmo.engine.training.corpus import UNKNOWN
+from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
+from flashelmo.engine.training.initial import initial_tensors, tensors_from
+from flashelmo.engine.training.model import BiLM, check_trainable
+from flashelmo.engine.training.optimizers import rate_at
+from flashelmo.engine.training.processes import Processes, joined_processes
+from flashelmo.engine.training.recurrence import kernels_work
+from flashelmo.engine.training.results import Evaluation, Point, Record, is_ours, write_results
+from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.spelling import Spelling
+from flashelmo.engine.training.step import TrainingStep
+from flashelmo.engine.training.streams import Streams
+from flashelmo.engine.training.task import (
+    Task,
+    choose_compute,
+    choose_device,
+    choose_vocabulary,
+    file_size,
+    prepare_corpus,
+)
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "training") from error
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `done` of 1, `left` seconds, tokens a second since it began, and the curve's last point."""
+
+    done: float
+    left: float
+    tokens_per_second: float
+    point: Point
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def train(task: Task, settings: TrainSettings, on_progress: OnProgress | None = None) -> Record:
+    """Train a model and write its folder.
+
+    Raises:
+        FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run, a full disk, a loss
+            that is not finite: one line each. What was saved before is intact.
+    """
+    with joined_processes(settings.device) as processes:
+        if processes.number > 1 and settings.seconds is not None:
+            raise FlashElmoError(f"seconds: expected epochs or steps with {processes.number} processes")
+        return _Run(task, settings, processes, on_progress or (lambda progress: None)).run()
+
+
+class _Run:
+    """One run, from its arguments to its results."""
+
+    def __init__(self, task: Task, settings: TrainSettings, processes: Processes, on_progress: OnProgress) -> None:
+        self.task, self.settings, self.processes, self.on_progress = task, settings, processes, on_progress
+        self.device = choose_device(settings.device, processes)
+        compute = choose_compute(settings.precision, self.device)
+        start = None if task.start is None else load_model(task.start)
+        config = task.config if start is None else start.config
+        assert config is not None  # a task has one or the other
+        check_trainable(config)
+        if processes.writes:
+            check_replaceable(task.output, task.overwrite, is_ours)
+        fingerprint = {
+            "config": config.to_dict(),
+            "corpus": [[path.name, file_size(path)] for path in task.corpus],
+            "vocabulary": None if task.vocabulary is None else file_size(task.vocabulary),
+            "start": None if start is None else start.sha256,
+            "processes": processes.number,
+            "compute": str(compute),
+            **settings.fingerprint(),
+        }
+        self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        saved = load_checkpoint(task.work, self.fingerprint)
+        if processes.writes:
+            self.corpus, self.held_out = prepare_corpus(task, settings, saved is not None)
+        processes.wait()
+        if not processes.writes:
+            self.corpus, self.held_out = prepare_corpus(task, settings, known=True)
+        self.words = choose_vocabulary(task, settings, self.corpus)
+        torch.manual_seed(settings.seed)
+        tensors = (
+            initial_tensors(config, len(self.words), settings.seed)
+            if start is None
+            else tensors_from(start, self.words, settings.seed, task.start)
+        )
+        self.model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
+        self.model.kernels = kernels_work(self.device)
+        self.step = self._training_step()
+        self.taken, self.seconds, self.snapshots = 0, 0.0, 0
+        self.points: list[Point] = []
+        self.evaluations: list[Evaluation] = []
+        if saved is not None:
+            self._restore(saved)
+
+    def run(self) -> Record:
+        """Take all steps, then write the results."""
+        self._began = self.taken, time.monotonic() - self.seconds, time.monotonic()
+        self._saved_at = time.monotonic()
+        if not self.taken:
+            self._snapshot(0)
+        while (done := self._done()) < 1:
+            rate = rate_at(done, self.settings.warm_up, self.settings.peak, self.settings.optimizer == "adam")
+            self.step(self.streams[self.taken], rate)
+            self.taken += 1
+            if self.taken % self.settings.log_every == 0 or self._done() >= 1:
+                self._look(rate)
+        if not self.points or self.points[-1].step < self.taken:
+            self._log(rate=0.0)
+        return self._finish()
+
+    def _training_step(self) -> TrainingStep:
+        settings, processes = self.settings, self.processes
+        batch, first = settings.batch * processes.number, settings.batch * processes.rank
+        rows = slice(first, first + settings.batch)
+        self.streams = Streams(self.corpus, batch, settings.unroll, settings.seed, rows)
+        wrapped = None
+        if processes.number > 1:
+            wrapped = torch.nn.parallel.DistributedDataParallel(self.model)
+        spelling = Spelling(self.model.config, self.corpus.words)
+        return TrainingStep(self.model, settings, spelling, self.corpus.rows(self.words), self.streams, wrapped)
+
+    def _done(self) -> float:
+        """The share of the run that is over."""
+        settings = self.settings
+        if settings.seconds is not None:
+            self.seconds = time.monotonic() - self._began[1]
+            return self.seconds / settings.seconds
+        steps = settings.steps or max(1, round((settings.epochs or 1) * self.streams.batches))
+        return self.taken / steps
+
+    def _look(self, rate: float) -> None:
+        """What is done between some steps: a point of the curve, snapshots, checkpoints."""
+        self._log(rate)
+        done = self._done()
+        if (number := min(self.settings.snapshots, int(done * self.settings.snapshots + 1e-9))) > self.snapshots:
+            self._snapshot(number)
+        if done < 1 and self.processes.same(time.monotonic() - self._saved_at) >= self.settings.save_every:
+            self._save()
+            self._saved_at = time.monotonic()
+
+    def _log(self, rate: float) -> None:
+        losses = self.processes.mean(self.step.read())
+        if not all(map(math.isfinite, losses)):
+            last = found[-1].name if (found := checkpoints(self.task.work)) else "there is none"
+            raise FlashElmoError(
+                f"step {self.taken}: expected a finite loss, found {losses[0]} forward and {losses[1]} backward; "
+                f"a lower learning rate than {self.settings.peak:g} may help; last checkpoint: {last}"
+            )
+        self.seconds = time.monotonic() - self._began[1]
+        forward, backward = (math.exp(min(MAX_LOSS, loss)) for loss in losses)
+        each = self.settings.batch * self.settings.unroll * self.processes.number
+        point = Point(self.taken, self.taken * each, self.seconds, rate, forward, backward)
+        self.points.append(point)
+        done, now = self._done(), time.monotonic() - self._began[2]
+        speed = (self.taken - self._began[0]) * each / max(1e-9, now)
+        self.on_progress(Progress(min(1.0, done), self.seconds * max(0.0, 1 - done) / max(1e-9, done), speed, point))
+
+    def _snapshot(self, number: int) -> None:
+        """A model's folder, named by the share of the run in percent."""
+        self.snapshots = number
+        if not self.settings.snapshots or not self.processes.writes:
+            return
+        folder = self.task.work / "snapshots" / f"{100 * number // self.settings.snapshots:03d}"
+        self._evaluate()
+        with new_folder(folder, overwrite=True, ours=is_ours) as target:
+            write_results(target, self.model, self.words, self._record(), dtype=self.task.dtype)
+
+    def _evaluate(self) -> None:
+        """Perplexity of the held-out text, if there is one and it was not measured at this step."""
+        if self.held_out is None or (self.evaluations and self.evaluations[-1].step == self.taken):
+            return
+        rows = self.held_out.rows(self.words)
+        forward, backward = perplexity_of(self.model, self.held_out, rows)
+        unknown = float(np.mean(rows[self.held_out.word_ids] == UNKNOWN))
+        name = self.task.heldout.name if self.task.heldout else f"{self.settings.heldout_share:g} of the corpus"
+        self.evaluations.append(Evaluation(self.taken, name, self.held_out.n_tokens, unknown, forward, backward))
+
+    def _save(self) -> None:
+        if self.processes.number > 1:
+            states: list[Any] = [None] * self.processes.number
+            torch.distributed.all_gather_object(states, [tensor.cpu() for tensor in self.step.state])
+        else:
+            states = [[tensor.cpu() for tensor in self.step.state]]
+        if not self.processes.writes:
+            return
+        values = {
+            "fingerprint": self.fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "states": states,
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "taken": self.taken,
+            "seconds": self.seconds,
+            "snapshots": self.snapshots,
+            "points": [asdict(point) for point in self.points],
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+        }
+        save_checkpoint(self.task.work, self.taken, values)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.step.optimizer.load_state_dict(saved["optimizer"])
+        self.step.follow_rate()
+        for tensor, value in zip(self.step.state, saved["states"][self.processes.rank], strict=True):
+            tensor.copy_(value)
+        torch.set_rng_state(saved["random"])
+        if saved["cuda_random"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_random"], self.device)
+        self.taken, self.seconds, self.snapshots = saved["taken"], saved["seconds"], saved["snapshots"]
+        self.points = [Point(**point) for point in saved["points"]]
+        self.evaluations = [Evaluation(**evaluation) for evaluation in saved["evaluations"]]
+
+    def _record(self) -> Record:
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
+        run = {
+            "command": self.task.command,
+            "corpus": [path.name for path in self.task.corpus],
+            "words": len(self.words),
+            "tokens": self.corpus.n_tokens,
+            "settings": asdict(self.settings),
+            "processes": self.processes.number,
+            "device": device,
+            "precision": str(self.model.compute).removeprefix("torch."),
+            "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        }
+        return Record(run, self.points, self.evaluations)
+
+    def _finish(self) -> Record:
+        """Save the last checkpoint, then write the model."""
+        self._save()
+        self.processes.wait()
+        if self.processes.writes:
+            self._evaluate()
+            with new_folder(self.task.output, self.task.overwrite, is_ours) as target:
+                write_results(
+                    target, self.model, self.words, self._record(), dtype=self.task.dtype, card=self.task.license_text
+                )
+        self.processes.wait()
+        return self._record()

@@ -1,0 +1,39 @@
+"""The command `flashelmo perplexity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashelmo.cli.arguments import Options
+
+
+def perplexity(
+    model: Annotated[Path, typer.Argument(help="A model with its softmax, as `flashelmo train` writes it.")],
+    text: Annotated[Path, typer.Argument(help="Text: a sentence a line, tokens between white space.")],
+    options: Options = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="A line a token: log-probabilities forward and backward, and the token.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+) -> None:
+    """Score a text by a model's language models, forward and backward, each sentence from a fresh state."""
+    from flashelmo.engine.text.windows import read_windows
+    from flashelmo.engine.training.corpus import WINDOW_TOKENS
+    from flashelmo.engine.training.language_model import LanguageModel
+
+    language_model = LanguageModel.load(model, options_file=options, device=device)
+    if not tokens:
+        scores = language_model.perplexity(text)
+        print(f"forward {scores.forward:.3f}\nbackward {scores.backward:.3f}")
+        print(f"predictions {scores.predictions}\nunknown {scores.unknown:.4%}")
+        return
+    for window in read_windows(text, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS):
+        sentences = [window.tokens(b) for b in range(len(window))]
+        for sentence, (forward, backward) in zip(sentences, language_model.log_probabilities(sentences), strict=True):
+            print(f"\t{backward[0]:.6f}\t<S>")
+            for token, before, behind in zip(sentence, forward, backward[1:], strict=False):
+                print(f"{before:.6f}\t{behind:.6f}\t{token}")
+            print(f"{forward[-1]:.6f}\t\t</S>")

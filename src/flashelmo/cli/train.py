@@ -1,0 +1,146 @@
+"""The command `flashelmo train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flashelmo.cli.arguments import Overwrite
+from flashelmo.cli.terminal import Bar, say, warnings_to_stderr
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+
+if TYPE_CHECKING:
+    from flashelmo.engine.training.trainer import OnProgress, Progress
+
+
+def train(
+    corpus: Annotated[list[Path], typer.Argument(help="Texts: a tokenized sentence a line.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder of the model to be; checkpoints go to OUTPUT.training beside it.")
+    ],
+    preset: Annotated[
+        str | None, typer.Option(metavar="tiny|small|medium|original", help="Size of a new model.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Its options.json (bilm-tf) or config.json (native).")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="A model to go on from, instead.")] = None,
+    heldout: Annotated[Path | None, typer.Option(help="Text that perplexity is measured on.")] = None,
+    heldout_share: Annotated[float, typer.Option(help="Share of the sentences to hold out for that.")] = 0.0,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Words of the softmax, one a line; else the corpus's.")
+    ] = None,
+    min_count: Annotated[int, typer.Option(help="Rarer words are <UNK> to the softmax.")] = 1,
+    max_words: Annotated[int | None, typer.Option(help="Most words of the softmax.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="How long: times through the corpus; 10 if nothing is set.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Or minutes.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Or seconds.")] = None,
+    batch: Annotated[int, typer.Option(help="Streams of sentences, of each process.")] = 128,
+    unroll: Annotated[int, typer.Option(help="Time steps that gradients go back.")] = 20,
+    negatives: Annotated[int, typer.Option(help="Words of the sampled softmax; 0 takes all.")] = 8192,
+    dropout: Annotated[float, typer.Option(help="Share of each layer's inputs that is dropped.")] = 0.1,
+    optimizer: Annotated[str, typer.Option(metavar="adam|adagrad", help="Adagrad as published.")] = "adam",
+    lr: Annotated[float | None, typer.Option(help="Peak of the learning rate; 0.002, Adagrad's 0.2.")] = None,
+    warm_up: Annotated[float, typer.Option(help="Share of the run in which the rate grows.")] = 0.02,
+    clip: Annotated[float, typer.Option(help="Bound of the gradients' norm.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of products.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; all cores if not set.")] = None,
+    no_cuda_graph: Annotated[bool, typer.Option("--no-cuda-graph", help="Launch a card's kernels one by one.")] = False,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
+    log_every: Annotated[int, typer.Option(help="Steps between points of the curve.")] = 20,
+    snapshots: Annotated[int, typer.Option(help="Model folders at evenly spaced points of the run.")] = 0,
+    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the weights on the disk.")] = "float32",
+    license_text: Annotated[
+        Path | None, typer.Option(help="File with the texts' licences, for the model's card.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Train a model on text, or go on training one. A run that was killed goes on when it is started again."""
+    from flashelmo.engine.model.initialize import preset_config
+    from flashelmo.engine.training.settings import TrainSettings
+    from flashelmo.engine.training.task import Task
+    from flashelmo.engine.training.trainer import train as run
+
+    given = [
+        name for name, value in (("--preset", preset), ("--config", config), ("--from", start)) if value is not None
+    ]
+    if len(given) > 1:
+        raise FlashElmoError(f"{given[1]}: expected one of --preset, --config and --from, found {' and '.join(given)}")
+    if minutes is not None and seconds is not None:
+        raise FlashElmoError("--seconds: expected one of --minutes and --seconds, found both")
+    chosen = None
+    if start is None:
+        chosen = preset_config(preset or "tiny") if config is None else read_config(config)
+    settings = TrainSettings(
+        batch=batch, unroll=unroll, negatives=negatives, dropout=dropout, optimizer=optimizer, lr=lr, clip=clip,
+        warm_up=warm_up, epochs=epochs, steps=steps, seconds=seconds if minutes is None else 60 * minutes, seed=seed,
+        min_count=min_count, max_words=max_words, heldout_share=heldout_share, precision=precision, device=device,
+        cuda_graph=not no_cuda_graph, save_every=save_every, log_every=log_every, snapshots=snapshots,
+    )  # fmt: skip
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    task = Task(
+        corpus, output, chosen, start, heldout, vocabulary,
+        "" if license_text is None else license_text.read_text(encoding="utf-8"),
+        shlex.join(["flashelmo", *sys.argv[1:]]), dtype, overwrite,
+    )  # fmt: skip
+    with warnings_to_stderr(quiet), _progress(quiet) as on_progress:
+        record = run(task, settings, on_progress)
+    if not quiet and record.points:
+        last = record.points[-1]
+        say(f"{last.step:,} steps, {last.tokens:,} tokens, {last.seconds:,.1f} s ({record.run['device']})")
+        for evaluation in record.evaluations[-1:]:
+            say(
+                f"{evaluation.text}: perplexity {evaluation.forward:.1f} forward, {evaluation.backward:.1f} backward; "
+                f"{evaluation.unknown:.2%} unknown to the softmax"
+            )
+        say(f"{output}: the model; {task.work}: checkpoints, which may be deleted")
+
+
+def read_config(path: Path) -> ElmoConfig:
+    """A configuration from bilm-tf's options.json or a native config.json."""
+    from flashelmo.engine.model.checkpoints.files import read_json
+    from flashelmo.engine.model.checkpoints.options import read_options
+
+    values = read_json(path)
+    if "lstm" in values:
+        return read_options(values, {}, path)
+    kept = {name: value for name, value in values.items() if name not in ("format_version", "source_format")}
+    return ElmoConfig.from_dict(kept, str(path))
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[OnProgress | None]:
+    """A bar where there is a terminal, or else lines every ten seconds."""
+    if quiet:
+        yield None
+        return
+    bar = Bar(not sys.stderr.isatty())
+
+    def show(progress: Progress) -> None:
+        point = progress.point
+        if bar.is_due():
+            left = time.strftime("%H:%M:%S", time.gmtime(progress.left))
+            text = (
+                f"perplexity {point.forward:.1f} > < {point.backward:.1f}, {progress.tokens_per_second:,.0f} tokens/s"
+            )
+            bar.show(1000 * progress.done, 1000, f"{{percentage:3.0f}}%|{{bar}}| {left} left{{postfix}}", text)
+
+    try:
+        yield show
+    finally:
+        bar.clear()

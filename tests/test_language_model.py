@@ -1,0 +1,151 @@
+"""Log-probabilities and perplexity, against the formula by hand; `flashelmo perplexity` and `flashelmo train`."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tiny_models import BILM, MODELS
+
+from flashelmo import FlashElmoError, LanguageModel, load_model
+from flashelmo.engine.model.checkpoints.bilm import write_bilm
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.softmax_files import find_softmax
+from flashelmo.engine.training.task import Task
+from flashelmo.engine.training.trainer import train
+
+CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
+TEXT = "the cat sat on the mat .\na dog saw the cat .\nthe dog sat .\n" * 4
+SENTENCES = [["the", "cat", "purred"], [], ["a", "dog", "saw", "the", "mat", "."]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small products take longer on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    settings = TrainSettings(batch=4, unroll=5, steps=60, lr=0.02, device="cpu", precision="fp32", log_every=10)
+    train(Task([folder / "text.txt"], folder / "model", CONFIG), settings)
+    return folder / "model"
+
+
+def by_hand(folder: Path, sentence: list[str]) -> tuple[list[float], list[float]]:
+    """From the engine's top layer with boundaries, and the softmax's definition."""
+    model, softmax = load_model(folder), find_softmax(folder)
+    assert softmax is not None
+    top = ReferenceRuntime(model).embed_batch([sentence], keep_sentence_boundaries=True)[0][-1]
+    forward, backward = np.split(top, 2, axis=-1)
+    padded = ["<S>", *sentence, "</S>"]
+    rows = [softmax.words.index(word) if word in softmax.words else 2 for word in padded]
+
+    def logs(hidden: np.ndarray, targets: list[int]) -> list[float]:
+        logits = hidden.astype(np.float64) @ softmax.weight.T.astype(np.float64) + softmax.bias
+        return [float(line[row] - np.log(np.exp(line).sum())) for line, row in zip(logits, targets, strict=True)]
+
+    return logs(forward[:-1], rows[1:]), logs(backward[1:], rows[:-1])
+
+
+def test_log_probabilities_are_those_by_hand(trained: Path) -> None:
+    model = LanguageModel.load(trained, device="cpu")
+    for sentence, scores in zip(SENTENCES, model.log_probabilities(SENTENCES), strict=True):
+        forward, backward = by_hand(trained, sentence)
+        np.testing.assert_allclose(scores.forward, forward, atol=1e-5)
+        np.testing.assert_allclose(scores.backward, backward, atol=1e-5)
+    assert model.log_probabilities([]) == []
+
+
+def test_perplexity_is_that_by_hand(trained: Path, tmp_path: Path) -> None:
+    model = LanguageModel.load(trained, device="cpu")
+    both = [by_hand(trained, sentence) for sentence in SENTENCES if sentence]
+    forward, backward = ([value for each in both for value in each[d]] for d in range(2))
+    (tmp_path / "text.txt").write_text("".join(" ".join(s) + "\n" for s in SENTENCES), encoding="utf-8")
+    for text in (tmp_path / "text.txt", [s for s in SENTENCES if s]):
+        scores = model.perplexity(text)
+        assert scores.forward == pytest.approx(math.exp(-np.mean(forward)), rel=1e-5)
+        assert scores.backward == pytest.approx(math.exp(-np.mean(backward)), rel=1e-5)
+        assert scores.predictions == 11 and scores.unknown == pytest.approx(1 / 9)
+    assert model.perplexity(trained.parent / "text.txt").forward < 9
+
+
+def test_long_sentences_and_many_short_ones_are_batched(trained: Path) -> None:
+    model = LanguageModel.load(trained, device="cpu")
+    rng = np.random.default_rng(0)
+    words = TEXT.split()
+    sentences = [list(rng.choice(words, n)) for n in [*rng.integers(1, 9, 2000), 700]]
+    scores = model.log_probabilities(sentences)
+    for k in (0, 1999, 2000):
+        alone = model.log_probabilities([sentences[k]])[0]
+        np.testing.assert_allclose(scores[k].forward, alone.forward, atol=1e-4)
+        np.testing.assert_allclose(scores[k].backward, alone.backward, atol=1e-4)
+
+
+def test_a_bilm_file_that_carries_its_softmax(trained: Path, tmp_path: Path) -> None:
+    softmax = find_softmax(trained)
+    assert softmax is not None
+    write_bilm(load_model(trained), tmp_path / "bilm")
+    with pytest.raises(FlashElmoError, match=r"bilm: expected a softmax .* ELMo's published weights come without"):
+        LanguageModel.load(tmp_path / "bilm")
+    with h5py.File(tmp_path / "bilm" / "weights.hdf5", "a") as file:
+        file["softmax/W"], file["softmax/b"] = softmax.weight, softmax.bias
+    with pytest.raises(FlashElmoError, match=r"vocab\.txt: expected the words of the softmax in weights\.hdf5"):
+        LanguageModel.load(tmp_path / "bilm")
+    (tmp_path / "bilm" / "vocab.txt").write_bytes((trained / "vocab.txt").read_bytes())
+    for path in (tmp_path / "bilm", tmp_path / "bilm" / "weights.hdf5"):
+        model = LanguageModel.load(path, device="cpu")
+        expected = LanguageModel.load(trained, device="cpu").log_probabilities(SENTENCES)
+        for ours, native in zip(model.log_probabilities(SENTENCES), expected, strict=True):
+            np.testing.assert_allclose(ours.forward, native.forward, atol=1e-5)
+    (tmp_path / "bilm" / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nthe\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match=r"vocab\.txt: expected 12 words, as weights\.hdf5 has, found 4"):
+        LanguageModel.load(tmp_path / "bilm")
+
+
+def test_models_of_words_have_no_such_softmax(tmp_path: Path) -> None:
+    write_native(MODELS["words alone"], tmp_path / "words")
+    with pytest.raises(FlashElmoError, match="expected a model of characters of the bilm family to train"):
+        LanguageModel.load(tmp_path / "words")
+
+
+def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat\n\n", encoding="utf-8")
+    scores = LanguageModel.load(trained, device="cpu").perplexity(tmp_path / "text.txt")
+    printed = succeed("perplexity", trained, tmp_path / "text.txt", "--device", "cpu")
+    assert printed == (
+        f"forward {scores.forward:.3f}\nbackward {scores.backward:.3f}\npredictions 3\nunknown 0.0000%\n"
+    )
+    lines = [
+        line.split("\t") for line in succeed("perplexity", trained, tmp_path / "text.txt", "--tokens").splitlines()
+    ]
+    assert [line[-1] for line in lines] == ["<S>", "the", "cat", "</S>", "<S>", "</S>"]
+    forward = [float(line[0]) for line in lines[:4] if line[0]]
+    assert math.exp(-np.mean(forward)) == pytest.approx(scores.forward, rel=1e-3)
+
+
+def test_the_command_trains(trained: Path, succeed: Callable[..., str], tmp_path: Path) -> None:
+    arguments = ["--batch", "2", "--unroll", "5", "--steps", "4", "--threads", str(torch.get_num_threads())]
+    config, text = trained / "config.json", trained.parent / "text.txt"
+    license_file = tmp_path / "license.txt"
+    license_file.write_text("Anybody may use it.", encoding="utf-8")
+    settings = ["--heldout", text, "--license-text", license_file, "--dtype", "float16", "--device", "cpu"]
+    printed = succeed("train", text, "--output", tmp_path / "model", "--config", config, *arguments, *settings)
+    assert re.search(r"4 steps, 40 tokens, [\d.]+ s", printed)
+    assert re.search(r"text\.txt: perplexity [\d.]+ forward, [\d.]+ backward; 0\.00% unknown", printed)
+    assert "Anybody may use it." in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    options = trained / "bilm" / "options.json"
+    succeed("train", text, "--output", tmp_path / "other", "--config", options, *arguments[:4], "--minutes", "0.001")
+    assert load_model(tmp_path / "other").config == CONFIG

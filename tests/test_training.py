@@ -1,0 +1,324 @@
+"""Whole runs of training: what they leave, resuming, several processes, and what bad input gets."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import BILM, random_model
+
+from flashelmo import ElmoEmbedder, FlashElmoError, load_model
+from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.training import checkpoint, trainer
+from flashelmo.engine.training.corpus import SPECIAL, most_frequent, read_corpus, read_vocabulary
+from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.step import TrainingStep
+from flashelmo.engine.training.streams import Streams
+from flashelmo.engine.training.task import Task
+from flashelmo.engine.training.trainer import train
+
+CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
+SETTINGS = TrainSettings(batch=4, unroll=5, negatives=4, steps=12, log_every=2, device="cpu", precision="fp32", lr=0.02)
+TEXT = "the cat sat on the mat .\na dog saw the cat .\n\nthe dog sat .\non the mat a cat saw the dog and sat .\n" * 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def curve(folder: Path) -> list[tuple[int, float, float]]:
+    points = json.loads((folder / "curve.json").read_text(encoding="utf-8"))["points"]
+    return [(point["step"], point["forward"], point["backward"]) for point in points]
+
+
+def test_a_run_leaves_a_model_that_everything_reads(text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    task = Task([text, text], output, CONFIG, heldout=text, license_text="Public domain.", dtype="float16")
+    record = train(task, replace(SETTINGS, steps=40, snapshots=2))
+    first, last = curve(output)[0], curve(output)[-1]
+    assert last[0] == 40 and last[1] < 0.7 * first[1] and last[2] < 0.7 * first[2]
+    native, bilm = load_model(output), load_model(output / "bilm")
+    assert native.config == bilm.config == CONFIG
+    for (name, ours), (_, theirs) in zip(native.weights.named_tensors(), bilm.weights.named_tensors(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-6, err_msg=name)
+    assert (output / "model.safetensors").stat().st_size < 0.7 * native.weights.n_parameters * 4 + 4000
+    assert ElmoEmbedder.load(output, device="cpu").embed_sentence(["the", "cat"]).shape == (3, 2, 8)
+    by_count = sorted(Counter(TEXT.split()).items(), key=lambda item: (-item[1], item[0]))
+    assert read_vocabulary(output / "vocab.txt") == [*SPECIAL, *(word for word, _ in by_count)]
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "Public domain." in card and "text.txt" in card and f"{record.evaluations[-1].forward:.1f}" in card
+    snapshots = sorted((tmp_path / "model.training" / "snapshots").iterdir())
+    assert [folder.name for folder in snapshots] == ["000", "050", "100"]
+    assert load_model(snapshots[2]).sha256 == native.sha256 != load_model(snapshots[1]).sha256
+
+
+def test_streams_read_every_prediction_once(text: Path) -> None:
+    corpus = read_corpus([text])
+    streams = Streams(corpus, batch=2, unroll=3, seed=5)
+    forward, backward = [], []
+    for step in range(streams.batches):
+        batch = streams[step]
+        forward.append(np.stack([batch.inputs[0], batch.targets[0]], -1))
+        backward.append(np.stack([batch.inputs[1], batch.targets[1]], -1))
+    words = np.array(corpus.words)
+    seen = []
+    for pairs in (forward, backward):
+        rows = np.concatenate(pairs).transpose(1, 0, 2)  # [B, steps, 2]
+        seen.append(words[np.concatenate(rows)].tolist())
+    sentences = [words[corpus.word_ids[a:b]].tolist() for a, b in zip(corpus.offsets, corpus.offsets[1:], strict=False)]
+    order = np.random.default_rng([5, 0]).permutation(len(corpus))
+    expected: list[list[list[str]]] = [[], []]
+    for s in order:
+        for each, line in zip(
+            expected, (["<S>", *sentences[s], "</S>"], ["</S>", *sentences[s][::-1], "<S>"]), strict=True
+        ):
+            each += [[a, b] for a, b in pairwise(line)]
+    for found, wanted in zip(seen, expected, strict=True):
+        assert found == wanted[: len(found)] and len(wanted) - len(found) < 6
+    assert not np.array_equal(streams[streams.batches].inputs, streams[0].inputs), "another order in another epoch"
+    half = Streams(corpus, batch=2, unroll=3, seed=5, rows=slice(1, 2))
+    np.testing.assert_array_equal(half[4].targets, streams[4].targets[:, :, 1:])
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(text: Path, tmp_path: Path) -> None:
+    whole = train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+    command = (
+        "import os, signal, torch; torch.set_num_threads(1)\n"
+        "from test_training import *\n"
+        "def on_progress(progress):\n"
+        "    if progress.point.step == 8:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"train(Task([Path({str(text)!r})], Path({str(tmp_path / 'killed')!r}), CONFIG),\n"
+        "      replace(SETTINGS, save_every=1e-9), on_progress)"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", command], env={**os.environ, "PYTHONPATH": paths}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    work = tmp_path / "killed.training"
+    assert [path.name for path in checkpoint.checkpoints(work)] == ["step-000000004.pt", "step-000000006.pt"]
+    record = train(Task([text], tmp_path / "killed", CONFIG), replace(SETTINGS, save_every=1e-9))
+    assert record.points[2].step == 6 and curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    assert len(whole.points) == 6
+    assert load_model(tmp_path / "killed").sha256 == load_model(tmp_path / "whole").sha256
+
+
+PROCESS = """
+import sys, torch
+torch.set_num_threads(1)
+from test_training import *
+train(Task([Path(sys.argv[1])], Path(sys.argv[2]), CONFIG), replace(SETTINGS, dropout=0.0, batch=2, steps=8))
+"""
+
+
+def test_two_processes_give_the_curve_of_one_with_twice_the_batch(text: Path, tmp_path: Path) -> None:
+    train(Task([text], tmp_path / "one", CONFIG), replace(SETTINGS, dropout=0.0, steps=8))
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(text), str(tmp_path / "two")],
+            env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    one, two = np.array(curve(tmp_path / "one")), np.array(curve(tmp_path / "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert len(one) == 4 and not np.allclose(one[1:, 1], one[:-1, 1], rtol=1e-2), "a curve that says something"
+
+
+def test_fine_tuning_begins_where_the_model_stands(text: Path, tmp_path: Path) -> None:
+    train(Task([text], tmp_path / "first", CONFIG), replace(SETTINGS, steps=300))
+    (tmp_path / "more.txt").write_text(TEXT + "the zebra sat .\n", encoding="utf-8")
+    record = train(
+        Task([tmp_path / "more.txt"], tmp_path / "second", start=tmp_path / "first", heldout=text),
+        replace(SETTINGS, steps=2, snapshots=1, lr=1e-6, negatives=0, dropout=0.0),
+    )
+    before, after = record.evaluations[0], record.evaluations[-1]
+    assert before.step == 0 and before.forward < 0.8 * 13, "it knows what it has learned"
+    assert after.forward == pytest.approx(before.forward, rel=1e-2)
+    assert "zebra" in read_vocabulary(tmp_path / "second" / "vocab.txt")
+    write_native(random_model(CONFIG), tmp_path / "published")
+    train(Task([text], tmp_path / "third", start=tmp_path / "published"), replace(SETTINGS, steps=2))
+
+
+def test_adagrad_learns_too(text: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, optimizer="adagrad", lr=0.5, steps=100)
+    record = train(Task([text], tmp_path / "model", CONFIG), settings)
+    forward = [point.forward for point in record.points]
+    assert np.mean(forward[-10:]) < 0.9 * np.mean(forward[:5])
+    resumed = train(Task([text], tmp_path / "model", CONFIG, overwrite=True), settings)
+    assert resumed.points == record.points, "a run that is over is not begun again"
+
+
+def test_held_out_sentences_are_not_trained_on(text: Path, tmp_path: Path) -> None:
+    record = train(Task([text], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25))
+    whole = read_corpus([text])
+    kept, held_out = whole.split(0.25, 0)
+    assert len(kept) + len(held_out) == len(whole) and len(held_out) == 6
+    assert record.evaluations[-1].tokens == held_out.n_tokens
+    assert record.run["tokens"] == kept.n_tokens
+
+
+def test_rare_words_are_unknown_to_the_softmax(text: Path) -> None:
+    corpus = read_corpus([text])
+    words = most_frequent(corpus, min_count=10, max_words=6)
+    assert words == [*SPECIAL, "the", ".", "cat"]
+    rows = corpus.rows(words)
+    assert rows[corpus.words.index("mat")] == 2 and rows[corpus.words.index("cat")] == 5
+
+
+def test_bad_corpora_are_one_line(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n", encoding="utf-8")
+    task = Task([empty], tmp_path / "model", CONFIG)
+    with pytest.raises(FlashElmoError, match=r"empty\.txt: expected a sentence a line, found no token"):
+        train(task, SETTINGS)
+    with pytest.raises(FlashElmoError, match=r"absent\.txt: expected a file of text, found none"):
+        train(replace(task, corpus=[tmp_path / "absent.txt"]), SETTINGS)
+    empty.write_text("one word\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match="corpus: expected 20 for 4 streams of 5, found 3 tokens"):
+        train(task, SETTINGS)
+
+
+def test_vocabularies_need_their_special_words(text: Path, tmp_path: Path) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("<S>\n</S>\nthe\n", encoding="utf-8")
+    task = Task([text], tmp_path / "model", CONFIG, vocabulary=vocabulary)
+    with pytest.raises(FlashElmoError, match=r"vocab\.txt: line 3: expected <UNK>, which stands nowhere, found 'the'"):
+        train(task, SETTINGS)
+    vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\nthe\n", encoding="utf-8")
+    with pytest.raises(FlashElmoError, match="expected every word once, found 'the' twice"):
+        train(task, SETTINGS)
+    vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\ncat\n", encoding="utf-8")
+    train(task, SETTINGS)
+    assert read_vocabulary(tmp_path / "model" / "vocab.txt")[3:] == ["the", "cat"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(text: Path, tmp_path: Path) -> None:
+    task = Task([text], tmp_path / "model", CONFIG)
+    train(task, SETTINGS)
+    saved = checkpoint.checkpoints(task.work)
+    with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, as it was made with, found 2"):
+        train(replace(task, overwrite=True), replace(SETTINGS, batch=2))
+    with pytest.raises(FlashElmoError, match=r"expected config .* as it was made with"):
+        train(replace(task, overwrite=True, config=replace(CONFIG, n_highway=1)), SETTINGS)
+    with pytest.raises(FlashElmoError, match="model: exists already"):
+        train(task, SETTINGS)
+    assert checkpoint.checkpoints(task.work) == saved
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(text: Path, tmp_path: Path) -> None:
+    task = Task([text], tmp_path / "model", CONFIG)
+    train(task, replace(SETTINGS, save_every=1e-9))
+    before, last = checkpoint.checkpoints(task.work)
+    last.write_bytes(last.read_bytes()[:1000])
+    points = train(replace(task, overwrite=True), replace(SETTINGS, save_every=1e-9)).points
+    assert before.name == "step-000000010.pt" and points[-1].step == 12
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task([text], tmp_path / "model", CONFIG)
+
+    def read(step: TrainingStep) -> tuple[float, float]:
+        losses = true_read(step)
+        return (float("nan"), 1.0) if int(step.optimizer.state_dict()["state"][0]["step"]) == 8 else losses
+
+    true_read = TrainingStep.read
+    monkeypatch.setattr(TrainingStep, "read", read)
+    message = r"step 8: expected a finite loss, found nan forward .* last checkpoint: step-000000006\.pt"
+    with pytest.raises(FlashElmoError, match=message):
+        train(task, replace(SETTINGS, save_every=1e-9))
+    assert not task.output.exists() and checkpoint.load_checkpoint(task.work, saved_fingerprint(task.work)) is not None
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task([text], tmp_path / "model", CONFIG)
+    true_save, calls = torch.save, []
+
+    def save(values: object, file: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            file.write(b"half of it")  # type: ignore[attr-defined]
+            raise OSError(28, "No space left on device")
+        true_save(values, file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "save", save)
+    message = r"step-000000006\.pt: cannot be written: No space left on device; last checkpoint: step-000000004\.pt"
+    with pytest.raises(FlashElmoError, match=message):
+        train(task, replace(SETTINGS, save_every=1e-9))
+    assert not list(task.work.glob(".step-*"))
+    monkeypatch.undo()
+    whole = train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+    resumed = train(task, replace(SETTINGS, save_every=1e-9))
+    assert [point.forward for point in resumed.points] == [point.forward for point in whole.points]
+
+
+def saved_fingerprint(work: Path) -> dict[str, object]:
+    values: dict[str, object] = torch.load(checkpoint.checkpoints(work)[-1], weights_only=True)["fingerprint"]
+    return values
+
+
+def test_a_time_limit_ends_the_run_and_its_decay(text: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=None, seconds=0.5)
+    started = time.monotonic()
+    record = train(Task([text], tmp_path / "model", CONFIG), settings)
+    assert time.monotonic() - started < 20
+    assert 0.5 <= record.points[-1].seconds < 10 and record.points[-1].rate < 0.5 * settings.peak
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "batch: expected 1 or more, found 0"),
+        ({"dropout": 1.0}, "dropout: expected 0 or more and less than 1, found 1.0"),
+        ({"lr": -1.0}, "lr: expected a positive number, found -1.0"),
+        ({"seconds": 5.0}, "length: expected one of epochs, steps and seconds, found 'steps and seconds'"),
+        ({"optimizer": "sgd"}, "optimizer: expected one of adam, adagrad, found 'sgd'"),
+        ({"precision": "fp8"}, "precision: expected one of auto, fp32, bf16, found 'fp8'"),
+    ],
+)
+def test_settings_are_checked(change: dict[str, object], message: str) -> None:
+    with pytest.raises(FlashElmoError) as caught:
+        replace(SETTINGS, **change)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def test_bf16_products_learn_the_same(text: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, dropout=0.0, steps=20)
+    for precision in ("fp32", "bf16"):
+        train(Task([text], tmp_path / precision, CONFIG), replace(settings, precision=precision))
+    np.testing.assert_allclose(curve(tmp_path / "bf16")[-1], curve(tmp_path / "fp32")[-1], rtol=0.05)
+    assert curve(tmp_path / "bf16") != curve(tmp_path / "fp32")
+
+
+def test_devices_that_are_not_there_are_named(text: Path, tmp_path: Path) -> None:
+    for device, message in (("tpu", "expected auto, cpu or cuda, found 'tpu'"), ("meta", "found 'meta'")):
+        with pytest.raises(FlashElmoError, match=message):
+            train(Task([text], tmp_path / "model", CONFIG), replace(SETTINGS, device=device))
+    assert trainer.choose_device("cpu", trainer.Processes()).type == "cpu"

@@ -1,0 +1,146 @@
+"""A step as a card takes it: static buffers, a capture, batches that do not fit. The card is played by the CPU."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import BILM
+
+from flashelmo.engine.training import step as step_module
+from flashelmo.engine.training.corpus import most_frequent, read_corpus
+from flashelmo.engine.training.initial import initial_tensors
+from flashelmo.engine.training.model import BiLM
+from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.spelling import Spelling
+from flashelmo.engine.training.step import WARM_UP_STEPS, TrainingStep, _Captured
+from flashelmo.engine.training.streams import Streams
+
+CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
+SETTINGS = TrainSettings(batch=3, unroll=4, negatives=6, steps=12, device="cpu", precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small products take longer on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def new_step(tmp_path: Path) -> TrainingStep:
+    text = tmp_path / "text.txt"
+    rng = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(30)]
+    text.write_text("\n".join(" ".join(rng.choice(words, 7)) for _ in range(40)), encoding="utf-8")
+    corpus = read_corpus([text])
+    vocabulary = most_frequent(corpus, 1, None)
+    torch.manual_seed(0)
+    model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2)
+    streams = Streams(corpus, SETTINGS.batch, SETTINGS.unroll, 0)
+    step = TrainingStep(model, SETTINGS, Spelling(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
+    step.streams = streams  # type: ignore[attr-defined]
+    return step
+
+
+class Event:
+    """What is recorded here has happened."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    wait_stream = record
+
+
+class Card:
+    """Stands for torch.cuda: a capture runs nothing, and a replay does again what was captured."""
+
+    def __init__(self, step: TrainingStep, fails: bool = False) -> None:
+        self.step, self.fails, self.replays = step, fails, 0
+        self.Event, self.Stream, self.stream = Event, type("Stream", (), {"wait_stream": lambda *_: None}), nullcontext
+        self.current_stream: Callable[[], Any] = self.Stream
+        self.CUDAGraph = type("CUDAGraph", (), {})
+
+    def synchronize(self) -> None: ...
+
+    @contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        if self.fails:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
+        compute, calls = self.step.compute, []
+        self.step.compute = lambda *arguments: calls.append(arguments)  # type: ignore[method-assign]
+        yield
+        self.step.compute = compute  # type: ignore[method-assign]
+
+        def replay() -> None:
+            self.replays += 1
+            compute(*calls[0])
+
+        graph.replay = replay
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Card]:
+    def play(step: TrainingStep, capacity: int | None = None, fails: bool = False) -> Card:
+        card = Card(step, fails)
+        monkeypatch.setattr(step_module.torch, "cuda", card)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+        if capacity is not None:
+            monkeypatch.setattr(step_module, "_capacity", lambda streams, words: capacity)
+        step._captured = _Captured(step, step.streams)  # type: ignore[attr-defined]
+        return card
+
+    return play
+
+
+def losses(step: TrainingStep, number: int) -> list[tuple[float, float]]:
+    found = []
+    for k in range(number):
+        step(step.streams[k], 0.01)  # type: ignore[attr-defined]
+        found.append(step.read())
+    return found
+
+
+def test_a_captured_step_is_the_step(tmp_path: Path, played: Callable[..., Card]) -> None:
+    plain = new_step(tmp_path)
+    expected = losses(plain, 10)
+    step = new_step(tmp_path)
+    card = played(step)
+    np.testing.assert_allclose(losses(step, 10), expected, rtol=1e-5)
+    assert card.replays == 10 - WARM_UP_STEPS
+    for name, parameter in plain.model.tensors.items():
+        torch.testing.assert_close(step.model.tensors[name], parameter, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(step.state, plain.state, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path, played: Callable[..., Card]) -> None:
+    plain = new_step(tmp_path)
+    sizes = [len(plain._spelling.distinct(plain.streams[k].inputs)[0]) for k in range(12)]  # type: ignore[attr-defined]
+    expected = losses(plain, 12)
+    capacity = int(np.median(sizes))
+    fitting = sum(size <= capacity for size in sizes)
+    assert WARM_UP_STEPS < fitting < 12
+    step = new_step(tmp_path)
+    card = played(step, capacity)
+    np.testing.assert_allclose(losses(step, 12), expected, rtol=1e-5)
+    assert card.replays == fitting - WARM_UP_STEPS
+
+
+def test_what_cannot_be_captured_is_launched(
+    tmp_path: Path, played: Callable[..., Card], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = losses(new_step(tmp_path), 6)
+    step = new_step(tmp_path)
+    card = played(step, fails=True)
+    np.testing.assert_allclose(losses(step, 6), expected, rtol=1e-5)
+    warning = (
+        "the step cannot be captured as a CUDA graph: CUDA error: operation not permitted when stream is capturing"
+    )
+    assert card.replays == 0 and [record.getMessage() for record in caplog.records] == [warning]
