@@ -14,7 +14,7 @@ PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscop
 .PHONY: help demo test test-ray test-integrations lint style types types-of-tests bench
 
 help:
-	@echo "make demo   embed a text with a small random model: demo/vectors.h5"
+	@echo "make demo   embed a text, and find the neighbours of a word in two senses"
 	@echo "make test   build the wheel, install it and run the tests against it"
 	@echo "make test-ray  two actors of a Ray cluster on this machine (needs: pip install '.[ray]')"
 	@echo "make test-integrations  inside scikit-learn, spaCy and others, as far as they are installed"
@@ -33,13 +33,17 @@ $(VENV)/dev.stamp: setup.py constraints.txt | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	touch $@
 
+# The model that comes with the package, where the pages of docs/ look for one.
 demo/model/config.json: | $(VENV)/cpu.stamp
-	$(BIN)/flashelmo init --preset small demo/model
+	$(BIN)/flashelmo convert tiny demo/model
 
 demo: $(VENV)/cpu.stamp demo/model/config.json
-	$(BIN)/flashelmo embed examples/genesis.txt demo/vectors.h5 --model demo/model --overwrite
+	$(BIN)/flashelmo embed examples/speeches.txt demo/vectors.h5 --overwrite
 	@echo "The vectors are in demo/vectors.h5. The shape (layers, tokens, size) of the first sentence's:"
 	$(BIN)/python -c "import h5py; print(h5py.File('demo/vectors.h5')['0'].shape)"
+	@echo "One word in two senses, and where the speeches have it in a context that is like it:"
+	$(BIN)/flashelmo neighbours examples/speeches.txt rest --same-word \
+	    "the rest of the world is watching" "we must work now and rest later"
 
 # What is tested is what users get: the wheel, in an environment of its own that borrows .venv's other packages.
 # While working, `.venv/bin/pytest` runs the same tests on the checkout.

@@ -63,6 +63,7 @@ setup(
         "flashelmo": ["py.typed"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.kernels": ["*.c"],
+        "flashelmo.engine.model": ["tiny/*"],
         "flashelmo.engine.model.named": ["*.json"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
     },

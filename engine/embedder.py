@@ -21,7 +21,7 @@ from flashelmo.engine.model.card import HubOptions, push_to_hub, save_pretrained
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.named.locate import locate
+from flashelmo.engine.model.named.locate import locate, model_path
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
@@ -107,13 +107,14 @@ class ElmoEmbedder:
     @classmethod
     @shows_options
     def load(
-        cls, path: str | Path, *, options_file: str | Path | None = None, **options: Unpack[Options]
+        cls, path: str | Path | None = None, *, options_file: str | Path | None = None, **options: Unpack[Options]
     ) -> ElmoEmbedder:
-        """Load a published or converted model.
+        """Load a published or converted model, or the small English one that comes with the package.
 
         Args:
             path: a folder, an archive or a weights file, of any format that `flashelmo info` reads; or a name that
-                `flashelmo models` lists, as "original": downloaded on first use, if no such path exists.
+                `flashelmo models` lists, as "original": downloaded on first use, if no such path exists. None is the
+                model of 3.0M parameters that comes with the package ("tiny").
             options_file: the options of a weights file that has none beside it.
             **options: how it computes: the fields of `engine.settings.Settings`, which says what each means.
 
@@ -122,7 +123,7 @@ class ElmoEmbedder:
                 are unknown or do not go together.
             MissingExtraError: the chosen runtime's package, or what downloads need, is not installed.
         """
-        return cls(path_of("path", path), options_file=options_file, **options)
+        return cls(model_path("path", path), options_file=options_file, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, is loaded anew from the same files; a state that was carried stays behind.

@@ -9,12 +9,20 @@ from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.table import RECORD, all_names, home, named_models
 
+TINY = "tiny"  # the model that comes with the package
 NAME = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9.]+)*")
 FILES = (".hdf5", ".h5", ".json", ".zip", ".safetensors")  # suffixes that no name has
 
 
+def bundled() -> Path:
+    """The folder of the model that comes with the package, with which is embedded where none is named."""
+    return Path(__file__).resolve().parents[1] / TINY
+
+
 def locate(path: Path) -> Path:
     """A model's path as it is given, or the folder of the model of that name, which is downloaded if it is not there.
+
+    "tiny" comes with the package.
 
     What exists is a path, whatever it is called.
 
@@ -23,6 +31,8 @@ def locate(path: Path) -> Path:
         MissingExtraError: the packages for downloads are not installed.
     """
     name = str(path)
+    if name == TINY and not path.exists():
+        return bundled()
     if path.exists() or not NAME.fullmatch(name) or path.suffix in FILES:
         return path
     if name not in named_models():
@@ -36,5 +46,8 @@ def locate(path: Path) -> Path:
 
 
 def model_path(name: str, value: object) -> Path:
-    """The path of a model from what a caller gives as the argument `name`: see `path_of` and `locate`."""
-    return locate(path_of(name, value))
+    """The path of a model from what a caller gives as the argument `name`: see `path_of` and `locate`.
+
+    With None the one that comes with the package.
+    """
+    return bundled() if value is None else locate(path_of(name, value))

@@ -98,4 +98,4 @@ def all_names() -> str:
     """All names, those of many languages as one."""
     others = [name for name in named_models() if not name.startswith(LANGUAGES)]
     languages = [name.removeprefix(LANGUAGES) for name in named_models() if name.startswith(LANGUAGES)]
-    return f"{', '.join(others)}, {LANGUAGES}LANGUAGE ({', '.join(languages)})"
+    return f"tiny, {', '.join(others)}, {LANGUAGES}LANGUAGE ({', '.join(languages)})"

@@ -50,7 +50,10 @@ from flashelmo.engine.text.lines import Errors
 def embed(
     input: InputText,
     output: Annotated[Path, typer.Argument(help="Folder of shards, or file of vectors: .h5 (HDF5) or .npz.")],
-    model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model, or its name.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder, archive or weights file of a model, or its name; flashelmo's own if not set."),
+    ] = None,
     options: Options = None,
     layers: Annotated[
         str, typer.Option(metavar="all|top|average|0|0,2", help="Layers to keep; 0 is the characters' one.")
@@ -179,7 +182,7 @@ def embed_to_file(
     source: str,
     target: Path,
     output: Output,
-    model: Path,
+    model: Path | None,
     settings: dict[str, Any],
     sink_settings: dict[str, bool],
     errors: str = "strict",
@@ -224,7 +227,7 @@ def embed_records_to(
     source: str,
     target: Path,
     output: Output,
-    model: Path,
+    model: Path | None,
     settings: dict[str, Any],
     reader: dict[str, Any],
     sink_settings: dict[str, bool],

@@ -13,6 +13,7 @@ from flashelmo.cli.arguments import Json, Overwrite
 from flashelmo.cli.terminal import say
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named import table
+from flashelmo.engine.model.named.locate import TINY, bundled
 from flashelmo.engine.model.named.table import RECORD, find_named, home
 
 
@@ -32,6 +33,7 @@ def models(as_json: Json = False) -> None:
         lines.add_row(name, model.language, size, license, "yes" if name in here else "", model.about)
     width = None if sys.stdout.isatty() else 200  # a line a model, for grep
     Console(highlight=False, width=width).print(lines)
+    say(f"{TINY}, flashelmo's own, comes with the package and is what is used where no model is named")
     say(f"size: of a vector; here: in {home()}; licence: of the repository that publishes a model")
 
 
@@ -43,6 +45,10 @@ def download(
     """Download a model by its name, or verify it if it is here; prints its folder."""
     from flashelmo.engine.model.named.download import check, download
 
+    if name == TINY:
+        print(json.dumps({"folder": str(bundled())}, indent=2) if as_json else bundled())
+        say(f"{TINY}: comes with the package")
+        return
     model, folder = find_named(name), home() / name
     was_here = (folder / RECORD).is_file() and not overwrite
     folder = download(model, home(), overwrite=overwrite)

@@ -19,7 +19,7 @@ def neighbours(
     text: Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space.")],
     word: Annotated[str, typer.Argument(help="A word of each sentence.")],
     sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE…", help="Sentences, each with the word in it.")],
-    model: Annotated[Path, typer.Option(help="Folder, archive or weights file of a model.")],
+    model: Annotated[Path | None, typer.Option(help="A model or its name; flashelmo's own if not set.")] = None,
     options: Options = None,
     layers: Annotated[str, typer.Option(metavar="average|top|0", help="What is compared.")] = "average",
     n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 5,
