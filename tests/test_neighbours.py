@@ -11,6 +11,8 @@ from flashelmo.cli import main
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.initialize import preset_config
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.neighbours import find_neighbours
 
 TEXT = ["the light of day", "", "a light load", "The Light !", "no such word", "light"]
@@ -85,3 +87,16 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
     assert len(lines) == 6 and all("[light]" in line.lower() for line in lines if line.startswith(" "))
     assert main([*arguments[:2], "dark", *arguments[3:]]) == 1
     assert capsys.readouterr().err == "flashelmo: word: expected one of 'a light load', found 'dark'\n"
+
+
+def test_the_model_of_the_package_tells_senses_apart(root: Path) -> None:
+    """And is what `load` takes where nothing is named, whatever lies in the folder."""
+    elmo = ElmoEmbedder.load(device="cpu")
+    folder = bundled()
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 << 20
+    assert elmo.config == preset_config("tiny") == ElmoEmbedder.load("tiny", device="cpu").config
+    text = (root / "examples" / "speeches.txt").read_text(encoding="utf-8").splitlines()
+    others = find_neighbours(elmo, text, "the rest of the world is watching", "rest", same_word=True)
+    sleep = find_neighbours(elmo, text, "we must work now and rest later", "rest", same_word=True)
+    assert [each.tokens[each.position + 1] for each in others] == ["of"] * 5
+    assert "of" not in [each.tokens[each.position + 1] for each in sleep]
