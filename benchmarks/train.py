@@ -52,7 +52,7 @@ class Plain(nn.Module):
         self.transforms = nn.ModuleList(nn.Linear(filters, filters) for _ in range(config.n_highway))
         self.gates = nn.ModuleList(nn.Linear(filters, filters) for _ in range(config.n_highway))
         self.projection = nn.Linear(filters, size)
-        self.lstms = nn.ModuleList(
+        self.lstms: Any = nn.ModuleList(
             nn.ModuleList(nn.LSTM(size, config.cell_size, proj_size=size) for _ in range(config.n_layers))
             for _ in range(2)
         )
@@ -72,11 +72,11 @@ class Plain(nn.Module):
     def forward(self, vectors: Tensor, targets: Tensor, probabilities: Tensor, number: int) -> Tensor:
         """The loss of word vectors [2, T, B, P] that should predict targets [2, T, B]."""
         outputs = []
-        for d, layers in enumerate(self.lstms):
-            x = vectors[d]
-            for k, lstm in enumerate(layers):  # type: ignore[arg-type]
+        for d in range(2):
+            x, layers = vectors[d], self.lstms[d]
+            for k in range(len(self.state[d])):
                 x = F.dropout(x, DROPOUT)
-                h, state = lstm(x, self.state[d][k])
+                h, state = layers[k](x, self.state[d][k])
                 self.state[d][k] = tuple(each.detach() for each in state)
                 x = h + x if k else h
             outputs.append(F.dropout(x, DROPOUT))
@@ -166,11 +166,15 @@ def measure(subject: Subject, settings: Settings) -> list[Row]:
             note = f"{device().type}; {source}; {data.settings.negatives} negatives of {len(data.words)} words"
             for each in who:
                 row = Row("train", subject.name, each.name, "tokens/s", detail=f"{batch} streams", note=note)
-                entries.append(Entry(each, row, range(2), 2 * batch * UNROLL, lambda c=ceiling: (c, None), precision))
+                entries.append(Entry(each, row, range(2), 2 * batch * UNROLL, partial(_limits, ceiling), precision))
         workers, absent = line_up([entry.who for entry in entries], [], None)
         rows += absentees("train", subject.name, absent)
         rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=3)
     return rows
+
+
+def _limits(ceiling: float | None) -> tuple[float | None, float | None]:
+    return ceiling, None
 
 
 def command(settings: Settings, console: Console) -> int:
