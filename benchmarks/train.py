@@ -10,6 +10,7 @@ The ceiling is the matrix peak by the operations of the LSTMs' and the softmax's
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -169,7 +170,9 @@ def measure(subject: Subject, settings: Settings) -> list[Row]:
                 entries.append(Entry(each, row, range(2), 2 * batch * UNROLL, partial(_limits, ceiling), precision))
         workers, absent = line_up([entry.who for entry in entries], [], None)
         rows += absentees("train", subject.name, absent)
-        rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LSTM with projections")  # oneDNN has none: said once
+            rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=3)
     return rows
 
 

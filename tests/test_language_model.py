@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], t
 def test_the_command_trains(
     trained: Path, succeed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flashelmo.cli.train.SECONDS_A_LINE", 0)
+    monkeypatch.setattr(sys.modules["flashelmo.cli.train"], "SECONDS_A_LINE", 0)
     arguments = ["--batch", "2", "--unroll", "5", "--steps", "4", "--threads", str(torch.get_num_threads())]
     config, text = trained / "config.json", trained.parent / "text.txt"
     license_file = tmp_path / "license.txt"
