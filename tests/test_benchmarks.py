@@ -448,7 +448,7 @@ def test_a_quick_run_measures_every_section(folder: Path, tmp_path: Path, capsys
     [
         ("beauty", f"suite: expected one of {', '.join(command.SUITES)}, found 'beauty'"),
         ("--only bulk,beauty", f"--only: expected some of {', '.join(SECTIONS)}, found 'beauty'"),
-        ("--models gigantic", "--models: expected some of small, medium, original, or paths, found 'gigantic'"),
+        ("--models gigantic", "--models: expected some of tiny, small, medium, original, or paths, found 'gigantic'"),
         ("--contestants x", f"--contestants: expected some of {', '.join(list(PROCESSOR)[1:])}, found 'x'"),
         ("--rounds 0", "--rounds: expected 1 or more, found 0"),
         ("--rounds 1,2", "--rounds: expected 1 or more, found 1,2"),

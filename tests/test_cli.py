@@ -416,7 +416,8 @@ def test_init_info_and_convert(here: Path, succeed: Run, fail: Run) -> None:
     assert "exists" in fail("convert", "b", "c")
     assert "exists" in fail("init", "a")
     assert "--format: expected hdf5 or native, found 'onnx'" in fail("init", "d", "--format", "onnx")
-    assert "preset: expected one of small, medium, original, found 'tiny'" in fail("init", "d", "--preset", "tiny")
+    message = "preset: expected one of tiny, small, medium, original, found 'huge'"
+    assert message in fail("init", "d", "--preset", "huge")
     assert "absent: no such file or folder" in fail("info", "absent")
     succeed("init", "a", "--seed", "4", "--overwrite")
     changed = load_model(here / "a").weights.lstm[0][0].input_weight

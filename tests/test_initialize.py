@@ -11,8 +11,8 @@ from flashelmo.engine.model.checkpoints.native import read_native, write_native
 from flashelmo.engine.model.initialize import PRESETS, preset_config, random_model
 from flashelmo.engine.model.weights import ElmoModel, check_tensors, expected_shapes
 
-# Parameters, from https://allenai.org/allennlp/software/elmo
-PUBLISHED = {"small": "13.6M", "medium": "28.0M", "original": "93.6M"}
+# Parameters, from https://allenai.org/allennlp/software/elmo, but for tiny
+PUBLISHED = {"tiny": "3.0M", "small": "13.6M", "medium": "28.0M", "original": "93.6M"}
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def small() -> ElmoModel:
 
 def count(preset: str) -> int:
     """Parameters from the formulas of the layers."""
-    cell, size, n_highway = PRESETS[preset]
-    widths = {1: 32, 2: 32, 3: 64, 4: 128, 5: 256, 6: 512, 7: 1024}
+    cell, size, n_highway, _ = PRESETS[preset]
+    widths = {1: 32, 2: 32, 3: 64, 4: 128, 5: 256} | ({6: 512, 7: 1024} if preset != "tiny" else {})
     convolutions = sum(width * 16 * number + number for width, number in widths.items())
     filters = sum(widths.values())
     highways = n_highway * 2 * (filters * filters + filters)
@@ -87,7 +87,7 @@ def test_a_random_model_is_written_and_read(small: ElmoModel, tmp_path: Path) ->
 
 
 def test_unknown_presets_and_seeds() -> None:
-    with pytest.raises(FlashElmoError, match=r"^preset: expected one of small, medium, original, found 'large'$"):
+    with pytest.raises(FlashElmoError, match=r"^preset: expected one of tiny, small, medium, original, found 'large'$"):
         preset_config("large")
     with pytest.raises(FlashElmoError, match=r"preset: .*'huge'"):
         random_model("huge", 0)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,13 +137,18 @@ def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], t
     assert math.exp(-np.mean(forward)) == pytest.approx(scores.forward, rel=1e-3)
 
 
-def test_the_command_trains(trained: Path, succeed: Callable[..., str], tmp_path: Path) -> None:
+def test_the_command_trains(
+    trained: Path, succeed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["flashelmo.cli.train"], "SECONDS_A_LINE", 0)
     arguments = ["--batch", "2", "--unroll", "5", "--steps", "4", "--threads", str(torch.get_num_threads())]
     config, text = trained / "config.json", trained.parent / "text.txt"
     license_file = tmp_path / "license.txt"
     license_file.write_text("Anybody may use it.", encoding="utf-8")
     settings = ["--heldout", text, "--license-text", license_file, "--dtype", "float16", "--device", "cpu"]
     printed = succeed("train", text, "--output", tmp_path / "model", "--config", config, *arguments, *settings)
+    bar = r"^ *100%\|#+\| step 4, 00:00 left, perplexity [\d.]+ forward, [\d.]+ backward, [\d,]+ tokens/s$"
+    assert re.search(bar, printed, re.MULTILINE), printed
     assert re.search(r"4 steps, 40 tokens, [\d.]+ s", printed)
     assert re.search(r"text\.txt: perplexity [\d.]+ forward, [\d.]+ backward; 0\.00% unknown", printed)
     assert "Anybody may use it." in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

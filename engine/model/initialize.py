@@ -22,7 +22,7 @@ PRESETS = {
 
 
 def preset_config(preset: str) -> ElmoConfig:
-    """The configuration of a size: "tiny" (3.1M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M)."""
+    """The configuration of a size: "tiny" (3.0M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M)."""
     if preset not in PRESETS:
         raise FlashElmoError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
     cell, projection, n_highway, filters = PRESETS[preset]

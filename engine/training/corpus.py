@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.windows import read_windows
+from flashelmo.engine.text.windows import Window, read_windows
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
@@ -28,12 +28,20 @@ class Corpus:
     Attributes:
         words: distinct words; the first three are `SPECIAL`.
         word_ids: index into `words` of every token, sentences end to end [tokens].
-        offsets: [S + 1]; sentence s is word_ids[offsets[s]:offsets[s + 1]]. None is empty.
+        offsets: [S + 1]; sentence s is word_ids[offsets[s]:offsets[s + 1]].
     """
 
     words: list[str]
     word_ids: Int32
     offsets: Int64
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sequence[str]]) -> Corpus:
+        """Tokenized sentences, which may be empty here."""
+        window = Window.from_sentences(sentences)
+        ids = {word: row for row, word in enumerate(SPECIAL)}
+        rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
+        return cls(list(ids), rows[window.word_ids] if len(rows) else np.empty(0, np.int32), window.offsets)
 
     def __len__(self) -> int:
         """Sentences."""

@@ -14,8 +14,7 @@ from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.text.sentences import several, tokens_of
-from flashelmo.engine.text.windows import Window
-from flashelmo.engine.training.corpus import SPECIAL, UNKNOWN, Corpus, read_corpus
+from flashelmo.engine.training.corpus import UNKNOWN, Corpus, read_corpus
 from flashelmo.engine.training.evaluate import Float32, log_probabilities, perplexity_of
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.processes import Processes
@@ -90,7 +89,7 @@ class LanguageModel:
         given = [tokens_of(sentence) for sentence in several("sentences", sentences)]
         if not given:
             return []
-        corpus = _corpus(given)
+        corpus = Corpus.of(given)
         forward, backward = log_probabilities(self._model, corpus, corpus.rows(self.words))
         ends = (corpus.offsets[1:] + np.arange(1, len(corpus) + 1)).tolist()
         starts = [0, *ends[:-1]]
@@ -101,17 +100,8 @@ class LanguageModel:
         if isinstance(text, str | Path):
             corpus = read_corpus([path_of("text", text)])
         else:
-            corpus = _corpus([tokens_of(sentence) for sentence in several("text", text)])
+            corpus = Corpus.of([tokens_of(sentence) for sentence in several("text", text)])
         rows = corpus.rows(self.words)
         forward, backward = perplexity_of(self._model, corpus, rows)
         unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN)) if corpus.n_tokens else math.nan
         return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)
-
-
-def _corpus(sentences: list[Sequence[str]]) -> Corpus:
-    """Sentences that may be empty."""
-    window = Window.from_sentences(sentences)
-    ids = {word: row for row, word in enumerate(SPECIAL)}
-    rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
-    word_ids = rows[window.word_ids] if len(rows) else np.empty(0, np.int32)
-    return Corpus(list(ids), word_ids, window.offsets)

@@ -85,74 +85,60 @@ def progress_of(total: int | None, quiet: bool, in_lines: bool) -> Iterator[OnTe
         progress.clear()
 
 
-class Bar:
-    """A line of the terminal that is written again and again; with `in_lines`, lines every ten seconds."""
+class _Progress:
+    """What is done of `total` bytes, if that is known, and at which rate of late."""
 
-    def __init__(self, in_lines: bool) -> None:
-        self._in_lines = in_lines
+    def __init__(self, total: int | None, in_lines: bool) -> None:
+        self._total, self._in_lines = total, in_lines
         self._started = time.monotonic()
         self._interval = SECONDS_A_LINE if in_lines else SECONDS_A_BAR
         self._next = self._started + self._interval
+        self._recent = deque([(self._started, 0.0, 0.0)])  # times, bytes and tokens that were shown
         self._width = 0
 
-    def is_due(self) -> bool:
-        """Whether nothing was shown just now."""
+    def report(self, n_bytes: float, n_tokens: float) -> None:
+        """Show it, unless that was done just now."""
         now = time.monotonic()
         if now < self._next:
-            return False
+            return
         self._next = now + self._interval
-        return True
-
-    def show(self, done: float, total: float | None, bar_format: str, postfix: str, rate: float | None = None) -> None:
-        """Show how much is done, in tqdm's format."""
-        from tqdm import tqdm
-
-        line: str = tqdm.format_meter(
-            int(done),
-            total,
-            time.monotonic() - self._started,
-            ncols=_columns() - 1,
-            ascii=not str(getattr(sys.stderr, "encoding", None)).lower().startswith("utf"),
-            unit_scale=True,
-            rate=rate,
-            bar_format=bar_format,
-            postfix=postfix,
-        )
-        if self._in_lines:
-            say(line.strip())
-        else:
-            write_message("\r" + line.ljust(self._width))
-            self._width = len(line)
+        self._recent.append((now, n_bytes, n_tokens))
+        while len(self._recent) > 2 and self._recent[1][0] <= now - RECENT_SECONDS:
+            self._recent.popleft()
+        then, bytes_then, tokens_then = self._recent[0]
+        rate, tokens_rate = (n_bytes - bytes_then) / (now - then), (n_tokens - tokens_then) / (now - then)
+        self._show(self._line(n_bytes, now, rate, f"{tokens_rate:,.0f} tokens/s"))
 
     def clear(self) -> None:
         """Take the bar away."""
         if self._width:
             write_message("\r" + " " * self._width + "\r")
 
+    def _line(self, n_bytes: float, now: float, rate: float, speed: str) -> str:
+        from tqdm import tqdm
 
-class _Progress(Bar):
-    """What is done of `total` bytes, if that is known, and at which rate of late."""
-
-    def __init__(self, total: int | None, in_lines: bool) -> None:
-        super().__init__(in_lines or not sys.stderr.isatty())
-        self._total = total
-        self._recent = deque([(self._started, 0.0, 0.0)])  # times, bytes and tokens that were shown
-
-    def report(self, n_bytes: float, n_tokens: float) -> None:
-        """Show it, unless that was done just now."""
-        if not self.is_due():
-            return
-        now = time.monotonic()
-        self._recent.append((now, n_bytes, n_tokens))
-        while len(self._recent) > 2 and self._recent[1][0] <= now - RECENT_SECONDS:
-            self._recent.popleft()
-        then, bytes_then, tokens_then = self._recent[0]
-        rate, tokens_rate = (n_bytes - bytes_then) / (now - then), (n_tokens - tokens_then) / (now - then)
         length, left = (
             ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if self._total else ("{n_fmt}", "")
         )
-        bar_format = f"{length}B [{{elapsed}}{left}{{postfix}}]"
-        self.show(n_bytes, self._total, bar_format, f"{tokens_rate:,.0f} tokens/s", rate)
+        line: str = tqdm.format_meter(
+            int(n_bytes),
+            self._total,
+            now - self._started,
+            ncols=_columns() - 1,
+            ascii=not str(getattr(sys.stderr, "encoding", None)).lower().startswith("utf"),
+            unit_scale=True,
+            rate=rate,
+            bar_format=f"{length}B [{{elapsed}}{left}{{postfix}}]",
+            postfix=speed,
+        )
+        return line
+
+    def _show(self, line: str) -> None:
+        if self._in_lines:
+            say(line.strip())
+        else:
+            write_message("\r" + line.ljust(self._width))
+            self._width = len(line)
 
 
 def _columns() -> int:

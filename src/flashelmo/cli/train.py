@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flashelmo.cli.arguments import Overwrite
-from flashelmo.cli.terminal import Bar, say, warnings_to_stderr
+from flashelmo.cli.terminal import SECONDS_A_BAR, SECONDS_A_LINE, say, warnings_to_stderr, write_message
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 
@@ -129,18 +129,30 @@ def _progress(quiet: bool) -> Iterator[OnProgress | None]:
     if quiet:
         yield None
         return
-    bar = Bar(not sys.stderr.isatty())
+    from tqdm import tqdm
+
+    in_lines = not sys.stderr.isatty()
+    interval = SECONDS_A_LINE if in_lines else SECONDS_A_BAR
+    due, width = time.monotonic() + interval, 0
 
     def show(progress: Progress) -> None:
-        point = progress.point
-        if bar.is_due():
-            left = time.strftime("%H:%M:%S", time.gmtime(progress.left))
-            text = (
-                f"perplexity {point.forward:.1f} > < {point.backward:.1f}, {progress.tokens_per_second:,.0f} tokens/s"
-            )
-            bar.show(1000 * progress.done, 1000, f"{{percentage:3.0f}}%|{{bar}}| {left} left{{postfix}}", text)
+        nonlocal due, width
+        if time.monotonic() < due:
+            return
+        due = time.monotonic() + interval
+        point, left = progress.point, tqdm.format_interval(progress.left)
+        text = f"{left} left, perplexity {point.forward:.1f} forward, {point.backward:.1f} backward"
+        text = f"step {point.step:,}, {text}, {progress.tokens_per_second:,.0f} tokens/s"
+        bar_format = f"{{percentage:3.0f}}%|{{bar:20}}| {text}"
+        line: str = tqdm.format_meter(1000 * progress.done, 1000, 0, ascii=True, bar_format=bar_format)
+        if in_lines:
+            say(line)
+        else:
+            write_message("\r" + line.ljust(width))
+            width = len(line)
 
     try:
         yield show
     finally:
-        bar.clear()
+        if width:
+            write_message("\r" + " " * width + "\r")

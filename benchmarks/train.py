@@ -1,0 +1,193 @@
+"""Training's speed beside the same model in plain PyTorch modules, in one interleaved run: `flashelmo bench train`.
+
+Tokens a second of whole steps: loss, gradients, update, on a card where there is one. The rivals are built of
+Tokens a second of whole steps: loss, gradients, update, on a card where there is one. The rivals are built of
+autograd and PyTorch's Adam; in bf16 under autocast. One convolves every token's characters in both directions, as the
+published code does, the other each distinct word's of a batch once. All draw the same number of negatives.
+
+The ceiling is the matrix peak by the operations of the LSTMs' and the softmax's products, forward and backward.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flashelmo.benchmarks.contestant import Contestant, Entry, Subject, Way, absentees, compete, line_up, prepare
+from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.roofline import Roofline
+from flashelmo.benchmarks.run import Suite, run_sections
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import load_sentences
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.training.corpus import Corpus, most_frequent
+from flashelmo.engine.training.initial import initial_tensors
+from flashelmo.engine.training.model import BiLM
+from flashelmo.engine.training.recurrence import kernels_work
+from flashelmo.engine.training.settings import TrainSettings
+from flashelmo.engine.training.softmax import draw, log_uniform
+from flashelmo.engine.training.spelling import Spelling
+from flashelmo.engine.training.step import TrainingStep
+from flashelmo.engine.training.streams import Streams
+
+UNROLL, DROPOUT, RATE = 20, 0.1, 1e-3
+NEGATIVES = 4096
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Plain(nn.Module):
+    """The network of `BiLM` as one would build it of PyTorch's modules."""
+
+    def __init__(self, config: ElmoConfig, n_words: int) -> None:
+        super().__init__()
+        size, filters = config.projection_size, config.n_filters
+        self.characters = nn.Embedding(config.n_characters, config.character_size)
+        self.convolutions = nn.ModuleList(nn.Conv1d(config.character_size, n, w) for w, n in config.filters)
+        self.transforms = nn.ModuleList(nn.Linear(filters, filters) for _ in range(config.n_highway))
+        self.gates = nn.ModuleList(nn.Linear(filters, filters) for _ in range(config.n_highway))
+        self.projection = nn.Linear(filters, size)
+        self.lstms: Any = nn.ModuleList(
+            nn.ModuleList(nn.LSTM(size, config.cell_size, proj_size=size) for _ in range(config.n_layers))
+            for _ in range(2)
+        )
+        self.softmax = nn.Linear(size, n_words)
+        self.state: list[list[Any]] = [[None] * config.n_layers for _ in range(2)]
+
+    def word_vectors(self, ids: Tensor) -> Tensor:
+        """[..., M] -> [..., P]."""
+        embedded = self.characters(ids.flatten(0, -2)).transpose(1, 2)
+        x = torch.cat([F.relu(convolution(embedded)).amax(-1) for convolution in self.convolutions], -1)
+        for transform, gate in zip(self.transforms, self.gates, strict=True):
+            g = torch.sigmoid(gate(x))
+            x = g * F.relu(transform(x)) + (1 - g) * x
+        result: Tensor = self.projection(x)
+        return result.view(*ids.shape[:-1], -1)
+
+    def forward(self, vectors: Tensor, targets: Tensor, probabilities: Tensor, number: int) -> Tensor:
+        """The loss of word vectors [2, T, B, P] that should predict targets [2, T, B]."""
+        outputs = []
+        for d in range(2):
+            x, layers = vectors[d], self.lstms[d]
+            for k in range(len(self.state[d])):
+                x = F.dropout(x, DROPOUT)
+                h, state = layers[k](x, self.state[d][k])
+                self.state[d][k] = tuple(each.detach() for each in state)
+                x = h + x if k else h
+            outputs.append(F.dropout(x, DROPOUT))
+        hidden, target = torch.stack(outputs).flatten(0, 2), targets.flatten()
+        rows, counts = draw(probabilities, number)
+        logits = F.linear(hidden, self.softmax.weight[rows], self.softmax.bias[rows] - counts)
+        logits = logits.masked_fill(target[:, None] == rows, -torch.inf)
+        own = (hidden * self.softmax.weight[target]).sum(-1, keepdim=True) + self.softmax.bias[target][:, None]
+        return F.cross_entropy(torch.cat([own, logits], 1).float(), torch.zeros_like(target))
+
+
+def device() -> torch.device:
+    """A card where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _way(run: Callable[[int], None]) -> Way:
+    """Steps of a number each: nothing is embedded."""
+    wait: Callable[[], object] = torch.cuda.synchronize if device().type == "cuda" else (lambda: None)
+    return Way(lambda sentences: [], run, wait=wait)
+
+
+def ours(data: Data, precision: str) -> Way:
+    """Steps as `flashelmo train` takes them."""
+    tensors = initial_tensors(data.config, len(data.words), seed=0)
+    model = BiLM(data.config, tensors, dropout=DROPOUT, compute=TYPES[precision]).to(device())
+    model.kernels = kernels_work(device())
+    step = TrainingStep(model, data.settings, data.spelling, data.corpus.rows(data.words), data.streams)
+    return _way(lambda number: step(data.streams[number % data.streams.batches], RATE))
+
+
+def plain(data: Data, precision: str, distinct_words: bool) -> Way:
+    """Steps of the modules."""
+    model = Plain(data.config, len(data.words)).to(device())
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    probabilities, rows = log_uniform(len(data.words), device()), data.corpus.rows(data.words)
+    autocast = partial(torch.autocast, device().type, torch.bfloat16, enabled=precision == "bf16")
+
+    def run(number: int) -> None:
+        batch = data.streams[number % data.streams.batches]
+        targets = torch.from_numpy(rows[batch.targets]).long().to(device())
+        found, places = data.spelling.distinct(batch.inputs)
+        ids = data.spelling.characters[found if distinct_words else batch.inputs]
+        with autocast():
+            vectors = model.word_vectors(torch.from_numpy(ids).to(device()))
+            vectors = vectors[torch.from_numpy(places).to(device())] if distinct_words else vectors
+            loss = model(vectors, targets, probabilities, data.settings.negatives)
+        optimizer.zero_grad()
+        (loss * UNROLL).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+
+    return _way(run)
+
+
+class Data:
+    """A text in streams, as everybody reads it."""
+
+    def __init__(self, config: ElmoConfig, corpus: Corpus, batch: int) -> None:
+        self.config, self.corpus, self.words = config, corpus, most_frequent(corpus, 1, None)
+        negatives = min(NEGATIVES, len(self.words) // 2)
+        self.settings = TrainSettings(batch=batch, unroll=UNROLL, negatives=negatives, dropout=DROPOUT, steps=1)
+        self.streams, self.spelling = Streams(corpus, batch, UNROLL, 0), Spelling(config, corpus.words)
+
+    @property
+    def flops(self) -> int:
+        """Of a token's products, forward and twice as many backward; a token is predicted in both directions."""
+        softmax = 2 * 2 * self.settings.negatives * self.config.projection_size
+        return 3 * (self.config.lstm_flops_per_token + softmax)
+
+
+def measure(subject: Subject, settings: Settings) -> list[Row]:
+    """Tokens a second at each number of streams."""
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    rows: list[Row] = []
+    sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    peaks = Roofline(settings.threads, settings.peak_seconds).peaks() if device().type == "cpu" else {}
+    for batch in settings.batches:
+        data = Data(subject.config, Corpus.of(sentences), batch)
+        entries = []
+        for precision in settings.precisions:
+            who = [Contestant(f"flashelmo {precision}", precision, ours, (data, precision))]
+            for distinct, name in ((False, "every token"), (True, "distinct words")):
+                make = (data, precision, distinct)
+                who.append(Contestant(f"PyTorch {precision}, {name}", precision, plain, make, is_rival=True))
+            ceiling = peaks[precision] / data.flops if precision in peaks else None
+            note = f"{device().type}; {source}; {data.settings.negatives} negatives of {len(data.words)} words"
+            for each in who:
+                row = Row("train", subject.name, each.name, "tokens/s", detail=f"{batch} streams", note=note)
+                entries.append(Entry(each, row, range(2), 2 * batch * UNROLL, partial(_limits, ceiling), precision))
+        workers, absent = line_up([entry.who for entry in entries], [], None)
+        rows += absentees("train", subject.name, absent)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LSTM with projections")  # oneDNN has none: said once
+            rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=3)
+    return rows
+
+
+def _limits(ceiling: float | None) -> tuple[float | None, float | None]:
+    return ceiling, None
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Measure; the exit status."""
+    return run_sections(settings, console, new_results(settings, "train"), {"train": measure}, prepare)
+
+
+SUITE = Suite(
+    "Training's tokens a second beside plain PyTorch modules.",
+    Settings(sections=("train",), models=("tiny",), precisions=("fp32", "bf16"), batches=(64,), rounds=3),
+    ("out", "models", "precisions", "batches", "text", "text_tokens", "rounds", "threads", "seed", "quick"),
+    command,
+)
