@@ -79,7 +79,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4",
         "tqdm>=4.60",
-        "typer>=0.12",
+        "typer>=0.19",
         "typing_extensions>=4.4",
     ],
     extras_require={

@@ -103,6 +103,9 @@ class ElmoEmbedder:
         else:
             self.window_limits = (self.settings.window_tokens or max_tokens,) * 2
         release_pages(model.weights)  # the runtimes have packed their own
+        logger.info(
+            "%s: %s parameters, %s, %s", model.path, f"{model.weights.n_parameters:,}", self.device, self.precision
+        )
 
     @classmethod
     @shows_options

@@ -526,12 +526,10 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["v.h5", "--resume"], "--resume: expected a folder of shards as output, found v.h5"),
         (["v.npz", "--shard-id", "0"], "--shard-id: expected a folder of shards as output, found v.npz"),
         (["out", "--use-sentence-keys"], "--use-sentence-keys: expected a file of vectors as output"),
-        (["out", "--format", "csv"], "format: expected native or parquet, found 'csv'"),
         (["out", "--shard-id", "1"], "shard_id: expected 0 to 0, found 1"),
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
         (["out", "--report", "absent/r.json"], "--report: expected a file's name in a folder that is there"),
-        (["out", "--errors", "x"], "errors: expected strict, replace or skip, found 'x'"),
     ],
 )
 def test_bad_arguments_of_the_command(

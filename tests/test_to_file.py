@@ -249,7 +249,7 @@ def test_seqvec_files_are_what_the_reference_computes(
     in_folder(here, seqvec)
     said = succeed("embed", "proteins.fasta", "out", "--format", "seqvec", "--model", "model", "--runtime", "ort")
     n_bytes = sum(path.stat().st_size for path in (here / "out").iterdir())
-    assert "4 sentences, 32 tokens" in said and f"out: {n_bytes / 1e3:,.1f} KB" in said
+    assert "4 sentences, 32 tokens" in said and f"out: {n_bytes / 1e3:,.1f} kB" in said
     assert names(here / "out") == FILES
     check_proteins(here / "out" / RESIDUES, truth)
     sums = [layers.astype(np.float64).sum(axis=0) for layers in truth]

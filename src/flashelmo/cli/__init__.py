@@ -18,15 +18,22 @@ from flashelmo.cli.init import init
 from flashelmo.cli.models import download, models
 from flashelmo.cli.neighbours import neighbours
 from flashelmo.cli.perplexity import perplexity
-from flashelmo.cli.terminal import InterruptedBySignal, fail, flush_output, open_streams, signals_raise
+from flashelmo.cli.terminal import (
+    InterruptedBySignal,
+    fail,
+    flush_output,
+    messages_to_stderr,
+    open_streams,
+    signals_raise,
+)
 from flashelmo.cli.train import train
 from flashelmo.engine.errors import FlashElmoError
 
 app = typer.Typer(
     help="ELMo vectors, exact and fast.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: no name of an option is cut at 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (embed, neighbours, verify, elmo, info, convert, export, init, train, perplexity, models, download):
@@ -64,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None) -> int:
     """The exit status that the command line chooses."""
     try:
-        with signals_raise():
+        with signals_raise(), messages_to_stderr():
             app(arguments, prog_name="flashelmo")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.named.table import named_models
+from flashelmo.engine.precision import PrecisionName
+from flashelmo.engine.settings import RuntimeName
 
 InputText = Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space; - reads stdin.")]
 Options = Annotated[Path | None, typer.Option(help="Options file of weights that have none beside them.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say what is chosen and loaded.", callback=lambda value: log_more(value))
+]
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
+DType: TypeAlias = Literal["float32", "float16"]
+Pool: TypeAlias = Literal["mean", "max"]
+Precision: TypeAlias = Literal["auto", PrecisionName]
+Runtime: TypeAlias = Literal["auto", RuntimeName]
+BadRecords: TypeAlias = Literal["strict", "replace", "skip"]
+Folder: TypeAlias = Literal["native", "parquet", "seqvec"]
 ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
 
 
@@ -50,3 +64,25 @@ def parse_numbers(option: str, text: str) -> list[int]:
     if not all(number.isdecimal() for number in numbers):
         raise FlashElmoError(f"{option}: expected whole numbers with commas, found {text!r}")
     return [int(number) for number in numbers]
+
+
+def log_more(verbose: bool) -> bool:
+    """Let the engine say what it does too, for the rest of this command."""
+    if verbose:
+        logging.getLogger("flashelmo").setLevel(logging.INFO)
+    return verbose
+
+
+def complete_layers() -> list[str]:
+    """What `--layers` may be, for completion in a shell."""
+    return ["all", "top", "average", "0", "1", "2", "0,1,2"]
+
+
+def complete_devices() -> list[str]:
+    """What `--device` may be, likewise."""
+    return ["auto", "cpu", "cuda", "cuda:0", "cuda:0,cuda:1"]
+
+
+def complete_names() -> list[str]:
+    """Names of models, likewise."""
+    return ["tiny", *named_models()]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flashelmo.cli.arguments import Folder, Json
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, path_of
 from flashelmo.engine.errors import FlashElmoError
@@ -17,8 +19,7 @@ from flashelmo.engine.output import Output
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 
 ShardFormat = Annotated[
-    str | None,
-    typer.Option(metavar="native|parquet|seqvec", help="A folder of shards, native if not set, or of SeqVec's files."),
+    Folder | None, typer.Option(help="A folder of shards, native if not set, or of SeqVec's files.")
 ]
 InputFormat = Annotated[str | None, typer.Option(help="Format of the input; that of its suffix if not set.")]
 Field = Annotated[str | None, typer.Option(help="Field or column that is embedded.")]
@@ -52,6 +53,7 @@ def embed_to_folder(
     quiet: bool = False,
     workers: int | None = None,
     ray: str | None = None,
+    as_json: bool = False,
 ) -> None:
     """Open the input, load the model, embed; what is cheap to check is checked first."""
     from flashelmo.engine.bulk.folder import check_new
@@ -69,13 +71,13 @@ def embed_to_folder(
         done, computed = _embed_with_others(
             source, target, output, model, settings, reader, shards, quiet, workers, ray
         )
-        _finish(done, target, computed, shards, report, quiet)
+        _finish(done, target, computed, shards, report, quiet, as_json)
         return
     with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
         embedder = ElmoEmbedder.load(model_path("model", model), **settings)
         with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
             done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
-    _finish(done, target, f"{embedder.device}, {embedder.precision}", shards, report, quiet)
+    _finish(done, target, f"{embedder.device}, {embedder.precision}", shards, report, quiet, as_json)
 
 
 def _embed_with_others(
@@ -109,11 +111,15 @@ def _embed_with_others(
         return done, "1 process" if n == 1 else f"{n} processes"
 
 
-def _finish(done: Any, target: Path, computed: str, shards: dict[str, Any], report: Path | None, quiet: bool) -> None:
+def _finish(
+    done: Any, target: Path, computed: str, shards: dict[str, Any], report: Path | None, quiet: bool, as_json: bool
+) -> None:
     """Write the report and say what was done."""
     if report is not None:
         done.write(report, target, shards["num_shards"], shards["shard_id"])
-    if not quiet:
+    if as_json:
+        print(json.dumps({"output": str(target), "computed": computed, **done.to_dict()}, indent=2))
+    elif not quiet:
         _print_summary(done, target, computed)
 
 
@@ -131,12 +137,16 @@ def _print_summary(done: Any, target: Path, computed: str) -> None:
     )
 
 
-def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")], as_json: Json = False) -> None:
     """Compare a folder of shards with its sums and counts: what is damaged, missing or not finished."""
     from flashelmo.engine.bulk.embeddings import open_embeddings
     from flashelmo.engine.bulk.folder import verify as find_problems
 
     problems = find_problems(folder)
+    if as_json:
+        records = None if problems else len(open_embeddings(folder))
+        print(json.dumps({"folder": str(folder), "records": records, "problems": problems}, indent=2))
+        raise typer.Exit(bool(problems))
     for problem in problems:
         print(problem)
     if problems:

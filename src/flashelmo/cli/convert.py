@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options, Overwrite
+from flashelmo.cli.arguments import Json, Options, Overwrite, Quiet, Verbose
 from flashelmo.cli.terminal import say
 
 
@@ -16,9 +17,16 @@ def convert(
     destination: Annotated[Path, typer.Argument(help="Folder to write.")],
     options: Options = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a model of any format to the native one, which is memory-mapped and loads fastest."""
     from flashelmo.engine.model.checkpoints.convert import convert as convert_model
 
     model = convert_model(source, destination, options_file=options, overwrite=overwrite)
-    say(f"{destination}: {model.weights.n_parameters:,} parameters from {model.format}")
+    if as_json:
+        facts = {"folder": str(destination), "parameters": model.weights.n_parameters, "format": model.format}
+        print(json.dumps(facts, indent=2))
+    elif not quiet:
+        say(f"{destination}: {model.weights.n_parameters:,} parameters from {model.format}")

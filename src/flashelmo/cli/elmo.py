@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import ForgetSentences, InputText, Options, Overwrite, SentenceKeys
+from flashelmo.cli.arguments import ForgetSentences, InputText, Json, Options, Overwrite, Quiet, SentenceKeys, Verbose
 from flashelmo.cli.embed import embed_to_file
 from flashelmo.cli.terminal import say
 from flashelmo.engine.errors import FlashElmoError
@@ -34,6 +34,9 @@ def elmo(
     use_sentence_keys: SentenceKeys = False,
     include_package: Annotated[list[str] | None, typer.Option(help="Without effect: no package is needed.")] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Do what AllenNLP's command `elmo` does (0.9): same flags, same file, the state carried from batch to batch."""
     chosen = [name for name, flag in (("all", all_layers), ("top", top), ("average", average)) if flag]
@@ -62,5 +65,7 @@ def elmo(
             "always_hdf5": True,
         },
         universal_newlines=True,  # AllenNLP opens the text so
+        quiet=quiet,
         in_lines=file_friendly_logging,
+        as_json=as_json,
     )

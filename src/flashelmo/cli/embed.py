@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from flashelmo.cli.arguments import (
+    BadRecords,
+    DType,
     ForgetSentences,
     InputText,
+    Json,
     Options,
     Overwrite,
+    Pool,
+    Precision,
+    Quiet,
+    Runtime,
     SentenceKeys,
+    Verbose,
+    complete_devices,
+    complete_layers,
+    complete_names,
     parse_coefficients,
     parse_layers,
 )
@@ -42,7 +55,6 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
 from flashelmo.engine.model.named.locate import model_path
 from flashelmo.engine.output import Output
-from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.lines import Errors
 
@@ -52,23 +64,34 @@ def embed(
     output: Annotated[Path, typer.Argument(help="Folder of shards, or file of vectors: .h5 (HDF5) or .npz.")],
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder, archive or weights file of a model, or its name; flashelmo's own if not set."),
+        typer.Option(
+            help="Folder, archive or weights file of a model, or its name; flashelmo's own if not set.",
+            autocompletion=complete_names,
+        ),
     ] = None,
     options: Options = None,
     layers: Annotated[
-        str, typer.Option(metavar="all|top|average|0|0,2", help="Layers to keep; 0 is the characters' one.")
+        str,
+        typer.Option(
+            metavar="all|top|average|0|0,2",
+            help="Layers to keep; 0 is the characters' one.",
+            autocompletion=complete_layers,
+        ),
     ] = "all",
     mix: Annotated[
         str | None, typer.Option(metavar="W0,W1,W2", help="Keep the layers' sum, each times its coefficient.")
     ] = None,
-    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Number type of the file.")] = "float32",
-    pool: Annotated[str | None, typer.Option(metavar="mean|max", help="One vector a sentence.")] = None,
-    precision: Annotated[
-        str, typer.Option(metavar="|".join(["auto", *PRECISIONS]), help="Of the computation.")
-    ] = "auto",
-    runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference|cuda", help="What computes.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="Number type of the file.")] = "float32",
+    pool: Annotated[Pool | None, typer.Option(help="One vector a sentence.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
+    runtime: Annotated[Runtime, typer.Option(help="What computes.")] = "auto",
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; on each of several.")
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:0,cuda:1",
+            help="Where it computes; on each of several.",
+            autocompletion=complete_devices,
+        ),
     ] = "auto",
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
@@ -79,9 +102,7 @@ def embed(
     word_cache: Annotated[
         Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
     ] = None,
-    errors: Annotated[
-        str, typer.Option(metavar="strict|replace|skip", help="For records that cannot be read.")
-    ] = "strict",
+    errors: Annotated[BadRecords, typer.Option(help="For records that cannot be read.")] = "strict",
     keep_sentence_boundaries: Annotated[
         bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
     ] = False,
@@ -100,7 +121,9 @@ def embed(
     workers: Workers = None,
     ray: Ray = None,
     report: ReportFile = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Embed a text into a folder of shards, or into a file of vectors in the layout of AllenNLP's command."""
     if batch_size is not None and not stateful and runtime != "reference":
@@ -152,6 +175,7 @@ def embed(
             },
             report=report,
             quiet=quiet,
+            as_json=as_json,
             workers=workers,
             ray=ray,
         )
@@ -173,9 +197,10 @@ def embed(
         and not (field or id_field or tokenizer or errors == "skip")
         and is_plain(input, input_format)
     ):
-        embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet)
+        embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet, as_json=as_json)
     else:
-        embed_records_to(input, output, kept, model, settings, reader, sink_settings, format == "seqvec", quiet)
+        is_seqvec = format == "seqvec"
+        embed_records_to(input, output, kept, model, settings, reader, sink_settings, is_seqvec, quiet, as_json)
 
 
 def embed_to_file(
@@ -189,6 +214,7 @@ def embed_to_file(
     universal_newlines: bool = False,
     quiet: bool = False,
     in_lines: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Open the files, load the model, embed; what is cheap to check is checked first."""
     target = path_of("output", target)
@@ -212,8 +238,7 @@ def embed_to_file(
                         universal_newlines=universal_newlines,
                         on_progress=on_progress,
                     )
-    if not quiet:
-        _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
+    _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 
 
 def is_plain(source: str, input_format: str | None) -> bool:
@@ -233,6 +258,7 @@ def embed_records_to(
     sink_settings: dict[str, bool],
     as_seqvec: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """As `embed_to_file`, of records of any format, under their own ids; or into SeqVec's files."""
     from flashelmo.engine.bulk.records import open_reader
@@ -255,8 +281,7 @@ def embed_records_to(
         embedder = ElmoEmbedder.load(model, **settings)
         with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
             summary = embed_records(embedder, records, sink, on_progress=on_progress)
-    if not quiet:
-        _print_summary(summary, target, f"{embedder.device}, {embedder.precision}")
+    _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 
 
 def _open_input(source: str) -> Any:
@@ -267,14 +292,21 @@ def _open_input(source: str) -> Any:
     return nullcontext(sys.stdin.buffer)
 
 
-def _print_summary(summary: Summary, target: Path, computed: str) -> None:
+def _print_summary(summary: Summary, target: Path, device: str, precision: str, quiet: bool, as_json: bool) -> None:
+    """What was done: as JSON on standard output, or in lines for people on standard error."""
+    files = list(target.iterdir()) if target.is_dir() else [target]
+    n_bytes = sum(path.stat().st_size for path in files)
+    if as_json:
+        facts = {"output": str(target), "bytes": n_bytes, "device": device, "precision": precision}
+        print(json.dumps({**facts, **asdict(summary), "tokens_per_second": summary.tokens_per_second}, indent=2))
+    if quiet or as_json:
+        return
     all_steps = summary.steps + summary.steps_saved
     saved = summary.steps_saved / all_steps if all_steps else 0.0
-    files = list(target.iterdir()) if target.is_dir() else [target]
     say(
         f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
         f"{summary.distinct_words:,} distinct words (boundaries included)\n"
         f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
-        f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({computed})\n"
-        f"{target}: {readable_size(sum(path.stat().st_size for path in files))}"
+        f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({device}, {precision})\n"
+        f"{target}: {readable_size(n_bytes)}"
     )

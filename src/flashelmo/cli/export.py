@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flashelmo.cli.arguments import Options, Overwrite, parse_mix, parse_numbers
+from flashelmo.cli.arguments import (
+    Json,
+    Options,
+    Overwrite,
+    Quiet,
+    Verbose,
+    complete_layers,
+    parse_mix,
+    parse_numbers,
+)
 from flashelmo.cli.terminal import readable_size, say
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.text.windows import read_windows
+
+if TYPE_CHECKING:
+    from flashelmo.export.verification.report import Report
 
 MAX_VERIFIED = 10_000  # sentences or tokens to verify with: the reference computes some hundreds of tokens a second
 
@@ -26,7 +39,9 @@ def export(
         str, typer.Option(metavar="|".join(precisions_on("onnx")), help="One, or some with commas.")
     ] = "fp32",
     all_precisions: Annotated[bool, typer.Option("--all", help="A file for every precision.")] = False,
-    layers: Annotated[str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.")] = "all",
+    layers: Annotated[
+        str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.", autocompletion=complete_layers)
+    ] = "all",
     mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="What token_embeddings are.")] = "average",
     stateful: Annotated[bool, typer.Option("--stateful", help="Take and give the LSTMs' states, by row.")] = False,
     characters: Annotated[
@@ -40,16 +55,18 @@ def export(
     license: Annotated[str, typer.Option(help="Of the weights, for the model card.")] = "unknown",
     triton: Annotated[bool, typer.Option("--triton", help="A repository for NVIDIA Triton Inference Server.")] = False,
     text: Annotated[Path | None, typer.Option(help="Tokenized lines to verify with: the first 10,000 tokens.")] = None,
-    provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="ONNX Runtime's, to verify on.")] = "cpu",
+    provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="ONNX Runtime's, to verify on.")] = "cpu",
     verify_only: Annotated[bool, typer.Option("--verify-only", help="Verify what OUT holds; write nothing.")] = False,
     overwrite: Overwrite = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Export a model as ONNX files, each verified against the PyTorch reference."""
     from flashelmo.engine.model.checkpoints import load_model
     from flashelmo.export.write import check_folder, export_onnx, verify_folder
 
-    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    tell: Callable[[str], None] = (lambda text: None) if quiet or as_json else say
     destination = path_of("OUT", destination)
     if not verify_only:
         check_folder(destination, overwrite)
@@ -57,7 +74,9 @@ def export(
     sentences = None if text is None else _sentences(text)
     if verify_only:
         reports = verify_folder(loaded, destination, sentences=sentences, providers=provider)
-        for report in reports:
+        if as_json:
+            _print_json(reports)
+        for report in [] if as_json else reports:
             print(report.to_markdown())
         if failed := [report.failures[0] for report in reports if not report.passed]:
             raise FlashElmoError(failed[0])
@@ -79,11 +98,18 @@ def export(
         overwrite=overwrite,
         on_progress=tell,
     )
+    if as_json:
+        _print_json(reports)
     for report in reports:
         size = sum(path.stat().st_size for path in destination.glob(f"{report.file}*"))
         worst = max(report.outputs, key=lambda error: error.relative)
         errors = f"relative error at most {worst.relative:.2g} ({worst.name})"
         tell(f"{destination / report.file}: {readable_size(size)}, {report.tokens:,} tokens verified, {errors}")
+
+
+def _print_json(reports: Sequence[Report]) -> None:
+    """The reports of all files, as they stand beside each."""
+    print(json.dumps([report.to_dict() for report in reports], ensure_ascii=False, indent=2))
 
 
 def _sentences(path: Path) -> list[list[str]]:

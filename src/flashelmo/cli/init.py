@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from flashelmo.cli.arguments import Overwrite
 from flashelmo.cli.terminal import say
-from flashelmo.engine.errors import FlashElmoError
 
 
 def init(
@@ -18,7 +17,7 @@ def init(
         str, typer.Option(metavar="tiny|small|medium|original", help="A size; but for tiny, a published one.")
     ] = "small",
     seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
-    format: Annotated[str, typer.Option(metavar="hdf5|native", help="Of the files.")] = "native",
+    format: Annotated[Literal["hdf5", "native"], typer.Option(help="Of the files.")] = "native",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model with random weights at a published size."""
@@ -26,8 +25,6 @@ def init(
     from flashelmo.engine.model.checkpoints.native import write_native
     from flashelmo.engine.model.initialize import random_model
 
-    if format not in ("hdf5", "native"):
-        raise FlashElmoError(f"--format: expected hdf5 or native, found {format!r}")
     model = random_model(preset, seed)
     if format == "hdf5":
         write_bilm(model, folder, overwrite=overwrite)

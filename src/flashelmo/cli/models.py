@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Json, Overwrite
+from flashelmo.cli.arguments import Json, Overwrite, complete_names
 from flashelmo.cli.terminal import say
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named import table
@@ -38,7 +38,7 @@ def models(as_json: Json = False) -> None:
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="Name of a model: `flashelmo models` lists them.")],
+    name: Annotated[str, typer.Argument(help="As `flashelmo models` lists it.", autocompletion=complete_names)],
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -149,28 +149,36 @@ def _columns() -> int:
         return 80
 
 
-def readable_size(n_bytes: float) -> str:
+def readable_size(n_bytes: int) -> str:
     """Bytes in the unit that reads best."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:,.1f} {unit}" if unit != "B" else f"{n_bytes} B"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
+    from rich.filesize import decimal
+
+    return decimal(n_bytes)
 
 
 @contextmanager
 def warnings_to_stderr(quiet: bool) -> Iterator[None]:
-    """The engine's warnings go to standard error, a line each; with `quiet`, none about the choice of a device."""
+    """As `messages_to_stderr` has it; with `quiet`, none about the choice of a device."""
+    device = logging.getLogger("flashelmo.device")
+    device.setLevel(logging.ERROR if quiet else logging.NOTSET)
+    try:
+        yield
+    finally:
+        device.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def messages_to_stderr() -> Iterator[None]:
+    """The engine's warnings go to standard error, a line each, and with `--verbose` what else it says."""
     handler = _Messages()
     handler.setFormatter(logging.Formatter("flashelmo: %(message)s"))
-    logger, device = logging.getLogger("flashelmo"), logging.getLogger("flashelmo.device")
+    logger = logging.getLogger("flashelmo")
     logger.addHandler(handler)
-    device.setLevel(logging.ERROR if quiet else logging.WARNING)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        device.setLevel(logging.NOTSET)
+        logger.setLevel(logging.NOTSET)
 
 
 class _Messages(logging.Handler):

@@ -1,0 +1,7 @@
+"""`python -m flashelmo`."""
+
+import sys
+
+from flashelmo.cli import main
+
+sys.exit(main())
