@@ -16,6 +16,7 @@ feed.py          what stands around the computation of a corpus: sharing, feedin
 gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises
 kernels/         the GPU kernels by themselves: cases.py is the table of them, kernels.py times them, resources.py says
                  without a card what they cost
+corpus.py        the text that a model is trained on, and what is held out; tasks.py reads the tagged data beside it
 test_parts.py    contestants by pytest-benchmark: `pytest benchmarks`
 
 To add a suite: a module with `SUITE = Suite(about, defaults, options, command)` (run.py), and a line of SUITES in

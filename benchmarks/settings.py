@@ -41,6 +41,8 @@ class Settings:
     )
     load_repeats: int = _is(5, "fresh processes that load time is measured in")
     peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
+    # what a trained model knows
+    data: Path | None = _is(None, "folder with text/ and tasks/; default: the one beside the checkout")
     # exported files
     passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
     text_tokens: int = _is(32_768, "of that text")
