@@ -32,6 +32,8 @@ SUITES = {
     "report": "report",
     "feed": "feed",
     "corpus": "corpus",
+    "senses": "senses.suite",
+    "ngrams": "ngrams",
 }
 
 

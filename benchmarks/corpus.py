@@ -105,6 +105,25 @@ def write_corpus(data: Path, folder: Path) -> Iterator[Row]:
     yield _written(folder / HELDOUT, list(all_heldout.values()), "")
 
 
+def training_texts(corpus: Path) -> list[Path]:
+    """The texts of a folder that `corpus` wrote, without what is held out.
+
+    Raises:
+        FlashElmoError: there are none.
+    """
+    found = sorted(path for path in corpus.glob("*.txt") if path.name != HELDOUT)
+    if not found:
+        raise FlashElmoError(f"{corpus}: expected texts, as `python -m benchmarks corpus` writes them, found none")
+    return found
+
+
+def sentences_of(paths: Iterable[Path]) -> Iterator[list[str]]:
+    """The tokens of each line."""
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            yield from (line.split() for line in file)
+
+
 def _written(path: Path, lines: Sequence[str], note: str) -> Row:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return Row("corpus", "", path.name, "tokens", note=note).with_samples([sum(len(line.split()) for line in lines)])
