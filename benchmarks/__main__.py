@@ -34,6 +34,7 @@ SUITES = {
     "corpus": "corpus",
     "senses": "senses.suite",
     "ngrams": "ngrams",
+    "downstream": "downstream.suite",
 }
 
 

@@ -35,6 +35,8 @@ TITLES = {
     "training": "nearest neighbour in context, in the course of training",
     "speech": "parts of speech by a linear classifier",
     "precision": "nearest neighbour in context, by precision",
+    "downstream": "tasks",
+    "ngrams": "interpolated n-grams",
 }
 PLOTTED = "picture"  # a section whose rows are points, for a plot alone
 MANY = 2  # more details than these become columns, where everybody has a figure of each
@@ -137,7 +139,7 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
     compared = list(dict.fromkeys(name for row in rows for name in row.ratios))
     opponents = list(dict.fromkeys([*(row.label for row in rows if row.label in compared), *compared]))
     has_ceiling = any(row.ceiling for row in rows)
-    spread = spread and any(len(row.samples) > 1 for row in rows)
+    spread = spread and any(len(row.samples) > 1 and row.p25 is not None for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]
     ceilings = list(CEILINGS) if any(row.ceiling_both for row in rows) else ["ceiling", "share"]
     headings += [f"x {name}" for name in opponents] + (ceilings if has_ceiling else [])

@@ -6,9 +6,11 @@ It lies in `tasks/` and `text/` of a data folder (`Settings.data`), which is bes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from flashelmo.engine.errors import FlashElmoError
 
@@ -80,6 +82,17 @@ def read_tagged(path: Path) -> list[Tagged]:
         return [Tagged(*([pair[k] for pair in block] for k in (0, 1))) for block in pairs if block]
 
     return _read(path, sentences, "a token and its tag a line")
+
+
+def draw_tokens(sentences: Sequence[Tagged], n_tokens: int, seed: int) -> list[Tagged]:
+    """Sentences of so many tokens together, the last one being whole."""
+    drawn, left = [], n_tokens
+    for row in np.random.default_rng(seed).permutation(len(sentences)):
+        if left <= 0:
+            break
+        drawn.append(sentences[row])
+        left -= len(sentences[row].tokens)
+    return drawn
 
 
 def read_labelled(path: Path) -> list[Labelled]:

@@ -71,25 +71,23 @@ def _picture(pyplot: Any, rows: Iterable[Row]) -> Any:
 
 
 def _curves(pyplot: Any, rows: Iterable[Row]) -> Any:
-    """A panel for each group of words, a line for each layer, its name the row's; the model is the step."""
+    """A panel for each group of words, a line for each layer; rows are named as "2.5 million tokens, layer 1"."""
     groups: dict[str, dict[str, list[Row]]] = {}
+    unit = ""
     for row in rows:
-        groups.setdefault(row.detail, {}).setdefault(row.name.partition(", ")[2], []).append(row)
+        done, _, layer = row.name.partition(", ")
+        unit = done.partition(" ")[2]
+        groups.setdefault(row.detail, {}).setdefault(layer, []).append(row)
     figure, axes = pyplot.subplots(
         1, len(groups), figsize=(4.2 * len(groups), 3.4), squeeze=False, layout="constrained"
     )
     for axis, (group, lines) in zip(axes[0], groups.items(), strict=True):
         for colour, (layer, points) in zip(COLOURS, lines.items(), strict=False):
-            steps, found = [step_of(row.name) for row in points], np.array([row.median for row in points])
+            steps, found = [float(row.name.split()[0]) for row in points], np.array([row.median for row in points])
             margins = np.abs(np.array([row.interval for row in points]).T - found)
             axis.errorbar(steps, found, margins, color=colour, label=layer, capsize=3, marker="o", markersize=3)
         axis.set_title(group, fontsize=10)
-        axis.set_xlabel("steps of training", fontsize=9)
+        axis.set_xlabel(unit, fontsize=9)
     axes[0][0].set_ylabel("nearest neighbour of the same sense", fontsize=9)
     axes[0][-1].legend(fontsize=8)
     return figure
-
-
-def step_of(name: str) -> int:
-    """The step in a row's name, "step 200, layer 1"."""
-    return int(name.split(",")[0].split()[1])

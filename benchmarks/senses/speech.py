@@ -1,72 +1,66 @@
-"""Parts of speech by a linear classifier on frozen vectors (multinomial logistic regression, by scikit-learn)."""
+"""Parts of speech by a linear classifier on frozen vectors (linear.py)."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.senses import linear
 from flashelmo.benchmarks.senses.contest import Contest
-from flashelmo.benchmarks.senses.intervals import by_resampling
+from flashelmo.benchmarks.senses.intervals import Float64, by_resampling
 from flashelmo.benchmarks.senses.nearest import Bool
 from flashelmo.benchmarks.senses.static import of_words, word_vectors
 from flashelmo.benchmarks.senses.vectors import Embed, Float32, by_name, embed_with
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tasks import DATA, TAGGED, Tagged, read_tagged
-from flashelmo.engine.errors import MissingExtraError
-
-STRENGTH, ROUNDS = 0.1, 100  # C of the regression, and how often it looks at all tokens
+from flashelmo.benchmarks.tasks import DATA, TAGGED, Tagged, draw_tokens, read_tagged
 
 
 class TaggedText(NamedTuple):
-    """Sentences to learn from, and sentences to be judged by."""
+    """Sentences to learn from, to choose the best epoch by, and to be judged by."""
 
     train: list[Tagged]
+    dev: list[Tagged]
     test: list[Tagged]
 
     @classmethod
     def draw(cls, data: Path, n_tokens: int, seed: int) -> TaggedText:
-        """Sentences of so many tokens together, and of half as many, by the seed."""
-        paths = data / TAGGED.format("train"), data / TAGGED.format("test")
-        return cls(
-            *(_draw(read_tagged(path), n, seed) for path, n in zip(paths, (n_tokens, n_tokens // 2), strict=True))
-        )
-
-
-def _draw(sentences: Sequence[Tagged], n_tokens: int, seed: int) -> list[Tagged]:
-    drawn, left = [], n_tokens
-    for row in np.random.default_rng(seed).permutation(len(sentences)):
-        if left <= 0:
-            break
-        drawn.append(sentences[row])
-        left -= len(sentences[row].tokens)
-    return drawn
+        """Sentences of so many tokens to learn from, and of a quarter and a half as many, by the seed."""
+        sizes = {"train": n_tokens, "dev": n_tokens // 4, "test": n_tokens // 2}
+        return cls(*(draw_tokens(read_tagged(data / TAGGED.format(name)), n, seed) for name, n in sizes.items()))
 
 
 def measure_speech(contest: Contest) -> list[Row]:
     """Parts of speech by each layer, of random weights those of the first seed."""
     settings = contest.settings
     text = TaggedText.draw(settings.data or DATA, settings.tagged_tokens, settings.seed)
-    rows = score("each word's most frequent tag", most_frequent(*text), text, settings)
+    classes = sorted(set(tags(text.train)))
+    numbers = [np.array([classes.index(t) if t in classes else -1 for t in tags(part)], np.int64) for part in text]
+    usual = most_frequent(text.train, text.test)
+    rows = score("each word's most frequent tag", np.array(usual) == np.array(tags(text.test)), text, settings)
 
-    def learn(name: str, train: Float32, test: Float32) -> None:
-        rows.extend(score(name, predict(train, tags(text.train), test), text, settings))
+    def learn(name: str, vectors: Sequence[Float32]) -> None:
+        train, dev, test = (linear.part(each[:, None], k) for each, k in zip(vectors, numbers, strict=True))
+        rows.extend(
+            score(name, linear.right(linear.learn(train, dev, len(classes), settings.seed), test), text, settings)
+        )
 
     if settings.corpus is not None:
         static = word_vectors(settings.corpus)
         own = [[of_words(static, sentence.tokens) for sentence in part] for part in text]
-        learn("word2vec", *(np.concatenate(part) for part in own))
-        learn("word2vec, both neighbours too", *(np.concatenate([*map(beside, part)]) for part in own))
+        learn("word2vec", [np.concatenate(part) for part in own])
+        learn("word2vec, both neighbours too", [np.concatenate([*map(beside, part)]) for part in own])
     random = {name: seeds[0] for name, seeds in contest.random_models.items()}
     for name, model in {**random, **contest.models}.items():
-        train, test = (features(embed_with(model, settings), part) for part in text)
-        for layer in train:
-            learn(f"{name}, {layer}", train[layer], test[layer])
+        embed = embed_with(model, settings)
+        found = [features(embed, part) for part in text]
+        for layer in found[0]:
+            learn(f"{name}, {layer}", [part[layer] for part in found])
     return rows
 
 
@@ -87,25 +81,6 @@ def features(embed: Embed, sentences: Sequence[Tagged]) -> dict[str, Float32]:
     return by_name(np.concatenate(found).astype(np.float32))
 
 
-def predict(train: Float32, train_tags: Sequence[str], test: Float32) -> list[str]:
-    """The tags of the test's vectors.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "senses", "linear classifiers") from error
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=ROUNDS))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the rounds are the same for all
-        return [str(tag) for tag in model.fit(train, list(train_tags)).predict(test)]
-
-
 def most_frequent(train: Sequence[Tagged], test: Sequence[Tagged]) -> list[str]:
     """Every word's most frequent tag; of an unknown word, that of all words."""
     counts: dict[str, Counter[str]] = {}
@@ -117,23 +92,28 @@ def most_frequent(train: Sequence[Tagged], test: Sequence[Tagged]) -> list[str]:
     return [best.get(token, overall) for sentence in test for token in sentence.tokens]
 
 
-def score(name: str, found: Sequence[str], text: TaggedText, settings: Settings) -> list[Row]:
+def score(name: str, right: Bool | Float64, text: TaggedText, settings: Settings) -> list[Row]:
     """The shares of right tags among all words, ambiguous ones, and those that were not learned from.
 
     Intervals are over sentences, whose tokens are not independent.
+
+    Args:
+        right: of each token of the test [N].
     """
-    right = np.array([a == b for a, b in zip(found, tags(text.test), strict=True)], np.float64)
     lengths = [len(sentence.tags) for sentence in text.test]
     starts = np.cumsum([0, *lengths[:-1]])
     n_train = sum(len(sentence.tags) for sentence in text.train)
     note = f"{n_train:,} tokens to learn from, {sum(lengths):,} to be judged by; ambiguous: with several tags there"
     rows = []
-    kinds = {"all": np.ones(len(right), bool), "ambiguous": ambiguous(*text), "not learned from": unseen(*text)}
+    kinds = {"all": np.ones(len(right), bool), "ambiguous": ambiguous(text.train, text.test)}
+    kinds["not learned from"] = unseen(text.train, text.test)
     for kind, among in kinds.items():
+        row = Row("speech", "", name, "share of right tags", kind, note=note)
         weights, sums = np.add.reduceat(among * 1.0, starts), np.add.reduceat(right * among, starts)
-        interval = by_resampling(sums / np.maximum(weights, 1), settings.resamples, weights)
-        share = float(sums.sum() / weights.sum())
-        rows.append(Row("speech", "", name, "share of right tags", kind, share, interval=interval, note=note))
+        if (has := weights > 0).any():
+            interval = by_resampling(sums[has] / weights[has], settings.resamples, weights[has])
+            row = replace(row, median=float(sums.sum() / weights.sum()), interval=interval)
+        rows.append(row)
     return rows
 
 

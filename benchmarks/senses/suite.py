@@ -6,11 +6,13 @@ gain        trained less random weights, example by example
 training    the first again, for snapshots of a model in training
 speech      parts of speech (speech.py)
 precision   the first again, in every precision that is at hand (precisions.py)
+perplexity  of held-out text, in every precision (perplexity.py)
 picture     one word's examples in the plane of their first two principal components (plots.py)
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,16 +22,17 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.contestant import load
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.results import Row, new_results, rounded
 from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.senses.contest import CHARACTERS, Contest
 from flashelmo.benchmarks.senses.plots import plane
-from flashelmo.benchmarks.senses.precisions import measure_precision
+from flashelmo.benchmarks.senses.precisions import measure_perplexity, measure_precision
 from flashelmo.benchmarks.senses.speech import measure_speech
 from flashelmo.benchmarks.senses.vectors import embed_with
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 
+CURVE = "curve.json"  # of `flashelmo train`
 PICTURE_WORD, PICTURE_EXAMPLES = "line", 60  # of each sense
 
 
@@ -64,26 +67,30 @@ def measure_gain(contest: Contest) -> list[Row]:
 
 
 def measure_training(contest: Contest) -> list[Row]:
-    """Every snapshot, in the order of their steps."""
-    steps = {path: step_of(path) for path in contest.settings.snapshots}
+    """Every snapshot, in the order of training."""
+    progress = {path: progress_of(Path(path)) for path in contest.settings.snapshots}
     rows = []
-    for path in sorted(steps, key=lambda path: steps[path]):
+    for path in sorted(progress, key=lambda path: progress[path]):
         vectors = contest.embedded(embed_with(load(path, 0), contest.settings))
+        amount, unit = progress[path]
         for layer, scores in contest.of_layers(vectors, apart=False).items():
             if layer != CHARACTERS:
-                rows += contest.rows("training", f"step {steps[path]}, {layer}", scores)
+                rows += contest.rows("training", f"{amount:g} {unit}, {layer}", scores)
     return rows
 
 
-def step_of(path: str) -> int:
-    """The last number in the name of a snapshot.
+def progress_of(folder: Path) -> tuple[float, str]:
+    """How far a snapshot is: millions of tokens by the curve that lies in it, else the last number in its name.
 
     Raises:
-        FlashElmoError: there is none.
+        FlashElmoError: there is neither.
     """
-    if numbers := re.findall(r"\d+", Path(path).name):
-        return int(numbers[-1])
-    raise FlashElmoError(f"--snapshots: expected a step's number in the name, found {path}")
+    if (folder / CURVE).is_file():
+        points = json.loads((folder / CURVE).read_text(encoding="utf-8"))["points"]
+        return (rounded(points[-1]["tokens"] / 1e6) if points else 0.0), "million tokens"
+    if numbers := re.findall(r"\d+", folder.name):
+        return float(numbers[-1]), "steps"
+    raise FlashElmoError(f"--snapshots: expected {CURVE} in the folder or a number in its name, found {folder}")
 
 
 def measure_picture(contest: Contest) -> list[Row]:
@@ -116,6 +123,7 @@ SECTIONS: Mapping[str, Callable[[Contest], list[Row]]] = {
     "training": measure_training,
     "speech": measure_speech,
     "precision": measure_precision,
+    "perplexity": measure_perplexity,
     "picture": measure_picture,
 }
 
@@ -138,7 +146,7 @@ SUITE = Suite(
     Settings(sections=tuple(SECTIONS), models=(), rounds=1),
     (
         "out", "models", "snapshots", "sections", "data", "corpus", "examples", "random_seeds", "resamples",
-        "tagged_tokens", "threads", "seed", "quick",
+        "tagged_tokens", "heldout", "threads", "seed", "quick",
     ),
     command,
 )  # fmt: skip
