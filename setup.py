@@ -32,6 +32,7 @@ TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
+SENSES = ["gensim>=4.3"]  # static vectors, beside which contextual ones stand
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
     "duckdb>=1.1",  # reads shards in the tests
@@ -84,6 +85,7 @@ setup(
         "spacy": ["spacy>=3.7"],
         "ray": RAY,
         "bench": BENCH,
+        "senses": [*CPU, *TORCH, *BENCH, *SENSES],
         "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
     },
 )

@@ -11,8 +11,9 @@ predicted. Backward, every word and the begin, from the words behind them: the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,17 +21,27 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from flashelmo.benchmarks.corpus import HELDOUT, sentences_of, training_texts
+from flashelmo.benchmarks.corpus import (
+    BEGIN,
+    END,
+    HELDOUT,
+    UNKNOWN,
+    VOCABULARY_FILE,
+    read_vocabulary,
+    sentences_of,
+    training_texts,
+)
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.senses.perplexity import Softmax, losses
+from flashelmo.benchmarks.senses.vectors import embed_with, models
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
-SPECIAL = ("<S>", "</S>", "<UNK>")
-BEGIN, END, UNKNOWN = range(3)
+DIRECTIONS = ("forward", "backward")
 DISCOUNTS = 3  # of n-grams that are counted once, twice, and more often
 
 
@@ -166,51 +177,60 @@ def _place(keys: Int64, wanted: Int64) -> Int64:
     return np.where(keys[place] == wanted, place, -1)
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """The row of each word of a file of a word a line, as models' vocabularies are.
-
-    Raises:
-        FlashElmoError: it does not begin with <S>, </S> and <UNK>, or has a word twice.
-    """
-    words = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    if tuple(words[:3]) != SPECIAL:
-        raise FlashElmoError(f"{path}: expected {', '.join(SPECIAL)} in the first lines, found {words[:3]}")
-    rows = {word: row for row, word in enumerate(words)}
-    if len(rows) < len(words):
-        raise FlashElmoError(f"{path}: expected every word once, found {len(words) - len(rows)} twice")
-    return rows
-
-
 def measure(settings: Settings) -> list[Row]:
     """Perplexities by the length of n-grams, in both directions."""
-    if settings.corpus is None or settings.vocabulary is None:
-        raise FlashElmoError("--corpus, --vocabulary: expected both, found none of one")
-    row_of, texts = read_vocabulary(settings.vocabulary), training_texts(settings.corpus)
-    heldout = settings.corpus / HELDOUT
-    rows = []
-    for direction in ("forward", "backward"):
+    corpus, path = _corpus(settings), settings.vocabulary
+    if path is None and not settings.models:
+        raise FlashElmoError("--vocabulary: expected one, or models that have one, found neither")
+    row_of = read_vocabulary(path or Path(settings.models[0]) / VOCABULARY_FILE)
+    texts, heldout, rows = training_texts(corpus), list(sentences_of([corpus / HELDOUT])), []
+    for direction in DIRECTIONS:
         backward = direction == "backward"
         text = Text.of(sentences_of(texts), row_of, backward=backward)
-        judged = Text.of(sentences_of([heldout]), row_of, backward=backward)
+        judged = Text.of(heldout, row_of, backward=backward)
         found = Ngrams.learn(text, len(row_of), settings.order).log_probabilities(judged)
         n_unknown, n_predicted = int((judged.ids == UNKNOWN).sum()), int((judged.depth > 0).sum())
         note = f"{n_predicted:,} predictions, of which {n_unknown:,} of <UNK>; a vocabulary of {len(row_of):,}"
         for n, each in enumerate(found, 1):
-            row = Row("ngrams", "", f"up to {n} word{'s' if n > 1 else ''}", "perplexity", direction, note=note)
+            row = Row(
+                "ngrams", "", f"n-grams of up to {n} word{'s' if n > 1 else ''}", "perplexity", direction, note=note
+            )
             rows.append(row.with_samples([float(np.exp(-each.mean()))]))
     return rows
+
+
+def measure_models(settings: Settings) -> list[Row]:
+    """Of the same predictions, the perplexities of models with a softmax."""
+    heldout = [tokens for tokens in sentences_of([_corpus(settings) / HELDOUT]) if tokens]
+    rows = []
+    for (name, model), path in zip(models(settings).items(), settings.models, strict=True):
+        both = losses(embed_with(model, settings, keep_sentence_boundaries=True), heldout, Softmax.beside(Path(path)))
+        for direction, each in zip(DIRECTIONS, both, strict=True):
+            rows.append(Row("ngrams", "", name, "perplexity", direction).with_samples([float(np.exp(each.mean()))]))
+    return rows
+
+
+def _corpus(settings: Settings) -> Path:
+    if settings.corpus is None:
+        raise FlashElmoError("--corpus: expected a folder that `python -m benchmarks corpus` wrote, found none")
+    return settings.corpus
+
+
+def _rows(rows_of: Callable[[Settings], list[Row]], settings: Settings) -> list[list[Row]]:
+    return [rows_of(settings)]
 
 
 def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
     run = Run(settings, console, new_results(settings, "ngrams"), "ngrams.json")
-    run.do([Job("ngrams", "", "", lambda: [measure(settings)])])
+    parts = {"n-grams": measure} | ({"models": measure_models} if settings.models else {})
+    run.do(Job("ngrams", "", part, partial(_rows, rows_of, settings)) for part, rows_of in parts.items())
     return run.finish()
 
 
 SUITE = Suite(
-    "Perplexity of interpolated n-grams on held-out text, with a language model's vocabulary.",
+    "Perplexity of interpolated n-grams on held-out text, and of language models beside them.",
     Settings(models=(), rounds=1),
-    ("out", "corpus", "vocabulary", "order"),
+    ("out", "models", "corpus", "vocabulary", "order", "threads"),
     command,
 )

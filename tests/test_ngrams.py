@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
-from flashelmo.benchmarks.ngrams import BEGIN, END, UNKNOWN, Ngrams, Text, read_vocabulary
+from flashelmo.benchmarks.corpus import BEGIN, END, UNKNOWN, read_vocabulary
+from flashelmo.benchmarks.ngrams import Ngrams, Text
 from flashelmo.benchmarks.results import Results
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints.native import write_native
 
 WORDS = ["<S>", "</S>", "<UNK>", "a", "b", "c", "d"]
 ROWS = {word: row for row, word in enumerate(WORDS)}
@@ -90,12 +94,24 @@ def test_every_word_and_the_end_are_predicted(tmp_path: Path) -> None:
     corpus.mkdir()
     (corpus / "one.txt").write_text("".join(f"{' '.join(tokens)}\n" for tokens in sentences(4)), "utf-8")
     (corpus / "heldout.txt").write_text("a b e\n\nc\n", "utf-8")
-    arguments = ["--corpus", str(corpus), "--vocabulary", str(tmp_path / "vocab.txt"), "--order", "3"]
+    model = tmp_path / "model"
+    write_native(MODELS["skip"], model)
+    size = MODELS["skip"].config.projection_size
+    softmax = {"weight": np.zeros((len(WORDS), size), np.float16), "bias": np.zeros(len(WORDS), np.float16)}
+    save_file(softmax, model / "softmax.safetensors")
+    (tmp_path / "vocab.txt").rename(model / "vocab.txt")
+    arguments = ["--corpus", str(corpus), "--models", str(model), "--order", "3"]
     assert command.main(["ngrams", *arguments, "--out", str(tmp_path)]) == 0
     rows = Results.read(tmp_path / "ngrams.json").rows
-    assert [row.label for row in rows[:2]] == ["up to 1 word, forward", "up to 2 words, forward"] and len(rows) == 6
+    labels = [
+        f"n-grams of up to {n}, {direction}"
+        for direction in ("forward", "backward")
+        for n in ("1 word", "2 words", "3 words")
+    ]
+    assert [row.label for row in rows] == [*labels, "model, forward", "model, backward"]
     assert rows[0].note == "6 predictions, of which 1 of <UNK>; a vocabulary of 7"
     assert all(1 < (row.median or 0) < 20 for row in rows)
+    assert rows[-1].median == rows[-2].median == 7  # of seven words alike
 
 
 def test_other_vocabularies_get_one_line(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
+from flashelmo.benchmarks import report
 from flashelmo.benchmarks.results import Results
 from flashelmo.benchmarks.senses.intervals import by_resampling
 from flashelmo.benchmarks.senses.nearest import (
@@ -174,10 +175,17 @@ def test_a_run_has_everybody_and_a_plot(data: Path, tmp_path: Path, capsys: pyte
     ]
     speech = {row.name: row.median for row in results.section("speech") if row.detail == "all"}
     assert speech["each word's most frequent tag"] == 1.0 and len(speech) == 13
-    assert [path.name for path in draw(results, tmp_path)] == ["words.svg", "training.svg"]
-    first = (tmp_path / "words.svg").read_bytes()
-    draw(results, tmp_path)
-    assert (tmp_path / "words.svg").read_bytes() == first and b"trained" in first
+    place = tmp_path / "senses" / "senses.json"
+    results.write(place)
+    assert "![" not in "".join(report.generate("senses", tmp_path))
+    assert [path.name for path in draw(results, place)] == ["senses-words.svg", "senses-training.svg"]
+    words = tmp_path / "senses" / "senses-words.svg"
+    first = words.read_bytes()
+    draw(results, place)
+    assert words.read_bytes() == first and b"trained" in first
+    text = "\n".join(report.generate("senses", tmp_path, "../"))
+    assert "| chance | 0.429 (0.429 to 0.429) |" in text and "line: trained" not in text
+    assert "](../benchmarks/results/senses/senses-words.svg)" in text
 
 
 @pytest.mark.parametrize(
@@ -185,7 +193,7 @@ def test_a_run_has_everybody_and_a_plot(data: Path, tmp_path: Path, capsys: pyte
     [
         (["senses"], "--models: expected folders of trained models"),
         (["downstream"], "--models: expected folders of trained models"),
-        (["ngrams"], "--corpus, --vocabulary: expected both"),
+        (["ngrams"], "--corpus: expected a folder"),
     ],
 )
 def test_what_is_missing_gets_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch", "learning tasks") from error
 
 Int64 = npt.NDArray[np.int64]
-BATCHES, EPOCHS = 1200, 30  # whichever is less
-BATCH, RATE, DECAY, DROPOUT = 256, 5e-3, 1e-2, 0.2
+BATCHES, EPOCHS = 4000, 40  # whichever is less
+BATCH, RATE, DECAY, DROPOUT = 64, 5e-3, 1e-2, 0.2
 
 
 class Part(NamedTuple):

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashelmo.benchmarks.ngrams import BEGIN, END, UNKNOWN, read_vocabulary
+from flashelmo.benchmarks.corpus import BEGIN, END, UNKNOWN, VOCABULARY_FILE, read_vocabulary
 from flashelmo.benchmarks.senses.intervals import Float64
 from flashelmo.benchmarks.senses.vectors import Embed, Float32
 from flashelmo.engine.errors import FlashElmoError
 
-SOFTMAX_FILE, VOCABULARY_FILE = "softmax.safetensors", "vocab.txt"
+SOFTMAX_FILE = "softmax.safetensors"
 AT_ONCE = 1 << 25  # logits that lie in memory
 
 

@@ -23,8 +23,8 @@ def plane(vectors: Float32) -> Float32:
     return first
 
 
-def draw(results: Results, folder: Path) -> list[Path]:
-    """Write the plots of what there is; their paths.
+def draw(results: Results, path: Path) -> list[Path]:
+    """Write the plots of what there is beside the results' file, and under its name; their paths.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -34,7 +34,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         if rows := [row for row in results.rows if row.section == section and row.median is not None]:
             pyplot = _pyplot()
             figure = plot(pyplot, rows)
-            drawn.append(folder / f"{name}.svg")
+            drawn.append(path.with_name(f"{path.stem}-{name}.svg"))
             figure.savefig(drawn[-1], metadata={"Date": None})
             pyplot.close(figure)
     return drawn

@@ -17,10 +17,9 @@ from flashelmo.benchmarks.corpus import HELDOUT, sentences_of
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses.contest import CHARACTERS, UNIT, Contest
 from flashelmo.benchmarks.senses.perplexity import Softmax, losses
-from flashelmo.benchmarks.senses.vectors import Embed
+from flashelmo.benchmarks.senses.vectors import Embed, embed_with
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.choice import has_cuda_card
-from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import precisions_on
@@ -89,7 +88,7 @@ def ways(settings: Settings, **options: Any) -> Mapping[str, Way]:
 def _engine(
     settings: Settings, device: str, precision: Any, options: Mapping[str, Any], model: ElmoModel
 ) -> Iterator[Embed]:
-    yield ElmoEmbedder(model, device=device, precision=precision, threads=settings.threads, **options).embed
+    yield embed_with(model, settings, device=device, precision=precision, **options)
 
 
 @contextmanager

@@ -36,10 +36,10 @@ def by_name(stacked: Float32) -> dict[str, Float32]:
     return {**named, AVERAGE: stacked.mean(axis=1)}
 
 
-def embed_with(model: ElmoModel, settings: Settings, precision: str = "fp32") -> Embed:
-    """The engine on the processor."""
-    options: dict[str, Any] = {"device": "cpu", "precision": precision, "threads": settings.threads}
-    return ElmoEmbedder(model, **options).embed
+def embed_with(model: ElmoModel, settings: Settings, **options: Any) -> Embed:
+    """The engine on the processor in float32, in other respects as the options say."""
+    told: dict[str, Any] = {"device": "cpu", "precision": "fp32", "threads": settings.threads, **options}
+    return ElmoEmbedder(model, **told).embed
 
 
 def models(settings: Settings) -> dict[str, ElmoModel]:
