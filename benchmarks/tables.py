@@ -36,7 +36,8 @@ TITLES = {
     "speech": "parts of speech by a linear classifier",
     "precision": "nearest neighbour in context, by precision",
     "downstream": "tasks",
-    "ngrams": "interpolated n-grams",
+    "ngrams": "held-out text",
+    "perplexity": "held-out text, by precision",
 }
 PLOTTED = "picture"  # a section whose rows are points, for a plot alone
 MANY = 2  # more details than these become columns, where everybody has a figure of each
