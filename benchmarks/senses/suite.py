@@ -94,12 +94,16 @@ def progress_of(folder: Path) -> tuple[float, str]:
 
 
 def measure_picture(contest: Contest) -> list[Row]:
-    """Two coordinates of every example, in the layer that tells the word's senses apart best; random weights' too."""
+    """Two coordinates of examples, in the layer that tells the word's senses apart best; random weights' too.
+
+    Of the word's forms one is shown, as how it is spelled would be the largest difference.
+    """
     index = [group.name for group in contest.groups].index(PICTURE_WORD)
     start = sum(len(word.examples) for group in contest.groups[:index] for word in group.words)
     members: dict[str, list[int]] = {}
     for place, example in enumerate(contest.groups[index].words[0].examples, start):
-        members.setdefault(example.sense, []).append(place)
+        if example.tokens[example.place].lower() == PICTURE_WORD:
+            members.setdefault(example.sense, []).append(place)
     shown = {sense: found[:PICTURE_EXAMPLES] for sense, found in members.items()}
     rows = []
     for name, layers in contest.of_models[False].items():
