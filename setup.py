@@ -34,6 +34,7 @@ DOWNLOAD = ["filelock>=3.12", "platformdirs>=4", "pooch>=1.8", "requests>=2.31"]
 HUB = ["huggingface_hub>=0.23"]
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
+SENSES = ["gensim>=4.3"]  # static vectors, beside which contextual ones stand
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
     "duckdb>=1.1",  # reads shards in the tests
@@ -99,6 +100,7 @@ setup(
         "datasets": ["datasets>=3"],
         "langchain": ["langchain-core>=0.3"],
         "bench": BENCH,
+        "senses": [*CPU, *TORCH, *BENCH, *SENSES],
         "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *BENCH, *TOOLS],
     },
 )

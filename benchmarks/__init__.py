@@ -14,9 +14,13 @@ onnx.py          the exported file beside the engine, on a card too
 precision.py     each precision's error on a CUDA device, without one
 feed.py          what stands around the computation of a corpus: sharing, feeding, processes
 train.py         training beside plain PyTorch modules
+senses/          what a trained model's vectors know of words in context, beside random weights and static vectors
+downstream/      what they are worth to tasks, frozen and fine-tuned
+ngrams.py        the perplexity that a language model must beat
 gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises
 kernels/         the GPU kernels by themselves: cases.py is the table of them, kernels.py times them, resources.py says
                  without a card what they cost
+corpus.py        the text that a model is trained on, and what is held out; tasks.py reads the tagged data beside it
 test_parts.py    contestants by pytest-benchmark: `pytest benchmarks`
 
 To add a suite: a module with `SUITE = Suite(about, defaults, options, command)` (run.py), and a line of SUITES in

@@ -32,6 +32,10 @@ SUITES = {
     "report": "report",
     "feed": "feed",
     "train": "train",
+    "corpus": "corpus",
+    "senses": "senses.suite",
+    "ngrams": "ngrams",
+    "downstream": "downstream.suite",
 }
 
 

@@ -10,6 +10,7 @@ onnx        results/onnx/*.json
 precision   results/precision/*.json
 precisions  no results, but the engine's table of precisions with their bounds
 gpu         results/gpu/gpu-CARD.json
+senses      results/senses/senses*.json, with pictures beside them; likewise downstream and ngrams
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.senses import plots
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import card_tables, document, figure, markdown, percent
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
@@ -30,7 +32,12 @@ from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu")
+TRAINED = ("senses", "downstream", "ngrams")  # of models that were trained: results/senses/NAME*.json
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", *TRAINED)
+ALT = {
+    "words": "Examples of a word by their sense, in two dimensions",
+    "training": "Accuracy in the course of training",
+}
 MODEL = "original"  # of the summary
 BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 
@@ -80,6 +87,12 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
             yield from document(replace(found, rows=rows), f"{name}/{path.name}")
     if name == "precisions":
         yield precisions()
+    if name in TRAINED:
+        for path in sorted((folder / "senses").glob(f"{name}*.json")):
+            yield from document(Results.read(path), f"senses/{path.name}")
+            pictures = {kind: path.with_name(f"{path.stem}-{kind}.svg") for kind in ALT}
+            there = [kind for kind, picture in pictures.items() if picture.is_file()]
+            yield from (f"![{ALT[kind]}]({up}benchmarks/results/senses/{pictures[kind].name})" for kind in there)
     if name == "gpu":
         yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
@@ -209,6 +222,8 @@ def command(settings: Settings, console: Console) -> int:
         raise FlashElmoError("report: expected a checkout with README.md, found none: run it from there")
     for path in sorted(RESULTS.glob("*.json")):
         draw(Results.read(path), path.with_suffix(".svg"))
+    for path in sorted((RESULTS / "senses").glob("senses*.json")):
+        plots.draw(Results.read(path), path)
     for name in documents(ROOT):
         text = (ROOT / name).read_text(encoding="utf-8")
         (ROOT / name).write_text(fill(name, text, RESULTS), encoding="utf-8")

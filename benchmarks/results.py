@@ -27,6 +27,7 @@ class Row:
         name, detail: who was measured, as "int8", and on what, as "cold cache".
         unit: of the figures; a speed if it ends in "/s", otherwise the less the better.
         median, low, p25, p75, high, samples: over the rounds; None where there is no figure, `note` says why.
+        interval: in which the figure lies with 95% confidence, where that is told: two numbers.
         ceiling, ceiling_both: what the machine's measured limits allow, for the LSTM alone, and with the characters.
         ratios: how many times faster than others: by their name, the median of the rounds' own ratios.
         note: anything to say beside the figure.
@@ -43,6 +44,7 @@ class Row:
     p75: float | None = None
     high: float | None = None
     samples: list[float] = field(default_factory=list)
+    interval: list[float] = field(default_factory=list)
     ceiling: float | None = None
     ceiling_both: float | None = None
     ratios: dict[str, float] = field(default_factory=dict)

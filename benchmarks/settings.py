@@ -41,6 +41,18 @@ class Settings:
     )
     load_repeats: int = _is(5, "fresh processes that load time is measured in")
     peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
+    # what a trained model knows
+    data: Path | None = _is(None, "folder with text/ and tasks/; default: the one beside the checkout")
+    corpus: Path | None = _is(None, "folder that `corpus` wrote: the text that models and word vectors learn from")
+    snapshots: tuple[str, ...] = _is((), "models in the course of training")
+    vocabulary: Path | None = _is(None, "words of a model's softmax, a line each, behind <S>, </S> and <UNK>")
+    order: int = _is(5, "words of the longest n-grams", least=2)
+    random_seeds: int = _is(3, "models with random weights of each shape")
+    examples: int | None = _is(None, "of each sense, at most")
+    resamples: int = _is(2000, "of the examples, to tell intervals", least=40)
+    tagged_tokens: int = _is(40_000, "that a tagger learns from, and half as many that it is tested on")
+    heldout: int | None = _is(None, "sentences of held-out text, at most")
+    runs: int = _is(5, "of each that learns, with seeds of their own", least=2)
     # exported files
     passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
     text_tokens: int = _is(32_768, "of that text")
@@ -85,6 +97,12 @@ class Settings:
             peak_seconds=0.05,
             passages=1,
             text_tokens=4096,
+            random_seeds=1,
+            examples=5,
+            heldout=50,
+            resamples=100,
+            tagged_tokens=2000,
+            runs=2,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,7 +29,17 @@ TITLES = {
     "speed": "ragged batches",
     "peak": "the LSTM on sentences of equal length",
     "cuda": "on a card",
+    "senses": "nearest neighbour in context",
+    "apart": "nearest neighbour in context among those without a common word at ±2",
+    "gain": "nearest neighbour in context, less the best random weights'",
+    "training": "nearest neighbour in context, in the course of training",
+    "speech": "parts of speech by a linear classifier",
+    "precision": "nearest neighbour in context, by precision",
+    "downstream": "tasks",
+    "ngrams": "held-out text",
+    "perplexity": "held-out text, by precision",
 }
+PLOTTED = "picture"  # a section whose rows are points, for a plot alone
 MANY = 2  # more details than these become columns, where everybody has a figure of each
 CEILINGS = ("LSTM ceiling", "share", "ceiling of both parts", "share")
 SPEEDS = ("single", "batch", "ragged", "bulk", "compiled")  # sections of tokens a second on a card
@@ -94,7 +104,8 @@ def blocks(rows: Sequence[Row], *, spread: bool) -> Iterator[Block]:
     Args:
         spread: with columns for quartiles and extremes.
     """
-    for (section, model, unit), group in groupby(rows, key=lambda row: (row.section, row.model, row.unit)):
+    shown = [row for row in rows if row.section != PLOTTED or row.failed]
+    for (section, model, unit), group in groupby(shown, key=lambda row: (row.section, row.model, row.unit)):
         members = list(group)
         measured = [row for row in members if row.median is not None]
         details, names = {row.detail for row in measured}, {row.name for row in measured}
@@ -115,7 +126,7 @@ def by_detail(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         details[row.detail] = None
         share = f" ({percent(row.utilisation)})" if row.utilisation else ""
-        cells.setdefault(row.name, {})[row.detail] = figure(row.median) + share
+        cells.setdefault(row.name, {})[row.detail] = with_interval(row) + share
     return ["", *details], [[name, *(line.get(detail, "") for detail in details)] for name, line in cells.items()]
 
 
@@ -129,13 +140,13 @@ def grid(rows: Sequence[Row], *, spread: bool) -> tuple[list[str], list[list[str
     compared = list(dict.fromkeys(name for row in rows for name in row.ratios))
     opponents = list(dict.fromkeys([*(row.label for row in rows if row.label in compared), *compared]))
     has_ceiling = any(row.ceiling for row in rows)
-    spread = spread and any(len(row.samples) > 1 for row in rows)
+    spread = spread and any(len(row.samples) > 1 and row.p25 is not None for row in rows)
     headings = ["", "median", *(["p25 to p75", "low to high"] if spread else [])]
     ceilings = list(CEILINGS) if any(row.ceiling_both for row in rows) else ["ceiling", "share"]
     headings += [f"x {name}" for name in opponents] + (ceilings if has_ceiling else [])
     lines = []
     for row in rows:
-        line = [row.label, figure(row.median) or "none"]
+        line = [row.label, with_interval(row) or "none"]
         if spread:
             line += [f"{figure(row.p25)} to {figure(row.p75)}", f"{figure(row.low)} to {figure(row.high)}"]
         line += [f"{ratio:.{1 if ratio >= 10 else 2}f}" if ratio else "" for ratio in map(row.ratios.get, opponents)]
@@ -159,6 +170,11 @@ def figure(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_interval(row: Row) -> str:
+    """The figure, and behind it where it lies with 95% confidence."""
+    return figure(row.median) + (f" ({figure(row.interval[0])} to {figure(row.interval[1])})" if row.interval else "")
 
 
 def percent(share: float | None) -> str:

@@ -433,7 +433,9 @@ def test_the_installed_command(here: Path) -> None:
     command = [sys.executable, "-m", "flashelmo.cli", "info", "absent"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("flashelmo: absent: no such file or folder, and no model's name; there are tiny, small, ")
+    assert done.stderr.startswith(
+        "flashelmo: absent: no such file or folder, and no model's name; there are tiny, small, "
+    )
 
 
 class Terminal(io.StringIO):

@@ -43,6 +43,7 @@ NOT_RUN = {
     ("README.md", "make test"): "make: .ci/run runs both commands",
     ("CONTRIBUTING.md", "make lint"): "make: .ci/run is what runs the tests",
     ("docs/figures.md", "flashelmo bench --quick"): "measures for a minute; the benchmarks have tests of their own",
+    ("docs/senses.md", "python -m benchmarks senses"): "needs trained models, and takes minutes",
     ("docs/gpu.md", "--precision bf16"): "needs a card",
     ("docs/kernels.md", "python -m benchmarks resources"): "compiles for minutes, and the rest needs a card",
     ("docs/gpu.md", '"cuda:1"'): "needs two cards",

@@ -12,8 +12,9 @@ import torch
 from tiny_models import BILM, MODELS, SENTENCES, WORD_MODEL, WORDS, random_model
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.convert import convert
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.padding import pad_tokens, positions_before
@@ -235,16 +236,39 @@ def test_fine_tuning_reaches_every_parameter(build, ids):
     assert all(parameter.grad.abs().sum() > 0 for parameter in tuned.parameters())
 
 
-def test_fine_tuned_weights_are_a_model(build, ids):
+def test_fine_tuned_weights_are_a_model(build, ids, tmp_path):
     module = build(requires_grad=True)
     module(ids)["elmo_representations"][0].square().mean().backward()
     torch.optim.SGD(module.parameters(), lr=0.1).step()
-    model = ElmoModel(BILM, module.bilm.to_weights(), None, MODELS["skip"].path, "native")
+    module.save(tmp_path / "tuned")
+    convert(tmp_path / "tuned", tmp_path / "converted")
+    model = load_model(tmp_path / "converted")
+    assert model.sha256 == module.to_model().sha256 != MODELS["skip"].sha256
     found = ReferenceRuntime(model).embed_batch(SENTENCES, keep_sentence_boundaries=True)
     for k, layer in enumerate(module.bilm(ids)["activations"]):  # the mix has moved too, so compare the layers
         close(layer[0, : len(SENTENCES[0]) + 2], found[0][k])
     before = ReferenceRuntime(MODELS["skip"]).embed_batch(SENTENCES)
     assert np.abs(found[0][:, 1:-1] - before[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_module_is_the_model_it_was_made_from(build, name):
+    made, read = build(name=name).to_model(), MODELS[FOLDERS[name]]
+    assert (made.sha256, made.config, made.lexicon) == (read.sha256, read.config, read.lexicon)
+
+
+def test_what_is_no_model(build, tmp_path):
+    assert build(vocab_to_cache=VOCABULARY).to_model().sha256 == MODELS["skip"].sha256
+    with pytest.raises(FlashElmoError, match="vocab_to_cache: expected none"):
+        build(vocab_to_cache=VOCABULARY, requires_grad=True).to_model()
+    given = Elmo(None, None, 1, module=build().bilm)
+    with pytest.raises(FlashElmoError, match="module: expected a biLM from files"):
+        given.save(tmp_path / "given")
+    broken = build()
+    broken.bilm.projection.bias.data[0] = torch.nan
+    with pytest.raises(FlashElmoError, match=r"projection\.bias holds NaN"):
+        broken.save(tmp_path / "broken")
+    assert not list(tmp_path.iterdir())
 
 
 def test_state_dict_comes_back(build, folder, tmp_path, ids):

@@ -51,14 +51,19 @@ def random_model(preset: str, seed: int) -> ElmoModel:
     Raises:
         FlashElmoError: an unknown preset or a negative seed.
     """
+    config = preset_config(preset)
+    return ElmoModel(config, random_weights(config, seed), None, Path(f"{preset} (random, seed {seed})"), "native")
+
+
+def random_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
+    """The random weights of such a model, of any configuration."""
     if seed < 0:
         raise FlashElmoError(f"seed: expected zero or more, found {seed}")
-    config = preset_config(preset)
     rng = np.random.default_rng(seed)
     tensors = {name: _random_tensor(name, shape, rng) for name, shape in expected_shapes(config).items()}
-    tensors["character_embedding"][0] = 0.0  # no token
-    weights = ElmoWeights.from_named_tensors(tensors, config)
-    return ElmoModel(config, weights, None, Path(f"{preset} (random, seed {seed})"), "native")
+    if "character_embedding" in tensors:
+        tensors["character_embedding"][0] = 0.0  # no token
+    return ElmoWeights.from_named_tensors(tensors, config)
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from flashelmo.engine.arguments import finite_numbers, flag, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
@@ -96,6 +98,7 @@ class Elmo(torch.nn.Module):
         self.keep_sentence_boundaries = flag("keep_sentence_boundaries", keep_sentence_boundaries)
         self.cached_words: torch.nn.Embedding | None = None
         self._encoder: WordEncoder | None = None
+        self._with_weights: Callable[..., ElmoModel] | None = None
         if module is not None:
             if options_file is not None or weight_file is not None:
                 raise FlashElmoError("module: expected options_file and weight_file to be None beside it")
@@ -108,6 +111,8 @@ class Elmo(torch.nn.Module):
                 model.config, model.weights, model.lexicon, requires_grad=requires_grad, stateful=stateful
             )
             self._encoder = WordEncoder(model.config, model.lexicon)
+            about = {name: getattr(model, name) for name in ("config", "lexicon", "path", "format", "source_format")}
+            self._with_weights = partial(ElmoModel, **about)
             if vocab_to_cache is not None:
                 words = list(several("vocab_to_cache", vocab_to_cache))
                 self._cache_words(self.bilm, self._encoder, words, requires_grad)
@@ -131,6 +136,31 @@ class Elmo(torch.nn.Module):
         """Forget the state that a stateful module carries."""
         if isinstance(self.bilm, ReferenceElmo):
             self.bilm.reset_state()
+
+    def to_model(self) -> ElmoModel:
+        """The biLM with its weights as they are now, perhaps fine-tuned: `ElmoEmbedder` takes it, `save` writes it.
+
+        The mixes are no part of it; their coefficients go to `embed(mix=...)`.
+
+        Raises:
+            FlashElmoError: the biLM was given as a `module`; cached words have vectors that were trained by themselves,
+                for which a model has no place; a weight is not finite.
+        """
+        if self._with_weights is None or not isinstance(self.bilm, ReferenceElmo):
+            raise FlashElmoError("module: expected a biLM from files, found a module that was given")
+        if self.cached_words is not None and self.cached_words.weight.requires_grad:
+            raise FlashElmoError(
+                "vocab_to_cache: expected none, as the words' vectors were trained, not the characters"
+            )
+        return self._with_weights(weights=self.bilm.to_weights())
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write `to_model` to a new folder, in the format of `flashelmo convert`, for `load` and for `convert`.
+
+        Raises:
+            FlashElmoError: there is no such model; the folder exists or cannot be written.
+        """
+        write_native(self.to_model(), folder, overwrite=overwrite)
 
     def batch_to_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
         """Character ids of tokenized sentences, int64 [B, T, M], for this model: the `inputs` of `forward`.

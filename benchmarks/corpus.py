@@ -1,0 +1,159 @@
+"""The text that a model is trained on, and held-out text that it is judged by: `python -m benchmarks corpus --out DIR`.
+
+Of each text of `text/` in the data folder, in its order:
+
+- Left out is every line that is, or that holds whole, a sentence by which models are judged (`tasks.judged_sentences`).
+  Of those, sentences of less than five words count only where they are a whole line.
+- Held out is 1% of the others, into `heldout.txt`: those whose hash says so, each once. As the hash is of the line's
+  letters and digits in lower case, what is like a line lies on its side.
+- All else goes to `NAME.txt`, which a model is trained on.
+
+The sentences that taggers and classifiers are trained on stay: `masc.txt` is the text of `pos_masc_train.txt`. They
+come without what is to be predicted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.run import Suite
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tables import print_rows
+from flashelmo.benchmarks.tasks import DATA, judged_sentences
+from flashelmo.engine.errors import FlashElmoError
+
+HELDOUT = "heldout.txt"
+VOCABULARY_FILE = "vocab.txt"  # of a model's softmax
+SPECIAL = ("<S>", "</S>", "<UNK>")  # its first words
+BEGIN, END, UNKNOWN = range(3)
+ONE_IN = 100  # lines is held out
+SHORTEST = 5  # words of a sentence that is looked for inside lines
+
+Key = tuple[str, ...]
+
+
+def key(line: str) -> Key:
+    """What makes lines alike: their runs of letters and digits, in lower case."""
+    return tuple(re.findall(r"[^\W_]+", line.lower()))
+
+
+def is_heldout(words: Key) -> bool:
+    """Whether lines of this key are held out."""
+    digest = hashlib.sha256(" ".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % ONE_IN == 0
+
+
+class Judged:
+    """Sentences that no training text may hold."""
+
+    def __init__(self, sentences: Iterable[Sequence[str]]) -> None:
+        self._whole: set[Key] = set()
+        self._by_begin: dict[Key, list[Key]] = defaultdict(list)
+        for tokens in sentences:
+            words = key(" ".join(tokens))
+            self._whole.add(words)
+            if len(words) >= SHORTEST:
+                self._by_begin[words[:SHORTEST]].append(words)
+
+    def is_in(self, words: Key) -> bool:
+        """Whether a line of this key is one of them, or holds one."""
+        return words in self._whole or any(
+            words[start : start + len(other)] == other
+            for start in range(len(words) - SHORTEST + 1)
+            for other in self._by_begin.get(words[start : start + SHORTEST], ())
+        )
+
+
+def split(lines: Iterable[str], judged: Judged) -> tuple[list[str], list[str]]:
+    """Lines to train on, and those held out."""
+    training: list[str] = []
+    heldout: dict[Key, str] = {}
+    for line in lines:
+        words = key(line)
+        if not line.strip() or judged.is_in(words):
+            continue
+        if is_heldout(words):
+            heldout.setdefault(words, line)
+        else:
+            training.append(line)
+    return training, list(heldout.values())
+
+
+def write_corpus(data: Path, folder: Path) -> Iterator[Row]:
+    """Write the texts; the tokens of each.
+
+    Raises:
+        FlashElmoError: the data folder lacks something.
+        OSError: a text cannot be written.
+    """
+    texts = sorted((data / "text").glob("*.txt"))
+    if not texts:
+        raise FlashElmoError(f"{data}: expected text/*.txt, found none")
+    judged, all_heldout = Judged(judged_sentences(data)), dict[Key, str]()
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in texts:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        training, heldout = split(lines, judged)
+        all_heldout |= {key(line): line for line in heldout}
+        yield _written(
+            folder / path.name, training, f"{len(lines) - len(training):,} of {len(lines):,} lines not in it"
+        )
+    yield _written(folder / HELDOUT, list(all_heldout.values()), "")
+
+
+def training_texts(corpus: Path) -> list[Path]:
+    """The texts of a folder that `corpus` wrote, without what is held out.
+
+    Raises:
+        FlashElmoError: there are none.
+    """
+    found = sorted(path for path in corpus.glob("*.txt") if path.name != HELDOUT)
+    if not found:
+        raise FlashElmoError(f"{corpus}: expected texts, as `python -m benchmarks corpus` writes them, found none")
+    return found
+
+
+def sentences_of(paths: Iterable[Path]) -> Iterator[list[str]]:
+    """The tokens of each line."""
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            yield from (line.split() for line in file)
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """The row of each word of a file of a word a line, as models' vocabularies are.
+
+    Raises:
+        FlashElmoError: it does not begin with <S>, </S> and <UNK>, or has a word twice.
+    """
+    words = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    if tuple(words[:3]) != SPECIAL:
+        raise FlashElmoError(f"{path}: expected {', '.join(SPECIAL)} in the first lines, found {words[:3]}")
+    rows = {word: row for row, word in enumerate(words)}
+    if len(rows) < len(words):
+        raise FlashElmoError(f"{path}: expected every word once, found {len(words) - len(rows)} twice")
+    return rows
+
+
+def _written(path: Path, lines: Sequence[str], note: str) -> Row:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return Row("corpus", "", path.name, "tokens", note=note).with_samples([sum(len(line.split()) for line in lines)])
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Write the texts and say how long they are; the exit status."""
+    if settings.out is None:
+        raise FlashElmoError("--out: expected a folder that the texts are written to, found none")
+    rows = list(write_corpus(settings.data or DATA, settings.out))
+    print_rows(console, rows)
+    return 0
+
+
+SUITE = Suite("Writes the text that a model is trained on, and held-out text.", Settings(), ("data", "out"), command)

@@ -1,0 +1,84 @@
+"""How often the nearest neighbour of a word's example, among the word's other examples, has the same sense.
+
+Nearness is the cosine. Where several others are equally near, as in the layer of the characters, which knows nothing of
+the sentence, their share of the same sense counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.benchmarks.senses.intervals import Float64
+from flashelmo.benchmarks.tasks import Example, Word
+
+Bool: TypeAlias = npt.NDArray[np.bool_]
+REACH = 2  # words on either side that a pair must not share, where neighbours do not count
+EQUAL = 1e-6  # cosines closer than this are equal: rounding of float32
+
+
+def same_sense(vectors: npt.NDArray[Any], senses: Sequence[str], allowed: Bool) -> Float64:
+    """Of each example the share of its sense among its nearest neighbours, 0 or 1 where there is one nearest [N].
+
+    Args:
+        vectors: [N, D].
+        senses: N.
+        allowed: [N, N], which others may be neighbours of each; at least one.
+    """
+    unit = vectors.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    cosines = np.where(allowed, unit @ unit.T, -np.inf)
+    nearest = cosines >= cosines.max(axis=1, keepdims=True) - EQUAL
+    return shares(nearest & allowed, senses)
+
+
+def shares(chosen: Bool, senses: Sequence[str]) -> Float64:
+    """Of each example the share of its sense among those chosen for it [N, N]: with all that are allowed, chance."""
+    same = _same(senses)
+    share: Float64 = (chosen & same).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1)
+    return share
+
+
+def all_others(word: Word) -> Bool:
+    """Everybody but oneself [N, N]."""
+    return ~np.eye(len(word.examples), dtype=bool)
+
+
+def without_shared_words(word: Word) -> Bool:
+    """The others whose neighbours, two words on either side, have no word in common with one's own [N, N]."""
+    around = [neighbours(example) for example in word.examples]
+    known = {token: row for row, token in enumerate(sorted(set().union(*around)))}
+    has = np.zeros((len(around), len(known)), np.float32)
+    for row, tokens in enumerate(around):
+        has[row, [known[token] for token in tokens]] = 1
+    shares_one: Bool = np.asarray(has @ has.T > 0)
+    return ~shares_one & all_others(word)
+
+
+def neighbours(example: Example, reach: int = REACH) -> set[str]:
+    """Words on either side of the one in question, in lower case."""
+    tokens, place = example.tokens, example.place
+    return {token.lower() for token in (*tokens[max(0, place - reach) : place], *tokens[place + 1 : place + 1 + reach])}
+
+
+def can_be_right(allowed: Bool, senses: Sequence[str]) -> Bool:
+    """Which examples have a neighbour of their sense [N]; the others are not counted."""
+    right: Bool = np.asarray((allowed & _same(senses)).any(axis=1))
+    return right
+
+
+def pieces(words: Sequence[Word]) -> Iterator[tuple[Word, slice]]:
+    """Each word, and which of all words' examples, end to end, are its own."""
+    start = 0
+    for word in words:
+        yield word, slice(start, start + len(word.examples))
+        start += len(word.examples)
+
+
+def _same(senses: Sequence[str]) -> Bool:
+    _, numbers = np.unique(list(senses), return_inverse=True)
+    same: Bool = numbers[:, None] == numbers[None, :]
+    return same

@@ -1,0 +1,92 @@
+"""Vectors of examples: of the layers of a model, of random weights of its shape, of word2vec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.benchmarks.contestant import load
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tasks import Example
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.initialize import random_weights
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, expected_shapes
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+Embed: TypeAlias = Callable[[Iterable[list[str]]], Iterator[npt.NDArray[Any]]]  # sentences to [L, T, 2P] of each
+AVERAGE = "average"
+
+
+def layers(embed: Embed, examples: Sequence[Example]) -> dict[str, Float32]:
+    """The vectors [N, 2P] of the words in question, in every layer by its name and in the layers' average."""
+    sentences = [example.tokens for example in examples]
+    found = zip(embed(sentences), examples, strict=True)
+    stacked = np.stack([vectors[:, example.place].astype(np.float32) for vectors, example in found])
+    return by_name(stacked)
+
+
+def by_name(stacked: Float32) -> dict[str, Float32]:
+    """Vectors [N, L, 2P] by the name of their layer, and their average."""
+    named = {f"layer {k}": stacked[:, k] for k in range(stacked.shape[1])}
+    return {**named, AVERAGE: stacked.mean(axis=1)}
+
+
+def embed_with(model: ElmoModel, settings: Settings, **options: Any) -> Embed:
+    """The engine on the processor in float32, in other respects as the options say."""
+    told: dict[str, Any] = {"device": "cpu", "precision": "fp32", "threads": settings.threads, **options}
+    return ElmoEmbedder(model, **told).embed
+
+
+def models(settings: Settings) -> dict[str, ElmoModel]:
+    """The models of the settings by the last part of their path, or by all of it where two are called the same."""
+    last = [Path(path).name for path in settings.models]
+    names = last if len(set(last)) == len(last) else settings.models
+    return {name: load(path, settings.seed) for name, path in zip(names, settings.models, strict=True)}
+
+
+def random_models(found: Mapping[str, ElmoModel], settings: Settings) -> dict[str, list[ElmoModel]]:
+    """Models with random weights, of each shape that there is, a seed each, by how they are drawn.
+
+    How large weights are matters: states that forget more slowly tell more of the words around. So there are those of
+    `flashelmo init` and those of PyTorch's modules. Models with a lexicon keep it.
+    """
+    shapes = {model.config: model for model in found.values()}
+    named = {}
+    for config, model in shapes.items():
+        shape = f", C {config.cell_size}, P {config.projection_size}" if len(shapes) > 1 else ""
+        for kind, draw in RANDOM.items():
+            seeds = range(settings.seed, settings.seed + settings.random_seeds)
+            name = f"random weights{shape} ({kind})"
+            named[name] = [ElmoModel(config, draw(config, k), model.lexicon, Path(name), "native") for k in seeds]
+    return named
+
+
+def pytorch_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
+    """Weights as PyTorch's modules begin with: embeddings normal, all else uniform within 1 / sqrt(inputs).
+
+    Of an LSTM and its projection the inputs are C.
+    """
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    shapes = expected_shapes(config)
+    for name, shape in shapes.items():
+        if name.endswith("embedding"):
+            tensors[name] = rng.standard_normal(shape, np.float32)
+            continue
+        weight = name.removesuffix("bias") + "weight" if name.endswith(".bias") else name
+        inputs = (config.cell_size,) if name.startswith("lstm.") else shapes[weight][:-1]
+        tensors[name] = rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(np.prod(inputs)))
+    if "character_embedding" in tensors:
+        tensors["character_embedding"][0] = 0.0  # no token
+    return ElmoWeights.from_named_tensors(tensors, config)
+
+
+RANDOM: Mapping[str, Callable[[ElmoConfig, int], ElmoWeights]] = {
+    "of `init`": random_weights,
+    "PyTorch's": pytorch_weights,
+}
