@@ -20,7 +20,7 @@ def version() -> str:
 
 
 package_dir = {"flashelmo": PUBLIC_FACE}
-packages = ["flashelmo", "flashelmo.cli"]
+packages = ["flashelmo", "flashelmo.cli", "flashelmo.serve"]
 for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
     packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]
@@ -31,6 +31,16 @@ TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
+CLIENT = ["httpx>=0.27", "tenacity>=8.2"]
+SERVE = [
+    "fastapi>=0.115",
+    "httptools>=0.6",
+    "orjson>=3.10",
+    "prometheus-client>=0.20",
+    "pydantic>=2.7",
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+]
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
 TOOLS = [
@@ -59,6 +69,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "flashelmo": ["py.typed"],
+        "flashelmo.serve": ["page.html"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own
     },
@@ -83,7 +94,9 @@ setup(
         "bulk": BULK,
         "spacy": ["spacy>=3.7"],
         "ray": RAY,
+        "client": CLIENT,
+        "serve": [*SERVE, *CLIENT],
         "bench": BENCH,
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *BENCH, *SERVE, *CLIENT, *TOOLS],
     },
 )

@@ -84,8 +84,21 @@ BUILT_ON = {
     "engine.reference.reference": {"torch"},
     "engine.reference.torch_layers": {"torch"},
     "export.open_session": {"onnxruntime"},
+    "face.client": {"httpx", "tenacity"},
+    "face.serve.app": {"fastapi", "prometheus_client", "starlette"},
+    "face.serve.endpoint": {"fastapi"},
+    "face.serve.errors": {"fastapi", "starlette"},
+    "face.serve.formats": {"fastapi", "orjson"},
+    "face.serve.guard": {"fastapi", "starlette"},
+    "face.serve.infer": {"fastapi", "orjson", "pydantic"},
+    "face.serve.metrics": {"prometheus_client"},
+    "face.serve.openai": {"fastapi", "orjson"},
+    "face.serve.schemas": {"pydantic"},
+    "face.serve.server": {"uvicorn"},
 }
-OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"}
+OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"} | {
+    *("fastapi", "httpx", "orjson", "prometheus_client", "pydantic", "starlette", "tenacity", "uvicorn")
+}
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
 
@@ -101,7 +114,11 @@ def package_folder(part: str) -> Path:
 def modules(part: str) -> list[tuple[str, ast.Module]]:
     """Dotted name (without `flashelmo.`) and syntax tree of every module of one part."""
     folder, found = package_folder(part), []
-    paths = [*folder.glob("*.py"), *folder.glob("cli/*.py")] if part == FACE else folder.rglob("*.py")
+    paths = (
+        [*folder.glob("*.py"), *folder.glob("cli/*.py"), *folder.glob("serve/*.py")]
+        if part == FACE
+        else folder.rglob("*.py")
+    )
     for path in sorted(paths):
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
@@ -341,6 +358,8 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
         ("engine.cpu.openvino", "openvino", "openvino"),
         ("engine.reference.reference", "torch", "torch"),
         ("engine.reference.elmo", "torch", "torch"),
+        ("client", "httpx", "client"),
+        ("client", "tenacity", "client"),
     ],
 )
 def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None:

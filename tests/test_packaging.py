@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 import flashelmo
 
-EXTRAS = {"cpu", "gpu", "export", "openvino", "torch", "bulk", "spacy", "ray", "bench", "dev"}
+EXTRAS = {"cpu", "gpu", "export", "openvino", "torch", "bulk", "spacy", "ray", "serve", "client", "bench", "dev"}
 
 
 def needed_by(name: str, extra: str = "") -> set[str]:

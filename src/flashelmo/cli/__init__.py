@@ -15,6 +15,7 @@ from flashelmo.cli.embed import embed
 from flashelmo.cli.export import export
 from flashelmo.cli.info import info
 from flashelmo.cli.init import init
+from flashelmo.cli.serve import serve
 from flashelmo.cli.terminal import InterruptedBySignal, fail, flush_output, open_streams, signals_raise
 from flashelmo.engine.errors import FlashElmoError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, embed, verify, elmo, convert, info, init):
+for command in (export, embed, verify, elmo, convert, info, init, serve):
     app.command()(command)
 # Its options are the benchmark's own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
