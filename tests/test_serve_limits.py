@@ -363,6 +363,7 @@ def test_what_the_command_refuses(
 
 def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with server_module.open_port("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio would let small packets wait"
         listener.listen()
         assert main(["serve", str(model), "--port", str(listener.getsockname()[1])]) == 1
     assert "Address already in use" in capfd.readouterr().err

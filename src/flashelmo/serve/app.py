@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -82,7 +82,7 @@ def _add_own(app: FastAPI, service: Service, load: Load) -> None:
         wanted = Wanted(
             Output(body.layers, pool=pool, mix=body.mix),
             body.normalize,
-            body.truncation_direction if body.truncate else "",
+            body.truncation_direction.title() if body.truncate else "",
         )
         answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted)
         return vectors_response(media_type, answer, service.config.output_size, with_tokens)
@@ -121,14 +121,14 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """The model, and the limits."""
         return service.info()
 
-    @app.get("/health", responses={503: ERROR})
+    @app.get("/health", response_class=Response, responses={503: ERROR})
     async def health() -> Response:
         """Whether vectors can be had."""
         if not service.is_ready:
             raise Refused(503, "workers: expected one that is ready, found none", retry=True)
         return Response()
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """What Prometheus reads."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Path, Request, Response
 from pydantic import ValidationError
 
 from flashelmo import __version__
@@ -35,11 +35,26 @@ SENTENCES, TOKENS, MASK = "sentence_embedding", "token_embeddings", "mask"
 DATATYPES = {SENTENCES: "FP32", TOKENS: "FP32", MASK: "BOOL"}
 ERROR = {"description": "Refused.", "content": {JSON: {"example": {"error": "inputs[0].shape: expected, found"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 404, 408, 413, 424, 429, 503)}
-BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": Infer.model_json_schema()}}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema without references, which would be those of the whole page."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items() if key != "$defs"}
+
+
+_SCHEMA = Infer.model_json_schema()
+BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}}}}
 
 
 def add_infer(app: FastAPI, service: Service, load: Load) -> None:
     """Add the endpoints."""
+    served = Path(examples=[service.name])
 
     def check(name: str, version: str = VERSION) -> None:
         if name != service.name:
@@ -52,12 +67,12 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
         """The server."""
         return {"name": "flashelmo", "version": __version__, "extensions": ["binary_tensor_data"]}
 
-    @app.get("/v2/health/live")
+    @app.get("/v2/health/live", response_class=Response)
     async def live() -> Response:
         """Whether it answers."""
         return Response()
 
-    @app.get("/v2/health/ready", responses={503: ERROR})
+    @app.get("/v2/health/ready", response_class=Response, responses={503: ERROR})
     async def ready() -> Response:
         """Whether vectors can be had."""
         if not service.is_ready:
@@ -66,21 +81,21 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
 
     @app.get("/v2/models/{name}/versions/{version}", responses={404: ERROR})
     @app.get("/v2/models/{name}", responses={404: ERROR})
-    async def metadata(name: str, version: str = VERSION) -> dict[str, Any]:
+    async def metadata(name: str = served, version: str = VERSION) -> dict[str, Any]:
         """Inputs and outputs."""
         check(name, version)
         return _metadata(service)
 
-    @app.get("/v2/models/{name}/versions/{version}/ready", responses={404: ERROR, 503: ERROR})
-    @app.get("/v2/models/{name}/ready", responses={404: ERROR, 503: ERROR})
-    async def model_ready(name: str, version: str = VERSION) -> Response:
+    @app.get("/v2/models/{name}/versions/{version}/ready", response_class=Response, responses={404: ERROR, 503: ERROR})
+    @app.get("/v2/models/{name}/ready", response_class=Response, responses={404: ERROR, 503: ERROR})
+    async def model_ready(name: str = served, version: str = VERSION) -> Response:
         """Whether vectors can be had of the model."""
         check(name, version)
         return await ready()
 
     @app.post("/v2/models/{name}/versions/{version}/infer", responses=ERRORS, openapi_extra=BODY)
     @app.post("/v2/models/{name}/infer", responses=ERRORS, openapi_extra=BODY)
-    async def infer(name: str, request: Request, version: str = VERSION) -> Response:
+    async def infer(request: Request, name: str = served, version: str = VERSION) -> Response:
         """Vectors of sentences."""
         check(name, version)
         body = parse(await request.body(), request.headers.get(LENGTH))

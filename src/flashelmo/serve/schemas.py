@@ -72,7 +72,7 @@ class Embed(BaseModel):
     mix: Mix = None
     normalize: bool = Field(False, description="Scale every vector to length 1.")
     truncate: bool = Field(False, description="Cut sentences that are too long, in place of an error.")
-    truncation_direction: Literal["Left", "Right"] = Field("Right", description="Where they are cut.")
+    truncation_direction: Literal["Left", "Right", "left", "right"] = Field("Right", description="Where they are cut.")
     prompt_name: NoPrompt = None
 
 
