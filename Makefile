@@ -88,4 +88,4 @@ test-serve:
 
 # Ray is in no environment of ours: `$(BIN)/python -m pip install '.[ray]'` first.
 test-ray:
-	$(BIN)/python -m pytest -m ray tests/test_bulk_ray.py
+	$(BIN)/python -m pytest -m ray tests/test_bulk_ray.py tests/test_serve_ray.py

@@ -30,7 +30,7 @@ OPENVINO = ["openvino>=2024.6"]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
-RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
+RAY = ["ray[data,serve]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
 CLIENT = ["httpx>=0.27", "tenacity>=8.2"]
 SERVE = [
     "fastapi>=0.115",

@@ -13,6 +13,7 @@ cpu.py           the engine on the processor beside the reference: the default
 onnx.py          the exported file beside the engine, on a card too
 precision.py     each precision's error on a CUDA device, without one
 feed.py          what stands around the computation of a corpus: sharing, feeding, processes
+serve.py         the service under load: throughput, latency, memory
 gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises
 kernels/         the GPU kernels by themselves: cases.py is the table of them, kernels.py times them, resources.py says
                  without a card what they cost

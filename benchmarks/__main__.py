@@ -31,6 +31,7 @@ SUITES = {
     "resources": "kernels.resources",
     "report": "report",
     "feed": "feed",
+    "serve": "serve",
 }
 
 

@@ -41,6 +41,10 @@ class Settings:
     )
     load_repeats: int = _is(5, "fresh processes that load time is measured in")
     peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
+    # the service
+    clients: tuple[int, ...] = _is((1, 4, 16, 64), "of the service at once")
+    requests: int = _is(512, "of all clients together, in each measurement")
+    memory_requests: int = _is(100_000, "over which the service's memory is watched")
     # exported files
     passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
     text_tokens: int = _is(32_768, "of that text")
@@ -85,6 +89,9 @@ class Settings:
             peak_seconds=0.05,
             passages=1,
             text_tokens=4096,
+            clients=self.clients[::2],
+            requests=min(self.requests, 64),
+            memory_requests=min(self.memory_requests, 200),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,6 +92,7 @@ BUILT_ON = {
     "face.serve.guard": {"fastapi", "starlette"},
     "face.serve.infer": {"fastapi", "orjson", "pydantic"},
     "face.serve.metrics": {"prometheus_client"},
+    "face.serve.on_ray": {"fastapi"},
     "face.serve.openai": {"fastapi", "orjson"},
     "face.serve.schemas": {"pydantic"},
     "face.serve.server": {"uvicorn"},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import Options
+from flashelmo.cli.arguments import Options, parse_numbers
 from flashelmo.cli.terminal import InterruptedBySignal, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
@@ -52,6 +53,10 @@ def serve(
     max_result_bytes: Annotated[int, typer.Option(min=1, help="Of the vectors of all requests in flight.")] = 1 << 30,
     max_seconds: Annotated[int, typer.Option(min=1, help="Of a request, its answer's last byte included.")] = 120,
     api_key_file: Annotated[Path | None, typer.Option(help="File of the key that clients must bring.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Serve on a Ray cluster.")] = None,
+    replicas: Annotated[
+        str | None, typer.Option(metavar="N|FEWEST,MOST", help="With --ray: a service each, as many as the load asks.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
 ) -> None:
     """Serve a model's vectors over HTTP: see docs/serving.md."""
@@ -59,6 +64,7 @@ def serve(
 
     try:
         from flashelmo.serve.limits import Limits
+        from flashelmo.serve.on_ray import serve_on_ray
         from flashelmo.serve.server import serve as run
         from flashelmo.serve.service import ServiceSettings
     except ImportError as error:
@@ -84,9 +90,16 @@ def serve(
     settings = ServiceSettings(
         path_of("model", model), computed, name, tokenizer, max_batch_tokens, max_wait_ms, _key(api_key_file), limits
     )
+    if replicas is not None and ray is None:
+        raise FlashElmoError("--replicas: expected --ray beside it")
+    tell: Callable[[str], None] = (lambda text: None) if quiet else say
     try:
         with warnings_to_stderr(quiet):
-            run(settings, host, port, (lambda text: None) if quiet else say)
+            if ray is None:
+                run(settings, host, port, tell)
+            else:
+                numbers = parse_numbers("--replicas", replicas or "1")
+                serve_on_ray(settings, host, port, ray, (numbers[0], numbers[-1]), tell)
     except InterruptedBySignal:
         return  # all that was accepted is answered
 
