@@ -361,6 +361,8 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
         ("engine.reference.elmo", "torch", "torch"),
         ("client", "httpx", "client"),
         ("client", "tenacity", "client"),
+        ("serve.app", "fastapi", "serve"),
+        ("serve.limits", "uvicorn", "serve"),
     ],
 )
 def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None:

@@ -46,6 +46,11 @@ NOT_RUN = {
     ("docs/gpu.md", '"cuda:1"'): "needs two cards",
     ("docs/bulk.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
     ("docs/bulk.md", "import ray"): "needs Ray and cards",
+    ("docs/serving.md", "from openai import"): "openai is not installed: tests/test_serve_clients.py has these calls",
+    ("docs/serving.md", "from huggingface_hub import"): "likewise",
+    ("docs/serving.md", "import tritonclient.http"): "likewise",
+    ("docs/serving.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
+    ("docs/serving.md", "docker build"): "needs Docker and Kubernetes",
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
     ("docs/onnx.md", "docker run"): "needs Docker",
 }

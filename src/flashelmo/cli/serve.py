@@ -11,7 +11,7 @@ import typer
 from flashelmo.cli.arguments import Options, parse_numbers
 from flashelmo.cli.terminal import InterruptedBySignal, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS
 
 
@@ -61,14 +61,11 @@ def serve(
 ) -> None:
     """Serve a model's vectors over HTTP: see docs/serving.md."""
     from flashelmo.engine.settings import CudaSettings
+    from flashelmo.serve.limits import Limits
+    from flashelmo.serve.on_ray import serve_on_ray
+    from flashelmo.serve.server import serve as run
+    from flashelmo.serve.service import ServiceSettings
 
-    try:
-        from flashelmo.serve.limits import Limits
-        from flashelmo.serve.on_ray import serve_on_ray
-        from flashelmo.serve.server import serve as run
-        from flashelmo.serve.service import ServiceSettings
-    except ImportError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve", "flashelmo serve") from error
     computed: dict[str, Any] = {
         "options_file": options,
         "precision": precision,

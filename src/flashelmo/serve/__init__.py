@@ -17,3 +17,13 @@
 
 docs/serving.md is its manual.
 """
+
+from importlib import import_module
+
+from flashelmo.engine.errors import MissingExtraError
+
+for _package in ("fastapi", "httptools", "orjson", "prometheus_client", "pydantic", "uvicorn"):
+    try:
+        import_module(_package)
+    except ImportError as error:
+        raise MissingExtraError(_package, "serve", "flashelmo serve") from error
