@@ -11,13 +11,14 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # process dies the run ends and names its test: with another in its place pytest-xdist may wait for ever.
 PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: help demo test test-ray test-integrations lint style types types-of-tests bench
+.PHONY: help demo test test-ray test-serve test-integrations lint style types types-of-tests bench
 
 help:
 	@echo "make demo   embed a text, and find the neighbours of a word in two senses"
 	@echo "make test   build the wheel, install it and run the tests against it"
 	@echo "make test-ray  two actors of a Ray cluster on this machine (needs: pip install '.[ray]')"
 	@echo "make test-integrations  inside scikit-learn, spaCy and others, as far as they are installed"
+	@echo "make test-serve  clients of other projects against the service, as far as they are installed"
 	@echo "make lint   ruff, formatting, types"
 	@echo "make bench  the benchmarks (takes long; use an idle machine)"
 
@@ -85,9 +86,14 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
 	$(BIN)/pytest benchmarks
 
+# Clients of other projects, and a browser, are in no environment of ours:
+# `$(BIN)/python -m pip install openai huggingface_hub 'tritonclient[http]' schemathesis playwright`, and chromium first.
+test-serve:
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/test_serve_clients.py tests/test_serve_page.py
+
 # Ray is in no environment of ours: `$(BIN)/python -m pip install '.[ray]'` first.
 test-ray:
-	$(BIN)/python -m pytest -m ray tests/test_bulk_ray.py
+	$(BIN)/python -m pytest -m ray tests/test_bulk_ray.py tests/test_serve_ray.py
 
 # Nor are the tools of docs/integrations.md: `pip install '.[sklearn,sentence-transformers,spacy,datasets,langchain,ray]'`
 # first, and '.[flair]' in another environment: flair 0.15 needs transformers 4, sentence-transformers 6 needs 5.

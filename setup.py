@@ -20,7 +20,7 @@ def version() -> str:
 
 
 package_dir = {"flashelmo": PUBLIC_FACE}
-packages = ["flashelmo", "flashelmo.cli", "flashelmo.integrations"]
+packages = ["flashelmo", "flashelmo.cli", "flashelmo.integrations", "flashelmo.serve"]
 for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
     packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]
@@ -32,7 +32,17 @@ TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 DOWNLOAD = ["filelock>=3.12", "platformdirs>=4", "pooch>=1.8", "requests>=2.31"]
 HUB = ["huggingface_hub>=0.23"]
-RAY = ["ray[data]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
+RAY = ["ray[data,serve]>=2.51"]  # from it on a data set takes `compute=ActorPoolStrategy`
+CLIENT = ["httpx>=0.27", "tenacity>=8.2"]
+SERVE = [
+    "fastapi>=0.115",
+    "httptools>=0.6",
+    "orjson>=3.10",
+    "prometheus-client>=0.20",
+    "pydantic>=2.7",
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+]
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 SENSES = ["gensim>=4.3"]  # static vectors, beside which contextual ones stand
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
@@ -62,6 +72,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "flashelmo": ["py.typed"],
+        "flashelmo.serve": ["page.html"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.kernels": ["*.c"],
         "flashelmo.engine.model": ["tiny/*"],
@@ -99,8 +110,10 @@ setup(
         "flair": [*TORCH, "flair>=0.15"],
         "datasets": ["datasets>=3"],
         "langchain": ["langchain-core>=0.3"],
-        "bench": BENCH,
         "senses": [*CPU, *TORCH, *BENCH, *SENSES],
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *SERVE, *CLIENT, *BENCH, *TOOLS],
+        "client": CLIENT,
+        "serve": [*SERVE, *CLIENT],
+        "bench": BENCH,
     },
 )

@@ -17,6 +17,7 @@ train.py         training beside plain PyTorch modules
 senses/          what a trained model's vectors know of words in context, beside random weights and static vectors
 downstream/      what they are worth to tasks, frozen and fine-tuned
 ngrams.py        the perplexity that a language model must beat
+serve.py         the service under load: throughput, latency, memory
 gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises
 kernels/         the GPU kernels by themselves: cases.py is the table of them, kernels.py times them, resources.py says
                  without a card what they cost

@@ -36,6 +36,7 @@ SUITES = {
     "senses": "senses.suite",
     "ngrams": "ngrams",
     "downstream": "downstream.suite",
+    "serve": "serve",
 }
 
 

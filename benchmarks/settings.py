@@ -53,6 +53,10 @@ class Settings:
     tagged_tokens: int = _is(40_000, "that a tagger learns from, and half as many that it is tested on")
     heldout: int | None = _is(None, "sentences of held-out text, at most")
     runs: int = _is(5, "of each that learns, with seeds of their own", least=2)
+    # the service
+    clients: tuple[int, ...] = _is((1, 4, 16, 64), "of the service at once")
+    requests: int = _is(512, "of all clients together, in each measurement")
+    memory_requests: int = _is(100_000, "over which the service's memory is watched")
     # exported files
     passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
     text_tokens: int = _is(32_768, "of that text")
@@ -103,6 +107,9 @@ class Settings:
             resamples=100,
             tagged_tokens=2000,
             runs=2,
+            clients=self.clients[::2],
+            requests=min(self.requests, 64),
+            memory_requests=min(self.memory_requests, 200),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -99,8 +99,22 @@ BUILT_ON = {
     "export.open_session": {"onnxruntime"},
     "face.integrations.flair": {"torch"},
     "face.integrations.sentence_transformers": {"torch"},
+    "face.client": {"httpx", "tenacity"},
+    "face.serve.app": {"fastapi", "prometheus_client", "starlette"},
+    "face.serve.endpoint": {"fastapi"},
+    "face.serve.errors": {"fastapi", "starlette"},
+    "face.serve.formats": {"fastapi", "orjson"},
+    "face.serve.guard": {"fastapi", "starlette"},
+    "face.serve.infer": {"fastapi", "orjson", "pydantic"},
+    "face.serve.metrics": {"prometheus_client"},
+    "face.serve.on_ray": {"fastapi"},
+    "face.serve.openai": {"fastapi", "orjson"},
+    "face.serve.schemas": {"pydantic"},
+    "face.serve.server": {"uvicorn"},
 }
-OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"}
+OPTIONAL = {"torch", "triton", "onnxruntime", "openvino", "ray"} | {
+    *("fastapi", "httpx", "orjson", "prometheus_client", "pydantic", "starlette", "tenacity", "uvicorn")
+}
 OTHER_NAMES = {"sklearn": "scikit-learn"}  # of packages that may be absent: as they are imported, as installed
 HEAVY = OPTIONAL | {"h5py", "numpy", "onnx", "pyarrow", "safetensors", "typer", "rich"}
 IMPORT_SECONDS = 0.3
@@ -117,7 +131,7 @@ def package_folder(part: str) -> Path:
 def modules(part: str) -> list[tuple[str, ast.Module]]:
     """Dotted name (without `flashelmo.`) and syntax tree of every module of one part."""
     folder, found = package_folder(part), []
-    wings = ("*.py", "cli/*.py", "integrations/*.py")
+    wings = ("*.py", "cli/*.py", "integrations/*.py", "serve/*.py")
     paths = [path for wing in wings for path in folder.glob(wing)] if part == FACE else folder.rglob("*.py")
     for path in sorted(paths):
         name = ".".join((part, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
@@ -359,6 +373,10 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
         ("engine.cpu.openvino", "openvino", "openvino"),
         ("engine.reference.reference", "torch", "torch"),
         ("engine.reference.elmo", "torch", "torch"),
+        ("client", "httpx", "client"),
+        ("client", "tenacity", "client"),
+        ("serve.app", "fastapi", "serve"),
+        ("serve.limits", "uvicorn", "serve"),
     ],
 )
 def test_a_missing_extra_is_named(module: str, package: str, extra: str) -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashelmo.client import Client
     from flashelmo.engine.bulk.embeddings import open_embeddings
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.errors import FlashElmoError, MissingExtraError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Client",
     "CudaSettings",
     "Elmo",
     "ElmoConfig",
@@ -38,6 +40,7 @@ __all__ = [
 
 # Public name -> module that defines it. The imports above tell the same to type checkers; a test compares the two.
 _HOMES = {
+    "Client": "flashelmo.client",
     "CudaSettings": "flashelmo.engine.settings",
     "Elmo": "flashelmo.engine.reference.elmo",
     "ElmoConfig": "flashelmo.engine.model.config",

@@ -18,6 +18,7 @@ from flashelmo.cli.init import init
 from flashelmo.cli.models import download, models
 from flashelmo.cli.neighbours import neighbours
 from flashelmo.cli.perplexity import perplexity
+from flashelmo.cli.serve import serve
 from flashelmo.cli.terminal import (
     InterruptedBySignal,
     fail,
@@ -36,7 +37,21 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: no name of an option is cut at 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (embed, neighbours, verify, elmo, info, convert, export, init, train, perplexity, models, download):
+for command in (
+    embed,
+    neighbours,
+    verify,
+    elmo,
+    info,
+    convert,
+    export,
+    init,
+    train,
+    perplexity,
+    serve,
+    models,
+    download,
+):
     app.command()(command)
 # Its options are the benchmark's own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)

@@ -1,0 +1,290 @@
+"""The service under load, on this machine alone: clients, server and worker share its cores.
+
+`--only throughput` compares clients of one sentence each, by their number, with the engine in windows of so many
+sentences, and gives the processor's time a request beside it. `--only latency` gives the quantiles by the number of
+clients, each of which asks anew as soon as it is answered; they are drawn as a plot beside the results. `--only memory`
+watches the server's memory over many requests. How many requests there are is bounded in each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from flashelmo.benchmarks.contestant import Subject, prepare
+from flashelmo.benchmarks.results import FAILED, Results, Row, median_ratio, new_results
+from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import Sentences, load_sentences
+from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+
+SECONDS_TO_END = 60
+MOST_SENTENCES = 2048  # different ones that clients ask for
+QUANTILES = {"p50": 0.5, "p99": 0.99}
+LOOKS = 10  # at the memory, over all requests
+SERVICE, ENGINE = "service", "engine"
+MIB = 2**20
+
+
+class Served(NamedTuple):
+    """A server's address, and its processes."""
+
+    url: str
+    pids: dict[str, int]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """The processor's time that each process has taken."""
+        return {name: sum(_process(pid).cpu_times()[:2]) for name, pid in self.pids.items()}
+
+    def bytes_held(self) -> dict[str, int]:
+        """The memory of each process."""
+        return {name: _process(pid).memory_info().rss for name, pid in self.pids.items()}
+
+
+def _process(pid: int) -> Any:
+    try:
+        import psutil
+    except ImportError as error:
+        raise MissingExtraError("psutil", "dev", "the processor's time of other processes") from error
+    return psutil.Process(pid)
+
+
+@contextmanager
+def served(model: Path, threads: int | None) -> Iterator[Served]:
+    """`flashelmo serve` on a free port of this machine alone."""
+    command = [sys.executable, "-m", "flashelmo.cli", "serve", str(model), "--port", "0", "--device", "cpu"]
+    command += ["--threads", str(threads)] if threads else []
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        found = re.search(r"http://\S+", said)
+        if found is None:
+            raise FlashElmoError(f"flashelmo serve: expected its address, found {said + process.stderr.read()!r}")
+        (worker,) = _process(process.pid).children()
+        yield Served(found[0], {"server": process.pid, "worker": worker.pid})
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+class Load(NamedTuple):
+    """What clients saw: seconds in all, of each request, of the clients' processor, and some of the vectors."""
+
+    seconds: float
+    latencies: list[float]
+    cpu_seconds: float
+    vectors: list[list[float]]
+
+
+class Clients:
+    """Clients of one sentence each, in a process of their own.
+
+    Args:
+        sentences: that they ask for, one after the other, again and again.
+    """
+
+    def __init__(self, sentences: Sentences) -> None:
+        self._sentences = sentences
+
+    def ask(self, url: str, n_clients: int, n_requests: int, kept: int = 0) -> Load:
+        """So many requests in all, each client's next when its last is answered; keep the first vectors."""
+        return asyncio.run(self._ask(url, n_clients, n_requests, kept))
+
+    async def _ask(self, url: str, n_clients: int, n_requests: int, kept: int) -> Load:
+        import httpx
+
+        numbers, latencies, vectors = iter(range(n_requests)), list[float](), dict[int, list[float]]()
+        limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=600) as http:
+
+            async def client() -> None:
+                for number in numbers:
+                    body = {"inputs": [self._sentences[number % len(self._sentences)]]}
+                    begin = time.perf_counter()
+                    answer = await http.post("/embed", json=body)
+                    latencies.append(time.perf_counter() - begin)
+                    answer.raise_for_status()
+                    if number < kept:
+                        vectors[number] = answer.json()[0]
+
+            begin, cpu = time.perf_counter(), time.process_time()
+            await asyncio.gather(*(client() for _ in range(n_clients)))
+            return Load(
+                time.perf_counter() - begin,
+                latencies,
+                time.process_time() - cpu,
+                [vectors[number] for number in sorted(vectors)],
+            )
+
+
+class Engine:
+    """The engine by itself, in a process of its own."""
+
+    def __init__(self, model: Path, threads: int | None) -> None:
+        self._embedder = ElmoEmbedder.load(model, device="cpu", threads=threads)
+
+    def vectors(self, sentences: Sentences) -> Any:
+        """What the service must give."""
+        return self._embedder.encode(sentences)
+
+    def rate(self, sentences: Sentences, size: int, n: int) -> float:
+        """Sentences a second in windows of `size`."""
+        many = [sentences[k % len(sentences)] for k in range(n)]
+        begin = time.perf_counter()
+        for start in range(0, n, size):
+            self._embedder.encode(many[start : start + size])
+        return n / (time.perf_counter() - begin)
+
+
+def sentences_of(settings: Settings) -> tuple[Sentences, str]:
+    """Different sentences of a text, and its name."""
+    sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    return sentences[:MOST_SENTENCES], source
+
+
+def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
+    """Sentences a second of the service and of the engine, in turns, and the processor's time of a request."""
+    sentences, source = sentences_of(settings)
+    engine = subject.pool.worker(Engine, subject.folder, settings.threads)
+    clients = subject.pool.worker(Clients, sentences)
+    rows: list[Row] = []
+    with served(subject.folder, settings.threads) as server:
+        if wrong := _wrong(server, settings, sentences, engine, clients):
+            return [Row("throughput", subject.name, SERVICE, note=f"{FAILED}: {wrong}")]
+        for n_clients in settings.clients:
+            ask = partial(clients.call, "ask", server.url, n_clients, settings.requests)
+            rate = partial(engine.call, "rate", sentences, n_clients, settings.requests)
+            ask(), rate()  # what both keep of words is there
+            rates: dict[str, list[float]] = {SERVICE: [], ENGINE: []}
+            costs: dict[str, list[float]] = {name: [] for name in (*server.pids, "clients")}
+            for _ in range(settings.rounds):
+                rates[ENGINE].append(rate())
+                before = server.cpu_seconds()
+                load: Load = ask()
+                rates[SERVICE].append(settings.requests / load.seconds)
+                spent = {name: seconds - before[name] for name, seconds in server.cpu_seconds().items()}
+                for name, seconds in {**spent, "clients": load.cpu_seconds}.items():
+                    costs[name].append(1000 * seconds / settings.requests)
+            row = partial(Row, "throughput", subject.name, note=f"a sentence of {source} each")
+            detail = f"{n_clients} clients" if n_clients > 1 else "1 client"
+            ratios = {ENGINE: median_ratio(rates[SERVICE], rates[ENGINE], "sentences/s")}
+            rows.append(row(SERVICE, "sentences/s", detail, ratios=ratios).with_samples(rates[SERVICE]))
+            rows.append(row(ENGINE, "sentences/s", f"windows of {n_clients}").with_samples(rates[ENGINE]))
+            rows += [row(name, "CPU ms a request", detail).with_samples(found) for name, found in costs.items()]
+    return rows
+
+
+def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any, clients: Any) -> str:
+    """What is wrong with the first vectors, if anything is: they are the engine's, bit by bit."""
+    first = sentences[: settings.checked]
+    load: Load = clients.call("ask", server.url, len(first), len(first), len(first))
+    found, expected = np.array(load.vectors, np.float32), engine.call("vectors", first)
+    return "" if np.array_equal(found, expected) else "expected the engine's vectors, found others"
+
+
+def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
+    """Quantiles of the time of a request by the number of clients."""
+    sentences, source = sentences_of(settings)
+    clients = subject.pool.worker(Clients, sentences)
+    rows = []
+    with served(subject.folder, settings.threads) as server:
+        clients.call("ask", server.url, max(settings.clients), settings.requests)
+        for n_clients in settings.clients:
+            samples: dict[str, list[float]] = {name: [] for name in QUANTILES}
+            rates = []
+            for _ in range(settings.rounds):
+                load: Load = clients.call("ask", server.url, n_clients, settings.requests)
+                rates.append(settings.requests / load.seconds)
+                for name, quantile in QUANTILES.items():
+                    samples[name].append(1000 * float(np.quantile(load.latencies, quantile)))
+            detail = f"{n_clients} clients" if n_clients > 1 else "1 client"
+            note = f"{settings.requests} requests, a sentence of {source} each"
+            row = partial(Row, "latency", subject.name, detail=detail, note=note)
+            rows += [row(name, "ms").with_samples(found) for name, found in samples.items()]
+            rows.append(row("rate", "requests/s").with_samples(rates))
+    return rows
+
+
+def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
+    """The memory of the server's processes, again and again over many requests of the most clients."""
+    sentences, source = sentences_of(settings)
+    clients, rows = subject.pool.worker(Clients, sentences), []
+    step = max(1, settings.memory_requests // LOOKS)
+    with served(subject.folder, settings.threads) as server:
+        for n in range(step, settings.memory_requests + 1, step):
+            clients.call("ask", server.url, max(settings.clients), step)
+            for name, held in server.bytes_held().items():
+                row = Row("memory", subject.name, name, "MiB", f"after {n} requests", note=source)
+                rows.append(row.with_samples([held / MIB]))
+    return rows
+
+
+def draw(results: Results, path: Path) -> None:
+    """Latency by the number of clients, a line for each quantile; the same SVG from the same figures.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
+    from matplotlib import pyplot
+
+    plot, axis = pyplot.subplots(figsize=(5.5, 3.2), layout="constrained")
+    for model in results.models:
+        for name in QUANTILES:
+            rows = [row for row in results.section("latency", model) if row.name == name and row.median]
+            numbers = [int(row.detail.split()[0]) for row in rows]
+            axis.plot(numbers, [row.median or 0 for row in rows], marker="o", label=f"{model} model, {name}")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel("clients of one sentence each")
+    axis.set_ylabel("ms a request")
+    axis.legend(fontsize=8)
+    plot.savefig(path, metadata={"Date": None})
+    pyplot.close(plot)
+
+
+SECTIONS: dict[str, Callable[[Subject, Settings], Sequence[Row]]] = {
+    "throughput": measure_throughput,
+    "latency": measure_latency,
+    "memory": measure_memory,
+}
+
+
+def command(settings: Settings, console: Console) -> int:
+    """Measure everything that the settings ask for; the exit status."""
+    results = new_results(settings, "serve")
+    status = run_sections(settings, console, results, SECTIONS, prepare)
+    if settings.out is not None and results.section("latency"):
+        path = settings.out if settings.out.suffix == ".json" else settings.out / "serve.json"
+        draw(results, path.with_suffix(".svg"))
+    return status
+
+
+SUITE = Suite(
+    "The service under load: throughput beside the engine's, latency by load, memory over many requests.",
+    Settings(sections=tuple(SECTIONS), models=("original",), rounds=3),
+    (*(name for name in PROCESSOR_OPTIONS if name != "contestants"), "clients", "requests", "memory_requests"),
+    command,
+)

@@ -1,0 +1,111 @@
+"""The command `flashelmo serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flashelmo.cli.arguments import Options, parse_numbers
+from flashelmo.cli.terminal import InterruptedBySignal, say, warnings_to_stderr
+from flashelmo.engine.arguments import path_of
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PRECISIONS
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="Folder, archive or weights file of a model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8080,
+    options: Options = None,
+    name: Annotated[str, typer.Option(help="That clients call the model by; its folder's if not set.")] = "",
+    tokenizer: Annotated[
+        str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="What splits texts.")
+    ] = "whitespace",
+    precision: Annotated[
+        str, typer.Option(metavar="|".join(["auto", *PRECISIONS]), help="Of the computation.")
+    ] = "auto",
+    runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference|cuda", help="What computes.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; a process on each of several."),
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    word_cache: Annotated[
+        Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
+    ] = None,
+    batch_invariant: Annotated[
+        bool, typer.Option("--batch-invariant", help="The same bits whatever else is in a window, on cards too.")
+    ] = False,
+    keep_sentence_boundaries: Annotated[
+        bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
+    ] = False,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens computed together; 2,048 on the CPU, 32,768 on a card if not set.")
+    ] = None,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="That a request waits for others at most.")] = 10.0,
+    max_requests: Annotated[int, typer.Option(min=1, help="In flight; others get 429.")] = 512,
+    max_sentences: Annotated[int, typer.Option(min=1, help="Of a request.")] = 1024,
+    max_sentence_tokens: Annotated[int, typer.Option(min=1, help="Of a sentence.")] = 2048,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Of a request's body.")] = 8 << 20,
+    max_result_bytes: Annotated[int, typer.Option(min=1, help="Of the vectors of all requests in flight.")] = 1 << 30,
+    max_seconds: Annotated[int, typer.Option(min=1, help="Of a request, its answer's last byte included.")] = 120,
+    api_key_file: Annotated[Path | None, typer.Option(help="File of the key that clients must bring.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Serve on a Ray cluster.")] = None,
+    replicas: Annotated[
+        str | None, typer.Option(metavar="N|FEWEST,MOST", help="With --ray: a service each, as many as the load asks.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
+) -> None:
+    """Serve a model's vectors over HTTP: see docs/serving.md."""
+    from flashelmo.engine.settings import CudaSettings
+    from flashelmo.serve.limits import Limits
+    from flashelmo.serve.on_ray import serve_on_ray
+    from flashelmo.serve.server import serve as run
+    from flashelmo.serve.service import ServiceSettings
+
+    computed: dict[str, Any] = {
+        "options_file": options,
+        "precision": precision,
+        "runtime": runtime,
+        "device": device.split(",") if "," in device else device,
+        "threads": threads,
+        "word_cache": word_cache,
+        "keep_sentence_boundaries": keep_sentence_boundaries,
+        "cuda": CudaSettings(batch_invariant=batch_invariant),
+    }
+    limits = Limits(
+        body_bytes=max_body_bytes,
+        sentences=max_sentences,
+        sentence_tokens=max_sentence_tokens,
+        requests=max_requests,
+        result_bytes=max_result_bytes,
+        seconds=max_seconds,
+    )
+    settings = ServiceSettings(
+        path_of("model", model), computed, name, tokenizer, max_batch_tokens, max_wait_ms, _key(api_key_file), limits
+    )
+    if replicas is not None and ray is None:
+        raise FlashElmoError("--replicas: expected --ray beside it")
+    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    try:
+        with warnings_to_stderr(quiet):
+            if ray is None:
+                run(settings, host, port, tell)
+            else:
+                numbers = parse_numbers("--replicas", replicas or "1")
+                serve_on_ray(settings, host, port, ray, (numbers[0], numbers[-1]), tell)
+    except InterruptedBySignal:
+        return  # all that was accepted is answered
+
+
+def _key(path: Path | None) -> str:
+    """The key in a file's first line."""
+    if path is None:
+        return ""
+    key = path_of("--api-key-file", path).read_text(encoding="utf-8").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise FlashElmoError(f"{path}: expected one line of a key in ASCII, found something else")
+    return key

@@ -1,0 +1,238 @@
+"""A client of `flashelmo serve` with the embedder's methods. It needs no runtime and no model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise
+from types import TracebackType
+from typing import Any, Literal
+
+from flashelmo.engine.arguments import flag, is_one_of, shown, whole_number
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
+from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+
+try:
+    import httpx
+    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+except ImportError as error:
+    raise MissingExtraError(error.name or "httpx", "client", "flashelmo.Client") from error
+
+logger = logging.getLogger("flashelmo")
+
+SAFETENSORS = "application/x-safetensors"
+BATCH_SIZE = 64  # sentences of a request
+RETRIED = {408, 429, 502, 503, 504}
+LONGEST_WAIT = 30.0  # seconds between attempts
+
+
+class Client:
+    """A served model's vectors under `ElmoEmbedder`'s methods: the same arrays, bit by bit.
+
+    What fails for a moment (429, 503, a connection that breaks) is tried again, after a pause that grows, or as long
+    as the service says. Requests may be made from several threads.
+
+    Args:
+        url: of the service, as "http://127.0.0.1:8080".
+        api_key: the service's, if it has one.
+        timeout: seconds of one attempt.
+        retries: attempts after the first.
+        transport: of httpx, in place of its own.
+
+    Attributes:
+        info: what `/info` says, asked for when it is first used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 5,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if not str(url).startswith(("http://", "https://")):
+            raise FlashElmoError(f"url: expected one that begins with http:// or https://, found {shown(url)}")
+        self._url = str(url).rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout, transport=transport)
+        self._attempts = whole_number("retries", retries, 0) + 1
+        self._info: dict[str, Any] | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the service says of itself: model, dimensions, limits.
+
+        Raises:
+            FlashElmoError: it does not answer.
+        """
+        if self._info is None:
+            self._info = dict(self._request("GET", "/info").json())
+        return self._info
+
+    def embed(
+        self,
+        sentences: Iterable[Sentence | str],
+        *,
+        layers: Layers = "all",
+        mix: Mix | None = None,
+        pool: str | None = None,
+    ) -> Iterator[Array]:
+        """Stream the vectors of any number of sentences: see `ElmoEmbedder.embed`, whose shapes these are.
+
+        Strings are split as the service was told; token lists are taken as they are.
+
+        Raises:
+            FlashElmoError: what the service refuses, in its words; it does not answer. `layers`, `mix` or `pool` is
+                none, which is raised by the call itself.
+        """
+        return self._embed(several("sentences", sentences), Output(layers, pool=pool, mix=mix))
+
+    def embed_batch(self, batch: Iterable[Sentence | str]) -> list[Array]:
+        """The vectors [L, T, 2P] of each sentence."""
+        return list(self.embed(batch))
+
+    def embed_sentence(self, sentence: Sentence | str) -> Array:
+        """The vectors [L, T, 2P] of one sentence."""
+        return self.embed_batch([sentence])[0]
+
+    def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
+        """As `embed`, all layers; so many sentences a request."""
+        return self._embed(several("sentences", sentences), Output(), batch_size)
+
+    def encode(
+        self,
+        sentences: str | Iterable[Sentence | str],
+        batch_size: int | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        normalize_embeddings: bool = False,
+        *,
+        layers: Layers = "average",
+        mix: Mix | None = None,
+    ) -> Any:
+        """Vectors of sentences under sentence-transformers' names: see `ElmoEmbedder.encode`, whose shapes these are.
+
+        Raises:
+            FlashElmoError: as `embed`.
+        """
+        if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
+            expected = "'sentence_embedding' or 'token_embeddings'"
+            raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+        pooled, unit = output_value == "sentence_embedding", flag("normalize_embeddings", normalize_embeddings)
+        output = Output(layers, pool="mean" if pooled else None, mix=mix)
+        if not output.single:
+            raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
+        batch: Iterable[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
+        stream = self._embed(several("sentences", batch), output, batch_size)
+        results = [normalize(vectors) if unit else vectors for vectors in stream]
+        if isinstance(sentences, str):
+            return results[0]
+        if pooled and not results:
+            return stack(results, self.info["output_size"], as_numpy=True)
+        return stack(results, 0, as_numpy=True) if pooled else results
+
+    def _size(self, batch_size: int | None) -> int:
+        if batch_size is not None:
+            return whole_number("batch_size", batch_size, 1)
+        return min(BATCH_SIZE, int(self.info["max_client_batch_size"]))
+
+    def _embed(
+        self, sentences: Iterator[Sentence | str], output: Output, batch_size: int | None = None
+    ) -> Iterator[Array]:
+        size = self._size(batch_size)
+        while batch := [_as_json(sentence) for sentence in islice(sentences, size)]:
+            body: dict[str, Any] = {"inputs": batch, "layers": output.layers}
+            if output.mix is not None:
+                body = {"inputs": batch, "mix": output.mix}
+            if output.pool:
+                body["pool"] = output.pool
+            answer = self._request("POST", "/embed" if output.pool else "/embed_all", body)
+            yield from _vectors(answer.content, output.single)
+
+    def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """An answer, after as many attempts as it takes.
+
+        Raises:
+            FlashElmoError: none, or an error.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop_after_attempt(self._attempts),
+            wait=_pause,
+            before_sleep=self._say,
+            reraise=True,
+        )
+        try:
+            return retrying(self._attempt, method, path, body)
+        except httpx.HTTPStatusError as error:
+            raise FlashElmoError(f"{self._url}{path}: {_told(error.response)}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise FlashElmoError(f"{self._url}{path}: expected an answer, found {found}") from None
+
+    def _attempt(self, method: str, path: str, body: Any) -> httpx.Response:
+        response = self._http.request(method, path, json=body, headers={"Accept": f"{SAFETENSORS}, application/json"})
+        response.raise_for_status()
+        return response
+
+    def _say(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        logger.info("%s: tried again after %s", self._url, error)
+
+
+def _as_json(sentence: Any) -> str | list[str]:
+    if isinstance(sentence, str):
+        return sentence
+    return list(tokens_of(sentence))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it may succeed a moment later."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in RETRIED
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+
+
+_back_off = wait_exponential(multiplier=0.1, max=LONGEST_WAIT) + wait_random(0, 0.1)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next attempt: a power of two of tenths, or at least what the service says."""
+    error = state.outcome.exception() if state.outcome else None
+    told = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
+    return max(_back_off(state), min(LONGEST_WAIT, float(told) if told.isdecimal() else 0.0))
+
+
+def _told(response: httpx.Response) -> str:
+    """The service's own words, or what is in their place."""
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"expected vectors, found status {response.status_code}"
+
+
+def _vectors(content: bytes, single: bool) -> list[Array]:
+    """The arrays of a binary answer, sentence by sentence, in memory of their own."""
+    import numpy as np
+    from safetensors.numpy import load
+
+    arrays = load(content)
+    if "vectors" in arrays:
+        return [vector.copy() for vector in arrays["vectors"]]
+    values, offsets = arrays["values"], arrays["offsets"].tolist()
+    rows = [values[start:stop] for start, stop in pairwise(offsets)]
+    return [each.copy() if single else np.ascontiguousarray(each.transpose(1, 0, 2)) for each in rows]

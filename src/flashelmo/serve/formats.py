@@ -1,0 +1,128 @@
+"""Vectors as JSON, safetensors, NumPy or Arrow: whichever the header Accept names first.
+
+A float as text is five times its size. The binary formats hold the same arrays: one vector or [L, 2P] a sentence as
+`vectors` [B, ...]; else `values` [tokens, ...], the sentences end to end, and `offsets` [B + 1], as in a corpus's
+shards, with the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from itertools import chain
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+from safetensors.numpy import save
+
+from flashelmo.engine.output import Array
+from flashelmo.serve.errors import Refused
+from flashelmo.serve.service import Answer
+
+JSON, SAFETENSORS = "application/json", "application/x-safetensors"
+NUMPY, ARROW = "application/x-npz", "application/vnd.apache.arrow.stream"
+TYPES = (JSON, SAFETENSORS, NUMPY, ARROW)
+STREAMED_BYTES = 1 << 20  # JSON of more vectors is sent while it is made
+
+
+def accepted(header: str | None) -> str:
+    """The first type of a header that there is; JSON where any will do.
+
+    Raises:
+        Refused: none.
+    """
+    for item in (header or "*/*").split(","):
+        name = item.partition(";")[0].strip().lower()
+        if name in ("", "*/*", "application/*"):
+            return JSON
+        if name in TYPES:
+            return name
+    raise Refused(406, f"Accept: expected {', '.join(TYPES)} or */*, found {header!r:.100}")
+
+
+def vectors_response(media_type: str, answer: Answer, size: int, with_tokens: bool = False) -> Response:
+    """An answer in one of TYPES.
+
+    Args:
+        size: 2P.
+        with_tokens: JSON has objects of tokens and vectors, not vectors alone.
+    """
+    if media_type == JSON:
+        return _json_response(answer, with_tokens)
+    arrays = answer_arrays(answer, size)
+    if media_type == SAFETENSORS:
+        words = None if answer.output.pool else {"tokens": json.dumps(answer.sentences)}
+        return Response(save(arrays, words), media_type=media_type)
+    if media_type == NUMPY:
+        file = io.BytesIO()
+        if not answer.output.pool:
+            arrays["tokens"] = np.array([*chain.from_iterable(answer.sentences)], np.str_)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        return Response(file.getvalue(), media_type=media_type)
+    return Response(_arrow(answer, arrays), media_type=media_type)
+
+
+def answer_arrays(answer: Answer, size: int) -> dict[str, Array]:
+    """`vectors`, or `values` and `offsets`."""
+    pooled, vectors = bool(answer.output.pool), answer.vectors
+    if not vectors:
+        empty = np.empty((0, size), np.float32)
+        return {"vectors": empty} if pooled else {"values": empty, "offsets": np.zeros(1, np.int64)}
+    if pooled:
+        return {"vectors": np.stack(vectors)}
+    rows = vectors if answer.output.single else [each.transpose(1, 0, 2) for each in vectors]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(each) for each in rows], out=offsets[1:])
+    return {"values": np.ascontiguousarray(np.concatenate(rows)), "offsets": offsets}
+
+
+def vector_lists(arrays: dict[str, Array]) -> pa.Array:
+    """Arrow's lists of the rows of `vectors`, or of the tokens of each sentence."""
+    values = arrays["vectors" if "vectors" in arrays else "values"]
+    lists: pa.Array = pa.array(values.reshape(-1))
+    for length in reversed(values.shape[1:]):
+        lists = pa.FixedSizeListArray.from_arrays(lists, length)
+    if "offsets" in arrays:
+        lists = pa.LargeListArray.from_arrays(pa.array(arrays["offsets"]), lists)
+    return lists
+
+
+def _arrow(answer: Answer, arrays: dict[str, Array]) -> bytes:
+    sentences = pa.array([list(tokens) for tokens in answer.sentences], pa.list_(pa.string()))
+    table = pa.table({"tokens": sentences, "vectors": vector_lists(arrays)})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def to_json(array: Array) -> bytes:
+    """Numbers as the shortest text that gives the same bits."""
+    return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _json_response(answer: Answer, with_tokens: bool) -> Response:
+    pieces = _json_pieces(answer, with_tokens)
+    if sum(each.nbytes for each in answer.vectors) <= STREAMED_BYTES:
+        return Response(b"".join(pieces), media_type=JSON)
+    return StreamingResponse(_in_turns(pieces), media_type=JSON)
+
+
+def _json_pieces(answer: Answer, with_tokens: bool) -> Iterator[bytes]:
+    yield b"["
+    for b, (tokens, vectors) in enumerate(zip(answer.sentences, answer.vectors, strict=True)):
+        text = to_json(vectors)
+        if with_tokens:
+            text = b'{"tokens":' + orjson.dumps(list(tokens)) + b',"vectors":' + text + b"}"
+        yield b"," + text if b else text
+    yield b"]"
+
+
+async def _in_turns(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Pieces, between which the server answers others."""
+    for piece in pieces:
+        yield piece

@@ -1,0 +1,197 @@
+"""Holds every request to the limits, whichever endpoint it goes to: key, size, time, and what is in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+from fastapi import Request
+from starlette.datastructures import Headers
+
+from flashelmo.serve.errors import Refused, error_response
+from flashelmo.serve.limits import Limits
+from flashelmo.serve.metrics import Metrics
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = {"/", "/health", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+HELD_BODY_BYTES = 1 << 28  # of bodies that are being received, of all requests together
+
+logger = logging.getLogger("flashelmo")
+
+
+class Load:
+    """What requests in flight take, of an application.
+
+    Attributes:
+        requests: that were admitted.
+        result_bytes: that their vectors take.
+        body_bytes: that was received of bodies.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.requests, self.result_bytes, self.body_bytes = 0, 0, 0
+        self._limits, self._metrics = limits, metrics
+
+    def admit(self, request: Request, n_bytes: int) -> None:
+        """Let a request have vectors of so many bytes, until it is answered.
+
+        Raises:
+            Refused: too many requests are in flight, or their vectors take too much memory.
+        """
+        limits = self._limits
+        if n_bytes > limits.result_bytes:
+            raise Refused(413, f"vectors: expected {limits.result_bytes} bytes at most, found {n_bytes}")
+        if self.requests >= limits.requests:
+            raise Refused(429, f"requests: expected {limits.requests} in flight at most, found one more", retry=True)
+        if self.result_bytes + n_bytes > limits.result_bytes:
+            text = f"expected {limits.result_bytes} bytes of all requests in flight at most"
+            raise Refused(429, f"vectors: {text}, found {self.result_bytes + n_bytes}", retry=True)
+        request.scope["flashelmo"].append(n_bytes)
+        self._add(1, n_bytes)
+
+    def release(self, admitted: list[int]) -> None:
+        """A request is answered."""
+        for n_bytes in admitted:
+            self._add(-1, -n_bytes)
+
+    def _add(self, requests: int, n_bytes: int) -> None:
+        self.requests += requests
+        self.result_bytes += n_bytes
+        self._metrics.in_flight.set(self.requests)
+
+
+class Guard:
+    """Stands between the server and the application (ASGI)."""
+
+    def __init__(self, app: Application, load: Load, limits: Limits, metrics: Metrics, api_key: str = "") -> None:
+        self._app, self._load, self._limits, self._metrics = app, load, limits, metrics
+        self._key = api_key.encode()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """A request, or the application's begin and end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["flashelmo"] = []
+        started, exchange = time.monotonic(), _Exchange(receive, send, self._limits.body_bytes, self._load)
+        try:
+            await self._answer(scope, exchange)
+        finally:
+            exchange.forget_body()
+            self._load.release(scope["flashelmo"])
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, exchange.status).inc()
+            self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+
+    async def _answer(self, scope: Message, exchange: _Exchange) -> None:
+        try:
+            self._check(scope)
+        except Refused as error:
+            await _refuse(scope, exchange, error)
+            return
+        try:
+            await asyncio.wait_for(self._app(scope, exchange.receive, exchange.send), self._limits.seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            if exchange.status:
+                logger.warning("%s: the client did not read its answer in %d s", scope["path"], self._limits.seconds)
+                return  # the server closes the connection
+            text = f"expected an answer in {self._limits.seconds} s, found none"
+            refused = Refused(503, f"time: {text}", retry=True)
+            if not exchange.has_body:
+                refused = Refused(408, f"body: expected in {self._limits.seconds} s, found a part of it")
+            await _refuse(scope, exchange, refused)
+
+    def _check(self, scope: Message) -> None:
+        """What a request's head says."""
+        headers = Headers(scope=scope)
+        if self._key and not (scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")):
+            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+            if not hmac.compare_digest(given, self._key):
+                raise Refused(401, "Authorization: expected Bearer and the service's key, found another or none")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._limits.body_bytes:
+            raise _too_large(self._limits.body_bytes, int(length))
+
+
+async def _refuse(scope: Message, exchange: _Exchange, refused: Refused) -> None:
+    """Answer without reading what may still come, and close the connection."""
+    headers = {**(refused.headers or {}), "Connection": "close"}
+    response = error_response(scope["path"], refused.status_code, refused.detail, headers)
+    await response(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """A request's messages on their way between server and application.
+
+    Attributes:
+        has_body: the body was received.
+        status: of the answer, once it has begun.
+    """
+
+    def __init__(self, receive: Receive, send: Send, max_bytes: int, load: Load) -> None:
+        self.has_body, self.status = False, 0
+        self._receive, self._send, self._max_bytes, self._load = receive, send, max_bytes, load
+        self._n_bytes = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            n_bytes = len(message.get("body", b""))
+            self._n_bytes += n_bytes
+            self._load.body_bytes += n_bytes
+            if self._n_bytes > self._max_bytes:
+                raise _too_large(self._max_bytes, self._n_bytes)
+            self.has_body = not message.get("more_body", False)
+            if not self.has_body and self._load.body_bytes > HELD_BODY_BYTES:
+                raise Refused(429, f"body: expected {HELD_BODY_BYTES} bytes of all requests at most", retry=True)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if not self.has_body and self._n_bytes:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await self._send(message)
+
+    def forget_body(self) -> None:
+        self._load.body_bytes -= self._n_bytes
+
+
+def _too_large(most: int, found: int) -> Refused:
+    return Refused(413, f"body: expected {most} bytes at most, found {found} or more")
+
+
+async def while_connected(request: Request, metrics: Metrics, work: Awaitable[Any]) -> Any:
+    """What the work gives; where the client hangs up first it is cancelled.
+
+    Raises:
+        Refused: nobody reads it.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        metrics.gone.inc()
+        raise Refused(408, "client: expected one that waits, found that it hung up")
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _disconnect(request: Request) -> None:
+    """Wait until the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,70 @@
+"""OpenAI's endpoint of embeddings: `POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+
+from flashelmo.engine.output import Array, Output
+from flashelmo.serve.endpoint import embed_inputs
+from flashelmo.serve.errors import Refused
+from flashelmo.serve.formats import JSON, STREAMED_BYTES, to_json
+from flashelmo.serve.guard import Load
+from flashelmo.serve.schemas import OpenAIEmbed
+from flashelmo.serve.service import Answer, Service, Wanted
+
+MEAN = Wanted(Output("average", pool="mean"))
+ERROR = {
+    "description": "Refused.",
+    "content": {JSON: {"example": {"error": {"message": "input[0]: expected ..., found ...", "param": "input[0]"}}}},
+}
+ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 408, 413, 424, 429, 503)}
+
+
+def add_openai(app: FastAPI, service: Service, load: Load) -> None:
+    """Add the endpoints."""
+    created = int(time.time())
+
+    @app.post("/v1/embeddings", responses=ERRORS)
+    async def embeddings(body: OpenAIEmbed, request: Request) -> Response:
+        """The mean over layers and tokens of each sentence."""
+        if body.dimensions not in (None, service.config.output_size):
+            size = service.config.output_size
+            raise Refused(422, f"dimensions: expected {size}, the model's own, found {body.dimensions}")
+        answer = await embed_inputs(request, service, load, "input", body.input, MEAN)
+        pieces = _pieces(service.name, answer, body.encoding_format == "base64")
+        if sum(each.nbytes for each in answer.vectors) <= STREAMED_BYTES:
+            return Response(b"".join(pieces), media_type=JSON)
+
+        async def in_turns() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return StreamingResponse(in_turns(), media_type=JSON)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model."""
+        model = {"id": service.name, "object": "model", "created": created, "owned_by": "flashelmo"}
+        return {"object": "list", "data": [model]}
+
+
+def _pieces(name: str, answer: Answer, as_base64: bool) -> Any:
+    """The answer's JSON, a vector at a time."""
+    yield b'{"object":"list","data":['
+    for b, vector in enumerate(answer.vectors):
+        text = _base64(vector) if as_base64 else to_json(vector)
+        yield (b"," if b else b"") + b'{"object":"embedding","index":%d,"embedding":%s}' % (b, text)
+    n_tokens = sum(map(len, answer.sentences))
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    yield b'],"model":%s,"usage":%s}' % (orjson.dumps(name), orjson.dumps(usage))
+
+
+def _base64(vector: Array) -> bytes:
+    return b'"' + base64.b64encode(vector.astype("<f4").tobytes()) + b'"'

@@ -1,0 +1,111 @@
+"""uvicorn on a port: starts, drains on SIGTERM, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio import TimerHandle
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.serve.app import make_app
+from flashelmo.serve.service import Service, ServiceSettings
+
+HEAD_SECONDS = 10.0  # that a client has for a request's head
+BACKLOG = 2048
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's, which closes connections whose requests do not come: it waits for a request's head for ever."""
+
+    _head_timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client came."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        self._forget_head()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client went."""
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._forget_head()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _forget_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that clients can connect to; port 0 is any that is free.
+
+    Raises:
+        FlashElmoError: the port is taken, or the host is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, asyncio turns off the delay of small packets, which costs 40 ms a request.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FlashElmoError(
+            f"--host, --port: expected an address that is free, found {host}:{port}: {reason}"
+        ) from None
+    return listener
+
+
+def serve(settings: ServiceSettings, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve a model until a signal ends it; requests that were accepted are answered first.
+
+    Raises:
+        FlashElmoError: the model, the settings, a device or the port cannot be used.
+    """
+    listener = open_port(host, port)
+    with listener:
+        service = Service(settings)
+        asyncio.run(_serve(service, listener, say))
+
+
+async def _serve(service: Service, listener: socket.socket, say: Callable[[str], None]) -> None:
+    await service.start()
+    try:
+        config = Config(
+            make_app(service, starts=False),
+            http=PatientProtocol,
+            ws="none",
+            backlog=BACKLOG,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            limit_concurrency=service.limits.connections,
+            timeout_graceful_shutdown=service.limits.seconds,
+        )
+        host, port = listener.getsockname()[:2]
+        address = f"[{host}]" if ":" in host else host
+        devices = ", ".join(worker.device for worker in service.workers)
+        listener.listen(BACKLOG)
+        say(f"{service.name} on {devices}, {service.workers[0].precision}: http://{address}:{port}")
+        await Server(config).serve(sockets=[listener])
+    finally:
+        await service.stop()

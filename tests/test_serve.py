@@ -1,0 +1,319 @@
+"""`flashelmo serve` as its clients see it: the vectors of every endpoint are the engine's, bit by bit."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+
+import pyarrow as pa
+from safetensors.numpy import load
+from serving import TEXTS, Server, bits, served, tiny_embedder, tiny_model
+
+from flashelmo import Client, ElmoEmbedder, FlashElmoError
+
+TOKENS = [text.split() for text in TEXTS]
+SAFETENSORS, NUMPY = "application/x-safetensors", "application/x-npz"
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def embedder(model: Path) -> ElmoEmbedder:
+    return tiny_embedder(model)
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Server]:
+    with served(model) as server:
+        yield server
+
+
+def floats(values: Any) -> Any:
+    return np.array(values, np.float32)
+
+
+def reshaped(found: Iterable[Any], expected: Iterable[Any]) -> list[Any]:
+    """JSON's lists as arrays; of an empty sentence they do not tell the shape."""
+    return [floats(values).reshape(array.shape) for values, array in zip(found, expected, strict=True)]
+
+
+@pytest.mark.parametrize("path", ["/embed", "/"])
+@pytest.mark.parametrize("inputs", [TEXTS, TOKENS])
+def test_a_vector_a_sentence(path: str, inputs: Any, server: Server, embedder: ElmoEmbedder) -> None:
+    answer = server.post(path, {"inputs": inputs})
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
+    assert bits(map(floats, answer.json())) == bits(embedder.encode(TOKENS))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": "top"},
+        {"layers": 0, "pool": "max"},
+        {"layers": "all"},
+        {"layers": [2, 0], "pool": "mean"},
+        {"mix": [0.25, -1, 3]},
+    ],
+)
+def test_layers_mix_and_pool(options: dict[str, Any], server: Server, embedder: ElmoEmbedder) -> None:
+    pooled = server.post("/embed", {"inputs": TEXTS, **options}).json()
+    assert bits(map(floats, pooled)) == bits(embedder.embed(TOKENS, **{"pool": "mean", **options}))
+    options.pop("pool", None)
+    found = server.post("/embed_all", {"inputs": TEXTS, **options}).json()
+    expected = list(embedder.embed(TOKENS, **options))
+    assert bits(reshaped(found, expected)) == bits(expected)
+
+
+def test_one_text_and_none(server: Server, embedder: ElmoEmbedder) -> None:
+    assert bits(map(floats, server.post("/embed", {"inputs": TEXTS[0]}).json())) == bits(embedder.encode(TOKENS[:1]))
+    for path in ("/embed", "/embed_all", "/tokens"):
+        assert server.post(path, {"inputs": []}).json() == []
+        for accept in (SAFETENSORS, NUMPY, ARROW):
+            assert server.post(path, {"inputs": []}, accept).status_code == 200
+
+
+def test_normalized_vectors_have_length_one(server: Server, embedder: ElmoEmbedder) -> None:
+    found = server.post("/embed", {"inputs": TEXTS, "normalize": True}).json()
+    assert bits(map(floats, found)) == bits(embedder.encode(TOKENS, normalize_embeddings=True))
+
+
+def test_tokens_come_as_they_were_split(server: Server, embedder: ElmoEmbedder) -> None:
+    found = server.post("/tokens", {"inputs": TEXTS}).json()
+    assert [each["tokens"] for each in found] == TOKENS
+    expected = embedder.embed_batch(TOKENS)
+    assert bits(reshaped((each["vectors"] for each in found), expected)) == bits(expected)
+
+
+def test_binary_formats_hold_the_same_arrays(server: Server, embedder: ElmoEmbedder) -> None:
+    pooled, expected = embedder.encode(TOKENS), embedder.embed_batch(TOKENS)
+    values = np.concatenate([each.transpose(1, 0, 2) for each in expected])
+    offsets = np.cumsum([0, *map(len, TOKENS)])
+
+    answer = server.post("/embed", {"inputs": TEXTS}, SAFETENSORS)
+    assert answer.headers["content-type"] == SAFETENSORS
+    assert bits([load(answer.content)["vectors"]]) == bits([pooled])
+    answer = server.post("/tokens", {"inputs": TEXTS}, f"text/html, {SAFETENSORS};q=0.9, */*")
+    arrays = load(answer.content)
+    assert bits([arrays["values"], arrays["offsets"]]) == bits([values, offsets])
+    header = json.loads(answer.content[8 : 8 + int.from_bytes(answer.content[:8], "little")])
+    assert json.loads(header["__metadata__"]["tokens"]) == TOKENS
+
+    with np.load(io.BytesIO(server.post("/embed_all", {"inputs": TEXTS, "layers": "all"}, NUMPY).content)) as file:
+        assert bits([file["values"], file["offsets"]]) == bits([values, offsets])
+        assert file["tokens"].tolist() == [token for tokens in TOKENS for token in tokens]
+
+    table = pa.ipc.open_stream(server.post("/tokens", {"inputs": TEXTS}, ARROW).content).read_all()
+    assert table["tokens"].to_pylist() == TOKENS
+    for found, each in zip(table["vectors"].to_pylist(), expected, strict=True):
+        assert bits([floats(found).reshape(-1, *values.shape[1:])]) == bits([each.transpose(1, 0, 2)])
+    table = pa.ipc.open_stream(server.post("/embed", {"inputs": TEXTS}, ARROW).content).read_all()
+    assert bits(map(floats, table["vectors"].to_pylist())) == bits(pooled)
+
+
+def test_large_answers_are_streamed(server: Server, embedder: ElmoEmbedder) -> None:
+    text = " ".join(["cat"] * 1500)
+    answer = server.post("/tokens", {"inputs": [text] * 10})
+    assert "content-length" not in answer.headers
+    expected = embedder.embed_sentence(text)
+    assert bits(floats(each["vectors"]) for each in answer.json()) == bits([expected] * 10)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_the_convention_of_openai(encoding: str, server: Server, embedder: ElmoEmbedder) -> None:
+    answer = server.post("/v1/embeddings", {"input": TEXTS, "model": "any", "encoding_format": encoding}).json()
+    vectors = [each["embedding"] for each in answer["data"]]
+    if encoding == "base64":
+        vectors = [np.frombuffer(base64.b64decode(each), "<f4") for each in vectors]
+    assert bits(map(floats, vectors)) == bits(embedder.encode(TOKENS))
+    assert [each["index"] for each in answer["data"]] == list(range(len(TEXTS)))
+    n_tokens = sum(map(len, TOKENS))
+    assert answer["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    assert (answer["object"], answer["model"]) == ("list", "tiny")
+    assert server.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
+
+
+def test_the_open_inference_protocol(server: Server, embedder: ElmoEmbedder) -> None:
+    names = ["mask", "token_embeddings", "sentence_embedding"]
+    rows = [[*tokens, *[""] * (6 - len(tokens))] for tokens in TOKENS]
+    tokens = {"name": "tokens", "shape": [5, 6], "datatype": "BYTES", "data": rows}
+    body = {"id": "7", "inputs": [tokens], "outputs": [{"name": name} for name in names]}
+    answer = server.post("/v2/models/tiny/versions/1/infer", body).json()
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", "tiny", "1")
+    outputs = {each["name"]: np.array(each["data"]).reshape(each["shape"]) for each in answer["outputs"]}
+    assert list(outputs) == names
+    assert outputs["mask"].tolist() == [[token != "" for token in row] for row in rows]
+    average = embedder.encode(TOKENS, output_value="token_embeddings")
+    for padded, vectors in zip(outputs["token_embeddings"], average, strict=True):
+        assert bits([floats(padded[: len(vectors)])]) == bits([vectors]) and not padded[len(vectors) :].any()
+    text = {"name": "text", "shape": [5], "datatype": "BYTES", "data": TEXTS}
+    answer = server.post("/v2/models/tiny/infer", {"inputs": [text]}).json()
+    assert bits(map(floats, np.reshape(answer["outputs"][0]["data"], (5, -1)))) == bits(embedder.encode(TOKENS))
+    assert bits(map(floats, outputs["sentence_embedding"])) == bits(embedder.encode(TOKENS))
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready", "/v2"):
+        assert server.http.get(path).status_code == 200
+    metadata = server.http.get("/v2/models/tiny").json()
+    assert [each["name"] for each in metadata["inputs"]] == ["text", "tokens"]
+    assert server.http.get("/v2/models/other").status_code == 404
+
+
+def of_tei(answer: Any) -> str:
+    assert set(answer) == {"error", "error_type"}
+    return str(answer["error"])
+
+
+def of_openai(answer: Any) -> str:
+    error = answer["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"].startswith(error["param"] or "")
+    return str(error["message"])
+
+
+def of_infer(answer: Any) -> str:
+    assert set(answer) == {"error"}
+    return str(answer["error"])
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"], **changes}]}
+
+
+ERRORS = [
+    ("/embed", {"inputs": ["a", 4]}, 422, "inputs[1]: expected a text or a list of tokens, found 4"),
+    ("/embed", {"inputs": [["a", None]]}, 422, "inputs[0][1]: expected a token as text, found None"),
+    ("/embed", {"inputs": {"a": 1}}, 422, "inputs: expected a text or a list of sentences, found {'a': 1}"),
+    ("/embed", {"inputs": ["\ud800"]}, 422, "inputs[0]: expected Unicode, found half a surrogate pair in '\\ud800'"),
+    ("/embed", {}, 422, "inputs: expected, found nothing"),
+    ("/embed", [], 422, "body: expected JSON with the header Content-Type: application/json, found []"),
+    ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: expected one of the fields that /openapi.json names"),
+    ("/embed", {"inputs": "a", "layers": 3}, 422, "layers: expected a layer from 0 to 2, found 3"),
+    ("/embed", {"inputs": "a", "layers": "up"}, 422, "layers: expected all, top, average, a layer's number"),
+    ("/embed", {"inputs": "a", "mix": [1]}, 422, "mix: expected 3 coefficients, one a layer, found 1"),
+    ("/embed", {"inputs": "a", "pool": "min"}, 422, "pool: expected 'mean' or 'max', found 'min'"),
+    ("/embed", {"inputs": "a", "normalize": 7}, 422, "normalize: expected a valid boolean"),
+    ("/embed", {"inputs": "a", "prompt_name": "q"}, 422, "prompt_name: expected none, as ELMo has no prompts"),
+    ("/nothing", {}, 404, "path: expected one that /openapi.json names, found '/nothing'"),
+    ("/info", {}, 405, "method: expected GET, found POST"),
+    ("/v1/embeddings", {"input": [[1, 2]]}, 400, "input[0][0]: expected a token as text, found 1"),
+    ("/v1/embeddings", {"input": "a", "dimensions": 7}, 400, "dimensions: expected 8, the model's own, found 7"),
+    ("/v2/models/a/infer", tensor(), 404, "model: expected tiny, found 'a'"),
+    ("/v2/models/tiny/versions/2/infer", tensor(), 404, "version: expected 1, found '2'"),
+    ("/v2/models/tiny/infer", tensor(name="x"), 400, "inputs[0].name: expected text or tokens, found 'x'"),
+    ("/v2/models/tiny/infer", tensor(datatype="FP32"), 400, "inputs[0].datatype: expected BYTES, found 'FP32'"),
+    ("/v2/models/tiny/infer", tensor(shape=[1, 2]), 400, "inputs[0].shape: expected [B] or [B, 1], found [1, 2]"),
+    ("/v2/models/tiny/infer", tensor(shape=[3]), 400, "inputs[0].data: expected 3 texts, found 1"),
+    ("/v2/models/tiny/infer", tensor(data=[3]), 400, "inputs[0].data[0]: expected a text or a list of tokens, found 3"),
+    ("/v2/models/tiny/infer", tensor(data=None), 400, "inputs[0].data: expected, found nothing"),
+    ("/v2/models/tiny/infer", {"inputs": []}, 400, "inputs: expected one, text or tokens, found 0"),
+    ("/v2/models/tiny/infer", {}, 400, "inputs: expected, found nothing"),
+    ("/v2/models/tiny/infer", {**tensor(), "outputs": [{"name": "x"}]}, 400, "outputs[0].name: expected sentence_emb"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "text"), ERRORS)
+def test_an_error_names_field_expected_and_found(path: str, body: Any, status: int, text: str, server: Server) -> None:
+    answer = server.http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    message = (of_openai if path.startswith("/v1") else of_infer if path.startswith("/v2") else of_tei)(answer.json())
+    assert message.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "text"),
+    [
+        (b'{"inputs": ["a"', {}, "body: expected JSON, found expecting ',' delimiter at character 15"),
+        (b'{"inputs": ["\xff"]}', {}, "body: expected JSON in UTF-8, found something else"),
+        (b'{"inputs": "a"}', {"Content-Type": "text/plain"}, "body: expected JSON with the header Content-Type: app"),
+        (b"", {}, "body: expected JSON with the header Content-Type: application/json, found None"),
+        (b"[" * 100_000, {}, "body: expected JSON"),
+    ],
+)
+def test_a_body_that_is_no_json(content: bytes, headers: dict[str, str], text: str, server: Server) -> None:
+    answer = server.http.post("/embed", content=content, headers={"Content-Type": "application/json", **headers})
+    assert answer.status_code in (400, 422) and of_tei(answer.json()).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "binary_data_size: expected a number up to 0, found 5"),
+        (b"\x09\0\0\0a", "binary_data_size: expected texts in UTF-8, each after its length"),
+        (b"\x01\0\0\0\xff", "binary_data_size: expected texts in UTF-8, each after its length"),
+        (b"\0\0\0\0\0", "binary_data_size: expected texts in UTF-8, each after its length"),
+    ],
+)
+def test_a_binary_tensor_that_is_none(data: bytes, text: str, server: Server) -> None:
+    head = json.dumps(tensor(data=None, parameters={"binary_data_size": 5})).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = server.http.post("/v2/models/tiny/infer", content=head + data, headers=headers)
+    assert answer.status_code == 400 and of_infer(answer.json()).startswith(f"inputs[0].parameters.{text}")
+    headers = {"Inference-Header-Content-Length": "9999"}
+    answer = server.http.post("/v2/models/tiny/infer", content=head, headers=headers)
+    assert answer.status_code == 400 and "expected a number up to" in of_infer(answer.json())
+
+
+def test_an_unknown_format_is_refused(server: Server) -> None:
+    answer = server.post("/embed", {"inputs": "a"}, "text/html")
+    assert answer.status_code == 406 and of_tei(answer.json()).startswith("Accept: expected application/json, ")
+
+
+def test_it_tells_about_itself(server: Server) -> None:
+    info = server.http.get("/info").json()
+    assert (info["model_id"], info["precision"], info["layers"], info["output_size"]) == ("tiny", "fp32", 3, 8)
+    assert len(info["model_sha"]) == 64 and info["max_client_batch_size"] == 1024
+    assert server.http.get("/health").status_code == 200
+    assert server.metric("request_count_total") > 0 and server.metric("workers") == 1
+    paths = server.http.get("/openapi.json").json()["paths"]
+    assert {"/embed", "/embed_all", "/tokens", "/v1/embeddings", "/v2/models/{name}/infer", "/info"} <= set(paths)
+
+
+def test_the_same_bits_under_load(server: Server, embedder: ElmoEmbedder, text: list[list[str]]) -> None:
+    """Whoever else asks, and in whatever windows: the command's vectors, which are the embedder's."""
+    expected = embedder.encode(text, layers="top")
+    before = server.metric("batch_next_size_count"), server.metric("batch_next_size_sum")
+
+    def ask(first: int) -> None:
+        step = 1 + first % 3
+        for start in range(first, len(text), 16):
+            body = {"inputs": text[start : start + step], "layers": "top"}
+            found = load(server.post("/embed", body, SAFETENSORS).content)["vectors"]
+            assert bits(found) == bits(expected[start : start + step])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(16)))
+    windows = server.metric("batch_next_size_count") - before[0]
+    assert server.metric("batch_next_size_sum") - before[1] > 1.5 * windows, "requests were not joined"
+
+
+def test_the_client_has_the_embedders_methods(server: Server, embedder: ElmoEmbedder) -> None:
+    with Client(server.url) as client:
+        assert bits(client.embed(TEXTS)) == bits(embedder.embed(TOKENS))
+        assert bits(client.embed(iter(TOKENS), layers="top")) == bits(embedder.embed(TOKENS, layers="top"))
+        assert bits(client.embed(TOKENS, mix=[1, 2, 3], pool="max")) == bits(
+            embedder.embed(TOKENS, mix=[1, 2, 3], pool="max")
+        )
+        assert bits(client.embed_batch(TOKENS)) == bits(embedder.embed_batch(TOKENS))
+        assert bits([client.embed_sentence("the cat")]) == bits([embedder.embed_sentence("the cat")])
+        assert bits(client.embed_sentences(TOKENS, 2)) == bits(embedder.embed_sentences(TOKENS))
+        for given in (TEXTS, "cat"):
+            assert bits([client.encode(given)]) == bits([embedder.encode(given)])
+        assert bits(client.encode(TEXTS, output_value="token_embeddings", normalize_embeddings=True)) == bits(
+            embedder.encode(TEXTS, output_value="token_embeddings", normalize_embeddings=True)
+        )
+        assert client.encode([]).shape == (0, 8) and list(client.embed([])) == []
+        assert client.embed_sentence([]).shape == (3, 0, 8)
+        assert client.info["model_id"] == "tiny"
+        with pytest.raises(FlashElmoError, match=r"/embed_all: layers: expected a layer from 0 to 2, found 9"):
+            list(client.embed(TEXTS, layers=9))
+        with pytest.raises(FlashElmoError, match="layers: expected 'average', 'top' or a layer's number, found 'all'"):
+            client.encode(TEXTS, layers="all")

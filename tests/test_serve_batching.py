@@ -1,0 +1,281 @@
+"""Which requests become one window, and what becomes of them when a worker fails: with a worker that does as told."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+
+from serving import FakeWorker, fake_service, settle, tiny_model
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Output
+from flashelmo.serve.errors import Refused
+from flashelmo.serve.limits import Limits
+from flashelmo.serve.service import Service, ServiceSettings, Wanted
+
+MEAN, MAX = Wanted(Output("average", pool="mean")), Wanted(Output("average", pool="max"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+Scene = Callable[[Service, FakeWorker, Callable[..., "asyncio.Task[Any]"]], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def play(model: Path) -> Callable[..., None]:
+    """Run a scene with a service of one fake worker, and with what starts a request of sentences of so many tokens."""
+
+    def run(scene: Scene, **settings: Any) -> None:
+        async def begin() -> None:
+            service, worker = fake_service(model, **settings)
+
+            def ask(*lengths: int, wanted: Wanted = MEAN, word: str = "a") -> "asyncio.Task[Any]":
+                return asyncio.create_task(service.embed([[word] * n for n in lengths], wanted))
+
+            await scene(service, worker, ask)
+
+        asyncio.run(begin())
+
+    return run
+
+
+def lengths(worker: FakeWorker) -> list[int]:
+    return [len(tokens) for tokens in worker.sentences()]
+
+
+def answered(task: "asyncio.Task[Any]") -> list[int]:
+    return [int(vector[0]) for vector in task.result().vectors]
+
+
+def test_what_waits_is_one_window(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        first = ask(1)
+        await settle()
+        assert lengths(worker) == [1], "a request by itself waits for nobody"
+        others = [ask(2, 3), ask(0), ask(4)]
+        await settle()
+        assert lengths(worker) == [1]
+        worker.finish()
+        await settle()
+        assert sorted(lengths(worker)) == [0, 2, 3, 4]
+        worker.finish()
+        await settle()
+        assert [*map(answered, [first, *others])] == [[1], [2, 3], [0], [4]]
+
+    play(scene)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(play: Callable[..., None]) -> None:
+    """A request of 100 windows' sentences is under way: a small one is in the next window, which both share."""
+
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        large = ask(*[5] * 200)
+        await settle()
+        assert lengths(worker) == [5, 5]
+        small = ask(3)
+        await settle()
+        worker.finish()
+        await settle()
+        assert sorted(lengths(worker)) == [3, 5]
+        worker.finish()
+        await settle()
+        assert small.done() and not large.done()
+        while not large.done():
+            assert 0 < sum(lengths(worker)) <= 10
+            worker.finish()
+            await settle()
+        assert answered(large) == [5] * 200
+
+    play(scene, max_batch_tokens=10)
+
+
+def test_requests_for_other_vectors_take_turns(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        first, second = ask(*[4] * 6), ask(*[4] * 6, wanted=MAX)
+        await settle()
+        while not (first.done() and second.done()):
+            worker.finish()
+            await settle()
+        done = [len(window) for window in worker.order]
+        assert done == [2] * 6, "six windows of two sentences"
+
+    play(scene, max_batch_tokens=8)
+
+
+def test_a_long_sentence_is_a_window_by_itself(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        tasks = [ask(50), ask(1), ask(60)]
+        await settle()
+        seen = []
+        while worker.held:
+            seen.append(sorted(lengths(worker)))
+            worker.finish()
+            await settle()
+        assert seen == [[50], [1], [60]] and all(task.done() for task in tasks)
+
+    play(scene, max_batch_tokens=10)
+
+
+def test_after_a_full_window_others_are_waited_for_a_moment(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        tasks = [ask(1) for _ in range(9)]
+        await settle()
+        worker.finish()
+        await settle()
+        worker.finish()
+        await settle()
+        assert all(task.done() for task in tasks) and not worker.held
+        late = ask(1)
+        await settle()
+        assert not worker.held, "half as many as before are not there"
+        more = [ask(1) for _ in range(3)]
+        await settle()
+        assert len(lengths(worker)) == 4
+        worker.finish()
+        await settle()
+        assert late.done() and all(task.done() for task in more)
+        late = ask(1)
+        await asyncio.sleep(0.1)
+        assert len(lengths(worker)) == 1, "nobody else came in time"
+        worker.finish()
+        await late
+
+    play(scene, max_wait_ms=30)
+
+
+def test_a_request_that_is_cancelled_leaves_the_line(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        first, second, third = ask(1), ask(2), ask(3)
+        await settle()
+        first.cancel()
+        second.cancel()
+        await settle()
+        while worker.held:
+            worker.finish()
+            await settle()
+        assert third.done() and len(worker.order) <= 2
+
+    play(scene)
+
+
+def test_a_worker_that_dies_once_costs_nothing(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        task = ask(1, 2)
+        await settle()
+        worker.die()
+        await settle()
+        assert lengths(worker) == [1, 2]
+        worker.finish()
+        await settle()
+        assert answered(task) == [1, 2]
+
+    play(scene)
+
+
+def test_a_window_that_kills_twice_is_refused_and_others_are_not(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        bad = ask(7)
+        await settle()
+        good = ask(1)
+        worker.die()
+        await settle()
+        worker.die()
+        await settle()
+        assert lengths(worker) == [1]
+        worker.finish()
+        await settle()
+        assert answered(good) == [1]
+        with pytest.raises(Refused, match="worker: expected one that lives, found it dead twice") as refused:
+            await bad
+        assert refused.value.status_code == 503 and (refused.value.headers or {})["Retry-After"]
+
+    play(scene)
+
+
+def test_an_overflow_is_the_error_of_its_request_alone(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        first = ask(1)
+        await settle()
+        tasks = [ask(2), ask(3), ask(4)]
+        await settle()
+        worker.finish()
+        await settle()
+        worker.finish("an overflow")
+        await settle()
+        while worker.held:
+            worker.finish("an overflow" if lengths(worker) == [3] else "")
+            await settle()
+        assert [answered(task) for task in (first, tasks[0], tasks[2])] == [[1], [2], [4]]
+        with pytest.raises(Refused, match="an overflow") as refused:
+            await tasks[1]
+        assert refused.value.status_code == 424
+
+    play(scene)
+
+
+def test_a_card_has_its_next_window_at_hand(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        worker.limit = 2
+        tasks = []
+        for n in (1, 2, 3):
+            tasks.append(ask(n))
+            await settle()
+        assert lengths(worker) == [1, 2]
+        worker.finish()
+        await settle()
+        assert lengths(worker) == [2, 3]
+        worker.finish()
+        worker.finish()
+        await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_what_a_request_may_hold(model: Path) -> None:
+    limits = Limits(sentences=3, sentence_tokens=2)
+    service, _ = fake_service(model, limits=limits)
+    assert service.split("inputs", ["a b", ["c d"]]) == [["a", "b"], ["c d"]]
+    assert service.split("inputs", ["a b c"], "Right") == [["a", "b"]]
+    assert service.split("inputs", [["a", "b", "c"]], "Left") == [["b", "c"]]
+    with pytest.raises(Refused, match=r"inputs\[1\]: expected 2 tokens at most, found 3"):
+        service.split("inputs", ["a", "a b c"])
+    with pytest.raises(Refused, match=r"inputs: expected 3 sentences at most, found 4"):
+        service.split("inputs", ["a"] * 4)
+    assert service.result_bytes([["a"], ["b", "c"]], Output("all")) == 3 * 3 * 8 * 4
+    assert service.result_bytes([["a"], ["b", "c"]], Output("top", pool="mean")) == 2 * 8 * 4
+
+
+def test_texts_are_split_by_the_tokenizer_that_was_chosen(model: Path) -> None:
+    service, _ = fake_service(model, tokenizer="characters")
+    assert service.split("inputs", ["a é\nb", ["a b"]]) == [["a", "é", "b"], ["a b"]]
+    with pytest.raises(FlashElmoError, match="tokenizer: expected whitespace, characters"):
+        fake_service(model, tokenizer="words")
+
+
+def test_what_cannot_be_served(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlashElmoError, match="stateful: expected a service whose requests depend on themselves alone"):
+        Service(ServiceSettings(model, {"stateful": True}))
+    with pytest.raises(FlashElmoError, match="nothing"):
+        Service(ServiceSettings(tmp_path / "nothing", {"device": "cpu"}))
+    with pytest.raises(FlashElmoError, match="sentences: expected 1 or more, found 0"):
+        Limits(sentences=0)
+
+
+def test_a_result_is_the_callers_own(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        task = ask(1, 2)
+        await settle()
+        worker.finish()
+        answer = await task
+        assert [each.shape for each in answer.vectors] == [(8,), (8,)]
+        assert np.array_equal(answer.vectors[1], np.full(8, 2, np.float32))
+
+    play(scene)

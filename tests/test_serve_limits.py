@@ -1,0 +1,378 @@
+"""What goes beyond a limit, who hangs up, what dies: nothing is lost that was accepted, and nobody else waits."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+
+import uvicorn
+from safetensors.numpy import load
+from serving import TEXTS, FakeWorker, Server, bits, fake_service, served, settle, tiny_embedder, tiny_model, wait_until
+
+from flashelmo import Client, FlashElmoError
+from flashelmo import client as client_module
+from flashelmo.cli import main
+from flashelmo.serve import guard
+from flashelmo.serve import server as server_module
+from flashelmo.serve.app import make_app
+from flashelmo.serve.limits import Limits
+from flashelmo.serve.service import Service
+
+SAFETENSORS = "application/x-safetensors"
+KEY = "a-key"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def strict(model: Path) -> Iterator[Server]:
+    """A server of narrow limits, and a key."""
+    (model.parent / "key").write_text(KEY + "\n", encoding="utf-8")
+    limits = ["--max-sentences", 4, "--max-sentence-tokens", 5, "--max-body-bytes", 2000, "--max-seconds", 2]
+    with served(model, *limits, "--max-result-bytes", 400, "--api-key-file", model.parent / "key") as server:
+        server.http.headers["Authorization"] = f"Bearer {KEY}"
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "text"),
+    [
+        ("/embed", {"inputs": ["a"] * 5}, 413, "inputs: expected 4 sentences at most, found 5"),
+        ("/embed", {"inputs": ["a", "b c d e f g"]}, 413, "inputs[1]: expected 5 tokens at most, found 6"),
+        ("/embed", {"inputs": ["a" * 2000]}, 413, "body: expected 2000 bytes at most, found "),
+        ("/tokens", {"inputs": ["a b c d e"]}, 413, "vectors: expected 400 bytes at most, found 480"),
+    ],
+)
+def test_too_much(path: str, body: Any, status: int, text: str, strict: Server) -> None:
+    answer = strict.post(path, body)
+    assert answer.status_code == status and answer.json()["error"].startswith(text)
+    assert strict.post("/embed", {"inputs": ["b c d e f g"], "truncate": True}).status_code == 200
+
+
+def test_a_key_is_demanded_where_there_are_vectors(strict: Server) -> None:
+    for key in ("", "Bearer other", f"Basic {KEY}"):
+        for path in ("/embed", "/", "/v1/embeddings", "/info", "/nothing"):
+            method = "GET" if path == "/info" else "POST"
+            answer = strict.http.request(method, path, json={"inputs": "a"}, headers={"Authorization": key})
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+        for path in ("/", "/health", "/metrics", "/v2/health/ready"):
+            assert strict.http.get(path, headers={"Authorization": key}).status_code == 200
+    with Client(strict.url) as client, pytest.raises(FlashElmoError, match="Authorization: expected Bearer and"):
+        client.embed_sentence("a")
+    with Client(strict.url, api_key=KEY) as client:
+        assert client.encode("a").shape == (8,)
+
+
+def raw(server: Server, head: str, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What a client gets that writes bytes of its own."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=15) as connection:
+        connection.sendall(f"{head}\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
+        for part in parts:
+            time.sleep(pause)
+            connection.sendall(part)
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+        return answer
+
+
+def test_a_body_of_a_gigabyte_is_refused_unread(strict: Server) -> None:
+    post = "POST /embed HTTP/1.1\r\nContent-Type: application/json\r\n"
+    answer = raw(strict, f"{post}Content-Length: {1 << 30}")
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"found 1073741824 or more" in answer
+    chunk = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+    answer = raw(strict, f"{post}Transfer-Encoding: chunked", chunk, chunk, chunk)
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"connection: close" in answer
+
+
+def test_a_slow_body_is_given_up(strict: Server) -> None:
+    started = time.monotonic()
+    answer = raw(strict, "POST /embed HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100", b'{"inp')
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"body: expected in 2 s, found a part of it" in answer
+    assert 1.5 < time.monotonic() - started < 10
+
+
+@asynccontextmanager
+async def in_process(service: Service) -> AsyncIterator[str]:
+    """The service on a port of its own, in this process."""
+    listener = server_module.open_port("127.0.0.1", 0)
+    app = make_app(service, starts=False)
+    config = uvicorn.Config(app, http=server_module.PatientProtocol, ws="none", log_level="warning")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
+def test_a_slow_head_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
+
+    async def scene() -> None:
+        service, _ = fake_service(model)
+        async with in_process(service) as url:
+            port = int(url.rpartition(":")[2])
+            for part in (b"", b"GET /health HTTP/1.1\r\nHo", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(part)
+                answer = await asyncio.wait_for(reader.read(), 4)
+                assert (b"200 OK" in answer) == (b"\r\n\r\n" in part)
+                writer.close()
+
+    asyncio.run(scene())
+
+
+def asgi(service: Service) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(make_app(service, starts=False)), base_url="http://x")
+
+
+def test_more_requests_than_allowed_are_told_to_come_back(model: Path) -> None:
+    async def scene() -> None:
+        service, worker = fake_service(model, limits=Limits(requests=2, result_bytes=100))
+        async with asgi(service) as http:
+            tasks = [asyncio.create_task(http.post("/embed", json={"inputs": text})) for text in "abcd"]
+            await settle()
+            await asyncio.sleep(0.05)
+            assert service.metrics.text().decode().count("flashelmo_requests_in_flight 2.0") == 1
+            finish_all(worker)
+            answers = await asyncio.gather(*tasks)
+            assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+            assert answers[2].headers["Retry-After"] == "1"
+            assert answers[2].json() == {
+                "error": "requests: expected 2 in flight at most, found one more",
+                "error_type": "overloaded",
+            }
+            tasks = [asyncio.create_task(http.post("/embed", json={"inputs": ["a", "b"]})) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            finish_all(worker)
+            answers = await asyncio.gather(*tasks)
+            assert [answer.status_code for answer in answers] == [200, 429]
+            assert "vectors: expected 100 bytes of all requests in flight at most, found 128" in answers[1].text
+            assert (await http.post("/embed", json={"inputs": []})).status_code == 200
+            assert "flashelmo_requests_in_flight 0.0" in service.metrics.text().decode()
+
+    asyncio.run(scene())
+
+
+def finish_all(worker: FakeWorker) -> None:
+    while worker.held:
+        worker.finish()
+
+
+def test_an_answer_that_takes_too_long_is_given_up(model: Path) -> None:
+    async def scene() -> None:
+        service, worker = fake_service(model, limits=Limits(seconds=1))
+        async with asgi(service) as http:
+            answer = await http.post("/v1/embeddings", json={"input": "a", "model": "x"})
+            assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+            assert answer.json()["error"]["message"] == "time: expected an answer in 1 s, found none"
+            worker.is_ready = False
+            answer = await http.get("/health")
+            assert answer.status_code == 503 and answer.json()["error"].startswith("workers: expected one")
+        assert not service._batcher._waiting
+
+    asyncio.run(scene())
+
+
+def test_who_hangs_up_leaves_the_line(model: Path) -> None:
+    async def scene() -> None:
+        service, worker = fake_service(model)
+        async with in_process(service) as url, httpx.AsyncClient(base_url=url) as http:
+            first = asyncio.create_task(http.post("/embed", json={"inputs": "a"}))
+            while not worker.held:
+                await asyncio.sleep(0.01)
+            impatient = [asyncio.create_task(http.post("/embed", json={"inputs": "b"})) for _ in range(5)]
+            while len(service._batcher._waiting) < 5:
+                await asyncio.sleep(0.01)
+            for task in impatient:
+                task.cancel()
+            while service._batcher._waiting:
+                await asyncio.sleep(0.01)
+            finish_all(worker)
+            assert (await first).status_code == 200
+            text = service.metrics.text().decode()
+            assert "flashelmo_request_gone_count_total 5.0" in text and "flashelmo_requests_in_flight 0.0" in text
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+def test_who_reads_no_answer_holds_nothing_for_long(model: Path) -> None:
+    async def scene() -> None:
+        service, worker = fake_service(model, limits=Limits(seconds=1))
+        async with in_process(service) as url:
+            port = int(url.rpartition(":")[2])
+            client = socket.create_connection(("127.0.0.1", port))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            body = b'{"inputs": [' + b",".join([b'"a"'] * 1024) + b'], "layers": "all"}'
+            head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            for _ in range(100):
+                await loop.sock_sendall(client, head % len(body) + body)
+                deadline = loop.time() + 0.2
+                while not worker.held and loop.time() < deadline:
+                    await asyncio.sleep(0.005)
+                if not worker.held:
+                    break  # answers fill all buffers: the server reads no more requests
+                finish_all(worker)
+            while "flashelmo_requests_in_flight 0.0" not in service.metrics.text().decode():
+                await asyncio.sleep(0.05)
+            client.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+def test_bodies_that_come_together_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HELD_BODY_BYTES", 1000)
+
+    async def scene() -> None:
+        service, _ = fake_service(model)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield b" " * 600
+
+        async with asgi(service) as http:
+            answer = await http.post("/embed", content=pieces(), headers={"Content-Type": "application/json"})
+            assert answer.status_code == 429 and "of all requests" in answer.json()["error"]
+
+    asyncio.run(scene())
+
+
+def test_a_worker_that_is_killed_costs_no_request(model: Path, text: list[list[str]]) -> None:
+    """Under load, again and again: every answer comes, and is right."""
+    expected = tiny_embedder(model).encode(text, layers="top")
+    with served(model, "--max-batch-tokens", 64) as server:
+        over = threading.Event()
+
+        def ask(first: int) -> int:
+            n = 0
+            while not over.is_set():
+                for start in range(first, len(text), 8):
+                    body = {"inputs": text[start : start + 2], "layers": "top"}
+                    answer = server.post("/embed", body, SAFETENSORS)
+                    assert answer.status_code == 200, answer.text
+                    assert bits(load(answer.content)["vectors"]) == bits(expected[start : start + 2])
+                    n += 1
+            return n
+
+        with ThreadPoolExecutor(8) as pool:
+            counts = [pool.submit(ask, first) for first in range(8)]
+            try:
+                for deaths in (1, 2):
+                    time.sleep(0.2)
+                    os.kill(server.worker().pid, signal.SIGKILL)
+                    wait_until(lambda: server.metric("worker_death_count_total") == deaths)  # noqa: B023 (called here)
+                    wait_until(lambda: server.metric("workers") == 1)
+            finally:
+                over.set()
+            assert sum(count.result() for count in counts) > 100
+        said = server.stop(signal.SIGINT)
+    assert said.count("killed by SIGKILL; it is started anew") == 2
+
+
+def test_at_the_end_what_was_accepted_is_answered(model: Path) -> None:
+    with served(model, "--max-wait-ms", 800) as server, ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: server.post("/embed", {"inputs": "a"}), range(16)))  # so that others are waited for
+        waiting = pool.submit(server.post, "/embed", {"inputs": TEXTS})
+        wait_until(lambda: server.metric("queue_size") == 1)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url + "/health")
+        assert waiting.result().status_code == 200 and len(waiting.result().json()) == len(TEXTS)
+        _, said = server.process.communicate(timeout=30)
+        assert server.process.returncode == 0 and "Traceback" not in said
+
+
+def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    answers: list[Any] = [
+        httpx.ConnectError("refused"),
+        httpx.Response(503, headers={"Retry-After": "3"}, json={"error": "x"}),
+        httpx.Response(429, json={"error": "busy"}),
+        httpx.Response(200, json={"model_id": "it"}),
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        assert isinstance(found, httpx.Response)
+        return found
+
+    client = Client("http://x/", transport=httpx.MockTransport(answer))
+    assert client.info == {"model_id": "it"}
+    assert len(pauses) == 3 and pauses[1] == 3.0 and 0.1 <= pauses[0] < pauses[2] < 1
+
+    answers[:] = [httpx.Response(429, json={"error": "busy"})] * 2
+    with pytest.raises(FlashElmoError, match="http://x/info: busy"):
+        Client("http://x", retries=1, transport=httpx.MockTransport(answer)).info  # noqa: B018
+    answers[:] = [httpx.Response(422, json={"error": "inputs: expected, found nothing"})]
+    with pytest.raises(FlashElmoError, match="inputs: expected, found nothing"):
+        Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
+    answers[:] = [httpx.Response(500, text="<html>")]
+    with pytest.raises(FlashElmoError, match="http://x/info: expected vectors, found status 500"):
+        Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
+    answers[:] = [httpx.ConnectError("refused")]
+    with pytest.raises(FlashElmoError, match="http://x/info: expected an answer, found ConnectError: refused"):
+        Client("http://x", retries=0, transport=httpx.MockTransport(answer)).info  # noqa: B018
+    with pytest.raises(FlashElmoError, match="url: expected one that begins with http:// or https://, found 'x'"):
+        Client("x")
+    assert {408, 429, 502, 503, 504} == client_module.RETRIED
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--host", "192.0.2.1"], "--host, --port: expected an address that is free, found 192.0.2.1:8080: "),
+        (["--precision", "fp7"], "precision: expected one of auto, "),
+        (["--tokenizer", "words"], "tokenizer: expected whitespace"),
+        (["--api-key-file", "nothing"], "nothing: No such file"),
+        (["--api-key-file", os.devnull], f"{os.devnull}: expected one line of a key in ASCII"),
+        (["--device", "cuda:0,cpu"], "device: expected one, or several CUDA devices"),
+    ],
+)
+def test_what_the_command_refuses(
+    options: list[str], text: str, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(model), *options]) != 0
+    said = capfd.readouterr().err
+    assert text in said and "Traceback" not in said
+
+
+def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with server_module.open_port("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio would let small packets wait"
+        listener.listen()
+        assert main(["serve", str(model), "--port", str(listener.getsockname()[1])]) == 1
+    assert "Address already in use" in capfd.readouterr().err
+
+
+def test_a_worker_that_cannot_start_is_the_commands_error(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    cache.write_text("no cache", encoding="utf-8")
+    assert main(["serve", str(model), "--port", "0", "--device", "cpu", "--word-cache", str(cache)]) == 1
+    said = capfd.readouterr().err
+    assert str(cache) in said and len(said.splitlines()) == 1
