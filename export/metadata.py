@@ -24,7 +24,8 @@ STATES = {"state.hidden": "new_state.hidden", "state.cell": "new_state.cell"}
 JSON_VALUES = ("config", "lexicon", "layers", "mix", "stateful", "characters", "int8_levels")
 TEXTS = ("precision", "weights_sha256", "source_format", "license", "report_sha256")
 MAX_INT8_LEVELS = 127
-BUCKET_FILE = r"batch[1-9]\d*_steps[1-9]\d*\.onnx"  # names of unrolled files, which share the weights beside them
+BUCKET = r"batch[1-9]\d*_steps[1-9]\d*"  # names of unrolled files, which share the weights beside them
+BUCKET_FILE = BUCKET + r"\.onnx"
 BUCKET_DATA = "weights.onnx_data"
 
 
@@ -105,7 +106,8 @@ class Metadata:
         """
         if properties.get("format") != "flashelmo":
             raise FlashElmoError(f"{source}: expected a model exported by flashelmo, found no metadata of it")
-        version, expected = properties.get("format_version"), UNROLLED_VERSION if "bucket" in properties else FORMAT_VERSION
+        version = properties.get("format_version")
+        expected = UNROLLED_VERSION if "bucket" in properties else FORMAT_VERSION
         if version != str(expected):
             found = " ".join(str(version).split())
             raise FlashElmoError(f"{source}: expected format_version {expected}, found {found:.80}")

@@ -68,8 +68,8 @@ def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> dict[str, npt.NDAr
         names = [f"lstm.{layer}.{direction}.projection" for direction in DIRECTIONS]
         if names[0] in tensors:
             found[f"lstm.{layer}.projection"] = np.stack([tensors[name] for name in names])
-        for name, both in zip(_boundary(layer), zip(*(boundary_names(layer, d) for d in DIRECTIONS)), strict=True):
-            found[name] = np.stack([tensors[each] for each in both])
+        for state, name in enumerate(_boundary(layer)):
+            found[name] = np.stack([tensors[boundary_names(layer, direction)[state]] for direction in DIRECTIONS])
     if config.word_size and config.character_size:
         size, dtype = config.projection_size, tensors["word_embedding"].dtype
         weight = found.pop("projection.weight", np.eye(size, dtype=dtype))
@@ -81,7 +81,9 @@ def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> dict[str, npt.NDAr
 
 def _gates_of(tensors: Tensors, name: str) -> npt.NDArray[Any]:
     parts = {gate: tensors[f"{name}.{gate}"] for gate in GATES}
-    return np.concatenate([2 * part if gate == "candidate" else part for gate, part in parts.items()], axis=-1)
+    with np.errstate(over="ignore"):  # of float16, which whoever asks for the tensors looks for
+        parts["candidate"] = 2 * parts["candidate"]
+    return np.concatenate([*parts.values()], axis=-1)
 
 
 def _boundary(layer: int) -> tuple[str, str]:

@@ -91,7 +91,7 @@ def in_bucket(cases: Sequence[Case], sentences: Sequence[Sentence], bucket: tupl
     kept = [Case(f"text, batches of {batch}", _batches(sentences, batch))]
     kept += [case for case in cases if not case.name.startswith("text, ")]
     kept.append(Case(f"sentences of {steps} tokens", _batches(longest, batch)))
-    return [replace(case, batches=tuple(_filled(case.batches, batch, steps))) for case in kept]
+    return [replace(case, batches=tuple(dict.fromkeys(_filled(case.batches, batch, steps)))) for case in kept]
 
 
 def _filled(batches: Sequence[Batch], batch: int, steps: int) -> Iterator[Batch]:

@@ -26,6 +26,15 @@ def export(
         str, typer.Option(metavar="|".join(precisions_on("onnx")), help="One, or some with commas.")
     ] = "fp32",
     all_precisions: Annotated[bool, typer.Option("--all", help="A file for every precision.")] = False,
+    target: Annotated[
+        str, typer.Option("--for", metavar="any|cuda", help="One file for any machine, or unrolled ones for CUDA.")
+    ] = "any",
+    steps: Annotated[
+        str | None, typer.Option(metavar="16,32,64", help="Tokens of a sentence that files for CUDA take.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="1,8,32", help="Sentences that files for CUDA take, with each of --steps.")
+    ] = None,
     layers: Annotated[str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.")] = "all",
     mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="What token_embeddings are.")] = "average",
     stateful: Annotated[bool, typer.Option("--stateful", help="Take and give the LSTMs' states, by row.")] = False,
@@ -47,8 +56,11 @@ def export(
 ) -> None:
     """Export a model as ONNX files, each verified against the PyTorch reference."""
     from flashelmo.engine.model.checkpoints import load_model
+    from flashelmo.export.metadata import BUCKET_DATA
     from flashelmo.export.write import check_folder, export_onnx, verify_folder
 
+    if target not in ("any", "cuda"):
+        raise FlashElmoError(f"--for: expected any or cuda, found {target!r}")
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     destination = path_of("OUT", destination)
     if not verify_only:
@@ -65,7 +77,10 @@ def export(
     reports = export_onnx(
         loaded,
         destination,
-        precisions=precisions_on("onnx") if all_precisions else precision.split(","),
+        precisions=_all_precisions(target) if all_precisions else precision.split(","),
+        target=target,
+        steps=None if steps is None else parse_numbers("--steps", steps),
+        batch=None if batch is None else parse_numbers("--batch", batch),
         layers=None if layers == "all" else parse_numbers("--layers", layers),
         mix=parse_mix(mix, loaded.config.n_layers + 1),
         stateful=stateful,
@@ -81,9 +96,17 @@ def export(
     )
     for report in reports:
         size = sum(path.stat().st_size for path in destination.glob(f"{report.file}*"))
+        shared = destination / Path(report.file).with_name(BUCKET_DATA)
+        weights = f" beside {readable_size(shared.stat().st_size)} of weights" if shared.is_file() else ""
         worst = max(report.outputs, key=lambda error: error.relative)
         errors = f"relative error at most {worst.relative:.2g} ({worst.name})"
-        tell(f"{destination / report.file}: {readable_size(size)}, {report.tokens:,} tokens verified, {errors}")
+        sizes = f"{readable_size(size)}{weights}"
+        tell(f"{destination / report.file}: {sizes}, {report.tokens:,} tokens verified, {errors}")
+
+
+def _all_precisions(target: str) -> list[str]:
+    """Those that have kernels there."""
+    return [name for name in precisions_on("onnx") if target != "cuda" or name != "int8"]
 
 
 def _sentences(path: Path) -> list[list[str]]:
