@@ -113,7 +113,8 @@ def on_card(exported: Exported, work: Sequence[Batches]) -> list[Contestant]:
             found.append(Contestant(f"{kind} {precision}", precision, onnx_file, given, "onnx", is_rival=is_rival))
         found.append(Contestant(f"engine {precision}", precision, native_on_card, (folder, precision), "cuda"))
     eager = (folder, max(len(batch) for each in work for batch in each.batches))
-    found.append(Contestant("PyTorch eager fp32", "fp32", eager_on_card, eager, "cuda", is_rival=True))
+    # PyTorch's own settings: convolutions, though not products, may round to TF32
+    found.append(Contestant("PyTorch eager fp32", "tf32", eager_on_card, eager, "cuda", is_rival=True))
     return found
 
 
@@ -239,7 +240,7 @@ def _measure(
         row = Row(section, model, who.name, "tokens/s", each.detail, note=each.note)
         entry = Entry(who, row, each.batches, each.tokens, group=each.detail)
         if cards:
-            entry = entry._replace(group=f"{each.detail} {who.precision}")
+            entry = entry._replace(group=f"{each.detail} {who.name.split()[-1]}")  # the precision
         else:
             cost = each.work(config, who.words_known)
             entry = entry._replace(limits=partial(cost.ceilings, limits, who.precision))

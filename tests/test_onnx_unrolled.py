@@ -415,3 +415,21 @@ def test_gates_that_float16_cannot_hold_doubled(tmp_path: Path) -> None:
     large = replace(model, weights=ElmoWeights.from_named_tensors(tensors, model.config))
     with pytest.raises(FlashElmoError, match=r"tensor lstm.0.bias: expected gates within half of float16's range$"):
         build_buckets(large, tmp_path, [(1, 2)], precision="fp16")
+
+
+@pytest.mark.parametrize("bucket", ["[2]", "[0, 4]", "[2, true]", '"2x4"', "null", "{}"])
+def test_damaged_metadata(bucket: str) -> None:
+    properties = Metadata(BILM, None, "fp32", (0,), (1.0, 0.0, 0.0), characters=12, bucket=(2, 4)).to_properties()
+    assert Metadata.from_properties(properties, "model").bucket == (2, 4)
+    with pytest.raises(FlashElmoError, match=r"^model: metadata: bucket: expected two positive whole numbers, found "):
+        Metadata.from_properties(properties | {"bucket": bucket}, "model")
+
+
+def test_earlier_versions_refuse_an_unrolled_file() -> None:
+    """They know no bucket, and read the first version of the metadata alone."""
+    general = Metadata(BILM, None, "fp32", (0,), (1.0, 0.0, 0.0), characters=12)
+    assert general.to_properties()["format_version"] == "1" and "bucket" not in general.to_properties()
+    unrolled_file = replace(general, bucket=(2, 4)).to_properties()
+    assert unrolled_file["format_version"] == "2"
+    with pytest.raises(FlashElmoError, match=r"^model: expected format_version 2, found 1$"):
+        Metadata.from_properties(unrolled_file | {"format_version": "1"}, "model")
