@@ -3,7 +3,7 @@
     metadata.py         what a file says of itself
     build.py            a file: its graph, its weights in the precision asked for, its metadata
     whole_model.py      the graph; distinct_words.py, placement.py and boundaries.py are its parts
-    unrolled.py         the graph of one shape, every step of it, all on the card
+    unrolled.py         the graph of one shape, every step of it, all on the card; unrolled_words.py is its first part
     verification/       the gate: a file against the reference, within bounds
     card.py             the model card; card_examples.py holds the programs in it
     servers/            a repository for NVIDIA Triton Inference Server

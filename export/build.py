@@ -81,7 +81,8 @@ def build_onnx(
         report_sha256=_text("report_sha256", report_sha256),
     )
     graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
-    large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
+    tensors = {name: tensors[name] for name in graph.weights}
+    large = sum(tensor.nbytes for tensor in tensors.values()) > LARGEST_FILE
     path = path_of("path", path)
     data = path.with_name(f"{path.name}_data") if external_data or large else None
     _save(graph, tensors, metadata, path, data)
@@ -117,11 +118,12 @@ def build_buckets(
     for one in each.values():
         if most_values(one) >= 2**31:
             raise FlashElmoError(f"{bucket_name(one.bucket or (0, 0))}: expected arrays of less than 2^31 values")
-    tensors: Tensors = {}
-    for path, one in each.items():
-        written = bool(tensors)
-        tensors = tensors or tensors_of(model, one)
-        _save(graph_of(model, one), tensors, one, path, path.with_name(BUCKET_DATA), is_written=written)
+    graphs = {path: graph_of(model, one) for path, one in each.items()}
+    names = dict.fromkeys(name for graph in graphs.values() for name in graph.weights)
+    tensors = tensors_of(model, next(iter(each.values()))) if each else {}
+    shared = {name: tensors[name] for name in names}
+    for number, (path, one) in enumerate(each.items()):
+        _save(graphs[path], shared, one, path, path.with_name(BUCKET_DATA), is_written=number > 0)
     return each
 
 
@@ -266,17 +268,18 @@ def _save(
 
 
 def _write_data(proto: onnx.ModelProto, tensors: Tensors, path: Path, is_written: bool) -> None:
-    """Write the weights that are placeholders one behind the other, and tell each its place."""
-    offset = 0
+    """Write the weights one behind the other, and tell each placeholder its place; they may be written already."""
+    places, end = {}, 0
     with path.open("rb" if is_written else "wb") as file:
-        for tensor in proto.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
-            array, gap = np.ascontiguousarray(tensors[tensor.name]), -offset % ALIGNMENT
-            del tensor.external_data[:]
-            for key, value in (("location", path.name), ("offset", offset + gap), ("length", array.nbytes)):
-                tensor.external_data.add(key=key, value=str(value))
+        for name, tensor in tensors.items():
+            array, gap = np.ascontiguousarray(tensor), -end % ALIGNMENT
+            places[name] = {"location": path.name, "offset": end + gap, "length": array.nbytes}
+            end += gap + array.nbytes
             if not is_written:
                 file.write(bytes(gap))
                 file.write(array.data)
-            offset += gap + array.nbytes
+    for stored in proto.graph.initializer:
+        if stored.data_location == onnx.TensorProto.EXTERNAL:
+            del stored.external_data[:]
+            for key, value in places[stored.name].items():
+                stored.external_data.add(key=key, value=str(value))

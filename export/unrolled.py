@@ -1,5 +1,7 @@
 """The whole model as one ONNX graph of one shape, for ONNX Runtime's CUDA provider: no loop, nothing on the host.
 
+unrolled_words.py has its inputs and the words' vectors.
+
 A bucket is a number of sentences B and of steps T. Every step of the LSTMs is in the graph, so that its nodes are all
 there is to launch, and ONNX Runtime captures them once in a CUDA graph and replays that. What it takes:
 
@@ -18,7 +20,6 @@ cell. Files of float16 multiply in it; sums and cells are float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,15 +28,14 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from flashelmo.engine.graph.builder import Graph, Tensors
-from flashelmo.engine.graph.pieces import highway_nodes, maxima_nodes, vector_nodes, widest
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES
 from flashelmo.export.distinct_words import Vocabulary
 from flashelmo.export.metadata import Metadata
+from flashelmo.export.unrolled_words import convolution_tensors, int32, most_values_of_words, words_of_places
 from flashelmo.export.whole_model import boundary_names, n_lstm_layers
 
 PARTS = 32  # that ONNX Runtime's Split and Concat take without a copy from the host
-WORDS_AT_ONCE = 512  # so that the convolutions' sums, W * M * F values, take little memory
 BOTH = len(DIRECTIONS)
 
 
@@ -43,8 +43,8 @@ def unrolled_graph(metadata: Metadata, vocabulary: Vocabulary) -> Graph:
     """The graph of one bucket; its weights are those of `unrolled_tensors`. Outputs are those of `elmo_graph`."""
     assert metadata.bucket is not None and not metadata.stateful
     graph, (batch, steps) = Graph(metadata.arithmetic.lstm_weights), metadata.bucket
-    mask, vectors = _words(graph, metadata, vocabulary)
-    lengths = graph.node("ReduceSum", [_int32(graph, mask), graph.ints(1)])  # [B, 1]
+    mask, vectors = words_of_places(graph, metadata, vocabulary)
+    lengths = graph.node("ReduceSum", [int32(graph, mask), graph.ints(1)])  # [B, 1]
     lowest = graph.node("Reshape", [vectors, graph.ints(batch, steps, metadata.config.projection_size)])
     layers = [graph.node("Concat", [lowest, lowest], axis=2)]
     layers += _lstm_layers(graph, metadata, vectors, lengths)
@@ -70,6 +70,8 @@ def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> dict[str, npt.NDAr
             found[f"lstm.{layer}.projection"] = np.stack([tensors[name] for name in names])
         for state, name in enumerate(_boundary(layer)):
             found[name] = np.stack([tensors[boundary_names(layer, direction)[state]] for direction in DIRECTIONS])
+    if config.character_size:
+        found |= convolution_tensors(config, tensors)
     if config.word_size and config.character_size:
         size, dtype = config.projection_size, tensors["word_embedding"].dtype
         weight = found.pop("projection.weight", np.eye(size, dtype=dtype))
@@ -89,66 +91,6 @@ def _gates_of(tensors: Tensors, name: str) -> npt.NDArray[Any]:
 def _boundary(layer: int) -> tuple[str, str]:
     """Names of both directions' states after the boundary: hidden [2, 1, P] and cell [2, 1, C]."""
     return f"lstm.{layer}.boundary_hidden", f"lstm.{layer}.boundary_cell"
-
-
-def _int32(graph: Graph, x: str) -> str:
-    return graph.node("Cast", [x], to=TensorProto.INT32)
-
-
-# --------------------------------------------------------------------------------------------------------------- words
-
-
-def _words(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, str]:
-    """Declare the ids as inputs: where tokens are, bool [B, T], and the vectors of all places [B * T, P]."""
-    config, bucket = metadata.config, metadata.bucket
-    assert bucket is not None
-    mask = maxima = word_ids = ""
-    if config.character_size:
-        given = graph.input("character_ids", [*bucket, config.max_characters], TensorProto.INT64)
-        characters = _int32(graph, given)
-        largest = graph.node("ReduceMax", [characters, graph.ints(2)], keepdims=0)
-        mask = graph.node("Greater", [largest, graph.constant("no_character", 0, np.int32)], "mask")
-        maxima = _maxima(graph, metadata, vocabulary, mask, characters)
-    if config.word_size:
-        words = _int32(graph, graph.input("word_ids", bucket, TensorProto.INT64))
-        absent = graph.constant("absent_word", config.absent_word_id, np.int32)
-        mask = mask or graph.node("Not", [graph.node("Equal", [words, absent])], "mask")
-        words = graph.node("Where", [mask, words, graph.constant("any_word", 0, np.int32)])
-        word_ids = graph.node("Reshape", [words, graph.ints(-1)])
-    if not (maxima and word_ids):
-        return mask, vector_nodes(graph, config, maxima, word_ids)
-    embedded = graph.node("Gather", [graph.weight("word_embedding"), word_ids])
-    weights = [graph.weight(f"projection.weight.{kind}") for kind in ("words", "characters")]
-    projected = graph.node("Gemm", [embedded, weights[0], graph.weight("projection.bias")])
-    spelled = graph.node("MatMul", [highway_nodes(graph, config, maxima), weights[1]])
-    return mask, graph.node("Add", [projected, spelled])
-
-
-def _maxima(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str, characters: str) -> str:
-    """The convolutions' maxima [B * T, F] over the windows of all places' characters, blocks of places at a time."""
-    config, (batch, steps) = metadata.config, metadata.bucket or (0, 0)
-    padding = graph.constant("padding_character", vocabulary.padding_character, np.int32)
-    present = graph.node("Unsqueeze", [mask, graph.ints(2)])
-    ids = graph.node("Where", [present, characters, padding])
-    ids = graph.node("Reshape", [ids, graph.ints(-1, config.max_characters)])
-    blocks = _split(graph, ids, _n_blocks(batch * steps), axis=0)
-    maxima = [maxima_nodes(graph, config, _windows(graph, config, block)) for block in blocks]
-    return _joined(graph, maxima, axis=0)
-
-
-def _windows(graph: Graph, config: ElmoConfig, ids: str) -> str:
-    """Character ids [W, M] -> windows [W, M, width] as `engine.graph.pieces` has them, of every position."""
-    places = np.arange(config.max_characters)[:, None] + np.arange(widest(config))
-    last = config.max_characters - 1
-    known = graph.node("Gather", [ids, graph.constant("windows", np.minimum(places, last), np.int32)], axis=1)
-    beyond = graph.constant("beyond_a_word", config.n_characters, np.int32)
-    return graph.node("Where", [graph.constant("is_in_a_word", places <= last, np.bool_), known, beyond])
-
-
-def _n_blocks(n_words: int) -> int:
-    """How many equal blocks, of at most WORDS_AT_ONCE where PARTS of them suffice and the number is divisible."""
-    divisors = [n for n in range(1, PARTS + 1) if n_words % n == 0]
-    return next((n for n in divisors if n_words <= n * WORDS_AT_ONCE), divisors[-1])
 
 
 # --------------------------------------------------------------------------------------------------------------- LSTMs
@@ -276,7 +218,5 @@ def _write_outputs(graph: Graph, metadata: Metadata, layers: Sequence[str], leng
 def most_values(metadata: Metadata) -> int:
     """Values of the largest array that a bucket computes, which must be fewer than 2^31."""
     config, (batch, steps) = metadata.config, metadata.bucket or (0, 0)
-    words = batch * steps // _n_blocks(batch * steps) * config.max_characters
     gates = BOTH * batch * (steps + PARTS) * len(GATES) * config.cell_size
-    spelled = words * max(config.n_filters, widest(config) * (config.character_size + 1)) if config.filters else 0
-    return max(gates, spelled, math.prod((batch, steps, config.output_size)))
+    return max(gates, most_values_of_words(config, batch * steps))

@@ -60,6 +60,7 @@ CUDA_KERNELS: dict[str, set[str]] = {
     "Relu": FLOATS,  # 14+
     "Reshape": ANY,  # [14, 18]
     "Sigmoid": FLOATS,  # 13+
+    "Slice": ANY,  # 13+
     "Split": ANY,  # 18+
     "Sub": SAME,  # 14+
     "Sum": FLOATS,  # 13+
@@ -67,7 +68,14 @@ CUDA_KERNELS: dict[str, set[str]] = {
     "Unsqueeze": ANY,  # [13, 20]
     "Where": SAME,  # 16+; its condition is bool
 }
-READ_ON_THE_HOST = {"Clip": (1, 2), "ReduceMax": (1,), "ReduceSum": (1,), "Reshape": (1,), "Unsqueeze": (1,)}
+READ_ON_THE_HOST = {
+    "Clip": (1, 2),
+    "ReduceMax": (1,),
+    "ReduceSum": (1,),
+    "Reshape": (1,),
+    "Slice": (1, 2, 3),
+    "Unsqueeze": (1,),
+}
 # Of these inputs the list has a type of their own: T1, Tind, B.
 OTHER_TYPES = {"Gather": {1: {"int32", "int64"}}, "Where": {0: {"bool"}}}
 
@@ -182,14 +190,16 @@ def test_fp16_multiplies_in_fp16_and_keeps_cells_in_float32(tmp_path: Path) -> N
 # ---------------------------------------------------------------------------------------------------- nodes on the card
 
 
-GRAPHS = [*((name, "fp32") for name in MODELS), ("skip", "fp16"), ("manylangs", "fp16")]
+# of many words and of few, whose characters' maxima are taken otherwise
+GRAPHS = [(name, "fp32", (24, 35)) for name in MODELS]
+GRAPHS += [(name, "fp16", bucket) for name in ("skip", "manylangs") for bucket in ((24, 35), (3, 35))]
 
 
-@pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
+@pytest.fixture(scope="module", params=GRAPHS, ids=str)
 def values(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Values:
-    name, precision = request.param
+    name, precision, bucket = request.param
     place = tmp_path_factory.mktemp("graph")
-    ((path, _),) = build_buckets(MODELS[name], place, [(24, 35)], precision=precision).items()
+    ((path, _),) = build_buckets(MODELS[name], place, [bucket], precision=precision).items()
     return Values(path)
 
 
@@ -257,6 +267,17 @@ def test_files_of_a_folder_share_their_weights(tmp_path: Path) -> None:
         inside = sum(len(each.raw_data) for each in tensors if each.data_location != TensorProto.EXTERNAL)
         assert inside < 20_000
     assert places[0] == places[1] == places[2] and len(places[0]) > 10
+
+
+def test_files_that_need_other_weights_share_them_all_the_same(tmp_path: Path) -> None:
+    """Where no convolution reaches beyond a word, the files of many words have no term that masks."""
+    model = random_model(replace(BILM, filters=((1, 4),)))
+    build_buckets(model, tmp_path, [(1, 4), (70, 4)])
+    expected = ReferenceRuntime(model, batch_size=8).embed_batch(SENTENCES[:3])
+    elmo = OnnxElmo(tmp_path)
+    for batch in (SENTENCES[:1], [*SENTENCES[:3], *([["cat"]] * 50)]):
+        for found, right in zip(elmo.embed(batch, batch_size=70), expected, strict=False):
+            np.testing.assert_allclose(found, right, rtol=0, atol=EXACT)
 
 
 def test_the_command_writes_a_folder_that_opens(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
