@@ -5,7 +5,7 @@ What a run costs beside its arithmetic: memory and load time, each in fresh proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, draw_passages, first_sentences, load_sentences, write_sentences
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.precision import PRECISIONS
 
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
@@ -179,9 +180,38 @@ SECTIONS = {
 }
 
 
+def faster_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """What this machine does faster than in float32, which is what "auto" takes, and at which error."""
+    for what, section, detail in (("bulk text", "bulk", ""), ("one sentence", "single", WARM)):
+        of_section = [row for row in rows if (row.section, row.detail) == (section, detail) and row.median]
+        timed = {(row.model, row.name): row.median or 1.0 for row in of_section if row.unit in ("tokens/s", "ms")}
+        for (model, name), figure in timed.items():
+            exact = timed.get((model, "fp32"))
+            if exact is None or name not in PRECISIONS:
+                continue
+            times = figure / exact if section == "bulk" else exact / figure
+            if times > 1:
+                yield f"{model}, {what}: {name} is {times:.2g} times as fast as fp32, {_error_text(model, name, rows)}"
+
+
+def _error_text(model: str, name: str, rows: Sequence[Row]) -> str:
+    """The largest relative error of a layer, where it was measured, and the bound."""
+    found = [
+        row.median
+        for row in rows
+        if (row.section, row.model, row.name, row.unit) == ("error", model, name, "relative error") and row.median
+    ]
+    bound = f"below {PRECISIONS[name].on('cpu').bound.relative:g}"
+    return f"relative error {max(found):.2g} ({bound})" if found else f"relative error {bound}"
+
+
 def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; the exit status."""
-    return run_sections(settings, console, new_results(settings, "cpu"), SECTIONS, prepare)
+    results = new_results(settings, "cpu")
+    status = run_sections(settings, console, results, SECTIONS, prepare)
+    for line in faster_lines(results.rows):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return status
 
 
 SUITE = Suite(

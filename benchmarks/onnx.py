@@ -2,7 +2,8 @@
 
 Ragged batches are of real sentences in the order of their text, as a caller may give them; equal sentences show what
 share of the matrix peak is reached where nothing is padded. On a card ONNX Runtime drives a Scan from the host, step by
-step (onnxruntime#11986).
+step (onnxruntime#11986); unrolled files of the batches' shapes, which it replays as CUDA graphs, stand beside it there,
+and the published algorithm in PyTorch. That such a file is open says that none of its nodes is left to the host.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ from flashelmo.benchmarks.text import (
 )
 from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.export import open_session
-from flashelmo.export.build import build_onnx
+from flashelmo.export.build import build_buckets, build_onnx
 from flashelmo.export.onnx_elmo import OnnxElmo
+from flashelmo.export.write import DEFAULTS
 
 FILE_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
 CARD_PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
@@ -63,6 +66,7 @@ PROVIDER = "CUDAExecutionProvider"
 EQUAL = (32, 16)  # sentences and their tokens
 CARD_WARM_UPS = 4  # the native runtime compiles with the first, captures a graph with the second, and replays it then
 NATIVE = "native fp32"
+LARGER = 32  # what the steps of files beyond the usual sizes are a multiple of
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,35 @@ def taking_part(name: str, exported: Exported, settings: Settings) -> Contestant
     return Contestant(name, precision, engine, (folder, options_of(precision, settings)), words_known=True)
 
 
-def on_card(exported: Exported) -> list[Contestant]:
-    """The files on ONNX Runtime's CUDA provider, and the engine's kernels, in each precision that both have."""
-    found = []
+def on_card(exported: Exported, work: Sequence[Batches]) -> list[Contestant]:
+    """The files on ONNX Runtime's CUDA provider and the engine's kernels, in each precision of both; and PyTorch."""
+    folder, found = exported.subject.folder, []
     for precision in CARD_PRECISIONS:
-        file, native = (exported.files[precision], None, PROVIDER), (exported.subject.folder, precision)
-        found.append(Contestant(f"onnx {precision}", precision, onnx_file, file, "onnx", is_rival=True))
-        found.append(Contestant(f"engine {precision}", precision, native_on_card, native, "cuda"))
+        unrolled = unroll(exported, precision, work)
+        for kind, file in (("onnx", exported.files[precision]), ("onnx unrolled", unrolled)):
+            given, is_rival = (file, None, PROVIDER), file is not unrolled
+            found.append(Contestant(f"{kind} {precision}", precision, onnx_file, given, "onnx", is_rival=is_rival))
+        found.append(Contestant(f"engine {precision}", precision, native_on_card, (folder, precision), "cuda"))
+    eager = (folder, max(len(batch) for each in work for batch in each.batches))
+    # PyTorch's own settings: convolutions, though not products, may round to TF32
+    found.append(Contestant("PyTorch eager fp32", "tf32", eager_on_card, eager, "cuda", is_rival=True))
     return found
+
+
+def unroll(exported: Exported, precision: PrecisionName, work: Sequence[Batches]) -> Path:
+    """A folder of unrolled files that hold the work: of the sizes that `flashelmo export` makes, or larger ones."""
+    folder = exported.files[precision].with_name(f"cuda {precision}")
+    needed = [(len(batch), max(map(len, batch))) for each in work for batch in each.batches]
+    sizes = [
+        (
+            next((size for size in DEFAULTS["batch"] if size >= sentences), sentences),
+            next((size for size in DEFAULTS["steps"] if size >= tokens), -(-tokens // LARGER) * LARGER),
+        )
+        for sentences, tokens in needed
+    ]
+    folder.mkdir(exist_ok=True)
+    build_buckets(load_model(exported.subject.folder), folder, sorted(set(sizes)), precision=precision)
+    return folder
 
 
 def onnx_file(path: Path, threads: int | None, provider: str = "CPUExecutionProvider") -> Way:
@@ -121,6 +146,18 @@ def onnx_file(path: Path, threads: int | None, provider: str = "CPUExecutionProv
         return elmo.run(outputs=outputs, on_device=True, **elmo.inputs(sentences))
 
     return Way(embed, run if on_device else embed)
+
+
+def eager_on_card(folder: Path, batch_size: int) -> Way:
+    """The published algorithm in PyTorch, a padded batch at a time, its vectors left on the card."""
+    import torch  # which is there, as the reference needs it
+
+    if not torch.cuda.is_available():
+        raise FlashElmoError("PyTorch: expected a CUDA device, found none")
+    from flashelmo.benchmarks.gpu.rivals import Eager
+    from flashelmo.benchmarks.kernels.card import Device
+
+    return Eager(load_model(folder), Device("cuda", "cuda:0"), "fp32").way(batch_size)
 
 
 def native_on_card(folder: Path, precision: PrecisionName) -> Way:
@@ -183,11 +220,12 @@ def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
 
 
 def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
-    """Tokens a second of the files and of the native kernels on a card; or why not."""
+    """Tokens a second of the files, of the native kernels and of PyTorch on a card; or why not."""
     if PROVIDER not in onnxruntime.get_available_providers():
         why = {"onnx on a card": "this ONNX Runtime has no CUDA provider"}
         return absentees("cuda", exported.subject.name, why)
-    return _measure("cuda", exported, settings, draw_batches(settings), on_card(exported))
+    work = draw_batches(settings)
+    return _measure("cuda", exported, settings, work, on_card(exported, work))
 
 
 def _measure(
@@ -202,7 +240,7 @@ def _measure(
         row = Row(section, model, who.name, "tokens/s", each.detail, note=each.note)
         entry = Entry(who, row, each.batches, each.tokens, group=each.detail)
         if cards:
-            entry = entry._replace(group=f"{each.detail} {who.precision}")
+            entry = entry._replace(group=f"{each.detail} {who.name.split()[-1]}")  # the precision
         else:
             cost = each.work(config, who.words_known)
             entry = entry._replace(limits=partial(cost.ceilings, limits, who.precision))

@@ -7,19 +7,23 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 
 from flashelmo.engine.cpu.pipeline import make_cpu_pipeline
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import PipelineInfo
-from flashelmo.engine.precision import PRECISIONS, precisions_on
+from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on
+from flashelmo.engine.processor import multiplies_bf16
 from flashelmo.engine.settings import INTERPRETER, Settings
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")
 
 CPU_RUNTIMES = ("ort", "openvino", "reference")
+PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "reference": "torch"}  # that a runtime is built on
+EXTRAS = {"ort": "cpu", "openvino": "openvino", "reference": "torch"}  # that bring them
 RUNTIMES = ("auto", *CPU_RUNTIMES, "cuda")
 DEVICE_NAME = re.compile(rf"auto|cpu|cuda(:\d+)?|{INTERPRETER}")
 
@@ -66,6 +70,34 @@ def choose_runtime(settings: Settings) -> Choice:
         expected = ", ".join(precisions_on("cuda"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on a CUDA device")
     return Choice("cuda", precision, devices)
+
+
+@dataclass(frozen=True)
+class Faster:
+    """A precision that this processor may be faster in than in float32, which "auto" takes on the CPU as it is exact.
+
+    Attributes:
+        precision: its name.
+        relative_error: what it stays below, of a layer.
+        needs: what must be installed first, as pip takes it; empty where all is there.
+    """
+
+    precision: PrecisionName
+    relative_error: float
+    needs: str = ""
+
+
+def faster_on_cpu() -> list[Faster]:
+    """What this processor could do faster, at which error; the most exact first. How much, `flashelmo bench` says."""
+    found = []
+    for name in ("bf16", "int8"):
+        row = PRECISIONS[name]
+        if name == "bf16" and not multiplies_bf16():
+            continue
+        there = [runtime for runtime in row.runtimes if find_spec(PACKAGES[runtime]) is not None]
+        needs = "" if there else f"flashelmo[{EXTRAS[row.runtimes[0]]}]"
+        found.append(Faster(row.name, row.on("cpu").bound.relative or 0.0, needs))
+    return found
 
 
 def _devices(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -61,6 +61,11 @@ def int8_levels() -> int:
     return 127 if dot_products or platform.machine() == "arm64" else 63
 
 
+def multiplies_bf16() -> bool:
+    """Whether it has instructions for products of bfloat16 (AVX-512 BF16, AMX, Arm's BF16)."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
+
+
 def check_threads(threads: int | None) -> int | None:
     """A number of threads; FlashElmoError where it is none, or so large that libraries abort the process.
 

@@ -1,13 +1,15 @@
-"""A whole model as one ONNX file, and what it takes to trust and to deploy it.
+"""A whole model as one ONNX file, or as unrolled ones for CUDA, and what it takes to trust and to deploy it.
 
     metadata.py         what a file says of itself
-    build.py            one file: its graph, its weights in the precision asked for, its metadata
+    build.py            a file: its graph, its weights in the precision asked for, its metadata
     whole_model.py      the graph; distinct_words.py, placement.py and boundaries.py are its parts
+    unrolled.py         the graph of one shape, every step of it, all on the card; unrolled_words.py is its first part
     verification/       the gate: a file against the reference, within bounds
     card.py             the model card; card_examples.py holds the programs in it
     servers/            a repository for NVIDIA Triton Inference Server
     write.py            the folder that holds all this, whole or not at all
-    onnx_elmo.py        a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs
+    onnx_elmo.py        a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs,
+                        buckets.py runs a batch in the unrolled file that holds it
 
 The names below are looked up on first use, so that importing this package loads nothing else.
 """

@@ -1,9 +1,13 @@
-"""One ONNX file from a model, unverified: its graph, its weights in the precision asked for, what it says of itself."""
+"""ONNX files of a model, unverified: the graph, the weights in the precision asked for, what a file says of itself.
+
+One file takes batches of any shape; unrolled files take one shape each, for ONNX Runtime on CUDA.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.boundaries import boundary_states
 from flashelmo.export.distinct_words import Vocabulary
-from flashelmo.export.metadata import Metadata
+from flashelmo.export.metadata import BUCKET_DATA, Metadata, bucket_name
+from flashelmo.export.unrolled import most_values, unrolled_graph, unrolled_tensors
 from flashelmo.export.whole_model import elmo_graph
 
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
@@ -67,30 +72,89 @@ def build_onnx(
         FlashElmoError: an argument that is none of these, weights that the precision cannot hold, a file that cannot
             be written.
     """
-    check_is_model(model)
-    for name, value in (("license", license), ("report_sha256", report_sha256)):
-        if not isinstance(value, str):
-            raise FlashElmoError(f"{name}: expected text, found {shown(value)}")
     external_data = flag("external_data", external_data)
-    metadata = Metadata(
+    metadata = replace(
+        _metadata(model, precision, layers, mix, license),
+        stateful=flag("stateful", stateful),
+        characters=_characters(model.config, characters),
+        int8_levels=_levels(reduce_range) if PRECISIONS[precision].on("onnx").lstm_weights == "int8" else None,
+        report_sha256=_text("report_sha256", report_sha256),
+    )
+    graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
+    tensors = {name: tensors[name] for name in graph.weights}
+    large = sum(tensor.nbytes for tensor in tensors.values()) > LARGEST_FILE
+    path = path_of("path", path)
+    data = path.with_name(f"{path.name}_data") if external_data or large else None
+    _save(graph, tensors, metadata, path, data)
+    return metadata
+
+
+def build_buckets(
+    model: ElmoModel,
+    folder: str | Path,
+    buckets: Sequence[tuple[int, int]],
+    *,
+    precision: PrecisionName = "fp32",
+    layers: Sequence[int] | None = None,
+    mix: Sequence[float] | None = None,
+    license: str = "unknown",
+) -> dict[Path, Metadata]:
+    """Write a model as unrolled files in a folder that is there, one for each (sentences, tokens), and their weights.
+
+    Args:
+        model, precision, layers, mix, license: as for `build_onnx`; int8 has no kernels on CUDA.
+
+    Returns:
+        What each file says of itself.
+
+    Raises:
+        FlashElmoError: as `build_onnx`, a precision that CUDA lacks, or a bucket that is too large.
+    """
+    metadata = _metadata(model, precision, layers, mix, license)
+    if metadata.arithmetic.lstm_weights == "int8":
+        raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
+    metadata = replace(metadata, characters=_characters(model.config, None))
+    each = {path_of("folder", folder) / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
+    for one in each.values():
+        if most_values(one) >= 2**31:
+            raise FlashElmoError(f"{bucket_name(one.bucket or (0, 0))}: expected arrays of less than 2^31 values")
+    graphs = {path: graph_of(model, one) for path, one in each.items()}
+    names = dict.fromkeys(name for graph in graphs.values() for name in graph.weights)
+    tensors = tensors_of(model, next(iter(each.values()))) if each else {}
+    shared = {name: tensors[name] for name in names}
+    for number, (path, one) in enumerate(each.items()):
+        _save(graphs[path], shared, one, path, path.with_name(BUCKET_DATA), is_written=number > 0)
+    return each
+
+
+def graph_of(model: ElmoModel, metadata: Metadata) -> Graph:
+    """The graph that a file of this metadata has."""
+    if metadata.bucket is not None:
+        return unrolled_graph(metadata, vocabulary_of(model))
+    return elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
+
+
+def _metadata(
+    model: ElmoModel, precision: str, layers: Sequence[int] | None, mix: Sequence[float] | None, license: str
+) -> Metadata:
+    """What the files of a model have in common."""
+    check_is_model(model)
+    return Metadata(
         config=model.config,
         lexicon=model.lexicon,
         precision=check_precision(precision),
         layers=_layers(model.config.n_layers + 1, layers),
         mix=_mix(model.config.n_layers + 1, mix),
-        stateful=flag("stateful", stateful),
-        characters=_characters(model.config, characters),
-        int8_levels=_levels(reduce_range) if PRECISIONS[precision].on("onnx").lstm_weights == "int8" else None,
         weights_sha256=weights_sha256(model.weights),
         source_format=model.source_format or model.format,
-        license=license,
-        report_sha256=report_sha256,
+        license=_text("license", license),
     )
-    graph = elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
-    tensors = tensors_of(model, metadata)
-    large = sum(tensors[name].nbytes for name in graph.weights) > LARGEST_FILE
-    _save(graph, tensors, metadata, path_of("path", path), external_data=external_data or large)
-    return metadata
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise FlashElmoError(f"{name}: expected text, found {shown(value)}")
+    return value
 
 
 def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
@@ -108,7 +172,13 @@ def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
     states: dict[str, npt.NDArray[Any]] = dict(boundary_states(model.config, model.weights, vocabulary_of(model)))
     if weight_type == "float16":  # cells are always float32
         states |= {name: state.astype(np.float16) for name, state in states.items() if name.endswith("hidden")}
-    return tensors | states
+    if metadata.bucket is None:
+        return tensors | states
+    unrolled = unrolled_tensors(model.config, tensors | states)
+    for name, tensor in unrolled.items():
+        if not np.isfinite(tensor).all():  # doubled
+            raise FlashElmoError(f"{model.path}: tensor {name}: expected gates within half of {tensor.dtype}'s range")
+    return unrolled
 
 
 def vocabulary_of(model: ElmoModel) -> Vocabulary:
@@ -183,26 +253,33 @@ def _check_range(model: ElmoModel) -> None:
             )
 
 
-def _save(graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, *, external_data: bool) -> None:
-    proto = graph.to_model(tensors, embed=not external_data, name="elmo")
+def _save(
+    graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, data: Path | None, *, is_written: bool = False
+) -> None:
+    """Write a file, its weights inside or in `data`, where they may be written already."""
+    proto = graph.to_model(tensors, embed=data is None, name="elmo")
     onnx.helper.set_model_props(proto, metadata.to_properties())
     try:
-        if external_data:
-            _write_data(proto, tensors, path.with_name(f"{path.name}_data"))
+        if data is not None:
+            _write_data(proto, tensors, data, is_written)
         onnx.save_model(proto, path)
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}") from None
 
 
-def _write_data(proto: onnx.ModelProto, tensors: Tensors, path: Path) -> None:
-    """Write the weights that are placeholders one behind the other, and tell each its place."""
-    with path.open("wb") as file:
-        for tensor in proto.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            array = np.ascontiguousarray(tensors[tensor.name])
-            del tensor.external_data[:]
-            for key, value in (("location", path.name), ("offset", file.tell()), ("length", array.nbytes)):
-                tensor.external_data.add(key=key, value=str(value))
-            file.write(array.data)
+def _write_data(proto: onnx.ModelProto, tensors: Tensors, path: Path, is_written: bool) -> None:
+    """Write the weights one behind the other, and tell each placeholder its place; they may be written already."""
+    places, end = {}, 0
+    with path.open("rb" if is_written else "wb") as file:
+        for name, tensor in tensors.items():
+            array, gap = np.ascontiguousarray(tensor), -end % ALIGNMENT
+            places[name] = {"location": path.name, "offset": end + gap, "length": array.nbytes}
+            end += gap + array.nbytes
+            if not is_written:
+                file.write(bytes(gap))
+                file.write(array.data)
+    for stored in proto.graph.initializer:
+        if stored.data_location == onnx.TensorProto.EXTERNAL:
+            del stored.external_data[:]
+            for key, value in places[stored.name].items():
+                stored.external_data.add(key=key, value=str(value))

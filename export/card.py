@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model import card
@@ -29,21 +30,22 @@ def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
     values = [each.arithmetic.dtype for each in metadata]
     shown = values.index("float32") if "float32" in values else 0
     first, file = metadata[shown], reports[shown].file
+    used = file if first.bucket is None else file.rpartition("/")[0]
     parts = [
         front_matter(first.license, TAGS),
         "# ELMo in ONNX",
         _about(first.config),
         "## Files",
         _files(reports),
+        *([] if first.bucket is None else [_UNROLLED]),
         _errors(reports),
         *(_int8(each.int8_levels) for each in metadata if each.int8_levels is not None),
         "## Inputs and outputs",
-        _values(first),
+        _values(replace(first, bucket=None)),
         *_conventions(first, halves=len(metadata) > 1 and "float16" in values),
         "## Use",
-        f"```python\n{flashelmo_example(file, first)}```",
-        "With ONNX Runtime and NumPy alone:",
-        f"```python\n{bare_example(file, first)}```",
+        f"```python\n{flashelmo_example(used, first)}```",
+        *([] if first.bucket else ["With ONNX Runtime and NumPy alone:", f"```python\n{bare_example(file, first)}```"]),
         "## Origin",
         _origin(first),
         "Verified again, from the weights that the files were exported from:",
@@ -158,6 +160,11 @@ _SEVEN_BITS = "Products of such weights, of 7 bits, are exact on every processor
 _EIGHT_BITS = """\
 x86 processors without VNNI (AVX-512 VNNI or AVX-VNNI) add products in pairs of 16 bits, which weights of 8 bits \
 saturate: there the errors are larger than above, unless the file is exported with `reduce_range`."""
+
+_UNROLLED = """\
+Each file takes one shape: `batch_size` sentences of `sequence_length` tokens, as its name says; what a batch lacks is \
+padding. All nodes have kernels in ONNX Runtime's CUDA provider, so that `enable_cuda_graph` replays them. A folder's \
+files share `weights.onnx_data`, which is counted with each."""
 
 _PADDING = """\
 Sentences of a batch are padded on the right, and outputs are exactly zero where there is no token. A batch of no \

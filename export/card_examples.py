@@ -10,8 +10,8 @@ SENTENCES = [["In", "the", "beginning"], ["Rejoice", "evermore"]]
 
 def flashelmo_example(file: str, metadata: Metadata) -> str:
     """With this package, which turns words into ids."""
-    config = metadata.config
-    lines = ["from flashelmo.export import OnnxElmo", "", f'elmo = OnnxElmo("{file}")', f"sentences = {_text()}"]
+    config, where = metadata.config, f'"{file}"' if metadata.bucket is None else f'"{file}", providers="cuda"'
+    lines = ["from flashelmo.export import OnnxElmo", "", f"elmo = OnnxElmo({where})", f"sentences = {_text()}"]
     if metadata.layers:
         lines.append(f"layers = elmo.embed(sentences)  # [{len(metadata.layers)}, tokens, {config.output_size}] each")
     if metadata.stateful:

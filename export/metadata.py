@@ -16,6 +16,7 @@ from flashelmo.engine.model.weights import Lexicon
 from flashelmo.engine.precision import PRECISIONS, Arithmetic, PrecisionName, precisions_on
 
 FORMAT_VERSION = 1
+UNROLLED_VERSION = 2  # of files of one shape, which earlier versions of this package cannot run
 
 # Inputs of a stateful file, and the outputs that hold the states after the batch. A row of the first dimension
 # [2 * LSTM layers] is a layer and direction: 2 * layer + direction, forward first.
@@ -23,6 +24,9 @@ STATES = {"state.hidden": "new_state.hidden", "state.cell": "new_state.cell"}
 JSON_VALUES = ("config", "lexicon", "layers", "mix", "stateful", "characters", "int8_levels")
 TEXTS = ("precision", "weights_sha256", "source_format", "license", "report_sha256")
 MAX_INT8_LEVELS = 127
+BUCKET = r"batch[1-9]\d*_steps[1-9]\d*"  # names of unrolled files, which share the weights beside them
+BUCKET_FILE = BUCKET + r"\.onnx"
+BUCKET_DATA = "weights.onnx_data"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Metadata:
         source_format: the format that the weights were read from.
         license: of the weights, as whoever exported them said.
         report_sha256: digest of the verification report beside the file; empty before it is verified.
+        bucket: (sentences, tokens of each) of the one shape that an unrolled file takes; None where any is taken.
     """
 
     config: ElmoConfig
@@ -55,6 +60,7 @@ class Metadata:
     source_format: str = ""
     license: str = "unknown"
     report_sha256: str = ""
+    bucket: tuple[int, int] | None = None
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -73,9 +79,11 @@ class Metadata:
             "characters": self.characters,
             "int8_levels": self.int8_levels,
         }
+        if self.bucket is not None:
+            values["bucket"] = list(self.bucket)
         return {
             "format": "flashelmo",
-            "format_version": str(FORMAT_VERSION),
+            "format_version": str(FORMAT_VERSION if self.bucket is None else UNROLLED_VERSION),
             "precision": self.precision,
             "weights_sha256": self.weights_sha256,
             "source_format": self.source_format,
@@ -99,9 +107,10 @@ class Metadata:
         if properties.get("format") != "flashelmo":
             raise FlashElmoError(f"{source}: expected a model exported by flashelmo, found no metadata of it")
         version = properties.get("format_version")
-        if version != str(FORMAT_VERSION):
+        expected = UNROLLED_VERSION if "bucket" in properties else FORMAT_VERSION
+        if version != str(expected):
             found = " ".join(str(version).split())
-            raise FlashElmoError(f"{source}: expected format_version {FORMAT_VERSION}, found {found:.80}")
+            raise FlashElmoError(f"{source}: expected format_version {expected}, found {found:.80}")
         try:
             return cls(**_values(properties, source))
         except FlashElmoError:
@@ -110,10 +119,17 @@ class Metadata:
             raise FlashElmoError(f"{source}: damaged metadata: {error!r}") from None
 
 
+def bucket_name(bucket: tuple[int, int]) -> str:
+    """Name of the unrolled file of so many sentences and tokens."""
+    batch, steps = bucket
+    return f"batch{batch}_steps{steps}.onnx"
+
+
 def _values(properties: Mapping[str, str], source: str) -> dict[str, Any]:
     """The fields of Metadata, each of its type and suiting the configuration."""
     values: dict[str, Any] = {name: json.loads(properties[name]) for name in JSON_VALUES}
     values |= {name: properties[name] for name in TEXTS}
+    values["bucket"] = _bucket(json.loads(properties["bucket"]), source) if "bucket" in properties else None
     _check(isinstance(values["config"], dict), source, "config", "an object", values["config"])
     config = values["config"] = ElmoConfig.from_dict(values["config"], source)
     values["lexicon"] = _lexicon(values["lexicon"], config, source)
@@ -154,6 +170,12 @@ def _mix(values: Any, n_layers: int, source: str) -> tuple[float, ...]:
     finite = numbers and len(values) == n_layers and all(map(math.isfinite, values))
     _check(finite, source, "mix", f"{n_layers} finite coefficients", values)
     return tuple(map(float, values))
+
+
+def _bucket(values: Any, source: str) -> tuple[int, int]:
+    whole = isinstance(values, list) and len(values) == 2 and all(type(size) is int and size > 0 for size in values)
+    _check(whole, source, "bucket", "two positive whole numbers", values)
+    return values[0], values[1]
 
 
 def _check_characters(found: Any, config: ElmoConfig, source: str) -> None:

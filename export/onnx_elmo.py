@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -30,13 +30,15 @@ from flashelmo.export.batches import (
     state_shape,
     token_lists,
 )
-from flashelmo.export.metadata import STATES, Metadata
+from flashelmo.export.buckets import Buckets, bucket_of
+from flashelmo.export.metadata import STATES, Metadata, bucket_name
 from flashelmo.export.open_session import (
     ORT_ERRORS,
     Provider,
     available_providers,
     device_of,
-    model_file,
+    model_files,
+    number_type,
     open_session,
     options_of,
     properties_of,
@@ -53,7 +55,8 @@ class OnnxElmo:
 
     Args:
         path: the `.onnx` file, or the folder that `flashelmo export` wrote, of which `onnx/model.onnx` is taken, or
-            the only file where that is another.
+            the only file where that is another. Unrolled files (`--for cuda`) are taken together, by the folder that
+            they lie in or the exported one, and each batch runs in the smallest file that holds it.
         providers: ONNX Runtime's execution providers in order of precedence, each a name or (name, options); "cpu"
             and "cuda" are short for `CPUExecutionProvider` and `CUDAExecutionProvider`, which from ONNX Runtime 1.18
             on multiplies in full float32 unless its options have `use_tf32`. One that is not there is an error:
@@ -80,16 +83,25 @@ class OnnxElmo:
         session_options: Any = None,
         threads: int | None = None,
     ) -> None:
-        self._file = model_file(path_of("path", path))
+        files = model_files(path_of("path", path))
+        self._file = files[0].parent if len(files) > 1 else files[0]
         self._open_again = partial(type(self), os.path.abspath(self._file), providers=providers, threads=threads)
         self._has_options = session_options is not None
         wanted = available_providers(providers)
         options = options_of(session_options, threads)
-        self._session = InEachProcess(partial(open_session, self._file, wanted, options))
+        self._buckets = None if bucket_of(files[0]) is None else Buckets(files, wanted, options)
+        self._session: Callable[[], Any]
+        if self._buckets is None:
+            first, self._session = files[0], InEachProcess(partial(open_session, files[0], wanted, options))
+        else:
+            first, self._session = self._buckets.smallest, self._buckets.session
         session = self._session()
-        self.metadata = Metadata.from_properties(properties_of(session, self._file), str(self._file))
-        self._inputs = {value.name: _number_type(value.type) for value in session.get_inputs()}
-        self._outputs = {value.name: _number_type(value.type) for value in session.get_outputs()}
+        self.metadata = Metadata.from_properties(properties_of(session, first), str(first))
+        if self.metadata.bucket != bucket_of(first):
+            expected = "a general file" if self.metadata.bucket is None else bucket_name(self.metadata.bucket)
+            raise FlashElmoError(f"{first}: expected another name, as its metadata say: {expected}")
+        self._inputs = {value.name: number_type(value.type) for value in session.get_inputs()}
+        self._outputs = {value.name: number_type(value.type) for value in session.get_outputs()}
         if sorted(self._inputs) != sorted(input_names(self.metadata)):
             expected, found = ", ".join(input_names(self.metadata)), ", ".join(self._inputs)
             raise FlashElmoError(f"{self._file}: expected the inputs {expected}, found {found}")
@@ -97,6 +109,8 @@ class OnnxElmo:
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.output_size: int = self.metadata.config.output_size
         self._device = device_of(*wanted[0])
+        if self._buckets is not None and self._device[0] == "cpu":
+            logger.warning("%s: unrolled for CUDA; on the processor the general file is faster", self._file)
         try:
             self._speller = Speller(self.metadata.config, self.metadata.lexicon)
         except FlashElmoError as error:  # a token that every look-up needs is not in the lexicon
@@ -202,7 +216,8 @@ class OnnxElmo:
 
         Args:
             outputs: names of those that are wanted, and nothing else is copied; None for all.
-            on_device: give onnxruntime.OrtValues where the first provider computed them.
+            on_device: give onnxruntime.OrtValues where the first provider computed them; those of unrolled files have
+                the shape of the file that the batch ran in, and are overwritten by the next batch of that shape.
             **inputs: character_ids [B, T, M] and word_ids [B, T], those that the file takes, in any integers, as
                 `inputs` makes them. A stateful file takes `state.hidden` and `state.cell` too, zeros where absent.
 
@@ -256,6 +271,8 @@ class OnnxElmo:
 
     def _run(self, inputs: Arrays, names: list[str], on_device: bool = False) -> dict[str, Any]:
         """Bind, run, and copy what is wanted off the device at once."""
+        if self._buckets is not None:
+            return self._buckets.run(inputs, self.metadata, names, on_device)
         session = self._session()
         binding = session.io_binding()
         feeds = {name: np.ascontiguousarray(array, self._inputs[name]) for name, array in inputs.items()}
@@ -275,12 +292,6 @@ def _normalize(vectors: Vectors) -> Vectors:
     """Every vector [..., 2P] at length 1 in its own type; float16 could not hold the squares of small values."""
     unit: Vectors = normalize(vectors.astype(np.float32)).astype(vectors.dtype)
     return unit
-
-
-def _number_type(name: str) -> npt.DTypeLike:
-    """The numpy type of a value whose type ONNX Runtime writes as `tensor(float)`."""
-    element = name.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64"}.get(element, element))
 
 
 def _warn_of_saturation(file: Path, metadata: Metadata) -> None:

@@ -9,10 +9,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
+from flashelmo.export.metadata import BUCKET_FILE
 
 try:
     import onnxruntime
@@ -43,18 +47,31 @@ ORT_ERRORS = (
 )
 
 
-def model_file(path: Path) -> Path:
-    """The file that a path means: itself, or in an exported folder the fp32 one, or else the only one there is."""
+def model_files(path: Path) -> list[Path]:
+    """The files that a path means: itself, or the unrolled files that it holds; in an exported folder its fp32 file, or
+    else its only file, or its unrolled files, likewise.
+    """
+    if unrolled := _unrolled(path):
+        return unrolled
     file = path / "onnx" / "model.onnx" if path.is_dir() else path
     if file.is_file():
-        return file
+        return [file]
     others = sorted((path / "onnx").glob("*.onnx"))
     if len(others) == 1 and others[0].is_file():
-        return others[0]
+        return others
+    folders = [folder for folder in sorted((path / "onnx").glob("cuda_*")) if _unrolled(folder)]
+    if not others and folders:
+        preferred = [folder for folder in folders if folder.name == "cuda_fp32"] or folders
+        return _unrolled(preferred[0])
     if others:
         names = ", ".join(other.name for other in others)
         raise FlashElmoError(f"{file}: expected this file or a single other one, found {names}; pass the path of one")
     raise FlashElmoError(f"{file}: expected a model exported by flashelmo, found no such file")
+
+
+def _unrolled(folder: Path) -> list[Path]:
+    """The unrolled files that lie in a folder."""
+    return sorted(file for file in folder.glob("*.onnx") if re.fullmatch(BUCKET_FILE, file.name))
 
 
 def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, Options]]:
@@ -84,6 +101,17 @@ def _defaults(name: str) -> Options:
 def device_of(name: str, options: Options) -> tuple[str, int]:
     """Kind and number of the device on which a provider leaves what it computed."""
     return (DEVICES[name], int(options.get("device_id", 0))) if name in DEVICES else ("cpu", 0)
+
+
+def number_type(name: str) -> npt.DTypeLike:
+    """The numpy type of a value whose type ONNX Runtime writes as `tensor(float)`."""
+    element = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(element, element))
+
+
+def device_memory(value: Any, device: tuple[str, int]) -> Any:
+    """An OrtValue for an input or output of a session, of the one shape that it has."""
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(value.shape), number_type(value.type), *device)
 
 
 def options_of(given: Any, threads: int | None) -> Any:

@@ -50,7 +50,7 @@ def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: NumberTy
     return graph
 
 
-def _n_lstm_layers(metadata: Metadata) -> int:
+def n_lstm_layers(metadata: Metadata) -> int:
     """LSTM layers that a file's outputs need."""
     needed = [*metadata.layers, *(layer for layer, coefficient in enumerate(metadata.mix) if coefficient)]
     return metadata.config.n_layers if metadata.stateful else max(needed, default=0)
@@ -66,7 +66,7 @@ def _direction(
     places = of_given(graph, places, words)
     marked = (running_rows if metadata.stateful else fresh_rows)(graph, sentences)
     x, layers, ends = "", [], []
-    for layer in range(_n_lstm_layers(metadata)):
+    for layer in range(n_lstm_layers(metadata)):
         if layer == 0:
             tables = input_product_nodes(graph, layer, name, words.vectors)
             gates = [graph.node("Gather", [table, order]) for table in tables]

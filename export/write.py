@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from flashelmo.engine.arguments import flag, path_of, shown
+from flashelmo.engine.arguments import flag, is_one_of, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.precision import precisions_on
+from flashelmo.engine.precision import PrecisionName, precisions_on
 from flashelmo.engine.text.sentences import several
-from flashelmo.export.build import build_onnx, check_is_model, check_precision
+from flashelmo.export.buckets import Bucket, bucket_of
+from flashelmo.export.build import build_buckets, build_onnx, check_is_model, check_precision
 from flashelmo.export.card import model_card
-from flashelmo.export.metadata import Metadata
+from flashelmo.export.metadata import BUCKET, BUCKET_DATA, Metadata
 from flashelmo.export.open_session import Provider, available_providers
 from flashelmo.export.servers.repository import write_triton_repository
 from flashelmo.export.verification.report import Report
 from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify
 
+DEFAULTS = {"steps": (16, 32, 64), "batch": (1, 8, 32)}  # of unrolled files
+MOST = {"steps": 512, "batch": 1024}  # a step has some fifteen nodes a layer
 # The names that deployment tools look for; the card and reports lie beside them.
 FILE_NAMES = {name: "model.onnx" if name == "fp32" else f"model_{name}.onnx" for name in precisions_on("onnx")}
 ONNX_FILE = r"model(_fp16|_int8)?\.onnx(_data)?"
 WRITTEN = re.compile(
     rf"(triton/)?README\.md|onnx/({ONNX_FILE}|model(_fp16|_int8)?\.report\.(json|md))"
+    rf"|onnx/cuda_(fp32|fp16)/({BUCKET}(\.onnx|\.report\.(json|md))|{re.escape(BUCKET_DATA)})"
     r"|triton/elmo_(fp32|fp16|int8|native|onnx_text)/(config\.pbtxt|request\.json|warmup/(text|character_ids|word_ids)"
     rf"|1/({ONNX_FILE}|model\.py|model/(config\.json|model\.safetensors|lexicon\.json)))"
 )
@@ -39,6 +43,9 @@ def export_onnx(
     folder: str | Path,
     *,
     precisions: Sequence[str] = ("fp32",),
+    target: str = "any",
+    steps: Sequence[int] | None = None,
+    batch: Sequence[int] | None = None,
     triton: bool = False,
     sentences: Sequence[Sequence[str]] | None = None,
     providers: str | Sequence[Provider] = "cpu",
@@ -53,10 +60,18 @@ def export_onnx(
         folder/onnx/model.report.json, .md  what the verification found
         folder/triton/                      a model repository for NVIDIA Triton Inference Server, if `triton`
 
+    For CUDA, in place of each file a folder of unrolled ones, which share their weights:
+
+        folder/onnx/cuda_fp32/batch8_steps32.onnx   for 8 sentences of up to 32 tokens; with its report
+        folder/onnx/cuda_fp32/weights.onnx_data
+
     Args:
         model: of any format, as `load_model` gives it.
         folder: where to; it appears whole or not at all.
         precisions: the files to write: "fp32", "fp16" and "int8".
+        target: "any" or "cuda": where the files will run.
+        steps, batch: tokens of a sentence, and sentences, of the files for CUDA, one for each pair of them; by default
+            16, 32 and 64, and 1, 8 and 32.
         triton: write the model repository too.
         sentences, providers: what the verification embeds and runs on; see `verify`.
         overwrite: replace a folder that this function wrote.
@@ -81,28 +96,81 @@ def export_onnx(
     if not checked or len(set(checked)) < len(checked):
         expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
+    buckets = check_target(target, checked, steps, batch, {**options, "triton": triton})
     available_providers(providers)  # what is absent is said before the work is done
-    with new_folder(folder, overwrite, ours=_is_ours) as target:
+    with new_folder(folder, overwrite, ours=_is_ours) as place:
         truth = Truth(model)
         metadata: list[Metadata] = []
         reports: list[Report] = []
         for precision in checked:
-            path = target / "onnx" / FILE_NAMES[precision]
-            path.parent.mkdir(exist_ok=True)
             on_progress(f"{precision}: writing")
-            built = build_onnx(model, path, precision=precision, **options)
-            on_progress(f"{precision}: verifying")
-            report = verify(path, model, sentences=sentences, providers=providers, truth=truth, expected=built)
-            if not report.passed:
-                raise FlashElmoError(f"{folder}: not written: {_failures(report)}")
-            metadata.append(_enter_report(path, report))
-            reports.append(report)
-        (target / "README.md").write_text(model_card(metadata, reports), encoding="utf-8")
+            built = _build(model, place / "onnx", precision, buckets, options)
+            for path, meant in built.items():
+                on_progress(f"{precision}: verifying" + f" {path.name}" * bool(buckets))
+                report = verify(path, model, sentences=sentences, providers=providers, truth=truth, expected=meant)
+                if not report.passed:
+                    raise FlashElmoError(f"{folder}: not written: {_failures(report)}")
+                metadata.append(_enter_report(path, report))
+                reports.append(report)
+        (place / "README.md").write_text(model_card(metadata, reports), encoding="utf-8")
         if triton:
             on_progress("writing the model repository")
-            files = {name: target / "onnx" / FILE_NAMES[name] for name in checked}
-            write_triton_repository(target / "triton", files, model)
+            files = {name: place / "onnx" / FILE_NAMES[name] for name in checked}
+            write_triton_repository(place / "triton", files, model)
     return reports
+
+
+def check_target(
+    target: str,
+    precisions: Sequence[str],
+    steps: Sequence[int] | None,
+    batch: Sequence[int] | None,
+    options: Mapping[str, Any],
+) -> list[Bucket]:
+    """Sentences and tokens of each unrolled file; none for a general file.
+
+    Raises:
+        FlashElmoError: what does not go with the target.
+    """
+    if not is_one_of(target, "any", "cuda"):
+        raise FlashElmoError(f"target: expected 'any' or 'cuda', found {shown(target)}")
+    given = {"steps": steps, "batch": batch}
+    if target == "any":
+        for name, value in given.items():
+            if value is not None:
+                raise FlashElmoError(f"{name}: expected none in a file for any machine, found {shown(value)}")
+        return []
+    if "int8" in precisions:
+        raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
+    characters = options.get("characters")
+    others = {name: options.get(name) for name in ("triton", "stateful", "reduce_range")}
+    others["characters"] = characters if is_one_of(characters, "dynamic") else None
+    for name, found in others.items():
+        if found:
+            raise FlashElmoError(f"{name}: expected none in files for CUDA, found {shown(found)}")
+    sizes = {name: _sizes(name, DEFAULTS[name] if value is None else value) for name, value in given.items()}
+    return [(sentences, tokens) for tokens in sizes["steps"] for sentences in sizes["batch"]]
+
+
+def _sizes(name: str, values: Sequence[int]) -> list[int]:
+    found = [whole_number(name, size, 1, MOST[name]) for size in several(name, values)]
+    if not found or len(set(found)) < len(found):
+        raise FlashElmoError(f"{name}: expected one or more numbers, each once, found {shown(found)}")
+    return sorted(found)
+
+
+def _build(
+    model: ElmoModel, folder: Path, precision: PrecisionName, buckets: Sequence[Bucket], options: Mapping[str, Any]
+) -> dict[Path, Metadata]:
+    """Write a precision's file, or its unrolled ones; what each says of itself."""
+    target = folder / f"cuda_{precision}" if buckets else folder
+    target.mkdir(parents=True, exist_ok=True)
+    if not buckets:
+        path = target / FILE_NAMES[precision]
+        return {path: build_onnx(model, path, precision=precision, **options)}
+    general = {"stateful", "characters", "reduce_range", "external_data"}
+    some = {name: value for name, value in options.items() if name not in general}
+    return build_buckets(model, target, buckets, precision=precision, **some)
 
 
 def check_folder(folder: str | Path, overwrite: bool) -> None:
@@ -127,6 +195,7 @@ def verify_folder(model: ElmoModel, folder: str | Path, **settings: Any) -> list
     folder = path_of("folder", folder)
     files = [folder / "onnx" / name for name in FILE_NAMES.values()]
     found = [path for path in files if path.is_file()]
+    found += [path for path in sorted(folder.glob("onnx/cuda_*/*.onnx")) if bucket_of(path) is not None]
     if not found:
         raise FlashElmoError(f"{folder}: expected an exported folder with {files[0].relative_to(folder)}, found none")
     truth = Truth(model)

@@ -19,6 +19,7 @@ from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import report, roofline
 from flashelmo.benchmarks.accuracy import error_rows, layers, why_wrong
 from flashelmo.benchmarks.contestant import PROCESSOR, Clock, Contestant, Entry, Way, compete, engine, line_up
+from flashelmo.benchmarks.cpu import WARM, faster_lines
 from flashelmo.benchmarks.results import Results, Row, median_ratio, new_results
 from flashelmo.benchmarks.roofline import Roofline, Work, recurrent_weights, streamed_weights
 from flashelmo.benchmarks.run import Job, Run
@@ -472,3 +473,20 @@ def test_quick_takes_less_of_everything(name: str) -> None:
     written = replace(quick, text=Path("/home/someone/text.txt"), models=("/home/someone/model",)).to_dict()
     assert (written["text"], written["models"], "out" in written) == ("text.txt", ["model"], False)
     assert "someone" not in json.dumps(written)
+
+
+def test_what_this_machine_does_faster_is_said_with_its_error() -> None:
+    """Of the error the worst layer, or the bound where it was not measured; nothing of what is slower."""
+    rows = [
+        *(Row.of([speed], section="bulk", model="m", name=name, unit="tokens/s") for name, speed in
+          (("fp32", 100.0), ("int8", 250.0), ("bf16", 90.0), ("fp32 unshared", 300.0), ("fp32 matrix peak", 400.0))),
+        *(Row.of([ms], section="single", model="m", name=name, unit="ms", detail=WARM) for name, ms in
+          (("fp32", 60.0), ("bf16", 40.0))),
+        *(Row.of([error], section="error", model="m", name="int8", unit="relative error", detail=f"layer {layer}")
+          for layer, error in enumerate((0.004, 0.014))),
+    ]  # fmt: skip
+    assert list(faster_lines(rows)) == [
+        "m, bulk text: int8 is 2.5 times as fast as fp32, relative error 0.014 (below 0.03)",
+        "m, one sentence: bf16 is 1.5 times as fast as fp32, relative error below 0.01",
+    ]
+    assert len(list(faster_lines(rows[1:]))) == 1  # without float32's bulk text there is nothing to compare it with

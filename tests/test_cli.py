@@ -404,7 +404,10 @@ def test_init_info_and_convert(here: Path, succeed: Run, fail: Run) -> None:
         np.testing.assert_array_equal(models[1][name], models[2][name])
     facts = json.loads(succeed("info", "c", "--json"))
     assert facts["parameters"] == 13_593_312 and facts["projection_size"] == 128 and facts["format"] == "native"
+    assert facts["processor"]["precision"] == "fp32"
+    assert {"precision": "int8", "relative_error": 0.03, "needs": ""} in facts["processor"]["faster"]
     said = succeed("info", "b")
+    assert "fp32 unless told" in said and "faster perhaps: --precision int8, relative error below 0.03\n" in said
     assert "parameters: 13,593,312\n" in said and "format: bilm-hdf5\n" in said and "weights.hdf5: 54." in said
     assert "seed" not in said and "sha256" in said
 

@@ -113,10 +113,15 @@ def test_the_section_of_a_card(exported: suite.Exported, settings: Settings, mon
     rows = suite.measure_cuda(exported, settings)
     for size in ("1 sentence", "40 sentences"):
         found = by_name(rows, "cuda", size)
-        assert list(found) == ["onnx fp32", "engine fp32", "onnx fp16"] and all(row.median for row in found.values())
-        assert found["engine fp32"].ratios.keys() == {"onnx fp32"}
-    (absent,) = [row for row in rows if row.median is None]
-    assert absent.name == "engine fp16" and "fp16" in absent.note
+        names = ["onnx fp32", "onnx unrolled fp32", "engine fp32", "onnx fp16", "onnx unrolled fp16"]
+        assert list(found) == names and all(row.median for row in found.values())
+        assert found["engine fp32"].ratios.keys() == found["onnx unrolled fp32"].ratios.keys() == {"onnx fp32"}
+    absent = {row.name: row.note for row in rows if row.median is None}
+    assert absent.keys() == {"engine fp16", "PyTorch eager fp32"} and "fp16" in absent["engine fp16"]
+    longest = max(map(len, suite.draw_batches(settings)[1].batches[0]))
+    files = {path.name for path in exported.files["fp16"].with_name("cuda fp16").glob("*.onnx")}
+    steps = next(size for size in (16, 32, 64, 96, 128) if size >= longest)  # of the 40 sentences, in one file
+    assert {f"batch40_steps{steps}.onnx", "batch32_steps16.onnx"} < files
 
 
 def test_a_run_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from tiny_models import BILM, MANYLANGS, MANYLANGS_LEXICON, random_model
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import PrecisionName, tolerance
-from flashelmo.export.build import build_onnx
+from flashelmo.export.build import build_buckets, build_onnx
 
 Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -46,6 +46,7 @@ MODELS = {
     "manylangs": random_model(MANYLANGS, MANYLANGS_LEXICON),
     "fp16": gentle_model(),
     "int8": gentle_model(),
+    "unrolled": random_model(BILM),
 }
 PRECISIONS: dict[str, PrecisionName] = {"fp16": "fp16", "int8": "int8"}  # all others are fp32
 NEEDED = ("numpy", "onnxruntime")
@@ -113,7 +114,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory, text: list[list[str]]) ->
     folder = tmp_path_factory.mktemp("exported")
     (folder / "sentences.json").write_text(json.dumps(ragged(text)), encoding="utf-8")
     for name, model in MODELS.items():
-        build_onnx(model, folder / f"{name}.onnx", stateful=name == "stateful", precision=PRECISIONS.get(name, "fp32"))
+        path = folder / f"{name}.onnx"
+        if name == "unrolled":  # a folder of files
+            path.mkdir()
+            build_buckets(model, path, [(BATCH, 16), (BATCH, max(map(len, ragged(text))))])
+            continue
+        build_onnx(model, path, stateful=name == "stateful", precision=PRECISIONS.get(name, "fp32"))
     return folder
 
 

@@ -5,7 +5,10 @@ from typing import Any, get_args
 
 import pytest
 
+from flashelmo.engine import choice
+from flashelmo.engine.choice import Choice, Faster, choose_runtime, faster_on_cpu
 from flashelmo.engine.precision import PRECISIONS, Bound, Place, PrecisionName, precisions_on
+from flashelmo.engine.settings import Settings
 
 
 def test_the_names_of_the_table_are_those_of_the_type() -> None:
@@ -48,3 +51,13 @@ def test_a_bound_of_nothing_bounds_nothing() -> None:
     assert set(astuple(Bound())) == {None}
     with pytest.raises(StopIteration):
         _ = Bound().tightest
+
+
+def test_what_a_processor_could_do_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 where it has the instructions, with what is missing for it; "auto" stays float32 all the same."""
+    monkeypatch.setattr(choice, "find_spec", lambda package: None if package == "openvino" else package)
+    monkeypatch.setattr(choice, "multiplies_bf16", lambda: False)
+    assert faster_on_cpu() == [Faster("int8", 0.03)]
+    monkeypatch.setattr(choice, "multiplies_bf16", lambda: True)
+    assert faster_on_cpu() == [Faster("bf16", 0.01, "flashelmo[openvino]"), Faster("int8", 0.03)]
+    assert choose_runtime(Settings(device="cpu")) == Choice("ort", "fp32")

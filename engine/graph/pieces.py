@@ -57,12 +57,12 @@ def vector_nodes(graph: Graph, config: ElmoConfig, maxima: str, word_ids: str) -
     if config.word_size:
         parts.append(graph.node("Gather", [graph.weight("word_embedding"), word_ids]))
     if config.character_size:
-        parts.append(_highway_nodes(graph, config, maxima))
+        parts.append(highway_nodes(graph, config, maxima))
     token = parts[0] if len(parts) == 1 else graph.node("Concat", parts, axis=1)
     return graph.dense(token, "projection") if "projection.weight" in expected_shapes(config) else token
 
 
-def _highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
+def highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
     """Bias, activation and highways: [W, F] -> [W, F]."""
     x = graph.node("Add", [maxima, graph.weight("convolutions.bias")])
     x = graph.node("Relu" if config.activation == "relu" else "Tanh", [x])

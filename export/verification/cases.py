@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeAlias
 
@@ -77,6 +77,33 @@ def make_cases(
     if stateful:
         cases.append(Case("state carried", _carried(sentences), carried=True))
     return cases
+
+
+def in_bucket(cases: Sequence[Case], sentences: Sequence[Sentence], bucket: tuple[int, int]) -> list[Case]:
+    """The cases as a file of one shape takes them: long sentences in pieces, and batches filled up with empty ones.
+
+    Of batches of text those of the file's own size remain, as its rows are the same work; and there is text of as many
+    tokens as the file has steps, and of one less.
+    """
+    batch, steps = bucket
+    words = [word for sentence in sentences for word in sentence]
+    longest = tuple(tuple(words[k % len(words)] for k in range(n)) for n in (steps, max(1, steps - 1)))
+    kept = [Case(f"text, batches of {batch}", _batches(sentences, batch))]
+    kept += [case for case in cases if not case.name.startswith("text, ")]
+    kept.append(Case(f"sentences of {steps} tokens", _batches(longest, batch)))
+    return [replace(case, batches=tuple(dict.fromkeys(_filled(case.batches, batch, steps)))) for case in kept]
+
+
+def _filled(batches: Sequence[Batch], batch: int, steps: int) -> Iterator[Batch]:
+    for each in batches:
+        pieces = [
+            sentence[start : start + steps]
+            for sentence in each.sentences
+            for start in range(0, max(1, len(sentence)), steps)
+        ]
+        for start in range(0, max(1, len(pieces)), batch):
+            some = tuple(pieces[start : start + batch])
+            yield Batch(some + ((),) * (batch - len(some)), least_columns=steps)
 
 
 def _batches(sentences: Sequence[Sentence], size: int) -> tuple[Batch, ...]:

@@ -55,9 +55,9 @@ def graph_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> li
 
 def expected_values(metadata: Metadata) -> tuple[Values, Values]:
     """Inputs and outputs of a file with this metadata."""
-    config, batch = metadata.config, "batch_size"
+    config, (batch, length) = metadata.config, metadata.bucket or ("batch_size", "sequence_length")
     floats = TensorProto.FLOAT16 if metadata.arithmetic.dtype == "float16" else TensorProto.FLOAT
-    tokens: list[str | int] = [batch, "sequence_length"]
+    tokens: list[str | int] = [batch, length]
     inputs: Values = {}
     if config.character_size:
         inputs["character_ids"] = TensorProto.INT64, [*tokens, metadata.characters or "characters"]

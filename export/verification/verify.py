@@ -15,10 +15,10 @@ from flashelmo.engine.processor import processor_name
 from flashelmo.engine.text.sentences import several, tokens_of
 from flashelmo.engine.text.spelling import utf8
 from flashelmo.export.build import check_is_model
-from flashelmo.export.metadata import Metadata
+from flashelmo.export.metadata import BUCKET_DATA, Metadata
 from flashelmo.export.open_session import ORT_ERRORS, Provider, available_providers, reason
 from flashelmo.export.verification.bounds import bounds_of_outputs
-from flashelmo.export.verification.cases import Case, Sentence, make_cases
+from flashelmo.export.verification.cases import Case, Sentence, in_bucket, make_cases
 from flashelmo.export.verification.compare import Comparison, expected_outputs, expected_states
 from flashelmo.export.verification.report import CaseResult, OutputError, Report, short
 from flashelmo.export.verification.sentences import SENTENCES
@@ -61,7 +61,7 @@ def verify(
         model: what it was exported from.
         sentences: tokenized text; forty sentences of the King James Version where absent. The reference computes each
             once, some 200 tokens a second at the original size.
-        batch_sizes: numbers of sentences that the text runs in, one case each.
+        batch_sizes: numbers of sentences that the text runs in, one case each; an unrolled file has its own.
         providers: ONNX Runtime's execution providers, the preferred one first.
         bounds: by precision, in place of those of `PRECISIONS`.
         truth: a `Truth(model)`, given where several files of one model are verified.
@@ -93,9 +93,10 @@ def verify(
     session = _open(path, metadata, wanted, problems) if makes_sense(metadata, model) else None
     if session is not None:
         cases = make_cases(model, text, batch_sizes, metadata.stateful)
+        cases = cases if metadata.bucket is None else in_bucket(cases, text, metadata.bucket)
         results = _run_cases(cases, session, truth, problems)
         problems += _not_compared(results, limits) + _broken_bounds(results, limits)
-    name = f"onnx/{path.name}" if path.parent.name == "onnx" else path.name
+    name = _name_of(path)
     return Report(
         file=name,
         precision=metadata.precision,
@@ -104,7 +105,7 @@ def verify(
         stateful=metadata.stateful,
         int8_levels=metadata.int8_levels,
         weights_sha256=metadata.weights_sha256,
-        megabytes=_megabytes(path),
+        megabytes=_megabytes(path, metadata),
         providers=tuple(name for name, _ in wanted) if session is None else session.providers,
         processor=processor_name(),
         versions={package: _version(package) for package in PACKAGES},
@@ -218,9 +219,15 @@ def _broken(bound: Bound, errors: Sequence[tuple[str, OutputError]]) -> list[str
     return lines
 
 
-def _megabytes(path: Path) -> float:
+def _name_of(path: Path) -> str:
+    """The file's path in an exported folder, or else its name."""
+    folders = path.parts[-3:-1]
+    return "/".join([*folders[folders.index("onnx") :], path.name]) if "onnx" in folders else path.name
+
+
+def _megabytes(path: Path, metadata: Metadata) -> float:
     """Of the file and its external data, to a tenth."""
-    files = (path, path.with_name(f"{path.name}_data"))
+    files = (path, path.with_name(f"{path.name}_data" if metadata.bucket is None else BUCKET_DATA))
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 1)
 
 

@@ -12,10 +12,9 @@ import onnx
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import tolerance
-from flashelmo.export.build import tensors_of, vocabulary_of
+from flashelmo.export.build import graph_of, tensors_of
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.structure import one_line
-from flashelmo.export.whole_model import elmo_graph
 
 Tensor = npt.NDArray[Any]
 
@@ -46,8 +45,7 @@ def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, mode
 
 
 def _expected_tensors(metadata: Metadata, model: ElmoModel) -> dict[str, Tensor]:
-    graph = elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
-    tensors = tensors_of(model, metadata)
+    graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
     # the mix, clips, the zero of 8 bits; shapes and places show in every output
     numbers = {name: value for name, value in graph.constants.items() if value.dtype.kind in "fu"}
     return numbers | {name: tensors[name] for name in graph.weights}

@@ -39,6 +39,15 @@ def export(
         str, typer.Option(metavar="|".join(precisions_on("onnx")), help="One, or some with commas.")
     ] = "fp32",
     all_precisions: Annotated[bool, typer.Option("--all", help="A file for every precision.")] = False,
+    target: Annotated[
+        Literal["any", "cuda"], typer.Option("--for", help="One file for any machine, or unrolled ones for CUDA.")
+    ] = "any",
+    steps: Annotated[
+        str | None, typer.Option(metavar="16,32,64", help="Tokens of a sentence that files for CUDA take.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="1,8,32", help="Sentences that files for CUDA take, with each of --steps.")
+    ] = None,
     layers: Annotated[
         str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.", autocompletion=complete_layers)
     ] = "all",
@@ -64,6 +73,7 @@ def export(
 ) -> None:
     """Export a model as ONNX files, each verified against the PyTorch reference."""
     from flashelmo.engine.model.checkpoints import load_model
+    from flashelmo.export.metadata import BUCKET_DATA
     from flashelmo.export.write import check_folder, export_onnx, verify_folder
 
     tell: Callable[[str], None] = (lambda text: None) if quiet or as_json else say
@@ -84,7 +94,10 @@ def export(
     reports = export_onnx(
         loaded,
         destination,
-        precisions=precisions_on("onnx") if all_precisions else precision.split(","),
+        precisions=_all_precisions(target) if all_precisions else precision.split(","),
+        target=target,
+        steps=None if steps is None else parse_numbers("--steps", steps),
+        batch=None if batch is None else parse_numbers("--batch", batch),
         layers=None if layers == "all" else parse_numbers("--layers", layers),
         mix=parse_mix(mix, loaded.config.n_layers + 1),
         stateful=stateful,
@@ -102,9 +115,17 @@ def export(
         _print_json(reports)
     for report in reports:
         size = sum(path.stat().st_size for path in destination.glob(f"{report.file}*"))
+        shared = destination / Path(report.file).with_name(BUCKET_DATA)
+        weights = f" beside {readable_size(shared.stat().st_size)} of weights" if shared.is_file() else ""
         worst = max(report.outputs, key=lambda error: error.relative)
         errors = f"relative error at most {worst.relative:.2g} ({worst.name})"
-        tell(f"{destination / report.file}: {readable_size(size)}, {report.tokens:,} tokens verified, {errors}")
+        sizes = f"{readable_size(size)}{weights}"
+        tell(f"{destination / report.file}: {sizes}, {report.tokens:,} tokens verified, {errors}")
+
+
+def _all_precisions(target: str) -> list[str]:
+    """Those that have kernels there."""
+    return [name for name in precisions_on("onnx") if target != "cuda" or name != "int8"]
 
 
 def _print_json(reports: Sequence[Report]) -> None:
