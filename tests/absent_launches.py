@@ -177,7 +177,7 @@ def main(folder: str) -> None:
         by_series.extend(which)
         launch_series(parts, which, *others)
 
-    series.launch = count_series
+    series.launch = count_series  # type: ignore[assignment]
 
     def told(*alike: Launch, device: int = 0) -> dict[str, Any]:
         """Of the last of some launches."""
