@@ -23,9 +23,10 @@ def word_biases(corpus: Corpus, rows: Int32, n_words: int) -> Array:
         rows: row of the softmax of each of its words [W].
         n_words: V.
     """
-    counts = np.bincount(rows, corpus.counts(), n_words)
+    counts = np.bincount(rows, corpus.counts(), n_words).astype(np.float64)
     counts[[BEGIN, END]] += len(corpus) / 2  # each is predicted in one of the directions
-    return np.log(np.maximum(counts, 0.5) / counts.sum()).astype(np.float32)
+    biases: Array = np.log(np.maximum(counts, 0.5) / counts.sum()).astype(np.float32)
+    return biases
 
 
 def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Array | None = None) -> dict[str, Array]:
