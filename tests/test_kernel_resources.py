@@ -36,6 +36,7 @@ ROWS_ALONE = (
     "characters embedded",
     "int8 rows",
     "states carried",
+    "training cell",
 )  # kernels that multiply no matrices
 FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 

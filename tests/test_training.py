@@ -56,9 +56,9 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
 def test_a_run_leaves_a_model_that_everything_reads(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     task = Task([text, text], output, CONFIG, heldout=text, license_text="Public domain.", dtype="float16")
-    record = train(task, replace(SETTINGS, steps=40, snapshots=2))
+    record = train(task, replace(SETTINGS, steps=150, snapshots=2, negatives=0))
     first, last = curve(output)[0], curve(output)[-1]
-    assert last[0] == 40 and last[1] < 0.7 * first[1] and last[2] < 0.7 * first[2]
+    assert last[0] == 150 and last[1] < 0.7 * first[1] and last[2] < 0.7 * first[2]
     native, bilm = load_model(output), load_model(output / "bilm")
     assert native.config == bilm.config == CONFIG
     for (name, ours), (_, theirs) in zip(native.weights.named_tensors(), bilm.weights.named_tensors(), strict=True):
@@ -168,10 +168,10 @@ def test_fine_tuning_begins_where_the_model_stands(text: Path, tmp_path: Path) -
 
 
 def test_adagrad_learns_too(text: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, optimizer="adagrad", lr=0.5, steps=100)
+    settings = replace(SETTINGS, optimizer="adagrad", lr=0.1, steps=150, negatives=0)
     record = train(Task([text], tmp_path / "model", CONFIG), settings)
     forward = [point.forward for point in record.points]
-    assert np.mean(forward[-10:]) < 0.9 * np.mean(forward[:5])
+    assert np.mean(forward[-10:]) < 0.97 * np.mean(forward[:5])
     resumed = train(Task([text], tmp_path / "model", CONFIG, overwrite=True), settings)
     assert resumed.points == record.points, "a run that is over is not begun again"
 
@@ -191,6 +191,14 @@ def test_rare_words_are_unknown_to_the_softmax(text: Path) -> None:
     assert words == [*SPECIAL, "the", ".", "cat"]
     rows = corpus.rows(words)
     assert rows[corpus.words.index("mat")] == 2 and rows[corpus.words.index("cat")] == 5
+
+
+def test_a_softmax_begins_as_the_unigrams(text: Path, tmp_path: Path) -> None:
+    record = train(Task([text], tmp_path / "model", CONFIG, heldout=text), replace(SETTINGS, steps=1, snapshots=1))
+    counts = np.array([*Counter(TEXT.split()).values(), 24 / 2, 24 / 2])  # begin or end: each in one direction
+    shares = counts / counts.sum()
+    assert record.evaluations[0].step == 0
+    assert record.evaluations[0].forward == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=0.15)
 
 
 def test_bad_corpora_are_one_line(tmp_path: Path) -> None:
@@ -289,6 +297,8 @@ def test_a_time_limit_ends_the_run_and_its_decay(text: Path, tmp_path: Path) -> 
     started = time.monotonic()
     record = train(Task([text], tmp_path / "model", CONFIG), settings)
     assert time.monotonic() - started < 20
+    at_once = train(Task([text], tmp_path / "at once", CONFIG), replace(settings, seconds=1e-9))
+    assert [point.step for point in at_once.points] == [1] and load_model(tmp_path / "at once").config == CONFIG
     assert 0.5 <= record.points[-1].seconds < 10 and record.points[-1].rate < 0.5 * settings.peak
 
 

@@ -192,6 +192,8 @@ KERNELS = (
     Kernel("input by TMA, 16 bits out", (), "CP", partial(input_by_tma, dtype=torch.bfloat16), few=BF16),
     Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True, of="nodes"),
     Kernel("states carried", (), "CP", problems.carry, BF16, ("fp32",)),
+    Kernel("training cell, forward", (), "C", problems.train_forward, BF16, ("fp32",)),
+    Kernel("training cell, backward", (), "C", problems.train_backward, BF16, ("fp32",)),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),
     Kernel("token layers, one mix", (), "P", one_mix, few=BF16, of="nodes"),
     Kernel("token layers, means", (), "P", means, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),

@@ -27,6 +27,7 @@ from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch, Products
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.linear_tma import linear_tma_launch
+from flashelmo.kernels.lstm.training import cell_backward_launch, cell_forward_launch
 from flashelmo.kernels.token_layers import Tokens, token_layers_launch
 from flashelmo.kernels.tuning import Tile
 
@@ -267,6 +268,24 @@ def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
     cells = (make.empty(*shape, dtype=torch.float32) for shape in ((2, D, n, C), (D, n, C)))
     (cell, cell_out), hidden = cells, make.empty(D, n, P)
     return carry_launch(hidden, cell, ends, make.empty(D, n, P), cell_out)
+
+
+def train_forward(config: ElmoConfig, n: int, make: Maker) -> Launch:
+    """A time step's cells while training, forward."""
+    gates, cells, u = make.empty(D, n, 4 * config.cell_size), *_train_cells(config, n, make)
+    return cell_forward_launch(gates, cells[0], cells[1], u, config.cell_clip)
+
+
+def train_backward(config: ElmoConfig, n: int, make: Maker) -> Launch:
+    """A time step's cells while training, backward."""
+    gates, cells, d_u = make.empty(2, D, n, 4 * config.cell_size), *_train_cells(config, n, make)
+    return cell_backward_launch(d_u, cells[2], gates[0], cells[0], cells[1], gates[1], config.cell_clip)
+
+
+def _train_cells(config: ElmoConfig, n: int, make: Maker) -> tuple[Tensor, Tensor]:
+    """Cell states of three steps, and u of one."""
+    C = config.cell_size
+    return make.empty(3, D, n, C, dtype=torch.float32), make.empty(D, n, C)
 
 
 def words_of(config: ElmoConfig, n: int) -> list[str]:

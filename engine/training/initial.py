@@ -8,26 +8,50 @@ import numpy as np
 
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import Array, ElmoModel, expected_shapes
+from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32
 from flashelmo.engine.training.softmax_files import find_softmax
 
 CONVOLUTION_BOUND = 0.05  # Kim et al. 2015; with tanh it is a normal distribution instead
 CARRY = -2.0  # bias of the highways' gates: at first they let their input through
 
 
-def initial_tensors(config: ElmoConfig, n_words: int, seed: int) -> dict[str, Array]:
-    """Random canonical tensors and `softmax.weight` [V, P] and `softmax.bias` [V], the same for the same seed."""
+def word_biases(corpus: Corpus, rows: Int32, n_words: int) -> Array:
+    """Logarithms of the words' frequencies [V]: with them a softmax begins as the text's unigrams.
+
+    Args:
+        corpus: the text.
+        rows: row of the softmax of each of its words [W].
+        n_words: V.
+    """
+    counts = np.bincount(rows, corpus.counts(), n_words).astype(np.float64)
+    counts[[BEGIN, END]] += len(corpus) / 2  # each is predicted in one of the directions
+    biases: Array = np.log(np.maximum(counts, 0.5) / counts.sum()).astype(np.float32)
+    return biases
+
+
+def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Array | None = None) -> dict[str, Array]:
+    """Random canonical tensors, and `softmax.weight` [V, P] and `softmax.bias` [V], the same for the same seed.
+
+    Args:
+        config: of the model.
+        n_words: V.
+        seed: of what is drawn.
+        biases: of the softmax; None for zeros.
+    """
     rng = np.random.default_rng(seed)
     tensors = {name: _random(name, shape, config, rng) for name, shape in sorted(expected_shapes(config).items())}
     tensors["character_embedding"][0] = 0.0  # no token
     size = config.projection_size
     tensors["softmax.weight"] = rng.normal(0, size**-0.5, (n_words, size)).astype(np.float32)
-    tensors["softmax.bias"] = np.zeros(n_words, np.float32)
+    tensors["softmax.bias"] = np.zeros(n_words, np.float32) if biases is None else biases
     return tensors
 
 
-def tensors_from(model: ElmoModel, vocabulary: list[str], seed: int, path: Path | None = None) -> dict[str, Array]:
+def tensors_from(
+    model: ElmoModel, vocabulary: list[str], seed: int, biases: Array, path: Path | None = None
+) -> dict[str, Array]:
     """A model's tensors and, where a softmax lies beside it, its rows for the words that both vocabularies have."""
-    tensors = initial_tensors(model.config, len(vocabulary), seed)
+    tensors = initial_tensors(model.config, len(vocabulary), seed, biases)
     tensors |= dict(model.weights.named_tensors())
     softmax = find_softmax(path or model.path)
     if softmax is not None:

@@ -110,7 +110,7 @@ def draw_curve(record: Record, path: Path) -> None:
     for direction in ("forward", "backward"):
         tokens = [point.tokens for point in record.points]
         axes.plot(tokens, [getattr(point, direction) for point in record.points], label=f"training, {direction}", lw=1)
-    each = max((point.tokens / point.step for point in record.points), default=0)
+    each = max((point.tokens / point.step for point in record.points), default=0.0)
     for direction, marker in (("forward", ">"), ("backward", "<")):
         values = [(each * evaluation.step, getattr(evaluation, direction)) for evaluation in record.evaluations]
         if values:
@@ -137,8 +137,8 @@ def write_card(record: Record, model: ElmoModel, n_words: int, dtype: str, licen
         "| --- | --- |",
     ]
     shown = {"command": run.get("command"), "corpus": ", ".join(run["corpus"]), **run["settings"]}
+    shown |= {name: run[name] for name in ("device", "precision", "versions")}
     lines += [f"| {name} | {value} |" for name, value in shown.items() if value is not None]
-    lines += [f"| {name} | {run[name]} |" for name in ("device", "precision", "versions") if name in run]
     if last is not None:
         lines.append(
             f"| trained | {last.step:,} steps, {last.tokens:,} tokens, {last.seconds:,.0f} s; perplexity of training"

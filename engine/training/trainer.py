@@ -23,7 +23,7 @@ from flashelmo.engine.processor import processor_name
 from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
 from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
-from flashelmo.engine.training.initial import initial_tensors, tensors_from
+from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
 from flashelmo.engine.training.processes import Processes, joined_processes
@@ -105,10 +105,11 @@ class _Run:
             self.corpus, self.held_out = prepare_corpus(task, settings, known=True)
         self.words = choose_vocabulary(task, settings, self.corpus)
         torch.manual_seed(settings.seed)
+        biases = word_biases(self.corpus, self.corpus.rows(self.words), len(self.words))
         tensors = (
-            initial_tensors(config, len(self.words), settings.seed)
+            initial_tensors(config, len(self.words), settings.seed, biases)
             if start is None
-            else tensors_from(start, self.words, settings.seed, task.start)
+            else tensors_from(start, self.words, settings.seed, biases, task.start)
         )
         self.model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
         self.model.kernels = kernels_work(self.device)
@@ -121,18 +122,16 @@ class _Run:
 
     def run(self) -> Record:
         """Take all steps, then write the results."""
-        self._began = self.taken, time.monotonic() - self.seconds, time.monotonic()
-        self._saved_at = time.monotonic()
         if not self.taken:
             self._snapshot(0)
-        while (done := self._done()) < 1:
+        self._began = self.taken, time.monotonic() - self.seconds, time.monotonic()
+        self._saved_at = time.monotonic()
+        while (done := self._done()) < 1 or not self.taken:
             rate = rate_at(done, self.settings.warm_up, self.settings.peak, self.settings.optimizer == "adam")
             self.step(self.streams[self.taken], rate)
             self.taken += 1
             if self.taken % self.settings.log_every == 0 or self._done() >= 1:
                 self._look(rate)
-        if not self.points or self.points[-1].step < self.taken:
-            self._log(rate=0.0)
         return self._finish()
 
     def _training_step(self) -> TrainingStep:

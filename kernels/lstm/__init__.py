@@ -17,6 +17,7 @@ of so many rows in this type on this card, and `launches(run, depths)`, its laun
                          load, `lstm_layer` for each layer of a window
     proven.py            a variant's first use on a card, compared with the reference
     run.py               what the launches of a layer are made of, schedule and tensors, and the check that it fits
+    training.py          the cell forward and backward while it is trained, which has no schedule
     weights.py           canonical weights, and the layout that the portable variants read
     cell.py              the mathematics, and the parts of kernels that variants share
 

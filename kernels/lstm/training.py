@@ -24,16 +24,16 @@ from torch import Tensor, float32
 
 from flashelmo.kernels.launch import FLOATS, Launch, cdiv, check
 from flashelmo.kernels.product import clip, sigmoid, tanh
+from flashelmo.kernels.tuning import Tile
 
-COLUMNS = 512  # of a program, all of one row
-OPTIONS = {"num_warps": 4, "num_stages": 1}
+TILE = Tile(1, 512, k=1, warps=4, stages=1)  # each thread has four cells, whose gates are loads of 8 or 16 bytes
 
 
 @triton.jit
-def _places(B, C: tl.constexpr, COLUMNS: tl.constexpr):
+def _places(B, C: tl.constexpr, TILE: tl.constexpr):
     """This program's direction, its row, columns, and which of them exist. Grid: rows of both; blocks of columns."""
     row = tl.program_id(0)
-    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
     return (row // B).to(tl.int64), (row % B).to(tl.int64), o_column, o_column < C
 
 
@@ -45,10 +45,10 @@ def _gate(p_gates, number: tl.constexpr, C: tl.constexpr, o_column, m_column):
 @triton.jit
 def cell_forward_kernel(
     gates, before, after, u, cell_clip, B, gates_stride, before_stride, after_stride,
-    C: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A row's block of columns."""
-    direction, row, o_column, m_column = _places(B, C, COLUMNS)
+    direction, row, o_column, m_column = _places(B, C, TILE)
     p_gates = gates + direction * gates_stride + row * (4 * C)
     i = sigmoid(_gate(p_gates, 0, C, o_column, m_column), False)
     f = sigmoid(_gate(p_gates, 1, C, o_column, m_column), False)
@@ -67,10 +67,10 @@ def cell_forward_kernel(
 @triton.jit
 def cell_backward_kernel(
     d_u, d_c, gates, cell, before, d_gates, cell_clip, B, gates_stride, cell_stride, before_stride, d_gates_stride,
-    C: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A row's block of columns; d_c is read and replaced."""
-    direction, row, o_column, m_column = _places(B, C, COLUMNS)
+    direction, row, o_column, m_column = _places(B, C, TILE)
     p_gates = gates + direction * gates_stride + row * (4 * C)
     i = _gate(p_gates, 0, C, o_column, m_column)
     f = _gate(p_gates, 1, C, o_column, m_column)
@@ -111,9 +111,9 @@ def cell_forward_launch(gates: Tensor, before: Tensor, after: Tensor, u: Tensor,
     arguments = {
         "gates": gates, "before": before, "after": after, "u": u, "cell_clip": _bound(cell_clip), "B": B,
         "gates_stride": gates.stride(0), "before_stride": before.stride(0), "after_stride": after.stride(0),
-        "C": C, "COLUMNS": COLUMNS,
+        "C": C, "TILE": TILE,
     }  # fmt: skip
-    return Launch(cell_forward_kernel, (2 * B, cdiv(C, COLUMNS)), arguments, OPTIONS)
+    return Launch(cell_forward_kernel, (2 * B, cdiv(C, TILE.columns)), arguments, TILE.options)
 
 
 def cell_backward_launch(
@@ -141,9 +141,9 @@ def cell_backward_launch(
     arguments = {
         "d_u": d_u, "d_c": d_c, "gates": gates, "cell": cell, "before": before, "d_gates": d_gates,
         "cell_clip": _bound(cell_clip), "B": B, "gates_stride": gates.stride(0), "cell_stride": cell.stride(0),
-        "before_stride": before.stride(0), "d_gates_stride": d_gates.stride(0), "C": C, "COLUMNS": COLUMNS,
+        "before_stride": before.stride(0), "d_gates_stride": d_gates.stride(0), "C": C, "TILE": TILE,
     }  # fmt: skip
-    return Launch(cell_backward_kernel, (2 * B, cdiv(C, COLUMNS)), arguments, OPTIONS)
+    return Launch(cell_backward_kernel, (2 * B, cdiv(C, TILE.columns)), arguments, TILE.options)
 
 
 def _bound(cell_clip: float | None) -> float:

@@ -96,7 +96,7 @@ def train(
     task = Task(
         corpus, output, chosen, start, heldout, vocabulary,
         "" if license_text is None else license_text.read_text(encoding="utf-8"),
-        shlex.join(["flashelmo", *sys.argv[1:]]), dtype, overwrite,
+        shlex.join(["flashelmo", *map(_without_folder, sys.argv[1:])]), dtype, overwrite,
     )  # fmt: skip
     with warnings_to_stderr(quiet), _progress(quiet) as on_progress:
         record = run(task, settings, on_progress)
@@ -109,6 +109,11 @@ def train(
                 f"{evaluation.unknown:.2%} unknown to the softmax"
             )
         say(f"{output}: the model; {task.work}: checkpoints, which may be deleted")
+
+
+def _without_folder(argument: str) -> str:
+    """A path's last part: the card says nothing of its maker's folders."""
+    return argument if argument.startswith("-") else Path(argument).name
 
 
 def read_config(path: Path) -> ElmoConfig:
