@@ -89,3 +89,19 @@ def test_ranges_allow_the_pinned_versions(root: Path) -> None:
             pinned = str(pin.specifier).removeprefix("==")
             assert requirement.specifier.contains(pinned), f"{requirement} excludes {pinned}"
             assert "==" not in str(requirement.specifier), "exact versions belong into constraints.txt"
+
+
+def test_all_tell_the_same_version(root: Path) -> None:
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", citation, flags=re.MULTILINE) == [flashelmo.__version__]
+    changes = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.findall(r"^## (\S+)", changes, flags=re.MULTILINE)[0]
+    assert newest == flashelmo.__version__
+
+
+def test_every_python_that_is_promised_is_tried(root: Path) -> None:
+    said = distribution("flashelmo").metadata
+    promised = {line.rpartition(" :: ")[2] for line in said.get_all("Classifier") or [] if ":: Python :: 3." in line}
+    workflow = (root / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.+)\]", workflow)
+    assert set(re.findall(r"3\.\d+", matrix)) == promised
