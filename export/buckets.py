@@ -22,12 +22,12 @@ from flashelmo.export.batches import Arrays
 from flashelmo.export.metadata import BUCKET_FILE, Metadata
 from flashelmo.export.open_session import (
     ORT_ERRORS,
-    SHORT_NAMES,
     Options,
     device_memory,
     device_of,
     open_session,
     reason,
+    with_cuda_graphs,
 )
 
 Bucket = tuple[int, int]  # sentences, tokens of each
@@ -57,7 +57,7 @@ class Buckets:
     def __init__(self, files: Sequence[Path], wanted: Sequence[tuple[str, Options]], options: Any) -> None:
         self._folder = files[0].parent
         self._files = {bucket: file for file in files if (bucket := bucket_of(file)) is not None}
-        self._wanted: list[tuple[str, Options]] = [(name, {**_of_graphs(name), **given}) for name, given in wanted]
+        self._wanted = with_cuda_graphs(wanted)
         self._options = options
         self._opened: InEachProcess[dict[Bucket, _Opened]] = InEachProcess(dict)
         self._lock = InEachProcess(threading.RLock)
@@ -154,11 +154,6 @@ class _Opened:
             padded[: given.shape[0], : given.shape[1]] = given
             value.update_inplace(padded)
         self.session.run_with_iobinding(self._binding)
-
-
-def _of_graphs(provider: str) -> Options:
-    """ONNX Runtime opens a file with this only where all of its nodes lie on the card."""
-    return {"enable_cuda_graph": "1"} if provider == SHORT_NAMES["cuda"] else {}
 
 
 def _enter(results: dict[str, Any], name: str, found: npt.NDArray[Any], shape: tuple[int, ...], some: slice) -> None:

@@ -98,6 +98,12 @@ def _defaults(name: str) -> Options:
     return {"use_tf32": "0"} if name == "CUDAExecutionProvider" and knows_tf32 else {}
 
 
+def with_cuda_graphs(wanted: Sequence[tuple[str, Options]]) -> list[tuple[str, Options]]:
+    """The providers, CUDA with graphs unless told: ONNX Runtime opens a file then only where all nodes lie there."""
+    graphs = {SHORT_NAMES["cuda"]: {"enable_cuda_graph": "1"}}
+    return [(name, {**graphs.get(name, {}), **options}) for name, options in wanted]
+
+
 def device_of(name: str, options: Options) -> tuple[str, int]:
     """Kind and number of the device on which a provider leaves what it computed."""
     return (DEVICES[name], int(options.get("device_id", 0))) if name in DEVICES else ("cpu", 0)

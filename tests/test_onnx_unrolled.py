@@ -26,6 +26,7 @@ from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export import OnnxElmo, buckets, export_onnx, unrolled
 from flashelmo.export.build import build_buckets, build_onnx
 from flashelmo.export.metadata import BUCKET_DATA, Metadata
+from flashelmo.export.verification import session
 from flashelmo.export.verification.verify import verify
 
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16")
@@ -341,6 +342,23 @@ def test_cuda_is_told_to_capture_graphs_unless_the_caller_says_otherwise(
         runner = buckets.Buckets(files, [("CUDAExecutionProvider", given), ("CPUExecutionProvider", {})], None)
         runner.session()
     assert told == [{"enable_cuda_graph": "1"}, {}, {"enable_cuda_graph": "0", "device_id": 1}, {}]
+
+
+def test_the_gate_asks_cuda_whether_a_node_is_left_to_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime refuses to open a file with graphs where one is."""
+    refused = "This session cannot use the graph capture feature as requested by the user"
+
+    def open_session(file: Path, wanted: list[Any], options: Any) -> Any:
+        if any("enable_cuda_graph" in values for _, values in wanted):
+            raise FlashElmoError(f"{file}: ONNX Runtime cannot load it: {refused}")
+        raise AssertionError("it was not asked")
+
+    monkeypatch.setattr(session, "open_session", open_session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    model = gentle()
+    ((path, meant),) = build_buckets(model, tmp_path, [(2, 3)]).items()
+    report = verify(path, model, sentences=[["the"]], providers="cuda", expected=meant)
+    assert report.failures == (f"{path.name}: ONNX Runtime cannot load it: {refused}",)
 
 
 def test_outputs_that_stay_on_the_device(folder: Path) -> None:

@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.metadata import STATES, Metadata
-from flashelmo.export.open_session import Provider, available_providers, open_session, options_of
+from flashelmo.export.open_session import (
+    Provider,
+    available_providers,
+    open_session,
+    options_of,
+    with_cuda_graphs,
+)
 from flashelmo.export.verification.cases import Batch
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -31,11 +37,15 @@ class Session:
         providers: those in use.
 
     Raises:
-        FlashElmoError: a provider that is not there, or a file that ONNX Runtime cannot load.
+        FlashElmoError: a provider that is not there, or a file that ONNX Runtime cannot load; an unrolled one, on CUDA,
+            that leaves a node to the host.
     """
 
     def __init__(self, path: Path, metadata: Metadata, providers: str | Sequence[Provider]) -> None:
-        self._session = open_session(path, available_providers(providers), options_of(None, None))
+        wanted = available_providers(providers)
+        if metadata.bucket is not None and (graphs := with_cuda_graphs(wanted)) != wanted:
+            open_session(path, graphs, options_of(None, None))  # which asks for all nodes to lie on the card
+        self._session = open_session(path, wanted, options_of(None, None))
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._names = [output.name for output in self._session.get_outputs()]
         self.metadata = metadata
