@@ -16,8 +16,8 @@ PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscop
 help:
 	@echo "make demo   embed a text, and find the neighbours of a word in two senses"
 	@echo "make test   build the wheel, install it and run the tests against it"
-	@echo "make test-ray  two actors of a Ray cluster on this machine (needs: pip install '.[ray]')"
 	@echo "make test-integrations  inside scikit-learn, spaCy and others, as far as they are installed"
+	@echo "make test-ray  actors and replicas of a Ray cluster on this machine (needs: pip install '.[ray]')"
 	@echo "make test-serve  clients of other projects against the service, as far as they are installed"
 	@echo "make lint   ruff, formatting, types"
 	@echo "make bench  the benchmarks (takes long; use an idle machine)"
@@ -89,7 +89,7 @@ bench: $(VENV)/dev.stamp
 # Clients of other projects, and a browser, are in no environment of ours:
 # `$(BIN)/python -m pip install openai huggingface_hub 'tritonclient[http]' schemathesis playwright`, and chromium first.
 test-serve:
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/test_serve_clients.py tests/test_serve_page.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -s tests/test_serve_clients.py tests/test_serve_page.py
 
 # Ray is in no environment of ours: `$(BIN)/python -m pip install '.[ray]'` first.
 test-ray:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,27 +112,26 @@ class Clients:
         import httpx
 
         numbers, latencies, vectors = iter(range(n_requests)), list[float](), dict[int, list[float]]()
-        limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients)
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=600) as http:
 
-            async def client() -> None:
-                for number in numbers:
-                    body = {"inputs": [self._sentences[number % len(self._sentences)]]}
-                    begin = time.perf_counter()
-                    answer = await http.post("/embed", json=body)
-                    latencies.append(time.perf_counter() - begin)
-                    answer.raise_for_status()
-                    if number < kept:
-                        vectors[number] = answer.json()[0]
+        async def client(http: httpx.AsyncClient) -> None:
+            for number in numbers:
+                body = {"inputs": [self._sentences[number % len(self._sentences)]]}
+                begin = time.perf_counter()
+                answer = await http.post("/embed", json=body)
+                latencies.append(time.perf_counter() - begin)
+                answer.raise_for_status()
+                if number < kept:
+                    vectors[number] = answer.json()[0]
 
+        context = ssl.create_default_context()  # one for all, as each takes long to make
+        async with AsyncExitStack() as stack:  # a client of httpx each: one for all looks through every connection
+            clients = [httpx.AsyncClient(base_url=url, verify=context, timeout=600) for _ in range(n_clients)]
+            for each in clients:
+                await stack.enter_async_context(each)
             begin, cpu = time.perf_counter(), time.process_time()
-            await asyncio.gather(*(client() for _ in range(n_clients)))
-            return Load(
-                time.perf_counter() - begin,
-                latencies,
-                time.process_time() - cpu,
-                [vectors[number] for number in sorted(vectors)],
-            )
+            await asyncio.gather(*map(client, clients))
+            seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+        return Load(seconds, latencies, cpu, [vectors[number] for number in sorted(vectors)])
 
 
 class Engine:

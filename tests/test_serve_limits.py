@@ -349,6 +349,11 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
         (["--tokenizer", "words"], "tokenizer: expected whitespace"),
         (["--api-key-file", "nothing"], "nothing: No such file"),
         (["--api-key-file", os.devnull], f"{os.devnull}: expected one line of a key in ASCII"),
+        (["--replicas", "2"], "--replicas: expected --ray beside it"),
+        (
+            ["--ray", "local", "--replicas", "1,2,3"],
+            "--replicas: expected a number, or the fewest and the most, found '1",
+        ),
         (["--device", "cuda:0,cpu"], "device: expected one, or several CUDA devices"),
     ],
 )

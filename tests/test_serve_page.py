@@ -88,10 +88,10 @@ def test_an_error_is_shown_and_a_key_can_be_given(page: Any, model: Path, tmp_pa
     with served(model, "--max-sentences", 2, "--api-key-file", tmp_path / "key") as server:
         page.goto(server.url)
         page.click("#embed")
-        page.wait_for_function("document.getElementById('error').textContent.includes('Authorization: expected')")
+        page.locator("#error", has_text="Authorization: expected").wait_for()
         page.fill("#key", "secret")
         page.click("#embed")
-        page.wait_for_function("document.getElementById('error').textContent.startsWith('inputs: expected 2 sent')")
+        page.locator("#error", has_text="inputs: expected 2 sentences at most, found 6").wait_for()
         page.fill("#text", "the cat")
         page.click("#embed")
         page.wait_for_selector(".word")

@@ -95,10 +95,17 @@ def serve(
             if ray is None:
                 run(settings, host, port, tell)
             else:
-                numbers = parse_numbers("--replicas", replicas or "1")
-                serve_on_ray(settings, host, port, ray, (numbers[0], numbers[-1]), tell)
+                serve_on_ray(settings, host, port, ray, _replicas(replicas or "1"), tell)
     except InterruptedBySignal:
         return  # all that was accepted is answered
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    """The fewest and the most."""
+    numbers = parse_numbers("--replicas", text)
+    if len(numbers) > 2:
+        raise FlashElmoError(f"--replicas: expected a number, or the fewest and the most, found {text!r}")
+    return numbers[0], numbers[-1]
 
 
 def _key(path: Path | None) -> str:

@@ -1,11 +1,11 @@
 """Requests that wait together become one window.
 
 A worker that is free takes a window of what waits: of every request in turn an equal share, up to `max_batch_tokens`,
-so that a small request never waits for more than the windows under way. One whose sentences are not all taken goes to
-the end of the line.
+so that a small request waits for the windows under way, however large the others are. One whose sentences are not all
+taken goes to the end of the line.
 
 A window goes when at least half as many requests wait as the last one had, or when one has waited `max_wait_ms`: a
-client by itself never waits for others, and of many who answer each other's rhythm few are left behind.
+client by itself never waits for others, and clients who ask anew as soon as they are answered stay together.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ class Worker:
         self.pid = 0
         self._make, self._windows, self._owner = make, windows, owner
         self._process: DeviceProcess | None = None
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def has_room(self) -> bool:
@@ -87,7 +88,8 @@ class Worker:
 
     async def close(self) -> None:
         """End it."""
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
         if self._process is not None:
             self._process.kill()
             await asyncio.to_thread(self._process.join)
