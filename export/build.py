@@ -97,12 +97,14 @@ def build_buckets(
     precision: PrecisionName = "fp32",
     layers: Sequence[int] | None = None,
     mix: Sequence[float] | None = None,
+    characters: int | None = None,
     license: str = "unknown",
 ) -> dict[Path, Metadata]:
     """Write a model as unrolled files in a folder that is there, one for each (sentences, tokens), and their weights.
 
     Args:
         model, precision, layers, mix, license: as for `build_onnx`; int8 has no kernels on CUDA.
+        characters: the model's number, or None for that.
 
     Returns:
         What each file says of itself.
@@ -113,7 +115,7 @@ def build_buckets(
     metadata = _metadata(model, precision, layers, mix, license)
     if metadata.arithmetic.lstm_weights == "int8":
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
-    metadata = replace(metadata, characters=_characters(model.config, None))
+    metadata = replace(metadata, characters=_characters(model.config, characters))
     each = {path_of("folder", folder) / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
     for one in each.values():
         if most_values(one) >= 2**31:

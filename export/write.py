@@ -96,7 +96,7 @@ def export_onnx(
     if not checked or len(set(checked)) < len(checked):
         expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
-    buckets = check_target(target, checked, steps, batch, {**options, "triton": triton})
+    buckets = _check_target(target, checked, steps, batch, {**options, "triton": triton})
     available_providers(providers)  # what is absent is said before the work is done
     with new_folder(folder, overwrite, ours=_is_ours) as place:
         truth = Truth(model)
@@ -120,7 +120,7 @@ def export_onnx(
     return reports
 
 
-def check_target(
+def _check_target(
     target: str,
     precisions: Sequence[str],
     steps: Sequence[int] | None,
@@ -168,7 +168,7 @@ def _build(
     if not buckets:
         path = target / FILE_NAMES[precision]
         return {path: build_onnx(model, path, precision=precision, **options)}
-    general = {"stateful", "characters", "reduce_range", "external_data"}
+    general = {"stateful", "reduce_range", "external_data"}
     some = {name: value for name, value in options.items() if name not in general}
     return build_buckets(model, target, buckets, precision=precision, **some)
 
