@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ def one_thread() -> Iterator[None]:
 
 def test_everybody_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "load_sentences", lambda n_tokens, path, seed: (generate(n_tokens, seed), "generated"))
+    peaks = {"fp32": 1e9, "bf16": 2e9}
+    monkeypatch.setattr(bench, "Roofline", lambda threads, seconds: SimpleNamespace(peaks=lambda: peaks))
     settings = replace(
         bench.SUITE.defaults.quick(), batches=(2,), precisions=("fp32", "bf16"), text_tokens=400, threads=1,
         peak_seconds=0.001, sample_seconds=0.0,
@@ -42,7 +45,7 @@ def test_everybody_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert not [row for row in rows if not row.median or row.unit != "tokens/s" or row.failed]
     assert list(rows[0].ratios) == names[1:3] and all(ratio > 0 for ratio in rows[3].ratios.values())
-    assert rows[0].ceiling is not None and "cpu; generated; " in rows[0].note
+    assert rows[0].ceiling and rows[3].ceiling == 2 * rows[0].ceiling and "cpu; generated; " in rows[0].note
 
 
 def test_the_plain_modules_are_the_same_network() -> None:
