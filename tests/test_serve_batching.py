@@ -104,8 +104,9 @@ def test_requests_for_other_vectors_take_turns(play: Callable[..., None]) -> Non
         while not (first.done() and second.done()):
             worker.finish()
             await settle()
-        done = [len(window) for window in worker.order]
-        assert done == [2] * 6, "six windows of two sentences"
+        assert [len(window) for window in worker.order] == [2] * 6
+        mean, most = MEAN.output, MAX.output
+        assert worker.outputs == [mean, mean, most, mean, most, most], "the first was sent before the other came"
 
     play(scene, max_batch_tokens=8)
 
