@@ -110,6 +110,7 @@ class FakeWorker:
         self.windows: dict[int, Window] = {}
         self.limit, self.owner, self.size = windows, service._batcher, service.config.output_size
         self.order: list[Window] = []
+        self.outputs: list[Output] = []
 
     @property
     def has_room(self) -> bool:
@@ -119,6 +120,7 @@ class FakeWorker:
         self.held.add(number)
         self.windows[number] = window
         self.order.append(window)
+        self.outputs.append(output)
 
     def sentences(self) -> list[list[str]]:
         """Those that it holds."""

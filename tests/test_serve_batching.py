@@ -104,8 +104,9 @@ def test_requests_for_other_vectors_take_turns(play: Callable[..., None]) -> Non
         while not (first.done() and second.done()):
             worker.finish()
             await settle()
-        done = [len(window) for window in worker.order]
-        assert done == [2] * 6, "six windows of two sentences"
+        assert [len(window) for window in worker.order] == [2] * 6
+        mean, most = MEAN.output, MAX.output
+        assert worker.outputs == [mean, mean, most, mean, most, most], "the first was sent before the other came"
 
     play(scene, max_batch_tokens=8)
 
@@ -237,6 +238,23 @@ def test_a_card_has_its_next_window_at_hand(play: Callable[..., None]) -> None:
         await asyncio.gather(*tasks)
 
     play(scene)
+
+
+def test_two_devices_share_a_request_and_one_does_what_the_other_lost(play: Callable[..., None]) -> None:
+    async def scene(service: Service, worker: FakeWorker, ask: Any) -> None:
+        other = FakeWorker(service)
+        service.workers.append(other)  # type: ignore[arg-type]
+        task = ask(4, 4, 4)
+        await settle()
+        assert lengths(worker) == lengths(other) == [4]
+        other.is_ready = False
+        other.die()
+        while worker.held:
+            worker.finish()
+            await settle()
+        assert answered(task) == [4, 4, 4] and len(worker.order) == 3 and not other.held
+
+    play(scene, max_batch_tokens=4)
 
 
 def test_what_a_request_may_hold(model: Path) -> None:
