@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # process dies the run ends and names its test: with another in its place pytest-xdist may wait for ever.
 PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: help demo test test-ray test-serve test-integrations lint style types types-of-tests bench
+.PHONY: help demo test test-ray test-serve test-integrations docs lint style types types-of-tests bench
 
 help:
 	@echo "make demo   embed a text, and find the neighbours of a word in two senses"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-ray  actors and replicas of a Ray cluster on this machine (needs: pip install '.[ray]')"
 	@echo "make test-serve  clients of other projects against the service, as far as they are installed"
 	@echo "make lint   ruff, formatting, types"
+	@echo "make docs   the documentation as a site, in .site"
 	@echo "make bench  the benchmarks (takes long; use an idle machine)"
 
 # The stamps say what .venv holds, so that a second call installs nothing.
@@ -81,6 +82,9 @@ types: $(VENV)/dev.stamp .typing
 
 types-of-tests: $(VENV)/dev.stamp .typing
 	MYPYPATH=.typing $(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file tests/mypy.ini tests/*.py examples/*.py
+
+docs: $(VENV)/dev.stamp .typing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks

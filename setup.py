@@ -43,6 +43,7 @@ SERVE = [
     "starlette>=0.40",
     "uvicorn>=0.30",
 ]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 BENCH = ["matplotlib>=3.8", "pytest-benchmark>=4"]
 SENSES = ["gensim>=4.3"]  # static vectors, beside which contextual ones stand
 TRITON_CLIENT = ["grpcio>=1.63", "tritonclient>=2.68,<2.70"]  # the server's protocol; 2.70 forbids a newer ml_dtypes
@@ -126,9 +127,10 @@ setup(
         "datasets": ["datasets>=3"],
         "langchain": ["langchain-core>=0.3"],
         "senses": [*CPU, *TORCH, *BENCH, *SENSES],
-        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *SERVE, *CLIENT, *BENCH, *TOOLS],
+        "dev": [*CPU, *OPENVINO, *TORCH, *TRITON, *BULK, *DOWNLOAD, *SERVE, *CLIENT, *BENCH, *DOCS, *TOOLS],
         "client": CLIENT,
         "serve": [*SERVE, *CLIENT],
         "bench": BENCH,
+        "docs": DOCS,
     },
 )

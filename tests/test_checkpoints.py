@@ -363,7 +363,8 @@ def test_describe(folder):
         }
     ]
     assert facts["parameters"] == sum(tensor.size for tensor in load_file(path).values())
-    assert facts["inputs"] == ["characters", "words"] and facts["layers"] == 3 and facts["output_size"] == 8
+    assert facts["inputs"] == ["characters", "words"] and facts["output_size"] == 8
+    assert (facts["layers"], facts["lstm_layers"]) == (3, 2) and "n_layers" not in facts
     assert (facts["cell_size"], facts["projection_size"], facts["family"]) == (6, 4, "manylangs")
     assert describe(MODELS["skip"])["files"] == []
 

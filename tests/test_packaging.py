@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 import flashelmo
 
 EXTRAS = {"cpu", "gpu", "export", "openvino", "torch", "bulk", "download", "hub", "spacy", "ray", "bench", "dev"}
-EXTRAS |= {"sklearn", "sentence-transformers", "flair", "datasets", "langchain", "senses", "serve", "client"}
+EXTRAS |= {"sklearn", "sentence-transformers", "flair", "datasets", "langchain", "senses", "serve", "client", "docs"}
 
 
 def needed_by(name: str, extra: str = "") -> set[str]:

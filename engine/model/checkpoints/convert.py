@@ -34,6 +34,8 @@ def convert(
 def describe(model: ElmoModel) -> dict[str, Any]:
     """What a model is, ready for JSON: its format, dimensions and parameters, and its files' sizes and sha256."""
     config = model.config
+    dimensions = config.to_dict()
+    n_lstms = dimensions.pop("n_layers")
     inputs = [name for name, size in (("characters", config.character_size), ("words", config.word_size)) if size]
     return {
         "path": str(model.path),
@@ -41,10 +43,11 @@ def describe(model: ElmoModel) -> dict[str, Any]:
         "source_format": model.source_format or model.format,
         "family": config.family,
         "parameters": model.weights.n_parameters,
-        "layers": config.n_layers + 1,
+        "layers": n_lstms + 1,  # as vectors have them: the characters' one, then each LSTM's
+        "lstm_layers": n_lstms,
         "output_size": config.output_size,
         "inputs": inputs,
-        **config.to_dict(),
+        **dimensions,
         "files": [_describe_file(path) for path in _files(model.path)],
     }
 
