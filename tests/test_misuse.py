@@ -6,9 +6,11 @@
 import inspect
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,9 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
     exported = folder / "exported"
     export_onnx(MODEL, exported, sentences=SENTENCES)
     before, home = Path.cwd(), os.environ.get("HOME", "")
+    hub = SimpleNamespace(create_repo=lambda *_, **__: "address", upload_folder=lambda **_: None)
+    others = {**sys.modules}
+    sys.modules["huggingface_hub"] = SimpleNamespace(HfApi=lambda token: hub)  # type: ignore[assignment]
     os.chdir(tmp_path_factory.mktemp("here"))  # where what is written under odd names may lie
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
     torch.set_num_threads(1)
@@ -117,6 +122,8 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
         ),
         "ElmoEmbedder.fingerprint": Use(embedder.fingerprint),
         "ElmoEmbedder.reset_state": Use(embedder.reset_state),
+        "ElmoEmbedder.save_pretrained": Use(embedder.save_pretrained, {"folder": folder / "saved", "overwrite": True}),
+        "ElmoEmbedder.push_to_hub": Use(embedder.push_to_hub, {"repo_id": "me/model"}),
         "stateful.embed_batch": Use(stateful.embed_batch, batch),
         "stateful.embed_sentences": Use(stateful.embed_sentences, {"sentences": SENTENCES}),
         "batch_to_ids": Use(batch_to_ids, batch),
@@ -139,6 +146,9 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
     yield made
     os.chdir(before)
     os.environ["HOME"] = home
+    sys.modules.pop("huggingface_hub")
+    if "huggingface_hub" in others:
+        sys.modules["huggingface_hub"] = others["huggingface_hub"]
 
 
 def check(use: Use, name: str, value: Any) -> None:

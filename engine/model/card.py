@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from flashelmo.engine.arguments import flag, shown
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import read_json
 from flashelmo.engine.model.checkpoints.native import write_native
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Identifiers of Hugging Face's hub; any other licence is named beside `license: other`.
 LICENSES = ("unknown", "apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
+ANYTHING, LANGUAGE = re.compile(".+"), re.compile("[a-z]{2,8}(-[A-Za-z0-9]+)*")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", flags=re.ASCII)
 TAGS = ("elmo", "bilm", "word-embeddings", "contextual-embeddings")
 
 
@@ -52,6 +56,7 @@ def model_card(model: ElmoModel, license: str | None = None, language: str | Non
         license, language: of the weights; None for what the list of named models says of a downloaded one, or else
             unknown.
     """
+    license, language = _text("license", license), _text("language", language, LANGUAGE)
     origin = _origin(model.path)
     named = named_models().get(origin.get("name", ""))
     if named is not None:
@@ -96,7 +101,7 @@ def save_pretrained(
     Raises:
         FlashElmoError: the folder exists, or cannot be written.
     """
-    write_native(model, folder, overwrite=overwrite, card=model_card(model, license, language))
+    write_native(model, folder, overwrite=flag("overwrite", overwrite), card=model_card(model, license, language))
 
 
 class HubOptions(TypedDict, total=False):
@@ -133,6 +138,8 @@ def push_to_hub(model: ElmoModel, repo_id: str, **options: Unpack[HubOptions]) -
     """
     if unknown := sorted(options.keys() - HubOptions.__annotations__.keys()):
         raise FlashElmoError(f"{unknown[0]}: no such option; expected {', '.join(HubOptions.__annotations__)}")
+    if _text("repo_id", repo_id) is None or not REPOSITORY.fullmatch(repo_id):
+        raise FlashElmoError(f"repo_id: expected 'user/name', found {shown(repo_id)}")
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
@@ -148,6 +155,13 @@ def push_to_hub(model: ElmoModel, repo_id: str, **options: Unpack[HubOptions]) -
         except Exception as error:  # of many families: its own, and its HTTP client's
             raise FlashElmoError(f"{repo_id}: {str(error).partition(chr(10))[0]}") from None
     return str(address)
+
+
+def _text(name: str, value: Any, pattern: re.Pattern[str] = ANYTHING) -> str | None:
+    """A text of one line, or none; FlashElmoError where it is something else."""
+    if value is not None and not (isinstance(value, str) and value.isprintable() and pattern.fullmatch(value)):
+        raise FlashElmoError(f"{name}: expected a text such as 'mit' or 'en', found {shown(value)}")
+    return value
 
 
 def _origin(path: Path) -> dict[str, Any]:
