@@ -1,8 +1,8 @@
 """Download a model's files: what is interrupted goes on where it ended, what is wrong is never kept.
 
-Pooch verifies sums and puts files in their place. Neither it nor huggingface_hub resumes a plain address's download
-(pooch 1.9 starts anew; huggingface_hub 2.4 does so for its own hub alone), so this has a downloader for pooch that asks
-the server for the rest of the file (RFC 9110, ranges), as long as it is the same file.
+Pooch verifies sums and puts files in their place. It does not resume (pooch 1.9 starts anew), and what huggingface_hub
+has for that is not public, so this has a downloader for pooch that asks the server for the rest of the file (RFC 9110,
+ranges), as long as it is the same file.
 """
 
 from __future__ import annotations
