@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flashelmo.engine.arguments import shown, whole_number
+from flashelmo.engine.arguments import flag, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Layers, Output
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
@@ -61,15 +61,18 @@ def find_neighbours(
         same_word: only that word itself, in capitals or small letters: in which of its uses is it nearest?
 
     Raises:
-        FlashElmoError: the query does not hold the word; `layers` names more than one vector for a token.
+        FlashElmoError: the query does not hold the word; `layers` names more than one vector for a token; an argument
+            is none of these.
     """
+    if not callable(getattr(elmo, "embed", None)):
+        raise FlashElmoError(f"elmo: expected an ElmoEmbedder, found {shown(elmo)}")
     if not Output(layers).single:
         raise FlashElmoError(f"layers: expected one of them, 'top' or 'average', found {shown(layers)}")
     n, tokens = whole_number("n", n, 1, MOST), tokens_of(query)
-    if not tokens:
-        raise FlashElmoError("query: expected a sentence with a word in it, found none")
+    if not tokens or not all(isinstance(token, str) for token in tokens):
+        raise FlashElmoError(f"query: expected a sentence with a word in it, found {shown(query)}")
     position = _position(tokens, word)
-    wanted = tokens[position].lower() if same_word else None
+    wanted = tokens[position].lower() if flag("same_word", same_word) else None
     (vectors,) = elmo.embed([tokens], layers=layers)
     found = _nearest(elmo, several("sentences", sentences), tokens, _unit(vectors[position]), layers, wanted)
     return nlargest(n, found, key=lambda neighbour: neighbour.similarity)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -248,7 +248,7 @@ def _run_together(launches: Sequence[Launch]) -> None:
             integers.append(launch.arguments[parts[which[-1]][1]])
             grids += (*launch.grid, 1, 1)[:3]
     with torch.cuda.device(device):
-        series.launch(parts, np.array(which, np.int32), np.array(integers, np.int32), np.array(grids, np.int32), stream)
+        series.launch(parts, array("i", which), array("i", integers), array("i", grids), stream)
 
 
 _found: dict[Any, Any] = {}  # by device and signature, the kernel that Triton compiled

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 DEPENDENT, AT_ONCE = 1, 2  # flags
 MAP = "tensor map"
@@ -71,11 +70,12 @@ class Part(NamedTuple):
                 if kind == "i32":
                     integers[name] = len(values)
                 values += _module().map_bytes(value) if letter == MAP else struct.pack(letter, value)
-        packed = np.array(offsets, np.int32).tobytes()
-        return cls(function, 32 * n_warps, shared, flags, values, packed, integers)
+        return cls(function, 32 * n_warps, shared, flags, values, array("i", offsets).tobytes(), integers)
 
 
-def launch(parts: Sequence[tuple[Part, str]], which: Any, integers: Any, grids: Any, stream: int) -> None:
+def launch(
+    parts: Sequence[tuple[Part, str]], which: array[int], integers: array[int], grids: array[int], stream: int
+) -> None:
     """Queue launches on a stream of the current device.
 
     Args:

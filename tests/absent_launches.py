@@ -171,7 +171,7 @@ def main(folder: str) -> None:
 
     JITFunction.run = count
     by_series: list[Any] = []
-    launch_series = series.launch
+    launch_series: Any = series.launch
 
     def count_series(parts: Any, which: Any, *others: Any) -> None:
         by_series.extend(which)

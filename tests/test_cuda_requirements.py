@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from test_architecture import run_python, without
 from tiny_models import MODELS
 
+import flashelmo.kernels.lstm.layer  # noqa: F401 (imports Gluon, which it must before a test says that nothing is interpreted)
 from flashelmo.engine import choice
 from flashelmo.engine.choice import Choice, choose_runtime, has_cuda_card
 from flashelmo.engine.cuda import requirements
@@ -216,6 +217,7 @@ def test_auto_without_a_card_imports_neither_torch_nor_triton() -> None:
     )
     assert run_python(code).splitlines() == [
         "device 'auto': no CUDA device found, running on the CPU",
+        *["small (random, seed 0): 13,593,312 parameters, cpu, fp32"] * 2,
         "cpu fp32 (3, 1, 256)",
         "[]",
     ]

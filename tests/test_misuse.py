@@ -27,6 +27,7 @@ from flashelmo.engine.bulk.embeddings import open_embeddings
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.neighbours import find_neighbours
 from flashelmo.engine.text.windows import Window
 from flashelmo.export import OnnxElmo, export_onnx, verify
 from flashelmo.export.build import build_onnx
@@ -39,6 +40,8 @@ PARTS = {
     "batch": "sentence|token|word",
     "sentences": "sentence|token|word",
     "sentence": "token",
+    "query": "sentence|token|word",
+    "word": "token",
     "layers": "mix",  # as which numbers that are not whole were taken
     "vocab_to_cache": "word",
     "inputs": "character_ids",
@@ -51,6 +54,8 @@ PARTS = {
 NOT_CALLED = {
     "FlashElmoError",  # raised, not called
     "MissingExtraError",
+    "Client",  # of a server: tests/test_serve_limits.py
+    "LanguageModel",  # made by its `load`
     "Report",  # made by `verify`; its methods take no arguments
     "__version__",
 }
@@ -102,6 +107,8 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
         "Elmo.forward": Use(elmo.forward, {"inputs": ids}),
         "Elmo.get_output_dim": Use(elmo.get_output_dim),
         "Elmo.reset_state": Use(elmo.reset_state),
+        "Elmo.to_model": Use(elmo.to_model),
+        "Elmo.save": Use(elmo.save, {"folder": folder / "tuned", "overwrite": True}),
         "ElmoConfig": Use(ElmoConfig, CONFIG),
         "ElmoConfig.from_dict": Use(ElmoConfig.from_dict, {"values": CONFIG}),
         "ElmoConfig.to_dict": Use(MODEL.config.to_dict),
@@ -127,6 +134,9 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
         "stateful.embed_batch": Use(stateful.embed_batch, batch),
         "stateful.embed_sentences": Use(stateful.embed_sentences, {"sentences": SENTENCES}),
         "batch_to_ids": Use(batch_to_ids, batch),
+        "find_neighbours": Use(
+            find_neighbours, {"elmo": embedder, "sentences": SENTENCES, "query": ["the", "cat"], "word": "cat"}
+        ),
         "load_model": Use(load_model, {"path": folder / "model"}),
         "open_embeddings": Use(open_embeddings, {"path": folder / "shards"}),
         "OnnxElmo": Use(OnnxElmo, {"path": exported, "threads": 1}),
@@ -234,6 +244,9 @@ ODD_FOR_FILES: dict[str, list[Any]] = {
     "folder": [None, 1, "", "x.onnx", "http://a/b", b"a"],
     "path": [None, 1, "", "x.onnx", "http://a/b", b"a"],
     "precisions": [None, 1, "fp32", [], ["fp8"], [None], ["fp32", "fp32"], {"fp32"}],
+    "target": [None, 1, "tpu", ["cuda"]],
+    "steps": [1, [0], ["a"], [1.5], "12", []],  # which files for CUDA have
+    "batch": [1, [0], ["a"], [1.5], "12", []],
     "triton": [None, 1, "no"],
     "overwrite": [None, 1, "no"],
     "sentences": [1, "the cat", [1], [[]], [[None]], [b"cat"], {"the cat": 1}],

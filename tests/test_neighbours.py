@@ -54,7 +54,7 @@ def test_they_are_those_that_comparing_all_finds(elmo: ElmoEmbedder, layers: Any
     [
         ("a load", "light", "average", "word: expected one of 'a load', found 'light'"),
         ("a load", 2, "average", "word: expected 0 to 1, found 2"),
-        ("", 0, "average", "query: expected a sentence with a word in it, found none"),
+        ("", 0, "average", "query: expected a sentence with a word in it, found ''"),
         ("a load", "load", "all", "layers: expected one of them, 'top' or 'average', found 'all'"),
     ],
 )

@@ -70,6 +70,7 @@ def test_huggingface_hub(server: Server, embedder: ElmoEmbedder) -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_tritonclient(binary: bool, server: Server, embedder: ElmoEmbedder) -> None:
+    pytest.importorskip("geventhttpclient", reason="tritonclient's HTTP part is not installed")
     http = pytest.importorskip("tritonclient.http", reason="tritonclient's HTTP part is not installed")
     client = http.InferenceServerClient(server.url.removeprefix("http://"))
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny")

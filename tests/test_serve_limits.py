@@ -291,9 +291,13 @@ def test_a_worker_that_is_killed_costs_no_request(model: Path, text: list[list[s
 
 def test_at_the_end_what_was_accepted_is_answered(model: Path) -> None:
     with served(model, "--max-wait-ms", 800) as server, ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda _: server.post("/embed", {"inputs": "a"}), range(16)))  # so that others are waited for
-        waiting = pool.submit(server.post, "/embed", {"inputs": TEXTS})
-        wait_until(lambda: server.metric("queue_size") == 1)
+        for _ in range(10):
+            list(pool.map(lambda _: server.post("/embed", {"inputs": "a"}), range(16)))  # so that others are waited for
+            waiting = pool.submit(server.post, "/embed", {"inputs": TEXTS})
+            while not (waits := server.metric("queue_size") == 1) and not waiting.done():
+                time.sleep(0.01)
+            if waits:  # where the machine is slow the sixteen may come one by one
+                break
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         with pytest.raises(httpx.ConnectError):

@@ -63,7 +63,7 @@ def settings(root: Path) -> Callable[..., Settings]:
 
     def make(*parts: str, precisions: Sequence[str] = ("fp32",), **more: int) -> Settings:
         text = root / "examples" / "genesis.txt"
-        return Settings(parts, ("tiny",), precisions, text, home=root, **more)
+        return Settings(parts, ("toy",), precisions, text, home=root, **more)
 
     return make
 
@@ -82,7 +82,7 @@ def test_this_checkout_is_like_itself(root: Path, settings: Callable[..., Settin
         assert row["ratio"] == pytest.approx(row["this"] / row["other"]) and row["ratios"] == [row["ratio"]]
     this, other = found.sides
     assert this == other and this["numpy"]
-    assert f"cpu, tiny: {N_CASES} of {N_CASES} cases the same to the bit" in capfd.readouterr().out
+    assert f"cpu, toy: {N_CASES} of {N_CASES} cases the same to the bit" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_kernels_are_interpreted(package: Make, settings) -> None:
 
 
 def test_a_long_sentence_is_interpreted(settings) -> None:
-    _, _, calls = next(cases("interpreter", "tiny", settings("interpreter")))
+    _, _, calls = next(cases("interpreter", "toy", settings("interpreter")))
     assert max(len(sentence) for _, sentences in calls for sentence in sentences) == 40
 
 
@@ -150,7 +150,7 @@ def test_the_command_writes_and_tells(
 ) -> None:
     monkeypatch.chdir(root)
     this, out = package("a"), tmp_path / "out.json"
-    command = ["--only", "cpu", "--models", "tiny", "--out", str(out), "--this", str(this), "--other"]
+    command = ["--only", "cpu", "--models", "toy", "--out", str(out), "--this", str(this), "--other"]
     assert main([*command, str(this)]) == 0
     assert {row["result"] for row in json.loads(out.read_text())["identity"]} == {"same"}
     assert main([*command, str(package("b", first=1.0))]) == 1
@@ -160,7 +160,7 @@ def test_the_command_writes_and_tells(
 
 def test_an_empty_text_is_told(package: Make, root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
-    settings = Settings(("speed",), ("tiny",), text=tmp_path / "empty.txt", home=root)
+    settings = Settings(("speed",), ("toy",), text=tmp_path / "empty.txt", home=root)
     with pytest.raises(FlashElmoError, match=r"empty\.txt: expected tokenized lines, found none"):
         compare(package("a"), package("b"), settings)
 

@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=plan.PARTS, default=plan.PARTS, metavar="PART", help=f"of {', '.join(plan.PARTS)}"
     )
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="tiny, golden ones, presets (default: all)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="toy, golden ones, presets (default: all)")
     parser.add_argument("--text", type=Path, help="tokenized lines (default: the Bible beside the checkout)")
     parser.add_argument("--rounds", type=int, default=Settings.rounds, help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write what was found there")

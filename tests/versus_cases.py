@@ -21,7 +21,7 @@ Sentences = list[list[str]]
 Named = Mapping[str, Mapping[str, Any]]
 
 PARTS = ("cpu", "interpreter", "speed")
-TINY, GOLDEN = "tiny", ("bilm_skip", "bilm_noskip", "manylangs")
+TINY, GOLDEN = "toy", ("bilm_skip", "bilm_noskip", "manylangs")
 MODELS = {"cpu": (TINY, *GOLDEN, "small"), "interpreter": (TINY,), "speed": ("original", "small")}
 TINY_CONFIG = ElmoConfig(
     family="bilm", cell_size=6, projection_size=4, n_layers=2, cell_clip=0.5, projection_clip=0.4,

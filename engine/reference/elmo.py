@@ -160,7 +160,7 @@ class Elmo(torch.nn.Module):
         Raises:
             FlashElmoError: there is no such model; the folder exists or cannot be written.
         """
-        write_native(self.to_model(), folder, overwrite=overwrite)
+        write_native(self.to_model(), folder, overwrite=flag("overwrite", overwrite))
 
     def batch_to_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
         """Character ids of tokenized sentences, int64 [B, T, M], for this model: the `inputs` of `forward`.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import is_one_of, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import (
     MODEL_FILES,
@@ -156,7 +156,7 @@ def _view(data: npt.NDArray[np.uint8], path: Path, name: str, dtype: str, shape:
     numbers = [*shape, *offsets] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
     if len(offsets) != 2 or not all(type(number) is int and 0 <= number < 2**64 for number in numbers):
         raise FlashElmoError(f"{path}: tensor {name}: expected a shape and two offsets, found {shape} and {offsets}")
-    if dtype not in STORED_TYPES:
+    if not is_one_of(dtype, *STORED_TYPES):
         raise FlashElmoError(f"{path}: tensor {name} has type {dtype}, expected F32 or F16")
     stored = np.dtype(STORED_TYPES[dtype])
     start, stop = offsets

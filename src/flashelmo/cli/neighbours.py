@@ -18,7 +18,7 @@ TOKENS_AROUND = 6  # of a neighbour, on either side
 def neighbours(
     text: Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space.")],
     word: Annotated[str, typer.Argument(help="A word of each sentence.")],
-    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE…", help="Sentences, each with the word in it.")],
+    sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="Sentences, each with the word in it.")],
     model: Annotated[Path | None, typer.Option(help="A model or its name; flashelmo's own if not set.")] = None,
     options: Options = None,
     layers: Annotated[str, typer.Option(metavar="average|top|0", help="What is compared.")] = "average",
