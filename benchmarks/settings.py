@@ -114,6 +114,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without what is not set; of paths, which say something of their owner, only the last part."""
-        values = asdict(self) | {"models": [Path(name).name for name in self.models], "out": None}
+        values: dict[str, Any] = asdict(self) | {"out": None}
+        for name in ("models", "snapshots"):
+            values[name] = tuple(Path(path).name for path in values[name])
         values = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
         return {name: value for name, value in values.items() if value not in (None, "", (), False)}
