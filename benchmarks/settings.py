@@ -116,6 +116,6 @@ class Settings:
         """For JSON, without what is not set; of paths, which say something of their owner, only the last part."""
         values: dict[str, Any] = asdict(self) | {"out": None}
         for name in ("models", "snapshots"):
-            values[name] = tuple(Path(path).name for path in values[name])
+            values[name] = [Path(path).name for path in values[name]]
         values = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
-        return {name: value for name, value in values.items() if value not in (None, "", (), False)}
+        return {name: value for name, value in values.items() if value not in (None, "", (), [], False)}
