@@ -1,7 +1,7 @@
 """Launches of compiled kernels queued together by a C function, a microsecond or two each, without the interpreter.
 
-A large window is some hundred launches that differ in their grid and in one integer, the depth. From Python each takes
-the host 20 to 40 us while other threads plan further windows, and steps take the card not much longer.
+A large window is some hundred launches that differ in their grid and in one integer, the depth. From Python each waits
+for the interpreter, which other threads need to plan further windows.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def neighbours(
         for sentence in sentences:
             windows = read_windows(text, max_sentences=1 << 12, max_tokens=1 << 16)
             tokens = chain.from_iterable(map(window.tokens, range(len(window))) for window in windows)
-            print(f"{word} in: {sentence}")
             found = find_neighbours(elmo, tokens, sentence, word, n=n, layers=parse_layers(layers), same_word=same_word)
+            print(f"{word} in: {sentence}")
             for each in found:
                 before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
                 behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])

@@ -12,11 +12,12 @@ from flashelmo.cli.arguments import Options, parse_numbers
 from flashelmo.cli.terminal import InterruptedBySignal, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.named.locate import model_path
 from flashelmo.engine.precision import PRECISIONS
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Folder, archive or weights file of a model.")],
+    model: Annotated[Path | None, typer.Argument(help="A model or its name; flashelmo's own if not set.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8080,
     options: Options = None,
@@ -85,7 +86,7 @@ def serve(
         seconds=max_seconds,
     )
     settings = ServiceSettings(
-        path_of("model", model), computed, name, tokenizer, max_batch_tokens, max_wait_ms, _key(api_key_file), limits
+        model_path("model", model), computed, name, tokenizer, max_batch_tokens, max_wait_ms, _key(api_key_file), limits
     )
     if replicas is not None and ray is None:
         raise FlashElmoError("--replicas: expected --ray beside it")
