@@ -2,7 +2,8 @@
 
 `--only sharing` counts steps and times nothing: every machine, however busy, gives the same figures. `--only feed`
 leaves the computation out: text becomes a device's input, and pooled vectors are written. `--only workers` embeds a
-corpus with one process, and with as many as there are cores. These two need an idle machine.
+corpus with one process, and with as many as there are cores. `--only command` embeds it with `flashelmo embed`, beside
+the engine in memory with sharing and without, and watches the command's memory. These three need an idle machine.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,17 +24,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from flashelmo.benchmarks.results import Row, new_results
+from flashelmo.benchmarks.contestant import Clock, engine, options_of
+from flashelmo.benchmarks.fresh import process_of
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import REAL_TEXT, load_sentences, write_sentences
-from flashelmo.benchmarks.worker import Pool
+from flashelmo.benchmarks.worker import Pool, take_turns
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.bulk.units import Corpus
 from flashelmo.engine.bulk.workers import embed_with_workers
 from flashelmo.engine.cpu.bilstm import STEP_ROWS, WORD_TABLE_BYTES
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import preset_config, random_model
@@ -243,10 +249,77 @@ def measure_workers(bench: Bench, settings: Settings) -> list[Row]:
     return rows
 
 
+# --------------------------------------------------------------------------------------------------------- command
+
+COMMAND, IN_MEMORY = "command, to native shards", "engine, in memory"
+UNSHARED = f"{IN_MEMORY}, without sharing"
+LOOK_SECONDS = 0.05  # between two looks at a process's memory
+
+
+def measure_command(bench: Bench, settings: Settings) -> list[Row]:
+    """Tokens a second of `flashelmo embed` to native shards, all layers, and of the engine that drops them; in turns.
+
+    The command's time is that of its process. Its memory is what is its own: files that are mapped do not count, nor
+    does what it writes.
+    """
+    model, path = bench.folder / bench.name, bench.folder / "text.txt"
+    write_native(random_model(bench.name, bench.seed), model, overwrite=True)
+    name, data = list(texts(settings).items())[-1]
+    path.write_bytes(data)
+    n_tokens, measured = len(data.split()), list[list[int]]()
+    with Pool() as pool:
+        ways = {IN_MEMORY: "fp32", UNSHARED: "fp32 unshared"}
+        workers = {who: pool.worker(Clock, engine, model, options_of(ways[who], settings)) for who in ways}
+        measures: dict[str, Callable[[], float]] = {
+            who: partial(worker.call, "seconds", [path]) for who, worker in workers.items()
+        }
+        measures[COMMAND] = lambda: _run_command(model, path, settings.threads, measured)
+        timings = take_turns(settings.rounds, measures)
+    rates = {who: [n_tokens / seconds for seconds in timing.samples] for who, timing in timings.items()}
+    row = partial(Row, "command", bench.name, note=f"{n_tokens:,} tokens of {name}, fp32")
+    rows = []
+    for who, found in rates.items():
+        others = [other for other in (IN_MEMORY, UNSHARED) if other != who and found and rates[other]]
+        ratios = {other: median_ratio(found, rates[other], "tokens/s") for other in others}
+        note = f"{FAILED}: {timings[who].note}" if timings[who].note else row().note
+        rows.append(row(who, "tokens/s", ratios=ratios, note=note).with_samples(found))
+    for k, part in enumerate(("first", "second", "third", "last")):
+        held = [max(looks[k * len(looks) // 4 : (k + 1) * len(looks) // 4]) / GIB for looks in measured]
+        rows.append(row(COMMAND, "GiB", f"most in its {part} quarter").with_samples(held))
+    return rows
+
+
+def _run_command(model: Path, text: Path, threads: int | None, measured: list[list[int]]) -> float:
+    """Seconds of `flashelmo embed`; what its process held, from time to time, is added to `measured`."""
+    from psutil import NoSuchProcess
+
+    folder = text.with_name("shards")
+    shutil.rmtree(folder, ignore_errors=True)
+    options = ["--model", model, "--device", "cpu", "--precision", "fp32", "--quiet"]
+    options += ["--threads", threads] if threads else []
+    command = [sys.executable, "-m", "flashelmo.cli", "embed", text, folder, *options]
+    looks, begin = list[int](), time.perf_counter()
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as running:
+        process = process_of(running.pid)
+        while running.poll() is None:
+            with suppress(NoSuchProcess):  # it has just ended
+                held = process.memory_info()
+                looks.append(held.rss - held.shared)
+            time.sleep(LOOK_SECONDS)
+        seconds = time.perf_counter() - begin
+        if running.returncode:
+            assert running.stderr is not None
+            raise FlashElmoError(f"flashelmo embed: {running.stderr.read().strip()}")
+    measured.append(looks)
+    shutil.rmtree(folder)
+    return seconds
+
+
 SECTIONS: dict[str, Callable[[Bench, Settings], Sequence[Row]]] = {
     "sharing": measure_sharing,
     "feed": measure_feed,
     "workers": measure_workers,
+    "command": measure_command,
 }
 
 
@@ -256,7 +329,7 @@ def command(settings: Settings, console: Console) -> int:
 
 
 SUITE = Suite(
-    "What stands around the computation of a corpus: sharing, feeding, processes.",
+    "What stands around the computation of a corpus: sharing, feeding, processes, the command.",
     Settings(sections=tuple(SECTIONS), models=("original",), rounds=3),
     tuple(name for name in PROCESSOR_OPTIONS if name != "contestants"),
     command,

@@ -46,6 +46,21 @@ def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: obj
     return values
 
 
+def process_of(pid: int) -> Any:
+    """A running process, as psutil sees it.
+
+    Raises:
+        MissingExtraError: psutil is not installed.
+    """
+    from flashelmo.engine.errors import MissingExtraError
+
+    try:
+        import psutil
+    except ImportError as error:
+        raise MissingExtraError("psutil", "dev", "time and memory of other processes") from error
+    return psutil.Process(pid)
+
+
 def _run_python(*arguments: str) -> str:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:

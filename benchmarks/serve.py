@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.contestant import Subject, prepare
+from flashelmo.benchmarks.fresh import process_of
 from flashelmo.benchmarks.results import FAILED, Results, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
@@ -47,19 +48,11 @@ class Served(NamedTuple):
 
     def cpu_seconds(self) -> dict[str, float]:
         """The processor's time that each process has taken."""
-        return {name: sum(_process(pid).cpu_times()[:2]) for name, pid in self.pids.items()}
+        return {name: sum(process_of(pid).cpu_times()[:2]) for name, pid in self.pids.items()}
 
     def bytes_held(self) -> dict[str, int]:
         """The memory of each process."""
-        return {name: _process(pid).memory_info().rss for name, pid in self.pids.items()}
-
-
-def _process(pid: int) -> Any:
-    try:
-        import psutil
-    except ImportError as error:
-        raise MissingExtraError("psutil", "dev", "the processor's time of other processes") from error
-    return psutil.Process(pid)
+        return {name: process_of(pid).memory_info().rss for name, pid in self.pids.items()}
 
 
 @contextmanager
@@ -74,7 +67,7 @@ def served(model: Path, threads: int | None) -> Iterator[Served]:
         found = re.search(r"http://\S+", said)
         if found is None:
             raise FlashElmoError(f"flashelmo serve: expected its address, found {said + process.stderr.read()!r}")
-        (worker,) = _process(process.pid).children()
+        (worker,) = process_of(process.pid).children()
         yield Served(found[0], {"server": process.pid, "worker": worker.pid})
     finally:
         process.terminate()
