@@ -14,16 +14,17 @@ from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.pipeline import PipelineInfo
-from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on
+from flashelmo.engine.precision import PRECISIONS, Precision, PrecisionName, precisions_on
 from flashelmo.engine.processor import multiplies_bf16
 from flashelmo.engine.settings import INTERPRETER, Settings
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
 
 logger = logging.getLogger("flashelmo.device")
 
-CPU_RUNTIMES = ("ort", "openvino", "reference")
-PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "reference": "torch"}  # that a runtime is built on
-EXTRAS = {"ort": "cpu", "openvino": "openvino", "reference": "torch"}  # that bring them
+# Of the CPU: the package that each is built on, and the extra that brings it.
+PACKAGES = {"ort": "onnxruntime", "avx512": "onnxruntime", "openvino": "openvino", "reference": "torch"}
+EXTRAS = {"ort": "cpu", "avx512": "cpu", "openvino": "openvino", "reference": "torch"}
+CPU_RUNTIMES = tuple(PACKAGES)
 RUNTIMES = ("auto", *CPU_RUNTIMES, "cuda")
 DEVICE_NAME = re.compile(rf"auto|cpu|cuda(:\d+)?|{INTERPRETER}")
 
@@ -33,7 +34,7 @@ class Choice:
     """What executes a model.
 
     Attributes:
-        runtime: "ort", "openvino", "reference" or "cuda".
+        runtime: "ort", "avx512", "openvino", "reference" or "cuda".
         precision: one that it has; on a CUDA device "auto" where the device decides.
         devices: "cpu", or the names of CUDA devices.
     """
@@ -94,8 +95,7 @@ def faster_on_cpu() -> list[Faster]:
         row = PRECISIONS[name]
         if name == "bf16" and not multiplies_bf16():
             continue
-        there = [runtime for runtime in row.runtimes if find_spec(PACKAGES[runtime]) is not None]
-        needs = "" if there else f"flashelmo[{EXTRAS[row.runtimes[0]]}]"
+        needs = "" if _can_run(row) else f"flashelmo[{EXTRAS[row.runtimes[-1]]}]"
         found.append(Faster(row.name, row.on("cpu").bound.relative or 0.0, needs))
     return found
 
@@ -119,12 +119,23 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
         expected = ", ".join(precisions_on("cpu"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
     if runtime == "auto":
-        return Choice(available[0], precision)
+        return Choice(next(iter(_can_run(PRECISIONS[precision])), available[-1]), precision)
     if runtime == "cuda":
         raise FlashElmoError("runtime 'cuda': expected a CUDA device, found device 'cpu'")
     if runtime not in available:
         raise FlashElmoError(f"runtime {runtime!r} has no precision {precision!r}; expected {' or '.join(available)}")
     return Choice(runtime, precision)
+
+
+def _can_run(precision: Precision) -> list[str]:
+    """The runtimes that have a precision and can run here, the preferred one first."""
+    installed = [runtime for runtime in precision.runtimes if find_spec(PACKAGES[runtime]) is not None]
+    if "avx512" in installed:
+        from flashelmo.engine.cpu.avx512 import why_not
+
+        if why_not(precision.bits):
+            installed.remove("avx512")
+    return installed
 
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:
@@ -170,8 +181,9 @@ def make_pipeline(model: ElmoModel, settings: Settings) -> PipelineInfo:
         MissingExtraError: the chosen runtime's package is not installed.
     """
     choice = choose_runtime(settings)
-    if settings.word_cache is not None and choice.runtime not in ("ort", "openvino"):
-        raise FlashElmoError(f"word_cache: expected runtime 'ort' or 'openvino' on the CPU, found {choice.runtime!r}")
+    if settings.word_cache is not None and choice.runtime in ("reference", "cuda"):
+        expected = ", ".join(name for name in CPU_RUNTIMES if name != "reference")
+        raise FlashElmoError(f"word_cache: expected one of the CPU's runtimes {expected}, found {choice.runtime!r}")
     if choice.runtime == "reference":
         from flashelmo.engine.reference.pipeline import make_reference_pipeline
 

@@ -82,6 +82,12 @@ class Precision:
         return found
 
     @property
+    def bits(self) -> Literal[8, 16]:
+        """Of the numbers that the LSTM multiplies on the processor, 8 or 16; KeyError where they are others."""
+        found: Mapping[str, Literal[8, 16]] = {"bfloat16": 16, "int8": 8}
+        return found[self.on("cpu").lstm_weights]
+
+    @property
     def bounds(self) -> Mapping[Place, Bound]:
         """Its bound in every place that has it."""
         places: tuple[Place, ...] = ("cpu", "cuda", "onnx")
@@ -107,7 +113,7 @@ _ROWS = (
     Precision(
         "bf16",
         "16 bits (8 of mantissa), sums and cells float32",
-        ("openvino",),
+        ("avx512", "openvino"),
         cpu=Arithmetic("bfloat16", Bound(relative=0.01), "bfloat16"),
         cuda=Arithmetic("bfloat16", Bound(relative=0.01), "bfloat16"),
     ),
@@ -130,7 +136,7 @@ _ROWS = (
     Precision(
         "int8",
         "LSTM products in 8 bits (on a card: those of the gates, all else as bf16)",
-        ("ort",),
+        ("avx512", "ort"),
         cpu=Arithmetic("float32", Bound(relative=0.03), "int8"),
         cuda=Arithmetic("bfloat16", Bound(relative=0.03), "int8"),
         onnx=Arithmetic("float32", Bound(relative=0.03, worst_vector=0.1, cosine=0.99), "int8"),

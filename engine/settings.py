@@ -21,7 +21,7 @@ from flashelmo.engine.processor import check_threads
 if TYPE_CHECKING:
     import torch
 
-RuntimeName: TypeAlias = Literal["ort", "openvino", "reference", "cuda"]
+RuntimeName: TypeAlias = Literal["ort", "avx512", "openvino", "reference", "cuda"]
 Auto: TypeAlias = Literal["auto"]
 Device: TypeAlias = "str | int | torch.device"
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -69,8 +69,8 @@ class Settings:
             -1 is the CPU.
         precision: a name of `PRECISIONS` that the device has (`docs/precision.md`). "auto" is "bf16" on CUDA devices
             that have it, otherwise "fp32".
-        runtime: on the CPU "ort", "openvino" or "reference", on a CUDA device "cuda"; "auto" is the first that has the
-            precision.
+        runtime: on the CPU "ort", "avx512", "openvino" or "reference", on a CUDA device "cuda"; "auto" is the first
+            that has the precision and can run.
         stateful: carry the LSTM state from batch to batch of `batch_size` sentences.
         batch_size: sentences of a batch where stateful, or with the reference; otherwise without effect.
         threads: processor threads, at most 64 or the machine's processors; None takes all cores. On a CUDA device they

@@ -11,10 +11,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Array, Int32, LstmSteps, Runtime
+from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Kept, LstmSteps, Runtime
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import GATES
 from flashelmo.engine.text.schedule import Forest, Schedule
 
 # Rows of one product: enough to reach the matrix peak, few enough that a step's arrays stay in the last-level cache.
@@ -25,31 +24,27 @@ WORD_TABLE_BYTES = 320 << 20
 
 @dataclass
 class RowStates:
-    """Final states of rows, carried from batch to batch: for each (layer, direction), hidden [B, P] and cell [B, C].
+    """Final states of rows, carried from batch to batch: of each (layer, direction), hidden [B, P] and B rows of cells.
 
     A smaller batch updates the first rows only; a larger one's new rows start at zero (AllenNLP, bilm-tf).
     """
 
-    states: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
+    states: dict[tuple[int, int], tuple[Array, Kept]] = field(default_factory=dict)
 
-    def of(self, layer: int, direction: int, n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
-        """The states of the first n_rows rows; writing to them updates this object."""
-        hidden, cell = self.states.get((layer, direction)) or zero_states(0, config)
+    def of(
+        self, layer: int, direction: int, n_rows: int, zeros: Callable[[int], tuple[Array, Kept]]
+    ) -> tuple[Array, Kept]:
+        """The states of the first n_rows rows, new ones from `zeros`; writing to them updates this object."""
+        hidden, cell = self.states.get((layer, direction)) or zeros(0)
         if n_rows > len(hidden):
-            new_hidden, new_cell = zero_states(n_rows - len(hidden), config)
-            hidden, cell = np.concatenate([hidden, new_hidden]), np.concatenate([cell, new_cell])
+            new_hidden, new_cell = zeros(n_rows - len(hidden))
+            hidden, cell = np.concatenate([hidden, new_hidden]), np.concatenate([cell, new_cell], axis=1)
             self.states[layer, direction] = hidden, cell
-        return hidden[:n_rows], cell[:n_rows]
+        return hidden[:n_rows], cell[:, :n_rows]
 
     def copy(self) -> RowStates:
         """The same states, to be updated on their own."""
         return RowStates({key: (hidden.copy(), cell.copy()) for key, (hidden, cell) in self.states.items()})
-
-
-def zero_states(n_rows: int, config: ElmoConfig) -> tuple[Array, Array]:
-    """The state before any word: hidden [n_rows, P], cell [n_rows, C]."""
-    shapes = (n_rows, config.projection_size), (n_rows, config.cell_size)
-    return np.zeros(shapes[0], np.float32), np.zeros(shapes[1], np.float32)
 
 
 class BiLstm:
@@ -58,11 +53,11 @@ class BiLstm:
     def __init__(self, config: ElmoConfig, runtime: Runtime) -> None:
         self._config = config
         self._runtime = runtime
-        self._memory: dict[tuple[str, int], Array] = {}
-        self._boundaries: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
+        self._memory: dict[tuple[str, int], Kept] = {}
+        self._boundaries: dict[tuple[int, int], tuple[Array, Array, Kept]] = {}
         # A direction's memory and its pieces of the network.
         self._in_use = InEachProcess(lambda: (threading.Lock(), threading.Lock()))
-        self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // (len(GATES) * 4 * config.cell_size))
+        self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // runtime.gates.row_bytes)
 
     def run(
         self,
@@ -109,7 +104,7 @@ class BiLstm:
         """Outputs [N, P] of every layer."""
         outputs: list[Array] = []
         for layer in range(self._config.n_layers):
-            states = state.of(layer, direction, len(forest.order), self._config) if state else None
+            states = state.of(layer, direction, len(forest.order), self._zero_states) if state else None
             x, x_rows = (word_vectors, forest.words) if layer == 0 else (outputs[-1], None)
             hidden = self._run_layer(layer, direction, forest, x, x_rows, states, on_nodes)
             if layer and self._config.skip_connections:
@@ -117,25 +112,30 @@ class BiLstm:
             outputs.append(hidden)
         return outputs
 
-    def _scratch(self, name: str, direction: int, n: int, rows: int) -> Array:
-        """[n, rows, C] of memory that is reused: touching newly allocated pages costs as much as reading them."""
-        key, size = (name, direction), n * rows * self._config.cell_size
-        if key not in self._memory or self._memory[key].size < size:
-            self._memory[key] = np.empty(size, np.float32)
-        return self._memory[key][:size].reshape(n, rows, self._config.cell_size)
+    def _zero_states(self, n_rows: int) -> tuple[Array, Kept]:
+        """The state before any word: hidden [n_rows, P], and cells."""
+        cell = self._runtime.cells.empty(n_rows)
+        cell[:] = 0
+        return np.zeros((n_rows, self._config.projection_size), np.float32), cell
 
-    def _boundary_state(self, layer: int, direction: int, x: Array) -> tuple[Array, Array]:
-        """State [1, P], [1, C] after a boundary's vector x [1, P] from a fresh state: the same in every window."""
+    def _scratch(self, name: str, direction: int, blocks: Blocks, rows: int) -> Kept:
+        """Rows of memory that is reused: touching newly allocated pages costs as much as reading them."""
+        key, size = (name, direction), blocks.planes * rows * blocks.width
+        if key not in self._memory or self._memory[key].size < size:
+            self._memory[key] = np.empty(size, blocks.dtype)
+        return self._memory[key][:size].reshape(blocks.planes, rows, blocks.width)
+
+    def _boundary_state(self, layer: int, direction: int, x: Array) -> tuple[Array, Kept]:
+        """State after a boundary's vector x [1, P] from a fresh state: hidden [1, P] and a cell, in every window."""
         key = (layer, direction)
         known = self._boundaries.get(key)
         if known is None or not np.array_equal(known[0], x):
-            gates = np.empty((len(GATES), 1, self._config.cell_size), np.float32)
+            gates = self._runtime.gates.empty(1)
             self._runtime.input_product(layer, direction, x, gates)
-            after = zero_states(1, self._config)
-            one = np.zeros(1, np.int32)
-            table, rows = (gates, one[None]) if layer == 0 else (gates[:, None], None)
-            zeros = zero_states(1, self._config)
-            self._runtime.steps(LstmSteps(layer, direction, table, rows, one, *zeros, after[0][None], after[1]))
+            zeros, after = self._zero_states(1), self._zero_states(1)
+            first = np.zeros(1, np.int32)
+            rows = first[None] if layer == 0 else None
+            self._runtime.steps(LstmSteps(layer, direction, gates, rows, first, *zeros, after[0][None], after[1]))
             known = self._boundaries[key] = (x.copy(), *after)
         return known[1], known[2]
 
@@ -146,14 +146,15 @@ class BiLstm:
         forest: Forest,
         x: Array,
         x_rows: Int32 | None,
-        states: tuple[Array, Array] | None,
+        states: tuple[Array, Kept] | None,
         on_nodes: Callable[[int], None],
     ) -> Array:
         """Hidden states [N, P] of one layer. Node n's input is x[x_rows[n]], or x[n]; `states` are read and updated."""
         config, runtime = self._config, self._runtime
         sizes = np.diff(forest.depths)
         hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
-        cell, cell_before = self._scratch("cells", direction, 2, sizes.max(initial=0))
+        most = int(sizes.max(initial=0))
+        cell, cell_before = (self._scratch(f"cells {k}", direction, runtime.cells, most) for k in range(2))
         first_depth = 0
         if states:
             before = states  # of the depth before
@@ -169,7 +170,7 @@ class BiLstm:
             else:
                 words, inverse = np.unique(x_rows[first:stop], return_inverse=True)
                 gate_rows, inputs = inverse.astype(np.int32), x[words]
-            gates = self._scratch("gates", direction, len(GATES), len(inputs))
+            gates = self._scratch("gates", direction, runtime.gates, len(inputs))
             runtime.input_product(layer, direction, inputs, gates)
             for steps in slab:
                 here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
@@ -178,23 +179,23 @@ class BiLstm:
                     LstmSteps(
                         layer,
                         direction,
-                        gates[:, here].reshape(len(GATES), *shape, -1) if gate_rows is None else gates,
+                        gates[:, here] if gate_rows is None else gates,
                         None if gate_rows is None else gate_rows[here].reshape(shape),
                         forest.parents[steps.start :][: steps.n_rows],
                         *before,
                         hidden[steps.start : steps.stop].reshape(*shape, -1),
-                        cell[row : row + steps.n_rows],
+                        cell[:, row : row + steps.n_rows],
                     )
                 )
                 on_nodes(steps.stop - steps.start)
                 last = steps.depth + steps.n_steps
                 if steps.stop == forest.depths[last]:  # all rows of this depth are done
-                    before = (hidden[forest.depths[last - 1] : steps.stop], cell[: sizes[last - 1]])
+                    before = (hidden[forest.depths[last - 1] : steps.stop], cell[:, : sizes[last - 1]])
                     cell, cell_before = cell_before, cell
                     if states:  # rows are in order of length: those that end here are the last ones
                         ended = slice(sizes[last] if last < len(sizes) else 0, None)
                         rows = forest.order[: sizes[last - 1]][ended]
-                        states[0][rows], states[1][rows] = before[0][ended], before[1][ended]
+                        states[0][rows], states[1][:, rows] = before[0][ended], before[1][:, ended]
         return hidden
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
+from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
@@ -85,6 +85,7 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
+        self.gates, self.cells = Blocks(len(GATES), config.cell_size), Blocks(1, config.cell_size)
         self._pieces = InEachProcess(partial(_Pieces.of, config, tensors, settings))
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
@@ -93,18 +94,18 @@ class OpenVinoRuntime:
         padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
         _run(self._pieces().words, padded, {"vectors": vectors})
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
-        """Input product: x [m, P] -> gates [4, m, C]."""
+    def input_product(self, layer: int, direction: int, x: Array, gates: Kept) -> None:
+        """Input product: x [m, P] -> gates, each [m, C]."""
         _run(self._pieces().products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
         """T LSTM steps of n rows. Rows added by rounding repeat row 0."""
-        inputs = {"parents": _pad_rows(steps.parents), "hidden": steps.hidden, "cell": steps.cell}
-        if steps.gate_rows is not None:
-            inputs |= {"gate_rows": _pad_rows(steps.gate_rows, axis=1), **dict(zip(GATES, steps.gates, strict=True))}
-        else:
-            inputs |= {name: _pad_rows(gate, axis=1) for name, gate in zip(GATES, steps.gates, strict=True)}
-        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
+        by_row = {"parents": 0, **dict.fromkeys(GATES if steps.gate_rows is None else ["gate_rows"], 1)}
+        inputs = {
+            name: _pad_rows(array, by_row[name]) if name in by_row else array
+            for name, array in steps.named_inputs().items()
+        }
+        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell[0]}
         _run(self._pieces().steps[steps.layer][steps.direction], inputs, outputs)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Array, Int32, Int64, LstmSteps
+from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
@@ -41,6 +42,7 @@ class OrtRuntime:
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: NumberType, threads: int = 0) -> None:
         threads = threads or n_cores()
+        self.gates, self.cells = Blocks(len(GATES), config.cell_size), Blocks(1, config.cell_size)
         step_weights = 5 * config.projection_size * config.cell_size * (1 if weight_type == "int8" else 4)
         self.concurrent_directions = threads > 1 and 2 * step_weights <= cache_bytes()
         piece_threads = -(-threads // 2) if self.concurrent_directions else threads
@@ -51,31 +53,25 @@ class OrtRuntime:
             *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
         ]
         threads_of = [threads, *2 * len(cells) * [piece_threads]]
-        self._pieces = InEachProcess(partial(_make_pieces, graphs, threads_of, tensors))  # words, products, steps
+        self._pieces = InEachProcess(partial(make_pieces, graphs, threads_of, tensors))  # words, products, steps
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
-        inputs = {"windows": windows, "word_ids": word_ids}
-        self._pieces()[0].run(
-            {name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors}
-        )
+        self._pieces()[0].run_words(windows, word_ids, vectors)
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Array) -> None:
-        """Input product: x [m, P] -> gates [4, m, C]."""
+    def input_product(self, layer: int, direction: int, x: Array, gates: Kept) -> None:
+        """Input product: x [m, P] -> gates, each [m, C]."""
         self._pieces()[1 + 2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
         """T LSTM steps of n rows."""
-        inputs = {"parents": steps.parents, "hidden": steps.hidden, "cell": steps.cell}
-        inputs |= zip(GATES, steps.gates, strict=True)
-        if steps.gate_rows is not None:
-            inputs["gate_rows"] = steps.gate_rows
-        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell}
+        inputs = steps.named_inputs()
+        outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell[0]}
         pieces = self._pieces()
         pieces[1 + len(pieces) // 2 + 2 * steps.layer + steps.direction].run(inputs, outputs)
 
 
-class _Piece:
+class Piece:
     """A session with inputs and outputs bound in place."""
 
     def __init__(self, session: Any, weights: list[Any]) -> None:
@@ -83,20 +79,31 @@ class _Piece:
         self._weights = weights
         self._binding = session.io_binding()
 
-    def run(self, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
+    def run(self, inputs: dict[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Run it on arrays by name; outputs are float32 and written in place."""
         for name, array in inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(self._binding)
 
+    def run_words(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+        """The words graph's; see `Runtime.word_vectors`."""
+        inputs = {"windows": windows, "word_ids": word_ids}
+        self.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
 
-def _make_pieces(graphs: list[Graph], threads: list[int], tensors: Tensors) -> list[_Piece]:
+
+def make_pieces(graphs: list[Graph], threads: list[int], tensors: Tensors) -> list[Piece]:
+    """A session for each graph, on so many threads.
+
+    Args:
+        tensors: that the graphs name; sessions may read them in place.
+    """
     # Packing the weights takes most of the time, and is work for one core each.
     return list(in_order(partial(_make_piece, tensors), zip(graphs, threads, strict=True), n_cores()))
 
 
-def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> _Piece:
+def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> Piece:
     graph, threads = graph_threads
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -108,4 +115,4 @@ def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> _Piece:
     options.add_external_initializers(graph.weights, values)
     model = graph.to_model(tensors).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return _Piece(session, values)
+    return Piece(session, values)

@@ -116,7 +116,7 @@ class CpuPipeline:
 
 
 def make_cpu_pipeline(model: ElmoModel, runtime: str, precision: str, settings: Settings) -> PipelineInfo:
-    """The pipeline on a runtime of a name, "ort" or "openvino".
+    """The pipeline on a runtime of a name, "ort", "avx512" or "openvino".
 
     Raises:
         MissingExtraError: the runtime's package is not installed.
@@ -136,9 +136,13 @@ def _word_file(model: ElmoModel, runtime: str, precision: str, settings: Setting
 
 
 def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:
-    """The runtime of a name, "ort" or "openvino", on `threads` threads; 0 takes all cores."""
+    """The runtime of a name, "ort", "avx512" or "openvino", on `threads` threads; 0 takes all cores."""
     from flashelmo.engine.graph.tensors import prepare_tensors  # needs onnx, which a CUDA device does not
 
+    if name == "avx512":
+        from flashelmo.engine.cpu.avx512 import Avx512Runtime
+
+        return Avx512Runtime(model.config, model.weights, PRECISIONS[precision].bits, threads)
     arithmetic = PRECISIONS[precision].on("cpu")
     if name == "openvino":
         from flashelmo.engine.cpu.openvino import OpenVinoRuntime

@@ -1,0 +1,420 @@
+/* An LSTM with projection in 16 or 8 bits, for processors with AMX, or with AVX-512 that multiplies such numbers.
+
+The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014):
+
+    i, f, g, o = part + h W                         sums in float32; of 8 bits in integers, times both scales
+    c = clip(sigmoid(f) c + sigmoid(i) tanh(g))     float32
+    h = clip((sigmoid(o) tanh(c)) W_p)              float32, rounded where it is multiplied
+
+Products alone would be bound by reading weights, and cells by their arithmetic. So a thread has some blocks of 16 cells,
+all four gates of each: while the tiles multiply the next 32 rows, the vector units compute the cells of the last, whose
+sums are still in the first-level cache. What passes between calls lies block by block, so that memory is read in order:
+
+    part     [C / 16, rows, 4, 16]  bfloat16: a product that does not recur, bias and all; or a table of words
+    cells    [C / 16, rows, 16]     float32
+    weights  [N / 16, K / k, gates, 16, 16, 4 bytes]    a tile is 16 lines of 64 bytes: of 16 columns four bytes each
+    rows     [rows / 16, K / k, 16, 64 bytes]           that are multiplied; 64 bytes are k numbers
+
+Sizes that are no multiple of these end in zeros. In 8 bits each row is divided by its own largest magnitude, and each
+column of the weights. So no sum depends on other rows: a row's bits are the same in any company.
+*/
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+typedef uint16_t bf16;
+
+enum { LINE = 64, TILE = 1024, ROWS = 32, TOGETHER = 256 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    int32_t n_inputs, n_cells, bits, threads; /* P, C, 16 or 8 */
+    float cell_clip, projection_clip;         /* 0 where there is none */
+    const uint8_t *input, *recurrent, *projection; /* of P and P columns of C; no projection where P is C */
+    const float *bias, *input_scale, *recurrent_scale; /* [C / 16, 4, 16] */
+    const float *projection_scale;                     /* [P / 32, 2, 16] */
+} Cell;
+
+typedef struct {
+    int32_t n_steps, n_rows;
+    int64_t part_rows, before_rows, after_rows; /* of the arrays that parts, cells and new cells are in */
+    const int32_t *parents, *gate_rows;         /* [n] into the states before; [T, n] into a table, or none */
+    const float *hidden, *cells;                /* [p, P], the states before */
+    const bf16 *parts;
+    float *new_hidden, *new_cells; /* [T, n, P]; the last step's */
+} Steps;
+
+INLINE int groups(int n, int size) { return (n + size - 1) / size; }
+INLINE int at_most(int n, int most) { return n < most ? n : most; }
+INLINE __mmask16 first_of_16(int n) { return n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0; }
+INLINE uint8_t *line(uint8_t *rows, int n_k, int row) { return rows + (int64_t)(row / 16) * n_k * TILE + row % 16 * LINE; }
+
+/* -------------------------------------------------------------------------------------------------------- products */
+
+/* Sums [gates][ROWS][16] of up to 32 rows with 16 columns of each gate, in so many pieces of work. */
+typedef struct {
+    int bits, n_rows, n_k, n_gates;
+    const uint8_t *rows, *weights;
+    float *sums;
+} Product;
+
+#ifdef __AMX_TILE__
+
+#define MULTIPLY(sum, row, column)                               \
+    do {                                                         \
+        if (product.bits == 8) _tile_dpbssd(sum, row, column);   \
+        else _tile_dpbf16ps(sum, row, column);                   \
+    } while (0)
+
+INLINE void begin_products(void) {
+    struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t lines[16]; } shapes = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) shapes.bytes[tile] = LINE, shapes.lines[tile] = 16;
+    _tile_loadconfig(&shapes);
+}
+INLINE void end_products(void) { _tile_release(); }
+
+/* 16 rows with four gates, or 32 with two at a time: either way four sums are in tiles. */
+INLINE int is_short(Product product) { return product.n_rows <= 16 && product.n_gates == 4; }
+INLINE int n_pieces(Product product) { return is_short(product) ? product.n_k : product.n_k * product.n_gates / 2; }
+
+INLINE void do_piece(Product product, int piece) {
+    int short_ = is_short(product), k = piece % product.n_k, gate = piece / product.n_k * 2;
+    const uint8_t *row = product.rows + k * TILE, *weights = product.weights + (int64_t)(k * product.n_gates + gate) * TILE;
+    if (k == 0) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    _tile_loadd(4, row, LINE);
+    _tile_loadd(6, weights, LINE);
+    MULTIPLY(0, 4, 6);
+    _tile_loadd(7, weights + TILE, LINE);
+    if (short_) { /* reading the weights takes all the time: they are asked for ahead */
+        for (int at = 0; at < 4 * TILE; at += LINE) _mm_prefetch((const char *)weights + 16 * TILE + at, _MM_HINT_T0);
+        MULTIPLY(1, 4, 7);
+        _tile_loadd(5, weights + 2 * TILE, LINE);
+        MULTIPLY(2, 4, 5);
+        _tile_loadd(6, weights + 3 * TILE, LINE);
+        MULTIPLY(3, 4, 6);
+    } else {
+        MULTIPLY(2, 4, 7);
+        _tile_loadd(5, row + product.n_k * TILE, LINE);
+        MULTIPLY(1, 5, 6);
+        MULTIPLY(3, 5, 7);
+    }
+    if (k < product.n_k - 1) return;
+    float *to = product.sums + gate * ROWS * 16; /* tiles 0 to 3: rows and gates of short ones, (gate, 16 rows) of others */
+    int step = short_ ? ROWS * 16 : 256;
+    _tile_stored(0, to, LINE);
+    _tile_stored(1, to + step, LINE);
+    _tile_stored(2, to + 2 * step, LINE);
+    _tile_stored(3, to + 3 * step, LINE);
+}
+
+#else
+
+enum { FEW = 4 }; /* rows whose sums are in registers, of four gates */
+
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
+INLINE int n_pieces(Product product) { return groups(product.n_rows, FEW); }
+
+#ifdef __AVX512BF16__
+#define MULTIPLY_16(sum, row, column) _mm512_dpbf16_ps(sum, (__m512bh)(row), (__m512bh)(column))
+#else
+#define MULTIPLY_16(sum, row, column) (sum)
+#endif
+
+/* Few rows with all gates. Of 8 bits the rows have no sign: 128 is added to them, and what that adds is subtracted. */
+INLINE void do_piece(Product product, int piece) {
+    __m512i sums[4][FEW], more[4];
+    const __m512i offset = _mm512_set1_epi8((char)0x80);
+    const uint8_t *rows = product.rows + (int64_t)(piece * FEW / 16) * product.n_k * TILE + piece * FEW % 16 * LINE;
+    #pragma GCC unroll 4
+    for (int gate = 0; gate < product.n_gates; gate++) {
+        more[gate] = _mm512_setzero_si512();
+        #pragma GCC unroll 4
+        for (int row = 0; row < FEW; row++) sums[gate][row] = _mm512_setzero_si512();
+    }
+    for (int k = 0; k < product.n_k; k++)
+        for (int at = 0; at < 16; at++) {
+            __m512i columns[4], some[FEW];
+            #pragma GCC unroll 4
+            for (int gate = 0; gate < product.n_gates; gate++)
+                columns[gate] = _mm512_load_si512(product.weights + (int64_t)(k * product.n_gates + gate) * TILE + at * LINE);
+            #pragma GCC unroll 4
+            for (int row = 0; row < FEW; row++) {
+                int32_t numbers;
+                memcpy(&numbers, rows + k * TILE + row * LINE + at * 4, 4);
+                some[row] = _mm512_set1_epi32(numbers);
+                if (product.bits == 8) some[row] = _mm512_xor_si512(some[row], offset);
+            }
+            #pragma GCC unroll 4
+            for (int gate = 0; gate < product.n_gates; gate++) {
+                if (product.bits == 8) more[gate] = _mm512_dpbusd_epi32(more[gate], offset, columns[gate]);
+                #pragma GCC unroll 4
+                for (int row = 0; row < FEW; row++)
+                    sums[gate][row] = product.bits == 8
+                        ? _mm512_dpbusd_epi32(sums[gate][row], some[row], columns[gate])
+                        : (__m512i)MULTIPLY_16((__m512)sums[gate][row], some[row], columns[gate]);
+            }
+        }
+    #pragma GCC unroll 4
+    for (int gate = 0; gate < product.n_gates; gate++)
+        #pragma GCC unroll 4
+        for (int row = 0; row < FEW; row++) {
+            if (product.bits == 8) sums[gate][row] = _mm512_sub_epi32(sums[gate][row], more[gate]);
+            _mm512_store_si512(product.sums + (gate * ROWS + piece * FEW + row) * 16, sums[gate][row]);
+        }
+}
+
+#endif
+
+INLINE void multiply(Product product) {
+    for (int piece = 0; piece < n_pieces(product); piece++) do_piece(product, piece);
+}
+
+/* --------------------------------------------------------------------------------------------------------- numbers */
+
+INLINE __m512 load_bf16(const void *from) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
+}
+
+/* Rounded to the nearest; 16 of a line of 32. */
+INLINE void store_bf16(void *to, __m512 x) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 none = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); /* no number stays none */
+    bits = _mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+#endif
+}
+
+/* 2^x: to the nearest whole number, and a polynomial for the rest, fitted to a relative error of 3e-6; 1 at 0. */
+INLINE __m512 power_of_2(__m512 x) {
+    __m512 rest = _mm512_reduce_ps(x, 0);
+    __m512 y = _mm512_set1_ps(9.58285467e-3f);
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.59064297e-2f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(2.40240987e-1f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.93124193e-1f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.f));
+    return _mm512_scalef_ps(y, _mm512_sub_ps(x, rest));
+}
+
+INLINE __m512 clipped(__m512 x, float most) {
+    return most > 0 ? _mm512_max_ps(_mm512_set1_ps(-most), _mm512_min_ps(_mm512_set1_ps(most), x)) : x;
+}
+
+/* A row's sums with 16 columns of a gate, as numbers, and `more`. */
+INLINE __m512 sum_of(int bits, const float *sums, int gate, int row, float row_scale, const float *scales, __m512 more) {
+    const float *from = sums + (gate * ROWS + row) * 16;
+    if (bits == 16) return _mm512_add_ps(_mm512_load_ps(from), more);
+    __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale), _mm512_loadu_ps(scales + gate * 16));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(from)), scale, more);
+}
+
+/* ----------------------------------------------------------------------------------------- rows that are multiplied */
+
+/* 16 numbers times a factor as 8-bit integers. */
+INLINE void store_8bits(void *to, __m512 x, float factor) {
+    __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor)));
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(whole));
+}
+
+INLINE float factor_of(__m512 magnitudes, float *scale) {
+    float largest = _mm512_reduce_max_ps(magnitudes);
+    *scale = largest / 127.f;
+    return largest > 0 ? 127.f / largest : 0.f;
+}
+
+/* A row of float32 [n] into its lines, zeros behind it. */
+INLINE void store_row(int bits, int n, int n_k, const float *x, uint8_t *to, float *scale) {
+    float factor = 1;
+    if (bits == 8) {
+        __m512 most = _mm512_setzero_ps();
+        for (int at = 0; at < n; at += 16)
+            most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(first_of_16(n - at), x + at)));
+        factor = factor_of(most, scale);
+    }
+    for (int k = 0; k < n_k; k++)
+        for (int part = 0; part < 512 / bits; part += 16) {
+            int at = k * 512 / bits + part;
+            __m512 numbers = at < n ? _mm512_maskz_loadu_ps(first_of_16(n - at), x + at) : _mm512_setzero_ps();
+            if (bits == 8) store_8bits(to + k * TILE + part, numbers, factor);
+            else store_bf16(to + k * TILE + part * 2, numbers);
+        }
+}
+
+/* A row of 16-bit numbers in `n_k` lines into half as many of 8 bits. */
+INLINE void narrow_row(int n_k, const uint8_t *from, uint8_t *to, float *scale) {
+    __m512 most = _mm512_setzero_ps();
+    for (int half = 0; half < 2 * n_k; half++)
+        most = _mm512_max_ps(most, _mm512_abs_ps(load_bf16(from + half / 2 * TILE + half % 2 * 32)));
+    float factor = factor_of(most, scale);
+    for (int half = 0; half < 2 * n_k; half++)
+        store_8bits(to + half / 4 * TILE + half % 4 * 16, load_bf16(from + half / 2 * TILE + half % 2 * 32), factor);
+}
+
+/* ---------------------------------------------------------------------------------------------------- input product */
+
+INLINE void multiply_inputs(int bits, const Cell *cell, int n, int64_t part_rows, const float *x, bf16 *parts, uint8_t *memory) {
+    const int P = cell->n_inputs, n_k = groups(P * bits / 8, LINE), n_blocks = groups(cell->n_cells, 16);
+    float *scales = (float *)(memory + (int64_t)groups(n, ROWS) * 2 * n_k * TILE);
+    #pragma omp parallel num_threads(cell->threads)
+    {
+        float sums[4 * ROWS * 16] __attribute__((aligned(LINE)));
+        begin_products();
+        #pragma omp for schedule(static)
+        for (int row = 0; row < n; row++)
+            store_row(bits, P, n_k, x + (int64_t)row * P, line(memory, n_k, row), scales + row);
+        for (int some = 0; some < n; some += TOGETHER) { /* whose rows stay in the second-level cache */
+            #pragma omp for schedule(static) nowait
+            for (int block = 0; block < n_blocks; block++)
+                for (int first = some; first < at_most(n, some + TOGETHER); first += ROWS) {
+                    const uint8_t *weights = cell->input + (int64_t)block * n_k * 4 * TILE;
+                    int here = at_most(n - first, ROWS);
+                    multiply((Product){bits, here, n_k, 4, line(memory, n_k, first), weights, sums});
+                    for (int i = 0; i < here; i++)
+                        for (int gate = 0; gate < 4; gate++) {
+                            __m512 bias = _mm512_loadu_ps(cell->bias + block * 64 + gate * 16);
+                            __m512 y = sum_of(bits, sums, gate, i, scales[first + i], cell->input_scale + block * 64, bias);
+                            store_bf16(parts + (block * part_rows + first + i) * 64 + gate * 16, y);
+                        }
+                }
+        }
+        end_products();
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------ steps */
+
+/* A row's cells of a block, from its sums with the hidden state before. Returns what is projected.
+
+sigmoid(x) is 1 / (1 + e^-x) and tanh(x) is (e^2x - 1) / (e^2x + 1), whose error is relative to x where x is small. The
+weights are such that the sums are exponents of 2: -x log2(e), of the candidate 2 x log2(e). Reciprocals have 14 bits.
+*/
+INLINE __m512 compute_cells(int bits, const float *sums, int row, float scale, const float *scales, const bf16 *part,
+                            const float *before, float *after, float cell_clip) {
+#define GATE(k) sum_of(bits, sums, k, row, scale, scales, load_bf16(part + 16 * k))
+#define BELOW(x) _mm512_min_ps(_mm512_set1_ps(64.f), x) /* no number stays none */
+    const __m512 one = _mm512_set1_ps(1.f);
+    __m512 input = _mm512_add_ps(one, power_of_2(GATE(0))), forget = _mm512_add_ps(one, power_of_2(GATE(1)));
+    __m512 candidate = power_of_2(BELOW(GATE(2)));
+    __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(before), _mm512_rcp14_ps(forget));
+    __m512 divisor = _mm512_mul_ps(input, _mm512_add_ps(candidate, one));
+    __m512 c = _mm512_fmadd_ps(_mm512_sub_ps(candidate, one), _mm512_rcp14_ps(divisor), kept);
+    c = clipped(c, cell_clip);
+    _mm512_storeu_ps(after, c);
+    __m512 output = _mm512_add_ps(one, power_of_2(GATE(3)));
+    __m512 squashed = power_of_2(BELOW(_mm512_mul_ps(c, _mm512_set1_ps(2.88539008f))));
+    divisor = _mm512_mul_ps(output, _mm512_add_ps(squashed, one));
+    return _mm512_mul_ps(_mm512_sub_ps(squashed, one), _mm512_rcp14_ps(divisor));
+}
+
+INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory) {
+    const int P = cell->n_inputs, n = steps->n_rows, n_blocks = groups(cell->n_cells, 16), n_groups = groups(n, ROWS);
+    const int n_k = groups(P * bits / 8, LINE), n_u = 2 * groups(cell->n_cells, 64), n_p = n_u * bits / 16;
+    const int columns = cell->projection ? groups(P, 32) : 0;
+    uint8_t *hidden = memory, *unprojected = hidden + (int64_t)n_groups * 2 * n_k * TILE; /* in 16 bits */
+    uint8_t *multiplied = bits == 16 ? unprojected : unprojected + (int64_t)n_groups * 2 * n_u * TILE;
+    float *scales = (float *)(multiplied + (int64_t)n_groups * 2 * n_p * TILE), *u_scales = scales + n_groups * ROWS;
+    #pragma omp parallel num_threads(cell->threads)
+    {
+        float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the rows before, and of these */
+        begin_products();
+        for (int t = 0; t < steps->n_steps; t++) {
+            #pragma omp for schedule(static)
+            for (int row = 0; row < n; row++) {
+                const float *from = t ? steps->new_hidden + ((int64_t)(t - 1) * n + row) * P
+                                      : steps->hidden + (int64_t)steps->parents[row] * P;
+                store_row(bits, P, n_k, from, line(hidden, n_k, row), scales + row);
+                for (int at = n_blocks; at < 2 * n_u; at++)
+                    store_bf16(line(unprojected, n_u, row) + at / 2 * TILE + at % 2 * 32, _mm512_setzero_ps());
+            }
+            #pragma omp for schedule(static)
+            for (int block = 0; block < n_blocks; block++) {
+                const bf16 *parts = steps->parts + block * steps->part_rows * 64;
+                const float *before = t ? steps->new_cells + block * steps->after_rows * 16
+                                        : steps->cells + block * steps->before_rows * 16;
+                float *after = steps->new_cells + block * steps->after_rows * 16;
+                for (int group = 0; group <= n_groups; group++) { /* products of this one, cells of the last */
+                    int piece = 0, pieces = 0, done = group ? at_most(n - (group - 1) * ROWS, ROWS) : 0;
+                    const float *sums = both_sums[(group + 1) % 2];
+                    Product product = {bits, at_most(n - group * ROWS, ROWS), n_k, 4, line(hidden, n_k, group * ROWS),
+                                       cell->recurrent + (int64_t)block * n_k * 4 * TILE, both_sums[group % 2]};
+                    if (group < n_groups) pieces = n_pieces(product);
+                    for (int i = 0; i < done; i++) {
+                        int row = (group - 1) * ROWS + i;
+                        int64_t part = steps->gate_rows ? steps->gate_rows[(int64_t)t * n + row] : (int64_t)t * n + row;
+                        __m512 u = compute_cells(bits, sums, i, scales[row], cell->recurrent_scale + block * 64, parts + part * 64,
+                                                 before + (int64_t)(t ? row : steps->parents[row]) * 16, after + (int64_t)row * 16,
+                                                 cell->cell_clip);
+                        store_bf16(line(unprojected, n_u, row) + block / 2 * TILE + block % 2 * 32, u);
+                        if (!cell->projection)
+                            _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + row) * P + block * 16,
+                                                  first_of_16(P - block * 16), u);
+                        for (; piece * done < pieces * (i + 1); piece++) do_piece(product, piece);
+                    }
+                    for (; piece < pieces; piece++) do_piece(product, piece);
+                }
+            }
+            if (bits == 8) {
+                #pragma omp for schedule(static)
+                for (int row = 0; row < n; row++)
+                    narrow_row(n_u, line(unprojected, n_u, row), line(multiplied, n_p, row), u_scales + row);
+            }
+            #pragma omp for schedule(static)
+            for (int tile = 0; tile < columns * n_groups; tile++) {
+                int first = tile % n_groups * ROWS, column = tile / n_groups, here = at_most(n - first, ROWS);
+                const uint8_t *weights = cell->projection + (int64_t)column * n_p * 2 * TILE;
+                multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, first), weights, both_sums[0]});
+                for (int half = 0; half < 2; half++)
+                    for (int i = 0; i < here; i++) {
+                        int at = column * 32 + half * 16;
+                        __m512 y = sum_of(bits, both_sums[0], half, i, u_scales[first + i], cell->projection_scale + column * 32,
+                                          _mm512_setzero_ps());
+                        _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + first + i) * P + at, first_of_16(P - at),
+                                              clipped(y, cell->projection_clip));
+                    }
+            }
+        }
+        end_products();
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------- what is called */
+
+/* Ask Linux for the tiles; 0 where it gives them to this process, as they are on the processor. */
+int ask_for_tiles(void) {
+#ifdef __AMX_TILE__
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' data */) != 0;
+#else
+    return 0;
+#endif
+}
+
+/* Bytes of memory that n rows of either function need, from a 64-byte boundary on. */
+int64_t memory_bytes(const Cell *cell, int n) {
+    int n_k = groups(cell->n_inputs * cell->bits / 8, LINE), n_u = 2 * groups(cell->n_cells, 64), n_groups = groups(n, ROWS);
+    return (int64_t)n_groups * (2 * TILE * (n_k + n_u + (cell->bits == 8 ? n_u / 2 : 0)) + 2 * ROWS * 4);
+}
+
+/* The gates' part that does not recur: x [n, P] -> parts, n of `part_rows` rows. */
+void input_product(const Cell *cell, int n, int64_t part_rows, const float *x, bf16 *parts, uint8_t *memory) {
+    if (cell->bits == 8) multiply_inputs(8, cell, n, part_rows, x, parts, memory);
+    else multiply_inputs(16, cell, n, part_rows, x, parts, memory);
+}
+
+/* T steps of the same n rows. */
+void run_steps(const Cell *cell, const Steps *steps, uint8_t *memory) {
+    if (cell->bits == 8) run(8, cell, steps, memory);
+    else run(16, cell, steps, memory);
+}
