@@ -89,6 +89,7 @@ setup(
     package_data={
         "flashelmo": ["py.typed"],
         "flashelmo.serve": ["page.html"],
+        "flashelmo.engine.cpu": ["*.c"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.kernels": ["*.c"],
         "flashelmo.engine.model": ["tiny/*"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -95,7 +96,7 @@ def faster_on_cpu() -> list[Faster]:
         row = PRECISIONS[name]
         if name == "bf16" and not multiplies_bf16():
             continue
-        needs = "" if _can_run(row) else f"flashelmo[{EXTRAS[row.runtimes[-1]]}]"
+        needs = "" if any(_can_run(row)) else f"flashelmo[{EXTRAS[row.runtimes[-1]]}]"
         found.append(Faster(row.name, row.on("cpu").bound.relative or 0.0, needs))
     return found
 
@@ -119,7 +120,7 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
         expected = ", ".join(precisions_on("cpu"))
         raise FlashElmoError(f"precision {precision!r}: expected one of {expected} on the CPU")
     if runtime == "auto":
-        return Choice(next(iter(_can_run(PRECISIONS[precision])), available[-1]), precision)
+        return Choice(next(_can_run(PRECISIONS[precision]), available[-1]), precision)
     if runtime == "cuda":
         raise FlashElmoError("runtime 'cuda': expected a CUDA device, found device 'cpu'")
     if runtime not in available:
@@ -127,15 +128,17 @@ def _choose_on_cpu(precision: str, runtime: str) -> Choice:
     return Choice(runtime, precision)
 
 
-def _can_run(precision: Precision) -> list[str]:
+def _can_run(precision: Precision) -> Iterator[str]:
     """The runtimes that have a precision and can run here, the preferred one first."""
-    installed = [runtime for runtime in precision.runtimes if find_spec(PACKAGES[runtime]) is not None]
-    if "avx512" in installed:
-        from flashelmo.engine.cpu.avx512 import why_not
+    for runtime in precision.runtimes:
+        if find_spec(PACKAGES[runtime]) is None:
+            continue
+        if runtime == "avx512":
+            from flashelmo.engine.cpu.avx512 import why_not
 
-        if why_not(precision.bits):
-            installed.remove("avx512")
-    return installed
+            if why_not(precision.bits):
+                continue
+        yield runtime
 
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:

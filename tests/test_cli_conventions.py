@@ -37,7 +37,7 @@ def test_precisions_are_those_of_the_table() -> None:
         (["embed", "text.txt", "v.h5", "--model", "m", "--dtype", "int8"], "'float32', 'float16'"),
         (["embed", "text.txt", "v.h5", "--model", "m", "--pool", "sum"], "'mean', 'max'"),
         (["embed", "text.txt", "v.h5", "--model", "m", "--precision", "fp8"], "'auto', 'fp32', 'bf16', 'fp16'"),
-        (["embed", "text.txt", "v.h5", "--model", "m", "--runtime", "fast"], "'auto', 'ort', 'openvino'"),
+        (["embed", "text.txt", "v.h5", "--model", "m", "--runtime", "fast"], "'auto', 'ort', 'avx512'"),
         (["embed", "text.txt", "v.h5", "--model", "m", "--errors", "ignore"], "'strict', 'replace', 'skip'"),
         (["embed", "text.txt", "out", "--model", "m", "--format", "csv"], "'native', 'parquet', 'seqvec'"),
         (["export", "m", "out", "--provider", "tpu"], "'cpu', 'cuda'"),

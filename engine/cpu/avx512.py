@@ -164,6 +164,7 @@ class _Cell:
 
     def _add(self, name: str, weight: Array, factors: Array, bits: Bits) -> None:
         """Pack weights [gates, K, N] as `name`, and in 8 bits the scales of their columns."""
+        numbers: npt.NDArray[Any]
         if bits == 8:
             quantized = [quantize(gate, LEVELS) for gate in weight]
             scales = np.stack([scale for _, scale in quantized]) * factors[:, None]
