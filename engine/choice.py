@@ -134,7 +134,7 @@ def _can_run(precision: Precision) -> Iterator[str]:
         if find_spec(PACKAGES[runtime]) is None:
             continue
         if runtime == "avx512":
-            from flashelmo.engine.cpu.avx512 import why_not
+            from flashelmo.engine.cpu.lstm_c import why_not
 
             if why_not(precision.bits):
                 continue

@@ -18,7 +18,7 @@ from tiny_models import MODELS
 import flashelmo.kernels.lstm.layer  # noqa: F401 (imports Gluon, which it must before a test says that nothing is interpreted)
 from flashelmo.engine import choice
 from flashelmo.engine.choice import Choice, choose_runtime, has_cuda_card
-from flashelmo.engine.cpu import avx512
+from flashelmo.engine.cpu import lstm_c
 from flashelmo.engine.cuda import requirements
 from flashelmo.engine.cuda.requirements import check_precision, default_precision, find_device
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -253,7 +253,7 @@ def test_auto_without_a_card_is_the_processor_which_is_said_once(
 ) -> None:
     machine()
     with caplog.at_level(logging.INFO, "flashelmo"):
-        monkeypatch.setattr(avx512, "why_not", lambda bits: "no 16 bits" if bits == 16 else "")
+        monkeypatch.setattr(lstm_c, "why_not", lambda bits: "no 16 bits" if bits == 16 else "")
         chosen: list[tuple[Any, str]] = [("auto", "ort"), ("fp32", "ort"), ("int8", "avx512"), ("bf16", "openvino")]
         for precision, runtime in chosen:
             expected = Choice(runtime, "fp32" if precision == "auto" else precision)
@@ -280,7 +280,7 @@ def test_an_interpreter_that_is_wrong_is_refused(machine: Machine, monkeypatch: 
 def test_auto_with_a_card_that_cannot_be_used_warns_once(
     machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(avx512, "why_not", lambda bits: "no 8 bits")
+    monkeypatch.setattr(lstm_c, "why_not", lambda bits: "no 8 bits")
     machine((7, 0))
     for _ in range(2):
         assert choose_runtime(Settings("auto", "auto", "auto")) == Choice("ort", "fp32")

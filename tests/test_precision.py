@@ -7,7 +7,7 @@ import pytest
 
 from flashelmo.engine import choice
 from flashelmo.engine.choice import Choice, Faster, choose_runtime, faster_on_cpu
-from flashelmo.engine.cpu import avx512
+from flashelmo.engine.cpu import lstm_c
 from flashelmo.engine.precision import PRECISIONS, Bound, Place, PrecisionName, precisions_on
 from flashelmo.engine.settings import Settings
 
@@ -57,11 +57,11 @@ def test_a_bound_of_nothing_bounds_nothing() -> None:
 def test_what_a_processor_could_do_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 where it has the instructions, with what is missing for it; "auto" stays float32 all the same."""
     monkeypatch.setattr(choice, "find_spec", lambda package: None if package == "openvino" else package)
-    monkeypatch.setattr(avx512, "why_not", lambda bits: "expected a processor with AMX")
+    monkeypatch.setattr(lstm_c, "why_not", lambda bits: "expected a processor with AMX")
     monkeypatch.setattr(choice, "multiplies_bf16", lambda: False)
     assert faster_on_cpu() == [Faster("int8", 0.03)]
     monkeypatch.setattr(choice, "multiplies_bf16", lambda: True)
     assert faster_on_cpu() == [Faster("bf16", 0.01, "flashelmo[openvino]"), Faster("int8", 0.03)]
-    monkeypatch.setattr(avx512, "why_not", lambda bits: "")
+    monkeypatch.setattr(lstm_c, "why_not", lambda bits: "")
     assert faster_on_cpu() == [Faster("bf16", 0.01), Faster("int8", 0.03)]
     assert choose_runtime(Settings(device="cpu")) == Choice("ort", "fp32")

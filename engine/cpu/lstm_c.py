@@ -1,0 +1,214 @@
+"""`lstm.c`: compiled where it runs, and its weights, packed as it reads them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from ctypes import c_int64, c_void_p
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.processor import cpu_flags
+from flashelmo.engine.threads import Background
+
+Bits = Literal[8, 16]
+
+SOURCE = Path(__file__).with_name("lstm.c")
+BASE = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+PRODUCTS = {8: "avx512_vnni", 16: "avx512_bf16"}
+TILES = ("amx_tile", "amx_bf16", "amx_int8")
+COMPILE_SECONDS = 300
+LINE, LANES = 64, 16  # bytes of a row that are multiplied at once; columns of a block
+AHEAD = 32 << 10  # bytes behind weights that may be asked for, and are not read
+LOG2_E = np.float32(np.log2(np.e))  # sigmoid(x) = 1 / (1 + 2^(-x log2 e))
+
+
+def why_not(bits: Bits) -> str:
+    """Why this machine cannot compute in so many bits by `lstm.c`; empty where it can."""
+    flags = cpu_flags()
+    if sys.platform != "linux" or not flags.issuperset(BASE):
+        return "expected Linux on a processor with AVX-512"
+    if PRODUCTS[bits] not in flags and not flags.issuperset(TILES):
+        return f"expected a processor with {PRODUCTS[bits]} or AMX"
+    try:
+        library()
+    except FlashElmoError as error:
+        return str(error)
+    return ""
+
+
+class Functions:
+    """The library's functions, called from any process.
+
+    Raises:
+        FlashElmoError: no compiler here can compile it.
+    """
+
+    def __init__(self) -> None:
+        self._library, self._process = library(), os.getpid()
+
+    def n_bytes(self, function: str, *arguments: Any) -> int:
+        """What a function that counts bytes gives."""
+        count: int = getattr(self._library, function)(*arguments)
+        return count
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call it. In a forked process OpenMP's threads are missing: a new thread calls, for which it starts others."""
+        call = partial(getattr(self._library, function), *arguments)
+        if os.getpid() == self._process:
+            call()
+        else:
+            Background(call).result()
+
+
+class Memory:
+    """Memory that calls use one after the other."""
+
+    def __init__(self) -> None:
+        self._bytes = aligned(0, np.uint8)
+
+    def of(self, n_bytes: int) -> c_void_p:
+        """At least so many bytes, from a 64-byte boundary on."""
+        if self._bytes.size < n_bytes:
+            self._bytes = aligned(n_bytes, np.uint8)
+        return pointer(self._bytes)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The functions of `lstm.c`, with tiles where processor and system give them.
+
+    Raises:
+        FlashElmoError: no compiler here can compile it.
+    """
+    flags = cpu_flags()
+    if flags.issuperset(TILES):
+        with_tiles = compiled((*BASE, *PRODUCTS.values(), *TILES))
+        if with_tiles.ask_for_tiles() == 0:
+            return with_tiles
+    return compiled((*BASE, *(flag for flag in PRODUCTS.values() if flag in flags)))
+
+
+def compiled(flags: Sequence[str]) -> ctypes.CDLL:
+    """The library for these instructions, from the user's cache after the first time.
+
+    Raises:
+        FlashElmoError: there is no compiler, or none that can.
+    """
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+    options = ["-O3", "-fopenmp", "-shared", "-fPIC", "-mfma"]
+    options += [f"-m{flag.replace('_', '' if flag.startswith('avx') else '-')}" for flag in flags]
+    name = hashlib.sha256(SOURCE.read_bytes() + " ".join(compiler + options).encode()).hexdigest()[:16]
+    problem = ""
+    for folder in _folders():
+        path = folder / f"lstm-{name}.so"
+        try:
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                _compile([*compiler, *options], path)
+            found = ctypes.CDLL(str(path))
+        except OSError as error:
+            problem = f"{path}: {error.strerror or error}"
+            continue
+        for function in (found.memory_bytes, found.layer_bytes):
+            function.restype = c_int64
+        return found
+    raise FlashElmoError(problem)
+
+
+def _folders() -> Iterator[Path]:
+    """Where a library may be kept: the user's cache, or where that cannot be written to, a folder for now."""
+    with suppress(RuntimeError):  # no home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashelmo"
+    with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
+        yield Path(folder)
+
+
+def _compile(command: Sequence[str], path: Path) -> None:
+    """Compile; the file appears whole."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        try:
+            done = subprocess.run(
+                [*command, str(SOURCE), "-o", str(made)],
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_SECONDS,
+                check=False,
+            )
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            raise FlashElmoError(f"expected a C compiler with OpenMP, found none that works: {command[0]}") from None
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), "it failed")
+            raise FlashElmoError(f"expected a C compiler with OpenMP, found {command[0]}: {said.strip()}")
+        made.replace(path)
+
+
+def pack(numbers: npt.NDArray[Any], multiple: int = 0) -> npt.NDArray[Any]:
+    """Matrices [groups, K, N] as `lstm.c` reads them: [N / 16, K / k, groups, 16, 16, 4 bytes].
+
+    Args:
+        numbers: 8-bit integers, or the bits of bfloat16.
+        multiple: K is filled up to one of this, by default to whole lines of 64 bytes.
+    """
+    n_groups, n_inputs, n_columns = numbers.shape
+    each = 4 // numbers.itemsize
+    padded = np.zeros(
+        (n_groups, _up(n_inputs, multiple or LINE // numbers.itemsize), _up(n_columns, LANES)), numbers.dtype
+    )
+    padded[:, :n_inputs, :n_columns] = numbers
+    tiles = padded.reshape(n_groups, -1, LANES, each, padded.shape[2] // LANES, LANES).transpose(4, 1, 0, 2, 5, 3)
+    packed = aligned(padded.nbytes + AHEAD, np.uint8)[: padded.nbytes].view(numbers.dtype).reshape(tiles.shape)
+    packed[...] = tiles
+    return packed
+
+
+def to_bfloat16(x: Array) -> npt.NDArray[np.uint16]:
+    """The upper 16 bits of each number, rounded to the nearest, to even where two are as near."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def in_groups(matrix: Array, n_groups: int) -> Array:
+    """[K, N] -> [groups, K, N / groups]: columns in turn to each group, 16 at a time; zeros at the end."""
+    n_rows, n_columns = matrix.shape
+    padded = np.zeros((n_rows, _up(n_columns, n_groups * LANES)), np.float32)
+    padded[:, :n_columns] = matrix
+    turns = padded.reshape(n_rows, -1, n_groups, LANES).transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(turns.reshape(n_groups, n_rows, -1))
+
+
+def in_blocks(values: Array) -> Array:
+    """[groups, N] -> [N / 16, groups, 16], zeros at the end."""
+    padded = np.zeros((len(values), _up(values.shape[1], LANES)), np.float32)
+    padded[:, : values.shape[1]] = values
+    return np.ascontiguousarray(padded.reshape(len(values), -1, LANES).transpose(1, 0, 2))
+
+
+def aligned(n: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Memory for n numbers from a 64-byte boundary on."""
+    n_bytes = n * np.dtype(dtype).itemsize
+    memory = np.empty(n_bytes + LINE, np.uint8)
+    return memory[-memory.ctypes.data % LINE :][:n_bytes].view(dtype)
+
+
+def pointer(array: npt.NDArray[Any] | None) -> c_void_p:
+    """Where an array begins."""
+    return c_void_p(None if array is None else array.ctypes.data)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
