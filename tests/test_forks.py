@@ -17,8 +17,10 @@ import torch
 from calls import digest, digests
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
+from flashelmo.engine.cpu.lstm_c import why_not
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.reference import ReferenceElmo
 from flashelmo.engine.settings import RuntimeName
@@ -68,12 +70,15 @@ def gives(embed: Callable[[], list[Any]], expected: list[Any]) -> bool:
     return all(np.allclose(a, b, atol=1e-5) for a, b in zip(embed(), expected, strict=True))
 
 
-@pytest.fixture(params=["ort", "openvino", "reference"])
+@pytest.fixture(params=["ort", "avx512", "openvino", "reference"])
 def embedder(request: pytest.FixtureRequest) -> ElmoEmbedder:
     if request.param == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if request.param == "avx512" and (why := why_not(8)):
+        pytest.skip(why)
     runtime: RuntimeName = request.param
-    return ElmoEmbedder(WIDE, runtime=runtime, threads=4)  # 2 for each direction
+    precision: PrecisionName = "int8" if runtime == "avx512" else "fp32"
+    return ElmoEmbedder(WIDE, precision=precision, runtime=runtime, threads=4)  # 2 for each direction
 
 
 def test_an_embedder_that_was_used_works_in_a_forked_process(embedder: ElmoEmbedder) -> None:

@@ -14,6 +14,7 @@ from device_pipelines import cpu_pipeline
 from interrupts import count_moments, interrupt
 from tiny_models import MODELS
 
+from flashelmo.engine.cpu.lstm_c import why_not
 from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
@@ -50,6 +51,10 @@ def are_close(found: list[Any], expected: list[Any]) -> bool:
 def make(runtime: RuntimeName, threads: int = 1, **settings: Any) -> ElmoEmbedder:
     if runtime == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if runtime == "avx512":
+        if why := why_not(8):
+            pytest.skip(why)
+        settings["precision"] = "int8"
     return ElmoEmbedder(
         MODELS["skip"], runtime=runtime, threads=threads, cache_bytes=CACHED_WORDS * ROW_BYTES, **settings
     )
@@ -71,6 +76,7 @@ def begin(embedder: ElmoEmbedder, sentences: Sentences) -> None:
     ("runtime", "threads", "use"),
     [
         *(("ort", threads, use) for threads in (1, 2) for use in (whole, stream, begin)),
+        *(("avx512", threads, whole) for threads in (1, 4)),
         ("openvino", 1, whole),
         *(("reference", 1, use) for use in (whole, begin)),
     ],

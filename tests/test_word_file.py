@@ -87,7 +87,7 @@ def test_other_files_are_refused_and_stay(contents: bytes | str, tmp_path: Path)
 
 
 def test_only_runtimes_of_the_processor_take_it(tmp_path: Path) -> None:
-    with pytest.raises(FlashElmoError, match="word_cache: expected one of the CPU's runtimes ort, avx512, openvino, found 'ref"):
+    with pytest.raises(FlashElmoError, match="word_cache: expected one of the CPU's runtimes"):
         embedder(tmp_path / "words", runtime="reference")
 
 

@@ -29,7 +29,7 @@ from flashelmo.engine.cpu.lstm_c import (
     why_not,
 )
 from flashelmo.engine.cpu.ort import make_pieces
-from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
+from flashelmo.engine.cpu.runtime import Array, Blocks, Kept, LstmSteps
 from flashelmo.engine.cpu.words_c import Words
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
@@ -134,7 +134,7 @@ class _Cell:
             setattr(self.struct, name, pointer(array))
 
     def _add(self, name: str, weight: Array, factors: Array, bits: Bits, multiple: int = 0) -> None:
-        """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits these are in its columns' scales."""
+        """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits those are in the columns' scales."""
         numbers: npt.NDArray[Any]
         if bits == 8:
             quantized = [quantize(group, LEVELS) for group in weight]
