@@ -31,8 +31,10 @@ REFERENCE = "reference"
 PROCESSOR: Mapping[str, Mapping[str, Any]] = {
     REFERENCE: {"runtime": "reference", "batch_size": PASSAGE},
     "fp32": {"runtime": "ort"},
-    "int8": {"runtime": "ort", "precision": "int8"},
-    "bf16": {"runtime": "openvino", "precision": "bf16"},
+    "int8": {"device": "cpu", "precision": "int8"},
+    "bf16": {"device": "cpu", "precision": "bf16"},
+    "int8 ort": {"runtime": "ort", "precision": "int8"},
+    "bf16 openvino": {"runtime": "openvino", "precision": "bf16"},
     "fp32 unshared": {"runtime": "ort", "share": False},
     "fp32 openvino": {"runtime": "openvino"},
 }

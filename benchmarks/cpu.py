@@ -6,8 +6,10 @@ What a run costs beside its arithmetic: memory and load time, each in fresh proc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,16 +32,26 @@ from flashelmo.benchmarks.contestant import (
 )
 from flashelmo.benchmarks.fresh import run_fresh
 from flashelmo.benchmarks.results import Row, new_results
-from flashelmo.benchmarks.roofline import BYTES, Limits, Work, recurrent_weights, streamed_weights
+from flashelmo.benchmarks.roofline import (
+    BYTES,
+    Limits,
+    Work,
+    packed_products,
+    recurrent_weights,
+    streamed_weights,
+)
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, draw_passages, first_sentences, load_sentences, write_sentences
+from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS
 
 FILE_ORDER, SORTED = "file order", "by length"
 COLD, WARM = "cold cache", "warm cache"
 LOADED = ("fp32", "int8")
+PRODUCT_ROWS, PASSED_ROWS = (128, 512), 4096  # of products alone, and of all passes in a measurement
+ALONE = "every matrix of the LSTM, no cells and no words"
 GIB = 2**30
 CACHES: Mapping[str, Mapping[str, Any]] = {COLD: {"cache_bytes": 0}, WARM: {}}
 
@@ -70,8 +82,24 @@ def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
         for order, sentences in ((FILE_ORDER, text), (SORTED, sorted(text, key=len)))
     ]
     entries += [entry(who, "text", text) for who in ours]
+    for (n_rows, who), worker in _products(subject, settings, {each.precision for each in ours}):
+        workers[who.name, who.detail] = worker
+        row = replace(bulk, name=who.name, detail=who.detail, note=ALONE)
+        entries.append(Entry(who, row, [PASSED_ROWS // n_rows], PASSED_ROWS))
     rows = compete(entries, workers, settings, {"limits": limits.measure_peaks})
     return [*limits.rows(subject.name, "bulk"), *rows, *absentees("bulk", subject.name, absent)]
+
+
+def _products(
+    subject: Subject, settings: Settings, precisions: set[str]
+) -> Iterator[tuple[tuple[int, Contestant], Worker]]:
+    """oneDNN's products alone in each precision, where there are such, by rows of a product."""
+    for precision, n_rows in product(sorted(precisions), PRODUCT_ROWS):
+        make = partial(packed_products, subject.config, precision, n_rows)
+        name, detail = f"{precision} oneDNN products", f"{n_rows} rows"
+        who = Contestant(name, precision, make, (settings.threads,), detail=detail, is_rival=True)
+        with suppress(FlashElmoError):
+            yield (n_rows, who), who.start(subject.pool)
 
 
 def measure_single(subject: Subject, settings: Settings) -> list[Row]:

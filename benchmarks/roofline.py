@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.benchmarks.contestant import Way
 from flashelmo.benchmarks.machine import has_bf16
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Pool
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.precision import NumberType
-from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.processor import int8_levels, n_cores
 
 try:
     import onnxruntime
@@ -162,6 +163,52 @@ def _torch_product(rows: int, k: int, columns: int, dtype: Any) -> Callable[[], 
 
     x, weight = torch.randn(rows, k).to(dtype), torch.randn(columns, k).to(dtype)
     return torch.inference_mode()(lambda: torch.nn.functional.linear(x, weight))
+
+
+def packed_products(config: ElmoConfig, precision: str, n_rows: int, threads: int | None) -> Way:
+    """A model's LSTM without its cells: the products alone, by oneDNN on weights that it has packed.
+
+    Each pass multiplies so many rows by every matrix of every layer and direction, so that each is read anew; results
+    are bfloat16. What is run is a number of passes.
+
+    Raises:
+        MissingExtraError: PyTorch, which brings oneDNN, is not installed.
+        FlashElmoError: of another precision than bf16 and int8, or one that the processor does not multiply.
+    """
+    if find_spec("torch") is None:
+        raise MissingExtraError("torch", "torch", "oneDNN's products")
+    if precision not in ("bf16", "int8") or (precision == "bf16" and not has_bf16()):
+        raise FlashElmoError(
+            f"oneDNN's products: expected a precision that the processor multiplies, found {precision}"
+        )
+    import torch
+
+    torch.set_num_threads(threads or n_cores())
+    P, C = config.projection_size, config.cell_size
+    shapes = [(P, 4 * C), (P, 4 * C), *([(C, P)] if C != P else [])] * (2 * config.n_layers)
+    products = [_packed_product(n_rows, *shape, precision) for shape in shapes]
+
+    def run(passes: int) -> None:
+        with torch.inference_mode():
+            for product in products * passes:
+                product()
+
+    return Way(lambda sentences: [], run)
+
+
+def _packed_product(n_rows: int, k: int, columns: int, precision: str) -> Callable[[], object]:
+    """Rows [n, k] @ a packed weight [k, columns] of random numbers."""
+    import torch
+
+    if precision == "bf16":
+        x = torch.randn(n_rows, k).bfloat16()
+        packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(columns, k).bfloat16(), n_rows)
+        return partial(torch.ops.mkldnn._linear_pointwise.default, x, packed, None, "none", [], "")
+    x, weight = (torch.randint(-127, 128, (n, k), dtype=torch.int8) for n in (n_rows, columns))
+    packed = torch.ops.onednn.qlinear_prepack(weight, list(x.shape))
+    scales, zeros = torch.ones(columns), torch.zeros(columns, dtype=torch.int32)
+    multiply = torch.ops.onednn.qlinear_pointwise.default
+    return partial(multiply, x, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
 
 
 @dataclass(frozen=True)

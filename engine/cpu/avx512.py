@@ -134,7 +134,7 @@ class _Cell:
             setattr(self.struct, name, pointer(array))
 
     def _add(self, name: str, weight: Array, factors: Array, bits: Bits, multiple: int = 0) -> None:
-        """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits those are in the columns' scales."""
+        """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits these are in the scales."""
         numbers: npt.NDArray[Any]
         if bits == 8:
             quantized = [quantize(group, LEVELS) for group in weight]
