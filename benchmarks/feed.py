@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from itertools import product
@@ -315,7 +315,7 @@ def _run_command(model: Path, text: Path, threads: int | None, measured: list[li
     return seconds
 
 
-SECTIONS: dict[str, Callable[[Bench, Settings], Sequence[Row]]] = {
+SECTIONS: dict[str, Callable[[Bench, Settings], list[Row]]] = {
     "sharing": measure_sharing,
     "feed": measure_feed,
     "workers": measure_workers,

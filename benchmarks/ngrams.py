@@ -11,7 +11,7 @@ predicted. Backward, every word and the begin, from the words behind them: the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -216,15 +216,11 @@ def _corpus(settings: Settings) -> Path:
     return settings.corpus
 
 
-def _rows(rows_of: Callable[[Settings], list[Row]], settings: Settings) -> list[list[Row]]:
-    return [rows_of(settings)]
-
-
 def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
     run = Run(settings, console, new_results(settings, "ngrams"), "ngrams.json")
     parts = {"n-grams": measure} | ({"models": measure_models} if settings.models else {})
-    run.do(Job("ngrams", "", part, partial(_rows, rows_of, settings)) for part, rows_of in parts.items())
+    run.do(Job("ngrams", "", part, partial(rows_of, settings)) for part, rows_of in parts.items())
     return run.finish()
 
 

@@ -154,7 +154,7 @@ def eager_on_card(folder: Path, batch_size: int) -> Way:
 
     if not torch.cuda.is_available():
         raise FlashElmoError("PyTorch: expected a CUDA device, found none")
-    from flashelmo.benchmarks.gpu.rivals import Eager
+    from flashelmo.benchmarks.gpu.speed import Eager
     from flashelmo.benchmarks.kernels.card import Device
 
     return Eager(load_model(folder), Device("cuda", "cuda:0"), "fp32").way(batch_size)

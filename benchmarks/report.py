@@ -22,12 +22,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flashelmo.benchmarks import plots
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
-from flashelmo.benchmarks.senses import plots
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import card_tables, document, figure, markdown, percent
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,6 @@ ALT = {
     "training": "Accuracy in the course of training",
 }
 MODEL = "original"  # of the summary
-BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 
 
 def fill(path: Path, text: str, folder: Path) -> str:
@@ -129,42 +128,6 @@ def _cards(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith("gpu-kernels-"))
 
 
-def draw(results: Results, path: Path) -> None:
-    """Bars of bulk speed for each model, a line across each at its ceiling; the same SVG from the same figures.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        FlashElmoError: there are no such results.
-    """
-    found = {model: [row for row in results.section("bulk", model) if row.median] for model in results.models}
-    found = {model: rows for model, rows in found.items() if rows}
-    if not found:
-        raise FlashElmoError(f"{path}: expected results of bulk text, found none")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
-    from matplotlib import pyplot
-
-    size = 5.5 * len(found), 0.8 + 0.4 * max(map(len, found.values()))
-    plot, axes = pyplot.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
-    for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
-        colours = [BAR_COLOURS[row.name.partition(" ")[0]] for row in rows]
-        drawn = axis.barh(range(len(rows)), [row.median for row in rows], color=colours)
-        axis.bar_label(drawn, [figure(row.median) for row in rows], padding=3, fontsize=10)
-        for place, row in enumerate(rows):
-            if row.ceiling:
-                axis.vlines(row.ceiling, place - 0.45, place + 0.45, colors="black", linestyles="dashed")
-        axis.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=10)
-        axis.invert_yaxis()
-        axis.margins(x=0.2)
-        axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
-    plot.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(plot)
-
-
 def summary(folder: Path) -> Iterator[str]:
     """Six rows, of the newest results on a processor and on a card; nothing where either is absent.
 
@@ -221,7 +184,8 @@ def command(settings: Settings, console: Console) -> int:
     if not (ROOT / "README.md").is_file():
         raise FlashElmoError("report: expected a checkout with README.md, found none: run it from there")
     for path in sorted(RESULTS.glob("*.json")):
-        draw(Results.read(path), path.with_suffix(".svg"))
+        if not plots.draw(Results.read(path), path):
+            raise FlashElmoError(f"{path}: expected results of bulk text, found none")
     for path in sorted((RESULTS / "senses").glob("senses*.json")):
         plots.draw(Results.read(path), path)
     for name in documents(ROOT):

@@ -47,12 +47,14 @@ class Suite:
 
 
 class Job(NamedTuple):
-    """Something to measure by itself: words of the row that says why there is nothing, and what gives its rows."""
+    """Something to measure by itself: words of the row that says why there is nothing, and what gives its rows, all
+    together or in pieces as they come.
+    """
 
     section: str
     model: str
     detail: str
-    rows: Callable[[], Iterable[Sequence[Row]]]
+    rows: Callable[[], list[Row] | Iterator[list[Row]]]
 
 
 def rows_of(job: Job) -> Iterator[list[Row]]:
@@ -62,7 +64,8 @@ def rows_of(job: Job) -> Iterator[list[Row]]:
     heard.emit = lambda record: said.append(Row("warning", name="flashelmo", note=record.getMessage()))  # type: ignore[method-assign]
     logging.getLogger("flashelmo").addHandler(heard)
     try:
-        for rows in job.rows():
+        found = job.rows()
+        for rows in [found] if isinstance(found, list) else found:
             yield [*said, *rows]
             said.clear()
     except Exception as error:
@@ -121,7 +124,7 @@ def run_sections(
     settings: Settings,
     console: Console,
     results: Results,
-    sections: Mapping[str, Callable[..., Sequence[Row]]],
+    sections: Mapping[str, Callable[..., list[Row]]],
     prepare: Callable[[str, int, Path, Pool], Any],
 ) -> int:
     """A run of a job for each model and section; the exit status.
@@ -134,8 +137,8 @@ def run_sections(
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
         prepared = lru_cache(maxsize=1)(lambda name: prepare(name, settings.seed, Path(folder), pool))
 
-        def rows(name: str, section: str) -> list[Sequence[Row]]:
-            return [sections[section](prepared(name), settings)]
+        def rows(name: str, section: str) -> list[Row]:
+            return sections[section](prepared(name), settings)
 
         run.do(
             Job(section, Path(name).name, "", partial(rows, name, section))

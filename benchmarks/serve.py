@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,13 @@ from rich.console import Console
 
 from flashelmo.benchmarks.contestant import Subject, prepare
 from flashelmo.benchmarks.fresh import process_of
-from flashelmo.benchmarks.results import FAILED, Results, Row, median_ratio, new_results
+from flashelmo.benchmarks.plots import draw
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, load_sentences
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 
 SECONDS_TO_END = 60
 MOST_SENTENCES = 2048  # different ones that clients ask for
@@ -229,36 +230,7 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
     return rows
 
 
-def draw(results: Results, path: Path) -> None:
-    """Latency by the number of clients, a line for each quantile; the same SVG from the same figures.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
-    from matplotlib import pyplot
-
-    plot, axis = pyplot.subplots(figsize=(5.5, 3.2), layout="constrained")
-    for model in results.models:
-        for name in QUANTILES:
-            rows = [row for row in results.section("latency", model) if row.name == name and row.median]
-            numbers = [int(row.detail.split()[0]) for row in rows]
-            axis.plot(numbers, [row.median or 0 for row in rows], marker="o", label=f"{model} model, {name}")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xlabel("clients of one sentence each")
-    axis.set_ylabel("ms a request")
-    axis.legend(fontsize=8)
-    plot.savefig(path, metadata={"Date": None})
-    pyplot.close(plot)
-
-
-SECTIONS: dict[str, Callable[[Subject, Settings], Sequence[Row]]] = {
+SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
     "throughput": measure_throughput,
     "latency": measure_latency,
     "memory": measure_memory,
@@ -269,9 +241,8 @@ def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; the exit status."""
     results = new_results(settings, "serve")
     status = run_sections(settings, console, results, SECTIONS, prepare)
-    if settings.out is not None and results.section("latency"):
-        path = settings.out if settings.out.suffix == ".json" else settings.out / "serve.json"
-        draw(results, path.with_suffix(".svg"))
+    if settings.out is not None:
+        draw(results, settings.out if settings.out.suffix == ".json" else settings.out / "serve.json")
     return status
 
 

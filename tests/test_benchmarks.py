@@ -16,7 +16,7 @@ from rich.console import Console
 from tiny_models import BILM, MODELS
 
 from flashelmo.benchmarks import __main__ as command
-from flashelmo.benchmarks import report, roofline
+from flashelmo.benchmarks import plots, report, roofline
 from flashelmo.benchmarks.accuracy import error_rows, layers, why_wrong
 from flashelmo.benchmarks.contestant import PROCESSOR, Clock, Contestant, Entry, Way, compete, engine, line_up
 from flashelmo.benchmarks.cpu import WARM, faster_lines
@@ -384,15 +384,12 @@ def test_markers_are_filled_wherever_they_are(tmp_path: Path) -> None:
 
 def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
-    for path in paths:
-        report.draw(results(), path)
-    svg = paths[0].read_text(encoding="utf-8")
-    assert svg == paths[1].read_text(encoding="utf-8")
+    (a,), (b,) = (plots.draw(results(), tmp_path / f"{name}.json") for name in "ab")
+    svg = a.read_text(encoding="utf-8")
+    assert svg == b.read_text(encoding="utf-8")
     assert all(f"<!-- {text} -->" in svg for text in ("1,600", "100", "fp32", "reference, by length"))
     assert "bf16" not in svg
-    with pytest.raises(FlashElmoError, match="expected results of bulk text"):
-        report.draw(results(rows=[]), paths[0])
+    assert not plots.draw(results(rows=[]), tmp_path / "c.json")
 
 
 # ------------------------------------------------------------------------------------------------------------- the run

@@ -10,6 +10,7 @@ from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import report
+from flashelmo.benchmarks.plots import draw, plane
 from flashelmo.benchmarks.results import Results
 from flashelmo.benchmarks.senses.intervals import by_resampling
 from flashelmo.benchmarks.senses.nearest import (
@@ -21,7 +22,6 @@ from flashelmo.benchmarks.senses.nearest import (
     without_shared_words,
 )
 from flashelmo.benchmarks.senses.perplexity import Softmax, losses
-from flashelmo.benchmarks.senses.plots import draw, plane
 from flashelmo.benchmarks.senses.static import around
 from flashelmo.benchmarks.senses.suite import progress_of
 from flashelmo.benchmarks.tasks import Example, Word

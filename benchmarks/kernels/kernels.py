@@ -68,7 +68,7 @@ class Kernels:
     def jobs(self) -> Iterator[Job]:
         """The ceilings, and what is timed, the most valuable first."""
         settings = self.settings
-        yield Job("ceiling", CARD, "", lambda: [measure_ceilings(settings, self.device)])
+        yield Job("ceiling", CARD, "", partial(measure_ceilings, settings, self.device))
         for n in settings.rows:
             yield self.steps(n, [each for each in self._precisions if each not in OTHERS or n in settings.other_rows])
         for kernel in self._kernels:
@@ -88,8 +88,8 @@ class Kernels:
             if precision in kernel.precisions:
                 yield Job("error", self.model, f"{kernel.name} {precision}", partial(self._checks, kernel, precision))
 
-    def _checks(self, kernel: Kernel, precision: str) -> list[list[Row]]:
-        return [[self._check(kernel, precision, n) for n in SIZES]]
+    def _checks(self, kernel: Kernel, precision: str) -> list[Row]:
+        return [self._check(kernel, precision, n) for n in SIZES]
 
     def _check(self, kernel: Kernel, precision: str, n: int) -> Row:
         make = Maker.of(self.device.torch, precision, self.settings.seed, host=True)

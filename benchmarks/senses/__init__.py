@@ -8,5 +8,4 @@ static.py       word2vec, trained on the text that models are trained on
 speech.py       parts of speech by a linear classifier, linear.py
 precisions.py   neighbours by sense, and perplexity.py's perplexity, in every precision
 intervals.py    95% confidence, by resampling
-plots.py        the picture of a word's senses, and accuracy in the course of training
 """

@@ -7,7 +7,7 @@ training    the first again, for snapshots of a model in training
 speech      parts of speech (speech.py)
 precision   the first again, in every precision that is at hand (precisions.py)
 perplexity  of held-out text, in every precision (perplexity.py)
-picture     one word's examples in the plane of their first two principal components (plots.py)
+picture     one word's examples in the plane of their first two principal components (../plots.py)
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.contestant import load
+from flashelmo.benchmarks.plots import plane
 from flashelmo.benchmarks.results import Row, new_results, rounded
 from flashelmo.benchmarks.run import Job, Run, Suite
 from flashelmo.benchmarks.senses.contest import CHARACTERS, Contest
-from flashelmo.benchmarks.senses.plots import plane
 from flashelmo.benchmarks.senses.precisions import measure_perplexity, measure_precision
 from flashelmo.benchmarks.senses.speech import measure_speech
 from flashelmo.benchmarks.senses.vectors import embed_with
@@ -137,11 +137,7 @@ def command(settings: Settings, console: Console) -> int:
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
     run, contest = Run(settings, console, new_results(settings, "senses"), "senses.json"), Contest(settings)
-
-    def rows(section: str) -> list[list[Row]]:
-        return [SECTIONS[section](contest)]
-
-    run.do(Job(section, "", "", partial(rows, section)) for section in settings.sections)
+    run.do(Job(section, "", "", partial(SECTIONS[section], contest)) for section in settings.sections)
     return run.finish()
 
 
