@@ -120,6 +120,13 @@ class Run:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def run_jobs(settings: Settings, console: Console, results: Results, jobs: Iterable[Job]) -> int:
+    """A run of some jobs, whose results are called as their suite; the exit status."""
+    run = Run(settings, console, results, f"{results.settings['suite']}.json")
+    run.do(jobs)
+    return run.finish()
+
+
 def run_sections(
     settings: Settings,
     console: Console,
@@ -133,18 +140,17 @@ def run_sections(
         sections: what gives the rows of each, called with a model and the settings.
         prepare: makes a model of its name, a seed, a folder to write to, and a pool for workers.
     """
-    run = Run(settings, console, results, f"{results.settings['suite']}.json")
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
         prepared = lru_cache(maxsize=1)(lambda name: prepare(name, settings.seed, Path(folder), pool))
 
         def rows(name: str, section: str) -> list[Row]:
             return sections[section](prepared(name), settings)
 
-        run.do(
+        jobs = (
             Job(section, Path(name).name, "", partial(rows, name, section))
             for name, section in product(settings.models, settings.sections)
         )
-    return run.finish()
+        return run_jobs(settings, console, results, jobs)
 
 
 def slug(name: str) -> str:

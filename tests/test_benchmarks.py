@@ -401,7 +401,7 @@ def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path, capsys: pytest.
         yield [Row.of([1], section="bulk", model="m", name="first", unit="s")]
         raise KeyError("gone")
 
-    good = Job("size", "m", "", lambda: [[Row.of([2], section="size", model="m", name="second", unit="MB")]])
+    good = Job("size", "m", "", lambda: [Row.of([2], section="size", model="m", name="second", unit="MB")])
     settings = Settings(out=tmp_path / "deep")
     run = Run(settings, Console(width=160), new_results(settings, "tests"), "tests.json")
     run.do([Job("bulk", "m", "", fail), good])

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from flashelmo.benchmarks.accuracy import largest_relative
+from flashelmo.benchmarks.accuracy import beyond
 from flashelmo.benchmarks.contestant import Contestant, Entry, Way, absentees, compete, line_up
 from flashelmo.benchmarks.gpu.accuracy import WAYS, Subject, Truth, file_means, leave_on_device
 from flashelmo.benchmarks.kernels.card import Card, Device, ceilings
@@ -38,6 +38,7 @@ from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import Bound
 from flashelmo.engine.reference.reference import ReferenceRuntime
 
 UNIT = "tokens/s"
@@ -45,7 +46,7 @@ NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"
 TEXT_TO_MEANS = "text to means"
 EAGER, CUDNN = "PyTorch eager", "cuDNN LSTM"
-BOUND = 0.1  # relative error of a rival: in bf16 rounding adds up over the steps; wrong work is off by more
+BOUND = Bound(relative=0.1)  # of a rival: in bf16 rounding adds up over the steps; wrong work is off by more
 MOST, LETTERS = 12, 60  # kernels of a trace that have a row, and letters of their names
 WARM_UPS = 3  # before one more: the first compiles, the second may capture a graph, the third replays it
 
@@ -64,8 +65,8 @@ class Eager(ReferenceRuntime):
         Raises:
             FlashElmoError: they are not.
         """
-        if not (worst := largest_relative(self.vectors(sentences), expected)) < BOUND:
-            raise FlashElmoError(f"expected vectors within {BOUND} of the reference's, found {worst:.2g}")
+        if wrong := beyond(self.vectors(sentences), expected, BOUND):
+            raise FlashElmoError(f"not the reference's vectors: {wrong}")
         return self
 
     def way(self, batch_size: int) -> Way:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,13 @@ class Engine:
         needed = [max(settings.batches) * settings.tokens, 3 * settings.short_sentences, 4 * settings.short_bulk_tokens]
         n_tokens = max(*needed, settings.bulk_tokens or 1)
         self._text, self.source = load_sentences(n_tokens, settings.text, settings.seed, again=True)
-        self.subject, self._truth = cache(self._made_subject), cache(self._made_truth)
-        self._kernels, self._speed = cache(self._made_kernels), cache(self._made_speed)
+        self.subject = cache(
+            lambda name: Subject(name, load(name, settings.seed), self.device, ElmoEmbedder, self.cuda)
+        )
+        self._truth = cache(lambda name: Truth(self.subject(name), self._text, settings))
+        self._speed = cache(
+            lambda name: Speed(self.subject(name), self._truth(name), settings, self.card, folder, self.rows)
+        )
         self._jobs = cache(lambda section: {job[:3]: job for job in self.jobs(section)})
 
     def results(self) -> Results:
@@ -93,14 +98,15 @@ class Engine:
 
     def do(self, section: str, name: Name) -> tuple[list[Row], bool]:
         """A job's rows, and whether the device is lost; none of a job that is not needed after another process."""
-        jobs = self._jobs(section)
-        rows = [row for rows in rows_of(jobs[name]) for row in self._kept(rows)] if name in jobs else []
-        return rows, self.device.is_lost()
+        before, jobs = len(self.rows), self._jobs(section)
+        for rows in rows_of(jobs[name]) if name in jobs else ():
+            self.rows += rows  # what is measured decides what follows
+        return self.rows[before:], self.device.is_lost()
 
-    def _kept(self, rows: list[Row]) -> list[Row]:
-        """What is measured decides what follows."""
-        self.rows += rows
-        return rows
+    @cached_property
+    def _kernels(self) -> Kernels:
+        config = self.subject(self.settings.models[0]).model.config
+        return Kernels(self.settings, config, self.device, self._results, self.rows)
 
     @property
     def card(self) -> Card:
@@ -111,16 +117,16 @@ class Engine:
         """Of a section; what is timed is checked, here or in the correctness."""
         settings, checking = self.settings, self.settings.check
         if section == "kernels":
-            yield from self._kernels().jobs()
+            yield from self._kernels.jobs()
             return
         if section == "correctness":
             for name in settings.models:
                 yield from self._check_jobs(name, settings.precisions, accuracy.WAYS)
-            yield from self._kernels().check_jobs() if checking else ()
+            yield from self._kernels.check_jobs() if checking else ()
             return
         if section == "steps":
             for n in settings.rows or ROWS:
-                yield self._kernels().steps(n, ["bf16"])
+                yield self._kernels.steps(n, ["bf16"])
             return
         if not any(row.section == "ceiling" for row in self.rows):
             yield Job("ceiling", CARD, "", partial(measure_ceilings, self.settings, self.device))
@@ -161,7 +167,7 @@ class Engine:
             yield Job("stages", name, "", partial(self._timeline, name))
 
     def _job(self, name: str, workload: Workload, precisions: Sequence[str], slow: bool = False) -> Job:
-        def rows() -> list[Row]:
+        def rows() -> list[Row]:  # the ceilings are measured by then
             return self._speed(name).rows(workload, precisions, slow)
 
         return Job(workload.section, name, workload.detail, rows)
@@ -191,21 +197,6 @@ class Engine:
             self.device.synchronize()
             row = Row("stages", name, f"{self.first}, {title}", "% of the time")
             yield trace(row, run, self.device.torch, self.folder / f"timeline-{name}-{slug(title)}.json")
-
-    # ------------------------------------------------------------------------------------------------- what jobs share
-
-    def _made_subject(self, name: str) -> Subject:
-        return Subject(name, load(name, self.settings.seed), self.device, ElmoEmbedder, self.cuda)
-
-    def _made_truth(self, name: str) -> Truth:
-        return Truth(self.subject(name), self._text, self.settings)
-
-    def _made_kernels(self) -> Kernels:
-        config = self.subject(self.settings.models[0]).model.config
-        return Kernels(self.settings, config, self.device, self._results, self.rows)
-
-    def _made_speed(self, name: str) -> Speed:
-        return Speed(self.subject(name), self._truth(name), self.settings, self.card, self.folder, self.rows)
 
 
 def suited(settings: Settings, device: Device) -> Settings:

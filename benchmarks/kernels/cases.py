@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -209,6 +209,7 @@ def kind_of(precision: str, operation: str = "") -> str:
     return arithmetic.products if arithmetic.dtype == "float32" else "half"
 
 
+@cache
 def cases() -> list[Case]:
     """Every kernel with every entry of TILES at the original size, and once at each other size that differs for it."""
     return [case for kernel in KERNELS for case in (*_entries(kernel), *_hopper(kernel), *_sizes(kernel))]

@@ -107,20 +107,13 @@ def measure_ceilings(settings: Settings, device: Device) -> list[Row]:
     sizes = {"copy": settings.copy_bytes, "copy in L2": settings.l2_copy_bytes}
     for name in LIMITS:
         if name in sizes:
-            unit, detail, work, run = "GB/s", f"{sizes[name] >> 20} MiB", 2.0 * sizes[name], _copy(sizes[name], device)
+            source = torch.randint(256, (sizes[name],), dtype=torch.uint8, device=device.torch)
+            run: Callable[[], object] = partial(torch.empty_like(source).copy_, source)
+            unit, detail, work = "GB/s", f"{sizes[name] >> 20} MiB", 2.0 * sizes[name]
         else:
-            unit, detail, work = "TFLOP/s", f"{n} x {n} x {n}", 2.0 * n**3
-            run = _square_product(n, name.split()[-1], device)
+            precision = name.split()[-1]
+            a, b = (torch.randn(n, n, device=device.torch).to(dtype_of(precision)) for _ in range(2))
+            run, unit, detail, work = library_product(a, b, precision), "TFLOP/s", f"{n} x {n} x {n}", 2.0 * n**3
         row, task = Row("ceiling", CARD, unit=unit, detail=detail), Task(name, run, work / SCALES[unit])
         rows += time_tasks(row, [task], settings, device, Card(), runs=1)
     return rows
-
-
-def _square_product(n: int, precision: str, device: Device) -> Callable[[], object]:
-    a, b = (torch.randn(n, n, device=device.torch).to(dtype_of(precision)) for _ in range(2))
-    return library_product(a, b, precision)
-
-
-def _copy(size: int, device: Device) -> Callable[[], object]:
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=device.torch)
-    return partial(torch.empty_like(source).copy_, source)

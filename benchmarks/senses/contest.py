@@ -22,9 +22,9 @@ from flashelmo.benchmarks.senses.nearest import (
     without_shared_words,
 )
 from flashelmo.benchmarks.senses.static import WINDOWS, around, word_vectors
-from flashelmo.benchmarks.senses.vectors import Embed, Float32, embed_with, layers, models, random_models
+from flashelmo.benchmarks.senses.vectors import Float32, embed_with, layers, models, random_models
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tasks import DATA, SENSES, Example, Word, read_senses
+from flashelmo.benchmarks.tasks import DATA, SENSES, Embed, Example, Word, read_senses
 from flashelmo.engine.model.weights import ElmoModel
 
 WORDNET = "WordNet"  # the group of the words of the second file

@@ -7,17 +7,21 @@ sentence is read from a fresh state; in it every word and the end are predicted 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from flashelmo.benchmarks.corpus import BEGIN, END, UNKNOWN, VOCABULARY_FILE, read_vocabulary
+from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses.intervals import Float64
-from flashelmo.benchmarks.senses.vectors import Embed, Float32
+from flashelmo.benchmarks.senses.vectors import Float32
+from flashelmo.benchmarks.tasks import Embed
 from flashelmo.engine.errors import FlashElmoError
 
 SOFTMAX_FILE = "softmax.safetensors"
+DIRECTIONS = ("forward", "backward")
 AT_ONCE = 1 << 25  # logits that lie in memory
 
 
@@ -42,6 +46,12 @@ class Softmax(NamedTuple):
         tensors = load_file(folder / SOFTMAX_FILE)
         weight, bias = (tensors[name].astype(np.float32) for name in ("weight", "bias"))
         return cls(weight, bias, read_vocabulary(folder / VOCABULARY_FILE))
+
+
+def perplexity_rows(row: Row, embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> list[Row]:
+    """The row with the perplexity of each direction; `embed` gives the boundaries' vectors too, [L, T + 2, 2P]."""
+    both = zip(DIRECTIONS, losses(embed, sentences, softmax), strict=True)
+    return [replace(row, detail=name).with_samples([float(np.exp(each.mean()))]) for name, each in both]
 
 
 def losses(embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> tuple[Float64, Float64]:

@@ -11,14 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from flashelmo.benchmarks.corpus import HELDOUT, sentences_of
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses.contest import CHARACTERS, UNIT, Contest
-from flashelmo.benchmarks.senses.perplexity import Softmax, losses
-from flashelmo.benchmarks.senses.vectors import Embed, embed_with
+from flashelmo.benchmarks.senses.perplexity import Softmax, perplexity_rows
+from flashelmo.benchmarks.senses.vectors import embed_with
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tasks import Embed
 from flashelmo.engine.choice import has_cuda_card
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
@@ -60,12 +59,9 @@ def measure_perplexity(contest: Contest) -> list[Row]:
             row = Row("perplexity", name, way, "perplexity", note=note)
             try:
                 with make(model) as embed:
-                    both = losses(embed, sentences, softmax)
+                    rows += perplexity_rows(row, embed, sentences, softmax)
             except FlashElmoError as error:
                 rows.append(replace(row, note=str(error)))
-                continue
-            for direction, each in zip(("forward", "backward"), both, strict=True):
-                rows.append(replace(row, detail=direction).with_samples([float(np.exp(each.mean()))]))
     return sorted(rows, key=lambda row: (row.model, row.median is None))
 
 

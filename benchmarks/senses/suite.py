@@ -24,7 +24,7 @@ from rich.console import Console
 from flashelmo.benchmarks.contestant import load
 from flashelmo.benchmarks.plots import plane
 from flashelmo.benchmarks.results import Row, new_results, rounded
-from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses.contest import CHARACTERS, Contest
 from flashelmo.benchmarks.senses.precisions import measure_perplexity, measure_precision
 from flashelmo.benchmarks.senses.speech import measure_speech
@@ -136,9 +136,9 @@ def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
-    run, contest = Run(settings, console, new_results(settings, "senses"), "senses.json"), Contest(settings)
-    run.do(Job(section, "", "", partial(SECTIONS[section], contest)) for section in settings.sections)
-    return run.finish()
+    contest = Contest(settings)
+    jobs = (Job(section, "", "", partial(SECTIONS[section], contest)) for section in settings.sections)
+    return run_jobs(settings, console, new_results(settings, "senses"), jobs)
 
 
 SUITE = Suite(

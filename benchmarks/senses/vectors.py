@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from flashelmo.benchmarks.contestant import load
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tasks import Example
+from flashelmo.benchmarks.tasks import Embed, Example
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import random_weights
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, expected_shapes
 
 Float32: TypeAlias = npt.NDArray[np.float32]
-Embed: TypeAlias = Callable[[Iterable[list[str]]], Iterator[npt.NDArray[Any]]]  # sentences to [L, T, 2P] of each
 AVERAGE = "average"
 
 
