@@ -33,7 +33,7 @@ from flashelmo.benchmarks.corpus import (
 )
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.run import Job, Suite, run_jobs
-from flashelmo.benchmarks.senses.perplexity import DIRECTIONS, Softmax, perplexity_rows
+from flashelmo.benchmarks.senses.precisions import DIRECTIONS, Softmax, perplexity_rows
 from flashelmo.benchmarks.senses.vectors import embed_with, models
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError

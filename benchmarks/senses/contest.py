@@ -11,18 +11,27 @@ from typing import NamedTuple
 import numpy as np
 
 from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.senses.intervals import Float64, by_resampling
 from flashelmo.benchmarks.senses.nearest import (
     Bool,
+    Float64,
     all_others,
+    by_resampling,
     can_be_right,
     pieces,
     same_sense,
     shares,
     without_shared_words,
 )
-from flashelmo.benchmarks.senses.static import WINDOWS, around, word_vectors
-from flashelmo.benchmarks.senses.vectors import Float32, embed_with, layers, models, random_models
+from flashelmo.benchmarks.senses.vectors import (
+    WINDOWS,
+    Float32,
+    around,
+    embed_with,
+    layers,
+    models,
+    random_models,
+    word_vectors,
+)
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import DATA, SENSES, Embed, Example, Word, read_senses
 from flashelmo.engine.model.weights import ElmoModel

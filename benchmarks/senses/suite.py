@@ -6,7 +6,7 @@ gain        trained less random weights, example by example
 training    the first again, for snapshots of a model in training
 speech      parts of speech (speech.py)
 precision   the first again, in every precision that is at hand (precisions.py)
-perplexity  of held-out text, in every precision (perplexity.py)
+perplexity  of held-out text, in every precision (the same)
 picture     one word's examples in the plane of their first two principal components (../plots.py)
 """
 
