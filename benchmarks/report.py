@@ -32,11 +32,14 @@ from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TRAINED = ("senses", "downstream", "ngrams")  # of models that were trained: results/senses/NAME*.json
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", *TRAINED)
-ALT = {
-    "words": "Examples of a word by their sense, in two dimensions",
-    "training": "Accuracy in the course of training",
+FILES = {"cpu": "*.json", "onnx": "onnx/*.json", "precision": "precision/*.json"}
+FILES |= {name: f"senses/{name}*.json" for name in ("senses", "downstream", "ngrams")}  # of models that were trained
+NAMES = ("summary", "plot", "precisions", "gpu", *FILES)
+# By how the files' names end: what plots show.
+PLOTS = {
+    "": "Tokens a second of each precision, with the machine's ceiling",
+    "-words": "Examples of a word by their sense, in two dimensions",
+    "-training": "Accuracy in the course of training",
 }
 MODEL = "original"  # of the summary
 
@@ -73,25 +76,15 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
     if name == "summary":
         yield from summary(folder)
     if name == "plot" and (path := newest(folder.glob("*.json"))):
-        yield image(path, up)
-    if name == "cpu":
-        for path in sorted(folder.glob("*.json")):
-            head, *tables = document(Results.read(path), path.name)
-            yield from (head, image(path, up), *tables)
-    if name in ("onnx", "precision"):
-        for path in sorted((folder / name).glob("*.json")):
-            found = Results.read(path)
-            has_card = any(row.median for row in found.section("cuda"))
-            rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
-            yield from document(replace(found, rows=rows), f"{name}/{path.name}")
+        yield from images(path, folder, up)
     if name == "precisions":
         yield precisions()
-    if name in TRAINED:
-        for path in sorted((folder / "senses").glob(f"{name}*.json")):
-            yield from document(Results.read(path), f"senses/{path.name}")
-            pictures = {kind: path.with_name(f"{path.stem}-{kind}.svg") for kind in ALT}
-            there = [kind for kind, picture in pictures.items() if picture.is_file()]
-            yield from (f"![{ALT[kind]}]({up}benchmarks/results/senses/{pictures[kind].name})" for kind in there)
+    for path in sorted(folder.glob(FILES[name])) if name in FILES else ():
+        found = Results.read(path)
+        has_card = any(row.median for row in found.section("cuda"))
+        rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
+        head, *tables = document(replace(found, rows=rows), path.relative_to(folder).as_posix())
+        yield from (head, *images(path, folder, up), *tables)
     if name == "gpu":
         yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
@@ -117,10 +110,12 @@ def newest(paths: Iterable[Path]) -> Path | None:
     return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
 
 
-def image(path: Path, up: str) -> str:
-    """The plot of some results as an image in a document."""
-    plot = f"{up}benchmarks/results/{path.stem}.svg"
-    return f"![Tokens a second of each precision, with the machine's ceiling]({plot})"
+def images(path: Path, folder: Path, up: str) -> Iterator[str]:
+    """The plots that lie beside some results in a folder of them, as images in a document."""
+    for end, text in PLOTS.items():
+        plot = path.with_name(f"{path.stem}{end}.svg")
+        if plot.is_file():
+            yield f"![{text}]({up}benchmarks/results/{plot.relative_to(folder).as_posix()})"
 
 
 def _cards(folder: Path) -> list[Path]:

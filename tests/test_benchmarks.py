@@ -347,6 +347,7 @@ def test_documents_show_the_committed_results_and_nothing_else(root: Path) -> No
 
 def test_markdown_of_results(tmp_path: Path) -> None:
     results().write(tmp_path / "abacus.json")
+    (tmp_path / "abacus.svg").touch()
     text = "\n\n".join(filter(None, report.generate("cpu", tmp_path, "../")))
     assert "Abacus, 2 cores (beads), 1 GiB; python 3.12, commit 0123456789ab; 2030-01-02." in text
     assert "| fp32 | 1,600 | 16.0 | 2,000 | 80% | 1,800 | 89% |" in text
@@ -365,6 +366,7 @@ def test_markdown_of_results(tmp_path: Path) -> None:
     assert Results.read(tmp_path / "abacus.json") == results()
     newer = results(date="2031-01-01T00:00:00")
     newer.write(tmp_path / "aa.json")
+    (tmp_path / "aa.svg").touch()
     (image,) = report.generate("plot", tmp_path, "")
     assert image.endswith("(benchmarks/results/aa.svg)")
 
