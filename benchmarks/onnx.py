@@ -272,12 +272,7 @@ def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
         return errors_of(subject.name, files, exact, *first_sentences(settings), pool)
 
 
-SECTIONS = {
-    "speed": measure_speed,
-    "load": measure_load,
-    "error": measure_errors,
-    "cuda": measure_cuda,
-}
+SECTIONS = {"speed": measure_speed, "load": measure_load, "error": measure_errors, "cuda": measure_cuda}
 
 
 def command(settings: Settings, console: Console) -> int:

@@ -3,5 +3,5 @@
 suite.py     the contestants in each task, several seeds each
 tuned.py     the language model fine-tuned, which goes back to weights and is judged in the engine
 
-The tasks are those of `tasks.py`; what learns on frozen vectors is `senses/linear.py`.
+`benchmarks.tasks` reads the tasks; what learns on frozen vectors is `senses/linear.py`.
 """

@@ -106,7 +106,7 @@ class Engine:
     @cached_property
     def _kernels(self) -> Kernels:
         config = self.subject(self.settings.models[0]).model.config
-        return Kernels(self.settings, config, self.device, self._results, self.rows)
+        return Kernels(self.settings, config, self.device, lambda: self.card)
 
     @property
     def card(self) -> Card:
