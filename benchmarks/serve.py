@@ -30,6 +30,7 @@ from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, load_sentences
+from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 
@@ -147,19 +148,19 @@ class Engine:
         return n / (time.perf_counter() - begin)
 
 
-def sentences_of(settings: Settings) -> tuple[Sentences, str]:
-    """Different sentences of a text, and its name."""
-    sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
-    return sentences[:MOST_SENTENCES], source
+@contextmanager
+def under_load(subject: Subject, settings: Settings) -> Iterator[tuple[Served, Worker, Sentences, str]]:
+    """A server of a model; clients; the different sentences of a text that they ask for, and its name."""
+    text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    with served(subject.folder, settings.threads) as server:
+        yield server, subject.pool.worker(Clients, text[:MOST_SENTENCES]), text[:MOST_SENTENCES], source
 
 
 def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
     """Sentences a second of the service and of the engine, in turns, and the processor's time of a request."""
-    sentences, source = sentences_of(settings)
     engine = subject.pool.worker(Engine, subject.folder, settings.threads)
-    clients = subject.pool.worker(Clients, sentences)
     rows: list[Row] = []
-    with served(subject.folder, settings.threads) as server:
+    with under_load(subject, settings) as (server, clients, sentences, source):
         if wrong := _wrong(server, settings, sentences, engine, clients):
             return [Row("throughput", subject.name, SERVICE, note=f"{FAILED}: {wrong}")]
         for n_clients in settings.clients:
@@ -195,10 +196,8 @@ def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any
 
 def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
     """Quantiles of the time of a request by the number of clients."""
-    sentences, source = sentences_of(settings)
-    clients = subject.pool.worker(Clients, sentences)
     rows = []
-    with served(subject.folder, settings.threads) as server:
+    with under_load(subject, settings) as (server, clients, _, source):
         clients.call("ask", server.url, max(settings.clients), settings.requests)
         for n_clients in settings.clients:
             samples: dict[str, list[float]] = {name: [] for name in QUANTILES}
@@ -218,10 +217,8 @@ def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
 
 def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
     """The memory of the server's processes, again and again over many requests of the most clients."""
-    sentences, source = sentences_of(settings)
-    clients, rows = subject.pool.worker(Clients, sentences), []
-    step = max(1, settings.memory_requests // LOOKS)
-    with served(subject.folder, settings.threads) as server:
+    rows, step = [], max(1, settings.memory_requests // LOOKS)
+    with under_load(subject, settings) as (server, clients, _, source):
         for n in range(step, settings.memory_requests + 1, step):
             clients.call("ask", server.url, max(settings.clients), step)
             for name, held in server.bytes_held().items():
