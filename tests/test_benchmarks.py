@@ -384,14 +384,19 @@ def test_markers_are_filled_wherever_they_are(tmp_path: Path) -> None:
             report.fill(path, unpaired, tmp_path)
 
 
-def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     (a,), (b,) = (plots.draw(results(), tmp_path / f"{name}.json") for name in "ab")
     svg = a.read_text(encoding="utf-8")
     assert svg == b.read_text(encoding="utf-8")
     assert all(f"<!-- {text} -->" in svg for text in ("1,600", "100", "fp32", "reference, by length"))
     assert "bf16" not in svg
-    assert not plots.draw(results(rows=[]), tmp_path / "c.json")
+    (tmp_path / "README.md").touch()
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    results(rows=[]).write(tmp_path / "c.json")
+    with pytest.raises(FlashElmoError, match=r"c\.json: expected results of bulk text, found none"):
+        report.command(Settings(), Console())
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
