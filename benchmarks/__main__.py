@@ -68,20 +68,18 @@ def parse(name: str, suite: Suite, arguments: Sequence[str]) -> Settings:
     """
     epilog = f"suites: {', '.join(SUITES)} (default: cpu)"
     parser = _Parser(prog=f"flashelmo bench {name}", description=suite.about, epilog=epilog)
-    options = [each for each in fields(Settings) if each.name in suite.options]
-    for each in options:
+    options = {each.name: each for each in fields(Settings) if each.name in suite.options}
+    for each in options.values():
         default, known, about = getattr(suite.defaults, each.name), _known(suite, each), each.metadata["about"]
         about += f" (some of {','.join(known)})" if known else ""
         about += f" (default: {default})" if isinstance(default, str | int | float) and default else ""
         action = "store_true" if each.type == "bool" else "store"
-        parser.add_argument(_option(each), dest=each.name, action=action, help=about)
+        parser.add_argument(_option(each), dest=each.name, action=action, default=argparse.SUPPRESS, help=about)
     if "quick" in suite.options:
         parser.add_argument("--quick", action="store_true", help="less of everything, to see that all runs")
     given = vars(parser.parse_args(list(arguments)))
-    quick = given.pop("quick", False)
-    values = {each.name: _value(suite, each, given[each.name]) for each in options if given[each.name]}
-    settings = replace(suite.defaults, **values)
-    return replace(settings.quick(), models=values.get("models", settings.quick().models)) if quick else settings
+    start = suite.defaults.quick() if given.pop("quick", False) else suite.defaults
+    return replace(start, **{name: _value(suite, options[name], text) for name, text in given.items()})
 
 
 def _option(each: Field[Any]) -> str:

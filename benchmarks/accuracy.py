@@ -69,13 +69,10 @@ def error_rows(row: Row, pieces: Iterable[Piece], bound: Bound = ANY) -> list[Ro
 
 def why_wrong(found: Sequence[Array], expected: Sequence[Array], precision: str, place: Place = "cpu") -> str:
     """Empty if vectors [L, T, 2P] of sentences are within their precision's bounds where they were computed."""
-    rows = error_rows(Row("error"), layers(found, expected), PRECISIONS[precision].bounds[place])
+    return beyond(found, expected, PRECISIONS[precision].bounds[place])
+
+
+def beyond(found: Sequence[Array], expected: Sequence[Array], bound: Bound) -> str:
+    """Empty if vectors [L, T, 2P] of sentences are within a bound; else what is wrong."""
+    rows = error_rows(Row("error"), layers(found, expected), bound)
     return next((f"{row.detail}: {row.note.removeprefix(f'{FAILED}: ')}" for row in rows if row.failed), "")
-
-
-def largest_relative(found: Sequence[Array], expected: Sequence[Array]) -> float:
-    """The largest of the layers' relative errors."""
-    pieces = layers(found, expected)
-    return float(
-        np.max([error for piece in pieces for unit, error, _ in piece.errors(ANY) if unit == "relative error"])
-    )

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from itertools import product
@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from flashelmo.benchmarks.contestant import Clock, engine, options_of
+from flashelmo.benchmarks.contestant import Subject, contestant, prepare
 from flashelmo.benchmarks.fresh import process_of
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import REAL_TEXT, load_sentences, write_sentences
-from flashelmo.benchmarks.worker import Pool, take_turns
+from flashelmo.benchmarks.worker import take_turns
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.bulk.units import Corpus
@@ -38,9 +38,7 @@ from flashelmo.engine.bulk.workers import embed_with_workers
 from flashelmo.engine.cpu.bilstm import STEP_ROWS, WORD_TABLE_BYTES
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.initialize import preset_config, random_model
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Plan, Planner, Statistics, Stream
 from flashelmo.engine.processor import n_cores
@@ -59,20 +57,6 @@ MEAN = Output("average", pool="mean")
 HELD = "the largest window's float32 arrays on the CPU, of the {} model: states, cells, input products, word vectors"
 WORKER_TOKENS, WORKER_RECORDS = 100_000, 256  # of the corpus of several processes, and of its shards
 FEED_TOKENS, FEED_WINDOW = 600_000, 1 << 17  # of the text that cores are fed from, and of a window
-
-
-class Bench(NamedTuple):
-    """A model's name and dimensions, and a folder for files."""
-
-    name: str
-    seed: int
-    folder: Path
-    config: ElmoConfig
-
-
-def prepare(name: str, seed: int, folder: Path, pool: Pool) -> Bench:
-    """No weights yet: most of what is measured needs none."""
-    return Bench(name, seed, folder, preset_config(name))
 
 
 # --------------------------------------------------------------------------------------------------------- sharing
@@ -124,26 +108,26 @@ def read(data: bytes, max_tokens: int, max_sentences: int = NO_LIMIT) -> Iterato
     return read_windows(io.BytesIO(data), max_sentences=max_sentences, max_tokens=max_tokens)
 
 
-def measure_sharing(bench: Bench, settings: Settings) -> list[Row]:
+def measure_sharing(subject: Subject, settings: Settings) -> list[Row]:
     """How many times fewer steps: by window, by the shards at whose ends windows end, and as a text grows."""
     rows, held = [], []
     for name, data in texts(settings).items():
         n_tokens = len(data.split())
-        row = partial(Row, "sharing", bench.name, name)
+        row = partial(Row, "sharing", subject.name, name)
         note = f"of {n_tokens:,} tokens; a step without sharing for each token and for a boundary of each sentence"
         for size in [size for size in WINDOWS if size < 2 * n_tokens]:
-            count = Count.of(read(data, size), bench.config)
+            count = Count.of(read(data, size), subject.config)
             detail = f"windows of {size} tokens"
             rows.append(row("x fewer steps", detail, note=note).with_samples([count.alone / count.steps]))
-            held.append(row("GiB", detail, note=HELD.format(bench.name)).with_samples([count.n_bytes / GIB]))
+            held.append(row("GiB", detail, note=HELD.format(subject.name)).with_samples([count.n_bytes / GIB]))
         lines = data.splitlines(keepends=True)
         for n in SHARDS:
             shards = (b"".join(lines[start : start + n]) for start in range(0, len(lines), n))
-            count = Count.of((window for shard in shards for window in read(shard, SHARD_WINDOW)), bench.config)
+            count = Count.of((window for shard in shards for window in read(shard, SHARD_WINDOW)), subject.config)
             rows.append(row("x fewer steps", f"shards of {n} records").with_samples([count.alone / count.steps]))
         for part in PARTS:
             first = b"".join(lines[: len(lines) // part])
-            count = Count.of(read(first, NO_LIMIT), bench.config)
+            count = Count.of(read(first, NO_LIMIT), subject.config)
             detail = "the whole text in a window" if part == 1 else f"its first 1/{part} in a window"
             rows.append(row("x fewer steps", detail).with_samples([count.alone / count.steps]))
     return rows + held
@@ -208,44 +192,41 @@ class Feed:
         return n_tokens / (time.perf_counter() - begin)
 
 
-def measure_feed(bench: Bench, settings: Settings) -> list[Row]:
+def measure_feed(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second that one core feeds, and more."""
     text, source = load_sentences(settings.bulk_tokens or FEED_TOKENS, settings.text, settings.seed)
-    path = write_sentences(bench.folder / "feed.txt", text)
+    path = write_sentences(subject.folder.parent / "feed.txt", text)
     rows, most = [], settings.threads or n_cores()
     for cores in sorted({most, *(1 << k for k in range(most.bit_length()))}):
-        with Pool() as pool:
-            worker = pool.worker(Feed, bench.config, cores)
-            for what in (READING, WRITING):
-                samples = [worker.call("speed", what, path) for _ in range(settings.rounds)]
-                detail = f"{cores} core{'s' * (cores > 1)}"
-                rows.append(Row("feed", bench.name, what, "tokens/s", detail, note=source).with_samples(samples))
+        worker = subject.pool.worker(Feed, subject.config, cores)
+        for what in (READING, WRITING):
+            samples = [worker.call("speed", what, path) for _ in range(settings.rounds)]
+            detail = f"{cores} core{'s' * (cores > 1)}"
+            rows.append(Row("feed", subject.name, what, "tokens/s", detail, note=source).with_samples(samples))
     return rows
 
 
 # --------------------------------------------------------------------------------------------------------- workers
 
 
-def measure_workers(bench: Bench, settings: Settings) -> list[Row]:
+def measure_workers(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second of a corpus into shards by one process on all cores, and by more on their shares; in turns.
 
     The time is that of the whole run, from the start of the processes.
     """
-    write_native(random_model(bench.name, bench.seed), bench.folder / bench.name, overwrite=True)
     text, source = load_sentences(settings.bulk_tokens or WORKER_TOKENS, settings.text, settings.seed)
-    path, cores = write_sentences(bench.folder / "corpus.txt", text), settings.threads or n_cores()
+    folder, cores = subject.folder.parent, settings.threads or n_cores()
+    path = write_sentences(folder / "corpus.txt", text)
     samples: dict[int, list[float]] = {n: [] for n in sorted({1, 2, cores})}
     for _, n in product(range(settings.rounds), samples):
-        options = {"threads": max(1, cores // n)}
-        model, folder = bench.folder / bench.name, bench.folder / "shards"
-        corpus = Corpus(model, str(path), folder, MEAN, shard_records=WORKER_RECORDS, options=options)
-        report = embed_with_workers(corpus, n, overwrite=True)
-        samples[n].append(report.tokens_per_second)
+        options, shards = {"threads": max(1, cores // n)}, folder / "shards"
+        corpus = Corpus(subject.folder, str(path), shards, MEAN, shard_records=WORKER_RECORDS, options=options)
+        samples[n].append(embed_with_workers(corpus, n, overwrite=True).tokens_per_second)
     rows = []
     for n, found in samples.items():
         threads = max(1, cores // n)
         name, detail = f"{n} process{'es' * (n > 1)}", f"{threads} thread{'s' * (threads > 1)} each"
-        rows.append(Row("workers", bench.name, name, "tokens/s", detail, note=source).with_samples(found))
+        rows.append(Row("workers", subject.name, name, "tokens/s", detail, note=source).with_samples(found))
     return rows
 
 
@@ -256,27 +237,24 @@ UNSHARED = f"{IN_MEMORY}, without sharing"
 LOOK_SECONDS = 0.05  # between two looks at a process's memory
 
 
-def measure_command(bench: Bench, settings: Settings) -> list[Row]:
+def measure_command(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second of `flashelmo embed` to native shards, all layers, and of the engine that drops them; in turns.
 
     The command's time is that of its process. Its memory is what is its own: files that are mapped do not count, nor
     does what it writes.
     """
-    model, path = bench.folder / bench.name, bench.folder / "text.txt"
-    write_native(random_model(bench.name, bench.seed), model, overwrite=True)
+    model, path = subject.folder, subject.folder.with_name("text.txt")
     name, data = list(texts(settings).items())[-1]
     path.write_bytes(data)
     n_tokens, measured = len(data.split()), list[list[int]]()
-    with Pool() as pool:
-        ways = {IN_MEMORY: "fp32", UNSHARED: "fp32 unshared"}
-        workers = {who: pool.worker(Clock, engine, model, options_of(ways[who], settings)) for who in ways}
-        measures: dict[str, Callable[[], float]] = {
-            who: partial(worker.call, "seconds", [path]) for who, worker in workers.items()
-        }
-        measures[COMMAND] = lambda: _run_command(model, path, settings.threads, measured)
-        timings = take_turns(settings.rounds, measures)
+    measures: dict[str, Callable[[], float]] = {
+        who: partial(contestant(subject, settings, way).start(subject.pool).call, "seconds", [path])
+        for who, way in ((IN_MEMORY, "fp32"), (UNSHARED, "fp32 unshared"))
+    }
+    measures[COMMAND] = lambda: _run_command(model, path, settings.threads, measured)
+    timings = take_turns(settings.rounds, measures)
     rates = {who: [n_tokens / seconds for seconds in timing.samples] for who, timing in timings.items()}
-    row = partial(Row, "command", bench.name, note=f"{n_tokens:,} tokens of {name}, fp32")
+    row = partial(Row, "command", subject.name, note=f"{n_tokens:,} tokens of {name}, fp32")
     rows = []
     for who, found in rates.items():
         others = [other for other in (IN_MEMORY, UNSHARED) if other != who and found and rates[other]]
@@ -315,7 +293,7 @@ def _run_command(model: Path, text: Path, threads: int | None, measured: list[li
     return seconds
 
 
-SECTIONS: dict[str, Callable[[Bench, Settings], Sequence[Row]]] = {
+SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
     "sharing": measure_sharing,
     "feed": measure_feed,
     "workers": measure_workers,

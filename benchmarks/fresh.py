@@ -42,7 +42,11 @@ def memory(folder: Path, options: dict[str, Any], text: Path) -> dict[str, float
 def run_fresh(command: str, path: Path, options: dict[str, Any], *arguments: object) -> dict[str, float]:
     """What `load` or `memory` returns in a fresh process."""
     given = [command, str(path), json.dumps(options), *map(str, arguments)]
-    values: dict[str, float] = json.loads(_run_python("-m", "flashelmo.benchmarks.fresh", *given))
+    python = [sys.executable, "-m", "flashelmo.benchmarks.fresh", *given]
+    done = subprocess.run(python, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"a fresh process failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    values: dict[str, float] = json.loads(done.stdout)
     return values
 
 
@@ -59,13 +63,6 @@ def process_of(pid: int) -> Any:
     except ImportError as error:
         raise MissingExtraError("psutil", "dev", "time and memory of other processes") from error
     return psutil.Process(pid)
-
-
-def _run_python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"a fresh process failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
-    return done.stdout
 
 
 def _peak_bytes() -> float:

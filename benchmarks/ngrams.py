@@ -11,7 +11,7 @@ predicted. Backward, every word and the begin, from the words behind them: the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,8 @@ from flashelmo.benchmarks.corpus import (
     training_texts,
 )
 from flashelmo.benchmarks.results import Row, new_results
-from flashelmo.benchmarks.run import Job, Run, Suite
-from flashelmo.benchmarks.senses.perplexity import Softmax, losses
+from flashelmo.benchmarks.run import Job, Suite, run_jobs
+from flashelmo.benchmarks.senses.precisions import DIRECTIONS, Softmax, perplexity_rows
 from flashelmo.benchmarks.senses.vectors import embed_with, models
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
@@ -41,7 +41,6 @@ from flashelmo.engine.errors import FlashElmoError
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
-DIRECTIONS = ("forward", "backward")
 DISCOUNTS = 3  # of n-grams that are counted once, twice, and more often
 
 
@@ -202,11 +201,10 @@ def measure(settings: Settings) -> list[Row]:
 def measure_models(settings: Settings) -> list[Row]:
     """Of the same predictions, the perplexities of models with a softmax."""
     heldout = [tokens for tokens in sentences_of([_corpus(settings) / HELDOUT]) if tokens]
-    rows = []
+    rows: list[Row] = []
     for (name, model), path in zip(models(settings).items(), settings.models, strict=True):
-        both = losses(embed_with(model, settings, keep_sentence_boundaries=True), heldout, Softmax.beside(Path(path)))
-        for direction, each in zip(DIRECTIONS, both, strict=True):
-            rows.append(Row("ngrams", "", name, "perplexity", direction).with_samples([float(np.exp(each.mean()))]))
+        embed = embed_with(model, settings, keep_sentence_boundaries=True)
+        rows += perplexity_rows(Row("ngrams", "", name, "perplexity"), embed, heldout, Softmax.beside(Path(path)))
     return rows
 
 
@@ -216,16 +214,11 @@ def _corpus(settings: Settings) -> Path:
     return settings.corpus
 
 
-def _rows(rows_of: Callable[[Settings], list[Row]], settings: Settings) -> list[list[Row]]:
-    return [rows_of(settings)]
-
-
 def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
-    run = Run(settings, console, new_results(settings, "ngrams"), "ngrams.json")
     parts = {"n-grams": measure} | ({"models": measure_models} if settings.models else {})
-    run.do(Job("ngrams", "", part, partial(_rows, rows_of, settings)) for part, rows_of in parts.items())
-    return run.finish()
+    jobs = (Job("ngrams", "", part, partial(rows_of, settings)) for part, rows_of in parts.items())
+    return run_jobs(settings, console, new_results(settings, "ngrams"), jobs)
 
 
 SUITE = Suite(

@@ -8,7 +8,7 @@ and the published algorithm in PyTorch. That such a file is open says that none 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,46 +69,41 @@ NATIVE = "native fp32"
 LARGER = 32  # what the steps of files beyond the usual sizes are a multiple of
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A model and its exported files by precision."""
-
-    subject: Subject
-    files: Mapping[str, Path]
-
-
-def export(name: str, seed: int, folder: Path, pool: Pool) -> Exported:
+def export(name: str, seed: int, folder: Path, pool: Pool) -> Subject:
     """A model by its preset or path, in the native format and in all precisions of ONNX."""
     subject = prepare(name, seed, folder, pool)
-    here = folder / f"{subject.name} onnx"
-    here.mkdir()
-    files = {str(precision): here / f"{precision}.onnx" for precision in FILE_PRECISIONS}
     model = load_model(subject.folder)
     for precision in FILE_PRECISIONS:
-        build_onnx(model, files[precision], precision=precision)
-    return Exported(subject, files)
+        file_of(subject, precision).parent.mkdir(exist_ok=True)
+        build_onnx(model, file_of(subject, precision), precision=precision)
+    return subject
+
+
+def file_of(subject: Subject, precision: str) -> Path:
+    """A model's exported file."""
+    return subject.folder.with_name(f"{subject.name} onnx") / f"{precision}.onnx"
 
 
 # ------------------------------------------------------------------------------------------------------ who takes part
 
 
-def taking_part(name: str, exported: Exported, settings: Settings) -> Contestant:
+def taking_part(name: str, subject: Subject, settings: Settings) -> Contestant:
     """The reference, or one of CONTESTANTS, from tokens to vectors."""
-    folder, threads = exported.subject.folder, settings.threads
+    folder, threads = subject.folder, settings.threads
     if name == REFERENCE:  # it pads a batch as the others do
-        return contestant(exported.subject, settings, REFERENCE, batch_size=max(settings.batches))
+        return contestant(subject, settings, REFERENCE, batch_size=max(settings.batches))
     runs, precision = name.split()
     if runs == "onnx":
-        return Contestant(name, precision, onnx_file, (exported.files[precision], threads), "onnx")
+        return Contestant(name, precision, onnx_file, (file_of(subject, precision), threads), "onnx")
     return Contestant(name, precision, engine, (folder, options_of(precision, settings)), words_known=True)
 
 
-def on_card(exported: Exported, work: Sequence[Batches]) -> list[Contestant]:
+def on_card(subject: Subject, work: Sequence[Batches]) -> list[Contestant]:
     """The files on ONNX Runtime's CUDA provider and the engine's kernels, in each precision of both; and PyTorch."""
-    folder, found = exported.subject.folder, []
+    folder, found = subject.folder, []
     for precision in CARD_PRECISIONS:
-        unrolled = unroll(exported, precision, work)
-        for kind, file in (("onnx", exported.files[precision]), ("onnx unrolled", unrolled)):
+        unrolled = unroll(subject, precision, work)
+        for kind, file in (("onnx", file_of(subject, precision)), ("onnx unrolled", unrolled)):
             given, is_rival = (file, None, PROVIDER), file is not unrolled
             found.append(Contestant(f"{kind} {precision}", precision, onnx_file, given, "onnx", is_rival=is_rival))
         found.append(Contestant(f"engine {precision}", precision, native_on_card, (folder, precision), "cuda"))
@@ -118,9 +113,9 @@ def on_card(exported: Exported, work: Sequence[Batches]) -> list[Contestant]:
     return found
 
 
-def unroll(exported: Exported, precision: PrecisionName, work: Sequence[Batches]) -> Path:
+def unroll(subject: Subject, precision: PrecisionName, work: Sequence[Batches]) -> Path:
     """A folder of unrolled files that hold the work: of the sizes that `flashelmo export` makes, or larger ones."""
-    folder = exported.files[precision].with_name(f"cuda {precision}")
+    folder = file_of(subject, precision).with_name(f"cuda {precision}")
     needed = [(len(batch), max(map(len, batch))) for each in work for batch in each.batches]
     sizes = [
         (
@@ -130,7 +125,7 @@ def unroll(exported: Exported, precision: PrecisionName, work: Sequence[Batches]
         for sentences, tokens in needed
     ]
     folder.mkdir(exist_ok=True)
-    build_buckets(load_model(exported.subject.folder), folder, sorted(set(sizes)), precision=precision)
+    build_buckets(load_model(subject.folder), folder, sorted(set(sizes)), precision=precision)
     return folder
 
 
@@ -154,7 +149,7 @@ def eager_on_card(folder: Path, batch_size: int) -> Way:
 
     if not torch.cuda.is_available():
         raise FlashElmoError("PyTorch: expected a CUDA device, found none")
-    from flashelmo.benchmarks.gpu.rivals import Eager
+    from flashelmo.benchmarks.gpu.speed import Eager
     from flashelmo.benchmarks.kernels.card import Device
 
     return Eager(load_model(folder), Device("cuda", "cuda:0"), "fp32").way(batch_size)
@@ -214,27 +209,27 @@ def draw_batches(settings: Settings) -> list[Batches]:
     return [*found, Batches(equal.detail, [equal.sentences], source)]
 
 
-def measure_speed(exported: Exported, settings: Settings) -> list[Row]:
+def measure_speed(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second of everybody at every size of batch; the engine knows the words from the round before."""
-    return _measure("speed", exported, settings, draw_batches(settings))
+    return _measure("speed", subject, settings, draw_batches(settings))
 
 
-def measure_cuda(exported: Exported, settings: Settings) -> list[Row]:
+def measure_cuda(subject: Subject, settings: Settings) -> list[Row]:
     """Tokens a second of the files, of the native kernels and of PyTorch on a card; or why not."""
     if PROVIDER not in onnxruntime.get_available_providers():
         why = {"onnx on a card": "this ONNX Runtime has no CUDA provider"}
-        return absentees("cuda", exported.subject.name, why)
+        return absentees("cuda", subject.name, why)
     work = draw_batches(settings)
-    return _measure("cuda", exported, settings, work, on_card(exported, work))
+    return _measure("cuda", subject, settings, work, on_card(subject, work))
 
 
 def _measure(
-    section: str, exported: Exported, settings: Settings, work: Sequence[Batches], cards: Sequence[Contestant] = ()
+    section: str, subject: Subject, settings: Settings, work: Sequence[Batches], cards: Sequence[Contestant] = ()
 ) -> list[Row]:
     """Who computes the reference's vectors, in turns, with the processor's ceilings; or those on a card, without."""
-    config, model = exported.subject.config, exported.subject.name
-    reference, limits = taking_part(REFERENCE, exported, settings), Limits(exported.subject.pool, settings)
-    everybody = cards or [reference, *(taking_part(name, exported, settings) for name in settings.contestants)]
+    config, model = subject.config, subject.name
+    reference, limits = taking_part(REFERENCE, subject, settings), Limits(subject.pool, settings)
+    everybody = cards or [reference, *(taking_part(name, subject, settings) for name in settings.contestants)]
     entries = []
     for each, who in ((each, who) for each in work for who in everybody):
         row = Row(section, model, who.name, "tokens/s", each.detail, note=each.note)
@@ -246,7 +241,7 @@ def _measure(
             entry = entry._replace(limits=partial(cost.ceilings, limits, who.precision))
         entries.append(entry)
     checked = max(work, key=lambda each: len(each.batches[0])).batches[0][: settings.checked]
-    expected = reference.start(exported.subject.pool).call("vectors", checked)
+    expected = reference.start(subject.pool).call("vectors", checked)
     with Pool() as pool:
         workers, absent = line_up(everybody, checked, expected, pool)
         peaks = {} if cards else {"peaks": limits.measure_peaks}
@@ -258,30 +253,26 @@ def _measure(
 # --------------------------------------------------------------------------------------------------------------- costs
 
 
-def measure_load(exported: Exported, settings: Settings) -> list[Row]:
+def measure_load(subject: Subject, settings: Settings) -> list[Row]:
     """Seconds to open each file in fresh processes, and to import what that needs; beside the native format."""
     options = {"threads": settings.threads}
-    runs = {f"onnx {name}": partial(run_fresh, "load", file, options) for name, file in exported.files.items()}
-    runs[NATIVE] = partial(run_fresh, "load", exported.subject.folder, options_of("fp32", settings))
-    return measure_loads(exported.subject.name, runs, settings)
+    runs = {f"onnx {name}": partial(run_fresh, "load", file_of(subject, name), options) for name in FILE_PRECISIONS}
+    runs[NATIVE] = partial(run_fresh, "load", subject.folder, options_of("fp32", settings))
+    return measure_loads(subject.name, runs, settings)
 
 
-def measure_errors(exported: Exported, settings: Settings) -> list[Row]:
+def measure_errors(subject: Subject, settings: Settings) -> list[Row]:
     """How far each file lies from the reference in float64."""
-    exact = contestant(exported.subject, settings, REFERENCE, precision="fp64")
+    exact = contestant(subject, settings, REFERENCE, precision="fp64")
     files = [
-        Contestant(f"onnx {name}", name, onnx_file, (file, settings.threads)) for name, file in exported.files.items()
+        Contestant(f"onnx {name}", name, onnx_file, (file_of(subject, name), settings.threads))
+        for name in FILE_PRECISIONS
     ]
     with Pool() as pool:
-        return errors_of(exported.subject.name, files, exact, *first_sentences(settings), pool)
+        return errors_of(subject.name, files, exact, *first_sentences(settings), pool)
 
 
-SECTIONS = {
-    "speed": measure_speed,
-    "load": measure_load,
-    "error": measure_errors,
-    "cuda": measure_cuda,
-}
+SECTIONS = {"speed": measure_speed, "load": measure_load, "error": measure_errors, "cuda": measure_cuda}
 
 
 def command(settings: Settings, console: Console) -> int:

@@ -22,24 +22,26 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flashelmo.benchmarks import plots
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.benchmarks.run import Suite
-from flashelmo.benchmarks.senses import plots
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import card_tables, document, figure, markdown, percent
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TRAINED = ("senses", "downstream", "ngrams")  # of models that were trained: results/senses/NAME*.json
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", *TRAINED)
-ALT = {
-    "words": "Examples of a word by their sense, in two dimensions",
-    "training": "Accuracy in the course of training",
+FILES = {"cpu": "*.json", "onnx": "onnx/*.json", "precision": "precision/*.json"}
+FILES |= {name: f"senses/{name}*.json" for name in ("senses", "downstream", "ngrams")}  # of models that were trained
+NAMES = ("summary", "plot", "precisions", "gpu", *FILES)
+# By how the files' names end: what plots show.
+PLOTS = {
+    "": "Tokens a second of each precision, with the machine's ceiling",
+    "-words": "Examples of a word by their sense, in two dimensions",
+    "-training": "Accuracy in the course of training",
 }
 MODEL = "original"  # of the summary
-BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
 
 
 def fill(path: Path, text: str, folder: Path) -> str:
@@ -74,25 +76,15 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
     if name == "summary":
         yield from summary(folder)
     if name == "plot" and (path := newest(folder.glob("*.json"))):
-        yield image(path, up)
-    if name == "cpu":
-        for path in sorted(folder.glob("*.json")):
-            head, *tables = document(Results.read(path), path.name)
-            yield from (head, image(path, up), *tables)
-    if name in ("onnx", "precision"):
-        for path in sorted((folder / name).glob("*.json")):
-            found = Results.read(path)
-            has_card = any(row.median for row in found.section("cuda"))
-            rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
-            yield from document(replace(found, rows=rows), f"{name}/{path.name}")
+        yield from images(path, folder, up)
     if name == "precisions":
         yield precisions()
-    if name in TRAINED:
-        for path in sorted((folder / "senses").glob(f"{name}*.json")):
-            yield from document(Results.read(path), f"senses/{path.name}")
-            pictures = {kind: path.with_name(f"{path.stem}-{kind}.svg") for kind in ALT}
-            there = [kind for kind, picture in pictures.items() if picture.is_file()]
-            yield from (f"![{ALT[kind]}]({up}benchmarks/results/senses/{pictures[kind].name})" for kind in there)
+    for path in sorted(folder.glob(FILES[name])) if name in FILES else ():
+        found = Results.read(path)
+        has_card = any(row.median for row in found.section("cuda"))
+        rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
+        head, *tables = document(replace(found, rows=rows), path.relative_to(folder).as_posix())
+        yield from (head, *images(path, folder, up), *tables)
     if name == "gpu":
         yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
@@ -118,51 +110,17 @@ def newest(paths: Iterable[Path]) -> Path | None:
     return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
 
 
-def image(path: Path, up: str) -> str:
-    """The plot of some results as an image in a document."""
-    plot = f"{up}benchmarks/results/{path.stem}.svg"
-    return f"![Tokens a second of each precision, with the machine's ceiling]({plot})"
+def images(path: Path, folder: Path, up: str) -> Iterator[str]:
+    """The plots that lie beside some results in a folder of them, as images in a document."""
+    for end, text in PLOTS.items():
+        plot = path.with_name(f"{path.stem}{end}.svg")
+        if plot.is_file():
+            yield f"![{text}]({up}benchmarks/results/{plot.relative_to(folder).as_posix()})"
 
 
 def _cards(folder: Path) -> list[Path]:
     """Results of whole runs on a card."""
     return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith("gpu-kernels-"))
-
-
-def draw(results: Results, path: Path) -> None:
-    """Bars of bulk speed for each model, a line across each at its ceiling; the same SVG from the same figures.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        FlashElmoError: there are no such results.
-    """
-    found = {model: [row for row in results.section("bulk", model) if row.median] for model in results.models}
-    found = {model: rows for model, rows in found.items() if rows}
-    if not found:
-        raise FlashElmoError(f"{path}: expected results of bulk text, found none")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
-    from matplotlib import pyplot
-
-    size = 5.5 * len(found), 0.8 + 0.4 * max(map(len, found.values()))
-    plot, axes = pyplot.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
-    for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
-        colours = [BAR_COLOURS[row.name.partition(" ")[0]] for row in rows]
-        drawn = axis.barh(range(len(rows)), [row.median for row in rows], color=colours)
-        axis.bar_label(drawn, [figure(row.median) for row in rows], padding=3, fontsize=10)
-        for place, row in enumerate(rows):
-            if row.ceiling:
-                axis.vlines(row.ceiling, place - 0.45, place + 0.45, colors="black", linestyles="dashed")
-        axis.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=10)
-        axis.invert_yaxis()
-        axis.margins(x=0.2)
-        axis.set_title(f"{model} model, tokens/s (dashed: ceiling of the LSTM alone)", fontsize=9)
-    plot.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(plot)
 
 
 def summary(folder: Path) -> Iterator[str]:
@@ -221,7 +179,8 @@ def command(settings: Settings, console: Console) -> int:
     if not (ROOT / "README.md").is_file():
         raise FlashElmoError("report: expected a checkout with README.md, found none: run it from there")
     for path in sorted(RESULTS.glob("*.json")):
-        draw(Results.read(path), path.with_suffix(".svg"))
+        if not plots.draw(Results.read(path), path):
+            raise FlashElmoError(f"{path}: expected results of bulk text, found none")
     for path in sorted((RESULTS / "senses").glob("senses*.json")):
         plots.draw(Results.read(path), path)
     for name in documents(ROOT):

@@ -47,12 +47,14 @@ class Suite:
 
 
 class Job(NamedTuple):
-    """Something to measure by itself: words of the row that says why there is nothing, and what gives its rows."""
+    """Something to measure by itself: words of the row that says why there is nothing, and what gives its rows, all
+    together or in pieces as they come.
+    """
 
     section: str
     model: str
     detail: str
-    rows: Callable[[], Iterable[Sequence[Row]]]
+    rows: Callable[[], list[Row] | Iterator[list[Row]]]
 
 
 def rows_of(job: Job) -> Iterator[list[Row]]:
@@ -62,7 +64,8 @@ def rows_of(job: Job) -> Iterator[list[Row]]:
     heard.emit = lambda record: said.append(Row("warning", name="flashelmo", note=record.getMessage()))  # type: ignore[method-assign]
     logging.getLogger("flashelmo").addHandler(heard)
     try:
-        for rows in job.rows():
+        found = job.rows()
+        for rows in [found] if isinstance(found, list) else found:
             yield [*said, *rows]
             said.clear()
     except Exception as error:
@@ -117,11 +120,18 @@ class Run:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def run_jobs(settings: Settings, console: Console, results: Results, jobs: Iterable[Job]) -> int:
+    """A run of some jobs, whose results are called as their suite; the exit status."""
+    run = Run(settings, console, results, f"{results.settings['suite']}.json")
+    run.do(jobs)
+    return run.finish()
+
+
 def run_sections(
     settings: Settings,
     console: Console,
     results: Results,
-    sections: Mapping[str, Callable[..., Sequence[Row]]],
+    sections: Mapping[str, Callable[..., list[Row]]],
     prepare: Callable[[str, int, Path, Pool], Any],
 ) -> int:
     """A run of a job for each model and section; the exit status.
@@ -130,18 +140,17 @@ def run_sections(
         sections: what gives the rows of each, called with a model and the settings.
         prepare: makes a model of its name, a seed, a folder to write to, and a pool for workers.
     """
-    run = Run(settings, console, results, f"{results.settings['suite']}.json")
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, Pool() as pool:
         prepared = lru_cache(maxsize=1)(lambda name: prepare(name, settings.seed, Path(folder), pool))
 
-        def rows(name: str, section: str) -> list[Sequence[Row]]:
-            return [sections[section](prepared(name), settings)]
+        def rows(name: str, section: str) -> list[Row]:
+            return sections[section](prepared(name), settings)
 
-        run.do(
+        jobs = (
             Job(section, Path(name).name, "", partial(rows, name, section))
             for name, section in product(settings.models, settings.sections)
         )
-    return run.finish()
+        return run_jobs(settings, console, results, jobs)
 
 
 def slug(name: str) -> str:

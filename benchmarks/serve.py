@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,14 @@ from rich.console import Console
 
 from flashelmo.benchmarks.contestant import Subject, prepare
 from flashelmo.benchmarks.fresh import process_of
-from flashelmo.benchmarks.results import FAILED, Results, Row, median_ratio, new_results
+from flashelmo.benchmarks.plots import draw
+from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, load_sentences
+from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError
 
 SECONDS_TO_END = 60
 MOST_SENTENCES = 2048  # different ones that clients ask for
@@ -146,19 +148,19 @@ class Engine:
         return n / (time.perf_counter() - begin)
 
 
-def sentences_of(settings: Settings) -> tuple[Sentences, str]:
-    """Different sentences of a text, and its name."""
-    sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
-    return sentences[:MOST_SENTENCES], source
+@contextmanager
+def under_load(subject: Subject, settings: Settings) -> Iterator[tuple[Served, Worker, Sentences, str]]:
+    """A server of a model; clients; the different sentences of a text that they ask for, and its name."""
+    text, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    with served(subject.folder, settings.threads) as server:
+        yield server, subject.pool.worker(Clients, text[:MOST_SENTENCES]), text[:MOST_SENTENCES], source
 
 
 def measure_throughput(subject: Subject, settings: Settings) -> list[Row]:
     """Sentences a second of the service and of the engine, in turns, and the processor's time of a request."""
-    sentences, source = sentences_of(settings)
     engine = subject.pool.worker(Engine, subject.folder, settings.threads)
-    clients = subject.pool.worker(Clients, sentences)
     rows: list[Row] = []
-    with served(subject.folder, settings.threads) as server:
+    with under_load(subject, settings) as (server, clients, sentences, source):
         if wrong := _wrong(server, settings, sentences, engine, clients):
             return [Row("throughput", subject.name, SERVICE, note=f"{FAILED}: {wrong}")]
         for n_clients in settings.clients:
@@ -194,10 +196,8 @@ def _wrong(server: Served, settings: Settings, sentences: Sentences, engine: Any
 
 def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
     """Quantiles of the time of a request by the number of clients."""
-    sentences, source = sentences_of(settings)
-    clients = subject.pool.worker(Clients, sentences)
     rows = []
-    with served(subject.folder, settings.threads) as server:
+    with under_load(subject, settings) as (server, clients, _, source):
         clients.call("ask", server.url, max(settings.clients), settings.requests)
         for n_clients in settings.clients:
             samples: dict[str, list[float]] = {name: [] for name in QUANTILES}
@@ -217,10 +217,8 @@ def measure_latency(subject: Subject, settings: Settings) -> list[Row]:
 
 def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
     """The memory of the server's processes, again and again over many requests of the most clients."""
-    sentences, source = sentences_of(settings)
-    clients, rows = subject.pool.worker(Clients, sentences), []
-    step = max(1, settings.memory_requests // LOOKS)
-    with served(subject.folder, settings.threads) as server:
+    rows, step = [], max(1, settings.memory_requests // LOOKS)
+    with under_load(subject, settings) as (server, clients, _, source):
         for n in range(step, settings.memory_requests + 1, step):
             clients.call("ask", server.url, max(settings.clients), step)
             for name, held in server.bytes_held().items():
@@ -229,36 +227,7 @@ def measure_memory(subject: Subject, settings: Settings) -> list[Row]:
     return rows
 
 
-def draw(results: Results, path: Path) -> None:
-    """Latency by the number of clients, a line for each quantile; the same SVG from the same figures.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "drawing plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashelmo"
-    from matplotlib import pyplot
-
-    plot, axis = pyplot.subplots(figsize=(5.5, 3.2), layout="constrained")
-    for model in results.models:
-        for name in QUANTILES:
-            rows = [row for row in results.section("latency", model) if row.name == name and row.median]
-            numbers = [int(row.detail.split()[0]) for row in rows]
-            axis.plot(numbers, [row.median or 0 for row in rows], marker="o", label=f"{model} model, {name}")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xlabel("clients of one sentence each")
-    axis.set_ylabel("ms a request")
-    axis.legend(fontsize=8)
-    plot.savefig(path, metadata={"Date": None})
-    pyplot.close(plot)
-
-
-SECTIONS: dict[str, Callable[[Subject, Settings], Sequence[Row]]] = {
+SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
     "throughput": measure_throughput,
     "latency": measure_latency,
     "memory": measure_memory,
@@ -269,9 +238,8 @@ def command(settings: Settings, console: Console) -> int:
     """Measure everything that the settings ask for; the exit status."""
     results = new_results(settings, "serve")
     status = run_sections(settings, console, results, SECTIONS, prepare)
-    if settings.out is not None and results.section("latency"):
-        path = settings.out if settings.out.suffix == ".json" else settings.out / "serve.json"
-        draw(results, path.with_suffix(".svg"))
+    if settings.out is not None:
+        draw(results, settings.out if settings.out.suffix == ".json" else settings.out / "serve.json")
     return status
 
 

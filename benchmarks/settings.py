@@ -3,14 +3,16 @@
 # ruff: noqa: RUF009 (`_is` makes fields)
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 
-def _is(default: Any, about: str, flag: str = "", least: int = 1) -> Any:
-    """A setting: its default, what it is, its option where that is called otherwise, and the least that it may be."""
-    return field(default=default, metadata={"about": about, "flag": flag, "least": least})
+def _is(default: Any, about: str, flag: str = "", *, least: int = 1, quick: Any = None) -> Any:
+    """A setting: its default, what it is, its option where that is called otherwise, the least that it may be, and the
+    most that it is in a quick run.
+    """
+    return field(default=default, metadata={"about": about, "flag": flag, "least": least, "quick": quick})
 
 
 @dataclass(frozen=True)
@@ -25,41 +27,41 @@ class Settings:
     text: Path | None = _is(None, "tokenized lines to measure with; or real text beside the checkout, or generated")
     seed: int = _is(0, "of random weights and generated text", least=0)
     threads: int | None = _is(None, "of the processor; default: all cores")
-    rounds: int = _is(5, "everybody is measured once in each")
+    rounds: int = _is(5, "everybody is measured once in each", quick=1)
     limit_seconds: float | None = _is(None, "what has not begun by then is left out")
     commit: str | None = _is(None, "of the sources, where they are no checkout")
-    sentences: int = _is(16, "real ones that errors are measured on")
+    sentences: int = _is(16, "real ones that errors are measured on", quick=4)
     tokens: int = _is(20, "of a single sentence, of each in batches of equal ones, or of each at most")
     checked: int = _is(3, "sentences whose vectors are compared before anything is timed")
     batches: tuple[int, ...] = _is((1, 8, 32, 128), "sentences of a batch")
-    sample_seconds: float = _is(0.2, "that a measurement lasts at least, in whole calls")
+    sample_seconds: float = _is(0.2, "that a measurement lasts at least, in whole calls", quick=0.02)
     # the processor
-    bulk_tokens: int | None = _is(None, "of bulk text; default: what the engine computes together, one window")
-    reference_batches: int = _is(3, "of 32 sentences of bulk text that the reference, which is slow, computes")
+    bulk_tokens: int | None = _is(None, "of bulk text; default: one window, what is computed together", quick=4096)
+    reference_batches: int = _is(3, "of 32 sentences of bulk text that the reference, which is slow, computes", quick=1)
     memory_tokens: tuple[int, ...] = _is(
-        (), "of two texts that peak memory is measured on; default: one window and two"
+        (), "of two texts for peak memory; default: a window and two", quick=(4096, 8192)
     )
-    load_repeats: int = _is(5, "fresh processes that load time is measured in")
-    peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak")
+    load_repeats: int = _is(5, "fresh processes that load time is measured in", quick=1)
+    peak_seconds: float = _is(0.3, "spent on each shape of the matrix peak", quick=0.05)
     # what a trained model knows
     data: Path | None = _is(None, "folder with text/ and tasks/; default: the one beside the checkout")
     corpus: Path | None = _is(None, "folder that `corpus` wrote: the text that models and word vectors learn from")
     snapshots: tuple[str, ...] = _is((), "models in the course of training")
     vocabulary: Path | None = _is(None, "words of a model's softmax, a line each, behind <S>, </S> and <UNK>")
     order: int = _is(5, "words of the longest n-grams", least=2)
-    random_seeds: int = _is(3, "models with random weights of each shape")
-    examples: int | None = _is(None, "of each sense, at most")
-    resamples: int = _is(2000, "of the examples, to tell intervals", least=40)
-    tagged_tokens: int = _is(40_000, "that a tagger learns from, and half as many that it is tested on")
-    heldout: int | None = _is(None, "sentences of held-out text, at most")
-    runs: int = _is(5, "of each that learns, with seeds of their own", least=2)
+    random_seeds: int = _is(3, "models with random weights of each shape", quick=1)
+    examples: int | None = _is(None, "of each sense, at most", quick=5)
+    resamples: int = _is(2000, "of the examples, to tell intervals", least=40, quick=100)
+    tagged_tokens: int = _is(40_000, "that a tagger learns from, and half as many that it is tested on", quick=2000)
+    heldout: int | None = _is(None, "sentences of held-out text, at most", quick=50)
+    runs: int = _is(5, "of each that learns, with seeds of their own", least=2, quick=2)
     # the service
     clients: tuple[int, ...] = _is((1, 4, 16, 64), "of the service at once")
-    requests: int = _is(512, "of all clients together, in each measurement")
-    memory_requests: int = _is(100_000, "over which the service's memory is watched")
+    requests: int = _is(512, "of all clients together, in each measurement", quick=64)
+    memory_requests: int = _is(100_000, "over which the service's memory is watched", quick=200)
     # exported files
-    passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text")
-    text_tokens: int = _is(32_768, "of that text")
+    passages: int = _is(4, "runs of 32 sentences that ragged batches are made of, drawn evenly from the text", quick=1)
+    text_tokens: int = _is(32_768, "of that text", quick=4096)
     # a card
     check: bool = _is(False, "in minutes what a card must show, the most valuable first")
     part_seconds: float | None = _is(None, "that a section may take", "--seconds")
@@ -87,30 +89,10 @@ class Settings:
 
     def quick(self) -> Settings:
         """The same with less of everything: to see that all runs, and roughly how fast."""
-        return replace(
-            self,
-            models=self.models[-1:],
-            rounds=1,
-            sentences=min(self.sentences, 4),
-            batches=self.batches[:3],
-            sample_seconds=0.02,
-            bulk_tokens=4096,
-            reference_batches=1,
-            memory_tokens=(4096, 8192),
-            load_repeats=1,
-            peak_seconds=0.05,
-            passages=1,
-            text_tokens=4096,
-            random_seeds=1,
-            examples=5,
-            heldout=50,
-            resamples=100,
-            tagged_tokens=2000,
-            runs=2,
-            clients=self.clients[::2],
-            requests=min(self.requests, 64),
-            memory_requests=min(self.memory_requests, 200),
-        )
+        less = {each.name: each.metadata["quick"] for each in fields(self) if each.metadata["quick"] is not None}
+        values = {name: min(getattr(self, name) or most, most) for name, most in less.items()}
+        few: dict[str, Any] = {"models": self.models[-1:], "batches": self.batches[:3], "clients": self.clients[::2]}
+        return replace(self, **few, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without what is not set; of paths, which say something of their owner, only the last part."""

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
 
 from flashelmo.benchmarks.results import Results, Row, median_ratio
 from flashelmo.engine.precision import PRECISIONS
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # What explains a share above 100%: of a speed, and of a time.
 SHARED = (
@@ -60,8 +60,6 @@ def print_table(
     console: Console, title: str, n_texts: int, headings: Sequence[str], lines: Sequence[Sequence[str]]
 ) -> None:
     """A table whose first n_texts columns are text, the others figures."""
-    from rich.table import Table
-
     console.print(title, style="bold", highlight=False, markup=False)
     table = Table()
     for k, heading in enumerate(headings):

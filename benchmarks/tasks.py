@@ -1,23 +1,30 @@
 """Tagged data for what a trained model knows: words by sense, parts of speech, sentences of a class.
 
 It lies in `tasks/` and `text/` of a data folder (`Settings.data`), which is beside the checkout and not in the package.
+A task is what somebody learns of it and is judged by: sentences with a label, or with a label of each token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from flashelmo.benchmarks.settings import Settings
 from flashelmo.engine.errors import FlashElmoError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SENSES = ("tasks/senses_hard_line.json", "text/senses.json")
 TAGGED = "tasks/pos_masc_{}.txt"
-CLASSES = ("polarity", "questions")
+SPEECH, POLARITY, QUESTIONS = "speech", "polarity", "questions"
+CLASSES = (POLARITY, QUESTIONS)
+DEV_SHARE = 10  # one in so many training sentences is for choosing, where a task has none for that
+
+Embed = Callable[[Iterable[list[str]]], Iterator[npt.NDArray[Any]]]  # sentences to [L, T, 2P] of each
 
 
 class Example(NamedTuple):
@@ -40,18 +47,11 @@ class Word(NamedTuple):
         return {each.sense for each in self.examples}
 
 
-class Tagged(NamedTuple):
-    """A sentence and the tag of each token."""
+class Sample(NamedTuple):
+    """A sentence and its labels: one, its class, or one a token, its tag."""
 
     tokens: list[str]
-    tags: list[str]
-
-
-class Labelled(NamedTuple):
-    """A sentence and its class."""
-
-    tokens: list[str]
-    label: str
+    labels: list[str]
 
 
 def read_senses(path: Path) -> list[Word]:
@@ -70,21 +70,21 @@ def read_senses(path: Path) -> list[Word]:
     return [word for word in _read(path, words, "words with examples by sense") if len(word.senses) > 1]
 
 
-def read_tagged(path: Path) -> list[Tagged]:
+def read_tagged(path: Path) -> list[Sample]:
     """Sentences of a token and its tag a line, with blank lines between them.
 
     Raises:
         FlashElmoError: the file is absent, or something else.
     """
 
-    def sentences(text: str) -> list[Tagged]:
+    def sentences(text: str) -> list[Sample]:
         pairs = [[line.split("\t") for line in block.split("\n") if line] for block in text.split("\n\n")]
-        return [Tagged(*([pair[k] for pair in block] for k in (0, 1))) for block in pairs if block]
+        return [Sample(*([pair[k] for pair in block] for k in (0, 1))) for block in pairs if block]
 
     return _read(path, sentences, "a token and its tag a line")
 
 
-def draw_tokens(sentences: Sequence[Tagged], n_tokens: int, seed: int) -> list[Tagged]:
+def draw_tokens(sentences: Sequence[Sample], n_tokens: int, seed: int) -> list[Sample]:
     """Sentences of so many tokens together, the last one being whole."""
     drawn, left = [], n_tokens
     for row in np.random.default_rng(seed).permutation(len(sentences)):
@@ -95,16 +95,16 @@ def draw_tokens(sentences: Sequence[Tagged], n_tokens: int, seed: int) -> list[T
     return drawn
 
 
-def read_labelled(path: Path) -> list[Labelled]:
+def read_labelled(path: Path) -> list[Sample]:
     """Sentences of a file of a class and tokens a line, with a tab between them.
 
     Raises:
         FlashElmoError: the file is absent, or something else.
     """
 
-    def sentences(text: str) -> list[Labelled]:
+    def sentences(text: str) -> list[Sample]:
         lines = [line.split("\t") for line in text.split("\n") if line]
-        return [Labelled(tokens.split(), label) for label, tokens in lines]
+        return [Sample(tokens.split(), [label]) for label, tokens in lines]
 
     return _read(path, sentences, "a class, a tab and tokens a line")
 
@@ -119,6 +119,78 @@ def judged_sentences(data: Path) -> Iterator[list[str]]:
     for path in sorted(path for task in CLASSES for path in (data / "tasks").glob(f"{task}_*.tsv")):
         if not path.stem.endswith("_train"):
             yield from (each.tokens for each in read_labelled(path))
+
+
+class Task(NamedTuple):
+    """Sentences to learn from, to choose the best epoch by, and to be judged by.
+
+    Attributes:
+        by_token: whether every token has a label, not the sentence.
+        classes: the labels, in order.
+    """
+
+    name: str
+    by_token: bool
+    train: list[Sample]
+    dev: list[Sample]
+    test: list[Sample]
+
+    @property
+    def parts(self) -> tuple[list[Sample], list[Sample], list[Sample]]:
+        """Of the sentences: to learn from, to choose by, and to be judged by."""
+        return self.train, self.dev, self.test
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels that can be learned, in order."""
+        return sorted({label for sample in self.train for label in sample.labels})
+
+    def numbers(self, samples: Iterable[Sample]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """The labels, end to end, as places in `classes`; -1 for one that cannot be learned [N]."""
+        place = {label: k for k, label in enumerate(self.classes)}
+        return np.array([place.get(label, -1) for sample in samples for label in sample.labels], np.int64)
+
+    def features(self, embed: Embed, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+        """Vectors [N, L, D] of what has a label: of every token, or of a sentence the mean of its tokens'."""
+        found = []
+        for vectors in embed([sample.tokens for sample in samples]):
+            by_token = vectors.transpose(1, 0, 2)
+            found.append(by_token if self.by_token else by_token.mean(axis=0, keepdims=True))
+        return np.concatenate(found).astype(np.float32)
+
+
+def load_task(name: str, settings: Settings) -> Task:
+    """A task by its name.
+
+    Raises:
+        FlashElmoError: its data are absent.
+    """
+    data = settings.data or DATA
+    if name == SPEECH:
+        n_tokens = settings.tagged_tokens
+        tokens = {"train": n_tokens, "dev": n_tokens // 4, "test": n_tokens // 2}
+        parts = [
+            draw_tokens(read_tagged(data / TAGGED.format(part)), number, settings.seed)
+            for part, number in tokens.items()
+        ]
+        return Task(name, True, *parts)
+    train, test = (_labelled(data / f"tasks/{name}_{part}.tsv", settings) for part in ("train", "test"))
+    dev_file = data / f"tasks/{name}_dev.tsv"
+    if dev_file.is_file():
+        return Task(name, False, train, _labelled(dev_file, settings), test)
+    order = np.random.default_rng(settings.seed).permutation(len(train))
+    chosen = {int(place) for place in order[: max(1, len(train) // DEV_SHARE)]}
+    dev = [sample for place, sample in enumerate(train) if place in chosen]
+    return Task(name, False, [sample for place, sample in enumerate(train) if place not in chosen], dev, test)
+
+
+def _labelled(path: Path, settings: Settings) -> list[Sample]:
+    """All sentences of a file, or so many as there are examples asked for, drawn by the seed."""
+    found = read_labelled(path)
+    if settings.examples is None:
+        return found
+    drawn = np.random.default_rng(settings.seed).permutation(len(found))[: 10 * settings.examples]
+    return [found[place] for place in drawn]
 
 
 def _example(values: dict[str, Any], sense: str) -> Example:

@@ -1,9 +1,9 @@
 """Training's speed beside the same model in plain PyTorch modules, in one interleaved run: `flashelmo bench train`.
 
 Tokens a second of whole steps: loss, gradients, update, on a card where there is one. The rivals are built of
-Tokens a second of whole steps: loss, gradients, update, on a card where there is one. The rivals are built of
-autograd and PyTorch's Adam; in bf16 under autocast. One convolves every token's characters in both directions, as the
-published code does, the other each distinct word's of a batch once. All draw the same number of negatives.
+PyTorch's modules with its autograd and Adam; in bf16 under autocast. One convolves every token's characters in both
+directions, as the published code does, the other each distinct word's of a batch once. All draw the same number of
+negatives.
 
 The ceiling is the matrix peak by the operations of the LSTMs' and the softmax's products, forward and backward.
 """

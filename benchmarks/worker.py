@@ -127,27 +127,23 @@ def one_line(error: BaseException) -> str:
 
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Make the object and answer calls until the other side closes."""
-    target = _answer(pipe, make, arguments, silent=True)
-    while target is not None:
+    """Make the object, which stays here, and answer calls until the other side closes."""
+    method, target = "", None
+    while True:
+        try:
+            if method:
+                value = getattr(target, method)(*arguments)
+            else:
+                target, value = make(*arguments), None
+            pipe.send((value, None, ""))
+        except FlashElmoError as error:
+            pipe.send((None, FlashElmoError(str(error)), ""))
+        except Exception as error:
+            pipe.send((None, WorkerError(one_line(error)), traceback.format_exc()))
         try:
             method, arguments = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        _answer(pipe, getattr(target, method), arguments)
-
-
-def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], silent: bool = False) -> Any:
-    """Call, and send the value, unless it is to stay here, with the error and its traceback."""
-    try:
-        value = function(*arguments)
-        pipe.send((None if silent else value, None, ""))
-        return value
-    except FlashElmoError as error:
-        pipe.send((None, FlashElmoError(str(error)), ""))
-    except Exception as error:
-        pipe.send((None, WorkerError(one_line(error)), traceback.format_exc()))
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------- turns

@@ -101,14 +101,12 @@ def results_of(settings: Settings) -> Results:
     return new_results(settings, "gpu", H200)
 
 
-def tools(make: Callable[..., Any] = StandIn, device: Device = STAND_IN) -> suite.Tools:
-    """What a run works with without a card."""
-    begin = partial(begun, device)
-    return suite.Tools(make, tiny_model, begin, partial(Kernels, depths=1))
-
-
-def begun(device: Device, settings: Settings) -> tuple[Settings, Device, Results]:
-    return settings, device, results_of(settings)
+def without_card(patch: pytest.MonkeyPatch, make: Callable[..., Any] = StandIn, device: Device = STAND_IN) -> None:
+    """A run works with this in the place of a card."""
+    patch.setattr(suite, "ElmoEmbedder", make)
+    patch.setattr(suite, "load", tiny_model)
+    patch.setattr(suite, "begin", lambda settings: (settings, device, results_of(settings)))
+    patch.setattr(suite, "Kernels", partial(Kernels, depths=1))
 
 
 @dataclass
@@ -122,15 +120,14 @@ class Bench:
 
     def run(self, command: str, make: Callable[..., Any] = StandIn, device: Device = STAND_IN, **less: Any) -> Results:
         """The results that a command wrote; `status` has its exit status."""
-        patch, own = self.patch, tools(make, device)
+        patch = self.patch
+        without_card(patch, make, device)
         given = LITTLE | {"text": text_file(self.folder)} | less
         for each in (suite, kernel_suite):
             less_still = {"rows": (1, 3), "words": (1, 4), "nodes": (3,), "other_rows": (3,)}
             defaults = replace(each.SUITE.defaults, **given | (less_still if each is kernel_suite else {}))
             patch.setattr(each, "SUITE", replace(each.SUITE, defaults=defaults))
-        patch.setattr(
-            suite, "Worker", lambda engine, *given: Here(engine, *given, *([()] if len(given) < 3 else []), own)
-        )
+        patch.setattr(suite, "Worker", Here)
         patch.setattr(suite, "Ahead", self._ahead)
         patch.setattr(suite, "suited", lambda settings, device: replace(settings, thorough=settings.precisions[:1]))
         patch.setattr(suite, "COMMITTED_FOLDER", self.folder / "committed")

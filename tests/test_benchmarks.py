@@ -16,7 +16,7 @@ from rich.console import Console
 from tiny_models import BILM, MODELS
 
 from flashelmo.benchmarks import __main__ as command
-from flashelmo.benchmarks import report, roofline
+from flashelmo.benchmarks import plots, report, roofline
 from flashelmo.benchmarks.accuracy import error_rows, layers, why_wrong
 from flashelmo.benchmarks.contestant import PROCESSOR, Clock, Contestant, Entry, Way, compete, engine, line_up
 from flashelmo.benchmarks.cpu import WARM, faster_lines
@@ -347,6 +347,7 @@ def test_documents_show_the_committed_results_and_nothing_else(root: Path) -> No
 
 def test_markdown_of_results(tmp_path: Path) -> None:
     results().write(tmp_path / "abacus.json")
+    (tmp_path / "abacus.svg").touch()
     text = "\n\n".join(filter(None, report.generate("cpu", tmp_path, "../")))
     assert "Abacus, 2 cores (beads), 1 GiB; python 3.12, commit 0123456789ab; 2030-01-02." in text
     assert "| fp32 | 1,600 | 16.0 | 2,000 | 80% | 1,800 | 89% |" in text
@@ -365,6 +366,7 @@ def test_markdown_of_results(tmp_path: Path) -> None:
     assert Results.read(tmp_path / "abacus.json") == results()
     newer = results(date="2031-01-01T00:00:00")
     newer.write(tmp_path / "aa.json")
+    (tmp_path / "aa.svg").touch()
     (image,) = report.generate("plot", tmp_path, "")
     assert image.endswith("(benchmarks/results/aa.svg)")
 
@@ -382,17 +384,19 @@ def test_markers_are_filled_wherever_they_are(tmp_path: Path) -> None:
             report.fill(path, unpaired, tmp_path)
 
 
-def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_plot_shows_every_figure_and_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
-    for path in paths:
-        report.draw(results(), path)
-    svg = paths[0].read_text(encoding="utf-8")
-    assert svg == paths[1].read_text(encoding="utf-8")
+    (a,), (b,) = (plots.draw(results(), tmp_path / f"{name}.json") for name in "ab")
+    svg = a.read_text(encoding="utf-8")
+    assert svg == b.read_text(encoding="utf-8")
     assert all(f"<!-- {text} -->" in svg for text in ("1,600", "100", "fp32", "reference, by length"))
     assert "bf16" not in svg
-    with pytest.raises(FlashElmoError, match="expected results of bulk text"):
-        report.draw(results(rows=[]), paths[0])
+    (tmp_path / "README.md").touch()
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    results(rows=[]).write(tmp_path / "c.json")
+    with pytest.raises(FlashElmoError, match=r"c\.json: expected results of bulk text, found none"):
+        report.command(Settings(), Console())
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -404,7 +408,7 @@ def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path, capsys: pytest.
         yield [Row.of([1], section="bulk", model="m", name="first", unit="s")]
         raise KeyError("gone")
 
-    good = Job("size", "m", "", lambda: [[Row.of([2], section="size", model="m", name="second", unit="MB")]])
+    good = Job("size", "m", "", lambda: [Row.of([2], section="size", model="m", name="second", unit="MB")])
     settings = Settings(out=tmp_path / "deep")
     run = Run(settings, Console(width=160), new_results(settings, "tests"), "tests.json")
     run.do([Job("bulk", "m", "", fail), good])

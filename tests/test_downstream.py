@@ -9,10 +9,10 @@ from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks.downstream import tuned
-from flashelmo.benchmarks.downstream.samples import Sample, Task, load_task
 from flashelmo.benchmarks.results import Results
 from flashelmo.benchmarks.senses import linear
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tasks import Sample, Task, load_task
 from flashelmo.engine.model.checkpoints.native import write_native
 
 

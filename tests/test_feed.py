@@ -11,19 +11,23 @@ from tiny_models import MODELS
 
 from flashelmo.benchmarks import feed
 from flashelmo.benchmarks.__main__ import find
+from flashelmo.benchmarks.contestant import Subject
 from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.worker import Pool
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import Corpus
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.checkpoints.native import write_native
 
 LINES = ["the cat sat on the mat", "the cat sat", "", "a dog sat on the mat", "the cat"] * 3
 SETTINGS = replace(find("feed").defaults, rounds=1, threads=1, bulk_tokens=40)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> feed.Bench:
-    return feed.Bench("small", 0, tmp_path, MODELS["skip"].config)
+def subject(tmp_path: Path) -> Subject:
+    write_native(MODELS["skip"], tmp_path / "small")
+    return Subject("small", tmp_path / "small", MODELS["skip"].config, Pool())
 
 
 @pytest.fixture
@@ -38,10 +42,10 @@ def medians(rows: Any, unit: str) -> dict[str, float]:
     return {row.detail: row.median for row in rows if row.unit == unit}
 
 
-def test_steps_are_those_that_the_engine_counts(bench: feed.Bench, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_those_that_the_engine_counts(subject: Subject, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "WINDOWS", (8, 64))
     monkeypatch.setattr(feed, "SHARDS", (5,))
-    rows = feed.measure_sharing(bench, replace(SETTINGS, text=text))
+    rows = feed.measure_sharing(subject, replace(SETTINGS, text=text))
     found = medians(rows, "x fewer steps")
     for size in feed.WINDOWS:
         embedder = ElmoEmbedder(MODELS["skip"], device="cpu", window_tokens=size)
@@ -63,28 +67,27 @@ def test_texts_beside_the_checkout_are_counted_together(tmp_path: Path, monkeypa
     assert found["kjv.txt + wordnet_text.txt"] == b"kjv.txt\nwordnet_text.txt\n"
 
 
-def test_the_feed_reads_and_writes_all(bench: feed.Bench, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_feed_reads_and_writes_all(subject: Subject, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flashelmo import open_embeddings
 
     monkeypatch.setattr(os, "sched_setaffinity", lambda *arguments: None, raising=False)
-    fed = feed.Feed(bench.config, 1)
+    fed = feed.Feed(subject.config, 1)
     assert min(fed.speed(what, text) for what in (feed.READING, feed.WRITING)) > 0
     vectors = open_embeddings(text.with_name("fed"))
-    assert len(vectors) == len(LINES) and not np.any(vectors[0]) and vectors[0].shape == (bench.config.output_size,)
+    assert len(vectors) == len(LINES) and not np.any(vectors[0]) and vectors[0].shape == (subject.config.output_size,)
 
 
-def test_processes_take_turns(bench: feed.Bench, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_take_turns(subject: Subject, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[int, Any, bool]] = []
 
     def run(corpus: Corpus, n_workers: int, overwrite: bool) -> Report:
         assert Path(corpus.input).read_text("utf-8").split()[:3] == ["the", "cat", "sat"]
-        assert load_model(corpus.model).config == bench.config
+        assert load_model(corpus.model).config == subject.config
         runs.append((n_workers, corpus.options["threads"], overwrite))
         return Report(tokens=40, seconds=n_workers)
 
     monkeypatch.setattr(feed, "embed_with_workers", run)
-    monkeypatch.setattr(feed, "random_model", lambda name, seed: MODELS["skip"])
-    rows = feed.measure_workers(bench, replace(SETTINGS, text=text, threads=4, rounds=2))
+    rows = feed.measure_workers(subject, replace(SETTINGS, text=text, threads=4, rounds=2))
     assert runs == [(1, 4, True), (2, 2, True), (4, 1, True)] * 2
     assert [(row.name, row.detail, row.median) for row in rows] == [
         ("1 process", "4 threads each", 40.0),

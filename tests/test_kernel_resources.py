@@ -19,14 +19,7 @@ from ptx import END, LAUNCH, WAIT, before, parameter_names
 
 from flashelmo.benchmarks.__main__ import main
 from flashelmo.benchmarks.kernels import resources
-from flashelmo.benchmarks.kernels.cases import (
-    OTHER_SIZES,
-    TARGETS,
-    cases,
-    described,
-    entry_name,
-    hopper_entry_name,
-)
+from flashelmo.benchmarks.kernels.cases import OTHER_SIZES, TARGETS, cases, described, entry_name, hopper_entry_name
 from flashelmo.benchmarks.kernels.resources import KIB, Resources, breaches, parse_usage, split_instructions
 from flashelmo.kernels.tuning import HOPPER_TILES, TILES
 

@@ -13,7 +13,7 @@ from tiny_models import BILM, random_model
 from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import onnx as suite
 from flashelmo.benchmarks import roofline
-from flashelmo.benchmarks.contestant import Way, engine
+from flashelmo.benchmarks.contestant import Subject, Way, engine
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import generate, write_sentences
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(folder: Path) -> suite.Exported:
+def exported(folder: Path) -> Subject:
     (folder / "exported").mkdir()
     return suite.export(str(folder / "tiny"), 0, folder / "exported", Pool())
 
@@ -66,7 +66,7 @@ def by_name(rows: list[Row], section: str, detail: str | None = None) -> dict[st
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_speed_of_ragged_and_of_equal_batches(exported: suite.Exported, settings: Settings) -> None:
+def test_speed_of_ragged_and_of_equal_batches(exported: Subject, settings: Settings) -> None:
     few, many, _ = suite.draw_batches(settings)
     assert [len(batch) for batch in few.batches] == [1, 1] and [len(batch) for batch in many.batches] == [40]
     assert many.batches[0][0] == few.batches[0][0] and many.batches[0][32] == few.batches[1][0]
@@ -89,7 +89,7 @@ def test_speed_of_ragged_and_of_equal_batches(exported: suite.Exported, settings
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_errors_of_every_precision_and_layer(exported: suite.Exported, settings: Settings) -> None:
+def test_errors_of_every_precision_and_layer(exported: Subject, settings: Settings) -> None:
     rows = suite.measure_errors(exported, settings)
     assert len(rows) == 3 * 2 * 3  # precisions, units, layers
     bounds = {"onnx fp32": (0, 1e-5), "onnx fp16": (1e-4, 2e-3), "onnx int8": (1e-3, 0.05)}
@@ -99,7 +99,7 @@ def test_errors_of_every_precision_and_layer(exported: suite.Exported, settings:
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_the_section_of_a_card(exported: suite.Exported, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_section_of_a_card(exported: Subject, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the processor in the card's place, whose engine has no float16."""
     if suite.PROVIDER not in suite.onnxruntime.get_available_providers():
         (row,) = suite.measure_cuda(exported, settings)
@@ -119,7 +119,7 @@ def test_the_section_of_a_card(exported: suite.Exported, settings: Settings, mon
     absent = {row.name: row.note for row in rows if row.median is None}
     assert absent.keys() == {"engine fp16", "PyTorch eager fp32"} and "fp16" in absent["engine fp16"]
     longest = max(map(len, suite.draw_batches(settings)[1].batches[0]))
-    files = {path.name for path in exported.files["fp16"].with_name("cuda fp16").glob("*.onnx")}
+    files = {path.name for path in suite.file_of(exported, "fp16").with_name("cuda fp16").glob("*.onnx")}
     steps = next(size for size in (16, 32, 64, 96, 128) if size >= longest)  # of the 40 sentences, in one file
     assert {f"batch40_steps{steps}.onnx", "batch32_steps16.onnx"} < files
 

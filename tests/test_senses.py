@@ -10,20 +10,20 @@ from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
 from flashelmo.benchmarks import report
+from flashelmo.benchmarks.plots import draw, plane
 from flashelmo.benchmarks.results import Results
-from flashelmo.benchmarks.senses.intervals import by_resampling
 from flashelmo.benchmarks.senses.nearest import (
     all_others,
+    by_resampling,
     can_be_right,
     neighbours,
     same_sense,
     shares,
     without_shared_words,
 )
-from flashelmo.benchmarks.senses.perplexity import Softmax, losses
-from flashelmo.benchmarks.senses.plots import draw, plane
-from flashelmo.benchmarks.senses.static import around
+from flashelmo.benchmarks.senses.precisions import Softmax, losses
 from flashelmo.benchmarks.senses.suite import progress_of
+from flashelmo.benchmarks.senses.vectors import around
 from flashelmo.benchmarks.tasks import Example, Word
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native

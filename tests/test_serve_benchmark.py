@@ -14,6 +14,7 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 from flashelmo.benchmarks import serve
 from flashelmo.benchmarks.__main__ import find
 from flashelmo.benchmarks.contestant import Subject
+from flashelmo.benchmarks.plots import draw
 from flashelmo.benchmarks.results import Row, new_results
 from flashelmo.benchmarks.worker import Here, Pool
 from flashelmo.engine.model.checkpoints.native import write_native
@@ -60,5 +61,5 @@ def test_the_service_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert 0 < by_detail["p50", "1 client"] <= by_detail["p99", "1 client"]
     details = [row.detail for row in rows["memory"] if row.name == "server"]
     assert details == [f"after {n} requests" for n in range(2, 21, 2)]
-    serve.draw(replace(new_results(settings, "serve"), rows=rows["latency"]), tmp_path / "plot.svg")
+    draw(replace(new_results(settings, "serve"), rows=rows["latency"]), tmp_path / "plot.json")
     assert "p99" in (tmp_path / "plot.svg").read_text(encoding="utf-8")

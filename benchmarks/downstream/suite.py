@@ -17,14 +17,13 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.downstream import tuned
-from flashelmo.benchmarks.downstream.samples import POLARITY, QUESTIONS, SPEECH, Task, load_task
 from flashelmo.benchmarks.results import Row, new_results, rounded
-from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses import linear
-from flashelmo.benchmarks.senses.intervals import Float64, by_resampling
-from flashelmo.benchmarks.senses.static import of_words, word_vectors
-from flashelmo.benchmarks.senses.vectors import Embed, embed_with, models, random_models
+from flashelmo.benchmarks.senses.nearest import Float64, by_resampling
+from flashelmo.benchmarks.senses.vectors import embed_with, models, of_words, random_models, word_vectors
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.tasks import POLARITY, QUESTIONS, SPEECH, Embed, Task, load_task
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 
@@ -64,8 +63,8 @@ def entries(task: Task, settings: Settings, folder: Path) -> Iterator[Entry]:
 
 def _frozen(name: str, embed: Embed, task: Task, layers: dict[str, int | None]) -> Iterator[Entry]:
     """Of one who embeds: of a layer each, or of all."""
-    vectors = [task.features(embed, samples) for samples in (task.train, task.dev, task.test)]
-    classes = [task.numbers(samples) for samples in (task.train, task.dev, task.test)]
+    vectors = [task.features(embed, samples) for samples in task.parts]
+    classes = [task.numbers(samples) for samples in task.parts]
 
     def run(layer: int | None, title: str, seed: int) -> tuple[Float64, str]:
         chosen = slice(None) if layer is None else slice(layer, layer + 1)
@@ -104,9 +103,8 @@ def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
-    run = Run(settings, console, new_results(settings, "downstream"), "downstream.json")
-    run.do(Job("downstream", "", name, partial(measure, name, settings)) for name in settings.sections)
-    return run.finish()
+    jobs = (Job("downstream", "", name, partial(measure, name, settings)) for name in settings.sections)
+    return run_jobs(settings, console, new_results(settings, "downstream"), jobs)
 
 
 SUITE = Suite(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.benchmarks.downstream.samples import Sample, Task
 from flashelmo.benchmarks.senses.vectors import Float32
+from flashelmo.benchmarks.tasks import Sample, Task
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.elmo import Elmo

@@ -20,7 +20,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-from flashelmo.benchmarks.accuracy import Piece
 from flashelmo.benchmarks.gpu import accuracy, speed
 from flashelmo.benchmarks.kernels.lstm import LstmProblem
 from flashelmo.benchmarks.kernels.problems import Problem
@@ -30,7 +29,6 @@ from flashelmo.benchmarks.worker import Deadline, Here, Worker, WorkerError, one
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.precision import Bound
 from flashelmo.kernels.launch import Launch, signature
 from flashelmo.kernels.linear import LibraryProduct
 from flashelmo.kernels.lstm import layer, proven
@@ -110,7 +108,7 @@ def warm(launch: Launch) -> None:
 @contextmanager
 def compiling(claims: Path, compile_launch: Callable[[Launch], None] = warm) -> Iterator[None]:
     """While this lasts launches are compiled and not run, each by one of all processes that share a folder of claims,
-    and nothing is computed by references, compared or found wrong.
+    and nothing is computed by references or keeps what follows it from being compiled.
     """
     proved = set[Any]()
 
@@ -128,9 +126,6 @@ def compiling(claims: Path, compile_launch: Callable[[Launch], None] = warm) -> 
         problem.compute(*given)
         return 0.0
 
-    def right_rows(row: Row, pieces: Iterable[Piece], bound: Bound) -> list[Row]:
-        return [row.with_samples([0.0]) for _ in pieces]
-
     def is_proven(variant: Any, run: LayerRun) -> bool:
         """In place of the comparison of a variant's first use: its launches, once, and no verdict."""
         key = variant.name, run.weights.shape, run.weights.dtype, run.tensors.outputs is None, run.words is None
@@ -144,7 +139,6 @@ def compiling(claims: Path, compile_launch: Callable[[Launch], None] = warm) -> 
             (Launch, "run", run),
             (Problem, "error", computed),
             (LstmProblem, "error", computed),
-            (accuracy, "error_rows", right_rows),
             (accuracy, "ReferenceRuntime", _Zeros),
             (speed.Speed, "is_right", lambda self, precision: True),
             (speed, "WARM_UPS", 1),

@@ -2,32 +2,115 @@
 
 Vectors, all layers of all tokens, stay on the device, but for "text to means", which begins at a text file and ends
 with the mean of each sentence on the host. Where words are not known, their vectors are computed in every call.
+
+Rivals do the work on the same card. Eager is the published algorithm in PyTorch, `ReferenceRuntime`: a padded batch at
+a time, every token's characters, all boundaries; its vectors stay on the device.
+
+Stacks are the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: ELMo's two directions are separate stacks of two
+layers, each layer with input P, cell C and projection P, so two unidirectional LSTMs of two layers with proj_size do
+the same products. They have no clips, no skip connection and no boundaries, start from vectors that are there, and read
+the same order in both directions: a peer in speed alone. One runs after the other: on two streams they are no faster.
+Their fp16 is a peer of our bf16 where PyTorch hands no bf16 to cuDNN: both have 16 bits.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.profiler import ProfilerActivity
+
+from flashelmo.benchmarks.accuracy import beyond
 from flashelmo.benchmarks.contestant import Contestant, Entry, Way, absentees, compete, line_up
-from flashelmo.benchmarks.gpu import rivals
 from flashelmo.benchmarks.gpu.accuracy import WAYS, Subject, Truth, file_means, leave_on_device
-from flashelmo.benchmarks.gpu.rivals import Eager
-from flashelmo.benchmarks.kernels.card import Card, ceilings
+from flashelmo.benchmarks.kernels.card import Card, Device, ceilings
+from flashelmo.benchmarks.kernels.problems import dtype_of
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.text import Sentences, Workload, write_sentences
+from flashelmo.benchmarks.text import Sentences, Workload, batches, write_sentences
+from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel
+from flashelmo.engine.precision import Bound
+from flashelmo.engine.reference.reference import ReferenceRuntime
 
 UNIT = "tokens/s"
 NOT_TIMED = "not timed, as its vectors were not checked or are wrong"
 OURS, KNOWN = "flashelmo", "words known"
 TEXT_TO_MEANS = "text to means"
 EAGER, CUDNN = "PyTorch eager", "cuDNN LSTM"
+BOUND = Bound(relative=0.1)  # of a rival: in bf16 rounding adds up over the steps; wrong work is off by more
+MOST, LETTERS = 12, 60  # kernels of a trace that have a row, and letters of their names
 WARM_UPS = 3  # before one more: the first compiles, the second may capture a graph, the third replays it
+
+
+class Eager(ReferenceRuntime):
+    """The reference on a device, with PyTorch's own settings (convolutions may use TF32, products do not)."""
+
+    def __init__(self, model: ElmoModel, device: Device, precision: str) -> None:
+        super().__init__(model, device=device.torch)
+        self.elmo.to(dtype=dtype_of(precision))
+        self._synchronize = device.synchronize
+
+    def check(self, sentences: Sentences, expected: list[Array]) -> Eager:
+        """Itself, if its vectors are about right.
+
+        Raises:
+            FlashElmoError: they are not.
+        """
+        if wrong := beyond(self.vectors(sentences), expected, BOUND):
+            raise FlashElmoError(f"not the reference's vectors: {wrong}")
+        return self
+
+    def way(self, batch_size: int) -> Way:
+        """Embeds in batches, and drops the vectors on the device."""
+
+        def run(sentences: Sentences) -> None:
+            for batch in batches(sentences, batch_size):
+                self.activations(batch)
+
+        return Way(self.vectors, run, wait=self._synchronize)
+
+    def vectors(self, batch: Sentences) -> list[Array]:
+        """Layers [L, T, 2P] of each sentence of one batch, on the host."""
+        stacked = self.activations(batch).float().cpu().numpy()
+        return [stacked[:, row, 1 : 1 + len(sentence)] for row, sentence in enumerate(batch)]
+
+
+def lstm_stacks(config: ElmoConfig) -> list[torch.nn.LSTM]:
+    """Both directions' layers as torch.nn.LSTM has them."""
+    C, P = config.cell_size, config.projection_size
+    return [torch.nn.LSTM(P, C, num_layers=config.n_layers, proj_size=P if P < C else 0).eval() for _ in range(2)]
+
+
+def stacks(config: ElmoConfig, rows: int, steps: int, device: Device, precision: str) -> Way:
+    """Both directions' stacks of layers over a batch of so many equal sentences of so many steps, by torch.nn.LSTM.
+
+    Raises:
+        FlashElmoError: on a card, PyTorch would not hand this type to cuDNN, but run kernels of its own.
+    """
+    dtype = dtype_of(precision)
+    x = torch.randn(steps, rows, config.projection_size).to(device.torch, dtype)
+    if device.is_cuda and not torch.cudnn_is_acceptable(x):
+        raise FlashElmoError(f"cuDNN: PyTorch {torch.__version__} does not hand {dtype} to it")
+    both = [stack.to(device.torch, dtype) for stack in lstm_stacks(config)]
+
+    def run(sentences: Sentences) -> None:
+        with torch.inference_mode():
+            for stack in both:
+                stack(x)
+
+    def vectors(sentences: Sentences) -> list[Array]:
+        raise FlashElmoError("expected vectors, found a peer in speed alone")
+
+    return Way(vectors, run, wait=device.synchronize)
 
 
 class Speed:
@@ -71,7 +154,7 @@ class Speed:
             for each in self._rival_precisions("bf16", "fp16"):
                 size = len(workload.sentences), len(workload.sentences[0])
                 given = (subject.model.config, *size, subject.device, each)
-                found.append(Contestant(f"{CUDNN} {each}", each, rivals.stacks, given, is_rival=True))
+                found.append(Contestant(f"{CUDNN} {each}", each, stacks, given, is_rival=True))
         if section == "bulk" and slow:
             found.append(self.eager("fp32", settings.eager_batch))
         elif section == "bulk":
@@ -151,3 +234,30 @@ def _waiting(make: Callable[..., Way], *arguments: Any) -> Way:
         way.wait()
 
     return way._replace(run=run)
+
+
+def trace(row: Row, run: Callable[[], object], device: str, path: Path) -> list[Row]:
+    """What the device and the host do in a call of `run`, which is no first one, as PyTorch's profiler saw it.
+
+    A row for each kernel's share of the time, the longest first. Kernels that run side by side count each by itself, so
+    that shares can add up to more than a whole.
+
+    Args:
+        path: the trace is written to it, for https://ui.perfetto.dev.
+    """
+    on_card = device.startswith("cuda")
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_card]) as profiler:
+        begin = time.perf_counter()
+        run()
+        if on_card:
+            torch.cuda.synchronize(device)
+        microseconds = 1e6 * (time.perf_counter() - begin)
+    profiler.export_chrome_trace(str(path))
+    kernels: Counter[str] = Counter()
+    for each in profiler.events() or ():
+        if getattr(each.device_type, "name", "") == "CUDA":
+            kernels[each.name] += each.time_range.end - each.time_range.start
+    if not kernels:
+        return [replace(row, note="the profiler saw no kernel: there is no card, or this user may not profile")]
+    shares = {"device busy": kernels.total(), **{name[:LETTERS]: took for name, took in kernels.most_common(MOST)}}
+    return [replace(row, detail=name).with_samples([100 * took / microseconds]) for name, took in shares.items()]

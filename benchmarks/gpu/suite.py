@@ -20,8 +20,8 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from dataclasses import fields, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ import torch
 from rich.console import Console
 
 from flashelmo.benchmarks.contestant import load
-from flashelmo.benchmarks.gpu import accuracy, profile
+from flashelmo.benchmarks.gpu import accuracy
 from flashelmo.benchmarks.gpu.accuracy import Subject, Truth, file_means, leave_on_device
 from flashelmo.benchmarks.gpu.processes import PROCESSES, Ahead, Name, compiling, supervise
-from flashelmo.benchmarks.gpu.speed import WARM_UPS, Speed
+from flashelmo.benchmarks.gpu.speed import WARM_UPS, Speed, trace
 from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin, suited_tokens
 from flashelmo.benchmarks.kernels.graph_timing import measure_ceilings
 from flashelmo.benchmarks.kernels.kernels import Kernels, use_tile
@@ -45,7 +45,6 @@ from flashelmo.benchmarks.worker import Deadline, Worker, WorkerError, one_line
 from flashelmo.engine.cuda.requirements import check_precision, default_precision
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import precisions_on
 from flashelmo.engine.settings import CudaSettings
 
@@ -62,22 +61,6 @@ COMPILE_SECONDS = 110.0
 COMMITTED_FOLDER = Path(__file__).resolve().parents[1] / "results" / "gpu"
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What a run works with, and tests have others.
-
-    Attributes:
-        make: `ElmoEmbedder`; load: a model of a name and a seed.
-        begin: gives the settings as they suit the device, that, and results.
-        kernels: makes those that are checked and timed by themselves.
-    """
-
-    make: Callable[..., Any] = ElmoEmbedder
-    load: Callable[[str, int], ElmoModel] = load
-    begin: Callable[[Settings], tuple[Settings, Device, Results]] = begin
-    kernels: Callable[..., Kernels] = Kernels
-
-
 class Engine:
     """What the process with the card does: one job after the other.
 
@@ -86,21 +69,23 @@ class Engine:
         before: rows that a process before this one measured.
     """
 
-    def __init__(
-        self, settings: Settings, folder: Path, before: Sequence[Row] = (), tools: Tools | None = None
-    ) -> None:
-        self._tools, self.folder = tools or Tools(), folder
-        settings, self.device, self._results = self._tools.begin(settings)
+    def __init__(self, settings: Settings, folder: Path, before: Sequence[Row] = ()) -> None:
+        settings, self.device, self._results = begin(settings)
         self.settings = settings = suited(settings, self.device)
-        self.first, self.rows = settings.precisions[0], list(before)
+        self.folder, self.first, self.rows = folder, settings.precisions[0], list(before)
         use_tile(settings.tile)
         default = CudaSettings()
         self.cuda = replace(default, **{name: not getattr(default, name) for name in settings.switches})
         needed = [max(settings.batches) * settings.tokens, 3 * settings.short_sentences, 4 * settings.short_bulk_tokens]
         n_tokens = max(*needed, settings.bulk_tokens or 1)
         self._text, self.source = load_sentences(n_tokens, settings.text, settings.seed, again=True)
-        self.subject, self._truth = cache(self._made_subject), cache(self._made_truth)
-        self._kernels, self._speed = cache(self._made_kernels), cache(self._made_speed)
+        self.subject = cache(
+            lambda name: Subject(name, load(name, settings.seed), self.device, ElmoEmbedder, self.cuda)
+        )
+        self._truth = cache(lambda name: Truth(self.subject(name), self._text, settings))
+        self._speed = cache(
+            lambda name: Speed(self.subject(name), self._truth(name), settings, self.card, folder, self.rows)
+        )
         self._jobs = cache(lambda section: {job[:3]: job for job in self.jobs(section)})
 
     def results(self) -> Results:
@@ -113,14 +98,15 @@ class Engine:
 
     def do(self, section: str, name: Name) -> tuple[list[Row], bool]:
         """A job's rows, and whether the device is lost; none of a job that is not needed after another process."""
-        jobs = self._jobs(section)
-        rows = [row for rows in rows_of(jobs[name]) for row in self._kept(rows)] if name in jobs else []
-        return rows, self.device.is_lost()
+        before, jobs = len(self.rows), self._jobs(section)
+        for rows in rows_of(jobs[name]) if name in jobs else ():
+            self.rows += rows  # what is measured decides what follows
+        return self.rows[before:], self.device.is_lost()
 
-    def _kept(self, rows: list[Row]) -> list[Row]:
-        """What is measured decides what follows."""
-        self.rows += rows
-        return rows
+    @cached_property
+    def _kernels(self) -> Kernels:
+        config = self.subject(self.settings.models[0]).model.config
+        return Kernels(self.settings, config, self.device, lambda: self.card)
 
     @property
     def card(self) -> Card:
@@ -131,19 +117,19 @@ class Engine:
         """Of a section; what is timed is checked, here or in the correctness."""
         settings, checking = self.settings, self.settings.check
         if section == "kernels":
-            yield from self._kernels().jobs()
+            yield from self._kernels.jobs()
             return
         if section == "correctness":
             for name in settings.models:
                 yield from self._check_jobs(name, settings.precisions, accuracy.WAYS)
-            yield from self._kernels().check_jobs() if checking else ()
+            yield from self._kernels.check_jobs() if checking else ()
             return
         if section == "steps":
             for n in settings.rows or ROWS:
-                yield self._kernels().steps(n, ["bf16"])
+                yield self._kernels.steps(n, ["bf16"])
             return
         if not any(row.section == "ceiling" for row in self.rows):
-            yield Job("ceiling", CARD, "", self._ceilings)
+            yield Job("ceiling", CARD, "", partial(measure_ceilings, self.settings, self.device))
         for name in settings.models[: 1 if checking else None]:
             yield from self._check_jobs(name, [self.first] if checking else settings.precisions, accuracy.ALWAYS)
             yield from self._timed_jobs(section, name)
@@ -154,13 +140,10 @@ class Engine:
         for precision in precisions:
             for way in (each for each in ways if each in accuracy.ALWAYS or precision in self.settings.thorough):
                 if f"{way} {precision}" not in known:
-                    yield Job("error", name, f"{way} {precision}", partial(self._checks, name, way, precision))
+                    yield Job("error", name, f"{way} {precision}", partial(self._check, name, way, precision))
 
-    def _checks(self, name: str, way: str, precision: str) -> list[list[Row]]:
-        return [accuracy.check_way(self.subject(name), self._truth(name), way, precision)]
-
-    def _ceilings(self) -> list[list[Row]]:
-        return [measure_ceilings(self.settings, self.device)]
+    def _check(self, name: str, way: str, precision: str) -> list[Row]:
+        return accuracy.check_way(self.subject(name), self._truth(name), way, precision)
 
     # ----------------------------------------------------------------------------------------------------------- speed
 
@@ -184,8 +167,8 @@ class Engine:
             yield Job("stages", name, "", partial(self._timeline, name))
 
     def _job(self, name: str, workload: Workload, precisions: Sequence[str], slow: bool = False) -> Job:
-        def rows() -> list[list[Row]]:
-            return [self._speed(name).rows(workload, precisions, slow)]
+        def rows() -> list[Row]:  # the ceilings are measured by then
+            return self._speed(name).rows(workload, precisions, slow)
 
         return Job(workload.section, name, workload.detail, rows)
 
@@ -213,23 +196,7 @@ class Engine:
                 run()
             self.device.synchronize()
             row = Row("stages", name, f"{self.first}, {title}", "% of the time")
-            yield profile.trace(row, run, self.device.torch, self.folder / f"timeline-{name}-{slug(title)}.json")
-
-    # ------------------------------------------------------------------------------------------------- what jobs share
-
-    def _made_subject(self, name: str) -> Subject:
-        model = self._tools.load(name, self.settings.seed)
-        return Subject(name, model, self.device, self._tools.make, self.cuda)
-
-    def _made_truth(self, name: str) -> Truth:
-        return Truth(self.subject(name), self._text, self.settings)
-
-    def _made_kernels(self) -> Kernels:
-        config = self.subject(self.settings.models[0]).model.config
-        return self._tools.kernels(self.settings, config, self.device, self._results, self.rows)
-
-    def _made_speed(self, name: str) -> Speed:
-        return Speed(self.subject(name), self._truth(name), self.settings, self.card, self.folder, self.rows)
+            yield trace(row, run, self.device.torch, self.folder / f"timeline-{name}-{slug(title)}.json")
 
 
 def suited(settings: Settings, device: Device) -> Settings:
@@ -251,13 +218,11 @@ def suited(settings: Settings, device: Device) -> Settings:
     return replace(settings, sentences=4, short_sentences=0) if settings.few else settings
 
 
-def compile_share(
-    k: int, n: int, settings: Settings, sections: Sequence[str], claims: Path, *tools: Tools
-) -> list[str]:
+def compile_share(k: int, n: int, settings: Settings, sections: Sequence[str], claims: Path) -> list[str]:
     """Compile the launches of every n-th job from the k-th on; what went wrong."""
     less, wrong = replace(settings, rounds=1, sample_seconds=0.0, bulk_tokens=1 << 18), []
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder, compiling(claims), redirect_stdout(None):
-        engine = Engine(less, Path(folder), (), *tools)
+        engine = Engine(less, Path(folder))
         jobs = [job for section in sections for job in engine.jobs(section) if job.section != "ceiling"]
         for job in jobs[k::n]:
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -151,6 +151,7 @@ input_by_tma = partial(problems.hoisted_input, tma=TMA_TILES["linear"][0])
 tokens = partial(problems.token_layers, mix=torch.eye(ORIGINAL.n_layers + 1))
 one_mix = partial(problems.token_layers, mix=torch.full((1, ORIGINAL.n_layers + 1), 1 / 3))
 means = partial(tokens, pool="mean")
+train_forward, train_backward = (partial(problems.train_cells, backward=each) for each in (False, True))
 KERNELS = (
     Kernel("gates", GATES, "CP", fused, EXACT, hopper=True, sizes=True),
     Kernel("gates hoisted", GATES, "CP", hoisted, ("bf16", "fp16"), ("fp32", "tf32")),
@@ -192,8 +193,8 @@ KERNELS = (
     Kernel("input by TMA, 16 bits out", (), "CP", partial(input_by_tma, dtype=torch.bfloat16), few=BF16),
     Kernel("gather words", (), "P", problems.gather_words, BF16, ("fp32",), sizes=True, of="nodes"),
     Kernel("states carried", (), "CP", problems.carry, BF16, ("fp32",)),
-    Kernel("training cell, forward", (), "C", problems.train_forward, BF16, ("fp32",)),
-    Kernel("training cell, backward", (), "C", problems.train_backward, BF16, ("fp32",)),
+    Kernel("training cell, forward", (), "C", train_forward, BF16, ("fp32",)),
+    Kernel("training cell, backward", (), "C", train_backward, BF16, ("fp32",)),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),
     Kernel("token layers, one mix", (), "P", one_mix, few=BF16, of="nodes"),
     Kernel("token layers, means", (), "P", means, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),
@@ -209,6 +210,7 @@ def kind_of(precision: str, operation: str = "") -> str:
     return arithmetic.products if arithmetic.dtype == "float32" else "half"
 
 
+@cache
 def cases() -> list[Case]:
     """Every kernel with every entry of TILES at the original size, and once at each other size that differs for it."""
     return [case for kernel in KERNELS for case in (*_entries(kernel), *_hopper(kernel), *_sizes(kernel))]

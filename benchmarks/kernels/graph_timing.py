@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -28,38 +29,40 @@ class Task(NamedTuple):
     """Something to time.
 
     Attributes:
-        name: who it is; its last word is the precision.
+        name: who it is; the last word of one with a cost is the precision.
         run: queues the work on the current stream and returns; whatever it compiles, it has compiled in its first call.
-        calls: how often the work is done in one run; times are those of a call.
+        calls: how often the work is done in one run, as times are those of a call; or its amount in a speed's unit.
         cost: of one call, for the ceiling; None for a peer.
         peer: name of the task in the same group that does the same by other means.
     """
 
     name: str
     run: Callable[[], object]
-    calls: int = 1
+    calls: float = 1
     cost: Cost | None = None
     peer: str = ""
 
 
-def time_tasks(row: Row, tasks: Sequence[Task], settings: Settings, device: Device, card: Card) -> list[Row]:
-    """A row for each task, in turns, with its ceiling and how many times as fast as its peer it is."""
-    runs = RUNS if device.is_cuda else 1
+def time_tasks(
+    row: Row, tasks: Sequence[Task], settings: Settings, device: Device, card: Card, runs: int = RUNS
+) -> list[Row]:
+    """A row for each task, in turns, with its ceiling and how many times as fast as its peer it is.
+
+    Args:
+        runs: captured in one graph on a card.
+    """
+    runs = runs if device.is_cuda else 1
     entries = []
     for task in tasks:
         precision = task.name.split()[-1]
         who = Contestant(task.name, precision, graph_way, (task.run, runs, device), is_rival=task.cost is None)
-        entry = Entry(who, _named(row, task.name), [None], runs * task.calls, group=task.peer or task.name)
+        entry = Entry(who, replace(row, name=task.name), [None], runs * task.calls, group=task.peer or task.name)
         if task.cost is not None:
             entry = entry._replace(limits=partial(_ceiling, task.cost, card, precision))
         entries.append(entry)
     workers, absent = line_up([each.who for each in entries], [], None)
     rows = compete(entries, workers, settings, at_least=settings.sample_seconds, pause=0.0)
-    return [*rows, *(_named(row, name, note) for name, note in absent.items())]
-
-
-def _named(row: Row, name: str, note: str = "") -> Row:
-    return Row(row.section, row.model, name, row.unit, row.detail, note=note)
+    return [*rows, *(replace(row, name=name, note=note) for name, note in absent.items())]
 
 
 def _ceiling(cost: Cost, card: Card, precision: str) -> tuple[float, None]:
@@ -104,23 +107,13 @@ def measure_ceilings(settings: Settings, device: Device) -> list[Row]:
     sizes = {"copy": settings.copy_bytes, "copy in L2": settings.l2_copy_bytes}
     for name in LIMITS:
         if name in sizes:
-            unit, detail, work, run = "GB/s", f"{sizes[name] >> 20} MiB", 2.0 * sizes[name], _copy(sizes[name], device)
+            source = torch.randint(256, (sizes[name],), dtype=torch.uint8, device=device.torch)
+            run: Callable[[], object] = partial(torch.empty_like(source).copy_, source)
+            unit, detail, work = "GB/s", f"{sizes[name] >> 20} MiB", 2.0 * sizes[name]
         else:
-            unit, detail, work = "TFLOP/s", f"{n} x {n} x {n}", 2.0 * n**3
-            run = _square_product(n, name.split()[-1], device)
-        who = Contestant(name, "fp32", graph_way, (run, 1, device), is_rival=True)
-        workers, absent = line_up([who], [], None)
-        entry = Entry(who, Row("ceiling", CARD, name, unit, detail), [None], work / SCALES[unit])
-        rows += compete([entry], workers, settings, at_least=settings.sample_seconds, pause=0.0)
-        rows += [Row("ceiling", CARD, name, unit, detail, note=note) for note in absent.values()]
+            precision = name.split()[-1]
+            a, b = (torch.randn(n, n, device=device.torch).to(dtype_of(precision)) for _ in range(2))
+            run, unit, detail, work = library_product(a, b, precision), "TFLOP/s", f"{n} x {n} x {n}", 2.0 * n**3
+        row, task = Row("ceiling", CARD, unit=unit, detail=detail), Task(name, run, work / SCALES[unit])
+        rows += time_tasks(row, [task], settings, device, Card(), runs=1)
     return rows
-
-
-def _square_product(n: int, precision: str, device: Device) -> Callable[[], object]:
-    a, b = (torch.randn(n, n, device=device.torch).to(dtype_of(precision)) for _ in range(2))
-    return library_product(a, b, precision)
-
-
-def _copy(size: int, device: Device) -> Callable[[], object]:
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=device.torch)
-    return partial(torch.empty_like(source).copy_, source)

@@ -23,7 +23,7 @@ from flashelmo.benchmarks.kernels.cases import KERNELS, Kernel
 from flashelmo.benchmarks.kernels.graph_timing import Task, measure_ceilings, time_tasks
 from flashelmo.benchmarks.kernels.lstm import PORTABLE, LstmLayer, LstmProblem, kernel_name, kind_of_way, serving
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, library_product
-from flashelmo.benchmarks.results import FAILED, Results, Row
+from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.run import Job
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import one_line
@@ -48,27 +48,21 @@ class Kernels:
     reference has the unrounded weights and the inputs as the kernel gets them; the bounds are those of whole vectors.
 
     Args:
-        results: say which card it is; rows: of the run, for its ceilings.
+        card: tells the card with the limits that have been measured.
         depths: of a layer's chain.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        config: ElmoConfig,
-        device: Device,
-        results: Results,
-        rows: list[Row],
-        depths: int = DEPTHS,
+        self, settings: Settings, config: ElmoConfig, device: Device, card: Callable[[], Card], depths: int = DEPTHS
     ) -> None:
-        self.settings, self.config, self.device, self.rows = settings, config, device, rows
-        self.model, self._depths, self._results = settings.models[0], depths, results
+        self.settings, self.config, self.device, self._card = settings, config, device, card
+        self.model, self._depths = settings.models[0], depths
         self._precisions = [each for each in settings.precisions if each != "int8"]
 
     def jobs(self) -> Iterator[Job]:
         """The ceilings, and what is timed, the most valuable first."""
         settings = self.settings
-        yield Job("ceiling", CARD, "", lambda: [measure_ceilings(settings, self.device)])
+        yield Job("ceiling", CARD, "", partial(measure_ceilings, settings, self.device))
         for n in settings.rows:
             yield self.steps(n, [each for each in self._precisions if each not in OTHERS or n in settings.other_rows])
         for kernel in self._kernels:
@@ -88,8 +82,8 @@ class Kernels:
             if precision in kernel.precisions:
                 yield Job("error", self.model, f"{kernel.name} {precision}", partial(self._checks, kernel, precision))
 
-    def _checks(self, kernel: Kernel, precision: str) -> list[list[Row]]:
-        return [[self._check(kernel, precision, n) for n in SIZES]]
+    def _checks(self, kernel: Kernel, precision: str) -> list[Row]:
+        return [self._check(kernel, precision, n) for n in SIZES]
 
     def _check(self, kernel: Kernel, precision: str, n: int) -> Row:
         make = Maker.of(self.device.torch, precision, self.settings.seed, host=True)
@@ -180,8 +174,8 @@ class Kernels:
 
     def _timed(self, section: str, detail: str, tasks: Sequence[Task]) -> list[Row]:
         """A row for each task, in turns."""
-        row, card = Row(section, self.model, unit="µs", detail=detail), Card.of(self._results, self.rows)
-        return time_tasks(row, tasks, self.settings, self.device, card)
+        row = Row(section, self.model, unit="µs", detail=detail)
+        return time_tasks(row, tasks, self.settings, self.device, self._card())
 
 
 def in_order(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:

@@ -270,22 +270,14 @@ def carry(config: ElmoConfig, n: int, make: Maker) -> Launch:
     return carry_launch(hidden, cell, ends, make.empty(D, n, P), cell_out)
 
 
-def train_forward(config: ElmoConfig, n: int, make: Maker) -> Launch:
-    """A time step's cells while training, forward."""
-    gates, cells, u = make.empty(D, n, 4 * config.cell_size), *_train_cells(config, n, make)
-    return cell_forward_launch(gates, cells[0], cells[1], u, config.cell_clip)
-
-
-def train_backward(config: ElmoConfig, n: int, make: Maker) -> Launch:
-    """A time step's cells while training, backward."""
-    gates, cells, d_u = make.empty(2, D, n, 4 * config.cell_size), *_train_cells(config, n, make)
-    return cell_backward_launch(d_u, cells[2], gates[0], cells[0], cells[1], gates[1], config.cell_clip)
-
-
-def _train_cells(config: ElmoConfig, n: int, make: Maker) -> tuple[Tensor, Tensor]:
-    """Cell states of three steps, and u of one."""
+def train_cells(config: ElmoConfig, n: int, make: Maker, *, backward: bool) -> Launch:
+    """A time step's cells while training."""
     C = config.cell_size
-    return make.empty(3, D, n, C, dtype=torch.float32), make.empty(D, n, C)
+    gates, u = make.empty(2, D, n, 4 * C), make.empty(D, n, C)
+    cells = make.empty(3, D, n, C, dtype=torch.float32)
+    if backward:
+        return cell_backward_launch(u, cells[2], gates[0], cells[0], cells[1], gates[1], config.cell_clip)
+    return cell_forward_launch(gates[0], cells[0], cells[1], u, config.cell_clip)
 
 
 def words_of(config: ElmoConfig, n: int) -> list[str]:

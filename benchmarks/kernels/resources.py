@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from itertools import accumulate
 from multiprocessing import get_context
 from typing import Any
@@ -117,12 +116,12 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
     """
     jobs = [
         (index, target)
-        for index, case in enumerate(_cases())
+        for index, case in enumerate(cases())
         for target in case.targets
         if target in targets and case.kernel.startswith(kernel)
     ]
     if not jobs:
-        names = ", ".join(dict.fromkeys(case.kernel for case in _cases()))
+        names = ", ".join(dict.fromkeys(case.kernel for case in cases()))
         raise FlashElmoError(f"--kernel: expected the beginning of one of {names}; found {kernel!r}")
     measured: list[tuple[Resources, bytes]] = []
     with (
@@ -141,11 +140,8 @@ def measure_all(targets: Sequence[int], kernel: str, console: Console) -> list[R
     return found
 
 
-_cases = cache(cases)
-
-
 def _measure_job(job: tuple[int, int]) -> tuple[Resources, bytes]:
-    return measure(_cases()[job[0]], job[1])
+    return measure(cases()[job[0]], job[1])
 
 
 def measure(case: Case, target: int) -> tuple[Resources, bytes]:

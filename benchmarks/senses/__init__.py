@@ -2,11 +2,8 @@
 
 suite.py        the sections, of which speech.py and precisions.py have their own
 contest.py      the words' examples, and everybody's scores on them
-nearest.py      how often the nearest neighbour of an example has its sense; chance
-vectors.py      vectors of examples: of a model's layers, of random weights of its shape
-static.py       word2vec, trained on the text that models are trained on
+nearest.py      how often the nearest neighbour of an example has its sense; chance; 95% confidence, by resampling
+vectors.py      vectors of examples: of a model's layers, of random weights of its shape, and word2vec's
 speech.py       parts of speech by a linear classifier, linear.py
-precisions.py   neighbours by sense, and perplexity.py's perplexity, in every precision
-intervals.py    95% confidence, by resampling
-plots.py        the picture of a word's senses, and accuracy in the course of training
+precisions.py   neighbours by sense, and perplexity, in every precision
 """

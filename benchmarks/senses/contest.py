@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,29 @@ from typing import NamedTuple
 import numpy as np
 
 from flashelmo.benchmarks.results import Row
-from flashelmo.benchmarks.senses.intervals import Float64, by_resampling
 from flashelmo.benchmarks.senses.nearest import (
     Bool,
+    Float64,
     all_others,
+    by_resampling,
     can_be_right,
     pieces,
     same_sense,
     shares,
     without_shared_words,
 )
-from flashelmo.benchmarks.senses.static import WINDOWS, around, word_vectors
-from flashelmo.benchmarks.senses.vectors import Embed, Float32, embed_with, layers, models, random_models
+from flashelmo.benchmarks.senses.vectors import (
+    WINDOWS,
+    Float32,
+    around,
+    embed_with,
+    layers,
+    models,
+    random_models,
+    word_vectors,
+)
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tasks import DATA, SENSES, Example, Word, read_senses
+from flashelmo.benchmarks.tasks import DATA, SENSES, Embed, Example, Word, read_senses
 from flashelmo.engine.model.weights import ElmoModel
 
 WORDNET = "WordNet"  # the group of the words of the second file
@@ -101,27 +110,21 @@ class Contest:
 
     def scores(self, vectors: Float32, *, apart: bool) -> list[Float64]:
         """Of each group, of its examples that count."""
-        found, start = [], 0
-        for group in self.groups:
-            parts = []
-            for (word, piece), allowed in zip(pieces(group.words), group.rule(apart=apart), strict=True):
-                senses = [example.sense for example in word.examples]
-                counted = can_be_right(allowed, senses)
-                if counted.any():
-                    own = vectors[start + piece.start : start + piece.stop]
-                    parts.append(same_sense(own, senses, allowed)[counted])
-            found.append(np.concatenate(parts))
-            start += sum(len(word.examples) for word in group.words)
-        return found
+        return self._of_groups(lambda own, senses, allowed: same_sense(vectors[own], senses, allowed), apart)
 
     def chance(self, *, apart: bool) -> list[Float64]:
         """The scores of a neighbour drawn blindly."""
-        found = []
+        return self._of_groups(lambda own, senses, allowed: shares(allowed, senses), apart)
+
+    def _of_groups(self, judge: Callable[[slice, list[str], Bool], Float64], apart: bool) -> list[Float64]:
+        """What `judge` says of each word's examples, of which it is told the places, the senses, and the rule."""
+        found, places = [], pieces([word for group in self.groups for word in group.words])
         for group in self.groups:
             parts = []
-            for word, allowed in zip(group.words, group.rule(apart=apart), strict=True):
+            for allowed, (word, own) in zip(group.rule(apart=apart), places, strict=False):  # places go on
                 senses = [example.sense for example in word.examples]
-                parts.append(shares(allowed, senses)[can_be_right(allowed, senses)])
+                if (counted := can_be_right(allowed, senses)).any():
+                    parts.append(judge(own, senses, allowed)[counted])
             found.append(np.concatenate(parts))
         return found
 

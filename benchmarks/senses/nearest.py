@@ -1,7 +1,7 @@
 """How often the nearest neighbour of a word's example, among the word's other examples, has the same sense.
 
 Nearness is the cosine. Where several others are equally near, as in the layer of the characters, which knows nothing of
-the sentence, their share of the same sense counts.
+the sentence, their share of the same sense counts. What such figures are means of tells within what they lie.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.benchmarks.senses.intervals import Float64
 from flashelmo.benchmarks.tasks import Example, Word
 
+Float64: TypeAlias = npt.NDArray[np.float64]
 Bool: TypeAlias = npt.NDArray[np.bool_]
 REACH = 2  # words on either side that a pair must not share, where neighbours do not count
+SEED, CONFIDENCE = 0, 0.95  # of intervals
+AT_ONCE = 1 << 22  # drawn indices that lie in memory
 EQUAL = 1e-6  # cosines closer than this are equal: rounding of float32
 
 
@@ -82,3 +84,24 @@ def _same(senses: Sequence[str]) -> Bool:
     _, numbers = np.unique(list(senses), return_inverse=True)
     same: Bool = numbers[:, None] == numbers[None, :]
     return same
+
+
+def by_resampling(scores: Float64, resamples: int, weights: Float64 | None = None) -> list[float]:
+    """Of the mean of scores: quantiles of the means of as many, drawn again and again (the bootstrap).
+
+    Args:
+        scores: [N], or of several runs [runs, N], which are drawn again too.
+        weights: [N], of a weighted mean, as the tokens of sentences whose shares of right ones are the scores.
+    """
+    rng = np.random.default_rng(SEED)
+    runs = np.atleast_2d(scores)
+    n_runs, n = runs.shape
+    weights = np.ones(n) if weights is None else weights
+    means, step = np.empty(resamples), max(1, AT_ONCE // n)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn, drawn_runs = rng.integers(n, size=(size, n)), rng.integers(n_runs, size=(size, n_runs))
+        sums = np.stack([(run * weights)[drawn].sum(axis=1) for run in runs])  # [runs, size]
+        over_runs = np.take_along_axis(sums.T, drawn_runs, axis=1).mean(axis=1)
+        means[start : start + size] = over_runs / weights[drawn].sum(axis=1)
+    return [float(quantile) for quantile in np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])]

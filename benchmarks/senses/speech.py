@@ -3,62 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses import linear
 from flashelmo.benchmarks.senses.contest import Contest
-from flashelmo.benchmarks.senses.intervals import Float64, by_resampling
-from flashelmo.benchmarks.senses.nearest import Bool
-from flashelmo.benchmarks.senses.static import of_words, word_vectors
-from flashelmo.benchmarks.senses.vectors import Embed, Float32, by_name, embed_with
+from flashelmo.benchmarks.senses.nearest import Bool, Float64, by_resampling
+from flashelmo.benchmarks.senses.vectors import Float32, by_name, embed_with, of_words, word_vectors
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tasks import DATA, TAGGED, Tagged, draw_tokens, read_tagged
-
-
-class TaggedText(NamedTuple):
-    """Sentences to learn from, to choose the best epoch by, and to be judged by."""
-
-    train: list[Tagged]
-    dev: list[Tagged]
-    test: list[Tagged]
-
-    @classmethod
-    def draw(cls, data: Path, n_tokens: int, seed: int) -> TaggedText:
-        """Sentences of so many tokens to learn from, and of a quarter and a half as many, by the seed."""
-        sizes = {"train": n_tokens, "dev": n_tokens // 4, "test": n_tokens // 2}
-        return cls(*(draw_tokens(read_tagged(data / TAGGED.format(name)), n, seed) for name, n in sizes.items()))
+from flashelmo.benchmarks.tasks import SPEECH, Sample, Task, load_task
 
 
 def measure_speech(contest: Contest) -> list[Row]:
     """Parts of speech by each layer, of random weights those of the first seed."""
     settings = contest.settings
-    text = TaggedText.draw(settings.data or DATA, settings.tagged_tokens, settings.seed)
-    classes = sorted(set(tags(text.train)))
-    numbers = [np.array([classes.index(t) if t in classes else -1 for t in tags(part)], np.int64) for part in text]
-    usual = most_frequent(text.train, text.test)
-    rows = score("each word's most frequent tag", np.array(usual) == np.array(tags(text.test)), text, settings)
+    task = load_task(SPEECH, settings)
+    numbers = [task.numbers(part) for part in task.parts]
+    usual = np.array(most_frequent(task.train, task.test))
+    rows = score("each word's most frequent tag", usual == np.array(tags(task.test)), task, settings)
 
     def learn(name: str, vectors: Sequence[Float32]) -> None:
         train, dev, test = (linear.part(each[:, None], k) for each, k in zip(vectors, numbers, strict=True))
-        rows.extend(
-            score(name, linear.right(linear.learn(train, dev, len(classes), settings.seed), test), text, settings)
-        )
+        learned = linear.learn(train, dev, len(task.classes), settings.seed)
+        rows.extend(score(name, linear.right(learned, test), task, settings))
 
     if settings.corpus is not None:
         static = word_vectors(settings.corpus)
-        own = [[of_words(static, sentence.tokens) for sentence in part] for part in text]
+        own = [[of_words(static, sample.tokens) for sample in part] for part in task.parts]
         learn("word2vec", [np.concatenate(part) for part in own])
         learn("word2vec, both neighbours too", [np.concatenate([*map(beside, part)]) for part in own])
     random = {name: seeds[0] for name, seeds in contest.random_models.items()}
     for name, model in {**random, **contest.models}.items():
         embed = embed_with(model, settings)
-        found = [features(embed, part) for part in text]
+        found = [by_name(task.features(embed, part)) for part in task.parts]
         for layer in found[0]:
             learn(f"{name}, {layer}", [part[layer] for part in found])
     return rows
@@ -70,44 +50,42 @@ def beside(vectors: Float32) -> Float32:
     return np.concatenate([padded[1:-1], padded[:-2], padded[2:]], axis=1)
 
 
-def tags(sentences: Sequence[Tagged]) -> list[str]:
+def tags(samples: Sequence[Sample]) -> list[str]:
     """Those of all tokens, end to end."""
-    return [tag for sentence in sentences for tag in sentence.tags]
+    return [tag for sample in samples for tag in sample.labels]
 
 
-def features(embed: Embed, sentences: Sequence[Tagged]) -> dict[str, Float32]:
-    """The vectors [tokens, 2P] of every layer by its name, and of the average."""
-    found = [vectors.transpose(1, 0, 2) for vectors in embed([sentence.tokens for sentence in sentences])]
-    return by_name(np.concatenate(found).astype(np.float32))
-
-
-def most_frequent(train: Sequence[Tagged], test: Sequence[Tagged]) -> list[str]:
-    """Every word's most frequent tag; of an unknown word, that of all words."""
+def tag_counts(samples: Sequence[Sample]) -> Mapping[str, Counter[str]]:
+    """How often each word has each tag."""
     counts: dict[str, Counter[str]] = {}
-    for sentence in train:
-        for token, tag in zip(sentence.tokens, sentence.tags, strict=True):
+    for sample in samples:
+        for token, tag in zip(sample.tokens, sample.labels, strict=True):
             counts.setdefault(token, Counter())[tag] += 1
+    return counts
+
+
+def most_frequent(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    """Every word's most frequent tag; of an unknown word, that of all words."""
     overall = Counter(tags(train)).most_common(1)[0][0]
-    best = {token: found.most_common(1)[0][0] for token, found in counts.items()}
-    return [best.get(token, overall) for sentence in test for token in sentence.tokens]
+    best = {token: found.most_common(1)[0][0] for token, found in tag_counts(train).items()}
+    return [best.get(token, overall) for sample in test for token in sample.tokens]
 
 
-def score(name: str, right: Bool | Float64, text: TaggedText, settings: Settings) -> list[Row]:
-    """The shares of right tags among all words, ambiguous ones, and those that were not learned from.
+def score(name: str, right: Bool | Float64, task: Task, settings: Settings) -> list[Row]:
+    """The shares of right tags among all words, those with several tags in what is learned from, and those not in it.
 
     Intervals are over sentences, whose tokens are not independent.
 
     Args:
         right: of each token of the test [N].
     """
-    lengths = [len(sentence.tags) for sentence in text.test]
-    starts = np.cumsum([0, *lengths[:-1]])
-    n_train = sum(len(sentence.tags) for sentence in text.train)
+    lengths = [len(sample.labels) for sample in task.test]
+    starts, counts = np.cumsum([0, *lengths[:-1]]), tag_counts(task.train)
+    n_tags = np.array([len(counts.get(token, ())) for sample in task.test for token in sample.tokens])
+    n_train = len(tags(task.train))
     note = f"{n_train:,} tokens to learn from, {sum(lengths):,} to be judged by; ambiguous: with several tags there"
     rows = []
-    kinds = {"all": np.ones(len(right), bool), "ambiguous": ambiguous(text.train, text.test)}
-    kinds["not learned from"] = unseen(text.train, text.test)
-    for kind, among in kinds.items():
+    for kind, among in (("all", n_tags >= 0), ("ambiguous", n_tags > 1), ("not learned from", n_tags == 0)):
         row = Row("speech", "", name, "share of right tags", kind, note=note)
         weights, sums = np.add.reduceat(among * 1.0, starts), np.add.reduceat(right * among, starts)
         if (has := weights > 0).any():
@@ -115,18 +93,3 @@ def score(name: str, right: Bool | Float64, text: TaggedText, settings: Settings
             row = replace(row, median=float(sums.sum() / weights.sum()), interval=interval)
         rows.append(row)
     return rows
-
-
-def unseen(train: Sequence[Tagged], test: Sequence[Tagged]) -> Bool:
-    """Which of the test's tokens are words that the tagger did not learn from."""
-    known = {token for sentence in train for token in sentence.tokens}
-    return np.array([token not in known for sentence in test for token in sentence.tokens])
-
-
-def ambiguous(train: Sequence[Tagged], test: Sequence[Tagged]) -> Bool:
-    """Which of the test's tokens are words that have several tags in the text that the tagger learns from."""
-    found: dict[str, set[str]] = {}
-    for sentence in train:
-        for token, tag in zip(sentence.tokens, sentence.tags, strict=True):
-            found.setdefault(token, set()).add(tag)
-    return np.array([len(found.get(token, ())) > 1 for sentence in test for token in sentence.tokens])

@@ -6,8 +6,8 @@ gain        trained less random weights, example by example
 training    the first again, for snapshots of a model in training
 speech      parts of speech (speech.py)
 precision   the first again, in every precision that is at hand (precisions.py)
-perplexity  of held-out text, in every precision (perplexity.py)
-picture     one word's examples in the plane of their first two principal components (plots.py)
+perplexity  of held-out text, in every precision (the same)
+picture     one word's examples in the plane of their first two principal components (../plots.py)
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 from rich.console import Console
 
 from flashelmo.benchmarks.contestant import load
+from flashelmo.benchmarks.plots import plane
 from flashelmo.benchmarks.results import Row, new_results, rounded
-from flashelmo.benchmarks.run import Job, Run, Suite
+from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses.contest import CHARACTERS, Contest
-from flashelmo.benchmarks.senses.plots import plane
 from flashelmo.benchmarks.senses.precisions import measure_perplexity, measure_precision
 from flashelmo.benchmarks.senses.speech import measure_speech
 from flashelmo.benchmarks.senses.vectors import embed_with
@@ -136,13 +136,9 @@ def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
     if not settings.models:
         raise FlashElmoError("--models: expected folders of trained models, found none")
-    run, contest = Run(settings, console, new_results(settings, "senses"), "senses.json"), Contest(settings)
-
-    def rows(section: str) -> list[list[Row]]:
-        return [SECTIONS[section](contest)]
-
-    run.do(Job(section, "", "", partial(rows, section)) for section in settings.sections)
-    return run.finish()
+    contest = Contest(settings)
+    jobs = (Job(section, "", "", partial(SECTIONS[section], contest)) for section in settings.sections)
+    return run_jobs(settings, console, new_results(settings, "senses"), jobs)
 
 
 SUITE = Suite(
