@@ -49,6 +49,7 @@ from flashelmo.cli.bulk import (
     is_folder,
 )
 from flashelmo.cli.terminal import file_status, progress_bar, progress_of, readable_size, say, warnings_to_stderr
+from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
@@ -128,6 +129,7 @@ def embed(
     """Embed a text into a folder of shards, or into a file of vectors in the layout of AllenNLP's command."""
     if batch_size is not None and not stateful and runtime != "reference":
         raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
+    return_large_arrays()
     with warnings_to_stderr(quiet):
         kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
     settings = {
