@@ -75,7 +75,7 @@ def embed_to_folder(
         return
     with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
         embedder = ElmoEmbedder.load(model_path("model", model), **settings)
-        with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
+        with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
             done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
     _finish(done, target, f"{embedder.device}, {embedder.precision}", shards, report, quiet, as_json)
 
@@ -106,7 +106,10 @@ def _embed_with_others(
         n = 1 if workers is None else workers
         if ray is not None:
             return embed_on_ray(corpus, n, ray, **how), "1 actor on Ray" if n == 1 else f"{n} actors on Ray"
-        with closing(corpus.open()) as records, progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
+        with (
+            closing(corpus.open()) as records,
+            progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress,
+        ):
             done = embed_with_workers(corpus, n, **how, on_progress=on_progress)
         return done, "1 process" if n == 1 else f"{n} processes"
 

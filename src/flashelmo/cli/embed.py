@@ -281,7 +281,7 @@ def embed_records_to(
     )
     with warnings_to_stderr(quiet), opened as sink:
         embedder = ElmoEmbedder.load(model, **settings)
-        with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
+        with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
             summary = embed_records(embedder, records, sink, on_progress=on_progress)
     _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 
