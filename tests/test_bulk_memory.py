@@ -73,6 +73,7 @@ def test_memory_does_not_grow_from_window_to_window(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 def test_arrays_that_are_freed_go_back_to_the_system() -> None:
-    command = [sys.executable, "-c", f"import sys; sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}\n{THREADS}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    path = [str(Path(__file__).parent), *sys.path]
+    code = f"import sys; sys.path[:] = {path!r}\n{THREADS}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert int(done.stdout) < 24 * MIB

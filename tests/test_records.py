@@ -221,7 +221,7 @@ def test_how_large_a_compressed_text_is_shows_as_it_is_read(suffix: str, where: 
     fsspec.filesystem("memory").pipe(f"/sizes/{path.name}", path.read_bytes())
     reader = open_reader(path if where == "file" else f"memory://sizes/{path.name}")
     assert reader.n_bytes is None
-    judged = []
+    judged: list[int | None] = []
     while (part := reader.take(20_000)) is not None:
         judged.append(reader.n_bytes)
         assert part.end.byte <= (reader.n_bytes or 0) <= len(text)
