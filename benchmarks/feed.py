@@ -297,7 +297,7 @@ def _measure_growth(bench: Bench, settings: Settings, model: Path, data: bytes, 
     path.write_bytes(b"\n".join(lines))
     _run_command(model, path, settings.threads, measured)
     row = partial(Row, "command", bench.name, COMMAND, "GiB", note=f"{note}, its lines in another order")
-    parts = [f"most in its {part} quarter, lines mixed" for part in ("first", "second", "third", "last")]
+    parts = [f"{part} quarter of mixed lines" for part in ("first", "second", "third", "last")]
     return [row(part).with_samples([held / GIB]) for part, held in zip(parts, quarters(measured[0]), strict=True)]
 
 
