@@ -7,6 +7,7 @@
     pipeline.py     what all pipelines share: windows of sentences in, results out
     output.py       hidden states to the vectors that were asked for
     processor.py    the processor: instruction sets, cores, cache
+    allocator.py    what becomes of memory that was freed, in programs that run for hours
     model/          configuration, weights, and readers of every format
     text/           lines to windows, words to ids, sentences to schedules
     graph/          the network's pieces as ONNX graphs

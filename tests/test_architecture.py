@@ -46,7 +46,7 @@ WINGS = {
     "allennlp": {"settings", "torch"},
     "neighbours": {"embedder", "output", "text"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
-    "bulk": {"embed_file", "embedder", "model", "output", "pipeline", "processor", "ray", "sinks", "text"},
+    "bulk": {"allocator", "embed_file", "embedder", "model", "output", "pipeline", "processor", "ray", "sinks", "text"},
     "choice": {
         "cpu",
         "cuda",
@@ -73,6 +73,7 @@ WINGS = {
     "settings": {"precision", "processor", "torch"},  # how many threads make sense; the type of a device
     "precision": set(),
     "processor": set(),
+    "allocator": set(),
     "arguments": set(),
     "errors": set(),
     "forks": set(),

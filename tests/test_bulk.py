@@ -1,6 +1,7 @@
 """A corpus into a folder of shards: what is written, read back, resumed, refused and found damaged."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -471,6 +472,18 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert not list((tmp_path / "out").glob("*shard*"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed * 1.5))
     assert run(reader=reader, resume=True).shards == 5
+
+
+def test_the_disk_is_judged_by_a_compressed_text_too(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.txt.gz"
+    path.write_bytes(gzip.compress(TEXT.encode() * 100))
+    needed = len(TEXT.split()) * 3 * 8 * 4 * 100
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed * 0.8))
+    with pytest.raises(FlashElmoError, match=r"out: expected about [0-9,]+ bytes of free disk, found [0-9,]+"):
+        run(reader=open_reader(path))
+    assert not list((tmp_path / "out").glob("*shard*"))
 
 
 def test_a_stage_calls_in_order_and_holds_no_more_than_it_may() -> None:

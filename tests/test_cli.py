@@ -18,7 +18,7 @@ import pytest
 from tiny_models import MODELS
 
 from flashelmo.cli import main
-from flashelmo.cli.terminal import progress_bar, readable_size
+from flashelmo.cli.terminal import progress_bar, progress_of, readable_size
 from flashelmo.engine import choice
 from flashelmo.engine import output as output_module
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -477,6 +477,20 @@ def test_progress_off_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) ->
         "57% 44.0/77.0B [00:21<00:15, 1 tokens/s]",
     ]
     assert "\r" not in stream.getvalue()
+
+
+def test_progress_of_a_text_whose_size_shows_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, totals, seconds = io.StringIO(), iter([None, 50, 40]), iter([0.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr("flashelmo.cli.terminal.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress_of(lambda: next(totals), quiet=False, in_lines=True) as on_progress:
+        for n_bytes in (10, 20, 30):
+            on_progress(n_bytes, 0)
+    assert [re.sub(r"\|.*\|", "", line) for line in stream.getvalue().splitlines()] == [
+        "10.0B [00:10, 0 tokens/s]",
+        "40% 20.0/50.0B [00:20<00:30, 0 tokens/s]",
+        "75% 30.0/40.0B [00:30<00:10, 0 tokens/s]",
+    ]
 
 
 def test_readable_size() -> None:

@@ -94,3 +94,7 @@ def test_processes_take_turns(subject: Subject, text: Path, monkeypatch: pytest.
         ("2 processes", "2 threads each", 20.0),
         ("4 processes", "1 thread each", 10.0),
     ]
+
+
+def test_quarters() -> None:
+    assert feed.quarters([1, 5, 2, 3, 9, 4, 0, 7]) == [5, 3, 9, 7]

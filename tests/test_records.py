@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import sys
 from functools import partial
 from itertools import pairwise
@@ -207,6 +208,25 @@ def test_places_add_up_to_the_size_of_the_input(name: str, where: str, tmp_path:
     ends = [part.end.byte for part in iter(partial(reader.take, 1), None)]
     assert reader.n_bytes == path.stat().st_size == ends[-1] and sorted({0, *ends}) == [0, *ends]
     assert open_reader("memory://sizes/absent").n_bytes is None
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("where", ["file", "address"])
+def test_how_large_a_compressed_text_is_shows_as_it_is_read(suffix: str, where: str, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    rng, path = random.Random(0), tmp_path / f"a.txt.{suffix}"
+    text = "".join(f"{rng.randrange(10**9)} {rng.randrange(10**9)}\n" for _ in range(200_000)).encode()
+    with pa.CompressedOutputStream(str(path), "gzip" if suffix == "gz" else "zstd") as file:
+        file.write(text)
+    fsspec.filesystem("memory").pipe(f"/sizes/{path.name}", path.read_bytes())
+    reader = open_reader(path if where == "file" else f"memory://sizes/{path.name}")
+    assert reader.n_bytes is None
+    judged: list[int | None] = []
+    while (part := reader.take(20_000)) is not None:
+        judged.append(reader.n_bytes)
+        assert part.end.byte <= (reader.n_bytes or 0) <= len(text)
+    assert judged == pytest.approx([len(text)] * 10, rel=0.2) and judged[-1] == len(text)
+    assert open_reader("memory://sizes/absent.gz").n_bytes is None
 
 
 @pytest.mark.parametrize("name", ["a.parquet.gz", "-"])

@@ -39,12 +39,7 @@ class Input:
     @property
     def n_bytes(self) -> int | None:
         """How many there are, decompressed; None where only reading tells."""
-        if self._compression is not None or self.name == "-":
-            return None
-        if ADDRESS.match(self.name):
-            return _size_at(self.name)
-        path = Path(self.name).expanduser()
-        return path.stat().st_size if path.is_file() else None
+        return None if self._compression is not None else self._size()
 
     def open(self) -> IO[bytes]:
         """The bytes from the beginning, decompressed; seekable where that costs nothing.
@@ -56,7 +51,53 @@ class Input:
         file = self._open()
         if self._compression is None:
             return file
-        return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(file, "r"), self._compression))
+        return cast("IO[bytes]", Decompressed(file, self._compression, self._size()))
+
+    def _size(self) -> int | None:
+        """Bytes of the file as it is; None where nobody knows."""
+        if self.name == "-":
+            return None
+        if ADDRESS.match(self.name):
+            return _size_at(self.name)
+        path = Path(self.name).expanduser()
+        return path.stat().st_size if path.is_file() else None
+
+
+class Decompressed:
+    """A text that is decompressed as it is read.
+
+    Args:
+        file: what is decompressed.
+        compression: Arrow's name of it.
+        size: bytes of the file, where that is known.
+    """
+
+    def __init__(self, file: IO[bytes], compression: str, size: int | None) -> None:
+        self._file, self._size, self._n_read = file, size, 0
+        self._text = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
+
+    @property
+    def n_bytes(self) -> int | None:
+        """Of the text, if a byte of the file goes on to give as many as so far: at the end it is exact.
+
+        The file is read somewhat ahead, so that it is rather too small at the beginning.
+        """
+        done = self._file.tell()
+        return None if self._size is None or not done else round(self._n_read * max(1.0, self._size / done))
+
+    def read(self, n_bytes: int) -> bytes:
+        """The next bytes of the text."""
+        data: bytes = self._text.read(n_bytes)
+        self._n_read += len(data)
+        return data
+
+    def seekable(self) -> bool:
+        """It is read from its beginning on."""
+        return False
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._text.close()
 
 
 def _opener(source: str | Path) -> Callable[[], IO[bytes]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
@@ -88,6 +89,7 @@ class RayUnit:
     """
 
     def __init__(self, corpus: Corpus) -> None:
+        return_large_arrays()  # an actor has a process of its own
         self._error = ""
         self._embed: EmbedUnit | None = None
         try:

@@ -108,7 +108,7 @@ class Reader(Protocol):
 
     name: str  # of the input, for messages
     options: dict[str, Any]  # how it is read, ready for JSON
-    n_bytes: int | None  # of the text, as places count them; None where only reading tells
+    n_bytes: int | None  # of the text, as places count them; of a compressed one judged by what was read, None before
 
     def take(self, n: int) -> Part | None:
         """The next n records, fewer at the end; None behind the last one.

@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from flashelmo.engine.bulk.inputs import Decompressed
 from flashelmo.engine.bulk.parts import Part, Place, Records
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import NEWLINE, Int64, without_mark
@@ -225,11 +226,14 @@ class TextReader:
     def _read(self, n_bytes: int) -> bytes:
         assert self._file is not None
         try:
-            return self._file.read(n_bytes)
+            data = self._file.read(n_bytes)
         except (OSError, EOFError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
             raise FlashElmoError(f"{self.name}: expected a file compressed as its name says, found: {error}") from None
+        if isinstance(self._file, Decompressed):
+            self.n_bytes = self._file.n_bytes
+        return data
 
     def _part(self, blocks: list[_Block]) -> Part:
         begin = self._place

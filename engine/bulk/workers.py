@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
+from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import locked
@@ -226,6 +227,7 @@ class _Pool:
 def main(descriptor: int) -> NoReturn:
     """What a process does: embed the units that it gets at the other end of a connection, until that closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
+    return_large_arrays()
     os.set_inheritable(descriptor, False)
     connection: Connection[Any, Any] = Connection(descriptor)
     status = 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +15,10 @@ from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_
 from flashelmo.engine.arguments import ADDRESS, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
-from flashelmo.engine.output import Output
+
+if TYPE_CHECKING:
+    from flashelmo.engine.bulk.report import Report
+    from flashelmo.engine.bulk.units import Corpus
 
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz")
 
@@ -42,88 +46,68 @@ def is_folder(output: Path, shard_format: str | None) -> bool:
 
 
 def embed_to_folder(
-    source: str,
-    target: Path,
-    output: Output,
-    model: Path | None,
-    settings: dict[str, Any],
-    reader: dict[str, Any],
-    shards: dict[str, Any],
+    corpus: Corpus,
+    how: dict[str, Any],
     report: Path | None = None,
     quiet: bool = False,
     workers: int | None = None,
     ray: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Open the input, load the model, embed; what is cheap to check is checked first."""
+    """Open the input, load the model, embed; what is cheap to check is checked first.
+
+    Args:
+        corpus: what is embedded into what.
+        how: `resume`, `overwrite`, `num_shards` and `shard_id` of `embed_corpus`.
+    """
     from flashelmo.engine.bulk.folder import check_new
     from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.run import embed_corpus
     from flashelmo.engine.embedder import ElmoEmbedder
 
-    target = path_of("output", target)
+    target = path_of("output", corpus.folder)
     if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
         raise FlashElmoError(f"--report: expected a file's name in a folder that is there, found {report}")
-    check_new(target, shards["resume"], shards["overwrite"], shards["num_shards"] > 1)
-    if source != "-" and not ADDRESS.match(source):
-        path_of("input", source).open("rb").close()
-    if workers is not None or ray is not None:
-        done, computed = _embed_with_others(
-            source, target, output, model, settings, reader, shards, quiet, workers, ray
-        )
-        _finish(done, target, computed, shards, report, quiet, as_json)
-        return
-    with warnings_to_stderr(quiet), closing(open_reader(source, **reader)) as records:
-        embedder = ElmoEmbedder.load(model_path("model", model), **settings)
-        with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
-            done = embed_corpus(embedder, records, target, output, **shards, on_progress=on_progress)
-    _finish(done, target, f"{embedder.device}, {embedder.precision}", shards, report, quiet, as_json)
-
-
-def _embed_with_others(
-    source: str,
-    target: Path,
-    output: Output,
-    model: Path | None,
-    settings: dict[str, Any],
-    reader: dict[str, Any],
-    shards: dict[str, Any],
-    quiet: bool,
-    workers: int | None,
-    ray: str | None,
-) -> tuple[Any, str]:
-    """Embed with several processes, here or on a cluster: the report, and who computed."""
-    from flashelmo.engine.bulk.on_ray import embed_on_ray
-    from flashelmo.engine.bulk.units import Corpus
-    from flashelmo.engine.bulk.workers import embed_with_workers
-
-    if shards["num_shards"] > 1:
-        raise FlashElmoError("--num-shards: expected none beside --workers or --ray, which deal shards out themselves")
-    given = {name: shards[name] for name in ("format", "shard_records", "keep_tokens")}
-    corpus = Corpus(model_path("model", model), source, target, output, reader=reader, options=settings, **given)
-    how = {"resume": shards["resume"], "overwrite": shards["overwrite"]}
+    check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
+    if corpus.input != "-" and not ADDRESS.match(corpus.input):
+        path_of("input", corpus.input).open("rb").close()
     with warnings_to_stderr(quiet):
-        n = 1 if workers is None else workers
-        if ray is not None:
-            return embed_on_ray(corpus, n, ray, **how), "1 actor on Ray" if n == 1 else f"{n} actors on Ray"
-        with closing(corpus.open()) as records, progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
-            done = embed_with_workers(corpus, n, **how, on_progress=on_progress)
-        return done, "1 process" if n == 1 else f"{n} processes"
-
-
-def _finish(
-    done: Any, target: Path, computed: str, shards: dict[str, Any], report: Path | None, quiet: bool, as_json: bool
-) -> None:
-    """Write the report and say what was done."""
+        if workers is not None or ray is not None:
+            done, computed = _embed_with_others(corpus, how, quiet, 1 if workers is None else workers, ray)
+        else:
+            with closing(open_reader(corpus.input, **corpus.reader)) as records:
+                embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
+                shards = {name: getattr(corpus, name) for name in ("format", "shard_records", "keep_tokens")}
+                with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
+                    done = embed_corpus(
+                        embedder, records, target, corpus.output, **shards, **how, on_progress=on_progress
+                    )
+            computed = f"{embedder.device}, {embedder.precision}"
     if report is not None:
-        done.write(report, target, shards["num_shards"], shards["shard_id"])
+        done.write(report, target, how["num_shards"], how["shard_id"])
     if as_json:
         print(json.dumps({"output": str(target), "computed": computed, **done.to_dict()}, indent=2))
     elif not quiet:
         _print_summary(done, target, computed)
 
 
-def _print_summary(done: Any, target: Path, computed: str) -> None:
+def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int, ray: str | None) -> tuple[Report, str]:
+    """Embed with n processes, here or on a cluster: the report, and who computed."""
+    from flashelmo.engine.bulk.on_ray import embed_on_ray
+    from flashelmo.engine.bulk.workers import embed_with_workers
+
+    if how["num_shards"] > 1:
+        raise FlashElmoError("--num-shards: expected none beside --workers or --ray, which deal shards out themselves")
+    corpus = replace(corpus, model=model_path("model", corpus.model))
+    how = {name: how[name] for name in ("resume", "overwrite")}
+    if ray is not None:
+        return embed_on_ray(corpus, n, ray, **how), "1 actor on Ray" if n == 1 else f"{n} actors on Ray"
+    with closing(corpus.open()) as records, progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
+        done = embed_with_workers(corpus, n, **how, on_progress=on_progress)
+    return done, "1 process" if n == 1 else f"{n} processes"
+
+
+def _print_summary(done: Report, target: Path, computed: str) -> None:
     all_steps = done.steps + done.steps_saved
     saved = done.steps_saved / all_steps if all_steps else 0.0
     skipped = f", {done.skipped:,} records skipped" if done.skipped else ""

@@ -10,6 +10,7 @@ import typer
 from flashelmo.cli.arguments import ForgetSentences, InputText, Json, Options, Overwrite, Quiet, SentenceKeys, Verbose
 from flashelmo.cli.embed import embed_to_file
 from flashelmo.cli.terminal import say
+from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
@@ -46,6 +47,7 @@ def elmo(
         raise FlashElmoError("--weight-file: expected the weights of a model, or its name, as original")
     if include_package:
         say("flashelmo: --include-package is without effect")
+    return_large_arrays()
     embed_to_file(
         input,
         output,

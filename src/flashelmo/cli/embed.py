@@ -8,7 +8,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -49,14 +49,18 @@ from flashelmo.cli.bulk import (
     is_folder,
 )
 from flashelmo.cli.terminal import file_status, progress_bar, progress_of, readable_size, say, warnings_to_stderr
+from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import is_model_file
-from flashelmo.engine.model.named.locate import model_path
+from flashelmo.engine.model.named.locate import bundled, model_path
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.lines import Errors
+
+if TYPE_CHECKING:
+    from flashelmo.engine.bulk.units import Corpus
 
 
 def embed(
@@ -128,6 +132,7 @@ def embed(
     """Embed a text into a folder of shards, or into a file of vectors in the layout of AllenNLP's command."""
     if batch_size is not None and not stateful and runtime != "reference":
         raise FlashElmoError("--batch-size: expected --stateful beside it; without, the engine chooses the batches")
+    return_large_arrays()
     with warnings_to_stderr(quiet):
         kept = Output(parse_layers(layers), dtype, pool, None if mix is None else parse_coefficients("--mix", mix))
     settings = {
@@ -156,51 +161,50 @@ def embed(
     }
     if use_sentence_keys and (format == "seqvec" or is_folder(output, format)):
         raise FlashElmoError("--use-sentence-keys: expected a file of vectors as output; folders keep ids of their own")
-    if format != "seqvec" and is_folder(output, format):
-        embed_to_folder(
-            input,
-            output,
-            kept,
-            model,
-            settings,
-            reader=reader,
-            shards={
-                "format": format or "native",
-                "shard_records": shard_records,
-                "keep_tokens": not forget_sentences,
-                "resume": resume,
-                "overwrite": overwrite,
-                "num_shards": 1 if num_shards is None else num_shards,
-                "shard_id": 0 if shard_id is None else shard_id,
-            },
-            report=report,
-            quiet=quiet,
-            as_json=as_json,
-            workers=workers,
-            ray=ray,
-        )
-        return
-    for_shards = {
-        "--format": format if format != "seqvec" else None,
-        "--resume": resume or None,
-        "--num-shards": num_shards,
-        "--shard-id": shard_id,
-        "--shard-records": shard_records,
-        "--workers": workers,
-        "--ray": ray,
-        "--report": report,
-    }
-    for name in (name for name, value in for_shards.items() if value is not None):
-        raise FlashElmoError(f"{name}: expected a folder of shards as output, found {output}")
-    if (
-        format != "seqvec"
-        and not (field or id_field or tokenizer or errors == "skip")
-        and is_plain(input, input_format)
-    ):
-        embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet, as_json=as_json)
+    into_shards = format != "seqvec" and is_folder(output, format)
+    if not into_shards:
+        for_shards = {
+            "--format": format if format != "seqvec" else None,
+            "--resume": resume or None,
+            "--num-shards": num_shards,
+            "--shard-id": shard_id,
+            "--shard-records": shard_records,
+            "--workers": workers,
+            "--ray": ray,
+            "--report": report,
+        }
+        for name in (name for name, value in for_shards.items() if value is not None):
+            raise FlashElmoError(f"{name}: expected a folder of shards as output, found {output}")
+        if (
+            format != "seqvec"
+            and not (field or id_field or tokenizer or errors == "skip")
+            and is_plain(input, input_format)
+        ):
+            embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet, as_json=as_json)
+            return
+    from flashelmo.engine.bulk.units import Corpus
+
+    corpus = Corpus(
+        bundled() if model is None else model,
+        input,
+        output,
+        kept,
+        "parquet" if format == "parquet" else "native",
+        shard_records,
+        keep_tokens=not forget_sentences,
+        reader=reader,
+        options=settings,
+    )
+    if into_shards:
+        how = {
+            "resume": resume,
+            "overwrite": overwrite,
+            "num_shards": 1 if num_shards is None else num_shards,
+            "shard_id": 0 if shard_id is None else shard_id,
+        }
+        embed_to_folder(corpus, how, report, quiet, workers, ray, as_json)
     else:
-        is_seqvec = format == "seqvec"
-        embed_records_to(input, output, kept, model, settings, reader, sink_settings, is_seqvec, quiet, as_json)
+        embed_records_to(corpus, sink_settings, format == "seqvec", quiet, as_json)
 
 
 def embed_to_file(
@@ -249,16 +253,7 @@ def is_plain(source: str, input_format: str | None) -> bool:
 
 
 def embed_records_to(
-    source: str,
-    target: Path,
-    output: Output,
-    model: Path | None,
-    settings: dict[str, Any],
-    reader: dict[str, Any],
-    sink_settings: dict[str, bool],
-    as_seqvec: bool,
-    quiet: bool,
-    as_json: bool,
+    corpus: Corpus, sink_settings: dict[str, bool], as_seqvec: bool, quiet: bool, as_json: bool
 ) -> None:
     """As `embed_to_file`, of records of any format, under their own ids; or into SeqVec's files."""
     from flashelmo.engine.bulk.records import open_reader
@@ -266,20 +261,20 @@ def embed_records_to(
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.sinks.seqvec import open_seqvec
 
-    target = path_of("output", target)
-    records = open_reader(source, **reader)
-    if target.is_file() and os.path.exists(source) and os.path.samefile(source, target):
+    target = path_of("output", corpus.folder)
+    records = open_reader(corpus.input, **corpus.reader)
+    if target.is_file() and os.path.exists(corpus.input) and os.path.samefile(corpus.input, target):
         raise FlashElmoError(f"{target}: is the text itself")
-    if target.is_file() and is_model_file(target, model_path("model", model), settings["options_file"]):
+    if target.is_file() and is_model_file(target, model_path("model", corpus.model), corpus.options["options_file"]):
         raise FlashElmoError(f"{target}: is a file of the model")
     opened: AbstractContextManager[Any] = (
-        open_seqvec(target, output, overwrite=sink_settings["overwrite"])
+        open_seqvec(target, corpus.output, overwrite=sink_settings["overwrite"])
         if as_seqvec
-        else open_sink(target, output, **sink_settings)
+        else open_sink(target, corpus.output, **sink_settings)
     )
     with warnings_to_stderr(quiet), opened as sink:
-        embedder = ElmoEmbedder.load(model, **settings)
-        with progress_of(records.n_bytes, quiet, in_lines=False) as on_progress:
+        embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
+        with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
             summary = embed_records(embedder, records, sink, on_progress=on_progress)
     _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 

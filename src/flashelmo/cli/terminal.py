@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -68,13 +68,13 @@ def progress_bar(file: IO[bytes], quiet: bool, in_lines: bool) -> Iterator[OnTex
     """A bar of the text's bytes where there is a terminal, or else lines every ten seconds."""
     status = file_status(file)
     total = status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
-    with progress_of(total, quiet, in_lines) as on_progress:
+    with progress_of(lambda: total, quiet, in_lines) as on_progress:
         yield on_progress
 
 
 @contextmanager
-def progress_of(total: int | None, quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
-    """As `progress_bar`, of so many bytes; None where nobody knows how many there are."""
+def progress_of(total: Callable[[], int | None], quiet: bool, in_lines: bool) -> Iterator[OnTextProgress]:
+    """As `progress_bar`, of as many bytes as `total` says each time; None where nobody knows how many there are."""
     if quiet:
         yield lambda n_bytes, n_tokens: None
         return
@@ -88,7 +88,7 @@ def progress_of(total: int | None, quiet: bool, in_lines: bool) -> Iterator[OnTe
 class _Progress:
     """What is done of `total` bytes, if that is known, and at which rate of late."""
 
-    def __init__(self, total: int | None, in_lines: bool) -> None:
+    def __init__(self, total: Callable[[], int | None], in_lines: bool) -> None:
         self._total, self._in_lines = total, in_lines
         self._started = time.monotonic()
         self._interval = SECONDS_A_LINE if in_lines else SECONDS_A_BAR
@@ -117,12 +117,11 @@ class _Progress:
     def _line(self, n_bytes: float, now: float, rate: float, speed: str) -> str:
         from tqdm import tqdm
 
-        length, left = (
-            ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if self._total else ("{n_fmt}", "")
-        )
+        total = self._total()
+        length, left = ("{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}", "<{remaining}") if total else ("{n_fmt}", "")
         line: str = tqdm.format_meter(
             int(n_bytes),
-            self._total,
+            total,
             now - self._started,
             ncols=_columns() - 1,
             ascii=not str(getattr(sys.stderr, "encoding", None)).lower().startswith("utf"),
