@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from itertools import product
@@ -265,16 +265,16 @@ def measure_command(subject: Subject, settings: Settings) -> list[Row]:
         note = f"{FAILED}: {timings[who].note}" if timings[who].note else row().note
         rows.append(row(who, "tokens/s", ratios=ratios, note=note).with_samples(found))
     rows.append(row(COMMAND, "GiB", "most").with_samples([max(looks) / GIB for looks in measured]))
-    return rows + _measure_growth(bench, settings, model, data, row().note)
+    return rows + _measure_growth(subject, settings, data, row().note)
 
 
-def _measure_growth(bench: Bench, settings: Settings, model: Path, data: bytes, note: str) -> list[Row]:
+def _measure_growth(subject: Subject, settings: Settings, data: bytes, note: str) -> list[Row]:
     """The most that the command holds in each quarter of a run, of a text's lines in another order."""
-    lines, path, measured = data.split(b"\n"), bench.folder / "mixed.txt", list[list[int]]()
-    random.Random(bench.seed).shuffle(lines)
+    lines, path, measured = data.split(b"\n"), subject.folder.with_name("mixed.txt"), list[list[int]]()
+    random.Random(settings.seed).shuffle(lines)
     path.write_bytes(b"\n".join(lines))
-    _run_command(model, path, settings.threads, measured)
-    row = partial(Row, "command", bench.name, COMMAND, "GiB", note=f"{note}, its lines in another order")
+    _run_command(subject.folder, path, settings.threads, measured)
+    row = partial(Row, "command", subject.name, COMMAND, "GiB", note=f"{note}, its lines in another order")
     parts = [f"{part} quarter of mixed lines" for part in ("first", "second", "third", "last")]
     return [row(part).with_samples([held / GIB]) for part, held in zip(parts, quarters(measured[0]), strict=True)]
 
