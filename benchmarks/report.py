@@ -8,6 +8,7 @@ plot        bulk speed on the processor of the summary
 cpu         results/*.json
 onnx        results/onnx/*.json
 precision   results/precision/*.json
+peers       results/peers/*.json: the vectors of other ELMo programs beside ours
 precisions  no results, but the engine's table of precisions with their bounds
 gpu         results/gpu/gpu-CARD.json
 senses      results/senses/senses*.json, with pictures beside them; likewise downstream and ngrams
@@ -33,7 +34,7 @@ from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TRAINED = ("senses", "downstream", "ngrams")  # of models that were trained: results/senses/NAME*.json
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", *TRAINED)
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", "peers", *TRAINED)
 ALT = {
     "words": "Examples of a word by their sense, in two dimensions",
     "training": "Accuracy in the course of training",
@@ -93,6 +94,9 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
             pictures = {kind: path.with_name(f"{path.stem}-{kind}.svg") for kind in ALT}
             there = [kind for kind, picture in pictures.items() if picture.is_file()]
             yield from (f"![{ALT[kind]}]({up}benchmarks/results/senses/{pictures[kind].name})" for kind in there)
+    if name == "peers":
+        for path in sorted((folder / "peers").glob("*.json")):
+            yield from peers(Results.read(path), f"peers/{path.name}")
     if name == "gpu":
         yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
@@ -111,6 +115,18 @@ def precisions() -> str:
         lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
     headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
     return markdown("", headings, lines, figures=False)
+
+
+def peers(results: Results, file: str) -> Iterator[str]:
+    """How far the vectors of other programs are from ours, with the versions of both."""
+    lines = []
+    for row in results.rows:
+        theirs, _, ours = row.detail.partition(" ↔ ")
+        found = [f"`{theirs}`" if theirs else "", f"`{ours or theirs}`" if theirs else ""]
+        lines.append([row.name, *found, "none" if row.median is None else f"{row.median:.1e}", row.note])
+    yield markdown("", ["", "its call", "in its place", "largest difference", ""], lines, figures=False)
+    stated = [f"{name} ran as {versions}" for name, versions in results.versions.items() if "Python" in str(versions)]
+    yield f"{'; '.join(stated)}; flashelmo in float32 on the CPU, {results.date[:10]} (`benchmarks/results/{file}`)."
 
 
 def newest(paths: Iterable[Path]) -> Path | None:
