@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -118,15 +119,16 @@ def precisions() -> str:
 
 
 def peers(results: Results, file: str) -> Iterator[str]:
-    """How far the vectors of other programs are from ours, with the versions of both."""
+    """How far the vectors of other programs are from ours: a line for each program, and for what it does otherwise."""
     lines = []
-    for row in results.rows:
-        theirs, _, ours = row.detail.partition(" ↔ ")
-        found = [f"`{theirs}`" if theirs else "", f"`{ours or theirs}`" if theirs else ""]
-        lines.append([row.name, *found, "none" if row.median is None else f"{row.median:.1e}", row.note])
-    yield markdown("", ["", "its call", "in its place", "largest difference", ""], lines, figures=False)
-    stated = [f"{name} ran as {versions}" for name, versions in results.versions.items() if "Python" in str(versions)]
-    yield f"{'; '.join(stated)}; flashelmo in float32 on the CPU, {results.date[:10]} (`benchmarks/results/{file}`)."
+    for (name, note), rows in groupby(results.rows, key=lambda row: (row.name, row.note)):
+        grouped = list(rows)
+        calls = ", ".join(f"`{row.detail.partition(' ↔ ')[0]}`" for row in grouped if row.detail)
+        found = [row.median for row in grouped if row.median is not None]
+        lines.append([name, results.versions.get(name) or "", calls, f"{max(found):.1e}" if found else "none", note])
+    yield markdown("", ["", "ran as", "its calls", "largest difference", ""], lines, figures=False)
+    stated = f"float32 on the CPU, flashelmo {results.versions['flashelmo']}, the model {results.settings['model']}"
+    yield f"{stated}, {results.date[:10]} (`benchmarks/results/{file}`, which has what each call is compared with)."
 
 
 def newest(paths: Iterable[Path]) -> Path | None:
