@@ -8,6 +8,7 @@ plot        bulk speed on the processor of the summary
 cpu         results/*.json
 onnx        results/onnx/*.json
 precision   results/precision/*.json
+install     results/install/sizes.json: what an install takes on the disk
 peers       results/peers/*.json: the vectors of other ELMo programs beside ours
 precisions  no results, but the engine's table of precisions with their bounds
 gpu         results/gpu/gpu-CARD.json
@@ -16,11 +17,13 @@ senses      results/senses/senses*.json, with pictures beside them; likewise dow
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -35,7 +38,7 @@ from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TRAINED = ("senses", "downstream", "ngrams")  # of models that were trained: results/senses/NAME*.json
-NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", "peers", *TRAINED)
+NAMES = ("summary", "plot", "cpu", "onnx", "precision", "precisions", "gpu", "peers", "install", *TRAINED)
 ALT = {
     "words": "Examples of a word by their sense, in two dimensions",
     "training": "Accuracy in the course of training",
@@ -98,6 +101,8 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
     if name == "peers":
         for path in sorted((folder / "peers").glob("*.json")):
             yield from peers(Results.read(path), f"peers/{path.name}")
+    if name == "install" and (folder / "install" / "sizes.json").is_file():
+        yield install(json.loads((folder / "install" / "sizes.json").read_text(encoding="utf-8"))["now"])
     if name == "gpu":
         yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
@@ -129,6 +134,17 @@ def peers(results: Results, file: str) -> Iterator[str]:
     yield markdown("", ["", "ran as", "its calls", "largest difference", ""], lines, figures=False)
     stated = f"float32 on the CPU, flashelmo {results.versions['flashelmo']}, the model {results.settings['model']}"
     yield f"{stated}, {results.date[:10]} (`benchmarks/results/{file}`, which has what each call is compared with)."
+
+
+def install(found: Mapping[str, Any]) -> str:
+    """What each set of extras takes on the disk, and its largest packages."""
+    lines = []
+    for extras, megabytes in found["megabytes"].items():
+        packages = [(name, size) for name, size in megabytes.items() if name != "total" and "others" not in name]
+        largest = ", ".join(f"{name.partition(' ')[0]} {size:.0f}" for name, size in packages[:5])
+        lines.append([f"`.[{extras}]`" if extras else "`.`", f"{megabytes['total']:.0f} MB", largest])
+    table = markdown("", ["", "on the disk", "the largest packages, MB"], lines, figures=False)
+    return f"{table}\n\nPython {found['python']}, {found['system']}, commit {found['commit'][:12]}."
 
 
 def newest(paths: Iterable[Path]) -> Path | None:

@@ -67,7 +67,7 @@ def test_metadata() -> None:
     assert {(command.name, command.value) for command in commands} == {("flashelmo", "flashelmo.cli:main")}
 
 
-@pytest.mark.parametrize("package", ["torch", "triton", "onnxruntime", "openvino", "matplotlib", "pytest"])
+@pytest.mark.parametrize("package", ["torch", "triton", "onnx", "onnxruntime", "openvino", "matplotlib", "pytest"])
 def test_plain_install_stays_light(package: str) -> None:
     assert package not in needed_by("flashelmo")
     assert package in needed_by("flashelmo", "dev")
