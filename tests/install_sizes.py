@@ -30,7 +30,7 @@ def sizes(checkout: Path, extras: str, folder: Path) -> dict[str, float]:
     python = folder / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     source = f"{checkout}[{extras}]" if extras else str(checkout)
-    options = ["--quiet", "--no-compile", "--disable-pip-version-check", "--constraint", checkout / "constraints.txt"]
+    options = ["--quiet", "--no-compile", "--disable-pip-version-check", f"--constraint={checkout}/constraints.txt"]
     subprocess.run([python, "-m", "pip", "install", *options, source], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     found: dict[str, float] = {}

@@ -194,8 +194,10 @@ def row(name: str, call: Call, theirs: Vectors, ours: Vectors) -> Row:
     wrong = call.why if found < BOUND or call.why else f"{FAILED}: expected less than {BOUND:g}"
     n_tokens = sum(each.shape[-2] for each in theirs if each.ndim > 1)
     size = f"{len(theirs)} sentences, {n_tokens} tokens" if n_tokens else f"{len(theirs)} sentences"
-    values = {"section": SECTION, "model": size, "name": name, "detail": detail(call), "unit": UNIT, "note": wrong}
-    return Row.of([found], **values) if np.isfinite(found) else Row(**{**values, "note": f"{FAILED}: other shapes"})
+    made = Row(SECTION, size, name, UNIT, detail(call))
+    if not np.isfinite(found):
+        return replace(made, note=f"{FAILED}: other shapes, or no numbers")
+    return replace(made, note=wrong).with_samples([found])
 
 
 def compare(peer: str, python: str, folder: Path) -> Iterator[Row]:
