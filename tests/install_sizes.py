@@ -58,14 +58,12 @@ def main() -> None:
     given = parser.parse_args()
     commit = ["git", "-C", str(given.checkout), "rev-parse", "HEAD"]
     id_ = subprocess.run(commit, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    about = {"commit": id_, "python": platform.python_version(), "system": platform.platform()}
+    about = {"commit": id_, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     results: dict[str, dict[str, float]] = {}
     for extras in given.extras:
         with tempfile.TemporaryDirectory() as folder:
-            results[f"[{extras}]" if extras else "none"] = rounded(
-                sizes(given.checkout.resolve(), extras, Path(folder))
-            )
-        print(json.dumps({extras: list(results.values())[-1]}), flush=True)
+            results[extras] = rounded(sizes(given.checkout.resolve(), extras, Path(folder)))
+        print(json.dumps({extras: results[extras]}), flush=True)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps({**about, "megabytes": results}, indent=1) + "\n", encoding="utf-8")
