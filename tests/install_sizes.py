@@ -1,6 +1,6 @@
 """What an install takes on the disk, by package: fresh environments, one for each set of extras.
 
-    python tests/install_sizes.py [--extras "" cpu export …] [--from CHECKOUT] [--out FILE.json]
+    python tests/install_sizes.py [--extras "" cpu export …] [--from CHECKOUT] [--as before] [--out FILE.json]
 
 Sizes are of the files that each package lists, in MB (10^6 bytes), without what Python compiles later, and without pip
 and setuptools. Versions are those of constraints.txt. PyTorch is the build that pip takes: that for CPUs where its
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--extras", nargs="*", default=EXTRAS, help="sets of extras, each as 'cpu,serve'")
     parser.add_argument("--from", type=Path, default=ROOT, dest="checkout", help="checkout to install")
+    parser.add_argument("--as", default="now", dest="name", help="what the run is called in the file")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args()
     commit = ["git", "-C", str(given.checkout), "rev-parse", "HEAD"]
@@ -65,8 +66,9 @@ def main() -> None:
             results[extras] = rounded(sizes(given.checkout.resolve(), extras, Path(folder)))
         print(json.dumps({extras: results[extras]}), flush=True)
     if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({**about, "megabytes": results}, indent=1) + "\n", encoding="utf-8")
+        kept = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+        kept[given.name] = {**about, "megabytes": results}
+        given.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
