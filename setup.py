@@ -25,8 +25,9 @@ for folder in ROOT_FOLDERS:
     package_dir[f"flashelmo.{folder}"] = folder
     packages += [f"flashelmo.{folder}", *(f"flashelmo.{folder}.{name}" for name in find_packages(str(ROOT / folder)))]
 
-CPU = ["onnxruntime>=1.20"]
-OPENVINO = ["openvino>=2024.6"]
+ONNX = ["onnx>=1.16"]  # builds the graphs that both runtimes of the CPU run, and exported files
+CPU = ["onnxruntime>=1.20", *ONNX]
+OPENVINO = ["openvino>=2024.6", *ONNX]
 TORCH = ["torch>=2.4"]
 TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
@@ -103,7 +104,6 @@ setup(
     install_requires=[
         "h5py>=3.8",
         "numpy>=1.26",
-        "onnx>=1.16",
         "pyarrow>=15",
         "rich>=13",
         "safetensors>=0.4",
@@ -113,7 +113,7 @@ setup(
     ],
     extras_require={
         "cpu": CPU,
-        "gpu": [*TORCH, *TRITON, "onnxruntime-gpu>=1.20"],
+        "gpu": [*TORCH, *TRITON, "onnxruntime-gpu>=1.20", *ONNX],
         "export": [*CPU, *TORCH],
         "openvino": OPENVINO,
         "torch": TORCH,

@@ -8,6 +8,8 @@ plot        bulk speed on the processor of the summary
 cpu         results/*.json
 onnx        results/onnx/*.json
 precision   results/precision/*.json
+install     results/install/sizes.json: what an install takes on the disk
+peers       results/peers/*.json: the vectors of other ELMo programs beside ours
 precisions  no results, but the engine's table of precisions with their bounds
 gpu         results/gpu/gpu-CARD.json
 senses      results/senses/senses*.json, with pictures beside them; likewise downstream and ngrams
@@ -15,10 +17,13 @@ senses      results/senses/senses*.json, with pictures beside them; likewise dow
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -34,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {"cpu": "*.json", "onnx": "onnx/*.json", "precision": "precision/*.json"}
 FILES |= {name: f"senses/{name}*.json" for name in ("senses", "downstream", "ngrams")}  # of models that were trained
-NAMES = ("summary", "plot", "precisions", "gpu", *FILES)
+NAMES = ("summary", "plot", "precisions", "gpu", "peers", "install", *FILES)
 # By how the files' names end: what plots show.
 PLOTS = {
     "": "Tokens a second of each precision, with the machine's ceiling",
@@ -85,6 +90,11 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
         rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
         head, *tables = document(replace(found, rows=rows), path.relative_to(folder).as_posix())
         yield from (head, *images(path, folder, up), *tables)
+    if name == "peers":
+        for path in sorted((folder / "peers").glob("*.json")):
+            yield from peers(Results.read(path), f"peers/{path.name}")
+    if name == "install" and (folder / "install" / "sizes.json").is_file():
+        yield install(json.loads((folder / "install" / "sizes.json").read_text(encoding="utf-8"))["now"])
     if name == "gpu":
         yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
 
@@ -103,6 +113,30 @@ def precisions() -> str:
         lines.append([f"`{name}`", row.computes_in, bound(row, "cpu"), bound(row, "cuda"), bound(row, "onnx"), card])
     headings = ["", "computes in", "bound on the CPU", "bound on a card", "bound of a file", "card of at least"]
     return markdown("", headings, lines, figures=False)
+
+
+def peers(results: Results, file: str) -> Iterator[str]:
+    """How far the vectors of other programs are from ours: a line for each program, and for what it does otherwise."""
+    lines = []
+    for (name, note), rows in groupby(results.rows, key=lambda row: (row.name, row.note)):
+        grouped = list(rows)
+        calls = ", ".join(f"`{row.detail.partition(' ↔ ')[0]}`" for row in grouped if row.detail)
+        found = [row.median for row in grouped if row.median is not None]
+        lines.append([name, results.versions.get(name) or "", calls, f"{max(found):.1e}" if found else "none", note])
+    yield markdown("", ["", "ran as", "its calls", "largest difference", ""], lines, figures=False)
+    stated = f"float32 on the CPU, flashelmo {results.versions['flashelmo']}, the model {results.settings['model']}"
+    yield f"{stated}, {results.date[:10]} (`benchmarks/results/{file}`, which has what each call is compared with)."
+
+
+def install(found: Mapping[str, Any]) -> str:
+    """What each set of extras takes on the disk, and its largest packages."""
+    lines = []
+    for extras, megabytes in found["megabytes"].items():
+        packages = [(name, size) for name, size in megabytes.items() if name != "total" and "others" not in name]
+        largest = ", ".join(f"{name.partition(' ')[0]} {size:.0f}" for name, size in packages[:5])
+        lines.append([f"`.[{extras}]`" if extras else "`.`", f"{megabytes['total']:.0f} MB", largest])
+    table = markdown("", ["", "on the disk", "the largest packages, MB"], lines, figures=False)
+    return f"{table}\n\nPython {found['python']}, {found['system']}, commit {found['commit'][:12]}."
 
 
 def newest(paths: Iterable[Path]) -> Path | None:

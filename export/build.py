@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
@@ -31,6 +30,9 @@ from flashelmo.export.distinct_words import Vocabulary
 from flashelmo.export.metadata import BUCKET_DATA, Metadata, bucket_name
 from flashelmo.export.unrolled import most_values, unrolled_graph, unrolled_tensors
 from flashelmo.export.whole_model import elmo_graph
+
+# isort: split
+import onnx  # behind the graph's builder, which says how it is installed
 
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
 LARGEST_HALF = float(np.finfo(np.float16).max)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from flashelmo.engine.arguments import flag, is_one_of, path_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
@@ -214,6 +212,8 @@ def _failures(report: Report) -> str:
 
 def _enter_report(path: Path, report: Report) -> Metadata:
     """Write a file's report beside it, and the report's digest into it; its metadata."""
+    import onnx
+
     path.with_suffix(".report.json").write_text(report.to_json(), encoding="utf-8")
     path.with_suffix(".report.md").write_text(report.to_markdown(), encoding="utf-8")
     proto = onnx.load(path, load_external_data=False)

@@ -383,6 +383,9 @@ def test_type_checkers_see_the_names_that_python_looks_up() -> None:
     [
         ("engine.cpu.ort", "onnxruntime", "cpu"),
         ("engine.cpu.openvino", "openvino", "openvino"),
+        ("engine.cpu.ort", "onnx", "cpu"),
+        ("export.write", "onnx", "cpu"),
+        ("export.verification.verify", "onnx", "cpu"),
         ("engine.reference.reference", "torch", "torch"),
         ("engine.reference.elmo", "torch", "torch"),
         ("client", "httpx", "client"),

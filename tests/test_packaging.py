@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from install_sizes import rounded
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -67,10 +68,15 @@ def test_metadata() -> None:
     assert {(command.name, command.value) for command in commands} == {("flashelmo", "flashelmo.cli:main")}
 
 
-@pytest.mark.parametrize("package", ["torch", "triton", "onnxruntime", "openvino", "matplotlib", "pytest"])
+@pytest.mark.parametrize("package", ["torch", "triton", "onnx", "onnxruntime", "openvino", "matplotlib", "pytest"])
 def test_plain_install_stays_light(package: str) -> None:
     assert package not in needed_by("flashelmo")
     assert package in needed_by("flashelmo", "dev")
+
+
+def test_sizes_on_the_disk_name_the_large_and_sum_up_the_small() -> None:
+    found = {"pyarrow 1": 171.33, "numpy 2": 1.0, "idna 3": 0.94, "tqdm 4": 0.07}
+    assert rounded(found) == {"total": 173.3, "pyarrow 1": 171.3, "numpy 2": 1.0, "2 others": 1.0}
 
 
 def test_constraints_pin_all_that_is_installed_for_development(root: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -275,6 +276,13 @@ def test_it_tells_about_itself(server: Server) -> None:
     assert server.metric("request_count_total") > 0 and server.metric("workers") == 1
     paths = server.http.get("/openapi.json").json()["paths"]
     assert {"/embed", "/embed_all", "/tokens", "/v1/embeddings", "/v2/models/{name}/infer", "/info"} <= set(paths)
+
+
+def test_no_page_loads_anything_from_elsewhere(server: Server) -> None:
+    pages = {path: server.http.get(path) for path in ("/", "/docs", "/redoc", "/docs/oauth2-redirect")}
+    assert {path for path, answer in pages.items() if answer.status_code == 200} == {"/"}, "pages of FastAPI's"
+    assert not re.search(r"(src|href)=.(https?:)?//|@import", pages["/"].text)
+    assert pages["/"].text.count('href="openapi.json"') == 1
 
 
 def test_the_same_bits_under_load(server: Server, embedder: ElmoEmbedder, text: list[list[str]]) -> None:

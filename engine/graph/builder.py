@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper
 
+from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.precision import NumberType
+
+try:
+    import onnx
+    from onnx import TensorProto, helper
+except ImportError as error:
+    raise MissingExtraError("onnx", "cpu", "running ELMo on the CPU, or exporting it,") from error
 
 OPSET = 18
 IR_VERSION = 8  # the one that opset 18 came with, read by ONNX Runtime from 1.14 on; by default onnx writes a newer one

@@ -53,6 +53,7 @@ def make_app(service: Service, *, starts: bool = True) -> FastAPI:
         version=__version__,
         description="ELMo vectors of sentences and their tokens.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
     )
     load = Load(service.limits, service.metrics)

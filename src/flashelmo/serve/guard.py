@@ -22,7 +22,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = {"/", "/health", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+OPEN_PATHS = {"/", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
 HELD_BODY_BYTES = 1 << 28  # of bodies that are being received, of all requests together
 
 logger = logging.getLogger("flashelmo")
