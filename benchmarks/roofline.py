@@ -30,7 +30,7 @@ from flashelmo.engine.graph.tensors import quantize
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
 from flashelmo.engine.precision import NumberType
-from flashelmo.engine.processor import int8_levels, n_cores
+from flashelmo.engine.processor import cpu_flags, int8_levels, n_cores
 
 try:
     import onnxruntime
@@ -41,6 +41,7 @@ SHAPES = ((256, 512, 16384), (512, 1024, 4096), (1024, 2048, 2048))  # rows, K, 
 STREAM_K = 1024
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
 KINDS: dict[str, NumberType] = {"fp32": "float32", "int8": "int8"}  # that ONNX Runtime multiplies
+DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # which oneDNN's products of 8 bits need
 PEAK, STREAM = "matrix peak", "weights streamed"
 UNITS = {PEAK: "GFLOP/s", STREAM: "GB/s"}
 
@@ -78,8 +79,10 @@ class Roofline:
             if self._threads:
                 torch.set_num_threads(self._threads)
             yield "fp32", _torch_product(*shape, torch.float32)
+            if DOT_PRODUCTS & cpu_flags():
+                yield "int8", _packed_product(*shape, "int8")
             if has_bf16():
-                yield "bf16", _torch_product(*shape, torch.bfloat16)
+                yield "bf16", _packed_product(*shape, "bf16")
 
 
 class Limits:
@@ -177,7 +180,7 @@ def packed_products(config: ElmoConfig, precision: str, n_rows: int, threads: in
     """
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "torch", "oneDNN's products")
-    if precision not in ("bf16", "int8") or (precision == "bf16" and not has_bf16()):
+    if not {"bf16": has_bf16(), "int8": bool(DOT_PRODUCTS & cpu_flags())}.get(precision):
         raise FlashElmoError(
             f"oneDNN's products: expected a precision that the processor multiplies, found {precision}"
         )

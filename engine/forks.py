@@ -39,13 +39,19 @@ class InEachProcess(Generic[Value]):
         self._values = []
 
 
+def is_forked() -> bool:
+    """Whether this process was forked from one in which this module was."""
+    return _forked
+
+
+_forked = False
 _making = threading.RLock()
 _in_this_process: WeakSet[InEachProcess[Any]] = WeakSet()
 
 
 def _renew_all() -> None:
-    global _making
-    _making = threading.RLock()
+    global _forked, _making
+    _forked, _making = True, threading.RLock()
     for each in list(_in_this_process):
         each.renew()
 

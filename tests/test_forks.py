@@ -92,6 +92,17 @@ def test_an_embedder_that_was_used_works_in_a_forked_process(embedder: ElmoEmbed
     assert gives(lambda: embedder.embed_batch(MANY), expected)
 
 
+def test_an_embedder_is_made_in_a_forked_process(embedder: ElmoEmbedder) -> None:
+    """After the parent's libraries have started their threads."""
+    expected, settings = embedder.embed_batch(MANY), embedder.settings
+
+    def check() -> bool:
+        again = ElmoEmbedder(WIDE, precision=settings.precision, runtime=settings.runtime, threads=4)
+        return gives(lambda: again.embed_batch(MANY), expected)
+
+    assert succeeds_in_a_fork(check)
+
+
 def test_a_thousand_calls_in_processes_and_threads_give_the_same_bits(tmp_path: Path) -> None:
     """In threads, in children that are forked while these embed, in threads of such children, in spawned processes."""
     write_native(MODELS["skip"], tmp_path / "model")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.forks import is_forked
 from flashelmo.engine.processor import cpu_flags
 from flashelmo.engine.threads import Background
 
@@ -58,7 +59,7 @@ class Functions:
     """
 
     def __init__(self) -> None:
-        self._library, self._process = library(), os.getpid()
+        self._library = library()
 
     def n_bytes(self, function: str, *arguments: Any) -> int:
         """What a function that counts bytes gives."""
@@ -68,10 +69,10 @@ class Functions:
     def call(self, function: str, *arguments: Any) -> None:
         """Call it. In a forked process OpenMP's threads are missing: a new thread calls, for which it starts others."""
         call = partial(getattr(self._library, function), *arguments)
-        if os.getpid() == self._process:
-            call()
-        else:
+        if is_forked():
             Background(call).result()
+        else:
+            call()
 
 
 class Memory:
