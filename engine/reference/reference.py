@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.forks import is_forked
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon
 from flashelmo.engine.precision import PRECISIONS
@@ -226,7 +227,7 @@ class ReferenceRuntime:
         if batch_size < 1:
             raise FlashElmoError(f"batch_size: expected 1 or more, found {batch_size}")
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(1 if is_forked() else threads)  # of which a forked process has none
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.encoder = WordEncoder(model.config, model.lexicon)
