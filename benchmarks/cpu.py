@@ -36,6 +36,7 @@ from flashelmo.benchmarks.roofline import (
     BYTES,
     Limits,
     Work,
+    has_products,
     packed_products,
     recurrent_weights,
     streamed_weights,
@@ -43,7 +44,6 @@ from flashelmo.benchmarks.roofline import (
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, draw_passages, first_sentences, load_sentences, write_sentences
-from flashelmo.benchmarks.worker import Worker
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS
 
@@ -82,24 +82,23 @@ def measure_bulk(subject: Subject, settings: Settings) -> list[Row]:
         for order, sentences in ((FILE_ORDER, text), (SORTED, sorted(text, key=len)))
     ]
     entries += [entry(who, "text", text) for who in ours]
-    for (n_rows, who), worker in _products(subject, settings, {each.precision for each in ours}):
-        workers[who.name, who.detail] = worker
-        row = replace(bulk, name=who.name, detail=who.detail, note=ALONE)
-        entries.append(Entry(who, row, [PASSED_ROWS // n_rows], PASSED_ROWS))
+    entries += _products(subject, settings, bulk, {each.precision for each in ours}, workers)
     rows = compete(entries, workers, settings, {"limits": limits.measure_peaks})
     return [*limits.rows(subject.name, "bulk"), *rows, *absentees("bulk", subject.name, absent)]
 
 
 def _products(
-    subject: Subject, settings: Settings, precisions: set[str]
-) -> Iterator[tuple[tuple[int, Contestant], Worker]]:
-    """oneDNN's products alone in each precision, where there are such, by rows of a product."""
-    for precision, n_rows in product(sorted(precisions), PRODUCT_ROWS):
-        make = partial(packed_products, subject.config, precision, n_rows)
+    subject: Subject, settings: Settings, bulk: Row, precisions: set[str], workers: Workers
+) -> Iterator[Entry]:
+    """oneDNN's products alone in each precision, where there are such; one worker has them all."""
+    for precision, n_rows in product(filter(has_products, sorted(precisions)), PRODUCT_ROWS):
         name, detail = f"{precision} oneDNN products", f"{n_rows} rows"
-        who = Contestant(name, precision, make, (settings.threads,), detail=detail, is_rival=True)
+        arguments = (subject.config, settings.threads)
+        who = Contestant(name, precision, packed_products, arguments, detail=detail, is_rival=True)
         with suppress(FlashElmoError):
-            yield (n_rows, who), who.start(subject.pool)
+            workers[name, detail] = who.start(subject.pool)
+            row = replace(bulk, name=name, detail=detail, note=ALONE)
+            yield Entry(who, row, [(precision, n_rows, PASSED_ROWS // n_rows)], PASSED_ROWS)
 
 
 def measure_single(subject: Subject, settings: Settings) -> list[Row]:

@@ -24,7 +24,7 @@ from flashelmo.benchmarks.machine import has_bf16
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Pool
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.tensors import quantize
 from flashelmo.engine.model.config import ElmoConfig
@@ -79,10 +79,7 @@ class Roofline:
             if self._threads:
                 torch.set_num_threads(self._threads)
             yield "fp32", _torch_product(*shape, torch.float32)
-            if DOT_PRODUCTS & cpu_flags():
-                yield "int8", _packed_product(*shape, "int8")
-            if has_bf16():
-                yield "bf16", _packed_product(*shape, "bf16")
+            yield from ((name, _packed_product(*shape, name)) for name in ("int8", "bf16") if has_products(name))
 
 
 class Limits:
@@ -168,35 +165,35 @@ def _torch_product(rows: int, k: int, columns: int, dtype: Any) -> Callable[[], 
     return torch.inference_mode()(lambda: torch.nn.functional.linear(x, weight))
 
 
-def packed_products(config: ElmoConfig, precision: str, n_rows: int, threads: int | None) -> Way:
+def packed_products(config: ElmoConfig, threads: int | None) -> Way:
     """A model's LSTM without its cells: the products alone, by oneDNN on weights that it has packed.
 
-    Each pass multiplies so many rows by every matrix of every layer and direction, so that each is read anew; results
-    are bfloat16. What is run is a number of passes.
+    What is run is a precision, rows, and passes: each multiplies so many rows by every matrix of every layer and
+    direction, so that each is read anew; results are bfloat16.
 
     Raises:
         MissingExtraError: PyTorch, which brings oneDNN, is not installed.
-        FlashElmoError: of another precision than bf16 and int8, or one that the processor does not multiply.
     """
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "torch", "oneDNN's products")
-    if not {"bf16": has_bf16(), "int8": bool(DOT_PRODUCTS & cpu_flags())}.get(precision):
-        raise FlashElmoError(
-            f"oneDNN's products: expected a precision that the processor multiplies, found {precision}"
-        )
     import torch
 
     torch.set_num_threads(threads or n_cores())
     P, C = config.projection_size, config.cell_size
     shapes = [(P, 4 * C), (P, 4 * C), *([(C, P)] if C != P else [])] * (2 * config.n_layers)
-    products = [_packed_product(n_rows, *shape, precision) for shape in shapes]
+    products = cache(lambda precision, n_rows: [_packed_product(n_rows, *shape, precision) for shape in shapes])
 
-    def run(passes: int) -> None:
-        with torch.inference_mode():
-            for product in products * passes:
-                product()
+    def run(work: tuple[str, int, int]) -> None:
+        precision, n_rows, passes = work
+        for product in products(precision, n_rows) * passes:
+            product()
 
     return Way(lambda sentences: [], run)
+
+
+def has_products(precision: str) -> bool:
+    """Whether oneDNN multiplies packed weights of a precision on this processor."""
+    return {"bf16": has_bf16(), "int8": bool(DOT_PRODUCTS & cpu_flags())}.get(precision, False)
 
 
 def _packed_product(n_rows: int, k: int, columns: int, precision: str) -> Callable[[], object]:

@@ -145,7 +145,7 @@ def test_int8_stays_near(sentences: list[list[str]]) -> None:
     model = initialize.random_model("small", seed=1)
     expected = ElmoEmbedder(model).embed_batch(sentences)
     errors = relative_errors(ElmoEmbedder(model, precision="int8").embed_batch(sentences), expected)
-    assert errors[0] < 1e-6  # the characters stay in float32
+    assert errors[0] < tolerance("bf16")  # characters are in float32, or in 16 bits
     assert 0 < errors[1:].max() < tolerance("int8")
 
 
