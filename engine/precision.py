@@ -131,8 +131,9 @@ _ROWS = (
         cuda=Arithmetic("float32", Bound(relative=3e-3), "float32", products="tf32"),
     ),
     # 8-bit LSTM weights by column, inputs of 8 bits by their row: on the CPU and in files those of every product,
-    # measured 0.0140, and 0.0239 with weights of 7 bits, as x86 without VNNI needs; the worst vector 0.016 and 0.030.
-    # On a card the gates' alone, measured 0.0127 in Triton's interpreter.
+    # measured 0.0140 (by `lstm.c`, which has words in 16 bits, 0.0144), and 0.0239 with weights of 7 bits, as x86
+    # without VNNI needs; the worst vector 0.016 and 0.030. On a card the gates' alone, measured 0.0127 in Triton's
+    # interpreter.
     Precision(
         "int8",
         "LSTM products in 8 bits (on a card: those of the gates, all else as bf16)",

@@ -228,7 +228,8 @@ def test_a_processor_without_the_instructions(forget: Callable[..., None], monke
     [
         ("no-such-compiler", "found none that works: no-such-compiler"),
         ("false", "found false: it failed"),
-        ("sh -c 'echo x.c:1: error: bad; exit 1'", "found sh"),
+        ("sh -c 'echo x.c:1: error: bad >&2; exit 1' x", "found sh: x.c:1: error: bad"),
+        (str(Path(__file__)), "found none that works"),  # which nobody may execute
     ],
 )
 def test_without_a_compiler_another_runtime_serves(forget: Callable[..., None], compiler: str, found: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -109,7 +110,7 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
     Raises:
         FlashElmoError: there is no compiler, or none that can.
     """
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     options = ["-O3", "-fopenmp", "-shared", "-fPIC", "-mfma"]
     options += [f"-m{flag.replace('_', '' if flag.startswith('avx') else '-')}" for flag in flags]
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(compiler + options).encode()).hexdigest()[:16]
@@ -150,7 +151,7 @@ def _compile(command: Sequence[str], path: Path) -> None:
                 timeout=COMPILE_SECONDS,
                 check=False,
             )
-        except (FileNotFoundError, subprocess.TimeoutExpired):
+        except (OSError, subprocess.TimeoutExpired):
             raise FlashElmoError(f"expected a C compiler with OpenMP, found none that works: {command[0]}") from None
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), "it failed")
