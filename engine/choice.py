@@ -200,6 +200,6 @@ def make_pipeline(model: ElmoModel, settings: Settings) -> PipelineInfo:
     make = partial(make_cuda_pipeline, model=model, precision=choice.precision, settings=settings)
     if len(choice.devices) > 1:
         pool = DevicePool(make, choice.devices)
-        return PipelineInfo(pool, ", ".join(choice.devices), pool.precision, MAX_WINDOW_TOKENS)
+        return PipelineInfo(pool, ", ".join(choice.devices), "cuda", pool.precision, MAX_WINDOW_TOKENS)
     pipeline = make(choice.devices[0])
-    return PipelineInfo(pipeline, str(pipeline.device), pipeline.precision, pipeline.max_tokens)
+    return PipelineInfo(pipeline, str(pipeline.device), "cuda", pipeline.precision, pipeline.max_tokens)

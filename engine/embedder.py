@@ -51,7 +51,7 @@ class ElmoEmbedder:
     Attributes:
         config: the model's dimensions.
         settings: as they were given.
-        device, precision: where and in what it is computed, now that "auto" is decided.
+        device, runtime, precision: where, with what and in what it is computed, now that "auto" is decided.
         window_limits: sentences and tokens that are computed together.
 
     The same sentence always gets the same vectors, unless `stateful`, which carries the LSTM state from batch to
@@ -96,7 +96,7 @@ class ElmoEmbedder:
         else:
             self._read_model = partial(_itself, model)
         self.config: ElmoConfig = model.config
-        self._pipeline, self.device, self.precision, max_tokens = make_pipeline(model, self.settings)
+        self._pipeline, self.device, self.runtime, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
         if self.settings.stateful or max_tokens is None:
             self.window_limits = (self.settings.batch_size, 1 << 62)  # so many sentences, however many tokens
@@ -147,7 +147,8 @@ class ElmoEmbedder:
         return self._pipeline.statistics
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the vectors depend on, ready for JSON: the weights' sha256, dimensions, precision, boundaries, state.
+        """What the vectors depend on, ready for JSON: the weights' sha256, dimensions, runtime, precision, boundaries,
+        state.
 
         The weights are read for it once more, if they came from files.
 
@@ -157,6 +158,7 @@ class ElmoEmbedder:
         return {
             "sha256": self._read_model().sha256,
             **self.config.to_dict(),
+            "runtime": self.runtime,
             "precision": self.precision,
             "keep_sentence_boundaries": self.settings.keep_sentence_boundaries,
             "stateful": self.settings.stateful,

@@ -89,7 +89,7 @@ class WindowPipeline(Protocol):
 
 
 class PipelineInfo(NamedTuple):
-    """A pipeline, where and in what it computes now that "auto" is decided.
+    """A pipeline; where, with what and in what it computes now that "auto" is decided.
 
     Attributes:
         max_tokens: that it takes at once; None where it takes batches of `batch_size` sentences, however long.
@@ -97,6 +97,7 @@ class PipelineInfo(NamedTuple):
 
     pipeline: WindowPipeline
     device: str
+    runtime: str
     precision: str
     max_tokens: int | None
 

@@ -294,6 +294,7 @@ def test_another_model_option_or_input_is_refused(
         embedder=other,
     )
     refused("model.keep_sentence_boundaries: expected false", embedder=boundaries)
+    refused('model.runtime: expected "ort"', embedder=ElmoEmbedder(MODELS["skip"], device="cpu", runtime="reference"))
     refused('output.layers: expected "all", with which this output was begun, found "top"', output=Output("top"))
     refused('format: expected "native"', format="parquet")
     refused("shard_records: expected 5, with which this output was begun, found 6", shard_records=6)

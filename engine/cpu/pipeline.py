@@ -124,7 +124,7 @@ def make_cpu_pipeline(model: ElmoModel, runtime: str, precision: str, settings: 
     """
     words = None if settings.word_cache is None else _word_file(model, runtime, precision, settings)
     pipeline = CpuPipeline(model, make_runtime(model, runtime, precision, settings.threads or 0), settings, words)
-    return PipelineInfo(pipeline, "cpu", precision, _tokens_at_once(model.config))
+    return PipelineInfo(pipeline, "cpu", runtime, precision, _tokens_at_once(model.config))
 
 
 def _word_file(model: ElmoModel, runtime: str, precision: str, settings: Settings) -> WordFile:

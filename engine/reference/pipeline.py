@@ -70,4 +70,5 @@ def make_reference_pipeline(model: ElmoModel, precision: str, settings: Settings
         stateful=settings.stateful,
         batch_size=settings.batch_size,
     )
-    return PipelineInfo(ReferencePipeline(runtime, settings.keep_sentence_boundaries), "cpu", precision, None)
+    pipeline = ReferencePipeline(runtime, settings.keep_sentence_boundaries)
+    return PipelineInfo(pipeline, "cpu", "reference", precision, None)
