@@ -20,6 +20,7 @@ column of the weights. So no sum depends on other rows: a row's bits are the sam
 */
 
 #include <immintrin.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -62,6 +63,58 @@ typedef struct {
     float *sums;
 } Product;
 
+enum { FEW = 4 }; /* rows whose sums are in registers, of four gates */
+
+#ifdef __AVX512BF16__
+#define MULTIPLY_16(sum, row, column) _mm512_dpbf16_ps(sum, (__m512bh)(row), (__m512bh)(column))
+#else
+#define MULTIPLY_16(sum, row, column) (sum)
+#endif
+
+/* `n` rows from the piece's on, 1 or FEW, with all gates. Of 8 bits the rows have no sign: 128 is added to them, and what
+that adds is subtracted. */
+INLINE void multiply_few(Product product, int piece, const int n) {
+    __m512i sums[4][FEW], more[4];
+    const __m512i offset = _mm512_set1_epi8((char)0x80);
+    const uint8_t *rows = product.rows + (int64_t)(piece * FEW / 16) * product.n_k * TILE + piece * FEW % 16 * LINE;
+    #pragma GCC unroll 4
+    for (int gate = 0; gate < product.n_gates; gate++) {
+        more[gate] = _mm512_setzero_si512();
+        #pragma GCC unroll 4
+        for (int row = 0; row < n; row++) sums[gate][row] = _mm512_setzero_si512();
+    }
+    for (int k = 0; k < product.n_k; k++)
+        for (int at = 0; at < 16; at++) {
+            __m512i columns[4], some[FEW];
+            #pragma GCC unroll 4
+            for (int gate = 0; gate < product.n_gates; gate++)
+                columns[gate] = _mm512_load_si512(product.weights + (int64_t)(k * product.n_gates + gate) * TILE + at * LINE);
+            #pragma GCC unroll 4
+            for (int row = 0; row < n; row++) {
+                int32_t numbers;
+                memcpy(&numbers, rows + k * TILE + row * LINE + at * 4, 4);
+                some[row] = _mm512_set1_epi32(numbers);
+                if (product.bits == 8) some[row] = _mm512_xor_si512(some[row], offset);
+            }
+            #pragma GCC unroll 4
+            for (int gate = 0; gate < product.n_gates; gate++) {
+                if (product.bits == 8) more[gate] = _mm512_dpbusd_epi32(more[gate], offset, columns[gate]);
+                #pragma GCC unroll 4
+                for (int row = 0; row < n; row++)
+                    sums[gate][row] = product.bits == 8
+                        ? _mm512_dpbusd_epi32(sums[gate][row], some[row], columns[gate])
+                        : (__m512i)MULTIPLY_16((__m512)sums[gate][row], some[row], columns[gate]);
+            }
+        }
+    #pragma GCC unroll 4
+    for (int gate = 0; gate < product.n_gates; gate++)
+        #pragma GCC unroll 4
+        for (int row = 0; row < n; row++) {
+            if (product.bits == 8) sums[gate][row] = _mm512_sub_epi32(sums[gate][row], more[gate]);
+            _mm512_store_si512(product.sums + (gate * ROWS + piece * FEW + row) * 16, sums[gate][row]);
+        }
+}
+
 #ifdef __AMX_TILE__
 
 #define MULTIPLY(sum, row, column)                               \
@@ -70,18 +123,27 @@ typedef struct {
         else _tile_dpbf16ps(sum, row, column);                   \
     } while (0)
 
-INLINE void begin_products(void) {
+/* Tiles of at most `n` rows: 0 to 3 are sums, 4 (and 5 of 32 rows) what is multiplied, the others weights. */
+INLINE void begin_products(int n) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t lines[16]; } shapes = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) shapes.bytes[tile] = LINE, shapes.lines[tile] = 16;
+    for (int tile = 0; tile < 8; tile++) shapes.bytes[tile] = LINE, shapes.lines[tile] = tile <= 4 ? at_most(n, 16) : 16;
     _tile_loadconfig(&shapes);
 }
 INLINE void end_products(void) { _tile_release(); }
 
-/* 16 rows with four gates, or 32 with two at a time: either way four sums are in tiles. */
-INLINE int is_short(Product product) { return product.n_rows <= 16 && product.n_gates == 4; }
-INLINE int n_pieces(Product product) { return is_short(product) ? product.n_k : product.n_k * product.n_gates / 2; }
+/* One row waits for its weights alone, and longer with tiles; sums of 8 bits are the same either way. */
+INLINE int is_single(Product product) { return product.n_rows == 1 && product.bits == 8; }
+/* 16 rows with all gates, or 32 with two at a time: at most four sums are in tiles. */
+INLINE int is_short(Product product) { return product.n_rows <= 16; }
+INLINE int n_pieces(Product product) {
+    return is_single(product) ? 1 : is_short(product) ? product.n_k : product.n_k * product.n_gates / 2;
+}
 
 INLINE void do_piece(Product product, int piece) {
+    if (is_single(product)) {
+        multiply_few(product, 0, 1);
+        return;
+    }
     int short_ = is_short(product), k = piece % product.n_k, gate = piece / product.n_k * 2;
     const uint8_t *row = product.rows + k * TILE, *weights = product.weights + (int64_t)(k * product.n_gates + gate) * TILE;
     if (k == 0) {
@@ -94,13 +156,14 @@ INLINE void do_piece(Product product, int piece) {
     _tile_loadd(6, weights, LINE);
     MULTIPLY(0, 4, 6);
     _tile_loadd(7, weights + TILE, LINE);
-    if (short_) { /* reading the weights takes all the time: they are asked for ahead */
-        for (int at = 0; at < 4 * TILE; at += LINE) _mm_prefetch((const char *)weights + 16 * TILE + at, _MM_HINT_T0);
+    if (short_) {
         MULTIPLY(1, 4, 7);
-        _tile_loadd(5, weights + 2 * TILE, LINE);
-        MULTIPLY(2, 4, 5);
-        _tile_loadd(6, weights + 3 * TILE, LINE);
-        MULTIPLY(3, 4, 6);
+        if (product.n_gates == 4) {
+            _tile_loadd(5, weights + 2 * TILE, LINE);
+            MULTIPLY(2, 4, 5);
+            _tile_loadd(6, weights + 3 * TILE, LINE);
+            MULTIPLY(3, 4, 6);
+        }
     } else {
         MULTIPLY(2, 4, 7);
         _tile_loadd(5, row + product.n_k * TILE, LINE);
@@ -112,65 +175,19 @@ INLINE void do_piece(Product product, int piece) {
     int step = short_ ? ROWS * 16 : 256;
     _tile_stored(0, to, LINE);
     _tile_stored(1, to + step, LINE);
+    if (short_ && product.n_gates == 2) return;
     _tile_stored(2, to + 2 * step, LINE);
     _tile_stored(3, to + 3 * step, LINE);
 }
 
 #else
 
-enum { FEW = 4 }; /* rows whose sums are in registers, of four gates */
-
-INLINE void begin_products(void) {}
+INLINE void begin_products(int n) {}
 INLINE void end_products(void) {}
 INLINE int n_pieces(Product product) { return groups(product.n_rows, FEW); }
-
-#ifdef __AVX512BF16__
-#define MULTIPLY_16(sum, row, column) _mm512_dpbf16_ps(sum, (__m512bh)(row), (__m512bh)(column))
-#else
-#define MULTIPLY_16(sum, row, column) (sum)
-#endif
-
-/* Few rows with all gates. Of 8 bits the rows have no sign: 128 is added to them, and what that adds is subtracted. */
 INLINE void do_piece(Product product, int piece) {
-    __m512i sums[4][FEW], more[4];
-    const __m512i offset = _mm512_set1_epi8((char)0x80);
-    const uint8_t *rows = product.rows + (int64_t)(piece * FEW / 16) * product.n_k * TILE + piece * FEW % 16 * LINE;
-    #pragma GCC unroll 4
-    for (int gate = 0; gate < product.n_gates; gate++) {
-        more[gate] = _mm512_setzero_si512();
-        #pragma GCC unroll 4
-        for (int row = 0; row < FEW; row++) sums[gate][row] = _mm512_setzero_si512();
-    }
-    for (int k = 0; k < product.n_k; k++)
-        for (int at = 0; at < 16; at++) {
-            __m512i columns[4], some[FEW];
-            #pragma GCC unroll 4
-            for (int gate = 0; gate < product.n_gates; gate++)
-                columns[gate] = _mm512_load_si512(product.weights + (int64_t)(k * product.n_gates + gate) * TILE + at * LINE);
-            #pragma GCC unroll 4
-            for (int row = 0; row < FEW; row++) {
-                int32_t numbers;
-                memcpy(&numbers, rows + k * TILE + row * LINE + at * 4, 4);
-                some[row] = _mm512_set1_epi32(numbers);
-                if (product.bits == 8) some[row] = _mm512_xor_si512(some[row], offset);
-            }
-            #pragma GCC unroll 4
-            for (int gate = 0; gate < product.n_gates; gate++) {
-                if (product.bits == 8) more[gate] = _mm512_dpbusd_epi32(more[gate], offset, columns[gate]);
-                #pragma GCC unroll 4
-                for (int row = 0; row < FEW; row++)
-                    sums[gate][row] = product.bits == 8
-                        ? _mm512_dpbusd_epi32(sums[gate][row], some[row], columns[gate])
-                        : (__m512i)MULTIPLY_16((__m512)sums[gate][row], some[row], columns[gate]);
-            }
-        }
-    #pragma GCC unroll 4
-    for (int gate = 0; gate < product.n_gates; gate++)
-        #pragma GCC unroll 4
-        for (int row = 0; row < FEW; row++) {
-            if (product.bits == 8) sums[gate][row] = _mm512_sub_epi32(sums[gate][row], more[gate]);
-            _mm512_store_si512(product.sums + (gate * ROWS + piece * FEW + row) * 16, sums[gate][row]);
-        }
+    if (product.n_rows == 1) multiply_few(product, 0, 1);
+    else multiply_few(product, piece, FEW);
 }
 
 #endif
@@ -271,7 +288,7 @@ INLINE void multiply_inputs(int bits, const Cell *cell, int n, int64_t part_rows
     #pragma omp parallel num_threads(cell->threads)
     {
         float sums[4 * ROWS * 16] __attribute__((aligned(LINE)));
-        begin_products();
+        begin_products(n);
         #pragma omp for schedule(static)
         for (int row = 0; row < n; row++)
             store_row(bits, P, n_k, x + (int64_t)row * P, line(memory, n_k, row), scales + row);
@@ -328,8 +345,12 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
     float *scales = (float *)(multiplied + (int64_t)n_groups * 2 * n_p * TILE), *u_scales = scales + n_groups * ROWS;
     #pragma omp parallel num_threads(cell->threads)
     {
-        float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the rows before, and of these */
-        begin_products();
+        float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the unit before, and of this one */
+        /* A thread's blocks, 32 rows of each after the other. */
+        int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        int first = n_blocks * thread / threads, last = n_blocks * (thread + 1) / threads, n_units = (last - first) * n_groups;
+        Product product = {bits, 0, n_k, 4, 0, 0, 0};
+        begin_products(n);
         for (int t = 0; t < steps->n_steps; t++) {
             #pragma omp for schedule(static)
             for (int row = 0; row < n; row++) {
@@ -339,33 +360,34 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
                 for (int at = n_blocks; at < 2 * n_u; at++)
                     store_bf16(line(unprojected, n_u, row) + at / 2 * TILE + at % 2 * 32, _mm512_setzero_ps());
             }
-            #pragma omp for schedule(static)
-            for (int block = 0; block < n_blocks; block++) {
-                const bf16 *parts = steps->parts + block * steps->part_rows * 64;
+            for (int unit = 0; unit <= n_units; unit++) { /* products of this one, cells of the last */
+                int piece = 0, pieces = 0;
+                if (unit < n_units) {
+                    int group = unit % n_groups;
+                    product.n_rows = at_most(n - group * ROWS, ROWS), product.rows = line(hidden, n_k, group * ROWS);
+                    product.weights = cell->recurrent + (int64_t)(first + unit / n_groups) * n_k * 4 * TILE;
+                    product.sums = both_sums[unit % 2];
+                    pieces = n_pieces(product);
+                }
+                int done = unit ? at_most(n - (unit - 1) % n_groups * ROWS, ROWS) : 0, block = unit ? first + (unit - 1) / n_groups : 0;
                 const float *before = t ? steps->new_cells + block * steps->after_rows * 16
                                         : steps->cells + block * steps->before_rows * 16;
-                float *after = steps->new_cells + block * steps->after_rows * 16;
-                for (int group = 0; group <= n_groups; group++) { /* products of this one, cells of the last */
-                    int piece = 0, pieces = 0, done = group ? at_most(n - (group - 1) * ROWS, ROWS) : 0;
-                    const float *sums = both_sums[(group + 1) % 2];
-                    Product product = {bits, at_most(n - group * ROWS, ROWS), n_k, 4, line(hidden, n_k, group * ROWS),
-                                       cell->recurrent + (int64_t)block * n_k * 4 * TILE, both_sums[group % 2]};
-                    if (group < n_groups) pieces = n_pieces(product);
-                    for (int i = 0; i < done; i++) {
-                        int row = (group - 1) * ROWS + i;
-                        int64_t part = steps->gate_rows ? steps->gate_rows[(int64_t)t * n + row] : (int64_t)t * n + row;
-                        __m512 u = compute_cells(bits, sums, i, scales[row], cell->recurrent_scale + block * 64, parts + part * 64,
-                                                 before + (int64_t)(t ? row : steps->parents[row]) * 16, after + (int64_t)row * 16,
-                                                 cell->cell_clip);
-                        store_bf16(line(unprojected, n_u, row) + block / 2 * TILE + block % 2 * 32, u);
-                        if (!cell->projection)
-                            _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + row) * P + block * 16,
-                                                  first_of_16(P - block * 16), u);
-                        for (; piece * done < pieces * (i + 1); piece++) do_piece(product, piece);
-                    }
-                    for (; piece < pieces; piece++) do_piece(product, piece);
+                for (int i = 0; i < done; i++) {
+                    int row = (unit - 1) % n_groups * ROWS + i;
+                    int64_t at = steps->gate_rows ? steps->gate_rows[(int64_t)t * n + row] : (int64_t)t * n + row;
+                    __m512 u = compute_cells(bits, both_sums[(unit + 1) % 2], i, scales[row], cell->recurrent_scale + block * 64,
+                                             steps->parts + (block * steps->part_rows + at) * 64,
+                                             before + (int64_t)(t ? row : steps->parents[row]) * 16,
+                                             steps->new_cells + (block * steps->after_rows + row) * 16, cell->cell_clip);
+                    store_bf16(line(unprojected, n_u, row) + block / 2 * TILE + block % 2 * 32, u);
+                    if (!cell->projection)
+                        _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + row) * P + block * 16,
+                                              first_of_16(P - block * 16), u);
+                    for (; piece * done < pieces * (i + 1); piece++) do_piece(product, piece);
                 }
+                for (; piece < pieces; piece++) do_piece(product, piece);
             }
+            #pragma omp barrier
             if (bits == 8) {
                 #pragma omp for schedule(static)
                 for (int row = 0; row < n; row++)
@@ -373,15 +395,15 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
             }
             #pragma omp for schedule(static)
             for (int tile = 0; tile < columns * n_groups; tile++) {
-                int first = tile % n_groups * ROWS, column = tile / n_groups, here = at_most(n - first, ROWS);
+                int from = tile % n_groups * ROWS, column = tile / n_groups, here = at_most(n - from, ROWS);
                 const uint8_t *weights = cell->projection + (int64_t)column * n_p * 2 * TILE;
-                multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, first), weights, both_sums[0]});
+                multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, from), weights, both_sums[0]});
                 for (int half = 0; half < 2; half++)
                     for (int i = 0; i < here; i++) {
                         int at = column * 32 + half * 16;
-                        __m512 y = sum_of(bits, both_sums[0], half, i, u_scales[first + i], cell->projection_scale + column * 32,
+                        __m512 y = sum_of(bits, both_sums[0], half, i, u_scales[from + i], cell->projection_scale + column * 32,
                                           _mm512_setzero_ps());
-                        _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + first + i) * P + at, first_of_16(P - at),
+                        _mm512_mask_storeu_ps(steps->new_hidden + ((int64_t)t * n + from + i) * P + at, first_of_16(P - at),
                                               clipped(y, cell->projection_clip));
                     }
             }
@@ -458,7 +480,7 @@ void run_layer(const Layer *layer, uint8_t *memory) {
     #pragma omp parallel num_threads(layer->threads)
     {
         float sums[4 * ROWS * 16] __attribute__((aligned(LINE))), scale;
-        begin_products();
+        begin_products(n);
         #pragma omp for schedule(static)
         for (int row = 0; row < n; row++)
             store_row(16, K, n_k, layer->x + (int64_t)row * K, line(memory, n_k, row), &scale);

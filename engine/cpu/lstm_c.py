@@ -34,7 +34,6 @@ PRODUCTS = {8: "avx512_vnni", 16: "avx512_bf16"}
 TILES = ("amx_tile", "amx_bf16", "amx_int8")
 COMPILE_SECONDS = 300
 LINE, LANES = 64, 16  # bytes of a row that are multiplied at once; columns of a block
-AHEAD = 32 << 10  # bytes behind weights that may be asked for, and are not read
 LOG2_E = np.float32(np.log2(np.e))  # sigmoid(x) = 1 / (1 + 2^(-x log2 e))
 
 
@@ -173,7 +172,7 @@ def pack(numbers: npt.NDArray[Any], multiple: int = 0) -> npt.NDArray[Any]:
     )
     padded[:, :n_inputs, :n_columns] = numbers
     tiles = padded.reshape(n_groups, -1, LANES, each, padded.shape[2] // LANES, LANES).transpose(4, 1, 0, 2, 5, 3)
-    packed = aligned(padded.nbytes + AHEAD, np.uint8)[: padded.nbytes].view(numbers.dtype).reshape(tiles.shape)
+    packed = aligned(padded.size, numbers.dtype).reshape(tiles.shape)
     packed[...] = tiles
     return packed
 
