@@ -23,6 +23,7 @@ LONG = (
     "test_benchmarks",
     "test_onnx_benchmark",
     "test_fuzz",
+    "test_training",
 )
 
 # Begins of the names of files whose tests run on a card where there is one, and files that look at none all the same.

@@ -166,9 +166,10 @@ def bounds_precision(node: ast.AST) -> bool:
     return False
 
 
-def words(text: str) -> list[str]:
+@cache
+def words(text: str) -> tuple[str, ...]:
     """Of an identifier or a text, in lower case."""
-    return re.findall(r"[a-z]+", re.sub(r"([A-Z])", r" \1", text).lower())
+    return tuple(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r" \1", text).lower()))
 
 
 def variants(tree: ast.Module) -> set[str]:

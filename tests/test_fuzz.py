@@ -7,7 +7,7 @@ from collections import defaultdict
 import fuzz
 import pytest
 
-CASES = 200
+CASES = 100
 # What the run ends with, and how the fuzzer sees each.
 HOLES = [
     "open '.*secret'.* beside the case's folder: 'secret'",
