@@ -94,6 +94,7 @@ bench: $(VENV)/dev.stamp
 # `$(BIN)/python -m pip install openai huggingface_hub 'tritonclient[http]' schemathesis playwright`, and chromium first.
 test-serve:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -s tests/test_serve_clients.py tests/test_serve_page.py
+	FLASHELMO_SERVERS=1 $(BIN)/python -m pytest -v tests/test_docs_onnx.py
 
 # Ray is in no environment of ours: `$(BIN)/python -m pip install '.[ray]'` first.
 test-ray:

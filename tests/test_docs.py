@@ -27,8 +27,9 @@ from tiny_models import MODELS
 from typer.main import get_command
 
 from flashelmo.cli import app
+from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
-from flashelmo.engine.model.initialize import random_model
+from flashelmo.engine.model.named.locate import bundled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = pages(ROOT)
@@ -100,7 +101,7 @@ def place_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]
             places[page] = Place(
                 folder, [block for block in TO_RUN if block.page == page and is_installed(block)], replacements
             )
-            write_native(MODELS["skip"] if on_card else random_model("small", 0), folder / "demo" / "model")
+            write_native(MODELS["skip"] if on_card else load_model(bundled()), folder / "demo" / "model")
         return places[page]
 
     return find
