@@ -7,6 +7,7 @@ is one line and exit status 1; so is the status where anything failed or compute
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
@@ -130,4 +131,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # on the way out servers are ended
     sys.exit(main())
