@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from importlib.metadata import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,6 +66,7 @@ NOT_RUN = {
     ("docs/serving.md", "--ray auto"): "needs a cluster; `make test-ray` starts one",
     ("docs/serving.md", "docker build"): "needs Docker and Kubernetes",
     ("docs/onnx.md", 'providers="cuda"'): "needs a card",
+    ("docs/training.md", "pip install"): "would install into whatever environment there is",
     ("docs/training.md", "--device cuda"): "needs a card",
     ("docs/training.md", "torchrun"): "needs several cards; test_training.py starts two processes",
     ("docs/onnx.md", "docker run"): "needs Docker",
@@ -153,6 +155,13 @@ def test_commands_in_prose_exist_with_their_options(page: str) -> None:
         parameters = commands[called[1]].params
         known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)} | {"--help"}
         assert set(re.findall(r"--[a-z-]+", span)) <= known, span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_extras_that_a_page_names_are_there(page: str) -> None:
+    named = re.findall(r"(?<=['\"`])(?:[.]|flashelmo)\[([a-z0-9,-]+)\]", PAGES[page])
+    extras = metadata("flashelmo").get_all("Provides-Extra") or []
+    assert {extra for each in named for extra in each.split(",")} <= set(extras)
 
 
 def test_the_maps_of_the_code_name_files_that_are_there() -> None:
