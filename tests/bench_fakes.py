@@ -1,7 +1,5 @@
-"""Stand-ins for the tests of the benchmarks: an engine, a card's times, workers; some are made in other processes."""
+"""Stand-ins for the tests of the benchmarks: an engine, a card's times, a whole run."""
 
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +14,6 @@ from tiny_models import BILM, random_model
 
 from flashelmo.benchmarks import __main__ as bench
 from flashelmo.benchmarks import contestant
-from flashelmo.benchmarks.contestant import Way
 from flashelmo.benchmarks.gpu import speed, suite
 from flashelmo.benchmarks.kernels import kernels
 from flashelmo.benchmarks.kernels import suite as kernel_suite
@@ -150,32 +147,3 @@ def find(results: Results, section: str, name: str, detail: str, model: str = "t
     rows = [row for row in results.section(section, model) if (row.name, row.detail) == (name, detail)]
     assert len(rows) == 1, (section, name, detail, len(rows))
     return rows[0]
-
-
-# ------------------------------------------------------------------------------------------------- in other processes
-
-
-class Hanging:
-    """Does jobs as `suite.Engine`: one hangs, one ends its process, and one loses the device."""
-
-    def names(self, section: str) -> list[tuple[str, str, str]]:
-        return [(section, "m", job) for job in ("first", "second")]
-
-    def do(self, section: str, name: tuple[str, str, str]) -> tuple[list[Row], bool]:
-        if name[::2] == ("steps", "second"):
-            time.sleep(60)
-        if name[::2] == ("bulk", "first"):
-            os._exit(7)
-        return [Row(*name, unit=str(os.getpid()))], name[::2] == ("sentence", "first")
-
-
-def failing_share(k: int, n: int, *given: Any) -> list[str]:
-    if k:
-        raise RuntimeError(f"no share {k}")
-    return ["bulk: no such kernel"]
-
-
-def nan_in_fp16(folder: Path, precision: str) -> Way:
-    """A contestant's way to embed whose vectors are no numbers in fp16; the others are all 2."""
-    value = np.nan if precision == "fp16" else 2.0
-    return Way(lambda batch: [np.full((3, len(sentence), 8), value, np.float32) for sentence in batch], len)

@@ -24,15 +24,14 @@ from bench_fakes import (
     STAND_IN,
     Bench,
     FakeTimes,
-    Hanging,
     StandIn,
-    failing_share,
     find,
     results_of,
     text_file,
     tiny_model,
     without_card,
 )
+from bench_workers import Hanging, failing_share
 from tiny_models import BILM, SENTENCES
 
 from flashelmo.benchmarks import contestant, machine, report

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from bench_fakes import nan_in_fp16
+from bench_workers import nan_in_fp16
 from tiny_models import MODELS
 
 from flashelmo.benchmarks import __main__ as command
