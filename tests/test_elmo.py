@@ -18,8 +18,9 @@ from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.padding import pad_tokens, positions_before
-from flashelmo.engine.reference.reference import ReferenceRuntime
+from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime, encode
 from flashelmo.engine.reference.scalar_mix import ScalarMix
+from flashelmo.engine.reference.trainable import TrainableElmo
 from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
 
 WEIGHTS = [0.3, -1.2, 0.7]
@@ -234,6 +235,35 @@ def test_fine_tuning_reaches_every_parameter(build, ids):
     moved = {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
     assert moved == {"scalar_mix_0.gamma", *(f"scalar_mix_0.scalar_parameters.{k}" for k in range(3))}
     assert all(parameter.grad.abs().sum() > 0 for parameter in tuned.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_fine_tuning_has_the_references_outputs_and_gradients(name):
+    """Of sentences of any length, equal words among them, and an empty one; at clips that act."""
+    model = MODELS[name]
+    sentences = [["the", "cat", "sat", "the"], [], ["é"], ["incomprehensibilities", "the"]]
+    encoder = WordEncoder(model.config, model.lexicon)
+    mask = positions_before(torch.tensor([len(sentence) for sentence in sentences]), 4)
+    ids = [
+        None if each is None else pad_tokens(each, mask)
+        for each in encode(encoder, [word for sentence in sentences for word in sentence])
+    ]
+    found = []
+    for kind in (ReferenceElmo, TrainableElmo):
+        module = kind(model.config, model.weights, model.lexicon, requires_grad=True).double()
+        activations = module(*ids, mask)["activations"]
+        sum((k + 1) * layer.square().sum() for k, layer in enumerate(activations)).backward()
+        gradients = {each: parameter.grad for each, parameter in module.named_parameters()}
+        with torch.no_grad():
+            again = module(*ids, mask)["activations"]
+        found.append((activations, gradients, again))
+    (expected, slopes, _), (layers, gradients, again) = found
+    for wanted, layer, other in zip(expected, layers, again, strict=True):
+        torch.testing.assert_close(layer, wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(other, wanted, rtol=0, atol=0)  # without gradients it is the reference
+    assert gradients.keys() == slopes.keys()
+    for each, slope in slopes.items():
+        torch.testing.assert_close(gradients[each], slope, rtol=1e-9, atol=1e-10, msg=each)
 
 
 def test_fine_tuned_weights_are_a_model(build, ids, tmp_path):

@@ -172,7 +172,7 @@ def pack(numbers: npt.NDArray[Any], multiple: int = 0) -> npt.NDArray[Any]:
     )
     padded[:, :n_inputs, :n_columns] = numbers
     tiles = padded.reshape(n_groups, -1, LANES, each, padded.shape[2] // LANES, LANES).transpose(4, 1, 0, 2, 5, 3)
-    packed = aligned(padded.size, numbers.dtype).reshape(tiles.shape)
+    packed = aligned(padded.size, numbers.dtype.type).reshape(tiles.shape)
     packed[...] = tiles
     return packed
 

@@ -34,6 +34,7 @@ from flashelmo.engine.reference.padding import (
 )
 from flashelmo.engine.reference.reference import ReferenceElmo, check_is_tensor, encode, whole_numbers
 from flashelmo.engine.reference.scalar_mix import ScalarMix
+from flashelmo.engine.reference.trainable import TrainableElmo
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Elmo(torch.nn.Module):
             self.bilm = module
         else:
             model = _load(options_file, weight_file)
-            self.bilm = ReferenceElmo(
+            self.bilm = (TrainableElmo if requires_grad else ReferenceElmo)(
                 model.config, model.weights, model.lexicon, requires_grad=requires_grad, stateful=stateful
             )
             self._encoder = WordEncoder(model.config, model.lexicon)
