@@ -92,6 +92,7 @@ bench: $(VENV)/dev.stamp
 
 # Clients of other projects, and a browser, are in no environment of ours:
 # `$(BIN)/python -m pip install openai huggingface_hub 'tritonclient[http]' schemathesis playwright`, and chromium first.
+# The page's own environment gets the server that docs/onnx.md starts.
 test-serve:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -s tests/test_serve_clients.py tests/test_serve_page.py
 	FLASHELMO_SERVERS=1 $(BIN)/python -m pytest -v tests/test_docs_onnx.py

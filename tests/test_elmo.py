@@ -266,6 +266,14 @@ def test_fine_tuning_has_the_references_outputs_and_gradients(name):
         torch.testing.assert_close(gradients[each], slope, rtol=1e-9, atol=1e-10, msg=each)
 
 
+def test_gradients_of_gradients_are_refused(build, ids):
+    module = build(requires_grad=True)
+    output = module(ids)["elmo_representations"][0].square().sum()
+    (slope,) = torch.autograd.grad(output, [module.bilm.forward_layers[0].bias], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.sum().backward()
+
+
 def test_fine_tuned_weights_are_a_model(build, ids, tmp_path):
     module = build(requires_grad=True)
     module(ids)["elmo_representations"][0].square().mean().backward()

@@ -22,7 +22,10 @@ except ImportError as error:
 
 
 class TrainableElmo(ReferenceElmo):
-    """`ReferenceElmo`, faster where gradients are wanted; without them, and where a state is carried, it is that."""
+    """`ReferenceElmo`, faster where gradients are wanted; without them, and where a state is carried, it is that.
+
+    It cannot be differentiated twice.
+    """
 
     def token_vectors(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [..., P] of character_ids [..., M]; distinct rows once, where there are no word_ids."""

@@ -25,6 +25,7 @@ from flashelmo.engine.errors import MissingExtraError
 try:
     import torch
     from torch import Tensor
+    from torch.autograd.function import once_differentiable
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
@@ -93,6 +94,7 @@ class _Layer(torch.autograd.Function):
         return outputs.to(cell.dtype, copy=True), *last
 
     @staticmethod
+    @once_differentiable  # gradients of gradients would be wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_rec, w_proj, gates, cells, outputs, first_hidden, first_cell = ctx.saved_tensors
         _, steps, rows, size = x.shape
