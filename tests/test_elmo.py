@@ -15,6 +15,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.convert import convert
 from flashelmo.engine.model.checkpoints.native import write_native
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.padding import pad_tokens, positions_before
@@ -264,6 +265,31 @@ def test_fine_tuning_has_the_references_outputs_and_gradients(name):
     assert gradients.keys() == slopes.keys()
     for each, slope in slopes.items():
         torch.testing.assert_close(gradients[each], slope, rtol=1e-9, atol=1e-10, msg=each)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_fine_tuning_under_autocast(inside):
+    """The LSTMs' gradients are as near as the reference's under autocast; a word's maxima may lie elsewhere."""
+    module = Elmo(bundled(), None, 1, requires_grad=True, dropout=0.0)
+    ids = batch_to_ids([["The", "cat", "sat", "on", "the", "mat", "."], ["Hello", "."]])
+    found = []
+    for enabled in (False, True):
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = module(ids)["elmo_representations"][0]
+            loss = output.float().square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        found.append((output.detach(), {name: each.grad.clone() for name, each in module.named_parameters()}))
+    (expected, slopes), (output, gradients) = found
+    assert output.dtype == torch.float32
+    assert 0 < (output - expected).abs().max() < 0.03
+    for name, slope in slopes.items():
+        assert gradients[name].dtype == torch.float32
+        bound = 0.03 if "_layers" in name else 0.5
+        assert (gradients[name] - slope).norm() < bound * slope.norm(), name
 
 
 def test_gradients_of_gradients_are_refused(build, ids):

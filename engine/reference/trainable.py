@@ -3,6 +3,8 @@
 Each distinct word of a batch is convolved once. A layer's two directions are one recurrence, whose gradients are
 computed for all steps at once (`engine.training.recurrence`): the backward one reads each sentence reversed within its
 length, so that padding comes last in both, after everything that counts.
+
+Under autocast (`torch.autocast("cuda", torch.bfloat16)`) products are computed in its type, states in the parameters'.
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ class TrainableElmo(ReferenceElmo):
         """All L layers [B, T, 2P] of sentences with their boundaries: vectors [B, T, P], mask bool [B, T]."""
         if self.stateful or not torch.is_grad_enabled() or not mask.numel():
             return super().layers(vectors, mask)
+        device, kind = mask.device.type, self.get_parameter("forward_layers.0.bias").dtype
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
         batch, steps, size = vectors.shape
         lengths = mask.sum(dim=1, keepdim=True)
         places = torch.arange(steps, device=mask.device)
         reversed_ = torch.where(positions_before(lengths[:, 0], steps), lengths - 1 - places, places)
         reversed_ = reversed_.unsqueeze(-1).expand(-1, -1, size)
+        vectors = vectors.to(kind)
         outputs = [torch.cat([vectors, vectors], dim=-1) * mask.unsqueeze(-1)]
         x = torch.stack([vectors, vectors.gather(1, reversed_)]).transpose(1, 2)  # [2, T, B, P]
         before, cell = (vectors.new_zeros(2, batch, n) for n in (size, self.config.cell_size))
@@ -51,7 +56,7 @@ class TrainableElmo(ReferenceElmo):
             names = ("input_weight", "recurrent_weight", "bias", "projection")
             pairs = [[getattr(layer, name) for layer in both] for name in names]
             weights: list[Any] = [
-                None if pair[0] is None else torch.stack([each.t() for each in pair]) for pair in pairs
+                None if pair[0] is None else torch.stack([each.t() for each in pair]).to(compute) for pair in pairs
             ]
             hidden, *_ = lstm_layer(x, Weights(*weights), before, cell, clips)
             x = hidden + x if k > 0 and self.config.skip_connections else hidden

@@ -11,8 +11,8 @@ A clip lets no gradient through where it acts, as `tf.clip_by_value`. The state 
 (truncated backpropagation).
 
 Letters: T time steps, B rows, P size of x and h, C of c and u; both directions are the first dimension, 2.
-Products are computed in the type of the weights that are given (bf16 or float32), states and pointwise parts in the
-state's (float32).
+Products are computed in the type of the weights that are given (bf16, fp16 or float32), states and pointwise parts in
+the state's (float32); autocast changes nothing here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def lstm_layer(
     Returns:
         h [2, T, B, P], and the state after.
     """
-    result: tuple[Tensor, ...] = _Layer.apply(x, *weights, hidden, cell, clips, kernels)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, ...]
+    with torch.autocast(x.device.type, enabled=False):
+        result = _Layer.apply(x, *weights, hidden, cell, clips, kernels)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -96,12 +98,17 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # gradients of gradients would be wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _Layer._gradients(ctx, gradients[0])
+
+    @staticmethod
+    def _gradients(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_rec, w_proj, gates, cells, outputs, first_hidden, first_cell = ctx.saved_tensors
         _, steps, rows, size = x.shape
         step = _launch_backward if ctx.kernels else cell_backward
         passes = None if w_proj is None else _passes(outputs, ctx.clips.projection)
         w_rec_t, w_proj_t = w_rec.transpose(1, 2), None if w_proj is None else w_proj.transpose(1, 2)
-        d_outputs, d_gates, d_hidden = gradients[0], torch.empty_like(gates), torch.empty_like(outputs)
+        d_gates, d_hidden = torch.empty_like(gates), torch.empty_like(outputs)
         d_c, d_u = torch.zeros_like(first_cell), x.new_empty(2, rows, first_cell.shape[-1])
         d_h = x.new_zeros(2, rows, size)
         for t in reversed(range(steps)):
