@@ -27,7 +27,7 @@ from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.settings import Device, Options, Settings, device_name, shows_options
 from flashelmo.engine.sinks import open_sink
-from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, grouped, several, tokens_of
 from flashelmo.engine.text.spelling import NO_CHARACTER
 from flashelmo.engine.text.windows import Draft, Drafts, Window
 
@@ -425,7 +425,8 @@ class ElmoEmbedder:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
         grows = self.reads_ahead and not self.settings.stateful
         surrogate = NO_CHARACTER if self.config.family == "manylangs" else ""
-        drafts = Drafts(_drafts(sentences, *limits, FIRST_TOKENS if grows else limits[1], surrogate))
+        groups = grouped(sentences, *limits, FIRST_TOKENS if grows else limits[1])
+        drafts = Drafts(Draft.of(group, surrogate) for group in groups)
         windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)
         return chain.from_iterable(results for _, results in windows)
 
@@ -449,21 +450,3 @@ def _checked_window(window: Any) -> Window:
     if not isinstance(window, Window):
         raise FlashElmoError(f"windows: expected a Window, found {shown(window)}")
     return window
-
-
-def _drafts(
-    sentences: Iterator[Sentence | str], max_sentences: int, max_tokens: int, first_tokens: int, surrogate: str
-) -> Iterator[Draft]:
-    """Group sentences; a window ends before it would pass either bound. The first has fewer tokens, the next twice."""
-    bound = min(first_tokens, max_tokens)
-    batch: list[Sentence] = []
-    n_tokens = 0
-    for sentence in sentences:
-        tokens = tokens_of(sentence)
-        if batch and (len(batch) == max_sentences or n_tokens + len(tokens) > bound):
-            yield Draft.of(batch, surrogate)
-            batch, n_tokens, bound = [], 0, min(2 * bound, max_tokens)
-        batch.append(tokens)
-        n_tokens += len(tokens)
-    if batch:
-        yield Draft.of(batch, surrogate)

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate, chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -16,6 +17,7 @@ from triton.compiler import CompiledKernel
 
 from flashelmo.kernels import series
 
+LEAST, MOST = -(1 << 31), (1 << 31) - 1  # of 32 bits
 ALIGNED = 16  # bytes: kernels are compiled for addresses that are multiples of it, and for others
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
@@ -42,14 +44,15 @@ class Launch:
         """The same launch with another grid and other integers, for a few microseconds of the host.
 
         Once one of such launches has run, the others skip what Triton does to find the compiled kernel, which takes the
-        host 20 to 40 us.
+        host ten times as long.
 
         Raises:
             ValueError: the kernel is compiled for such a number, or a number has more than 32 bits.
         """
         self._shared.admit(self, integers)
-        other = Launch(self.kernel, self.grid if grid is None else grid, {**self.arguments, **integers}, self.options)
-        object.__setattr__(other, "_shared", self._shared)
+        other = object.__new__(Launch)  # in a third of the time that a frozen dataclass takes
+        changes = {"arguments": {**self.arguments, **integers}, **({} if grid is None else {"grid": grid})}
+        other.__dict__.update({**self.__dict__, **changes})
         return other
 
     def run(self) -> None:
@@ -60,26 +63,31 @@ class Launch:
         """
         if 0 in self.grid:
             return
-        shared = self._shared
-        if shared.compiled is not None and not _has_hooks(self.kernel):
-            shared.compiled.launch(self.grid, self.arguments, shared.names)
+        if not _has_hooks(self.kernel) and (compiled := self._compiled()) is not None:
+            compiled.launch(self.grid, self.arguments, self._shared.names)
             return
-        if shared.device is None:
-            shared.device = self._device()
-        if shared.device.type == "cpu":  # Triton's interpreter
+        device = self._found_device()
+        if device.type == "cpu":  # Triton's interpreter
             self.kernel[self.grid](**self.arguments, **self.options)
             return
-        key = (shared.device, *signature(self)) if shared.names else None
-        if key in _found and not _has_hooks(self.kernel):
-            shared.compiled = _Compiled.of(_found[key], self, shared.device)
-            if shared.compiled is not None:
-                shared.compiled.launch(self.grid, self.arguments, shared.names)
-                return
-        with torch.cuda.device(shared.device):
+        with torch.cuda.device(device):
             found = self.kernel[self.grid](**self.arguments, **self.options)
-        if key is not None:
-            _found[key] = found
-            shared.compiled = _Compiled.of(found, self, shared.device)
+        if self._shared.names:
+            _found[(device, *signature(self))] = _Kernel.of(found, self)
+
+    def _compiled(self) -> _Compiled | None:
+        """What was compiled for launches like this one, with its arguments; None before one of them has run."""
+        shared = self._shared
+        if shared.compiled is None and shared.names and (device := self._found_device()).type != "cpu":
+            kernel = _found.get((device, *signature(self)))
+            shared.compiled = None if kernel is None else kernel.given(self, device)
+        return shared.compiled
+
+    def _found_device(self) -> torch.device:
+        """The tensors', looked for once for launches that share them."""
+        if self._shared.device is None:
+            self._shared.device = self._device()
+        return self._shared.device
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -96,7 +104,7 @@ class Launch:
         """Without their names, which take time."""
         for value in self.arguments.values():
             for member in value if isinstance(value, tuple) else (value,):
-                if isinstance(member, Tensor):
+                if _is_tensor(member):
                     yield member
                 elif is_descriptor(member):
                     yield member.base
@@ -138,36 +146,35 @@ class _Shared:
                     raise ValueError(f"{name}: expected a parameter that the kernel is not specialized for")
                 _check_int32(name, launch.arguments.get(name, 0))
                 self.names = (*self.names, name)
-            _check_int32(name, value)
+            if type(value) is not int or not LEAST <= value <= MOST:
+                _check_int32(name, value)
 
 
-class _Compiled(NamedTuple):
-    """A compiled kernel and all it is given, as the launcher that Triton built for it takes them.
-
-    Tensors are pointers and descriptors are encoded, once for all launches: what a launch holds keeps their memory.
+class _Kernel(NamedTuple):
+    """What Triton compiled for launches of one signature, and how the launcher that it built is called.
 
     Attributes:
         launcher: given grid, stream, `head` and values it launches.
         head: the function on the device and how it is launched, without hooks.
-        values: of all parameters in order.
-        positions: where in `values` a parameter is.
-        device: its number.
+        encodes: the launcher encodes descriptors itself.
+        maps: of each descriptor, how it is encoded.
+        positions: of each parameter, where its first value is among all.
         stream: of a device, the current one.
-        part: the same for `series.launch`; None where that does not take it.
+        in_series: the same for `series.launch`; None where that does not take it.
     """
 
     launcher: Callable[..., None]
     head: tuple[Any, ...]
-    values: list[Any]
+    encodes: bool
+    maps: tuple[Any, ...]
     positions: Mapping[str, int]
-    device: int
     stream: Callable[[int], int]
-    part: series.Part | None = None
+    in_series: series.Kernel | None = None
 
     @classmethod
-    def of(cls, found: Any, launch: Launch, device: torch.device) -> _Compiled | None:
+    def of(cls, found: Any, launch: Launch) -> _Kernel | None:
         """Of what Triton has just launched; None where it was not launched by CUDA's launcher."""
-        from triton.backends.nvidia.driver import CudaLauncher, make_tensordesc_arg
+        from triton.backends.nvidia.driver import CudaLauncher
 
         if not isinstance(found, CompiledKernel) or not isinstance(found.run, CudaLauncher):
             return None
@@ -177,24 +184,38 @@ class _Compiled(NamedTuple):
         if not (how.global_scratch_size or how.profile_scratch_size):  # no memory to allocate for each launch
             head = found.function, how.launch_cooperative_grid, how.launch_pdl, None, None, *head[1:]
             launcher, encodes = _below_descriptors(how.launch)
-        descriptors = iter(getattr(found.metadata, "tensordesc_meta", None) or ())
-        values: list[Any] = []
-        positions: dict[str, int] = {}
-        arguments: dict[str, list[Any]] = {}
-        for parameter in launch.kernel.params:
-            positions[parameter.name] = len(values)
-            value = launch.arguments.get(parameter.name, parameter.default)
-            if not encodes and is_descriptor(value):
-                arguments[parameter.name] = make_tensordesc_arg(value, next(descriptors, None))
-            else:
-                arguments[parameter.name] = [_pointers(value)]
-            values += arguments[parameter.name]
-        part = None
+        maps = tuple(getattr(found.metadata, "tensordesc_meta", None) or ())
+        sizes = [len(values) for values in _values(launch, encodes, maps)]
+        names = [parameter.name for parameter in launch.kernel.params]
+        positions = dict(zip(names, accumulate([0, *sizes[:-1]]), strict=True))
+        in_series = None
         if not encodes:
             flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
-            part = series.Part.of(found.function, found.packed_metadata, flags, found.src.signature, arguments)
+            in_series = series.Kernel.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
         stream = triton.runtime.driver.active.get_current_stream
-        return cls(launcher, head, values, positions, device.index, stream, part)
+        return cls(launcher, head, encodes, maps, positions, stream, in_series)
+
+    def given(self, launch: Launch, device: torch.device) -> _Compiled:
+        """With the arguments of a launch."""
+        values = list(chain.from_iterable(_values(launch, self.encodes, self.maps)))
+        return _Compiled(self, values, device.index, None if self.in_series is None else self.in_series.pack(values))
+
+
+class _Compiled(NamedTuple):
+    """A compiled kernel and all it is given.
+
+    Tensors are pointers and descriptors are encoded, once for all launches: what a launch holds keeps their memory.
+
+    Attributes:
+        values: of all parameters in order.
+        device: its number.
+        packed: the values for `series.launch`.
+    """
+
+    kernel: _Kernel
+    values: list[Any]
+    device: int
+    packed: bytes | None
 
     def launch(self, grid: tuple[int, ...], arguments: Mapping[str, Any], names: Iterable[str]) -> None:
         """Launch with another grid and other values of these parameters, in the device's current stream."""
@@ -202,11 +223,11 @@ class _Compiled(NamedTuple):
             with torch.cuda.device(self.device):
                 self.launch(grid, arguments, names)
             return
-        values = self.values.copy()
+        values, kernel = self.values.copy(), self.kernel
         for name in names:
-            values[self.positions[name]] = arguments[name]
+            values[kernel.positions[name]] = arguments[name]
         x, y, z, *_ = *grid, 1, 1
-        self.launcher(x, y, z, self.stream(self.device), *self.head, *values)
+        kernel.launcher(x, y, z, kernel.stream(self.device), *kernel.head, *values)
 
 
 def run_in_order(launches: Iterable[Launch]) -> None:
@@ -217,8 +238,8 @@ def run_in_order(launches: Iterable[Launch]) -> None:
     """
     waiting: list[Launch] = []
     for launch in launches:
-        compiled = launch._shared.compiled
-        if compiled is None or compiled.part is None or len(launch._shared.names) != 1:
+        compiled = launch._compiled()
+        if compiled is None or compiled.packed is None or len(launch._shared.names) != 1:
             _run_together(waiting)
             waiting = []
             launch.run()
@@ -234,45 +255,72 @@ def _run_together(launches: Sequence[Launch]) -> None:
         for launch in launches:
             launch.run()
         return
-    parts: list[tuple[series.Part, str]] = []
+    parts: list[tuple[series.Kernel, bytes, str]] = []
     numbers, device, stream = dict[int, int](), 0, 0
     for key, launch in kinds.items():
         compiled, (name,) = launch._shared.compiled, launch._shared.names
-        assert compiled is not None and compiled.part is not None  # as of all that wait
-        device, stream, numbers[key] = compiled.device, compiled.stream(compiled.device), len(parts)
-        parts.append((compiled.part, name))
+        assert compiled is not None and compiled.packed is not None and compiled.kernel.in_series is not None
+        device, stream, numbers[key] = compiled.device, compiled.kernel.stream(compiled.device), len(parts)
+        parts.append((compiled.kernel.in_series, compiled.packed, name))
     which, integers, grids = list[int](), list[int](), list[int]()
     for launch in launches:
         if 0 not in launch.grid:
             which.append(numbers[id(launch._shared)])
-            integers.append(launch.arguments[parts[which[-1]][1]])
+            integers.append(launch.arguments[parts[which[-1]][2]])
             grids += (*launch.grid, 1, 1)[:3]
     with torch.cuda.device(device):
         series.launch(parts, array("i", which), array("i", integers), array("i", grids), stream)
 
 
-_found: dict[Any, Any] = {}  # by device and signature, the kernel that Triton compiled
+_found: dict[Any, _Kernel | None] = {}  # by device and signature
+
+
+def _values(launch: Launch, encodes: bool, maps: Iterable[Any]) -> Iterator[list[Any]]:
+    """Of each parameter: addresses for tensors, several values for a descriptor unless its launcher encodes it."""
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    following = iter(maps)
+    for name, default, is_constexpr, _ in _parameters(launch.kernel):
+        value = launch.arguments.get(name, default)
+        if is_constexpr or isinstance(value, tuple) or encodes or not is_descriptor(value):
+            yield [value if is_constexpr else _pointers(value)]
+        else:
+            yield make_tensordesc_arg(value, next(following, None))
 
 
 def signature(launch: Launch) -> Iterator[Any]:
     """What Triton compiles a kernel for, and perhaps more: launches with one signature have one compiled kernel."""
     yield launch.kernel
     yield tuple(launch.options.items())
-    for parameter in launch.kernel.params:
-        value = launch.arguments.get(parameter.name, parameter.default)
-        yield value if parameter.is_constexpr else _kind(value, parameter.do_not_specialize)
+    for name, default, is_constexpr, is_plain in _parameters(launch.kernel):
+        value = launch.arguments.get(name, default)
+        yield value if is_constexpr else _kind(value, is_plain)
+
+
+class _Parameter(NamedTuple):
+    """Of a kernel, as Triton's own takes longer to be asked; `is_plain`: not specialized for the value."""
+
+    name: str
+    default: Any
+    is_constexpr: bool
+    is_plain: bool
+
+
+@cache
+def _parameters(kernel: Any) -> list[_Parameter]:
+    return [_Parameter(each.name, each.default, each.is_constexpr, each.do_not_specialize) for each in kernel.params]
 
 
 def _kind(value: Any, plain: bool) -> Any:
     """Of an argument, all that a kernel may be specialized for; `plain` integers are any of their size."""
-    if isinstance(value, Tensor):
+    if _is_tensor(value):
         return value.dtype, value.data_ptr() % ALIGNED == 0
     if isinstance(value, tuple):
-        return type(value), *(_kind(member, plain) for member in value)
+        return type(value), *[_kind(member, plain) for member in value]
     if is_descriptor(value):
         return value.base.dtype, tuple(value.block_shape), getattr(value, "layout", None), value.padding
     if plain and type(value) is int:
-        return -(1 << 31) <= value < 1 << 31
+        return LEAST <= value <= MOST
     return type(value) if isinstance(value, float) else (type(value), value)
 
 
@@ -295,9 +343,14 @@ def is_descriptor(value: Any) -> bool:
     return hasattr(value, "block_shape")
 
 
+def _is_tensor(value: Any) -> bool:
+    """As `isinstance`, which PyTorch has made slow for what is none."""
+    return type(value) is Tensor or (value is not None and hasattr(value, "data_ptr") and isinstance(value, Tensor))
+
+
 def _pointers(value: Any) -> Any:
     """An argument with its tensors' addresses in their place."""
-    if isinstance(value, Tensor):
+    if _is_tensor(value):
         return value.data_ptr()
     return tuple(map(_pointers, value)) if isinstance(value, tuple) else value
 
@@ -317,7 +370,7 @@ def _unspecialized(kernel: Any) -> set[str]:
 
 def _check_int32(name: str, value: Any) -> None:
     """Raise ValueError unless a number is compiled as one of 32 bits."""
-    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+    if type(value) is not int or not LEAST <= value <= MOST:
         raise ValueError(f"{name}: expected an integer of 32 bits, found {value!r}")
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 DEPENDENT, AT_ONCE = 1, 2  # flags
-MAP = "tensor map"
+MAP, MAP_ALIGNED = "128s", 64  # letter of a tensor map, and bytes of which its place is a multiple
 # Types as Triton names them in a compiled kernel's signature, by the letters of `struct`; pointers begin with "*".
 LETTERS = {"i8": "b", "i16": "h", "i32": "i", "i64": "q", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 LETTERS |= {"fp32": "f", "f32": "f", "fp64": "d", "i1": "b", "u1": "B"}
@@ -23,89 +23,122 @@ LETTERS |= {"fp32": "f", "f32": "f", "fp64": "d", "i1": "b", "u1": "B"}
 logger = logging.getLogger("flashelmo")
 
 
-class Part(NamedTuple):
-    """A kernel with all its parameters, as the C function takes it.
+class Kernel(NamedTuple):
+    """A compiled kernel, as the C function takes it.
 
     Attributes:
         function: on the device; threads: of a program; shared: bytes of its memory; flags: how it is launched.
-        values: of all parameters; offsets: int32, where each begins.
-        integers: where in `values` those of 32 bits lie that are parameters by themselves, by name.
+        letters: of each value that `pack` is given; a tuple for a tuple, None for what is compiled in.
+        packer: brings all values behind each other.
+        offsets: int32, where each parameter begins there.
+        integers: where those of 32 bits lie that are parameters by themselves, by name.
     """
 
     function: int
     threads: int
     shared: int
     flags: int
-    values: bytes
+    letters: tuple[Any, ...]
+    packer: struct.Struct
     offsets: bytes
     integers: Mapping[str, int]
 
     @classmethod
     def of(
-        cls,
-        function: int,
-        metadata: Sequence[int],
-        flags: int,
-        signature: Mapping[str, Any],
-        arguments: Mapping[str, Sequence[Any]],
-    ) -> Part | None:
-        """Of a compiled kernel; None where its parameters have types that are not known here.
+        cls, function: int, metadata: Sequence[int], flags: int, signature: Mapping[str, Any], sizes: Sequence[int]
+    ) -> Kernel | None:
+        """None where its parameters have types that are not known here.
 
         Args:
             metadata: warps, programs of a cluster and bytes of shared memory.
             signature: types by parameter, in order.
-            arguments: values by parameter: one, with addresses for tensors, or an encoded map with sizes and strides.
+            sizes: how many values each parameter is: one, but for an encoded map with its sizes and strides.
         """
         n_warps, n_of_cluster, shared = metadata
         if n_of_cluster != 1 or _module() is None:
             return None
-        values, offsets, integers = b"", list[int](), dict[str, int]()
-        for name, kind in signature.items():
-            for letter, value in _flat(kind, arguments[name]):
-                if letter is None:
-                    return None
-                size = 64 if letter == MAP else struct.calcsize(letter)
-                values += bytes(-len(values) % size)
-                offsets.append(len(values))
+        letters, packed, end = list[Any](), "=", 0
+        offsets, integers = list[int](), dict[str, int]()
+        try:
+            for (name, kind), size in zip(signature.items(), sizes, strict=True):
+                for letter in _letters(kind, size):
+                    letters.append(letter)
+                    for each in _flat(letter):
+                        padding = -end % (MAP_ALIGNED if each == MAP else struct.calcsize(each))
+                        offsets.append(end + padding)
+                        packed += padding * "x" + each
+                        end += padding + struct.calcsize(each)
                 if kind == "i32":
-                    integers[name] = len(values)
-                values += _module().map_bytes(value) if letter == MAP else struct.pack(letter, value)
-        return cls(function, 32 * n_warps, shared, flags, values, array("i", offsets).tobytes(), integers)
+                    integers[name] = offsets[-1]
+        except KeyError:
+            return None
+        packer = struct.Struct(packed)
+        return cls(
+            function, 32 * n_warps, shared, flags, tuple(letters), packer, array("i", offsets).tobytes(), integers
+        )
+
+    def pack(self, values: Sequence[Any]) -> bytes:
+        """Values of all parameters in order, with addresses for tensors."""
+        flat: list[Any] = []
+        _flatten(self.letters, values, flat, _module().map_bytes)
+        return self.packer.pack(*flat)
 
 
 def launch(
-    parts: Sequence[tuple[Part, str]], which: array[int], integers: array[int], grids: array[int], stream: int
+    parts: Sequence[tuple[Kernel, bytes, str]], which: array[int], integers: array[int], grids: array[int], stream: int
 ) -> None:
     """Queue launches on a stream of the current device.
 
     Args:
-        parts: each with the name of the integer that its launches differ in.
+        parts: each a kernel, its packed values, and the name of the integer that its launches differ in.
         which, integers: int32 [n], the part and the integer of each launch.
         grids: int32 [n, 3], none of them 0.
 
     Raises:
         RuntimeError: what the driver says.
     """
-    given = tuple((*part[:6], part.integers[name]) for part, name in parts)
+    given = tuple((*kernel[:4], packed, kernel.offsets, kernel.integers[name]) for kernel, packed, name in parts)
     _module().launch(given, which, integers, grids, stream)
 
 
-def _flat(kind: Any, values: Sequence[Any]) -> Iterator[tuple[str | None, Any]]:
-    """Letter and value of each number that a parameter is made of; no letter for a type that is not known."""
+def _letters(kind: Any, size: int) -> Sequence[Any]:
+    """Of each value of a parameter.
+
+    Raises:
+        KeyError: its type is not known.
+    """
     if isinstance(kind, tuple):
-        for member, value in zip(kind, values[0], strict=True):
-            yield from _flat(member, [value])
-    elif kind == "constexpr":
-        return
-    elif kind.startswith("tensordesc"):
-        n = (len(values) - 1) // 2
-        yield (MAP, values[0]) if len(values) == 2 * n + 1 > 1 else (None, None)
-        yield from (("i", size) for size in values[1 : n + 1])
-        yield from (("q", stride) for stride in values[n + 1 :])
-    elif kind.startswith("*"):
-        yield "Q", values[0] or 0
-    else:
-        yield LETTERS.get(kind), values[0]
+        return [tuple(_letters(member, 1)[0] for member in kind)]
+    if kind == "constexpr":
+        return [None]
+    if kind.startswith("tensordesc"):
+        n = (size - 1) // 2
+        if not size == 2 * n + 1 > 1:
+            raise KeyError(kind)
+        return [MAP, *"i" * n, *"q" * n]
+    return ["Q" if kind.startswith("*") else LETTERS[kind]]
+
+
+def _flat(letter: Any) -> Iterator[str]:
+    """Those of all numbers that a value is made of."""
+    if isinstance(letter, tuple):
+        for member in letter:
+            yield from _flat(member)
+    elif letter is not None:
+        yield letter
+
+
+def _flatten(letters: Sequence[Any], values: Sequence[Any], flat: list[Any], map_bytes: Callable[[Any], bytes]) -> None:
+    """Add all numbers that values are made of."""
+    for letter, value in zip(letters, values, strict=True):
+        if letter is None:
+            continue
+        if type(letter) is tuple:
+            _flatten(letter, value, flat, map_bytes)
+        elif letter == MAP:
+            flat.append(map_bytes(value))
+        else:
+            flat.append(0 if value is None else value)  # a pointer to nothing
 
 
 @cache

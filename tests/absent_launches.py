@@ -194,12 +194,15 @@ def main(folder: str) -> None:
         }
 
     found = {}
+    others = launches()  # of other tensors, which the kernels that are compiled then are given too
     for name, (n_parameters.value, alike) in launches().items():
         heard: list[Any] = []
         found[name] = {
             "triton": [told(replace(launch)) for launch in alike],
             "ours": [told(launch) for launch in alike],
             "together": [told(alike[0], launch) for launch in alike],
+            "others by Triton": [told(replace(launch)) for launch in others[name][1]],
+            "others": [told(launch) for launch in others[name][1]],
             "from another device": told(alike[1], device=1),
             "together from another device": told(*alike[:2], device=1),
         }

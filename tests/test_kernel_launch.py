@@ -137,6 +137,10 @@ def test_the_driver_is_told_what_triton_tells_it(told: dict[str, Any], name: str
     assert [each.pop("by Triton") for each in ours] == [1, 0, 0, 0]
     assert ours == by_triton
     assert all(each["launches"] == 1 for each in ours)
+    by_triton, others = told[name]["others by Triton"], told[name]["others"]
+    assert [each.pop("by Triton") for each in by_triton] == [1] * 4
+    assert [each.pop("by Triton") for each in others] == [0] * 4
+    assert others == by_triton and others != ours
     together = told[name]["together"]
     counted = [tuple(each.pop(key) for key in ("by Triton", "by a series", "launches")) for each in together]
     assert counted == [(0, 0 if name == "scratch" else 2, 2)] * 4  # scratch memory is made for each launch

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text import windows as text_module
+from flashelmo.engine.text.sentences import grouped
 from flashelmo.engine.text.windows import Draft, Drafts, Window, read_ahead, read_windows
 
 SPACES = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace() and char != "\n"]
@@ -305,6 +306,64 @@ def test_reading_ahead_stops_with_the_reader() -> None:
     assert taken <= 4
 
 
+# -------------------------------------------------------------------------------------------------------------- groups
+
+
+def one_by_one(sentences: list[list[str]], max_sentences: int, max_tokens: int, bound: int) -> list[list[list[str]]]:
+    """As `grouped` groups them."""
+    groups: list[list[list[str]]] = []
+    bound = min(bound, max_tokens)
+    n_tokens = 0
+    for sentence in sentences:
+        if groups and len(groups[-1]) < max_sentences and n_tokens + len(sentence) <= bound:
+            groups[-1].append(sentence)
+            n_tokens += len(sentence)
+        else:
+            bound = min(2 * bound, max_tokens) if groups else bound
+            groups.append([sentence])
+            n_tokens = len(sentence)
+    return groups
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=200),
+    max_sentences=st.integers(1, 80),
+    bounds=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    errors=st.tuples(st.integers(0, 250), st.integers(0, 250)),
+)
+def test_groups_end_before_they_pass_a_bound_and_errors_come_in_their_place(
+    lengths: list[int], max_sentences: int, bounds: tuple[int, int], errors: tuple[int, int]
+) -> None:
+    sentences = [["a"] * n for n in lengths]
+    expected = one_by_one(sentences, max_sentences, *bounds)
+    texts = [" ".join(sentence) if n % 7 == 3 else sentence for n, sentence in enumerate(sentences)]
+    assert list(grouped(iter(texts), max_sentences, *bounds)) == expected
+
+    bad, broken = errors
+    read = 0
+
+    def given() -> Iterator[Any]:
+        nonlocal read
+        for n, sentence in enumerate([*texts, ["end"]]):
+            read = n + 1
+            if n == broken:
+                raise OSError("broken")
+            yield 3 if n == bad else sentence
+
+    found, first = [], min(bad, broken)
+    if first > len(texts):
+        found = list(grouped(given(), max_sentences, *bounds))
+        assert found == one_by_one([*sentences, ["end"]], max_sentences, *bounds)
+        return
+    with pytest.raises(OSError if broken <= bad else FlashElmoError, match=r"broken|sentence: expected"):
+        for group in grouped(given(), max_sentences, *bounds):
+            found.append(group)
+            n_read, n_given = read, sum(map(len, found))
+            assert n_read <= n_given + 1 + len(group) // 16
+    whole = one_by_one(sentences[:first], max_sentences, *bounds)
+    assert found in (whole, whole[:-1])  # the last one is given where it was full
+
+
 # -------------------------------------------------------------------------------------------------------------- drafts
 
 
@@ -317,7 +376,7 @@ def test_many_tokens_are_joined_and_split_again(sentences: list[list[str]]) -> N
         patch.setattr(text_module, "FEW_TOKENS", 1)
         draft = Draft.of(sentences)
     flat = [token for sentence in sentences for token in sentence]
-    assert isinstance(draft.tokens, str) == (bool(flat) and not any("\0" in token for token in flat))
+    assert isinstance(draft.tokens, bytes) == (bool(flat) and not any("\0" in token for token in flat))
     for sentence in sentences:
         sentence.clear()  # whoever gave them may do what he likes
     windows = [expected.window(), draft.window(), *Drafts([draft])]

@@ -93,12 +93,13 @@ class Draft:
     """A window to be: what takes longest is left to whoever makes it, in a thread of their own perhaps.
 
     Attributes:
-        tokens: one behind the other, with a separator between them; or a list, where they are few or have it in them.
+        tokens: UTF-8, one behind the other with a separator between them; or a list, where they are few or have it in
+            them.
         offsets: as the window's.
         surrogate: what a lone surrogate becomes, which UTF-8 cannot hold.
     """
 
-    tokens: str | list[str]
+    tokens: bytes | list[str]
     offsets: Int64
     surrogate: str = ""
 
@@ -106,11 +107,12 @@ class Draft:
     def of(cls, sentences: Sequence[Sequence[str]], surrogate: str = "") -> Draft:
         """Of sentences as token lists, which may change afterwards."""
         offsets = np.zeros(len(sentences) + 1, np.int64)
-        np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
+        np.cumsum(np.fromiter(map(len, sentences), np.int64, len(sentences)), out=offsets[1:])
         if offsets[-1] >= FEW_TOKENS:
-            with suppress(TypeError):  # tokens that are no text: `window` says which
-                text = SEPARATOR.join([SEPARATOR.join(tokens) for tokens in sentences if len(tokens)])
-                if text.count(SEPARATOR) == offsets[-1] - 1:
+            # Tokens that are no text, or no UTF-8: `window` says which, or leaves out what is none.
+            with suppress(TypeError, UnicodeEncodeError):
+                text = SEPARATOR.join(map(SEPARATOR.join, filter(len, sentences))).encode()
+                if np.count_nonzero(_separators(text)) == offsets[-1] - 1:
                     return cls(text, offsets, surrogate)
         return cls([token for sentence in sentences for token in sentence], offsets, surrogate)
 
@@ -125,12 +127,8 @@ class Draft:
             FlashElmoError: a token that is no text.
         """
         tokens = self.tokens
-        if isinstance(tokens, str):
-            try:
-                return Window.encode(_split_text(tokens), self.offsets)
-            except UnicodeEncodeError:
-                tokens = tokens.split(SEPARATOR)
-        return Window.encode(_strings(tokens, self.surrogate), self.offsets)
+        strings = _split_text(tokens) if isinstance(tokens, bytes) else _strings(tokens, self.surrogate)
+        return Window.encode(strings, self.offsets)
 
 
 @dataclass(frozen=True)
@@ -265,18 +263,24 @@ def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
         yield lines(b"\n")
 
 
-def _split_text(text: str) -> pa.StringArray:
+def _separators(text: bytes) -> npt.NDArray[np.bool_]:
+    """Which bytes are a separator."""
+    found: npt.NDArray[np.bool_] = np.frombuffer(text, np.uint8) == ord(SEPARATOR)
+    return found
+
+
+def _split_text(text: bytes) -> pa.StringArray:
     """Texts with separators between them; other threads run meanwhile, which they don't while Arrow converts a list."""
-    data = np.frombuffer(text.encode(), np.uint8)
+    data, is_end = np.frombuffer(text, np.uint8), _separators(text)
     if len(data) > np.iinfo(np.int32).max:
         raise FlashElmoError(f"window: expected tokens of less than 2 GiB in all, found {len(data)} bytes")
-    is_end = data == ord(SEPARATOR)
     ends = np.flatnonzero(is_end)
     offsets = np.arange(0, -len(ends) - 2, -1, dtype=np.int32)
     offsets[1:-1] += ends
     offsets[-1] += len(data)
     offsets[1:] += 1
-    return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(np.compress(~is_end, data)))
+    kept = data.take(np.flatnonzero(~is_end))  # `compress` would let no other thread run
+    return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(kept))
 
 
 def _strings(tokens: list[Any], surrogate: str) -> pa.StringArray:

@@ -8,6 +8,7 @@ fill the blocks; others are the portable variants' business.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -136,14 +137,25 @@ def has_layout(run: LayerRun) -> bool:
 
 def rows_of(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """The rows [n, values] of a tensor, copied in blocks of so many rows and values."""
-    return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-1]), [rows, columns])
+    return TensorDescriptor(tensor, *shape_and_strides(tensor), [rows, columns])
+
+
+def shape_and_strides(tensor: Tensor) -> tuple[list[int], list[int]]:
+    """Of a contiguous tensor's rows [n, values]; without a view, for which PyTorch lets other threads run."""
+    size = tensor.shape[-1]
+    return [tensor.numel() // size, size], [size, 1]
 
 
 def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Tile:
     """How the projection of so many rows is cut: its splits wait for each other, so that all programs run at once."""
+    least = 128 if device.type == "cuda" and not is_hopper(device) else 64  # on sm_100 the next one spills
+    return _projection_tile(rows, shape, least, n_programs(device))
+
+
+@lru_cache(1 << 14)
+def _projection_tile(rows: int, shape: Shape, least: int, programs: int) -> Tile:
     D, P, _ = shape
-    programs = n_programs(device)
-    if rows <= (128 if device.type == "cuda" and not is_hopper(device) else 64):  # on sm_100 the next one spills
+    if rows <= least:
         tile = Tile(64, 32, 128, 4, 5, splits=4)
     elif rows <= 128:
         tile = Tile(64, 64, 128, 4, 6, splits=4)

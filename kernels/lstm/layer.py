@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -89,7 +90,8 @@ def choose(run: LayerRun, rows: int) -> Variant:
 
 def cut(run: LayerRun) -> Iterator[tuple[Variant, range]]:
     """All depths in order, 1 ... T, as many at a time as one variant computes."""
-    for variant, group in groupby(range(1, run.nodes.n_depths + 1), lambda depth: choose(run, run.nodes.rows(depth))):
+    of_rows = cache(partial(choose, run))  # many depths have as many rows as others
+    for variant, group in groupby(range(1, run.nodes.n_depths + 1), lambda depth: of_rows(run.nodes.rows(depth))):
         depths = list(group)
         yield variant, range(depths[0], depths[-1] + 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import sub
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +61,12 @@ class Nodes:
 
     def rows(self, depth: int) -> int:
         """Nodes of a depth, in the direction that has most."""
-        return max(starts[depth + 1] - starts[depth] for starts in self.depths)
+        return self._rows[depth]
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        """[T + 1], of every depth."""
+        return list(map(max, zip(*(map(sub, starts[1:], starts) for starts in self.depths), strict=True)))
 
     def span(self, depths: range) -> int:
         """Nodes of depths that follow each other, none of them the roots', in the direction that has most."""
@@ -70,7 +76,7 @@ class Nodes:
     @cached_property
     def max_rows(self) -> int:
         """Nodes of the largest depth, roots included."""
-        return max(self.rows(depth) for depth in range(self.n_depths + 1))
+        return max(self._rows)
 
 
 class NodeTensors(NamedTuple):

@@ -12,6 +12,7 @@ plain Triton, which the interpreter runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,14 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
-from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, n_programs, projection
+from flashelmo.kernels.lstm.hopper import (
+    has_layout,
+    hopper_layout,
+    is_served,
+    n_programs,
+    projection,
+    shape_and_strides,
+)
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.tuning import Tile
 
@@ -49,9 +57,14 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 def descriptor(tensor: Tensor, rows: int, columns: int) -> Any:
     """The rows [n, values] of a tensor, copied in blocks of so many rows and values."""
-    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.int8: gl.int8}[tensor.dtype]
-    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], element)
-    return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-1]), [rows, columns], layout)
+    layout = _layout(tensor.dtype, rows, columns)
+    return TensorDescriptor(tensor, *shape_and_strides(tensor), [rows, columns], layout)
+
+
+@cache
+def _layout(dtype: torch.dtype, rows: int, columns: int) -> Any:
+    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.int8: gl.int8}[dtype]
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], element)
 
 
 def _gates(run: LayerRun) -> Part:
