@@ -93,6 +93,7 @@ setup(
         "flashelmo.engine.cpu": ["*.c"],
         "flashelmo.engine.cuda": ["*.c"],
         "flashelmo.kernels": ["*.c"],
+        "flashelmo.benchmarks.kernels": ["*.c"],
         "flashelmo.engine.model": ["tiny/*"],
         "flashelmo.engine.model.named": ["*.json"],
         "flashelmo.benchmarks": ["results/gpu/*.json"],  # figures of cards to stand beside a run's own

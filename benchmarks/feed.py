@@ -1,9 +1,10 @@
 """What stands around the computation of a corpus: what sharing saves, how fast it is fed, how processes scale.
 
 `--only sharing` counts steps and times nothing: every machine, however busy, gives the same figures. `--only feed`
-leaves the computation out: text becomes a device's input, and pooled vectors are written. `--only workers` embeds a
-corpus with one process, and with as many as there are cores. `--only command` embeds it with `flashelmo embed`, beside
-the engine in memory with sharing and without, and watches the command's memory. These three need an idle machine.
+leaves the computation out: text becomes a device's input, and pooled vectors are written. `--only host` is all that a
+card's host does, by a card that is absent (`host`). `--only workers` embeds a corpus with one process, and with as many
+as there are cores. `--only command` embeds it with `flashelmo embed`, beside the engine in memory with sharing and
+without, and watches the command's memory. These four need an idle machine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 
 from flashelmo.benchmarks.contestant import Subject, contestant, prepare
 from flashelmo.benchmarks.fresh import process_of
+from flashelmo.benchmarks.host import measure_host
 from flashelmo.benchmarks.results import FAILED, Row, median_ratio, new_results
 from flashelmo.benchmarks.run import PROCESSOR_OPTIONS, Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
@@ -314,6 +316,7 @@ SECTIONS: dict[str, Callable[[Subject, Settings], list[Row]]] = {
     "sharing": measure_sharing,
     "feed": measure_feed,
     "workers": measure_workers,
+    "host": measure_host,
     "command": measure_command,
 }
 

@@ -116,7 +116,7 @@ class Plan:
     packed: Any = None
 
 
-Pack: TypeAlias = Callable[[Schedule, int], Any]  # given a schedule and the number of distinct words; in any thread
+Pack: TypeAlias = Callable[[Schedule, pa.StringArray], Any]  # given a schedule and the distinct words; in any thread
 
 
 class Planner:
@@ -148,8 +148,8 @@ class Planner:
             complete=self._complete,
             build=self._build,
         )
-        packed = None if pack is None else pack(schedule, n_words + 2)
-        return Plan(window, pa.concat_arrays([window.words, self._boundary_words]), schedule, packed)
+        words = pa.concat_arrays([window.words, self._boundary_words])
+        return Plan(window, words, schedule, None if pack is None else pack(schedule, words))
 
     def plan_ahead(self, windows: Iterable[Window], pack: Pack | None = None) -> Iterator[Plan]:
         """Plans in order; threads make those of large windows, up to `threads` + 1 windows in advance.

@@ -51,8 +51,9 @@ class Launch:
         """
         self._shared.admit(self, integers)
         other = object.__new__(Launch)  # in a third of the time that a frozen dataclass takes
-        changes = {"arguments": {**self.arguments, **integers}, **({} if grid is None else {"grid": grid})}
-        other.__dict__.update({**self.__dict__, **changes})
+        other.__dict__.update(self.__dict__, arguments={**self.arguments, **integers})
+        if grid is not None:
+            other.__dict__["grid"] = grid
         return other
 
     def run(self) -> None:

@@ -189,7 +189,7 @@ def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
 
 def is_hopper(device: torch.device) -> bool:
     """Whether it has sm_90, with matrix instructions and copies that no other has."""
-    return device.type == "cuda" and capability(device) == (9, 0)
+    return capability(device) == (9, 0)
 
 
 def copies_in_bulk(device: torch.device) -> bool:
@@ -198,13 +198,13 @@ def copies_in_bulk(device: torch.device) -> bool:
     Not so on sm_120: its matrix instructions take operands from registers, and each bulk copy is compiled to a call of
     a function of the system (Triton 3.6).
     """
-    return device.type == "cuda" and capability(device)[0] in (9, 10)
+    return capability(device)[0] in (9, 10)
 
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA device; asked for at every step, where PyTorch takes microseconds."""
-    return torch.cuda.get_device_capability(device)
+    """Of a CUDA device, (0, 0) of another; asked for at every step, where PyTorch takes microseconds."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def split_sizes() -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """A program: launches through Triton's own launchers, compiled for a card that is absent. Arguments: driver's folder.
 
-`absent_driver.c` stands for the card's driver. Prints, as JSON, what each launch came to, by Triton's way and by ours.
+Prints, as JSON, what each launch came to, by Triton's way and by ours.
 """
 
 import ctypes
@@ -14,14 +14,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from flashelmo.benchmarks.kernels.absent import Guard, pretend
 from flashelmo.kernels import series
 from flashelmo.kernels.launch import Launch, run_in_order
 
@@ -109,37 +108,6 @@ def launches() -> dict[str, tuple[int, list[Launch]]]:
     return some
 
 
-class Driver:
-    """As Triton's, of a card with nothing to it."""
-
-    def __init__(self) -> None:
-        self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 1000 + device
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-
-class Guard:
-    """As `torch.cuda.device`."""
-
-    current = 0
-
-    def __init__(self, device: Any) -> None:
-        self.index = device if isinstance(device, int) else device.index
-
-    def __enter__(self) -> None:
-        self.before, Guard.current = Guard.current, self.index
-
-    def __exit__(self, *_: object) -> None:
-        Guard.current = self.before
-
-
 FIELDS = ("launches", "stream", "function", "attributes", "threads", "shared")
 
 
@@ -153,13 +121,8 @@ class Launched(ctypes.Structure):
 
 
 def main(folder: str) -> None:
-    driver = ctypes.CDLL(str(Path(folder) / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
-    triton.knobs.nvidia.libcuda_path = folder
+    driver = pretend(Path(folder))
     triton.knobs.compilation.disable_line_info = True
-    triton.runtime.driver.set_active(Driver())
-    triton.set_allocator(lambda size, alignment, stream: torch.zeros(size, dtype=torch.int8))
-    torch.cuda.device, torch.cuda.current_device = Guard, lambda: Guard.current  # type: ignore[assignment, misc]
-    Launch._device = lambda self: torch.device("cuda", 0)  # type: ignore[method-assign]
     n_parameters = ctypes.c_int.in_dll(driver, "n_parameters")
     launched = Launched.in_dll(driver, "launched")
     by_triton: list[Any] = []
@@ -200,9 +163,9 @@ def main(folder: str) -> None:
         found[name] = {
             "triton": [told(replace(launch)) for launch in alike],
             "ours": [told(launch) for launch in alike],
-            "together": [told(alike[0], launch) for launch in alike],
             "others by Triton": [told(replace(launch)) for launch in others[name][1]],
             "others": [told(launch) for launch in others[name][1]],
+            "together": [told(others[name][1][0], launch) for launch in alike],
             "from another device": told(alike[1], device=1),
             "together from another device": told(*alike[:2], device=1),
         }

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import MODELS, WORDS
 
+from flashelmo.engine import pipeline as pipeline_module
 from flashelmo.engine.cuda import model as model_module
 from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.model import DeviceModel, WordVectors
@@ -204,6 +205,31 @@ def test_numbers_of_words_share_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look_up_new(4) == [2, 4] and look_up_new(2) == [4, 2]
     assert look_up_new(61) == []
     assert look_up_new(1) == [2]
+
+
+@pytest.mark.parametrize("name", ["skip", "words alone", "manylangs"])
+def test_words_are_packed_ahead_where_none_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ones, in pieces; nothing is packed twice, and vectors are the same."""
+    monkeypatch.setattr(model_module, "MOST_CAPTURED_WORDS", 4)
+    monkeypatch.setattr(model_module, "WORDS_AT_ONCE", 2)
+    words = pa.array(["the", "incomprehensibilities", "é", "cat", "ca"], pa.string())
+    table = table_of(0, MODELS[name])
+    expected, _ = look_up(table, words.to_pylist())
+    packed = table.pack(words)
+    assert [len(each) for each in packed] == [table._layout(n).size for n in (2, 2, 1)]
+    monkeypatch.setattr(WordVectors, "_fill", None)
+    with table._transfers.computing():
+        assert table.lookup(words, packed)[1] == 5
+        np.testing.assert_array_equal(table.vectors[:5].cpu().numpy(), expected)
+    assert table.pack(words.slice(0, 4)) == [] == table_of(8, MODELS[name]).pack(words)
+
+
+def test_schedules_and_words_made_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "PLAN_INLINE_TOKENS", 0)
+    monkeypatch.setattr(model_module, "MOST_CAPTURED_WORDS", 2)
+    embedder = on_cuda(ONE_LAYER, cache_bytes=0, cuda=AHEAD, window_tokens=8, threads=2)
+    sentences = [["the", "cat", "sat"], ["é", "x", "the"], [], ["cat"], ["a", "b", "c", "d"]] * 3
+    assert_close(embedder.embed_batch(sentences), ReferenceRuntime(ONE_LAYER).embed_batch(sentences))
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 4 * ROW_BYTES])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import MODELS
 
-from flashelmo.benchmarks import feed
+from flashelmo.benchmarks import feed, host
 from flashelmo.benchmarks.__main__ import find
 from flashelmo.benchmarks.contestant import Subject
 from flashelmo.benchmarks.results import Row
@@ -35,6 +35,17 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text"
     path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
     return path
+
+
+def test_a_host_works_without_its_card(subject: Subject, text: Path) -> None:
+    """Kernels are compiled and handed to a driver that does nothing; both ways to embed come to their end."""
+    with subject.pool:
+        rows = host.measure_host(subject, replace(SETTINGS, text=text))
+    for way in (host.FROM_LISTS, host.FROM_TEXT):
+        found = medians([row for row in rows if row.name == way], "ms")
+        parts = set(host.PARTS) - ({"token lists to windows"} if way == host.FROM_TEXT else set())
+        assert found.keys() == {host.CLOCK, host.ALL, host.QUEUEING, host.RESULTS, *parts}
+        assert 0 < sum(found[part] for part in (*parts, host.RESULTS)) < found[host.QUEUEING]
 
 
 def medians(rows: Any, unit: str) -> dict[str, float]:

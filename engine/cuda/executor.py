@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -45,10 +46,16 @@ class Queued(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A window's sizes; of a large one its schedule too, in memory that is sent, all but where words' vectors lie."""
+    """A window's sizes; of a large one what is sent, in the host's memory, as far as windows before do not matter.
+
+    Attributes:
+        schedule: all but where words' vectors lie.
+        words: see `WordVectors.pack`.
+    """
 
     sizes: Sizes
-    host: Tensor | None = None
+    schedule: Tensor | None = None
+    words: Sequence[Tensor] = ()
 
 
 class Executor:
@@ -110,13 +117,13 @@ class Executor:
     def packing(self, output: Output) -> Pack:
         """What is made of a window's schedule where it is planned, in whatever thread, before `queue`."""
 
-        def pack(schedule: Schedule, n_words: int) -> Packed:
-            sizes = self._with_words(self.sizes(schedule, output), n_words)
+        def pack(schedule: Schedule, words: pa.StringArray) -> Packed:
+            sizes = self._with_words(self.sizes(schedule, output), len(words))
             if self._state is not None or sizes.n_depths == 0 or self._is_small(sizes):
                 return Packed(sizes)
             host = self._transfers.host(Layout.of(sizes).size)
             fill(host.numpy(), sizes, schedule)
-            return Packed(sizes, host)
+            return Packed(sizes, host, self._table.pack(words))
 
         return pack
 
@@ -132,8 +139,8 @@ class Executor:
             RuntimeError: the device's memory is used up, among others; the state is as it was.
         """
         schedule, device_output = plan.schedule, self._device_output(output)
-        word_rows, n_new = self._table.lookup(plan.words)
-        sizes, host = plan.packed or self.packing(output)(schedule, len(plan.words))
+        sizes, host, words = plan.packed or self.packing(output)(schedule, plan.words)
+        word_rows, n_new = self._table.lookup(plan.words, words)
         if self._state is not None:
             self._state.reserve(first_row + len(schedule.offsets) - 1)
         if sizes.n_depths == 0:  # no sentence has a token

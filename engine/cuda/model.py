@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -148,15 +149,24 @@ class WordVectors:
         self._keep = cache_bytes > 0
         self._make(max(1, cache_bytes // (model.config.projection_size * model.dtype.itemsize)))
 
-    def lookup(self, words: pa.StringArray) -> tuple[Int32, int]:
-        """Rows [W] of distinct words, and how many of them are computed now, in the computing stream."""
+    def pack(self, words: pa.StringArray) -> list[Tensor]:
+        """Many words' integers as they are sent, in whatever thread; none where it matters which are known, or few."""
+        if self._keep or len(words) <= MOST_CAPTURED_WORDS:
+            return []
+        return [self._host(*piece) for piece in _pieces(words)]
+
+    def lookup(self, words: pa.StringArray, packed: Sequence[Tensor] = ()) -> tuple[Int32, int]:
+        """Rows [W] of distinct words, and how many of them are computed now, in the computing stream.
+
+        Args:
+            packed: what `pack` made of them.
+        """
         if len(words) > len(self.vectors):
             self._make(len(words))
         if not self._keep:
-            every = np.arange(len(words), dtype=np.int32)
-            for start in range(0, len(words), WORDS_AT_ONCE):
-                self._compute(words.slice(start, WORDS_AT_ONCE), every[start : start + WORDS_AT_ONCE])
-            return every, len(words)
+            for k, piece in enumerate(_pieces(words)):
+                self._compute(*piece, packed[k] if packed else None)
+            return np.arange(len(words), dtype=np.int32), len(words)
         names: list[str] = words.to_pylist()
         self._window += 1
         rows = np.fromiter(map(self._rows.get, names, repeat(-1)), np.int32, len(names))
@@ -223,20 +233,33 @@ class WordVectors:
             self._names[row] = None
         self._used[rows] = 0
 
-    def _compute(self, words: pa.StringArray, rows: Int32) -> None:
-        """The words' vectors into these rows; where they are few by a graph, with some that nobody asks for."""
+    def _compute(self, words: pa.StringArray, rows: Int32, host: Tensor | None = None) -> None:
+        """The words' vectors into these rows; where they are few by a graph, with some that nobody asks for.
+
+        Args:
+            host: their integers, where they are packed.
+        """
         size = len(rows)
-        few = self._graphs is not None and size <= MOST_CAPTURED_WORDS
-        if few:
-            size = power_of_two(size, LEAST_WORDS)
+        if self._graphs is None or size > MOST_CAPTURED_WORDS:
+            host = self._host(words, rows) if host is None else host
+            self._run(self._layout(size), self._transfers.send(host))
+            return
+        size = power_of_two(size, LEAST_WORDS)
         layout = self._layout(size)
         run, fill = partial(self._run, layout), partial(self._fill, layout, words, rows)
-        captured = self._graphs.get(size, layout.size, run) if few and self._graphs is not None else None
+        captured = self._graphs.get(size, layout.size, run)
         if captured is None:
             run(self._transfers.upload(layout.size, fill))
         else:
             captured.staging.upload(fill)
             captured.replay()
+
+    def _host(self, words: pa.StringArray, rows: Int32) -> Tensor:
+        """Words' integers in memory that is sent."""
+        layout = self._layout(len(rows))
+        host = self._transfers.host(layout.size)
+        self._fill(layout, words, rows, host.numpy())
+        return host
 
     def _layout(self, n: int) -> Layout:
         """Where the integers of n words lie: rows int64, the others as `DeviceModel.word_vectors` takes them."""
@@ -268,3 +291,10 @@ class WordVectors:
         vectors = self._model.word_vectors(words, ids.get("word_ids"))
         self._table.index_copy_(0, ids["rows"].view(torch.int64), vectors)
         return vectors
+
+
+def _pieces(words: pa.StringArray) -> Iterator[tuple[pa.StringArray, Int32]]:
+    """Words that are computed together, with their rows where all are new: one after the other."""
+    rows = np.arange(len(words), dtype=np.int32)
+    for start in range(0, len(words), WORDS_AT_ONCE):
+        yield words.slice(start, WORDS_AT_ONCE), rows[start : start + WORDS_AT_ONCE]

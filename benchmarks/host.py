@@ -1,0 +1,125 @@
+"""What a card's host does in bulk, by a card that is absent: how fast it can be at most, and what takes its time.
+
+All is done but what the card itself does: tokens become windows and schedules, kernels are given their arguments and
+handed to a driver that does nothing, and results are given out. Memory is the host's, so that what PyTorch does for a
+card's memory and copies is missing, and results that come to the host are there already.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flashelmo.benchmarks.contestant import Subject
+from flashelmo.benchmarks.results import Row
+from flashelmo.benchmarks.settings import Settings
+from flashelmo.benchmarks.text import load_sentences, write_sentences
+from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import Stream
+from flashelmo.engine.text.sentences import grouped
+from flashelmo.engine.text.windows import Draft, Drafts, read_ahead, read_windows
+
+HOST_TOKENS = 2_500_000
+WINDOW_TOKENS = 1 << 17
+NO_LIMIT = 1 << 62
+FROM_LISTS, FROM_TEXT = "token lists, layers left on the card", "text to means"
+CLOCK, ALL, QUEUEING = "by the clock", "processor, all threads", "processor, the thread that queues"
+# Of the thread that queues, by what stands where it is done; what is missing beside `QUEUEING` lies between these.
+PARTS = {
+    "token lists to windows": ("engine.text.windows", "Draft", "of"),
+    "words": ("engine.cuda.model", "WordVectors", "lookup"),
+    "schedule": ("engine.cuda.executor", "", "fill_words"),
+    "launches": ("engine.cuda.executor", "", "compute"),
+}
+RESULTS = "results"
+
+
+class Host:
+    """An engine whose card is absent. It changes its process, which should be one of its own.
+
+    Args:
+        model: its folder; beside it the driver is built.
+        threads: that plan windows.
+
+    Raises:
+        FlashElmoError: there is no C compiler.
+    """
+
+    def __init__(self, model: Path, threads: int | None) -> None:
+        os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported
+        import_module("flashelmo.benchmarks.kernels.absent").pretend(model.parent)
+        layer: Any = import_module("flashelmo.kernels.lstm.layer")
+        layer.is_proven = lambda variant, run: True  # nothing that is computed here is right
+        torch: Any = import_module("torch")
+        torch.set_num_threads(1)
+        from flashelmo.engine.cuda.pipeline import CudaPipeline
+        from flashelmo.engine.model.checkpoints import load_model
+        from flashelmo.engine.settings import CudaSettings
+        from flashelmo.engine.settings import Settings as EngineSettings
+
+        # As the card's benchmark: no word is known, and windows are large ones.
+        settings = EngineSettings(
+            threads=threads, window_tokens=WINDOW_TOKENS, cache_bytes=0, cuda=CudaSettings(graphs=False)
+        )
+        self._pipeline = CudaPipeline(load_model(model), torch.device("cpu"), "bf16", settings)
+        self._spent = defaultdict[str, float](float)
+        for name, (module, owner, function) in PARTS.items():
+            found = import_module(f"flashelmo.{module}")
+            self._watch(name, getattr(found, owner) if owner else found, function)
+
+    def seconds(self, way: str, path: Path) -> tuple[int, dict[str, float]]:
+        """How many windows there are, and seconds of all: by the clock, by processor, and by what is done."""
+        text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        for part in (text[: len(text) // 4], text):  # compiles, and is measured
+            self._spent.clear()
+            begin, n_windows = _clocks(), 0
+            for _, results in self._stream(way, part, path):
+                self._timed(RESULTS, deque, results, 0)
+                n_windows += 1
+            spent = {name: now - begin[name] for name, now in _clocks().items()}
+        return n_windows, {**spent, **self._spent}
+
+    def _stream(self, way: str, text: list[list[str]], path: Path) -> Stream:
+        if way == FROM_LISTS:
+            drafts = Drafts(map(Draft.of, grouped(iter(text), NO_LIMIT, WINDOW_TOKENS, WINDOW_TOKENS)))
+            return self._pipeline.stream(drafts, Output(), lambda fraction: None, as_numpy=False)
+        windows = read_ahead(read_windows(path, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS))
+        return self._pipeline.stream(windows, Output("average", pool="mean"), lambda fraction: None)
+
+    def _watch(self, name: str, owner: Any, function: str) -> None:
+        call = getattr(owner, function)
+        setattr(owner, function, lambda *arguments, **options: self._timed(name, call, *arguments, **options))
+
+    def _timed(self, name: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        begin = time.thread_time()
+        try:
+            return call(*arguments, **options)
+        finally:
+            self._spent[name] += time.thread_time() - begin
+
+
+def _clocks() -> dict[str, float]:
+    """Seconds."""
+    return {CLOCK: time.perf_counter(), ALL: time.process_time(), QUEUEING: time.thread_time()}
+
+
+def measure_host(subject: Subject, settings: Settings) -> list[Row]:
+    """Tokens a second and milliseconds of a window, both ways in turns."""
+    text, source = load_sentences(settings.bulk_tokens or HOST_TOKENS, settings.text, settings.seed, again=True)
+    path, n_tokens = write_sentences(subject.folder.parent / "host.txt", text), sum(map(len, text))
+    worker = subject.pool.worker(Host, subject.folder, settings.threads)
+    ways, rows = (FROM_LISTS, FROM_TEXT), list[Row]()
+    rounds = [{way: worker.call("seconds", way, path) for way in ways} for _ in range(settings.rounds)]
+    row = partial(Row, "host", subject.name, note=f"{source}, bf16, windows of {WINDOW_TOKENS:,} tokens")
+    for way in ways:
+        found = [each[way] for each in rounds]
+        rows.append(row(way, "tokens/s").with_samples([n_tokens / spent[CLOCK] for _, spent in found]))
+        for name in dict.fromkeys(name for _, spent in found for name in spent):
+            rows.append(row(way, "ms", name).with_samples([1e3 * spent[name] / n for n, spent in found]))
+    return rows

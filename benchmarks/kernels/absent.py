@@ -1,0 +1,87 @@
+"""A card that is absent: its driver says yes to everything, so that all but its work is done.
+
+Kernels are compiled for sm_90 and launched, by Triton's own launchers and by ours, with tensors in the host's memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
+
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.kernels import tuning
+from flashelmo.kernels.launch import Launch
+
+LIBRARY = "libcuda.so.1"
+
+
+class Driver:
+    """As Triton's."""
+
+    def __init__(self) -> None:
+        self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
+
+    def get_current_device(self) -> int:
+        """Its number."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """An address that is none."""
+        return 1000 + device
+
+    def get_current_target(self) -> GPUTarget:
+        """What is compiled for."""
+        return GPUTarget("cuda", 90, 32)
+
+
+class Guard:
+    """As `torch.cuda.device`."""
+
+    current = 0
+
+    def __init__(self, device: Any) -> None:
+        self.index = device if isinstance(device, int) else device.index
+
+    def __enter__(self) -> None:
+        self.before, Guard.current = Guard.current, self.index
+
+    def __exit__(self, *_: object) -> None:
+        Guard.current = self.before
+
+
+def pretend(folder: Path) -> ctypes.CDLL:
+    """From now on this process has an H200 that does nothing; its driver, which is built in a folder.
+
+    Raises:
+        FlashElmoError: there is no C compiler.
+    """
+    library = build(folder)
+    driver = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    triton.knobs.nvidia.libcuda_path = str(folder)
+    triton.runtime.driver.set_active(Driver())
+    triton.set_allocator(lambda size, alignment, stream: torch.zeros(size, dtype=torch.int8))
+    torch.cuda.device, torch.cuda.current_device = Guard, lambda: Guard.current  # type: ignore[assignment, misc]
+    Launch._device = lambda self: torch.device("cuda", 0)  # type: ignore[method-assign]
+    tuning.capability = lambda device: (9, 0)  # type: ignore[assignment]
+    return driver
+
+
+def build(folder: Path) -> Path:
+    """The driver's library."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise FlashElmoError("the absent card's driver: expected a C compiler, found neither gcc nor clang")
+    headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+    library, source = folder / LIBRARY, Path(__file__).with_name("absent_driver.c")
+    flags = ["-shared", "-fPIC", f"-I{headers}", f"-Wl,-soname,{LIBRARY}"]
+    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
+    return library
