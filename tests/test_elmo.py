@@ -282,7 +282,8 @@ def test_fine_tuning_under_autocast(inside):
                 loss.backward()
         if not inside:
             loss.backward()
-        found.append((output.detach(), {name: each.grad.clone() for name, each in module.named_parameters()}))
+        grads = {name: torch.as_tensor(each.grad).clone() for name, each in module.named_parameters()}
+        found.append((output.detach(), grads))
     (expected, slopes), (output, gradients) = found
     assert output.dtype == torch.float32
     assert 0 < (output - expected).abs().max() < 0.03
