@@ -208,7 +208,7 @@ def fill(
         first_row: of the state, where the window's rows begin.
         padding_row: spare row of the state that a bucket's padding rows write to.
     """
-    flat[:] = 0
+    flat.fill(0)
     parts = Layout.of(sizes).views(flat)
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
@@ -227,7 +227,7 @@ def fill(
     if sizes.n_rows:
         _fill_final(parts, schedule.forward, sizes.n_roots, first_row, padding_row)
     if word_rows is not None:
-        fill_words(flat, sizes, schedule, word_rows)
+        _fill_words(parts, sizes, schedule, word_rows)
 
 
 def fill_words(flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32) -> None:
@@ -236,7 +236,10 @@ def fill_words(flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32) 
     Args:
         word_rows: [W], each word's row in the table of word vectors.
     """
-    parts = Layout.of(sizes).views(flat)
+    _fill_words(Layout.of(sizes).views(flat), sizes, schedule, word_rows)
+
+
+def _fill_words(parts: dict[str, Int32], sizes: Sizes, schedule: Schedule, word_rows: Int32) -> None:
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
         word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy

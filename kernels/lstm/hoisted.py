@@ -60,8 +60,8 @@ def pays_by_word(weights: LstmWeights, options: LaunchOptions, rows: Sequence[in
     if not is_able(weights, options):
         return False
     least, most = most_rows(weights, by_word=False), most_rows(weights, by_word=True)
-    by_node = sum(n for n in rows if n <= least)
-    return n_words < by_node + ROW_GAIN * sum(n for n in rows if least < n <= most)
+    few = sum([n for n in rows if n <= least])
+    return n_words < few + ROW_GAIN * sum([n for n in rows if least < n <= most])
 
 
 def row_bytes(weights: LstmWeights) -> int:
