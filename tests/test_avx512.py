@@ -255,14 +255,17 @@ def test_a_cache_that_cannot_be_written_to(forget: Callable[..., None], tmp_path
 
 
 @can_run
-def test_a_damaged_library_is_not_used(forget: Callable[..., None], tmp_path: Path) -> None:
-    """Of the cache: a new one serves."""
+def test_a_damaged_library_is_replaced(forget: Callable[..., None], tmp_path: Path) -> None:
+    """In the cache; the new one serves the next process too."""
     forget()
     assert why_not(8) == ""
-    (path,) = tmp_path.glob("flashelmo/lstm-*.so")
-    path.unlink()  # this process has mapped it
-    path.write_bytes(b"no library")
+    (whole,) = tmp_path.glob("flashelmo/lstm-*.so")
+    damaged = tmp_path / "other" / "flashelmo" / whole.name  # at the same place, this process has it loaded
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no library")
+    forget(home=str(tmp_path / "other"))
     assert why_not(8) == ""
+    assert damaged.stat().st_size == whole.stat().st_size
 
 
 def test_structures_are_those_of_the_source() -> None:

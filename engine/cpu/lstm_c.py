@@ -117,10 +117,7 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
     for folder in _folders():
         path = folder / f"lstm-{name}.so"
         try:
-            if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                _compile([*compiler, *options], path)
-            found = ctypes.CDLL(str(path))
+            found = _loaded(path, [*compiler, *options])
         except OSError as error:
             problem = f"{path}: {error.strerror or error}"
             continue
@@ -136,6 +133,16 @@ def _folders() -> Iterator[Path]:
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashelmo"
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
         yield Path(folder)
+
+
+def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:
+    """The library that is kept there; where there is none that can be loaded, it is compiled."""
+    if path.exists():
+        with suppress(OSError):
+            return ctypes.CDLL(str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _compile(command, path)
+    return ctypes.CDLL(str(path))
 
 
 def _compile(command: Sequence[str], path: Path) -> None:
