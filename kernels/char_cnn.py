@@ -75,7 +75,7 @@ def group_words(
     check("character_ids", character_ids, [None, None], INTEGERS)
     check_ids("character_ids", character_ids, n_characters)
     M = character_ids.shape[1]
-    positions = torch.arange(1, M + 1)
+    positions = torch.arange(1, M + 1, device=character_ids.device)
     lengths = ((character_ids != padding_id) * positions).amax(dim=1).clamp(min=1)
     order = lengths.argsort(descending=True, stable=True)
     character_ids, lengths, order = (ids.to(device, torch.int32) for ids in (character_ids, lengths, order))
@@ -147,7 +147,7 @@ def pack_char_cnn(
         ],
         dim=2,
     )  # [widest, S, F]
-    widths = torch.cat([torch.full((weight.shape[2],), weight.shape[0]) for weight, _ in convolutions])
+    widths = torch.cat([torch.full((weight.shape[2],), len(weight), device="cpu") for weight, _ in convolutions])
     padding = torch.einsum("s,jsf->f", embedding[padding_id].float(), weight.float())
     return CharCnnWeights(
         embedding=embedding,

@@ -262,6 +262,18 @@ def test_the_engine_waits_for_plain_locks_alone() -> None:
         assert not re.findall(unsafe, ast.unparse(tree)), name
 
 
+MAKE_TENSORS = ("tensor", "zeros", "ones", "empty", "full", "arange", "eye", "linspace", "rand", "randn", "randint")
+
+
+@pytest.mark.parametrize("part", ["engine", "kernels", "export", FACE])
+def test_tensors_are_made_on_a_device_that_is_named(part: str) -> None:
+    """A program may call `torch.set_default_device`, and what is made without a device then lies there."""
+    for name, tree in modules(part):
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in {f"torch.{each}" for each in MAKE_TENSORS}:
+                assert "device" in {each.arg for each in call.keywords}, f"{name}, line {call.lineno}"
+
+
 def test_every_file_of_the_engine_belongs_to_a_wing() -> None:
     assert {name.split(".")[1] for name, _ in modules("engine") if name != "engine"} == set(WINGS)
     assert circle({wing: set(targets) for wing, targets in WINGS.items()}) == []

@@ -82,7 +82,7 @@ class Executor:
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
         # In memory that a card writes to: its kernels set it, and the host reads it without a copy.
-        self._overflow = torch.zeros(1, dtype=torch.int32, pin_memory=model.device.type == "cuda")
+        self._overflow = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=model.device.type == "cuda")
         self._overflowed = self._overflow.numpy()
 
     @property

@@ -65,7 +65,9 @@ class Transfers:
             stream = self._queuing(self._compute)
         # What is kept from call to call must not become an inference tensor, which later calls could not write to.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-        with stream, mode:
+        kind = self.device.type  # whoever calls may have types of his own for products
+        exact = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with stream, mode, exact:
             yield
 
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:
@@ -77,9 +79,9 @@ class Transfers:
     def host(self, size: int) -> Tensor:
         """int32 [size] in memory that `send` copies from; in any thread."""
         if not self._is_cuda:
-            return torch.empty(size, dtype=torch.int32)
+            return torch.empty(size, dtype=torch.int32, device="cpu")
         with CAPTURE_LOCK, torch.cuda.device(self.device):
-            return torch.empty(size, dtype=torch.int32, pin_memory=True)
+            return torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=True)
 
     def send(self, host: Tensor) -> Tensor:
         """A copy on the device, for the computing stream."""

@@ -213,7 +213,7 @@ class Elmo(torch.nn.Module):
         if ids is None:
             raise FlashElmoError(f"ids: this model has none of {('characters', 'words')[kind]}")
         lengths = [len(sentence) for sentence in sentences]
-        mask = positions_before(torch.tensor(lengths, dtype=torch.long), max(lengths, default=0))
+        mask = positions_before(torch.tensor(lengths, dtype=torch.long, device="cpu"), max(lengths, default=0))
         padding = (0, self._encoder.config.absent_word_id)[kind]
         return pad_tokens(ids - padding, mask) + padding
 

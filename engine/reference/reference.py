@@ -259,10 +259,10 @@ class ReferenceRuntime:
 
     def activations(self, batch: Sequence[Sequence[str]]) -> Tensor:
         """[L, B, T + 2, 2P] of one padded batch on the device, by PyTorch's own settings."""
-        lengths = torch.tensor([len(sentence) for sentence in batch])
+        lengths = torch.tensor([len(sentence) for sentence in batch], device="cpu")
         mask = positions_before(lengths, int(lengths.max()))
         ids = encode(self.encoder, [word for sentence in batch for word in sentence])
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             padded = [None if flat is None else pad_tokens(flat, mask).to(self.device) for flat in ids]
             return torch.stack(self.elmo(*padded, mask.to(self.device))["activations"])
 

@@ -42,9 +42,9 @@ class ScalarMix(torch.nn.Module):
         self.mixture_size = mixture_size
         self.do_layer_norm = do_layer_norm
         self.scalar_parameters = torch.nn.ParameterList(
-            Parameter(torch.tensor([float(value)]), requires_grad=trainable) for value in initial
+            Parameter(torch.tensor([float(value)], device="cpu"), requires_grad=trainable) for value in initial
         )
-        self.gamma = Parameter(torch.tensor([1.0]), requires_grad=trainable)
+        self.gamma = Parameter(torch.tensor([1.0], device="cpu"), requires_grad=trainable)
 
     def forward(self, tensors: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
         """Mix tensors of one shape [..., D]; mask [...] is needed for the layer normalisation alone."""

@@ -136,7 +136,7 @@ class LstmState:
     def empty(cls, config: ElmoConfig) -> LstmState:
         """No rows."""
         shape = config.n_layers, 2, 0
-        return cls(torch.zeros(*shape, config.projection_size), torch.zeros(*shape, config.cell_size))
+        return cls(*(torch.zeros(*shape, n, device="cpu") for n in (config.projection_size, config.cell_size)))
 
     def first(self, n: int, like: Tensor) -> LstmState:
         """The first n rows, new ones zero, with the type and device of `like`."""

@@ -40,7 +40,8 @@ class TrainableElmo(ReferenceElmo):
         """All L layers [B, T, 2P] of sentences with their boundaries: vectors [B, T, P], mask bool [B, T]."""
         if self.stateful or not torch.is_grad_enabled() or not mask.numel():
             return super().layers(vectors, mask)
-        device, kind = mask.device.type, self.get_parameter("forward_layers.0.bias").dtype
+        lowest: Any = self.forward_layers[0]
+        device, kind = mask.device.type, lowest.bias.dtype
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
         batch, steps, size = vectors.shape
         lengths = mask.sum(dim=1, keepdim=True)

@@ -56,9 +56,10 @@ def log_probabilities(model: BiLM, corpus: Corpus, rows: Int32) -> tuple[Float32
     forward, backward = (np.empty(int(lengths.sum()), np.float32) for _ in range(2))
     trains, compute = model.training, model.compute
     model.eval()
-    model.compute = next(iter(model.parameters())).dtype
+    first = next(iter(model.parameters()))
+    model.compute = first.dtype
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(first.device.type, enabled=False):
             spelling = Spelling(model.config, corpus.words)
             for chosen in _batches(lengths):
                 _fill(model, corpus, spelling, rows, chosen, begins, forward, backward)

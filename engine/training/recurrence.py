@@ -142,7 +142,8 @@ def _passes(outputs: Tensor, clip: float | None) -> Tensor | None:
     """Where the projection's clip lets gradients through; None where it does everywhere."""
     if clip is None:
         return None
-    return outputs.abs() < torch.tensor(clip, dtype=torch.float64).to(outputs.dtype).item()  # as rounded, where it acts
+    rounded = torch.tensor(clip, dtype=torch.float64, device="cpu").to(outputs.dtype).item()  # as it acts
+    return outputs.abs() < rounded
 
 
 def cell_forward(gates: Tensor, before: Tensor, after: Tensor, u: Tensor, clip: float | None) -> None:
@@ -214,7 +215,7 @@ def kernels_work(device: torch.device) -> bool:
         for kernels in (False, True):
             generator = torch.Generator().manual_seed(0)
             shapes = (2, 3, 4, 64), (2, 64, 512), (2, 64, 512), (2, 512), (2, 128, 64), (2, 4, 64), (2, 4, 128)
-            tensors = [(0.3 * torch.randn(shape, generator=generator)).to(device) for shape in shapes]
+            tensors = [(0.3 * torch.randn(shape, generator=generator, device="cpu")).to(device) for shape in shapes]
             for tensor in tensors[:5]:
                 tensor.requires_grad_()
             x, *weights, hidden, cell = tensors

@@ -131,7 +131,7 @@ class _Captured:
         self.capacity = _capacity(streams, step._spelling)
         self._tokens = 2 * settings.unroll * settings.batch
         numbers = self.capacity + 2 * self._tokens
-        self._slots = [torch.zeros(numbers, dtype=torch.int32).pin_memory() for _ in range(SLOTS)]
+        self._slots = [torch.zeros(numbers, dtype=torch.int32, device="cpu").pin_memory() for _ in range(SLOTS)]
         self._copied: list[Any] = [torch.cuda.Event() for _ in range(SLOTS)]
         buffer = torch.zeros(numbers, dtype=torch.int32, device=step.device)
         shape = 2, settings.unroll, settings.batch

@@ -196,15 +196,17 @@ def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Node
     of_directions = [rows if d == 0 else [1 + n // 2 for n in rows] for d in range(n_directions)]
     depths = tuple((0, *accumulate((N_ROOTS, *each))) for each in of_directions)
     N = max(starts[-1] for starts in depths)
-    parents = torch.zeros(n_directions, N, dtype=torch.int32)
-    children = torch.empty(n_directions, N + 1, dtype=torch.int32)
-    for d, (starts, counts) in enumerate(zip(depths, of_directions, strict=True)):
-        above = [torch.arange(n) * before // n for before, n in zip((N_ROOTS, *counts), counts, strict=False)]
-        parents[d, N_ROOTS : starts[-1]] = torch.cat(above)
-        named = torch.cat([first + each for first, each in zip(starts, above, strict=False)])
+    parents = torch.zeros(n_directions, N, dtype=torch.int32, device="cpu")
+    children = torch.empty(n_directions, N + 1, dtype=torch.int32, device="cpu")
+    for d, (firsts, counts) in enumerate(zip(depths, of_directions, strict=True)):
+        sizes = zip((N_ROOTS, *counts), counts, strict=False)
+        above = [torch.arange(n, device="cpu") * before // n for before, n in sizes]
+        parents[d, N_ROOTS : firsts[-1]] = torch.cat(above)
+        named = torch.cat([first + each for first, each in zip(firsts, above, strict=False)])
         children[d, 0] = N_ROOTS
         children[d, 1:] = N_ROOTS + torch.bincount(named, minlength=N).cumsum(0)
-    return Nodes(torch.tensor(depths, dtype=torch.int32).to(device), parents.to(device), children.to(device), depths)
+    starts = torch.tensor(depths, dtype=torch.int32, device=device)
+    return Nodes(starts, parents.to(device), children.to(device), depths)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts

@@ -66,7 +66,7 @@ class CanonicalLstm:
         if self.projection is not None:
             return self
         D, _, C = self.shape
-        identity = torch.eye(C, dtype=torch.float32).expand(D, C, C).contiguous()
+        identity = torch.eye(C, dtype=torch.float32, device=self.input.device).expand(D, C, C).contiguous()
         return replace(self, projection=identity, projection_clip=None)
 
 

@@ -52,7 +52,8 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
         self._texts = TextEmbedder(
             model, layers=layers, mix=mix, pool=None, tokenizer=tokenizer_name, **(options or {})
         )
-        self.register_buffer("_place", torch.empty(0), persistent=False)  # follows the model from device to device
+        # Follows the model from device to device.
+        self.register_buffer("_place", torch.empty(0, device="cpu"), persistent=False)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         """Texts as they are, behind the prompt if there is one."""
@@ -62,8 +63,8 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
         """The features with `token_embeddings` [B, T, D], zero behind a text's end, and `attention_mask` [B, T]."""
         vectors = [torch.from_numpy(each) for each in self._texts(features["texts"])]
         longest = max(1, *(len(each) for each in vectors)) if vectors else 1
-        embeddings = torch.zeros(len(vectors), longest, self._texts.size)
-        mask = torch.zeros(len(vectors), longest, dtype=torch.int64)
+        embeddings = torch.zeros(len(vectors), longest, self._texts.size, device="cpu")
+        mask = torch.zeros(len(vectors), longest, dtype=torch.int64, device="cpu")
         for row, each in enumerate(vectors):
             embeddings[row, : len(each)] = each
             mask[row, : len(each)] = 1
