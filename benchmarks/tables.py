@@ -188,7 +188,8 @@ def document(results: Results, file: str) -> Iterator[str]:
     yield describe_run(results, file)
     shown = [row for row in results.rows if row.section != "limits" and row.median is not None]
     for block in blocks(shown, spread=False):
-        said = "\n\n" + "; ".join(block.notes) + "." if block.notes else ""
+        parts = dict.fromkeys(part for note in block.notes for part in note.split("; "))  # rows may have some in common
+        said = "\n\n" + "; ".join(parts) + "." if parts else ""
         yield markdown(block.title, block.headings, block.lines) + said
     yield from absent(results.rows)
 
