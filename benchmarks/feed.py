@@ -2,7 +2,7 @@
 
 `--only sharing` counts steps and times nothing: every machine, however busy, gives the same figures. `--only feed`
 leaves the computation out: text becomes a device's input, and pooled vectors are written. `--only host` is all that a
-card's host does, by a card that is absent (`host`). `--only workers` embeds a corpus with one process, and with as many
+card's host does, with a card or without (`host`). `--only workers` embeds a corpus with one process, and with as many
 as there are cores. `--only command` embeds it with `flashelmo embed`, beside the engine in memory with sharing and
 without, and watches the command's memory. These four need an idle machine.
 """

@@ -1,8 +1,9 @@
-"""What a card's host does in bulk, by a card that is absent: how fast it can be at most, and what takes its time.
+"""What a card's host does in bulk: what takes its time, and, where there is no card, how fast it can be at most.
 
-All is done but what the card itself does: tokens become windows and schedules, kernels are given their arguments and
-handed to a driver that does nothing, and results are given out. Memory is the host's, so that what PyTorch does for a
-card's memory and copies is missing, and results that come to the host are there already.
+By a card that is absent all is done but what the card itself does: tokens become windows and schedules, kernels are
+given their arguments and handed to a driver that does nothing, and results are given out. Memory is the host's then, so
+that what PyTorch does for a card's memory and copies is missing, and results that come to the host are there already.
+On a card, time by the clock beyond that of the processor is waited for: the driver, memory, or other threads.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WINDOW_TOKENS = 1 << 17
 NO_LIMIT = 1 << 62
 FROM_LISTS, FROM_TEXT = "token lists, layers left on the card", "text to means"
 CLOCK, ALL, QUEUEING = "by the clock", "processor, all threads", "processor, the thread that queues"
-# Of the thread that queues, by what stands where it is done; what is missing beside `QUEUEING` lies between these.
+# Of the thread that queues, by where it is done; what is missing beside the whole lies between these.
 PARTS = {
     "token lists to windows": ("engine.text.windows", "Draft", "of"),
     "words": ("engine.cuda.model", "WordVectors", "lookup"),
@@ -42,10 +43,10 @@ RESULTS = "results"
 
 
 class Host:
-    """An engine whose card is absent. It changes its process, which should be one of its own.
+    """An engine, and what its host does. It changes its process, which should be one of its own.
 
     Args:
-        model: its folder; beside it the driver is built.
+        model: its folder; beside it the absent card's driver is built.
         threads: that plan windows.
 
     Raises:
@@ -54,11 +55,13 @@ class Host:
 
     def __init__(self, model: Path, threads: int | None) -> None:
         os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported
-        import_module("flashelmo.benchmarks.kernels.absent").pretend(model.parent)
-        layer: Any = import_module("flashelmo.kernels.lstm.layer")
-        layer.is_proven = lambda variant, run: True  # nothing that is computed here is right
         torch: Any = import_module("torch")
-        torch.set_num_threads(1)
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cpu":
+            import_module("flashelmo.benchmarks.kernels.absent").pretend(model.parent)
+            layer: Any = import_module("flashelmo.kernels.lstm.layer")
+            layer.is_proven = lambda variant, run: True  # nothing that is computed here is right
+            torch.set_num_threads(1)
         from flashelmo.engine.cuda.pipeline import CudaPipeline
         from flashelmo.engine.model.checkpoints import load_model
         from flashelmo.engine.settings import CudaSettings
@@ -68,7 +71,7 @@ class Host:
         settings = EngineSettings(
             threads=threads, window_tokens=WINDOW_TOKENS, cache_bytes=0, cuda=CudaSettings(graphs=False)
         )
-        self._pipeline = CudaPipeline(load_model(model), torch.device("cpu"), "bf16", settings)
+        self._pipeline = CudaPipeline(load_model(model), self.device, "bf16", settings)
         self._spent = defaultdict[str, float](float)
         for name, (module, owner, function) in PARTS.items():
             found = import_module(f"flashelmo.{module}")
@@ -99,11 +102,12 @@ class Host:
         setattr(owner, function, lambda *arguments, **options: self._timed(name, call, *arguments, **options))
 
     def _timed(self, name: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        begin = time.thread_time()
+        begin = time.thread_time(), time.perf_counter()
         try:
             return call(*arguments, **options)
         finally:
-            self._spent[name] += time.thread_time() - begin
+            self._spent[name] += time.thread_time() - begin[0]
+            self._spent[f"{name}, {CLOCK}"] += time.perf_counter() - begin[1]
 
 
 def _clocks() -> dict[str, float]:
