@@ -17,6 +17,7 @@ from flashelmo.engine.model.checkpoints.convert import convert
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.precision import tolerance
+from flashelmo.engine.reference import trainable as trainable_module
 from flashelmo.engine.reference.elmo import Elmo
 from flashelmo.engine.reference.padding import pad_tokens, positions_before
 from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime, encode
@@ -291,6 +292,23 @@ def test_fine_tuning_under_autocast(inside):
         assert gradients[name].dtype == torch.float32
         bound = 0.03 if "_layers" in name else 0.5
         assert (gradients[name] - slope).norm() < bound * slope.norm(), name
+
+
+@pytest.mark.parametrize("kind", [None, torch.bfloat16])
+def test_fine_tuning_by_the_kernels_of_training(monkeypatch: pytest.MonkeyPatch, build, ids, device, kind):
+    """As on a card; in the interpreter they are asked for."""
+    pytest.importorskip("triton")
+    found = []
+    for kernels in (False, True):
+        monkeypatch.setattr(trainable_module, "kernels_work", lambda device, kernels=kernels: kernels)
+        module = build(requires_grad=True).to(device)
+        with torch.autocast(device, kind, enabled=kind is not None):
+            output = module(ids.to(device))["elmo_representations"][0]
+        output.square().sum().backward()
+        found.append([output.detach(), *(each.grad for each in module.bilm.forward_layers.parameters())])
+    for with_kernels, formula in zip(found[1], found[0], strict=True):
+        bound = 1e-5 if kind is None else 0.02
+        assert (with_kernels - formula).norm() < bound * formula.norm()
 
 
 def test_gradients_of_gradients_are_refused(build, ids):

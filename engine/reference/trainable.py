@@ -2,7 +2,8 @@
 
 Each distinct word of a batch is convolved once. A layer's two directions are one recurrence, whose gradients are
 computed for all steps at once (`engine.training.recurrence`): the backward one reads each sentence reversed within its
-length, so that padding comes last in both, after everything that counts.
+length, so that padding comes last in both, after everything that counts. On a card Triton's kernels compute its
+pointwise parts, where they work.
 
 Under autocast (`torch.autocast("cuda", torch.bfloat16)`) products are computed in its type, states in the parameters'.
 """
@@ -14,7 +15,7 @@ from typing import Any
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.padding import positions_before
 from flashelmo.engine.reference.reference import ReferenceElmo
-from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
+from flashelmo.engine.training.recurrence import Clips, Weights, kernels_work, lstm_layer
 
 try:
     import torch
@@ -53,13 +54,14 @@ class TrainableElmo(ReferenceElmo):
         x = torch.stack([vectors, vectors.gather(1, reversed_)]).transpose(1, 2)  # [2, T, B, P]
         before, cell = (vectors.new_zeros(2, batch, n) for n in (size, self.config.cell_size))
         clips = Clips(self.config.cell_clip, self.config.projection_clip)
+        kernels = kind == torch.float32 and kernels_work(mask.device)
         for k, both in enumerate(zip(self.forward_layers, self.backward_layers, strict=True)):
             names = ("input_weight", "recurrent_weight", "bias", "projection")
             pairs = [[getattr(layer, name) for layer in both] for name in names]
             weights: list[Any] = [
                 None if pair[0] is None else torch.stack([each.t() for each in pair]).to(compute) for pair in pairs
             ]
-            hidden, *_ = lstm_layer(x, Weights(*weights), before, cell, clips)
+            hidden, *_ = lstm_layer(x, Weights(*weights), before, cell, clips, kernels)
             x = hidden + x if k > 0 and self.config.skip_connections else hidden
             forward, backward = x.transpose(1, 2)
             outputs.append(torch.cat([forward, backward.gather(1, reversed_)], dim=-1) * mask.unsqueeze(-1))

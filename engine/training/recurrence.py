@@ -18,6 +18,7 @@ the state's (float32); autocast changes nothing here.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any, NamedTuple
 
 from flashelmo.engine.errors import MissingExtraError
@@ -206,6 +207,7 @@ def _launch_backward(d_u: Tensor, d_c: Tensor, gates: Tensor, cell: Tensor, befo
     cell_backward_launch(d_u, d_c, gates, cell, before, d_gates, clip).run()
 
 
+@cache
 def kernels_work(device: torch.device) -> bool:
     """Whether Triton's kernels can be used on a card: they are tried there, and give what the formula gives."""
     if device.type != "cuda":
@@ -215,7 +217,8 @@ def kernels_work(device: torch.device) -> bool:
         for kernels in (False, True):
             generator = torch.Generator().manual_seed(0)
             shapes = (2, 3, 4, 64), (2, 64, 512), (2, 64, 512), (2, 512), (2, 128, 64), (2, 4, 64), (2, 4, 128)
-            tensors = [(0.3 * torch.randn(shape, generator=generator, device="cpu")).to(device) for shape in shapes]
+            drawn = [torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes]
+            tensors = [(0.3 * tensor).to(device) for tensor in drawn]
             for tensor in tensors[:5]:
                 tensor.requires_grad_()
             x, *weights, hidden, cell = tensors
