@@ -215,7 +215,7 @@ def stack(vectors: list[Any], size: int, as_numpy: bool) -> Any:
         return np.stack(vectors) if vectors else np.empty((0, size), np.float32)
     import torch
 
-    return torch.stack(vectors) if vectors else torch.empty(0, size, device="cpu")
+    return torch.stack(vectors) if vectors else torch.empty(0, size, dtype=torch.float32, device="cpu")
 
 
 def cast(vectors: Array, dtype: str) -> Array:

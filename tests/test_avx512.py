@@ -262,10 +262,13 @@ def test_a_damaged_library_is_replaced(forget: Callable[..., None], tmp_path: Pa
     (whole,) = tmp_path.glob("flashelmo/lstm-*.so")
     damaged = tmp_path / "other" / "flashelmo" / whole.name  # at the same place, this process has it loaded
     damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"no library")
+    data = whole.read_bytes()
+    for part in (b"no library", b"", data[: len(data) // 2], data[:-1], data[:-999] + bytes(999)):
+        damaged.write_bytes(part)
+        assert lstm_c._is_whole(whole) and not lstm_c._is_whole(damaged)
     forget(home=str(tmp_path / "other"))
     assert why_not(8) == ""
-    assert damaged.stat().st_size == whole.stat().st_size
+    assert lstm_c._is_whole(damaged)
 
 
 def test_structures_are_those_of_the_source() -> None:

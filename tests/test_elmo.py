@@ -24,6 +24,7 @@ from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime
 from flashelmo.engine.reference.scalar_mix import ScalarMix
 from flashelmo.engine.reference.trainable import TrainableElmo
 from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
+from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
 
 WEIGHTS = [0.3, -1.2, 0.7]
 VOCABULARY = ["@@PADDING@@", "the", "cat", "sat", "incomprehensibilities", "é"]
@@ -309,6 +310,24 @@ def test_fine_tuning_by_the_kernels_of_training(monkeypatch: pytest.MonkeyPatch,
     for with_kernels, formula in zip(found[1], found[0], strict=True):
         bound = 1e-5 if kind is None else 0.02
         assert (with_kernels - formula).norm() < bound * formula.norm()
+
+
+def test_double_precision_stays_under_autocast(build, ids):
+    """As it does in PyTorch's own layers."""
+    module = build(requires_grad=True).double()
+    expected = module(ids)["elmo_representations"][0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(ids)["elmo_representations"][0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_device_without_autocast(build):
+    x, hidden, cell = (torch.empty(shape, device="meta") for shape in ((2, 3, 4, 8), (2, 4, 8), (2, 4, 16)))
+    shapes = (2, 8, 64), (2, 8, 64), (2, 64), (2, 16, 8)
+    weights = Weights(*(torch.empty(shape, device="meta", requires_grad=True) for shape in shapes))
+    found, *_ = lstm_layer(x, weights, hidden, cell, Clips(None, None))
+    found.sum().backward()
+    assert found.shape == x.shape and weights.input.grad is not None
 
 
 def test_gradients_of_gradients_are_refused(build, ids):

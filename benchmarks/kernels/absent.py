@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,7 +63,7 @@ def pretend(folder: Path) -> ctypes.CDLL:
     """From now on this process has an H200 that does nothing; its driver, which is built in a folder.
 
     Raises:
-        FlashElmoError: there is no C compiler.
+        FlashElmoError: there is no C compiler, or it fails.
     """
     library = build(folder)
     driver = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -76,12 +77,17 @@ def pretend(folder: Path) -> ctypes.CDLL:
 
 
 def build(folder: Path) -> Path:
-    """The driver's library."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise FlashElmoError("the absent card's driver: expected a C compiler, found neither gcc nor clang")
+    """The driver's library.
+
+    Raises:
+        FlashElmoError: there is no C compiler, or it fails.
+    """
+    compiler = shlex.split(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "cc")
     headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
     library, source = folder / LIBRARY, Path(__file__).with_name("absent_driver.c")
     flags = ["-shared", "-fPIC", f"-I{headers}", f"-Wl,-soname,{LIBRARY}"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
+    try:
+        subprocess.run([*compiler, *flags, "-o", str(library), str(source)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise FlashElmoError(f"the absent card's driver: expected a C compiler, found {compiler[0]}: {error}") from None
     return library

@@ -33,6 +33,7 @@ BASE = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 PRODUCTS = {8: "avx512_vnni", 16: "avx512_bf16"}
 TILES = ("amx_tile", "amx_bf16", "amx_int8")
 COMPILE_SECONDS = 300
+DIGEST_BYTES = hashlib.sha256().digest_size
 LINE, LANES = 64, 16  # bytes of a row that are multiplied at once; columns of a block
 LOG2_E = np.float32(np.log2(np.e))  # sigmoid(x) = 1 / (1 + 2^(-x log2 e))
 
@@ -136,13 +137,20 @@ def _folders() -> Iterator[Path]:
 
 
 def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:
-    """The library that is kept there; where there is none that can be loaded, it is compiled."""
-    if path.exists():
-        with suppress(OSError):
-            return ctypes.CDLL(str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _compile(command, path)
+    """The library that is kept there; where there is none that is whole, it is compiled."""
+    if not _is_whole(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _compile(command, path)
     return ctypes.CDLL(str(path))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file ends with the digest of what stands before it: loading a part of a library may end the process."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return data[-DIGEST_BYTES:] == hashlib.sha256(data[:-DIGEST_BYTES]).digest()
 
 
 def _compile(command: Sequence[str], path: Path) -> None:
@@ -162,6 +170,10 @@ def _compile(command: Sequence[str], path: Path) -> None:
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), "it failed")
             raise FlashElmoError(f"expected a C compiler with OpenMP, found {command[0]}: {said.strip()}")
+        with made.open("r+b") as file:
+            file.write(hashlib.sha256(file.read()).digest())  # behind it, where the system's loader does not look
+            file.flush()
+            os.fsync(file.fileno())
         made.replace(path)
 
 

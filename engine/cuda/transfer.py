@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.schedule import Int64
 from flashelmo.engine.threads import in_order
@@ -65,9 +66,7 @@ class Transfers:
             stream = self._queuing(self._compute)
         # What is kept from call to call must not become an inference tensor, which later calls could not write to.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-        kind = self.device.type  # whoever calls may have types of his own for products
-        exact = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-        with stream, mode, exact:
+        with stream, mode, without_autocast(self.device):
             yield
 
     def upload(self, size: int, fill: Callable[[Int32], None]) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.forks import is_forked
 from flashelmo.engine.model.config import ElmoConfig
@@ -262,7 +263,7 @@ class ReferenceRuntime:
         lengths = torch.tensor([len(sentence) for sentence in batch], device="cpu")
         mask = positions_before(lengths, int(lengths.max()))
         ids = encode(self.encoder, [word for sentence in batch for word in sentence])
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode(), without_autocast(self.device):
             padded = [None if flat is None else pad_tokens(flat, mask).to(self.device) for flat in ids]
             return torch.stack(self.elmo(*padded, mask.to(self.device))["activations"])
 

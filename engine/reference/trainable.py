@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flashelmo.engine.autocast import autocast_type
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.padding import positions_before
 from flashelmo.engine.reference.reference import ReferenceElmo
@@ -42,8 +43,8 @@ class TrainableElmo(ReferenceElmo):
         if self.stateful or not torch.is_grad_enabled() or not mask.numel():
             return super().layers(vectors, mask)
         lowest: Any = self.forward_layers[0]
-        device, kind = mask.device.type, lowest.bias.dtype
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
+        kind = lowest.bias.dtype
+        compute = kind if kind == torch.float64 else autocast_type(mask.device) or kind  # as PyTorch's own layers
         batch, steps, size = vectors.shape
         lengths = mask.sum(dim=1, keepdim=True)
         places = torch.arange(steps, device=mask.device)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 from flashelmo.engine.arguments import shown
@@ -62,45 +61,20 @@ def grouped(
 ) -> Iterator[list[Sentence]]:
     """Sentences in order, in groups that end before they would pass either bound; one that is longer stands by itself.
 
-    Few are read beyond a group's end. What is raised in a sentence's place comes after the groups before it.
-
     Args:
         sentences: as `tokens_of` takes them.
         first_tokens: bound of the first group, the next one's is twice as high, and so on up to `max_tokens`.
     """
     bound = min(first_tokens, max_tokens)
     group: list[Sentence] = []
-    n_tokens, errors = 0, list[Exception]()
-    # Several at a time, as one by one they would take a device's host longer than all else.
-    while some := _next(sentences, min(max(1, len(group) // 16), max_sentences - len(group) or 1), errors):
-        fit = n_tokens + sum(map(len, some)) <= bound
-        for part in [some] if fit else [[sentence] for sentence in some]:
-            n = sum(map(len, part))
-            if group and (len(group) == max_sentences or n_tokens + n > bound):
-                yield group
-                group, n_tokens, bound = [], 0, min(2 * bound, max_tokens)
-            group += part
-            n_tokens += n
-    if errors:
-        raise errors.pop()
+    n_tokens = 0
+    for sentence in sentences:
+        tokens = sentence if type(sentence) is list else tokens_of(sentence)  # a card's host has no time for a call
+        n = len(tokens)
+        if group and (n_tokens + n > bound or len(group) == max_sentences):
+            yield group
+            group, n_tokens, bound = [], 0, min(2 * bound, max_tokens)
+        group.append(tokens)
+        n_tokens += n
     if group:
         yield group
-
-
-def _next(sentences: Iterator[Any], most: int, errors: list[Exception]) -> list[Sentence]:
-    """The tokens of the next ones; what is raised in one's place goes to `errors`, and nothing comes after it."""
-    found: list[Any] = []
-    if not errors:
-        _extend(found, islice(sentences, most), errors)
-    if {list, tuple}.issuperset(map(type, found)):
-        return found
-    tokens: list[Sentence] = []
-    _extend(tokens, map(tokens_of, found), errors)
-    return tokens
-
-
-def _extend(found: list[Any], items: Iterable[Any], errors: list[Exception]) -> None:
-    try:
-        found.extend(items)  # keeps what came before an error
-    except Exception as error:
-        errors.append(error)

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32, Int64
 from flashelmo.engine.training.model import BiLM, State
@@ -59,7 +60,7 @@ def log_probabilities(model: BiLM, corpus: Corpus, rows: Int32) -> tuple[Float32
     first = next(iter(model.parameters()))
     model.compute = first.dtype
     try:
-        with torch.inference_mode(), torch.autocast(first.device.type, enabled=False):
+        with torch.inference_mode(), without_autocast(first.device):
             spelling = Spelling(model.config, corpus.words)
             for chosen in _batches(lengths):
                 _fill(model, corpus, spelling, rows, chosen, begins, forward, backward)

@@ -21,6 +21,7 @@ import logging
 from functools import cache
 from typing import Any, NamedTuple
 
+from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import MissingExtraError
 
 try:
@@ -63,7 +64,7 @@ def lstm_layer(
         h [2, T, B, P], and the state after.
     """
     result: tuple[Tensor, ...]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         result = _Layer.apply(x, *weights, hidden, cell, clips, kernels)  # type: ignore[no-untyped-call]
     return result
 
@@ -99,7 +100,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # gradients of gradients would be wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(gradients[0].device.type, enabled=False):
+        with without_autocast(gradients[0].device):
             return _Layer._gradients(ctx, gradients[0])
 
     @staticmethod

@@ -316,9 +316,9 @@ def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launc
         if depth == 1:
             yield roots_launch(run)
         rows = run.nodes.rows(depth)
-        for part in parts:
+        for k, part in enumerate(parts):
             kind = part.kind(rows)
-            launch = made.get((part.kind, kind)) or made.setdefault((part.kind, kind), part.launch(kind))
+            launch = made.get((k, kind)) or made.setdefault((k, kind), part.launch(kind))
             yield launch.at(part.grid(rows, kind), depth=depth)
 
 

@@ -63,7 +63,7 @@ class Elmo(InputModule):  # type: ignore[misc, unused-ignore]
         """The features with `token_embeddings` [B, T, D], zero behind a text's end, and `attention_mask` [B, T]."""
         vectors = [torch.from_numpy(each) for each in self._texts(features["texts"])]
         longest = max(1, *(len(each) for each in vectors)) if vectors else 1
-        embeddings = torch.zeros(len(vectors), longest, self._texts.size, device="cpu")
+        embeddings = torch.zeros(len(vectors), longest, self._texts.size, dtype=torch.float32, device="cpu")
         mask = torch.zeros(len(vectors), longest, dtype=torch.int64, device="cpu")
         for row, each in enumerate(vectors):
             embeddings[row, : len(each)] = each
