@@ -210,23 +210,23 @@ def test_numbers_of_words_share_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["skip", "words alone", "manylangs"])
 def test_words_are_packed_ahead_where_none_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ones, in pieces; nothing is packed twice, and vectors are the same."""
-    monkeypatch.setattr(model_module, "MOST_CAPTURED_WORDS", 4)
     monkeypatch.setattr(model_module, "WORDS_AT_ONCE", 2)
     words = pa.array(["the", "incomprehensibilities", "é", "cat", "ca"], pa.string())
     table = table_of(0, MODELS[name])
     expected, _ = look_up(table, words.to_pylist())
     packed = table.pack(words)
-    assert [len(each) for each in packed] == [table._layout(n).size for n in (2, 2, 1)]
+    assert [len(each) for each in packed if each is not None] == [table._layout(n).size for n in (2, 2, 1)]
     monkeypatch.setattr(WordVectors, "_fill", None)
     with table._transfers.computing():
         assert table.lookup(words, packed)[1] == 5
         np.testing.assert_array_equal(table.vectors[:5].cpu().numpy(), expected)
-    assert table.pack(words.slice(0, 4)) == [] == table_of(8, MODELS[name]).pack(words)
+    monkeypatch.undo()
+    assert table_of(8, MODELS[name]).pack(words) == []
+    assert table_of(0, MODELS[name], GraphCache(TORCH_DEVICE, 8)).pack(words) == [None]  # few, by a graph
 
 
 def test_schedules_and_words_made_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_module, "PLAN_INLINE_TOKENS", 0)
-    monkeypatch.setattr(model_module, "MOST_CAPTURED_WORDS", 2)
     embedder = on_cuda(ONE_LAYER, cache_bytes=0, cuda=AHEAD, window_tokens=8, threads=2)
     sentences = [["the", "cat", "sat"], ["é", "x", "the"], [], ["cat"], ["a", "b", "c", "d"]] * 3
     assert_close(embedder.embed_batch(sentences), ReferenceRuntime(ONE_LAYER).embed_batch(sentences))

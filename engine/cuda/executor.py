@@ -55,7 +55,7 @@ class Packed(NamedTuple):
 
     sizes: Sizes
     schedule: Tensor | None = None
-    words: Sequence[Tensor] = ()
+    words: Sequence[Tensor | None] = ()
 
 
 class Executor:

@@ -149,13 +149,16 @@ class WordVectors:
         self._keep = cache_bytes > 0
         self._make(max(1, cache_bytes // (model.config.projection_size * model.dtype.itemsize)))
 
-    def pack(self, words: pa.StringArray) -> list[Tensor]:
-        """Many words' integers as they are sent, in whatever thread; none where it matters which are known, or few."""
-        if self._keep or len(words) <= MOST_CAPTURED_WORDS:
-            return []
-        return [self._host(*piece) for piece in _pieces(words)]
+    def pack(self, words: pa.StringArray) -> list[Tensor | None]:
+        """Words' integers as they are sent, piece by piece, in whatever thread: where no word is known from before.
 
-    def lookup(self, words: pa.StringArray, packed: Sequence[Tensor] = ()) -> tuple[Int32, int]:
+        None for a piece that a graph computes.
+        """
+        if self._keep:
+            return []
+        return [None if self._is_few(len(rows)) else self._host(piece, rows) for piece, rows in _pieces(words)]
+
+    def lookup(self, words: pa.StringArray, packed: Sequence[Tensor | None] = ()) -> tuple[Int32, int]:
         """Rows [W] of distinct words, and how many of them are computed now, in the computing stream.
 
         Args:
@@ -240,7 +243,7 @@ class WordVectors:
             host: their integers, where they are packed.
         """
         size = len(rows)
-        if self._graphs is None or size > MOST_CAPTURED_WORDS:
+        if self._graphs is None or not self._is_few(size):
             host = self._host(words, rows) if host is None else host
             self._run(self._layout(size), self._transfers.send(host))
             return
@@ -253,6 +256,10 @@ class WordVectors:
         else:
             captured.staging.upload(fill)
             captured.replay()
+
+    def _is_few(self, n: int) -> bool:
+        """Whether so many words are computed by a graph."""
+        return self._graphs is not None and n <= MOST_CAPTURED_WORDS
 
     def _host(self, words: pa.StringArray, rows: Int32) -> Tensor:
         """Words' integers in memory that is sent."""
