@@ -64,7 +64,7 @@ class Launch:
         """
         if 0 in self.grid:
             return
-        if not _has_hooks(self.kernel) and (compiled := self._compiled()) is not None:
+        if (compiled := self._compiled()) is not None and not _has_hooks(self.kernel):
             compiled.launch(self.grid, self.arguments, self._shared.names)
             return
         device = self._found_device()
