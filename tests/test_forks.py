@@ -48,7 +48,7 @@ def succeeds_in_a_fork(check: Callable[[], bool]) -> bool:
         status = 1
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # no handler in Python, which may be waiting for ever
-            signal.alarm(120)  # on a busy machine all this takes its time
+            signal.alarm(60)  # on a busy machine all this takes its time
             status = 0 if check() else 1
         except BaseException:
             traceback.print_exc()
@@ -92,6 +92,15 @@ def test_an_embedder_that_was_used_works_in_a_forked_process(embedder: ElmoEmbed
 
     assert succeeds_in_a_fork(check)
     assert gives(lambda: embedder.embed_batch(MANY), expected)
+
+
+def test_openvino_in_a_forked_process_whatever_the_parent_used_it_for() -> None:
+    """With all threads and with few, for larger and smaller models."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    for model, threads in ((MODELS["skip"], None), (WIDE, 2), (MODELS["manylangs"], 1), (WIDE, None)):
+        embedder = ElmoEmbedder(model, runtime="openvino", threads=threads)
+        expected = embedder.embed_batch(MANY)
+    assert succeeds_in_a_fork(lambda: gives(lambda: embedder.embed_batch(MANY), expected))
 
 
 def test_an_embedder_is_made_in_a_forked_process(embedder: ElmoEmbedder) -> None:

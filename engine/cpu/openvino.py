@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.forks import InEachProcess
+from flashelmo.engine.forks import InEachProcess, is_forked
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
@@ -118,6 +118,11 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
+        # OpenVINO would take idle threads again that it had in the parent, and wait for them for ever: they did not
+        # come along. What no parent asks for has threads of its own.
+        if is_forked():
+            settings = settings | {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 2}
+
         def piece(graph: Graph) -> Any:
             model = core().read_model(graph.to_model(tensors, embed=True).SerializeToString())
             return core().compile_model(model, "CPU", settings).create_infer_request()
