@@ -118,6 +118,7 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
+        """All pieces compiled; in a forked process for two threads, whatever the settings say."""
         # OpenVINO would take idle threads again that it had in the parent, and wait for them for ever: they did not
         # come along. What no parent asks for has threads of its own.
         if is_forked():

@@ -118,6 +118,7 @@ class Executor:
         """What is made of a window's schedule where it is planned, in whatever thread, before `queue`."""
 
         def pack(schedule: Schedule, words: pa.StringArray) -> Packed:
+            """The sizes alone where a graph is replayed or a state is carried on."""
             sizes = self._with_words(self.sizes(schedule, output), len(words))
             if self._state is not None or sizes.n_depths == 0 or self._is_small(sizes):
                 return Packed(sizes)
