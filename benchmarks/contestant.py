@@ -292,7 +292,9 @@ def engine(folder: Path, options: dict[str, Any]) -> Way:
         if not isinstance(work, Path):
             embedder.embed_batch(work)
             return
-        windows = read_windows(work, max_sentences=max_sentences, max_tokens=max_tokens)
+        windows = read_windows(
+            work, max_sentences=max_sentences, max_tokens=max_tokens, first_tokens=embedder.first_tokens
+        )
         for _, vectors in embedder.embed_windows(windows):
             for _ in vectors:
                 pass

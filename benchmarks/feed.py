@@ -144,6 +144,7 @@ class NothingComputed:
 
     reads_ahead = True
     window_limits = (FEED_WINDOW, FEED_WINDOW)
+    first_tokens = FEED_WINDOW
 
     def __init__(self, config: ElmoConfig, threads: int) -> None:
         self.config = config

@@ -4,6 +4,8 @@ By a card that is absent all is done but what the card itself does: tokens becom
 given their arguments and handed to a driver that does nothing, and results are given out. Memory is the host's then, so
 that what PyTorch does for a card's memory and copies is missing, and results that come to the host are there already.
 On a card, time by the clock beyond that of the processor is waited for: the driver, memory, or other threads.
+
+Windows are of either of the sizes that cards have, all of one size; times are of 131,072 tokens of them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,13 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import load_sentences, write_sentences
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Stream
+from flashelmo.engine.text.schedule import LARGEST_WINDOW_TOKENS, MAX_WINDOW_TOKENS
 from flashelmo.engine.text.sentences import grouped
 from flashelmo.engine.text.windows import Draft, Drafts, read_ahead, read_windows
 
 HOST_TOKENS = 2_500_000
-WINDOW_TOKENS = 1 << 17
-NO_LIMIT = 1 << 62
+PART_TOKENS = 1 << 17
+SIZES = MAX_WINDOW_TOKENS, LARGEST_WINDOW_TOKENS  # of windows on a small card and on a large one
 FROM_LISTS, FROM_TEXT = "token lists, layers left on the card", "text to means"
 CLOCK, ALL, QUEUEING = "by the clock", "processor, all threads", "processor, the thread that queues"
 # Of the thread that queues, by where it is done; what is missing beside the whole lies between these.
@@ -69,7 +73,7 @@ class Host:
 
         # As the card's benchmark: no word is known, and windows are large ones.
         settings = EngineSettings(
-            threads=threads, window_tokens=WINDOW_TOKENS, cache_bytes=0, cuda=CudaSettings(graphs=False)
+            threads=threads, window_tokens=max(SIZES), cache_bytes=0, cuda=CudaSettings(graphs=False)
         )
         self._pipeline = CudaPipeline(load_model(model), self.device, "bf16", settings)
         self._spent = defaultdict[str, float](float)
@@ -77,24 +81,23 @@ class Host:
             found = import_module(f"flashelmo.{module}")
             self._watch(name, getattr(found, owner) if owner else found, function)
 
-    def seconds(self, way: str, path: Path) -> tuple[int, dict[str, float]]:
-        """How many windows there are, and seconds of all: by the clock, by processor, and by what is done."""
+    def seconds(self, way: str, path: Path, size: int) -> dict[str, float]:
+        """Seconds of all windows of so many tokens: by the clock, by processor, and by what is done."""
         text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
         for part in (text[: len(text) // 4], text):  # compiles, and is measured
             gc.collect()  # what the lists of tokens would have Python look for at some time soon
             self._spent.clear()
-            begin, n_windows = _clocks(), 0
-            for _, results in self._stream(way, part, path):
+            begin = _clocks()
+            for _, results in self._stream(way, part, path, size):
                 self._timed(RESULTS, deque, results, 0)
-                n_windows += 1
             spent = {name: now - begin[name] for name, now in _clocks().items()}
-        return n_windows, {**spent, **self._spent}
+        return {**spent, **self._spent}
 
-    def _stream(self, way: str, text: list[list[str]], path: Path) -> Stream:
+    def _stream(self, way: str, text: list[list[str]], path: Path, size: int) -> Stream:
         if way == FROM_LISTS:
-            drafts = Drafts(map(Draft.of, grouped(iter(text), NO_LIMIT, WINDOW_TOKENS, WINDOW_TOKENS)))
+            drafts = Drafts(map(Draft.of, grouped(iter(text), size, size, size)))
             return self._pipeline.stream(drafts, Output(), lambda fraction: None, as_numpy=False)
-        windows = read_ahead(read_windows(path, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS))
+        windows = read_ahead(read_windows(path, max_sentences=size, max_tokens=size))
         return self._pipeline.stream(windows, Output("average", pool="mean"), lambda fraction: None)
 
     def _watch(self, name: str, owner: Any, function: str) -> None:
@@ -116,16 +119,17 @@ def _clocks() -> dict[str, float]:
 
 
 def measure_host(subject: Subject, settings: Settings) -> list[Row]:
-    """Tokens a second and milliseconds of a window, both ways in turns."""
+    """Tokens a second and milliseconds of 131,072 tokens, both ways and sizes of windows in turns."""
     text, source = load_sentences(settings.bulk_tokens or HOST_TOKENS, settings.text, settings.seed, again=True)
     path, n_tokens = write_sentences(subject.folder.parent / "host.txt", text), sum(map(len, text))
     worker = subject.pool.worker(Host, subject.folder, settings.threads)
-    ways, rows = (FROM_LISTS, FROM_TEXT), list[Row]()
-    rounds = [{way: worker.call("seconds", way, path) for way in ways} for _ in range(settings.rounds)]
-    row = partial(Row, "host", subject.name, note=f"{source}, bf16, windows of {WINDOW_TOKENS:,} tokens")
-    for way in ways:
-        found = [each[way] for each in rounds]
-        rows.append(row(way, "tokens/s").with_samples([n_tokens / spent[CLOCK] for _, spent in found]))
-        for name in dict.fromkeys(name for _, spent in found for name in spent):
-            rows.append(row(way, "ms", name).with_samples([1e3 * spent[name] / n for n, spent in found]))
+    ways, rows = list(product((FROM_LISTS, FROM_TEXT), SIZES)), list[Row]()
+    rounds = [{way: worker.call("seconds", way[0], path, way[1]) for way in ways} for _ in range(settings.rounds)]
+    for way, size in ways:
+        found = [each[way, size] for each in rounds]
+        row = partial(Row, "host", subject.name, f"{way}, windows of {size:,} tokens", note=f"{source}, bf16")
+        rows.append(row("tokens/s").with_samples([n_tokens / spent[CLOCK] for spent in found]))
+        for name in dict.fromkeys(name for spent in found for name in spent):
+            of_a_part = [1e3 * spent[name] * PART_TOKENS / n_tokens for spent in found]
+            rows.append(row("ms", name, note=f"of {PART_TOKENS:,} tokens; {source}, bf16").with_samples(of_a_part))
     return rows

@@ -49,6 +49,10 @@ class Embedder(Protocol):
     def reads_ahead(self) -> bool:
         """Whether it reads further windows while one is computed."""
 
+    @property
+    def first_tokens(self) -> int:
+        """Bound of a stream's first window."""
+
     def embed_windows(self, windows: Iterable[Window], on_progress: OnProgress, output: Output) -> Stream:
         """Each window with its sentences' results."""
 
@@ -97,6 +101,7 @@ def embed_file(
         source,
         max_sentences=max_sentences or sentences_at_once,
         max_tokens=max_tokens,
+        first_tokens=embedder.first_tokens,
         errors=errors,
         universal_newlines=universal_newlines,
     )

@@ -27,6 +27,7 @@ from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.settings import Device, Options, Settings, device_name, shows_options
 from flashelmo.engine.sinks import open_sink
+from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES
 from flashelmo.engine.text.sentences import Sentence, grouped, several, tokens_of
 from flashelmo.engine.text.spelling import NO_CHARACTER
 from flashelmo.engine.text.windows import Draft, Drafts, Window
@@ -101,7 +102,8 @@ class ElmoEmbedder:
         if self.settings.stateful or max_tokens is None:
             self.window_limits = (self.settings.batch_size, 1 << 62)  # so many sentences, however many tokens
         else:
-            self.window_limits = (self.settings.window_tokens or max_tokens,) * 2
+            max_tokens = self.settings.window_tokens or max_tokens
+            self.window_limits = (min(max_tokens, MAX_WINDOW_SENTENCES), max_tokens)
         release_pages(model.weights)  # the runtimes have packed their own
         logger.info(
             "%s: %s parameters, %s, %s", model.path, f"{model.weights.n_parameters:,}", self.device, self.precision
@@ -177,6 +179,12 @@ class ElmoEmbedder:
     def reads_ahead(self) -> bool:
         """Whether it reads further windows while one is computed, so that a device never waits for its input."""
         return self._pipeline.ahead > 0
+
+    @property
+    def first_tokens(self) -> int:
+        """Bound of a stream's first window, the next one's being twice as high, so that a device begins soon."""
+        grows = self.reads_ahead and not self.settings.stateful
+        return min(FIRST_TOKENS, self.window_limits[1]) if grows else self.window_limits[1]
 
     def reset_state(self) -> None:
         """Let every row of a stateful embedder start at zero again."""
@@ -315,7 +323,7 @@ class ElmoEmbedder:
         Raises:
             FlashElmoError: text that is not UTF-8, a layer that is not there, a file that cannot be written.
         """
-        batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+        max_sentences = None if batch_size is None else self._limits(batch_size)[0]
         if not hasattr(input_file, "read") and not is_one_of(input_file, "-"):
             input_file = path_of("input_file", input_file)
         with open_sink(
@@ -325,7 +333,7 @@ class ElmoEmbedder:
             use_sentence_keys=use_sentence_keys,
             forget_sentences=forget_sentences,
         ) as sink:
-            return embed_file(self, input_file, sink, max_sentences=batch_size)
+            return embed_file(self, input_file, sink, max_sentences=max_sentences)
 
     def encode(
         self,
@@ -423,9 +431,8 @@ class ElmoEmbedder:
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
-        grows = self.reads_ahead and not self.settings.stateful
         surrogate = NO_CHARACTER if self.config.family == "manylangs" else ""
-        groups = grouped(sentences, *limits, FIRST_TOKENS if grows else limits[1])
+        groups = grouped(sentences, *limits, self.first_tokens)
         drafts = Drafts(Draft.of(group, surrogate) for group in groups)
         windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)
         return chain.from_iterable(results for _, results in windows)
@@ -434,7 +441,8 @@ class ElmoEmbedder:
         """The window's limits, with a number of sentences that a caller chose."""
         if batch_size is None:
             return self.window_limits
-        return whole_number("batch_size", batch_size, 1), self.window_limits[1]
+        batch_size = whole_number("batch_size", batch_size, 1)
+        return batch_size if self.settings.stateful else min(batch_size, MAX_WINDOW_SENTENCES), self.window_limits[1]
 
 
 def _itself(model: ElmoModel) -> ElmoModel:

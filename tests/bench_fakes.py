@@ -67,7 +67,8 @@ class StandIn:
         self.made.append({"device": device, "precision": precision, "cuda": cuda, **options})
         self.precision = precision
         self._inner = ElmoEmbedder(model, device="cpu", runtime="ort", **options)
-        self.window_limits, self.reads_ahead = self._inner.window_limits, self._inner.reads_ahead
+        self.window_limits, self.first_tokens = self._inner.window_limits, self._inner.first_tokens
+        self.reads_ahead = self._inner.reads_ahead
 
     def embed(self, sentences: Any, **asked: Any) -> Iterator[Any]:
         return map(self.off, self._inner.embed(sentences, **asked))

@@ -1,7 +1,7 @@
 """The CUDA runtime as a whole against the reference: every model, every output, graphs and launches."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings, Settings
-from flashelmo.engine.text.windows import Drafts, Window
+from flashelmo.engine.text.windows import Window
 
 MODEL = MODELS["skip"]
 # One bucket, and so one graph: launched, then captured, then replayed.
@@ -242,8 +242,9 @@ def test_the_first_plans_are_given_before_much_is_read(monkeypatch: pytest.Monke
     [({}, [3, 6, 8, 8, 8, 8, 7]), ({"stateful": True, "batch_size": 40}, [40, 8]), ({"window_tokens": 2}, [2] * 24)],
     ids=str,
 )
+@pytest.mark.parametrize("from_file", [False, True], ids=["lists", "file"])
 def test_the_first_windows_are_smaller(
-    settings: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], expected: list[int], from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a device begins soon; never the batches of rows that carry a state."""
     monkeypatch.setattr(embedder_module, "FIRST_TOKENS", 3)
@@ -251,15 +252,43 @@ def test_the_first_windows_are_smaller(
     n_tokens: list[int] = []
     stream = CudaPipeline.stream
 
-    def count(self: CudaPipeline, windows: Drafts, *arguments: Any, **options: Any) -> Any:
-        drafts = list(windows.drafts)
-        n_tokens.extend(int(draft.offsets[-1]) for draft in drafts)
-        return stream(self, Drafts(drafts), *arguments, **options)
+    def count(self: CudaPipeline, windows: Iterable[Window], *arguments: Any, **options: Any) -> Any:
+        given = list(windows)
+        n_tokens.extend(int(window.offsets[-1]) for window in given)
+        return stream(self, given, *arguments, **options)
 
     monkeypatch.setattr(CudaPipeline, "stream", count)
-    sentences = [["cat"]] * 48
-    assert_close(list(embedder.embed(sentences))[:1], ReferenceRuntime(ONE_LAYER).embed_batch([["cat"]]))
+    right = ReferenceRuntime(ONE_LAYER).embed_batch([["cat"]])
+    if from_file:
+        text = tmp_path / "text"
+        text.write_text("cat\n" * 48, encoding="utf-8")
+        embedder.embed_file(text, tmp_path / "vectors.h5")
+        with h5py.File(tmp_path / "vectors.h5") as file:
+            assert_close([file["0"][()]], right)
+    else:
+        assert_close(list(embedder.embed([["cat"]] * 48))[:1], right)
     assert n_tokens == expected
+
+
+@pytest.mark.parametrize("batch_size", [None, 7], ids=str)
+def test_a_window_has_no_more_sentences_than_kernels_count(
+    batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tokens it may have, and however many sentences a caller asks for."""
+    monkeypatch.setattr(embedder_module, "MAX_WINDOW_SENTENCES", 5)
+    embedder = ElmoEmbedder(ONE_LAYER, device="cpu", window_tokens=9)
+    assert embedder.window_limits == (5, 9)
+    read: list[int] = []
+    stream = type(embedder._pipeline).stream
+
+    def count(self: Any, windows: Iterable[Window], *arguments: Any, **options: Any) -> Any:
+        given = list(windows)
+        read.extend(map(len, given))
+        return stream(self, given, *arguments, **options)
+
+    monkeypatch.setattr(type(embedder._pipeline), "stream", count)
+    list(embedder.embed_sentences([["cat"]] * 12, batch_size))
+    assert read == [5, 5, 2]
 
 
 def test_two_threads_share_an_embedder() -> None:

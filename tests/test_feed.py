@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def test_a_host_works_without_its_card(subject: Subject, text: Path) -> None:
     """Kernels are compiled and handed to a driver that does nothing; both ways to embed come to their end."""
     with subject.pool:
         rows = host.measure_host(subject, replace(SETTINGS, text=text))
-    for way in (host.FROM_LISTS, host.FROM_TEXT):
-        found = medians([row for row in rows if row.name == way], "ms")
+    for way, size in product((host.FROM_LISTS, host.FROM_TEXT), host.SIZES):
+        found = medians([row for row in rows if row.name == f"{way}, windows of {size:,} tokens"], "ms")
         parts = {host.RESULTS, *host.PARTS} - ({"token lists to windows"} if way == host.FROM_TEXT else set())
         clocks = {f"{part}, {host.CLOCK}" for part in parts}
         assert found.keys() == {host.CLOCK, host.ALL, host.QUEUEING, *parts, *clocks}

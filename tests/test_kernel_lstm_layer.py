@@ -119,7 +119,7 @@ def test_a_triton_without_gluon_has_the_other_variants_and_says_so(missing: str)
     assert "expected Gluon, found" in found.stderr and len(found.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 200, 256, 257, 300, 512, 513, 1024, 4096])
+@pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 200, 256, 257, 300, 512, 513, 1024, 1056, 1057, 2048, 4096])
 @pytest.mark.parametrize("shape", [Shape(2, 512, 4096), Shape(2, 256, 2048), Shape(2, 128, 1024)], ids=str)
 def test_splits_that_wait_for_each_other_all_run_at_once(
     monkeypatch: pytest.MonkeyPatch, shape: Shape, rows: int
@@ -131,7 +131,7 @@ def test_splits_that_wait_for_each_other_all_run_at_once(
         tile = choose_projection_tile(rows, shape, device)
         programs = shape.D * -(-rows // tile.rows) * (shape.P // tile.columns) * tile.splits
         assert shape.C % (tile.splits * tile.k) == 0 and SPLIT_ARRIVALS % tile.splits == 0
-        assert tile.splits == 1 or programs <= n
+        assert programs <= n or (tile.splits == 1 and tile.rows == 128)
     assert rows > 128 or tile.columns == 32
 
 

@@ -44,23 +44,26 @@ def sentences(windows: Iterable[Window]) -> list[list[str]]:
     return [window.tokens(b) for window in windows for b in range(len(window))]
 
 
-@given(texts, st.integers(1, 5), st.integers(1, 9), st.integers(1, 40))
-def test_tokens_are_those_of_split(text: str, max_sentences: int, max_tokens: int, chunk: int) -> None:
+@given(texts, st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(1, 20), st.integers(1, 40))
+def test_tokens_are_those_of_split(
+    text: str, max_sentences: int, max_tokens: int, first: int | None, chunk: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_module, "CHUNK_BYTES", chunk)
-        windows = read(text.encode(), max_sentences, max_tokens)
+        windows = read(text.encode(), max_sentences, max_tokens, first_tokens=first)
+    bounds = [min((first or max_tokens) << k, max_tokens) for k in range(len(windows))]
     assert sentences(windows) == [line.split() for line in slow_lines(text)]
     keys = [window.sentence_text(b) for window in windows for b in range(len(window))]
     assert keys == [line.strip() for line in slow_lines(text)]
     assert b"".join(window.text or b"" for window in windows).removesuffix(b"\n") == text.encode().removesuffix(b"\n")
-    for window in windows:
+    for window, bound in zip(windows, bounds, strict=True):
         assert len(set(window.words.to_pylist())) == len(window.words)
         assert 0 < len(window) <= max_sentences
-        assert len(window.word_ids) <= max_tokens or len(window) == 1
+        assert len(window.word_ids) <= bound or len(window) == 1
     # windows are as large as they may be
-    for window, following in pairwise(windows):
+    for (window, following), bound in zip(pairwise(windows), bounds, strict=False):
         n_next = following.offsets[1]
-        assert len(window) == max_sentences or len(window.word_ids) + n_next > max_tokens
+        assert len(window) == max_sentences or len(window.word_ids) + n_next > bound
 
 
 @given(st.lists(st.lists(words, max_size=6), max_size=6))

@@ -69,7 +69,7 @@ def leave_on_device(embedder: Any, sentences: Sentences) -> None:
 def file_means(embedder: Any, path: Path) -> Iterator[Array]:
     """Means of the average of the layers, on the host, of every sentence of a file."""
     max_sentences, max_tokens = embedder.window_limits
-    windows = read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens)
+    windows = read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens, first_tokens=embedder.first_tokens)
     if embedder.reads_ahead:  # as `embed_file` does
         windows = read_ahead(windows)
     for _, means in embedder.embed_windows(windows, output=Output("average", pool="mean")):

@@ -7,10 +7,13 @@ import torch
 from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.output import Output
-from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS
+from flashelmo.engine.text.schedule import LARGEST_WINDOW_TOKENS, MAX_WINDOW_TOKENS
 from flashelmo.kernels.lstm.hoisted import SLAB_BYTES
 
 LEAST_WINDOW_TOKENS = 1 << 10
+# Where there is room, windows have up to LARGEST_WINDOW_TOKENS: more tokens share what a step takes whatever its rows,
+# and what its launches take the host (`benchmarks/results/gpu/windows.txt`, `benchmarks/results/bulk/host.json`).
+ROOM_FRACTION = 1 / 4  # of free memory, for these
 USABLE_FRACTION = 0.8  # of free memory; the estimate leaves some out
 WORD_GATES_FRACTION = 1 / 16  # of all memory, for the input part of a window's words at most
 TOKENS_PER_ROW = 6  # assume the widest depth has one row per 6 tokens: short sentences
@@ -27,13 +30,17 @@ def window_tokens(config: ElmoConfig, value_bytes: int, device: torch.device) ->
 
 
 def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
-    """Of a window, for so many free bytes."""
+    """Of a window, for so many free bytes: MAX_WINDOW_TOKENS if they fit, more if they take a quarter at most."""
     size, n_layers = config.projection_size, config.n_layers
     hidden = 2 * size * value_bytes * (n_layers + 1)
     step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_PER_ROW
     results = RESULTS_HELD * (n_layers + 1) * 2 * size * FLOAT_BYTES
-    fits = ((USABLE_FRACTION - WORD_GATES_FRACTION) * free - SLAB_BYTES) / (hidden + step + results)
-    return int(min(MAX_WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, fits)))
+
+    def tokens(n_bytes: float) -> int:
+        return int((n_bytes - SLAB_BYTES) / (hidden + step + results))
+
+    fits = max(LEAST_WINDOW_TOKENS, tokens((USABLE_FRACTION - WORD_GATES_FRACTION) * free))
+    return min(fits, max(MAX_WINDOW_TOKENS, min(LARGEST_WINDOW_TOKENS, tokens(ROOM_FRACTION * free))))
 
 
 def word_gates_bytes(device: torch.device) -> int:

@@ -146,6 +146,7 @@ def read_windows(
     *,
     max_sentences: int,
     max_tokens: int,
+    first_tokens: int | None = None,
     errors: Errors = "strict",
     universal_newlines: bool = False,
 ) -> Iterator[Window]:
@@ -157,6 +158,7 @@ def read_windows(
     Args:
         source: a path, "-" for standard input, or a file object, best a binary one.
         max_sentences, max_tokens: bounds of a window. A line of more tokens is a window by itself.
+        first_tokens: bound of the first window, the next one's is twice as high, and so on up to `max_tokens`.
         errors: what bytes that are not UTF-8 get: "strict", an error, or "replace", U+FFFD.
         universal_newlines: lines end at a \r by itself too, as those of Python's text files do.
 
@@ -165,20 +167,21 @@ def read_windows(
             `errors` is.
         OSError: a file that cannot be read.
     """
-    if min(max_sentences, max_tokens) < 1:
-        raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {max_tokens}")
+    bound = max_tokens if first_tokens is None else min(first_tokens, max_tokens)
+    if min(max_sentences, bound) < 1:
+        raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {bound}")
     if errors not in ("strict", "replace"):
         raise FlashElmoError(f"errors: expected 'strict' or 'replace', found {errors!r}")
     parts: list[Block] = []
     for block in _read_blocks(source, errors, universal_newlines):
         start = 0
         while start < block.n_lines:
-            stop = _fit(block, start, max_sentences - _total(parts, "n_lines"), max_tokens - _total(parts, "n_tokens"))
+            stop = _fit(block, start, max_sentences - _total(parts, "n_lines"), bound - _total(parts, "n_tokens"))
             if _total(parts, "n_bytes") > MAX_WINDOW_BYTES:
                 stop = start
             if stop == start and parts:
                 yield _window(parts)
-                parts = []
+                parts, bound = [], min(2 * bound, max_tokens)
                 continue
             stop = max(stop, start + 1)
             parts.append(block.lines(start, stop))
