@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.forks import InEachProcess, is_forked
+from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
@@ -52,6 +53,21 @@ ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones ru
 # One core for all embedders, never freed: each sets the stack that signals are handled on, and on its end puts back the
 # one it found. Of two that end in the order of their beginning, the second puts back the first one's, freed by then.
 core = InEachProcess(openvino.Core)
+
+
+def _end_idle_threads() -> None:
+    """Before a fork: those of models that were let go, which OpenVINO keeps for others; milliseconds.
+
+    They do not come along, and a forked process would take them and wait for ever. What unloads the plugin forgets the
+    idle threads of all cores; that of a core whose models are in use stays loaded.
+    """
+    other = openvino.Core()
+    other.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads it
+    other.unload_plugin("CPU")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(before=_end_idle_threads)
 
 
 def has_bf16() -> bool:
@@ -118,11 +134,7 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
-        """All pieces compiled; in a forked process for two threads, whatever the settings say."""
-        # OpenVINO would take idle threads again that it had in the parent, and wait for them for ever: they did not
-        # come along. What no parent asks for has threads of its own.
-        if is_forked():
-            settings = settings | {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 2}
+        """All pieces compiled."""
 
         def piece(graph: Graph) -> Any:
             model = core().read_model(graph.to_model(tensors, embed=True).SerializeToString())
