@@ -1,6 +1,7 @@
 """The network as fused Triton kernels: tensors in, tensors out.
 
-    launch.py        a launch as a value, and the checks that all launchers share
+    launch.py        a launch as a value; compiled.py and series.py, how it is queued without Triton
+    arguments.py     the checks that all launchers share
     product.py       the main loop and the pointwise functions that kernels share
     tuning.py        their tiles, each with its reason
     char_cnn.py      character ids to features

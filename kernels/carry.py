@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, float32, int32
 
-from flashelmo.kernels.launch import FLOATS, Launch, cdiv, check
+from flashelmo.kernels.arguments import FLOATS, check
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.tuning import Tile
 
 TILE = Tile(4, 512, k=1, warps=4, stages=1)

@@ -32,7 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, Launch, Products, check, check_ids
+from flashelmo.kernels.arguments import FLOATS, Products, check, check_ids
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.product import tanh
 from flashelmo.kernels.tuning import Tile, choose_tile
 

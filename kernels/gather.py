@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch, check
+from flashelmo.kernels.arguments import check
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile
 
 VALUES = 4096  # of a program, with 4 warps: 16 bytes a load and thread, and several loads on their way

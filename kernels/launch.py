@@ -1,26 +1,18 @@
-"""What all launchers share: a launch as a value, and the checks of its arguments."""
+"""A launch as a value: what runs it is also what compiles or times it."""
 
 from __future__ import annotations
 
-import inspect
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import accumulate, chain
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from triton.compiler import CompiledKernel
 
 from flashelmo.kernels import series
-
-LEAST, MOST = -(1 << 31), (1 << 31) - 1  # of 32 bits
-ALIGNED = 16  # bytes: kernels are compiled for addresses that are multiples of it, and for others
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
+from flashelmo.kernels.compiled import LEAST, MOST, Compiled, Kernel, is_descriptor, is_tensor, kinds
 
 
 @dataclass(frozen=True)
@@ -74,14 +66,14 @@ class Launch:
         with torch.cuda.device(device):
             found = self.kernel[self.grid](**self.arguments, **self.options)
         if self._shared.names:
-            _found[(device, *signature(self))] = _Kernel.of(found, self)
+            _found[(device, *self.signature())] = Kernel.of(found, self.kernel, self.arguments)
 
-    def _compiled(self) -> _Compiled | None:
+    def _compiled(self) -> Compiled | None:
         """What was compiled for launches like this one, with its arguments; None before one of them has run."""
         shared = self._shared
         if shared.compiled is None and shared.names and (device := self._found_device()).type != "cpu":
-            kernel = _found.get((device, *signature(self)))
-            shared.compiled = None if kernel is None else kernel.given(self, device)
+            kernel = _found.get((device, *self.signature()))
+            shared.compiled = None if kernel is None else kernel.given(self.arguments, device)
         return shared.compiled
 
     def _found_device(self) -> torch.device:
@@ -89,6 +81,12 @@ class Launch:
         if self._shared.device is None:
             self._shared.device = self._device()
         return self._shared.device
+
+    def signature(self) -> Iterator[Any]:
+        """What Triton compiles a kernel for, and perhaps more: launches with one signature have one compiled kernel."""
+        yield self.kernel
+        yield tuple(self.options.items())
+        yield from kinds(self.kernel, self.arguments)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -105,7 +103,7 @@ class Launch:
         """Without their names, which take time."""
         for value in self.arguments.values():
             for member in value if isinstance(value, tuple) else (value,):
-                if _is_tensor(member):
+                if is_tensor(member):
                     yield member
                 elif is_descriptor(member):
                     yield member.base
@@ -137,7 +135,7 @@ class _Shared:
 
     names: tuple[str, ...] = ()
     device: torch.device | None = None
-    compiled: _Compiled | None = None
+    compiled: Compiled | None = None
 
     def admit(self, launch: Launch, integers: Mapping[str, int]) -> None:
         """Raise ValueError unless the kernel compiled for the launch serves other integers too."""
@@ -149,86 +147,6 @@ class _Shared:
                 self.names = (*self.names, name)
             if type(value) is not int or not LEAST <= value <= MOST:
                 _check_int32(name, value)
-
-
-class _Kernel(NamedTuple):
-    """What Triton compiled for launches of one signature, and how the launcher that it built is called.
-
-    Attributes:
-        launcher: given grid, stream, `head` and values it launches.
-        head: the function on the device and how it is launched, without hooks.
-        encodes: the launcher encodes descriptors itself.
-        maps: of each descriptor, how it is encoded.
-        positions: of each parameter, where its first value is among all.
-        stream: of a device, the current one.
-        in_series: the same for `series.launch`; None where that does not take it.
-    """
-
-    launcher: Callable[..., None]
-    head: tuple[Any, ...]
-    encodes: bool
-    maps: tuple[Any, ...]
-    positions: Mapping[str, int]
-    stream: Callable[[int], int]
-    in_series: series.Kernel | None = None
-
-    @classmethod
-    def of(cls, found: Any, launch: Launch) -> _Kernel | None:
-        """Of what Triton has just launched; None where it was not launched by CUDA's launcher."""
-        from triton.backends.nvidia.driver import CudaLauncher
-
-        if not isinstance(found, CompiledKernel) or not isinstance(found.run, CudaLauncher):
-            return None
-        how: Any = found.run
-        launcher, encodes = how, True
-        head: tuple[Any, ...] = found.function, found.packed_metadata, None, None, None
-        if not (how.global_scratch_size or how.profile_scratch_size):  # no memory to allocate for each launch
-            head = found.function, how.launch_cooperative_grid, how.launch_pdl, None, None, *head[1:]
-            launcher, encodes = _below_descriptors(how.launch)
-        maps = tuple(getattr(found.metadata, "tensordesc_meta", None) or ())
-        sizes = [len(values) for values in _values(launch, encodes, maps)]
-        names = [parameter.name for parameter in launch.kernel.params]
-        positions = dict(zip(names, accumulate([0, *sizes[:-1]]), strict=True))
-        in_series = None
-        if not encodes:
-            flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
-            in_series = series.Kernel.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
-        stream = triton.runtime.driver.active.get_current_stream
-        return cls(launcher, head, encodes, maps, positions, stream, in_series)
-
-    def given(self, launch: Launch, device: torch.device) -> _Compiled:
-        """With the arguments of a launch."""
-        values = list(chain.from_iterable(_values(launch, self.encodes, self.maps)))
-        return _Compiled(self, values, device.index, None if self.in_series is None else self.in_series.pack(values))
-
-
-class _Compiled(NamedTuple):
-    """A compiled kernel and all it is given.
-
-    Tensors are pointers and descriptors are encoded, once for all launches: what a launch holds keeps their memory.
-
-    Attributes:
-        values: of all parameters in order.
-        device: its number.
-        packed: the values for `series.launch`.
-    """
-
-    kernel: _Kernel
-    values: list[Any]
-    device: int
-    packed: bytes | None
-
-    def launch(self, grid: tuple[int, ...], arguments: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Launch with another grid and other values of these parameters, in the device's current stream."""
-        if torch.cuda.current_device() != self.device:
-            with torch.cuda.device(self.device):
-                self.launch(grid, arguments, names)
-            return
-        values, kernel = self.values.copy(), self.kernel
-        for name in names:
-            values[kernel.positions[name]] = arguments[name]
-        x, y, z, *_ = *grid, 1, 1
-        kernel.launcher(x, y, z, kernel.stream(self.device), *kernel.head, *values)
 
 
 def run_in_order(launches: Iterable[Launch]) -> None:
@@ -273,87 +191,12 @@ def _run_together(launches: Sequence[Launch]) -> None:
         series.launch(parts, array("i", which), array("i", integers), array("i", grids), stream)
 
 
-_found: dict[Any, _Kernel | None] = {}  # by device and signature
-
-
-def _values(launch: Launch, encodes: bool, maps: Iterable[Any]) -> Iterator[list[Any]]:
-    """Of each parameter: addresses for tensors, several values for a descriptor unless its launcher encodes it."""
-    from triton.backends.nvidia.driver import make_tensordesc_arg
-
-    following = iter(maps)
-    for name, default, is_constexpr, _ in _parameters(launch.kernel):
-        value = launch.arguments.get(name, default)
-        if is_constexpr or isinstance(value, tuple) or encodes or not is_descriptor(value):
-            yield [value if is_constexpr else _pointers(value)]
-        else:
-            yield make_tensordesc_arg(value, next(following, None))
-
-
-def signature(launch: Launch) -> Iterator[Any]:
-    """What Triton compiles a kernel for, and perhaps more: launches with one signature have one compiled kernel."""
-    yield launch.kernel
-    yield tuple(launch.options.items())
-    for name, default, is_constexpr, is_plain in _parameters(launch.kernel):
-        value = launch.arguments.get(name, default)
-        yield value if is_constexpr else _kind(value, is_plain)
-
-
-class _Parameter(NamedTuple):
-    """Of a kernel, as Triton's own takes longer to be asked; `is_plain`: not specialized for the value."""
-
-    name: str
-    default: Any
-    is_constexpr: bool
-    is_plain: bool
-
-
-@cache
-def _parameters(kernel: Any) -> list[_Parameter]:
-    return [_Parameter(each.name, each.default, each.is_constexpr, each.do_not_specialize) for each in kernel.params]
-
-
-def _kind(value: Any, plain: bool) -> Any:
-    """Of an argument, all that a kernel may be specialized for; `plain` integers are any of their size."""
-    if _is_tensor(value):
-        return value.dtype, value.data_ptr() % ALIGNED == 0
-    if isinstance(value, tuple):
-        return type(value), *[_kind(member, plain) for member in value]
-    if is_descriptor(value):
-        return value.base.dtype, tuple(value.block_shape), getattr(value, "layout", None), value.padding
-    if plain and type(value) is int:
-        return LEAST <= value <= MOST
-    return type(value) if isinstance(value, float) else (type(value), value)
-
-
-@cache
-def _below_descriptors(launch: Any) -> tuple[Callable[..., None], bool]:
-    """What launches encoded descriptors, and whether what it was given encodes them itself, being of another make."""
-    if not inspect.isfunction(launch):
-        return launch, False
-    inner = inspect.getclosurevars(launch).nonlocals.get("launcher")
-    return (launch, True) if inner is None else (inner, False)
+_found: dict[Any, Kernel | None] = {}  # by device and signature
 
 
 def _is_mapped(tensor: Tensor, kind: str) -> bool:
     """Whether a tensor in the host's memory is one that a card reads and writes by the same address: pinned."""
     return kind == "cuda" and tensor.device.type == "cpu" and tensor.is_pinned()
-
-
-def is_descriptor(value: Any) -> bool:
-    """Whether an argument is a tensor descriptor, of Triton's or of Gluon's kind."""
-    return hasattr(value, "block_shape")
-
-
-def _is_tensor(value: Any) -> bool:
-    """As `isinstance`, which PyTorch has made slow for what is none."""
-    return type(value) is Tensor or (value is not None and hasattr(value, "data_ptr") and isinstance(value, Tensor))
-
-
-def _pointers(value: Any) -> Any:
-    """An argument with its tensors' addresses in their place."""
-    if _is_tensor(value):
-        return value.data_ptr()
-    return tuple(map(_pointers, value)) if isinstance(value, tuple) else value
 
 
 def _has_hooks(kernel: Any) -> bool:
@@ -375,46 +218,6 @@ def _check_int32(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected an integer of 32 bits, found {value!r}")
 
 
-@cache
-def n_multiprocessors(device: torch.device) -> int:
-    """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def cdiv(n: int, size: int) -> int:
     """Blocks of a size that n take; `triton.cdiv` takes the host several microseconds."""
     return -(-n // size)
-
-
-def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:
-    """Raise ValueError, naming the argument, unless a tensor is contiguous and has this shape and one of these types.
-
-    Args:
-        shape: None where any size will do.
-    """
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        raise ValueError(f"{name}: expected {' or '.join(map(str, dtypes))}, found {tensor.dtype}")
-    fits = tensor.ndim == len(shape) and all(
-        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name}: expected shape [{wanted}], found {list(tensor.shape)}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
-
-
-def check_ids(name: str, ids: Tensor, n: int) -> None:
-    """Raise ValueError, naming the argument, unless all of the host's ids lie in 0 ... n - 1.
-
-    Kernels read wherever an id points, so that ids are checked before they reach the device.
-    """
-    if ids.device.type != "cpu":
-        raise ValueError(f"{name}: expected ids in the host's memory, where they can be checked, found {ids.device}")
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n):
-        bad = int(ids.max()) if int(ids.min()) >= 0 else int(ids.min())
-        raise ValueError(f"{name}: expected ids from 0 to {n - 1}, found {bad}")

@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, Launch, Products, check
+from flashelmo.kernels.arguments import FLOATS, Products, check
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear_tma import is_able, is_k_major, is_served, linear_tma_launch
 from flashelmo.kernels.product import product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, TMA_TILES, choose_tile

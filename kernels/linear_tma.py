@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashelmo.kernels.launch import Launch, n_multiprocessors
-from flashelmo.kernels.tuning import ROW_GROUP, TMA_ROWS, TMA_TILES, Tile, is_hopper
+from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.tuning import ROW_GROUP, TMA_ROWS, TMA_TILES, Tile, is_hopper, n_multiprocessors
 
 STORED_BYTES = 256  # of a row of the result at a time: what it takes of shared memory is missing to blocks on their way
 ALIGNED = 16  # bytes: the rows of a tensor begin at multiples of it

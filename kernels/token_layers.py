@@ -36,7 +36,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, Launch, check, check_ids
+from flashelmo.kernels.arguments import FLOATS, check, check_ids
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile
 
 # Bound by memory: whole rows, 16 bytes a load and thread, and as many values a program as leave registers for several

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from flashelmo.kernels.launch import Products
+from flashelmo.kernels.arguments import Products
 
 ANY = 1 << 62  # rows
 
@@ -205,6 +205,14 @@ def copies_in_bulk(device: torch.device) -> bool:
 def capability(device: torch.device) -> tuple[int, int]:
     """Of a CUDA device, (0, 0) of another; asked for at every step, where PyTorch takes microseconds."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+@cache
+def n_multiprocessors(device: torch.device) -> int:
+    """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def split_sizes() -> tuple[int, int]:

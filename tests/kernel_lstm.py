@@ -13,7 +13,8 @@ from flashelmo.engine.cuda.compute import nodes_of
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill
 from flashelmo.engine.text.schedule import Forest, Schedule
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch, Products
+from flashelmo.kernels.arguments import Products
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm.layer import VARIANTS as TABLE
 from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, new_tensors

@@ -319,7 +319,7 @@ def kernel_name(launch: Launch) -> str:
 
 def test_what_is_compiled_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each launch once, whoever meets it; nothing runs meanwhile."""
-    monkeypatch.setattr(processes, "signature", lambda launch: [launch.kernel, sorted(launch.options.items())])
+    monkeypatch.setattr(Launch, "signature", lambda self: [self.kernel, sorted(self.options.items())])
     monkeypatch.setattr(suite, "suited", lambda settings, device: replace(settings, thorough=("bf16",)))
     compiled: list[Launch] = []
     monkeypatch.setattr(suite, "compiling", lambda claims: processes.compiling(claims, compiled.append))

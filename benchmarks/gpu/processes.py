@@ -29,7 +29,7 @@ from flashelmo.benchmarks.worker import Deadline, Here, Worker, WorkerError, one
 from flashelmo.engine.cpu.runtime import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.kernels.launch import Launch, signature
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import LibraryProduct
 from flashelmo.kernels.lstm import layer, proven
 from flashelmo.kernels.lstm.run import LayerRun
@@ -115,7 +115,7 @@ def compiling(claims: Path, compile_launch: Callable[[Launch], None] = warm) -> 
     def run(launch: Launch) -> None:
         if 0 in launch.grid or isinstance(launch.kernel, LibraryProduct):
             return
-        key = hashlib.sha256(repr((launch.kernel.fn.__name__, *list(signature(launch))[1:])).encode()).hexdigest()
+        key = hashlib.sha256(repr((launch.kernel.fn.__name__, *list(launch.signature())[1:])).encode()).hexdigest()
         try:
             (claims / key).touch(exist_ok=False)
         except FileExistsError:

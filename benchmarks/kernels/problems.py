@@ -20,11 +20,12 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.characters import BYTES, WordEncoder
 from flashelmo.kernels import reference
+from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.carry import Ends, carry_launch
 from flashelmo.kernels.char_cnn import char_cnn_launches, group_words, pack_char_cnn
 from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
-from flashelmo.kernels.launch import Launch, Products
+from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.linear_tma import linear_tma_launch
 from flashelmo.kernels.lstm.training import cell_backward_launch, cell_forward_launch

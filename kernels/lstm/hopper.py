@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from flashelmo.kernels.launch import Launch, cdiv, check, n_multiprocessors
+from flashelmo.kernels.arguments import check
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Part,
     arrive,
@@ -30,7 +31,7 @@ from flashelmo.kernels.lstm.cell import (
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, copies_in_bulk, is_hopper
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, copies_in_bulk, is_hopper, n_multiprocessors
 
 HALVES = torch.float16, torch.bfloat16
 CELLS = 32  # of a block of 128 gates

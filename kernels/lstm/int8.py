@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch, cdiv, check
+from flashelmo.kernels.arguments import check
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
 from flashelmo.kernels.lstm.fused import projection
 from flashelmo.kernels.lstm.hopper import CELLS, gate_columns

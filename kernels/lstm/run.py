@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashelmo.kernels.launch import Products, check
+from flashelmo.kernels.arguments import Products, check
 from flashelmo.kernels.lstm.weights import LstmWeights, Shape
 from flashelmo.kernels.tuning import split_sizes
 

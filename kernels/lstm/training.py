@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, float32
 
-from flashelmo.kernels.launch import FLOATS, Launch, cdiv, check
+from flashelmo.kernels.arguments import FLOATS, check
+from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.product import clip, sigmoid, tanh
 from flashelmo.kernels.tuning import Tile
 

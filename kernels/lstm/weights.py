@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from flashelmo.kernels.launch import FLOATS, check
+from flashelmo.kernels.arguments import FLOATS, check
 
 
 class Shape(NamedTuple):

@@ -1,0 +1,44 @@
+"""What kernels are given: types, and the checks of all launchers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
+
+
+def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:
+    """Raise ValueError, naming the argument, unless a tensor is contiguous and has this shape and one of these types.
+
+    Args:
+        shape: None where any size will do.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor, found {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, dtypes))}, found {tensor.dtype}")
+    fits = tensor.ndim == len(shape) and all(
+        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected shape [{wanted}], found {list(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
+
+
+def check_ids(name: str, ids: Tensor, n: int) -> None:
+    """Raise ValueError, naming the argument, unless all of the host's ids lie in 0 ... n - 1.
+
+    Kernels read wherever an id points, so that ids are checked before they reach the device.
+    """
+    if ids.device.type != "cpu":
+        raise ValueError(f"{name}: expected ids in the host's memory, where they can be checked, found {ids.device}")
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n):
+        bad = int(ids.max()) if int(ids.min()) >= 0 else int(ids.min())
+        raise ValueError(f"{name}: expected ids from 0 to {n - 1}, found {bad}")
