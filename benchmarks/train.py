@@ -6,6 +6,9 @@ directions, as the published code does, the other each distinct word's of a batc
 negatives.
 
 The ceiling is the matrix peak by the operations of the LSTMs' and the softmax's products, forward and backward.
+
+`--only vocabulary` takes steps with Adagrad, as published, by the words of the text and by as many as the published
+model has, whose softmax is 30 times the rest: by the rows that a step reads and by whole gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from flashelmo.engine.training.step import TrainingStep
 from flashelmo.engine.training.streams import Streams
 
 UNROLL, DROPOUT, RATE = 20, 0.1, 1e-3
-NEGATIVES = 4096
+NEGATIVES, PUBLISHED_NEGATIVES, PUBLISHED_WORDS = 4096, 8192, 793_471
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -100,12 +103,14 @@ def _way(run: Callable[[int], None]) -> Way:
     return Way(lambda sentences: [], run, wait=wait)
 
 
-def ours(data: Data, precision: str) -> Way:
-    """Steps as `flashelmo train` takes them."""
+def ours(data: Data, precision: str, whole_gradients: bool = False) -> Way:
+    """Steps as `flashelmo train` takes them, or by whole gradients of the softmax in any case."""
     tensors = initial_tensors(data.config, len(data.words), seed=0)
     model = BiLM(data.config, tensors, dropout=DROPOUT, compute=TYPES[precision]).to(device())
     model.kernels = kernels_work(device())
     step = TrainingStep(model, data.settings, data.spelling, data.corpus.rows(data.words), data.streams)
+    if whole_gradients:
+        step._by_rows = None
     return _way(lambda number: step(data.streams[number % data.streams.batches], RATE))
 
 
@@ -136,10 +141,15 @@ def plain(data: Data, precision: str, distinct_words: bool) -> Way:
 class Data:
     """A text in streams, as everybody reads it."""
 
-    def __init__(self, config: ElmoConfig, corpus: Corpus, batch: int) -> None:
+    def __init__(
+        self, config: ElmoConfig, corpus: Corpus, batch: int, n_words: int = 0, optimizer: str = "adam"
+    ) -> None:
         self.config, self.corpus, self.words = config, corpus, most_frequent(corpus, 1, None)
-        negatives = min(NEGATIVES, len(self.words) // 2)
-        self.settings = TrainSettings(batch=batch, unroll=UNROLL, negatives=negatives, dropout=DROPOUT, steps=1)
+        negatives = min(PUBLISHED_NEGATIVES if n_words else NEGATIVES, max(n_words, len(self.words)) // 2)
+        self.words = [*self.words, *(f"<{k}>" for k in range(len(self.words), n_words))]  # that the text lacks
+        self.settings = TrainSettings(
+            batch=batch, unroll=UNROLL, negatives=negatives, dropout=DROPOUT, steps=1, optimizer=optimizer
+        )
         self.streams, self.spelling = Streams(corpus, batch, UNROLL, 0), Spelling(config, corpus.words)
 
     @property
@@ -176,18 +186,46 @@ def measure(subject: Subject, settings: Settings) -> list[Row]:
     return rows
 
 
+def measure_vocabulary(subject: Subject, settings: Settings) -> list[Row]:
+    """Tokens a second with as many words as the text has, and as the published model."""
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    rows: list[Row] = []
+    sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
+    corpus, precision = Corpus.of(sentences), settings.precisions[-1]
+    for batch in settings.batches:
+        make = partial(Data, subject.config, corpus, batch)
+        few, many, adam = make(optimizer="adagrad"), make(PUBLISHED_WORDS, "adagrad"), make(PUBLISHED_WORDS)
+        entries = []
+        for name, data, whole in (
+            ("Adagrad", few, False),
+            ("Adagrad", many, False),
+            ("Adagrad, whole gradients", many, True),
+            ("Adam", adam, False),
+        ):
+            name = f"{name}, {len(data.words):,} words"
+            who = Contestant(name, precision, ours, (data, precision, whole), is_rival=whole)
+            note = f"{precision}; {device().type}; {source}; {data.settings.negatives} negatives"
+            row = Row("vocabulary", subject.name, name, "tokens/s", detail=f"{batch} streams", note=note)
+            entries.append(Entry(who, row, range(2), 2 * batch * UNROLL))
+        workers, absent = line_up([entry.who for entry in entries], [], None)
+        rows += absentees("vocabulary", subject.name, absent)
+        rows += compete(entries, workers, settings, at_least=settings.sample_seconds, warm_ups=2)
+    return rows
+
+
 def _limits(ceiling: float | None) -> tuple[float | None, float | None]:
     return ceiling, None
 
 
 def command(settings: Settings, console: Console) -> int:
     """Measure; the exit status."""
-    return run_sections(settings, console, new_results(settings, "train"), {"train": measure}, prepare)
+    sections = {"train": measure, "vocabulary": measure_vocabulary}
+    return run_sections(settings, console, new_results(settings, "train"), sections, prepare)
 
 
 SUITE = Suite(
     "Training's tokens a second beside plain PyTorch modules.",
-    Settings(sections=("train",), models=("tiny",), precisions=("fp32", "bf16"), batches=(64,), rounds=3),
-    ("out", "models", "precisions", "batches", "text", "text_tokens", "rounds", "threads", "seed", "quick"),
+    Settings(sections=("train", "vocabulary"), models=("tiny",), precisions=("fp32", "bf16"), batches=(64,), rounds=3),
+    ("out", "sections", "models", "precisions", "batches", "text", "text_tokens", "rounds", "threads", "seed", "quick"),
     command,
 )

@@ -48,6 +48,19 @@ def test_everybody_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[0].ceiling and rows[3].ceiling == 2 * rows[0].ceiling and "cpu; generated; " in rows[0].note
 
 
+def test_vocabularies_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "load_sentences", lambda n_tokens, path, seed: (generate(n_tokens, seed), "generated"))
+    monkeypatch.setattr(bench, "PUBLISHED_WORDS", 3000)
+    settings = replace(
+        bench.SUITE.defaults.quick(), batches=(2,), precisions=("fp32",), text_tokens=400, threads=1, sample_seconds=0.0
+    )
+    with Pool() as pool:
+        rows = bench.measure_vocabulary(Subject("tiny", Path("tiny"), BILM, pool), settings)
+    assert [row.name.partition(", ")[0] for row in rows] == ["Adagrad", "Adagrad", "Adagrad", "Adam"]
+    assert rows[2].name == "Adagrad, whole gradients, 3,000 words" and rows[2].name in rows[1].ratios
+    assert not [row for row in rows if not row.median or row.unit != "tokens/s" or row.failed]
+
+
 def test_the_plain_modules_are_the_same_network() -> None:
     """With our weights put into them, states and word vectors are ours; `test_training_model.py` has the rest."""
     torch.manual_seed(0)

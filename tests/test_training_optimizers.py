@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, rate_at
+from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, rate_at, row_gradients
 
 
 def test_adagrad_is_tensorflows() -> None:
@@ -47,3 +49,26 @@ def test_the_rate_grows_then_falls() -> None:
     assert rates[5] == pytest.approx(1.0) and rates[10] == 2.0 and rates[55] == pytest.approx(1.0) and rates[100] == 0
     assert all(np.diff(rates[:11]) > 0) and all(np.diff(rates[10:]) < 0) and rates[0] > 0
     assert rate_at(0.7, 0.1, 2.0, False) == 2.0 and rate_at(0.0, 0.0, 2.0, True) == 2.0
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 99))
+def test_gradients_by_rows_are_the_whole_ones(rows: list[int], seed: int) -> None:
+    """However often a row is named."""
+    generator = torch.Generator().manual_seed(seed)
+    index, parts = torch.tensor(rows), [torch.randn(len(rows), *size, generator=generator) for size in ((3,), ())]
+    found = []
+    for by_rows in (False, True):
+        weight, bias, other = (torch.nn.Parameter(torch.ones(size)) for size in ((6, 3), (6,), (2,)))
+        optimizer = Adagrad([weight, bias, other], torch.tensor(0.5))
+        other.grad = torch.full_like(other, 2.0)
+        gradients = row_gradients((weight, bias), index, parts) if by_rows else []
+        if not by_rows:
+            weight.grad, bias.grad = (torch.zeros_like(each) for each in (weight, bias))
+            for parameter, part in zip((weight, bias), parts, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.index_add_(0, index, part)
+        norm = clip_gradients([weight, bias, other], 1.0, gradients)
+        optimizer.step()
+        optimizer.step_by_rows(gradients)
+        found.append([norm, *(each.detach() for each in (weight, bias, other))])
+    torch.testing.assert_close(*found)

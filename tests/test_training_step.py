@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def new_step(tmp_path: Path) -> TrainingStep:
+def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS) -> TrainingStep:
     text = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
     words = [f"w{n}" for n in range(30)]
@@ -42,8 +42,8 @@ def new_step(tmp_path: Path) -> TrainingStep:
     vocabulary = most_frequent(corpus, 1, None)
     torch.manual_seed(0)
     model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2)
-    streams = Streams(corpus, SETTINGS.batch, SETTINGS.unroll, 0)
-    step = TrainingStep(model, SETTINGS, Spelling(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
+    streams = Streams(corpus, settings.batch, settings.unroll, 0)
+    step = TrainingStep(model, settings, Spelling(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
     step.streams = streams  # type: ignore[attr-defined]
     return step
 
@@ -118,6 +118,41 @@ def test_a_captured_step_is_the_step(tmp_path: Path, played: Callable[..., Card]
         torch.testing.assert_close(step.model.tensors[name], parameter, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(step.state, plain.state, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [1e-2, 1e6])
+def test_adagrad_changes_the_rows_that_a_step_reads_as_by_whole_gradients(
+    tmp_path: Path, played: Callable[..., Card], clip: float
+) -> None:
+    """Also where the common norm is bounded, and in a captured step."""
+    settings = replace(SETTINGS, optimizer="adagrad", clip=clip)
+    whole = new_step(tmp_path, settings)
+    whole._by_rows = None
+    expected = losses(whole, 8)
+    by_rows = new_step(tmp_path, settings)
+    assert by_rows._by_rows is by_rows.optimizer
+    played(by_rows)
+    assert whole.model.tensors["softmax_weight"].grad is not None
+    np.testing.assert_allclose(losses(by_rows, 8), expected, rtol=1e-5)
+    assert by_rows.model.tensors["softmax_weight"].grad is None
+    for name, parameter in whole.model.tensors.items():
+        ours = by_rows.model.tensors[name]
+        torch.testing.assert_close(ours, parameter, rtol=1e-5, atol=1e-6)
+        accumulators = [
+            step.optimizer.state[each]["accumulator"] for step, each in ((by_rows, ours), (whole, parameter))
+        ]
+        torch.testing.assert_close(*accumulators, rtol=1e-5, atol=1e-6)
+
+
+def test_whole_gradients_where_rows_are_not_enough(tmp_path: Path) -> None:
+    """Adam moves all rows; without negatives all are read; processes exchange whole gradients."""
+    assert new_step(tmp_path)._by_rows is None
+    adagrad = replace(SETTINGS, optimizer="adagrad")
+    assert new_step(tmp_path, replace(adagrad, negatives=0))._by_rows is None
+    one = new_step(tmp_path, adagrad)
+    streams = one.streams  # type: ignore[attr-defined]
+    exchanged = torch.nn.Module()
+    assert TrainingStep(one.model, adagrad, one._spelling, one._rows, streams, exchanged)._by_rows is None
 
 
 def test_batches_of_too_many_words_are_computed_without_the_graph(tmp_path: Path, played: Callable[..., Card]) -> None:

@@ -11,7 +11,7 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoWeights
 from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
-from flashelmo.engine.training.softmax import Negatives, cross_entropy
+from flashelmo.engine.training.softmax import Negatives, Picked, cross_entropy
 
 try:
     import torch
@@ -71,6 +71,7 @@ class BiLM(torch.nn.Module):
         targets: Tensor,
         state: State,
         negatives: Negatives | None = None,
+        picked: Picked | None = None,
     ) -> tuple[Tensor, Tensor, State]:
         """The mean loss, each direction's own [2], and the state after.
 
@@ -79,12 +80,12 @@ class BiLM(torch.nn.Module):
             words: which of them is read, [2, T, B].
             targets: rows of the softmax to be predicted [2, T, B].
             state: before.
-            negatives: as `cross_entropy` takes them.
+            negatives, picked: as `cross_entropy` takes them.
         """
         hidden, after = self.hidden(self.word_vectors(characters), words, state)
         loss, losses = cross_entropy(
             hidden[-1].flatten(0, -2), targets.flatten(), self.tensors["softmax_weight"], self.tensors["softmax_bias"],
-            negatives, self.compute,
+            negatives, self.compute, picked,
         )  # fmt: skip
         return loss, losses.view(2, -1).mean(dim=1), after
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashelmo.engine.errors import MissingExtraError
 
@@ -16,6 +16,44 @@ except ImportError as error:
 
 ADAGRAD_START = 1.0  # of the accumulator, as published
 ADAM_BETAS = (0.9, 0.99)
+
+
+class RowGradient(NamedTuple):
+    """The gradient of a parameter that is zero but for some rows, each of which may be named several times.
+
+    Attributes:
+        parameter: [V, ...].
+        rows: int64 [M].
+        sums: [M, ...], a row's gradient at each of its places.
+        shares: [M], 1 over the number of a row's places.
+    """
+
+    parameter: Tensor
+    rows: Tensor
+    sums: Tensor
+    shares: Tensor
+
+    @property
+    def norm(self) -> Tensor:
+        """Of the whole gradient."""
+        return (self.sums.square().view(len(self.rows), -1).sum(1) * self.shares).sum().sqrt()
+
+
+def row_gradients(parameters: Iterable[Tensor], rows: Tensor, gradients: Iterable[Tensor]) -> list[RowGradient]:
+    """Of parameters whose gradients [M, ...] of these rows [M] are given, whatever number of them are alike."""
+    ordered, order = rows.sort(stable=True)
+    begins = torch.ones_like(rows)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    group = torch.empty_like(rows).index_copy_(0, order, begins.cumsum(0) - 1)  # a number for each different row
+
+    def sums(values: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_add_(0, group, values).index_select(0, group)
+
+    shares = 1 / sums(torch.ones_like(rows, dtype=torch.float32))
+    return [
+        RowGradient(parameter, rows, sums(gradient.reshape(len(rows), -1)).view_as(gradient), shares)
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
 
 
 class Adagrad(torch.optim.Optimizer):
@@ -34,13 +72,23 @@ class Adagrad(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update by the gradients."""
-        parameters: list[Tensor] = [*self._parameters()]
+        parameters: list[Tensor] = [each for each in self._parameters() if each.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         accumulators = [self.state[parameter]["accumulator"] for parameter in parameters]
         torch._foreach_addcmul_(accumulators, gradients, gradients)
         updates: Any = torch._foreach_div(gradients, [*torch._foreach_sqrt(accumulators)])
         torch._foreach_mul_(updates, self.param_groups[0]["lr"])
         torch._foreach_sub_(parameters, updates)
+
+    @torch.no_grad()
+    def step_by_rows(self, gradients: Iterable[RowGradient]) -> None:
+        """The same of parameters that have these gradients in place of others; all other rows stay as they are."""
+        for parameter, rows, sums, _ in gradients:
+            accumulator = self.state[parameter]["accumulator"]
+            squares = accumulator.index_select(0, rows).addcmul_(sums, sums)
+            accumulator.index_copy_(0, rows, squares)  # a row has the same values at all of its places
+            update = sums / squares.sqrt_() * self.param_groups[0]["lr"]
+            parameter.index_copy_(0, rows, parameter.index_select(0, rows) - update)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -54,11 +102,17 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tens
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[torch.nn.Parameter], largest: float) -> Tensor:
-    """Scale all gradients down so that their common norm is at most `largest`; returns the norm, on the device."""
+def clip_gradients(
+    parameters: Iterable[torch.nn.Parameter], largest: float, by_rows: Iterable[RowGradient] = ()
+) -> Tensor:
+    """Scale all gradients down so that their common norm is at most `largest`; returns the norm, on the device.
+
+    Args:
+        by_rows: those of parameters that have no others.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = torch.stack([*torch._foreach_norm(gradients)]).norm()
-    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    norm: Tensor = torch.stack([*torch._foreach_norm(gradients), *(each.norm for each in by_rows)]).norm()
+    torch._foreach_mul_([*gradients, *(each.sums for each in by_rows)], (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

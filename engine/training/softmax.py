@@ -55,9 +55,39 @@ def log_counts(probabilities: Tensor, draws: Tensor) -> Tensor:
     return (-torch.expm1(-draws * probabilities)).log()
 
 
+class Picked(NamedTuple):
+    """What a step reads of the softmax: the rows of the negatives, then those of the targets.
+
+    Attributes:
+        rows: int64 [S + N], of which some may be alike.
+        weight, bias: of these rows, [S + N, P] and [S + N].
+    """
+
+    rows: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Negatives) -> Picked:
+        """Copies; their gradients add up in that of the whole softmax, where it has one."""
+        rows = torch.cat([negatives.rows, targets])
+        return cls(rows, weight.index_select(0, rows), bias.index_select(0, rows))
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Of weight and bias, after a pass backward to `leaves`."""
+        return [leaf.grad for leaf in (self.weight, self.bias) if leaf.grad is not None]
+
+    @classmethod
+    def leaves(cls, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Negatives) -> Picked:
+        """Copies that have gradients of their own: nobody fills in and reads zeros for all other rows."""
+        rows, *copies = cls.of(weight.detach(), bias.detach(), targets, negatives)
+        return cls(rows, *(copy.requires_grad_() for copy in copies))
+
+
 def cross_entropy(
     hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor,
-    negatives: Negatives | None = None, compute: torch.dtype = torch.float32,
+    negatives: Negatives | None = None, compute: torch.dtype = torch.float32, picked: Picked | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The mean loss, and all losses [N] without gradients, of hidden [N, P] that should predict targets [N].
 
@@ -66,32 +96,55 @@ def cross_entropy(
         weight, bias: of the softmax, [V, P] and [V].
         negatives: the words against which the target must win; None for all words.
         compute: type of the products.
+        picked: what is read of the softmax where there are negatives, if a caller has it.
     """
-    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, targets, weight, bias, negatives, compute)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor]
+    if negatives is None:
+        result = _Full.apply(hidden, targets, weight, bias, compute)  # type: ignore[no-untyped-call]
+        return result
+    picked = picked or Picked.of(weight, bias, targets, negatives)
+    place = torch.full((len(weight),), -1, device=targets.device)
+    place.scatter_(0, negatives.rows, torch.arange(len(negatives.rows), device=targets.device))
+    place = place[targets]  # where the target is among the negatives; -1 where it is not
+    result = _Sampled.apply(hidden, picked.weight, picked.bias, negatives.log_counts, place, compute)  # type: ignore[no-untyped-call]
     return result
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _Full(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, negatives: Any,
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor,
                 compute: torch.dtype) -> tuple[Tensor, Tensor]:  # fmt: skip
-        losses = hidden.new_empty(len(hidden))
-        gradients = [torch.zeros_like(tensor) for tensor in (hidden, weight, bias)] if any(ctx.needs_input_grad) else []
-        (_full if negatives is None else _sampled)(hidden, targets, weight, bias, negatives, compute, losses, gradients)
-        ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(losses)
-        return losses.mean(), losses
+        return _keep(ctx, *_full(hidden, targets, weight, bias, compute, any(ctx.needs_input_grad)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight, d_bias = (gradient * gradients[0] for gradient in ctx.saved_tensors)
-        return d_hidden, None, d_weight, d_bias, None, None
+        return d_hidden, None, d_weight, d_bias, None
 
 
-def _full(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, _: None, compute: torch.dtype,
-          losses: Tensor, gradients: list[Tensor]) -> None:  # fmt: skip
-    """Fill in the losses, and the gradients of their mean where any are asked for."""
-    typed, scale = weight.to(compute), 1 / len(hidden)
+class _Sampled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, log_counts: Tensor, place: Tensor,
+                compute: torch.dtype) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return _keep(ctx, *_sampled(hidden, weight, bias, log_counts, place, compute, any(ctx.needs_input_grad)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(gradient * gradients[0] for gradient in ctx.saved_tensors), None, None, None
+
+
+def _keep(ctx: Any, losses: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Save the gradients of the mean loss, which is given with all losses."""
+    ctx.save_for_backward(*gradients)
+    ctx.mark_non_differentiable(losses)
+    return losses.mean(), losses
+
+
+def _full(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, compute: torch.dtype,
+          differentiates: bool) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """The losses, and the gradients of their mean where any are asked for."""
+    losses, typed, scale = hidden.new_empty(len(hidden)), weight.to(compute), 1 / len(hidden)
+    gradients = [torch.zeros_like(tensor) for tensor in (hidden, weight, bias)] if differentiates else []
     for part in _pieces(hidden, len(weight)):
         h, target = hidden[part].to(compute), targets[part, None]
         logits = (h @ typed.t()).to(hidden.dtype).add_(bias)
@@ -101,35 +154,32 @@ def _full(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, _: None
             error = logits.sub_(log_sum).exp_().mul_(scale)
             error.scatter_(1, target, error.gather(1, target).sub_(scale))
             _add_products(error, h, typed, part, gradients)
+    return losses, gradients
 
 
-def _sampled(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, negatives: Negatives, compute: torch.dtype,
-             losses: Tensor, gradients: list[Tensor]) -> None:  # fmt: skip
-    """As `_full`, of the target among the negatives."""
-    rows, expected = negatives
-    typed, others_bias, scale = weight[rows].to(compute), bias[rows] - expected, 1 / len(hidden)
-    place = torch.full((len(weight),), -1, device=rows.device)
-    place.scatter_(0, rows, torch.arange(len(rows), device=rows.device))
-    place = place[targets]  # where the target is among the negatives; -1 where it is not
-    target_weight = weight[targets]
-    target_logits = (hidden * target_weight).sum(1) + bias[targets]
-    d_hidden, d_others, d_others_bias = (
-        (gradients[0], torch.zeros_like(weight[rows]), torch.zeros_like(others_bias)) if gradients else (None,) * 3
-    )
-    for part in _pieces(hidden, len(rows)):
+def _sampled(hidden: Tensor, weight: Tensor, bias: Tensor, log_counts: Tensor, place: Tensor, compute: torch.dtype,
+             differentiates: bool) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """As `_full`, of the target among the negatives; weight and bias are those of `Picked`."""
+    losses, n, scale = hidden.new_empty(len(hidden)), len(log_counts), 1 / len(hidden)
+    typed, others_bias = weight[:n].to(compute), bias[:n] - log_counts
+    target_logits = (hidden * weight[n:]).sum(1) + bias[n:]
+    gradients = [torch.zeros_like(tensor) for tensor in (hidden, weight, bias)] if differentiates else []
+    others = [gradients[0], gradients[1][:n], gradients[2][:n]] if gradients else []
+    for part in _pieces(hidden, n):
         h = hidden[part].to(compute)
         logits = (h @ typed.t()).to(hidden.dtype).add_(others_bias)
         _remove_hits(logits, place[part])
         log_sum = torch.logaddexp(logits.logsumexp(1), target_logits[part])
         losses[part] = log_sum - target_logits[part]
-        if d_hidden is not None and d_others is not None and d_others_bias is not None:
+        if others:
             error = logits.sub_(log_sum[:, None]).exp_().mul_(scale)
-            _add_products(error, h, typed, part, [d_hidden, d_others, d_others_bias])
-    if d_hidden is not None and d_others is not None and d_others_bias is not None:
+            _add_products(error, h, typed, part, others)
+    if gradients:
         target_error = torch.expm1(-losses) * scale
-        d_hidden.addcmul_(target_error[:, None], target_weight)
-        gradients[1].index_add_(0, rows, d_others).index_add_(0, targets, target_error[:, None] * hidden)
-        gradients[2].index_add_(0, rows, d_others_bias).index_add_(0, targets, target_error)
+        gradients[0].addcmul_(target_error[:, None], weight[n:])
+        torch.mul(target_error[:, None], hidden, out=gradients[1][n:])
+        gradients[2][n:] = target_error
+    return losses, gradients
 
 
 def _pieces(hidden: Tensor, n_words: int) -> list[slice]:

@@ -16,9 +16,9 @@ import numpy as np
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.training.corpus import Int32
 from flashelmo.engine.training.model import BiLM, State
-from flashelmo.engine.training.optimizers import clip_gradients, make_optimizer
+from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, row_gradients
 from flashelmo.engine.training.settings import TrainSettings
-from flashelmo.engine.training.softmax import draw, log_uniform
+from flashelmo.engine.training.softmax import Picked, draw, log_uniform
 from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.streams import Batch, Streams
 
@@ -70,6 +70,10 @@ class TrainingStep:
         n_words = len(model.tensors["softmax_bias"])
         sampled = 0 < settings.negatives < n_words
         self._probabilities = log_uniform(n_words, self.device) if sampled else None
+        # Adagrad leaves rows that have no gradient as they are. Adam does not, and processes exchange whole gradients.
+        may = sampled and wrapped is None
+        self._by_rows = self.optimizer if isinstance(self.optimizer, Adagrad) and may else None
+        self._softmax = model.tensors["softmax_weight"], model.tensors["softmax_bias"]
         table = torch.from_numpy(spelling.characters.astype(np.int16))
         self._characters = table.to(self.device) if self.device.type == "cuda" else None
         self._captured = _Captured(self, streams) if self.device.type == "cuda" else None
@@ -90,11 +94,16 @@ class TrainingStep:
         """The step on the device: words [2, T, B] are indices into distinct [U], targets [2, T, B] the softmax's."""
         self.optimizer.zero_grad(set_to_none=True)
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
-        characters = self._spelled(distinct)
-        loss, each, after = self._wrapped(characters, words, targets.long(), self.state, negatives)
+        targets, picked = targets.long(), None
+        if negatives is not None and self._by_rows is not None:
+            picked = Picked.leaves(*self._softmax, targets.flatten(), negatives)
+        loss, each, after = self._wrapped(self._spelled(distinct), words, targets, self.state, negatives, picked)
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
-        clip_gradients(self.model.parameters(), self._settings.clip)
+        by_rows = [] if picked is None else row_gradients(self._softmax, picked.rows, picked.gradients)
+        clip_gradients(self.model.parameters(), self._settings.clip, by_rows)
         self.optimizer.step()
+        if self._by_rows is not None:
+            self._by_rows.step_by_rows(by_rows)
         for before, new in zip(self.state, after, strict=True):
             before.copy_(new)
         self._sums += each.detach()
