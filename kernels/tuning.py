@@ -215,11 +215,25 @@ def n_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def split_sizes() -> tuple[int, int]:
-    """Rows of partial sums, and blocks of rows, that projections with split sums need at most."""
+MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
+SPLIT_VALUES = 64 * 128  # of the largest tile whose splits wait for each other
+
+
+def n_programs(device: torch.device) -> int:
+    """Programs that surely run at once: as many as a card has multiprocessors."""
+    return n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
+
+
+def split_sizes(P: int, device: torch.device) -> tuple[int, int]:
+    """Values of partial sums and counters, of a direction with P columns, that projections with split sums may need.
+
+    Where splits wait for each other, each has a program of its own.
+    """
     split = [
         (most, tile) for (name, _), entries in TILES.items() if name == "projection" for most, tile in entries
         if tile.splits > 1
     ]  # fmt: skip
     blocks = [-(-most // tile.rows) for most, tile in split]
-    return max(n * tile.rows * tile.splits for n, (_, tile) in zip(blocks, split, strict=True)), max(blocks)
+    rows = max(n * tile.rows * tile.splits for n, (_, tile) in zip(blocks, split, strict=True))
+    programs = n_programs(device)
+    return max(rows * P, programs * SPLIT_VALUES), max(max(blocks) * P, programs)

@@ -17,11 +17,11 @@ from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import tolerance
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm import few_rows, hoisted, hopper
+from flashelmo.kernels.lstm import few_rows, hoisted
 from flashelmo.kernels.lstm import run as run_module
-from flashelmo.kernels.lstm.hopper import MULTIPROCESSORS, choose_projection_tile
+from flashelmo.kernels.lstm.hopper import choose_projection_tile
 from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
-from flashelmo.kernels.lstm.run import LayerRun, Nodes
+from flashelmo.kernels.lstm.run import LayerRun, Nodes, Workspace
 from flashelmo.kernels.lstm.weights import Shape, interleave
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS
 
@@ -126,13 +126,38 @@ def test_splits_that_wait_for_each_other_all_run_at_once(
 ) -> None:
     """Every program of such a launch has a multiprocessor of its own, on an sm_100 too."""
     monkeypatch.setattr(tuning, "capability", lambda device: (10, 0))
-    for device, n in ((torch.device("cpu"), MULTIPROCESSORS), (torch.device("cuda"), 148)):
-        monkeypatch.setattr(hopper, "n_multiprocessors", lambda device: 148)
+    for device, n in ((torch.device("cpu"), tuning.MULTIPROCESSORS), (torch.device("cuda"), 148)):
+        monkeypatch.setattr(tuning, "n_multiprocessors", lambda device: 148)
         tile = choose_projection_tile(rows, shape, device)
         programs = shape.D * -(-rows // tile.rows) * (shape.P // tile.columns) * tile.splits
         assert shape.C % (tile.splits * tile.k) == 0 and SPLIT_ARRIVALS % tile.splits == 0
         assert programs <= n or (tile.splits == 1 and tile.rows == 128)
+        if tile.splits > 1:
+            sums, counters = tuning.split_sizes(shape.P, device)
+            assert programs * tile.rows * tile.columns <= shape.D * sums and programs <= shape.D * counters
     assert rows > 128 or tile.columns == 32
+
+
+@pytest.mark.parametrize("name", ["tma", "fused"])
+@pytest.mark.parametrize("rows", [300, 700])
+def test_split_sums_stay_in_their_workspace(name: str, rows: int) -> None:
+    """What lies behind them is somebody else's."""
+    layer = random_layer("cpu", sizes=((1, rows),) * 2, P=128, C=512, dtype=torch.float16)
+    run = layer.poisoned()
+    workspace = Workspace.of(run.weights.shape, "cpu")
+    behind = [torch.cat([each, torch.full_like(each, 7)]) for each in (workspace.partial_sums, workspace.counters)]
+    n_sums, n_counters = len(workspace.partial_sums), len(workspace.counters)
+    tensors = run.tensors._replace(partial_sums=behind[0][:n_sums], counters=behind[1][:n_counters])
+    for launch in launches_of(replace(run, tensors=tensors), name):
+        launch.run()
+    assert bool((behind[0][n_sums:] == 7).all()) and bool((behind[1][n_counters:] == 7).all())
+
+
+def test_a_workspace_that_is_too_small_is_refused() -> None:
+    run = random_layer("cpu", sizes=((1, 2),) * 2, P=128, C=512, dtype=torch.float16).poisoned()
+    short = replace(run, tensors=run.tensors._replace(partial_sums=run.tensors.partial_sums[:1_000_000]))
+    with pytest.raises(ValueError, match=r"partial_sums: expected at least \d+ values, found \d+"):
+        launches_of(short, "tma")
 
 
 def test_slabs_are_cut_where_their_input_part_is_large(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,14 +34,13 @@ from flashelmo.kernels.lstm.hopper import (
     has_layout,
     hopper_layout,
     is_served,
-    n_programs,
     projection,
     wait_for_splits,
 )
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.warp_specialized import descriptor
 from flashelmo.kernels.lstm.weights import Shape
-from flashelmo.kernels.tuning import Tile
+from flashelmo.kernels.tuning import Tile, n_programs
 
 MOST_ROWS = 64  # twice as many where the input part is by word: see `hoisted.most_rows`
 GATES = gl.constexpr(128)  # of a program

@@ -31,7 +31,7 @@ from flashelmo.kernels.lstm.cell import (
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
 from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, copies_in_bulk, is_hopper, n_multiprocessors
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, copies_in_bulk, is_hopper, n_programs
 
 HALVES = torch.float16, torch.bfloat16
 CELLS = 32  # of a block of 128 gates
@@ -163,7 +163,7 @@ def _projection_tile(rows: int, shape: Shape, least: int, programs: int) -> Tile
     else:
         tile = Tile(64, 128, 64, 4, 8, splits=4)
     blocks = D * cdiv(rows, tile.rows) * (P // tile.columns)
-    if blocks > programs:  # 2,048 rows take 42 us in two rounds; larger tiles, half as long again each, need one
+    if rows > 128 and blocks > programs:  # 2,048 take 42 us in two rounds; larger tiles, half as long again, need one
         return Tile(128, 128, 64, 8, 4)
     while tile.splits > 1 and blocks * tile.splits > programs:
         tile = tile._replace(splits=tile.splits // 2)
@@ -172,13 +172,6 @@ def _projection_tile(rows: int, shape: Shape, least: int, programs: int) -> Tile
 
 # Of any number of rows where it may not depend on them, without splits: as it is for 1,024, the most of one wave.
 INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
-
-MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
-
-
-def n_programs(device: torch.device) -> int:
-    """Programs that surely run at once: as many as a card has multiprocessors."""
-    return n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
 
 
 def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
@@ -202,6 +195,10 @@ def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
         if run.options.batch_invariant:
             return INVARIANT_PROJECTION
         return choose_projection_tile(rows, run.weights.shape, run.weights.device)
+
+    needed = n_programs(run.weights.device) * SPLIT_VALUES
+    if len(tensors.partial_sums) < needed:
+        raise ValueError(f"partial_sums: expected at least {needed} values, found {len(tensors.partial_sums)}")
 
     return Part(kind, launch, lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D))
 

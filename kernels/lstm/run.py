@@ -123,10 +123,10 @@ class Workspace(NamedTuple):
     @classmethod
     def of(cls, shape: Shape, device: torch.device | str) -> Workspace:
         """For any number of rows."""
-        n_sums, n_blocks = split_sizes()
+        n_sums, n_counters = split_sizes(shape.P, torch.device(device))
         return cls(
-            torch.empty(shape.D * n_sums * shape.P, dtype=torch.float32, device=device),
-            torch.zeros(shape.D * n_blocks * shape.P, dtype=torch.int32, device=device),
+            torch.empty(shape.D * n_sums, dtype=torch.float32, device=device),
+            torch.zeros(shape.D * n_counters, dtype=torch.int32, device=device),
         )
 
 

@@ -28,12 +28,11 @@ from flashelmo.kernels.lstm.hopper import (
     has_layout,
     hopper_layout,
     is_served,
-    n_programs,
     projection,
     shape_and_strides,
 )
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.tuning import Tile
+from flashelmo.kernels.tuning import Tile, n_programs
 
 TILE = Tile(128, 32, 64, 4, 6)  # of a consumer's warps
 REGISTERS = 216  # of a consumer's threads; a producer's have 24
