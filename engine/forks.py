@@ -32,11 +32,55 @@ class InEachProcess(Generic[Value]):
                 self._values = self._values or [self._make()]
         return self._values[0]
 
+    @property
+    def is_made(self) -> bool:
+        """Whether this process has its value."""
+        return bool(self._values)
+
     def renew(self) -> None:
         """In a forked process: the parent's value is never freed, since that would wait for its threads."""
         for value in self._values:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
         self._values = []
+
+
+class Uninterrupted:
+    """Calls, each a `with` block, that no fork comes into the middle of: it waits for them, and later ones for it.
+
+    Args:
+        before: called before a fork, when no call is under way.
+    """
+
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
+        self._begin()
+        if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+            os.register_at_fork(before=self._stop, after_in_parent=self._go_on, after_in_child=self._begin)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._n_forks)
+            self._n_calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._n_calls -= 1
+            self._changed.notify_all()
+
+    def _begin(self) -> None:
+        """Also in a forked process, which nobody else's threads come along to."""
+        self._changed, self._n_calls, self._n_forks = threading.Condition(threading.Lock()), 0, 0
+
+    def _stop(self) -> None:
+        self._changed.acquire()  # until the fork is over
+        self._n_forks += 1
+        self._changed.wait_for(lambda: not self._n_calls)
+        self._before()
+
+    def _go_on(self) -> None:
+        self._n_forks -= 1
+        self._changed.notify_all()
+        self._changed.release()
 
 
 def is_forked() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.forks import InEachProcess
+from flashelmo.engine.forks import InEachProcess, Uninterrupted
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
@@ -61,13 +60,14 @@ def _end_idle_threads() -> None:
     They do not come along, and a forked process would take them and wait for ever. What unloads the plugin forgets the
     idle threads of all cores; that of a core whose models are in use stays loaded.
     """
+    if not core.is_made:  # a forked process that has used none
+        return
     other = openvino.Core()
     other.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads it
     other.unload_plugin("CPU")
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
-    os.register_at_fork(before=_end_idle_threads)
+uninterrupted = Uninterrupted(before=_end_idle_threads)
 
 
 def has_bf16() -> bool:
@@ -137,8 +137,10 @@ class _Pieces(NamedTuple):
         """All pieces compiled."""
 
         def piece(graph: Graph) -> Any:
-            model = core().read_model(graph.to_model(tensors, embed=True).SerializeToString())
-            return core().compile_model(model, "CPU", settings).create_infer_request()
+            serialized = graph.to_model(tensors, embed=True).SerializeToString()
+            with uninterrupted:
+                model = core().read_model(serialized)
+                return core().compile_model(model, "CPU", settings).create_infer_request()
 
         def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
             layers = range(config.n_layers)
@@ -153,7 +155,8 @@ def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
 
 
 def _run(request: Any, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
-    request.infer(inputs, share_inputs=True)
+    with uninterrupted:
+        request.infer(inputs, share_inputs=True)
     for name, array in outputs.items():
         result = request.get_tensor(name).data
         array[...] = result[tuple(map(slice, array.shape))]
