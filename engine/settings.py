@@ -80,7 +80,7 @@ class Settings:
         cache_bytes: bound of the memory for word vectors that are kept from call to call.
         word_cache: a file of word vectors that are kept from run to run, on the CPU; it is of one model in one
             precision, made where there is none, used by several runs at once, and at most 8 times `cache_bytes` large.
-        window_tokens: tokens computed together, of 131,072 sentences at most; None bounds their hidden states to 256
+        window_tokens: tokens computed together, of at most 131,072 sentences; None bounds their hidden states to 256
             MiB, on a CUDA device to what fits its free memory (`engine.cuda.memory`).
         cuda: switches of the CUDA runtime.
 

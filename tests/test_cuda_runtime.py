@@ -19,6 +19,7 @@ from tiny_models import BILM, MODELS, SENTENCES, random_model
 from flashelmo.engine import embedder as embedder_module
 from flashelmo.engine import pipeline
 from flashelmo.engine.cuda import executor, layout
+from flashelmo.engine.cuda import pipeline as cuda_pipeline
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.cuda.pipeline import CudaPipeline
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -271,8 +272,9 @@ def test_the_first_windows_are_smaller(
 
 
 @pytest.mark.parametrize("batch_size", [None, 7], ids=str)
+@pytest.mark.parametrize("from_file", [False, True], ids=["lists", "file"])
 def test_a_window_has_no_more_sentences_than_kernels_count(
-    batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+    batch_size: int | None, from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many tokens it may have, and however many sentences a caller asks for."""
     monkeypatch.setattr(embedder_module, "MAX_WINDOW_SENTENCES", 5)
@@ -287,8 +289,31 @@ def test_a_window_has_no_more_sentences_than_kernels_count(
         return stream(self, given, *arguments, **options)
 
     monkeypatch.setattr(type(embedder._pipeline), "stream", count)
-    list(embedder.embed_sentences([["cat"]] * 12, batch_size))
+    if from_file:
+        (tmp_path / "text").write_text("cat\n" * 12, encoding="utf-8")
+        embedder.embed_file(tmp_path / "text", tmp_path / "vectors.h5", batch_size=batch_size)
+    else:
+        list(embedder.embed_sentences([["cat"]] * 12, batch_size))
     assert read == [5, 5, 2]
+
+
+@pytest.mark.parametrize("settings", [{}, {"stateful": True, "batch_size": 5}], ids=str)
+def test_windows_of_too_many_sentences_are_halved(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_pipeline, "MAX_WINDOW_SENTENCES", 2)
+    embedder, reference = on_cuda(ONE_LAYER, **settings), ReferenceRuntime(ONE_LAYER, **settings)
+    queued: list[int] = []
+    queue = executor.Executor.queue
+
+    def count(self: Any, plan: Any, *arguments: Any, **options: Any) -> Any:
+        queued.append(len(plan.window))
+        return queue(self, plan, *arguments, **options)
+
+    monkeypatch.setattr(executor.Executor, "queue", count)
+    for _ in range(2):
+        window = Window.from_sentences(SHORT[:5])
+        ((_, found),) = embedder.embed_windows([window])
+        assert_close(list(found), reference.embed_batch(SHORT[:5]))
+    assert sum(queued) == 2 * 5 and max(queued) == 2
 
 
 def test_two_threads_share_an_embedder() -> None:

@@ -32,7 +32,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, Plan, Planner, Statistics, Stream, not_finite, until_error
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.text.schedule import Schedule
+from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES, Schedule
 from flashelmo.engine.text.windows import Window
 
 IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepares the next
@@ -179,9 +179,9 @@ class CudaPipeline:
                 )
 
     def _queue(self, plan: Plan, reader: _Reader, first_row: int = 0) -> list[Results]:
-        """Queue a window's work, in halves where it does not fit the device's memory."""
+        """Queue a window's work, in halves where it does not fit the device's memory or has too many sentences."""
         window, n_tokens = plan.window, len(plan.window.word_ids)
-        if len(window) == 1 or n_tokens <= self.max_tokens:
+        if len(window) == 1 or (n_tokens <= self.max_tokens and len(window) <= MAX_WINDOW_SENTENCES):
             if not self._is_whole:
                 self._executor.renew()
             self._is_whole = False

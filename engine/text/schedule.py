@@ -22,7 +22,7 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 
 MAX_WINDOW_TOKENS = 1 << 17  # beyond it, twice the window saves 1.5% of the steps (benchmarks/results/bulk)
 LARGEST_WINDOW_TOKENS = 1 << 19  # on a card that has room for more: see `engine.cuda.memory`
-MAX_WINDOW_SENTENCES = 1 << 17  # rows of a step; kernels count a direction's cells, 4,096 a row, in 32 bits
+MAX_WINDOW_SENTENCES = 1 << 17  # rows of a step: kernels count a direction's cells, up to 16,383 a row, in 32 bits
 DENSE_FOREST_CELLS = 1 << 17  # rows times depths: up to here a dense table takes less time than a loop over depths
 
 
