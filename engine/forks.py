@@ -11,6 +11,8 @@ from weakref import WeakSet
 
 Value = TypeVar("Value")
 
+LONGEST_CALL = 60.0  # seconds that a fork waits: a call that Ctrl-C met as it began is never told to have ended
+
 
 class InEachProcess(Generic[Value]):
     """A value that a forked process can't use, such as a lock or a session that has threads: there it is made anew.
@@ -74,7 +76,7 @@ class Uninterrupted:
     def _stop(self) -> None:
         self._changed.acquire()  # until the fork is over
         self._n_forks += 1
-        self._changed.wait_for(lambda: not self._n_calls)
+        self._changed.wait_for(lambda: not self._n_calls, LONGEST_CALL)
         self._before()
 
     def _go_on(self) -> None:
