@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 Value = TypeVar("Value")
 
-LONGEST_CALL = 60.0  # seconds that a fork waits: a call that Ctrl-C met as it began is never told to have ended
+LONGEST_CALL, POLL = 60.0, 0.001  # seconds
 
 
 class InEachProcess(Generic[Value]):
@@ -49,6 +50,9 @@ class InEachProcess(Generic[Value]):
 class Uninterrupted:
     """Calls, each a `with` block, that no fork comes into the middle of: it waits for them, and later ones for it.
 
+    There are no locks, which an interrupt could leave taken: a thread's entry that one left behind is gone with the
+    thread's next call or fork, and nobody waits longer than `LONGEST_CALL`.
+
     Args:
         before: called before a fork, when no call is under way.
     """
@@ -60,29 +64,36 @@ class Uninterrupted:
             os.register_at_fork(before=self._stop, after_in_parent=self._go_on, after_in_child=self._begin)
 
     def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._n_forks)
-            self._n_calls += 1
+        thread = threading.get_ident()
+        self._calls.add(thread)  # first said, then looked; a fork does likewise
+        while self._forks - {thread}:
+            self._calls.discard(thread)
+            _wait_for_others(self._forks)
+            self._calls.add(thread)
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._n_calls -= 1
-            self._changed.notify_all()
+        self._calls.discard(threading.get_ident())
 
     def _begin(self) -> None:
         """Also in a forked process, which nobody else's threads come along to."""
-        self._changed, self._n_calls, self._n_forks = threading.Condition(threading.Lock()), 0, 0
+        self._calls, self._forks = set[int](), set[int]()  # threads
 
     def _stop(self) -> None:
-        self._changed.acquire()  # until the fork is over
-        self._n_forks += 1
-        self._changed.wait_for(lambda: not self._n_calls, LONGEST_CALL)
+        self._forks.add(threading.get_ident())
+        _wait_for_others(self._calls)
         self._before()
 
     def _go_on(self) -> None:
-        self._n_forks -= 1
-        self._changed.notify_all()
-        self._changed.release()
+        self._forks.discard(threading.get_ident())
+
+
+def _wait_for_others(threads: set[int]) -> None:
+    """Wait until no other thread is among these; after a time take them out."""
+    own, begin = threading.get_ident(), time.monotonic()
+    while threads - {own}:
+        if time.monotonic() - begin > LONGEST_CALL:
+            threads.clear()
+        time.sleep(POLL)
 
 
 def is_forked() -> bool:

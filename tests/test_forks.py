@@ -18,6 +18,7 @@ import torch
 from calls import digest, digests
 from tiny_models import BILM, MODELS, SENTENCES, random_model
 
+from flashelmo.engine import forks
 from flashelmo.engine.cpu.lstm_c import why_not
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.forks import Uninterrupted
@@ -159,7 +160,7 @@ def test_calls_and_forks_wait_for_each_other() -> None:
         first = pool.submit(call, "first", begun, until)
         begun.wait(10)
         fork = pool.submit(succeeds_in_a_fork, lambda: nobody_else_calls(calls))
-        while not calls._n_forks:  # the fork waits
+        while not calls._forks:  # the fork waits
             time.sleep(0.001)
         second = pool.submit(call, "second", threading.Event(), until)
         until.set()
@@ -169,10 +170,28 @@ def test_calls_and_forks_wait_for_each_other() -> None:
     assert order == ["first", "fork", "second"]
 
 
+def test_what_an_interrupt_left_behind_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this thread nothing; of others, which may have ended, no longer than calls take."""
+    calls, own, other = Uninterrupted(before=lambda: None), threading.get_ident(), 1
+    calls._calls.add(own)
+    calls._forks.add(own)
+    assert succeeds_in_a_fork(lambda: nobody_else_calls(calls)) and not calls._forks
+    with calls:
+        assert calls._calls == {own}
+    assert not calls._calls
+    monkeypatch.setattr(forks, "LONGEST_CALL", 0.05)
+    for left in (calls._calls, calls._forks):
+        left.add(other)
+        assert succeeds_in_a_fork(lambda: nobody_else_calls(calls))
+        with calls:
+            pass
+        assert not left
+
+
 def nobody_else_calls(calls: Uninterrupted) -> bool:
     """In a forked process: nobody else's call or fork is waited for."""
     with calls:
-        return calls._n_calls == 1 and not calls._n_forks
+        return calls._calls == {threading.get_ident()} and not calls._forks
 
 
 def test_an_embedder_is_made_in_a_forked_process(embedder: ElmoEmbedder) -> None:
