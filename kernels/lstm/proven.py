@@ -31,7 +31,7 @@ from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_s
 from flashelmo.kernels.lstm.run import LayerRun, Nodes, Words, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
-ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520)  # of the depths that are compared, where it serves them
+ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
 N_ROOTS = 2
 N_WORDS = 50  # where the input part is by word
