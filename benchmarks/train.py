@@ -8,7 +8,7 @@ negatives.
 The ceiling is the matrix peak by the operations of the LSTMs' and the softmax's products, forward and backward.
 
 `--only vocabulary` takes steps with Adagrad, as published, by the words of the text and by as many as the published
-model has, whose softmax is 30 times the rest: by the rows that a step reads and by whole gradients.
+model has, with as many negatives: by the rows of the softmax that a step reads, and by whole gradients.
 """
 
 from __future__ import annotations

@@ -48,10 +48,12 @@ class InEachProcess(Generic[Value]):
 
 
 class Uninterrupted:
-    """Calls, each a `with` block, that no fork comes into the middle of: it waits for them, and later ones for it.
+    """Calls, each a `with` block and none within another, that no fork comes into the middle of, nor of another fork.
 
-    There are no locks, which an interrupt could leave taken: a thread's entry that one left behind is gone with the
-    thread's next call or fork, and nobody waits longer than `LONGEST_CALL`.
+    A fork waits for the calls under way and for forks that began before it, and later calls wait for it. There are no
+    locks, which an interrupt could leave taken: what a call of a thread left behind is gone with its next call, a fork
+    likewise, and nobody waits for one longer than `LONGEST_CALL`; then a fork does come into the middle. So it does
+    after Ctrl-C while it waits, as Python only reports what is raised before a fork.
 
     Args:
         before: called before a fork, when no call is under way.
@@ -65,34 +67,43 @@ class Uninterrupted:
 
     def __enter__(self) -> None:
         thread = threading.get_ident()
-        self._calls.add(thread)  # first said, then looked; a fork does likewise
-        while self._forks - {thread}:
-            self._calls.discard(thread)
-            _wait_for_others(self._forks)
-            self._calls.add(thread)
+        self._calls[thread] = None  # first said, then looked; a fork does likewise
+        while _others(self._forks):
+            self._calls.pop(thread, None)
+            _wait(self._forks, lambda: not _others(self._forks))
+            self._calls[thread] = None
 
     def __exit__(self, *_: object) -> None:
-        self._calls.discard(threading.get_ident())
+        self._calls.pop(threading.get_ident(), None)
 
     def _begin(self) -> None:
         """Also in a forked process, which nobody else's threads come along to."""
-        self._calls, self._forks = set[int](), set[int]()  # threads
+        self._calls, self._forks = dict[int, None](), dict[int, None]()  # threads, in the order in which they came
 
     def _stop(self) -> None:
-        self._forks.add(threading.get_ident())
-        _wait_for_others(self._calls)
+        thread = threading.get_ident()
+        self._forks[thread] = None
+        _wait(self._forks, lambda: list(self._forks).index(thread) == 0)
+        _wait(self._calls, lambda: not _others(self._calls))
         self._before()
 
     def _go_on(self) -> None:
-        self._forks.discard(threading.get_ident())
+        self._forks.pop(threading.get_ident(), None)
 
 
-def _wait_for_others(threads: set[int]) -> None:
-    """Wait until no other thread is among these; after a time take them out."""
-    own, begin = threading.get_ident(), time.monotonic()
-    while threads - {own}:
+def _others(threads: dict[int, None]) -> set[int]:
+    """Threads but for this one."""
+    return threads.keys() - {threading.get_ident()}
+
+
+def _wait(threads: dict[int, None], is_over: Callable[[], bool]) -> None:
+    """Wait until other threads are gone; those that are there for too long are taken out."""
+    before, begin = _others(threads), time.monotonic()
+    while not is_over():
         if time.monotonic() - begin > LONGEST_CALL:
-            threads.clear()
+            for thread in before:
+                threads.pop(thread, None)
+            before, begin = _others(threads), time.monotonic()
         time.sleep(POLL)
 
 

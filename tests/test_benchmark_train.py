@@ -61,6 +61,7 @@ def test_vocabularies_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [row for row in rows if not row.median or row.unit != "tokens/s" or row.failed]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # oneDNN has none; said once by a process
 def test_the_plain_modules_are_the_same_network() -> None:
     """With our weights put into them, states and word vectors are ours; `test_training_model.py` has the rest."""
     torch.manual_seed(0)

@@ -170,18 +170,36 @@ def test_calls_and_forks_wait_for_each_other() -> None:
     assert order == ["first", "fork", "second"]
 
 
+def test_forks_wait_for_each_other() -> None:
+    """None while another one prepares."""
+    preparing: list[int] = []
+    most: list[int] = []
+
+    def before() -> None:
+        preparing.append(1)
+        time.sleep(0.05)
+        most.append(len(preparing))
+        preparing.pop()
+
+    calls = Uninterrupted(before)
+    with ThreadPoolExecutor(3) as pool:
+        forked = pool.map(lambda _: succeeds_in_a_fork(lambda: not preparing and nobody_else_calls(calls)), range(6))
+        assert all(forked)
+    assert max(most) == 1 and len(most) == 6
+
+
 def test_what_an_interrupt_left_behind_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this thread nothing; of others, which may have ended, no longer than calls take."""
     calls, own, other = Uninterrupted(before=lambda: None), threading.get_ident(), 1
-    calls._calls.add(own)
-    calls._forks.add(own)
+    calls._calls[own] = None
+    calls._forks[own] = None
     assert succeeds_in_a_fork(lambda: nobody_else_calls(calls)) and not calls._forks
     with calls:
-        assert calls._calls == {own}
+        assert [*calls._calls] == [own]
     assert not calls._calls
     monkeypatch.setattr(forks, "LONGEST_CALL", 0.05)
     for left in (calls._calls, calls._forks):
-        left.add(other)
+        left[other] = None
         assert succeeds_in_a_fork(lambda: nobody_else_calls(calls))
         with calls:
             pass
@@ -191,7 +209,7 @@ def test_what_an_interrupt_left_behind_holds_nobody_up(monkeypatch: pytest.Monke
 def nobody_else_calls(calls: Uninterrupted) -> bool:
     """In a forked process: nobody else's call or fork is waited for."""
     with calls:
-        return calls._calls == {threading.get_ident()} and not calls._forks
+        return [*calls._calls] == [threading.get_ident()] and not calls._forks
 
 
 def test_an_embedder_is_made_in_a_forked_process(embedder: ElmoEmbedder) -> None:

@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS) -> TrainingStep:
+def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS, compute: torch.dtype = torch.float32) -> TrainingStep:
     text = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
     words = [f"w{n}" for n in range(30)]
@@ -41,7 +41,7 @@ def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS) -> TrainingStep
     corpus = read_corpus([text])
     vocabulary = most_frequent(corpus, 1, None)
     torch.manual_seed(0)
-    model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2)
+    model = BiLM(CONFIG, initial_tensors(CONFIG, len(vocabulary), 0), dropout=0.2, compute=compute)
     streams = Streams(corpus, settings.batch, settings.unroll, 0)
     step = TrainingStep(model, settings, Spelling(CONFIG, corpus.words), corpus.rows(vocabulary), streams)
     step.streams = streams  # type: ignore[attr-defined]
@@ -120,16 +120,17 @@ def test_a_captured_step_is_the_step(tmp_path: Path, played: Callable[..., Card]
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("clip", [1e-2, 1e6])
 def test_adagrad_changes_the_rows_that_a_step_reads_as_by_whole_gradients(
-    tmp_path: Path, played: Callable[..., Card], clip: float
+    tmp_path: Path, played: Callable[..., Card], clip: float, compute: torch.dtype
 ) -> None:
     """Also where the common norm is bounded, and in a captured step."""
     settings = replace(SETTINGS, optimizer="adagrad", clip=clip)
-    whole = new_step(tmp_path, settings)
+    whole = new_step(tmp_path, settings, compute)
     whole._by_rows = None
     expected = losses(whole, 8)
-    by_rows = new_step(tmp_path, settings)
+    by_rows = new_step(tmp_path, settings, compute)
     assert by_rows._by_rows is by_rows.optimizer
     played(by_rows)
     assert whole.model.tensors["softmax_weight"].grad is not None

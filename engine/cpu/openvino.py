@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.forks import InEachProcess, Uninterrupted
+from flashelmo.engine.forks import InEachProcess, Uninterrupted, is_forked
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
 from flashelmo.engine.model.config import ElmoConfig
@@ -72,7 +72,9 @@ uninterrupted = Uninterrupted(before=_end_idle_threads)
 
 def has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor (AVX-512 BF16, AMX)."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    asked = core()
+    with uninterrupted:
+        return "BF16" in asked.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoRuntime:
@@ -134,13 +136,15 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
-        """All pieces compiled."""
+        """All pieces compiled; in a forked process for one thread, as threads were perhaps starting or ending there."""
+        if is_forked():
+            settings = settings | {"INFERENCE_NUM_THREADS": 1}
 
         def piece(graph: Graph) -> Any:
-            serialized = graph.to_model(tensors, embed=True).SerializeToString()
+            serialized, compiler = graph.to_model(tensors, embed=True).SerializeToString(), core()
             with uninterrupted:
-                model = core().read_model(serialized)
-                return core().compile_model(model, "CPU", settings).create_infer_request()
+                model = compiler.read_model(serialized)
+                return compiler.compile_model(model, "CPU", settings).create_infer_request()
 
         def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
             layers = range(config.n_layers)

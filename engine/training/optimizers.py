@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from flashelmo.engine.errors import MissingExtraError
@@ -103,7 +103,7 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tens
 
 @torch.no_grad()
 def clip_gradients(
-    parameters: Iterable[torch.nn.Parameter], largest: float, by_rows: Iterable[RowGradient] = ()
+    parameters: Iterable[torch.nn.Parameter], largest: float, by_rows: Sequence[RowGradient] = ()
 ) -> Tensor:
     """Scale all gradients down so that their common norm is at most `largest`; returns the norm, on the device.
 
