@@ -83,7 +83,7 @@ class Uninterrupted:
     def _stop(self) -> None:
         thread = threading.get_ident()
         self._forks[thread] = None
-        _wait(self._forks, lambda: list(self._forks).index(thread) == 0)
+        _wait(self._forks, lambda: [*self._forks][:1] in ([thread], []))  # perhaps taken out by who waited
         _wait(self._calls, lambda: not _others(self._calls))
         self._before()
 

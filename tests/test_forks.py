@@ -206,6 +206,20 @@ def test_what_an_interrupt_left_behind_holds_nobody_up(monkeypatch: pytest.Monke
         assert not left
 
 
+def test_a_fork_goes_on_that_was_waited_for_too_long() -> None:
+    """Others have taken it out meanwhile."""
+    prepared: list[bool] = []
+    calls = Uninterrupted(before=lambda: prepared.append(True))
+    calls._forks[1] = None
+    with ThreadPoolExecutor(1) as pool:
+        fork = pool.submit(calls._stop)
+        while len(calls._forks) < 2:
+            time.sleep(0.001)
+        calls._forks.clear()
+        fork.result(10)
+    assert prepared == [True]
+
+
 def nobody_else_calls(calls: Uninterrupted) -> bool:
     """In a forked process: nobody else's call or fork is waited for."""
     with calls:
