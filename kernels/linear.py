@@ -15,6 +15,7 @@ Letters: D matrices, n rows, K inputs, F outputs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -71,6 +72,8 @@ def linear_tile(
 
 LIBRARY_ROWS = 128  # from so many on float32 is multiplied by PyTorch
 
+_torch_precision = threading.Lock()  # PyTorch's is the whole process's, and several embedders may compute at once
+
 
 class LibraryProduct:
     """PyTorch's product in the place of a kernel: run at once for a grid, and captured in graphs, as one."""
@@ -78,13 +81,14 @@ class LibraryProduct:
     @staticmethod
     def fn(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, precision: Products) -> None:
         """x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]; PyTorch keeps its own precision."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        try:
-            for each in zip(bias, x, weight, out, strict=True):
-                torch.addmm(*each[:3], out=each[3])
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with _torch_precision:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            try:
+                for each in zip(bias, x, weight, out, strict=True):
+                    torch.addmm(*each[:3], out=each[3])
+            finally:
+                torch.set_float32_matmul_precision(before)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         """As a kernel's."""

@@ -35,6 +35,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings, Settings
 from flashelmo.engine.text.windows import Window
+from flashelmo.kernels.launch import is_out_of_memory
 
 SENTENCES = [["the", "cat"], ["sat"], [], ["é", "the"], ["cat"], ["the", "sat"]]  # 8 tokens
 
@@ -231,7 +232,7 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     ids=repr,
 )
 def test_what_is_out_of_memory(error: Exception, is_one: bool) -> None:
-    assert memory.is_out_of_memory(error) == is_one
+    assert is_out_of_memory(error) == is_one
 
 
 def test_a_window_is_as_large_as_the_free_memory_allows() -> None:

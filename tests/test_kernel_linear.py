@@ -1,5 +1,8 @@
 """The product with bias against plain PyTorch in float64."""
 
+import threading
+from contextlib import suppress
+
 import pytest
 
 pytest.importorskip("triton")
@@ -145,6 +148,29 @@ def test_many_rows_of_float32_by_the_library(precision, D, device, monkeypatch):
     launch.run()
     assert seen == ["high" if precision == "tf32" else "highest", torch.get_float32_matmul_precision()]
     check_against_truth(out, x, weight, bias)
+
+
+def test_products_in_two_precisions_at_once_leave_pytorch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins while the other computes: without a lock it would put back the other's precision at its end."""
+    computing, seen = threading.Barrier(2), []
+
+    def addmm(*_: torch.Tensor, out: torch.Tensor) -> None:
+        with suppress(threading.BrokenBarrierError):
+            computing.wait(0.2)  # for the other, which does not come
+        seen.append(torch.get_float32_matmul_precision())
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    before = torch.get_float32_matmul_precision()
+    x = torch.zeros(1, 1, 1)
+    threads = [
+        threading.Thread(target=module.LibraryProduct.fn, args=(x, x, x, x, precision))
+        for precision in ("tf32", "ieee")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == ["high", "highest"] and torch.get_float32_matmul_precision() == before
 
 
 # ------------------------------------------------------------------------------------------------------ by bulk copies

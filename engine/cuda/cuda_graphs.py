@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashelmo.engine.cuda.memory import is_out_of_memory
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging
+from flashelmo.kernels.launch import is_out_of_memory
 
 MAX_RESULT_BYTES = 1 << 30  # of all graphs' results; all other memory the graphs share
 

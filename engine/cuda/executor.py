@@ -14,7 +14,7 @@ from torch import Tensor
 from flashelmo.engine.cuda.compute import DeviceOutput, compute, launch_options
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill, fill_words
-from flashelmo.engine.cuda.memory import is_out_of_memory, word_gates_bytes
+from flashelmo.engine.cuda.memory import word_gates_bytes
 from flashelmo.engine.cuda.model import DeviceModel, WordVectors
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Transfers
@@ -23,6 +23,7 @@ from flashelmo.engine.pipeline import Pack, Plan
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Schedule
+from flashelmo.kernels.launch import is_out_of_memory
 from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
 from flashelmo.kernels.lstm.run import Workspace
 

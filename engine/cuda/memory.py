@@ -59,13 +59,6 @@ def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Outpu
     return (n_layers + 1) * hidden + step + gates + n_results * 2 * size * FLOAT_BYTES + 4 * Layout.of(sizes).size
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, PyTorch's or the driver's, says that the device's memory is used up."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-
-
 def free_memory(device: torch.device) -> str:
     """What is free, as text; nothing is known of the host's."""
     if device.type != "cuda":

@@ -34,6 +34,7 @@ from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES, Schedule
 from flashelmo.engine.text.windows import Window
+from flashelmo.kernels.launch import is_out_of_memory
 
 IN_FLIGHT = 2  # windows queued on the device: one computes while the host prepares the next
 FITS_BEFORE_GROWING = 64  # windows in a row, after one that did not fit, before larger ones are tried again
@@ -188,7 +189,7 @@ class CudaPipeline:
             try:
                 found = self._executor.queue(plan, reader.output, first_row, lend=reader.as_numpy)
             except RuntimeError as error:
-                if not memory.is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             else:
                 self._is_whole = True
@@ -268,7 +269,7 @@ def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, settin
     try:
         return CudaPipeline(model, device, chosen, settings)
     except RuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         size = 4 * model.weights.n_parameters / 2**30
         free = memory.free_memory(device)

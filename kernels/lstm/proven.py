@@ -26,7 +26,7 @@ import triton
 from torch import Tensor
 
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.launch import Launch, is_out_of_memory
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
 from flashelmo.kernels.lstm.run import LayerRun, Nodes, Words, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
@@ -82,7 +82,7 @@ def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
     weights = run.weights
     key = variant.name, weights.shape, weights.dtype, weights.device, weights.int8, *_ways(run)
     if key not in _verdicts:
-        path, identity = _place(variant, run)
+        path, identity = _place(variant, run, bound)
         why = _read(path, identity)
         if why is None:
             why = _why_wrong(variant, run, bound)
@@ -107,9 +107,9 @@ def _why_wrong(variant: Steps, run: LayerRun, bound: float) -> str:
     """Empty where a variant is right."""
     try:
         error = difference(variant, run)
-    except torch.OutOfMemoryError:  # says nothing of the variant
-        raise
     except Exception as problem:  # whatever a compiler or a driver raises
+        if isinstance(problem, OSError) or is_out_of_memory(problem):  # says nothing of the variant, and may pass
+            raise
         return f"it raises {type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"[:300]
     if error < bound:  # NaN is not
         return ""
@@ -212,7 +212,7 @@ def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Node
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-def _place(variant: Steps, run: LayerRun) -> tuple[Path | None, dict[str, Any]]:
+def _place(variant: Steps, run: LayerRun, bound: float) -> tuple[Path | None, dict[str, Any]]:
     """The file of a verdict, None without a home, and what it is a verdict of."""
     weights = run.weights
     is_cuda = weights.device.type == "cuda"
@@ -224,6 +224,7 @@ def _place(variant: Steps, run: LayerRun) -> tuple[Path | None, dict[str, Any]]:
         "skip": run.tensors.outputs is not None,
         "batch_invariant": run.options.batch_invariant,
         "by_word": run.words is not None,
+        "bound": bound,
         "card": torch.cuda.get_device_name(weights.device) if is_cuda else weights.device.type,
         "driver": driver_version() if is_cuda else "",
         "torch": torch.__version__,
