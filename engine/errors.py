@@ -26,6 +26,12 @@ class MissingExtraError(FlashElmoError, ImportError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of any kind says, in one line; its type where it says nothing."""
+    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
 def _cut(text: str) -> str:
     """Begin and end of a long text."""
     half = LONGEST_MESSAGE // 2

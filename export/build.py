@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, path_of, shown, whole_number
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
-from flashelmo.engine.model.checkpoints.files import first_line
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on

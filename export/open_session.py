@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.processor import check_threads, n_cores
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.metadata import BUCKET_FILE
@@ -171,5 +171,5 @@ def _preload() -> None:
 
 def reason(error: Exception) -> str:
     """What an exception says on its first line, without the code and path that ONNX Runtime puts before it."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .+? failed: ?)?", "", line)

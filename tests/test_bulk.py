@@ -404,7 +404,9 @@ def test_a_shard_is_tried_again(
         return write(file, data)
 
     monkeypatch.setattr(shard_writer.NewFile, "write", fail_at_times)
-    assert run().shards == 5 and set(left.values()) == {0}
+    seen: list[float] = []
+    report = run(on_progress=lambda n_bytes, n_tokens: seen.append(n_tokens))
+    assert report.shards == 5 and set(left.values()) == {0} and seen[-1] == report.tokens
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

@@ -1,6 +1,8 @@
 """Units of work: several processes write the files that one process writes, whatever becomes of them."""
 
 import fcntl
+import gzip
+import json
 import os
 import signal
 import sys
@@ -15,7 +17,7 @@ import pytest
 from bulk_corpora import LINES, contents, make_corpus, of_one_process
 
 from flashelmo.cli import main
-from flashelmo.engine.bulk import workers
+from flashelmo.engine.bulk import inputs, workers
 from flashelmo.engine.bulk.folder import verify
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.on_ray import RayUnit, embed_on_ray
@@ -55,6 +57,22 @@ def test_units_in_any_order_are_the_files_of_one_process(corpus: Corpus, expecte
     again = embed(batch(units))
     assert again["kept"].tolist() == [1] * 5 and not again["bytes_written"].any()
     assert not [name for name in os.listdir(corpus.folder) if name.startswith(".lock-")]
+
+
+def test_units_in_order_are_read_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed input would be read from its beginning for each unit otherwise."""
+    packed = Path(f"{corpus.input}.gz")
+    packed.write_bytes(gzip.compress(Path(corpus.input).read_bytes()))
+    plan = make_plan(replace(corpus, input=str(packed)))
+    embed, units, opened = EmbedUnit(plan.corpus), list(plan.units), list[Any]()
+
+    class Counted(inputs.Decompressed):
+        def __init__(self, *arguments: Any) -> None:
+            opened.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(inputs, "Decompressed", Counted)
+    assert embed.run(units).shards == 5 and len(opened) == 1
 
 
 def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, expected: dict[str, bytes]) -> None:
@@ -102,12 +120,12 @@ def test_a_unit_waits_for_a_process_that_was_given_up(corpus: Corpus, monkeypatc
 def test_on_ray_an_error_is_a_row(corpus: Corpus) -> None:
     plan = make_plan(corpus)
     units, embed = list(plan.units), RayUnit(plan.corpus)
-    done = embed(batch(units[:1]))
+    done = embed(batch(units[1:2]))
     assert (done["records"].tolist(), done["error"].tolist()) == ([5], [""])
     path = Path(corpus.input)
     path.write_bytes(path.read_bytes().replace(b"cat", b"\xff\xff\xff"))
-    done = embed(batch(units[1:2]))
-    assert done["shard"] == [1] and "expected UTF-8" in done["error"][0] and not done["records"].any()
+    done = embed(batch(units[:1]))
+    assert done["shard"] == [0] and "expected UTF-8" in done["error"][0] and not done["records"].any()
     done = RayUnit(replace(plan.corpus, keep_tokens=False))(batch(units[2:3]))
     assert set(done) == {*DONE, "error"} and "run.json: tokens: expected true" in done["error"][0]
 
@@ -192,6 +210,41 @@ def test_all_processes_are_killed(corpus: Corpus, expected: dict[str, bytes], ki
     report = embed_with_workers(corpus, 1, resume=True)
     assert (report.shards, report.kept, report.bytes_written) == (0, 5, 0)
     assert contents(corpus.folder) == expected
+
+
+def test_what_a_process_finished_before_it_was_killed_counts(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish, left = workers._Pool._finish, [1]
+
+    def finish_and_kill(pool: Any, worker: Any, meta: dict[str, Any]) -> None:
+        finish(pool, worker, meta)
+        if left[0]:
+            left[0] -= 1
+            worker.process.send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(workers._Pool, "_finish", finish_and_kill)
+    report = embed_with_workers(corpus, 1)
+    assert "killed by SIGKILL" in caplog.text
+    entries = [json.loads(path.read_text()) for path in corpus.folder.glob("shard-*.json")]
+    assert (report.shards, report.records) == (5, len(LINES))
+    assert report.tokens == sum(entry["tokens"] for entry in entries)
+    assert report.bytes_written == sum(file["bytes"] for entry in entries for file in entry["files"].values())
+
+
+def test_a_run_that_is_refused_leaves_the_others_files(corpus: Corpus) -> None:
+    """It was planned while nobody held the folder, as other processes had not loaded their model."""
+    plan = make_plan(corpus)
+    pool = workers._Pool(plan, 1, lambda *place: None)
+    begun = corpus.folder / ".shard-00000000.safetensors.tmp"
+    with locked(corpus.folder, 1, 0):
+        begun.write_bytes(b"half written")
+        try:
+            with pytest.raises(FlashElmoError, match="expected no other run that writes here"):
+                pool.run()
+        finally:
+            pool.end()
+        assert begun.exists()
 
 
 def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:

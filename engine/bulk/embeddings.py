@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from flashelmo.engine.arguments import path_of, shown
 from flashelmo.engine.bulk.folder import RUN, Meta, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import Rows, shard_name
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.output import Array
 from flashelmo.engine.text.lines import Int64
 
@@ -195,8 +195,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise FlashElmoError(f"{path}: cannot be read: {reason}; `flashelmo verify` tells more") from None
+        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}; `flashelmo verify` tells more") from None
 
 
 class _NativeValues:

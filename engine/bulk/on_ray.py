@@ -18,7 +18,7 @@ from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 
 logger = logging.getLogger("flashelmo")
 
@@ -72,8 +72,10 @@ def embed_on_ray(
         )
         for row in rows.iter_rows():
             _add(report, row, plan.kept)
+    except FlashElmoError:  # a ValueError too
+        raise
     except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
-        raise FlashElmoError(f"ray: {_first_line(error)}; finished shards are kept, --resume goes on") from None
+        raise FlashElmoError(f"ray: {first_line(error)}; finished shards are kept, --resume goes on") from None
     finally:
         if begun_here:
             ray.shutdown()
@@ -122,7 +124,3 @@ def _add(report: Report, row: Mapping[str, Any], kept: frozenset[int]) -> None:
     for name in known.intersection(DONE):
         setattr(report, name, getattr(report, name) + int(row[name]))
     report.shards += row["shard"] not in kept
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

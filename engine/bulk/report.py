@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.bulk.folder import read_json, shard_numbers
+from flashelmo.engine.bulk.folder import Meta, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.sinks import writing
 
@@ -48,6 +48,14 @@ class Report:
     def bottleneck(self) -> str:
         """What the other stages waited for: reading, computing or writing."""
         return max(self.busy, key=lambda stage: self.busy[stage], default="computing")
+
+    def add_shard(self, entry: Meta) -> None:
+        """Count a shard that is on the disk, by its entry."""
+        self.shards += 1
+        self.records += entry["embedded"]
+        self.skipped += len(entry["skipped"])
+        self.tokens += entry["tokens"]
+        self.bytes_written += sum(file["bytes"] for file in entry["files"].values())
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

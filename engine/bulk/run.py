@@ -176,7 +176,12 @@ class Run:
         """Embed shards until all are finished or something is raised; those that are not finished stay undone."""
         if check_disk:
             shards = self._checked(shards)
-        attempt = Attempt(self._embedder, self._job, self._undone, self._finish, self._on_progress)
+        before = self._report.tokens  # of attempts before this one
+
+        def on_progress(n_bytes: float, n_tokens: float) -> None:
+            self._on_progress(n_bytes, before + n_tokens)
+
+        attempt = Attempt(self._embedder, self._job, self._undone, self._finish, on_progress)
         try:
             attempt.run(shards)
         finally:
@@ -186,12 +191,7 @@ class Run:
     def _finish(self, meta: folders.Meta) -> None:
         """A shard is on the disk, the oldest one that was not."""
         self._undone.popleft()
-        report = self._report
-        report.shards += 1
-        report.records += meta["embedded"]
-        report.skipped += len(meta["skipped"])
-        report.tokens += meta["tokens"]
-        report.bytes_written += sum(file["bytes"] for file in meta["files"].values())
+        self._report.add_shard(meta)
         self._on_finish(meta)
 
     def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:

@@ -67,12 +67,13 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Unit:
-    """A shard's number, and the place of its first record (see `Place`)."""
+    """A shard's number, the place of its first record (see `Place`), and whether the input ends with it."""
 
     shard: int
     record: int
     line: int
     byte: int
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -115,29 +116,28 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
             begun = folder / folders.RUN
             known = folders.read_json(begun).get("shard_records") if begun.exists() else None
             corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
-    return Plan(corpus, _missing(corpus, reader, kept), frozenset(kept), getattr(reader, "n_bytes", None))
+    assert corpus.shard_records is not None
+    return Plan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
 
 
-def _missing(corpus: Corpus, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
-    """The units that are not finished, or the first one; of the others the records are compared."""
-    n = corpus.shard_records or 1
+def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
+    """The units of n records that are not finished, or the first one; of the others the records are compared."""
+    first: Unit | None = None
     n_missing = 0
     part: Part | None = reader.take(n) or no_part()
     while part is not None:
         following = reader.take(n) if part.n_records == n else None
-        number = part.begin.record // n
-        if number in kept:
-            check_kept(reader.name, part, following is None, kept[number])
+        begin, last = part.begin, following is None
+        unit = Unit(begin.record // n, begin.record, begin.line, begin.byte, last)
+        first = first or unit
+        if unit.shard in kept:
+            check_kept(reader.name, part, last, kept[unit.shard])
         else:
             n_missing += 1
-            yield _unit(number, part)
+            yield unit
         part = following
-    if not n_missing:
-        yield _unit(0, no_part())
-
-
-def _unit(number: int, part: Part) -> Unit:
-    return Unit(number, part.begin.record, part.begin.line, part.begin.byte)
+    if first is not None and not n_missing:
+        yield first
 
 
 class UnitSource:
@@ -164,9 +164,8 @@ class UnitSource:
                 if unit.record:
                     raise FlashElmoError(f"{self._reader.name}: expected record {unit.record}, found the end")
                 part = no_part()
-            last = part.n_records < n or self._reader.take(1) is None
             self._unit = None
-            yield Shard.of(unit.shard, part, last)
+            yield Shard.of(unit.shard, part, unit.last)
 
 
 class EmbedUnit:
@@ -196,8 +195,8 @@ class EmbedUnit:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Embed units that are given as columns; a column of each of `DONE`."""
-        names = [each.name for each in fields(Unit)]
-        units = [Unit(*map(int, values)) for values in zip(*(batch[name] for name in names), strict=True)]
+        columns = (np.asarray(batch[each.name]).tolist() for each in fields(Unit))
+        units = [Unit(*values) for values in zip(*columns, strict=True)]
         done = [self._one(unit) for unit in units]
         return {name: np.array([row[name] for row in done]) for name in DONE}
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
+from flashelmo.engine import child
 from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
@@ -35,7 +33,7 @@ from flashelmo.engine.processor import n_cores
 logger = logging.getLogger("flashelmo")
 
 MOST_WORKERS = 1024
-END_SECONDS = 10.0  # that a process may take to end
+END_SECONDS, BUSY_SECONDS = 10.0, 0.2  # that a process may take to end, and one that still has units
 # What a process sends: it wants a unit; a shard is finished; all of its are, with its report; it cannot go on.
 WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"
 
@@ -84,16 +82,8 @@ class _Worker:
     def __init__(self, corpus: Corpus, n_workers: int, number: int) -> None:
         self.units: dict[int, Unit] = {}
         self.connection, theirs = Pipe()
-        path = [str(entry) for entry in sys.path]
-        code = f"import sys; sys.path[:] = {path!r}; from flashelmo.engine.bulk.workers import main; main(%d)"
         with theirs:
-            descriptor = theirs.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code % descriptor],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(descriptor,),
-                start_new_session=True,  # no key pressed in the terminal reaches it
-            )
+            self.process = child.start(__name__, theirs.fileno())
         with suppress(OSError):  # it has ended already; `recv` will say so
             self.connection.send((corpus, n_workers, number))
 
@@ -107,14 +97,7 @@ class _Worker:
     def end(self) -> str:
         """End it; why it ended, if it did by itself."""
         self.connection.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS if self.process.poll() is None and not self.units else 0.2)
-        code = self.process.poll()
-        self.process.kill()
-        self.process.wait(END_SECONDS)
-        if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
+        return child.end(self.process, BUSY_SECONDS if self.units else END_SECONDS)
 
 
 class _Pool:
@@ -126,7 +109,7 @@ class _Pool:
         self._again: deque[Unit] = deque()  # of processes that were killed
         self._n_workers = n_workers
         self._cause = ""  # why a process was lost
-        self._n_bytes = self._n_tokens = 0
+        self._n_bytes = 0
         self._workers: list[_Worker] = []
 
     def run(self) -> None:
@@ -152,8 +135,9 @@ class _Pool:
         while self._workers:
             self._workers.pop().end()
         if left:
-            with suppress(FlashElmoError):
-                folders.remove_leftovers(self._plan.corpus.folder, 1, 0)
+            folder = self._plan.corpus.folder
+            with suppress(FlashElmoError), locked(folder, 1, 0):  # it may be another run's by now
+                folders.remove_leftovers(folder, 1, 0)
 
     def _next(self) -> Unit | None:
         """The next unit, if there is one."""
@@ -200,9 +184,8 @@ class _Pool:
         if meta["shard"] in self._plan.kept:
             return
         self._n_bytes += meta["end"]["byte"] - meta["begin"]["byte"]
-        self._n_tokens += meta["tokens"]
-        self.report.shards += 1
-        self._on_progress(float(self._n_bytes), float(self._n_tokens))
+        self.report.add_shard(meta)
+        self._on_progress(float(self._n_bytes), float(self.report.tokens))
 
     def _lose(self, worker: _Worker, idle: list[_Worker]) -> None:
         """A process has ended by itself: others do its units."""
@@ -215,21 +198,17 @@ class _Pool:
         logger.warning("process %d: %s; its shards are done again", worker.process.pid, self._cause)
 
     def _add(self, values: dict[str, Any]) -> None:
-        """A process's report; shards are counted as they are finished."""
-        for name, value in values.items():
-            if name == "busy":
-                for stage, seconds in value.items():
-                    self.report.busy[stage] = self.report.busy.get(stage, 0.0) + seconds / self._n_workers
-            elif name not in ("shards", "kept", "seconds"):
-                setattr(self.report, name, getattr(self.report, name) + value)
+        """A process's report, without its shards, which were counted as they were finished: it may have been killed."""
+        for stage, seconds in values["busy"].items():
+            self.report.busy[stage] = self.report.busy.get(stage, 0.0) + seconds / self._n_workers
+        for name in ("distinct_words", "steps", "steps_saved"):
+            setattr(self.report, name, getattr(self.report, name) + values[name])
 
 
 def main(descriptor: int) -> NoReturn:
     """What a process does: embed the units that it gets at the other end of a connection, until that closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
     return_large_arrays()
-    os.set_inheritable(descriptor, False)
-    connection: Connection[Any, Any] = Connection(descriptor)
+    connection = child.connect(descriptor)
     status = 1
     sending = threading.Lock()
 
@@ -252,15 +231,14 @@ def main(descriptor: int) -> NoReturn:
                     send(FINISHED, meta)
                 send(WANTS)
 
-        embed = EmbedUnit(corpus)
         with locked(corpus.folder, n_workers, number):
+            embed = EmbedUnit(corpus)
             report = embed.run(units(), lambda meta: send(FINISHED, meta))
         send(REPORT, asdict(report))
         status = 0
     except BaseException as error:
-        text = str(error) if isinstance(error, FlashElmoError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):
-            send(FAILED, (text.splitlines() or [""])[0])
+            send(FAILED, child.describe(error))
     os._exit(status)  # a library in an unknown state may hang in an orderly end
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging
+from flashelmo.engine.errors import first_line
 from flashelmo.kernels.launch import is_out_of_memory
 
 MAX_RESULT_BYTES = 1 << 30  # of all graphs' results; all other memory the graphs share
@@ -86,7 +87,7 @@ class GraphCache:
             if is_out_of_memory(error):
                 raise
             self.works = False  # the same launches work without a graph
-            logger.warning("CUDA graphs are not used: %s", str(error).partition("\n")[0])
+            logger.warning("CUDA graphs are not used: %s", first_line(error))
             return None
         self._graphs[key] = captured
         while len(self._graphs) > 1 and self._are_too_many():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.errors import first_line
 from flashelmo.engine.text.schedule import Nodes, Walks, build_forests
 
 TYPES = (np.int32, np.int64, np.int64, np.int64)  # of `Walks`, as C takes them
@@ -46,5 +47,5 @@ def _module() -> Any:
         source = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
         return compile_module_from_src(source, "flashelmo_forests")
     except Exception as error:
-        logger.warning("schedules are made by NumPy, which is slower: %s", str(error).partition("\n")[0])
+        logger.warning("schedules are made by NumPy, which is slower: %s", first_line(error))
         return None

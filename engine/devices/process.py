@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,10 +9,12 @@ from multiprocessing import Pipe
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from flashelmo.engine import child
 from flashelmo.engine.devices.shared_arrays import Array, read_arrays, receive_file
-from flashelmo.engine.devices.worker import Done, Failed, Ready, Refused, describe
+from flashelmo.engine.devices.worker import Done, Failed, Ready, Refused
 from flashelmo.engine.errors import FlashElmoError
 
+WORKER = "flashelmo.engine.devices.worker"
 END_SECONDS = 10.0  # a driver may take its time to free a device
 
 
@@ -66,7 +65,7 @@ class DeviceProcess:
         self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._connection, theirs = Pipe()
         with theirs:
-            self._process = _start(theirs.fileno(), arrays_file)
+            self._process = child.start(WORKER, theirs.fileno(), arrays_file)
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._reader = threading.Thread(target=self._read, args=(listener,), daemon=True)
         self._writer.start()
@@ -105,11 +104,10 @@ class DeviceProcess:
         except (EOFError, ConnectionError):
             pass
         except Exception as error:
-            failure = describe(error)
+            failure = child.describe(error)
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
-        self.cause = failure or _exit_text(self._process.returncode)
+        ended = child.end(self._process, END_SECONDS)
+        self.cause = failure or ended
         listener.lose(self)
         self.settled.put(None)
         self._outbox.put(None)
@@ -129,25 +127,3 @@ class DeviceProcess:
             arrays = read_arrays(receive_file(self._connection), message.layout)
             listener.deliver(self, message.stream, message.position, Embedded(arrays, message.counts))
         return None
-
-
-def _start(connection: int, arrays_file: int) -> subprocess.Popen[bytes]:
-    """Start a process that imports from where this one does, and that no key pressed in the terminal reaches."""
-    path = [str(entry) for entry in sys.path]
-    code = (
-        f"import sys; sys.path[:] = {path!r}; "
-        f"from flashelmo.engine.devices.worker import main; main({connection}, {arrays_file})"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(connection, arrays_file),
-        start_new_session=True,
-    )
-
-
-def _exit_text(code: int | None) -> str:
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"

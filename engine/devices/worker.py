@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
+from flashelmo.engine import child
 from flashelmo.engine.devices.shared_arrays import Array, ArrayLayout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -85,9 +85,7 @@ class Failed(NamedTuple):
 
 def main(connection_descriptor: int, arrays_file: int) -> NoReturn:
     """Serve the pool at the other end of a connection until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool decides when to end
-    os.set_inheritable(connection_descriptor, False)
-    connection: Connection[Any, Any] = Connection(connection_descriptor)
+    connection = child.connect(connection_descriptor)
     try:
         start: Start = connection.recv()
         inbox = _Inbox(connection)
@@ -98,7 +96,7 @@ def main(connection_descriptor: int, arrays_file: int) -> NoReturn:
             worker.run()
     except BaseException as error:
         with suppress(OSError):
-            connection.send(Failed(describe(error)))
+            connection.send(Failed(child.describe(error)))
     os._exit(1)  # a library in an unknown state may hang, or write to the terminal, in an orderly end
 
 
@@ -108,13 +106,6 @@ def _make(start: Start, arrays_file: int) -> WindowPipeline:
         setup()
     make: Callable[[str], WindowPipeline] = read_object(arrays_file, start.make)
     return make(start.device)
-
-
-def describe(error: BaseException) -> str:
-    """One line; the class too where the text is not written for users."""
-    if isinstance(error, FlashElmoError):
-        return str(error)
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 class _Inbox:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 
 
 def check_path(path: Path, final: Path, overwrite: bool) -> None:
@@ -120,7 +120,7 @@ def writing(path: Path) -> Iterator[None]:
         raise _exists(path) from None
     except (OSError, RuntimeError) as error:
         number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error).partition("\n")[0]
+        reason = os.strerror(number) if number else first_line(error)
         raise FlashElmoError(f"{path}: cannot write: {reason}") from None
 
 

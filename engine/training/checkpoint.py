@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 
 try:
     import torch

@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from flashelmo.engine.autocast import without_autocast
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.errors import MissingExtraError, first_line
 
 try:
     import torch
@@ -228,7 +228,8 @@ def kernels_work(device: torch.device) -> bool:
         for ours, formula in zip(*results, strict=True):
             torch.testing.assert_close(ours, formula, rtol=1e-3, atol=1e-4)
     except Exception as error:  # no Triton, no compiler for it, another card than it knows
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logging.getLogger("flashelmo").warning("Triton's kernels are not used, PyTorch's operations are: %s", reason)
+        logging.getLogger("flashelmo").warning(
+            "Triton's kernels are not used, PyTorch's operations are: %s", first_line(error)
+        )
         return False
     return True

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.model.checkpoints.native import read_safetensors, write_safetensors
 from flashelmo.engine.model.weights import Array
 from flashelmo.engine.training.corpus import read_vocabulary

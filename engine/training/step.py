@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.errors import MissingExtraError, first_line
 from flashelmo.engine.training.corpus import Int32
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, row_gradients
@@ -196,8 +196,7 @@ class _Captured:
                 self._step.compute(*self._arguments)
         except RuntimeError as error:
             self._captures = False
-            reason = (str(error).splitlines() or ["unknown"])[0]
-            logging.getLogger("flashelmo").warning("the step cannot be captured as a CUDA graph: %s", reason)
+            logging.getLogger("flashelmo").warning("the step cannot be captured as a CUDA graph: %s", first_line(error))
             torch.cuda.synchronize()
             return
         self._graph = graph

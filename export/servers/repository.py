@@ -21,8 +21,7 @@ from typing import Any
 
 import onnx
 
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import first_line
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.model.checkpoints.files import (
     MODEL_FILES,
     check_regular,
     extracted,
-    first_line,
     opened_tar,
     read_json,
 )

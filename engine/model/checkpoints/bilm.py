@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.files import check_growth, first_line, new_folder, read_json, unpacked
+from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.model.checkpoints.files import check_growth, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.checkpoints.widened import widen

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 
 # What a folder may hold to be replaced: files that are written here, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
@@ -175,12 +175,6 @@ def check_growth(path: Path, n_bytes: int) -> None:
     if n_bytes > growth_limit(path):
         limit = f"expected at most {growth_limit(path):,} bytes when unpacked"
         raise FlashElmoError(f"{path}: {limit}, by its size of {path.stat().st_size:,}, found {n_bytes:,} or more")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def check_rows(lexicon: Mapping[str, int], n_rows: int, source: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.model.checkpoints.files import check_growth, check_regular, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.checkpoints.widened import widen
@@ -213,8 +213,7 @@ def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
         found = next((line for line in str(error).splitlines() if "GLOBAL" in line), "something else").strip()
         raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found: {found}") from None
     except Exception as error:  # a damaged file may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FlashElmoError(f"{path}: expected a whole PyTorch state dict: {reason}") from None
+        raise FlashElmoError(f"{path}: expected a whole PyTorch state dict: {first_line(error)}") from None
 
 
 def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arguments import is_one_of, path_of
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.model.checkpoints.files import (
     MODEL_FILES,
     check_regular,
     check_rows,
-    first_line,
     new_folder,
     read_json,
 )

@@ -18,8 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.model.checkpoints.files import extracted, first_line, read_json
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.model.checkpoints.files import extracted, read_json
 from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, offline
 
 logger = logging.getLogger("flashelmo")

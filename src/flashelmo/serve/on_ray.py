@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.settings import Settings
 from flashelmo.serve.app import make_app
 from flashelmo.serve.service import Service, ServiceSettings
@@ -61,8 +61,10 @@ def serve_on_ray(
         fewest, most = replicas
         say(f"{fewest} to {most} replicas on Ray: http://{host}:{port}")
         _wait_for_a_signal()
+    except FlashElmoError:  # a ValueError too
+        raise
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
-        raise FlashElmoError(f"ray: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise FlashElmoError(f"ray: {first_line(error)}") from None
     finally:
         with suppress(Exception):
             serve.shutdown()
