@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flashelmo.engine.processor import cpu_flags
 from flashelmo.engine.settings import Settings
 
 Array = npt.NDArray[np.float64]
-LIBRARY = lstm_c.library.__wrapped__  # which forgets
+LIBRARY = lstm_c._library_or_problem.__wrapped__
 PRECISION: dict[int, PrecisionName] = {16: "bf16", 8: "int8"}
 WIDE = replace(BILM, cell_size=256, projection_size=64, cell_clip=3.0, projection_clip=3.0)
 TEXT = [[f"w{k % 7}{k % 5}" for k in range(n)] + ["end"] for n in (3, 40, 3, 1, 17, 0, 40, 9)] * 3
@@ -203,7 +204,7 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Non
         if compiler:
             monkeypatch.setenv("CC", compiler)
         monkeypatch.setenv("XDG_CACHE_HOME", home or str(tmp_path))
-        monkeypatch.setattr(lstm_c, "library", LIBRARY)
+        monkeypatch.setattr(lstm_c, "_library_or_problem", cache(LIBRARY))
 
     return change
 
@@ -232,9 +233,13 @@ def test_a_processor_without_the_instructions(forget: Callable[..., None], monke
         (str(Path(__file__)), "found none that works"),  # which nobody may execute
     ],
 )
-def test_without_a_compiler_another_runtime_serves(forget: Callable[..., None], compiler: str, found: str) -> None:
+def test_without_a_compiler_another_runtime_serves(
+    forget: Callable[..., None], compiler: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forget({*BASE, *PRODUCTS.values()}, compiler)
     assert why_not(8).startswith("expected a C compiler with OpenMP, ") and found in why_not(8)
+    monkeypatch.setattr(lstm_c.subprocess, "run", None)
+    assert why_not(16) == why_not(8), "it is not asked again: it may take long to fail"
     assert choose_runtime(Settings("cpu", "int8", "auto")) == Choice("ort", "int8")
 
 

@@ -102,7 +102,13 @@ def test_what_is_read_back_is_what_the_embedder_gives(
         assert found.tokens(b) == LINES[b].split()
     for part in (slice(3, 11), slice(None, None, 5), slice(-2, None), slice(30, 40)):
         assert [each.tolist() for each in found[part]] == [each.tolist() for each in list(found)[part]]
-    assert list(found.ids()) == [str(b) for b in range(len(LINES))] and "7" in found and 7 in found and "x" not in found
+    assert list(found.ids()) == [str(b) for b in range(len(LINES))] and "7" in found and "x" not in found
+    for key in (7, -1, np.int64(7), -len(LINES)):
+        assert key in found and found[key] is not None
+    for wrong in (True, 7.0, None, len(LINES), -len(LINES) - 1):
+        assert wrong not in found
+        with pytest.raises((FlashElmoError, IndexError)):
+            found[wrong]  # type: ignore[index]
     assert verify(tmp_path / "out") == []
 
 

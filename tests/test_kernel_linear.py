@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -154,7 +155,7 @@ def test_products_in_two_precisions_at_once_leave_pytorch_as_it_was(monkeypatch:
     """One begins while the other computes: without a lock it would put back the other's precision at its end."""
     computing, seen = threading.Barrier(2), []
 
-    def addmm(*_: torch.Tensor, out: torch.Tensor) -> None:
+    def addmm(*_: Any, out: Any) -> None:
         with suppress(threading.BrokenBarrierError):
             computing.wait(0.2)  # for the other, which does not come
         seen.append(torch.get_float32_matmul_precision())

@@ -1,6 +1,7 @@
 """What goes beyond a limit, who hangs up, what dies: nothing is lost that was accepted, and nobody else waits."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -24,11 +25,13 @@ from serving import TEXTS, FakeWorker, Server, bits, fake_service, served, settl
 from flashelmo import Client, FlashElmoError
 from flashelmo import client as client_module
 from flashelmo.cli import main
+from flashelmo.engine import child
 from flashelmo.serve import guard
 from flashelmo.serve import server as server_module
 from flashelmo.serve.app import make_app
 from flashelmo.serve.limits import Limits
 from flashelmo.serve.service import Service
+from flashelmo.serve.workers import make_workers
 
 SAFETENSORS = "application/x-safetensors"
 KEY = "a-key"
@@ -337,6 +340,11 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
     answers[:] = [httpx.Response(500, text="<html>")]
     with pytest.raises(FlashElmoError, match="http://x/info: expected vectors, found status 500"):
         Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
+    answers[:] = [httpx.Response(200, text="<html>")] * 2
+    with pytest.raises(FlashElmoError, match="http://x/info: expected what the service says of itself, found another"):
+        Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
+    with pytest.raises(FlashElmoError, match="http://x/embed_all: expected vectors, found another answer: "):
+        list(Client("http://x", transport=httpx.MockTransport(answer)).embed_sentences(["a"], 1))
     answers[:] = [httpx.ConnectError("refused")]
     with pytest.raises(FlashElmoError, match="http://x/info: expected an answer, found ConnectError: refused"):
         Client("http://x", retries=0, transport=httpx.MockTransport(answer)).info  # noqa: B018
@@ -349,7 +357,7 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "text"),
     [
         (["--host", "192.0.2.1"], "--host, --port: expected an address that is free, found 192.0.2.1:8080: "),
-        (["--precision", "fp7"], "precision: expected one of auto, "),
+        (["--precision", "fp7"], "Invalid value for '--precision': "),
         (["--tokenizer", "words"], "tokenizer: expected whitespace"),
         (["--api-key-file", "nothing"], "nothing: No such file"),
         (["--api-key-file", os.devnull], f"{os.devnull}: expected one line of a key in ASCII"),
@@ -375,6 +383,77 @@ def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) ->
         listener.listen()
         assert main(["serve", str(model), "--port", str(listener.getsockname()[1])]) == 1
     assert "Address already in use" in capfd.readouterr().err
+
+
+class Heard:
+    """Who hears of a worker."""
+
+    def __init__(self) -> None:
+        self.ready = self.lost = 0
+
+    def on_done(self, number: int, result: Any) -> None:
+        raise AssertionError
+
+    def on_lost(self, numbers: Any) -> None:
+        self.lost += 1
+
+    def on_ready(self) -> None:
+        self.ready += 1
+
+
+def test_a_process_that_cannot_be_started_is_an_error_at_first_and_tried_again_later(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = [True, False, True, False]
+
+    def start(*arguments: Any) -> Any:
+        if refused.pop(0):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return begin(*arguments)
+
+    begin = child.start
+    monkeypatch.setattr(child, "start", start)
+    heard = Heard()
+
+    def worker() -> Any:
+        return make_workers(model, {"threads": 1}, ["cpu"], heard)[0]
+
+    async def run() -> None:
+        with pytest.raises(FlashElmoError, match="its process cannot be started: Too many open files"):
+            await worker().start()
+        second = worker()
+        await second.start()
+        os.kill(second.pid, signal.SIGKILL)
+        await asyncio.to_thread(wait_until, lambda: heard.ready == 2)
+        await second.close()
+
+    asyncio.run(run())
+    assert heard.lost == 2 and not refused and "Too many open files; it is started anew" in caplog.text
+
+
+def test_a_process_that_starts_while_the_service_closes_is_ended(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on, processes = threading.Event(), threading.Event(), []
+
+    def start(*arguments: Any) -> Any:
+        started.set()
+        go_on.wait()
+        processes.append(begin(*arguments))
+        return processes[0]
+
+    begin = child.start
+    monkeypatch.setattr(child, "start", start)
+
+    async def run() -> None:
+        (worker,) = make_workers(model, {"threads": 1}, ["cpu"], Heard())
+        starting = asyncio.create_task(worker.start())
+        await asyncio.to_thread(started.wait)
+        await worker.close()
+        go_on.set()
+        await asyncio.to_thread(wait_until, lambda: bool(processes) and processes[0].poll() is not None)
+        starting.cancel()
+
+    asyncio.run(run())
+    assert processes[0].returncode == -signal.SIGKILL
 
 
 def test_a_worker_that_cannot_start_is_the_commands_error(

@@ -307,6 +307,9 @@ def test_a_time_limit_ends_the_run_and_its_decay(text: Path, tmp_path: Path) -> 
     [
         ({"batch": 0}, "batch: expected 1 or more, found 0"),
         ({"dropout": 1.0}, "dropout: expected 0 or more and less than 1, found 1.0"),
+        ({"dropout": "a"}, "dropout: expected 0 or more and less than 1, found 'a'"),
+        ({"lr": "a"}, "lr: expected a positive number, found 'a'"),
+        ({"epochs": True}, "epochs: expected a positive number, found True"),
         ({"lr": -1.0}, "lr: expected a positive number, found -1.0"),
         ({"seconds": 5.0}, "length: expected one of epochs, steps and seconds, found 'steps and seconds'"),
         ({"optimizer": "sgd"}, "optimizer: expected one of adam, adagrad, found 'sgd'"),

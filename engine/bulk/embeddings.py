@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, overload
 
@@ -23,7 +24,8 @@ from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.output import Array
 from flashelmo.engine.text.lines import Int64
 
-OPEN_SHARDS = 64  # that stay open
+OPEN_SHARDS = 64  # that stay open: their files are mapped
+OPEN_PARQUET_SHARDS = 8  # each has a group of rows in memory
 
 
 class Embeddings:
@@ -31,7 +33,7 @@ class Embeddings:
 
     `e[7]` and `e["P12345"]` are a record's vectors, read-only views of the file; `e[10:20]` is a list of those of the
     records numbered so; iteration gives all in order, and `len(e)` is how many there are. A record that was skipped has
-    none: its number raises an IndexError.
+    none: its number raises an IndexError. Threads need an object each.
 
     Attributes:
         run: what the output was begun with: the model, its output, the input.
@@ -59,6 +61,12 @@ class Embeddings:
     @overload
     def __getitem__(self, key: slice) -> list[Array]: ...
     def __getitem__(self, key: SupportsIndex | str | slice) -> Array | list[Array]:
+        """Vectors [L, T, 2P] of a record, or what of them was kept; of a slice's records a list.
+
+        Raises:
+            KeyError, IndexError: there is no such record.
+            FlashElmoError: a key that is neither number nor id, or files that are damaged.
+        """
         if isinstance(key, slice):
             numbers = range(*key.indices(self._end))
             return [self[number] for number in numbers if self._find(number) is not None]
@@ -72,7 +80,9 @@ class Embeddings:
                 yield self._rows.as_embedded(shard.rows(b))
 
     def __contains__(self, key: object) -> bool:
-        return key in self._by_id if isinstance(key, str) else isinstance(key, int) and self._find(key) is not None
+        """Whether a record of this number, counted from the end if it is negative, or id has vectors."""
+        number = self._by_id.get(key) if isinstance(key, str) else self._number(key)
+        return number is not None and self._find(number) is not None
 
     def ids(self) -> Iterator[str]:
         """The id of every record, in order; its number where it has none of its own."""
@@ -105,14 +115,20 @@ class Embeddings:
         return found
 
     def _place(self, key: SupportsIndex | str) -> tuple[_Shard, int]:
-        number = self._by_id[key] if isinstance(key, str) else key
-        if isinstance(number, bool) or not isinstance(number, SupportsIndex):
+        number = self._by_id[key] if isinstance(key, str) else self._number(key)
+        if number is None:
             raise FlashElmoError(f"record: expected its number or its id, found {shown(key)}")
-        number = int(number)
-        found = self._find(number + self._end if number < 0 else number)
+        found = self._find(number)
         if found is None:
-            raise IndexError(f"{self._folder}: there is no record {number}")
+            raise IndexError(f"{self._folder}: there is no record {key}")
         return found
+
+    def _number(self, key: object) -> int | None:
+        """A record's number by one that may count from the end; None where it is none."""
+        if isinstance(key, bool) or not isinstance(key, SupportsIndex):
+            return None
+        number = index(key)
+        return number + self._end if number < 0 else number
 
     def _find(self, number: int) -> tuple[_Shard, int] | None:
         """The shard and the position in it of a record."""
@@ -125,9 +141,9 @@ class Embeddings:
 
     def _shard(self, k: int) -> _Shard:
         if k not in self._open:
-            if len(self._open) >= OPEN_SHARDS:
+            make, most = (_NativeValues, OPEN_SHARDS) if self._is_native else (_ParquetValues, OPEN_PARQUET_SHARDS)
+            if len(self._open) >= most:
                 self._open.popitem(last=False)
-            make = _NativeValues if self._is_native else _ParquetValues
             self._open[k] = _Shard(self._folder, self._metas[k], self._rows, make)
         self._open.move_to_end(k)
         return self._open[k]

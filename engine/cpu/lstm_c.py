@@ -89,19 +89,30 @@ class Memory:
         return pointer(self._bytes)
 
 
-@cache
 def library() -> ctypes.CDLL:
     """The functions of `lstm.c`, with tiles where processor and system give them.
 
     Raises:
         FlashElmoError: no compiler here can compile it.
     """
+    found = _library_or_problem()
+    if isinstance(found, str):
+        raise FlashElmoError(found)
+    return found
+
+
+@cache
+def _library_or_problem() -> ctypes.CDLL | str:
+    """Looked for once: a compiler that fails may take long to say so."""
     flags = cpu_flags()
-    if flags.issuperset(TILES):
-        with_tiles = compiled((*BASE, *PRODUCTS.values(), *TILES))
-        if with_tiles.ask_for_tiles() == 0:
-            return with_tiles
-    return compiled((*BASE, *(flag for flag in PRODUCTS.values() if flag in flags)))
+    try:
+        if flags.issuperset(TILES):
+            with_tiles = compiled((*BASE, *PRODUCTS.values(), *TILES))
+            if with_tiles.ask_for_tiles() == 0:
+                return with_tiles
+        return compiled((*BASE, *(flag for flag in PRODUCTS.values() if flag in flags)))
+    except FlashElmoError as error:
+        return str(error)
 
 
 def compiled(flags: Sequence[str]) -> ctypes.CDLL:

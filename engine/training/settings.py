@@ -69,10 +69,12 @@ class TrainSettings:
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), least)
         for name in ("dropout", "warm_up", "heldout_share"):
-            _check(0 <= getattr(self, name) < 1, name, "0 or more and less than 1", getattr(self, name))
+            value = getattr(self, name)
+            _check(_is_number(value) and 0 <= value < 1, name, "0 or more and less than 1", value)
         for name in ("lr", "clip", "epochs", "seconds", "save_every"):
             value = getattr(self, name)
-            _check(value is None or 0 < value < float("inf"), name, "a positive number", value)
+            is_right = value is None or (_is_number(value) and 0 < value < float("inf"))
+            _check(is_right, name, "a positive number", value)
         given = [name for name in ("epochs", "steps", "seconds") if getattr(self, name) is not None]
         _check(len(given) <= 1, "length", "one of epochs, steps and seconds", " and ".join(given))
         if not given:
@@ -85,11 +87,16 @@ class TrainSettings:
     @property
     def peak(self) -> float:
         """The learning rate's peak."""
-        return RATES[self.optimizer] if self.lr is None else self.lr
+        assert self.lr is not None  # since `__post_init__`
+        return self.lr
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
         return {name: value for name, value in asdict(self).items() if name not in UNCHECKED}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check(holds: bool, name: str, expected: str, found: object) -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from flashelmo.engine.arguments import flag, is_one_of, shown, whole_number
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 
@@ -81,7 +81,10 @@ class Client:
             FlashElmoError: it does not answer.
         """
         if self._info is None:
-            self._info = dict(self._request("GET", "/info").json())
+            try:
+                self._info = dict(self._request("GET", "/info").json())
+            except (ValueError, TypeError) as error:
+                raise self._not_ours("/info", "what the service says of itself", error) from None
         return self._info
 
     def embed(
@@ -160,8 +163,19 @@ class Client:
                 body = {"inputs": batch, "mix": output.mix}
             if output.pool:
                 body["pool"] = output.pool
-            answer = self._request("POST", "/embed" if output.pool else "/embed_all", body)
-            yield from _vectors(answer.content, output.single)
+            path = "/embed" if output.pool else "/embed_all"
+            content = self._request("POST", path, body).content
+            try:
+                vectors = _vectors(content, output.single)
+            except Exception as error:  # it may be anything, as the page of a proxy
+                raise self._not_ours(path, "vectors", error) from None
+            yield from vectors
+
+    def _not_ours(self, path: str, expected: str, error: Exception) -> FlashElmoError:
+        """The error of an answer that this service does not give."""
+        if isinstance(error, FlashElmoError):
+            return error
+        return FlashElmoError(f"{self._url}{path}: expected {expected}, found another answer: {first_line(error)}")
 
     def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """An answer, after as many attempts as it takes.

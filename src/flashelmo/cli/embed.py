@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -272,7 +272,7 @@ def embed_records_to(
         if as_seqvec
         else open_sink(target, corpus.output, **sink_settings)
     )
-    with warnings_to_stderr(quiet), opened as sink:
+    with closing(records), warnings_to_stderr(quiet), opened as sink:
         embedder = ElmoEmbedder.load(corpus.model, **corpus.options)
         with progress_of(lambda: records.n_bytes, quiet, in_lines=False) as on_progress:
             summary = embed_records(embedder, records, sink, on_progress=on_progress)

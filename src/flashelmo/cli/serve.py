@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import Options, parse_numbers
+from flashelmo.cli.arguments import Options, Precision, Runtime, parse_numbers
 from flashelmo.cli.terminal import InterruptedBySignal, say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
-from flashelmo.engine.precision import PRECISIONS
 
 
 def serve(
@@ -25,10 +24,8 @@ def serve(
     tokenizer: Annotated[
         str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="What splits texts.")
     ] = "whitespace",
-    precision: Annotated[
-        str, typer.Option(metavar="|".join(["auto", *PRECISIONS]), help="Of the computation.")
-    ] = "auto",
-    runtime: Annotated[str, typer.Option(metavar="auto|ort|openvino|reference|cuda", help="What computes.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
+    runtime: Annotated[Runtime, typer.Option(help="What computes.")] = "auto",
     device: Annotated[
         str,
         typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; a process on each of several."),

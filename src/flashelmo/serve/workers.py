@@ -16,7 +16,7 @@ from flashelmo.engine.devices.process import DeviceProcess, Result
 from flashelmo.engine.devices.shared_arrays import write_object
 from flashelmo.engine.devices.worker import Flush, Start, Task
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream, WindowPipeline
 from flashelmo.engine.text.windows import Window
@@ -61,6 +61,7 @@ class Worker:
         self.pid = 0
         self._make, self._windows, self._owner = make, windows, owner
         self._process: DeviceProcess | None = None
+        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -88,6 +89,7 @@ class Worker:
 
     async def close(self) -> None:
         """End it."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
         if self._process is not None:
@@ -98,21 +100,25 @@ class Worker:
         pause = 0.0
         while True:
             self._over = asyncio.Event()
-            process = self._process = await asyncio.to_thread(self._spawn)
-            self.pid = process.pid
-            await asyncio.to_thread(process.settled.get)
-            if process.max_windows:
-                self.precision, self.is_ready, pause = process.precision, True, 0.0
-                if not started.done():
-                    started.set_result(None)
-                self._owner.on_ready()
-            await self._over.wait()
-            self.is_ready = False
+            try:
+                process = await asyncio.to_thread(self._spawn)
+            except OSError as error:  # no memory, or too many processes or open files
+                cause = f"its process cannot be started: {first_line(error)}"
+            else:
+                self.pid = process.pid
+                await asyncio.to_thread(process.settled.get)
+                if process.max_windows:
+                    self.precision, self.is_ready, pause = process.precision, True, 0.0
+                    if not started.done():
+                        started.set_result(None)
+                    self._owner.on_ready()
+                await self._over.wait()
+                self.is_ready, cause = False, str(process.cause)
             if not started.done():
-                started.set_exception(FlashElmoError(process.cause))
+                started.set_exception(FlashElmoError(cause))
                 return
             lost, self.held = self.held, set()
-            logger.warning("device %s: %s; it is started anew, windows lost: %d", self.device, process.cause, len(lost))
+            logger.warning("device %s: %s; it is started anew, windows lost: %d", self.device, cause, len(lost))
             self._owner.on_lost(lost)
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, 2 * pause or 1.0)
@@ -124,6 +130,9 @@ class Worker:
             process.send(Start(self.device, pickle.dumps(None), pickled))
         finally:
             os.close(arrays_file)
+        self._process = process
+        if self._is_closed:  # meanwhile
+            process.kill()
         return process
 
     # What the process's reader thread calls.
