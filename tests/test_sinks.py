@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flashelmo.engine import output as output_module
+from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks import open_sink
@@ -201,6 +202,16 @@ def test_overwrite(tmp_path: Path, suffix: str) -> None:
     link.symlink_to(path)
     write(link, overwrite=True)
     assert link.is_symlink() and len(read(path)) == 5
+
+
+def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    (tmp_path / f".v.npz.{'0' * 16}.tmp").touch()
+    with open_sink(tmp_path / "v.npz") as sink:
+        sink.write(VECTORS[0], "a")
+    np.testing.assert_array_equal(read(tmp_path / "v.npz")["0"], VECTORS[0])
+    with locked(tmp_path, 1, 0), locked(tmp_path, 2, 1):
+        assert (tmp_path / ".lock").exists()
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.sinks import lock, writing
+from flashelmo.engine.sinks import writing
+from flashelmo.engine.sinks.files import NO_LOCKS, lock
 
 ALL = ".lock"
 DIGITS = 20
@@ -31,7 +32,7 @@ def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
             folder.mkdir(exist_ok=True)
         try:
             taken = _take(folder, num_shards, shard_id, stack)
-        except OSError:  # a file system without locks
+        except NO_LOCKS:
             taken = True
         if not taken:
             raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
@@ -53,7 +54,7 @@ def _opened(path: Path, stack: ExitStack) -> int:
 
 def _share(folder: Path, num_shards: int, stack: ExitStack) -> bool:
     """Share the folder with jobs of an array of as many; the first one writes how many into the lock."""
-    from fcntl import LOCK_NB, LOCK_SH, flock  # not on Windows
+    from fcntl import LOCK_NB, LOCK_SH, flock
 
     descriptor = _opened(folder / ALL, stack)
     for attempt in range(ATTEMPTS):  # another job may hold it alone for a moment, to write the number

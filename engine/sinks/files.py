@@ -12,6 +12,8 @@ from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, first_line
 
+NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
+
 
 def check_path(path: Path, final: Path, overwrite: bool) -> None:
     """Raise FlashElmoError where a file cannot become what `path` names, `final` without links."""
@@ -46,7 +48,7 @@ def temporary_beside(path: Path, final: Path) -> Iterator[Path]:
             try:
                 if lock(descriptor, temporary):
                     break
-            except OSError:  # a file system without locks, where leftovers stay
+            except NO_LOCKS:  # where leftovers stay
                 break
             os.close(descriptor)  # another run has taken it for a leftover before it was locked
     try:
@@ -60,7 +62,7 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
     """Remove the temporary files of an output whose runs have ended."""
     name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
     for leftover in [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]:
-        with suppress(OSError):  # another's, or another run removes it as well
+        with suppress(*NO_LOCKS):  # another's, or another run removes it as well
             descriptor = os.open(leftover, os.O_RDWR)
             try:
                 if lock(descriptor, leftover):
@@ -70,8 +72,12 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 
 def lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name."""
-    from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
+    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name.
+
+    Raises:
+        OSError, ImportError: there are no locks here.
+    """
+    from fcntl import LOCK_EX, LOCK_NB, flock
 
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
