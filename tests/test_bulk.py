@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import shutil
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,6 +139,32 @@ def test_row_groups_are_bounded(
     assert [metadata.row_group(k).num_rows for k in range(4)] == [3, 1, 1, 1]
     for one, other in zip(open_embeddings(tmp_path / "out"), vectors(embedder, Output()), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_pipe_is_read_to_its_end(
+    tmp_path: Path, embedder: ElmoEmbedder, run: Callable[..., Report], suffix: str
+) -> None:
+    """By a name of its own, as a shell's <(...) has; it cannot be read again, so that nobody looks at its beginning."""
+    run("whole", shard_records=None)
+    pipe = tmp_path / f"pipe{suffix}"
+    os.mkfifo(pipe)
+    data = TEXT.encode()
+    writing = threading.Thread(target=pipe.write_bytes, args=(gzip.compress(data) if suffix else data,))
+    writing.start()
+    report = embed_corpus(embedder, open_reader(pipe), tmp_path / "out")
+    writing.join()
+    assert report.records == len(LINES)
+    found, whole = open_embeddings(tmp_path / "out"), open_embeddings(tmp_path / "whole")
+    for b in range(len(LINES)):
+        np.testing.assert_array_equal(found[b], whole[b])
+    reader = open_reader(os.devnull)
+    assert reader.take(1) is None
+    reader.close()
+    with pytest.raises(
+        FlashElmoError, match=f"{os.devnull}: expected an input that can be read again, found"
+    ):
+        reader.take(1)
 
 
 @pytest.mark.parametrize("n_lines", [0, 5, 10, 11])

@@ -253,3 +253,5 @@ def test_an_error_of_a_process_is_the_runs(corpus: Corpus) -> None:
         embed_with_workers(corpus, 1)
     with pytest.raises(FlashElmoError, match="input: expected a file, as several processes read it"):
         embed_with_workers(replace(corpus, input="-"), 1)
+    with pytest.raises(FlashElmoError, match="as several processes read it, found a pipe or a device: /dev/null"):
+        embed_with_workers(replace(corpus, input=os.devnull), 1)

@@ -15,6 +15,14 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # suffix: Arrow's name
 
 
+def is_stream(source: str | Path) -> bool:
+    """Whether an input can be read once only: standard input, a pipe, a device."""
+    if str(source) == "-" or ADDRESS.match(str(source)):
+        return str(source) == "-"
+    path = Path(source).expanduser()
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 class Input:
     """An input's bytes.
 
@@ -55,7 +63,7 @@ class Input:
 
     def _size(self) -> int | None:
         """Bytes of the file as it is; None where nobody knows."""
-        if self.name == "-":
+        if is_stream(self.name):
             return None
         if ADDRESS.match(self.name):
             return _size_at(self.name)
@@ -82,7 +90,7 @@ class Decompressed:
 
         The file is read somewhat ahead, so that it is rather too small at the beginning.
         """
-        done = self._file.tell()
+        done = 0 if self._size is None else self._file.tell()
         return None if self._size is None or not done else round(self._n_read * max(1.0, self._size / done))
 
     def read(self, n_bytes: int) -> bytes:
@@ -102,11 +110,11 @@ class Decompressed:
 
 def _opener(source: str | Path) -> Callable[[], IO[bytes]]:
     if source == "-":
-        return _StandardInput().open
+        return _Once("-", lambda: sys.stdin.buffer, closes=False).open
     if isinstance(source, str) and ADDRESS.match(source):
         return lambda: _open_address(source)
     path = path_of("input", source)
-    return lambda: path.open("rb")
+    return _Once(str(path), lambda: path.open("rb")).open if is_stream(path) else lambda: path.open("rb")
 
 
 def _open_address(address: str) -> IO[bytes]:
@@ -132,23 +140,35 @@ def _size_at(address: str) -> int | None:
     return None if size is None else int(size)
 
 
-class _StandardInput:
-    """A file that is not closed, and whose beginning does not come back."""
+class _Once:
+    """A file whose beginning does not come back.
 
-    def __init__(self) -> None:
-        self._opened = False
+    Args:
+        name: for messages.
+        open: opens it.
+        closes: whether it is closed with this.
+    """
+
+    closed = False
+
+    def __init__(self, name: str, open: Callable[[], IO[bytes]], closes: bool = True) -> None:
+        self._name, self._open, self._closes = name, open, closes
+        self._file: IO[bytes] | None = None
 
     def open(self) -> Any:
-        if self._opened:
-            raise FlashElmoError("-: expected an input that can be read again, found standard input")
-        self._opened = True
+        if self._file is not None:
+            found = "standard input" if self._name == "-" else "a pipe or a device"
+            raise FlashElmoError(f"{self._name}: expected an input that can be read again, found {found}")
+        self._file = self._open()
         return self
 
     def read(self, n_bytes: int) -> bytes:
-        return sys.stdin.buffer.read(n_bytes)
+        assert self._file is not None
+        return self._file.read(n_bytes)
 
     def seekable(self) -> bool:
         return False
 
     def close(self) -> None:
-        pass
+        if self._closes and self._file is not None:
+            self._file.close()

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from flashelmo.engine.bulk.folder import Meta
+from flashelmo.engine.bulk.inputs import is_stream
 from flashelmo.engine.bulk.parts import Part, Place, Reader, Records
 from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
 from flashelmo.engine.errors import FlashElmoError
@@ -29,13 +30,13 @@ END_BYTES = 1 << 20  # of either end of an input, which tell it from others
 def default_shard_records(reader: Reader, rows: Rows) -> int:
     """Records of a shard of about 1 GiB and at most some million tokens, a power of two, judged by the first records.
 
-    Standard input cannot be read again: its records are taken for sentences.
+    Standard input or a pipe cannot be read again: its records are taken for sentences.
 
     Raises:
         FlashElmoError: the first records cannot be read.
     """
     n_tokens = float(TOKENS_A_RECORD)
-    if reader.name != "-" and (part := reader.take(SAMPLE_RECORDS)) is not None:
+    if not is_stream(reader.name) and (part := reader.take(SAMPLE_RECORDS)) is not None:
         reader.seek(part.begin)
         offsets = part.records().offsets
         n_tokens = max(1.0, float(offsets[-1] - offsets[0]) / max(1, len(offsets) - 1))

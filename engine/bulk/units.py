@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from flashelmo.engine.bulk import folder as folders
+from flashelmo.engine.bulk.inputs import is_stream
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.parts import Part, Place, Reader
 from flashelmo.engine.bulk.records import open_reader
@@ -60,8 +61,9 @@ class Corpus:
 
     def open(self) -> Reader:
         """Its reader."""
-        if self.input == "-":
-            raise FlashElmoError("input: expected a file, as several processes read it, found standard input")
+        if is_stream(self.input):
+            found = "standard input" if self.input == "-" else f"a pipe or a device: {self.input}"
+            raise FlashElmoError(f"input: expected a file, as several processes read it, found {found}")
         return open_reader(self.input, **self.reader)
 
 

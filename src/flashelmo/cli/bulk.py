@@ -61,6 +61,7 @@ def embed_to_folder(
         how: `resume`, `overwrite`, `num_shards` and `shard_id` of `embed_corpus`.
     """
     from flashelmo.engine.bulk.folder import check_new
+    from flashelmo.engine.bulk.inputs import is_stream
     from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.run import embed_corpus
     from flashelmo.engine.embedder import ElmoEmbedder
@@ -69,7 +70,7 @@ def embed_to_folder(
     if report is not None and (report.is_dir() or not path_of("report", report).parent.is_dir()):
         raise FlashElmoError(f"--report: expected a file's name in a folder that is there, found {report}")
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
-    if corpus.input != "-" and not ADDRESS.match(corpus.input):
+    if not is_stream(corpus.input) and not ADDRESS.match(corpus.input):
         path_of("input", corpus.input).open("rb").close()
     with warnings_to_stderr(quiet):
         if workers is not None or ray is not None:
