@@ -32,13 +32,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.arguments import FLOATS, Products, check, check_ids
+from flashelmo.kernels.arguments import FLOATS, Products, check
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.product import tanh
 from flashelmo.kernels.tuning import Tile, choose_tile
 
 Activation: TypeAlias = Literal["relu", "tanh"]
-INTEGERS = (torch.int16, torch.int32, torch.int64)
 LEAST_SIZE = 16  # of a character's embedding in memory: the least k of a matrix instruction
 EMBEDDED_VALUES = 512  # of a program that embeds, one warp
 
@@ -51,36 +50,15 @@ class Words(NamedTuple):
     """Distinct words as the kernel reads them.
 
     Attributes:
-        character_ids: int32 [W, M].
+        character_ids: int32 [W, M], rows of the embedding, whose maker has checked them.
         lengths: int32 [W], windows of each word to multiply: those that begin before or at its last character that is
             not padding, and at least one.
         order: int32 [W], the words by length, longest first.
-        n_characters, padding_id: the ids lie below; what fills up words.
     """
 
     character_ids: Any
     lengths: Any
     order: Any
-    n_characters: Any = None
-    padding_id: Any = None
-
-
-def group_words(
-    character_ids: Tensor, *, n_characters: int, padding_id: int, device: torch.device | str = "cpu"
-) -> Words:
-    """Check ids [W, M] in the host's memory, group their words by length and copy them to the device.
-
-    Raises:
-        ValueError: an id lies outside 0 ... n_characters - 1, or the tensor is not one of ids.
-    """
-    check("character_ids", character_ids, [None, None], INTEGERS)
-    check_ids("character_ids", character_ids, n_characters)
-    M = character_ids.shape[1]
-    positions = torch.arange(1, M + 1, device=character_ids.device)
-    lengths = ((character_ids != padding_id) * positions).amax(dim=1).clamp(min=1)
-    order = lengths.argsort(descending=True, stable=True)
-    character_ids, lengths, order = (ids.to(device, torch.int32) for ids in (character_ids, lengths, order))
-    return Words(character_ids, lengths, order, n_characters, padding_id)
 
 
 class CharCnnWeights(NamedTuple):
@@ -94,7 +72,6 @@ class CharCnnWeights(NamedTuple):
         padding: float32 [F], each filter's product with a window of padding alone.
         widest: of the widths.
         activation: "relu" or "tanh".
-        padding_id: of the character that fills up words.
     """
 
     embedding: Tensor
@@ -104,7 +81,6 @@ class CharCnnWeights(NamedTuple):
     padding: Tensor
     widest: int
     activation: Activation
-    padding_id: int
 
 
 def pack_char_cnn(
@@ -158,7 +134,6 @@ def pack_char_cnn(
         padding=padding,
         widest=widest,
         activation=activation,
-        padding_id=padding_id,
     )
 
 
@@ -250,7 +225,7 @@ def char_cnn_launches(
     """The launches that embed the words' characters and write their features to `out`.
 
     Args:
-        words: of `group_words`, which has checked their ids.
+        words: W of them.
         out: [W, F] in the weights' type.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
         batch_invariant: one tile for any number of words, so that a word's bits do not depend on it.
@@ -270,13 +245,6 @@ def char_cnn_launches(
     W, M = words.character_ids.shape
     check("lengths", words.lengths, [W], [torch.int32])
     check("order", words.order, [W], [torch.int32])
-    n_characters = weights.embedding.shape[0]
-    if words.n_characters is not None and words.n_characters > n_characters:
-        raise ValueError(
-            f"embedding: expected {words.n_characters} characters, as the words' ids, found {n_characters}"
-        )
-    if words.padding_id not in (None, weights.padding_id):
-        raise ValueError(f"padding_id: expected {weights.padding_id}, as the weights', found {words.padding_id}")
     if weights.widest > M:
         raise ValueError(f"character_ids: expected {weights.widest} positions or more, a filter's width, found {M}")
     check("out", out, [W, F], [dtype])
@@ -287,7 +255,7 @@ def char_cnn_launches(
     sizes = {"M": M, "Q": Q, "S": S}
     arguments = {
         "embedded_ptr": embedded,
-        "words": words._replace(character_ids=None, n_characters=None, padding_id=None),
+        "words": words._replace(character_ids=None),
         "weight_ptr": weights.weight,
         "bias_ptr": weights.bias,
         "widths_ptr": weights.widths,

@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.arguments import FLOATS, check, check_ids
+from flashelmo.kernels.arguments import FLOATS, check
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile
 
@@ -59,56 +59,18 @@ MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large ca
 
 
 class Tokens(NamedTuple):
-    """The tokens whose layers are asked for, sentences end to end.
+    """The tokens whose layers are asked for, sentences end to end; kernels read wherever these integers point.
 
     Attributes:
         words: int32 [tokens], the row of each token's word vector.
         nodes: int32 [2, tokens], its node in the forward and in the backward forest, counted from the roots on.
         offsets: int32 or int64 [B + 1], sentence b's tokens are offsets[b]:offsets[b + 1]; None for every token by
             itself.
-        n_words, n_nodes: the ids lie below; roots are counted.
     """
 
     words: Any
     nodes: Any
     offsets: Any
-    n_words: Any = 0
-    n_nodes: Any = 0
-
-    @classmethod
-    def of(
-        cls,
-        words: Tensor,
-        nodes: Tensor,
-        offsets: Tensor | None,
-        *,
-        n_words: int,
-        n_nodes: int,
-        n_roots: int = 1,
-        device: torch.device | str = "cpu",
-    ) -> Tokens:
-        """Tokens on the device, of integers in the host's memory.
-
-        Args:
-            words: [tokens]; they lie below n_words.
-            nodes: [2, tokens], as `engine.text.schedule.Forest` counts them, without the roots; they lie below n_nodes.
-            offsets: [B + 1], from 0 to the number of tokens; None for every token by itself.
-            n_roots: nodes that stand before all others in the kernels' count (`lstm.run.Nodes`).
-
-        Raises:
-            ValueError: an id lies outside its range, or the offsets descend.
-        """
-        integers = (torch.int32, torch.int64)
-        check("words", words, [None], integers)
-        check("nodes", nodes, [2, len(words)], integers)
-        check_ids("words", words, n_words)
-        check_ids("nodes", nodes, n_nodes)
-        if offsets is not None:
-            check("offsets", offsets, [None], integers)
-            _check_offsets(offsets, len(words))
-            offsets = offsets.to(device, torch.int32)
-        nodes = (nodes + n_roots).to(device, torch.int32)
-        return cls(words.to(device, torch.int32), nodes, offsets, n_words, n_nodes + n_roots)
 
 
 class Shape(NamedTuple):
@@ -353,9 +315,6 @@ def token_layers_launch(
     check("tokens.words", tokens.words, [None], [torch.int32])
     check("tokens.nodes", tokens.nodes, [2, n_tokens], [torch.int32])
     check("mix", mix, [None, L], [torch.float32])
-    for name, rows, ids in (("word_vectors", word_vectors.shape[0], tokens.n_words), ("outputs", N, tokens.n_nodes)):
-        if rows < ids:
-            raise ValueError(f"{name}: expected at least {ids} rows, as the tokens were made for, found {rows}")
     kernel, tile, rows = tokens_kernel, tokens_tile(P), n_tokens
     if tokens.offsets is not None:
         check("tokens.offsets", tokens.offsets, [None], [torch.int32, torch.int64])
@@ -367,7 +326,7 @@ def token_layers_launch(
     arguments = {
         "word_vectors": word_vectors,
         "outputs": outputs,
-        "tokens": tokens._replace(n_words=None, n_nodes=None),
+        "tokens": tokens,
         "mix": mix,
         "out": out,
         "flag": flag,
@@ -418,14 +377,3 @@ def token_layers(
     out = torch.empty(mix.shape[0], n_rows, 2 * word_vectors.shape[-1], dtype=out_dtype, device=word_vectors.device)
     token_layers_launch(word_vectors, outputs, tokens, mix, out, flag, pool).run()
     return out
-
-
-def _check_offsets(offsets: Tensor, n_tokens: int) -> None:
-    check_ids("offsets", offsets, n_tokens + 1)
-    found = offsets.tolist()
-    if not found or found != sorted(found) or (found[0], found[-1]) != (0, n_tokens):
-        raise ValueError(f"offsets: expected numbers that ascend from 0 to {n_tokens}, found {_brief(found)}")
-
-
-def _brief(numbers: list[int]) -> str:
-    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:4]))}, ..., {numbers[-1]}]"
