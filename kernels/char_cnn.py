@@ -34,7 +34,7 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import FLOATS, Products, check
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.product import tanh
+from flashelmo.kernels.product import larger, tanh
 from flashelmo.kernels.tuning import Tile, choose_tile
 
 Activation: TypeAlias = Literal["relu", "tanh"]
@@ -150,12 +150,6 @@ def char_cnn_embed_kernel(
     o_e = tl.arange(0, S)
     vector = tl.load(embedding_ptr + character[:, None] * S + o_e[None, :], mask=m_row[:, None])
     tl.store((embedded_ptr + o_row.to(tl.int64) * S)[:, None] + o_e[None, :], vector, mask=m_row[:, None])
-
-
-@triton.jit
-def larger(x, y):
-    """The larger one, or NaN."""
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=["W"])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import FLOATS, Products, check
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.product import product, zeros
+from flashelmo.kernels.product import larger, product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
 
@@ -90,7 +90,7 @@ def highway_kernel(
     x = tl.load(p_x[:, None] + o_feature[None, :], mask=m, other=0.0).to(tl.float32)
     g = tl.sigmoid(gate)
     # Explicit, as a compiler may fuse either product, in each tile another.
-    y = tl.fma(g, tl.maximum(transform, 0.0, propagate_nan=tl.PropagateNan.ALL), (1.0 - g) * x)
+    y = tl.fma(g, larger(transform, 0.0), (1.0 - g) * x)
     tl.store(out_ptr + (row * F)[:, None] + o_feature[None, :], y.to(out_ptr.dtype.element_ty), mask=m)
 
 

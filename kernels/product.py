@@ -82,6 +82,12 @@ def sigmoid(x, APPROXIMATE: tl.constexpr):
 
 
 @triton.jit
+def larger(x, y):
+    """The larger one, or NaN where one of them is."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def int8_of(rows, scale):
     """The rows [M, N] in units of their scale [M], rounded to the nearest integer (ties to even) of 127 at most.
 

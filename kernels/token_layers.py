@@ -38,6 +38,7 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import FLOATS, check
 from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.product import larger
 from flashelmo.kernels.tuning import Tile
 
 # Bound by memory: whole rows, 16 bytes a load and thread, and as many values a program as leave registers for several
@@ -176,12 +177,6 @@ def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     else:
         lower, upper = tl.split(tl.permute(tl.reshape(x, (2, ROWS // 2, COLUMNS)), (1, 2, 0)))
         return sum_rows(lower + upper, ROWS // 2, COLUMNS)
-
-
-@triton.jit
-def larger(a, b):
-    """NaN where one of them is."""
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -363,15 +358,7 @@ def token_layers(
 ) -> Tensor:
     """Mixed layers of tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
 
-    Args:
-        word_vectors: [words, P].
-        outputs: [L - 1, 2, N, P] of the same type, what the LSTM layers put out, forward and backward.
-        tokens: of these words and nodes.
-        mix: float32 [O, L].
-        flag, pool: see `token_layers_launch`.
-
-    Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+    Arguments and errors are those of `token_layers_launch`, whose `out` has `out_dtype`.
     """
     n_rows = (tokens.words if tokens.offsets is None else tokens.offsets[1:]).shape[0]
     out = torch.empty(mix.shape[0], n_rows, 2 * word_vectors.shape[-1], dtype=out_dtype, device=word_vectors.device)

@@ -349,6 +349,26 @@ def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -
     }
 
 
+def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
+    """What gates whose blocks are bulk copies are given alike, of the layout that they read."""
+    return run.arguments | {
+        "cell_clip": weights.cell_clip,
+        "cell_ptr": run.tensors.cell,
+        "unprojected": run.tensors.unprojected,
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "APPROXIMATE": is_approximate(run.weights.dtype),
+    }
+
+
+def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
+    """The same of a projection."""
+    return run.arguments | {
+        "projection_clip": weights.projection_clip,
+        "tensors": projected_tensors(run)._replace(unprojected=None),
+        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
+    }
+
+
 def projected_tensors(run: LayerRun) -> ProjectionTensors:
     """What a projection reads and writes; x and the output where there is a skip connection."""
     tensors = run.tensors

@@ -20,13 +20,13 @@ from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Part,
     arrive,
+    block_gates_arguments,
+    block_projection_arguments,
     cell,
     children_of,
     depth_launches,
     depth_nodes,
-    is_approximate,
     load_skipped,
-    projected_tensors,
     store_projected,
 )
 from flashelmo.kernels.lstm.hoisted import input_parts
@@ -84,15 +84,11 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
     """Of a slab that begins at a depth."""
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     words = None if run.words is None else run.words.of_nodes
-    arguments = run.arguments | {
+    arguments = block_gates_arguments(run, weights) | {
         "x_gates_ptr": x_gates,
-        "cell_clip": weights.cell_clip,
-        "cell_ptr": tensors.cell,
-        "unprojected": tensors.unprojected,
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=words),
         "slab_depth": slab_depth,
         "M": x_gates.shape[1],
-        "APPROXIMATE": is_approximate(run.weights.dtype),
     }
 
     def launch(tile: Tile) -> Launch:
@@ -134,12 +130,9 @@ def _any_projection(run: LayerRun) -> Part:
 
 def _projection(run: LayerRun) -> Part:
     weights, tensors, (D, P, _) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
-    arguments = run.arguments | {
+    arguments = block_projection_arguments(run, weights) | {
         "unprojected_desc": descriptor(tensors.unprojected, PROJECTION.rows, PROJECTION.k),
         "weight_desc": descriptor(weights.projection, PROJECTION.k, PROJECTION.columns),
-        "projection_clip": weights.projection_clip,
-        "tensors": projected_tensors(run)._replace(unprojected=None),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
         "TILE": PROJECTION,
     }
     launch = Launch(few_projection_kernel, (), arguments, DEPENDENT)

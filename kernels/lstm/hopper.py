@@ -22,14 +22,14 @@ from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import (
     Part,
     arrive,
+    block_projection_arguments,
     children_of,
     depth_nodes,
     load_skipped,
-    projected_tensors,
     store_projected,
 )
-from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
+from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
 from flashelmo.kernels.product import zeros
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, copies_in_bulk, is_hopper, n_programs
 
@@ -97,8 +97,8 @@ def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None
         input_bias=bias.reshape(D, 4 * C),
         recurrent=recurrent[:, rows, :, row_cells].movedim(0, 1).reshape(D * 4 * C, P).contiguous(),
         projection=weights.projection.to(device, format.dtype).reshape(D * C, P).contiguous(),
-        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
-        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+        cell_clip=bound_of(weights.cell_clip),
+        projection_clip=bound_of(weights.projection_clip),
     )
 
 
@@ -177,12 +177,7 @@ INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
 def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
     """The projection of all variants for Hopper, by weights as a function lays them out."""
     weights, tensors, (D, P, _) = run.weights.layout(pack), run.tensors, run.weights.shape
-    arguments = run.arguments | {
-        "projection_clip": weights.projection_clip,
-        "tensors": projected_tensors(run)._replace(unprojected=None),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-        "WAITS": not triton.knobs.runtime.interpret,
-    }
+    arguments = block_projection_arguments(run, weights) | {"WAITS": not triton.knobs.runtime.interpret}
 
     def launch(tile: Tile) -> Launch:
         blocks = {

@@ -28,7 +28,7 @@ from flashelmo.kernels.lstm.fused import projection
 from flashelmo.kernels.lstm.hopper import CELLS, gate_columns
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.tma import split_gates
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
 from flashelmo.kernels.product import int8_of, product, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
@@ -80,8 +80,8 @@ def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
         scale=scale.contiguous(),
         bias=weights.bias.to(format.device, torch.float32).contiguous(),
         projection=weights.projection.to(format.device, format.dtype).contiguous(),
-        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
-        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+        cell_clip=bound_of(weights.cell_clip),
+        projection_clip=bound_of(weights.projection_clip),
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, float32
 
 from flashelmo.kernels.arguments import FLOATS, check
 from flashelmo.kernels.launch import Launch, cdiv
+from flashelmo.kernels.lstm.weights import bound_of
 from flashelmo.kernels.product import clip, sigmoid, tanh
 from flashelmo.kernels.tuning import Tile
 
@@ -110,7 +111,7 @@ def cell_forward_launch(gates: Tensor, before: Tensor, after: Tensor, u: Tensor,
         _check_rows(name, tensor, [2, B, C], [float32])
     check("u", u, [2, B, C], [gates.dtype])
     arguments = {
-        "gates": gates, "before": before, "after": after, "u": u, "cell_clip": _bound(cell_clip), "B": B,
+        "gates": gates, "before": before, "after": after, "u": u, "cell_clip": bound_of(cell_clip), "B": B,
         "gates_stride": gates.stride(0), "before_stride": before.stride(0), "after_stride": after.stride(0),
         "C": C, "TILE": TILE,
     }  # fmt: skip
@@ -141,14 +142,10 @@ def cell_backward_launch(
         _check_rows(name, tensor, [2, B, C], [float32])
     arguments = {
         "d_u": d_u, "d_c": d_c, "gates": gates, "cell": cell, "before": before, "d_gates": d_gates,
-        "cell_clip": _bound(cell_clip), "B": B, "gates_stride": gates.stride(0), "cell_stride": cell.stride(0),
+        "cell_clip": bound_of(cell_clip), "B": B, "gates_stride": gates.stride(0), "cell_stride": cell.stride(0),
         "before_stride": before.stride(0), "d_gates_stride": d_gates.stride(0), "C": C, "TILE": TILE,
     }  # fmt: skip
     return Launch(cell_backward_kernel, (2 * B, cdiv(C, TILE.columns)), arguments, TILE.options)
-
-
-def _bound(cell_clip: float | None) -> float:
-    return float("inf") if cell_clip is None else cell_clip
 
 
 def _check_gates(name: str, gates: Tensor) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.cell import Part, block_gates_arguments, cell, depth_launches, depth_nodes
 from flashelmo.kernels.lstm.hopper import (
     has_layout,
     hopper_layout,
@@ -31,7 +31,7 @@ from flashelmo.kernels.lstm.hopper import (
     projection,
     shape_and_strides,
 )
-from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.tuning import Tile, n_programs
 
 TILE = Tile(128, 32, 64, 4, 6)  # of a consumer's warps
@@ -79,19 +79,9 @@ def _gates(run: LayerRun) -> Part:
 
 def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile, registers: int) -> Part:
     """The gates by weights in some layout, with descriptors and scales for it."""
-    tensors, (D, _, C) = run.tensors, run.weights.shape
-    arguments = {
-        **run.arguments,
-        **blocks,
-        "bias": weights.bias,
-        "cell_clip": weights.cell_clip,
-        "cell_ptr": tensors.cell,
-        "unprojected": tensors.unprojected,
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
-        "TILE": tile,
-        "APPROXIMATE": is_approximate(run.weights.dtype),
-        "REGISTERS": registers,
-    }
+    D, _, C = run.weights.shape
+    arguments = block_gates_arguments(run, weights) | blocks
+    arguments |= {"bias": weights.bias, "TILE": tile, "REGISTERS": registers}
     most = n_programs(run.weights.device)
     launch = Launch(specialized_gates_kernel, (), arguments, {"num_warps": tile.warps})
 

@@ -70,6 +70,11 @@ class CanonicalLstm:
         return replace(self, projection=identity, projection_clip=None)
 
 
+def bound_of(clip: float | None) -> float:
+    """A clip as kernels take it: infinite where there is none."""
+    return float("inf" if clip is None else clip)
+
+
 class Format(NamedTuple):
     """What weights are packed to.
 
@@ -176,8 +181,8 @@ def interleave(weights: CanonicalLstm, format: Format) -> Interleaved | None:
         recurrent=in_type[:, 1],
         bias=_gates_last(weights.bias).to(device, torch.float32).contiguous(),
         projection=cast(Tensor, weights.projection).to(device).to(dtype),
-        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
-        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+        cell_clip=bound_of(weights.cell_clip),
+        projection_clip=bound_of(weights.projection_clip),
     )
 
 
