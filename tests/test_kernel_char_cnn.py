@@ -12,7 +12,8 @@ from flashelmo.benchmarks.kernels.inputs import group_words  # noqa: E402
 from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import char_cnn as module  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
-from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launches, pack_char_cnn  # noqa: E402
+from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launches  # noqa: E402
+from flashelmo.kernels.char_cnn_weights import pack_char_cnn  # noqa: E402
 
 # The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

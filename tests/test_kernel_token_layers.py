@@ -7,16 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashelmo.benchmarks.kernels.inputs import make_tokens
-from flashelmo.kernels import reference
-from flashelmo.kernels import token_layers as module
+from flashelmo.kernels import pooling, reference
+from flashelmo.kernels.pooling import FEW_MEANS, LANES, MANY_MEANS, means_tile
 from flashelmo.kernels.token_layers import (
     COLUMNS,
-    FEW_MEANS,
-    LANES,
-    MANY_MEANS,
     TOKENS,
     Tokens,
-    means_tile,
     token_layers,
     token_layers_launch,
 )
@@ -280,7 +276,7 @@ def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.Monke
     case.mix = torch.eye(3)
     found = case.run("mean")
     assert means_tile(4, 512) == FEW_MEANS and means_tile(64, 512) == MANY_MEANS
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(pooling, "MANY", 0)
     assert torch.equal(case.run("mean"), found)
     alone = Case(lengths[:1], P=200, device=device)
     alone.words, alone.nodes = case.words[: lengths[0]], case.nodes[:, : lengths[0]].contiguous()

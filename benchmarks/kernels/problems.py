@@ -23,7 +23,8 @@ from flashelmo.engine.text.characters import BYTES, WordEncoder
 from flashelmo.kernels import reference
 from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.carry import Ends, carry_launch
-from flashelmo.kernels.char_cnn import char_cnn_launches, pack_char_cnn
+from flashelmo.kernels.char_cnn import char_cnn_launches
+from flashelmo.kernels.char_cnn_weights import pack_char_cnn
 from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch

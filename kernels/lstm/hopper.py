@@ -19,16 +19,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashelmo.kernels.arguments import check
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import (
-    Part,
-    arrive,
-    block_projection_arguments,
-    children_of,
-    depth_nodes,
-    load_skipped,
-    store_projected,
-)
+from flashelmo.kernels.lstm.cell import arrive, children_of, depth_nodes, load_skipped, store_projected
 from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.steps import Part, block_projection_arguments
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
 from flashelmo.kernels.product import zeros
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, copies_in_bulk, is_hopper, n_programs

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import check
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.cell import cell, depth_nodes
 from flashelmo.kernels.lstm.fused import projection
 from flashelmo.kernels.lstm.hopper import CELLS, gate_columns
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.steps import Part, depth_launches, is_approximate
 from flashelmo.kernels.lstm.tma import split_gates
 from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
 from flashelmo.kernels.product import int8_of, product, zeros

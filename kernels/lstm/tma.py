@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import Part, block_gates_arguments, cell, depth_launches, depth_nodes
+from flashelmo.kernels.lstm.cell import cell, depth_nodes
 from flashelmo.kernels.lstm.hopper import has_bulk_copies, has_layout, hopper_layout, projection, rows_of
 from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, depth_launches
 from flashelmo.kernels.product import zeros
 from flashelmo.kernels.tuning import Tile
 
