@@ -13,7 +13,7 @@ of so many rows in this type on this card, and `launches(run, depths)`, its laun
     tma.py               many rows on sm_90 and sm_100, in plain Triton: what the interpreter runs of the above
     int8.py              any rows, gates multiplied as 8-bit integers; a launch before them rounds a depth's rows
     int8_specialized.py  many rows on Hopper, the same by the kernel of `warp_specialized`
-    hopper.py            the weights' layout and the projection that those for Hopper share
+    hopper.py            the weights' layout that those for Hopper share; hopper_projection.py, their projection
 
     layer.py             the table of the variants, in order of preference, and what the engine calls: `pack_lstm` at
                          load, `lstm_layer` for each layer of a window

@@ -15,7 +15,8 @@ from torch import Tensor
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.few_rows_kernels import CELLS, GATES, few_gates_kernel, few_projection_kernel
 from flashelmo.kernels.lstm.hoisted import input_parts
-from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection
+from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served
+from flashelmo.kernels.lstm.hopper_projection import projection
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
 from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, block_projection_arguments, depth_launches
 from flashelmo.kernels.lstm.warp_specialized import descriptor

@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from flashelmo.kernels.lstm.cell import arrive, cell, children_of, depth_nodes, load_skipped, store_projected
-from flashelmo.kernels.lstm.hopper import wait_for_splits
+from flashelmo.kernels.lstm.hopper_projection import wait_for_splits
 
 GATES = gl.constexpr(128)  # of a program
 CELLS = gl.constexpr(32)

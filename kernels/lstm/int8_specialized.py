@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.hopper import fits, is_served, projection
+from flashelmo.kernels.lstm.hopper import fits, is_served
+from flashelmo.kernels.lstm.hopper_projection import projection
 from flashelmo.kernels.lstm.int8 import int8_layout, rows_part
 from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, depth_launches

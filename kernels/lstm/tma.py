@@ -13,7 +13,8 @@ import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import cell, depth_nodes
-from flashelmo.kernels.lstm.hopper import has_bulk_copies, has_layout, hopper_layout, projection, rows_of
+from flashelmo.kernels.lstm.hopper import has_bulk_copies, has_layout, hopper_layout, rows_of
+from flashelmo.kernels.lstm.hopper_projection import projection
 from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, depth_launches
 from flashelmo.kernels.product import zeros

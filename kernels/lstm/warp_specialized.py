@@ -16,7 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, projection, shape_and_strides
+from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served, shape_and_strides
+from flashelmo.kernels.lstm.hopper_projection import projection
 from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, depth_launches
 from flashelmo.kernels.lstm.warp_specialized_kernel import specialized_gates_kernel
