@@ -39,8 +39,8 @@ from flashelmo.kernels.tuning import Tile, choose_tile
 
 EMBEDDED_VALUES = 512  # of a program that embeds, one warp
 
-# Rows of a block -> positions of each word among them. More make a word's way shorter and its rows fewer words, which
-# is for few; fewer waste less where a word ends.
+# Rows of a block -> positions of each word among them. With more positions a word takes fewer rounds, but a block holds
+# fewer words, which suits few words; with fewer, less is computed in vain beyond the ends of words.
 POSITIONS = {16: 16, 32: 4, 64: 2, 128: 2}
 
 
@@ -147,8 +147,8 @@ def char_cnn_launches(
         batch_invariant: one tile for any number of words, so that a word's bits do not depend on it.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should, or words have fewer positions than the
-            widest filter.
+        ValueError: a tensor has another shape, type or layout than it should, words have fewer positions than the
+            widest filter, or there is no such precision.
     """
     dtype = weights.weight.dtype
     check("embedding", weights.embedding, [None, None], FLOATS)
@@ -201,7 +201,15 @@ def _embed_launch(words: Words, weights: CharCnnWeights, embedded: Tensor, sizes
 def char_cnn_tile(
     dtype: torch.dtype, precision: Products, rows: int, size: int, *, batch_invariant: bool = False
 ) -> Tile:
-    """The tile that holds a whole window of this size, or else one that goes through it."""
+    """The tile that holds a whole window, or else one that goes through it block by block.
+
+    Args:
+        rows: words.
+        size: values of a window of the widest filter.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
     whole = choose_tile("characters", dtype, precision, rows, batch_invariant=batch_invariant)
     if size <= whole.k:
         return whole

@@ -3,7 +3,8 @@
 A row of mix with a single 1 and zeros is a copy of that layer, bit for bit where the type stays. In every other row all
 layers count, with a coefficient of zero too: NaN in one layer of a token is NaN in what is mixed of it, as in the
 formula. A program reads each row that some output needs, once, and writes all O outputs from it. Sums are float32, and
-their fused products explicit: of a * b + c * d a compiler may fuse either product, so that bits would be a tile's.
+their fused products explicit: of a * b + c * d a compiler may fuse either product, so the bits of a result would
+depend on the tile.
 
 Letters: L layers, O outputs, P projection, N nodes.
 """

@@ -22,8 +22,8 @@ from flashelmo.kernels.tuning import Tile
 
 LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
 # Means and maxima. With few sentences a program has fewer columns, so that a long sentence is the work of many, and
-# more stages, as it goes through the sentence in more steps; stages - 2 blocks of rows are on their way, behind their
-# ids.
+# more stages, as it goes through the sentence in more steps. A block's ids are loaded a stage before its rows, so that
+# stages - 2 blocks of rows are on their way.
 MANY_MEANS = Tile(rows=LANES, columns=128, k=1, warps=2, stages=4)
 FEW_MEANS = Tile(rows=LANES, columns=32, k=1, warps=1, stages=8)
 MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large card
@@ -141,6 +141,9 @@ POOLING: dict[str, Any] = {"mean": sentences_kernel, "max": maxima_kernel}
 
 
 def means_tile(n_sentences: int, P: int) -> Tile:
-    """Partial results and columns of a program of means or maxima; a mean's order, and so its bits, is any tile's."""
+    """The tile of means or maxima of so many sentences.
+
+    Every tile adds in the same order, so that the bits of a mean do not depend on the choice.
+    """
     tile = MANY_MEANS if 2 * n_sentences * triton.cdiv(P, MANY_MEANS.columns) >= MANY else FEW_MEANS
     return tile._replace(columns=min(tile.columns, triton.next_power_of_2(P)))

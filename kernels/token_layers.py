@@ -105,6 +105,7 @@ def token_layers_launch(
 
     Raises:
         ValueError: a tensor has another shape, type or layout than it should.
+        KeyError: there is no such pooling, and the tokens have offsets.
     """
     check("word_vectors", word_vectors, [None, None], FLOATS)
     P, n_tokens = word_vectors.shape[1], tokens.words.shape[0]

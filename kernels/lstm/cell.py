@@ -209,7 +209,7 @@ def children_of(nodes, direction, node, m_row, N):
 
 @triton.jit
 def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
-    """x of a block, the layer below's and so complete; None where there is no skip connection."""
+    """x of a block, complete since the layer below has ended, so that it can be read ahead; None without a skip."""
     skipped = None
     if tensors.outputs is not None:
         o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]

@@ -46,7 +46,8 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         if product is not None:
             yield product
         steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _any_projection(run))
-        if slab.start > 1 and product is not None:  # directly after it, whose results it reads before it waits
+        if slab.start > 1 and product is not None:
+            # These gates read the results of `product` before they wait, so they may not begin before it has ended.
             first = next(steps)
             yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
         yield from steps

@@ -102,7 +102,11 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
 
 
 def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
-    """The projection of all portable variants, by weights as a function lays them out."""
+    """The projection of all portable variants, by weights as a function lays them out.
+
+    Raises:
+        KeyError: the weights were not laid out so.
+    """
     (D, P, _), arguments = run.weights.shape, projection_arguments(run, pack)
 
     def kind(rows: int) -> tuple[Tile, Mode]:

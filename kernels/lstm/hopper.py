@@ -62,7 +62,11 @@ class HopperLayout(NamedTuple):
 
 
 def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None:
-    """The weights of a layer with projection; None where no variant for Hopper serves them."""
+    """The weights of a layer laid out for Hopper; None where no variant for Hopper serves them.
+
+    Args:
+        weights: with a projection, as `CanonicalLstm.projected` gives them; else AssertionError.
+    """
     D, P, C = weights.shape
     device = torch.device(format.device)
     if format.int8 or not fits(weights.shape) or (device.type == "cuda" and not has_bulk_copies(format.dtype, device)):
@@ -91,14 +95,14 @@ def fits(shape: Shape) -> bool:
 
 
 def gate_columns(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate and cell of each column of `HopperLayout.gates`."""
+    """Gate and cell of each column of `HopperLayout.gates`: int64 [4C] each."""
     n = torch.arange(4 * C, device=device)
     block, eighth, quarter, parity = n // 64, n % 64 // 8, n % 8 // 2, n % 2
     return 2 * (eighth % 2) + parity, 16 * block + 4 * quarter + eighth // 2
 
 
 def gate_rows(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate and cell of each row of `HopperLayout.recurrent`."""
+    """Gate and cell of each row of `HopperLayout.recurrent` in one direction: int64 [4C] each."""
     n = torch.arange(4 * C, device=device)
     block, half, warp, eight, cell = n // 128, n % 128 // 64, n % 64 // 16, n % 16 // 8, n % 8
     return 2 * half + eight, CELLS * block + 8 * warp + cell
@@ -110,7 +114,7 @@ def is_served(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def has_bulk_copies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether those in plain Triton do."""
+    """Whether the variants by bulk copies in plain Triton (`tma`) serve a type on a device."""
     return copies_in_bulk(device) and dtype in HALVES
 
 

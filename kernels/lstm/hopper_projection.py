@@ -1,7 +1,7 @@
 """The projection of the variants for Hopper and sm_100, in plain Triton: h @ W_p by bulk copies, clipped and stored.
 
-Where rows are few, a block's sum over the cells is split among programs (split-K), which wait for each other, so that
-each adds up a share of the rows: all programs of such a launch must run at once.
+Where there are fewer blocks than multiprocessors, each block's sum over the cells is split among programs (split-K).
+These wait for each other and each adds up a share of the rows, so that all programs of such a launch must run at once.
 """
 
 from __future__ import annotations
@@ -43,19 +43,24 @@ def _projection_tile(rows: int, shape: Shape, least: int, programs: int) -> Tile
     else:
         tile = Tile(64, 128, 64, 4, 8, splits=4)
     blocks = D * cdiv(rows, tile.rows) * (P // tile.columns)
-    if rows > 128 and blocks > programs:  # 2,048 take 42 us in two rounds; larger tiles, half as long again, need one
+    if rows > 128 and blocks > programs:  # 2,048 take 42 us in two rounds; a round of larger tiles is 1.5 of these
         return Tile(128, 128, 64, 8, 4)
     while tile.splits > 1 and blocks * tile.splits > programs:
         tile = tile._replace(splits=tile.splits // 2)
     return tile
 
 
-# Of any number of rows where it may not depend on them, without splits: as it is for 1,024, the most of one wave.
+# Where the tile may not depend on the number of rows: without splits, as for 1,024 rows, the most that run at once.
 INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
 
 
 def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
-    """The projection of all variants for Hopper, by weights as a function lays them out."""
+    """The projection of all variants for Hopper, by weights as a function lays them out.
+
+    Raises:
+        KeyError: the weights were not laid out so.
+        ValueError: `partial_sums` is too small for splits of any number of rows.
+    """
     weights, tensors, (D, P, _) = run.weights.layout(pack), run.tensors, run.weights.shape
     arguments = block_projection_arguments(run, weights) | {"WAITS": not triton.knobs.runtime.interpret}
 

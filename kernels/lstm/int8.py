@@ -5,7 +5,7 @@
 with both quotients rounded to integers of 127 at most, so that sums are exact and depend on no tile. A weight's column
 has one scale, fixed at load. A row has one for x and r together, the largest of their values in 127 parts, so that one
 sum holds both. It depends on nothing but the row. A launch before the gates finds the scales and rounds a depth's rows:
-of a scale that is fixed beforehand, by the projection's clip, states that stay far below it would have few bits left.
+with a scale fixed beforehand, by the projection's clip, few bits would be left to states that stay far below it.
 
 h and the projection keep the compute type: they are a fifth of a step's products, and h in 8 bits would be the largest
 error by far, as most of its values are much smaller than its bound of 1.

@@ -47,7 +47,7 @@ def roots_kernel(
 
 
 def roots_launch(run: LayerRun) -> Launch:
-    """What comes before the first depth's launches."""
+    """The launch that writes the roots' states, before the first depth's launches."""
     tensors, nodes = run.tensors, run.nodes
     rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
     strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))

@@ -25,9 +25,9 @@ class Part(NamedTuple):
     """One of the launches of a step, gates or projection, for any number of rows.
 
     Attributes:
-        kind: of so many rows: what the launch depends on but for its grid, as its tile.
-        launch: of a kind, for any depth and grid.
-        grid: for so many rows of a kind.
+        kind: gives, for a number of rows, all that the launch depends on but its grid: its tile, as a rule.
+        launch: makes the launch of a kind, which serves any depth and grid.
+        grid: gives the grid for a number of rows and its kind.
     """
 
     kind: Callable[[int], Hashable]
@@ -36,7 +36,9 @@ class Part(NamedTuple):
 
 
 def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
-    """The launches of each depth, in order; those of a kind are made once, as many depths take microseconds each.
+    """The launches of each depth, in order.
+
+    A launch is made once for all depths of a kind, as making one takes the host longer than changing depth and grid.
 
     Raises:
         ValueError: a depth does not exist.
@@ -56,7 +58,7 @@ def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launc
 def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
     """What `gates_tile` is given of a slab that begins at a depth, but for tile and mode.
 
-    A kernel is compiled for which tensors there are: none that it leaves alone.
+    Tensors that a kernel leaves alone are None, so that it is compiled once whether a layer has them or not.
     """
     tensors, words = run.tensors, None if x_gates is None else run.words
     return run.arguments | {
@@ -92,7 +94,7 @@ def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
 
 
 def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
-    """The same of a projection."""
+    """What a projection whose blocks are bulk copies is given, of the layout that it reads."""
     return run.arguments | {
         "projection_clip": weights.projection_clip,
         "tensors": projected_tensors(run)._replace(unprojected=None),

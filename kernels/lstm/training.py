@@ -4,7 +4,8 @@ Forward, from gates before activation, i, f, g, o side by side:
 
     c = clip(sigmoid(f) * c_before + sigmoid(i) * tanh(g), cell_clip),  u = sigmoid(o) * tanh(c)
 
-and the activated gates take the place of what they were made from. Backward, with du and dc from behind:
+and the activated gates take the place of what they were made from. Backward, with the gradient du of u, and dc from the
+time step that follows:
 
     dc  = (dc + du * o * (1 - tanh(c)^2)) where |c| < cell_clip, else 0
     d_i = dc * g * i (1 - i),  d_f = dc * c_before * f (1 - f),  d_g = dc * i (1 - g^2),  d_o = du * tanh(c) * o (1 - o)
@@ -125,7 +126,7 @@ def cell_backward_launch(
 
     Args:
         d_u: [2, B, C], the gradient of u.
-        d_c: float32 [2, B, C], that of the cell state from the step behind; replaced by that of the state before.
+        d_c: float32 [2, B, C], that of the cell state from the step that follows; replaced by that of the state before.
         gates: [2, B, 4C], activated, with any stride between directions, as all that follow.
         cell, before: float32 [2, B, C], the states after and before the step.
         d_gates: [2, B, 4C] of the type of the gates; written: the gradient of the gates before activation.

@@ -87,7 +87,7 @@ def consumer(
     ROWS: gl.constexpr = TILE.rows
     WARPS: gl.constexpr = TILE.warps
     INTEGERS: gl.constexpr = scales is not None
-    CELLS: gl.constexpr = TILE.columns if INTEGERS else TILE.columns // 2  # at once, which integers leave registers for
+    CELLS: gl.constexpr = TILE.columns if INTEGERS else TILE.columns // 2  # at once; in 8 bits registers hold them all
     SUM: gl.constexpr = gl.int32 if INTEGERS else gl.float32
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, GATES, 32 if INTEGERS else 16]
@@ -107,7 +107,7 @@ def consumer(
         before = gl.load(p_before, mask=m_row[:, None], other=0.0)  # on its way while the product is computed
         acc = gl.zeros([ROWS, GATES], SUM, SUMS)
         i = n * BLOCKS
-        # After the product of the tile before: a parity tells only two passes over the stages apart.
+        # Wait here so that no consumer is two passes behind: an mbarrier has only one phase bit.
         mbarrier.wait(turn.index(index), (n // 2 + 1 + index) & 1, pred=n > 0)
         for k in range(BLOCKS):
             stage = i % TILE.stages

@@ -1,6 +1,6 @@
 """An LSTM layer's weights: as models have them, and laid out once at load as kernels read them.
 
-A layout belongs to the variants that read it: the function that makes it stands in their rows of `variants.VARIANTS`,
+A layout belongs to the variants that read it: the function that makes it stands in their rows of `layer.VARIANTS`,
 and `LstmWeights` keeps what it made. `interleave` makes the one that fused and hoisted steps read.
 """
 
@@ -130,7 +130,11 @@ class LstmWeights:
             layout.check(self.shape, self.dtype)
 
     def layout(self, pack: Callable[[CanonicalLstm, Format], AnyLayout | None]) -> AnyLayout:
-        """What this function made of them."""
+        """What this function made of them.
+
+        Raises:
+            KeyError: no variant that reads this layout serves such weights.
+        """
         return cast(AnyLayout, self.layouts[pack])
 
 
