@@ -30,15 +30,3 @@ def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes:
         raise ValueError(f"{name}: expected shape [{wanted}], found {list(tensor.shape)}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
-
-
-def check_ids(name: str, ids: Tensor, n: int) -> None:
-    """Raise ValueError, naming the argument, unless all of the host's ids lie in 0 ... n - 1.
-
-    Kernels read wherever an id points, so that ids are checked before they reach the device.
-    """
-    if ids.device.type != "cpu":
-        raise ValueError(f"{name}: expected ids in the host's memory, where they can be checked, found {ids.device}")
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n):
-        bad = int(ids.max()) if int(ids.min()) >= 0 else int(ids.min())
-        raise ValueError(f"{name}: expected ids from 0 to {n - 1}, found {bad}")

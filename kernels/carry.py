@@ -3,8 +3,9 @@
     hidden_out[d, rows[b]] = hidden[d, nodes[b]]
     cell_out[d, rows[b]] = cell[slots[b], d, ranks[b]]
 
-Row b's last node is nodes[b]. Of c there are two depths in turn: its last one is in slots[b], where it has the position
-ranks[b]. A copy of bits, bound by memory; of a layer's hidden states and cells in one launch.
+Row b's last node is nodes[b]. c is kept for two depths in turn (`lstm.run.LstmTensors.cell`): that of the row's last
+depth is in slot slots[b], at position ranks[b]. A copy of bits, bound by memory; of a layer's hidden states and cells
+in one launch.
 
 Letters: D directions, N nodes, R rows of the largest depth, B rows, S rows of the state, P projection, C cells.
 """

@@ -24,26 +24,23 @@ Q characters of a word as embedded, those beyond M the last one again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashelmo.kernels.arguments import FLOATS, Products, check, check_ids
+from flashelmo.kernels.arguments import FLOATS, Products, check
+from flashelmo.kernels.char_cnn_weights import CharCnnWeights
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.product import tanh
+from flashelmo.kernels.product import larger, tanh
 from flashelmo.kernels.tuning import Tile, choose_tile
 
-Activation: TypeAlias = Literal["relu", "tanh"]
-INTEGERS = (torch.int16, torch.int32, torch.int64)
-LEAST_SIZE = 16  # of a character's embedding in memory: the least k of a matrix instruction
 EMBEDDED_VALUES = 512  # of a program that embeds, one warp
 
-# Rows of a block -> positions of each word among them. More make a word's way shorter and its rows fewer words, which
-# is for few; fewer waste less where a word ends.
+# Rows of a block -> positions of each word among them. With more positions a word takes fewer rounds, but a block holds
+# fewer words, which suits few words; with fewer, less is computed in vain beyond the ends of words.
 POSITIONS = {16: 16, 32: 4, 64: 2, 128: 2}
 
 
@@ -51,115 +48,15 @@ class Words(NamedTuple):
     """Distinct words as the kernel reads them.
 
     Attributes:
-        character_ids: int32 [W, M].
+        character_ids: int32 [W, M], rows of the embedding, whose maker has checked them.
         lengths: int32 [W], windows of each word to multiply: those that begin before or at its last character that is
             not padding, and at least one.
         order: int32 [W], the words by length, longest first.
-        n_characters, padding_id: the ids lie below; what fills up words.
     """
 
     character_ids: Any
     lengths: Any
     order: Any
-    n_characters: Any = None
-    padding_id: Any = None
-
-
-def group_words(
-    character_ids: Tensor, *, n_characters: int, padding_id: int, device: torch.device | str = "cpu"
-) -> Words:
-    """Check ids [W, M] in the host's memory, group their words by length and copy them to the device.
-
-    Raises:
-        ValueError: an id lies outside 0 ... n_characters - 1, or the tensor is not one of ids.
-    """
-    check("character_ids", character_ids, [None, None], INTEGERS)
-    check_ids("character_ids", character_ids, n_characters)
-    M = character_ids.shape[1]
-    positions = torch.arange(1, M + 1, device=character_ids.device)
-    lengths = ((character_ids != padding_id) * positions).amax(dim=1).clamp(min=1)
-    order = lengths.argsort(descending=True, stable=True)
-    character_ids, lengths, order = (ids.to(device, torch.int32) for ids in (character_ids, lengths, order))
-    return Words(character_ids, lengths, order, n_characters, padding_id)
-
-
-class CharCnnWeights(NamedTuple):
-    """Weights as the kernel reads them.
-
-    Attributes:
-        embedding: [characters, S], zero beyond column E; S is a power of two, so that loads are aligned.
-        weight: [widest * S, F], row j * S + e for component e of a window's character j; zero beyond a filter's width.
-        bias: float32 [F].
-        widths: int32 [F], of each filter.
-        padding: float32 [F], each filter's product with a window of padding alone.
-        widest: of the widths.
-        activation: "relu" or "tanh".
-        padding_id: of the character that fills up words.
-    """
-
-    embedding: Tensor
-    weight: Tensor
-    bias: Tensor
-    widths: Tensor
-    padding: Tensor
-    widest: int
-    activation: Activation
-    padding_id: int
-
-
-def pack_char_cnn(
-    embedding: Tensor,
-    convolutions: Sequence[tuple[Tensor, Tensor]],
-    *,
-    padding_id: int,
-    activation: Activation,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> CharCnnWeights:
-    """Lay out embedding and filters for the kernel.
-
-    Args:
-        embedding: [characters, E].
-        convolutions: (weight [width, E, number], bias [number]) for each width; F is the sum of the numbers.
-        padding_id: of the character that fills up words.
-        dtype: the compute type.
-
-    Raises:
-        ValueError: a tensor has another shape or type than it should, or there is no such padding or activation.
-    """
-    check("embedding", embedding, [None, None], FLOATS)
-    n_characters, E = embedding.shape
-    if not 0 <= padding_id < n_characters:
-        raise ValueError(f"padding_id: expected an id from 0 to {n_characters - 1}, found {padding_id}")
-    if activation not in get_args(Activation):
-        raise ValueError(f"activation: expected {' or '.join(get_args(Activation))}, found {activation}")
-    if not convolutions:
-        raise ValueError("convolutions: expected at least one width, found none")
-    for i, (weight, bias) in enumerate(convolutions):
-        check(f"weight of convolution {i}", weight, [None, E, None], FLOATS)
-        check(f"bias of convolution {i}", bias, [weight.shape[2]], FLOATS)
-
-    widest, S = max(weight.shape[0] for weight, _ in convolutions), max(LEAST_SIZE, triton.next_power_of_2(E))
-    embedding = torch.nn.functional.pad(embedding.to(device, dtype), (0, S - E))
-    weight = torch.cat(
-        [
-            torch.nn.functional.pad(weight.to(device, dtype), (0, 0, 0, S - E, 0, widest - weight.shape[0]))
-            for weight, _ in convolutions
-        ],
-        dim=2,
-    )  # [widest, S, F]
-    widths = torch.cat([torch.full((weight.shape[2],), len(weight), device="cpu") for weight, _ in convolutions])
-    padding = torch.einsum("s,jsf->f", embedding[padding_id].float(), weight.float())
-    return CharCnnWeights(
-        embedding=embedding,
-        weight=weight.flatten(0, 1),
-        bias=torch.cat([bias.to(device, torch.float32) for _, bias in convolutions]),
-        widths=widths.to(device, torch.int32),
-        padding=padding,
-        widest=widest,
-        activation=activation,
-        padding_id=padding_id,
-    )
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -175,12 +72,6 @@ def char_cnn_embed_kernel(
     o_e = tl.arange(0, S)
     vector = tl.load(embedding_ptr + character[:, None] * S + o_e[None, :], mask=m_row[:, None])
     tl.store((embedded_ptr + o_row.to(tl.int64) * S)[:, None] + o_e[None, :], vector, mask=m_row[:, None])
-
-
-@triton.jit
-def larger(x, y):
-    """The larger one, or NaN."""
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=["W"])
@@ -250,14 +141,14 @@ def char_cnn_launches(
     """The launches that embed the words' characters and write their features to `out`.
 
     Args:
-        words: of `group_words`, which has checked their ids.
+        words: W of them.
         out: [W, F] in the weights' type.
         precision: of float32 products; "tf32" is fast and off by about 3e-4.
         batch_invariant: one tile for any number of words, so that a word's bits do not depend on it.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should, or words have fewer positions than the
-            widest filter.
+        ValueError: a tensor has another shape, type or layout than it should, words have fewer positions than the
+            widest filter, or there is no such precision.
     """
     dtype = weights.weight.dtype
     check("embedding", weights.embedding, [None, None], FLOATS)
@@ -270,13 +161,6 @@ def char_cnn_launches(
     W, M = words.character_ids.shape
     check("lengths", words.lengths, [W], [torch.int32])
     check("order", words.order, [W], [torch.int32])
-    n_characters = weights.embedding.shape[0]
-    if words.n_characters is not None and words.n_characters > n_characters:
-        raise ValueError(
-            f"embedding: expected {words.n_characters} characters, as the words' ids, found {n_characters}"
-        )
-    if words.padding_id not in (None, weights.padding_id):
-        raise ValueError(f"padding_id: expected {weights.padding_id}, as the weights', found {words.padding_id}")
     if weights.widest > M:
         raise ValueError(f"character_ids: expected {weights.widest} positions or more, a filter's width, found {M}")
     check("out", out, [W, F], [dtype])
@@ -287,7 +171,7 @@ def char_cnn_launches(
     sizes = {"M": M, "Q": Q, "S": S}
     arguments = {
         "embedded_ptr": embedded,
-        "words": words._replace(character_ids=None, n_characters=None, padding_id=None),
+        "words": words._replace(character_ids=None),
         "weight_ptr": weights.weight,
         "bias_ptr": weights.bias,
         "widths_ptr": weights.widths,
@@ -317,7 +201,15 @@ def _embed_launch(words: Words, weights: CharCnnWeights, embedded: Tensor, sizes
 def char_cnn_tile(
     dtype: torch.dtype, precision: Products, rows: int, size: int, *, batch_invariant: bool = False
 ) -> Tile:
-    """The tile that holds a whole window of this size, or else one that goes through it."""
+    """The tile that holds a whole window, or else one that goes through it block by block.
+
+    Args:
+        rows: words.
+        size: values of a window of the widest filter.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
     whole = choose_tile("characters", dtype, precision, rows, batch_invariant=batch_invariant)
     if size <= whole.k:
         return whole

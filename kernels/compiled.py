@@ -27,13 +27,13 @@ class Kernel(NamedTuple):
 
     Attributes:
         function: under `triton.jit`.
-        launcher: given grid, stream, `head` and values it launches.
+        launcher: called with the grid, the stream, `head` and the values of all parameters.
         head: the function on the device and how it is launched, without hooks.
-        encodes: the launcher encodes descriptors itself.
-        maps: of each descriptor, how it is encoded.
-        positions: of each parameter, where its first value is among all.
-        stream: of a device, the current one.
-        in_series: the same for `series.launch`; None where that does not take it.
+        encodes: whether the launcher encodes tensor descriptors itself.
+        maps: how each descriptor is to be encoded.
+        positions: where the first value of each parameter is among all values.
+        stream: gives a device's current stream.
+        in_series: the kernel as `series.launch` takes it; None where it must be launched by itself.
     """
 
     function: Any
@@ -47,7 +47,11 @@ class Kernel(NamedTuple):
 
     @classmethod
     def of(cls, found: Any, kernel: Any, arguments: Mapping[str, Any]) -> Kernel | None:
-        """Of what Triton has just launched a kernel by; None where that is not CUDA's launcher."""
+        """From what Triton's launch of the kernel returned; None where another launcher than CUDA's ran it.
+
+        Args:
+            arguments: of that launch, by parameter name.
+        """
         from triton.backends.nvidia.driver import CudaLauncher
 
         if not isinstance(found, CompiledKernel) or not isinstance(found.run, CudaLauncher):
@@ -153,7 +157,10 @@ def _kind(value: Any, plain: bool) -> Any:
 
 @cache
 def _below_descriptors(launch: Any) -> tuple[Callable[..., None], bool]:
-    """What launches encoded descriptors, and whether what it was given encodes them itself, being of another make."""
+    """The function that launches once tensor descriptors are encoded, and whether it encodes them itself.
+
+    Launchers of Triton versions that have no inner `launcher` do.
+    """
     if not inspect.isfunction(launch):
         return launch, False
     inner = inspect.getclosurevars(launch).nonlocals.get("launcher")

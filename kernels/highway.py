@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import FLOATS, Products, check
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.product import product, zeros
+from flashelmo.kernels.product import larger, product, zeros
 from flashelmo.kernels.tuning import ROW_GROUP, choose_tile
 
 
@@ -89,8 +89,8 @@ def highway_kernel(
     m = m_row[:, None] & (o_feature < F)[None, :]
     x = tl.load(p_x[:, None] + o_feature[None, :], mask=m, other=0.0).to(tl.float32)
     g = tl.sigmoid(gate)
-    # Explicit, as a compiler may fuse either product, in each tile another.
-    y = tl.fma(g, tl.maximum(transform, 0.0, propagate_nan=tl.PropagateNan.ALL), (1.0 - g) * x)
+    # An explicit fma: a compiler may fuse either product, so the bits of a result would depend on the tile.
+    y = tl.fma(g, larger(transform, 0.0), (1.0 - g) * x)
     tl.store(out_ptr + (row * F)[:, None] + o_feature[None, :], y.to(out_ptr.dtype.element_ty), mask=m)
 
 
@@ -106,7 +106,7 @@ def highway_launch(
         batch_invariant: one tile for any number of rows, so that a row's bits do not depend on it.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+        ValueError: a tensor has another shape, type or layout than it should, or there is no such precision.
     """
     check("weight", weights.weight, [None, None], FLOATS)
     F, dtype = weights.weight.shape[0], weights.weight.dtype

@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import ROW_GROUP, TMA_ROWS, TMA_TILES, Tile, is_hopper, n_multiprocessors
 
-STORED_BYTES = 256  # of a row of the result at a time: what it takes of shared memory is missing to blocks on their way
+STORED_BYTES = 256  # of a row of the result at a time: a store takes shared memory that blocks on their way then lack
 ALIGNED = 16  # bytes: the rows of a tensor begin at multiples of it
 
 
@@ -116,12 +116,18 @@ def linear_tma_launch(
     tile: Tile | None = None,
     programs: int | None = None,
 ) -> Launch:
-    """The launch of `linear.linear_launch` by this kernel, which has checked its arguments.
+    """The launch that writes x @ weight + bias to `out` by this kernel.
+
+    It checks nothing: `linear.linear_launch` has checked its arguments, and that they are such as `is_able` asks for.
 
     Args:
-        weight: [K, F] or [D, K, F], each matrix or its transpose contiguous.
-        first_rows, first: where x's rows begin is the sum of both.
-        count: int32 [1], how many of the n rows there are.
+        x: bf16 or fp16 [n, K] or [D, n, K], or more rows, of which `first` and `first_rows` say where the n begin.
+        weight: [K, F] or [D, K, F] in x's type, each matrix or its transpose contiguous.
+        bias: float32 [F] or [D, F].
+        out: [n, F] or [D, n, F], in x's type or float32.
+        first_rows: int32 [D] on the device, added to `first`.
+        first: the row of x that the n rows begin with, in all matrices alike.
+        count: int32 [1] on the device, how many of the n rows there are.
         tile: instead of the table's.
         programs: that run at once; by default as many as the device has multiprocessors.
     """
@@ -162,7 +168,11 @@ def is_k_major(weight: Tensor) -> bool:
 
 
 def choose_tma_tile(operation: str, D: int, n: int, F: int, programs: int) -> Tile:
-    """The tile of the table for a result [D, n, F] and so many programs at once."""
+    """The tile of the table for a result [D, n, F] and so many programs at once.
+
+    Raises:
+        KeyError: the table has no such operation.
+    """
     tiles = TMA_TILES[operation]
     return next((tile for tile in tiles if 4 * count_tiles(tile, D, n, F) >= 3 * programs), tiles[-1])
 
@@ -173,5 +183,5 @@ def count_tiles(tile: Tile, D: int, n: int, F: int) -> int:
 
 
 def _boxes(tensor: Tensor, *box: int) -> TensorDescriptor:
-    """Of matrices, a box being part of one."""
+    """The descriptor of matrices [D, rows, columns] whose boxes are parts of one matrix."""
     return TensorDescriptor.from_tensor(tensor, [1, *box])

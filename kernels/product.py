@@ -23,7 +23,7 @@ def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr = tl.flo
 
 @triton.jit
 def product(
-    acc,  # float32 or int32 [M, N] to begin with: what is added to the product is loaded while the first blocks are
+    acc,  # float32 or int32 [M, N] that the product is added to, so that it is loaded while the first blocks are
     p_rows,  # [M] pointers to the rows
     p_more_rows,  # [M] pointers to the second half of the rows, where PARTS is 2
     m_rows,  # [M] which rows exist
@@ -79,6 +79,12 @@ def sigmoid(x, APPROXIMATE: tl.constexpr):
     if APPROXIMATE:
         return 0.5 * tanh(0.5 * x, APPROXIMATE) + 0.5
     return tl.sigmoid(x)
+
+
+@triton.jit
+def larger(x, y):
+    """The larger one, or NaN where one of them is."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

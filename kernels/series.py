@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DEPENDENT, AT_ONCE = 1, 2  # flags
-MAP, MAP_ALIGNED = "128s", 64  # letter of a tensor map, and bytes of which its place is a multiple
+MAP, MAP_ALIGNED = "128s", 64  # a tensor map's format for `struct`, and its alignment in bytes
 # Types as Triton names them in a compiled kernel's signature, by the letters of `struct`; pointers begin with "*".
 LETTERS = {"i8": "b", "i16": "h", "i32": "i", "i64": "q", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 LETTERS |= {"fp32": "f", "f32": "f", "fp64": "d", "i1": "b", "u1": "B"}

@@ -169,6 +169,7 @@ def choose_tile(
 
     Raises:
         ValueError: there is no such precision.
+        KeyError: there is no such operation, or not in this type.
     """
     if precision not in get_args(Products):
         raise ValueError(f"precision: expected {' or '.join(get_args(Products))}, found {precision!r}")

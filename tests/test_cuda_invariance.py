@@ -25,7 +25,7 @@ from flashelmo.kernels import linear as linear_module
 from flashelmo.kernels import linear_tma, tuning
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_kernel, linear_launch
-from flashelmo.kernels.lstm import hopper
+from flashelmo.kernels.lstm import hopper_projection
 from flashelmo.kernels.lstm.layer import choose
 from flashelmo.kernels.lstm.run import LaunchOptions
 from flashelmo.kernels.lstm.weights import Shape
@@ -221,8 +221,8 @@ def test_one_variant_serves_any_rows(monkeypatch: pytest.MonkeyPatch, capability
 def test_the_projection_of_the_variants_for_hopper_has_one_tile() -> None:
     run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=torch.float16).poisoned()
     rows = (1, 64, 65, 300, 4096)
-    assert len({hopper.projection(run).kind(n) for n in rows}) > 1
+    assert len({hopper_projection.projection(run).kind(n) for n in rows}) > 1
     invariant = replace(run, options=LaunchOptions(batch_invariant=True))
-    assert {hopper.projection(invariant).kind(n) for n in rows} == {hopper.INVARIANT_PROJECTION}
-    original = hopper.choose_projection_tile(1024, Shape(2, 512, 4096), torch.device("cpu"))
-    assert original == hopper.INVARIANT_PROJECTION and original.splits == 1
+    assert {hopper_projection.projection(invariant).kind(n) for n in rows} == {hopper_projection.INVARIANT_PROJECTION}
+    original = hopper_projection.choose_projection_tile(1024, Shape(2, 512, 4096), torch.device("cpu"))
+    assert original == hopper_projection.INVARIANT_PROJECTION and original.splits == 1

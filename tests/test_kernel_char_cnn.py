@@ -8,10 +8,12 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from flashelmo.benchmarks.kernels.inputs import group_words  # noqa: E402
 from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import char_cnn as module  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
-from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launches, group_words, pack_char_cnn  # noqa: E402
+from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launches  # noqa: E402
+from flashelmo.kernels.char_cnn_weights import pack_char_cnn  # noqa: E402
 
 # The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -49,7 +51,7 @@ def words_of(lengths, M, seed=0):
 
 def features(ids, weights, device):
     """Into poisoned memory."""
-    words = group_words(ids, n_characters=N_CHARACTERS, padding_id=PADDING, device=device)
+    words = group_words(ids, padding_id=PADDING, device=device)
     out = torch.full(
         (len(ids), weights.weight.shape[1]), float("nan"), dtype=weights.weight.dtype, device=weights.weight.device
     )
@@ -161,7 +163,7 @@ def test_tf32_is_close(E, device):
     filters = tuple((width, 40) for width in range(1, 8))
     embedding, convolutions = model(filters, E)
     ids = words_of([n % 51 for n in range(200)], 50)
-    words = group_words(ids, n_characters=N_CHARACTERS, padding_id=PADDING, device=device)
+    words = group_words(ids, padding_id=PADDING, device=device)
     weights = pack_char_cnn(embedding, convolutions, padding_id=PADDING, activation="relu", device=device)
     found = char_cnn(words, weights, precision="tf32").double().cpu()
     double = [(weight.double(), bias.double()) for weight, bias in convolutions]
@@ -195,18 +197,17 @@ def test_words_come_back_in_their_own_order(device):
     truth = reference.char_cnn(ids, embedding, convolutions, "relu")
     assert len(truth.unique(dim=0)) > 10
     assert torch.equal(features(ids, weights, device).cpu(), truth)
-    backwards = group_words(ids.flip(0), n_characters=N_CHARACTERS, padding_id=PADDING, device=device)
+    backwards = group_words(ids.flip(0), padding_id=PADDING, device=device)
     assert torch.equal(char_cnn(backwards, weights).cpu(), truth.flip(0))
 
 
 def test_words_are_grouped_by_length():
     ids = torch.tensor([[7, 7, 7, 7], [1, 7, 7, 7], [1, 7, 2, 7], [7, 7, 7, 3], [2, 7, 3, 7]])
-    words = group_words(ids, n_characters=N_CHARACTERS, padding_id=PADDING)
+    words = group_words(ids, padding_id=PADDING)
     assert words.lengths.tolist() == [1, 1, 3, 4, 3]
     assert words.order.tolist() == [3, 2, 4, 0, 1]
     assert torch.equal(words.character_ids, ids.int())
-    assert {tensor.dtype for tensor in words[:3]} == {torch.int32}
-    assert (words.n_characters, words.padding_id) == (N_CHARACTERS, PADDING)
+    assert {tensor.dtype for tensor in words} == {torch.int32}
 
 
 def test_no_words(device):
@@ -252,25 +253,6 @@ def test_paddings_product_is_that_of_the_rounded_weights(dtype):
 
 
 # Bad input
-
-
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        (torch.full((2, 4), 20), "character_ids: expected ids from 0 to 19, found 20"),
-        (torch.full((2, 4), -1), "character_ids: expected ids from 0 to 19, found -1"),
-        (torch.zeros(4, dtype=torch.int64), "character_ids: expected shape [any, any], found [4]"),
-        (torch.zeros(2, 4), "character_ids: expected torch.int16 or torch.int32 or torch.int64, found torch.float32"),
-        (
-            torch.zeros(2, 4, dtype=torch.int64, device="meta"),
-            "character_ids: expected ids in the host's memory, where they can be checked, found meta",
-        ),
-    ],
-)
-def test_bad_ids_are_refused(ids, message):
-    with pytest.raises(ValueError) as raised:
-        group_words(ids, n_characters=N_CHARACTERS, padding_id=PADDING)
-    assert str(raised.value) == message
 
 
 BAD_PARTS = {
@@ -339,7 +321,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name):
     wrong, message = BAD[name]
-    words = group_words(words_of([1, 2, 3, 4], 5), n_characters=N_CHARACTERS, padding_id=PADDING)
+    words = group_words(words_of([1, 2, 3, 4], 5), padding_id=PADDING)
     weights = pack_char_cnn(*model(), padding_id=PADDING, activation="relu")
     with pytest.raises(ValueError) as raised:
         char_cnn_launches(
@@ -348,13 +330,3 @@ def test_bad_input_is_named(name):
             wrong.get("out", random(4, 12)),
         )
     assert str(raised.value).startswith(message)
-
-
-def test_words_of_another_alphabet_are_refused(device: str) -> None:
-    convolutions = [(torch.randn(2, 3, 4), torch.randn(4))]
-    weights = pack_char_cnn(torch.randn(20, 3), convolutions, padding_id=1, activation="relu", device=device)
-    ids = torch.zeros(2, 5, dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"^embedding: expected 30 characters, as the words' ids, found 20"):
-        char_cnn(group_words(ids, n_characters=30, padding_id=1, device=device), weights)
-    with pytest.raises(ValueError, match=r"^padding_id: expected 1, as the weights', found 2"):
-        char_cnn(group_words(ids, n_characters=20, padding_id=2, device=device), weights)

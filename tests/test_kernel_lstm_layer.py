@@ -19,7 +19,7 @@ from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import few_rows, hoisted
 from flashelmo.kernels.lstm import run as run_module
-from flashelmo.kernels.lstm.hopper import choose_projection_tile
+from flashelmo.kernels.lstm.hopper_projection import choose_projection_tile
 from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
 from flashelmo.kernels.lstm.run import LayerRun, Nodes, Workspace
 from flashelmo.kernels.lstm.weights import Shape, interleave

@@ -6,16 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashelmo.kernels import reference
-from flashelmo.kernels import token_layers as module
+from flashelmo.benchmarks.kernels.inputs import make_tokens
+from flashelmo.kernels import pooling, reference
+from flashelmo.kernels.pooling import FEW_MEANS, LANES, MANY_MEANS, means_tile
 from flashelmo.kernels.token_layers import (
     COLUMNS,
-    FEW_MEANS,
-    LANES,
-    MANY_MEANS,
     TOKENS,
     Tokens,
-    means_tile,
     token_layers,
     token_layers_launch,
 )
@@ -45,22 +42,15 @@ class Case:
         self.words = torch.randint(0, n_words, (n_tokens,), generator=generator, dtype=torch.int32)
         self.nodes = torch.randint(0, n_nodes, (2, n_tokens), generator=generator, dtype=torch.int32)
         self.offsets = torch.tensor([0, *lengths]).cumsum(0)
-        self.n_words, self.n_nodes, self.device = n_words, n_nodes, device
+        self.device = device
         self.word_vectors = torch.randn(n_words, P, generator=generator).to(dtype)
         self.outputs = torch.randn(n_layers - 1, 2, N_ROOTS + n_nodes, P, generator=generator).to(dtype)
         self.outputs[:, :, :N_ROOTS] = torch.nan
         self.mix = torch.randn(n_outputs, n_layers, generator=generator)
 
     def tokens(self, pool: str | None) -> Tokens:
-        return Tokens.of(
-            self.words,
-            self.nodes,
-            self.offsets if pool else None,
-            n_words=self.n_words,
-            n_nodes=self.n_nodes,
-            n_roots=N_ROOTS,
-            device=self.device,
-        )
+        offsets = self.offsets if pool else None
+        return make_tokens(self.words, self.nodes, offsets, n_roots=N_ROOTS, device=self.device)
 
     def run(
         self, pool: str | None, out_dtype: torch.dtype = torch.float32, flag: torch.Tensor | None = None
@@ -286,7 +276,7 @@ def test_a_mean_has_the_bits_of_its_order(device: str, monkeypatch: pytest.Monke
     case.mix = torch.eye(3)
     found = case.run("mean")
     assert means_tile(4, 512) == FEW_MEANS and means_tile(64, 512) == MANY_MEANS
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(pooling, "MANY", 0)
     assert torch.equal(case.run("mean"), found)
     alone = Case(lengths[:1], P=200, device=device)
     alone.words, alone.nodes = case.words[: lengths[0]], case.nodes[:, : lengths[0]].contiguous()
@@ -325,40 +315,10 @@ def test_the_public_function_allocates(device: str) -> None:
 def test_tokens_on_the_device(integer: torch.dtype, device: str) -> None:
     """Of any integers; nodes are counted from the roots on."""
     words, nodes = torch.tensor([4, 0], dtype=integer), torch.tensor([[0, 1], [2, 0]], dtype=integer)
-    tokens = Tokens.of(
-        words, nodes, torch.tensor([0, 0, 2], dtype=integer), n_words=5, n_nodes=3, n_roots=2, device=device
-    )  # fmt: skip
-    assert [tensor.dtype for tensor in tokens[:3]] == [torch.int32] * 3
-    assert [tensor.tolist() for tensor in tokens[:3]] == [[4, 0], [[2, 3], [4, 2]], [0, 0, 2]]
-    assert (tokens.n_words, tokens.n_nodes) == (5, 5)
-    assert Tokens.of(words, nodes, None, n_words=5, n_nodes=3).nodes.tolist() == [[1, 2], [3, 1]]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"words": torch.tensor([0, 5])}, "words: expected ids from 0 to 4, found 5"),
-        ({"words": torch.tensor([-1, 0])}, "words: expected ids from 0 to 4, found -1"),
-        ({"words": torch.tensor([0.0, 1.0])}, "words: expected torch.int32 or torch.int64, found torch.float32"),
-        ({"nodes": torch.tensor([[0, 3], [0, 0]])}, "nodes: expected ids from 0 to 2, found 3"),
-        ({"nodes": torch.tensor([[0, 1, 2], [0, 1, 2]])}, "nodes: expected shape [2, 2], found [2, 3]"),
-        ({"offsets": torch.tensor([0, 3])}, "offsets: expected ids from 0 to 2, found 3"),
-        ({"offsets": torch.tensor([0, 1])}, "offsets: expected numbers that ascend from 0 to 2, found [0, 1]"),
-        ({"offsets": torch.tensor([1, 2])}, "offsets: expected numbers that ascend from 0 to 2, found [1, 2]"),
-        ({"offsets": torch.tensor([0, 2, 1, 2])}, "offsets: expected numbers that ascend from 0 to 2, found [0, 2, 1"),
-        ({"offsets": torch.zeros(20, dtype=torch.int64)}, "from 0 to 2, found [0, 0, 0, 0, ..., 0]"),
-        ({"offsets": torch.zeros(0, dtype=torch.int64)}, "offsets: expected numbers that ascend from 0 to 2, found []"),
-    ],
-)
-def test_bad_tokens_are_named(changes: dict[str, torch.Tensor], message: str) -> None:
-    given = {
-        "words": torch.tensor([0, 1]),
-        "nodes": torch.tensor([[0, 1], [2, 0]]),
-        "offsets": torch.tensor([0, 2]),
-    }
-    with pytest.raises(ValueError) as error:
-        Tokens.of(*(given | changes).values(), n_words=5, n_nodes=3)
-    assert message in str(error.value)
+    tokens = make_tokens(words, nodes, torch.tensor([0, 0, 2], dtype=integer), n_roots=2, device=device)
+    assert [tensor.dtype for tensor in tokens] == [torch.int32] * 3
+    assert [tensor.tolist() for tensor in tokens] == [[4, 0], [[2, 3], [4, 2]], [0, 0, 2]]
+    assert make_tokens(words, nodes, None).nodes.tolist() == [[1, 2], [3, 1]]
 
 
 @pytest.mark.parametrize(
@@ -389,12 +349,3 @@ def test_bad_tensors_are_named(name: str, wrong: object, message: str) -> None:
     with pytest.raises(ValueError) as error:
         token_layers_launch(**arguments)  # type: ignore[arg-type]
     assert message in str(error.value)
-
-
-def test_tokens_of_another_schedule_are_refused(device: str) -> None:
-    tokens = Tokens.of(torch.tensor([0]), torch.tensor([[4], [4]]), None, n_words=3, n_nodes=5, device=device)
-    vectors, mix = torch.zeros(3, 4, device=device), torch.eye(2, device=device)
-    with pytest.raises(ValueError, match=r"^outputs: expected at least 6 rows, as the tokens were made for, found 5"):
-        token_layers(vectors, torch.zeros(1, 2, 5, 4, device=device), tokens, mix)
-    with pytest.raises(ValueError, match=r"^word_vectors: expected at least 3 rows, as the tokens were made for"):
-        token_layers(vectors[:2], torch.zeros(1, 2, 6, 4, device=device), tokens, mix)

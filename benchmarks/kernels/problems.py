@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flashelmo.benchmarks.kernels import card as costs
 from flashelmo.benchmarks.kernels.card import Cost, D, value_bytes
+from flashelmo.benchmarks.kernels.inputs import group_words, make_tokens
 from flashelmo.benchmarks.text import spell
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
@@ -22,14 +23,15 @@ from flashelmo.engine.text.characters import BYTES, WordEncoder
 from flashelmo.kernels import reference
 from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.carry import Ends, carry_launch
-from flashelmo.kernels.char_cnn import char_cnn_launches, group_words, pack_char_cnn
+from flashelmo.kernels.char_cnn import char_cnn_launches
+from flashelmo.kernels.char_cnn_weights import pack_char_cnn
 from flashelmo.kernels.gather import gather_words_launch
 from flashelmo.kernels.highway import highway_launch, pack_highway
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.linear import linear_launch
 from flashelmo.kernels.linear_tma import linear_tma_launch
 from flashelmo.kernels.lstm.training import cell_backward_launch, cell_forward_launch
-from flashelmo.kernels.token_layers import Tokens, token_layers_launch
+from flashelmo.kernels.token_layers import token_layers_launch
 from flashelmo.kernels.tuning import Tile
 
 H200 = 132  # multiprocessors
@@ -150,7 +152,7 @@ def characters(config: ElmoConfig, n: int, make: Maker) -> Problem:
     ]
     given: dict[str, Any] = {"activation": config.activation, "dtype": make.dtype, "device": device}
     weights = pack_char_cnn(embedding, convolutions, padding_id=BYTES.padding, **given)
-    grouped = group_words(ids, n_characters=config.n_characters, padding_id=BYTES.padding, device=device)
+    grouped = group_words(ids, padding_id=BYTES.padding, device=device)
     out = make.empty(n, config.n_filters)
 
     def expected() -> Tensor:
@@ -235,7 +237,7 @@ def token_layers(
     lengths = [0, 1, n // 3, n - 1 - n // 3] if n > 1 else [n]
     offsets = torch.tensor([0, *lengths]).cumsum(0) if pool else None
     vectors, outputs = make.values(n_words, P), make.values(L - 1, 2, n + 1, P)
-    tokens = Tokens.of(words, nodes, offsets, n_words=n_words, n_nodes=n, device=make.device)
+    tokens = make_tokens(words, nodes, offsets, device=make.device)
     out = make.empty(len(mix), len(lengths) if pool else n, 2 * P, dtype=torch.float32)
     flag, width = torch.zeros(1, dtype=torch.int32, device=make.device), value_bytes(make.precision)
     how, given = pool or "mean", (vectors.double(), outputs.double(), words, nodes + 1, mix.double(), offsets)

@@ -21,7 +21,8 @@ from flashelmo.engine.precision import PRECISIONS, Arithmetic
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Int32, Int64
 from flashelmo.kernels.arguments import Products
-from flashelmo.kernels.char_cnn import Words, char_cnn, pack_char_cnn
+from flashelmo.kernels.char_cnn import Words, char_cnn
+from flashelmo.kernels.char_cnn_weights import pack_char_cnn
 from flashelmo.kernels.highway import highway, pack_highway
 from flashelmo.kernels.linear import linear
 from flashelmo.kernels.lstm.layer import pack_lstm

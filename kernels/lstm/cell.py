@@ -22,21 +22,14 @@ Sums and cells are float32; x, r and h have the compute type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.run import INTEGERS, LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.product import clip, product, sigmoid, tanh, zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, Tile, choose_tile
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS
 
-ROOT_ROWS, ROOT_COLUMNS = 4, 512  # of a program that sets the roots' states
 ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
 
 
@@ -216,7 +209,7 @@ def children_of(nodes, direction, node, m_row, N):
 
 @triton.jit
 def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
-    """x of a block, the layer below's and so complete; None where there is no skip connection."""
+    """x of a block, complete since the layer below has ended, so that it can be read ahead; None without a skip."""
     skipped = None
     if tensors.outputs is not None:
         o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]
@@ -239,142 +232,3 @@ def store_projected(
     o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
     for i in range(tl.max(n_children, axis=0)):  # nearly always one
         tl.store(tensors.parent_hidden + o_child + i * P, r, mask=m & (i < n_children)[:, None])
-
-
-@triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
-def roots_kernel(
-    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """The roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
-    P: tl.constexpr = SHAPE.P
-    C: tl.constexpr = SHAPE.C
-    direction = tl.program_id(2).to(tl.int64)
-    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    m_p, m_c = (o_column < P)[None, :], (o_column < C)[None, :]
-    _, first, last = depth_nodes(nodes, direction, 1, T)
-    node = (first + o_row).to(tl.int64)
-    m_root, m_row = o_row < first, node < last
-    r = tl.zeros([ROWS, COLUMNS], tensors.hidden.dtype.element_ty)
-    r_first, c = r, tl.zeros([ROWS, COLUMNS], tl.float32)
-    if tensors.root_hidden is not None:
-        parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0)
-        p_r = tensors.root_hidden + direction * HIDDEN_STRIDE + o_column[None, :]
-        p_c = tensors.root_cell + direction * CELL_STRIDE + o_column[None, :]
-        r = tl.load(p_r + (o_row * P)[:, None], mask=m_root[:, None] & m_p, other=0.0)
-        r_first = tl.load(p_r + (parent * P)[:, None], mask=m_row[:, None] & m_p, other=0.0)
-        c = tl.load(p_c + (o_row * C)[:, None], mask=m_root[:, None] & m_c, other=0.0)
-    o_hidden = (direction * N * P) + o_column[None, :]
-    tl.store(tensors.hidden + o_hidden + (o_row * P)[:, None], r, mask=m_root[:, None] & m_p)
-    tl.store(tensors.parent_hidden + o_hidden + (node * P)[:, None], r_first, mask=m_row[:, None] & m_p)
-    o_cell = ((direction * R + o_row) * C)[:, None] + o_column[None, :]
-    tl.store(tensors.cell + o_cell, c, mask=m_root[:, None] & m_c)
-
-
-def roots_launch(run: LayerRun) -> Launch:
-    """What comes before the first depth's launches."""
-    tensors, nodes = run.tensors, run.nodes
-    rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
-    strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
-    arguments = run.arguments | {
-        "tensors": tensors._replace(
-            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, **dict.fromkeys(INTEGERS)
-        ),
-        "nodes": NodeTensors(nodes.starts, nodes.parents),
-        "HIDDEN_STRIDE": strides[0],
-        "CELL_STRIDE": strides[1],
-        "ROWS": ROOT_ROWS,
-        "COLUMNS": ROOT_COLUMNS,
-    }
-    grid = cdiv(rows, ROOT_ROWS), cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
-    return Launch(roots_kernel, grid, arguments, {"num_warps": 4})
-
-
-class Part(NamedTuple):
-    """One of the launches of a step, gates or projection, for any number of rows.
-
-    Attributes:
-        kind: of so many rows: what the launch depends on but for its grid, as its tile.
-        launch: of a kind, for any depth and grid.
-        grid: for so many rows of a kind.
-    """
-
-    kind: Callable[[int], Hashable]
-    launch: Callable[[Any], Launch]
-    grid: Callable[[int, Any], tuple[int, ...]]
-
-
-def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
-    """The launches of each depth, in order; those of a kind are made once, as many depths take microseconds each.
-
-    Raises:
-        ValueError: a depth does not exist.
-    """
-    run.check_depths(depths)
-    made: dict[Any, Launch] = {}
-    for depth in depths:
-        if depth == 1:
-            yield roots_launch(run)
-        rows = run.nodes.rows(depth)
-        for k, part in enumerate(parts):
-            kind = part.kind(rows)
-            launch = made.get((k, kind)) or made.setdefault((k, kind), part.launch(kind))
-            yield launch.at(part.grid(rows, kind), depth=depth)
-
-
-def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
-    """What `gates_tile` is given of a slab that begins at a depth, but for tile and mode.
-
-    A kernel is compiled for which tensors there are: none that it leaves alone.
-    """
-    tensors, words = run.tensors, None if x_gates is None else run.words
-    return run.arguments | {
-        "weights": run.weights.layout(interleave),
-        "tensors": GatesTensors(
-            tensors.x if x_gates is None else None, tensors.parent_hidden, tensors.cell, tensors.unprojected
-        ),
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=None if words is None else words.of_nodes),
-        "x_gates_ptr": x_gates,
-        "slab_depth": slab_depth,
-        "M": 0 if x_gates is None else x_gates.shape[1],
-    }
-
-
-def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -> dict[str, Any]:
-    """What `projection_tile` is given, but for tile and mode, of the layout that a function makes."""
-    return run.arguments | {
-        "weights": run.weights.layout(pack),
-        "tensors": projected_tensors(run),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-    }
-
-
-def projected_tensors(run: LayerRun) -> ProjectionTensors:
-    """What a projection reads and writes; x and the output where there is a skip connection."""
-    tensors = run.tensors
-    x = None if tensors.outputs is None else tensors.x
-    return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
-
-
-def choose_projection(run: LayerRun, rows: int) -> Tile:
-    """The projection's tile for so many rows, its sums split where the cells can be split evenly.
-
-    Raises:
-        ValueError: the tensors of split sums are too small.
-    """
-    (D, P, C), weights = run.weights.shape, run.weights
-    options = run.options
-    tile = choose_tile("projection", weights.dtype, options.precision, rows, batch_invariant=options.batch_invariant)
-    if C % tile.splits or tile.splits == 1:
-        return tile._replace(splits=1)
-    blocks = D * cdiv(rows, tile.rows)
-    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * cdiv(P, tile.columns)}
-    for name, values in needed.items():
-        if len(getattr(run.tensors, name)) < values:
-            raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
-    return tile
-
-
-def is_approximate(dtype: torch.dtype) -> bool:
-    """Whether tanh and the output gate are the card's approximate ones: where h is rounded to bf16 at once."""
-    return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret

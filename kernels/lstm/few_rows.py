@@ -1,9 +1,8 @@
 """Hoisted steps for few rows on Hopper, in Gluon: weights are under way before the launch before has ended.
 
 There a step's time is that of reading weights and of waiting. The input's part of many depths, or of all words, is one
-product beforehand, as in `hoisted`. Gates are computed transposed, so that the weights are a matrix instruction's 64
-rows and the few nodes its columns. A launch may begin before the one before it ends (programmatic dependent launch): it
-asks for its first blocks of weights, and for what the schedule says, then waits, and then asks for the states.
+product beforehand, as in `hoisted`. `few_rows_kernels` has gates and projection; this file says which launches there
+are.
 """
 
 from __future__ import annotations
@@ -12,39 +11,19 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import (
-    Part,
-    arrive,
-    cell,
-    children_of,
-    depth_launches,
-    depth_nodes,
-    is_approximate,
-    load_skipped,
-    projected_tensors,
-    store_projected,
-)
+from flashelmo.kernels.lstm.few_rows_kernels import CELLS, GATES, few_gates_kernel, few_projection_kernel
 from flashelmo.kernels.lstm.hoisted import input_parts
-from flashelmo.kernels.lstm.hopper import (
-    has_layout,
-    hopper_layout,
-    is_served,
-    projection,
-    wait_for_splits,
-)
+from flashelmo.kernels.lstm.hopper import has_layout, hopper_layout, is_served
+from flashelmo.kernels.lstm.hopper_projection import projection
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, block_projection_arguments, depth_launches
 from flashelmo.kernels.lstm.warp_specialized import descriptor
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import Tile, n_programs
 
 MOST_ROWS = 64  # twice as many where the input part is by word: see `hoisted.most_rows`
-GATES = gl.constexpr(128)  # of a program
-CELLS = gl.constexpr(32)
 PROJECTION = Tile(64, 64, 64, 4, 8, splits=8)
 DEPENDENT = {"num_warps": 4, "launch_pdl": True}
 SHARED_BYTES = 220 << 10  # of a multiprocessor's memory that a program may fill with blocks
@@ -67,7 +46,8 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         if product is not None:
             yield product
         steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _any_projection(run))
-        if slab.start > 1 and product is not None:  # directly after it, whose results it reads before it waits
+        if slab.start > 1 and product is not None:
+            # These gates read the results of `product` before they wait, so they may not begin before it has ended.
             first = next(steps)
             yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
         yield from steps
@@ -84,15 +64,11 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
     """Of a slab that begins at a depth."""
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     words = None if run.words is None else run.words.of_nodes
-    arguments = run.arguments | {
+    arguments = block_gates_arguments(run, weights) | {
         "x_gates_ptr": x_gates,
-        "cell_clip": weights.cell_clip,
-        "cell_ptr": tensors.cell,
-        "unprojected": tensors.unprojected,
         "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=words),
         "slab_depth": slab_depth,
         "M": x_gates.shape[1],
-        "APPROXIMATE": is_approximate(run.weights.dtype),
     }
 
     def launch(tile: Tile) -> Launch:
@@ -134,12 +110,9 @@ def _any_projection(run: LayerRun) -> Part:
 
 def _projection(run: LayerRun) -> Part:
     weights, tensors, (D, P, _) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
-    arguments = run.arguments | {
+    arguments = block_projection_arguments(run, weights) | {
         "unprojected_desc": descriptor(tensors.unprojected, PROJECTION.rows, PROJECTION.k),
         "weight_desc": descriptor(weights.projection, PROJECTION.k, PROJECTION.columns),
-        "projection_clip": weights.projection_clip,
-        "tensors": projected_tensors(run)._replace(unprojected=None),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
         "TILE": PROJECTION,
     }
     launch = Launch(few_projection_kernel, (), arguments, DEPENDENT)
@@ -148,190 +121,3 @@ def _projection(run: LayerRun) -> Part:
         lambda tile: launch,
         lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D),
     )
-
-
-@gluon.jit
-def wait_for_launch_before():
-    """Wait until the launch before this one has ended, and let the launch after this one begin.
-
-    Every program must come here. Before, it may read the schedule, the weights and what earlier launches than the last
-    one wrote, and write nothing. A program that skipped the wait would let its successor overtake both predecessors.
-    """
-    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-    gl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
-    gl.thread_barrier()  # nobody's copy of a state before everybody's wait
-
-
-@gluon.constexpr_function
-def cell_layout(ROWS):
-    """Who holds which cell and node, [32, ROWS], once the gates of the transposed product were split."""
-    registers, row = [[0, 1]], 8
-    while row < ROWS:
-        registers.append([0, row])
-        row *= 2
-    return gl.DistributedLinearLayout(
-        reg_bases=registers,
-        lane_bases=[[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]],
-        warp_bases=[[8, 0], [16, 0]],
-        block_bases=[],
-        shape=[32, ROWS],
-    )
-
-
-@gluon.jit(do_not_specialize=["depth", "slab_depth", "N", "M", "R", "T"])
-def few_gates_kernel(
-    weight_desc, hidden_desc, x_gates_ptr, cell_clip, cell_ptr, unprojected, nodes, depth, slab_depth, N, M, R, T,
-    SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
-):  # fmt: skip
-    """c and h of one depth. Grid: blocks of cells; blocks of rows; D."""
-    P: gl.constexpr = SHAPE.P
-    C: gl.constexpr = SHAPE.C
-    ROWS: gl.constexpr = TILE.rows
-    STAGES: gl.constexpr = TILE.stages
-    BLOCKS: gl.constexpr = P // TILE.k
-    i_cells, i_rows, direction = gl.program_id(0), gl.program_id(1), gl.program_id(2)
-    weight_buffers = gl.allocate_shared_memory(weight_desc.dtype, [STAGES, GATES, TILE.k], weight_desc.layout)
-    hidden_buffers = gl.allocate_shared_memory(weight_desc.dtype, [STAGES, ROWS, TILE.k], hidden_desc.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
-    gl.thread_barrier()
-    gate = direction * (4 * C) + i_cells * GATES
-    BYTES: gl.constexpr = weight_desc.block_type.nbytes + hidden_desc.block_type.nbytes
-    for k in gl.static_range(min(STAGES, BLOCKS)):
-        mbarrier.expect(full.index(k), BYTES)
-        tma.async_copy_global_to_shared(weight_desc, [gate, k * TILE.k], full.index(k), weight_buffers.index(k))
-
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    first_of_slab = gl.load(nodes.starts + direction * (T + 2) + slab_depth)
-    LAYOUT: gl.constexpr = cell_layout(ROWS)
-    o_cell = i_cells * CELLS + gl.arange(0, CELLS, layout=gl.SliceLayout(1, LAYOUT))
-    o_row = i_rows * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(0, LAYOUT))
-    m_row = first + o_row < last
-    m = m_row[None, :]
-    direction64 = direction.to(gl.int64)
-    parent = gl.load(nodes.parents + direction64 * N + first + o_row, mask=m_row, other=0)
-    if nodes.words is not None:
-        word = gl.load(nodes.words + direction64 * N + first + o_row, mask=m_row, other=0).to(gl.int64)
-        p_x = x_gates_ptr + direction64 * M * (4 * C) + (word * (4 * C))[None, :] + o_cell[:, None]
-    else:
-        p_x = x_gates_ptr + (direction64 * M + first - first_of_slab) * (4 * C)
-        p_x = p_x + (o_row * 4 * C)[None, :] + o_cell[:, None]
-    x_i = gl.load(p_x, mask=m, other=0.0)
-    x_f = gl.load(p_x + C, mask=m, other=0.0)
-    x_g = gl.load(p_x + 2 * C, mask=m, other=0.0)
-    x_o = gl.load(p_x + 3 * C, mask=m, other=0.0)
-    wait_for_launch_before()
-
-    row = direction * N + first + i_rows * ROWS
-    for k in gl.static_range(min(STAGES, BLOCKS)):
-        tma.async_copy_global_to_shared(hidden_desc, [row, k * TILE.k], full.index(k), hidden_buffers.index(k))
-    p_before = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction64) * R * C
-    c = gl.load(p_before + (parent * C)[None, :] + o_cell[:, None], mask=m, other=0.0)
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, ROWS, 16])
-    acc = gl.zeros([GATES, ROWS], gl.float32, SUMS)
-    for k in gl.static_range(BLOCKS):
-        mbarrier.wait(full.index(k % STAGES), (k // STAGES) & 1)
-        acc = warpgroup_mma(
-            weight_buffers.index(k % STAGES), hidden_buffers.index(k % STAGES).permute((1, 0)), acc, use_acc=k > 0,
-            is_async=True,
-        )  # fmt: skip
-        acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
-        if k >= 1 and k - 1 + STAGES < BLOCKS:  # the product before this one is done: its stage is free
-            gl.thread_barrier()
-            stage = full.index((k - 1) % STAGES)
-            mbarrier.expect(stage, BYTES)
-            tma.async_copy_global_to_shared(
-                weight_desc, [gate, (k - 1 + STAGES) * TILE.k], stage, weight_buffers.index((k - 1) % STAGES)
-            )
-            tma.async_copy_global_to_shared(
-                hidden_desc, [row, (k - 1 + STAGES) * TILE.k], stage, hidden_buffers.index((k - 1) % STAGES)
-            )
-    acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
-    gates = acc.reshape([2, 4, 2, 8, ROWS]).permute(1, 3, 4, 0, 2).reshape([CELLS, ROWS, 2, 2])
-    i_and_g, f_and_o = gl.split(gates)
-    i, g = gl.split(i_and_g)
-    f, o = gl.split(f_and_o)
-    i = gl.convert_layout(i, LAYOUT) + x_i.to(gl.float32)
-    f = gl.convert_layout(f, LAYOUT) + x_f.to(gl.float32)
-    g = gl.convert_layout(g, LAYOUT) + x_g.to(gl.float32)
-    o = gl.convert_layout(o, LAYOUT) + x_o.to(gl.float32)
-    c, h = cell(i, f, g, o, c, cell_clip, False, APPROXIMATE)
-    o_here = (o_row * C)[None, :] + o_cell[:, None]
-    gl.store(cell_ptr + (depth % 2 * SHAPE.D + direction64) * R * C + o_here, c, mask=m)
-    gl.store(unprojected + direction64 * R * C + o_here, h.to(unprojected.dtype.element_ty), mask=m)
-
-
-@gluon.jit(do_not_specialize=["depth", "N", "R", "T"])
-def few_projection_kernel(
-    unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, N, R, T,
-    SHAPE: gl.constexpr, TILE: gl.constexpr,
-):  # fmt: skip
-    """r of one depth, all of a split's operands in shared memory at once.
-
-    Grid: blocks of rows; blocks of columns times splits, which wait for each other; D.
-    """
-    P: gl.constexpr = SHAPE.P
-    C: gl.constexpr = SHAPE.C
-    ROWS: gl.constexpr = TILE.rows
-    COLUMNS: gl.constexpr = TILE.columns
-    SPLITS: gl.constexpr = TILE.splits
-    SIZE: gl.constexpr = C // SPLITS
-    BLOCKS: gl.constexpr = SIZE // TILE.k
-    i_rows, i_columns, direction = gl.program_id(0), gl.program_id(1) // SPLITS, gl.program_id(2)
-    i_split = gl.program_id(1) % SPLITS
-    row_buffers = gl.allocate_shared_memory(weight_desc.dtype, [BLOCKS, ROWS, TILE.k], unprojected_desc.layout)
-    weight_buffers = gl.allocate_shared_memory(weight_desc.dtype, [BLOCKS, TILE.k, COLUMNS], weight_desc.layout)
-    full = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
-    for k in gl.static_range(BLOCKS):
-        mbarrier.init(full.index(k), count=1)
-    gl.thread_barrier()
-    BYTES: gl.constexpr = unprojected_desc.block_type.nbytes + weight_desc.block_type.nbytes
-    for k in gl.static_range(BLOCKS):
-        mbarrier.expect(full.index(k), BYTES)
-        tma.async_copy_global_to_shared(
-            weight_desc, [direction * C + i_split * SIZE + k * TILE.k, i_columns * COLUMNS], full.index(k),
-            weight_buffers.index(k),
-        )  # fmt: skip
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    SHARE: gl.constexpr = ROWS // SPLITS
-    OUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [TILE.warps, 1], [1, 0])
-    o_share = i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(1, OUT))
-    o_in_block = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, OUT))
-    o_column, direction64 = i_columns * COLUMNS + o_in_block, direction.to(gl.int64)
-    node = (first + i_rows * ROWS + o_share).to(gl.int64)
-    child, n_children = children_of(nodes, direction64, node, node < last, N)
-    skipped = load_skipped(tensors, direction64, node, node < last, o_column, N, P)
-    wait_for_launch_before()
-
-    for k in gl.static_range(BLOCKS):
-        tma.async_copy_global_to_shared(
-            unprojected_desc, [direction * R + i_rows * ROWS, i_split * SIZE + k * TILE.k], full.index(k),
-            row_buffers.index(k),
-        )  # fmt: skip
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[TILE.warps, 1], instr_shape=[16, COLUMNS, 16]
-    )
-    acc = gl.zeros([ROWS, COLUMNS], gl.float32, SUMS)
-    for k in gl.static_range(BLOCKS):
-        mbarrier.wait(full.index(k), 0)
-        acc = warpgroup_mma(row_buffers.index(k), weight_buffers.index(k), acc, use_acc=k > 0, is_async=True)
-        acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
-    acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
-
-    i_block = (direction * gl.num_programs(0) + i_rows) * (P // COLUMNS) + i_columns
-    p_sums = tensors.partial_sums + i_block * (SPLITS * ROWS * COLUMNS)
-    o_row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, SUMS))
-    o_sum = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, SUMS))
-    gl.store(p_sums + i_split * (ROWS * COLUMNS) + o_row[:, None] * COLUMNS + o_sum[None, :], acc)
-    arrived = arrive(tensors.counters + i_block, SPLITS)
-    wait_for_splits(tensors.counters + i_block, arrived)
-    p_share = p_sums + o_share[:, None] * COLUMNS + o_in_block[None, :]
-    total = gl.zeros([SHARE, COLUMNS], gl.float32, OUT)
-    for split in gl.static_range(SPLITS):
-        total += gl.load(p_share + split * (ROWS * COLUMNS), cache_modifier=".cg")
-    store_projected(
-        total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column, N, P
-    )  # fmt: skip

@@ -14,19 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import (
-    Mode,
+from flashelmo.kernels.lstm.cell import Mode, depth_nodes, gates_tile, projection_tile
+from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.steps import (
     Part,
     choose_projection,
     depth_launches,
-    depth_nodes,
     gates_arguments,
-    gates_tile,
     is_approximate,
     projection_arguments,
-    projection_tile,
 )
-from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.weights import interleave
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
@@ -105,7 +102,11 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
 
 
 def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
-    """The projection of all portable variants, by weights as a function lays them out."""
+    """The projection of all portable variants, by weights as a function lays them out.
+
+    Raises:
+        KeyError: the weights were not laid out so.
+    """
     (D, P, _), arguments = run.weights.shape, projection_arguments(run, pack)
 
     def kind(rows: int) -> tuple[Tile, Mode]:

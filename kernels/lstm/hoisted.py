@@ -24,9 +24,10 @@ from flashelmo.kernels.tuning import ANY, copies_in_bulk, is_hopper
 
 SLAB_BYTES = 256 << 20  # of the input's part of a slab, both directions
 
-# What a row gains that is hoisted because words are given, in products of one word. On an H200 a word's takes 58 ns in
-# bf16 and 0.87 us in float32 at most; a row of 128 gains 38 ns (`few_rows` twice for 64 against `warp_specialized`),
-# one of 512 in float32 half of a fused step's gates, 0.99 us.
+# The time that a row saves by being hoisted, divided by that of one word's product: rows are worth hoisting by word
+# where rows * ROW_GAIN > words. On an H200 in bf16 a row of 128 saves 38 ns (`few_rows` twice for 64 rows in place of
+# `warp_specialized`) and a word costs 58 ns. In float32 the quotient is larger: a row of 512 saves 0.99 us, half of a
+# fused step's gates, and a word costs 0.87 us at most.
 ROW_GAIN = 0.65
 
 
@@ -41,7 +42,7 @@ def is_able(weights: LstmWeights, options: LaunchOptions) -> bool:
 
 
 def most_rows(weights: LstmWeights, *, by_word: bool) -> int:
-    """Of a depth that is hoisted.
+    """The largest depth that is hoisted, in rows.
 
     By node, a cell's part is written and read again, 2 * 4 gates * itemsize a row, in place of its input weights, 4
     gates * P * itemsize: fewer bytes up to 2 * rows = P. Measured on an H200 it pays up to a quarter of that, 64 rows
@@ -65,7 +66,7 @@ def pays_by_word(weights: LstmWeights, options: LaunchOptions, rows: Sequence[in
 
 
 def row_bytes(weights: LstmWeights) -> int:
-    """Of a node's or word's input part, both directions."""
+    """Bytes of the input part of one node or word, both directions."""
     D, _, C = weights.shape
     return D * 4 * C * weights.dtype.itemsize
 
@@ -86,10 +87,16 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 def input_parts(
     run: LayerRun, depths: range, weight: Tensor, bias: Tensor, serves: Callable[[LayerRun, int], bool]
 ) -> Iterator[tuple[range, Launch | None, Tensor]]:
-    """Depths, what computes their input part, None where it was computed before, and where it is: [D, M, 4C].
+    """Each slab of some depths, the launch that computes its input part, and that part, [D, M, 4C].
+
+    By word all depths are one slab. Its launch comes with the first depth that the variant serves, and is None later.
 
     Args:
-        serves: of the variant that these depths are computed by. By word, the product is made for its first depth.
+        weight, bias: [D, P, 4C] and float32 [D, 4C], in the order of columns that the variant reads.
+        serves: of the variant that computes these depths.
+
+    Raises:
+        ValueError: a depth does not exist.
     """
     run.check_depths(depths)
     if run.words is None:
@@ -118,7 +125,7 @@ def input_product(run: LayerRun, slab: range) -> tuple[Launch, Tensor]:
 
 
 def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tuple[Launch, Tensor]:
-    """The same by a weight [D, P, 4C] and a bias [D, 4C] in whatever order of columns.
+    """As `input_product`, by a weight [D, P, 4C] and a bias float32 [D, 4C] in whatever order of columns.
 
     Where a slab begins is read on the device, unless all directions begin alike.
     """

@@ -1,43 +1,26 @@
-"""What the variants for Hopper (sm_90) share: the layout of the weights, tensor descriptors, and the projection.
+"""What the variants for Hopper (sm_90) share: the layout of the weights, and tensor descriptors.
 
-Those in plain Triton, and so this projection, serve sm_100 too. Their products read blocks that the card's copy engine
-(TMA) brings to shared memory, which needs rows that lie side by side: `cell.store_projected` sees to that. Sizes must
-fill the blocks; others are the portable variants' business.
+Those in plain Triton serve sm_100 too. Their products read blocks that the card's copy engine (TMA) brings to shared
+memory, which needs rows that lie side by side: `cell.store_projected` sees to that. Sizes must fill the blocks; others
+are the portable variants' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashelmo.kernels.arguments import check
-from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import (
-    Part,
-    arrive,
-    children_of,
-    depth_nodes,
-    load_skipped,
-    projected_tensors,
-    store_projected,
-)
-from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
-from flashelmo.kernels.product import zeros
-from flashelmo.kernels.tuning import SPLIT_ARRIVALS, SPLIT_VALUES, Tile, copies_in_bulk, is_hopper, n_programs
+from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
+from flashelmo.kernels.tuning import SPLIT_ARRIVALS, copies_in_bulk, is_hopper
 
 HALVES = torch.float16, torch.bfloat16
 CELLS = 32  # of a block of 128 gates
 K = 64  # of a block of a product: 128 bytes, the widest row that the copy engine swizzles
-MAX_POLLS = tl.constexpr(1 << 24)  # of a wait: seconds, where a step takes microseconds
-ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
 
 
 class HopperLayout(NamedTuple):
@@ -79,7 +62,11 @@ class HopperLayout(NamedTuple):
 
 
 def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None:
-    """The weights of a layer with projection; None where no variant for Hopper serves them."""
+    """The weights of a layer laid out for Hopper; None where no variant for Hopper serves them.
+
+    Args:
+        weights: with a projection, as `CanonicalLstm.projected` gives them; else AssertionError.
+    """
     D, P, C = weights.shape
     device = torch.device(format.device)
     if format.int8 or not fits(weights.shape) or (device.type == "cuda" and not has_bulk_copies(format.dtype, device)):
@@ -97,8 +84,8 @@ def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None
         input_bias=bias.reshape(D, 4 * C),
         recurrent=recurrent[:, rows, :, row_cells].movedim(0, 1).reshape(D * 4 * C, P).contiguous(),
         projection=weights.projection.to(device, format.dtype).reshape(D * C, P).contiguous(),
-        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
-        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+        cell_clip=bound_of(weights.cell_clip),
+        projection_clip=bound_of(weights.projection_clip),
     )
 
 
@@ -108,14 +95,14 @@ def fits(shape: Shape) -> bool:
 
 
 def gate_columns(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate and cell of each column of `HopperLayout.gates`."""
+    """Gate and cell of each column of `HopperLayout.gates`: int64 [4C] each."""
     n = torch.arange(4 * C, device=device)
     block, eighth, quarter, parity = n // 64, n % 64 // 8, n % 8 // 2, n % 2
     return 2 * (eighth % 2) + parity, 16 * block + 4 * quarter + eighth // 2
 
 
 def gate_rows(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate and cell of each row of `HopperLayout.recurrent`."""
+    """Gate and cell of each row of `HopperLayout.recurrent` in one direction: int64 [4C] each."""
     n = torch.arange(4 * C, device=device)
     block, half, warp, eight, cell = n // 128, n % 128 // 64, n % 64 // 16, n % 16 // 8, n % 8
     return 2 * half + eight, CELLS * block + 8 * warp + cell
@@ -127,7 +114,7 @@ def is_served(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def has_bulk_copies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether those in plain Triton do."""
+    """Whether the variants by bulk copies in plain Triton (`tma`) serve a type on a device."""
     return copies_in_bulk(device) and dtype in HALVES
 
 
@@ -145,135 +132,3 @@ def shape_and_strides(tensor: Tensor) -> tuple[list[int], list[int]]:
     """Of a contiguous tensor's rows [n, values]; without a view, for which PyTorch lets other threads run."""
     size = tensor.shape[-1]
     return [tensor.numel() // size, size], [size, 1]
-
-
-def choose_projection_tile(rows: int, shape: Shape, device: torch.device) -> Tile:
-    """How the projection of so many rows is cut: its splits wait for each other, so that all programs run at once."""
-    least = 128 if device.type == "cuda" and not is_hopper(device) else 64  # on sm_100 the next one spills
-    return _projection_tile(rows, shape, least, n_programs(device))
-
-
-@lru_cache(1 << 14)
-def _projection_tile(rows: int, shape: Shape, least: int, programs: int) -> Tile:
-    D, P, _ = shape
-    if rows <= least:
-        tile = Tile(64, 32, 128, 4, 5, splits=4)
-    elif rows <= 128:
-        tile = Tile(64, 64, 128, 4, 6, splits=4)
-    else:
-        tile = Tile(64, 128, 64, 4, 8, splits=4)
-    blocks = D * cdiv(rows, tile.rows) * (P // tile.columns)
-    if rows > 128 and blocks > programs:  # 2,048 take 42 us in two rounds; larger tiles, half as long again, need one
-        return Tile(128, 128, 64, 8, 4)
-    while tile.splits > 1 and blocks * tile.splits > programs:
-        tile = tile._replace(splits=tile.splits // 2)
-    return tile
-
-
-# Of any number of rows where it may not depend on them, without splits: as it is for 1,024, the most of one wave.
-INVARIANT_PROJECTION = Tile(64, 128, 64, 4, 8)
-
-
-def projection(run: LayerRun, pack: Callable[..., Any] = hopper_layout) -> Part:
-    """The projection of all variants for Hopper, by weights as a function lays them out."""
-    weights, tensors, (D, P, _) = run.weights.layout(pack), run.tensors, run.weights.shape
-    arguments = run.arguments | {
-        "projection_clip": weights.projection_clip,
-        "tensors": projected_tensors(run)._replace(unprojected=None),
-        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
-        "WAITS": not triton.knobs.runtime.interpret,
-    }
-
-    def launch(tile: Tile) -> Launch:
-        blocks = {
-            "unprojected_desc": rows_of(tensors.unprojected, tile.rows, tile.k),
-            "weight_desc": rows_of(weights.projection, tile.k, tile.columns),
-        }
-        return Launch(hopper_projection_kernel, (), arguments | blocks | {"TILE": tile}, tile.options)
-
-    def kind(rows: int) -> Tile:
-        if run.options.batch_invariant:
-            return INVARIANT_PROJECTION
-        return choose_projection_tile(rows, run.weights.shape, run.weights.device)
-
-    needed = n_programs(run.weights.device) * SPLIT_VALUES
-    if len(tensors.partial_sums) < needed:
-        raise ValueError(f"partial_sums: expected at least {needed} values, found {len(tensors.partial_sums)}")
-
-    return Part(kind, launch, lambda rows, tile: (cdiv(rows, tile.rows), P // tile.columns * tile.splits, D))
-
-
-@triton.jit(do_not_specialize=["depth", "N", "R", "T"])
-def hopper_projection_kernel(
-    unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, N, R, T,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, WAITS: tl.constexpr,
-):  # fmt: skip
-    """r of one depth. Grid: blocks of rows; blocks of columns times splits; D.
-
-    Every split of a block writes its sums, waits for the others (WAITS), and adds up a share of the rows.
-    """
-    P: tl.constexpr = SHAPE.P
-    C: tl.constexpr = SHAPE.C
-    i_rows, i_columns, direction = tl.program_id(0), tl.program_id(1) // TILE.splits, tl.program_id(2)
-    i_split = tl.program_id(1) % TILE.splits
-    _, first, last = depth_nodes(nodes, direction, depth, T)
-    SIZE: tl.constexpr = C // TILE.splits
-    SHARE: tl.constexpr = TILE.rows // TILE.splits if WAITS else TILE.rows  # of the rows, which a split adds up
-    if first + i_rows * TILE.rows < last:
-        o_share = tl.arange(0, SHARE)
-        if WAITS:
-            o_share += i_split * SHARE
-        node = (first + i_rows * TILE.rows + o_share).to(tl.int64)
-        o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
-        direction64 = direction.to(tl.int64)
-        child, n_children = children_of(nodes, direction64, node, node < last, N)  # on their way meanwhile
-        skipped = load_skipped(tensors, direction64, node, node < last, o_column, N, P)
-        acc = zeros(TILE.rows, TILE.columns)
-        for k in range(0, SIZE // TILE.k):
-            h = unprojected_desc.load([direction * R + i_rows * TILE.rows, i_split * SIZE + k * TILE.k])
-            w = weight_desc.load([direction * C + i_split * SIZE + k * TILE.k, i_columns * TILE.columns])
-            acc = tl.dot(h, w, acc)
-        i_block = (direction * tl.num_programs(0) + i_rows) * (P // TILE.columns) + i_columns
-        total, mine = sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE, WAITS)
-        if mine:
-            store_projected(
-                total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column,
-                N, P,
-            )  # fmt: skip
-
-
-@triton.jit
-def sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE: tl.constexpr, WAITS: tl.constexpr):
-    """Some rows of a block, summed over the splits in their order, and whether that is this program's to do."""
-    SPLITS: tl.constexpr = TILE.splits
-    ROWS: tl.constexpr = TILE.rows
-    COLUMNS: tl.constexpr = TILE.columns
-    total, mine = acc, True
-    if SPLITS > 1:
-        p_sums = tensors.partial_sums + i_block * (SPLITS * ROWS * COLUMNS) + tl.arange(0, COLUMNS)[None, :]
-        tl.store(p_sums + i_split * (ROWS * COLUMNS) + tl.arange(0, ROWS)[:, None] * COLUMNS, acc)
-        arrived = arrive(tensors.counters + i_block, SPLITS)
-        mine = (arrived & (ARRIVALS - 1)) == 0
-        if WAITS:
-            wait_for_splits(tensors.counters + i_block, arrived)
-            mine = True
-        total = zeros(o_share.shape[0], COLUMNS)
-        if mine:
-            for split in tl.static_range(SPLITS):
-                p_share = p_sums + split * (ROWS * COLUMNS) + o_share[:, None] * COLUMNS
-                total += tl.load(p_share, cache_modifier=".cg")
-    return total, mine
-
-
-@triton.jit
-def wait_for_splits(p_counter, arrived):
-    """Wait until all splits of this launch have arrived; after seconds in vain, which would never end, trap."""
-    missing = -arrived & (ARRIVALS - 1)
-    seen = arrived
-    polls = 0
-    while (seen - arrived < missing) & (polls < MAX_POLLS):
-        seen = tl.atomic_add(p_counter, 0, sem="acquire")
-        polls += 1
-    if seen - arrived < missing:
-        tl.inline_asm_elementwise("trap; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
-    tl.debug_barrier()

@@ -5,7 +5,7 @@
 with both quotients rounded to integers of 127 at most, so that sums are exact and depend on no tile. A weight's column
 has one scale, fixed at load. A row has one for x and r together, the largest of their values in 127 parts, so that one
 sum holds both. It depends on nothing but the row. A launch before the gates finds the scales and rounds a depth's rows:
-of a scale that is fixed beforehand, by the projection's clip, states that stay far below it would have few bits left.
+with a scale fixed beforehand, by the projection's clip, few bits would be left to states that stay far below it.
 
 h and the projection keep the compute type: they are a fifth of a step's products, and h in 8 bits would be the largest
 error by far, as most of its values are much smaller than its bound of 1.
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import check
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
+from flashelmo.kernels.lstm.cell import cell, depth_nodes
 from flashelmo.kernels.lstm.fused import projection
 from flashelmo.kernels.lstm.hopper import CELLS, gate_columns
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.steps import Part, depth_launches, is_approximate
 from flashelmo.kernels.lstm.tma import split_gates
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_of
 from flashelmo.kernels.product import int8_of, product, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
@@ -80,8 +81,8 @@ def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
         scale=scale.contiguous(),
         bias=weights.bias.to(format.device, torch.float32).contiguous(),
         projection=weights.projection.to(format.device, format.dtype).contiguous(),
-        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
-        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+        cell_clip=bound_of(weights.cell_clip),
+        projection_clip=bound_of(weights.projection_clip),
     )
 
 

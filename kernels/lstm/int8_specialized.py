@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm.cell import Part, depth_launches
-from flashelmo.kernels.lstm.hopper import fits, is_served, projection
+from flashelmo.kernels.lstm.hopper import fits, is_served
+from flashelmo.kernels.lstm.hopper_projection import projection
 from flashelmo.kernels.lstm.int8 import int8_layout, rows_part
 from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.steps import Part, depth_launches
 from flashelmo.kernels.lstm.warp_specialized import LEAST_ROWS, Scales, descriptor, specialized_gates
 from flashelmo.kernels.tuning import Tile
 

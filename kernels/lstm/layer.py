@@ -109,9 +109,14 @@ def pack_lstm(
     A layer without projection gets the identity as its projection, which is exact, and no clip, as bilm-tf has it.
 
     Args:
+        weights: [D, ...] in any floating-point types, on any device.
         dtype: the compute type.
         int8: multiply the gates in 8 bits.
+        device: where the packed weights go.
         bound: how far a blind variant may be from the reference where it is used (relative error); None asks nothing.
+
+    Raises:
+        ValueError: a layout is not as its kernels rely on.
     """
     device = torch.empty(0, device=device).device  # "cuda" is one with a number
     packs = dict.fromkeys(variant.pack for variant in VARIANTS)

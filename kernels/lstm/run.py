@@ -95,7 +95,7 @@ class Words(NamedTuple):
         x: [D, W, P], their vectors.
         of_nodes: int32 [D, N], each node's word; anything valid where there is no node.
         n_words: int32 [1] on the device, how many of the W words there are.
-        gates: [D, W, 4C], their input part, which the first launch that reads it has before it.
+        gates: [D, W, 4C], their input part, written by a launch before the first that reads it.
     """
 
     x: Tensor
@@ -268,7 +268,18 @@ def new_tensors(
     out: Tensor | None = None,
     workspace: Workspace | None = None,
 ) -> LstmTensors:
-    """Tensors for one layer, none of them filled; what the layer puts out is `out`, if given."""
+    """Tensors for one layer, none of them filled.
+
+    Args:
+        x: [D, N, P], the layer's input at every node.
+        skip: whether x is added to what the layer puts out.
+        roots: hidden [D, n_roots, P] and float32 cell [D, n_roots, C] of the roots; zero where absent.
+        out: [D, N, P], what the layer puts out; new where absent.
+        workspace: for split sums; new where absent.
+
+    Raises:
+        ValueError: `out` has another shape, type, layout or device than it should.
+    """
     D, P, C = weights.shape
     N, R = nodes.n_nodes, nodes.max_rows
 

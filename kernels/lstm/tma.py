@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import Part, cell, depth_launches, depth_nodes, is_approximate
-from flashelmo.kernels.lstm.hopper import has_bulk_copies, has_layout, hopper_layout, projection, rows_of
-from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.cell import cell, depth_nodes
+from flashelmo.kernels.lstm.hopper import has_bulk_copies, has_layout, hopper_layout, rows_of
+from flashelmo.kernels.lstm.hopper_projection import projection
+from flashelmo.kernels.lstm.run import LayerRun
+from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, depth_launches
 from flashelmo.kernels.product import zeros
 from flashelmo.kernels.tuning import Tile
 
@@ -39,17 +41,12 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 def _gates(run: LayerRun) -> Part:
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
-    arguments = run.arguments | {
+    arguments = block_gates_arguments(run, weights) | {
         "x_desc": rows_of(tensors.x, TILE.rows, TILE.k),
         "hidden_desc": rows_of(tensors.parent_hidden, TILE.rows, TILE.k),
         "weight_desc": rows_of(weights.gates, TILE.k, 4 * TILE.columns),
         "bias": weights.bias,
-        "cell_clip": weights.cell_clip,
-        "cell_ptr": tensors.cell,
-        "unprojected": tensors.unprojected,
-        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
         "TILE": TILE,
-        "APPROXIMATE": is_approximate(run.weights.dtype),
     }
     launch = Launch(tma_gates_kernel, (), arguments, TILE.options)
     return Part(

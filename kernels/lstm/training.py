@@ -4,7 +4,8 @@ Forward, from gates before activation, i, f, g, o side by side:
 
     c = clip(sigmoid(f) * c_before + sigmoid(i) * tanh(g), cell_clip),  u = sigmoid(o) * tanh(c)
 
-and the activated gates take the place of what they were made from. Backward, with du and dc from behind:
+and the activated gates take the place of what they were made from. Backward, with the gradient du of u, and dc from the
+time step that follows:
 
     dc  = (dc + du * o * (1 - tanh(c)^2)) where |c| < cell_clip, else 0
     d_i = dc * g * i (1 - i),  d_f = dc * c_before * f (1 - f),  d_g = dc * i (1 - g^2),  d_o = du * tanh(c) * o (1 - o)
@@ -24,6 +25,7 @@ from torch import Tensor, float32
 
 from flashelmo.kernels.arguments import FLOATS, check
 from flashelmo.kernels.launch import Launch, cdiv
+from flashelmo.kernels.lstm.weights import bound_of
 from flashelmo.kernels.product import clip, sigmoid, tanh
 from flashelmo.kernels.tuning import Tile
 
@@ -110,7 +112,7 @@ def cell_forward_launch(gates: Tensor, before: Tensor, after: Tensor, u: Tensor,
         _check_rows(name, tensor, [2, B, C], [float32])
     check("u", u, [2, B, C], [gates.dtype])
     arguments = {
-        "gates": gates, "before": before, "after": after, "u": u, "cell_clip": _bound(cell_clip), "B": B,
+        "gates": gates, "before": before, "after": after, "u": u, "cell_clip": bound_of(cell_clip), "B": B,
         "gates_stride": gates.stride(0), "before_stride": before.stride(0), "after_stride": after.stride(0),
         "C": C, "TILE": TILE,
     }  # fmt: skip
@@ -124,7 +126,7 @@ def cell_backward_launch(
 
     Args:
         d_u: [2, B, C], the gradient of u.
-        d_c: float32 [2, B, C], that of the cell state from the step behind; replaced by that of the state before.
+        d_c: float32 [2, B, C], that of the cell state from the step that follows; replaced by that of the state before.
         gates: [2, B, 4C], activated, with any stride between directions, as all that follow.
         cell, before: float32 [2, B, C], the states after and before the step.
         d_gates: [2, B, 4C] of the type of the gates; written: the gradient of the gates before activation.
@@ -141,14 +143,10 @@ def cell_backward_launch(
         _check_rows(name, tensor, [2, B, C], [float32])
     arguments = {
         "d_u": d_u, "d_c": d_c, "gates": gates, "cell": cell, "before": before, "d_gates": d_gates,
-        "cell_clip": _bound(cell_clip), "B": B, "gates_stride": gates.stride(0), "cell_stride": cell.stride(0),
+        "cell_clip": bound_of(cell_clip), "B": B, "gates_stride": gates.stride(0), "cell_stride": cell.stride(0),
         "before_stride": before.stride(0), "d_gates_stride": d_gates.stride(0), "C": C, "TILE": TILE,
     }  # fmt: skip
     return Launch(cell_backward_kernel, (2 * B, cdiv(C, TILE.columns)), arguments, TILE.options)
-
-
-def _bound(cell_clip: float | None) -> float:
-    return float("inf") if cell_clip is None else cell_clip
 
 
 def _check_gates(name: str, gates: Tensor) -> tuple[int, int]:

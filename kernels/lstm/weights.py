@@ -1,6 +1,6 @@
 """An LSTM layer's weights: as models have them, and laid out once at load as kernels read them.
 
-A layout belongs to the variants that read it: the function that makes it stands in their rows of `variants.VARIANTS`,
+A layout belongs to the variants that read it: the function that makes it stands in their rows of `layer.VARIANTS`,
 and `LstmWeights` keeps what it made. `interleave` makes the one that fused and hoisted steps read.
 """
 
@@ -70,6 +70,11 @@ class CanonicalLstm:
         return replace(self, projection=identity, projection_clip=None)
 
 
+def bound_of(clip: float | None) -> float:
+    """A clip as kernels take it: infinite where there is none."""
+    return float("inf" if clip is None else clip)
+
+
 class Format(NamedTuple):
     """What weights are packed to.
 
@@ -125,7 +130,11 @@ class LstmWeights:
             layout.check(self.shape, self.dtype)
 
     def layout(self, pack: Callable[[CanonicalLstm, Format], AnyLayout | None]) -> AnyLayout:
-        """What this function made of them."""
+        """What this function made of them.
+
+        Raises:
+            KeyError: no variant that reads this layout serves such weights.
+        """
         return cast(AnyLayout, self.layouts[pack])
 
 
@@ -176,8 +185,8 @@ def interleave(weights: CanonicalLstm, format: Format) -> Interleaved | None:
         recurrent=in_type[:, 1],
         bias=_gates_last(weights.bias).to(device, torch.float32).contiguous(),
         projection=cast(Tensor, weights.projection).to(device).to(dtype),
-        cell_clip=float("inf" if weights.cell_clip is None else weights.cell_clip),
-        projection_clip=float("inf" if weights.projection_clip is None else weights.projection_clip),
+        cell_clip=bound_of(weights.cell_clip),
+        projection_clip=bound_of(weights.projection_clip),
     )
 
 

@@ -1,0 +1,65 @@
+"""The roots' states, from which the first depth starts: given, or zero.
+
+One launch before the first depth writes them where depth 0 has its states, and r to the rows of the first depth's nodes
+too, as a projection does for the depths that follow.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flashelmo.kernels.launch import Launch, cdiv
+from flashelmo.kernels.lstm.cell import depth_nodes
+from flashelmo.kernels.lstm.run import INTEGERS, LayerRun, NodeTensors
+
+ROOT_ROWS, ROOT_COLUMNS = 4, 512  # of a program that sets the roots' states
+
+
+@triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
+def roots_kernel(
+    tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
+    P: tl.constexpr = SHAPE.P
+    C: tl.constexpr = SHAPE.C
+    direction = tl.program_id(2).to(tl.int64)
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m_p, m_c = (o_column < P)[None, :], (o_column < C)[None, :]
+    _, first, last = depth_nodes(nodes, direction, 1, T)
+    node = (first + o_row).to(tl.int64)
+    m_root, m_row = o_row < first, node < last
+    r = tl.zeros([ROWS, COLUMNS], tensors.hidden.dtype.element_ty)
+    r_first, c = r, tl.zeros([ROWS, COLUMNS], tl.float32)
+    if tensors.root_hidden is not None:
+        parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0)
+        p_r = tensors.root_hidden + direction * HIDDEN_STRIDE + o_column[None, :]
+        p_c = tensors.root_cell + direction * CELL_STRIDE + o_column[None, :]
+        r = tl.load(p_r + (o_row * P)[:, None], mask=m_root[:, None] & m_p, other=0.0)
+        r_first = tl.load(p_r + (parent * P)[:, None], mask=m_row[:, None] & m_p, other=0.0)
+        c = tl.load(p_c + (o_row * C)[:, None], mask=m_root[:, None] & m_c, other=0.0)
+    o_hidden = (direction * N * P) + o_column[None, :]
+    tl.store(tensors.hidden + o_hidden + (o_row * P)[:, None], r, mask=m_root[:, None] & m_p)
+    tl.store(tensors.parent_hidden + o_hidden + (node * P)[:, None], r_first, mask=m_row[:, None] & m_p)
+    o_cell = ((direction * R + o_row) * C)[:, None] + o_column[None, :]
+    tl.store(tensors.cell + o_cell, c, mask=m_root[:, None] & m_c)
+
+
+def roots_launch(run: LayerRun) -> Launch:
+    """The launch that writes the roots' states, before the first depth's launches."""
+    tensors, nodes = run.tensors, run.nodes
+    rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
+    strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))
+    arguments = run.arguments | {
+        "tensors": tensors._replace(
+            x=None, unprojected=None, outputs=None, partial_sums=None, counters=None, **dict.fromkeys(INTEGERS)
+        ),
+        "nodes": NodeTensors(nodes.starts, nodes.parents),
+        "HIDDEN_STRIDE": strides[0],
+        "CELL_STRIDE": strides[1],
+        "ROWS": ROOT_ROWS,
+        "COLUMNS": ROOT_COLUMNS,
+    }
+    grid = cdiv(rows, ROOT_ROWS), cdiv(columns, ROOT_COLUMNS), run.weights.shape.D
+    return Launch(roots_kernel, grid, arguments, {"num_warps": 4})

@@ -1,0 +1,133 @@
+"""The launches of steps, and what they are given: what variants share on the host.
+
+A variant describes each launch of a step once (`Part`), for any number of rows; `depth_launches` makes the launches of
+some depths of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from flashelmo.kernels.launch import Launch, cdiv
+from flashelmo.kernels.lstm.cell import GatesTensors, ProjectionTensors
+from flashelmo.kernels.lstm.roots import roots_launch
+from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
+from flashelmo.kernels.lstm.weights import interleave
+from flashelmo.kernels.tuning import Tile, choose_tile
+
+
+class Part(NamedTuple):
+    """One of the launches of a step, gates or projection, for any number of rows.
+
+    Attributes:
+        kind: gives, for a number of rows, all that the launch depends on but its grid: its tile, as a rule.
+        launch: makes the launch of a kind, which serves any depth and grid.
+        grid: gives the grid for a number of rows and its kind.
+    """
+
+    kind: Callable[[int], Hashable]
+    launch: Callable[[Any], Launch]
+    grid: Callable[[int, Any], tuple[int, ...]]
+
+
+def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
+    """The launches of each depth, in order.
+
+    A launch is made once for all depths of a kind, as making one takes the host longer than changing depth and grid.
+
+    Raises:
+        ValueError: a depth does not exist.
+    """
+    run.check_depths(depths)
+    made: dict[Any, Launch] = {}
+    for depth in depths:
+        if depth == 1:
+            yield roots_launch(run)
+        rows = run.nodes.rows(depth)
+        for k, part in enumerate(parts):
+            kind = part.kind(rows)
+            launch = made.get((k, kind)) or made.setdefault((k, kind), part.launch(kind))
+            yield launch.at(part.grid(rows, kind), depth=depth)
+
+
+def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
+    """What `gates_tile` is given of a slab that begins at a depth, but for tile and mode.
+
+    Tensors that a kernel leaves alone are None, so that it is compiled once whether a layer has them or not.
+    """
+    tensors, words = run.tensors, None if x_gates is None else run.words
+    return run.arguments | {
+        "weights": run.weights.layout(interleave),
+        "tensors": GatesTensors(
+            tensors.x if x_gates is None else None, tensors.parent_hidden, tensors.cell, tensors.unprojected
+        ),
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents, words=None if words is None else words.of_nodes),
+        "x_gates_ptr": x_gates,
+        "slab_depth": slab_depth,
+        "M": 0 if x_gates is None else x_gates.shape[1],
+    }
+
+
+def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -> dict[str, Any]:
+    """What `projection_tile` is given, but for tile and mode, of the layout that a function makes."""
+    return run.arguments | {
+        "weights": run.weights.layout(pack),
+        "tensors": projected_tensors(run),
+        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
+    }
+
+
+def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
+    """What gates whose blocks are bulk copies are given alike, of the layout that they read."""
+    return run.arguments | {
+        "cell_clip": weights.cell_clip,
+        "cell_ptr": run.tensors.cell,
+        "unprojected": run.tensors.unprojected,
+        "nodes": NodeTensors(run.nodes.starts, run.nodes.parents),
+        "APPROXIMATE": is_approximate(run.weights.dtype),
+    }
+
+
+def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
+    """What a projection whose blocks are bulk copies is given, of the layout that it reads."""
+    return run.arguments | {
+        "projection_clip": weights.projection_clip,
+        "tensors": projected_tensors(run)._replace(unprojected=None),
+        "nodes": NodeTensors(run.nodes.starts, None, run.nodes.children),
+    }
+
+
+def projected_tensors(run: LayerRun) -> ProjectionTensors:
+    """What a projection reads and writes; x and the output where there is a skip connection."""
+    tensors = run.tensors
+    x = None if tensors.outputs is None else tensors.x
+    return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
+
+
+def choose_projection(run: LayerRun, rows: int) -> Tile:
+    """The projection's tile for so many rows, its sums split where the cells can be split evenly.
+
+    Raises:
+        ValueError: the tensors of split sums are too small.
+    """
+    (D, P, C), weights = run.weights.shape, run.weights
+    options = run.options
+    tile = choose_tile("projection", weights.dtype, options.precision, rows, batch_invariant=options.batch_invariant)
+    if C % tile.splits or tile.splits == 1:
+        return tile._replace(splits=1)
+    blocks = D * cdiv(rows, tile.rows)
+    needed = {"partial_sums": blocks * tile.splits * tile.rows * P, "counters": blocks * cdiv(P, tile.columns)}
+    for name, values in needed.items():
+        if len(getattr(run.tensors, name)) < values:
+            raise ValueError(f"{name}: expected at least {values} values, found {len(getattr(run.tensors, name))}")
+    return tile
+
+
+def is_approximate(dtype: torch.dtype) -> bool:
+    """Whether tanh and the output gate are the card's approximate ones: where h is rounded to bf16 at once."""
+    return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret
