@@ -43,6 +43,7 @@ from flashelmo.engine.threads import in_order
 # Gates are 1 / (1 + 2^sum), the candidate is (2^sum - 1) / (2^sum + 1): what weights and biases are multiplied by.
 EXPONENTS = LOG2_E * np.array([-1, -1, 2, -1], np.float32)
 LEVELS = 127  # products of 8 bits are added in 32
+ADDED = 128  # to rows of 8 bits, which VNNI multiplies without a sign
 
 
 class Avx512Runtime:
@@ -105,6 +106,7 @@ class _CellStruct(ctypes.Structure):
         *((name, c_float) for name in ("cell_clip", "projection_clip")),
         *((name, c_void_p) for name in ("input", "recurrent", "projection")),
         *((name, c_void_p) for name in ("bias", "input_scale", "recurrent_scale", "projection_scale")),
+        *((name, c_void_p) for name in ("input_start", "recurrent_start", "projection_start")),
     ]
 
 
@@ -140,6 +142,7 @@ class _Cell:
             quantized = [quantize(group, LEVELS) for group in weight]
             numbers = np.stack([integers for integers, _ in quantized])
             self.arrays[f"{name}_scale"] = in_blocks(np.stack([scale for _, scale in quantized]) * factors[:, None])
+            self.arrays[f"{name}_start"] = in_blocks(-ADDED * numbers.sum(axis=1, dtype=np.int32))
         else:
             numbers = to_bfloat16(weight * factors[:, None, None])
         self.arrays[name] = pack(numbers, multiple)

@@ -38,6 +38,7 @@ typedef struct {
     const uint8_t *input, *recurrent, *projection; /* of P and P columns of C; no projection where P is C */
     const float *bias, *input_scale, *recurrent_scale; /* [C / 16, 4, 16] */
     const float *projection_scale;                     /* [P / 32, 2, 16] */
+    const int32_t *input_start, *recurrent_start, *projection_start; /* likewise, of 8 bits: see SHIFT */
 } Cell;
 
 typedef struct {
@@ -60,10 +61,19 @@ INLINE uint8_t *line(uint8_t *rows, int n_k, int row) { return rows + (int64_t)(
 typedef struct {
     int bits, n_rows, n_k, n_gates;
     const uint8_t *rows, *weights;
+    const int32_t *start;
     float *sums;
 } Product;
 
 enum { FEW = 4 }; /* rows whose sums are in registers, of four gates */
+
+/* VNNI multiplies 8-bit rows without a sign by weights with one. So 128 is added to the rows, and sums start at what that
+adds to them, -128 times the sum of a column's weights. Tiles multiply rows that have a sign. */
+#ifdef __AMX_TILE__
+enum { SHIFT = 0 };
+#else
+enum { SHIFT = 0x80 }; /* of rows as they are stored */
+#endif
 
 #ifdef __AVX512BF16__
 #define MULTIPLY_16(sum, row, column) _mm512_dpbf16_ps(sum, (__m512bh)(row), (__m512bh)(column))
@@ -71,17 +81,15 @@ enum { FEW = 4 }; /* rows whose sums are in registers, of four gates */
 #define MULTIPLY_16(sum, row, column) (sum)
 #endif
 
-/* `n` rows from the piece's on, 1 or FEW, with all gates. Of 8 bits the rows have no sign: 128 is added to them, and what
-that adds is subtracted. */
+/* `n` rows from the piece's on, 1 or FEW, with all gates. */
 INLINE void multiply_few(Product product, int piece, const int n) {
-    __m512i sums[4][FEW], more[4];
-    const __m512i offset = _mm512_set1_epi8((char)0x80);
+    __m512i sums[4][FEW];
     const uint8_t *rows = product.rows + (int64_t)(piece * FEW / 16) * product.n_k * TILE + piece * FEW % 16 * LINE;
     #pragma GCC unroll 4
     for (int gate = 0; gate < product.n_gates; gate++) {
-        more[gate] = _mm512_setzero_si512();
+        __m512i start = product.bits == 8 ? _mm512_loadu_si512(product.start + gate * 16) : _mm512_setzero_si512();
         #pragma GCC unroll 4
-        for (int row = 0; row < n; row++) sums[gate][row] = _mm512_setzero_si512();
+        for (int row = 0; row < n; row++) sums[gate][row] = start;
     }
     for (int k = 0; k < product.n_k; k++)
         for (int at = 0; at < 16; at++) {
@@ -94,25 +102,21 @@ INLINE void multiply_few(Product product, int piece, const int n) {
                 int32_t numbers;
                 memcpy(&numbers, rows + k * TILE + row * LINE + at * 4, 4);
                 some[row] = _mm512_set1_epi32(numbers);
-                if (product.bits == 8) some[row] = _mm512_xor_si512(some[row], offset);
+                if (product.bits == 8 && !SHIFT) some[row] = _mm512_xor_si512(some[row], _mm512_set1_epi8((char)0x80));
             }
             #pragma GCC unroll 4
-            for (int gate = 0; gate < product.n_gates; gate++) {
-                if (product.bits == 8) more[gate] = _mm512_dpbusd_epi32(more[gate], offset, columns[gate]);
+            for (int gate = 0; gate < product.n_gates; gate++)
                 #pragma GCC unroll 4
                 for (int row = 0; row < n; row++)
                     sums[gate][row] = product.bits == 8
                         ? _mm512_dpbusd_epi32(sums[gate][row], some[row], columns[gate])
                         : (__m512i)MULTIPLY_16((__m512)sums[gate][row], some[row], columns[gate]);
-            }
         }
     #pragma GCC unroll 4
     for (int gate = 0; gate < product.n_gates; gate++)
         #pragma GCC unroll 4
-        for (int row = 0; row < n; row++) {
-            if (product.bits == 8) sums[gate][row] = _mm512_sub_epi32(sums[gate][row], more[gate]);
+        for (int row = 0; row < n; row++)
             _mm512_store_si512(product.sums + (gate * ROWS + piece * FEW + row) * 16, sums[gate][row]);
-        }
 }
 
 #ifdef __AMX_TILE__
@@ -243,7 +247,7 @@ INLINE __m512 sum_of(int bits, const float *sums, int gate, int row, float row_s
 /* 16 numbers times a factor as 8-bit integers. */
 INLINE void store_8bits(void *to, __m512 x, float factor) {
     __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor)));
-    _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(whole));
+    _mm_storeu_si128((__m128i *)to, _mm_xor_si128(_mm512_cvtsepi32_epi8(whole), _mm_set1_epi8((char)SHIFT)));
 }
 
 INLINE float factor_of(__m512 magnitudes, float *scale) {
@@ -298,7 +302,7 @@ INLINE void multiply_inputs(int bits, const Cell *cell, int n, int64_t part_rows
                 for (int first = some; first < at_most(n, some + TOGETHER); first += ROWS) {
                     const uint8_t *weights = cell->input + (int64_t)block * n_k * 4 * TILE;
                     int here = at_most(n - first, ROWS);
-                    multiply((Product){bits, here, n_k, 4, line(memory, n_k, first), weights, sums});
+                    multiply((Product){bits, here, n_k, 4, line(memory, n_k, first), weights, cell->input_start + block * 64, sums});
                     for (int i = 0; i < here; i++)
                         for (int gate = 0; gate < 4; gate++) {
                             __m512 bias = _mm512_loadu_ps(cell->bias + block * 64 + gate * 16);
@@ -349,7 +353,7 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
         /* A thread's blocks, 32 rows of each after the other. */
         int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         int first = n_blocks * thread / threads, last = n_blocks * (thread + 1) / threads, n_units = (last - first) * n_groups;
-        Product product = {bits, 0, n_k, 4, 0, 0, 0};
+        Product product = {bits, 0, n_k, 4, 0, 0, 0, 0};
         begin_products(n);
         for (int t = 0; t < steps->n_steps; t++) {
             #pragma omp for schedule(static)
@@ -366,6 +370,7 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
                     int group = unit % n_groups;
                     product.n_rows = at_most(n - group * ROWS, ROWS), product.rows = line(hidden, n_k, group * ROWS);
                     product.weights = cell->recurrent + (int64_t)(first + unit / n_groups) * n_k * 4 * TILE;
+                    product.start = cell->recurrent_start + (first + unit / n_groups) * 64;
                     product.sums = both_sums[unit % 2];
                     pieces = n_pieces(product);
                 }
@@ -397,7 +402,8 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
             for (int tile = 0; tile < columns * n_groups; tile++) {
                 int from = tile % n_groups * ROWS, column = tile / n_groups, here = at_most(n - from, ROWS);
                 const uint8_t *weights = cell->projection + (int64_t)column * n_p * 2 * TILE;
-                multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, from), weights, both_sums[0]});
+                multiply((Product){bits, here, n_p, 2, line(multiplied, n_p, from), weights,
+                                   cell->projection_start + column * 32, both_sums[0]});
                 for (int half = 0; half < 2; half++)
                     for (int i = 0; i < here; i++) {
                         int at = column * 32 + half * 16;
@@ -491,7 +497,7 @@ void run_layer(const Layer *layer, uint8_t *memory) {
                 for (int first = from; first < at_most(n, from + some); first += ROWS) {
                     int here = at_most(at_most(n, from + some) - first, ROWS);
                     const uint8_t *weights = layer->weights + (int64_t)block * n_k * 4 * TILE;
-                    multiply((Product){16, here, n_k, 4, line(memory, n_k, first), weights, sums});
+                    multiply((Product){16, here, n_k, 4, line(memory, n_k, first), weights, 0, sums});
                     finish_rows(layer, block, first, here, sums, largest);
                 }
             }

@@ -222,9 +222,9 @@ def in_groups(matrix: Array, n_groups: int) -> Array:
     return np.ascontiguousarray(turns.reshape(n_groups, n_rows, -1))
 
 
-def in_blocks(values: Array) -> Array:
+def in_blocks(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """[groups, N] -> [N / 16, groups, 16], zeros at the end."""
-    padded = np.zeros((len(values), _up(values.shape[1], LANES)), np.float32)
+    padded = np.zeros((len(values), _up(values.shape[1], LANES)), values.dtype)
     padded[:, : values.shape[1]] = values
     return np.ascontiguousarray(padded.reshape(len(values), -1, LANES).transpose(1, 0, 2))
 
