@@ -141,6 +141,30 @@ def test_row_groups_are_bounded(
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_what_is_not_finished_is_told(
+    tmp_path: Path, run: Callable[..., Report], caplog: pytest.LogCaptureFixture
+) -> None:
+    run()
+    assert len(open_embeddings(tmp_path / "out")) == len(LINES) and not caplog.records
+    for number in (4, 1):  # the end, and a gap
+        (tmp_path / "out" / f"shard-0000000{number}.json").unlink()
+        open_embeddings(tmp_path / "out")
+        (message,) = caplog.messages
+        there = 4 if number == 4 else 3
+        assert message.endswith(f"out: not finished: {there} shards are there, and records are missing")
+        caplog.clear()
+    with pytest.raises(FlashElmoError, match=r"text\.txt: expected a folder of shards, found a file"):
+        open_embeddings(tmp_path / "text.txt")
+
+
+def test_of_records_with_one_id_the_first_is_found(tmp_path: Path, run: Callable[..., Report]) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "id": "a"}) + "\n" for text in ("the cat", "cat sat on")))
+    for size in (1, 5):
+        run(f"out{size}", reader=open_reader(path, id_field="id"), shard_records=size)
+        assert open_embeddings(tmp_path / f"out{size}").tokens("a") == ["the", "cat"]
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_pipe_is_read_to_its_end(
     tmp_path: Path, embedder: ElmoEmbedder, run: Callable[..., Report], suffix: str
@@ -161,9 +185,7 @@ def test_a_pipe_is_read_to_its_end(
     reader = open_reader(os.devnull)
     assert reader.take(1) is None
     reader.close()
-    with pytest.raises(
-        FlashElmoError, match=f"{os.devnull}: expected an input that can be read again, found"
-    ):
+    with pytest.raises(FlashElmoError, match=f"{os.devnull}: expected an input that can be read again, found"):
         reader.take(1)
 
 
@@ -575,7 +597,9 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["v.h5", "--resume"], "--resume: expected a folder of shards as output, found v.h5"),
         (["v.npz", "--shard-id", "0"], "--shard-id: expected a folder of shards as output, found v.npz"),
         (["out", "--use-sentence-keys"], "--use-sentence-keys: expected a file of vectors as output"),
-        (["out", "--shard-id", "1"], "shard_id: expected 0 to 0, found 1"),
+        (["out", "--shard-id", "1"], "--num-shards: expected a number beside --shard-id, found none"),
+        (["out", "--num-shards", "2"], "--shard-id: expected a number beside --num-shards, found none"),
+        (["out", "--num-shards", "2", "--shard-id", "2"], "shard_id: expected 0 to 1, found 2"),
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
         (["out", "--report", "absent/r.json"], "--report: expected a file's name in a folder that is there"),

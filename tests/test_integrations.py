@@ -14,6 +14,7 @@ from flashelmo import ElmoEmbedder, FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.initialize import random_model
 from flashelmo.engine.output import Array
+from flashelmo.engine.settings import CudaSettings
 from flashelmo.integrations.batches import EmbedBatch
 from flashelmo.integrations.texts import TextEmbedder
 
@@ -39,6 +40,12 @@ def means(elmo: ElmoEmbedder) -> Array:
     return np.stack(list(elmo.embed(TEXTS, layers="average", pool="mean")))
 
 
+class Table(list[str]):
+    """Iterated over, it gives the names of its columns, as pandas' do."""
+
+    columns = ("text",)
+
+
 # ------------------------------------------------------------------------------------------- what all are built on
 
 
@@ -49,6 +56,13 @@ def test_texts(model: Path, elmo: ElmoEmbedder, means: Array) -> None:
     assert texts.matrix([]).shape == (0, 8) and texts.size == 8
     assert texts.embedder is TextEmbedder(model, precision="fp32").embedder, "a process loads a model once"
     assert TextEmbedder(elmo).embedder is elmo
+    with_settings, again = (TextEmbedder(model, precision="fp32", cuda=CudaSettings()) for _ in range(2))
+    assert with_settings.embedder is again.embedder is not texts.embedder, "of whose options JSON knows nothing"
+    for wrong in ("a b", {"a": 1}, {"a"}, Table(["the cat"])):
+        with pytest.raises(FlashElmoError, match="texts: expected "):
+            texts.matrix(wrong)  # type: ignore[arg-type]
+    with pytest.raises(FlashElmoError, match="pool: expected mean or max, as there is one vector for a text"):
+        TextEmbedder(model, pool=None).matrix(TEXTS)
     joined = TextEmbedder(model, layers="all", pool=None)
     layers = elmo.embed_sentence(TEXTS[0])
     np.testing.assert_array_equal(joined(TEXTS[:1])[0], np.concatenate(list(layers), axis=-1))

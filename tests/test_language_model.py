@@ -75,12 +75,18 @@ def test_perplexity_is_that_by_hand(trained: Path, tmp_path: Path) -> None:
     both = [by_hand(trained, sentence) for sentence in SENTENCES if sentence]
     forward, backward = ([value for each in both for value in each[d]] for d in range(2))
     (tmp_path / "text.txt").write_text("".join(" ".join(s) + "\n" for s in SENTENCES), encoding="utf-8")
-    for text in (tmp_path / "text.txt", [s for s in SENTENCES if s]):
+    for text in (tmp_path / "text.txt", SENTENCES):
         scores = model.perplexity(text)
         assert scores.forward == pytest.approx(math.exp(-np.mean(forward)), rel=1e-5)
         assert scores.backward == pytest.approx(math.exp(-np.mean(backward)), rel=1e-5)
         assert scores.predictions == 11 and scores.unknown == pytest.approx(1 / 9)
     assert model.perplexity(trained.parent / "text.txt").forward < 9
+    for nothing in list[list[list[str]]]([[], [[]]]):
+        with pytest.raises(FlashElmoError, match="text: expected a sentence, found no token"):
+            model.perplexity(nothing)
+    (alone,) = model.log_probabilities([[]])
+    (among, _) = model.log_probabilities([[], ["cat"]])
+    assert alone.forward.shape == (1,) and np.allclose(alone, among)
 
 
 def test_long_sentences_and_many_short_ones_are_batched(trained: Path) -> None:
@@ -132,7 +138,7 @@ def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], t
     lines = [
         line.split("\t") for line in succeed("perplexity", trained, tmp_path / "text.txt", "--tokens").splitlines()
     ]
-    assert [line[-1] for line in lines] == ["<S>", "the", "cat", "</S>", "<S>", "</S>"]
+    assert [line[-1] for line in lines] == ["<S>", "the", "cat", "</S>"]
     forward = [float(line[0]) for line in lines[:4] if line[0]]
     assert math.exp(-np.mean(forward)) == pytest.approx(scores.forward, rel=1e-3)
 

@@ -1,5 +1,7 @@
 """Neighbours of a word in context."""
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,12 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
         "light in: the light of day",
     ]
     assert len(lines) == 6 and all("[light]" in line.lower() for line in lines if line.startswith(" "))
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text.read_bytes(),))
+    writing.start()
+    assert main(["neighbours", str(tmp_path / "pipe"), *arguments[2:], "--same-word", "-n", "2"]) == 0
+    writing.join()
+    assert capsys.readouterr().out.splitlines() == lines
     assert main([*arguments[:2], "dark", *arguments[3:]]) == 1
     assert capsys.readouterr().err == "flashelmo: word: expected one of 'a light load', found 'dark'\n"
 

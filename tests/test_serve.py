@@ -194,7 +194,7 @@ ERRORS = [
     ("/embed", {"inputs": [["a", None]]}, 422, "inputs[0][1]: expected a token as text, found None"),
     ("/embed", {"inputs": {"a": 1}}, 422, "inputs: expected a text or a list of sentences, found {'a': 1}"),
     ("/embed", {"inputs": ["\ud800"]}, 422, "inputs[0]: expected Unicode, found half a surrogate pair in '\\ud800'"),
-    ("/embed", {}, 422, "inputs: expected, found nothing"),
+    ("/embed", {}, 422, "inputs: expected a value, found nothing"),
     ("/embed", [], 422, "body: expected JSON with the header Content-Type: application/json, found []"),
     ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: expected one of the fields that /openapi.json names"),
     ("/embed", {"inputs": "a", "layers": 3}, 422, "layers: expected a layer from 0 to 2, found 3"),
@@ -214,9 +214,9 @@ ERRORS = [
     ("/v2/models/tiny/infer", tensor(shape=[1, 2]), 400, "inputs[0].shape: expected [B] or [B, 1], found [1, 2]"),
     ("/v2/models/tiny/infer", tensor(shape=[3]), 400, "inputs[0].data: expected 3 texts, found 1"),
     ("/v2/models/tiny/infer", tensor(data=[3]), 400, "inputs[0].data[0]: expected a text or a list of tokens, found 3"),
-    ("/v2/models/tiny/infer", tensor(data=None), 400, "inputs[0].data: expected, found nothing"),
+    ("/v2/models/tiny/infer", tensor(data=None), 400, "inputs[0].data: expected a value, found nothing"),
     ("/v2/models/tiny/infer", {"inputs": []}, 400, "inputs: expected one, text or tokens, found 0"),
-    ("/v2/models/tiny/infer", {}, 400, "inputs: expected, found nothing"),
+    ("/v2/models/tiny/infer", {}, 400, "inputs: expected a value, found nothing"),
     ("/v2/models/tiny/infer", {**tensor(), "outputs": [{"name": "x"}]}, 400, "outputs[0].name: expected sentence_emb"),
 ]
 

@@ -340,6 +340,9 @@ def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> 
     answers[:] = [httpx.Response(500, text="<html>")]
     with pytest.raises(FlashElmoError, match="http://x/info: expected vectors, found status 500"):
         Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
+    answers[:] = [httpx.Response(422, json={"error": "as it was asked"})]
+    with pytest.raises(FlashElmoError, match="as it was asked"):  # and not that it cannot be asked
+        list(Client("http://x", transport=httpx.MockTransport(answer)).embed_sentences(["\ud800", ["a\udc80"]], 2))
     answers[:] = [httpx.Response(200, text="<html>")] * 2
     with pytest.raises(FlashElmoError, match="http://x/info: expected what the service says of itself, found another"):
         Client("http://x", transport=httpx.MockTransport(answer)).info  # noqa: B018
@@ -383,6 +386,21 @@ def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) ->
         listener.listen()
         assert main(["serve", str(model), "--port", str(listener.getsockname()[1])]) == 1
     assert "Address already in use" in capfd.readouterr().err
+
+
+def test_a_name_may_have_a_slash_in_it(model: Path) -> None:
+    service, worker = fake_service(model, name="some/elmo")
+    worker.is_ready = False
+
+    async def run() -> None:
+        async with asgi(service) as client:
+            for path in ("", "/versions/1"):
+                assert (await client.get(f"/v2/models/some/elmo{path}")).json()["name"] == "some/elmo"
+                assert (await client.get(f"/v2/models/some/elmo{path}/ready")).status_code == 503
+                assert (await client.post(f"/v2/models/some/elmo{path}/infer", json={})).status_code == 400
+            assert (await client.get("/v2/models/some")).status_code == 404
+
+    asyncio.run(run())
 
 
 class Heard:

@@ -1,6 +1,10 @@
 """Reading text, against Python's own split of every line."""
 
+import bz2
+import gzip
 import io
+import lzma
+import math
 import sys
 import threading
 import time
@@ -248,13 +252,30 @@ def test_real_text(text: list[list[str]], root: Path) -> None:
 
 
 def test_tokens_that_are_no_text() -> None:
-    with pytest.raises(FlashElmoError, match="token 1: expected text, found nothing"):
-        Window.from_sentences([["a", None]])  # type: ignore[list-item]
-    with pytest.raises(FlashElmoError, match="expected lists of texts"):
-        Window.from_sentences([["a", 1]])  # type: ignore[list-item]
+    for token in list[Any]([None, 1, b"a", math.nan]):
+        with pytest.raises(FlashElmoError) as raised:
+            Window.from_sentences([["x"], [], ["a", token]])
+        assert str(raised.value) == f"sentence ['a', {token!r}]: token 1: expected text, found {token!r}"
     assert Window.from_sentences([["a\ud800b"]]).tokens(0) == ["ab"]
     with pytest.raises(FlashElmoError, match="at least one sentence"):
         read(b"a", max_sentences=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (lzma.compress(b"a b\n"), "expected text, found xz"),
+        (bz2.compress(b"a b\n"), "expected text, found bzip2"),
+        (gzip.compress(b"a b\n", mtime=0), "expected text, found gzip"),
+        (b'{"text": "a b"}\n', "expected a sentence a line, found JSON lines"),
+        ("a b\nc d\n".encode("utf-16-le"), "found text that looks like UTF-16"),
+    ],
+    ids=["xz", "bzip2", "gzip", "JSON lines", "UTF-16"],
+)
+def test_what_is_no_text_is_named(data: bytes, found: str) -> None:
+    with pytest.raises(FlashElmoError, match=found):
+        read(data)
+    assert read(b"a\0b c\nlast\n")[0].tokens(0) == ["a\0b", "c"]
 
 
 def test_windows_that_are_read_ahead_are_the_same(tmp_path: Path) -> None:
@@ -390,7 +411,7 @@ def test_many_tokens_are_joined_and_split_again(sentences: list[list[str]]) -> N
 
 @pytest.mark.parametrize(
     ("token", "expected"),
-    [("a\ud800b", "ab"), (3, "sentences: expected"), (None, "found")],
+    [("a\ud800b", "ab"), (3, "token 1: expected text, found 3"), (b"a", "token 1: expected text, found b'a'")],
 )
 def test_tokens_that_are_no_text_are_told_whatever_their_number(
     token: Any, expected: str, monkeypatch: pytest.MonkeyPatch

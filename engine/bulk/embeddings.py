@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.output import Array
 from flashelmo.engine.text.lines import Int64
 
+logger = logging.getLogger("flashelmo")
+
 OPEN_SHARDS = 64  # that stay open: their files are mapped
 OPEN_PARQUET_SHARDS = 8  # each has a group of rows in memory
 
@@ -33,7 +36,7 @@ class Embeddings:
 
     `e[7]` and `e["P12345"]` are a record's vectors, read-only views of the file; `e[10:20]` is a list of those of the
     records numbered so; iteration gives all in order, and `len(e)` is how many there are. A record that was skipped has
-    none: its number raises an IndexError. Threads need an object each.
+    none: its number raises an IndexError. Of several records with one id it has the first. Threads need an object each.
 
     Attributes:
         run: what the output was begun with: the model, its output, the input.
@@ -51,6 +54,9 @@ class Embeddings:
         self._metas = [read_json(folder / f"{shard_name(number)}.json") for number in shard_numbers(folder)]
         self._begins = [int(meta["begin"]["record"]) for meta in self._metas]
         self._open: OrderedDict[int, _Shard] = OrderedDict()
+        numbers = [int(meta["shard"]) for meta in self._metas]
+        if numbers != list(range(len(numbers))) or not (self._metas and self._metas[-1]["last"]):
+            logger.warning("%s: not finished: %d shards are there, and records are missing", folder, len(numbers))
 
     def __len__(self) -> int:
         """Records that have vectors."""
@@ -109,9 +115,9 @@ class Embeddings:
     def _by_id(self) -> dict[str, int]:
         """Number of each id; made when the first one is asked for."""
         found: dict[str, int] = {}
-        for k in range(len(self._metas)):
+        for k in reversed(range(len(self._metas))):  # of equal ids the first one stays
             shard = self._shard(k)
-            found.update(zip(shard.column("id").to_pylist(), shard.numbers.tolist(), strict=True))
+            found.update(zip(shard.column("id").to_pylist()[::-1], shard.numbers[::-1].tolist(), strict=True))
         return found
 
     def _place(self, key: SupportsIndex | str) -> tuple[_Shard, int]:
@@ -267,9 +273,12 @@ class _ParquetValues:
 
 
 def open_embeddings(path: str | Path) -> Embeddings:
-    """Open what `flashelmo embed` wrote into a folder, finished or not.
+    """Open what `flashelmo embed` wrote into a folder; a warning says where it is not finished.
 
     Raises:
         FlashElmoError: it is no folder of shards.
     """
-    return Embeddings(path_of("path", path))
+    folder = path_of("path", path)
+    if folder.is_file():
+        raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
+    return Embeddings(folder)

@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.tables import binary_kind_of
 
 Int64: TypeAlias = npt.NDArray[np.int64]
 Errors = Literal["strict", "replace"]
 
 NEWLINE = ord("\n")
-UTF16_NULS = 32  # more than one NUL in so many bytes is UTF-16, where each blank has one
+UTF16_NULS = 32  # more than one NUL in so many bytes is UTF-16, where each blank and newline has one beside it
+UTF16_SPACES = b" \0", b"\0 ", b"\n\0", b"\0\n"
 
 # White space as str.split() has it.
 ASCII_SPACE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
@@ -59,8 +61,15 @@ class Block:
 
 
 def without_mark(raw: bytes, name: str) -> bytes:
-    """The first lines of a text without the byte order mark."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or UTF16_NULS * raw.count(0) > len(raw):
+    """The first lines of a text without the byte order mark.
+
+    Raises:
+        FlashElmoError: they are of a file that holds no text, or of one in UTF-16.
+    """
+    if (kind := binary_kind_of(raw)) is not None:
+        raise FlashElmoError(f"{name}: expected text, found {kind}")
+    is_wide = UTF16_NULS * raw.count(0) > len(raw) and any(pair in raw for pair in UTF16_SPACES)
+    if is_wide or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FlashElmoError(f"{name}: expected UTF-8, found text that looks like UTF-16")
     return raw.removeprefix(codecs.BOM_UTF8)
 

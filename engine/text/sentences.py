@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ from flashelmo.engine.errors import FlashElmoError
 
 Sentence: TypeAlias = Sequence[str]
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # a lone one, which UTF-8 cannot hold
 ARROW_ROWS = 1 << 14  # of an Arrow array that are Python objects at a time
 
 

@@ -26,6 +26,8 @@ BEGINNINGS = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
     b"\x89HDF": "HDF5",
     b"PK\x03\x04": "a ZIP archive",
 }

@@ -14,11 +14,12 @@ from typing import IO, Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import path_of, shown
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import Block, Errors, Int64, check_utf8, split_lines, without_mark
+from flashelmo.engine.text.sentences import SURROGATE
+from flashelmo.engine.text.tables import check_is_text
 from flashelmo.engine.threads import Background
 
 Int32: TypeAlias = npt.NDArray[np.int32]
@@ -27,7 +28,6 @@ Item = TypeVar("Item")
 CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
 BARE_RETURN = re.compile(rb"\r(?!\n)")
-SURROGATE = re.compile("[\ud800-\udfff]")
 FEW_TOKENS = 1 << 10  # converted one by one in less time
 SEPARATOR = "\0"  # of tokens in lists, which hardly ever have it in them
 
@@ -99,7 +99,7 @@ class Draft:
         surrogate: what a lone surrogate becomes, which UTF-8 cannot hold.
     """
 
-    tokens: bytes | list[str]
+    tokens: bytes | list[Any]
     offsets: Int64
     surrogate: str = ""
 
@@ -126,9 +126,19 @@ class Draft:
         Raises:
             FlashElmoError: a token that is no text.
         """
-        tokens = self.tokens
-        strings = _split_text(tokens) if isinstance(tokens, bytes) else _strings(tokens, self.surrogate)
-        return Window.encode(strings, self.offsets)
+        if isinstance(self.tokens, bytes):
+            return Window.encode(_split_text(self.tokens), self.offsets)
+        wrong = next((i for i, token in enumerate(self.tokens) if not isinstance(token, str)), None)
+        if wrong is not None:
+            raise self._no_text(wrong)
+        return Window.encode(_strings(self.tokens, self.surrogate), self.offsets)
+
+    def _no_text(self, i: int) -> FlashElmoError:
+        """The error of token i, which is no text."""
+        b = int(np.searchsorted(self.offsets, i, side="right")) - 1
+        start, stop = self.offsets[b : b + 2].tolist()
+        expected = f"token {i - start}: expected text, found {shown(self.tokens[i])}"
+        return FlashElmoError(f"sentence {shown(self.tokens[start:stop])}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -163,8 +173,8 @@ def read_windows(
         universal_newlines: lines end at a \r by itself too, as those of Python's text files do.
 
     Raises:
-        FlashElmoError: text that is not UTF-8, naming the line and the byte, both counted from 1; UTF-16, whatever
-            `errors` is.
+        FlashElmoError: text that is not UTF-8, naming the line and the byte, both counted from 1; whatever `errors` is,
+            UTF-16, another kind of file, and records of another format, as JSON lines.
         OSError: a file that cannot be read.
     """
     bound = max_tokens if first_tokens is None else min(first_tokens, max_tokens)
@@ -227,6 +237,7 @@ def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newline
         for raw in _read_lines(file, universal_newlines):
             if not n_lines:
                 raw = without_mark(raw, name)
+                check_is_text(raw, name)
             text = check_utf8(raw, errors, name, n_lines)
             block = split_lines(text)
             n_lines += block.n_lines
@@ -235,7 +246,7 @@ def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newline
 
 def _open(source: str | Path | IO[Any]) -> Any:
     """A context that closes what was opened here, and nothing else."""
-    if source == "-":
+    if isinstance(source, str | Path) and str(source) == "-":
         return nullcontext(sys.stdin.buffer)
     if not hasattr(source, "read"):
         return open(path_of("text", source), "rb")
@@ -286,14 +297,8 @@ def _split_text(text: bytes) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(kept))
 
 
-def _strings(tokens: list[Any], surrogate: str) -> pa.StringArray:
+def _strings(tokens: list[str], surrogate: str) -> pa.StringArray:
     try:
-        strings = pa.array(tokens, pa.string())
+        return pa.array(tokens, pa.string())
     except UnicodeEncodeError:
-        encodable = [SURROGATE.sub(surrogate, token) if isinstance(token, str) else token for token in tokens]
-        return _strings(encodable, surrogate)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise FlashElmoError(f"sentences: expected lists of texts: {error}") from None
-    if strings.null_count:
-        raise FlashElmoError(f"token {pc.is_null(strings).index(True).as_py()}: expected text, found nothing")
-    return strings
+        return pa.array([SURROGATE.sub(surrogate, token) for token in tokens], pa.string())

@@ -87,10 +87,10 @@ def _fill(model: BiLM, corpus: Corpus, spelling: Spelling, rows: Int32, chosen: 
     """Compute the predictions of some sentences, and put them into their places."""
     start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]
     t = np.arange(int(length.max()) + 1)[:, None]
-    last = max(0, corpus.n_tokens - 1)
+    ids = corpus.word_ids if corpus.n_tokens else np.zeros(1, np.int32)  # of sentences that are all empty
 
     def word(index: Int64) -> Int32:
-        return np.asarray(corpus.word_ids[np.clip(start + index, 0, last)])
+        return np.asarray(ids[np.clip(start + index, 0, len(ids) - 1)])
 
     is_prediction = t <= length
     read = np.where(t == 0, BEGIN, word(t - 1)), np.where(t == 0, END, word(length - t))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,13 @@ class LanguageModel:
         return cls(BiLM(model.config, tensors).to(choose_device(device, Processes())), softmax.words)
 
     def log_probabilities(self, sentences: Iterable[Sequence[str] | str]) -> list[TokenScores]:
-        """Of every prediction of tokenized sentences; strings are split on white space."""
+        """Of every prediction of tokenized sentences; strings are split on white space.
+
+        Of an empty sentence the end is predicted behind the begin, and the other way about.
+
+        Raises:
+            FlashElmoError: what are no sentences.
+        """
         given = [tokens_of(sentence) for sentence in several("sentences", sentences)]
         if not given:
             return []
@@ -96,12 +101,18 @@ class LanguageModel:
         return [TokenScores(forward[a:b], backward[a:b]) for a, b in zip(starts, ends, strict=True)]
 
     def perplexity(self, text: str | Path | Iterable[Sequence[str] | str]) -> Scores:
-        """Of a file of tokenized sentences, one a line, or of tokenized sentences in a list."""
+        """Of a file of tokenized sentences, one a line, or of tokenized sentences in a list; empty ones are left out.
+
+        Raises:
+            FlashElmoError: there is no token; a file that is no text in UTF-8.
+        """
         if isinstance(text, str | Path):
             corpus = read_corpus([path_of("text", text)])
         else:
-            corpus = Corpus.of([tokens_of(sentence) for sentence in several("text", text)])
+            corpus = Corpus.of([tokens for tokens in map(tokens_of, several("text", text)) if len(tokens)])
+            if not len(corpus):
+                raise FlashElmoError("text: expected a sentence, found no token")
         rows = corpus.rows(self.words)
         forward, backward = perplexity_of(self._model, corpus, rows)
-        unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN)) if corpus.n_tokens else math.nan
+        unknown = float(np.mean(rows[corpus.word_ids] == UNKNOWN))
         return Scores(forward, backward, corpus.n_tokens + len(corpus), unknown)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from flashelmo.engine.arguments import flag, is_one_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
-from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
 
 try:
     import httpx
@@ -209,9 +209,11 @@ class Client:
 
 
 def _as_json(sentence: Any) -> str | list[str]:
+    """Without lone surrogates, which UTF-8 cannot hold and embedders leave out."""
     if isinstance(sentence, str):
-        return sentence
-    return list(tokens_of(sentence))
+        return SURROGATE.sub("", sentence)
+    tokens: list[Any] = list(tokens_of(sentence))
+    return [SURROGATE.sub("", token) if isinstance(token, str) else token for token in tokens]
 
 
 def _may_pass(error: BaseException) -> bool:

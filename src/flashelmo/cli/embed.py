@@ -196,6 +196,9 @@ def embed(
         options=settings,
     )
     if into_shards:
+        if workers is None and ray is None and (shard_id is None) != (num_shards is None):
+            missing, there = ("--shard-id", "--num-shards") if shard_id is None else ("--num-shards", "--shard-id")
+            raise FlashElmoError(f"{missing}: expected a number beside {there}, found none")
         how = {
             "resume": resume,
             "overwrite": overwrite,

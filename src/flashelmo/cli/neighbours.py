@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,9 @@ TOKENS_AROUND = 6  # of a neighbour, on either side
 
 
 def neighbours(
-    text: Annotated[str, typer.Argument(help="Text: a sentence a line, tokens between white space.")],
+    text: Annotated[
+        str, typer.Argument(help="Text: a sentence a line, tokens between white space; - is standard input.")
+    ],
     word: Annotated[str, typer.Argument(help="A word of each sentence.")],
     sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="Sentences, each with the word in it.")],
     model: Annotated[Path | None, typer.Option(help="A model or its name; flashelmo's own if not set.")] = None,
@@ -31,12 +33,18 @@ def neighbours(
 
     with warnings_to_stderr(quiet=True):
         elmo = ElmoEmbedder.load(model, options_file=options)
+        kept = None if Path(text).is_file() else list(_tokens(text))  # what is no file may not be there again
         for sentence in sentences:
-            windows = read_windows(text, max_sentences=1 << 12, max_tokens=1 << 16)
-            tokens = chain.from_iterable(map(window.tokens, range(len(window))) for window in windows)
+            tokens = _tokens(text) if kept is None else kept
             found = find_neighbours(elmo, tokens, sentence, word, n=n, layers=parse_layers(layers), same_word=same_word)
             print(f"{word} in: {sentence}")
             for each in found:
                 before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
                 behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
                 print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")
+
+
+def _tokens(text: str) -> Iterator[list[str]]:
+    """The sentences of a text."""
+    for window in read_windows(text, max_sentences=1 << 12, max_tokens=1 << 16):
+        yield from map(window.tokens, range(len(window)))

@@ -12,7 +12,9 @@ from flashelmo.cli.arguments import Options
 
 def perplexity(
     model: Annotated[Path, typer.Argument(help="A model with its softmax, as `flashelmo train` writes it.")],
-    text: Annotated[Path, typer.Argument(help="Text: a sentence a line, tokens between white space.")],
+    text: Annotated[
+        Path, typer.Argument(help="Text: a sentence a line, tokens between white space; - is standard input.")
+    ],
     options: Options = None,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="A line a token: log-probabilities forward and backward, and the token.")
@@ -31,7 +33,7 @@ def perplexity(
         print(f"predictions {scores.predictions}\nunknown {scores.unknown:.4%}")
         return
     for window in read_windows(text, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS):
-        sentences = [window.tokens(b) for b in range(len(window))]
+        sentences = [found for found in map(window.tokens, range(len(window))) if found]
         for sentence, (forward, backward) in zip(sentences, language_model.log_probabilities(sentences), strict=True):
             print(f"\t{backward[0]:.6f}\t<S>")
             for token, before, behind in zip(sentence, forward, backward[1:], strict=False):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 
 from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
+from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Layers, Mix, Output
+from flashelmo.engine.text.sentences import several
 
 KEPT = 2  # models that a process keeps for those that ask for the same
 
@@ -47,10 +50,8 @@ class TextEmbedder:
         """The embedder, loaded when it is first asked for in a process."""
         if isinstance(self.model, ElmoEmbedder):
             return self.model
-        try:
-            return _load(str(self.model), json.dumps(self.options, sort_keys=True))
-        except TypeError:  # options that JSON has no words for
-            return ElmoEmbedder.load(self.model, **self.options)
+        key = json.dumps(self.options, sort_keys=True, default=repr)
+        return _load(_Asked(str(self.model), key, self.options))
 
     @property
     def size(self) -> int:
@@ -64,7 +65,7 @@ class TextEmbedder:
         Raises:
             FlashElmoError: what is no text, a layer that the model lacks.
         """
-        given = list(texts)
+        given = list(several("texts", texts))
         strings = {number: text for number, text in enumerate(given) if isinstance(text, str)}
         if self.tokenizer != "whitespace" and strings:
             tokens, offsets = tokenize(lines_of(strings.values()), tokenizer_of(self.tokenizer))
@@ -79,11 +80,26 @@ class TextEmbedder:
         return [np.concatenate(list(vectors), axis=-1) for vectors in found]
 
     def matrix(self, texts: Iterable[str | Sequence[str]]) -> Array:
-        """The pooled vectors of texts [B, D]."""
+        """The pooled vectors of texts [B, D].
+
+        Raises:
+            FlashElmoError: nothing is pooled; what is no text, a layer that the model lacks.
+        """
+        if self.output.pool is None:
+            raise FlashElmoError("pool: expected mean or max, as there is one vector for a text, found None")
         found = self(texts)
         return np.stack(found) if found else np.zeros((0, self.size), np.float32)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A model and the options that it is asked for with; equal where model and key are."""
+
+    model: str
+    key: str
+    options: Mapping[str, Any] = field(compare=False)
+
+
 @lru_cache(maxsize=KEPT)
-def _load(model: str, options: str) -> ElmoEmbedder:
-    return ElmoEmbedder.load(model, **json.loads(options))
+def _load(asked: _Asked) -> ElmoEmbedder:
+    return ElmoEmbedder.load(asked.model, **asked.options)

@@ -107,7 +107,7 @@ def text_of(errors: Sequence[Any]) -> str:
     if not field:
         return f"body: expected JSON with the header Content-Type: application/json, found {shown(error['input'])}"
     if error["type"] == "missing":
-        return f"{field}: expected, found nothing"
+        return f"{field}: expected a value, found nothing"
     if error["type"] == "extra_forbidden":
         return f"{field}: expected one of the fields that /openapi.json names, found another"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

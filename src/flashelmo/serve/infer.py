@@ -79,22 +79,26 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
             raise Refused(503, "workers: expected one that is ready, found none", retry=True)
         return Response()
 
-    @app.get("/v2/models/{name}/versions/{version}", responses={404: ERROR})
-    @app.get("/v2/models/{name}", responses={404: ERROR})
-    async def metadata(name: str = served, version: str = VERSION) -> dict[str, Any]:
-        """Inputs and outputs."""
-        check(name, version)
-        return _metadata(service)
+    # A name may have slashes in it: the longer paths are asked first, and a lower decorator before a higher one.
 
-    @app.get("/v2/models/{name}/versions/{version}/ready", response_class=Response, responses={404: ERROR, 503: ERROR})
-    @app.get("/v2/models/{name}/ready", response_class=Response, responses={404: ERROR, 503: ERROR})
+    @app.get("/v2/models/{name:path}/ready", response_class=Response, responses={404: ERROR, 503: ERROR})
+    @app.get(
+        "/v2/models/{name:path}/versions/{version}/ready", response_class=Response, responses={404: ERROR, 503: ERROR}
+    )
     async def model_ready(name: str = served, version: str = VERSION) -> Response:
         """Whether vectors can be had of the model."""
         check(name, version)
         return await ready()
 
-    @app.post("/v2/models/{name}/versions/{version}/infer", responses=ERRORS, openapi_extra=BODY)
-    @app.post("/v2/models/{name}/infer", responses=ERRORS, openapi_extra=BODY)
+    @app.get("/v2/models/{name:path}", responses={404: ERROR})
+    @app.get("/v2/models/{name:path}/versions/{version}", responses={404: ERROR})
+    async def metadata(name: str = served, version: str = VERSION) -> dict[str, Any]:
+        """Inputs and outputs."""
+        check(name, version)
+        return _metadata(service)
+
+    @app.post("/v2/models/{name:path}/infer", responses=ERRORS, openapi_extra=BODY)
+    @app.post("/v2/models/{name:path}/versions/{version}/infer", responses=ERRORS, openapi_extra=BODY)
     async def infer(request: Request, name: str = served, version: str = VERSION) -> Response:
         """Vectors of sentences."""
         check(name, version)
@@ -184,7 +188,7 @@ def _flat(tensor: Tensor) -> list[Any]:
     """A tensor's elements, which may be nested as its shape is."""
     data = tensor.data
     if data is None:
-        raise Refused(422, "inputs[0].data: expected, found nothing")
+        raise Refused(422, "inputs[0].data: expected a value, found nothing")
     if data and all(isinstance(row, list) for row in data):
         return [element for row in data for element in row]
     return data
