@@ -237,7 +237,8 @@ def _is_npz(path: Path) -> bool:
     """Whether the suffix is .npz's, not one of HDF5's."""
     suffix = path.suffix.lower()
     if suffix != ".npz" and suffix not in HDF5_SUFFIXES:
-        raise FlashElmoError(f"{path}: expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}")
+        expected = f"expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}"
+        raise FlashElmoError(f"{path}: {expected}; a folder of shards has no suffix, or is asked for by --format native")
     return suffix == ".npz"
 
 

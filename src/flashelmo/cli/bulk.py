@@ -39,10 +39,10 @@ ReportFile = Annotated[Path | None, typer.Option(help="File for a report of the 
 
 
 def is_folder(output: Path, shard_format: str | None) -> bool:
-    """Whether an output is a folder of shards: one without a suffix, or by its format."""
+    """Whether an output is a folder of shards: one without a suffix, by its format, or as it is there already."""
     if str(output) == "-" or output.suffix.lower() in FILE_SUFFIXES:
         return False
-    return shard_format is not None or not output.suffix
+    return shard_format is not None or not output.suffix or output.is_dir()
 
 
 def embed_to_folder(

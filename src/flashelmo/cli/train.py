@@ -34,7 +34,7 @@ def train(
     heldout: Annotated[Path | None, typer.Option(help="Text that perplexity is measured on.")] = None,
     heldout_share: Annotated[float, typer.Option(help="Share of the sentences to hold out for that.")] = 0.0,
     vocabulary: Annotated[
-        Path | None, typer.Option(help="Words of the softmax, one a line; else the corpus's.")
+        Path | None, typer.Option(help="Words of the softmax, one a line, <S>, </S> and <UNK> first.")
     ] = None,
     min_count: Annotated[int, typer.Option(help="Rarer words are <UNK> to the softmax.")] = 1,
     max_words: Annotated[int | None, typer.Option(help="Most words of the softmax.")] = None,
