@@ -91,6 +91,7 @@ BUILT_ON = {
     "engine.cuda.memory": {"torch"},
     "engine.cuda.pipeline": {"torch"},
     "engine.cuda.requirements": {"torch", "triton"},
+    "engine.cuda.results": {"torch"},
     "engine.cuda.transfer": {"torch"},
     "engine.cuda.state": {"torch"},
     "engine.cuda.model": {"torch"},

@@ -18,14 +18,14 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from flashelmo.engine.cuda import memory
 from flashelmo.engine.cuda.executor import Executor, Queued
 from flashelmo.engine.cuda.forests import build_native_forests
 from flashelmo.engine.cuda.model import DeviceModel
-from flashelmo.engine.cuda.transfer import Mark, Results, Transfers
+from flashelmo.engine.cuda.results import Callbacks, Results
+from flashelmo.engine.cuda.transfer import Mark, Transfers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
@@ -233,19 +233,9 @@ class CudaPipeline:
         def on_read(n: int) -> None:
             reader.on_progress((first_row + n) / reader.n_sentences if reader.n_sentences else 1.0)
 
-        return Results(
-            found.values,
-            np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
-            single=output.single,
-            pooled=output.pool is not None,
-            transfers=self._transfers,
-            ready=self._transfers.mark(),
-            as_numpy=reader.as_numpy,
-            overflowed=lambda: self._executor.overflowed,
-            refuse=refuse,
-            on_read=on_read,
-            lent=found.lent,
-        )
+        callbacks = Callbacks(lambda: self._executor.overflowed, refuse, on_read)
+        offsets, as_numpy = schedule.offsets, reader.as_numpy
+        return Results(found.values, offsets, output, self._transfers, callbacks, as_numpy=as_numpy, lent=found.lent)
 
     def _too_long(self, schedule: Schedule, output: Output) -> str:
         """Why a single sentence is too long, with sizes."""
