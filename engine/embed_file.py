@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -57,16 +57,11 @@ class Embedder(Protocol):
         """Each window with its sentences' results."""
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass
+class Summary(Statistics):
     """What was embedded; see `Statistics` for the numbers. `seconds` is the time from first to last byte."""
 
-    sentences: int
-    tokens: int
-    distinct_words: int
-    steps: int
-    steps_saved: int
-    seconds: float
+    seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -136,15 +131,8 @@ def write_all(
         for b, vectors in enumerate(sentences):
             write(window, b, vectors)
         progress.finish_window()
-    after = embedder.statistics
-    return Summary(
-        sentences=after.sentences - before.sentences,
-        tokens=after.tokens - before.tokens,
-        distinct_words=after.distinct_words - before.distinct_words,
-        steps=after.steps - before.steps,
-        steps_saved=after.steps_saved - before.steps_saved,
-        seconds=time.perf_counter() - started,
-    )
+    added = embedder.statistics - before
+    return Summary(**asdict(added), seconds=time.perf_counter() - started)
 
 
 def check_disk(

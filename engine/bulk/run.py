@@ -156,9 +156,8 @@ class Run:
                 number = self._undone[0].number if self._undone else source.number
                 failed, n_failed = number, n_failed + 1 if failed == number else 1
                 self._wait_or_give_up(error, number, n_failed)
-        after, report = self._embedder.statistics, self._report
-        for name in ("distinct_words", "steps", "steps_saved"):
-            setattr(report, name, getattr(after, name) - getattr(before, name))
+        added, report = self._embedder.statistics - before, self._report
+        report.distinct_words, report.steps, report.steps_saved = added.distinct_words, added.steps, added.steps_saved
         report.seconds = time.perf_counter() - started
         return report
 
