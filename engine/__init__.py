@@ -6,6 +6,7 @@
     precision.py    what each precision computes in, where it runs, and how exact it is
     pipeline.py     what all pipelines share: windows of sentences in, results out
     output.py       hidden states to the vectors that were asked for
+    files.py        sums of files, and the wait until they are on the disk
     processor.py    the processor: instruction sets, cores, cache
     allocator.py    what becomes of memory that was freed, in programs that run for hours
     model/          configuration, weights, and readers of every format

@@ -22,9 +22,9 @@ import numpy as np
 from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Index, Output
-from flashelmo.engine.sinks.files import check_path, publish, sync, take_name, temporary_beside, writing
+from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_beside, writing
 
-__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "sync", "take_name", "writing"]
+__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "take_name", "writing"]
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
