@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,20 +20,13 @@ from flashelmo.engine.bulk.shard_writer import ShardWriter
 from flashelmo.engine.bulk.shards import Shard
 from flashelmo.engine.bulk.source import Job
 from flashelmo.engine.bulk.stages import Stage
-from flashelmo.engine.embed_file import Embedder, OnTextProgress
+from flashelmo.engine.embed_file import Embedder, OnTextProgress, Progress
 from flashelmo.engine.output import Array
 from flashelmo.engine.text.windows import Window
 
 WINDOWS_AHEAD = 4  # that are read before they are asked for
 BLOCK_BYTES = 8 << 20  # of vectors that are written at once
 QUEUE_BYTES = 128 << 20  # of vectors that wait to be written
-
-
-class BulkEmbedder(Embedder, Protocol):
-    """What is needed of an `ElmoEmbedder`, which says more of each."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What its vectors depend on."""
 
 
 class _Item(NamedTuple):
@@ -57,7 +50,7 @@ class Attempt:
 
     def __init__(
         self,
-        embedder: BulkEmbedder,
+        embedder: Embedder,
         job: Job,
         undone: deque[Shard],
         finish: Callable[[Meta], None],
@@ -68,7 +61,7 @@ class Attempt:
         self._writing: Stage[None] = Stage(QUEUE_BYTES)
         self._read: deque[Shard] = deque()  # whose first vectors are to come
         self._writer = _Writer(job, self._writing, self._read, finish)
-        self._progress = _Progress(on_progress)
+        self._progress = Progress(on_progress)
         self._started = time.perf_counter()
 
     def run(self, shards: Iterator[Shard]) -> None:
@@ -121,7 +114,7 @@ class Attempt:
             self._reading.add(partial(next, windows, None))
         while (item := self._reading.oldest()) is not None:
             self._reading.add(partial(next, windows, None))
-            self._progress.follow(item)
+            self._progress.add(item.begin, item.end, len(item.window.word_ids))
             yield item.window
             del item
 
@@ -195,26 +188,3 @@ class _Writer:
         meta = writer.commit()
         self._writers.popleft()
         self._finish(meta)
-
-
-class _Progress:
-    """Where in the input the computation is, and how many tokens are embedded."""
-
-    def __init__(self, report: OnTextProgress) -> None:
-        self._report = report
-        self._n_tokens = 0
-        self._read: deque[tuple[float, float, int]] = deque()  # begin, end and tokens of windows that are not done
-
-    def follow(self, item: _Item) -> None:
-        """A window is going to be computed."""
-        self._read.append((item.begin, item.end, len(item.window.word_ids)))
-
-    def window(self, computed: float) -> None:
-        """The computed fraction of the oldest window."""
-        begin, end, n_tokens = self._read[0]
-        self._report(begin + computed * (end - begin), self._n_tokens + computed * n_tokens)
-
-    def finish_window(self) -> None:
-        """The oldest window is done."""
-        self.window(1.0)
-        self._n_tokens += self._read.popleft()[2]

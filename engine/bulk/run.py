@@ -14,13 +14,13 @@ from pathlib import Path
 
 from flashelmo.engine.arguments import flag, path_of, shown, whole_number
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.bulk.attempt import Attempt, BulkEmbedder
+from flashelmo.engine.bulk.attempt import Attempt
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
 from flashelmo.engine.bulk.source import Job, ShardSource, Source, default_shard_records, describe_input
-from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks.files import check_space
@@ -33,7 +33,7 @@ INDEX_BYTES = 16  # of a record in the index, without its tokens
 
 
 def embed_corpus(
-    embedder: BulkEmbedder,
+    embedder: Embedder,
     reader: Reader,
     folder: str | Path,
     output: Output | None = None,
@@ -90,7 +90,7 @@ def embed_corpus(
 
 
 def describe_run(
-    embedder: BulkEmbedder,
+    embedder: Embedder,
     reader: Reader,
     output: Output,
     format: ShardFormat,
@@ -131,7 +131,7 @@ class Run:
 
     def __init__(
         self,
-        embedder: BulkEmbedder,
+        embedder: Embedder,
         reader: Reader,
         job: Job,
         on_progress: OnTextProgress,
