@@ -21,7 +21,7 @@ from flashelmo.engine.model.card import HubOptions, push_to_hub, save_pretrained
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.named.locate import locate, model_path
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
@@ -86,12 +86,11 @@ class ElmoEmbedder:
         self._load_again: Callable[[], ElmoEmbedder] | None = None
         self._read_model: Callable[[], ElmoModel]
         if not isinstance(model, ElmoModel):
-            path, found = files_of(model, weight_file, options_file)
-            path = locate(path)
-            model = load_model(path, found)
-            again = None if found is None else os.path.abspath(found)
-            self._read_model = partial(load_model, os.path.abspath(path), again)
-            self._load_again = partial(type(self).load, os.path.abspath(path), options_file=again, **options)
+            path, options_file = files_of(model, weight_file, options_file)
+            model = load_model(path, options_file)
+            again = os.path.abspath(model.path), None if options_file is None else os.path.abspath(options_file)
+            self._read_model = partial(load_model, *again)
+            self._load_again = partial(type(self).load, again[0], options_file=again[1], **options)
         elif weight_file is not None or options_file is not None:
             raise FlashElmoError("weight_file, options_file: expected none beside a model in memory, found one")
         else:
@@ -128,7 +127,7 @@ class ElmoEmbedder:
                 are unknown or do not go together.
             MissingExtraError: the chosen runtime's package, or what downloads need, is not installed.
         """
-        return cls(model_path("path", path), options_file=options_file, **options)
+        return cls(bundled() if path is None else path_of("path", path), options_file=options_file, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, is loaded anew from the same files; a state that was carried stays behind.
