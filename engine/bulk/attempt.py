@@ -132,7 +132,7 @@ class _Writer:
     def __init__(self, job: Job, stage: Stage[None], shards: deque[Shard], finish: Callable[[Meta], None]) -> None:
         self._job, self._stage, self._shards, self._finish = job, stage, shards, finish
         self._block_rows = max(1, BLOCK_BYTES // job.rows.n_bytes)
-        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)
+        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)  # of the shard that is begun
         self._n_rows = 0  # in the block
         self._n_left = 0  # records of the shard
         self._writers: deque[ShardWriter] = deque()  # that are not finished
@@ -145,6 +145,7 @@ class _Writer:
         while len(rows):
             if self._n_rows == len(self._block):
                 self._write_block()
+                self._block = self._new_block()
             n = min(len(rows), len(self._block) - self._n_rows)
             self._block[self._n_rows : self._n_rows + n] = rows[:n]
             self._n_rows += n
@@ -168,21 +169,24 @@ class _Writer:
         shard, job = self._shards.popleft(), self._job
         self._writers.append(ShardWriter(job.folder, shard, job.rows, job.format, job.keep_tokens))
         self._n_left = len(shard.records)
-        if not self._n_left:
+        if self._n_left:
+            self._block = self._new_block()
+        else:
             self._end_shard()
 
     def _end_shard(self) -> None:
         self._write_block()
-        self._block = self._block[:0]
         self._stage.add(partial(self._commit, self._writers[-1]))
 
     def _write_block(self) -> None:
-        """Have the block written that is there, and begin another. What writing earlier ones met is raised."""
+        """Have the block's rows written, which is not changed from now on. What writing earlier ones met is raised."""
         self._stage.check()
-        block, self._n_rows, n_rows = self._block, 0, self._n_rows
-        self._block = np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
+        n_rows, self._n_rows = self._n_rows, 0
         if n_rows:
-            self._stage.add(partial(self._writers[-1].write, block[:n_rows]), block.nbytes)
+            self._stage.add(partial(self._writers[-1].write, self._block[:n_rows]), self._block.nbytes)
+
+    def _new_block(self) -> Array:
+        return np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
 
     def _commit(self, writer: ShardWriter) -> None:
         meta = writer.commit()

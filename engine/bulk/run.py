@@ -15,7 +15,7 @@ from pathlib import Path
 from flashelmo.engine.arguments import flag, path_of, shown, whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.attempt import Attempt
-from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.locks import begin_writing
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
@@ -77,12 +77,7 @@ def embed_corpus(
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
     rows, fingerprint = describe_run(embedder, reader, output, format, shard_records, keep_tokens)
-    folders.check_new(folder, resume, overwrite, num_shards > 1)
-    with locked(folder, num_shards, shard_id):
-        folders.check_new(folder, resume, overwrite, num_shards > 1)  # nobody else changes it from now on
-        if overwrite or (num_shards == 1 and not folders.shard_numbers(folder)):  # nothing is lost then
-            folders.clear(folder)
-        folders.remove_leftovers(folder, num_shards, shard_id)
+    with begin_writing(folder, resume, overwrite, num_shards, shard_id):
         begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
         job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
         run = Run(embedder, reader, job, on_progress)
