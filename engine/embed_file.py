@@ -151,8 +151,9 @@ def check_disk(
     """Raise FlashElmoError where the disk has less room than the vectors of a text will take.
 
     Args:
-        n_tokens, n_sentences, n_bytes: of the text's beginning, of which the whole has `total_bytes`; None where nobody
-            knows; then, or where its own bytes are not known, the beginning alone is judged.
+        n_tokens, n_sentences, n_bytes: of the beginning of the text.
+        total_bytes: of the whole text, to whose size the need is scaled up. With None, or `n_bytes` 0, the beginning
+            alone is judged.
     """
     n_rows = n_tokens + 2 * n_sentences * bool(embedder.settings.keep_sentence_boundaries)
     needed = sink.n_bytes(embedder.config.n_layers + 1, embedder.config.output_size, n_rows, n_sentences)

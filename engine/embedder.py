@@ -149,7 +149,7 @@ class ElmoEmbedder:
         return self._pipeline.statistics
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the vectors depend on, ready for JSON: the weights' sha256, dimensions, runtime, precision and settings.
+        """What the vectors depend on, ready for JSON: the model's sha256, dimensions, runtime, precision and settings.
 
         The weights are read for it once more, if they came from files.
 

@@ -187,7 +187,7 @@ class Planner:
 
 
 def until_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Items up to what is raised in their place, which goes to `errors`: it comes after what is still under way."""
+    """Items until an exception, which is put into `errors`, so that the caller can first finish what is under way."""
     try:
         yield from items
     except Exception as error:

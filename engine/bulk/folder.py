@@ -1,4 +1,4 @@
-"""A folder of shards: who may write to it, what it was begun with, what of it is whole."""
+"""A folder of shards: what it was begun with, what of it is whole."""
 
 from __future__ import annotations
 
@@ -69,15 +69,18 @@ def clear(folder: Path) -> None:
 
 
 def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> Meta:
-    """Enter what a run is begun with, or compare it with what the folder was begun with; that.
+    """Write `run.json`, or check that the one which is there was written with the same fingerprint.
 
     Args:
         folder: of the shards.
-        fingerprint: what must not change; its `shard_records` may be None.
-        shard_records: gives it then, unless the folder was begun with a number.
+        fingerprint: what must stay the same from run to run. Its `shard_records` may be None for any number.
+        shard_records: called for the number of records a shard where neither the fingerprint nor the folder has one.
+
+    Returns:
+        What `run.json` holds.
 
     Raises:
-        FlashElmoError: they differ; the message names the first difference.
+        FlashElmoError: the fingerprint is another; the message names the first difference.
     """
     path = folder / RUN
     fingerprint = json.loads(json.dumps({"format_version": FORMAT_VERSION, **fingerprint}))

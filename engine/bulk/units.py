@@ -117,7 +117,10 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
-    """The units of n records that are not finished, or the first one; of the others the records are compared."""
+    """The units that are not finished, of n records each; the first one if all are.
+
+    Records of finished ones are compared with what their shards were made of.
+    """
     first: Unit | None = None
     n_missing = 0
     part: Part | None = reader.take(n) or no_part()

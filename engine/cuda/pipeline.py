@@ -43,7 +43,13 @@ logger = logging.getLogger("flashelmo")
 
 
 class _Reader(NamedTuple):
-    """Who gets a window's results: as what, which sentence of the stream is its first, and who hears how it goes on."""
+    """What the caller of `stream` wants of a window's results.
+
+    Attributes:
+        first: number, in the stream, of the window's first sentence.
+        n_sentences: of the window.
+        on_progress: called with the fraction of the window that has come to the host.
+    """
 
     output: Output
     as_numpy: bool
@@ -148,13 +154,16 @@ class CudaPipeline:
         return window, chain.from_iterable(parts)
 
     def _take_turn(self, ahead: list[Window]) -> None:
-        """Go on from the state that rows have, if it is that of the last window that somebody got.
+        """Let a stateful stream go on from the rows' state, if the stream before it was read to its end.
+
+        Windows are queued ahead of what the caller reads. A stream that is given up has moved the state on by windows
+        whose results nobody got.
 
         Args:
-            ahead: the caller's windows whose states are queued, and whose results are not given.
+            ahead: windows of the caller's stream that are queued, and whose results are not given yet.
 
         Raises:
-            FlashElmoError: another call has moved the state on beyond what it gave, and was perhaps given up there.
+            FlashElmoError: another stream still has such windows.
         """
         if self._settings.stateful:
             if self._ahead and self._ahead is not ahead:
@@ -165,10 +174,10 @@ class CudaPipeline:
             self._ahead = ahead
 
     def _check_left(self) -> None:
-        """Look at what the last call left on the device, if it is computed.
+        """Check the tensors that the last call left on the device, if they are computed by now.
 
         Raises:
-            FlashElmoError: there were infinities, of which nobody knows.
+            FlashElmoError: some were not finite, and no call has said so.
         """
         if self._left is not None and self._left.is_past:
             self._left = None

@@ -107,7 +107,8 @@ def open_corpus(task: Task, settings: TrainSettings, processes: Processes, known
         known: whether there is a checkpoint, whose corpus is the one that an earlier attempt put into the run's folder.
 
     Raises:
-        FlashElmoError: a file that cannot be read or written, or a corpus of too few sentences.
+        FlashElmoError: text that is not UTF-8, a corpus of too few sentences, or a folder that cannot be written.
+        OSError: a file that cannot be read.
     """
     if not processes.writes:
         processes.wait()
