@@ -1,13 +1,21 @@
 """From text to ELMo vectors.
 
     embedder.py     load a model, embed, stream, encode; embed_file.py: a text file to a file of vectors
+    allennlp.py     AllenNLP's arguments and padded batches; sentence_transformers.py: its `encode`
+    neighbours.py   the uses of a word that are nearest to one
+    bulk/           whole corpora: records of many formats into folders of shards
+    training/       the language model trained
     settings.py     everything that can be chosen
+    arguments.py    what callers give, checked; errors.py: the errors that they get
     choice.py       what runs a model, by device, precision and runtime
     precision.py    what each precision computes in, where it runs, and how exact it is
     pipeline.py     what all pipelines share: windows of sentences in, results out
     output.py       hidden states to the vectors that were asked for
+    files.py        sums of files, and the wait until they are on the disk
+    threads.py      calls in background threads; forks.py: what a forked process needs anew; child.py: child processes
     processor.py    the processor: instruction sets, cores, cache
     allocator.py    what becomes of memory that was freed, in programs that run for hours
+    autocast.py     PyTorch's autocast, which a caller may have turned on
     model/          configuration, weights, and readers of every format
     text/           lines to windows, words to ids, sentences to schedules
     graph/          the network's pieces as ONNX graphs

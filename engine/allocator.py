@@ -24,4 +24,5 @@ def return_large_arrays() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(TRIM_THRESHOLD, 2 * LARGE_BYTES)  # which setting the other one leaves at 128 KiB
+        # Setting the threshold above ends glibc's own adjustment of this one, which would stay at its 128 KiB.
+        mallopt(TRIM_THRESHOLD, 2 * LARGE_BYTES)

@@ -6,12 +6,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, Any, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.output import Array, Output
@@ -19,19 +19,12 @@ from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
 from flashelmo.engine.sinks.files import check_space
 from flashelmo.engine.text.lines import Errors
-from flashelmo.engine.text.tables import check_is_text
 from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
+if TYPE_CHECKING:
+    from flashelmo.engine.sinks.seqvec import SeqVecSink
+
 OnTextProgress: TypeAlias = Callable[[float, float], None]  # bytes of text and tokens done so far
-
-
-class AnySink(Protocol):
-    """What is needed of a sink to judge its size."""
-
-    path: Path
-
-    def n_bytes(self, n_layers: int, size: int, n_tokens: int, n_sentences: int) -> int:
-        """About what vectors of 2P = size and n_layers layers will take."""
 
 
 class Embedder(Protocol):
@@ -56,17 +49,15 @@ class Embedder(Protocol):
     def embed_windows(self, windows: Iterable[Window], on_progress: OnProgress, output: Output) -> Stream:
         """Each window with its sentences' results."""
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What its vectors depend on."""
 
-@dataclass(frozen=True)
-class Summary:
+
+@dataclass
+class Summary(Statistics):
     """What was embedded; see `Statistics` for the numbers. `seconds` is the time from first to last byte."""
 
-    sentences: int
-    tokens: int
-    distinct_words: int
-    steps: int
-    steps_saved: int
-    seconds: float
+    seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -105,8 +96,7 @@ def embed_file(
         errors=errors,
         universal_newlines=universal_newlines,
     )
-    name = str(source if isinstance(source, str | Path) else getattr(source, "name", "text"))
-    found = _checked(windows, name, partial(_check_disk, embedder, sink, _size_of(source)))
+    found = _checked(windows, partial(_check_disk, embedder, sink, _size_of(source)))
     if embedder.reads_ahead:
         found = read_ahead(found)
 
@@ -131,30 +121,37 @@ def write_all(
     output.check(embedder.config.n_layers + 1)
     started = time.perf_counter()
     before = replace(embedder.statistics)
-    progress = _Progress(on_progress)
-    for window, sentences in embedder.embed_windows(progress.follow(windows), progress.window, output):
+    progress = Progress(on_progress)
+
+    def followed() -> Iterator[Window]:
+        begin = 0.0
+        for window, n_bytes in windows:
+            progress.add(begin, begin + n_bytes, len(window.word_ids))
+            begin += n_bytes
+            yield window
+
+    for window, sentences in embedder.embed_windows(followed(), progress.window, output):
         for b, vectors in enumerate(sentences):
             write(window, b, vectors)
         progress.finish_window()
-    after = embedder.statistics
-    return Summary(
-        sentences=after.sentences - before.sentences,
-        tokens=after.tokens - before.tokens,
-        distinct_words=after.distinct_words - before.distinct_words,
-        steps=after.steps - before.steps,
-        steps_saved=after.steps_saved - before.steps_saved,
-        seconds=time.perf_counter() - started,
-    )
+    added = embedder.statistics - before
+    return Summary(**asdict(added), seconds=time.perf_counter() - started)
 
 
 def check_disk(
-    embedder: Embedder, sink: AnySink, n_tokens: int, n_sentences: int, n_bytes: float, total_bytes: float | None
+    embedder: Embedder,
+    sink: Sink | SeqVecSink,
+    n_tokens: int,
+    n_sentences: int,
+    n_bytes: float,
+    total_bytes: float | None,
 ) -> None:
     """Raise FlashElmoError where the disk has less room than the vectors of a text will take.
 
     Args:
-        n_tokens, n_sentences, n_bytes: of the text's beginning, of which the whole has `total_bytes`; None where nobody
-            knows; then, or where its own bytes are not known, the beginning alone is judged.
+        n_tokens, n_sentences, n_bytes: of the beginning of the text.
+        total_bytes: of the whole text, to whose size the need is scaled up. With None, or `n_bytes` 0, the beginning
+            alone is judged.
     """
     n_rows = n_tokens + 2 * n_sentences * bool(embedder.settings.keep_sentence_boundaries)
     needed = sink.n_bytes(embedder.config.n_layers + 1, embedder.config.output_size, n_rows, n_sentences)
@@ -170,42 +167,42 @@ def _size_of(source: str | Path | IO[Any]) -> int | None:
     """Of a regular file, in bytes."""
     try:
         status = os.stat(source) if isinstance(source, str | Path) else os.fstat(source.fileno())
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, ValueError):
         return None
     return status.st_size if S_ISREG(status.st_mode) else None
 
 
-def _checked(windows: Iterator[Window], name: str, check: Callable[[Window], None]) -> Iterator[tuple[Window, float]]:
-    """The windows of a file of this name with their bytes, the first one looked at before it is embedded."""
+def _checked(windows: Iterator[Window], check: Callable[[Window], None]) -> Iterator[tuple[Window, float]]:
+    """The windows with their bytes, the first one looked at before it is embedded."""
     for window in islice(windows, 1):
-        check_is_text(window.text or b"", name)
         check(window)
         yield window, len(window.text or b"")
     for window in windows:
         yield window, len(window.text or b"")
 
 
-class _Progress:
-    """Adds up the windows that are written, and the computed fraction of the next one."""
+class Progress:
+    """Where in the input the computation is, in bytes, and how many tokens are done.
+
+    Args:
+        report: called with both.
+    """
 
     def __init__(self, report: OnTextProgress) -> None:
         self._report = report
-        self._done = (0.0, 0)
-        self._read: deque[tuple[float, int]] = deque()  # bytes and tokens of the windows that are not written yet
+        self._n_tokens = 0
+        self._read: deque[tuple[float, float, int]] = deque()  # of the windows that are not done
 
-    def follow(self, windows: Iterator[tuple[Window, float]]) -> Iterator[Window]:
-        """Pass windows on, however far ahead they are read."""
-        for window, n_bytes in windows:
-            self._read.append((n_bytes, len(window.word_ids)))
-            yield window
+    def add(self, begin: float, end: float, n_tokens: int) -> None:
+        """A window has been read: its bytes of the input, from `begin` to `end`, and its tokens."""
+        self._read.append((begin, end, n_tokens))
 
     def window(self, computed: float) -> None:
-        """The computed fraction of the first unwritten window."""
-        n_bytes, n_tokens = self._read[0]
-        self._report(self._done[0] + computed * n_bytes, self._done[1] + computed * n_tokens)
+        """The computed fraction of the oldest window that is not done."""
+        begin, end, n_tokens = self._read[0]
+        self._report(begin + computed * (end - begin), self._n_tokens + computed * n_tokens)
 
     def finish_window(self) -> None:
-        """The first unwritten window is written."""
+        """That window is done."""
         self.window(1.0)
-        n_bytes, n_tokens = self._read.popleft()
-        self._done = (self._done[0] + n_bytes, self._done[1] + n_tokens)
+        self._n_tokens += self._read.popleft()[2]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -21,11 +21,12 @@ from flashelmo.engine.model.card import HubOptions, push_to_hub, save_pretrained
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.named.locate import locate, model_path
+from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
+from flashelmo.engine.output import Array, Layers, Mix, Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
-from flashelmo.engine.settings import Device, Options, Settings, device_name, shows_options
+from flashelmo.engine.sentence_transformers import check_foreign, encode
+from flashelmo.engine.settings import Device, Options, Settings, shows_options
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES
 from flashelmo.engine.text.sentences import Sentence, grouped, several, tokens_of
@@ -86,12 +87,11 @@ class ElmoEmbedder:
         self._load_again: Callable[[], ElmoEmbedder] | None = None
         self._read_model: Callable[[], ElmoModel]
         if not isinstance(model, ElmoModel):
-            path, found = files_of(model, weight_file, options_file)
-            path = locate(path)
-            model = load_model(path, found)
-            again = None if found is None else os.path.abspath(found)
-            self._read_model = partial(load_model, os.path.abspath(path), again)
-            self._load_again = partial(type(self).load, os.path.abspath(path), options_file=again, **options)
+            path, options_file = files_of(model, weight_file, options_file)
+            model = load_model(path, options_file)
+            again = os.path.abspath(model.path), None if options_file is None else os.path.abspath(options_file)
+            self._read_model = partial(load_model, *again)
+            self._load_again = partial(type(self).load, again[0], options_file=again[1], **options)
         elif weight_file is not None or options_file is not None:
             raise FlashElmoError("weight_file, options_file: expected none beside a model in memory, found one")
         else:
@@ -128,7 +128,7 @@ class ElmoEmbedder:
                 are unknown or do not go together.
             MissingExtraError: the chosen runtime's package, or what downloads need, is not installed.
         """
-        return cls(model_path("path", path), options_file=options_file, **options)
+        return cls(bundled() if path is None else path_of("path", path), options_file=options_file, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, is loaded anew from the same files; a state that was carried stays behind.
@@ -149,7 +149,7 @@ class ElmoEmbedder:
         return self._pipeline.statistics
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the vectors depend on, ready for JSON: the weights' sha256, dimensions, runtime, precision and settings.
+        """What the vectors depend on, ready for JSON: the model's sha256, dimensions, runtime, precision and settings.
 
         The weights are read for it once more, if they came from files.
 
@@ -187,7 +187,11 @@ class ElmoEmbedder:
         return min(FIRST_TOKENS, self.window_limits[1]) if grows else self.window_limits[1]
 
     def reset_state(self) -> None:
-        """Let every row of a stateful embedder start at zero again."""
+        """Let every row of a stateful embedder start at zero again; others have no state, and are left as they are.
+
+        Raises:
+            FlashElmoError: called from within the embedder's own progress callback.
+        """
         self._pipeline.reset_state()
 
     def embed_windows(
@@ -256,10 +260,16 @@ class ElmoEmbedder:
         return self._embed(given, self.window_limits, Output(layers, pool=pool, mix=mix), convert_to_numpy)
 
     def embed_batch(self, batch: Iterable[Sentence | str]) -> list[Array]:
-        """The vectors [L, T, 2P] of each sentence (AllenNLP's method).
+        """The vectors of each sentence of one batch (AllenNLP's method).
 
         A stateful embedder takes the sentences as one batch, however many, and a row of its state for each. As in
         AllenNLP, one empty sentence by itself leaves the state as it is, unless boundaries are kept.
+
+        Returns:
+            For each sentence all layers [L, T, 2P], or [L, T + 2, 2P] where boundaries are kept.
+
+        Raises:
+            FlashElmoError: one text, a dictionary or a table in place of sentences; vectors that are not finite.
         """
         rows = list(several("batch", batch))
         keeps_state = self.settings.stateful and len(rows) == 1 and not self.settings.keep_sentence_boundaries
@@ -285,12 +295,31 @@ class ElmoEmbedder:
         return padded(self._embed_rows(rows, convert_to_numpy=False))
 
     def embed_sentence(self, sentence: Sentence | str) -> Array:
-        """The vectors [L, T, 2P] of one sentence (AllenNLP's method)."""
+        """The vectors of one sentence (AllenNLP's method).
+
+        Returns:
+            All layers [L, T, 2P], or [L, T + 2, 2P] where boundaries are kept.
+
+        Raises:
+            FlashElmoError: neither a list of tokens nor a text; vectors that are not finite.
+        """
         tokens = tokens_of(sentence)
         return self.embed_batch([tokens])[0]
 
     def embed_sentences(self, sentences: Iterable[Sentence | str], batch_size: int | None = None) -> Iterator[Array]:
-        """As `embed`; `batch_size` is the rows of a stateful embedder's batches (AllenNLP's method)."""
+        """Stream the vectors of sentences, as `embed` (AllenNLP's method).
+
+        Args:
+            sentences: as `embed` takes them.
+            batch_size: at most this many sentences at once; a stateful embedder's batches have as many rows. None is
+                the embedder's own.
+
+        Returns:
+            For each sentence all layers [L, T, 2P], or [L, T + 2, 2P] where boundaries are kept.
+
+        Raises:
+            FlashElmoError: what `embed` raises; a `batch_size` that is no number from 1 on.
+        """
         limits = self._limits(batch_size)
         rest = several("sentences", sentences)
         if not self.settings.stateful:
@@ -376,38 +405,20 @@ class ElmoEmbedder:
             FlashElmoError: an argument that is none of these, a layer that the model lacks.
             MissingExtraError: tensors are asked for, and PyTorch is not installed.
         """
-        if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
-            expected = "'sentence_embedding' or 'token_embeddings'"
-            raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
-        self._check_foreign(device, precision, prompt_name)
+        check_foreign(self.device, device, precision, prompt_name)
         as_numpy = flag("convert_to_numpy", convert_to_numpy) and not flag("convert_to_tensor", convert_to_tensor)
-        unit = flag("normalize_embeddings", normalize_embeddings)
-        show = show_progress_bar is not None and flag("show_progress_bar", show_progress_bar)
-        pooled = output_value == "sentence_embedding"
-        output = Output(layers, pool="mean" if pooled else None, mix=mix)
-        if not output.single:
-            raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
-        batch: Iterable[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
-        stream = self._embed(several("sentences", batch), self._limits(batch_size), output, as_numpy)
-        if show:
-            from tqdm import tqdm
-
-            stream = tqdm(stream, total=len(batch) if isinstance(batch, Sized) else None, unit="sentence")
-        results = [normalize(vectors) if unit else vectors for vectors in stream]
-        if isinstance(sentences, str):
-            return results[0]
-        return stack(results, self.config.output_size, as_numpy) if pooled else results
-
-    def _check_foreign(self, device: Device | None, precision: Any, prompt_name: str | None) -> None:
-        """Arguments of sentence-transformers that choose nothing here."""
-        name = self.device if device is None else device_name("device", device)
-        if name not in ("auto", self.device, self.device.partition(":")[0]):
-            raise FlashElmoError(f"device: expected {self.device}, for which this embedder was made, found {name!r}")
-        if not is_one_of(precision, "float32"):
-            expected = "expected 'float32'; quantize the vectors afterwards"
-            raise FlashElmoError(f"precision: {expected}, found {shown(precision)}")
-        if prompt_name is not None:
-            _warn_of_prompts()
+        limits = self._limits(batch_size)
+        return encode(
+            lambda rows, output: self._embed(rows, limits, output, as_numpy),
+            sentences,
+            size=self.config.output_size,
+            output_value=output_value,
+            layers=layers,
+            mix=mix,
+            as_numpy=as_numpy,
+            normalize_embeddings=normalize_embeddings,
+            show_progress_bar=show_progress_bar,
+        )
 
     def _output_format(self, name: Layers) -> Output:
         """What AllenNLP's argument of this name asks for."""
@@ -447,11 +458,6 @@ class ElmoEmbedder:
 
 def _itself(model: ElmoModel) -> ElmoModel:
     return model
-
-
-@cache
-def _warn_of_prompts() -> None:
-    logger.warning("prompt_name: ELMo has no prompts; it is without effect")
 
 
 def _checked_window(window: Any) -> Window:

@@ -48,15 +48,18 @@ class InEachProcess(Generic[Value]):
 
 
 class Uninterrupted:
-    """Calls, each a `with` block and none within another, that no fork comes into the middle of, nor of another fork.
+    """Calls, each a `with` block and none within another, during which this process is not forked.
 
-    A fork waits for the calls under way and for forks that began before it, and later calls wait for it. There are no
-    locks, which an interrupt could leave taken: what a call of a thread left behind is gone with its next call, a fork
-    likewise, and nobody waits for one longer than `LONGEST_CALL`; then a fork does come into the middle. So it does
-    after Ctrl-C while it waits, as Python only reports what is raised before a fork.
+    A fork waits until no other thread's call is running and until earlier forks are done, and calls wait until no other
+    thread's fork is running. No locks are used, because an exception from a signal handler could leave one held: each
+    thread registers itself in a dict instead. An entry that an interrupted thread left there is removed at the end of
+    its next call or fork, or by whoever has waited for it for `LONGEST_CALL`.
+
+    So a fork can still happen during a call that takes longer than `LONGEST_CALL`; and after Ctrl-C while the fork
+    waits, because Python only reports what a hook before a fork raises, and forks all the same.
 
     Args:
-        before: called before a fork, when no call is under way.
+        before: called before a fork, when no call is running.
     """
 
     def __init__(self, before: Callable[[], None]) -> None:
@@ -67,7 +70,7 @@ class Uninterrupted:
 
     def __enter__(self) -> None:
         thread = threading.get_ident()
-        self._calls[thread] = None  # first said, then looked; a fork does likewise
+        self._calls[thread] = None  # registered before it looks for forks; a fork likewise before it looks for calls
         while _others(self._forks):
             self._calls.pop(thread, None)
             _wait(self._forks, lambda: not _others(self._forks))
@@ -77,13 +80,13 @@ class Uninterrupted:
         self._calls.pop(threading.get_ident(), None)
 
     def _begin(self) -> None:
-        """Also in a forked process, which nobody else's threads come along to."""
+        """Forget all calls and forks; also in a forked process, where no other thread exists."""
         self._calls, self._forks = dict[int, None](), dict[int, None]()  # threads, in the order in which they came
 
     def _stop(self) -> None:
         thread = threading.get_ident()
         self._forks[thread] = None
-        _wait(self._forks, lambda: [*self._forks][:1] in ([thread], []))  # perhaps taken out by who waited
+        _wait(self._forks, lambda: [*self._forks][:1] in ([thread], []))  # [] if a waiting thread removed all entries
         _wait(self._calls, lambda: not _others(self._calls))
         self._before()
 
@@ -97,7 +100,7 @@ def _others(threads: dict[int, None]) -> set[int]:
 
 
 def _wait(threads: dict[int, None], is_over: Callable[[], bool]) -> None:
-    """Wait until other threads are gone; those that are there for too long are taken out."""
+    """Wait until `is_over`; after `LONGEST_CALL`, other threads' entries that were there at first are removed."""
     before, begin = _others(threads), time.monotonic()
     while not is_over():
         if time.monotonic() - begin > LONGEST_CALL:

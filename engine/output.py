@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -22,8 +20,6 @@ Array: TypeAlias = npt.NDArray[Any]
 Index: TypeAlias = tuple[int | slice, ...]
 Layers: TypeAlias = str | int | Sequence[int]
 Mix: TypeAlias = "Sequence[float] | npt.NDArray[Any] | torch.Tensor"
-
-logger = logging.getLogger("flashelmo")
 
 BLOCK_VALUES = 1 << 22  # a long sentence is cut into blocks of at most this many values
 
@@ -47,12 +43,8 @@ class Output:
     mix: Mix | None = None
 
     def __post_init__(self) -> None:
-        layers: Any = _plain(self.layers)
+        layers: Any = _checked_layers(_plain(self.layers))
         mix: Any = self.mix
-        if mix is None and _are_coefficients(layers):
-            _warn_of_a_mix_as_layers()
-            layers, mix = "average", layers
-        layers = _checked_layers(layers)
         if mix is not None:
             if layers not in ("all", "average"):
                 raise FlashElmoError(f"layers: expected none beside mix, found {layers!r}")
@@ -134,32 +126,20 @@ def _plain(values: Any) -> Any:
     return values.tolist() if hasattr(values, "tolist") else values
 
 
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _are_coefficients(layers: object) -> bool:
-    """Whether these are numbers that are not all whole: a mix, as it once was given."""
-    if not isinstance(layers, list | tuple) or not all(_is_number(value, Real) for value in layers):
-        return False
-    return not all(_is_number(value, Integral) for value in layers)
-
-
-@cache
-def _warn_of_a_mix_as_layers() -> None:
-    logger.warning("layers: give the coefficients of a mix as `mix` (--mix); the next release takes none as layers")
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _checked_layers(layers: Any) -> str | int | tuple[int, ...]:
     if is_one_of(layers, "all", "top", "average"):
         return str(layers)
-    if _is_number(layers, Integral):
+    if _is_whole(layers):
         return int(layers)
     several = layers if isinstance(layers, list | tuple | range) else ()
-    numbers = tuple(int(layer) for layer in several if _is_number(layer, Integral))
+    numbers = tuple(int(layer) for layer in several if _is_whole(layer))
     if numbers and len(set(numbers)) == len(several):
         return numbers
-    expected = "all, top, average, a layer's number or several different ones"
+    expected = "all, top, average, a layer's number or several different ones (coefficients go to mix)"
     raise FlashElmoError(f"layers: expected {expected}, found {shown(layers)}")
 
 

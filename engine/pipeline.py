@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -44,6 +44,16 @@ class Statistics:
     distinct_words: int = 0
     steps: int = 0
     steps_saved: int = 0
+
+    def __sub__(self, before: Statistics) -> Statistics:
+        """What was added since `before`."""
+        return Statistics(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(Statistics)))
+
+    def __iadd__(self, added: Statistics) -> Statistics:
+        """Add what was embedded elsewhere."""
+        for field in fields(Statistics):
+            setattr(self, field.name, getattr(self, field.name) + getattr(added, field.name))
+        return self
 
     def count(self, window: Window, schedule: Schedule, n_new: int, keep_boundaries: bool) -> None:
         """Add a window whose schedule was run, and for which n_new word vectors were computed."""
@@ -177,7 +187,7 @@ class Planner:
 
 
 def until_error(items: Iterable[Item], errors: list[Exception]) -> Iterator[Item]:
-    """Items up to what is raised in their place, which goes to `errors`: it comes after what is still under way."""
+    """Items until an exception, which is put into `errors`, so that the caller can first finish what is under way."""
     try:
         yield from items
     except Exception as error:

@@ -57,7 +57,7 @@ class Background(Generic[Result]):
 
 
 def in_order(call: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """As `map`: what a call gives for each item, of which so many threads compute ahead."""
+    """As `map`, but with up to `threads` calls running ahead, each in a thread of its own; results are in order."""
     waiting: deque[Background[Result]] = deque()
     for item in items:
         waiting.append(Background(partial(call, item)))
@@ -71,7 +71,7 @@ _running: dict[int, Any] = {}  # locks that are held as long as a call runs
 
 
 def _wait_for_all() -> None:
-    """At the program's end: a thread that comes back from C++ later than this would end the process by an abort."""
+    """Wait for running calls at the end of the program: a thread that returns from C++ later aborts the process."""
     for lock in list(_running.values()):
         lock.acquire(timeout=END_SECONDS)
 

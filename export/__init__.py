@@ -2,6 +2,7 @@
 
     metadata.py         what a file says of itself
     build.py            a file: its graph, its weights in the precision asked for, its metadata
+    external_data.py    weights in a file beside it
     whole_model.py      the graph; distinct_words.py, placement.py and boundaries.py are its parts
     unrolled.py         the graph of one shape, every step of it, all on the card; unrolled_words.py is its first part
     verification/       the gate: a file against the reference, within bounds

@@ -5,8 +5,7 @@ One file takes batches of any shape; unrolled files take one shape each, for ONN
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.boundaries import boundary_states
 from flashelmo.export.distinct_words import Vocabulary
+from flashelmo.export.external_data import Place, places_of, refer, write_data
 from flashelmo.export.metadata import BUCKET_DATA, Metadata, bucket_name
 from flashelmo.export.unrolled import most_values, unrolled_graph, unrolled_tensors
 from flashelmo.export.whole_model import elmo_graph
@@ -36,7 +36,6 @@ import onnx  # behind the graph's builder, which says how it is installed
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
 LARGEST_HALF = float(np.finfo(np.float16).max)
 LARGEST_FILE = 2_000_000_000  # bytes of weights in one file; protobuf's own bound is 2 GiB
-ALIGNMENT = 4096  # of external data, so that it can be memory-mapped
 
 
 def build_onnx(
@@ -85,8 +84,10 @@ def build_onnx(
     tensors = {name: tensors[name] for name in graph.weights}
     large = sum(tensor.nbytes for tensor in tensors.values()) > LARGEST_FILE
     path = path_of("path", path)
-    data = path.with_name(f"{path.name}_data") if external_data or large else None
-    _save(graph, tensors, metadata, path, data)
+    places = places_of(tensors, f"{path.name}_data") if external_data or large else None
+    if places is not None:
+        write_data(tensors, places, path.parent)
+    _save(graph, tensors, metadata, path, places)
     return metadata
 
 
@@ -117,7 +118,8 @@ def build_buckets(
     if metadata.arithmetic.lstm_weights == "int8":
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
     metadata = replace(metadata, characters=_characters(model.config, characters))
-    each = {path_of("folder", folder) / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
+    folder = path_of("folder", folder)
+    each = {folder / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
     for one in each.values():
         if most_values(one) >= 2**31:
             raise FlashElmoError(f"{bucket_name(one.bucket or (0, 0))}: expected arrays of less than 2^31 values")
@@ -125,8 +127,11 @@ def build_buckets(
     names = dict.fromkeys(name for graph in graphs.values() for name in graph.weights)
     tensors = tensors_of(model, next(iter(each.values()))) if each else {}
     shared = {name: tensors[name] for name in names}
-    for number, (path, one) in enumerate(each.items()):
-        _save(graphs[path], shared, one, path, path.with_name(BUCKET_DATA), is_written=number > 0)
+    places = places_of(shared, BUCKET_DATA)
+    if each:
+        write_data(shared, places, folder)
+    for path, one in each.items():
+        _save(graphs[path], shared, one, path, places)
     return each
 
 
@@ -148,7 +153,7 @@ def _metadata(
         precision=check_precision(precision),
         layers=_layers(model.config.n_layers + 1, layers),
         mix=_mix(model.config.n_layers + 1, mix),
-        weights_sha256=weights_sha256(model.weights),
+        weights_sha256=model.sha256,
         source_format=model.source_format or model.format,
         license=_text("license", license),
     )
@@ -189,15 +194,6 @@ def vocabulary_of(model: ElmoModel) -> Vocabulary:
     encoder = WordEncoder(model.config, model.lexicon)
     characters, words = encoder.character_ids(encoder.boundary_words), encoder.word_ids(encoder.boundary_words)
     return Vocabulary(None if characters is None else characters.astype(np.int64), words, encoder.padding_id)
-
-
-def weights_sha256(weights: ElmoWeights) -> str:
-    """Digest of the canonical tensors: name, shape and float32 values of each, in the order of `named_tensors`."""
-    digest = hashlib.sha256()
-    for name, tensor in weights.named_tensors():
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(tensor, "<f4").data)
-    return digest.hexdigest()
 
 
 def check_precision(precision: str) -> PrecisionName:
@@ -256,33 +252,13 @@ def _check_range(model: ElmoModel) -> None:
             )
 
 
-def _save(
-    graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, data: Path | None, *, is_written: bool = False
-) -> None:
-    """Write a file, its weights inside or in `data`, where they may be written already."""
-    proto = graph.to_model(tensors, embed=data is None, name="elmo")
+def _save(graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, places: Mapping[str, Place] | None) -> None:
+    """Write a file, its weights inside, or where they lie in a file beside it."""
+    proto = graph.to_model(tensors, embed=places is None, name="elmo")
     onnx.helper.set_model_props(proto, metadata.to_properties())
+    if places is not None:
+        refer(proto, places)
     try:
-        if data is not None:
-            _write_data(proto, tensors, data, is_written)
         onnx.save_model(proto, path)
     except OSError as error:
         raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}") from None
-
-
-def _write_data(proto: onnx.ModelProto, tensors: Tensors, path: Path, is_written: bool) -> None:
-    """Write the weights one behind the other, and tell each placeholder its place; they may be written already."""
-    places, end = {}, 0
-    with path.open("rb" if is_written else "wb") as file:
-        for name, tensor in tensors.items():
-            array, gap = np.ascontiguousarray(tensor), -end % ALIGNMENT
-            places[name] = {"location": path.name, "offset": end + gap, "length": array.nbytes}
-            end += gap + array.nbytes
-            if not is_written:
-                file.write(bytes(gap))
-                file.write(array.data)
-    for stored in proto.graph.initializer:
-        if stored.data_location == onnx.TensorProto.EXTERNAL:
-            del stored.external_data[:]
-            for key, value in places[stored.name].items():
-                stored.external_data.add(key=key, value=str(value))

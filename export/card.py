@@ -123,7 +123,7 @@ def _conventions(first: Metadata, *, halves: bool) -> list[str]:
 def _origin(metadata: Metadata) -> str:
     facts = [
         ("weights' format", metadata.source_format),
-        ("weights' sha256", metadata.weights_sha256),
+        ("model's sha256", metadata.weights_sha256),
         ("weights' licence", metadata.license),
     ]
     return f"{table(('', ''), facts)}\n\n{_METADATA}"

@@ -41,7 +41,7 @@ class Metadata:
         stateful: whether states are inputs and outputs.
         characters: positions of a word in `character_ids`: M, or None where any number up to M is taken.
         int8_levels: largest magnitude of an 8-bit weight; None but for int8.
-        weights_sha256: digest of the canonical float32 tensors, names and values, in their order.
+        weights_sha256: the model's sha256, of its float32 tensors and lexicon (`ElmoModel.sha256`).
         source_format: the format that the weights were read from.
         license: of the weights, as whoever exported them said.
         report_sha256: digest of the verification report beside the file; empty before it is verified.

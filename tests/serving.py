@@ -21,6 +21,7 @@ from flashelmo.engine.devices.process import Embedded, Result
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
+from flashelmo.engine.pipeline import Statistics
 from flashelmo.engine.text.windows import Window
 from flashelmo.serve.service import Service, ServiceSettings
 
@@ -132,7 +133,7 @@ class FakeWorker:
         self.held.remove(number)
         window = self.windows.pop(number)
         rows = [np.full(self.size, len(window.tokens(b)), np.float32) for b in range(len(window))]
-        result: Result = FlashElmoError(error) if error else Embedded(iter(rows), (0,) * 5)
+        result: Result = FlashElmoError(error) if error else Embedded(iter(rows), Statistics())
         self.owner.on_done(number, result)
 
     def die(self) -> None:

@@ -27,8 +27,8 @@ ARROWS = {
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
-# use too; all may import `arguments`, `errors`, `forks` and `threads`. Embedder, choice, runtimes, then what they
-# share, down to the model.
+# use too; all may import `arguments`, `errors`, `files`, `forks` and `threads`. Embedder, choice, runtimes, then what
+# they share, down to the model.
 SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
 WINGS = {
     "embedder": {
@@ -38,12 +38,14 @@ WINGS = {
         "model",
         "output",
         "pipeline",
+        "sentence_transformers",
         "settings",
         "sinks",
         "text",
         "torch",
     },
     "allennlp": {"settings", "torch"},
+    "sentence_transformers": {"output", "settings", "text"},
     "neighbours": {"embedder", "output", "text"},
     "embed_file": {"model", "output", "pipeline", "sinks", "text"},
     "bulk": {*SHARED, "allocator", "child", "embed_file", "embedder", "ray", "sinks"} - {"precision", "settings"},
@@ -78,6 +80,7 @@ WINGS = {
     "child": {"errors"},
     "arguments": set(),
     "errors": set(),
+    "files": set(),
     "forks": set(),
     "threads": set(),
 }
@@ -91,6 +94,7 @@ BUILT_ON = {
     "engine.cuda.memory": {"torch"},
     "engine.cuda.pipeline": {"torch"},
     "engine.cuda.requirements": {"torch", "triton"},
+    "engine.cuda.results": {"torch"},
     "engine.cuda.transfer": {"torch"},
     "engine.cuda.state": {"torch"},
     "engine.cuda.model": {"torch"},
@@ -252,7 +256,7 @@ def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
     assert found, f"engine has no {wing}"
     for name, tree in found.items():
         targets = {target for imported in imports(tree) if (target := wing_of(imported))}
-        assert targets <= WINGS[wing] | {wing, "arguments", "errors", "forks", "threads"}, (
+        assert targets <= WINGS[wing] | {wing, "arguments", "errors", "files", "forks", "threads"}, (
             f"{name} imports {sorted(targets - WINGS[wing] - {wing})}"
         )
 

@@ -20,7 +20,6 @@ from tiny_models import MODELS
 from flashelmo.cli import main
 from flashelmo.cli.terminal import progress_bar, progress_of, readable_size
 from flashelmo.engine import choice
-from flashelmo.engine import output as output_module
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
@@ -189,9 +188,14 @@ def test_overwriting_spares_the_model(
         (["text.txt", "v.h5", "--mix", "1,2,3", "--layers", "0"], "layers: expected none beside mix, found 0"),
         (["text.txt", "v.h5", "--layers", "1,3"], "layers: expected a layer from 0 to 2, found 3"),
         (["text.txt", "v.h5", "--layers", "1,1"], "layers: expected all, top, average, a layer's number or several"),
-        (["text.txt", "v.h5", "--layers", "1,x,2"], "--layers: expected a number for each layer with commas, found"),
+        (["text.txt", "v.h5", "--layers", "1,x,2"], "layers: expected all, top, average, a layer's number or several"),
         (["text.txt", "v.h5", "--layers", "3"], "layers: expected a layer from 0 to 2, found 3"),
         (["text.txt", "v.h5", "--layers", "last"], "layers: expected all, top, average, a layer's number"),
+        (
+            ["text.txt", "v.h5", "--layers", "0.5,-0.25,1"],
+            "layers: expected all, top, average, a layer's number or several different ones (coefficients go to mix), "
+            "found '0.5,-0.25,1'",
+        ),
         (["text.txt", "v.h5", "--device", "gpu"], "device: expected"),
         (["text.txt", "v.h5", "--device", "cpu,cuda"], "device: expected one, or several CUDA devices"),
         (["text.txt", "v.h5", "--device", "cuda"], "device 'cuda': expected"),
@@ -207,14 +211,6 @@ def test_bad_arguments(model: Path, fail: Run, arguments: list[str], message: st
         arguments = [*arguments, "--model", "text.txt"]
         message = "text.txt: expected HDF5 weights"
     assert message in fail("embed", "--model", model, *arguments)
-
-
-def test_a_mix_as_layers_is_taken_once_more_with_a_warning(here: Path, model: Path, succeed: Run) -> None:
-    output_module._warn_of_a_mix_as_layers.cache_clear()
-    arguments = ("embed", "text.txt", "v.h5", "--overwrite", "--model", model, "--layers", "0.5,-0.25,1")
-    warning = "layers: give the coefficients of a mix as `mix` (--mix); the next release takes none as layers"
-    assert succeed(*arguments).splitlines()[0] == f"flashelmo: {warning}"
-    check_vectors(read("v.h5"), expected(model, Output(mix=[0.5, -0.25, 1])))
 
 
 def test_text_that_is_not_utf8(here: Path, model: Path, succeed: Run, fail: Run) -> None:

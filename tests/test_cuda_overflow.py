@@ -130,7 +130,7 @@ def test_what_is_in_memory_by_chance_is_no_overflow(stateful: bool, monkeypatch:
 
 def test_progress_advances_as_results_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Piece by piece; where they stay on the device, window by window."""
-    monkeypatch.setattr("flashelmo.engine.cuda.transfer.PIECE_BYTES", 1)
+    monkeypatch.setattr("flashelmo.engine.cuda.results.PIECE_BYTES", 1)
     windows = [Window.from_sentences(part) for part in ([["the"], ["cat", "sat"]], [], [["sat"], ["cat"], ["the"]])]
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD, window_tokens=2)  # larger windows are halved
     reports: list[float] = []
@@ -155,7 +155,7 @@ def test_only_what_overflows_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
         return is_finite(array)
 
     embedder = on_cuda(OVERFLOWING, cuda=AHEAD)
-    monkeypatch.setattr("flashelmo.engine.cuda.transfer.np.isfinite", look)
+    monkeypatch.setattr("flashelmo.engine.cuda.results.np.isfinite", look)
     embedder.embed_batch(FINITE)
     assert not looked
     with pytest.raises(FlashElmoError, match=MESSAGE):

@@ -20,8 +20,10 @@ from tiny_models import MODELS
 
 from flashelmo.engine.cuda import executor as executor_module
 from flashelmo.engine.cuda import layout
+from flashelmo.engine.cuda import results as results_module
 from flashelmo.engine.cuda import transfer as transfer_module
-from flashelmo.engine.cuda.transfer import Results, Staging, Transfers
+from flashelmo.engine.cuda.results import Callbacks, Results
+from flashelmo.engine.cuda.transfer import Staging, Transfers
 from flashelmo.engine.embed_file import embed_file
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
@@ -47,18 +49,8 @@ def results_of(
     transfers = Transfers(TORCH_DEVICE)
     with transfers.computing():
         values = values.to(TORCH_DEVICE, copy=True)
-        results = Results(
-            values,
-            np.arange(len(offsets)) if output.pool else np.array(offsets),
-            single=output.layers != "all",
-            pooled=output.pool is not None,
-            transfers=transfers,
-            ready=transfers.mark(),
-            as_numpy=as_numpy,
-            overflowed=lambda: False,
-            refuse=lambda b: FlashElmoError(f"sentence {b}"),
-            lent=lent,
-        )
+        callbacks = Callbacks(overflowed=lambda: False, refuse=lambda b: FlashElmoError(f"sentence {b}"))
+        results = Results(values, np.array(offsets), output, transfers, callbacks, as_numpy=as_numpy, lent=lent)
         if lent:
             values.fill_(torch.nan)
         return results
@@ -79,8 +71,8 @@ def test_every_sentence_has_its_rows(
     offsets = [0, *np.cumsum(lengths, dtype=int).tolist()]
     values = made_up(output, offsets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer_module, "PIECE_BYTES", piece)
-        patch.setattr(transfer_module, "COPIED_BYTES", 0 if by_threads else 1 << 30)
+        patch.setattr(results_module, "PIECE_BYTES", piece)
+        patch.setattr(results_module, "COPIED_BYTES", 0 if by_threads else 1 << 30)
         found = on_host(results_of(values, offsets, output, as_numpy=as_numpy))
     expected = [values[:, start:stop] for start, stop in pairwise(offsets)]
     if output.pool:
@@ -125,8 +117,8 @@ def test_pieces_are_bounded_and_whole(lengths: list[int], row_bytes: int) -> Non
     """Of a sentence that is larger than a piece by itself, one at a time."""
     offsets = np.array([0, *np.cumsum(lengths, dtype=int)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer_module, "PIECE_BYTES", 100)
-        cuts = transfer_module._cuts(offsets, row_bytes)
+        patch.setattr(results_module, "PIECE_BYTES", 100)
+        cuts = results_module._cuts(offsets, row_bytes)
     assert [cut[0] for cut in cuts] == [0, *(cut[1] for cut in cuts[:-1])] and cuts[-1][1] == len(lengths)
     longest = row_bytes * max(lengths, default=0)
     assert all((offsets[last] - offsets[first]) * row_bytes < 100 + longest for first, last in cuts)
@@ -135,7 +127,7 @@ def test_pieces_are_bounded_and_whole(lengths: list[int], row_bytes: int) -> Non
 
 def test_only_two_pieces_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece is read while the next one is copied; the first is begun before anyone asks."""
-    monkeypatch.setattr(transfer_module, "PIECE_BYTES", 16)
+    monkeypatch.setattr(results_module, "PIECE_BYTES", 16)
     begun: list[int] = []
     download = Transfers.download
 

@@ -15,7 +15,7 @@ from tiny_models import MODELS, SENTENCES
 
 from flashelmo import Elmo, ElmoEmbedder, FlashElmoError, batch_to_ids, load_model
 from flashelmo.cli import main
-from flashelmo.engine import embedder as embedder_module
+from flashelmo.engine import sentence_transformers
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.convert import convert
 from flashelmo.engine.model.checkpoints.native import write_native
@@ -285,7 +285,7 @@ def test_encode_as_sentence_transformers_callers_use_it(
         assert isinstance(found, torch.Tensor) == (output_value == "sentence_embedding")
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a.numpy(), b)
-    embedder_module._warn_of_prompts.cache_clear()
+    sentence_transformers._warn_of_prompts.cache_clear()
     with caplog.at_level(logging.WARNING):
         for device in (None, -1, "auto", "cpu"):
             found = embedder.encode(

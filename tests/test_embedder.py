@@ -163,7 +163,7 @@ def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, k
         ({"layers": -1}, "layers: expected a layer from 0 to 2, found -1"),
         (
             {"layers": "last"},
-            "layers: expected all, top, average, a layer's number or several different ones, found 'last'",
+            r"layers: expected all, top, average, a layer's number or several different ones .*, found 'last'",
         ),
         ({"pool": "sum"}, "pool: expected mean, max or nothing, found 'sum'"),
     ],

@@ -104,8 +104,8 @@ def test_a_name_is_downloaded_once_and_embeds_as_its_files(listed: NamedModel, h
     assert sorted(path.name for path in home.iterdir()) == [".little.lock", "little"]
 
 
-def test_an_embedder_of_a_name_is_copied_by_the_folder(listed: NamedModel, home: Path) -> None:
-    assert ElmoEmbedder.load("little").__reduce__()[0].args == (str(home / "little"),)
+def test_an_embedder_of_a_name_is_copied_by_the_path(listed: NamedModel, home: Path) -> None:
+    assert ElmoEmbedder.load("little").__reduce__()[0].args == (str(home / "little" / "weights.hdf5"),)
 
 
 def test_a_path_that_exists_wins(listed: NamedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_inputs_and_outputs_are_those_of_the_file(all_files: tuple[list[Metadata
         f"| `hidden_states.2` | output | float32 {tokens}8] | layer 2, of LSTMs |",
         f"| `token_embeddings` | output | float32 {tokens}8] | sum of all 3 layers, weighted by 0.5, -0.25, 2 |",
         "| `mask` | output | bool [batch_size, sequence_length] | true where there is a token |",
-        f"| weights' sha256 | {all_files[0][0].weights_sha256} |",
+        f"| model's sha256 | {all_files[0][0].weights_sha256} |",
         "| weights' format | native |",
         "In the fp16 file float32 is float16, but for the cells of a stateful one.",
     ):

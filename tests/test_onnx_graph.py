@@ -26,7 +26,7 @@ from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.batches import input_names
-from flashelmo.export.build import build_onnx, weights_sha256
+from flashelmo.export.build import build_onnx
 from flashelmo.export.distinct_words import WORDS_AT_ONCE
 from flashelmo.export.metadata import STATES, Metadata
 from flashelmo.export.onnx_elmo import OnnxElmo
@@ -490,7 +490,7 @@ def test_metadata_survive(tmp_path: Path) -> None:
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert Metadata.from_properties(properties, "model.onnx") == written
     assert (written.layers, written.mix, written.license) == ((0, 2), (0.0, 1.0, 2.0), "cc-by-4.0")
-    assert written.weights_sha256 == weights_sha256(model.weights) != weights_sha256(MODELS["skip"].weights)
+    assert written.weights_sha256 == model.sha256 != MODELS["skip"].sha256
     assert written.int8_levels in (63, 127)
 
 

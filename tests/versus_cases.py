@@ -43,7 +43,7 @@ WAYS: Named = {
     "small windows": {"keep_sentence_boundaries": True, "window_tokens": 12, "share": False, "cache_bytes": 0},
     "stateful": {"stateful": True, "batch_size": 3},
 }
-CALLS: Named = {"all": {}, "mean": {"layers": "average", "pool": "mean"}, "mix": {"layers": [0.25, -0.5, 1.75]}}
+CALLS: Named = {"all": {}, "mean": {"layers": "average", "pool": "mean"}, "mix": {"mix": [0.25, -0.5, 1.75]}}
 BULK_TOKENS = {TINY: 500, "small": 16_000, "original": 4_000}  # of a round
 SINGLE_TOKENS, SINGLE_REPEATS = 20, 10
 

@@ -5,7 +5,10 @@ parts.py        records, raw and decoded, and where they stand in their input
 inputs.py       where the bytes come from: files, addresses, standard input; decompressed
 text_reader.py  records that follow each other as text, cut out of it from any place on
 plain.py        lines
-by_record.py    JSON lines, CoNLL-U, tokens with tags
+by_record.py    what formats share whose records are decoded one by one
+json_lines.py   JSON lines
+conllu.py       CoNLL-U
+tags.py         tokens with tags
 delimited.py    CSV and TSV
 fasta.py        proteins
 parquet.py      a column of a Parquet file
@@ -23,7 +26,7 @@ report.py       what a run did
 to_file.py      an input into a single file of vectors, or SeqVec's files
 
 units.py        the shards as units of work for other processes; `EmbedUnit` does them
-workers.py      several processes on this machine: `embed_with_workers`
+workers.py      several processes on this machine: `embed_with_workers`; worker_process.py is what each of them does
 on_ray.py       actors of a Ray cluster: `embed_on_ray`
 
 embeddings.py   `open_embeddings`: vectors read back

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,20 +20,13 @@ from flashelmo.engine.bulk.shard_writer import ShardWriter
 from flashelmo.engine.bulk.shards import Shard
 from flashelmo.engine.bulk.source import Job
 from flashelmo.engine.bulk.stages import Stage
-from flashelmo.engine.embed_file import Embedder, OnTextProgress
+from flashelmo.engine.embed_file import Embedder, OnTextProgress, Progress
 from flashelmo.engine.output import Array
 from flashelmo.engine.text.windows import Window
 
 WINDOWS_AHEAD = 4  # that are read before they are asked for
 BLOCK_BYTES = 8 << 20  # of vectors that are written at once
 QUEUE_BYTES = 128 << 20  # of vectors that wait to be written
-
-
-class BulkEmbedder(Embedder, Protocol):
-    """What is needed of an `ElmoEmbedder`, which says more of each."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What its vectors depend on."""
 
 
 class _Item(NamedTuple):
@@ -57,7 +50,7 @@ class Attempt:
 
     def __init__(
         self,
-        embedder: BulkEmbedder,
+        embedder: Embedder,
         job: Job,
         undone: deque[Shard],
         finish: Callable[[Meta], None],
@@ -68,7 +61,7 @@ class Attempt:
         self._writing: Stage[None] = Stage(QUEUE_BYTES)
         self._read: deque[Shard] = deque()  # whose first vectors are to come
         self._writer = _Writer(job, self._writing, self._read, finish)
-        self._progress = _Progress(on_progress)
+        self._progress = Progress(on_progress)
         self._started = time.perf_counter()
 
     def run(self, shards: Iterator[Shard]) -> None:
@@ -121,7 +114,7 @@ class Attempt:
             self._reading.add(partial(next, windows, None))
         while (item := self._reading.oldest()) is not None:
             self._reading.add(partial(next, windows, None))
-            self._progress.follow(item)
+            self._progress.add(item.begin, item.end, len(item.window.word_ids))
             yield item.window
             del item
 
@@ -139,7 +132,7 @@ class _Writer:
     def __init__(self, job: Job, stage: Stage[None], shards: deque[Shard], finish: Callable[[Meta], None]) -> None:
         self._job, self._stage, self._shards, self._finish = job, stage, shards, finish
         self._block_rows = max(1, BLOCK_BYTES // job.rows.n_bytes)
-        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)
+        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)  # of the shard that is begun
         self._n_rows = 0  # in the block
         self._n_left = 0  # records of the shard
         self._writers: deque[ShardWriter] = deque()  # that are not finished
@@ -152,6 +145,7 @@ class _Writer:
         while len(rows):
             if self._n_rows == len(self._block):
                 self._write_block()
+                self._block = self._new_block()
             n = min(len(rows), len(self._block) - self._n_rows)
             self._block[self._n_rows : self._n_rows + n] = rows[:n]
             self._n_rows += n
@@ -175,46 +169,26 @@ class _Writer:
         shard, job = self._shards.popleft(), self._job
         self._writers.append(ShardWriter(job.folder, shard, job.rows, job.format, job.keep_tokens))
         self._n_left = len(shard.records)
-        if not self._n_left:
+        if self._n_left:
+            self._block = self._new_block()
+        else:
             self._end_shard()
 
     def _end_shard(self) -> None:
         self._write_block()
-        self._block = self._block[:0]
         self._stage.add(partial(self._commit, self._writers[-1]))
 
     def _write_block(self) -> None:
-        """Have the block written that is there, and begin another. What writing earlier ones met is raised."""
+        """Have the block's rows written, which is not changed from now on. What writing earlier ones met is raised."""
         self._stage.check()
-        block, self._n_rows, n_rows = self._block, 0, self._n_rows
-        self._block = np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
+        n_rows, self._n_rows = self._n_rows, 0
         if n_rows:
-            self._stage.add(partial(self._writers[-1].write, block[:n_rows]), block.nbytes)
+            self._stage.add(partial(self._writers[-1].write, self._block[:n_rows]), self._block.nbytes)
+
+    def _new_block(self) -> Array:
+        return np.empty((self._block_rows, *self._job.rows.shape), self._job.rows.dtype)
 
     def _commit(self, writer: ShardWriter) -> None:
         meta = writer.commit()
         self._writers.popleft()
         self._finish(meta)
-
-
-class _Progress:
-    """Where in the input the computation is, and how many tokens are embedded."""
-
-    def __init__(self, report: OnTextProgress) -> None:
-        self._report = report
-        self._n_tokens = 0
-        self._read: deque[tuple[float, float, int]] = deque()  # begin, end and tokens of windows that are not done
-
-    def follow(self, item: _Item) -> None:
-        """A window is going to be computed."""
-        self._read.append((item.begin, item.end, len(item.window.word_ids)))
-
-    def window(self, computed: float) -> None:
-        """The computed fraction of the oldest window."""
-        begin, end, n_tokens = self._read[0]
-        self._report(begin + computed * (end - begin), self._n_tokens + computed * n_tokens)
-
-    def finish_window(self) -> None:
-        """The oldest window is done."""
-        self.window(1.0)
-        self._n_tokens += self._read.popleft()[2]

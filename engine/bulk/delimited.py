@@ -96,7 +96,7 @@ class Delimited:
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
-        """Of a row, of one with its line's end, and of the beginning of one that goes on behind the data."""
+        """Three patterns: a row; a row with its line end; the beginning of a row that goes on beyond the data."""
         delimiter = re.escape(self._delimiter.encode())
         plain = rb'[^"\n' + delimiter + rb"][^\n" + delimiter + rb"]*|"
         column = rb"(?:" + QUOTED + rb'"(?=' + delimiter + rb"|\r?\n|\Z)|" + plain + rb")"
@@ -106,7 +106,7 @@ class Delimited:
         return re.compile(row + rb"(?:\r?\n)?"), re.compile(row + rb"\r?\n"), re.compile(before + unfinished)
 
     def _quoted_ends(self, data: bytes) -> list[int]:
-        """A row whose quotes are wrong ends with its line."""
+        """Where each whole row ends, with quotes. A row whose quotes are wrong ends with its line."""
         _, row, beginning = self._patterns
         ends, start = [], 0
         while start < len(data):
@@ -121,7 +121,7 @@ class Delimited:
         return ends
 
     def _parse(self, data: bytes, ends: Int64) -> list[list[str]]:
-        """The fields' columns of rows that end there; Fault where they are others, or cannot be read."""
+        """The wanted columns of the rows that end at `ends`. Fault: there are other rows, or they cannot be read."""
         if self._quoted and b'"' in data:
             row, starts = self._patterns[0], [0, *ends.tolist()]
             if not all(row.fullmatch(data, start, end) for start, end in pairwise(starts)):

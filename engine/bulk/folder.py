@@ -1,8 +1,7 @@
-"""A folder of shards: who may write to it, what it was begun with, what of it is whole."""
+"""A folder of shards: what it was begun with, what of it is whole."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,8 @@ from flashelmo.engine.arguments import path_of
 from flashelmo.engine.bulk.shard_writer import NewFile
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.sinks import sync, take_name, writing
+from flashelmo.engine.files import sha256_of, sync
+from flashelmo.engine.sinks import take_name, writing
 from flashelmo.engine.threads import in_order
 
 logger = logging.getLogger("flashelmo")
@@ -29,7 +29,6 @@ logger = logging.getLogger("flashelmo")
 RUN = "run.json"
 FORMAT_VERSION = 1
 READERS = 4  # threads that sum files up
-CHUNK_BYTES = 1 << 20
 OURS = re.compile(r"run\.json|shard-[0-9]{8,}\.(safetensors|parquet|json)")
 TEMPORARY = re.compile(r"\.(run\.json|shard-([0-9]{8,})\.(safetensors|parquet|json))(\.[0-9a-f]{16})?\.tmp")
 META = re.compile(r"shard-([0-9]{8,})\.json")
@@ -70,15 +69,18 @@ def clear(folder: Path) -> None:
 
 
 def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> Meta:
-    """Enter what a run is begun with, or compare it with what the folder was begun with; that.
+    """Write `run.json`, or check that the one which is there was written with the same fingerprint.
 
     Args:
         folder: of the shards.
-        fingerprint: what must not change; its `shard_records` may be None.
-        shard_records: gives it then, unless the folder was begun with a number.
+        fingerprint: what must stay the same from run to run. Its `shard_records` may be None for any number.
+        shard_records: called for the number of records a shard where neither the fingerprint nor the folder has one.
+
+    Returns:
+        What `run.json` holds.
 
     Raises:
-        FlashElmoError: they differ; the message names the first difference.
+        FlashElmoError: the fingerprint is another; the message names the first difference.
     """
     path = folder / RUN
     fingerprint = json.loads(json.dumps({"format_version": FORMAT_VERSION, **fingerprint}))
@@ -195,21 +197,12 @@ def _wrong_file(path: Path, n_bytes: int, sha256: str) -> str | None:
         size = path.stat().st_size
         if size != n_bytes:
             return f"{path.name}: expected {n_bytes} bytes, found {size}"
-        found = sum_of(path)
+        found = sha256_of(path)
     except FileNotFoundError:
         return f"{path.name}: expected a file, found none"
     except OSError as error:
         return f"{path.name}: cannot be read: {error.strerror}"
     return None if found == sha256 else f"{path.name}: expected sha256 {sha256}, found {found}"
-
-
-def sum_of(path: Path) -> str:
-    """sha256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -221,6 +214,8 @@ def verify(folder: str | Path) -> list[str]:
         FlashElmoError: it is no folder of shards.
     """
     folder = path_of("folder", folder)
+    if folder.is_file():
+        raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
     begun = read_json(folder / RUN)
     problems: list[str] = []
     expected, last = 0, False

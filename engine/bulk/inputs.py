@@ -86,9 +86,9 @@ class Decompressed:
 
     @property
     def n_bytes(self) -> int | None:
-        """Of the text, if a byte of the file goes on to give as many as so far: at the end it is exact.
+        """Estimated size of the text, by the compression ratio so far; exact at the end. None where it is not known.
 
-        The file is read somewhat ahead, so that it is rather too small at the beginning.
+        The file is read somewhat ahead, so the estimate is rather too small at the beginning.
         """
         done = 0 if self._size is None else self._file.tell()
         return None if self._size is None or not done else round(self._n_read * max(1.0, self._size / done))
@@ -129,7 +129,7 @@ def _open_address(address: str) -> IO[bytes]:
 
 
 def _size_at(address: str) -> int | None:
-    """Of what lies at an address; None where its server does not say, or there is nothing: opening it tells more."""
+    """Bytes at an address; None where the server does not say or there is nothing, which opening it will report."""
     try:
         from fsspec.core import url_to_fs
 

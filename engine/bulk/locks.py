@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.sinks import writing
 from flashelmo.engine.sinks.files import NO_LOCKS, lock
@@ -36,6 +37,29 @@ def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
             taken = True
         if not taken:
             raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
+        yield
+
+
+@contextmanager
+def begin_writing(
+    folder: Path, resume: bool, overwrite: bool, num_shards: int = 1, shard_id: int = 0
+) -> Iterator[None]:
+    """Lock a folder, as long as the context lasts, and remove what killed runs left; with `overwrite` all shards too.
+
+    Args:
+        folder: of the shards; it is made.
+        resume, overwrite, num_shards, shard_id: see `embed_corpus`.
+
+    Raises:
+        FlashElmoError: the folder is not to be written to; nothing in it has changed then.
+    """
+    in_array = num_shards > 1
+    folders.check_new(folder, resume, overwrite, in_array)
+    with locked(folder, num_shards, shard_id):
+        folders.check_new(folder, resume, overwrite, in_array)  # nobody else changes it from now on
+        if overwrite or (not in_array and not folders.shard_numbers(folder)):  # nothing is lost then
+            folders.clear(folder)
+        folders.remove_leftovers(folder, num_shards, shard_id)
         yield
 
 

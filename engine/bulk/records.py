@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashelmo.engine.bulk.by_record import ConllU, JsonLines, Tags
+from flashelmo.engine.bulk.conllu import ConllU
 from flashelmo.engine.bulk.delimited import Delimited
 from flashelmo.engine.bulk.fasta import Fasta
 from flashelmo.engine.bulk.inputs import Input
+from flashelmo.engine.bulk.json_lines import JsonLines
 from flashelmo.engine.bulk.parquet import ParquetReader
 from flashelmo.engine.bulk.parts import Part, Place, Reader, RecordErrors, Records
 from flashelmo.engine.bulk.plain import PlainLines
+from flashelmo.engine.bulk.tags import Tags
 from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from flashelmo.engine.arguments import flag, path_of, shown, whole_number
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.bulk.attempt import Attempt, BulkEmbedder
-from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.attempt import Attempt
+from flashelmo.engine.bulk.locks import begin_writing
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
 from flashelmo.engine.bulk.source import Job, ShardSource, Source, default_shard_records, describe_input
-from flashelmo.engine.embed_file import OnTextProgress
+from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks.files import check_space
@@ -33,7 +33,7 @@ INDEX_BYTES = 16  # of a record in the index, without its tokens
 
 
 def embed_corpus(
-    embedder: BulkEmbedder,
+    embedder: Embedder,
     reader: Reader,
     folder: str | Path,
     output: Output | None = None,
@@ -77,12 +77,7 @@ def embed_corpus(
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
     rows, fingerprint = describe_run(embedder, reader, output, format, shard_records, keep_tokens)
-    folders.check_new(folder, resume, overwrite, num_shards > 1)
-    with locked(folder, num_shards, shard_id):
-        folders.check_new(folder, resume, overwrite, num_shards > 1)  # nobody else changes it from now on
-        if overwrite or (num_shards == 1 and not folders.shard_numbers(folder)):  # nothing is lost then
-            folders.clear(folder)
-        folders.remove_leftovers(folder, num_shards, shard_id)
+    with begin_writing(folder, resume, overwrite, num_shards, shard_id):
         begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
         job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))
         run = Run(embedder, reader, job, on_progress)
@@ -90,7 +85,7 @@ def embed_corpus(
 
 
 def describe_run(
-    embedder: BulkEmbedder,
+    embedder: Embedder,
     reader: Reader,
     output: Output,
     format: ShardFormat,
@@ -131,7 +126,7 @@ class Run:
 
     def __init__(
         self,
-        embedder: BulkEmbedder,
+        embedder: Embedder,
         reader: Reader,
         job: Job,
         on_progress: OnTextProgress,
@@ -156,9 +151,8 @@ class Run:
                 number = self._undone[0].number if self._undone else source.number
                 failed, n_failed = number, n_failed + 1 if failed == number else 1
                 self._wait_or_give_up(error, number, n_failed)
-        after, report = self._embedder.statistics, self._report
-        for name in ("distinct_words", "steps", "steps_saved"):
-            setattr(report, name, getattr(after, name) - getattr(before, name))
+        added, report = self._embedder.statistics - before, self._report
+        report.distinct_words, report.steps, report.steps_saved = added.distinct_words, added.steps, added.steps_saved
         report.seconds = time.perf_counter() - started
         return report
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, index_table, shard_name
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import sync
 from flashelmo.engine.output import Array
-from flashelmo.engine.sinks import sync
 from flashelmo.engine.text.lines import Int64
 
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}

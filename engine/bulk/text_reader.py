@@ -184,7 +184,7 @@ class TextReader:
         self._prefix, self._rest = head[:n_before], head[n_before:]
 
     def _go(self, place: Place) -> None:
-        """From the place on to another: by the file's own means where it has them, else by reading."""
+        """Move to another place: by seeking where the file can, otherwise by reading, from the beginning if need be."""
         assert self._file is not None
         here, there = (max(byte, len(self._prefix)) for byte in (self._place.byte, place.byte))
         if here != there and self._file.seekable():
@@ -209,7 +209,10 @@ class TextReader:
         self._rest = self._rest[n_bytes:]
 
     def _fill(self) -> bool:
-        """Whether there are records; a block of them is cut out of what follows, unless the first one is too long."""
+        """Cut the next block of whole records out of the text, if none is left; whether there are records.
+
+        A record of more than `MAX_RECORD_BYTES` is not cut out, and counts as one that is there.
+        """
         while not self._blocks and not self._at_end and len(self._rest) <= MAX_RECORD_BYTES:
             chunk = self._read(max(CHUNK_BYTES, len(self._rest)))  # a long record is not looked at again and again
             data, self._at_end = self._rest + chunk, not chunk

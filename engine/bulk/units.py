@@ -19,7 +19,7 @@ import numpy as np
 
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.inputs import is_stream
-from flashelmo.engine.bulk.locks import locked
+from flashelmo.engine.bulk.locks import begin_writing, locked
 from flashelmo.engine.bulk.parts import Part, Place, Reader
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.report import Report
@@ -103,27 +103,26 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
         FlashElmoError: see `embed_corpus`.
     """
     folder, reader = corpus.folder, corpus.open()
-    folders.check_new(folder, resume, overwrite)
+    folders.check_new(folder, resume, overwrite)  # before a model is read
     model = load_model(corpus.model, corpus.options.get("options_file"))
     corpus.output.check(model.config.n_layers + 1)
-    with locked(folder, 1, 0):
-        folders.check_new(folder, resume, overwrite)
-        if overwrite or not folders.shard_numbers(folder):
-            folders.clear(folder)
-        folders.remove_leftovers(folder, 1, 0)
+    with begin_writing(folder, resume, overwrite):
         kept = folders.kept_shards(folder, folders.shard_numbers(folder))
         if corpus.shard_records is None:
             keep = bool(corpus.options.get("keep_sentence_boundaries"))
             rows = Rows.of(corpus.output, model.config.n_layers + 1, model.config.output_size, keep)
-            begun = folder / folders.RUN
-            known = folders.read_json(begun).get("shard_records") if begun.exists() else None
+            path = folder / folders.RUN
+            known = folders.read_json(path).get("shard_records") if path.exists() else None
             corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
     assert corpus.shard_records is not None
     return Plan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
-    """The units of n records that are not finished, or the first one; of the others the records are compared."""
+    """The units that are not finished, of n records each; the first one if all are.
+
+    Records of finished ones are compared with what their shards were made of.
+    """
     first: Unit | None = None
     n_missing = 0
     part: Part | None = reader.take(n) or no_part()

@@ -7,25 +7,21 @@ memory. One that is killed is no loss: its shards are dealt out again.
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from queue import SimpleQueue
-from typing import Any, NoReturn
+from multiprocessing.connection import wait
+from typing import Any
 
 from flashelmo.engine import child
-from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.report import Report
-from flashelmo.engine.bulk.units import Corpus, EmbedUnit, Plan, Unit, make_plan
+from flashelmo.engine.bulk.units import Corpus, Plan, Unit, make_plan
+from flashelmo.engine.bulk.worker_process import FINISHED, REPORT, WANTS
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.processor import n_cores
@@ -34,8 +30,7 @@ logger = logging.getLogger("flashelmo")
 
 MOST_WORKERS = 1024
 END_SECONDS, BUSY_SECONDS = 10.0, 0.2  # that a process may take to end, and one that still has units
-# What a process sends: it wants a unit; a shard is finished; all of its are, with its report; it cannot go on.
-WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"
+WORKER = "flashelmo.engine.bulk.worker_process"
 
 
 def embed_with_workers(
@@ -83,7 +78,7 @@ class _Worker:
         self.units: dict[int, Unit] = {}
         self.connection, theirs = Pipe()
         with theirs:
-            self.process = child.start(__name__, theirs.fileno())
+            self.process = child.start(WORKER, theirs.fileno())
         with suppress(OSError):  # it has ended already; `recv` will say so
             self.connection.send((corpus, n_workers, number))
 
@@ -203,49 +198,3 @@ class _Pool:
             self.report.busy[stage] = self.report.busy.get(stage, 0.0) + seconds / self._n_workers
         for name in ("distinct_words", "steps", "steps_saved"):
             setattr(self.report, name, getattr(self.report, name) + values[name])
-
-
-def main(descriptor: int) -> NoReturn:
-    """What a process does: embed the units that it gets at the other end of a connection, until that closes."""
-    return_large_arrays()
-    connection = child.connect(descriptor)
-    status = 1
-    sending = threading.Lock()
-
-    def send(kind: str, value: Any = None) -> None:
-        with sending:
-            connection.send((kind, value))
-
-    try:
-        corpus, n_workers, number = connection.recv()
-        inbox: SimpleQueue[Unit | None] = SimpleQueue()
-        threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
-
-        def units() -> Iterator[Unit]:
-            send(WANTS)
-            while (unit := inbox.get()) is not None:
-                meta = embed.finished(unit)
-                if meta is None:
-                    yield unit
-                else:
-                    send(FINISHED, meta)
-                send(WANTS)
-
-        with locked(corpus.folder, n_workers, number):
-            embed = EmbedUnit(corpus)
-            report = embed.run(units(), lambda meta: send(FINISHED, meta))
-        send(REPORT, asdict(report))
-        status = 0
-    except BaseException as error:
-        with suppress(OSError):
-            send(FAILED, child.describe(error))
-    os._exit(status)  # a library in an unknown state may hang in an orderly end
-
-
-def _receive(connection: Connection[Any, Any], inbox: SimpleQueue[Unit | None]) -> None:
-    """Take units as they come; the process ends when the pool has."""
-    try:
-        while True:
-            inbox.put(connection.recv())
-    finally:
-        os._exit(1)

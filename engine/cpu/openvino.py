@@ -49,8 +49,8 @@ except ImportError as error:
 ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones run slowly
 
 
-# One core for all embedders, never freed: each sets the stack that signals are handled on, and on its end puts back the
-# one it found. Of two that end in the order of their beginning, the second puts back the first one's, freed by then.
+# Each core calls sigaltstack() and restores the previous stack when it is destroyed. If core A is made before B and
+# destroyed before B, then B restores A's stack, which is already freed. So one core is made and never destroyed.
 core = InEachProcess(openvino.Core)
 
 

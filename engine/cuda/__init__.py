@@ -6,9 +6,10 @@ A window's plan (`engine/pipeline.py`) passes through
     executor.py      how it is computed: by a CUDA graph where it is small, launch by launch where it is large
     model.py         its distinct words' rows in the table of word vectors on the device, with the model's weights
     layout.py        its schedule as one array of integers, exact or in the sizes that a graph was captured for
-    transfer.py      the copies up and down, on streams of their own, and the results, sentence by sentence
+    transfer.py      the copies up and down, on streams of their own
     compute.py       the kernels in their order, from word vectors to what was asked for
     cuda_graphs.py   the same as a captured CUDA graph
+    results.py       what was computed, sentence by sentence, on the device or in the host's memory
 
 `forests.py` builds a schedule's nodes in C, `state.py` carries rows' states in stateful runs, `memory.py` says how many
 tokens fit, and `requirements.py` in one line what a machine lacks. Switches are in `engine/settings.py`.

@@ -47,10 +47,11 @@ class Queued(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A window's sizes; of a large one what is sent, in the host's memory, as far as windows before do not matter.
+    """What is prepared of a window in the thread that plans it: all that does not depend on the windows before.
 
     Attributes:
-        schedule: all but where words' vectors lie.
+        sizes: of the window.
+        schedule: of a large window, in the host's memory, without the words' rows in the table; None for others.
         words: see `WordVectors.pack`.
     """
 
@@ -88,7 +89,7 @@ class Executor:
 
     @property
     def overflowed(self) -> bool:
-        """Whether a window that is computed by now had a result that is infinite or NaN; from then on it stays so."""
+        """Whether any window computed so far had a result that is infinite or NaN; never reset."""
         return bool(self._overflowed[0])
 
     def reset_state(self) -> None:
@@ -97,12 +98,12 @@ class Executor:
             self._state.reset()
 
     def lose_state(self) -> None:
-        """Some rows have moved on and others have not: until it is reset, nothing goes on from this state."""
+        """Make the state unusable until it is reset, as some rows have moved on and others have not."""
         if self._state is not None:
             self._state.lose()
 
     def renew(self) -> None:
-        """After a call that something was raised in: keep nothing of it, but for the state, which is its own guard."""
+        """Forget graphs and words after a call that was interrupted; the state checks by itself whether it is whole."""
         self.make_room()
         self._table.clear()
 
@@ -116,7 +117,7 @@ class Executor:
                 torch.cuda.empty_cache()
 
     def packing(self, output: Output) -> Pack:
-        """What is made of a window's schedule where it is planned, in whatever thread, before `queue`."""
+        """The function that prepares a window's `Packed` from its schedule, in the thread that plans it."""
 
         def pack(schedule: Schedule, words: pa.StringArray) -> Packed:
             """The sizes alone where a graph is replayed or a state is carried on."""

@@ -30,15 +30,16 @@ class Sizes:
     """How large the tensors of a window are, or of a bucket: of all windows that are no larger.
 
     Attributes:
-        depths: [D][T + 2], first node of each depth and one beyond the last, the roots' depth first. A bucket's let
-            every depth have as many rows as the largest from there on, rounded up.
+        depths: [D][T + 2], first node of each depth and one beyond the last, the roots' depth first. In a bucket every
+            depth has as many rows as the largest depth from that depth on (rounded up), so that every forest in the
+            bucket fits.
         n_roots: states that the first depth starts from.
-        n_nodes: N; a bucket's may be fewer than `depths` would have.
+        n_nodes: N. In a bucket it may be less than `depths` has room for.
         n_tokens: tokens that get a result.
         n_sentences: B where each gets one vector; 0 where every token gets its own.
         n_rows: B where rows carry a state on; else 0.
-        n_words: W, distinct words, where the lowest layer's input part is computed by word; else 0. A bucket's let
-            every node have its own.
+        n_words: W, distinct words, where the lowest layer's input part is computed by word; else 0. In a bucket it is
+            the number of nodes, as each may have a word of its own.
     """
 
     depths: Depths
@@ -94,7 +95,7 @@ class Sizes:
 
     @property
     def _steps(self) -> tuple[tuple[int, int], ...]:
-        """Rows of a bucket's depths as steps that descend: (rows, the depth from which on there are fewer)."""
+        """A bucket's rows by depth, as descending steps (rows, end): so many rows up to the depth `end`."""
         rows, depth = self.rows, self.n_depths
         least = min(LEAST_TAIL_ROWS, power_of_two(max(rows), LEAST_ROWS))
         found: list[tuple[int, int]] = []
@@ -110,7 +111,7 @@ class Sizes:
 def _bucket(
     steps: tuple[tuple[int, int], ...], *, n_roots: int, n_nodes: int, n_sentences: int, n_rows: int, by_word: bool
 ) -> Sizes:
-    """Sizes of a bucket whose depths have so many rows; one object for equal ones, which compares at once."""
+    """Sizes of a bucket of these `Sizes._steps`. Cached: equal buckets are one object, which compares at once."""
     starts = [0, n_roots]
     for rows, end in steps:
         while len(starts) < end + 2:
@@ -136,7 +137,10 @@ def _rounded_nodes(n: int, least: int) -> int:
 
 
 def _rounded_depths(n: int) -> int:
-    """A step without rows costs its launches, so that few are added: 1 up to 32 depths, above a 16th at most."""
+    """The number of depths rounded up: by 1 at most up to 32, by less than an eighth above.
+
+    A step without rows costs its launches, so that few are added.
+    """
     step = max(2, power_of_two(n, 1) >> 4)
     return -(-n // step) * step
 
@@ -251,7 +255,10 @@ def _fill_words(parts: dict[str, Int32], sizes: Sizes, schedule: Schedule, word_
 
 
 def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
-    """Where each node's children begin: as many as name it, one after the other, since parents ascend but for roots."""
+    """Write where each node's children begin: a running sum of their numbers, as nodes stand in order of their parents.
+
+    Those of roots mean nothing.
+    """
     n_roots, n_depths = starts[1], forest.n_depths
     if forest.n_nodes == n_depths > 0:  # a chain under one of the roots, as a sentence by itself is
         children[:n_roots] = n_roots

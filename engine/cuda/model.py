@@ -151,9 +151,10 @@ class WordVectors:
         self._make(max(1, cache_bytes // (model.config.projection_size * model.dtype.itemsize)))
 
     def pack(self, words: pa.StringArray) -> list[Tensor | None]:
-        """Words' integers as they are sent, piece by piece, in whatever thread: where no word is known from before.
+        """The integers of words, ready to be sent, for each piece of them; in any thread.
 
-        None for a piece that a graph computes.
+        None for a piece that a graph computes. Empty where the table keeps words from window to window, since only
+        `lookup` knows then which of them are new.
         """
         if self._keep:
             return []
@@ -238,10 +239,10 @@ class WordVectors:
         self._used[rows] = 0
 
     def _compute(self, words: pa.StringArray, rows: Int32, host: Tensor | None = None) -> None:
-        """The words' vectors into these rows; where they are few by a graph, with some that nobody asks for.
+        """Compute the words' vectors and write them to these rows; few words by a graph, padded to its size.
 
         Args:
-            host: their integers, where they are packed.
+            host: the words' integers, if `pack` has made them.
         """
         size = len(rows)
         if self._graphs is None or not self._is_few(size):
@@ -302,7 +303,7 @@ class WordVectors:
 
 
 def _pieces(words: pa.StringArray) -> Iterator[tuple[pa.StringArray, Int32]]:
-    """Words that are computed together, with their rows where all are new: one after the other."""
+    """Words in pieces that are computed together, with the rows that they get in a table without other words."""
     rows = np.arange(len(words), dtype=np.int32)
     for start in range(0, len(words), WORDS_AT_ONCE):
         yield words.slice(start, WORDS_AT_ONCE), rows[start : start + WORDS_AT_ONCE]

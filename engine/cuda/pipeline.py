@@ -18,14 +18,14 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from flashelmo.engine.cuda import memory
 from flashelmo.engine.cuda.executor import Executor, Queued
 from flashelmo.engine.cuda.forests import build_native_forests
 from flashelmo.engine.cuda.model import DeviceModel
-from flashelmo.engine.cuda.transfer import Mark, Results, Transfers
+from flashelmo.engine.cuda.results import Callbacks, Results
+from flashelmo.engine.cuda.transfer import Mark, Transfers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
@@ -43,7 +43,13 @@ logger = logging.getLogger("flashelmo")
 
 
 class _Reader(NamedTuple):
-    """Who gets a window's results: as what, which sentence of the stream is its first, and who hears how it goes on."""
+    """What the caller of `stream` wants of a window's results.
+
+    Attributes:
+        first: number, in the stream, of the window's first sentence.
+        n_sentences: of the window.
+        on_progress: called with the fraction of the window that has come to the host.
+    """
 
     output: Output
     as_numpy: bool
@@ -148,13 +154,16 @@ class CudaPipeline:
         return window, chain.from_iterable(parts)
 
     def _take_turn(self, ahead: list[Window]) -> None:
-        """Go on from the state that rows have, if it is that of the last window that somebody got.
+        """Let a stateful stream go on from the rows' state, if the stream before it was read to its end.
+
+        Windows are queued ahead of what the caller reads. A stream that is given up has moved the state on by windows
+        whose results nobody got.
 
         Args:
-            ahead: the caller's windows whose states are queued, and whose results are not given.
+            ahead: windows of the caller's stream that are queued, and whose results are not given yet.
 
         Raises:
-            FlashElmoError: another call has moved the state on beyond what it gave, and was perhaps given up there.
+            FlashElmoError: another stream still has such windows.
         """
         if self._settings.stateful:
             if self._ahead and self._ahead is not ahead:
@@ -165,10 +174,10 @@ class CudaPipeline:
             self._ahead = ahead
 
     def _check_left(self) -> None:
-        """Look at what the last call left on the device, if it is computed.
+        """Check the tensors that the last call left on the device, if they are computed by now.
 
         Raises:
-            FlashElmoError: there were infinities, of which nobody knows.
+            FlashElmoError: some were not finite, and no call has said so.
         """
         if self._left is not None and self._left.is_past:
             self._left = None
@@ -233,19 +242,9 @@ class CudaPipeline:
         def on_read(n: int) -> None:
             reader.on_progress((first_row + n) / reader.n_sentences if reader.n_sentences else 1.0)
 
-        return Results(
-            found.values,
-            np.arange(len(schedule.offsets)) if output.pool else schedule.offsets,
-            single=output.single,
-            pooled=output.pool is not None,
-            transfers=self._transfers,
-            ready=self._transfers.mark(),
-            as_numpy=reader.as_numpy,
-            overflowed=lambda: self._executor.overflowed,
-            refuse=refuse,
-            on_read=on_read,
-            lent=found.lent,
-        )
+        callbacks = Callbacks(lambda: self._executor.overflowed, refuse, on_read)
+        offsets, as_numpy = schedule.offsets, reader.as_numpy
+        return Results(found.values, offsets, output, self._transfers, callbacks, as_numpy=as_numpy, lent=found.lent)
 
     def _too_long(self, schedule: Schedule, output: Output) -> str:
         """Why a single sentence is too long, with sizes."""

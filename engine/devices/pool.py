@@ -12,7 +12,6 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from itertools import count
 
 from flashelmo.engine.devices.process import DeviceProcess, Result
@@ -103,16 +102,12 @@ class DevicePool:
         stream = self._dispatcher.open(windows, output, self.ahead + 1)
         try:
             for window, embedded in stream.results():
-                self._count(embedded.counts)
+                with self._lock:
+                    self.statistics += embedded.added
                 on_progress(1.0)
                 yield window, embedded.arrays
         finally:
             self._dispatcher.close(stream)
-
-    def _count(self, counts: tuple[int, ...]) -> None:
-        with self._lock:
-            for field, n in zip(fields(Statistics), counts, strict=True):
-                setattr(self.statistics, field.name, getattr(self.statistics, field.name) + n)
 
     def close(self) -> None:
         """End the processes. They also end with the program, and with the pool's last reference."""

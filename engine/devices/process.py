@@ -13,16 +13,17 @@ from flashelmo.engine import child
 from flashelmo.engine.devices.shared_arrays import Array, read_arrays, receive_file
 from flashelmo.engine.devices.worker import Done, Failed, Ready, Refused
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.pipeline import Statistics
 
 WORKER = "flashelmo.engine.devices.worker"
 END_SECONDS = 10.0  # a driver may take its time to free a device
 
 
 class Embedded(NamedTuple):
-    """A window's results, and what it added to each of the statistics."""
+    """A window's results, and what it added to the statistics."""
 
     arrays: Iterator[Array]
-    counts: tuple[int, ...]
+    added: Statistics
 
 
 Result: TypeAlias = Embedded | FlashElmoError
@@ -125,5 +126,5 @@ class DeviceProcess:
             listener.deliver(self, message.stream, message.position, FlashElmoError(message.text))
         else:
             arrays = read_arrays(receive_file(self._connection), message.layout)
-            listener.deliver(self, message.stream, message.position, Embedded(arrays, message.counts))
+            listener.deliver(self, message.stream, message.position, Embedded(arrays, message.added))
         return None

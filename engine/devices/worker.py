@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
@@ -22,7 +22,7 @@ from flashelmo.engine import child
 from flashelmo.engine.devices.shared_arrays import Array, ArrayLayout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.pipeline import WindowPipeline
+from flashelmo.engine.pipeline import Statistics, WindowPipeline
 from flashelmo.engine.text.windows import Window
 
 
@@ -61,12 +61,12 @@ class Ready(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A window's results, in a file that is handed over next, and what it added to each of the statistics."""
+    """A window's results, in a file that is handed over next, and what it added to the statistics."""
 
     stream: int
     position: int
     layout: ArrayLayout
-    counts: tuple[int, ...]
+    added: Statistics
 
 
 class Refused(NamedTuple):
@@ -179,7 +179,7 @@ class _Worker:
 
     def _embed(self, first: Task, rest: Iterator[Task]) -> str | None:
         """Embed windows of one stream, and send their results; what a FlashElmoError says, or None."""
-        counts, self._begun = astuple(self._pipeline.statistics), deque([first])
+        before, self._begun = replace(self._pipeline.statistics), deque([first])
 
         def windows() -> Iterator[Window]:
             yield first.window
@@ -191,7 +191,7 @@ class _Worker:
             for _, results in self._pipeline.stream(windows(), first.output, lambda fraction: None):
                 if self._inbox.is_cancelled(first.stream):
                     return None
-                counts = self._send(self._begun[0], results, counts)
+                before = self._send(self._begun[0], results, before)
                 self._begun.popleft()
         except FlashElmoError as error:
             if not self._begun:
@@ -199,13 +199,12 @@ class _Worker:
             return str(error)
         return None
 
-    def _send(self, task: Task, results: Iterable[Array], before: tuple[int, ...]) -> tuple[int, ...]:
+    def _send(self, task: Task, results: Iterable[Array], before: Statistics) -> Statistics:
         """Hand a window's results over; the statistics after it."""
         descriptor, layout = write_arrays(results)
         try:
-            after = astuple(self._pipeline.statistics)
-            added = tuple(b - a for a, b in zip(before, after, strict=True))
-            self._connection.send(Done(task.stream, task.position, layout, added))
+            after = replace(self._pipeline.statistics)
+            self._connection.send(Done(task.stream, task.position, layout, after - before))
             send_file(self._connection, descriptor)
         finally:
             os.close(descriptor)

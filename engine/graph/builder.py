@@ -143,9 +143,10 @@ class Graph:
         return self.node("Mul", [scaled, scale])
 
     def _quantize_rows(self, x: str) -> list[str]:
-        """x [n, K] as unsigned integers, their zero, the number 1, and the rows' scales [n, 1].
+        """x [n, K] quantized by row: unsigned integers, their zero point, the number 1, and the rows' scales [n, 1].
 
-        ONNX Runtime fuses an integer product with one scale of its inputs, where that is computed: here it is 1.
+        ONNX Runtime fuses an integer product with the multiplication behind it where the factor is a computed scalar,
+        the scale of x, times the weight's scales. Here the scalar is 1, and the rows' scales are multiplied after it.
         """
         ends = [self.node(f"Reduce{end}", [x, self.ints(1)], keepdims=0) for end in ("Max", "Min")]
         largest = self.node("Max", [ends[0], self.node("Neg", [ends[1]])])

@@ -4,4 +4,7 @@ config.py       dimensions and conventions
 weights.py      the one canonical layout, which every reader makes and every runtime starts from
 initialize.py   random weights at a published size
 checkpoints/    a file a format
+named/          published models by their names: downloaded, verified, kept
+card.py         a model's folder with its card, as hubs expect it
+tiny/           the small English model that comes with the package
 """

@@ -71,7 +71,7 @@ def model_card(model: ElmoModel, license: str | None = None, language: str | Non
         "parameters": f"{model.weights.n_parameters:,}",
         "input": " and ".join(inputs),
         "read from": model.source_format or model.format,
-        "tensors' sha256": model.sha256,
+        "model's sha256": model.sha256,
         **{f"`{name}`": f"{file['url']}, sha256 {file['sha256']}" for name, file in origin.get("files", {}).items()},
     }
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())])

@@ -22,7 +22,11 @@ PRESETS = {
 
 
 def preset_config(preset: str) -> ElmoConfig:
-    """The configuration of a size: "tiny" (3.0M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M)."""
+    """The configuration of a size: "tiny" (3.0M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M).
+
+    Raises:
+        FlashElmoError: there is no such size.
+    """
     if preset not in PRESETS:
         raise FlashElmoError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
     cell, projection, n_highway, filters = PRESETS[preset]
@@ -56,7 +60,11 @@ def random_model(preset: str, seed: int) -> ElmoModel:
 
 
 def random_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
-    """The random weights of such a model, of any configuration."""
+    """Random weights of any configuration: float32 tensors of `expected_shapes(config)`, the same for the same seed.
+
+    Raises:
+        FlashElmoError: a negative seed.
+    """
     if seed < 0:
         raise FlashElmoError(f"seed: expected zero or more, found {seed}")
     rng = np.random.default_rng(seed)

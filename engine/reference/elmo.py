@@ -164,14 +164,33 @@ class Elmo(torch.nn.Module):
         write_native(self.to_model(), folder, overwrite=flag("overwrite", overwrite))
 
     def batch_to_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
-        """Character ids of tokenized sentences, int64 [B, T, M], for this model: the `inputs` of `forward`.
+        """Character ids of tokenized sentences for this model: the `inputs` of `forward`.
 
-        For bilm-tf's models with M = 50 they are those of the function `batch_to_ids`.
+        Args:
+            batch: token lists, or strings, which are split on white space.
+
+        Returns:
+            int64 [B, T, M], T of the longest sentence, zeros behind the others. For bilm-tf's models with M = 50 they
+            are those of the function `batch_to_ids`.
+
+        Raises:
+            FlashElmoError: what is no list of sentences; a model that looks words up and has no characters, or that
+                was given as a `module`.
         """
         return self._batch_ids(batch, 0)
 
     def batch_to_word_ids(self, batch: Iterable[Sentence | str]) -> Tensor:
-        """Word ids of tokenized sentences, int64 [B, T], for a model that looks words up: the `word_inputs`."""
+        """Word ids of tokenized sentences for a model that looks words up: the `word_inputs` of `forward`.
+
+        Args:
+            batch: token lists, or strings, which are split on white space.
+
+        Returns:
+            int64 [B, T], T of the longest sentence, behind the others the id of no word (`absent_word_id`).
+
+        Raises:
+            FlashElmoError: what is no list of sentences; a model of characters alone, or that was given as a `module`.
+        """
         return self._batch_ids(batch, 1)
 
     def forward(self, inputs: Tensor | None, word_inputs: Tensor | None = None) -> dict[str, Any]:
@@ -186,6 +205,10 @@ class Elmo(torch.nn.Module):
         Returns:
             {"elmo_representations": num_output_representations tensors [..., T, 2P], "mask": bool [..., T]};
             T + 2 where boundaries are kept.
+
+        Raises:
+            FlashElmoError: inputs that are no tensors of whole numbers, or of other shapes; ids that the model's
+                embeddings do not have; padding that is not on the right.
         """
         if word_inputs is not None and not self._takes_words():
             logger.warning("word_inputs is ignored: there is no vocab_to_cache")

@@ -22,9 +22,9 @@ import numpy as np
 from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Array, Index, Output
-from flashelmo.engine.sinks.files import check_path, publish, sync, take_name, temporary_beside, writing
+from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_beside, writing
 
-__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "sync", "take_name", "writing"]
+__all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "take_name", "writing"]
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
@@ -238,7 +238,7 @@ def _is_npz(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix != ".npz" and suffix not in HDF5_SUFFIXES:
         expected = f"expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}"
-        raise FlashElmoError(f"{path}: {expected}; a folder of shards has no suffix, or is asked for by --format native")
+        raise FlashElmoError(f"{path}: {expected}; a folder of shards has no suffix, or --format native")
     return suffix == ".npz"
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.files import sync
 
 NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
 
@@ -106,15 +107,6 @@ def take_name(temporary: Path, final: Path) -> None:
     except OSError:  # a file system without links
         os.close(os.open(final, os.O_CREAT | os.O_EXCL))
         os.replace(temporary, final)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

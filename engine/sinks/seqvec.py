@@ -55,7 +55,11 @@ class SeqVecSink:
         self._table.writerow(COLUMNS)
 
     def begin(self, n_layers: int) -> None:
-        """A model of so many layers is going to be used: where they are pooled, their sum is what is asked for."""
+        """Say how many layers the model has, before the first `write`. Pooled layers are then asked for as their sum.
+
+        Raises:
+            FlashElmoError: the output names a layer that the model lacks.
+        """
         self.output.check(n_layers)
         if self.output.pool and not self.output.single:
             self.output = replace(self.output, layers="average", mix=self.output.coefficients(n_layers).sum(axis=0))

@@ -214,9 +214,10 @@ def _build_forest(walks: Walks, direction: int, share: bool) -> Nodes:
 
 
 def _build_small_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
-    """The same for both directions, all depths at once: for few rows a loop over depths takes longer than its work.
+    """As `build_forests`, without a loop over depths, which for few rows takes longer than the work in it.
 
-    Rows in order of their words share with the row before them what both begin with; the rest are nodes of their own.
+    Rows are sorted by their words. Then each shares a node with the row before it as long as both have begun alike, and
+    has nodes of its own from the first difference on.
     """
     sequences, firsts, steps, order = walks
     B, T = len(order), int(steps.max())
@@ -250,10 +251,10 @@ def _build_small_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
 
 
 def _lexicographic(words: Int32) -> Int64:
-    """Of both directions [2, B, T], the order of rows by their first words, then their second, ...; -1 comes first.
+    """The lexicographic order of each direction's rows of words [2, B, T], where -1 comes first.
 
     Returns:
-        [2, B] numbers of rows, those of the second direction from B on.
+        [2, B] numbers of rows; the second direction's are counted from B on.
     """
     _, B, T = words.shape
     keys = np.empty((2, B, T + 1), ">u4")  # whose bytes compare as the numbers do

@@ -250,8 +250,8 @@ def _open(source: str | Path | IO[Any]) -> Any:
         return nullcontext(sys.stdin.buffer)
     if not hasattr(source, "read"):
         return open(path_of("text", source), "rb")
-    if getattr(source, "closed", False):
-        raise FlashElmoError(f"{getattr(source, 'name', 'text')}: expected an open file, found a closed one")
+    if getattr(source, "closed", False) or not getattr(source, "readable", lambda: True)():
+        raise FlashElmoError(f"{getattr(source, 'name', 'text')}: expected a file that is open for reading")
     return nullcontext(source)
 
 

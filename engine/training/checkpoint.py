@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import tempfile
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.files import sync
 
 try:
     import torch
@@ -35,10 +35,10 @@ def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".step-", delete=False) as file:
             temporary = Path(file.name)
             torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
-        _flush_folder(folder)
+        with suppress(OSError):  # not every system lets one open a folder
+            sync(folder)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -76,13 +76,3 @@ def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any]
                 raise FlashElmoError(f"{path}: {expected}, found {shown(fingerprint.get(name))}")
         return values
     return None
-
-
-def _flush_folder(folder: Path) -> None:
-    """See to it that a new name is on the disk, where the system can open folders."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -84,12 +84,17 @@ class LanguageModel:
         return cls(BiLM(model.config, tensors).to(choose_device(device, Processes())), softmax.words)
 
     def log_probabilities(self, sentences: Iterable[Sequence[str] | str]) -> list[TokenScores]:
-        """Of every prediction of tokenized sentences; strings are split on white space.
+        """Log-probabilities of every prediction, each sentence from a fresh state.
 
-        Of an empty sentence the end is predicted behind the begin, and the other way about.
+        Args:
+            sentences: token lists, or strings, which are split on white space.
+
+        Returns:
+            For each sentence of n words float32 [n + 1] forward and backward: natural logarithms. Of an empty one the
+            end is predicted behind the begin, and the other way about.
 
         Raises:
-            FlashElmoError: what are no sentences.
+            FlashElmoError: what is no list of sentences.
         """
         given = [tokens_of(sentence) for sentence in several("sentences", sentences)]
         if not given:
@@ -101,10 +106,15 @@ class LanguageModel:
         return [TokenScores(forward[a:b], backward[a:b]) for a, b in zip(starts, ends, strict=True)]
 
     def perplexity(self, text: str | Path | Iterable[Sequence[str] | str]) -> Scores:
-        """Of a file of tokenized sentences, one a line, or of tokenized sentences in a list; empty ones are left out.
+        """Perplexity of a text in both directions, each sentence from a fresh state; empty sentences are left out.
+
+        Args:
+            text: a file's path, of one tokenized sentence a line; or token lists, or strings, which are split on white
+                space.
 
         Raises:
-            FlashElmoError: there is no token; a file that is no text in UTF-8.
+            FlashElmoError: there is no token; a file that is no text in UTF-8; what is no list of sentences.
+            OSError: a file that cannot be read.
         """
         if isinstance(text, str | Path):
             corpus = read_corpus([path_of("text", text)])

@@ -97,14 +97,29 @@ def choose_compute(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def prepare_corpus(task: Task, settings: TrainSettings, known: bool) -> tuple[Corpus, Corpus | None]:
-    """The corpus and what is held out of it, read, or mapped from where an earlier attempt put it.
+def open_corpus(task: Task, settings: TrainSettings, processes: Processes, known: bool) -> tuple[Corpus, Corpus | None]:
+    """The corpus and what is held out of it, or None. One process prepares them, the others wait for it.
 
     Args:
         task: names the files.
         settings: say how much is held out.
-        known: whether there is a checkpoint, whose corpus is the one that was put there.
+        processes: those of the run.
+        known: whether there is a checkpoint, whose corpus is the one that an earlier attempt put into the run's folder.
+
+    Raises:
+        FlashElmoError: text that is not UTF-8, a corpus of too few sentences, or a folder that cannot be written.
+        OSError: a file that cannot be read.
     """
+    if not processes.writes:
+        processes.wait()
+        return _prepare_corpus(task, settings, known=True)
+    prepared = _prepare_corpus(task, settings, known)
+    processes.wait()
+    return prepared
+
+
+def _prepare_corpus(task: Task, settings: TrainSettings, known: bool) -> tuple[Corpus, Corpus | None]:
+    """Read the corpus, or map what an earlier attempt made of it."""
     folder = task.work / "corpus"
     if not (known and (folder / "train").is_dir()):
         corpus = read_corpus(task.corpus)

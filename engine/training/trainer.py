@@ -19,6 +19,8 @@ import numpy as np
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
+from flashelmo.engine.model.config import ElmoConfig
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.processor import processor_name
 from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
@@ -39,7 +41,7 @@ from flashelmo.engine.training.task import (
     choose_device,
     choose_vocabulary,
     file_size,
-    prepare_corpus,
+    open_corpus,
 )
 
 try:
@@ -87,32 +89,11 @@ class _Run:
         check_trainable(config)
         if processes.writes:
             check_replaceable(task.output, task.overwrite, is_ours)
-        fingerprint = {
-            "config": config.to_dict(),
-            "corpus": [[path.name, file_size(path)] for path in task.corpus],
-            "vocabulary": None if task.vocabulary is None else file_size(task.vocabulary),
-            "start": None if start is None else start.sha256,
-            "processes": processes.number,
-            "compute": str(compute),
-            **settings.fingerprint(),
-        }
-        self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        self.fingerprint = self._fingerprint(config, start, compute)
         saved = load_checkpoint(task.work, self.fingerprint)
-        if processes.writes:
-            self.corpus, self.held_out = prepare_corpus(task, settings, saved is not None)
-        processes.wait()
-        if not processes.writes:
-            self.corpus, self.held_out = prepare_corpus(task, settings, known=True)
+        self.corpus, self.held_out = open_corpus(task, settings, processes, known=saved is not None)
         self.words = choose_vocabulary(task, settings, self.corpus)
-        torch.manual_seed(settings.seed)
-        biases = word_biases(self.corpus, self.corpus.rows(self.words), len(self.words))
-        tensors = (
-            initial_tensors(config, len(self.words), settings.seed, biases)
-            if start is None
-            else tensors_from(start, self.words, settings.seed, biases, task.start)
-        )
-        self.model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
-        self.model.kernels = kernels_work(self.device)
+        self.model = self._model(config, start, compute)
         self.step = self._training_step()
         self.taken, self.seconds, self.snapshots = 0, 0.0, 0
         self.points: list[Point] = []
@@ -133,6 +114,35 @@ class _Run:
             if self.taken % self.settings.log_every == 0 or self._done() >= 1:
                 self._look(rate)
         return self._finish()
+
+    def _fingerprint(self, config: ElmoConfig, start: ElmoModel | None, compute: torch.dtype) -> dict[str, Any]:
+        """What must not change between the attempts of a run, as JSON has it."""
+        task, settings = self.task, self.settings
+        fingerprint = {
+            "config": config.to_dict(),
+            "corpus": [[path.name, file_size(path)] for path in task.corpus],
+            "vocabulary": None if task.vocabulary is None else file_size(task.vocabulary),
+            "start": None if start is None else start.sha256,
+            "processes": self.processes.number,
+            "compute": str(compute),
+            **settings.fingerprint(),
+        }
+        found: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        return found
+
+    def _model(self, config: ElmoConfig, start: ElmoModel | None, compute: torch.dtype) -> BiLM:
+        """A new model, or one that goes on from another's weights."""
+        settings, words = self.settings, self.words
+        torch.manual_seed(settings.seed)
+        biases = word_biases(self.corpus, self.corpus.rows(words), len(words))
+        tensors = (
+            initial_tensors(config, len(words), settings.seed, biases)
+            if start is None
+            else tensors_from(start, words, settings.seed, biases, self.task.start)
+        )
+        model = BiLM(config, tensors, dropout=settings.dropout, compute=compute).to(self.device)
+        model.kernels = kernels_work(self.device)
+        return model
 
     def _training_step(self) -> TrainingStep:
         settings, processes = self.settings, self.processes

@@ -190,7 +190,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("hidden states", ", ".join(map(str, report.layers)) or "none"),
         ("mix", ", ".join(f"{weight:.6g}" for weight in report.mix)),
         ("file", f"{report.megabytes:,.1f} MB"),
-        ("weights' sha256", report.weights_sha256),
+        ("model's sha256", report.weights_sha256),
         ("compared with", "the published algorithm in PyTorch, float32"),
         ("compared", f"{report.tokens} tokens in {report.sentences} sentences"),
         ("provider", ", ".join(report.providers)),

@@ -14,7 +14,6 @@ from onnx import TensorProto
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.graph.builder import IR_VERSION, OPSET
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.export.build import weights_sha256
 from flashelmo.export.metadata import STATES, Metadata
 
 Values: TypeAlias = dict[str, tuple[int, list[str | int]]]  # name -> element type, axes
@@ -82,7 +81,7 @@ def metadata_problems(metadata: Metadata, model: ElmoModel, expected: Metadata |
     of_model = {
         "config": model.config,
         "lexicon": model.lexicon,
-        "weights_sha256": weights_sha256(model.weights),
+        "weights_sha256": model.sha256,
     }
     wanted: dict[str, Any] = {} if expected is None else {f.name: getattr(expected, f.name) for f in fields(Metadata)}
     wanted.pop("report_sha256", None)  # comes last

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import sha256_of
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.manylangs import PICKLES
 from flashelmo.engine.model.checkpoints.native import write_native
@@ -58,14 +58,4 @@ def _files(path: Path) -> list[Path]:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _digest(file: Any) -> Any:
-    """hashlib.file_digest for Python 3.10."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

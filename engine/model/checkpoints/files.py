@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import tempfile
 import zipfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.files import sync
 
 # What a folder may hold to be replaced: files that are written here, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
@@ -59,7 +59,7 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
             yield new
             for path in new.rglob("*"):
                 if path.is_file():
-                    _flush(path)
+                    sync(path)
             if not folder.exists():
                 new.rename(folder)
                 return
@@ -71,12 +71,6 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
                 raise
     except OSError as error:
         raise FlashElmoError(f"{folder}: cannot be written: {first_line(error)}") from None
-
-
-def _flush(path: Path) -> None:
-    """See to it that a file is on the disk before its final name points to it."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:

@@ -14,11 +14,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.files import sha256_of
 from flashelmo.engine.model.checkpoints.files import extracted, read_json
 from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, offline
 
@@ -81,19 +81,10 @@ def check(folder: Path) -> list[str]:
     problems = []
     for name, expected in record["contents"].items():
         path = folder / name
-        found = digest(path) if path.is_file() else "no file"
+        found = sha256_of(path) if path.is_file() else "no file"
         if found != expected:
             problems.append(f"{path}: expected sha256 {expected}, found {found}")
     return problems
-
-
-def digest(path: Path) -> str:
-    """A file's sha256."""
-    total = sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            total.update(chunk)
-    return total.hexdigest()
 
 
 def _recorded(folder: Path) -> dict[str, str]:
@@ -206,7 +197,7 @@ def _settle(model: NamedModel, work: Path, folder: Path) -> None:
     new = work / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    sums = {name: digest(work / name) for name in model.files}
+    sums = {name: sha256_of(work / name) for name in model.files}
     for name in model.files:
         if not name.endswith(".zip"):
             (work / name).replace(new / name)
@@ -219,7 +210,7 @@ def _settle(model: NamedModel, work: Path, folder: Path) -> None:
             (work / name).unlink()
             raise
         (work / name).unlink()
-    contents = {path.relative_to(new).as_posix(): digest(path) for path in sorted(new.rglob("*")) if path.is_file()}
+    contents = {path.relative_to(new).as_posix(): sha256_of(path) for path in sorted(new.rglob("*")) if path.is_file()}
     record = {
         "name": model.name,
         "page": model.page,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.table import named_models
+from flashelmo.engine.output import Layers
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.settings import RuntimeName
 
@@ -32,13 +33,12 @@ Folder: TypeAlias = Literal["native", "parquet", "seqvec"]
 ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]
 
 
-def parse_layers(text: str) -> Any:
-    """A name, a layer's number, or several; the coefficients of a mix too, as it once was given."""
-    if "," not in text:
-        return int(text) if text.isdecimal() else text
-    if all(number.isdecimal() for number in text.split(",")):
-        return parse_numbers("--layers", text)
-    return parse_coefficients("--layers", text)
+def parse_layers(text: str) -> Layers:
+    """A layer's number, or several; all else as it is, for `Output` to take or to refuse."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        return text
+    return int(text) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
 def parse_coefficients(option: str, text: str) -> list[float]:

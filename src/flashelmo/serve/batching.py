@@ -128,7 +128,7 @@ class Batcher:
             self._fail(batch, result)
         else:
             self._metrics.window_seconds.observe(time.monotonic() - batch.sent)
-            self._metrics.distinct_words.inc(result.counts[2])
+            self._metrics.distinct_words.inc(result.added.distinct_words)
             for job, start, stop in batch.parts:
                 arrays = list(islice(result.arrays, stop - start))
                 if not job.answer.done():

@@ -178,6 +178,14 @@ def load_pipeline(device: str, model: Path, options: dict[str, Any]) -> Embedder
 
 
 def make_workers(model: Path, options: dict[str, Any], devices: Sequence[str], owner: Owner) -> list[Worker]:
-    """A worker a device, not started."""
+    """One worker for each device, in their order; none is started.
+
+    Args:
+        model: folder, archive or weights file.
+        options: keywords of `ElmoEmbedder.load`, but for the device.
+        devices: their names. A worker on the CPU holds one window at a time; on a card two, so that the next one is at
+            hand.
+        owner: hears of all workers.
+    """
     make = partial(load_pipeline, model=model, options=options)
     return [Worker(device, make, 1 if device == "cpu" else 2, owner) for device in devices]

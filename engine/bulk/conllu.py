@@ -1,0 +1,59 @@
+"""CoNLL-U: a word a line, its columns between tabs, and a blank line behind each sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flashelmo.engine.arguments import shown
+from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
+from flashelmo.engine.bulk.parts import RecordErrors, Records
+from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
+from flashelmo.engine.bulk.tokenizers import tokens_of_lists
+from flashelmo.engine.text.lines import Int64
+from flashelmo.engine.text.tables import CONLLU_COLUMNS, CONLLU_ID
+
+
+@dataclass(frozen=True)
+class ConllU:
+    """Sentences in CoNLL-U: the second columns of words with a number of their own, so no ranges and no empty nodes.
+
+    A sentence's own id is its sent_id, its number where it has none. See `TextFormat`.
+    """
+
+    errors: RecordErrors
+    blank_records = False
+
+    def begin(self, head: bytes, name: str) -> int:
+        """See `TextFormat`."""
+        check_kind(head, name, "CoNLL-U", "a table")
+        return 0
+
+    def cut(self, data: bytes) -> Int64:
+        """See `TextFormat`."""
+        return cut_at_blank_lines(data)
+
+    def decode(self, raw: RawRecords) -> Records:
+        """See `TextFormat`."""
+        numbers, rows, skipped = each_record(raw, self.errors, self._read)
+        ids = [own_id or str(number) for number, (own_id, _, _) in zip(numbers, rows, strict=True)]
+        tokens, offsets = tokens_of_lists([forms for _, _, forms in rows])
+        texts = [text or " ".join(forms) for _, text, forms in rows]
+        return Records(numbers, ids, tokens, offsets, texts, skipped)
+
+    def _read(self, record: bytes) -> tuple[str, str, list[str]]:
+        comments: dict[str, str] = {}
+        forms = []
+        for start, line in visible_lines(record):
+            text = line_text(line, start, self.errors)
+            if text.startswith("#"):
+                key, _, value = text[1:].partition("=")
+                comments.setdefault(key.strip(), value.strip())
+                continue
+            columns = text.split("\t")
+            if len(columns) != CONLLU_COLUMNS:
+                raise Fault(start, f"{CONLLU_COLUMNS} columns between tabs", str(len(columns)))
+            if not CONLLU_ID.fullmatch(columns[0]) or not columns[1]:
+                raise Fault(start, "a word's number and form", f"{shown(columns[0])} and {shown(columns[1])}")
+            if columns[0].isdecimal():
+                forms.append(columns[1])
+        return comments.get("sent_id", ""), comments.get("text", ""), forms

@@ -1,0 +1,45 @@
+"""A token and its tag a line, and a blank line behind each sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flashelmo.engine.arguments import shown
+from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
+from flashelmo.engine.bulk.parts import RecordErrors, Records
+from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
+from flashelmo.engine.bulk.tokenizers import tokens_of_lists
+from flashelmo.engine.text.lines import Int64
+
+
+@dataclass(frozen=True)
+class Tags:
+    """A token and its tag a line, a tab or else white space between them. See `TextFormat`."""
+
+    errors: RecordErrors
+    blank_records = False
+
+    def begin(self, head: bytes, name: str) -> int:
+        """See `TextFormat`."""
+        check_kind(head, name, "tokens with tags", "a table")
+        return 0
+
+    def cut(self, data: bytes) -> Int64:
+        """See `TextFormat`."""
+        return cut_at_blank_lines(data)
+
+    def decode(self, raw: RawRecords) -> Records:
+        """See `TextFormat`."""
+        numbers, rows, skipped = each_record(raw, self.errors, self._read)
+        tokens, offsets = tokens_of_lists(rows)
+        return Records(numbers, None, tokens, offsets, None, skipped)
+
+    def _read(self, record: bytes) -> list[str]:
+        tokens = []
+        for start, line in visible_lines(record):
+            text = line_text(line, start, self.errors)
+            columns = text.split("\t") if "\t" in text else text.split()
+            if len(columns) != 2 or not columns[0]:
+                raise Fault(start, "a token and its tag", shown(text))
+            tokens.append(columns[0])
+        return tokens

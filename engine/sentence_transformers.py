@@ -1,0 +1,80 @@
+"""`ElmoEmbedder.encode`: vectors of sentences under sentence-transformers' names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import cache
+from typing import Any
+
+from flashelmo.engine.arguments import flag, is_one_of, shown
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.output import Layers, Mix, Output, normalize, stack
+from flashelmo.engine.settings import Device, device_name
+from flashelmo.engine.text.sentences import Sentence, several
+
+logger = logging.getLogger("flashelmo")
+
+
+def encode(
+    embed: Callable[[Iterator[Sentence | str], Output], Iterator[Any]],
+    sentences: str | Iterable[Sentence | str],
+    *,
+    size: int,
+    output_value: str,
+    layers: Layers,
+    mix: Mix | None,
+    as_numpy: bool,
+    normalize_embeddings: bool,
+    show_progress_bar: bool | None,
+) -> Any:
+    """What `ElmoEmbedder.encode` gives; arguments, shapes and errors are described there.
+
+    Args:
+        embed: gives each sentence's result, a numpy array if `as_numpy`, or else a PyTorch tensor.
+        size: of a vector, 2P.
+    """
+    if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
+        expected = "'sentence_embedding' or 'token_embeddings'"
+        raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+    unit = flag("normalize_embeddings", normalize_embeddings)
+    show = show_progress_bar is not None and flag("show_progress_bar", show_progress_bar)
+    pooled = output_value == "sentence_embedding"
+    output = Output(layers, pool="mean" if pooled else None, mix=mix)
+    if not output.single:
+        raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
+    batch: Iterable[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
+    stream = embed(several("sentences", batch), output)
+    if show:
+        from tqdm import tqdm
+
+        stream = tqdm(stream, total=len(batch) if isinstance(batch, Sized) else None, unit="sentence")
+    results = [normalize(vectors) if unit else vectors for vectors in stream]
+    if isinstance(sentences, str):
+        return results[0]
+    return stack(results, size, as_numpy) if pooled else results
+
+
+def check_foreign(embedders_device: str, device: Device | None, precision: Any, prompt_name: str | None) -> None:
+    """Look at the arguments of sentence-transformers that choose nothing here.
+
+    Args:
+        embedders_device: where the embedder computes.
+        device, precision, prompt_name: as they were given.
+
+    Raises:
+        FlashElmoError: another device, or a precision other than "float32".
+    """
+    name = embedders_device if device is None else device_name("device", device)
+    if name not in ("auto", embedders_device, embedders_device.partition(":")[0]):
+        raise FlashElmoError(f"device: expected {embedders_device}, for which this embedder was made, found {name!r}")
+    if not is_one_of(precision, "float32"):
+        expected = "expected 'float32'; quantize the vectors afterwards"
+        raise FlashElmoError(f"precision: {expected}, found {shown(precision)}")
+    if prompt_name is not None:
+        _warn_of_prompts()
+
+
+@cache
+def _warn_of_prompts() -> None:
+    logger.warning("prompt_name: ELMo has no prompts; it is without effect")
