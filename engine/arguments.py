@@ -70,8 +70,10 @@ def path_of(name: str, value: Any) -> Path:
         FlashElmoError: it is no path, or an address elsewhere.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text or not _can_be_encoded(text):
+    if not isinstance(text, str) or not text or "\0" in text:
         raise FlashElmoError(f"{name}: expected a path, found {shown(value)}")
+    if not _can_be_encoded(text):
+        raise FlashElmoError(f"{name}: expected a path in UTF-8, which the libraries that write files need: {text!a}")
     if ADDRESS.match(text):
         address = ADDRESS.sub(r"\1://", text, count=1)
         expected = "expected a path on this machine, as no address is downloaded"
@@ -79,8 +81,17 @@ def path_of(name: str, value: Any) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def is_stream(source: str | Path) -> bool:
+    """Whether an input can be read once only: standard input, a pipe, a device."""
+    if str(source) == "-" or ADDRESS.match(str(source)):
+        return str(source) == "-"
+    path = Path(source).expanduser()
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def _can_be_encoded(text: str) -> bool:
+    """In UTF-8, and as the system has names."""
     try:
-        return bool(os.fsencode(text))
+        return bool(text.encode() and os.fsencode(text))
     except UnicodeEncodeError:
         return False

@@ -97,6 +97,7 @@ class ElmoEmbedder:
         else:
             self._read_model = partial(_itself, model)
         self.config: ElmoConfig = model.config
+        self._path = model.path
         self._pipeline, self.device, self.runtime, self.precision, max_tokens = make_pipeline(model, self.settings)
         self.window_limits: tuple[int, int]
         if self.settings.stateful or max_tokens is None:
@@ -142,6 +143,11 @@ class ElmoEmbedder:
                 "make it where it is used"
             )
         return self._load_again, ()
+
+    def __repr__(self) -> str:
+        """As "ElmoEmbedder(model, device='cpu', runtime='ort', precision='fp32')"."""
+        where = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("device", "runtime", "precision"))
+        return f"{type(self).__name__}({str(self._path)!r}, {where})"
 
     @property
     def statistics(self) -> Statistics:
@@ -274,8 +280,7 @@ class ElmoEmbedder:
         rows = list(several("batch", batch))
         keeps_state = self.settings.stateful and len(rows) == 1 and not self.settings.keep_sentence_boundaries
         if keeps_state and not tokens_of(rows[0]):
-            number = np.float64 if self.precision == "fp64" else np.float32
-            return [np.empty((self.config.n_layers + 1, 0, self.config.output_size), number)]
+            return [self._none(self.config.n_layers + 1, 0)]
         return self._embed_rows(rows)
 
     def batch_to_embeddings(self, batch: Iterable[Sentence | str]) -> tuple[Tensor, Tensor]:
@@ -411,7 +416,7 @@ class ElmoEmbedder:
         return encode(
             lambda rows, output: self._embed(rows, limits, output, as_numpy),
             sentences,
-            size=self.config.output_size,
+            none=self._none(0),
             output_value=output_value,
             layers=layers,
             mix=mix,
@@ -419,6 +424,10 @@ class ElmoEmbedder:
             normalize_embeddings=normalize_embeddings,
             show_progress_bar=show_progress_bar,
         )
+
+    def _none(self, *shape: int) -> Array:
+        """Vectors [*shape, 2P] of no tokens or sentences, of the type that others have."""
+        return np.empty((*shape, self.config.output_size), np.float64 if self.precision == "fp64" else np.float32)
 
     def _output_format(self, name: Layers) -> Output:
         """What AllenNLP's argument of this name asks for."""

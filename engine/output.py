@@ -189,13 +189,17 @@ def normalize(vectors: Any) -> Any:
     return vectors / (lengths + (lengths == 0))
 
 
-def stack(vectors: list[Any], size: int, as_numpy: bool) -> Any:
-    """Vectors [2P], 2P = size, one above the other [B, 2P]: numpy arrays, or else PyTorch tensors."""
+def stack(vectors: list[Any], none: Array, as_numpy: bool) -> Any:
+    """Vectors [2P] one above the other [B, 2P]: numpy arrays, or else PyTorch tensors.
+
+    Args:
+        none: [0, 2P], of the vectors' type: what is given where there is none.
+    """
     if as_numpy:
-        return np.stack(vectors) if vectors else np.empty((0, size), np.float32)
+        return np.stack(vectors) if vectors else none
     import torch
 
-    return torch.stack(vectors) if vectors else torch.empty(0, size, dtype=torch.float32, device="cpu")
+    return torch.stack(vectors) if vectors else torch.from_numpy(none)
 
 
 def cast(vectors: Array, dtype: str) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flashelmo.engine.arguments import flag, is_one_of, shown
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Layers, Mix, Output, normalize, stack
+from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
 from flashelmo.engine.settings import Device, device_name
 from flashelmo.engine.text.sentences import Sentence, several
 
@@ -20,7 +20,7 @@ def encode(
     embed: Callable[[Iterator[Sentence | str], Output], Iterator[Any]],
     sentences: str | Iterable[Sentence | str],
     *,
-    size: int,
+    none: Array,
     output_value: str,
     layers: Layers,
     mix: Mix | None,
@@ -32,7 +32,7 @@ def encode(
 
     Args:
         embed: gives each sentence's result, a numpy array if `as_numpy`, or else a PyTorch tensor.
-        size: of a vector, 2P.
+        none: [0, 2P], the sentence embeddings of no sentences.
     """
     if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
         expected = "'sentence_embedding' or 'token_embeddings'"
@@ -52,7 +52,7 @@ def encode(
     results = [normalize(vectors) if unit else vectors for vectors in stream]
     if isinstance(sentences, str):
         return results[0]
-    return stack(results, size, as_numpy) if pooled else results
+    return stack(results, none, as_numpy) if pooled else results
 
 
 def check_foreign(embedders_device: str, device: Device | None, precision: Any, prompt_name: str | None) -> None:

@@ -131,6 +131,12 @@ def test_encode_gives_normalized_tensors(embedder: ElmoEmbedder, output_value: A
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-6, atol=1e-7)
 
 
+def test_what_is_given_of_nothing_has_the_type_of_others() -> None:
+    embedder = ElmoEmbedder(MODEL, precision="fp64", device="cpu")
+    assert embedder.encode([]).dtype == embedder.encode(["a"]).dtype == np.float64
+    assert repr(embedder) == f"ElmoEmbedder({str(MODEL.path)!r}, device='cpu', runtime='reference', precision='fp64')"
+
+
 def test_encode_gives_one_tensor_for_one_string_and_none_for_none(embedder: ElmoEmbedder) -> None:
     one = embedder.encode("the cat", convert_to_numpy=False)
     assert np.array_equal(one.numpy(), embedder.encode("the cat"))

@@ -128,11 +128,11 @@ def test_normalize(make: Callable[[np.ndarray], Any]) -> None:
 
 
 def test_stack() -> None:
-    rows = list(VECTORS[0])
-    np.testing.assert_array_equal(stack(rows, 4, True), VECTORS[0])
-    np.testing.assert_array_equal(stack([torch.tensor(row) for row in rows], 4, False).numpy(), VECTORS[0])
-    assert stack([], 4, True).shape == tuple(stack([], 4, False).shape) == (0, 4)
-    assert isinstance(stack([], 4, False), torch.Tensor)
+    rows, none = list(VECTORS[0]), np.empty((0, 4))
+    np.testing.assert_array_equal(stack(rows, none, True), VECTORS[0])
+    np.testing.assert_array_equal(stack([torch.tensor(row) for row in rows], none, False).numpy(), VECTORS[0])
+    assert stack([], none, True) is none
+    assert stack([], none, False).shape == (0, 4) and stack([], none, False).dtype == torch.float64
 
 
 def test_bad_settings() -> None:

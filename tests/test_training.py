@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +126,48 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(text: Path, tmp_path: Path)
     assert load_model(tmp_path / "killed").sha256 == load_model(tmp_path / "whole").sha256
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_the_step_that_it_is_in(
+    text: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+    task, step = Task([text], tmp_path / "out", CONFIG), TrainingStep.__call__
+    n_steps = 0
+
+    def step_and_stop(self: TrainingStep, *arguments: Any) -> None:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 5:
+            os.kill(os.getpid(), number)
+        step(self, *arguments)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, stop)
+    try:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(TrainingStep, "__call__", step_and_stop)
+            train(task, SETTINGS)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert [path.name for path in checkpoint.checkpoints(task.work)] == ["step-000000005.pt"]
+    assert "interrupted: step 5 is saved, and the same command goes on from it" in caplog.messages
+    train(task, SETTINGS)
+    assert curve(tmp_path / "out") == curve(tmp_path / "whole")
+
+
+def test_a_corpus_may_be_a_pipe(text: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text.read_bytes(),))
+    writing.start()
+    train(Task([tmp_path / "pipe"], tmp_path / "out", CONFIG), SETTINGS)
+    writing.join()
+    train(Task([text], tmp_path / "other", CONFIG), SETTINGS)
+    assert load_model(tmp_path / "out").sha256 == load_model(tmp_path / "other").sha256
+
+
 PROCESS = """
 import sys, torch
 torch.set_num_threads(1)
@@ -177,6 +221,8 @@ def test_adagrad_learns_too(text: Path, tmp_path: Path) -> None:
 
 
 def test_held_out_sentences_are_not_trained_on(text: Path, tmp_path: Path) -> None:
+    few = read_corpus([text]).split(0.999, 0)
+    assert len(few[0]) == 1, "something is left to train on"
     record = train(Task([text], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25))
     whole = read_corpus([text])
     kept, held_out = whole.split(0.25, 0)
@@ -232,7 +278,7 @@ def test_a_checkpoint_of_another_run_is_refused(text: Path, tmp_path: Path) -> N
     task = Task([text], tmp_path / "model", CONFIG)
     train(task, SETTINGS)
     saved = checkpoint.checkpoints(task.work)
-    with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, as it was made with, found 2"):
+    with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, .* 2; to begin anew, delete"):
         train(replace(task, overwrite=True), replace(SETTINGS, batch=2))
     with pytest.raises(FlashElmoError, match=r"expected config .* as it was made with"):
         train(replace(task, overwrite=True, config=replace(CONFIG, n_highway=1)), SETTINGS)

@@ -9,18 +9,10 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from flashelmo.engine.arguments import ADDRESS, path_of
+from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # suffix: Arrow's name
-
-
-def is_stream(source: str | Path) -> bool:
-    """Whether an input can be read once only: standard input, a pipe, a device."""
-    if str(source) == "-" or ADDRESS.match(str(source)):
-        return str(source) == "-"
-    path = Path(source).expanduser()
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 class Input:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.bulk.folder import Meta
-from flashelmo.engine.bulk.inputs import is_stream
 from flashelmo.engine.bulk.parts import Part, Place, Reader, Records
 from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
 from flashelmo.engine.errors import FlashElmoError

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.bulk.inputs import is_stream
 from flashelmo.engine.bulk.locks import begin_writing, locked
 from flashelmo.engine.bulk.parts import Part, Place, Reader
 from flashelmo.engine.bulk.records import open_reader

@@ -81,7 +81,8 @@ class Graph:
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
         """A small array inside the graph."""
-        array = np.asarray(value, dtype)
+        with np.errstate(over="ignore"):  # infinity is found where the file is compared
+            array = np.asarray(value, dtype)
         known = self.constants.setdefault(name, array)
         assert known.dtype == array.dtype and np.array_equal(known, array), f"two constants of the name {name}"
         return name

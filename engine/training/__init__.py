@@ -10,6 +10,7 @@ model.py        the language model in PyTorch; from and to `ElmoWeights`
 optimizers.py   Adagrad as published, Adam; the learning rate's schedule
 step.py         one training step, on a card captured as a CUDA graph
 checkpoint.py   what a run is resumed from
+interrupts.py   Ctrl-C between steps alone
 trainer.py      the loop
 evaluate.py     log-probabilities and perplexity
 language_model.py  a trained model's log-probabilities, from Python

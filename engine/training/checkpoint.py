@@ -73,6 +73,7 @@ def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any]
         for name in sorted(fingerprint.keys() | found.keys()):
             if fingerprint.get(name) != found.get(name):
                 expected = f"expected {name} {shown(found.get(name))}, as it was made with"
-                raise FlashElmoError(f"{path}: {expected}, found {shown(fingerprint.get(name))}")
+                found_here = f"found {shown(fingerprint.get(name))}; to begin anew, delete {folder}"
+                raise FlashElmoError(f"{path}: {expected}, {found_here}")
         return values
     return None

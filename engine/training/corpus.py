@@ -64,7 +64,7 @@ class Corpus:
     def split(self, share: float, seed: int) -> tuple[Corpus, Corpus]:
         """Two corpora over the same words: a share of the sentences, drawn by the seed, is the second's."""
         held_out = np.zeros(len(self), bool)
-        number = max(1, round(share * len(self)))
+        number = min(max(1, round(share * len(self))), len(self) - 1)
         held_out[np.random.default_rng(seed).permutation(len(self))[:number]] = True
         return self._only(~held_out), self._only(held_out)
 

@@ -45,6 +45,9 @@ class TrainingStep:
         rows: row of the softmax of each of them [W].
         streams: of which the capacity for distinct words is told, on a card.
         wrapped: what computes the loss: the model, or DistributedDataParallel around it.
+
+    Attributes:
+        sums, steps: losses [2] by direction that were not read yet, and of how many steps.
     """
 
     def __init__(
@@ -64,8 +67,8 @@ class TrainingStep:
         self.lr = torch.zeros((), device=self.device)
         self.optimizer = make_optimizer(settings.optimizer, model.parameters(), self.lr)
         self.state = State.zero(model.config, settings.batch, first.detach())
-        self._sums = torch.zeros(2, device=self.device)
-        self._steps = 0
+        self.sums = torch.zeros(2, device=self.device)
+        self.steps = 0
         self._spelling = spelling
         n_words = len(model.tensors["softmax_bias"])
         sampled = 0 < settings.negatives < n_words
@@ -84,7 +87,7 @@ class TrainingStep:
         self.lr.fill_(lr)
         distinct, words = self._spelling.distinct(batch.inputs)
         targets = self._rows[batch.targets]
-        self._steps += 1
+        self.steps += 1
         if self._captured is not None and len(distinct) <= self._captured.capacity:
             self._captured.run(distinct, words, targets)
             return
@@ -106,7 +109,7 @@ class TrainingStep:
             self._by_rows.step_by_rows(by_rows)
         for before, new in zip(self.state, after, strict=True):
             before.copy_(new)
-        self._sums += each.detach()
+        self.sums += each.detach()
 
     def _spelled(self, distinct: Tensor) -> list[Tensor]:
         """Characters of words; on a card in one piece of all positions, whose shape stays."""
@@ -121,9 +124,9 @@ class TrainingStep:
 
     def read(self) -> tuple[float, float]:
         """Mean loss of each direction since this was asked last; waits for the device."""
-        forward, backward = (self._sums / max(1, self._steps)).tolist()
-        self._sums.zero_()
-        self._steps = 0
+        forward, backward = (self.sums / max(1, self.steps)).tolist()
+        self.sums.zero_()
+        self.steps = 0
         return forward, backward
 
 

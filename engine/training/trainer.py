@@ -7,6 +7,7 @@ snapshots. A run that was killed goes on from there when it is started again wit
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import time
@@ -26,6 +27,7 @@ from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, s
 from flashelmo.engine.training.corpus import UNKNOWN
 from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
 from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
+from flashelmo.engine.training.interrupts import signals_wait
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
 from flashelmo.engine.training.processes import Processes, joined_processes
@@ -50,6 +52,9 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
 
+logger = logging.getLogger("flashelmo")
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is: `done` of 1, `left` seconds, tokens a second since it began, and the curve's last point."""
@@ -64,7 +69,7 @@ OnProgress = Callable[[Progress], None]
 
 
 def train(task: Task, settings: TrainSettings, on_progress: OnProgress | None = None) -> Record:
-    """Train a model and write its folder.
+    """Train a model and write its folder. Ctrl-C and SIGTERM end it behind a step, with a checkpoint to go on from.
 
     Raises:
         FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run, a full disk, a loss
@@ -107,12 +112,19 @@ class _Run:
             self._snapshot(0)
         self._began = self.taken, time.monotonic() - self.seconds, time.monotonic()
         self._saved_at = time.monotonic()
-        while (done := self._done()) < 1 or not self.taken:
-            rate = rate_at(done, self.settings.warm_up, self.settings.peak, self.settings.optimizer == "adam")
-            self.step(self.streams[self.taken], rate)
-            self.taken += 1
-            if self.taken % self.settings.log_every == 0 or self._done() >= 1:
-                self._look(rate)
+        try:
+            while (done := self._done()) < 1 or not self.taken:
+                rate = rate_at(done, self.settings.warm_up, self.settings.peak, self.settings.optimizer == "adam")
+                with signals_wait():
+                    self.step(self.streams[self.taken], rate)
+                    self.taken += 1
+                    if self.taken % self.settings.log_every == 0 or self._done() >= 1:
+                        self._look(rate)
+        except Exception:
+            raise
+        except BaseException:  # somebody asks to stop
+            self._save_what_is_done()
+            raise
         return self._finish()
 
     def _fingerprint(self, config: ElmoConfig, start: ElmoModel | None, compute: torch.dtype) -> dict[str, Any]:
@@ -226,6 +238,7 @@ class _Run:
             "states": states,
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "unread": [*self.step.sums.tolist(), self.step.steps],
             "taken": self.taken,
             "seconds": self.seconds,
             "snapshots": self.snapshots,
@@ -234,12 +247,20 @@ class _Run:
         }
         save_checkpoint(self.task.work, self.taken, values)
 
+    def _save_what_is_done(self) -> None:
+        """A run of several processes has its last checkpoint: they would have to stop behind the same step."""
+        if self.taken and self.processes.number == 1:
+            self._save()
+            logger.warning("interrupted: step %d is saved, and the same command goes on from it", self.taken)
+
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.follow_rate()
         for tensor, value in zip(self.step.state, saved["states"][self.processes.rank], strict=True):
             tensor.copy_(value)
+        *sums, self.step.steps = saved.get("unread", (0.0, 0.0, 0))
+        self.step.sums.copy_(torch.tensor(sums, device="cpu"))
         torch.set_rng_state(saved["random"])
         if saved["cuda_random"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_random"], self.device)

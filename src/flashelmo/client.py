@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flashelmo.engine.arguments import flag, is_one_of, shown, whole_number
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
-from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
+from flashelmo.engine.output import Array, Layers, Mix, Output, normalize
 from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
 
 try:
@@ -144,9 +144,11 @@ class Client:
         results = [normalize(vectors) if unit else vectors for vectors in stream]
         if isinstance(sentences, str):
             return results[0]
+        import numpy as np
+
         if pooled and not results:
-            return stack(results, self.info["output_size"], as_numpy=True)
-        return stack(results, 0, as_numpy=True) if pooled else results
+            return np.empty((0, self.info["output_size"]), np.float32)
+        return np.stack(results) if pooled else results
 
     def _size(self, batch_size: int | None) -> int:
         if batch_size is not None:

@@ -12,7 +12,7 @@ import typer
 
 from flashelmo.cli.arguments import Folder, Json
 from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
-from flashelmo.engine.arguments import ADDRESS, path_of
+from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
 
@@ -61,7 +61,6 @@ def embed_to_folder(
         how: `resume`, `overwrite`, `num_shards` and `shard_id` of `embed_corpus`.
     """
     from flashelmo.engine.bulk.folder import check_new
-    from flashelmo.engine.bulk.inputs import is_stream
     from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.run import embed_corpus
     from flashelmo.engine.embedder import ElmoEmbedder
