@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
@@ -126,19 +126,27 @@ class Draft:
         Raises:
             FlashElmoError: a token that is no text.
         """
-        if isinstance(self.tokens, bytes):
-            return Window.encode(_split_text(self.tokens), self.offsets)
-        wrong = next((i for i, token in enumerate(self.tokens) if not isinstance(token, str)), None)
-        if wrong is not None:
-            raise self._no_text(wrong)
-        return Window.encode(_strings(self.tokens, self.surrogate), self.offsets)
+        tokens = self.tokens
+        if isinstance(tokens, bytes):
+            return Window.encode(_split_text(tokens), self.offsets)
+        if not {*map(type, tokens)} <= {str}:  # or of a type that is built on it
+            self._check_texts(tokens)
+        words = dict.fromkeys(tokens)
+        try:
+            strings = pa.array([*words], pa.string())
+        except UnicodeEncodeError:
+            return replace(self, tokens=[SURROGATE.sub(self.surrogate, token) for token in tokens]).window()
+        ids = dict(zip(words, range(len(words)), strict=True))
+        return Window(strings, np.fromiter(map(ids.__getitem__, tokens), np.int32, len(tokens)), self.offsets)
 
-    def _no_text(self, i: int) -> FlashElmoError:
-        """The error of token i, which is no text."""
-        b = int(np.searchsorted(self.offsets, i, side="right")) - 1
-        start, stop = self.offsets[b : b + 2].tolist()
-        expected = f"token {i - start}: expected text, found {shown(self.tokens[i])}"
-        return FlashElmoError(f"sentence {shown(self.tokens[start:stop])}: {expected}")
+    def _check_texts(self, tokens: list[Any]) -> None:
+        """Raise FlashElmoError where a token is no text."""
+        for i, token in enumerate(tokens):
+            if not isinstance(token, str):
+                b = int(np.searchsorted(self.offsets, i, side="right")) - 1
+                start, stop = self.offsets[b : b + 2].tolist()
+                expected = f"token {i - start}: expected text, found {shown(token)}"
+                raise FlashElmoError(f"sentence {shown(tokens[start:stop])}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -295,10 +303,3 @@ def _split_text(text: bytes) -> pa.StringArray:
     offsets[1:] += 1
     kept = data.take(np.flatnonzero(~is_end))  # `compress` would let no other thread run
     return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(kept))
-
-
-def _strings(tokens: list[str], surrogate: str) -> pa.StringArray:
-    try:
-        return pa.array(tokens, pa.string())
-    except UnicodeEncodeError:
-        return pa.array([SURROGATE.sub(surrogate, token) for token in tokens], pa.string())
