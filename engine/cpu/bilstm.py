@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from _thread import start_new_thread
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.cpu.calls import slabs
+from flashelmo.engine.cpu.directions import Directions
 from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Kept, LstmSteps, Runtime
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
@@ -75,7 +75,7 @@ class BiLstm:
             on_nodes: called after every step with the number of its nodes, by either direction's thread.
         """
         forests = (schedule.forward, schedule.backward)
-        both = _Directions(on_nodes)
+        both = Directions(on_nodes)
 
         def run_direction(direction: int) -> list[Array]:
             with self._in_use()[direction]:  # until one that an interrupted call left running has ended
@@ -163,15 +163,10 @@ class BiLstm:
             hidden[:1] = before[0]
             first_depth = 1
             on_nodes(1)
-        for slab in _slabs(forest, first_depth, STEP_ROWS if x_rows is None else self._table_rows, x_rows):
-            first, stop = slab[0].start, slab[-1].stop
-            if x_rows is None:
-                gate_rows, inputs = None, x[first:stop]
-            else:
-                words, inverse = np.unique(x_rows[first:stop], return_inverse=True)
-                gate_rows, inputs = inverse.astype(np.int32), x[words]
-            gates = self._scratch("gates", direction, runtime.gates, len(inputs))
-            runtime.input_product(layer, direction, inputs, gates)
+        per_product = STEP_ROWS if x_rows is None else self._table_rows
+        for slab in slabs(forest, first_depth, STEP_ROWS, per_product, x_rows):
+            first = slab[0].start
+            gates, gate_rows = self._input_gates(layer, direction, slice(first, slab[-1].stop), x, x_rows)
             for steps in slab:
                 here, shape = slice(steps.start - first, steps.stop - first), (steps.n_steps, steps.n_rows)
                 row = steps.start - int(forest.depths[steps.depth])
@@ -198,105 +193,14 @@ class BiLstm:
                         states[0][rows], states[1][:, rows] = before[0][ended], before[1][:, ended]
         return hidden
 
-
-class _Directions:
-    """Two directions at once, the backward one in a thread of its own, until either fails.
-
-    Ctrl-C may come at any moment. It would leave the locks of a `Future`, an `Event` or a `Condition` held for ever,
-    which are taken by functions in Python; a lock by itself is safe.
-
-    Attributes:
-        stopped: both directions are to end after their step.
-        error: what the backward direction failed with.
-    """
-
-    def __init__(self, on_nodes: Callable[[int], None]) -> None:
-        self.stopped = False
-        self.error: BaseException | None = None
-        self._on_nodes = on_nodes
-        self._backward: list[Array] = []
-        self._done = threading.Lock()
-        self._done.acquire()
-
-    def count(self, nodes: int) -> None:
-        """Called by either after a step of so many nodes."""
-        if self.stopped:
-            raise InterruptedError
-        self._on_nodes(nodes)
-
-    def run_backward(self, run_direction: Callable[[int], list[Array]]) -> None:
-        """What the thread does."""
-        try:
-            self._backward = run_direction(1)
-        except BaseException as error:
-            if not self.stopped:
-                self.error, self.stopped = error, True
-        self._done.release()
-
-    def backward(self) -> list[Array]:
-        """Wait for the thread's outputs."""
-        self._done.acquire()
-        if self.error is not None:
-            raise self.error
-        return self._backward
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call: n_steps depths from `depth` on, the same rows in each; nodes start:stop."""
-
-    depth: int
-    n_steps: int
-    start: int
-    stop: int
-
-    @property
-    def n_rows(self) -> int:
-        return (self.stop - self.start) // self.n_steps
-
-
-def _steps(forest: Forest, first_depth: int) -> Iterator[_Call]:
-    """Calls of at most STEP_ROWS nodes from first_depth on: large depths are cut, those whose rows go on are joined."""
-    sizes = np.diff(forest.depths)
-    keeps_rows = _keeps_rows(forest)
-    depth = first_depth
-    while depth < forest.n_depths:
-        start, size = int(forest.depths[depth]), int(sizes[depth])
-        if size > STEP_ROWS:
-            n_calls = -(-size // STEP_ROWS)
-            cuts = [start + size * call // n_calls for call in range(n_calls + 1)]
-            yield from (_Call(depth, 1, first, stop) for first, stop in pairwise(cuts))
-            depth += 1
-            continue
-        n_steps = 1
-        while depth + n_steps < forest.n_depths and keeps_rows[depth + n_steps] and (n_steps + 1) * size <= STEP_ROWS:
-            n_steps += 1
-        yield _Call(depth, n_steps, start, start + n_steps * size)
-        depth += n_steps
-
-
-def _keeps_rows(forest: Forest) -> npt.NDArray[np.bool_]:
-    """[depths] whether a depth's rows are the ones before, none ended and none branched."""
-    sizes = np.diff(forest.depths)
-    keeps_rows = np.zeros(len(sizes), np.bool_)
-    if len(sizes) > 1:
-        same = forest.parents == np.arange(forest.n_nodes) - np.repeat(forest.depths[:-1], sizes)
-        keeps_rows[1:] = np.logical_and.reduceat(same, forest.depths[:-1])[1:] & (sizes[1:] == sizes[:-1])
-    return keeps_rows
-
-
-def _slabs(forest: Forest, first_depth: int, max_nodes: int, x_rows: Int32 | None) -> Iterator[list[_Call]]:
-    """Groups of consecutive calls whose input product is one: at most max_nodes nodes each.
-
-    With `x_rows`, a window whose distinct rows are at most max_nodes is one group, however many its nodes.
-    """
-    if x_rows is not None and len(np.unique(x_rows)) <= max_nodes:
-        max_nodes = forest.n_nodes
-    slab: list[_Call] = []
-    for steps in _steps(forest, first_depth):
-        if slab and steps.stop - slab[0].start > max_nodes:
-            yield slab
-            slab = []
-        slab.append(steps)
-    if slab:
-        yield slab
+    def _input_gates(
+        self, layer: int, direction: int, nodes: slice, x: Array, x_rows: Int32 | None
+    ) -> tuple[Kept, Int32 | None]:
+        """The gates' part that does not recur, of some nodes; or of their distinct rows of x, and each node's place."""
+        gate_rows, inputs = None, x[nodes]
+        if x_rows is not None:
+            words, inverse = np.unique(x_rows[nodes], return_inverse=True)
+            gate_rows, inputs = inverse.astype(np.int32), x[words]
+        gates = self._scratch("gates", direction, self._runtime.gates, len(inputs))
+        self._runtime.input_product(layer, direction, inputs, gates)
+        return gates, gate_rows
