@@ -5,7 +5,8 @@ given their arguments and handed to a driver that does nothing, and results are 
 that what PyTorch does for a card's memory and copies is missing, and results that come to the host are there already.
 On a card, time by the clock beyond that of the processor is waited for: the driver, memory, or other threads.
 
-Windows are of either of the sizes that cards have, all of one size; times are of 131,072 tokens of them.
+Windows are of either of the sizes that cards have, all of one size; times are of 131,072 tokens of them. Beside them
+one sentence by itself, whose words are known and whose window is a graph: what a caller waits for beside the card.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from flashelmo.benchmarks.contestant import Subject
@@ -44,6 +46,7 @@ PARTS = {
     "launches": ("engine.cuda.executor", "", "compute"),
 }
 RESULTS = "results"
+SENTENCE_TOKENS, SENTENCE_CALLS, MICROSECONDS = 20, 200, 1e6
 
 
 class Host:
@@ -75,7 +78,9 @@ class Host:
         settings = EngineSettings(
             threads=threads, window_tokens=max(SIZES), cache_bytes=0, cuda=CudaSettings(graphs=False)
         )
-        self._pipeline = CudaPipeline(load_model(model), self.device, "bf16", settings)
+        loaded = load_model(model)
+        self._pipeline = CudaPipeline(loaded, self.device, "bf16", settings)
+        self._with_graphs = CudaPipeline(loaded, self.device, "bf16", EngineSettings(threads=threads))
         self._spent = defaultdict[str, float](float)
         for name, (module, owner, function) in PARTS.items():
             found = import_module(f"flashelmo.{module}")
@@ -92,6 +97,16 @@ class Host:
                 self._timed(RESULTS, deque, results, 0)
             spent = {name: now - begin[name] for name, now in _clocks().items()}
         return {**spent, **self._spent}
+
+    def sentence_seconds(self, sentence: list[str]) -> float:
+        """Of the thread, for one sentence's tokens to its vectors in an array; the median of some calls."""
+        spent = []
+        for _ in range(SENTENCE_CALLS):
+            begin = time.thread_time()
+            for _, results in self._with_graphs.stream(Drafts([Draft.of([sentence])]), Output(), lambda fraction: None):
+                deque(results, 0)
+            spent.append(time.thread_time() - begin)
+        return median(spent)
 
     def _stream(self, way: str, text: list[list[str]], path: Path, size: int) -> Stream:
         if way == FROM_LISTS:
@@ -132,4 +147,8 @@ def measure_host(subject: Subject, settings: Settings) -> list[Row]:
         for name in dict.fromkeys(name for spent in found for name in spent):
             of_a_part = [1e3 * spent[name] * PART_TOKENS / n_tokens for spent in found]
             rows.append(row("ms", name, note=f"of {PART_TOKENS:,} tokens; {source}, bf16").with_samples(of_a_part))
+    sentence = next((tokens[:SENTENCE_TOKENS] for tokens in text if len(tokens) >= SENTENCE_TOKENS), text[0])
+    microseconds = [MICROSECONDS * worker.call("sentence_seconds", sentence) for _ in range(settings.rounds)]
+    note = f"{len(sentence)} tokens of {source}, words known; bf16"
+    rows.append(Row("host", subject.name, "one sentence", "µs", QUEUEING, note=note).with_samples(microseconds))
     return rows

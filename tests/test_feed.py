@@ -49,6 +49,8 @@ def test_a_host_works_without_its_card(subject: Subject, text: Path) -> None:
         assert found.keys() == {host.CLOCK, host.ALL, host.QUEUEING, *parts, *clocks}
         for names, whole in ((parts, host.QUEUEING), (clocks, host.CLOCK)):
             assert 0 < sum(found[name] for name in names) < found[whole]
+    (alone,) = medians([row for row in rows if row.name == "one sentence"], "µs").values()
+    assert 10 < alone < 1e5
 
 
 def medians(rows: Any, unit: str) -> dict[str, float]:
