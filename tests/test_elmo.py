@@ -170,8 +170,12 @@ def test_cached_words(build, ids):
 def test_words_that_are_not_cached(build, ids):
     module, words = build(vocab_to_cache=VOCABULARY[:3]), WORD_IDS
     close(module(ids, words)["elmo_representations"][0], padded_layers()[0].mean(axis=0))
-    with pytest.raises(FlashElmoError, match="word_inputs: expected ids below 3, found 5"):
+    with pytest.raises(FlashElmoError, match="word_inputs: expected ids from 0 to 2, found 5"):
         module(None, words)
+    with pytest.raises(FlashElmoError, match="word_inputs: expected ids from 0 to 2, found -1"):
+        module(ids, words - 1)
+    with pytest.raises(FlashElmoError, match=r"expected shapes \[..., T, M\], \[..., T\], found \["):
+        module(ids[:-1], words)
 
 
 def test_word_inputs_without_a_cache_are_ignored(build, ids, caplog):

@@ -252,11 +252,13 @@ class Elmo(torch.nn.Module):
             result: dict[str, Any] = self.bilm(inputs, word_inputs)
             return result
         word_inputs = whole_numbers("word_inputs", word_inputs)
-        if word_inputs.numel() and int(word_inputs.max()) >= cached.num_embeddings:
-            if inputs is None:
-                largest = int(word_inputs.max())
-                raise FlashElmoError(f"word_inputs: expected ids below {cached.num_embeddings}, found {largest}")
-            return self._run_bilm(inputs, None)  # a word that is not cached: AllenNLP backs off to the characters
+        if word_inputs.numel():
+            least, largest = (int(each) for each in word_inputs.aminmax())
+            if least < 0 or (largest >= cached.num_embeddings and inputs is None):
+                found = least if least < 0 else largest
+                raise FlashElmoError(f"word_inputs: expected ids from 0 to {cached.num_embeddings - 1}, found {found}")
+            if largest >= cached.num_embeddings:  # a word that is not cached: AllenNLP backs off to the characters
+                return self._run_bilm(inputs, None)
         lengths = sentence_lengths(word_inputs > 0)
         vectors = add_boundaries(cached(word_inputs), lengths, self.get_buffer("boundary_vectors"))
         mask = positions_before(lengths + 2, vectors.shape[1])
@@ -308,10 +310,11 @@ def _leading_shape(inputs: Tensor | None, word_inputs: Tensor | None) -> tuple[i
     for name, ids in (("inputs", inputs), ("word_inputs", word_inputs)):
         if ids is not None:
             check_is_tensor(name, ids)
-    if word_inputs is not None and word_inputs.dim() >= 2:
+    tokens = None if inputs is None else inputs.shape[:-1]
+    if word_inputs is not None and word_inputs.dim() >= 2 and tokens in (None, word_inputs.shape):
         return tuple(word_inputs.shape[:-1])
-    if word_inputs is None and inputs is not None and inputs.dim() >= 3:
-        return tuple(inputs.shape[:-2])
+    if word_inputs is None and tokens is not None and len(tokens) >= 2:
+        return tuple(tokens[:-1])
     found = [None if ids is None else list(ids.shape) for ids in (inputs, word_inputs)]
     raise FlashElmoError(f"inputs, word_inputs: expected shapes [..., T, M], [..., T], found {found[0]}, {found[1]}")
 
