@@ -6,9 +6,12 @@
 import inspect
 import io
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +84,11 @@ class Use:
 
 @pytest.fixture(scope="module")
 def uses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Use]]:
+    # Hypothesis draws numbers and texts of imported modules too: what is drawn would change with each import.
+    for module in pkgutil.walk_packages(flashelmo.__path__, "flashelmo."):
+        if not module.name.endswith("__main__"):
+            with suppress(ImportError):  # an optional package is absent
+                import_module(module.name)
     folder = tmp_path_factory.mktemp("misuse")
     write_native(MODEL, folder / "model")
     (folder / "text").write_text("the cat\nsat\n", encoding="utf-8")
