@@ -204,7 +204,10 @@ def _packed_product(n_rows: int, k: int, columns: int, precision: str) -> Callab
         x = torch.randn(n_rows, k).bfloat16()
         packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(columns, k).bfloat16(), n_rows)
         return partial(torch.ops.mkldnn._linear_pointwise.default, x, packed, None, "none", [], "")
-    x, weight = (torch.randint(-127, 128, (n, k), dtype=torch.int8) for n in (n_rows, columns))
+    # Without AMX oneDNN has no fast product of rows with a sign; it would take minutes.
+    kind, least = (torch.int8, -127) if "amx_int8" in cpu_flags() else (torch.uint8, 0)
+    x = torch.randint(least, 128, (n_rows, k), dtype=kind)
+    weight = torch.randint(-127, 128, (columns, k), dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, list(x.shape))
     scales, zeros = torch.ones(columns), torch.zeros(columns, dtype=torch.int32)
     multiply = torch.ops.onednn.qlinear_pointwise.default

@@ -70,10 +70,8 @@ def path_of(name: str, value: Any) -> Path:
         FlashElmoError: it is no path, or an address elsewhere.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or "\0" in text or not _can_be_encoded(text):
         raise FlashElmoError(f"{name}: expected a path, found {shown(value)}")
-    if not _can_be_encoded(text):
-        raise FlashElmoError(f"{name}: expected a path in UTF-8, which the libraries that write files need: {text!a}")
     if ADDRESS.match(text):
         address = ADDRESS.sub(r"\1://", text, count=1)
         expected = "expected a path on this machine, as no address is downloaded"
@@ -85,13 +83,26 @@ def is_stream(source: str | Path) -> bool:
     """Whether an input can be read once only: standard input, a pipe, a device."""
     if str(source) == "-" or ADDRESS.match(str(source)):
         return str(source) == "-"
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _can_be_encoded(text: str) -> bool:
-    """In UTF-8, and as the system has names."""
     try:
-        return bool(text.encode() and os.fsencode(text))
+        return bool(os.fsencode(text))
     except UnicodeEncodeError:
         return False
+
+
+def utf8_path_of(name: str, value: Any) -> Path:
+    """As `path_of`, of what a library writes or reads that takes no other bytes in names.
+
+    Raises:
+        FlashElmoError: as there, or it is not UTF-8.
+    """
+    path = path_of(name, value)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise FlashElmoError(f"{name}: expected a path in UTF-8, found {str(path)!a}") from None
+    return path

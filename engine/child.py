@@ -32,6 +32,9 @@ def connect(descriptor: int) -> Connection[Any, Any]:
     return Connection(descriptor)
 
 
+KILLED_SECONDS = 10.0  # that the system may take to end a process
+
+
 def end(process: subprocess.Popen[bytes], seconds: float) -> str:
     """Wait for a process, kill it after so many seconds, and say why it ended."""
     with suppress(subprocess.TimeoutExpired):
@@ -40,7 +43,7 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> str:
     if code is None:
         process.kill()
         with suppress(subprocess.TimeoutExpired):  # the system does not let it go, as while a disk is waited for
-            code = process.wait(seconds)
+            code = process.wait(KILLED_SECONDS)
     if code is not None and code < 0:
         with suppress(ValueError):  # a signal without a name
             return f"killed by {signal.Signals(-code).name}"

@@ -19,6 +19,7 @@ from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
 from flashelmo.engine.sinks.files import check_space
 from flashelmo.engine.text.lines import Errors
+from flashelmo.engine.text.tables import check_is_text
 from flashelmo.engine.text.windows import Window, read_ahead, read_windows
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def embed_file(
         errors=errors,
         universal_newlines=universal_newlines,
     )
-    found = _checked(windows, partial(_check_disk, embedder, sink, _size_of(source)))
+    name = str(source if isinstance(source, str | Path) else getattr(source, "name", "text"))
+    found = _checked(windows, name, partial(_check_disk, embedder, sink, _size_of(source)))
     if embedder.reads_ahead:
         found = read_ahead(found)
 
@@ -172,9 +174,10 @@ def _size_of(source: str | Path | IO[Any]) -> int | None:
     return status.st_size if S_ISREG(status.st_mode) else None
 
 
-def _checked(windows: Iterator[Window], check: Callable[[Window], None]) -> Iterator[tuple[Window, float]]:
-    """The windows with their bytes, the first one looked at before it is embedded."""
+def _checked(windows: Iterator[Window], name: str, check: Callable[[Window], None]) -> Iterator[tuple[Window, float]]:
+    """The windows of a file of this name with their bytes, the first one looked at before it is embedded."""
     for window in islice(windows, 1):
+        check_is_text(window.text or b"", name)
         check(window)
         yield window, len(window.text or b"")
     for window in windows:

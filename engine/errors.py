@@ -28,8 +28,12 @@ class MissingExtraError(FlashElmoError, ImportError):
 
 def first_line(error: BaseException) -> str:
     """What an error of any kind says, in one line; its type where it says nothing."""
-    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """The same without the number and the file's name that the system's errors have: where the file is named beside."""
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _cut(text: str) -> str:

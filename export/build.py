@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, path_of, shown, whole_number
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, shown, utf8_path_of, whole_number
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.config import ElmoConfig
@@ -83,7 +83,7 @@ def build_onnx(
     graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
     tensors = {name: tensors[name] for name in graph.weights}
     large = sum(tensor.nbytes for tensor in tensors.values()) > LARGEST_FILE
-    path = path_of("path", path)
+    path = utf8_path_of("path", path)
     places = places_of(tensors, f"{path.name}_data") if external_data or large else None
     if places is not None:
         write_data(tensors, places, path.parent)
@@ -118,7 +118,7 @@ def build_buckets(
     if metadata.arithmetic.lstm_weights == "int8":
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
     metadata = replace(metadata, characters=_characters(model.config, characters))
-    folder = path_of("folder", folder)
+    folder = utf8_path_of("folder", folder)
     each = {folder / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
     for one in each.values():
         if most_values(one) >= 2**31:
@@ -261,4 +261,4 @@ def _save(graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, places
     try:
         onnx.save_model(proto, path)
     except OSError as error:
-        raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}") from None
+        raise FlashElmoError(f"{path}: cannot be written: {reason_of(error)}") from None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.graph.builder import Tensors
 
 # isort: split
@@ -48,7 +48,7 @@ def write_data(tensors: Tensors, places: Mapping[str, Place], folder: Path) -> N
                 file.write(bytes(places[name].offset - file.tell()))
                 file.write(np.ascontiguousarray(tensor).data)
     except OSError as error:
-        raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}") from None
+        raise FlashElmoError(f"{path}: cannot be written: {reason_of(error)}") from None
 
 
 def refer(proto: onnx.ModelProto, places: Mapping[str, Place]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.arguments import flag, is_one_of, path_of, shown
+from flashelmo.engine.arguments import flag, is_one_of, shown, utf8_path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
@@ -83,7 +83,7 @@ class OnnxElmo:
         session_options: Any = None,
         threads: int | None = None,
     ) -> None:
-        files = model_files(path_of("path", path))
+        files = model_files(utf8_path_of("path", path))
         self._file = files[0].parent if len(files) > 1 else files[0]
         self._open_again = partial(type(self), os.path.abspath(self._file), providers=providers, threads=threads)
         self._has_options = session_options is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.arguments import flag, is_one_of, path_of, shown, whole_number
+from flashelmo.engine.arguments import flag, is_one_of, shown, utf8_path_of, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
 from flashelmo.engine.model.weights import ElmoModel
@@ -84,7 +84,7 @@ def export_onnx(
             nothing is left under `folder`.
         MissingExtraError: PyTorch or ONNX Runtime, which verify, are not installed.
     """
-    folder = path_of("folder", folder)
+    folder = utf8_path_of("folder", folder)
     overwrite, triton = flag("overwrite", overwrite), flag("triton", triton)
     check_is_model(model)
     check_folder(folder, overwrite)
@@ -173,7 +173,7 @@ def _build(
 
 def check_folder(folder: str | Path, overwrite: bool) -> None:
     """Raise FlashElmoError where `export_onnx` could not write the folder, before the work is done."""
-    folder = path_of("folder", folder)
+    folder = utf8_path_of("folder", folder)
     if folder.suffix == ".onnx":
         raise FlashElmoError(f"{folder}: expected the name of a folder to write, found that of a file")
     check_replaceable(folder, overwrite, _is_ours)
@@ -190,7 +190,7 @@ def verify_folder(model: ElmoModel, folder: str | Path, **settings: Any) -> list
     Raises:
         FlashElmoError: no exported file, or what `verify` raises.
     """
-    folder = path_of("folder", folder)
+    folder = utf8_path_of("folder", folder)
     files = [folder / "onnx" / name for name in FILE_NAMES.values()]
     found = [path for path in files if path.is_file()]
     found += [path for path in sorted(folder.glob("onnx/cuda_*/*.onnx")) if bucket_of(path) is not None]

@@ -106,7 +106,7 @@ def test_what_is_read_back_is_what_the_embedder_gives(
     assert list(found.ids()) == [str(b) for b in range(len(LINES))] and "7" in found and "x" not in found
     for key in (7, -1, np.int64(7), -len(LINES)):
         assert key in found and found[key] is not None
-    for wrong in (True, 7.0, None, len(LINES), -len(LINES) - 1):
+    for wrong in (True, 7.0, None, len(LINES), -len(LINES) - 1, np.array([1, 2])):
         assert wrong not in found
         with pytest.raises((FlashElmoError, IndexError)):
             found[wrong]  # type: ignore[index]

@@ -128,6 +128,7 @@ def test_what_is_right_serves_and_is_not_compared_again(
     invariant = replace(run_of(random_layer(device), skip=skip), options=LaunchOptions(batch_invariant=True))
     assert choose(invariant, 1).name == "made up" and made_up.seen == 3 * proven.TIMES  # perhaps other tiles
     assert choose(invariant, 3).name == "made up" and made_up.seen == 3 * proven.TIMES
+    assert chosen(device, skip=skip, bound=2 * BOUND)[0] == "made up" and made_up.seen == 4 * proven.TIMES
     assert not caplog.records
 
 

@@ -449,6 +449,27 @@ def test_a_process_that_cannot_be_started_is_an_error_at_first_and_tried_again_l
     assert heard.lost == 2 and not refused and "Too many open files; it is started anew" in caplog.text
 
 
+def test_a_thread_that_cannot_be_started_ends_its_process(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, begin = [], child.start
+
+    def start(*arguments: Any) -> Any:
+        processes.append(begin(*arguments))
+        return processes[-1]
+
+    def no_thread(thread: threading.Thread) -> None:
+        if "_write" in repr(getattr(thread, "_target", "")):
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    start_thread = threading.Thread.start
+    monkeypatch.setattr(child, "start", start)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    (worker,) = make_workers(model, {"threads": 1}, ["cpu"], Heard())
+    with pytest.raises(FlashElmoError, match="its process cannot be started: can't start new thread"):
+        asyncio.run(worker.start())
+    assert processes[0].returncode == -signal.SIGKILL
+
+
 def test_a_process_that_starts_while_the_service_closes_is_ended(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started, go_on, processes = threading.Event(), threading.Event(), []
 

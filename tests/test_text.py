@@ -276,6 +276,8 @@ def test_what_is_no_text_is_named(data: bytes, found: str) -> None:
     with pytest.raises(FlashElmoError, match=found):
         read(data)
     assert read(b"a\0b c\nlast\n")[0].tokens(0) == ["a\0b", "c"]
+    for text in ("PAR1 is a receptor .\n", "BZh was here\n", "{ }\n", "1\tthe cat sat\n2\ta dog\n"):
+        assert read(text.encode())[0].tokens(0) == text.split("\n")[0].split()
 
 
 def test_windows_that_are_read_ahead_are_the_same(tmp_path: Path) -> None:

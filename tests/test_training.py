@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -126,39 +126,69 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(text: Path, tmp_path: Path)
     assert load_model(tmp_path / "killed").sha256 == load_model(tmp_path / "whole").sha256
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_the_step_that_it_is_in(
-    text: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
-    task, step = Task([text], tmp_path / "out", CONFIG), TrainingStep.__call__
-    n_steps = 0
+def step_that(does: Callable[[TrainingStep], None], n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step n does something first."""
+    step, taken = TrainingStep.__call__, [0]
 
-    def step_and_stop(self: TrainingStep, *arguments: Any) -> None:
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 5:
-            os.kill(os.getpid(), number)
+    def call(self: TrainingStep, *arguments: Any) -> None:
+        taken[0] += 1
+        if taken[0] == n:
+            does(self)
         step(self, *arguments)
 
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
+    monkeypatch.setattr(TrainingStep, "__call__", call)
 
-    before = signal.signal(number, stop)
-    try:
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(TrainingStep, "__call__", step_and_stop)
-            train(task, SETTINGS)
-        assert signal.getsignal(number) is stop
-    finally:
-        signal.signal(number, before)
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_run_saves_the_step_that_it_is_in(
+    text: Path,
+    tmp_path: Path,
+    number: int,
+    raised: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+    task, before = Task([text], tmp_path / "out", CONFIG), signal.getsignal(number)
+    with monkeypatch.context() as patched, pytest.raises(raised):
+        step_that(lambda step: os.kill(os.getpid(), number), 5, patched)
+        train(task, SETTINGS)
+    assert signal.getsignal(number) is before
     assert [path.name for path in checkpoint.checkpoints(task.work)] == ["step-000000005.pt"]
-    assert "interrupted: step 5 is saved, and the same command goes on from it" in caplog.messages
+    assert caplog.messages == ["interrupted: step 5 is saved, and the same command goes on from it"]
     train(task, SETTINGS)
     assert curve(tmp_path / "out") == curve(tmp_path / "whole")
 
 
-def test_a_corpus_may_be_a_pipe(text: Path, tmp_path: Path) -> None:
+def test_an_interrupt_saves_nothing_that_is_not_finite(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(step: TrainingStep) -> None:
+        next(iter(step.model.parameters())).data.fill_(float("nan"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    task = Task([text], tmp_path / "out", CONFIG)
+    step_that(spoil, 5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, SETTINGS)
+    assert not checkpoint.checkpoints(task.work) and "step 5 is not saved, as its loss or" in caplog.text
+
+
+def test_an_error_of_a_step_is_told_whatever_signal_came_with_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(step: TrainingStep) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise FlashElmoError("a fault")
+
+    task = Task([text], tmp_path / "out", CONFIG)
+    step_that(fail, 5, monkeypatch)
+    with pytest.raises(FlashElmoError, match="a fault"):
+        train(task, SETTINGS)
+    assert not checkpoint.checkpoints(task.work)
+
+
+def test_a_corpus_may_be_a_pipe(text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(tmp_path / "pipe")
     writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text.read_bytes(),))
     writing.start()
@@ -166,6 +196,10 @@ def test_a_corpus_may_be_a_pipe(text: Path, tmp_path: Path) -> None:
     writing.join()
     train(Task([text], tmp_path / "other", CONFIG), SETTINGS)
     assert load_model(tmp_path / "out").sha256 == load_model(tmp_path / "other").sha256
+    train(Task([tmp_path / "pipe"], tmp_path / "out", CONFIG, overwrite=True), SETTINGS)
+    assert caplog.messages == [
+        "the run goes on with the text that it began with; what comes through the pipe is not read"
+    ]
 
 
 PROCESS = """

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flashelmo.engine.arguments import path_of, shown
+from flashelmo.engine.arguments import shown, utf8_path_of
 from flashelmo.engine.bulk.folder import RUN, Meta, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import Rows, shard_name
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.output import Array
 from flashelmo.engine.text.lines import Int64
 
@@ -131,9 +131,12 @@ class Embeddings:
 
     def _number(self, key: object) -> int | None:
         """A record's number by one that may count from the end; None where it is none."""
-        if isinstance(key, bool) or not isinstance(key, SupportsIndex):
+        try:
+            number = index(key)  # type: ignore[arg-type]
+        except TypeError:
             return None
-        number = index(key)
+        if isinstance(key, bool):
+            return None
         return number + self._end if number < 0 else number
 
     def _find(self, number: int) -> tuple[_Shard, int] | None:
@@ -217,7 +220,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}; `flashelmo verify` tells more") from None
+        raise FlashElmoError(f"{path}: cannot be read: {reason_of(error)}; `flashelmo verify` tells more") from None
 
 
 class _NativeValues:
@@ -278,7 +281,7 @@ def open_embeddings(path: str | Path) -> Embeddings:
     Raises:
         FlashElmoError: it is no folder of shards.
     """
-    folder = path_of("path", path)
+    folder = utf8_path_of("path", path)
     if folder.is_file():
         raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
     return Embeddings(folder)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arguments import utf8_path_of
 from flashelmo.engine.bulk.shard_writer import NewFile
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
@@ -213,7 +213,7 @@ def verify(folder: str | Path) -> list[str]:
     Raises:
         FlashElmoError: it is no folder of shards.
     """
-    folder = path_of("folder", folder)
+    folder = utf8_path_of("folder", folder)
     if folder.is_file():
         raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
     begun = read_json(folder / RUN)

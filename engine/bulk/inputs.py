@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -59,7 +60,7 @@ class Input:
             return None
         if ADDRESS.match(self.name):
             return _size_at(self.name)
-        path = Path(self.name).expanduser()
+        path = Path(os.path.expanduser(self.name))
         return path.stat().st_size if path.is_file() else None
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from flashelmo.engine.arguments import flag, path_of, shown, whole_number
+from flashelmo.engine.arguments import flag, shown, utf8_path_of, whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.attempt import Attempt
 from flashelmo.engine.bulk.locks import begin_writing
@@ -70,7 +70,7 @@ def embed_corpus(
         FlashElmoError: arguments that don't go together; another model, option or input than the folder was begun with;
             another run at work there; a record that cannot be read; a disk that is full or was lost.
     """
-    folder, output = path_of("folder", folder), output or Output()
+    folder, output = utf8_path_of("folder", folder), output or Output()
     if format not in FORMATS:
         raise FlashElmoError(f"format: expected native or parquet, found {shown(format)}")
     num_shards = whole_number("num_shards", num_shards, 1)

@@ -47,7 +47,7 @@ def default_shard_records(reader: Reader, rows: Rows) -> int:
 def describe_input(reader: Reader) -> dict[str, Any]:
     """What tells an input from another: how it is read, and of a file its name, size, first and last bytes."""
     described: dict[str, Any] = {"name": os.path.basename(reader.name), **reader.options}
-    path = Path(reader.name).expanduser()
+    path = Path(os.path.expanduser(reader.name))
     if path.is_file():
         with path.open("rb") as file:
             described["bytes"] = size = path.stat().st_size

@@ -165,6 +165,9 @@ class UnitSource:
                 if unit.record:
                     raise FlashElmoError(f"{self._reader.name}: expected record {unit.record}, found the end")
                 part = no_part()
+            if part.n_records < n and not unit.last:
+                found = f"expected {n} records from record {unit.record} on, found {part.n_records}"
+                raise FlashElmoError(f"{self._reader.name}: {found}; the input has changed: --overwrite begins anew")
             self._unit = None
             yield Shard.of(unit.shard, part, unit.last)
 

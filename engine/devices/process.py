@@ -69,8 +69,13 @@ class DeviceProcess:
             self._process = child.start(WORKER, theirs.fileno(), arrays_file)
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._reader = threading.Thread(target=self._read, args=(listener,), daemon=True)
-        self._writer.start()
-        self._reader.start()
+        try:
+            self._writer.start()
+            self._reader.start()
+        except RuntimeError:  # there are too many threads
+            self._process.kill()
+            child.end(self._process, END_SECONDS)
+            raise
 
     @property
     def pid(self) -> int:

@@ -22,12 +22,13 @@ KINDS = {
     "tokens with tags": "put a sentence's first column on a line",
     "a table": "`cut -f` picks a column",
 }
+SURE = ("FASTA", "CoNLL-U", "JSON lines")  # whoever reads text takes no sentences for these
 BEGINNINGS = {
-    b"PAR1": "Parquet",
+    b"PAR1\x15": "Parquet",
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\xfd7zXZ": "xz",
-    b"BZh": "bzip2",
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
     b"\x89HDF": "HDF5",
     b"PK\x03\x04": "a ZIP archive",
 }
@@ -35,12 +36,21 @@ BEGINNINGS = {
 
 def check_is_text(head: bytes, name: str) -> None:
     """Raise FlashElmoError where the first lines of a file are plainly no sentences; `kind_of` says what is plain."""
-    kind = kind_of(head)
-    if kind is not None:
-        raise FlashElmoError(f"{name}: expected a sentence a line, found {kind}; {KINDS[kind]}")
+    _refuse(kind_of(head), name)
     if name.endswith(".csv") and b"," in head.lstrip().partition(b"\n")[0]:
         advice = "take the column of sentences out of it"
         raise FlashElmoError(f"{name}: expected a sentence a line, found a table; {advice}")
+
+
+def check_is_no_other_format(head: bytes, name: str) -> None:
+    """As `check_is_text`, but let pass what may be meant as it is: tables, and tokens with tags."""
+    kind = kind_of(head)
+    _refuse(kind if kind in SURE else None, name)
+
+
+def _refuse(kind: str | None, name: str) -> None:
+    if kind is not None:
+        raise FlashElmoError(f"{name}: expected a sentence a line, found {kind}; {KINDS[kind]}")
 
 
 def kind_of(head: bytes) -> str | None:
@@ -80,7 +90,8 @@ def _is_json(lines: list[str]) -> bool:
     if not lines or not all(line.startswith("{") and line.endswith("}") for line in lines):
         return False
     try:
-        return isinstance(json.loads(lines[0]), dict)
+        first = json.loads(lines[0])
+        return isinstance(first, dict) and len(first) > 0
     except (ValueError, RecursionError):
         return False
 

@@ -19,7 +19,7 @@ from flashelmo.engine.arguments import path_of, shown
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import Block, Errors, Int64, check_utf8, split_lines, without_mark
 from flashelmo.engine.text.sentences import SURROGATE
-from flashelmo.engine.text.tables import check_is_text
+from flashelmo.engine.text.tables import check_is_no_other_format
 from flashelmo.engine.threads import Background
 
 Int32: TypeAlias = npt.NDArray[np.int32]
@@ -245,7 +245,7 @@ def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newline
         for raw in _read_lines(file, universal_newlines):
             if not n_lines:
                 raw = without_mark(raw, name)
-                check_is_text(raw, name)
+                check_is_no_other_format(raw, name)
             text = check_utf8(raw, errors, name, n_lines)
             block = split_lines(text)
             n_lines += block.n_lines
@@ -258,7 +258,8 @@ def _open(source: str | Path | IO[Any]) -> Any:
         return nullcontext(sys.stdin.buffer)
     if not hasattr(source, "read"):
         return open(path_of("text", source), "rb")
-    if getattr(source, "closed", False) or not getattr(source, "readable", lambda: True)():
+    readable = getattr(source, "readable", None)
+    if getattr(source, "closed", False) or (callable(readable) and not readable()):
         raise FlashElmoError(f"{getattr(source, 'name', 'text')}: expected a file that is open for reading")
     return nullcontext(source)
 

@@ -11,6 +11,10 @@ optimizers.py   Adagrad as published, Adam; the learning rate's schedule
 step.py         one training step, on a card captured as a CUDA graph
 checkpoint.py   what a run is resumed from
 interrupts.py   Ctrl-C between steps alone
+task.py         what is trained on what: the corpus, the device, the vocabulary
+initial.py      weights that a run begins with
+processes.py    several processes that train one model
+softmax_files.py  the softmax and its words, beside a model's weights
 trainer.py      the loop
 evaluate.py     log-probabilities and perplexity
 language_model.py  a trained model's log-probabilities, from Python

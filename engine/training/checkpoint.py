@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, reason_of
 from flashelmo.engine.files import sync
 
 try:
@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         last = found[-1].name if (found := checkpoints(folder)) else "there is none"
-        raise FlashElmoError(f"{path}: cannot be written: {first_line(error)}; last checkpoint: {last}") from None
+        raise FlashElmoError(f"{path}: cannot be written: {reason_of(error)}; last checkpoint: {last}") from None
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,24 +14,27 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals that ask to stop have their effect behind the block. Only in a program's main thread, which gets them."""
+    """Signals that ask to stop have their effect behind the block, where it ends without an error.
+
+    One that would end the process at once raises SystemExit there, with a shell's status. Only in a program's main
+    thread, which gets the signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[tuple[int, Any]] = []
-    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    handlers = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
-    for number in handlers:
-        signal.signal(number, lambda *arguments: came.append(arguments))
+    handlers: dict[int, Any] = {}
     try:
+        for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
+            handler = signal.getsignal(number)
+            if handler not in (None, signal.SIG_IGN):
+                handlers[number] = handler
+                signal.signal(number, lambda *arguments: came.append(arguments))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in came[:1]:
-            handler = handlers[number]
-            if callable(handler):
-                handler(number, frame)
-            else:
-                os.kill(os.getpid(), number)
+    for number, frame in came[:1]:
+        if not callable(handlers[number]):
+            sys.exit(128 + number)
+        handlers[number](number, frame)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.native import read_safetensors, write_safetensors
 from flashelmo.engine.model.weights import Array
 from flashelmo.engine.training.corpus import read_vocabulary
@@ -75,4 +75,4 @@ def _from_hdf5(path: Path) -> dict[str, Array] | None:
                 return None
             return {ours: np.asarray(file[name], np.float32) for ours, name in names.items()}
     except OSError as error:
-        raise FlashElmoError(f"{path}: expected a whole HDF5 file: {first_line(error)}") from None
+        raise FlashElmoError(f"{path}: expected a whole HDF5 file: {reason_of(error)}") from None

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import new_folder
 from flashelmo.engine.model.config import ElmoConfig
@@ -63,10 +62,8 @@ class Task:
         return self.output.with_name(f"{self.output.name}.training")
 
 
-def file_size(path: Path) -> int | None:
-    """Bytes; None for a pipe or standard input. FlashElmoError where there is no such file."""
-    if is_stream(path):
-        return None
+def file_size(path: Path) -> int:
+    """Bytes; FlashElmoError where there is no such file."""
     if not path.is_file():
         raise FlashElmoError(f"{path}: expected a file of text, found none")
     return path.stat().st_size

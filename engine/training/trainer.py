@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
@@ -69,7 +70,9 @@ OnProgress = Callable[[Progress], None]
 
 
 def train(task: Task, settings: TrainSettings, on_progress: OnProgress | None = None) -> Record:
-    """Train a model and write its folder. Ctrl-C and SIGTERM end it behind a step, with a checkpoint to go on from.
+    """Train a model and write its folder.
+
+    Ctrl-C, SIGTERM and SIGHUP end a run of one process behind a step, with a checkpoint to go on from.
 
     Raises:
         FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run, a full disk, a loss
@@ -96,6 +99,8 @@ class _Run:
             check_replaceable(task.output, task.overwrite, is_ours)
         self.fingerprint = self._fingerprint(config, start, compute)
         saved = load_checkpoint(task.work, self.fingerprint)
+        if saved is not None and any(map(is_stream, task.corpus)):
+            logger.warning("the run goes on with the text that it began with; what comes through the pipe is not read")
         self.corpus, self.held_out = open_corpus(task, settings, processes, known=saved is not None)
         self.words = choose_vocabulary(task, settings, self.corpus)
         self.model = self._model(config, start, compute)
@@ -118,8 +123,11 @@ class _Run:
                 with signals_wait():
                     self.step(self.streams[self.taken], rate)
                     self.taken += 1
-                    if self.taken % self.settings.log_every == 0 or self._done() >= 1:
-                        self._look(rate)
+                    is_point = self.taken % self.settings.log_every == 0 or self._done() >= 1
+                    if is_point:
+                        self._log(rate)
+                if is_point:
+                    self._look()
         except Exception:
             raise
         except BaseException:  # somebody asks to stop
@@ -132,7 +140,7 @@ class _Run:
         task, settings = self.task, self.settings
         fingerprint = {
             "config": config.to_dict(),
-            "corpus": [[path.name, file_size(path)] for path in task.corpus],
+            "corpus": [["-", None] if is_stream(path) else [path.name, file_size(path)] for path in task.corpus],
             "vocabulary": None if task.vocabulary is None else file_size(task.vocabulary),
             "start": None if start is None else start.sha256,
             "processes": self.processes.number,
@@ -176,9 +184,8 @@ class _Run:
         steps = settings.steps or max(1, round((settings.epochs or 1) * self.streams.batches))
         return self.taken / steps
 
-    def _look(self, rate: float) -> None:
-        """What is done between some steps: a point of the curve, snapshots, checkpoints."""
-        self._log(rate)
+    def _look(self) -> None:
+        """What is done behind some points of the curve: snapshots, checkpoints."""
         done = self._done()
         if (number := min(self.settings.snapshots, int(done * self.settings.snapshots + 1e-9))) > self.snapshots:
             self._snapshot(number)
@@ -249,9 +256,14 @@ class _Run:
 
     def _save_what_is_done(self) -> None:
         """A run of several processes has its last checkpoint: they would have to stop behind the same step."""
-        if self.taken and self.processes.number == 1:
-            self._save()
-            logger.warning("interrupted: step %d is saved, and the same command goes on from it", self.taken)
+        if not self.taken or self.processes.number > 1:
+            return
+        if not all(bool(tensor.isfinite().all()) for tensor in (self.step.sums, *self.model.parameters())):
+            logger.warning("interrupted: step %d is not saved, as its loss or parameters are not finite", self.taken)
+            return
+        self.seconds = time.monotonic() - self._began[1]
+        self._save()
+        logger.warning("interrupted: step %d is saved, and the same command goes on from it", self.taken)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])

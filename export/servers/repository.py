@@ -21,7 +21,7 @@ from typing import Any
 
 import onnx
 
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName
@@ -72,7 +72,7 @@ def write_triton_repository(
             (new / "README.md").write_text(readme(list(files), metadata[0]), encoding="utf-8")
             new.rename(folder)
     except OSError as error:
-        raise FlashElmoError(f"{folder}: cannot be written: {first_line(error)}") from None
+        raise FlashElmoError(f"{folder}: cannot be written: {reason_of(error)}") from None
 
 
 def _write_onnx(folder: Path, file: Path, limits: Limits) -> Metadata:

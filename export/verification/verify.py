@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flashelmo.engine.arguments import path_of, shown, whole_number
+from flashelmo.engine.arguments import shown, utf8_path_of, whole_number
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Bound
@@ -73,7 +73,7 @@ def verify(
     Raises:
         FlashElmoError: no file exported by this package, a provider that is absent, or no text.
     """
-    path = path_of("path", path)
+    path = utf8_path_of("path", path)
     text, batch_sizes = _checked_text(SENTENCES if sentences is None else sentences), _checked_sizes(batch_sizes)
     check_is_model(model)
     for argument, value, kind in (

@@ -80,7 +80,7 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
 def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
     """Known to this process, kept on disk, or found out now."""
     weights = run.weights
-    key = variant.name, weights.shape, weights.dtype, weights.device, weights.int8, *_ways(run)
+    key = variant.name, weights.shape, weights.dtype, weights.device, weights.int8, bound, *_ways(run)
     if key not in _verdicts:
         path, identity = _place(variant, run, bound)
         why = _read(path, identity)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.files import (
     MODEL_FILES,
     check_regular,
@@ -44,7 +44,7 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
         check_regular(path)
         return _load_folder(path, options) if path.is_dir() else _load_file(path, options)
     except OSError as error:  # permissions, names that are too long, failing disks
-        raise FlashElmoError(f"{error.filename or path}: cannot be read: {first_line(error)}") from None
+        raise FlashElmoError(f"{error.filename or path}: cannot be read: {reason_of(error)}") from None
 
 
 def is_model_file(file: Path, path: Path, options: Path | None) -> bool:

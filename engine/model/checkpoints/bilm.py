@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashelmo.engine.arguments import path_of
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.files import check_growth, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
@@ -65,7 +65,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
     except FlashElmoError:
         raise
     except Exception as error:  # h5py raises what it pleases where a file is damaged
-        raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {first_line(error)}") from None
+        raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {reason_of(error)}") from None
     config, tensors = widen(config, tensors)
     weights = ElmoWeights.from_named_tensors(tensors, config)
     lexicon = Lexicon({}, _read_vocabulary(weights_file.parent, config.n_words - 1)) if config.word_size else None

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.files import sync
 
 # What a folder may hold to be replaced: files that are written here, and nothing of the user's.
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
+        raise FlashElmoError(f"{path}: cannot be read: {reason_of(error)}") from None
     except (ValueError, RecursionError) as error:
         raise FlashElmoError(f"{path}: expected JSON: {error}") from None
     if not isinstance(values, dict):
@@ -70,7 +70,7 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
                 old.rename(folder)
                 raise
     except OSError as error:
-        raise FlashElmoError(f"{folder}: cannot be written: {first_line(error)}") from None
+        raise FlashElmoError(f"{folder}: cannot be written: {reason_of(error)}") from None
 
 
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
@@ -110,7 +110,7 @@ def extracted(archive: Path, parent: Path | None = None) -> Iterator[Path]:
         except FlashElmoError:
             raise
         except Exception as error:  # each compression has errors of its own for damaged data
-            raise FlashElmoError(f"{archive}: expected a whole zip or tar archive: {first_line(error)}") from None
+            raise FlashElmoError(f"{archive}: expected a whole zip or tar archive: {reason_of(error)}") from None
         yield Path(folder)
 
 

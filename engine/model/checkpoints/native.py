@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashelmo.engine.arguments import is_one_of, path_of
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.files import (
     MODEL_FILES,
     check_regular,
@@ -133,7 +133,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     try:
         data = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
-        raise FlashElmoError(f"{path}: cannot be read: {first_line(error)}") from None
+        raise FlashElmoError(f"{path}: cannot be read: {reason_of(error)}") from None
     begin = HEADER_LENGTH_BYTES + int.from_bytes(data[:HEADER_LENGTH_BYTES].tobytes(), "little")
     try:
         header: dict[str, Any] = json.loads(data[HEADER_LENGTH_BYTES:begin].tobytes().decode("utf-8"))

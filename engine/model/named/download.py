@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, reason_of
 from flashelmo.engine.files import sha256_of
 from flashelmo.engine.model.checkpoints.files import extracted, read_json
 from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, offline
@@ -70,7 +70,7 @@ def download(model: NamedModel, home: Path, *, overwrite: bool = False) -> Path:
     except requests.RequestException as error:
         raise FlashElmoError(f"{model.name}: {_reason(error)}; what is there of it is kept") from None
     except OSError as error:
-        raise FlashElmoError(f"{error.filename or home}: cannot be written: {first_line(error)}") from None
+        raise FlashElmoError(f"{error.filename or home}: cannot be written: {reason_of(error)}") from None
     logger.info("%s: licence %s, from %s", model.name, model.license or "not stated", model.page)
     return folder
 

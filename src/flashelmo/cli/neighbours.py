@@ -10,6 +10,7 @@ import typer
 
 from flashelmo.cli.arguments import Options, parse_layers
 from flashelmo.cli.terminal import warnings_to_stderr
+from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.text.windows import read_windows
 
 TOKENS_AROUND = 6  # of a neighbour, on either side
@@ -33,7 +34,7 @@ def neighbours(
 
     with warnings_to_stderr(quiet=True):
         elmo = ElmoEmbedder.load(model, options_file=options)
-        kept = None if Path(text).is_file() else list(_tokens(text))  # what is no file may not be there again
+        kept = list(_tokens(text)) if is_stream(text) else None
         for sentence in sentences:
             tokens = _tokens(text) if kept is None else kept
             found = find_neighbours(elmo, tokens, sentence, word, n=n, layers=parse_layers(layers), same_word=same_word)

@@ -57,7 +57,7 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
     served = Path(examples=[service.name])
 
     def check(name: str, version: str = VERSION) -> None:
-        if name != service.name:
+        if name.removesuffix("/") != service.name:
             raise Refused(404, f"model: expected {service.name}, found {shown(name)}")
         if version != VERSION:
             raise Refused(404, f"version: expected {VERSION}, found {shown(version)}")

@@ -16,7 +16,7 @@ from flashelmo.engine.devices.process import DeviceProcess, Result
 from flashelmo.engine.devices.shared_arrays import write_object
 from flashelmo.engine.devices.worker import Flush, Start, Task
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.errors import FlashElmoError, first_line
+from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream, WindowPipeline
 from flashelmo.engine.text.windows import Window
@@ -102,8 +102,8 @@ class Worker:
             self._over = asyncio.Event()
             try:
                 process = await asyncio.to_thread(self._spawn)
-            except OSError as error:  # no memory, or too many processes or open files
-                cause = f"its process cannot be started: {first_line(error)}"
+            except (OSError, RuntimeError, MemoryError) as error:  # no memory, or too many threads or files
+                cause = f"its process cannot be started: {reason_of(error)}"
             else:
                 self.pid = process.pid
                 await asyncio.to_thread(process.settled.get)
