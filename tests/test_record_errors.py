@@ -204,7 +204,7 @@ HELD = {  # what a file holds: its bytes, and what reads it
     "JSON lines": (b'{"text": "a"}\n{"text": "b"}\n', "format jsonl reads them"),
     "tokens with tags": (9 * b"a\tDT\nb\tNN\n\n", "format tags reads them"),
     "a table": (b"a b\tc\nd\te f\n", "format csv or tsv reads a column of it"),
-    "Parquet": (b"PAR1\0\0\0\0", "format parquet reads a column of it"),
+    "Parquet": (b"PAR1\x15\0\0\0", "format parquet reads a column of it"),
     "gzip": (gzip.compress(b"a\n"), r"a name that ends in \.gz is decompressed"),
     "Zstandard": (pa.compress(b"a\n", "zstd", asbytes=True), r"a name that ends in \.zst is decompressed"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "it is not read"),

@@ -28,13 +28,13 @@ class ElmoEmbedder:
             raise FlashElmoError("no " + precision)
         return cls()
 
-    def embed(self, sentences, *, layers="all", pool=None):
+    def embed(self, sentences, *, layers="all", pool=None, mix=None):
         print("this line is no answer")
         sleep({seconds})
         for sentence in sentences:
             vectors = np.full((3, len(sentence), 4), 0.5, np.float32)
             vectors[:, :1, :1] = {first}
-            yield vectors.astype({dtype!r}) if layers == "all" else vectors.mean(0)
+            yield vectors.astype({dtype!r}) if layers == "all" and mix is None else vectors.mean(0)
 
     def embed_sentence(self, sentence):
         return next(self.embed([sentence]))
