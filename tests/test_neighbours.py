@@ -80,7 +80,7 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
         "--model",
         str(tmp_path / "model"),
     ]
-    assert main([*arguments, "--same-word", "-n", "2"]) == 0
+    assert main([*arguments, "--same-word", "-n", "2", "--device", "cpu", "--precision", "fp32", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [
         "light in: a light load",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options, parse_layers
+from flashelmo.cli.arguments import Options, Precision, parse_layers
 from flashelmo.cli.terminal import warnings_to_stderr
 from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.text.windows import read_windows
@@ -27,13 +27,16 @@ def neighbours(
     layers: Annotated[str, typer.Option(metavar="average|top|0", help="What is compared.")] = "average",
     n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 5,
     same_word: Annotated[bool, typer.Option("--same-word", help="Only other uses of the word itself.")] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
 ) -> None:
     """Find the words of a text that are nearest, in their contexts, to a word in each sentence."""
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.neighbours import find_neighbours
 
     with warnings_to_stderr(quiet=True):
-        elmo = ElmoEmbedder.load(model, options_file=options)
+        elmo = ElmoEmbedder.load(model, options_file=options, device=device, precision=precision, threads=threads)
         kept = list(_tokens(text)) if is_stream(text) else None
         for sentence in sentences:
             tokens = _tokens(text) if kept is None else kept
