@@ -155,6 +155,9 @@ def test_what_is_not_finished_is_told(
         caplog.clear()
     with pytest.raises(FlashElmoError, match=r"text\.txt: expected a folder of shards, found a file"):
         open_embeddings(tmp_path / "text.txt")
+    for use in (open_embeddings, verify, lambda path: run(path)):  # pyarrow takes no other bytes in names
+        with pytest.raises(FlashElmoError, match=r"^(path|folder): expected a path in UTF-8, found '"):
+            use(tmp_path / "o\udcff")
 
 
 def test_of_records_with_one_id_the_first_is_found(tmp_path: Path, run: Callable[..., Report]) -> None:
