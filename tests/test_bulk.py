@@ -597,8 +597,14 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["v.h5", "--resume"], "--resume: expected a folder of shards as output, found v.h5"),
-        (["v.npz", "--shard-id", "0"], "--shard-id: expected a folder of shards as output, found v.npz"),
+        (
+            ["v.h5", "--resume"],
+            "--resume: expected a folder of shards as output, which has no suffix",
+        ),
+        (
+            ["v.npz", "--shard-id", "0"],
+            "--shard-id: expected a folder of shards as output, which has no suffix",
+        ),
         (["out", "--use-sentence-keys"], "--use-sentence-keys: expected a file of vectors as output"),
         (["out", "--shard-id", "1"], "--num-shards: expected a number beside --shard-id, found none"),
         (["out", "--num-shards", "2"], "--shard-id: expected a number beside --num-shards, found none"),

@@ -314,7 +314,10 @@ def test_seqvec_folders_that_cannot_be_written(here: Path, capfd: pytest.Capture
         (["old"], f"old/{MAPPING}: exists already; --overwrite replaces it"),
         (["absent/out"], "absent/out: cannot write: No such file or directory"),
         (["out", "--use-sentence-keys"], "--use-sentence-keys: expected a file of vectors as output"),
-        (["out", "--resume"], "--resume: expected a folder of shards as output, found out"),
+        (
+            ["out", "--resume"],
+            "--resume: expected a folder of shards as output, which has no suffix",
+        ),
         (["out"], "absent: no such file or folder"),  # the model, whereupon no folder is left
     ):
         command = ["embed", "proteins.fasta", *arguments, "--format", "seqvec", "--model", "absent"]

@@ -174,7 +174,8 @@ def embed(
             "--report": report,
         }
         for name in (name for name, value in for_shards.items() if value is not None):
-            raise FlashElmoError(f"{name}: expected a folder of shards as output, found {output}")
+            expected = "a folder of shards as output, which has no suffix or --format native"
+            raise FlashElmoError(f"{name}: expected {expected}, found {output}")
         if (
             format != "seqvec"
             and not (field or id_field or tokenizer or errors == "skip")
