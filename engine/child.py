@@ -12,6 +12,8 @@ from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, first_line
 
+KILLED_SECONDS = 10.0  # that the system may take to end a process
+
 
 def start(module: str, *descriptors: int) -> subprocess.Popen[bytes]:
     """Start `main` of a module in a process of its own, with descriptors of open files that it is given.
@@ -30,9 +32,6 @@ def connect(descriptor: int) -> Connection[Any, Any]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
     return Connection(descriptor)
-
-
-KILLED_SECONDS = 10.0  # that the system may take to end a process
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> str:

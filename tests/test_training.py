@@ -160,6 +160,27 @@ def test_an_interrupted_run_saves_the_step_that_it_is_in(
     assert curve(tmp_path / "out") == curve(tmp_path / "whole")
 
 
+def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = trainer.write_results, list[Path]()
+
+    def interrupted(target: Path, *arguments: Any, **options: Any) -> None:
+        written.append(target)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write(target, *arguments, **options)
+
+    task, settings = Task([text], tmp_path / "out", CONFIG), replace(SETTINGS, snapshots=2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer, "write_results", interrupted)
+        train(task, settings)
+    snapshots = task.work / "snapshots"
+    assert [path.name for path in snapshots.iterdir()] == ["000"]
+    train(task, settings)
+    assert sorted(path.name for path in snapshots.iterdir()) == ["000", "050", "100"]
+
+
 def test_an_interrupt_saves_nothing_that_is_not_finite(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flashelmo.engine.arguments import shown, utf8_path_of
-from flashelmo.engine.bulk.folder import RUN, Meta, read_json, shard_numbers
+from flashelmo.engine.arguments import shown
+from flashelmo.engine.bulk.folder import RUN, Meta, folder_of, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import Rows, shard_name
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.output import Array
@@ -131,11 +131,11 @@ class Embeddings:
 
     def _number(self, key: object) -> int | None:
         """A record's number by one that may count from the end; None where it is none."""
+        if isinstance(key, bool):
+            return None
         try:
             number = index(key)  # type: ignore[arg-type]
         except TypeError:
-            return None
-        if isinstance(key, bool):
             return None
         return number + self._end if number < 0 else number
 
@@ -281,7 +281,4 @@ def open_embeddings(path: str | Path) -> Embeddings:
     Raises:
         FlashElmoError: it is no folder of shards.
     """
-    folder = utf8_path_of("path", path)
-    if folder.is_file():
-        raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
-    return Embeddings(folder)
+    return Embeddings(folder_of("path", path))

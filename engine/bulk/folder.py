@@ -205,6 +205,14 @@ def _wrong_file(path: Path, n_bytes: int, sha256: str) -> str | None:
     return None if found == sha256 else f"{path.name}: expected sha256 {sha256}, found {found}"
 
 
+def folder_of(name: str, path: str | Path) -> Path:
+    """A folder that was given under an argument's name; FlashElmoError where it is a file."""
+    folder = utf8_path_of(name, path)
+    if folder.is_file():
+        raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
+    return folder
+
+
 def verify(folder: str | Path) -> list[str]:
     """What is wrong with a folder of shards, a line each; nothing where it is whole.
 
@@ -213,9 +221,7 @@ def verify(folder: str | Path) -> list[str]:
     Raises:
         FlashElmoError: it is no folder of shards.
     """
-    folder = utf8_path_of("folder", folder)
-    if folder.is_file():
-        raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
+    folder = folder_of("folder", folder)
     begun = read_json(folder / RUN)
     problems: list[str] = []
     expected, last = 0, False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,7 @@ from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.text.lines import Int64
-
-SURROGATE = re.compile("[\ud800-\udfff]")
+from flashelmo.engine.text.sentences import SURROGATE
 
 
 @dataclass(frozen=True)

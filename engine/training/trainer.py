@@ -212,13 +212,12 @@ class _Run:
 
     def _snapshot(self, number: int) -> None:
         """A model's folder, named by the share of the run in percent."""
-        self.snapshots = number
-        if not self.settings.snapshots or not self.processes.writes:
-            return
-        folder = self.task.work / "snapshots" / f"{100 * number // self.settings.snapshots:03d}"
-        self._evaluate()
-        with new_folder(folder, overwrite=True, ours=is_ours) as target:
-            write_results(target, self.model, self.words, self._record(), dtype=self.task.dtype)
+        if self.settings.snapshots and self.processes.writes:
+            folder = self.task.work / "snapshots" / f"{100 * number // self.settings.snapshots:03d}"
+            self._evaluate()
+            with new_folder(folder, overwrite=True, ours=is_ours) as target:
+                write_results(target, self.model, self.words, self._record(), dtype=self.task.dtype)
+        self.snapshots = number  # last: one that is interrupted is written by the run that goes on
 
     def _evaluate(self) -> None:
         """Perplexity of the held-out text, if there is one and it was not measured at this step."""

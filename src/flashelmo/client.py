@@ -81,8 +81,9 @@ class Client:
             FlashElmoError: it does not answer.
         """
         if self._info is None:
+            answer = self._request("GET", "/info")
             try:
-                self._info = dict(self._request("GET", "/info").json())
+                self._info = dict(answer.json())
             except (ValueError, TypeError) as error:
                 raise self._not_ours("/info", "what the service says of itself", error) from None
         return self._info
@@ -158,6 +159,8 @@ class Client:
     def _embed(
         self, sentences: Iterator[Sentence | str], output: Output, batch_size: int | None = None
     ) -> Iterator[Array]:
+        from safetensors import SafetensorError
+
         size = self._size(batch_size)
         while batch := [_as_json(sentence) for sentence in islice(sentences, size)]:
             body: dict[str, Any] = {"inputs": batch, "layers": output.layers}
@@ -169,14 +172,12 @@ class Client:
             content = self._request("POST", path, body).content
             try:
                 vectors = _vectors(content, output.single)
-            except Exception as error:  # it may be anything, as the page of a proxy
+            except (SafetensorError, KeyError, ValueError) as error:  # as of a proxy's page
                 raise self._not_ours(path, "vectors", error) from None
             yield from vectors
 
     def _not_ours(self, path: str, expected: str, error: Exception) -> FlashElmoError:
         """The error of an answer that this service does not give."""
-        if isinstance(error, FlashElmoError):
-            return error
         return FlashElmoError(f"{self._url}{path}: expected {expected}, found another answer: {first_line(error)}")
 
     def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
