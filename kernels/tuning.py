@@ -238,3 +238,12 @@ def split_sizes(P: int, device: torch.device) -> tuple[int, int]:
     rows = max(n * tile.rows * tile.splits for n, (_, tile) in zip(blocks, split, strict=True))
     programs = n_programs(device)
     return max(rows * P, programs * SPLIT_VALUES), max(max(blocks) * P, programs)
+
+
+EXCHANGED_ROWS = 32  # the most of a depth that programs of `lstm.persistent` exchange
+CLOCK_WORDS = 4  # of each direction, before the values
+
+
+def exchange_size(D: int, P: int, C: int) -> int:
+    """Words of 64 bits in which programs of `lstm.persistent` exchange r and h of a depth, and split sums of r of two."""
+    return D * (CLOCK_WORDS + EXCHANGED_ROWS * (P // 2 + C // 2 + 2 * C))

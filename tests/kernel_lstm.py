@@ -48,6 +48,7 @@ class Tested(NamedTuple):
 # Every variant of the kernels, and how it is tested.
 VARIANTS = {
     "fused": Tested(kinds=(*FLOATS, "tf32"), P=4, C=32),
+    "persistent": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, most_rows=32),
     "few_rows": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES, most_rows=64),
     "warp_specialized": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),
     "tma": Tested(kinds=HALVES, P=128, C=512, sizes=HOPPER_SIZES),

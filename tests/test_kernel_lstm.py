@@ -11,10 +11,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from gluon_interpreter import run_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_lstm import (
     FLOATS,
+    HALVES,
     HOPPER,
     KINDS,
     PORTABLE,
@@ -156,6 +158,7 @@ def test_split_sums_leave_their_counters_even_and_repeat(device: str, name: str)
 FORESTS: dict[str, tuple[tuple[int, ...], ...]] = {
     "one node": ((1,), (1,)),
     "few rows": ((3, 1, 9, 16), (1, 2)),
+    "32 rows": ((17, 32, 3), (1, 8, 31, 2)),
     "64 rows": ((17, 40, 64, 2), (33, 20, 1, 1)),
     "130 rows": ((1, 130, 2), (65, 7, 129)),
     "300 rows": ((300, 290), (5,)),
@@ -164,10 +167,15 @@ FORESTS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 def on_hopper() -> Iterator[tuple[str, str, str, bool, bool]]:
     """Variants, forests of as many rows as they may be given, types, with skip or not, batch-invariant or not."""
-    if not torch.cuda.is_available():  # Gluon is not interpreted, and NumPy multiplies fp16 slowly
+    if not torch.cuda.is_available():  # NumPy multiplies fp16 slowly
         yield from (("tma", forest, "bf16", skip, False) for forest in FORESTS for skip in (False, True))
         yield "tma", "64 rows", "bf16", True, True
         yield "tma", "one node", "fp16", True, False
+        yield from (("persistent", "few rows", kind, skip, False) for kind in HALVES for skip in (False, True))
+        yield "persistent", "one node", "bf16", False, False
+        yield "persistent", "32 rows", "bf16", True, False
+        yield from (("few_rows", forest, "bf16", True, False) for forest in ("few rows", "64 rows"))
+        yield from (("warp_specialized", "130 rows", "bf16", skip, skip) for skip in (False, True))
         return
     for name, forest, kind, skip in product(HOPPER, FORESTS, VARIANTS["tma"].kinds, (False, True)):
         most = VARIANTS[name].most_rows
@@ -181,6 +189,7 @@ def test_rows_that_a_variant_may_be_given_are_those_that_it_serves(monkeypatch: 
     run = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=torch.float16).poisoned()
     invariant = replace(run, options=LaunchOptions(batch_invariant=True))
     monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(tuning, "n_multiprocessors", lambda device: 132)
     object.__setattr__(run.weights, "device", SimpleNamespace(type="cuda"))
     for variant in (variant for variant in TABLE if variant.name in HOPPER):
         most = VARIANTS[variant.name].most_rows
@@ -202,8 +211,7 @@ def test_variants_for_hopper_match_the_reference(
         results = []
         for _ in range(2 if device == "cuda" else 1):
             run = layer.poisoned(skip=skip, roots=roots, options=options)
-            for launch in launches_of(run, name):
-                launch.run()
+            run_all(launches_of(run, name))
             results.append(real_nodes(run.tensors.hidden, layer.nodes))
         assert_close(layer.rounded(), run, kind, roots)
         assert torch.equal(results[0], results[-1])

@@ -17,7 +17,7 @@ from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import tolerance
 from flashelmo.kernels import tuning
 from flashelmo.kernels.launch import Launch
-from flashelmo.kernels.lstm import few_rows, hoisted
+from flashelmo.kernels.lstm import few_rows, hoisted, persistent
 from flashelmo.kernels.lstm import run as run_module
 from flashelmo.kernels.lstm.hopper_projection import choose_projection_tile
 from flashelmo.kernels.lstm.layer import choose, cut, lstm_layer
@@ -62,17 +62,19 @@ def test_variants_for_hopper_serve_16_bits_at_their_sizes(
     layer = random_layer("cpu", sizes=((1,), (1,)), P=128, C=512, dtype=FLOATS[kind])
     run, in_8_bits = layer.poisoned(), layer.poisoned(int8=True)
     monkeypatch.setattr(tuning, "capability", lambda device: capability)
+    monkeypatch.setattr(tuning, "n_multiprocessors", lambda device: 132)
     for each in (run, in_8_bits):
         object.__setattr__(each.weights, "device", SimpleNamespace(type="cuda"))
     expected = ["hoisted" if rows <= 16 else "fused" for rows in (1, 64, 65, 4096)]
     if capability == (9, 0) and kind != "fp32":
-        expected = ["few_rows", "few_rows", "warp_specialized", "warp_specialized"]
+        expected = ["persistent", "few_rows", "warp_specialized", "warp_specialized"]
     if capability[0] == 10 and kind != "fp32":
         expected[2:] = ["tma", "tma"]
     assert [choose(run, rows).name for rows in (1, 64, 65, 4096)] == expected
     by_word = LayerRun.__new__(LayerRun)
     by_word.__dict__.update(run.__dict__, words=object())
-    hoisted_rows = [rows for rows in (16, 17, 32, 33, 4096) if choose(by_word, rows).name in ("few_rows", "hoisted")]
+    names = {rows: choose(by_word, rows).name for rows in (16, 17, 32, 33, 4096)}
+    hoisted_rows = [rows for rows, name in names.items() if name in ("persistent", "few_rows", "hoisted")]
     most = {(9, 0): 33, (8, 0): 32, (12, 0): 32}.get(capability, 16) if kind != "fp32" else 4096
     assert max(hoisted_rows) == most
     many = "int8_specialized" if "few_rows" in expected else "int8"
@@ -97,6 +99,26 @@ def test_few_rows_are_projected_by_programs_that_all_run_at_once(
 ) -> None:
     monkeypatch.setattr(few_rows, "n_programs", lambda device: multiprocessors)
     assert few_rows.is_resident(shape, torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "multiprocessors", "expected"),
+    [
+        (Shape(2, 512, 4096), 128, True),
+        (Shape(2, 512, 4096), 114, False),
+        (Shape(2, 128, 1024), 32, True),
+        (Shape(2, 512, 512), 132, True),
+        (Shape(2, 1024, 4096), 132, False),  # its weights have no room
+        (Shape(2, 128, 2048), 132, False),  # 16 splits
+        (Shape(2, 256, 640), 132, False),
+    ],
+    ids=str,
+)
+def test_weights_stay_where_all_programs_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, shape: Shape, multiprocessors: int, expected: bool
+) -> None:
+    monkeypatch.setattr(persistent, "n_programs", lambda device: multiprocessors)
+    assert persistent.fits(shape, torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("multiprocessors", [31, 32])

@@ -151,7 +151,7 @@ def test_what_is_wrong_is_not_used_and_one_warning_says_so(
     assert (record.name, record.levelno) == ("flashelmo", logging.WARNING)
     where = torch.empty(0, device=device).device
     assert record.getMessage() == (
-        f"device {where}: LSTM variant 'made up' is not used, as {why}; portable kernels serve in its place"
+        f"device {where}: LSTM variant 'made up' is not used, as {why}; others serve in its place"
     )
     seen = made_up.seen
     forget(monkeypatch)

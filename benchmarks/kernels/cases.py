@@ -161,6 +161,8 @@ KERNELS = (
     Kernel("int8 rows", (), "CP", partial(lstm_step, "int8_rows", "int8"), INT8),
     Kernel("projection", PROJECTION, "CP", partial(projection, skip=True), EXACT, sizes=True),
     Kernel("projection, no skip", PROJECTION, "CP", projection, few=BF16),
+    lstm("persistent steps, 16 rows", "persistent", "persistent", 16, HOPPER, True),
+    lstm("persistent steps, 32 rows", "persistent", "persistent", 32, HOPPER, True),
     lstm("few_rows gates, 16 rows", "few_gates", "few_rows", 16, HOPPER, False),
     lstm("few_rows gates, 32 rows", "few_gates", "few_rows", 32, HOPPER, False),
     lstm("few_rows gates, 64 rows", "few_gates", "few_rows", 64, HOPPER, True),
@@ -175,9 +177,13 @@ KERNELS = (
     lstm("Hopper projection, many rows", "hopper_projection", "tma", MANY, BULK_COPIES, True),
     Kernel("Hopper projection, 128 rows in two splits", (), "CP", halved_splits, BF16, targets=(100,)),
     *(
-        Kernel(f"few_rows gates by word, {rows} rows", (), "CP", build, BF16, ("fp16",), targets=HOPPER)
-        for rows in (16, 32, 128)
-        for build in [partial(lstm_step, "few_gates", "few_rows", fixed=rows, by_word=True)]
+        Kernel(f"{name} by word, {rows} rows", (), "CP", build, BF16, ("fp16",), targets=HOPPER)
+        for name, kernel, way, some in (
+            ("persistent steps", "persistent", "persistent", (16, 32)),
+            ("few_rows gates", "few_gates", "few_rows", (16, 32, 128)),
+        )
+        for rows in some
+        for build in [partial(lstm_step, kernel, way, fixed=rows, by_word=True)]
     ),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
     Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True, of="words"),

@@ -140,6 +140,8 @@ class Kernels:
             ("projection", shared, projections, costs.projection(self.config, rows, precision)),
             ("step", name, steps, costs.step(self.config, rows, precision, kind)),
         ):
+            if section != "step" and not projections:  # all steps are one launch
+                continue
             peer = f"cuBLAS {precision if section == 'projection' else f'{kind} {precision}'}" if peers else ""
             yield section, Task(who, in_order([each.run for each in launches]), depths, cost, peer)
             if peer:

@@ -27,7 +27,7 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 N_ROOTS = 2
 WAYS = {variant.name: variant for variant in VARIANTS}
-HOISTED = ("few_rows",)  # of those for some cards
+HOISTED = ("persistent", "few_rows")  # of those for some cards
 PORTABLE = ("hoisted", "fused")  # for every card; the others are for some
 
 

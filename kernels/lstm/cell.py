@@ -183,9 +183,8 @@ def projection_tile(
     if complete:
         child, n_children = children_of(nodes, direction, node, m_row, N)
         skipped = load_skipped(tensors, direction, node, m_row, o_column, N, P)
-        store_projected(
-            acc, weights.projection_clip, tensors, skipped, child, n_children, direction, node, m_row, o_column, N, P
-        )  # fmt: skip
+        r = store_projected(acc, weights.projection_clip, tensors, skipped, direction, node, m_row, o_column, N, P)
+        store_to_children(r, tensors, child, n_children, direction, m_row, o_column, N, P)
 
 
 @triton.jit
@@ -218,10 +217,8 @@ def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
 
 
 @triton.jit
-def store_projected(
-    sums, bound, tensors, skipped, child, n_children, direction, node, m_row, o_column, N, P: tl.constexpr
-):  # fmt: skip
-    """r of a block to its nodes and to their children's rows, which lie side by side, and r + x to the output."""
+def store_projected(sums, bound, tensors, skipped, direction, node, m_row, o_column, N, P: tl.constexpr):
+    """r of a block to its nodes, and r + x to the output; r."""
     row, m = direction * N + node, m_row[:, None] & (o_column < P)[None, :]
     r = clip(sums, bound).to(tensors.hidden.dtype.element_ty)
     o_r = (row * P)[:, None] + o_column[None, :]
@@ -229,6 +226,13 @@ def store_projected(
     if tensors.outputs is not None:
         output = r.to(tl.float32) + skipped.to(tl.float32)
         tl.store(tensors.outputs + o_r, output.to(tensors.outputs.dtype.element_ty), mask=m)
+    return r
+
+
+@triton.jit
+def store_to_children(r, tensors, child, n_children, direction, m_row, o_column, N, P: tl.constexpr):
+    """r of a block to the rows of its nodes' children, which lie side by side."""
+    m = m_row[:, None] & (o_column < P)[None, :]
     o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
     for i in range(tl.max(n_children, axis=0)):  # nearly always one
         tl.store(tensors.parent_hidden + o_child + i * P, r, mask=m & (i < n_children)[:, None])

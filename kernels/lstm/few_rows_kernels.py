@@ -11,7 +11,15 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from flashelmo.kernels.lstm.cell import arrive, cell, children_of, depth_nodes, load_skipped, store_projected
+from flashelmo.kernels.lstm.cell import (
+    arrive,
+    cell,
+    children_of,
+    depth_nodes,
+    load_skipped,
+    store_projected,
+    store_to_children,
+)
 from flashelmo.kernels.lstm.hopper_projection import wait_for_splits
 
 GATES = gl.constexpr(128)  # of a program
@@ -200,6 +208,6 @@ def few_projection_kernel(
     total = gl.zeros([SHARE, COLUMNS], gl.float32, OUT)
     for split in gl.static_range(SPLITS):
         total += gl.load(p_share + split * (ROWS * COLUMNS), cache_modifier=".cg")
-    store_projected(
-        total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column, N, P
-    )  # fmt: skip
+    m_row = node < last
+    r = store_projected(total, projection_clip, tensors, skipped, direction64, node, m_row, o_column, N, P)
+    store_to_children(r, tensors, child, n_children, direction64, m_row, o_column, N, P)

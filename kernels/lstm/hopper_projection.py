@@ -15,7 +15,14 @@ import triton
 import triton.language as tl
 
 from flashelmo.kernels.launch import Launch, cdiv
-from flashelmo.kernels.lstm.cell import arrive, children_of, depth_nodes, load_skipped, store_projected
+from flashelmo.kernels.lstm.cell import (
+    arrive,
+    children_of,
+    depth_nodes,
+    load_skipped,
+    store_projected,
+    store_to_children,
+)
 from flashelmo.kernels.lstm.hopper import hopper_layout, rows_of
 from flashelmo.kernels.lstm.run import LayerRun
 from flashelmo.kernels.lstm.steps import Part, block_projection_arguments
@@ -116,10 +123,9 @@ def hopper_projection_kernel(
         i_block = (direction * tl.num_programs(0) + i_rows) * (P // TILE.columns) + i_columns
         total, mine = sum_of_splits(acc, tensors, i_block, i_split, o_share, TILE, WAITS)
         if mine:
-            store_projected(
-                total, projection_clip, tensors, skipped, child, n_children, direction64, node, node < last, o_column,
-                N, P,
-            )  # fmt: skip
+            m_row = node < last
+            r = store_projected(total, projection_clip, tensors, skipped, direction64, node, m_row, o_column, N, P)
+            store_to_children(r, tensors, child, n_children, direction64, m_row, o_column, N, P)
 
 
 @triton.jit

@@ -40,6 +40,7 @@ class Variant(NamedTuple):
         launches: its launches for some depths of a run, in order.
         pack: lays out the weights as it reads them; None where it has no use for such weights.
         blind: written without a card: its first use on one is compared with the reference (`proven`).
+        rival: where no card has timed it: the variant that it must be as fast as, or that serves.
     """
 
     name: str
@@ -47,19 +48,23 @@ class Variant(NamedTuple):
     launches: Callable[[LayerRun, range], Iterator[Launch]]
     pack: Callable[[CanonicalLstm, Format], Layout | None]
     blind: bool = False
+    rival: Variant | None = None
 
 
 def in_gluon() -> tuple[Variant, ...]:
     """Those for Hopper that are written in Gluon; none where Triton has none, or another one than they need."""
     try:
-        from flashelmo.kernels.lstm import few_rows, int8_specialized, warp_specialized
+        from flashelmo.kernels.lstm import few_rows, int8_specialized, persistent, warp_specialized
     except (ImportError, AttributeError, TypeError) as error:
         logger.warning("Triton %s: expected Gluon, found %s; other kernels serve on sm_90", triton.__version__, error)
         return ()
+    # Weights are under way before the step; 12.5 us for 1 row, 14.5 for 32, 16.3 for 64, where hoisted steps take 14.7,
+    # 18.4 and 23.1.
+    few = Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout, blind=True)
     return (
-        # Weights are under way before the step; 12.5 us for 1 row, 14.5 for 32, 16.3 for 64, where hoisted steps take
-        # 14.7, 18.4 and 23.1.
-        Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout, blind=True),
+        # Weights stay on the chip from step to step. No card has run it yet.
+        Variant("persistent", persistent.serves, persistent.launches, hopper_layout, blind=True, rival=few),
+        few,
         # Tensor cores never wait for arithmetic; 32.5 us for 128 rows, 40 for 256, 115 for 1,024.
         Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout, blind=True),
         # In 8 bits alone: prototypes' gates took 19 us for 256 rows, 61 for 1,024, where bf16's took 30 and 102.

@@ -1,10 +1,10 @@
-"""Whether a variant of the LSTM that was written without a card is right on this one.
+"""Whether a variant of the LSTM that was written without a card is right on this one, and fast.
 
 Such a variant ("blind") is compared with the reference when it is first used: on random inputs, with the layer's own
 weights, a few milliseconds of the card after its kernels are compiled. That is plain PyTorch, as the portable kernels
-would take longer to compile than all else. The verdict is kept in the user's cache folder, for this card, driver,
-PyTorch, Triton and these sources. A variant that is wrong or raises is not used: portable ones serve, and one warning
-says so.
+would take longer to compile than all else. One that no card has timed is timed beside the one that serves in its place
+(`rival`). The verdict is kept in the user's cache folder, for this card, driver, PyTorch, Triton and these sources. A
+variant that is wrong, raises or takes longer is not used: others serve, and one warning says so.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ import triton
 from torch import Tensor
 
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch, is_out_of_memory
+from flashelmo.kernels.launch import Launch, is_out_of_memory, run_in_order
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
 from flashelmo.kernels.lstm.run import LayerRun, Nodes, Words, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
+TIMED = (8,) * 24  # of depths that are timed, about a sentence's
+ASLEEP = 2_000_000  # cycles of a card, in which the host queues these: a millisecond
 N_ROOTS = 2
 N_WORDS = 50  # where the input part is by word
 
@@ -53,6 +55,10 @@ class Steps(Protocol):
     @property
     def launches(self) -> Callable[[LayerRun, range], Iterator[Launch]]:
         """Its launches for some depths."""
+
+    @property
+    def rival(self) -> Steps | None:
+        """The variant that it must be as fast as, where no card has timed it."""
 
 
 _verdicts: dict[tuple[Any, ...], bool] = {}
@@ -85,12 +91,12 @@ def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
         path, identity = _place(variant, run, bound)
         why = _read(path, identity)
         if why is None:
-            why = _why_wrong(variant, run, bound)
+            why = _why_wrong(variant, run, bound) or _why_slow(variant, run)
             _write(path, identity, why)
         _verdicts[key] = not why
         if why and (variant.name, weights.device) not in _said:
             _said.add((variant.name, weights.device))
-            said = "device %s: LSTM variant '%s' is not used, as %s; portable kernels serve in its place"
+            said = "device %s: LSTM variant '%s' is not used, as %s; others serve in its place"
             logger.warning(said, weights.device, variant.name, why)
     return _verdicts[key]
 
@@ -145,12 +151,46 @@ def difference(variant: Steps, run: LayerRun) -> float:
         if words is not None:
             words.gates.fill_(torch.nan)
         again = LayerRun(weights, tensors, nodes, run.options, words)
-        for launch in variant.launches(again, range(1, nodes.n_depths + 1)):
-            launch.run()
+        middle = 1 + len(rows) // 2
+        for depths in (range(1, middle + 1), range(middle + 1, len(rows) + 1)):  # tiles may be by their largest
+            if depths:
+                run_in_order(variant.launches(again, depths))
         errors.append(error(tensors.hidden, expected))
         if has_skip:
             errors.append(error(tensors.outputs, expected + x))
     return max(errors, key=lambda each: (math.isnan(each), each))
+
+
+def _why_slow(variant: Steps, run: LayerRun) -> str:
+    """Empty where a variant takes no longer than its rival, or has none."""
+    rival = variant.rival
+    if rival is None or run.weights.device.type != "cuda":
+        return ""
+    ours, theirs = milliseconds(variant, run), milliseconds(rival, run)
+    if ours <= theirs:
+        return ""
+    return f"{len(TIMED)} steps of {TIMED[0]} rows take {ours:.3f} ms where '{rival.name}' takes {theirs:.3f}"
+
+
+def milliseconds(variant: Steps, run: LayerRun) -> float:
+    """What depths of `TIMED` rows take on a card, the least of some times; the host queues them beforehand."""
+    weights = run.weights
+    nodes = _nodes(TIMED, weights.shape.D, weights.device)
+    x = torch.zeros(weights.shape.D, nodes.n_nodes, weights.shape.P, dtype=weights.dtype, device=weights.device)
+    words = None if run.words is None else _words(weights, nodes, x)[0]
+    tensors = new_tensors(weights, nodes, x, skip=run.tensors.outputs is not None)
+    timed = LayerRun(weights, tensors, nodes, run.options, words)
+    found: list[float] = []
+    with torch.cuda.device(weights.device):
+        for _ in range(2 * TIMES):  # the first time also compiles
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(ASLEEP)
+            start.record()
+            run_in_order(variant.launches(timed, range(1, nodes.n_depths + 1)))
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end))
+    return min(found)
 
 
 def _words(weights: LstmWeights, nodes: Nodes, vectors: Tensor) -> tuple[Words, Tensor]:

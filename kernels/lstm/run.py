@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashelmo.kernels.arguments import Products, check
 from flashelmo.kernels.lstm.weights import LstmWeights, Shape
-from flashelmo.kernels.tuning import split_sizes
+from flashelmo.kernels.tuning import exchange_size, split_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +115,12 @@ class Workspace(NamedTuple):
     Attributes:
         partial_sums: float32 [values].
         counters: int32 [values], how far each block's splits have come; multiples of `SPLIT_ARRIVALS` between launches.
+        exchange: int64 [words], where `persistent` programs send each other values, beside tags that only ascend.
     """
 
     partial_sums: Any
     counters: Any
+    exchange: Any
 
     @classmethod
     def of(cls, shape: Shape, device: torch.device | str) -> Workspace:
@@ -127,6 +129,7 @@ class Workspace(NamedTuple):
         return cls(
             torch.empty(shape.D * n_sums, dtype=torch.float32, device=device),
             torch.zeros(shape.D * n_counters, dtype=torch.int32, device=device),
+            torch.zeros(exchange_size(shape.D, shape.P, shape.C), dtype=torch.int64, device=device),
         )
 
 
@@ -143,7 +146,7 @@ class LstmTensors(NamedTuple):
         cell: float32 [2, D, R, C], c of two depths in turn.
         unprojected: [D, R, C], h of one depth.
         outputs: [D, N, P], r + x where there is a skip connection; else None.
-        partial_sums, counters: see `Workspace`.
+        partial_sums, counters, exchange: see `Workspace`.
         x_int8, hidden_int8, row_scale: x and `parent_hidden` as 8-bit integers, and what a 1 is worth in either's
             row, float32 [D, N]; None where products are not of 8 bits.
         root_hidden, root_cell: [D, roots, P] and float32 [D, roots, C], what the roots' states are; zero where None.
@@ -158,6 +161,7 @@ class LstmTensors(NamedTuple):
     outputs: Any
     partial_sums: Any
     counters: Any
+    exchange: Any
     root_hidden: Any = None
     root_cell: Any = None
     x_int8: Any = None
@@ -246,6 +250,7 @@ class LayerRun:
         check("unprojected", tensors.unprojected, [D, R, C], dtype)
         check("partial_sums", tensors.partial_sums, [None], [torch.float32])
         check("counters", tensors.counters, [None], [torch.int32])
+        check("exchange", tensors.exchange, [exchange_size(D, P, C)], [torch.int64])
         if tensors.outputs is not None:
             check("outputs", tensors.outputs, [D, N, P], dtype)
         if self.words is not None:
@@ -300,6 +305,7 @@ def new_tensors(
         outputs=out if skip else None,
         partial_sums=workspace.partial_sums,
         counters=workspace.counters,
+        exchange=workspace.exchange,
         root_hidden=None if roots is None else roots[0],
         root_cell=None if roots is None else roots[1],
         x_int8=new(D, N, P, dtype=torch.int8) if weights.int8 else None,

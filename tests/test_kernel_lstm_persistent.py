@@ -1,0 +1,197 @@
+"""Steps whose weights stay on the chip: what programs send each other, launch after launch, however slow one is."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import gluon_interpreter
+from gluon_interpreter import run_all
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_lstm import RandomLayer, launches_of, random_layer, real_nodes, scheduled
+
+from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels.lstm import layer as table
+from flashelmo.kernels.lstm import persistent, proven
+from flashelmo.kernels.lstm.layer import Variant
+from flashelmo.kernels.lstm.run import LayerRun, Words, Workspace, new_tensors
+from flashelmo.kernels.tuning import CLOCK_WORDS, exchange_size
+
+SIZES = dict(P=128, C=512)  # 8 programs of a direction, of which 2 share a split
+BOUND = PRECISIONS["fp16"].bounds["cuda"].relative or 0.0
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="for sm_90"
+)
+
+
+def made(device: str, sizes: tuple[tuple[int, ...], ...], **options: Any) -> RandomLayer:
+    return random_layer(device, sizes=sizes, dtype=torch.float16, **SIZES | options).rounded()
+
+
+def error(run: LayerRun, layer: RandomLayer) -> float:
+    found, expected = real_nodes(run.tensors.hidden, layer.nodes), real_nodes(layer.expected()[0], layer.nodes)
+    return float((found - expected).norm() / expected.norm())
+
+
+def clocks(run: LayerRun) -> list[list[int]]:
+    """Last tag, and programs that ended, of either direction."""
+    return run.tensors.exchange[: 2 * CLOCK_WORDS].view(2, CLOCK_WORDS)[:, :2].tolist()
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 32), min_size=1, max_size=5).map(tuple), min_size=2, max_size=2).map(tuple),
+    size=st.sampled_from([(128, 512), (128, 1024), (256, 512), (512, 512)]),
+    seed=st.integers(0, 99),
+)
+def test_any_forests_of_few_rows(sizes: Any, size: tuple[int, int], seed: int) -> None:
+    """With C / P splits, of programs that stop and go at random."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    P, C = size
+    layer = made(device, sizes, P=P, C=C, seed=seed, n_roots=1 + seed % 3)
+    run = layer.poisoned(skip=True)
+    run_all(launches_of(run, "persistent"), random.Random(seed))
+    assert error(run, layer) < BOUND
+    assert clocks(run) == [[len(each), C // 64] for each in sizes]
+
+
+def test_a_workspace_serves_launch_after_launch(device: str) -> None:
+    """Of many rows and few: no value of an earlier launch is taken for one of this."""
+    layers = [made(device, sizes, seed=k) for k, sizes in enumerate((((20, 30), (32, 1)), ((3, 2, 1), (1, 1, 1, 5))))]
+    workspace, bits, steps = Workspace.of(layers[0].pack().shape, device), [], [0, 0]
+    for k in range(4):
+        layer = layers[k % 2]
+        tensors = new_tensors(layer.pack(), layer.nodes, layer.x, workspace=workspace)
+        run = LayerRun(layer.pack(), tensors, layer.nodes)
+        run_all(launches_of(run, "persistent"), random.Random(k))
+        assert error(run, layer) < BOUND
+        bits.append(real_nodes(run.tensors.hidden, layer.nodes))
+        steps = [n + sum(a < b for a, b in pairwise(s[1:])) for n, s in zip(steps, layer.nodes.depths, strict=True)]
+        assert clocks(run) == [[n, 8 * (k + 1)] for n in steps]
+    assert torch.equal(bits[0], bits[2]) and torch.equal(bits[1], bits[3])
+
+
+def test_other_variants_may_compute_some_depths(device: str) -> None:
+    layer = made(device, ((5, 9, 40, 17, 3), (2, 31, 33, 1)))
+    run = layer.poisoned()
+    for name, depths in (("persistent", range(1, 3)), ("few_rows", range(3, 4)), ("persistent", range(4, 6))):
+        run_all(launches_of(run, name, depths))
+    assert error(run, layer) < BOUND
+
+
+def test_one_launch_serves_any_schedule_of_its_size(device: str) -> None:
+    """As a captured graph's: steps beyond the last depth are none."""
+    layer = made(device, ((2, 3, 1), (1, 1)))
+    bucket = Sizes.of(layer.schedule, share=False, pooled=False, stateful=False).bucket()
+    nodes = scheduled(layer.schedule, bucket, device)
+    x = torch.zeros(2, nodes.n_nodes, 128, dtype=layer.dtype, device=device)
+    for d, starts in enumerate(layer.nodes.depths):
+        first = nodes.n_roots
+        x[d, first : first + starts[-1] - starts[1]] = layer.x[d, starts[1] : starts[-1]]
+    run = layer.poisoned(nodes=nodes, x=x)
+    run_all(launches_of(run, "persistent"))
+    assert nodes.n_depths > 3 and clocks(run) == [[3, 8], [2, 8]]
+    expected = layer.expected()[0]
+    for d, starts in enumerate(layer.nodes.depths):
+        first, count = nodes.n_roots, starts[-1] - starts[1]
+        found = run.tensors.hidden[d, first : first + count].double().cpu()
+        assert (found - expected[d, starts[1] : starts[-1]]).norm() < BOUND * expected[d].norm()
+
+
+def test_the_input_part_may_be_by_word(device: str) -> None:
+    layer = made(device, ((3, 9, 2), (5, 4)))
+    which = torch.arange(layer.nodes.n_nodes, device=device) * 5 % 7
+    x = layer.x[:, which].contiguous()
+    layer = replace(layer, x=x)
+    run = layer.poisoned()
+    of_nodes = which.int().expand(2, -1).contiguous()
+    distinct = torch.zeros_like(x)
+    for word in range(7):
+        distinct[:, word] = x[:, which == word][:, 0]
+    count = torch.tensor([7], dtype=torch.int32, device=device)
+    words = Words.of(run.weights, distinct, of_nodes, count)
+    words.gates.fill_(torch.nan)
+    run = replace(run, words=words)
+    run_all(launches_of(run, "persistent"))
+    assert error(run, layer) < BOUND
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card's programs do not fail to order")
+@pytest.mark.parametrize("name", ["receive", "receive_sums"])
+def test_what_a_program_waits_for_in_vain_is_not_a_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what it computes then, and in all that others make of it."""
+    layer = made("cpu", ((2, 2, 3, 2), (2, 2, 2, 2)))
+    run, calls = layer.poisoned(), []
+    real: Any = gluon_interpreter.INSTEAD[name]
+
+    def fail_once(*arguments: Any) -> Any:
+        values = real(*arguments)
+        if gluon_interpreter._here.at[:2] != (3, 0):
+            return values
+        calls.append(name)
+        if len(calls) == 4:  # in the third step: of r, h, r, h, r; of sums in the fourth
+            for each in values if isinstance(values, tuple) else (values,):
+                each.handle.data[...] = torch.tensor(-1, dtype=torch.int32).numpy().view(each.handle.data.dtype)
+        return values
+
+    monkeypatch.setitem(gluon_interpreter.INSTEAD, name, fail_once)
+    run_all(launches_of(run, "persistent"))
+    starts = layer.nodes.depths[0]
+    broken = 3 if name == "receive" else 4  # depth; h is received from depth 1 on, r from depth 2
+    hidden = run.tensors.hidden[0]
+    assert hidden[starts[1] : starts[broken]].isfinite().all()
+    assert hidden[starts[broken] : starts[broken + 1]].isnan().any(dim=1).all()
+    assert hidden[starts[broken + 1] : starts[-1]].isnan().all()
+    starts = layer.nodes.depths[1]
+    assert run.tensors.hidden[1, starts[1] : starts[-1]].isfinite().all()
+
+
+def test_room_for_what_is_exchanged_is_asked_for(device: str) -> None:
+    layer = made(device, ((1,), (1,)))
+    run = layer.poisoned()
+    expected = exchange_size(2, 128, 512)
+    assert expected == 2 * (CLOCK_WORDS + 32 * (64 + 256 + 2 * 512))
+    short = run.tensors._replace(exchange=run.tensors.exchange[1:])
+    with pytest.raises(ValueError, match=f"^exchange: expected .*{expected}"):
+        replace(run, tensors=short)
+
+
+def test_programs_that_wait_for_each_other_are_launched_at_once() -> None:
+    launch = launches_of(made("cpu", ((1,), (1,))).poisoned(), "persistent")[-1]
+    assert launch.options["launch_cooperative_grid"] is True and launch.grid == (8, 2)
+    assert [tile.rows for tile in persistent.TILES] == [16, 32]
+
+
+# ------------------------------------------------------------------------------------------------------------- its time
+
+
+@pytest.mark.parametrize(
+    ("ours", "why"), [(0.1, ""), (0.2, ""), (0.3, "24 steps of 8 rows take 0.300 ms where 'fused' takes 0.200")]
+)
+def test_a_variant_that_takes_longer_than_its_rival_is_not_used(
+    ours: float, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launches(run: LayerRun, depths: range) -> Iterator[Any]:
+        return iter(())
+
+    rival = next(variant for variant in table.VARIANTS if variant.name == "fused")
+    variant = Variant("made up", lambda run, rows: True, launches, rival.pack, blind=True, rival=rival)
+    monkeypatch.setattr(proven, "milliseconds", lambda each, run: ours if each is variant else 0.2)
+    run: Any = SimpleNamespace(weights=SimpleNamespace(device=torch.device("cuda", 0)))
+    assert proven._why_slow(variant, run) == why
+    assert proven._why_slow(rival, run) == ""
+
+
+def test_what_no_card_has_timed_has_a_rival() -> None:
+    rivals = {variant.name: variant.rival and variant.rival.name for variant in table.VARIANTS if variant.rival}
+    assert rivals == {"persistent": "few_rows"}
