@@ -245,5 +245,5 @@ CLOCK_WORDS = 4  # of each direction, before the values
 
 
 def exchange_size(D: int, P: int, C: int) -> int:
-    """Words of 64 bits in which programs of `lstm.persistent` exchange r and h of a depth, and split sums of r of two."""
+    """Words of 64 bits in which programs of `lstm.persistent` exchange r and h of a depth, and sums of two."""
     return D * (CLOCK_WORDS + EXCHANGED_ROWS * (P // 2 + C // 2 + 2 * C))

@@ -1,4 +1,4 @@
-"""Runs kernels in Gluon, which Triton's interpreter does not: by that interpreter, with what Gluon adds to the language.
+"""Runs kernels in Gluon, which Triton's interpreter does not: by that interpreter, with what Gluon adds to it.
 
 All programs of a launch run at once, each in a thread, and so do the partitions of one that specializes its warps, so
 that they wait for each other as on a card. Layouts mean nothing here, and assembly is replaced by what it does.

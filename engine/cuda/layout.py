@@ -21,7 +21,7 @@ Depths: TypeAlias = tuple[tuple[int, ...], ...]
 D = 2
 ALIGNED = 32  # integers: every part begins at 128 bytes, as kernels are compiled for aligned pointers
 LEAST_ROWS = 16  # of a bucket: no tile has fewer
-LEAST_TAIL_ROWS = 64  # of a bucket's last depths: fewer take hardly less time, and would make more buckets
+LEAST_TAIL_ROWS = 32  # of a bucket's last depths: `persistent` steps are for so many; fewer would make more buckets
 LEAST_NODES = 32
 
 

@@ -100,7 +100,7 @@ def receive(p_words, row, tag, STRIDE: gl.constexpr, N: gl.constexpr):
 
 @gluon.constexpr_function
 def receive_sums_code(splits, stride, polls):
-    """Assembly of `receive_sums`: $0 and $1 are the sums, $2 the first word's number, $3 where word 0 is, $4 the tag."""
+    """Assembly of `receive_sums`: $0 and $1 are the sums, $2 the first word's number, $3 where word 0 is, $4 a tag."""
     loads = [f".reg .b64 first<{splits}>, second<{splits}>;", ".reg .f32 value;"]
     loads += ["setp.ge.s32 there, $2, 0;", "mad.wide.s32 at, $2, 8, $3;"]
     values = ["mov.f32 $0, 0f00000000;", "mov.f32 $1, 0f00000000;"]
