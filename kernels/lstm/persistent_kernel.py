@@ -216,6 +216,14 @@ def opaque_zero():
 
 
 @gluon.jit
+def touch(p_values):
+    """Bring values of 32 bits to the first-level cache; nobody waits for them here."""
+    gl.inline_asm_elementwise(
+        "prefetch.global.L1 [$1]; mov.b32 $0, 0;", "=r,l", [p_values], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
 def gates_of(sums):
     """Two gates, [64, ROWS] each, of sums [128, ROWS]."""
     ROWS: gl.constexpr = sums.shape[1]
@@ -325,6 +333,7 @@ def persistent_kernel(
         o_cell = zero + program * CELLS + gl.arange(0, CELLS, layout=gl.SliceLayout(1, LAYOUT))
         o_row = zero + gl.arange(0, ROWS, layout=gl.SliceLayout(0, LAYOUT))
         p_parents = nodes.parents + direction64 * N + first
+        following = gl.load(nodes.starts + direction * (T + 2) + depth + 2, mask=depth + 1 < end, other=0)
 
         # The input's part and c, on their way while this waits for the parents' r.
         m = (o_row < n)[None, :]
@@ -377,7 +386,9 @@ def persistent_kernel(
         gl.store(p_after + (o_row * C)[None, :] + o_cell[:, None], c, mask=m)
         gl.thread_barrier()  # nobody multiplies `states` any more, and all of c is there
 
-        # The split's sums of r, from the h of its P cells.
+        # The split's sums of r, from the h of its P cells. The next step begins with its parents.
+        o_touched = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [8], [0]))
+        touch(p_parents + gl.where(o_touched < following - last, n + o_touched, 0))
         for block in gl.static_range(ROWS // 8):
             o_node = zero + 8 * block + gl.arange(0, 8, layout=gl.SliceLayout(1, WORDS))
             if 8 * block < n:
@@ -414,7 +425,7 @@ def persistent_kernel(
         depth += 1
         first_of_last = first
         first = last
-        last = gl.load(nodes.starts + direction * (T + 2) + depth + 1, mask=depth < end, other=0)
+        last = following
 
     # The rows that the next launch begins with; this thread has stored what it reads.
     o_column = i_columns * COLUMNS + i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(0, TOTAL))
