@@ -32,7 +32,7 @@ PATIENCE = 60.0  # seconds of a wait
 POISON = 0xFF  # of shared memory before anything is stored in it: NaN, or -1
 
 _here = threading.local()
-_here_all = SimpleNamespace(dawdle=None)  # of all threads
+_all = SimpleNamespace(dawdle=None, errors=[])  # of all threads: what slows them, and what any of them raised
 
 
 def run_all(launches: Iterable[Launch], dawdle: random.Random | None = None) -> None:
@@ -54,7 +54,7 @@ def run(launch: Launch, dawdle: random.Random | None = None) -> None:
     Raises:
         AssertionError: a program waited in vain.
     """
-    _here_all.dawdle = dawdle
+    _all.dawdle, _all.errors = dawdle, []
     kernel = _adapted(launch.kernel)
     names = inspect.signature(kernel).parameters
     constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
@@ -82,27 +82,27 @@ def _program(kernel: Callable[..., None], arguments: dict[str, Any], at: Sequenc
 
 
 def _together(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run tasks, each in a thread; the first error is raised once all have ended."""
-    errors: list[BaseException] = []
+    """Run tasks, each in a thread; the first error ends all waits, and is raised once all have ended."""
 
     def run_one(task: Callable[[], None]) -> None:
         try:
             task()
         except BaseException as error:
-            errors.append(error)
+            _all.errors.append(error)
 
     threads = [threading.Thread(target=run_one, args=(task,)) for task in tasks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[0]
+    if _all.errors:
+        raise _all.errors[0]
 
 
 def _wait_until(done: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not done():
+        assert not _all.errors, "another one failed"
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0)
 
@@ -304,8 +304,8 @@ def _at(pointers: tl.tensor, words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
 
 
 def _dawdle() -> None:
-    if _here_all.dawdle is not None and _here_all.dawdle.random() < 0.2:
-        time.sleep(_here_all.dawdle.random() * 2e-3)
+    if _all.dawdle is not None and _all.dawdle.random() < 0.2:
+        time.sleep(_all.dawdle.random() * 2e-3)
 
 
 def _await_words(addresses: np.ndarray[Any, Any], tag: int) -> np.ndarray[Any, Any]:

@@ -145,7 +145,8 @@ def test_waits_end_in_an_acquire_and_come_before_what_others_write(run: Run) -> 
     """Without an acquire a program may go on with what a cache still holds; a compiler drops one that nobody uses.
 
     Splits that are summed by the last to come have one, those that wait for each other two: the arrival, and each look
-    of the others. Persistent programs count those that have ended. What dependent launches read while they wait is what no launch before is still writing.
+    of the others. Persistent programs count those that have ended. What dependent launches read while they wait is what
+    no launch before is still writing.
     """
     dependent = [each for each in run.found if each.ptx]
     names = {each.kernel.partition(",")[0] for each in dependent}
