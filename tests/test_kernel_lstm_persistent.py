@@ -17,13 +17,15 @@ from gluon_interpreter import run_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_lstm import RandomLayer, launches_of, random_layer, real_nodes, scheduled
+from ptx_run import Thread
 
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.lstm import layer as table
-from flashelmo.kernels.lstm import persistent, proven
+from flashelmo.kernels.lstm import persistent, persistent_kernel, proven
 from flashelmo.kernels.lstm.layer import Variant
-from flashelmo.kernels.lstm.run import LayerRun, Words, Workspace, new_tensors
+from flashelmo.kernels.lstm.run import LayerRun, Workspace, new_tensors
+from flashelmo.kernels.lstm.run import Words as InputWords
 from flashelmo.kernels.tuning import CLOCK_WORDS, exchange_size
 
 SIZES = dict(P=128, C=512)  # 8 programs of a direction, of which 2 share a split
@@ -119,7 +121,7 @@ def test_the_input_part_may_be_by_word(device: str) -> None:
     for word in range(7):
         distinct[:, word] = x[:, which == word][:, 0]
     count = torch.tensor([7], dtype=torch.int32, device=device)
-    words = Words.of(run.weights, distinct, of_nodes, count)
+    words = InputWords.of(run.weights, distinct, of_nodes, count)
     words.gates.fill_(torch.nan)
     run = replace(run, words=words)
     run_all(launches_of(run, "persistent"))
@@ -195,3 +197,75 @@ def test_a_variant_that_takes_longer_than_its_rival_is_not_used(
 def test_what_no_card_has_timed_has_a_rival() -> None:
     rivals = {variant.name: variant.rival and variant.rival.name for variant in table.VARIANTS if variant.rival}
     assert rivals == {"persistent": "few_rows"}
+
+
+# ------------------------------------------------------------------------------------------------------------- assembly
+
+TAG, BASE = 7, 1 << 40
+POLLS = 9
+
+
+class Words:
+    """Words of 64 bits from an address on, each of which is there from some look at it on."""
+
+    def __init__(self, values: dict[int, tuple[int, int]]) -> None:
+        self.values, self.looks = values, dict.fromkeys(values, 0)
+
+    def read(self, address: int) -> int:
+        word, rest = divmod(address - BASE, 8)
+        assert rest == 0
+        value, since = self.values[word]
+        self.looks[word] += 1
+        return value | (TAG if self.looks[word] >= since else TAG - 1) << 32
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_words_are_waited_for(n: int) -> None:
+    """Those of rows 9, 7, 6, ... in a column, STRIDE words apart, and none of an absent row."""
+    rows = [-1 if k == 1 else 9 - k for k in range(n)]
+    words = Words({3 * row: (0xA0000000 + row, 2 + k) for k, row in enumerate(rows) if row >= 0})
+    thread = Thread([*[0] * n, *rows, *[BASE] * n, *[TAG] * n], words.read)
+    thread.run(persistent_kernel.receive_code.fn(n, 3, POLLS))
+    assert [thread.registers[f"${k}"] for k in range(n)] == [0xA0000000 + row if row >= 0 else 0 for row in rows]
+    assert set(words.looks.values()) == {
+        max(since for _, since in words.values.values())
+    }  # all again until the last is there
+    assert persistent_kernel.receive_constraints.fn(n).split(",") == ["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * n
+
+
+@pytest.mark.parametrize("since", [POLLS, POLLS + 1])
+def test_a_wait_ends(since: int) -> None:
+    words = Words({0: (1, 1), 3: (2, since)})
+    thread = Thread([0, 0, 0, 1, BASE, BASE, TAG, TAG], words.read)
+    thread.run(persistent_kernel.receive_code.fn(2, 3, POLLS))
+    assert words.looks[3] == POLLS
+    assert [thread.signed("$0"), thread.signed("$1")] == ([1, 2] if since == POLLS else [-1, -1])
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4, 8])
+@pytest.mark.parametrize("late", [1, 3, POLLS + 1])
+def test_sums_of_splits_are_waited_for_and_added(splits: int, late: int) -> None:
+    def bits(value: float) -> int:
+        return int(torch.tensor(value).view(torch.int32)) & 0xFFFFFFFF
+
+    values = [(0.5 * split - 1.25, 3.0 - split) for split in range(splits)]
+    of_words = {10 + 6 * split + k: (bits(each[k]), 1) for split, each in enumerate(values) for k in range(2)}
+    last = 10 + 6 * (splits - 1) + 1
+    words = Words(of_words | {last: (of_words[last][0], late)})
+    thread = Thread([0, 0, 10, BASE, TAG], words.read)
+    thread.run(persistent_kernel.receive_sums_code.fn(splits, 6, POLLS))
+    expected = [sum(each[k] for each in values) for k in range(2)] if late <= POLLS else [torch.nan] * 2
+    torch.testing.assert_close([thread.float("$0"), thread.float("$1")], expected, rtol=0, atol=0, equal_nan=True)
+    assert words.looks[last] == min(late, POLLS)
+    absent = Thread([0, 0, -1, BASE, TAG], words.read)
+    looks = dict(words.looks)
+    absent.run(persistent_kernel.receive_sums_code.fn(splits, 6, POLLS))
+    assert absent.float("$0") == absent.float("$1") == 0 and words.looks == looks
+
+
+def test_a_value_is_sent_with_its_tag() -> None:
+    written: dict[int, int] = {}
+    for word in (4, -1):
+        thread = Thread([0, word, BASE, 0xDEADBEEF, TAG], lambda _: 0, written.__setitem__)
+        thread.run(persistent_kernel.SEND.value)
+    assert written == {BASE + 32: TAG << 32 | 0xDEADBEEF}

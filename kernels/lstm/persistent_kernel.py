@@ -125,20 +125,22 @@ def receive_sums(p_words, word, tag, SPLITS: gl.constexpr, STRIDE: gl.constexpr)
     )  # fmt: skip
 
 
+SEND = gl.constexpr("""{
+    .reg .pred there;
+    .reg .b64 value, at;
+    setp.ge.s32 there, $1, 0;
+    mad.wide.s32 at, $1, 8, $2;
+    mov.b64 value, {$3, $4};
+    @there st.relaxed.gpu.global.b64 [at], value;
+    mov.b32 $0, 0;
+    }""")
+
+
 @gluon.jit
 def send(p_words, word, values, tag):
     """Write values of 32 bits to some words (-1: none), each with the tag of its step."""
-    code: gl.constexpr = """{
-        .reg .pred there;
-        .reg .b64 value, at;
-        setp.ge.s32 there, $1, 0;
-        mad.wide.s32 at, $1, 8, $2;
-        mov.b64 value, {$3, $4};
-        @there st.relaxed.gpu.global.b64 [at], value;
-        mov.b32 $0, 0;
-        }"""
     gl.inline_asm_elementwise(
-        code, "=r,r,l,r,r", [word, p_words, values, tag], dtype=gl.int32, is_pure=False, pack=1
+        SEND, "=r,r,l,r,r", [word, p_words, values, tag], dtype=gl.int32, is_pure=False, pack=1
     )  # fmt: skip
 
 
