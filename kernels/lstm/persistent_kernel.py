@@ -408,21 +408,21 @@ def persistent_kernel(
         gl.thread_barrier()  # nobody multiplies `states` any more
 
         # r of this program's share of columns, to the others first.
-        o_node = zero + gl.arange(0, ROWS, layout=gl.SliceLayout(1, PAIRS))
-        o_pair = zero + gl.arange(0, SHARE // 2, layout=gl.SliceLayout(0, PAIRS))
         first_column = i_columns * COLUMNS + i_split * SHARE
-        m_pair = (o_node < n)[:, None]
-        word = (i_columns * SPLITS + i_split) * (SPLITS * ROWS * SHARE)
-        word = word + (o_node * SHARE)[:, None] + (2 * o_pair)[None, :]
-        low, high = receive_sums(p_sums, gl.where(m_pair, word, -1), tag, SPLITS, ROWS * SHARE)
-        values = pair(clip(low, projection_clip).to(TYPE), clip(high, projection_clip).to(TYPE))
-        word = (o_node * (P // 2))[:, None] + (first_column // 2 + o_pair)[None, :]
-        send(p_r, gl.where(m_pair, word, -1), values, tag)
-        total = gl.convert_layout(gl.join(low, high).reshape([ROWS, SHARE]), TOTAL)
         o_column = zero + first_column + gl.arange(0, SHARE, layout=gl.SliceLayout(0, TOTAL))
         o_node = zero + gl.arange(0, ROWS, layout=gl.SliceLayout(1, TOTAL))
         node, m_node = (first + o_node).to(gl.int64), o_node < n
-        skipped = load_skipped(tensors, direction64, node, m_node, o_column, N, P)
+        skipped = load_skipped(tensors, direction64, node, m_node, o_column, N, P)  # on its way meanwhile
+        o_row = zero + gl.arange(0, ROWS, layout=gl.SliceLayout(1, PAIRS))
+        o_pair = zero + gl.arange(0, SHARE // 2, layout=gl.SliceLayout(0, PAIRS))
+        m_pair = (o_row < n)[:, None]
+        word = (i_columns * SPLITS + i_split) * (SPLITS * ROWS * SHARE)
+        word = word + (o_row * SHARE)[:, None] + (2 * o_pair)[None, :]
+        low, high = receive_sums(p_sums, gl.where(m_pair, word, -1), tag, SPLITS, ROWS * SHARE)
+        values = pair(clip(low, projection_clip).to(TYPE), clip(high, projection_clip).to(TYPE))
+        word = (o_row * (P // 2))[:, None] + (first_column // 2 + o_pair)[None, :]
+        send(p_r, gl.where(m_pair, word, -1), values, tag)
+        total = gl.convert_layout(gl.join(low, high).reshape([ROWS, SHARE]), TOTAL)
         store_projected(total, projection_clip, tensors, skipped, direction64, node, m_node, o_column, N, P)
         depth += 1
         first_of_last = first
