@@ -1,6 +1,7 @@
 """Fixtures that every test file may use."""
 
 import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +62,16 @@ def _automatic_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a card too: tests of the CUDA runtime name their device. It is said once, before any test."""
     monkeypatch.setattr(choice, "has_cuda_card", lambda: False)
     choice._warn_once("device 'auto': no CUDA device found, running on the CPU")
+
+
+@pytest.fixture(autouse=True)
+def _no_sizes_of_another_test() -> None:
+    """What is kept of sentences depends on constants that tests change."""
+    layout = sys.modules.get("flashelmo.engine.cuda.layout")
+    if layout is not None:
+        layout._of_sentence.cache_clear()
+        layout._with_words.cache_clear()
+        layout._filled.clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -172,7 +171,7 @@ class Executor:
             return sizes
         room = sizes.n_nodes if self._is_small(sizes) else n_words  # of a bucket there are graphs for all up to it
         fits = room * row_bytes(weights) <= self._word_gates_bytes
-        return replace(sizes, n_words=n_words) if fits else sizes
+        return sizes.with_words(n_words) if fits else sizes
 
     def _is_small(self, sizes: Sizes) -> bool:
         switches = self._switches

@@ -6,7 +6,7 @@ Letters: D directions, T depths, N nodes with the roots, R rows of the largest d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
 from operator import sub
@@ -23,6 +23,7 @@ ALIGNED = 32  # integers: every part begins at 128 bytes, as kernels are compile
 LEAST_ROWS = 16  # of a bucket: no tile has fewer
 LEAST_TAIL_ROWS = 32  # of a bucket's last depths: `persistent` steps are for so many; fewer would make more buckets
 LEAST_NODES = 32
+MOST_FILLED = 1024  # sentences' lengths that are kept, some 2 KB each
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Sizes:
     def of(cls, schedule: Schedule, *, share: bool, pooled: bool, stateful: bool) -> Sizes:
         """The exact sizes of a schedule; without sharing every sentence has a root of its own."""
         n_sentences = len(schedule.offsets) - 1
-        n_roots = 1 if share else n_sentences
         forests = (schedule.forward, schedule.backward)
+        if is_sentence(schedule):
+            return _of_sentence(*[forest.n_depths for forest in forests], len(schedule.token_words), pooled, stateful)
+        n_roots = 1 if share else n_sentences
         n_depths = max(forest.n_depths for forest in forests)
         return cls(
             depths=tuple(_starts(forest, n_depths, n_roots) for forest in forests),
@@ -81,10 +84,18 @@ class Sizes:
         """[T] rows of each depth, in the direction that has most, without the roots."""
         return list(map(max, *(map(sub, starts[2:], starts[1:]) for starts in self.depths)))
 
+    def with_words(self, n_words: int) -> Sizes:
+        """The same, with a number of words."""
+        return _with_words(self, n_words)
+
     def bucket(self) -> Sizes:
         """The sizes of a bucket that holds this window: some padding, so that many windows share one."""
+        return self._bucket
+
+    @cached_property
+    def _bucket(self) -> Sizes:
         n_nodes = max(self.n_nodes - self.n_roots, self.n_tokens)
-        return _bucket(
+        return _bucket_of(
             self._steps,
             n_roots=1 if self.n_roots == 1 else power_of_two(self.n_roots, LEAST_ROWS),
             n_nodes=_rounded_nodes(n_nodes, LEAST_NODES),
@@ -107,8 +118,27 @@ class Sizes:
         return tuple(found[::-1])
 
 
+def is_sentence(schedule: Schedule) -> bool:
+    """Whether it is of one sentence: two chains of nodes, the same for all of as many tokens."""
+    chains = (forest.n_nodes == forest.n_depths for forest in (schedule.forward, schedule.backward))
+    return len(schedule.offsets) == 2 and all(chains)
+
+
 @lru_cache(1024)
-def _bucket(
+def _of_sentence(n_forward: int, n_backward: int, n_tokens: int, pooled: bool, stateful: bool) -> Sizes:
+    """Sizes of one sentence, two chains of nodes. Cached, as a caller waits for it: what follows from them is too."""
+    n_depths = max(n_forward, n_backward)
+    depths = tuple((0, *range(1, n + 2), *[n + 1] * (n_depths - n)) for n in (n_forward, n_backward))
+    return Sizes(depths, 1, 1 + n_depths, n_tokens, int(pooled), int(stateful))
+
+
+@lru_cache(1024)
+def _with_words(sizes: Sizes, n_words: int) -> Sizes:
+    return replace(sizes, n_words=n_words)
+
+
+@lru_cache(1024)
+def _bucket_of(
     steps: tuple[tuple[int, int], ...], *, n_roots: int, n_nodes: int, n_sentences: int, n_rows: int, by_word: bool
 ) -> Sizes:
     """Sizes of a bucket of these `Sizes._steps`. Cached: equal buckets are one object, which compares at once."""
@@ -212,8 +242,35 @@ def fill(
         first_row: of the state, where the window's rows begin.
         padding_row: spare row of the state that a bucket's padding rows write to.
     """
-    flat.fill(0)
     parts = Layout.of(sizes).views(flat)
+    if is_sentence(schedule) and not sizes.n_rows:
+        n_tokens = len(schedule.token_words), int(schedule.offsets[-1])
+        key = sizes, schedule.forward.n_nodes, schedule.backward.n_nodes, *n_tokens
+        if (filled := _filled.get(key)) is None:
+            filled = np.zeros_like(flat)
+            _fill_structure(Layout.of(sizes).views(filled), sizes, schedule, first_row, padding_row)
+            if len(_filled) == MOST_FILLED:
+                _filled.clear()
+            _filled[key] = filled
+        np.copyto(flat, filled)
+    else:
+        flat.fill(0)
+        _fill_structure(parts, sizes, schedule, first_row, padding_row)
+    if sizes.n_words:
+        for d, forest in enumerate((schedule.forward, schedule.backward)):
+            parts["node_words"][d, sizes.n_roots : sizes.n_roots + forest.n_nodes] = forest.words
+    if word_rows is not None:
+        _fill_words(parts, sizes, schedule, word_rows)
+
+
+# What `_fill_structure` writes for a sentence, which all of as many tokens have alike.
+_filled: dict[tuple[Any, ...], Int32] = {}
+
+
+def _fill_structure(
+    parts: dict[str, Int32], sizes: Sizes, schedule: Schedule, first_row: int, padding_row: int
+) -> None:
+    """Write all but the words into zeros."""
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
         starts, n_depths = parts["starts"][d], len(forest.depths)
@@ -221,8 +278,6 @@ def fill(
         starts[n_depths + 1 :] = starts[n_depths]
         parts["parents"][d, nodes] = forest.parents
         _fill_children(parts["children"][d], starts, forest)
-        if sizes.n_words:
-            parts["node_words"][d, nodes] = forest.words
         np.add(forest.token_nodes, sizes.n_roots, out=parts["token_nodes"][d, : len(forest.token_nodes)])
         parts["token_nodes"][d, len(forest.token_nodes) :] = sizes.n_roots
     if sizes.n_sentences:
@@ -230,8 +285,6 @@ def fill(
         parts["offsets"][len(schedule.offsets) :] = schedule.offsets[-1]
     if sizes.n_rows:
         _fill_final(parts, schedule.forward, sizes.n_roots, first_row, padding_row)
-    if word_rows is not None:
-        _fill_words(parts, sizes, schedule, word_rows)
 
 
 def fill_words(flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32) -> None:
@@ -260,11 +313,6 @@ def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
     Those of roots mean nothing.
     """
     n_roots, n_depths = starts[1], forest.n_depths
-    if forest.n_nodes == n_depths > 0:  # a chain under one of the roots, as a sentence by itself is
-        children[:n_roots] = n_roots
-        children[n_roots : n_roots + n_depths] = starts[2 : n_depths + 2]
-        children[n_roots + n_depths :] = n_roots + n_depths
-        return
     above = forest.parents + np.repeat(starts[:n_depths], np.diff(forest.depths))  # each one's parent among all nodes
     counts = np.bincount(above, minlength=len(children) - 1)
     children[0] = n_roots
