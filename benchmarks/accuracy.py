@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashelmo.benchmarks.results import FAILED, Row
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Bound, Place
 
@@ -20,8 +20,8 @@ class Piece(NamedTuple):
     """Vectors [rows, 2P] that should be alike, or have the same bits; `detail` says which, as "layer 0"."""
 
     detail: str
-    found: Array
-    expected: Array
+    found: Float32
+    expected: Float32
     same_bits: bool = False
 
     def errors(self, bound: Bound) -> Iterator[tuple[str, float, str]]:
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
             yield unit, error, "" if right else f"{unit} {error:.2g}, expected {wanted}"
 
 
-def layers(found: Sequence[Array], expected: Sequence[Array]) -> Iterator[Piece]:
+def layers(found: Sequence[Float32], expected: Sequence[Float32]) -> Iterator[Piece]:
     """A piece for each layer of all sentences together, whose vectors are [L, ..., 2P].
 
     Raises:
@@ -67,12 +67,12 @@ def error_rows(row: Row, pieces: Iterable[Piece], bound: Bound = ANY) -> list[Ro
     return rows
 
 
-def why_wrong(found: Sequence[Array], expected: Sequence[Array], precision: str, place: Place = "cpu") -> str:
+def why_wrong(found: Sequence[Float32], expected: Sequence[Float32], precision: str, place: Place = "cpu") -> str:
     """Empty if vectors [L, T, 2P] of sentences are within their precision's bounds where they were computed."""
     return beyond(found, expected, PRECISIONS[precision].bounds[place])
 
 
-def beyond(found: Sequence[Array], expected: Sequence[Array], bound: Bound) -> str:
+def beyond(found: Sequence[Float32], expected: Sequence[Float32], bound: Bound) -> str:
     """Empty if vectors [L, T, 2P] of sentences are within a bound; else what is wrong."""
     rows = error_rows(Row("error"), layers(found, expected), bound)
     return next((f"{row.detail}: {row.note.removeprefix(f'{FAILED}: ')}" for row in rows if row.failed), "")

@@ -15,7 +15,7 @@ from flashelmo.benchmarks.results import FAILED, Row, median_ratio
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import PASSAGE, Sentences
 from flashelmo.benchmarks.worker import Here, Pool, Timing, Worker, one_line, take_turns
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
@@ -57,7 +57,7 @@ class Way(NamedTuple):
         wait: until what `run` left to a device is done.
     """
 
-    vectors: Callable[[Sentences], list[Array]]
+    vectors: Callable[[Sentences], list[Float32]]
     run: Callable[[Any], object]
     window_tokens: int = 0
     wait: Callable[[], object] = lambda: None
@@ -97,7 +97,7 @@ class Clock:
     def __init__(self, make: Callable[..., Way], *arguments: Any) -> None:
         self._way = make(*arguments)
 
-    def vectors(self, sentences: Sentences) -> list[Array]:
+    def vectors(self, sentences: Sentences) -> list[Float32]:
         """Vectors of one batch."""
         return self._way.vectors(sentences)
 
@@ -132,7 +132,10 @@ class Clock:
 
 
 def line_up(
-    contestants: Iterable[Contestant], sentences: Sentences, expected: Sequence[Array] | None, pool: Pool | None = None
+    contestants: Iterable[Contestant],
+    sentences: Sentences,
+    expected: Sequence[Float32] | None,
+    pool: Pool | None = None,
 ) -> tuple[Workers, dict[str, str]]:
     """Those who can take part and whose vectors are right, and by name why the others do not: they cannot run here, or
     have failed, as a library broke or a worker ended.

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
 from flashelmo.benchmarks.corpus import (
@@ -36,11 +35,9 @@ from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses.precisions import DIRECTIONS, Softmax, perplexity_rows
 from flashelmo.benchmarks.senses.vectors import embed_with, models
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.engine.arrays import Float64, Int64
 from flashelmo.engine.errors import FlashElmoError
 
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 DISCOUNTS = 3  # of n-grams that are counted once, twice, and more often
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.benchmarks.results import Results, Row
 from flashelmo.benchmarks.tables import figure
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import MissingExtraError
 
 BAR_COLOURS = {"reference": "#9aa5b1", "fp32": "#2f6f9f", "bf16": "#5aa469", "int8": "#d1843c"}
@@ -121,11 +121,11 @@ def _curves(rows: Iterable[Row]) -> Any:
     return plot
 
 
-def plane(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def plane(vectors: Float32) -> Float32:
     """The first two principal components [N, 2] of vectors [N, D] of length 1."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     left, sizes, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
-    first: npt.NDArray[np.float32] = (left[:, :2] * sizes[:2] * np.where(left[:1, :2] < 0, -1, 1)).astype(np.float32)
+    first: Float32 = (left[:, :2] * sizes[:2] * np.where(left[:1, :2] < 0, -1, 1)).astype(np.float32)
     return first
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.engine.arrays import Array, Float32, Int64
 from flashelmo.engine.errors import FlashElmoError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -24,7 +24,7 @@ SPEECH, POLARITY, QUESTIONS = "speech", "polarity", "questions"
 CLASSES = (POLARITY, QUESTIONS)
 DEV_SHARE = 10  # one in so many training sentences is for choosing, where a task has none for that
 
-Embed = Callable[[Iterable[list[str]]], Iterator[npt.NDArray[Any]]]  # sentences to [L, T, 2P] of each
+Embed = Callable[[Iterable[list[str]]], Iterator[Array]]  # sentences to [L, T, 2P] of each
 
 
 class Example(NamedTuple):
@@ -145,12 +145,12 @@ class Task(NamedTuple):
         """The labels that can be learned, in order."""
         return sorted({label for sample in self.train for label in sample.labels})
 
-    def numbers(self, samples: Iterable[Sample]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    def numbers(self, samples: Iterable[Sample]) -> Int64:
         """The labels, end to end, as places in `classes`; -1 for one that cannot be learned [N]."""
         place = {label: k for k, label in enumerate(self.classes)}
         return np.array([place.get(label, -1) for sample in samples for label in sample.labels], np.int64)
 
-    def features(self, embed: Embed, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+    def features(self, embed: Embed, samples: Sequence[Sample]) -> Float32:
         """Vectors [N, L, D] of what has a label: of every token, or of a sentence the mean of its tokens'."""
         found = []
         for vectors in embed([sample.tokens for sample in samples]):

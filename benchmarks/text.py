@@ -21,13 +21,12 @@ from itertools import chain, cycle, islice, product
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.benchmarks.settings import Settings
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.errors import FlashElmoError
 
 Sentences = list[list[str]]
-Int64 = npt.NDArray[np.int64]
 GENERATED = 1 << 19  # tokens; more are the same again, where they may be
 PASSAGE = 32  # sentences of a run that is drawn from a text, as of the reference's batches
 REAL_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "kjv.txt"

@@ -7,6 +7,7 @@
     training/       the language model trained
     settings.py     everything that can be chosen
     arguments.py    what callers give, checked; errors.py: the errors that they get
+    arrays.py       the types of arrays
     choice.py       what runs a model, by device, precision and runtime
     precision.py    what each precision computes in, where it runs, and how exact it is
     pipeline.py     what all pipelines share: windows of sentences in, results out

@@ -13,8 +13,9 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sinks import Sink
 from flashelmo.engine.sinks.files import check_space

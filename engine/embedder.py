@@ -14,6 +14,7 @@ import numpy as np
 
 from flashelmo.engine.allennlp import files_of, padded, with_defaults
 from flashelmo.engine.arguments import flag, is_one_of, path_of, shown, whole_number
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.choice import make_pipeline
 from flashelmo.engine.embed_file import Summary, embed_file
 from flashelmo.engine.errors import FlashElmoError
@@ -23,7 +24,7 @@ from flashelmo.engine.model.checkpoints.native import release_pages
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Array, Layers, Mix, Output
+from flashelmo.engine.output import Layers, Mix, Output
 from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
 from flashelmo.engine.sentence_transformers import check_foreign, encode
 from flashelmo.engine.settings import Device, Options, Settings, shows_options

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from flashelmo.engine.arguments import flag, shown, whole_number
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Array, Layers, Output
+from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
 
 if TYPE_CHECKING:

@@ -8,18 +8,17 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.engine.arguments import finite_numbers, is_one_of, shown
+from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
 
 if TYPE_CHECKING:
     import torch
 
-Array: TypeAlias = npt.NDArray[Any]
 Index: TypeAlias = tuple[int | slice, ...]
 Layers: TypeAlias = str | int | Sequence[int]
-Mix: TypeAlias = "Sequence[float] | npt.NDArray[Any] | torch.Tensor"
+Mix: TypeAlias = "Sequence[float] | Array | torch.Tensor"
 
 BLOCK_VALUES = 1 << 22  # a long sentence is cut into blocks of at most this many values
 
@@ -85,7 +84,7 @@ class Output:
         numbers = {"all": range(n_layers), "top": [n_layers - 1]}.get(str(self.layers), _numbers(self.layers))
         return [range(layer, layer + 1) for layer in numbers]
 
-    def coefficients(self, n_layers: int) -> npt.NDArray[np.float32]:
+    def coefficients(self, n_layers: int) -> Float32:
         """Coefficients of n_layers layers for each layer of the result [O, L]."""
         groups = self.groups(n_layers)
         mix = np.zeros((len(groups), n_layers), np.float32)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.weights import all_finite
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.processor import n_cores
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.schedule import Boundaries, Builder, Schedule, build_schedule

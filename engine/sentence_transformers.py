@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 from flashelmo.engine.arguments import flag, is_one_of, shown
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Array, Layers, Mix, Output, normalize, stack
+from flashelmo.engine.output import Layers, Mix, Output, normalize, stack
 from flashelmo.engine.settings import Device, device_name
 from flashelmo.engine.text.sentences import Sentence, several
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.engine.arguments import whole_number
+from flashelmo.engine.arrays import Array, Arrays, Bool, Int64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
-from flashelmo.engine.text.spelling import Int64, Speller, Utf8Words
+from flashelmo.engine.text.spelling import Speller, Utf8Words
 from flashelmo.export.metadata import STATES, Metadata
-
-Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 AXES = ("batch_size", "sequence_length", "characters")
 
@@ -58,7 +56,7 @@ def pad(sentences: Sequence[Sentence], speller: Speller, metadata: Metadata) -> 
     return inputs
 
 
-def _at_tokens(ids: npt.NDArray[Any], is_token: npt.NDArray[np.bool_], absent: int) -> Int64:
+def _at_tokens(ids: Array, is_token: Bool, absent: int) -> Int64:
     """Ids of all tokens [W, ...] at the True places of is_token [B, T], and `absent` at the others."""
     padded = np.full((*is_token.shape, *ids.shape[1:]), absent, np.int64)
     padded[is_token] = ids
@@ -98,7 +96,7 @@ def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
     return checked | _check_states(inputs, metadata, len(is_token))
 
 
-def _integers(inputs: Mapping[str, Any], name: str, n_axes: int) -> npt.NDArray[Any]:
+def _integers(inputs: Mapping[str, Any], name: str, n_axes: int) -> Array:
     """One input as an array of `n_axes` axes."""
     if inputs.get(name) is None:
         raise FlashElmoError(f"{name}: this file needs them, found none")
@@ -111,14 +109,14 @@ def _integers(inputs: Mapping[str, Any], name: str, n_axes: int) -> npt.NDArray[
     return array
 
 
-def _array(name: str, value: Any) -> npt.NDArray[Any]:
+def _array(name: str, value: Any) -> Array:
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
         raise FlashElmoError(f"{name}: expected an array: {error}") from None
 
 
-def _check_width(characters: npt.NDArray[Any], metadata: Metadata) -> None:
+def _check_width(characters: Array, metadata: Metadata) -> None:
     most = metadata.config.max_characters
     if not (metadata.characters or 1) <= characters.shape[-1] <= most:
         expected = most if metadata.characters else f"1 to {most}"
@@ -127,7 +125,7 @@ def _check_width(characters: npt.NDArray[Any], metadata: Metadata) -> None:
         )
 
 
-def _check_range(name: str, ids: npt.NDArray[Any], least: int, n_rows: int) -> None:
+def _check_range(name: str, ids: Array, least: int, n_rows: int) -> None:
     """An id that is no row of the embedding must never reach the graph: some providers read what lies beyond it."""
     if not ids.size:
         return
@@ -136,7 +134,7 @@ def _check_range(name: str, ids: npt.NDArray[Any], least: int, n_rows: int) -> N
         raise FlashElmoError(f"{name}: expected ids from {least} to {n_rows - 1}, found {lowest} to {highest}")
 
 
-def _check_places(expected: str, wrong: npt.NDArray[np.bool_]) -> None:
+def _check_places(expected: str, wrong: Bool) -> None:
     """`wrong` [B, T] says which tokens break what is expected."""
     if wrong.any():
         raise FlashElmoError(f"{expected}, found otherwise in sentence {int(wrong.any(axis=1).argmax())} of the batch")

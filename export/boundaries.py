@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from onnx.reference import ReferenceEvaluator
 
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Arrays, Float32
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import character_windows, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors
@@ -18,14 +15,14 @@ from flashelmo.export.distinct_words import Vocabulary
 from flashelmo.export.whole_model import boundary_names
 
 
-def boundary_states(config: ElmoConfig, weights: ElmoWeights, vocabulary: Vocabulary) -> dict[str, Array]:
+def boundary_states(config: ElmoConfig, weights: ElmoWeights, vocabulary: Vocabulary) -> dict[str, Float32]:
     """The states by name, float32: hidden [1, P] and cell [1, C] of each layer and direction, from a fresh state.
 
     The engine's own pieces compute them, in ONNX's reference implementation: it is one step in each LSTM.
     """
     tensors = prepare_tensors(config, weights, "float32")
     vectors = _run(words_graph(config), tensors, _word_inputs(config, vocabulary))["vectors"]
-    states: dict[str, Array] = {}
+    states: dict[str, Float32] = {}
     for direction, name in enumerate(DIRECTIONS):
         x = vectors[direction : direction + 1]
         for layer in range(config.n_layers):
@@ -35,8 +32,8 @@ def boundary_states(config: ElmoConfig, weights: ElmoWeights, vocabulary: Vocabu
     return states
 
 
-def _word_inputs(config: ElmoConfig, vocabulary: Vocabulary) -> dict[str, npt.NDArray[Any]]:
-    inputs: dict[str, npt.NDArray[Any]] = {}
+def _word_inputs(config: ElmoConfig, vocabulary: Vocabulary) -> Arrays:
+    inputs: Arrays = {}
     if vocabulary.boundary_characters is not None:
         ids = vocabulary.boundary_characters.astype(np.int32)
         inputs["windows"] = character_windows(ids, config.max_characters, config)
@@ -45,10 +42,10 @@ def _word_inputs(config: ElmoConfig, vocabulary: Vocabulary) -> dict[str, npt.ND
     return inputs
 
 
-def _step(config: ElmoConfig, tensors: Tensors, layer: int, direction: str, x: Array) -> tuple[Array, Array]:
+def _step(config: ElmoConfig, tensors: Tensors, layer: int, direction: str, x: Float32) -> tuple[Float32, Float32]:
     """State [1, P] and [1, C] after one input [1, P]."""
     gates = _run(input_product_graph(config, layer, direction, "float32"), tensors, {"x": x})
-    inputs: dict[str, npt.NDArray[Any]] = {gate: gates[gate] if layer == 0 else gates[gate][None] for gate in GATES}
+    inputs: Arrays = {gate: gates[gate] if layer == 0 else gates[gate][None] for gate in GATES}
     if layer == 0:
         inputs["gate_rows"] = np.zeros((1, 1), np.int32)
     inputs["parents"] = np.zeros(1, np.int32)
@@ -58,7 +55,7 @@ def _step(config: ElmoConfig, tensors: Tensors, layer: int, direction: str, x: A
     return after["new_hidden"][0], after["new_cell"]
 
 
-def _run(graph: Graph, tensors: Tensors, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, Array]:
+def _run(graph: Graph, tensors: Tensors, inputs: Arrays) -> dict[str, Float32]:
     evaluator = ReferenceEvaluator(graph.to_model(tensors, embed=True))
     with np.errstate(over="ignore"):  # a sigmoid far below zero
         return dict(zip(evaluator.output_names, evaluator.run(None, inputs), strict=True))

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
-from flashelmo.export.batches import Arrays
 from flashelmo.export.metadata import BUCKET_FILE, Metadata
 from flashelmo.export.open_session import (
     ORT_ERRORS,
@@ -156,7 +155,7 @@ class _Opened:
         self.session.run_with_iobinding(self._binding)
 
 
-def _enter(results: dict[str, Any], name: str, found: npt.NDArray[Any], shape: tuple[int, ...], some: slice) -> None:
+def _enter(results: dict[str, Any], name: str, found: Array, shape: tuple[int, ...], some: slice) -> None:
     """Put a file's output into its place among the batch's rows; zeros where a batch has columns beyond the file's."""
     axes = found.shape[1:] if name in OF_SENTENCES else (shape[1], *found.shape[2:])
     whole = results.setdefault(name, np.zeros((shape[0], *axes), found.dtype))

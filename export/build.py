@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.engine.arguments import finite_numbers, flag, is_one_of, shown, utf8_path_of, whole_number
+from flashelmo.engine.arrays import Arrays
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
@@ -177,7 +176,7 @@ def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
     tensors = dict(prepare_tensors(model.config, model.weights, weight_type, metadata.int8_levels))
     if metadata.stateful:
         return tensors
-    states: dict[str, npt.NDArray[Any]] = dict(boundary_states(model.config, model.weights, vocabulary_of(model)))
+    states: Arrays = dict(boundary_states(model.config, model.weights, vocabulary_of(model)))
     if weight_type == "float16":  # cells are always float32
         states |= {name: state.astype(np.float16) for name, state in states.items() if name.endswith("hidden")}
     if metadata.bucket is None:

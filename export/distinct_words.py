@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.graph.pieces import maxima_nodes, vector_nodes, widest
 from flashelmo.engine.model.config import ElmoConfig
@@ -28,8 +28,8 @@ class Vocabulary:
         padding_character: stands behind a word's end.
     """
 
-    boundary_characters: npt.NDArray[np.int64] | None
-    boundary_words: npt.NDArray[np.int64] | None
+    boundary_characters: Int64 | None
+    boundary_words: Int64 | None
     padding_character: int
 
 

@@ -9,27 +9,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.engine.arguments import flag, is_one_of, shown, utf8_path_of
+from flashelmo.engine.arrays import Arrays, Floats
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.sentences import Sentence, several
 from flashelmo.engine.text.spelling import Speller
-from flashelmo.export.batches import (
-    Arrays,
-    batches,
-    check_inputs,
-    input_names,
-    pad,
-    state_shape,
-    token_lists,
-)
+from flashelmo.export.batches import batches, check_inputs, input_names, pad, state_shape, token_lists
 from flashelmo.export.buckets import Buckets, bucket_of
 from flashelmo.export.metadata import STATES, Metadata, bucket_name
 from flashelmo.export.open_session import (
@@ -44,8 +36,6 @@ from flashelmo.export.open_session import (
     properties_of,
     reason,
 )
-
-Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
 
 logger = logging.getLogger("flashelmo")
 
@@ -147,7 +137,7 @@ class OnnxElmo:
         """
         return pad(token_lists(sentences), self._speller, self.metadata)
 
-    def embed(self, sentences: Iterable[Sentence | str], *, batch_size: int = 32) -> list[Vectors]:
+    def embed(self, sentences: Iterable[Sentence | str], *, batch_size: int = 32) -> list[Floats]:
         """The layers [K, T, 2P] of every sentence, in the order given; K layers are in the file.
 
         Args:
@@ -162,7 +152,7 @@ class OnnxElmo:
             raise FlashElmoError(f"{self._file}: expected hidden_states among the outputs, found none")
         names = [f"hidden_states.{layer}" for layer in self.layers]
         tokens = token_lists(sentences)
-        results: dict[int, Vectors] = {}
+        results: dict[int, Floats] = {}
         for rows, outputs in self._batches(tokens, batch_size, names):
             for b, row in enumerate(rows):
                 results[row] = np.stack([outputs[name][b, : len(tokens[row])] for name in names])
@@ -199,7 +189,7 @@ class OnnxElmo:
         self._check_outputs([output_value])
         tokens = token_lists([sentences] if isinstance(sentences, str) else sentences)
         pooled = output_value == "sentence_embedding"
-        results: dict[int, Vectors] = {}
+        results: dict[int, Floats] = {}
         for rows, outputs in self._batches(tokens, batch_size, [output_value]):
             for vectors, row in zip(outputs[output_value], rows, strict=True):
                 chosen = vectors if pooled else vectors[: len(tokens[row])].copy()
@@ -288,9 +278,9 @@ class OnnxElmo:
         return dict(zip(names, results, strict=True))
 
 
-def _normalize(vectors: Vectors) -> Vectors:
+def _normalize(vectors: Floats) -> Floats:
     """Every vector [..., 2P] at length 1 in its own type; float16 could not hold the squares of small values."""
-    unit: Vectors = normalize(vectors.astype(np.float32)).astype(vectors.dtype)
+    unit: Floats = normalize(vectors.astype(np.float32)).astype(vectors.dtype)
     return unit
 
 

@@ -21,12 +21,12 @@ cell. Files of float16 multiply in it; sums and cells are float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from flashelmo.engine.arrays import Array, Arrays, Int64
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import DIRECTIONS, GATES
@@ -54,7 +54,7 @@ def unrolled_graph(metadata: Metadata, vocabulary: Vocabulary) -> Graph:
     return graph
 
 
-def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
+def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> Arrays:
     """The weights of every bucket, from those of `prepare_tensors` and `boundary_states`.
 
     Both directions are stacked, [2, K, 4C], gates beside each other in the order of GATES, the candidate's doubled. A
@@ -81,7 +81,7 @@ def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> dict[str, npt.NDAr
     return found
 
 
-def _gates_of(tensors: Tensors, name: str) -> npt.NDArray[Any]:
+def _gates_of(tensors: Tensors, name: str) -> Array:
     parts = {gate: tensors[f"{name}.{gate}"] for gate in GATES}
     with np.errstate(over="ignore"):  # of float16, which whoever asks for the tensors looks for
         parts["candidate"] = 2 * parts["candidate"]
@@ -170,7 +170,7 @@ def _places_of_tokens(graph: Graph, lengths: str, batch: int, steps: int, n_step
     return graph.node("Concat", [forward, graph.node("Add", [own, first])], axis=2)
 
 
-def _from_the_end(graph: Graph, lengths: str, number: npt.NDArray[np.int64], name: str) -> str:
+def _from_the_end(graph: Graph, lengths: str, number: Int64, name: str) -> str:
     """len - 1 - number, but 0 where that is less: int32."""
     counted = graph.node("Sub", [lengths, graph.constant(f"counted_{name}", 1 + number, np.int32)])
     return graph.node("Max", [counted, graph.constant("first", 0, np.int32)])

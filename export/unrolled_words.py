@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 
+from flashelmo.engine.arrays import Arrays, Int64
 from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.pieces import highway_nodes, vector_nodes, widest
 from flashelmo.engine.model.config import ElmoConfig
@@ -94,14 +92,14 @@ def _each_position(graph: Graph, config: ElmoConfig, ids: str) -> str:
     return found[0]
 
 
-def _embedded(graph: Graph, config: ElmoConfig, ids: str, places: npt.NDArray[np.int64]) -> str:
+def _embedded(graph: Graph, config: ElmoConfig, ids: str, places: Int64) -> str:
     """Vectors of the characters at some places of each word, [W, ..., E]; beyond the last of that one."""
     known = np.minimum(places, config.max_characters - 1)
     chosen = graph.node("Gather", [ids, graph.constant("places_of_characters", known, np.int32)], axis=1)
     return graph.node("Gather", [graph.weight("characters"), chosen])
 
 
-def convolution_tensors(config: ElmoConfig, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
+def convolution_tensors(config: ElmoConfig, tensors: Tensors) -> Arrays:
     """Embedding [n_characters, E] and matrix [width * E, F] without the column that masks; the terms that do, [M, F].
 
     Their rows are then a multiple of 16 bytes in the published size, as fast products of 16 bits ask for.

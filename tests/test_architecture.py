@@ -27,8 +27,8 @@ ARROWS = {
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Wing of the engine, a folder or a file at its top -> what it may import of the others and of the optional packages, on
-# use too; all may import `arguments`, `errors`, `files`, `forks` and `threads`. Embedder, choice, runtimes, then what
-# they share, down to the model.
+# use too; all may import `arguments`, `arrays`, `errors`, `files`, `forks` and `threads`. Embedder, choice, runtimes,
+# then what they share, down to the model.
 SHARED = {"model", "output", "pipeline", "precision", "processor", "settings", "text"}
 WINGS = {
     "embedder": {
@@ -79,6 +79,7 @@ WINGS = {
     "autocast": {"torch"},
     "child": {"errors"},
     "arguments": set(),
+    "arrays": set(),
     "errors": set(),
     "files": set(),
     "forks": set(),
@@ -256,7 +257,7 @@ def test_wings_of_the_engine_follow_the_arrows(wing: str) -> None:
     assert found, f"engine has no {wing}"
     for name, tree in found.items():
         targets = {target for imported in imports(tree) if (target := wing_of(imported))}
-        assert targets <= WINGS[wing] | {wing, "arguments", "errors", "files", "forks", "threads"}, (
+        assert targets <= WINGS[wing] | {wing, "arguments", "arrays", "errors", "files", "forks", "threads"}, (
             f"{name} imports {sorted(targets - WINGS[wing] - {wing})}"
         )
 

@@ -15,10 +15,11 @@ import pytest
 from tiny_models import MODELS
 
 from flashelmo import open_embeddings
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.output import Output
 
 SENTENCES = {f"id {k}": ["the", "cat", "sat", "on"][: k % 5] * (k % 3) for k in range(20)}
 OUTPUTS = [

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from tiny_models import MODELS
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.embeddings import open_embeddings
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.run import embed_corpus
 from flashelmo.engine.bulk.to_file import embed_records
 from flashelmo.engine.embedder import ElmoEmbedder
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.sinks.seqvec import PROTEINS, RESIDUES, open_seqvec
 

@@ -11,9 +11,9 @@ import pytest
 from tiny_models import MODELS
 
 from flashelmo import ElmoEmbedder, FlashElmoError
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.initialize import random_model
-from flashelmo.engine.output import Array
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.integrations.batches import EmbedBatch
 from flashelmo.integrations.texts import TextEmbedder

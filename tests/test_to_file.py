@@ -15,6 +15,7 @@ import pytest
 from tiny_models import BILM, MODELS, random_model
 
 from flashelmo.cli import main
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk import to_file
 from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.to_file import embed_records
@@ -24,7 +25,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.sinks import open_sink

@@ -20,10 +20,11 @@ from flashelmo.benchmarks.downstream import tuned
 from flashelmo.benchmarks.results import Row, new_results, rounded
 from flashelmo.benchmarks.run import Job, Suite, run_jobs
 from flashelmo.benchmarks.senses import linear
-from flashelmo.benchmarks.senses.nearest import Float64, by_resampling
+from flashelmo.benchmarks.senses.nearest import by_resampling
 from flashelmo.benchmarks.senses.vectors import embed_with, models, of_words, random_models, word_vectors
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import POLARITY, QUESTIONS, SPEECH, Embed, Task, load_task
+from flashelmo.engine.arrays import Float64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from flashelmo.benchmarks.senses.vectors import Float32
 from flashelmo.benchmarks.tasks import Sample, Task
+from flashelmo.engine.arrays import Float32, Float64
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.elmo import Elmo
@@ -51,14 +50,14 @@ class Tuned(torch.nn.Module):
         logits: Tensor = self.output(vectors)
         return logits
 
-    def right(self, samples: list[Sample]) -> npt.NDArray[np.float64]:
+    def right(self, samples: list[Sample]) -> Float64:
         """1 where it is right, else 0, with the weights in the engine [N]."""
         mix: Any = self.elmo.get_submodule("scalar_mix_0")
         weights = mix.gamma.detach() * torch.cat([each.detach() for each in mix.scalar_parameters]).softmax(dim=0)
         embedder = ElmoEmbedder(self.elmo.to_model(), device="cpu", precision="fp32")
         vectors = self.task.features(lambda each: _one_layer(embedder, each, weights.cpu()), samples)[:, 0]
         logits = vectors @ self.output.weight.detach().cpu().numpy().T + self.output.bias.detach().cpu().numpy()
-        found: npt.NDArray[np.float64] = (logits.argmax(axis=1) == self.task.numbers(samples)).astype(np.float64)
+        found: Float64 = (logits.argmax(axis=1) == self.task.numbers(samples)).astype(np.float64)
         return found
 
 

@@ -21,7 +21,7 @@ from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, batches, equal_batch, write_sentences
 from flashelmo.benchmarks.worker import one_line
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output, pool_mean, select_layers
 from flashelmo.engine.precision import PRECISIONS
@@ -66,7 +66,7 @@ def leave_on_device(embedder: Any, sentences: Sentences) -> None:
         pass
 
 
-def file_means(embedder: Any, path: Path) -> Iterator[Array]:
+def file_means(embedder: Any, path: Path) -> Iterator[Float32]:
     """Means of the average of the layers, on the host, of every sentence of a file."""
     max_sentences, max_tokens = embedder.window_limits
     windows = read_windows(path, max_sentences=max_sentences, max_tokens=max_tokens, first_tokens=embedder.first_tokens)
@@ -85,12 +85,12 @@ class Truth:
         self.sentences: Sentences = [*ODD_SENTENCES, *text[: settings.sentences], *short]
 
     @cached_property
-    def bounded(self) -> list[Array]:
+    def bounded(self) -> list[Float32]:
         """Layers [L, T + 2, 2P] of every sentence with its boundaries."""
         return list(ReferenceRuntime(self._model, batch_size=64).embed_batch(self.sentences, True))
 
     @cached_property
-    def vectors(self) -> list[Array]:
+    def vectors(self) -> list[Float32]:
         """Layers [L, T, 2P] of every sentence."""
         return [vectors[:, 1:-1] for vectors in self.bounded]
 
@@ -100,7 +100,7 @@ class Truth:
         return [sentence for sentence in self.sentences if sentence][: 4 * self.batch_size - 1]
 
     @cached_property
-    def streamed(self) -> list[Array]:
+    def streamed(self) -> list[Float32]:
         """Layers of the stream's sentences, embedded in batches that carry the state on."""
         runtime = ReferenceRuntime(self._model, stateful=True)
         return [layers for batch in batches(self.stream, self.batch_size) for layers in runtime.embed_batch(batch)]
@@ -112,8 +112,8 @@ Way = Callable[[Subject, Truth, str], Iterator[Piece]]
 def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Small batches several times, so that captured graphs are replayed; the last two times give the same bits."""
     embedder, size = subject.embedder(precision), max(2, len(truth.sentences) // 8)
-    again: list[Array] = []
-    last: list[Array] = []
+    again: list[Float32] = []
+    last: list[Float32] = []
     for _ in range(PASSES):
         again, last = last, [x for each in batches(truth.sentences, size) for x in embedder.embed(each)]
     yield from layers(last, truth.vectors)
@@ -142,7 +142,7 @@ def _pooled(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     yield _single("top layer", embedder.embed(sentences, layers="top"), [vectors[-1] for vectors in truth.vectors])
 
 
-def _single(detail: str, found: Iterable[Any], expected: Sequence[Array]) -> Piece:
+def _single(detail: str, found: Iterable[Any], expected: Sequence[Float32]) -> Piece:
     """One piece: a vector for each sentence or token, [..., 2P]."""
     (piece,) = layers([np.asarray(x)[None] for x in found], [x[None] for x in expected])
     return piece._replace(detail=detail)

@@ -26,7 +26,7 @@ from flashelmo.benchmarks.kernels.problems import Problem
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.worker import Deadline, Here, Worker, WorkerError, one_line
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.kernels.launch import Launch
@@ -154,7 +154,7 @@ class _Zeros:
     def __init__(self, model: ElmoModel, **options: object) -> None:
         self._config = model.config
 
-    def embed_batch(self, sentences: Sequence[Sequence[str]], boundaries: bool = False) -> list[Array]:
+    def embed_batch(self, sentences: Sequence[Sequence[str]], boundaries: bool = False) -> list[Float32]:
         """Zeros of the right shapes."""
         layers, size = self._config.n_layers + 1, 2 * self._config.projection_size
         return [np.zeros((layers, len(sentence) + 2 * boundaries, size), np.float32) for sentence in sentences]

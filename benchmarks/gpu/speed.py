@@ -34,7 +34,7 @@ from flashelmo.benchmarks.kernels.problems import dtype_of
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import Sentences, Workload, batches, write_sentences
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
@@ -59,7 +59,7 @@ class Eager(ReferenceRuntime):
         self.elmo.to(dtype=dtype_of(precision))
         self._synchronize = device.synchronize
 
-    def check(self, sentences: Sentences, expected: list[Array]) -> Eager:
+    def check(self, sentences: Sentences, expected: list[Float32]) -> Eager:
         """Itself, if its vectors are about right.
 
         Raises:
@@ -78,7 +78,7 @@ class Eager(ReferenceRuntime):
 
         return Way(self.vectors, run, wait=self._synchronize)
 
-    def vectors(self, batch: Sentences) -> list[Array]:
+    def vectors(self, batch: Sentences) -> list[Float32]:
         """Layers [L, T, 2P] of each sentence of one batch, on the host."""
         stacked = self.activations(batch).float().cpu().numpy()
         return [stacked[:, row, 1 : 1 + len(sentence)] for row, sentence in enumerate(batch)]
@@ -107,7 +107,7 @@ def stacks(config: ElmoConfig, rows: int, steps: int, device: Device, precision:
             for stack in both:
                 stack(x)
 
-    def vectors(sentences: Sentences) -> list[Array]:
+    def vectors(sentences: Sentences) -> list[Float32]:
         raise FlashElmoError("expected vectors, found a peer in speed alone")
 
     return Way(vectors, run, wait=device.synchronize)

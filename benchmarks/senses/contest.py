@@ -12,8 +12,6 @@ import numpy as np
 
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses.nearest import (
-    Bool,
-    Float64,
     all_others,
     by_resampling,
     can_be_right,
@@ -22,18 +20,10 @@ from flashelmo.benchmarks.senses.nearest import (
     shares,
     without_shared_words,
 )
-from flashelmo.benchmarks.senses.vectors import (
-    WINDOWS,
-    Float32,
-    around,
-    embed_with,
-    layers,
-    models,
-    random_models,
-    word_vectors,
-)
+from flashelmo.benchmarks.senses.vectors import WINDOWS, around, embed_with, layers, models, random_models, word_vectors
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import DATA, SENSES, Embed, Example, Word, read_senses
+from flashelmo.engine.arrays import Bool, Float32, Float64
 from flashelmo.engine.model.weights import ElmoModel
 
 WORDNET = "WordNet"  # the group of the words of the second file

@@ -8,9 +8,8 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from flashelmo.benchmarks.senses.vectors import Float32
+from flashelmo.engine.arrays import Float32, Float64, Int64
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.reference.scalar_mix import ScalarMix
 
@@ -21,7 +20,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "learning tasks") from error
 
-Int64 = npt.NDArray[np.int64]
 BATCHES, EPOCHS = 4000, 40  # whichever is less
 BATCH, RATE, DECAY, DROPOUT = 64, 5e-3, 1e-2, 0.2
 
@@ -105,13 +103,13 @@ def _learn(train: Part, dev: Part, n_classes: int, seed: int) -> Classifier:
     return model
 
 
-def right(model: Classifier, judged: Part) -> npt.NDArray[np.float64]:
+def right(model: Classifier, judged: Part) -> Float64:
     """1 where it is right, else 0 [N]."""
     return _right(model, Part(model.normal(judged.vectors), judged.classes))
 
 
 @torch.no_grad()
-def _right(model: Classifier, normal: Part) -> npt.NDArray[np.float64]:
+def _right(model: Classifier, normal: Part) -> Float64:
     model.eval()
-    found: npt.NDArray[np.float64] = (model(normal.vectors).argmax(dim=1) == normal.classes).double().numpy()
+    found: Float64 = (model(normal.vectors).argmax(dim=1) == normal.classes).double().numpy()
     return found

@@ -7,22 +7,19 @@ the sentence, their share of the same sense counts. What such figures are means 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.benchmarks.tasks import Example, Word
+from flashelmo.engine.arrays import Array, Bool, Float64
 
-Float64: TypeAlias = npt.NDArray[np.float64]
-Bool: TypeAlias = npt.NDArray[np.bool_]
 REACH = 2  # words on either side that a pair must not share, where neighbours do not count
 SEED, CONFIDENCE = 0, 0.95  # of intervals
 AT_ONCE = 1 << 22  # drawn indices that lie in memory
 EQUAL = 1e-6  # cosines closer than this are equal: rounding of float32
 
 
-def same_sense(vectors: npt.NDArray[Any], senses: Sequence[str], allowed: Bool) -> Float64:
+def same_sense(vectors: Array, senses: Sequence[str], allowed: Bool) -> Float64:
     """Of each example the share of its sense among its nearest neighbours, 0 or 1 where there is one nearest [N].
 
     Args:

@@ -17,21 +17,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from flashelmo.benchmarks.corpus import (
-    BEGIN,
-    END,
-    HELDOUT,
-    UNKNOWN,
-    VOCABULARY_FILE,
-    read_vocabulary,
-    sentences_of,
-)
+from flashelmo.benchmarks.corpus import BEGIN, END, HELDOUT, UNKNOWN, VOCABULARY_FILE, read_vocabulary, sentences_of
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses.contest import CHARACTERS, UNIT, Contest
-from flashelmo.benchmarks.senses.nearest import Float64
-from flashelmo.benchmarks.senses.vectors import Float32, embed_with
+from flashelmo.benchmarks.senses.vectors import embed_with
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import Embed
+from flashelmo.engine.arrays import Float32, Float64, Int64
 from flashelmo.engine.choice import has_cuda_card
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
@@ -166,7 +158,7 @@ def losses(embed: Embed, sentences: Sequence[list[str]], softmax: Softmax) -> tu
     )
 
 
-def _losses(hidden: Float32, targets: np.ndarray[tuple[int, ...], np.dtype[np.int64]], softmax: Softmax) -> Float64:
+def _losses(hidden: Float32, targets: Int64, softmax: Softmax) -> Float64:
     """Of hidden [N, P] and the rows of what comes [N]."""
     result, step = np.empty(len(hidden)), max(1, AT_ONCE // len(softmax.bias))
     for start in range(0, len(hidden), step):

@@ -11,10 +11,11 @@ import numpy as np
 from flashelmo.benchmarks.results import Row
 from flashelmo.benchmarks.senses import linear
 from flashelmo.benchmarks.senses.contest import Contest
-from flashelmo.benchmarks.senses.nearest import Bool, Float64, by_resampling
-from flashelmo.benchmarks.senses.vectors import Float32, by_name, embed_with, of_words, word_vectors
+from flashelmo.benchmarks.senses.nearest import by_resampling
+from flashelmo.benchmarks.senses.vectors import by_name, embed_with, of_words, word_vectors
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import SPEECH, Sample, Task, load_task
+from flashelmo.engine.arrays import Bool, Float32, Float64
 
 
 def measure_speech(contest: Contest) -> list[Row]:

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.benchmarks.contestant import load
 from flashelmo.benchmarks.corpus import sentences_of, training_texts
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import Embed, Example
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import random_weights
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, expected_shapes
 
-Float32: TypeAlias = npt.NDArray[np.float32]
 Static: TypeAlias = Mapping[str, Float32]
 AVERAGE = "average"
 SIZE, WINDOW, MIN_COUNT, EPOCHS, SEED = 256, 5, 2, 10, 1  # of word2vec

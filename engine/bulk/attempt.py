@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.folder import Meta
 from flashelmo.engine.bulk.shard_writer import ShardWriter
 from flashelmo.engine.bulk.shards import Shard
 from flashelmo.engine.bulk.source import Job
 from flashelmo.engine.bulk.stages import Stage
 from flashelmo.engine.embed_file import Embedder, OnTextProgress, Progress
-from flashelmo.engine.output import Array
 from flashelmo.engine.text.windows import Window
 
 WINDOWS_AHEAD = 4  # that are read before they are asked for

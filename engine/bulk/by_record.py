@@ -7,13 +7,12 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Bool, Int64
 from flashelmo.engine.bulk.parts import RecordErrors
 from flashelmo.engine.bulk.text_reader import RawRecords, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokenize, tokens_of_lists
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import Int64
 
 Row = TypeVar("Row")
 
@@ -76,7 +75,7 @@ def tokens_of(rows: list[str | list[str]], tokenizer: Tokenizer) -> Tokens:
     return tokens_of_lists([next(split) if isinstance(row, str) else row for row in rows])
 
 
-def lines(data: bytes) -> tuple[Int64, npt.NDArray[np.bool_]]:
+def lines(data: bytes) -> tuple[Int64, Bool]:
     """Where each whole line ends, and whether it has white space alone [lines]."""
     ends = line_ends(data)
     n_visible = np.cumsum(~SPACE.take(np.frombuffer(data, np.uint8)))

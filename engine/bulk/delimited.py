@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_reader import RawRecords, check_kind, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import Int64
 
 EMPTY_LINES = rb"(?:\r?\n)*(?!\r?\n)"
 QUOTED = rb'"[^"]*(?:""[^"]*)*'  # to the last quote, which it leaves out

@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flashelmo.engine.arguments import shown
+from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.bulk.folder import RUN, Meta, folder_of, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import Rows, shard_name
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.output import Array
-from flashelmo.engine.text.lines import Int64
 
 logger = logging.getLogger("flashelmo")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from flashelmo.engine.arguments import shown
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
 from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
-from flashelmo.engine.text.lines import Int64
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import Int64
 from flashelmo.engine.text.windows import Window
 
 RecordErrors: TypeAlias = Literal["strict", "replace", "skip"]

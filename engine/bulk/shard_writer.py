@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, index_table, shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import sync
-from flashelmo.engine.output import Array
-from flashelmo.engine.text.lines import Int64
 
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
 HALF_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinity and NaN

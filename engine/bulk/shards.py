@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.bulk.parts import Part, Place, Records
-from flashelmo.engine.output import Array, Output
-from flashelmo.engine.text.lines import Int64
+from flashelmo.engine.output import Output
 
 ShardFormat: TypeAlias = Literal["native", "parquet"]
 

@@ -10,10 +10,11 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.inputs import Decompressed
 from flashelmo.engine.bulk.parts import Part, Place, Records
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import NEWLINE, Int64, without_mark
+from flashelmo.engine.text.lines import NEWLINE, without_mark
 from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20

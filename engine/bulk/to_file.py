@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.parts import Reader, Records
 from flashelmo.engine.embed_file import Embedder, OnTextProgress, Summary, check_disk, write_all
-from flashelmo.engine.output import Array
 from flashelmo.engine.sinks import Record, Sink
 from flashelmo.engine.sinks.seqvec import SeqVecSink
 from flashelmo.engine.text.windows import Window, read_ahead

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.text.lines import Int64, split_lines
+from flashelmo.engine.text.lines import split_lines
 
 Tokens: TypeAlias = tuple[pa.StringArray, Int64]  # sentences end to end, and where each begins [B + 1]
 Tokenizer: TypeAlias = Callable[[bytes], Tokens]

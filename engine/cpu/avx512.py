@@ -9,11 +9,10 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Arrays, Float32
 from flashelmo.engine.cpu.lstm_c import (
     LANES,
     LINE,
@@ -29,7 +28,7 @@ from flashelmo.engine.cpu.lstm_c import (
     why_not,
 )
 from flashelmo.engine.cpu.ort import make_pieces
-from flashelmo.engine.cpu.runtime import Array, Blocks, Kept, LstmSteps
+from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.cpu.words_c import Words
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
@@ -76,7 +75,7 @@ class Avx512Runtime:
             pieces = InEachProcess(partial(make_pieces, [words_graph(config)], [threads], tensors))
             self.word_vectors = lambda *arguments: pieces()[0].run_words(*arguments)
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Kept) -> None:
+    def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Input product: x [m, P] -> gates, m rows."""
         cell = self._cells[layer][direction].struct
         arguments = (len(x), c_int64(_rows(gates)), pointer(np.ascontiguousarray(x)), pointer(gates))
@@ -125,7 +124,7 @@ class _Cell:
     """One direction of a layer, packed; `struct` points into its arrays."""
 
     def __init__(self, cell: LstmCell, config: ElmoConfig, bits: Bits, threads: int) -> None:
-        self.arrays: dict[str, npt.NDArray[Any]] = {"bias": in_blocks(cell.bias * EXPONENTS[:, None])}
+        self.arrays: Arrays = {"bias": in_blocks(cell.bias * EXPONENTS[:, None])}
         for name, weight in (("input", cell.input_weight), ("recurrent", cell.recurrent_weight)):
             self._add(name, weight, EXPONENTS, bits)
         if cell.projection is not None:  # cells are filled up to 64 in 16 bits as in 8
@@ -135,9 +134,9 @@ class _Cell:
         for name, array in self.arrays.items():
             setattr(self.struct, name, pointer(array))
 
-    def _add(self, name: str, weight: Array, factors: Array, bits: Bits, multiple: int = 0) -> None:
+    def _add(self, name: str, weight: Float32, factors: Float32, bits: Bits, multiple: int = 0) -> None:
         """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits these are in the scales."""
-        numbers: npt.NDArray[Any]
+        numbers: Array
         if bits == 8:
             quantized = [quantize(group, LEVELS) for group in weight]
             numbers = np.stack([integers for integers, _ in quantized])

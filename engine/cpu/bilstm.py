@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32, Int32
 from flashelmo.engine.cpu.calls import slabs
 from flashelmo.engine.cpu.directions import Directions
-from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Kept, LstmSteps, Runtime
+from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps, Runtime
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.schedule import Forest, Schedule
@@ -29,11 +30,11 @@ class RowStates:
     A smaller batch updates the first rows only; a larger one's new rows start at zero (AllenNLP, bilm-tf).
     """
 
-    states: dict[tuple[int, int], tuple[Array, Kept]] = field(default_factory=dict)
+    states: dict[tuple[int, int], tuple[Float32, Kept]] = field(default_factory=dict)
 
     def of(
-        self, layer: int, direction: int, n_rows: int, zeros: Callable[[int], tuple[Array, Kept]]
-    ) -> tuple[Array, Kept]:
+        self, layer: int, direction: int, n_rows: int, zeros: Callable[[int], tuple[Float32, Kept]]
+    ) -> tuple[Float32, Kept]:
         """The states of the first n_rows rows, new ones from `zeros`; writing to them updates this object."""
         hidden, cell = self.states.get((layer, direction)) or zeros(0)
         if n_rows > len(hidden):
@@ -54,7 +55,7 @@ class BiLstm:
         self._config = config
         self._runtime = runtime
         self._memory: dict[tuple[str, int], Kept] = {}
-        self._boundaries: dict[tuple[int, int], tuple[Array, Array, Kept]] = {}
+        self._boundaries: dict[tuple[int, int], tuple[Float32, Float32, Kept]] = {}
         # A direction's memory and its pieces of the network.
         self._in_use = InEachProcess(lambda: (threading.Lock(), threading.Lock()))
         self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // runtime.gates.row_bytes)
@@ -62,10 +63,10 @@ class BiLstm:
     def run(
         self,
         schedule: Schedule,
-        word_vectors: Array,
+        word_vectors: Float32,
         state: RowStates | None = None,
         on_nodes: Callable[[int], None] = lambda nodes: None,
-    ) -> list[tuple[Array, Array]]:
+    ) -> list[tuple[Float32, Float32]]:
         """Outputs of every layer: (forward [N_forward, P], backward [N_backward, P]).
 
         Args:
@@ -77,7 +78,7 @@ class BiLstm:
         forests = (schedule.forward, schedule.backward)
         both = Directions(on_nodes)
 
-        def run_direction(direction: int) -> list[Array]:
+        def run_direction(direction: int) -> list[Float32]:
             with self._in_use()[direction]:  # until one that an interrupted call left running has ended
                 both.count(0)
                 return self._run_direction(direction, forests[direction], word_vectors, state, both.count)
@@ -97,12 +98,12 @@ class BiLstm:
         self,
         direction: int,
         forest: Forest,
-        word_vectors: Array,
+        word_vectors: Float32,
         state: RowStates | None,
         on_nodes: Callable[[int], None],
-    ) -> list[Array]:
+    ) -> list[Float32]:
         """Outputs [N, P] of every layer."""
-        outputs: list[Array] = []
+        outputs: list[Float32] = []
         for layer in range(self._config.n_layers):
             states = state.of(layer, direction, len(forest.order), self._zero_states) if state else None
             x, x_rows = (word_vectors, forest.words) if layer == 0 else (outputs[-1], None)
@@ -112,7 +113,7 @@ class BiLstm:
             outputs.append(hidden)
         return outputs
 
-    def _zero_states(self, n_rows: int) -> tuple[Array, Kept]:
+    def _zero_states(self, n_rows: int) -> tuple[Float32, Kept]:
         """The state before any word: hidden [n_rows, P], and cells."""
         cell = self._runtime.cells.empty(n_rows)
         cell[:] = 0
@@ -125,7 +126,7 @@ class BiLstm:
             self._memory[key] = np.empty(size, blocks.dtype)
         return self._memory[key][:size].reshape(blocks.planes, rows, blocks.width)
 
-    def _boundary_state(self, layer: int, direction: int, x: Array) -> tuple[Array, Kept]:
+    def _boundary_state(self, layer: int, direction: int, x: Float32) -> tuple[Float32, Kept]:
         """State after a boundary's vector x [1, P] from a fresh state: hidden [1, P] and a cell, in every window."""
         key = (layer, direction)
         known = self._boundaries.get(key)
@@ -144,11 +145,11 @@ class BiLstm:
         layer: int,
         direction: int,
         forest: Forest,
-        x: Array,
+        x: Float32,
         x_rows: Int32 | None,
-        states: tuple[Array, Kept] | None,
+        states: tuple[Float32, Kept] | None,
         on_nodes: Callable[[int], None],
-    ) -> Array:
+    ) -> Float32:
         """Hidden states [N, P] of one layer. Node n's input is x[x_rows[n]], or x[n]; `states` are read and updated."""
         config, runtime = self._config, self._runtime
         sizes = np.diff(forest.depths)
@@ -194,7 +195,7 @@ class BiLstm:
         return hidden
 
     def _input_gates(
-        self, layer: int, direction: int, nodes: slice, x: Array, x_rows: Int32 | None
+        self, layer: int, direction: int, nodes: slice, x: Float32, x_rows: Int32 | None
     ) -> tuple[Kept, Int32 | None]:
         """The gates' part that does not recur, of some nodes; or of their distinct rows of x, and each node's place."""
         gate_rows, inputs = None, x[nodes]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Int32
+from flashelmo.engine.arrays import Bool, Int32
 from flashelmo.engine.text.schedule import Forest
 
 
@@ -71,7 +70,7 @@ def _steps(forest: Forest, first_depth: int, step_rows: int) -> Iterator[Call]:
         depth += n_steps
 
 
-def _keeps_rows(forest: Forest) -> npt.NDArray[np.bool_]:
+def _keeps_rows(forest: Forest) -> Bool:
     """[depths] whether a depth's rows are the ones before, none ended and none branched."""
     sizes = np.diff(forest.depths)
     keeps_rows = np.zeros(len(sizes), np.bool_)

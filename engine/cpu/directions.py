@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Float32
 
 
 class Directions:
@@ -23,7 +23,7 @@ class Directions:
         self.stopped = False
         self.error: BaseException | None = None
         self._on_nodes = on_nodes
-        self._backward: list[Array] = []
+        self._backward: list[Float32] = []
         self._done = threading.Lock()
         self._done.acquire()
 
@@ -33,7 +33,7 @@ class Directions:
             raise InterruptedError
         self._on_nodes(nodes)
 
-    def run_backward(self, run_direction: Callable[[int], list[Array]]) -> None:
+    def run_backward(self, run_direction: Callable[[int], list[Float32]]) -> None:
         """What the thread does."""
         try:
             self._backward = run_direction(1)
@@ -42,7 +42,7 @@ class Directions:
                 self.error, self.stopped = error, True
         self._done.release()
 
-    def backward(self) -> list[Array]:
+    def backward(self) -> list[Float32]:
         """Wait for the thread's outputs."""
         self._done.acquire()
         if self.error is not None:

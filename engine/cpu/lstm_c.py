@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Array
+from flashelmo.engine.arrays import Array, Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import is_forked
 from flashelmo.engine.processor import cpu_flags
@@ -188,7 +188,7 @@ def _compile(command: Sequence[str], path: Path) -> None:
         made.replace(path)
 
 
-def pack(numbers: npt.NDArray[Any], multiple: int = 0) -> npt.NDArray[Any]:
+def pack(numbers: Array, multiple: int = 0) -> Array:
     """Matrices [groups, K, N] as `lstm.c` reads them: [N / 16, K / k, groups, 16, 16, 4 bytes].
 
     Args:
@@ -207,13 +207,13 @@ def pack(numbers: npt.NDArray[Any], multiple: int = 0) -> npt.NDArray[Any]:
     return packed
 
 
-def to_bfloat16(x: Array) -> npt.NDArray[np.uint16]:
+def to_bfloat16(x: Float32) -> npt.NDArray[np.uint16]:
     """The upper 16 bits of each number, rounded to the nearest, to even where two are as near."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def in_groups(matrix: Array, n_groups: int) -> Array:
+def in_groups(matrix: Float32, n_groups: int) -> Float32:
     """[K, N] -> [groups, K, N / groups]: columns in turn to each group, 16 at a time; zeros at the end."""
     n_rows, n_columns = matrix.shape
     padded = np.zeros((n_rows, _up(n_columns, n_groups * LANES)), np.float32)
@@ -222,21 +222,21 @@ def in_groups(matrix: Array, n_groups: int) -> Array:
     return np.ascontiguousarray(turns.reshape(n_groups, n_rows, -1))
 
 
-def in_blocks(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def in_blocks(values: Array) -> Array:
     """[groups, N] -> [N / 16, groups, 16], zeros at the end."""
     padded = np.zeros((len(values), _up(values.shape[1], LANES)), values.dtype)
     padded[:, : values.shape[1]] = values
     return np.ascontiguousarray(padded.reshape(len(values), -1, LANES).transpose(1, 0, 2))
 
 
-def aligned(n: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+def aligned(n: int, dtype: type[np.generic]) -> Array:
     """Memory for n numbers from a 64-byte boundary on."""
     n_bytes = n * np.dtype(dtype).itemsize
     memory = np.empty(n_bytes + LINE, np.uint8)
     return memory[-memory.ctypes.data % LINE :][:n_bytes].view(dtype)
 
 
-def pointer(array: npt.NDArray[Any] | None) -> c_void_p:
+def pointer(array: Array | None) -> c_void_p:
     """Where an array begins."""
     return c_void_p(None if array is None else array.ctypes.data)
 

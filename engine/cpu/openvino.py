@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
+from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
+from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.forks import InEachProcess, Uninterrupted, is_forked
 from flashelmo.engine.graph.builder import Graph, Tensors
@@ -106,13 +106,13 @@ class OpenVinoRuntime:
         self.gates, self.cells = Blocks(len(GATES), config.cell_size), Blocks(1, config.cell_size)
         self._pieces = InEachProcess(partial(_Pieces.of, config, tensors, settings))
 
-    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         inputs = {"windows": windows, "word_ids": word_ids}
         padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
         _run(self._pieces().words, padded, {"vectors": vectors})
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Kept) -> None:
+    def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Input product: x [m, P] -> gates, each [m, C]."""
         _run(self._pieces().products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
@@ -153,12 +153,12 @@ class _Pieces(NamedTuple):
         return cls(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
 
 
-def _pad_rows(array: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
+def _pad_rows(array: Array, axis: int = 0) -> Array:
     missing = -array.shape[axis] % ROW_MULTIPLE
     return np.pad(array, [(0, missing if a == axis else 0) for a in range(array.ndim)]) if missing else array
 
 
-def _run(request: Any, inputs: dict[str, npt.NDArray[Any]], outputs: dict[str, Array]) -> None:
+def _run(request: Any, inputs: Arrays, outputs: dict[str, Float32]) -> None:
     with uninterrupted:
         request.infer(inputs, share_inputs=True)
     for name, array in outputs.items():

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from flashelmo.engine.cpu.runtime import Array, Blocks, Int32, Int64, Kept, LstmSteps
+from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
+from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
@@ -55,11 +55,11 @@ class OrtRuntime:
         threads_of = [threads, *2 * len(cells) * [piece_threads]]
         self._pieces = InEachProcess(partial(make_pieces, graphs, threads_of, tensors))  # words, products, steps
 
-    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         self._pieces()[0].run_words(windows, word_ids, vectors)
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Kept) -> None:
+    def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Input product: x [m, P] -> gates, each [m, C]."""
         self._pieces()[1 + 2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
@@ -79,7 +79,7 @@ class Piece:
         self._weights = weights
         self._binding = session.io_binding()
 
-    def run(self, inputs: dict[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    def run(self, inputs: Arrays, outputs: Mapping[str, Array]) -> None:
         """Run it on arrays by name; outputs are float32 and written in place."""
         for name, array in inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -87,7 +87,7 @@ class Piece:
             self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(self._binding)
 
-    def run_words(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+    def run_words(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """The words graph's; see `Runtime.word_vectors`."""
         inputs = {"windows": windows, "word_ids": word_ids}
         self.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})

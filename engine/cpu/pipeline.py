@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32, Int32
 from flashelmo.engine.cpu.bilstm import BiLstm, RowStates
-from flashelmo.engine.cpu.runtime import Array, Int32, Runtime
+from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.cpu.word_file import WordFile
 from flashelmo.engine.cpu.word_vectors import WordVectors
 from flashelmo.engine.errors import FlashElmoError
@@ -26,7 +27,7 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS, Schedule
 from flashelmo.engine.text.windows import Window
 
-Source: TypeAlias = tuple[Array, Int32]  # states [N, P], and which of them each token has [tokens]
+Source: TypeAlias = tuple[Float32, Int32]  # states [N, P], and which of them each token has [tokens]
 
 WINDOW_BYTES = 256 << 20  # of a window's hidden states, all layers and directions
 FILE_TIMES = 8  # the word cache's file may be so many times as large as the cache in memory
@@ -67,7 +68,7 @@ class CpuPipeline:
     ) -> Stream:
         """See `WindowPipeline`; `on_progress` is called after every step and every group of new words."""
 
-        def run(window: Window) -> Iterator[Array]:
+        def run(window: Window) -> Iterator[Float32]:
             self._check_not_inside()
             with self._lock():
                 self._running = self._run_by.window = object()
@@ -89,7 +90,7 @@ class CpuPipeline:
         if self._state is not None:
             self._state = RowStates()
 
-    def _run(self, window: Window, output: Output, on_progress: OnProgress) -> Iterator[Array]:
+    def _run(self, window: Window, output: Output, on_progress: OnProgress) -> Iterator[Float32]:
         """Compute a window; then iterate over its sentences' results."""
         plan = self._planner.plan(window)
         schedule = plan.schedule
@@ -160,8 +161,8 @@ def _tokens_at_once(config: ElmoConfig) -> int:
 
 
 def _sentences(
-    schedule: Schedule, vectors: Array, layers: list[tuple[Array, Array]], output: Output
-) -> Iterator[Array]:
+    schedule: Schedule, vectors: Float32, layers: list[tuple[Float32, Float32]], output: Output
+) -> Iterator[Float32]:
     """Gather what is asked for of each sentence and no more. Layer 0 is [x, x], the others are [forward, backward]."""
     words, nodes = schedule.token_words, (schedule.forward.token_nodes, schedule.backward.token_nodes)
     sources = [((vectors, words), (vectors, words))]
@@ -171,7 +172,7 @@ def _sentences(
         yield _sentence(groups, slice(start, stop), 2 * vectors.shape[1], output)
 
 
-def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: int, output: Output) -> Array:
+def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: int, output: Output) -> Float32:
     """The result for the tokens of one sentence; at a time, at most one layer more is held."""
     n_tokens = tokens.stop - tokens.start
     result = np.empty((len(groups), size) if output.pool else (len(groups), n_tokens, size), np.float32)
@@ -187,7 +188,7 @@ def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: in
 
 
 def _gather(
-    halves: tuple[Source, Source], tokens: slice, into: Array, *, add: bool, factor: float | None = None
+    halves: tuple[Source, Source], tokens: slice, into: Float32, *, add: bool, factor: float | None = None
 ) -> None:
     """Write a layer's vectors, times a factor, into [T, 2P], or add them to what it holds."""
     size = into.shape[1] // 2

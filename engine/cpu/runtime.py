@@ -7,11 +7,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arrays import Arrays, Float32, Int32, Int64
 from flashelmo.engine.model.weights import GATES
 
-Array: TypeAlias = npt.NDArray[np.float32]
-Int32: TypeAlias = npt.NDArray[np.int32]
-Int64: TypeAlias = npt.NDArray[np.int64]
 Kept: TypeAlias = npt.NDArray[np.generic]  # as `Blocks` says
 
 
@@ -53,14 +51,14 @@ class LstmSteps(NamedTuple):
     gates: Kept
     gate_rows: Int32 | None
     parents: Int32
-    hidden: Array
+    hidden: Float32
     cell: Kept
-    new_hidden: Array
+    new_hidden: Float32
     new_cell: Kept
 
-    def named_inputs(self) -> dict[str, npt.NDArray[np.generic]]:
+    def named_inputs(self) -> Arrays:
         """What the graph of steps takes, by name; planes are the gates, and cells are one plane."""
-        inputs: dict[str, npt.NDArray[np.generic]] = {"parents": self.parents, "hidden": self.hidden}
+        inputs: Arrays = {"parents": self.parents, "hidden": self.hidden}
         inputs["cell"] = self.cell[0]
         if self.gate_rows is not None:
             return {**inputs, "gate_rows": self.gate_rows, **dict(zip(GATES, self.gates, strict=True))}
@@ -80,10 +78,10 @@ class Runtime(Protocol):
     gates: Blocks
     cells: Blocks
 
-    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+    def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Words to vectors: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
 
-    def input_product(self, layer: int, direction: int, x: Array, gates: Kept) -> None:
+    def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """The gates' part that does not recur: x [m, P] -> gates, m rows."""
 
     def steps(self, steps: LstmSteps) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashelmo.engine.cpu.runtime import Array, Int64
+from flashelmo.engine.arrays import Float32, Int64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 
@@ -55,7 +55,7 @@ class WordFile:
         self._database = InEachProcess(partial(_open, path, dict(belongs_to)))
         self._reads = self._writes = True  # until it fails
 
-    def read(self, names: list[str], values: Array) -> Int64:
+    def read(self, names: list[str], values: Float32) -> Int64:
         """Copy known vectors into `values` [n, P]; the indices of unknown words."""
         import sqlite3
 
@@ -75,7 +75,7 @@ class WordFile:
             logger.warning("%s: cannot be read: %s; words are computed", self._path, error)
         return np.flatnonzero(unknown)
 
-    def write(self, names: list[str], values: Array) -> None:
+    def write(self, names: list[str], values: Float32) -> None:
         """Keep vectors of words, as many as the bound allows."""
         import sqlite3
 

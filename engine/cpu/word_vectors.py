@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from flashelmo.engine.cpu.runtime import Array, Int64, Runtime
+from flashelmo.engine.arrays import Float32, Int64
+from flashelmo.engine.cpu.runtime import Runtime
 from flashelmo.engine.cpu.word_file import WordFile
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.characters import WordEncoder
@@ -45,7 +46,7 @@ class WordVectors:
 
     def lookup(
         self, words: pa.StringArray, on_computed: OnComputed = lambda n_done, n_missing: None
-    ) -> tuple[Array, int]:
+    ) -> tuple[Float32, int]:
         """Vectors [W, P] of distinct words, and how many of them had to be computed.
 
         `on_computed` is called repeatedly with the number that is computed and the number that has to be.
@@ -62,7 +63,7 @@ class WordVectors:
             self._cache.write([names[i] for i in missing], vectors[missing])
         return vectors, len(unknown)
 
-    def _read_file(self, names: list[str], missing: Int64, vectors: Array) -> Int64:
+    def _read_file(self, names: list[str], missing: Int64, vectors: Float32) -> Int64:
         """Copy those of the missing vectors that the file has; the indices of the others."""
         assert self._file is not None
         found = np.empty((len(missing), vectors.shape[1]), np.float32)
@@ -70,7 +71,7 @@ class WordVectors:
         vectors[missing] = found
         return missing[unknown]
 
-    def _compute(self, words: pa.StringArray, on_computed: OnComputed) -> Array:
+    def _compute(self, words: pa.StringArray, on_computed: OnComputed) -> Float32:
         """Words of like length together, so that few positions are padding."""
         character_ids = self._encoder.character_ids(words)
         word_ids = self._encoder.word_ids(words)
@@ -107,7 +108,7 @@ class _LruCache:
         self._rows: OrderedDict[str, int] = OrderedDict()
         self._values = np.empty((min(capacity, 1024), width), np.float32)
 
-    def read(self, names: list[str], values: Array) -> Int64:
+    def read(self, names: list[str], values: Float32) -> Int64:
         """Copy known rows into `values`; the indices of unknown names."""
         rows = np.array([self._rows.get(name, -1) for name in names], np.int64)
         known = np.flatnonzero(rows >= 0)
@@ -116,7 +117,7 @@ class _LruCache:
             self._rows.move_to_end(names[i])
         return np.flatnonzero(rows < 0)
 
-    def write(self, names: list[str], values: Array) -> None:
+    def write(self, names: list[str], values: Float32) -> None:
         """Keep rows of names that are not there yet."""
         names, values = names[: self._capacity], values[: self._capacity]
         grown = min(self._capacity, max(len(self._values), len(self._rows) + len(names)))

@@ -7,8 +7,8 @@ from ctypes import c_int32, c_void_p
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.cpu.lstm_c import LOG2_E, Functions, Memory, in_blocks, in_groups, pack, pointer, to_bfloat16
-from flashelmo.engine.cpu.runtime import Array, Int32, Int64
 from flashelmo.engine.graph.builder import Tensors
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoWeights
@@ -28,11 +28,11 @@ class Words:
     """
 
     def __init__(self, config: ElmoConfig, weights: ElmoWeights, tensors: Tensors, threads: int) -> None:
-        self._characters: Array = tensors["characters"]
+        self._characters: Float32 = tensors["characters"]
         self._embedding = weights.word_embedding
         self._functions, self._memory = Functions(), Memory()
 
-        def dense(weight: Array, bias: Array, activation: str = "") -> _Layer:
+        def dense(weight: Float32, bias: Float32, activation: str = "") -> _Layer:
             groups = in_groups(weight, GROUPS), in_groups(bias[None], GROUPS)
             return _Layer(*groups, weight.shape[1], threads, ACTIVATIONS[activation])
 
@@ -47,7 +47,7 @@ class Words:
             None if weights.projection is None else dense(weights.projection.weight, weights.projection.bias)
         )
 
-    def compute(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Array) -> None:
+    def compute(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Words: windows [W, m, width], word_ids [W] -> vectors [W, P]; see `character_windows`."""
         assert windows is not None
         n_words, n_positions, _ = windows.shape
@@ -63,7 +63,7 @@ class Words:
                 x = np.concatenate([self._embedding[word_ids[part]], x], axis=1)
             vectors[part] = x if self._projection is None else self._run(self._projection, x)
 
-    def _run(self, layer: _Layer, x: Array, together: int = 1) -> Array:
+    def _run(self, layer: _Layer, x: Float32, together: int = 1) -> Float32:
         """[n, K] -> [n / together, N]."""
         x = np.ascontiguousarray(x)
         y = np.empty((len(x) // together, layer.struct.n_outputs), np.float32)
@@ -88,7 +88,13 @@ class _Layer:
     """A layer's weights [groups, K, N / groups] and biases [groups, 1, N / groups], packed; `struct` points to them."""
 
     def __init__(
-        self, weight: Array, bias: Array, n_outputs: int, threads: int, activation: int = 0, is_highway: bool = False
+        self,
+        weight: Float32,
+        bias: Float32,
+        n_outputs: int,
+        threads: int,
+        activation: int = 0,
+        is_highway: bool = False,
     ) -> None:
         self._bias, self._weights = in_blocks(bias[:, 0]), pack(to_bfloat16(weight))
         self.struct = _LayerStruct(0, 0, n_outputs, threads, activation, 1, is_highway)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flashelmo.engine.arrays import Int32
 from flashelmo.engine.cuda.compute import DeviceOutput, compute, launch_options
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill, fill_words
@@ -21,7 +22,7 @@ from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Pack, Plan
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.text.schedule import Int32, Schedule
+from flashelmo.engine.text.schedule import Schedule
 from flashelmo.kernels.launch import is_out_of_memory
 from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
 from flashelmo.kernels.lstm.run import Workspace

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flashelmo.engine.text.schedule import Forest, Int32, Int64, Schedule
+from flashelmo.engine.arrays import Int32, Int64
+from flashelmo.engine.text.schedule import Forest, Schedule
 
 Depths: TypeAlias = tuple[tuple[int, ...], ...]
 

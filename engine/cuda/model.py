@@ -8,18 +8,17 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.cuda.cuda_graphs import GraphCache
 from flashelmo.engine.cuda.layout import Layout, power_of_two
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
 from flashelmo.engine.precision import PRECISIONS, Arithmetic
 from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.text.schedule import Int32, Int64
 from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.char_cnn import Words, char_cnn
 from flashelmo.kernels.char_cnn_weights import pack_char_cnn
@@ -113,7 +112,7 @@ class DeviceModel:
         int8, bound = arithmetic.lstm_weights == "int8", arithmetic.bound.relative
         return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device, bound=bound)
 
-    def _tensor(self, array: npt.NDArray[np.float32]) -> Tensor:
+    def _tensor(self, array: Float32) -> Tensor:
         """A copy on the device; the array may be a mapped file, which PyTorch must not own."""
         return torch.from_numpy(np.array(array)).to(self.device)
 

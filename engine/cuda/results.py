@@ -9,13 +9,12 @@ from operator import sub
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.cuda.transfer import Download, Transfers
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
-from flashelmo.engine.text.schedule import Int64
 from flashelmo.engine.threads import in_order
 
 # Results come down in pieces of about this size: while one is read, the next one is copied. Pinned memory is allocated
@@ -113,7 +112,7 @@ class Results:
             else:  # the unsafe variant leaves out what autograd needs to know of views; it takes half of the time
                 yield from rows.unsafe_split_with_sizes(list(map(sub, part[1:], part)), dimension)
 
-    def _arrays(self) -> Iterator[npt.NDArray[Any]]:
+    def _arrays(self) -> Iterator[Array]:
         download = self._first or self._download(0)
         self._first = None
         for piece, (first, last) in enumerate(self._cuts):
@@ -124,14 +123,14 @@ class Results:
             results = self._cut(values[0] if self._single else values, first, last)
             yield from self._checked(results, first) if self._callbacks.overflowed() else results
 
-    def _checked(self, results: Iterator[npt.NDArray[Any]], first: int) -> Iterator[npt.NDArray[Any]]:
+    def _checked(self, results: Iterator[Array], first: int) -> Iterator[Array]:
         """Results of the sentences from `first` on, each of which is looked at."""
         for b, result in enumerate(results, first):
             if not np.isfinite(result).all():
                 raise self._callbacks.refuse(b)
             yield result
 
-    def _cut(self, values: npt.NDArray[Any], first: int, last: int) -> Iterator[npt.NDArray[Any]]:
+    def _cut(self, values: Array, first: int, last: int) -> Iterator[Array]:
         """The results of some sentences, whose rows are all that there are; copies, as this memory is used again."""
         if self._pooled:
             return (rows.copy() for rows in values.swapaxes(0, -2))
@@ -144,7 +143,7 @@ class Results:
         return self._transfers.download(self._values[:, self._offsets[first] : self._offsets[last]], self.ready)
 
 
-def copies(arrays: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+def copies(arrays: list[Array]) -> Iterator[Array]:
     """Copies in order, by some threads: most of their time the system takes, which finds memory page by page."""
     size = max(1, len(arrays) // (2 * COPIERS))
     batches = (arrays[k : k + size] for k in range(0, len(arrays), size))

@@ -15,14 +15,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from flashelmo.engine.arrays import Array, Int32
 from flashelmo.engine.autocast import without_autocast
-
-Int32 = npt.NDArray[np.int32]
 
 # During a capture, in whatever thread, PyTorch ignores `record_stream` and would free memory too early: the two exclude
 # each other.
@@ -181,8 +178,8 @@ class Download:
     host: Tensor
     done: Mark
 
-    def wait(self) -> npt.NDArray[Any]:
+    def wait(self) -> Array:
         """Its values, in memory that is used again once this object and the array are gone."""
         self.done.wait()
-        values: npt.NDArray[Any] = self.host.numpy()
+        values: Array = self.host.numpy()
         return values

@@ -10,7 +10,8 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from flashelmo.engine import child
-from flashelmo.engine.devices.shared_arrays import Array, read_arrays, receive_file
+from flashelmo.engine.arrays import Array
+from flashelmo.engine.devices.shared_arrays import read_arrays, receive_file
 from flashelmo.engine.devices.worker import Done, Failed, Ready, Refused
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.pipeline import Statistics

@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from flashelmo.engine.arrays import Array, Int64
+
 T = TypeVar("T")
 
 ALIGNMENT = 64  # bytes: as wide as a vector register
@@ -31,7 +31,7 @@ class ArrayLayout(NamedTuple):
     """How arrays lie end to end in a file: their number type, their shapes [B, dimensions] and the bytes in all."""
 
     dtype: str
-    shapes: npt.NDArray[np.int64]
+    shapes: Int64
     n_bytes: int
 
 

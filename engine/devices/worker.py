@@ -19,7 +19,8 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
 from flashelmo.engine import child
-from flashelmo.engine.devices.shared_arrays import Array, ArrayLayout, Pickled, read_object, send_file, write_arrays
+from flashelmo.engine.arrays import Array
+from flashelmo.engine.devices.shared_arrays import ArrayLayout, Pickled, read_object, send_file, write_arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics, WindowPipeline

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Arrays
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.precision import NumberType
 
@@ -21,7 +22,7 @@ except ImportError as error:
 OPSET = 18
 IR_VERSION = 8  # the one that opset 18 came with, read by ONNX Runtime from 1.14 on; by default onnx writes a newer one
 
-Tensors = Mapping[str, npt.NDArray[Any]]
+Tensors = Mapping[str, Array]
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Graph:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    constants: Arrays = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
     quantized: dict[str, list[str]] = field(default_factory=dict)
 
@@ -170,7 +171,7 @@ class Graph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="flashelmo")
 
 
-def _placeholder(array: npt.NDArray[Any], name: str) -> TensorProto:
+def _placeholder(array: Array, name: str) -> TensorProto:
     tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
     tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor.external_data.add(key="location", value="given in memory")

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 
+from flashelmo.engine.arrays import Int32
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import GATES, expected_shapes
@@ -212,7 +212,7 @@ def widest(config: ElmoConfig) -> int:
     return max(width for width, _ in config.filters)
 
 
-def character_windows(character_ids: npt.NDArray[np.int32], longest: int, config: ElmoConfig) -> npt.NDArray[np.int32]:
+def character_windows(character_ids: Int32, longest: int, config: ElmoConfig) -> Int32:
     """[W, M] ids of words of at most `longest` characters -> [W, m, width], the windows that matter.
 
     Every window that touches a character of some word is there, and one of padding alone, since the published maximum

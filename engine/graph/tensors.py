@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arrays import Arrays, Float32
 from flashelmo.engine.graph.builder import Tensors
 from flashelmo.engine.graph.pieces import widest
 from flashelmo.engine.model.config import ElmoConfig
@@ -29,7 +28,7 @@ def prepare_tensors(
     processor adds up exactly), with `NAME.scale`; the characters' matrices stay float32, as they run once per distinct
     word and their error would reach every layer.
     """
-    tensors: dict[str, npt.NDArray[Any]] = {}
+    tensors: Arrays = {}
     if config.character_size:
         tensors |= _prepare_convolutions(config, weights)
     for name, tensor in weights.named_tensors():
@@ -48,7 +47,7 @@ def prepare_tensors(
     return tensors
 
 
-def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str, npt.NDArray[Any]]:
+def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> Arrays:
     """All widths as one matrix [width * (E + 1), F]; the embedding [n_characters + 1, E + 1] with its mask column."""
     assert weights.character_embedding is not None
     size = config.character_size
@@ -66,7 +65,7 @@ def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> dict[str,
     return {"characters": table, "convolutions": matrix.reshape(-1, config.n_filters), "convolutions.bias": bias}
 
 
-def quantize(weight: npt.NDArray[np.float32], levels: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def quantize(weight: Float32, levels: int) -> tuple[npt.NDArray[np.int8], Float32]:
     """Symmetric quantization by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
     scale = np.maximum(np.abs(weight).max(axis=0) / levels, np.finfo(np.float32).tiny).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, expected_shapes
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, expected_shapes
 
 PUBLISHED_FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 
@@ -74,7 +75,7 @@ def random_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
     return ElmoWeights.from_named_tensors(tensors, config)
 
 
-def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Float32:
     """Uniform with the variance that keeps a layer's output about as large as its input."""
     kind = name.rpartition(".")[2]
     if kind == "bias":

@@ -14,15 +14,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Float32, Floats
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 
-Array: TypeAlias = npt.NDArray[np.float32]
 DIRECTIONS = ("forward", "backward")
 GATES = ("input", "forget", "candidate", "output")
 
@@ -31,8 +29,8 @@ GATES = ("input", "forget", "candidate", "output")
 class Dense:
     """y = x @ weight + bias; weight [in, out], bias [out]. A convolution's weight is [width, E, number]."""
 
-    weight: Array
-    bias: Array
+    weight: Float32
+    bias: Float32
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,10 @@ class LstmCell:
     where P = C.
     """
 
-    input_weight: Array
-    recurrent_weight: Array
-    bias: Array
-    projection: Array | None
+    input_weight: Float32
+    recurrent_weight: Float32
+    bias: Float32
+    projection: Float32 | None
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,14 @@ class ElmoWeights:
     None where the token representation already has size P. lstm[layer] = (forward, backward).
     """
 
-    character_embedding: Array | None
-    word_embedding: Array | None
+    character_embedding: Float32 | None
+    word_embedding: Float32 | None
     convolutions: tuple[Dense, ...]
     highways: tuple[Highway, ...]
     projection: Dense | None
     lstm: tuple[tuple[LstmCell, LstmCell], ...]
 
-    def named_tensors(self) -> Iterator[tuple[str, Array]]:
+    def named_tensors(self) -> Iterator[tuple[str, Float32]]:
         """Every tensor under its canonical name, the one the native format stores it by."""
         if self.character_embedding is not None:
             yield "character_embedding", self.character_embedding
@@ -95,7 +93,7 @@ class ElmoWeights:
                     yield f"{prefix}.projection", cell.projection
 
     @classmethod
-    def from_named_tensors(cls, tensors: Mapping[str, Array], config: ElmoConfig) -> ElmoWeights:
+    def from_named_tensors(cls, tensors: Mapping[str, Float32], config: ElmoConfig) -> ElmoWeights:
         """The inverse of `named_tensors`; names and shapes must already be those of `expected_shapes(config)`."""
 
         def dense(prefix: str) -> Dense:
@@ -127,7 +125,7 @@ class ElmoWeights:
         return sum(tensor.size for _, tensor in self.named_tensors())
 
 
-def _named_dense(prefix: str, dense: Dense) -> Iterator[tuple[str, Array]]:
+def _named_dense(prefix: str, dense: Dense) -> Iterator[tuple[str, Float32]]:
     yield f"{prefix}.weight", dense.weight
     yield f"{prefix}.bias", dense.bias
 
@@ -183,7 +181,7 @@ def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None
             raise FlashElmoError(f"{source}: tensor {name} holds NaN or infinity")
 
 
-def all_finite(tensor: npt.NDArray[np.floating[Any]]) -> bool:
+def all_finite(tensor: Floats) -> bool:
     """Whether no value is NaN or infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = tensor.sum()  # fast; infinite or NaN only where a value is, or where the sum overflows

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Floats
 from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.forks import is_forked
@@ -239,9 +239,7 @@ class ReferenceRuntime:
         """Forget the state carried."""
         self.elmo.reset_state()
 
-    def embed_batch(
-        self, sentences: Sequence[Sequence[str]], keep_sentence_boundaries: bool = False
-    ) -> list[npt.NDArray[np.floating[Any]]]:
+    def embed_batch(self, sentences: Sequence[Sequence[str]], keep_sentence_boundaries: bool = False) -> list[Floats]:
         """Every sentence's layers, [L, tokens, 2P] or [L, tokens + 2, 2P] with the boundaries."""
         results = []
         size = max(1, len(sentences)) if self.elmo.stateful else self.batch_size
@@ -253,7 +251,7 @@ class ReferenceRuntime:
                 results.append(stacked[:, row, span].copy())
         return results
 
-    def _layers(self, batch: Sequence[Sequence[str]]) -> npt.NDArray[np.floating[Any]]:
+    def _layers(self, batch: Sequence[Sequence[str]]) -> Floats:
         """[L, B, T + 2, 2P] of a padded batch."""
         with self._full_float32():
             return self.activations(batch).cpu().numpy()

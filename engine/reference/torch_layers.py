@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import Array, Dense, Highway, LstmCell
+from flashelmo.engine.model.weights import Dense, Highway, LstmCell
 
 try:
     import torch
@@ -18,18 +19,18 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
 
 
-def parameter(array: Array) -> torch.nn.Parameter:
+def parameter(array: Float32) -> torch.nn.Parameter:
     """A canonical tensor in PyTorch's layout, its axes reversed: [in, out] -> [out, in]."""
     return torch.nn.Parameter(torch.from_numpy(np.array(array.T, order="C")))
 
 
-def gates_parameter(array: Array) -> torch.nn.Parameter:
+def gates_parameter(array: Float32) -> torch.nn.Parameter:
     """The gates of an LSTM side by side: [4, P, C] -> [4C, P], [4, C] -> [4C]."""
     rows = np.moveaxis(array, 1, -1).reshape(4 * array.shape[-1], -1)
     return torch.nn.Parameter(torch.from_numpy(np.array(rows if array.ndim == 3 else rows.ravel(), order="C")))
 
 
-def canonical_tensor(name: str, array: Array) -> Array:
+def canonical_tensor(name: str, array: Float32) -> Float32:
     """The inverse of the functions above: a parameter's values as `ElmoWeights` stores them."""
     kind = name.rpartition(".")[2]
     if kind.endswith("embedding"):
@@ -41,7 +42,7 @@ def canonical_tensor(name: str, array: Array) -> Array:
     return np.array(array.T, order="C")
 
 
-def embedding_parameter(array: Array | None) -> torch.nn.Parameter | None:
+def embedding_parameter(array: Float32 | None) -> torch.nn.Parameter | None:
     """An embedding [rows, size] as it stands."""
     return None if array is None else torch.nn.Parameter(torch.from_numpy(np.array(array)))
 

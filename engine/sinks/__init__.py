@@ -20,8 +20,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from flashelmo.engine.arguments import flag, path_of
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Array, Index, Output
+from flashelmo.engine.output import Index, Output
 from flashelmo.engine.sinks.files import check_path, publish, take_name, temporary_beside, writing
 
 __all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "take_name", "writing"]

@@ -10,7 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flashelmo.engine.output import Array, Index
+from flashelmo.engine.arrays import Array
+from flashelmo.engine.output import Index
 
 
 class Hdf5File:

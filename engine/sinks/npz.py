@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flashelmo.engine.output import Array, Index
+from flashelmo.engine.arrays import Array
+from flashelmo.engine.output import Index
 
 
 class NpzFile:

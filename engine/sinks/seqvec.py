@@ -21,8 +21,9 @@ from typing import IO, Any
 import numpy as np
 
 from flashelmo.engine.arguments import flag, path_of
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Array, Output, cast, pool_mean
+from flashelmo.engine.output import Output, cast, pool_mean
 from flashelmo.engine.sinks import ENTRY_BYTES, Record
 from flashelmo.engine.sinks.files import check_path, publish, temporary_beside, writing
 from flashelmo.engine.sinks.hdf5 import Hdf5File

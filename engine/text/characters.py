@@ -9,19 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashelmo.engine.arrays import Int32, Int64
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
-from flashelmo.engine.text.spelling import (
-    BYTES,
-    Int32,
-    Int64,
-    SpecialIds,
-    Speller,
-    Utf8Words,
-    WordTable,
-    spell_bytes,
-    utf8,
-)
+from flashelmo.engine.text.spelling import BYTES, SpecialIds, Speller, Utf8Words, WordTable, spell_bytes, utf8
 
 if TYPE_CHECKING:
     import torch

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from flashelmo.engine.arrays import Int64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.tables import binary_kind_of
 
-Int64: TypeAlias = npt.NDArray[np.int64]
 Errors = Literal["strict", "replace"]
 
 NEWLINE = ord("\n")

@@ -17,8 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Int32: TypeAlias = npt.NDArray[np.int32]
-Int64: TypeAlias = npt.NDArray[np.int64]
+from flashelmo.engine.arrays import Int32, Int64
 
 MAX_WINDOW_TOKENS = 1 << 17  # beyond it, twice the window saves 1.5% of the steps (benchmarks/results/bulk)
 LARGEST_WINDOW_TOKENS = 1 << 19  # on a card that has room for more: see `engine.cuda.memory`

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Int32, Int64, Uint8
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import Lexicon
-
-Int32: TypeAlias = npt.NDArray[np.int32]
-Int64: TypeAlias = npt.NDArray[np.int64]
 
 N_CODE_POINTS = 0x110000
 # Rows of the boundaries in bilm-tf's vocabularies, whose first lines are <S>, </S> and <UNK>; row 0 is no word.
@@ -48,7 +46,7 @@ BYTES = SpecialIds(begin_sentence=257, end_sentence=258, begin_word=259, end_wor
 class Utf8Words(NamedTuple):
     """The UTF-8 of words end to end: word w is data[offsets[w]:offsets[w + 1]]; offsets [W + 1] begin with 0."""
 
-    data: npt.NDArray[np.uint8]
+    data: Uint8
     offsets: Int64
 
     @classmethod
@@ -59,7 +57,7 @@ class Utf8Words(NamedTuple):
         return cls.from_lengths(np.frombuffer(b"".join(encoded), np.uint8), lengths)
 
     @classmethod
-    def from_lengths(cls, data: npt.NDArray[np.uint8], lengths: Int64) -> Utf8Words:
+    def from_lengths(cls, data: Uint8, lengths: Int64) -> Utf8Words:
         """Words of so many bytes each [W]."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -211,9 +209,7 @@ def spell_bytes(words: Utf8Words, max_characters: int, boundaries: Sequence[str]
     return _spell_boundaries(ids, words, boundaries, BYTES)
 
 
-def _spell(
-    units: npt.NDArray[Any], offsets: Int64, special_ids: SpecialIds, max_characters: int, shift: int = 0
-) -> Int32:
+def _spell(units: Array, offsets: Int64, special_ids: SpecialIds, max_characters: int, shift: int = 0) -> Int32:
     """Words whose characters are units[offsets[w]:offsets[w + 1]] as rows: begin, characters, end, padding."""
     n_words = len(offsets) - 1
     lengths = np.minimum(np.diff(offsets), max_characters - 2)

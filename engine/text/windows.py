@@ -9,20 +9,19 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from flashelmo.engine.arguments import path_of, shown
+from flashelmo.engine.arrays import Bool, Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.lines import Block, Errors, Int64, check_utf8, split_lines, without_mark
+from flashelmo.engine.text.lines import Block, Errors, check_utf8, split_lines, without_mark
 from flashelmo.engine.text.sentences import SURROGATE
 from flashelmo.engine.text.tables import check_is_no_other_format
 from flashelmo.engine.threads import Background
 
-Int32: TypeAlias = npt.NDArray[np.int32]
 Item = TypeVar("Item")
 
 CHUNK_BYTES = 1 << 20
@@ -286,9 +285,9 @@ def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
         yield lines(b"\n")
 
 
-def _separators(text: bytes) -> npt.NDArray[np.bool_]:
+def _separators(text: bytes) -> Bool:
     """Which bytes are a separator."""
-    found: npt.NDArray[np.bool_] = np.frombuffer(text, np.uint8) == ord(SEPARATOR)
+    found: Bool = np.frombuffer(text, np.uint8) == ord(SEPARATOR)
     return found
 
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Bool, Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.windows import Window, read_windows
-
-Int32: TypeAlias = npt.NDArray[np.int32]
-Int64: TypeAlias = npt.NDArray[np.int64]
 
 BEGIN, END, UNKNOWN = range(3)
 SPECIAL = ("<S>", "</S>", "<UNK>")  # the first words of every vocabulary, as in bilm-tf's
@@ -68,7 +64,7 @@ class Corpus:
         held_out[np.random.default_rng(seed).permutation(len(self))[:number]] = True
         return self._only(~held_out), self._only(held_out)
 
-    def _only(self, kept: npt.NDArray[np.bool_]) -> Corpus:
+    def _only(self, kept: Bool) -> Corpus:
         lengths = np.diff(self.offsets)
         word_ids = self.word_ids[np.repeat(kept, lengths)]
         return Corpus(self.words, word_ids, np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32, Int64
+from flashelmo.engine.training.corpus import BEGIN, END, Corpus
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy
 from flashelmo.engine.training.spelling import Spelling
@@ -21,7 +21,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
-Float32: TypeAlias = npt.NDArray[np.float32]
 BATCH_TOKENS = 8192  # with padding
 MAX_LOSS = 700.0  # whose exponential is still a number
 

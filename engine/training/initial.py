@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32, Int32
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import Array, ElmoModel, expected_shapes
-from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32
+from flashelmo.engine.model.weights import ElmoModel, expected_shapes
+from flashelmo.engine.training.corpus import BEGIN, END, Corpus
 from flashelmo.engine.training.softmax_files import find_softmax
 
 CONVOLUTION_BOUND = 0.05  # Kim et al. 2015; with tanh it is a normal distribution instead
 CARRY = -2.0  # bias of the highways' gates: at first they let their input through
 
 
-def word_biases(corpus: Corpus, rows: Int32, n_words: int) -> Array:
+def word_biases(corpus: Corpus, rows: Int32, n_words: int) -> Float32:
     """Logarithms of the words' frequencies [V]: with them a softmax begins as the text's unigrams.
 
     Args:
@@ -25,11 +26,11 @@ def word_biases(corpus: Corpus, rows: Int32, n_words: int) -> Array:
     """
     counts = np.bincount(rows, corpus.counts(), n_words).astype(np.float64)
     counts[[BEGIN, END]] += len(corpus) / 2  # each is predicted in one of the directions
-    biases: Array = np.log(np.maximum(counts, 0.5) / counts.sum()).astype(np.float32)
+    biases: Float32 = np.log(np.maximum(counts, 0.5) / counts.sum()).astype(np.float32)
     return biases
 
 
-def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Array | None = None) -> dict[str, Array]:
+def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Float32 | None = None) -> dict[str, Float32]:
     """Random canonical tensors, and `softmax.weight` [V, P] and `softmax.bias` [V], the same for the same seed.
 
     Args:
@@ -48,8 +49,8 @@ def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Array |
 
 
 def tensors_from(
-    model: ElmoModel, vocabulary: list[str], seed: int, biases: Array, path: Path | None = None
-) -> dict[str, Array]:
+    model: ElmoModel, vocabulary: list[str], seed: int, biases: Float32, path: Path | None = None
+) -> dict[str, Float32]:
     """A model's tensors and, where a softmax lies beside it, its rows for the words that both vocabularies have."""
     tensors = initial_tensors(model.config, len(vocabulary), seed, biases)
     tensors |= dict(model.weights.named_tensors())
@@ -63,7 +64,7 @@ def tensors_from(
     return tensors
 
 
-def _random(name: str, shape: tuple[int, ...], config: ElmoConfig, rng: np.random.Generator) -> Array:
+def _random(name: str, shape: tuple[int, ...], config: ElmoConfig, rng: np.random.Generator) -> Float32:
     kind, part = name.partition(".")[0], name.rpartition(".")[2]
     if part == "bias":
         bias = np.zeros(shape, np.float32)

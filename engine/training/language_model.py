@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.text.sentences import several, tokens_of
 from flashelmo.engine.training.corpus import UNKNOWN, Corpus, read_corpus
-from flashelmo.engine.training.evaluate import Float32, log_probabilities, perplexity_of
+from flashelmo.engine.training.evaluate import log_probabilities, perplexity_of
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, find_softmax

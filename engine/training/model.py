@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoWeights
+from flashelmo.engine.model.weights import DIRECTIONS, ElmoWeights
 from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
 from flashelmo.engine.training.softmax import Negatives, Picked, cross_entropy
 
@@ -52,7 +53,7 @@ class BiLM(torch.nn.Module):
     def __init__(
         self,
         config: ElmoConfig,
-        tensors: Mapping[str, Array],
+        tensors: Mapping[str, Float32],
         *,
         dropout: float = 0.0,
         compute: torch.dtype = torch.float32,
@@ -123,7 +124,7 @@ class BiLM(torch.nn.Module):
         outputs[-1] = F.dropout(x, self.dropout, self.training)
         return outputs, State(*(torch.stack(each) for each in zip(*after, strict=True)))
 
-    def to_tensors(self) -> dict[str, Array]:
+    def to_tensors(self) -> dict[str, Float32]:
         """Copies of all parameters under their canonical names, float32."""
         arrays = {name: each.detach().float().cpu().numpy().copy() for name, each in self.tensors.items()}
         return parted(arrays, self.config)
@@ -159,7 +160,7 @@ def check_trainable(config: ElmoConfig) -> None:
         raise FlashElmoError(f"config: expected a model of characters of the bilm family to train, found {kind}")
 
 
-def parameter(array: Array) -> torch.nn.Parameter:
+def parameter(array: Float32) -> torch.nn.Parameter:
     """A copy that can be trained."""
     return torch.nn.Parameter(torch.from_numpy(np.array(array, order="C")))
 
@@ -191,7 +192,7 @@ class _FewRows(torch.autograd.Function):
         return (chosen.to(kind) @ gradients[0].to(kind)).to(gradients[0].dtype), None
 
 
-def joined(tensors: Mapping[str, Array], config: ElmoConfig) -> dict[str, Array]:
+def joined(tensors: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Float32]:
     """Canonical tensors as the model holds them: directions stacked, four gates and a highway's two side by side."""
     result = {name: tensors[name] for name in ("character_embedding", "softmax.weight", "softmax.bias")}
     for name in [f"convolutions.{i}" for i in range(len(config.filters))] + ["projection"]:
@@ -211,7 +212,7 @@ def joined(tensors: Mapping[str, Array], config: ElmoConfig) -> dict[str, Array]
     return result
 
 
-def parted(arrays: Mapping[str, Array], config: ElmoConfig) -> dict[str, Array]:
+def parted(arrays: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Float32]:
     """The inverse of `joined`, from names with underscores."""
     result = {}
     for name, array in arrays.items():
@@ -229,14 +230,14 @@ def parted(arrays: Mapping[str, Array], config: ElmoConfig) -> dict[str, Array]:
     return result
 
 
-def _join_gates(part: str, array: Array) -> Array:
+def _join_gates(part: str, array: Float32) -> Float32:
     """[4, P, C] -> [P, 4C], [4, C] -> [4C]."""
     if part == "projection":
         return array
     return np.moveaxis(array, 0, -2).reshape(*array.shape[1:-1], -1)
 
 
-def _part_gates(part: str, array: Array) -> Array:
+def _part_gates(part: str, array: Float32) -> Float32:
     if part == "projection":
         return np.array(array)
     gates = array.reshape(*array.shape[:-1], 4, -1)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.native import read_safetensors, write_safetensors
-from flashelmo.engine.model.weights import Array
 from flashelmo.engine.training.corpus import read_vocabulary
 
 SOFTMAX_FILE, VOCABULARY_FILE = "softmax.safetensors", "vocab.txt"
@@ -24,8 +24,8 @@ SOFTMAX_FILE, VOCABULARY_FILE = "softmax.safetensors", "vocab.txt"
 class Softmax:
     """weight [V, P], bias [V], and the word of each row."""
 
-    weight: Array
-    bias: Array
+    weight: Float32
+    bias: Float32
     words: list[str]
 
 
@@ -65,7 +65,7 @@ def find_softmax(weights: Path) -> Softmax | None:
     return Softmax(weight, bias, words)
 
 
-def _from_hdf5(path: Path) -> dict[str, Array] | None:
+def _from_hdf5(path: Path) -> dict[str, Float32] | None:
     import h5py
 
     try:

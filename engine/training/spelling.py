@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from flashelmo.engine.arrays import Int32
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.training.corpus import Int32
 
 try:
     import torch

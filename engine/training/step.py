@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arrays import Int32
 from flashelmo.engine.errors import MissingExtraError, first_line
-from flashelmo.engine.training.corpus import Int32
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, row_gradients
 from flashelmo.engine.training.settings import TrainSettings

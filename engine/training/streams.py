@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashelmo.engine.arrays import Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.training.corpus import BEGIN, END, Corpus, Int32, Int64
+from flashelmo.engine.training.corpus import BEGIN, END, Corpus
 
 
 class Batch(NamedTuple):

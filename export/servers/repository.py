@@ -21,12 +21,13 @@ from typing import Any
 
 import onnx
 
+from flashelmo.engine.arrays import Arrays
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.text.spelling import Speller
-from flashelmo.export.batches import Arrays, pad
+from flashelmo.export.batches import pad
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.servers.config import Limits, Tensor, graph_tensors, onnx_config, text_config
 from flashelmo.export.servers.readme import readme

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Bool, Float64, Floats
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.report import OutputError
-from flashelmo.export.verification.truth import Floats
 
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 TINY = 0.1  # of the root mean square of the lengths; a model of the small size has no vector below a third of it
 
 
@@ -28,11 +24,11 @@ class Expected:
         present: bool [...], where there are vectors to compare.
     """
 
-    values: Doubles
-    present: Bools
+    values: Float64
+    present: Bool
 
 
-def expected_outputs(layers: Sequence[Floats], mask: Bools, metadata: Metadata) -> dict[str, Expected]:
+def expected_outputs(layers: Sequence[Floats], mask: Bool, metadata: Metadata) -> dict[str, Expected]:
     """Outputs of a batch with these sentences' layers [L, tokens, 2P] and mask [B, T], mixed as the metadata say."""
     padded = np.zeros((len(metadata.mix), *mask.shape, metadata.config.output_size))
     if layers:
@@ -61,9 +57,9 @@ class Comparison:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self._pairs: dict[str, list[tuple[Doubles, Doubles]]] = {}
+        self._pairs: dict[str, list[tuple[Float64, Float64]]] = {}
 
-    def add(self, found: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, Expected], mask: Bools) -> None:
+    def add(self, found: Mapping[str, Array], expected: Mapping[str, Expected], mask: Bool) -> None:
         """Compare one batch's outputs; those that the file lacks are left to the check of its graph."""
         if "mask" in found and not np.array_equal(found["mask"], mask):
             self.problems.append("mask: differs from where the tokens are")
@@ -75,7 +71,7 @@ class Comparison:
         pairs = ((name, zip(*self._pairs[name], strict=True)) for name in sorted(self._pairs))
         return tuple(output_error(name, *map(np.concatenate, both)) for name, both in pairs)
 
-    def _add(self, name: str, found: Doubles, expected: Expected) -> None:
+    def _add(self, name: str, found: Float64, expected: Expected) -> None:
         if found.shape != expected.values.shape:
             self.problems.append(f"{name}: shape {list(found.shape)}, expected {list(expected.values.shape)}")
             return
@@ -86,7 +82,7 @@ class Comparison:
         self._pairs.setdefault(name, []).append((found[expected.present], expected.values[expected.present]))
 
 
-def output_error(name: str, found: Doubles, expected: Doubles) -> OutputError:
+def output_error(name: str, found: Float64, expected: Float64) -> OutputError:
     """Errors of vectors [N, D], N >= 0, to four digits."""
     if not np.isfinite(found).all():
         return OutputError(name, len(found), math.inf, math.inf, math.inf, -1.0)
@@ -105,7 +101,7 @@ def _ratio(off: float, size: float) -> float:
     return off / size if size else math.inf if off else 0.0
 
 
-def _worst_vector(difference: Doubles, expected: Doubles) -> float:
+def _worst_vector(difference: Float64, expected: Float64) -> float:
     """Largest error of a vector relative to its length, which counts as TINY of their root mean square at least."""
     off, sizes = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
     if not sizes.any():
@@ -114,7 +110,7 @@ def _worst_vector(difference: Doubles, expected: Doubles) -> float:
     return float((off / np.maximum(sizes, TINY * usual)).max())
 
 
-def _least_cosine(a: Doubles, b: Doubles) -> float:
+def _least_cosine(a: Float64, b: Float64) -> float:
     """Least cosine of a row's two vectors: 1 where both are zero, 0 where one is."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)

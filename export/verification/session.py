@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Arrays, Bool
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.export.metadata import STATES, Metadata
-from flashelmo.export.open_session import (
-    Provider,
-    available_providers,
-    open_session,
-    options_of,
-    with_cuda_graphs,
-)
+from flashelmo.export.open_session import Provider, available_providers, open_session, options_of, with_cuda_graphs
 from flashelmo.export.verification.cases import Batch
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Session:
@@ -91,13 +82,13 @@ def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arra
     return inputs
 
 
-def token_mask(batch: Batch) -> npt.NDArray[np.bool_]:
+def token_mask(batch: Batch) -> Bool:
     """bool [B, T], True at tokens."""
     lengths = np.array([len(sentence) for sentence in batch.sentences], np.int64)
     return np.arange(lengths.max(initial=batch.least_columns) + batch.extra_columns) < lengths[:, None]
 
 
-def _first_rows(state: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+def _first_rows(state: Array, rows: int) -> Array:
     """[2 * layers, rows, D]: the first rows, new ones zero."""
     new = max(0, rows - state.shape[1])
     return np.pad(state[:, :rows], ((0, 0), (0, new), (0, 0)))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from flashelmo.engine.arrays import Floats
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.export.verification.cases import Batch, Sentence
 
-Floats = npt.NDArray[np.floating[Any]]
 BATCH_SIZE = 32
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from flashelmo.engine.arrays import Array, Arrays
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import tolerance
 from flashelmo.export.build import graph_of, tensors_of
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.structure import one_line
-
-Tensor = npt.NDArray[Any]
 
 # The states after the boundaries are computed, and another processor may add up in another order: a last bit of
 # float32, which may turn one of float16 (2^-10 of the value).
@@ -44,14 +41,14 @@ def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, mode
     return problems
 
 
-def _expected_tensors(metadata: Metadata, model: ElmoModel) -> dict[str, Tensor]:
+def _expected_tensors(metadata: Metadata, model: ElmoModel) -> Arrays:
     graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
     # the mix, clips, the zero of 8 bits; shapes and places show in every output
     numbers = {name: value for name, value in graph.constants.items() if value.dtype.kind in "fu"}
     return numbers | {name: tensors[name] for name in graph.weights}
 
 
-def _problem(name: str, stored: onnx.TensorProto | None, expected: Tensor, path: Path) -> str:
+def _problem(name: str, stored: onnx.TensorProto | None, expected: Array, path: Path) -> str:
     """What is wrong with one tensor; empty where nothing is."""
     if stored is None:
         return "expected it, found none"
@@ -64,7 +61,7 @@ def _problem(name: str, stored: onnx.TensorProto | None, expected: Tensor, path:
     return "" if _equal(name, found, expected) else "differs from the model's"
 
 
-def _array(stored: onnx.TensorProto, folder: Path) -> Tensor:
+def _array(stored: onnx.TensorProto, folder: Path) -> Array:
     """The values; external ones are read into a copy, as onnx would keep them in the graph."""
     if stored.data_location == onnx.TensorProto.EXTERNAL:
         copy = onnx.TensorProto()
@@ -73,7 +70,7 @@ def _array(stored: onnx.TensorProto, folder: Path) -> Tensor:
     return np.asarray(onnx.numpy_helper.to_array(stored, str(folder)))
 
 
-def _equal(name: str, found: Tensor, expected: Tensor) -> bool:
+def _equal(name: str, found: Array, expected: Array) -> bool:
     if name.endswith((".boundary_hidden", ".boundary_cell")):
         rtol, atol = STATE_TOLERANCE[expected.dtype], tolerance("fp32", "onnx")
         return np.allclose(found.astype(np.float64), expected.astype(np.float64), rtol=rtol, atol=atol)

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from flashelmo.engine.arguments import flag, is_one_of, shown, whole_number
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
-from flashelmo.engine.output import Array, Layers, Mix, Output, normalize
+from flashelmo.engine.output import Layers, Mix, Output, normalize
 from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
 
 try:

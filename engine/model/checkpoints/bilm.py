@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashelmo.engine.arguments import path_of
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.model.checkpoints.files import check_growth, new_folder, read_json, unpacked
 from flashelmo.engine.model.checkpoints.options import find_options, read_options, write_options
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.checkpoints.widened import widen
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
+from flashelmo.engine.model.weights import DIRECTIONS, ElmoModel, ElmoWeights, Lexicon
 
 if TYPE_CHECKING:
     import h5py
@@ -92,7 +93,7 @@ def write_bilm_files(model: ElmoModel, folder: Path) -> None:
     import h5py
 
     config = model.config
-    table, parts = stored_tensors(config), dict[str, list[Array]]()
+    table, parts = stored_tensors(config), dict[str, list[Float32]]()
     for name, tensor in model.weights.named_tensors():
         parts.setdefault(table[name].name, []).append(table[name].write(tensor))
     (folder / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
@@ -174,32 +175,32 @@ def _n_bytes(dataset: h5py.Dataset) -> int:
     return int(values * dataset.dtype.itemsize)
 
 
-def _add_zero_row(tensor: Array) -> Array:
+def _add_zero_row(tensor: Float32) -> Float32:
     return np.concatenate([np.zeros_like(tensor[:1]), tensor])
 
 
-def _drop_row(tensor: Array) -> Array:
+def _drop_row(tensor: Float32) -> Float32:
     return tensor[1:]
 
 
-def _split_gates(tensor: Array) -> Array:
+def _split_gates(tensor: Float32) -> Float32:
     """[P, 4C] in the order i, j, f, o -> [4, P, C] in the order i, f, g, o."""
     gates = np.split(tensor, 4, axis=1)
     return np.stack([gates[gate] for gate in GATE_ORDER])
 
 
-def _join_gates(tensor: Array) -> Array:
+def _join_gates(tensor: Float32) -> Float32:
     return np.concatenate([tensor[gate] for gate in GATE_ORDER], axis=1)
 
 
-def _read_bias(tensor: Array) -> Array:
+def _read_bias(tensor: Float32) -> Float32:
     """[4C] -> [4, C]. TensorFlow's LSTMCell adds 1 to the forget gate when it runs."""
     bias = tensor.reshape(4, -1)[list(GATE_ORDER)]
     bias[1] += 1.0
     return bias
 
 
-def _write_bias(tensor: Array) -> Array:
+def _write_bias(tensor: Float32) -> Float32:
     bias = np.array(tensor)
     bias[1] -= 1.0
     return bias[list(GATE_ORDER)].reshape(-1)

@@ -12,14 +12,14 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array, Arrays, Float32
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.model.checkpoints.files import check_growth, check_regular, check_rows, check_zip, read_json
 from flashelmo.engine.model.checkpoints.stored import Stored, check_stored, to_canonical
 from flashelmo.engine.model.checkpoints.widened import widen
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import DIRECTIONS, Array, ElmoModel, ElmoWeights, Lexicon
+from flashelmo.engine.model.weights import DIRECTIONS, ElmoModel, ElmoWeights, Lexicon
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def read_manylangs(folder: Path) -> ElmoModel:
         sizes[key] = embedding.shape[0] if lexicon and embedding.ndim else 0
         check_rows(lexicon, sizes[key], folder / f"{name}.dic")
     config = ElmoConfig.from_dict(sizes, str(source))
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Float32] = {}
     for file, stored in files.items():
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         table = {k: s for k, s in stored_tensors(config).items() if k.startswith("lstm.") == (file == ENCODER)}
@@ -108,12 +108,12 @@ def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
     return table
 
 
-def _to_gate(keep: Array) -> Array:
+def _to_gate(keep: Float32) -> Float32:
     """Their gate keeps the input, ours multiplies the new part: 1 - sigmoid(x) = sigmoid(-x)."""
     return -keep.T
 
 
-def _split_gates(weight: Array) -> Array:
+def _split_gates(weight: Float32) -> Float32:
     """[4C, P] -> [4, P, C]; the gates' order i, f, g, o is the canonical one."""
     return weight.reshape(4, -1, weight.shape[1]).transpose(0, 2, 1)
 
@@ -186,7 +186,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
     return lexicon
 
 
-def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _load_pickle(path: Path) -> Arrays:
     """The tensors of a state dict. Nothing but tensors is unpickled, so no code of the file's runs."""
     try:
         import torch
@@ -216,6 +216,6 @@ def _load_pickle(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise FlashElmoError(f"{path}: expected a whole PyTorch state dict: {first_line(error)}") from None
 
 
-def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    array: Array = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
     return array

@@ -13,19 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flashelmo.engine.arguments import is_one_of, path_of
+from flashelmo.engine.arrays import Float32, Uint8
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.model.checkpoints.files import (
-    MODEL_FILES,
-    check_regular,
-    check_rows,
-    new_folder,
-    read_json,
-)
+from flashelmo.engine.model.checkpoints.files import MODEL_FILES, check_regular, check_rows, new_folder, read_json
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import Array, ElmoModel, ElmoWeights, Lexicon, expected_shapes
+from flashelmo.engine.model.weights import ElmoModel, ElmoWeights, Lexicon, expected_shapes
 
 FORMAT = "native"
 FORMAT_VERSION = 1
@@ -67,7 +61,7 @@ def write_native_files(model: ElmoModel, folder: Path, dtype: str = "float32") -
     write_safetensors(dict(model.weights.named_tensors()), folder / WEIGHTS_FILE, dtype)
 
 
-def write_safetensors(tensors: Mapping[str, Array], path: Path, dtype: str = "float32") -> None:
+def write_safetensors(tensors: Mapping[str, Float32], path: Path, dtype: str = "float32") -> None:
     """Write tensors by name, as numbers of the type."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -123,7 +117,7 @@ def is_safetensors(path: Path) -> bool:
         return 2 <= length <= MAX_HEADER_BYTES and file.read(1) == b"{"
 
 
-def read_safetensors(path: Path) -> dict[str, Array]:
+def read_safetensors(path: Path) -> dict[str, Float32]:
     """Read-only views of a memory-mapped safetensors file of float32 tensors; copies of float16 ones.
 
     The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
@@ -150,7 +144,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     return tensors
 
 
-def _view(data: npt.NDArray[np.uint8], path: Path, name: str, dtype: str, shape: Any, *offsets: Any) -> Array:
+def _view(data: Uint8, path: Path, name: str, dtype: str, shape: Any, *offsets: Any) -> Float32:
     """One tensor of the file's data."""
     numbers = [*shape, *offsets] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
     if len(offsets) != 2 or not all(type(number) is int and 0 <= number < 2**64 for number in numbers):

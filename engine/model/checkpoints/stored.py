@@ -8,14 +8,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.weights import Array, all_finite
+from flashelmo.engine.model.weights import all_finite
 
-Conversion: TypeAlias = Callable[[Array], Array]
+Conversion: TypeAlias = Callable[[Float32], Float32]
 ALL_ROWS = slice(None)
 
 
-def identity(tensor: Array) -> Array:
+def identity(tensor: Float32) -> Float32:
     """The tensor itself."""
     return tensor
 
@@ -49,7 +50,7 @@ def check_stored(table: Collection[Stored], found: Mapping[str, tuple[int, ...]]
         raise FlashElmoError(f"{source}: tensor {others[0]} {found[others[0]]} has no place in a model of {options}")
 
 
-def to_canonical(stored: Stored, tensor: Any, source: Path) -> Array:
+def to_canonical(stored: Stored, tensor: Any, source: Path) -> Float32:
     """The canonical float32 tensor from a stored tensor, an array or an HDF5 dataset, whose 16 or 64 bits are cast.
 
     Raises:

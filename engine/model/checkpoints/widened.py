@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from flashelmo.engine.arrays import Float32
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import Array, expected_shapes
+from flashelmo.engine.model.weights import expected_shapes
 
 IDLE = 64  # units: the tiles of kernels stay whole
 
 
-def widen(config: ElmoConfig, tensors: dict[str, Array]) -> tuple[ElmoConfig, dict[str, Array]]:
+def widen(config: ElmoConfig, tensors: dict[str, Float32]) -> tuple[ElmoConfig, dict[str, Float32]]:
     """A configuration that has a place for all projections in `tensors`, and the tensors of its shapes.
 
     Args:
@@ -37,6 +38,6 @@ def widen(config: ElmoConfig, tensors: dict[str, Array]) -> tuple[ElmoConfig, di
     return config, {name: _padded(tensor, shapes[name]) for name, tensor in tensors.items()}
 
 
-def _padded(tensor: Array, shape: tuple[int, ...]) -> Array:
+def _padded(tensor: Float32, shape: tuple[int, ...]) -> Float32:
     """Zeros behind the values of each dimension."""
     return np.pad(tensor, [(0, wanted - size) for wanted, size in zip(shape, tensor.shape, strict=True)])

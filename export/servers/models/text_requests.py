@@ -12,12 +12,11 @@ from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import pool_mean
 
-Array: TypeAlias = npt.NDArray[Any]
 Sentence: TypeAlias = Sequence[str] | str
 
 pb_utils = import_module("triton_python_backend_utils")  # the server has it, no package index does

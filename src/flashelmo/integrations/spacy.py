@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.output import Array, Layers, Mix
+from flashelmo.engine.output import Layers, Mix
 from flashelmo.integrations.texts import TextEmbedder
 
 try:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Array, Layers, Mix, Output
+from flashelmo.engine.output import Layers, Mix, Output
 from flashelmo.engine.text.sentences import several
 
 KEPT = 2  # models that a process keeps for those that ask for the same

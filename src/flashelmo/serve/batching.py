@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, NamedTuple
 
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.devices.process import Result
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.output import Output
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.engine.text.windows import Window
 from flashelmo.serve.errors import Refused

@@ -19,7 +19,7 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 from safetensors.numpy import save
 
-from flashelmo.engine.output import Array
+from flashelmo.engine.arrays import Array, Arrays
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.service import Answer
 
@@ -66,7 +66,7 @@ def vectors_response(media_type: str, answer: Answer, size: int, with_tokens: bo
     return Response(_arrow(answer, arrays), media_type=media_type)
 
 
-def answer_arrays(answer: Answer, size: int) -> dict[str, Array]:
+def answer_arrays(answer: Answer, size: int) -> Arrays:
     """`vectors`, or `values` and `offsets`."""
     pooled, vectors = bool(answer.output.pool), answer.vectors
     if not vectors:
@@ -80,7 +80,7 @@ def answer_arrays(answer: Answer, size: int) -> dict[str, Array]:
     return {"values": np.ascontiguousarray(np.concatenate(rows)), "offsets": offsets}
 
 
-def vector_lists(arrays: dict[str, Array]) -> pa.Array:
+def vector_lists(arrays: Arrays) -> pa.Array:
     """Arrow's lists of the rows of `vectors`, or of the tokens of each sentence."""
     values = arrays["vectors" if "vectors" in arrays else "values"]
     lists: pa.Array = pa.array(values.reshape(-1))
@@ -91,7 +91,7 @@ def vector_lists(arrays: dict[str, Array]) -> pa.Array:
     return lists
 
 
-def _arrow(answer: Answer, arrays: dict[str, Array]) -> bytes:
+def _arrow(answer: Answer, arrays: Arrays) -> bytes:
     sentences = pa.array([list(tokens) for tokens in answer.sentences], pa.list_(pa.string()))
     table = pa.table({"tokens": sentences, "vectors": vector_lists(arrays)})
     sink = io.BytesIO()

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from flashelmo import __version__
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.output import Array, Output, pool_tokens
+from flashelmo.engine.arrays import Arrays
+from flashelmo.engine.output import Output, pool_tokens
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import Refused, text_of
@@ -202,9 +203,9 @@ def _without_end(tokens: Sequence[Any]) -> list[Any]:
     return row
 
 
-def _arrays(wanted: Sequence[str], answer: Answer, size: int) -> dict[str, Array]:
+def _arrays(wanted: Sequence[str], answer: Answer, size: int) -> Arrays:
     vectors, n = answer.vectors, len(answer.vectors)
-    arrays: dict[str, Array] = {}
+    arrays: Arrays = {}
     if answer.output.pool:
         return {SENTENCES: np.array(vectors, np.float32).reshape(n, size)}
     lengths = np.array([len(rows) for rows in vectors], np.int64)

@@ -11,7 +11,8 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from flashelmo.engine.output import Array, Output
+from flashelmo.engine.arrays import Array
+from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.formats import JSON, STREAMED_BYTES, to_json

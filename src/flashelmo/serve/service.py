@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashelmo import __version__
+from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize, tokenizer_of
 from flashelmo.engine.choice import choose_runtime
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.convert import describe
-from flashelmo.engine.output import Array, Output, normalize
+from flashelmo.engine.output import Output, normalize
 from flashelmo.engine.settings import Settings
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.batching import Batcher
