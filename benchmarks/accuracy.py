@@ -11,7 +11,7 @@ import numpy as np
 from flashelmo.benchmarks.results import FAILED, Row
 from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.precision import PRECISIONS, Bound, Place
+from flashelmo.engine.precision import PRECISIONS, Backend, Bound
 
 ANY = Bound()  # no bound: it is enough that vectors are finite
 
@@ -67,9 +67,9 @@ def error_rows(row: Row, pieces: Iterable[Piece], bound: Bound = ANY) -> list[Ro
     return rows
 
 
-def why_wrong(found: Sequence[Float32], expected: Sequence[Float32], precision: str, place: Place = "cpu") -> str:
+def why_wrong(found: Sequence[Float32], expected: Sequence[Float32], precision: str, backend: Backend = "cpu") -> str:
     """Empty if vectors [L, T, 2P] of sentences are within their precision's bounds where they were computed."""
-    return beyond(found, expected, PRECISIONS[precision].bounds[place])
+    return beyond(found, expected, PRECISIONS[precision].bounds[backend])
 
 
 def beyond(found: Sequence[Float32], expected: Sequence[Float32], bound: Bound) -> str:

@@ -23,7 +23,7 @@ from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.initialize import PRESETS, random_model
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.precision import Place
+from flashelmo.engine.precision import Backend
 from flashelmo.engine.text.windows import read_windows
 
 REFERENCE = "reference"
@@ -72,7 +72,7 @@ class Contestant:
         precision: that it computes in, for its bound and its ceiling.
         make: makes its way to embed from the arguments; where it raises FlashElmoError, this machine or installation
             cannot run it.
-        place: of the bounds on its vectors.
+        backend: of the bounds on its vectors.
         words_known: whether words' vectors cost it nothing, for its ceiling.
         is_rival: whether others are compared with it.
     """
@@ -81,7 +81,7 @@ class Contestant:
     precision: str
     make: Callable[..., Way]
     arguments: tuple[Any, ...] = ()
-    place: Place = "cpu"
+    backend: Backend = "cpu"
     detail: str = ""
     words_known: bool = False
     is_rival: bool = False
@@ -149,7 +149,7 @@ def line_up(
     for each in contestants:
         try:
             worker = Here(Clock, each.make, *each.arguments) if pool is None else each.start(pool)
-            wrong = expected and why_wrong(worker.call("vectors", sentences), expected, each.precision, each.place)
+            wrong = expected and why_wrong(worker.call("vectors", sentences), expected, each.precision, each.backend)
             if wrong:
                 absent[each.name] = f"{FAILED}: {wrong}"
             else:

@@ -33,7 +33,7 @@ from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tables import card_tables, document, figure, markdown, percent
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.precision import PRECISIONS, Bound, Place, Precision
+from flashelmo.engine.precision import PRECISIONS, Backend, Bound, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -102,8 +102,8 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
 def precisions() -> str:
     """The engine's table of precisions: in what each computes, where it runs, and within which bounds."""
 
-    def bound(row: Precision, place: Place) -> str:
-        found = row.bounds.get(place, Bound())
+    def bound(row: Precision, backend: Backend) -> str:
+        found = row.bounds.get(backend, Bound())
         limits = {"absolute": found.max_abs, "relative": found.relative}
         return ", ".join(f"{limit:g} {kind}" for kind, limit in limits.items() if limit is not None)
 

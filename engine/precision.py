@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16", "tf32", "int8", "fp64"]
-Place: TypeAlias = Literal["cpu", "cuda", "onnx"]
+Backend: TypeAlias = Literal["cpu", "cuda", "onnx"]  # the processor, a card, an exported file
 NumberType: TypeAlias = Literal["float64", "float32", "bfloat16", "float16", "int8"]
 
 
@@ -39,7 +39,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a precision is computed in one place. Sums and cells are float32 throughout, in fp64 float64.
+    """How a precision is computed on one backend. Sums and cells are float32 throughout, in fp64 float64.
 
     Attributes:
         dtype: number type of word vectors and hidden states.
@@ -74,11 +74,11 @@ class Precision:
     cuda: Arithmetic | None = None
     onnx: Arithmetic | None = None
 
-    def on(self, place: Place) -> Arithmetic:
-        """Its arithmetic in a place; KeyError where it is not."""
-        found: Arithmetic | None = getattr(self, place)
+    def on(self, backend: Backend) -> Arithmetic:
+        """Its arithmetic on a backend; KeyError where it is not."""
+        found: Arithmetic | None = getattr(self, backend)
         if found is None:
-            raise KeyError(f"{self.name} does not run on {place}")
+            raise KeyError(f"{self.name} does not run on {backend}")
         return found
 
     @property
@@ -88,10 +88,10 @@ class Precision:
         return found[self.on("cpu").lstm_weights]
 
     @property
-    def bounds(self) -> Mapping[Place, Bound]:
-        """Its bound in every place that has it."""
-        places: tuple[Place, ...] = ("cpu", "cuda", "onnx")
-        return {place: self.on(place).bound for place in places if getattr(self, place) is not None}
+    def bounds(self) -> Mapping[Backend, Bound]:
+        """Its bound on every backend that has it."""
+        backends: tuple[Backend, ...] = ("cpu", "cuda", "onnx")
+        return {backend: self.on(backend).bound for backend in backends if getattr(self, backend) is not None}
 
 
 # Exported files have bounds for single vectors too. `worst_vector` is 3 to 5 times `relative`, which is of all vectors
@@ -150,11 +150,11 @@ _ROWS = (
 PRECISIONS: Mapping[str, Precision] = {row.name: row for row in _ROWS}
 
 
-def precisions_on(place: Place) -> tuple[PrecisionName, ...]:
-    """Names of the precisions that a place has."""
-    return tuple(row.name for row in _ROWS if getattr(row, place) is not None)
+def precisions_on(backend: Backend) -> tuple[PrecisionName, ...]:
+    """Names of the precisions that a backend has."""
+    return tuple(row.name for row in _ROWS if getattr(row, backend) is not None)
 
 
-def tolerance(precision: str, place: Place = "cpu") -> float:
-    """The tightest bound that a precision has in a place: absolute where there is one, else relative."""
-    return PRECISIONS[precision].on(place).bound.tightest
+def tolerance(precision: str, backend: Backend = "cpu") -> float:
+    """The tightest bound that a precision has on a backend: absolute where there is one, else relative."""
+    return PRECISIONS[precision].on(backend).bound.tightest

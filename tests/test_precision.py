@@ -8,7 +8,7 @@ import pytest
 from flashelmo.engine import choice
 from flashelmo.engine.choice import Choice, Faster, choose_runtime, faster_on_cpu
 from flashelmo.engine.cpu import lstm_c
-from flashelmo.engine.precision import PRECISIONS, Bound, Place, PrecisionName, precisions_on
+from flashelmo.engine.precision import PRECISIONS, Backend, Bound, PrecisionName, precisions_on
 from flashelmo.engine.settings import Settings
 
 
@@ -21,25 +21,25 @@ def test_the_names_of_the_table_are_those_of_the_type() -> None:
 def test_a_row_runs_somewhere_within_a_bound(row: Any) -> None:
     assert bool(row.runtimes) == (row.cpu is not None)  # the CPU has it where some runtime does
     assert row.bounds, "a precision that runs nowhere"
-    for place, bound in row.bounds.items():
-        assert row.on(place).bound is bound
+    for backend, bound in row.bounds.items():
+        assert row.on(backend).bound is bound
         assert bound.relative is not None and 0 < bound.relative < 0.1
         assert bound.tightest == (bound.relative if bound.max_abs is None else bound.max_abs)
 
 
-@pytest.mark.parametrize("place", get_args(Place))
-def test_the_more_bits_the_closer(place: Place) -> None:
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_the_more_bits_the_closer(backend: Backend) -> None:
     """A bound that is wider than the next type's says that one of the two is wrong."""
-    names = [name for name in ("fp64", "fp32", "fp16", "tf32", "bf16", "int8") if name in precisions_on(place)]
-    bounds = [PRECISIONS[name].on(place).bound.relative or 0.0 for name in names]
+    names = [name for name in ("fp64", "fp32", "fp16", "tf32", "bf16", "int8") if name in precisions_on(backend)]
+    bounds = [PRECISIONS[name].on(backend).bound.relative or 0.0 for name in names]
     assert bounds == sorted(bounds) and len(set(bounds)) == len(bounds)
 
 
 def test_bounds_are_not_below_what_the_types_can_hold() -> None:
     spacing = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     for row in PRECISIONS.values():
-        for place, bound in row.bounds.items():
-            assert bound.relative is not None and bound.relative > spacing[row.on(place).dtype]
+        for backend, bound in row.bounds.items():
+            assert bound.relative is not None and bound.relative > spacing[row.on(backend).dtype]
 
 
 def test_a_place_without_it_is_an_error() -> None:

@@ -190,7 +190,7 @@ class Speed:
             return self._way(embedder, partial(leave_on_device, embedder))
 
         name = f"{OURS} {precision}" + (f", {KNOWN}" if known else "")
-        return Contestant(name, precision, make, place="cuda", words_known=known)
+        return Contestant(name, precision, make, backend="cuda", words_known=known)
 
     def _text_to_means(self, precision: str, workload: Workload) -> Way:
         """The engine from a text file to the mean of each sentence's average of layers on the host."""
