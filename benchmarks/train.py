@@ -30,7 +30,7 @@ from flashelmo.benchmarks.run import Suite, run_sections
 from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.text import load_sentences
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.training.corpus import Corpus, most_frequent
+from flashelmo.engine.training.corpus import EncodedCorpus, most_frequent
 from flashelmo.engine.training.initial import initial_tensors
 from flashelmo.engine.training.model import BiLM
 from flashelmo.engine.training.recurrence import kernels_work
@@ -142,7 +142,7 @@ class Data:
     """A text in streams, as everybody reads it."""
 
     def __init__(
-        self, config: ElmoConfig, corpus: Corpus, batch: int, n_words: int = 0, optimizer: str = "adam"
+        self, config: ElmoConfig, corpus: EncodedCorpus, batch: int, n_words: int = 0, optimizer: str = "adam"
     ) -> None:
         self.config, self.corpus, self.words = config, corpus, most_frequent(corpus, 1, None)
         negatives = min(PUBLISHED_NEGATIVES if n_words else NEGATIVES, max(n_words, len(self.words)) // 2)
@@ -166,7 +166,7 @@ def measure(subject: Subject, settings: Settings) -> list[Row]:
     sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
     peaks = Roofline(settings.threads, settings.peak_seconds).peaks() if device().type == "cpu" else {}
     for batch in settings.batches:
-        data = Data(subject.config, Corpus.of(sentences), batch)
+        data = Data(subject.config, EncodedCorpus.of(sentences), batch)
         entries = []
         for precision in settings.precisions:
             who = [Contestant(f"flashelmo {precision}", precision, ours, (data, precision))]
@@ -191,7 +191,7 @@ def measure_vocabulary(subject: Subject, settings: Settings) -> list[Row]:
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     rows: list[Row] = []
     sentences, source = load_sentences(settings.text_tokens, settings.text, settings.seed)
-    corpus, precision = Corpus.of(sentences), settings.precisions[-1]
+    corpus, precision = EncodedCorpus.of(sentences), settings.precisions[-1]
     for batch in settings.batches:
         make = partial(Data, subject.config, corpus, batch)
         few, many, adam = make(optimizer="adagrad"), make(PUBLISHED_WORDS, "adagrad"), make(PUBLISHED_WORDS)

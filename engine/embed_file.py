@@ -124,7 +124,7 @@ def write_all(
     output.check(embedder.config.n_layers + 1)
     started = time.perf_counter()
     before = replace(embedder.statistics)
-    progress = Progress(on_progress)
+    progress = TextProgress(on_progress)
 
     def followed() -> Iterator[Window]:
         begin = 0.0
@@ -185,7 +185,7 @@ def _checked(windows: Iterator[Window], name: str, check: Callable[[Window], Non
         yield window, len(window.text or b"")
 
 
-class Progress:
+class TextProgress:
     """Where in the input the computation is, in bytes, and how many tokens are done.
 
     Args:

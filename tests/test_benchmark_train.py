@@ -14,7 +14,7 @@ from flashelmo.benchmarks import train as bench
 from flashelmo.benchmarks.contestant import Subject
 from flashelmo.benchmarks.text import generate
 from flashelmo.benchmarks.worker import Pool
-from flashelmo.engine.training.corpus import Corpus
+from flashelmo.engine.training.corpus import EncodedCorpus
 from flashelmo.engine.training.initial import initial_tensors
 from flashelmo.engine.training.model import BiLM, State
 
@@ -89,7 +89,7 @@ def test_the_plain_modules_are_the_same_network() -> None:
                 lstm.bias_ih_l0.copy_(tensors[f"lstm_{k}_bias"][d])
                 lstm.bias_hh_l0.zero_()
                 lstm.weight_hr_l0.copy_(tensors[f"lstm_{k}_projection"][d].t())
-    data = bench.Data(CONFIG, Corpus.of([["the", "cat", "sat"], ["on", "the", "mat"]] * 20), batch=2)
+    data = bench.Data(CONFIG, EncodedCorpus.of([["the", "cat", "sat"], ["on", "the", "mat"]] * 20), batch=2)
     batch = data.streams[0]
     ids = torch.from_numpy(data.spelling.characters[batch.inputs.ravel()])
     vectors = ours.word_vectors([ids])

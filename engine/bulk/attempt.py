@@ -21,7 +21,7 @@ from flashelmo.engine.bulk.shard_writer import ShardWriter
 from flashelmo.engine.bulk.shards import Shard
 from flashelmo.engine.bulk.source import Job
 from flashelmo.engine.bulk.stages import Stage
-from flashelmo.engine.embed_file import Embedder, OnTextProgress, Progress
+from flashelmo.engine.embed_file import Embedder, OnTextProgress, TextProgress
 from flashelmo.engine.text.windows import Window
 
 WINDOWS_AHEAD = 4  # that are read before they are asked for
@@ -61,7 +61,7 @@ class Attempt:
         self._writing: Stage[None] = Stage(QUEUE_BYTES)
         self._read: deque[Shard] = deque()  # whose first vectors are to come
         self._writer = _Writer(job, self._writing, self._read, finish)
-        self._progress = Progress(on_progress)
+        self._progress = TextProgress(on_progress)
         self._started = time.perf_counter()
 
     def run(self, shards: Iterator[Shard]) -> None:

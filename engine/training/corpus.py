@@ -18,7 +18,7 @@ WINDOW_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Corpus:
+class EncodedCorpus:
     """Sentences as ids of distinct words.
 
     Attributes:
@@ -32,7 +32,7 @@ class Corpus:
     offsets: Int64
 
     @classmethod
-    def of(cls, sentences: Sequence[Sequence[str]]) -> Corpus:
+    def of(cls, sentences: Sequence[Sequence[str]]) -> EncodedCorpus:
         """Tokenized sentences, which may be empty here."""
         window = Window.from_sentences(sentences)
         ids = {word: row for row, word in enumerate(SPECIAL)}
@@ -57,17 +57,17 @@ class Corpus:
         row_of = {word: row for row, word in enumerate(vocabulary)}
         return np.fromiter((row_of.get(word, UNKNOWN) for word in self.words), np.int32, len(self.words))
 
-    def split(self, share: float, seed: int) -> tuple[Corpus, Corpus]:
+    def split(self, share: float, seed: int) -> tuple[EncodedCorpus, EncodedCorpus]:
         """Two corpora over the same words: a share of the sentences, drawn by the seed, is the second's."""
         held_out = np.zeros(len(self), bool)
         number = min(max(1, round(share * len(self))), len(self) - 1)
         held_out[np.random.default_rng(seed).permutation(len(self))[:number]] = True
         return self._only(~held_out), self._only(held_out)
 
-    def _only(self, kept: Bool) -> Corpus:
+    def _only(self, kept: Bool) -> EncodedCorpus:
         lengths = np.diff(self.offsets)
         word_ids = self.word_ids[np.repeat(kept, lengths)]
-        return Corpus(self.words, word_ids, np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64))
+        return EncodedCorpus(self.words, word_ids, np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64))
 
     def save(self, folder: Path) -> None:
         """Write it so that `load` can map it into memory."""
@@ -77,14 +77,14 @@ class Corpus:
         (folder / "words.txt").write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8", newline="\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Corpus:
+    def load(cls, folder: Path) -> EncodedCorpus:
         """What `save` wrote; the ids stay in the file."""
         words = (folder / "words.txt").read_bytes().decode("utf-8").split("\n")[:-1]
         word_ids, offsets = (np.load(folder / name, mmap_mode="r") for name in ("word_ids.npy", "offsets.npy"))
         return cls(words, word_ids, offsets)
 
 
-def read_corpus(paths: Iterable[str | Path]) -> Corpus:
+def read_corpus(paths: Iterable[str | Path]) -> EncodedCorpus:
     """Read texts of one tokenized sentence a line; empty lines are left out.
 
     Raises:
@@ -102,10 +102,10 @@ def read_corpus(paths: Iterable[str | Path]) -> Corpus:
     if not length.any():
         raise FlashElmoError(f"{', '.join(names) or 'corpus'}: expected a sentence a line, found no token")
     offsets = np.concatenate([[0], np.cumsum(length[length > 0])]).astype(np.int64)
-    return Corpus(list(ids), np.concatenate(tokens), offsets)
+    return EncodedCorpus(list(ids), np.concatenate(tokens), offsets)
 
 
-def most_frequent(corpus: Corpus, min_count: int, max_words: int | None) -> list[str]:
+def most_frequent(corpus: EncodedCorpus, min_count: int, max_words: int | None) -> list[str]:
     """The softmax's words: `SPECIAL`, then the others by count, equally frequent ones in alphabetical order.
 
     A sampler of negatives by rank counts on this order.

@@ -11,7 +11,7 @@ import numpy as np
 from flashelmo.engine.arrays import Float32, Int32, Int64
 from flashelmo.engine.autocast import without_autocast
 from flashelmo.engine.errors import MissingExtraError
-from flashelmo.engine.training.corpus import BEGIN, END, Corpus
+from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
 from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.softmax import cross_entropy
 from flashelmo.engine.training.spelling import Spelling
@@ -32,7 +32,7 @@ class Perplexity(NamedTuple):
     backward: float
 
 
-def perplexity_of(model: BiLM, corpus: Corpus, rows: Int32) -> Perplexity:
+def perplexity_of(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> Perplexity:
     """Of a text, each sentence from a fresh state.
 
     Args:
@@ -45,7 +45,7 @@ def perplexity_of(model: BiLM, corpus: Corpus, rows: Int32) -> Perplexity:
     return Perplexity(*(math.exp(min(MAX_LOSS, -mean)) for mean in means))
 
 
-def log_probabilities(model: BiLM, corpus: Corpus, rows: Int32) -> tuple[Float32, Float32]:
+def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[Float32, Float32]:
     """Natural logarithms of probabilities [predictions], forward and backward, sentences end to end.
 
     Sentence s of n words has n + 1, at corpus.offsets[s] + s: forward those of w1 .. wn and </S>, each from the words
@@ -81,7 +81,7 @@ def _batches(lengths: Int64) -> Iterator[Int64]:
         start = stop
 
 
-def _fill(model: BiLM, corpus: Corpus, spelling: Spelling, rows: Int32, chosen: Int64, begins: Int64,
+def _fill(model: BiLM, corpus: EncodedCorpus, spelling: Spelling, rows: Int32, chosen: Int64, begins: Int64,
           forward: Float32, backward: Float32) -> None:  # fmt: skip
     """Compute the predictions of some sentences, and put them into their places."""
     start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]

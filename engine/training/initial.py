@@ -9,14 +9,14 @@ import numpy as np
 from flashelmo.engine.arrays import Float32, Int32
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel, expected_shapes
-from flashelmo.engine.training.corpus import BEGIN, END, Corpus
+from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
 from flashelmo.engine.training.softmax_files import find_softmax
 
 CONVOLUTION_BOUND = 0.05  # Kim et al. 2015; with tanh it is a normal distribution instead
 CARRY = -2.0  # bias of the highways' gates: at first they let their input through
 
 
-def word_biases(corpus: Corpus, rows: Int32, n_words: int) -> Float32:
+def word_biases(corpus: EncodedCorpus, rows: Int32, n_words: int) -> Float32:
     """Logarithms of the words' frequencies [V]: with them a softmax begins as the text's unigrams.
 
     Args:

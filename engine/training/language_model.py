@@ -14,7 +14,7 @@ from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.text.sentences import several, tokens_of
-from flashelmo.engine.training.corpus import UNKNOWN, Corpus, read_corpus
+from flashelmo.engine.training.corpus import UNKNOWN, EncodedCorpus, read_corpus
 from flashelmo.engine.training.evaluate import log_probabilities, perplexity_of
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.processes import Processes
@@ -100,7 +100,7 @@ class LanguageModel:
         given = [tokens_of(sentence) for sentence in several("sentences", sentences)]
         if not given:
             return []
-        corpus = Corpus.of(given)
+        corpus = EncodedCorpus.of(given)
         forward, backward = log_probabilities(self._model, corpus, corpus.rows(self.words))
         ends = (corpus.offsets[1:] + np.arange(1, len(corpus) + 1)).tolist()
         starts = [0, *ends[:-1]]
@@ -120,7 +120,7 @@ class LanguageModel:
         if isinstance(text, str | Path):
             corpus = read_corpus([path_of("text", text)])
         else:
-            corpus = Corpus.of([tokens for tokens in map(tokens_of, several("text", text)) if len(tokens)])
+            corpus = EncodedCorpus.of([tokens for tokens in map(tokens_of, several("text", text)) if len(tokens)])
             if not len(corpus):
                 raise FlashElmoError("text: expected a sentence, found no token")
         rows = corpus.rows(self.words)

@@ -53,7 +53,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """What is known of a run beside its weights; `run` is what was chosen, ready for JSON."""
 
     run: dict[str, Any]
@@ -67,7 +67,7 @@ def is_ours(name: str) -> bool:
 
 
 def write_results(
-    folder: Path, model: BiLM, words: list[str], record: Record, *, dtype: str = "float32", card: str | None = None
+    folder: Path, model: BiLM, words: list[str], record: RunRecord, *, dtype: str = "float32", card: str | None = None
 ) -> None:
     """Write all into a folder that exists.
 
@@ -97,7 +97,7 @@ def write_results(
     (folder / CARD_FILE).write_text(write_card(record, elmo, len(words), dtype, card), encoding="utf-8")
 
 
-def draw_curve(record: Record, path: Path) -> None:
+def draw_curve(record: RunRecord, path: Path) -> None:
     """A picture of perplexity over tokens, where matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
@@ -121,7 +121,7 @@ def draw_curve(record: Record, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write_card(record: Record, model: ElmoModel, n_words: int, dtype: str, license_text: str) -> str:
+def write_card(record: RunRecord, model: ElmoModel, n_words: int, dtype: str, license_text: str) -> str:
     """The model's README.md."""
     run, config = record.run, model.config
     last = record.points[-1] if record.points else None

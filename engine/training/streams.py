@@ -15,7 +15,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Int32, Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.training.corpus import BEGIN, END, Corpus
+from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,7 @@ class Streams:
         FlashElmoError: the corpus is too short for a single batch.
     """
 
-    def __init__(self, corpus: Corpus, batch: int, unroll: int, seed: int, rows: slice = slice(None)) -> None:
+    def __init__(self, corpus: EncodedCorpus, batch: int, unroll: int, seed: int, rows: slice = slice(None)) -> None:
         self._corpus, self._unroll, self._seed = corpus, unroll, seed
         self._rows = np.arange(batch)[rows]
         self._lengths = np.diff(corpus.offsets) + 1

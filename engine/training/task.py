@@ -12,7 +12,7 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import new_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.processor import cpu_flags
-from flashelmo.engine.training.corpus import Corpus, most_frequent, read_corpus, read_vocabulary
+from flashelmo.engine.training.corpus import EncodedCorpus, most_frequent, read_corpus, read_vocabulary
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.settings import TrainSettings
 
@@ -97,7 +97,9 @@ def choose_compute(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def open_corpus(task: Task, settings: TrainSettings, processes: Processes, known: bool) -> tuple[Corpus, Corpus | None]:
+def open_corpus(
+    task: Task, settings: TrainSettings, processes: Processes, known: bool
+) -> tuple[EncodedCorpus, EncodedCorpus | None]:
     """The corpus and what is held out of it, or None. One process prepares them, the others wait for it.
 
     Args:
@@ -118,7 +120,7 @@ def open_corpus(task: Task, settings: TrainSettings, processes: Processes, known
     return prepared
 
 
-def _prepare_corpus(task: Task, settings: TrainSettings, known: bool) -> tuple[Corpus, Corpus | None]:
+def _prepare_corpus(task: Task, settings: TrainSettings, known: bool) -> tuple[EncodedCorpus, EncodedCorpus | None]:
     """Read the corpus, or map what an earlier attempt made of it."""
     folder = task.work / "corpus"
     if not (known and (folder / "train").is_dir()):
@@ -132,11 +134,11 @@ def _prepare_corpus(task: Task, settings: TrainSettings, known: bool) -> tuple[C
         with new_folder(folder, overwrite=False) as target:
             for name, part in parts.items():
                 part.save(target / name)
-    kept_out = Corpus.load(folder / "heldout") if (folder / "heldout").is_dir() else None
-    return Corpus.load(folder / "train"), read_corpus([task.heldout]) if task.heldout else kept_out
+    kept_out = EncodedCorpus.load(folder / "heldout") if (folder / "heldout").is_dir() else None
+    return EncodedCorpus.load(folder / "train"), read_corpus([task.heldout]) if task.heldout else kept_out
 
 
-def choose_vocabulary(task: Task, settings: TrainSettings, corpus: Corpus) -> list[str]:
+def choose_vocabulary(task: Task, settings: TrainSettings, corpus: EncodedCorpus) -> list[str]:
     """The softmax's words."""
     if task.vocabulary is not None:
         return read_vocabulary(task.vocabulary)

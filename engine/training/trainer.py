@@ -33,7 +33,7 @@ from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.optimizers import rate_at
 from flashelmo.engine.training.processes import Processes, joined_processes
 from flashelmo.engine.training.recurrence import kernels_work
-from flashelmo.engine.training.results import Evaluation, Point, Record, is_ours, write_results
+from flashelmo.engine.training.results import Evaluation, Point, RunRecord, is_ours, write_results
 from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.step import TrainingStep
@@ -66,10 +66,10 @@ class Progress:
     point: Point
 
 
-OnProgress = Callable[[Progress], None]
+OnTrainProgress = Callable[[Progress], None]
 
 
-def train(task: Task, settings: TrainSettings, on_progress: OnProgress | None = None) -> Record:
+def train(task: Task, settings: TrainSettings, on_progress: OnTrainProgress | None = None) -> RunRecord:
     """Train a model and write its folder.
 
     Ctrl-C, SIGTERM and SIGHUP end a run of one process behind a step, with a checkpoint to go on from.
@@ -87,7 +87,7 @@ def train(task: Task, settings: TrainSettings, on_progress: OnProgress | None = 
 class _Run:
     """One run, from its arguments to its results."""
 
-    def __init__(self, task: Task, settings: TrainSettings, processes: Processes, on_progress: OnProgress) -> None:
+    def __init__(self, task: Task, settings: TrainSettings, processes: Processes, on_progress: OnTrainProgress) -> None:
         self.task, self.settings, self.processes, self.on_progress = task, settings, processes, on_progress
         self.device = choose_device(settings.device, processes)
         compute = choose_compute(settings.precision, self.device)
@@ -111,7 +111,7 @@ class _Run:
         if saved is not None:
             self._restore(saved)
 
-    def run(self) -> Record:
+    def run(self) -> RunRecord:
         """Take all steps, then write the results."""
         if not self.taken:
             self._snapshot(0)
@@ -279,7 +279,7 @@ class _Run:
         self.points = [Point(**point) for point in saved["points"]]
         self.evaluations = [Evaluation(**evaluation) for evaluation in saved["evaluations"]]
 
-    def _record(self) -> Record:
+    def _record(self) -> RunRecord:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
         run = {
             "command": self.task.command,
@@ -292,9 +292,9 @@ class _Run:
             "precision": str(self.model.compute).removeprefix("torch."),
             "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
         }
-        return Record(run, self.points, self.evaluations)
+        return RunRecord(run, self.points, self.evaluations)
 
-    def _finish(self) -> Record:
+    def _finish(self) -> RunRecord:
         """Save the last checkpoint, then write the model."""
         self._save()
         self.processes.wait()

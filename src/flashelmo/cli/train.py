@@ -18,7 +18,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 
 if TYPE_CHECKING:
-    from flashelmo.engine.training.trainer import OnProgress, Progress
+    from flashelmo.engine.training.trainer import OnTrainProgress, Progress
 
 
 def train(
@@ -129,7 +129,7 @@ def read_config(path: Path) -> ElmoConfig:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[OnProgress | None]:
+def _progress(quiet: bool) -> Iterator[OnTrainProgress | None]:
     """A bar where there is a terminal, or else lines every ten seconds."""
     if quiet:
         yield None
