@@ -41,7 +41,7 @@ CLOCK, ALL, QUEUEING = "by the clock", "processor, all threads", "processor, the
 # Of the thread that queues, by where it is done; what is missing beside the whole lies between these.
 PARTS = {
     "token lists to windows": ("engine.text.windows", "Draft", "of"),
-    "words": ("engine.cuda.model", "WordVectors", "lookup"),
+    "words": ("engine.cuda.model", "WordVectorTable", "lookup"),
     "schedule": ("engine.cuda.executor", "", "fill_words"),
     "launches": ("engine.cuda.executor", "", "compute"),
 }

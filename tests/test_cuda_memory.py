@@ -25,7 +25,7 @@ from tiny_models import BILM
 
 from flashelmo.engine.cuda import executor, layout, memory, pipeline
 from flashelmo.engine.cuda.layout import Sizes
-from flashelmo.engine.cuda.model import WordVectors
+from flashelmo.engine.cuda.model import WordVectorTable
 from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -152,15 +152,15 @@ def test_memory_that_is_lacking_for_word_vectors(expected: list[Any], monkeypatc
     """Some words of the window have their rows when it fails; they keep them, and the others get theirs later."""
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD)
     monkeypatch.setattr("flashelmo.engine.cuda.model.WORDS_AT_ONCE", 2)
-    compute, calls = WordVectors._compute, []
+    compute, calls = WordVectorTable._compute, []
 
-    def fail(self: WordVectors, words: Any, rows: Any) -> None:
+    def fail(self: WordVectorTable, words: Any, rows: Any) -> None:
         calls.append(words.to_pylist())
         if len(calls) == 2:
             raise out_of_memory()
         compute(self, words, rows)
 
-    monkeypatch.setattr(WordVectors, "_compute", fail)
+    monkeypatch.setattr(WordVectorTable, "_compute", fail)
     for _ in range(2):
         assert_close(embedder.embed_batch(SENTENCES), expected)
     failed = calls.pop(1)
@@ -171,14 +171,14 @@ def test_memory_that_is_lacking_for_word_vectors(expected: list[Any], monkeypatc
 
 def test_memory_that_is_lacking_for_a_larger_table(expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = on_cuda(ONE_LAYER, cuda=AHEAD, cache_bytes=5 * 16)  # SENTENCES need six rows
-    make = WordVectors._make
+    make = WordVectorTable._make
 
-    def fail(self: WordVectors, n_rows: int) -> None:
+    def fail(self: WordVectorTable, n_rows: int) -> None:
         if n_rows > 5:
             raise out_of_memory()
         make(self, n_rows)
 
-    monkeypatch.setattr(WordVectors, "_make", fail)
+    monkeypatch.setattr(WordVectorTable, "_make", fail)
     assert_close(embedder.embed_batch(SENTENCES), expected)
     assert pipeline_of(embedder).max_tokens == 4
 

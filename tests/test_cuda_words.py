@@ -18,7 +18,7 @@ from tiny_models import MODELS, WORDS
 from flashelmo.engine import pipeline as pipeline_module
 from flashelmo.engine.cuda import model as model_module
 from flashelmo.engine.cuda.cuda_graphs import GraphCache
-from flashelmo.engine.cuda.model import DeviceModel, WordVectors
+from flashelmo.engine.cuda.model import DeviceModel, WordVectorTable
 from flashelmo.engine.cuda.transfer import Transfers
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
@@ -29,14 +29,14 @@ ROW_BYTES = 16  # of the tiny models' float32
 NAMES = [*WORDS.words, *(f"unknown{i}" for i in range(3))]  # each has its own vector, or the unknown word's
 
 
-def table_of(n_rows: int, model: ElmoModel = ONE_LAYER, graphs: GraphCache | None = None) -> WordVectors:
+def table_of(n_rows: int, model: ElmoModel = ONE_LAYER, graphs: GraphCache | None = None) -> WordVectorTable:
     encoder = WordEncoder(model.config, model.lexicon)
     transfers = Transfers(TORCH_DEVICE)
     with transfers.computing():
-        return WordVectors(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES, graphs)
+        return WordVectorTable(DeviceModel(model, TORCH_DEVICE, "fp32"), encoder, transfers, n_rows * ROW_BYTES, graphs)
 
 
-def look_up(table: WordVectors, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
+def look_up(table: WordVectorTable, names: Sequence[str]) -> tuple[npt.NDArray[Any], int]:
     """The vectors [W, P] of words, and how many were computed."""
     with table._transfers.computing():  # the stream that their copies wait for
         rows, n_new = table.lookup(pa.array(names, pa.string()))
@@ -51,7 +51,7 @@ def expected_vectors(names: Sequence[str]) -> npt.NDArray[Any]:
     return embedding[[WORDS.words.get(name, WORDS.words["<UNK>"]) for name in names]]
 
 
-def check(table: WordVectors, names: Sequence[str]) -> int:
+def check(table: WordVectorTable, names: Sequence[str]) -> int:
     """Look words up and compare; then every kept word is where the table says."""
     vectors, n_new = look_up(table, names)
     np.testing.assert_array_equal(vectors, expected_vectors(names))
@@ -84,13 +84,13 @@ def test_the_oldest_are_found_for_many_windows_at_once(monkeypatch: pytest.Monke
     """Those that were used since they were found stay."""
     monkeypatch.setattr(model_module, "OLDEST_AT_ONCE", 2)
     found: list[int] = []
-    find = WordVectors._find_oldest
+    find = WordVectorTable._find_oldest
 
-    def count(self: WordVectors, n: int) -> Any:
+    def count(self: WordVectorTable, n: int) -> Any:
         found.append(n)
         return find(self, n)
 
-    monkeypatch.setattr(WordVectors, "_find_oldest", count)
+    monkeypatch.setattr(WordVectorTable, "_find_oldest", count)
     table = table_of(8)
     for name in "abcdefgh":
         assert check(table, [name]) == 1
@@ -216,7 +216,7 @@ def test_words_are_packed_ahead_where_none_is_kept(name: str, monkeypatch: pytes
     expected, _ = look_up(table, words.to_pylist())
     packed = table.pack(words)
     assert [len(each) for each in packed if each is not None] == [table._layout(n).size for n in (2, 2, 1)]
-    monkeypatch.setattr(WordVectors, "_fill", None)
+    monkeypatch.setattr(WordVectorTable, "_fill", None)
     with table._transfers.computing():
         assert table.lookup(words, packed)[1] == 5
         np.testing.assert_array_equal(table.vectors[:5].cpu().numpy(), expected)

@@ -26,7 +26,7 @@ from flashelmo.engine.devices.pool import DevicePool
 from flashelmo.engine.devices.process import Embedded
 from flashelmo.engine.devices.shared_arrays import read_object, write_object
 from flashelmo.engine.devices.stream import Arrived, WindowStream
-from flashelmo.engine.devices.worker import Flush, Task
+from flashelmo.engine.devices.worker import Flush, WindowTask
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import read_native, write_native
 from flashelmo.engine.output import Output
@@ -158,16 +158,16 @@ class Prompt:
     max_windows, cause = 2, None
 
     def __init__(self, streams: list[WindowStream]) -> None:
-        self.last: Task | Flush | None = None
+        self.last: WindowTask | Flush | None = None
         self._streams = streams
         self._kept: list[int] = []
 
-    def send(self, message: Task | Flush) -> None:
+    def send(self, message: WindowTask | Flush) -> None:
         (stream,) = self._streams
         self.last = message
-        if isinstance(message, Task) and message.position == 0:
+        if isinstance(message, WindowTask) and message.position == 0:
             self._kept.append(0)
-        elif isinstance(message, Task):
+        elif isinstance(message, WindowTask):
             self._deliver(stream, message.position)
         else:
             while self._kept:

@@ -79,8 +79,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to do.
+class CorpusPlan:
+    """The shards of a corpus that are still to be written.
 
     Attributes:
         corpus: with the number of records of a shard.
@@ -96,7 +96,7 @@ class Plan:
     n_bytes: int | None
 
 
-def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) -> Plan:
+def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) -> CorpusPlan:
     """Look at a folder, remove what is damaged there, and say what is to do. No model is computed with.
 
     Raises:
@@ -115,7 +115,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
             known = folders.read_json(path).get("shard_records") if path.exists() else None
             corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
     assert corpus.shard_records is not None
-    return Plan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
+    return CorpusPlan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:

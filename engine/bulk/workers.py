@@ -20,7 +20,7 @@ from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.report import Report
-from flashelmo.engine.bulk.units import Corpus, Plan, Unit, make_plan
+from flashelmo.engine.bulk.units import Corpus, CorpusPlan, Unit, make_plan
 from flashelmo.engine.bulk.worker_process import FINISHED, REPORT, WANTS
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
@@ -98,7 +98,7 @@ class _Worker:
 class _Pool:
     """Deals units out to processes until all are finished."""
 
-    def __init__(self, plan: Plan, n_workers: int, on_progress: OnTextProgress) -> None:
+    def __init__(self, plan: CorpusPlan, n_workers: int, on_progress: OnTextProgress) -> None:
         self.report = Report()
         self._plan, self._units, self._on_progress = plan, plan.units, on_progress
         self._again: deque[Unit] = deque()  # of processes that were killed

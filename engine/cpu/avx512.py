@@ -29,7 +29,7 @@ from flashelmo.engine.cpu.lstm_c import (
 )
 from flashelmo.engine.cpu.ort import make_pieces
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
-from flashelmo.engine.cpu.words_c import Words
+from flashelmo.engine.cpu.words_c import CharCnn
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.pieces import words_graph
@@ -70,7 +70,7 @@ class Avx512Runtime:
         self._cells = [cells[at : at + len(DIRECTIONS)] for at in range(0, len(cells), len(DIRECTIONS))]
         tensors = prepare_tensors(config, weights, "float32")
         if config.character_size and not why_not(16):
-            self.word_vectors = Words(config, weights, tensors, threads).compute
+            self.word_vectors = CharCnn(config, weights, tensors, threads).compute
         else:
             pieces = InEachProcess(partial(make_pieces, [words_graph(config)], [threads], tensors))
             self.word_vectors = lambda *arguments: pieces()[0].run_words(*arguments)

@@ -18,7 +18,7 @@ GROUPS = 4  # of 16 columns, in a block
 ROWS = 1 << 15  # of one call: convolutions have one for each position of each word
 
 
-class Words:
+class CharCnn:
     """The part of the network that turns words with characters into vectors.
 
     Args:

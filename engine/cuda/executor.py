@@ -15,7 +15,7 @@ from flashelmo.engine.cuda.compute import DeviceOutput, compute, launch_options
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill, fill_words
 from flashelmo.engine.cuda.memory import word_gates_bytes
-from flashelmo.engine.cuda.model import DeviceModel, WordVectors
+from flashelmo.engine.cuda.model import DeviceModel, WordVectorTable
 from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Transfers
 from flashelmo.engine.output import Output
@@ -52,7 +52,7 @@ class Packed(NamedTuple):
     Attributes:
         sizes: of the window.
         schedule: of a large window, in the host's memory, without the words' rows in the table; None for others.
-        words: see `WordVectors.pack`.
+        words: see `WordVectorTable.pack`.
     """
 
     sizes: Sizes
@@ -75,7 +75,7 @@ class Executor:
         self._transfers = transfers
         self._word_graphs = GraphCache(model.device, MAX_WORD_GRAPHS)
         word_graphs = self._word_graphs if settings.cuda.graphs else None
-        self._table = WordVectors(model, encoder, transfers, settings.cache_bytes, word_graphs)
+        self._table = WordVectorTable(model, encoder, transfers, settings.cache_bytes, word_graphs)
         self._state = DeviceState(model) if settings.stateful else None
         self._workspace = Workspace.of(model.lstm[0].shape, model.device)
         self._options = launch_options(model, settings.cuda)

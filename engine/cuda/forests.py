@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from flashelmo.engine.errors import first_line
-from flashelmo.engine.text.schedule import Nodes, Walks, build_forests
+from flashelmo.engine.text.schedule import ForestNodes, Walks, build_forests
 
 TYPES = (np.int32, np.int64, np.int64, np.int64)  # of `Walks`, as C takes them
 
 logger = logging.getLogger("flashelmo")
 
 
-def build_native_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
+def build_native_forests(walks: Walks, share: bool) -> tuple[ForestNodes, ForestNodes]:
     """As `engine.text.schedule.build_forests`, node for node; by it where there is no compiler."""
     module = _module()
     if module is None:
@@ -33,7 +33,7 @@ def build_native_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
     position_nodes = np.full((2, len(sequences)), -1, np.int32)
     n_nodes = module.build_forests(sequences, firsts, steps, order, share, words, parents, depths, position_nodes)
     forward, backward = (
-        Nodes(words[d, :n], parents[d, :n], depths[d], position_nodes[d]) for d, n in enumerate(n_nodes)
+        ForestNodes(words[d, :n], parents[d, :n], depths[d], position_nodes[d]) for d, n in enumerate(n_nodes)
     )
     return forward, backward
 

@@ -120,7 +120,7 @@ class DeviceModel:
         return self._tensor(dense.weight), self._tensor(dense.bias)
 
 
-class WordVectors:
+class WordVectorTable:
     """Rows of word vectors by word. The lowest LSTM layer reads the table itself.
 
     Args:

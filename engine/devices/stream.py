@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from flashelmo.engine.devices.process import DeviceProcess, Embedded, Result
-from flashelmo.engine.devices.worker import Flush, Task
+from flashelmo.engine.devices.worker import Flush, WindowTask
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.text.windows import Window
@@ -101,7 +101,7 @@ class WindowStream:
             self.sent[process].add(position)
             self._unflushed.add(process)
             window = replace(self._taken[position], text=None)
-            process.send(Task(self.number, position, window, self._output))
+            process.send(WindowTask(self.number, position, window, self._output))
 
     def _flush(self, position: int) -> None:
         """Flush processes whose look-ahead holds back the awaited window.

@@ -35,7 +35,7 @@ class Start(NamedTuple):
     make: Pickled
 
 
-class Task(NamedTuple):
+class WindowTask(NamedTuple):
     """A window to embed: its stream, and its position in that."""
 
     stream: int
@@ -113,18 +113,18 @@ class _Inbox:
     """What the pool sent, in order."""
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
-        self._messages: SimpleQueue[Task | Flush | Cancel] = SimpleQueue()
-        self._held: Task | None = None
+        self._messages: SimpleQueue[WindowTask | Flush | Cancel] = SimpleQueue()
+        self._held: WindowTask | None = None
         self._cancelled: set[int] = set()
         threading.Thread(target=self._read, args=(connection,), daemon=True).start()
 
-    def first(self) -> Task:
+    def first(self) -> WindowTask:
         """The next window, of whatever stream."""
         while (task := self._next()) is None:
             pass
         return task
 
-    def rest(self, stream: int) -> Iterator[Task]:
+    def rest(self, stream: int) -> Iterator[WindowTask]:
         """The windows of a stream that follow, to the end of the run."""
         while (task := self._next()) is not None and task.stream == stream:
             yield task
@@ -134,12 +134,12 @@ class _Inbox:
         """Whether nobody waits for a stream any more."""
         return stream in self._cancelled
 
-    def _next(self) -> Task | None:
+    def _next(self) -> WindowTask | None:
         """A window that somebody waits for, or None: the run ends here."""
         message, self._held = self._held or self._messages.get(), None
         if isinstance(message, Cancel):
             self._cancelled.remove(message.stream)  # no window of it comes after this
-        if isinstance(message, Task) and message.stream not in self._cancelled:
+        if isinstance(message, WindowTask) and message.stream not in self._cancelled:
             return message
         return None
 
@@ -161,7 +161,7 @@ class _Worker:
         self._pipeline = pipeline
         self._connection = connection
         self._inbox = inbox
-        self._begun: deque[Task] = deque()  # taken by the pipeline, and their results not sent
+        self._begun: deque[WindowTask] = deque()  # taken by the pipeline, and their results not sent
 
     def run(self) -> None:
         """Embed the windows of one run.
@@ -178,7 +178,7 @@ class _Worker:
                 if error is not None:
                     self._refuse(task, error)
 
-    def _embed(self, first: Task, rest: Iterator[Task]) -> str | None:
+    def _embed(self, first: WindowTask, rest: Iterator[WindowTask]) -> str | None:
         """Embed windows of one stream, and send their results; what a FlashElmoError says, or None."""
         before, self._begun = replace(self._pipeline.statistics), deque([first])
 
@@ -200,7 +200,7 @@ class _Worker:
             return str(error)
         return None
 
-    def _send(self, task: Task, results: Iterable[Array], before: Statistics) -> Statistics:
+    def _send(self, task: WindowTask, results: Iterable[Array], before: Statistics) -> Statistics:
         """Hand a window's results over; the statistics after it."""
         descriptor, layout = write_arrays(results)
         try:
@@ -211,5 +211,5 @@ class _Worker:
             os.close(descriptor)
         return after
 
-    def _refuse(self, task: Task, error: str) -> None:
+    def _refuse(self, task: WindowTask, error: str) -> None:
         self._connection.send(Refused(task.stream, task.position, error))

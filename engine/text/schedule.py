@@ -162,7 +162,7 @@ class Walks(NamedTuple):
     order: Int64
 
 
-class Nodes(NamedTuple):
+class ForestNodes(NamedTuple):
     """The nodes of one direction: `words`, `parents` and `depths` of a `Forest`, and of each position in `sequences`.
 
     Nodes of a depth stand in order of their parents, then of their words; without sharing in order of their rows.
@@ -174,17 +174,17 @@ class Nodes(NamedTuple):
     of_positions: Int32
 
 
-Builder: TypeAlias = Callable[[Walks, bool], tuple[Nodes, Nodes]]
+Builder: TypeAlias = Callable[[Walks, bool], tuple[ForestNodes, ForestNodes]]
 
 
-def build_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
+def build_forests(walks: Walks, share: bool) -> tuple[ForestNodes, ForestNodes]:
     """The nodes of both directions; with `share` one for equal prefixes (suffixes)."""
     if 0 < len(walks.order) * walks.steps.max(initial=0) <= DENSE_FOREST_CELLS:
         return _build_small_forests(walks, share)
     return _build_forest(walks, 0, share), _build_forest(walks, 1, share)
 
 
-def _build_forest(walks: Walks, direction: int, share: bool) -> Nodes:
+def _build_forest(walks: Walks, direction: int, share: bool) -> ForestNodes:
     """The nodes of one direction, depth by depth."""
     sequences, firsts, steps, order = walks
     stride = 1 - 2 * direction
@@ -209,10 +209,10 @@ def _build_forest(walks: Walks, direction: int, share: bool) -> Nodes:
         words.append(words_here)
         parents.append(parents_here)
         depths.append(depths[-1] + len(words_here))
-    return Nodes(_concatenate(words), _concatenate(parents), np.array(depths, np.int64), position_nodes)
+    return ForestNodes(_concatenate(words), _concatenate(parents), np.array(depths, np.int64), position_nodes)
 
 
-def _build_small_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
+def _build_small_forests(walks: Walks, share: bool) -> tuple[ForestNodes, ForestNodes]:
     """As `build_forests`, without a loop over depths, which for few rows takes longer than the work in it.
 
     Rows are sorted by their words. Then each shares a node with the row before it as long as both have begun alike, and
@@ -241,10 +241,10 @@ def _build_small_forests(walks: Walks, share: bool) -> tuple[Nodes, Nodes]:
     position_nodes[positions[present]] = (rank + depths[:, None, :-1].astype(np.int32))[present]
     by_depth = is_new.transpose(0, 2, 1)
 
-    def nodes(direction: int) -> Nodes:
+    def nodes(direction: int) -> ForestNodes:
         chosen = by_depth[direction]
         ours = position_nodes.reshape(2, -1)[direction]
-        return Nodes(words[direction].T[chosen], parents[direction].T[chosen], depths[direction], ours)
+        return ForestNodes(words[direction].T[chosen], parents[direction].T[chosen], depths[direction], ours)
 
     return nodes(0), nodes(1)
 

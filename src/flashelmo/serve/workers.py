@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from flashelmo.engine.devices.process import DeviceProcess, Result
 from flashelmo.engine.devices.shared_arrays import write_object
-from flashelmo.engine.devices.worker import Flush, Start, Task
+from flashelmo.engine.devices.worker import Flush, Start, WindowTask
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.output import Output
@@ -73,7 +73,7 @@ class Worker:
         """Let it embed a window."""
         assert self._process is not None
         self.held.add(number)
-        self._process.send(Task(number, 0, window, output))
+        self._process.send(WindowTask(number, 0, window, output))
         self._process.send(Flush())  # no pipeline waits for a further one
 
     async def start(self) -> None:
