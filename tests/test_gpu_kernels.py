@@ -190,8 +190,10 @@ def test_tasks_are_captured_in_graphs_and_times_are_of_a_call(monkeypatch: pytes
     def fail() -> None:
         raise ValueError("no\nmore")
 
-    tasks = [graph_timing.Task(name, partial(log.append, name), calls, cost) for name, calls in (("a", 1), ("b", 4))]
-    tasks += [graph_timing.Task("c", fail, 1, cost)]
+    tasks = [
+        graph_timing.TimedTask(name, partial(log.append, name), calls, cost) for name, calls in (("a", 1), ("b", 4))
+    ]
+    tasks += [graph_timing.TimedTask("c", fail, 1, cost)]
     settings = replace(suite.SUITE.defaults, rounds=2, sample_seconds=0.0)
     card = graph_timing.Card.of(results)
     rows = graph_timing.time_tasks(Row("step", unit="µs"), tasks, settings, Device("cuda", "cuda:0"), card)

@@ -32,14 +32,14 @@ MIX = "mix"
 STATIC, RANDOM, LAYERS, TUNED = "static", "random", "layers", "tuned"
 
 
-class Entry(NamedTuple):
+class Participant(NamedTuple):
     """Who takes part, and one run of theirs: a seed to what is right on the test's labels [N], and a note."""
 
     name: str
     run: Callable[[int], tuple[Float64, str]]
 
 
-def entries(task: Task, settings: Settings, folder: Path) -> Iterator[Entry]:
+def participants(task: Task, settings: Settings, folder: Path) -> Iterator[Participant]:
     """Everybody that the settings ask for."""
     found = models(settings)
     if STATIC in settings.contestants and settings.corpus is not None:
@@ -59,10 +59,10 @@ def entries(task: Task, settings: Settings, folder: Path) -> Iterator[Entry]:
             yield from _frozen(name, embed_with(model, settings), task, wanted)
         if TUNED in settings.contestants:
             write_native(model, folder / name, overwrite=True)
-            yield Entry(f"{name}, fine-tuned", partial(_tuned, folder / name, task))
+            yield Participant(f"{name}, fine-tuned", partial(_tuned, folder / name, task))
 
 
-def _frozen(name: str, embed: Embed, task: Task, layers: dict[str, int | None]) -> Iterator[Entry]:
+def _frozen(name: str, embed: Embed, task: Task, layers: dict[str, int | None]) -> Iterator[Participant]:
     """Of one who embeds: of a layer each, or of all."""
     vectors = [task.features(embed, samples) for samples in task.parts]
     classes = [task.numbers(samples) for samples in task.parts]
@@ -77,7 +77,7 @@ def _frozen(name: str, embed: Embed, task: Task, layers: dict[str, int | None]) 
 
     for label, layer in layers.items():
         title = f"{name}, {label}" if label else name
-        yield Entry(title, partial(run, layer, title))
+        yield Participant(title, partial(run, layer, title))
 
 
 def _tuned(folder: Path, task: Task, seed: int) -> tuple[Float64, str]:
@@ -90,11 +90,11 @@ def measure(name: str, settings: Settings) -> Iterator[list[Row]]:
     lengths = np.array([len(sample.labels) for sample in task.test])
     about = f"{name}: {len(task.train):,} sentences to learn from, {len(task.test):,} to be judged by"
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
-        for entry in entries(task, settings, Path(folder)):
-            runs = [entry.run(seed) for seed in range(settings.seed, settings.seed + settings.runs)]
+        for participant in participants(task, settings, Path(folder)):
+            runs = [participant.run(seed) for seed in range(settings.seed, settings.seed + settings.runs)]
             right = np.stack([each for each, _ in runs])
             by_sentence = np.add.reduceat(right, np.cumsum([0, *lengths[:-1]]), axis=1) / lengths
-            row = Row("downstream", "", entry.name, "share of right labels", name, rounded(right.mean()))
+            row = Row("downstream", "", participant.name, "share of right labels", name, rounded(right.mean()))
             interval = by_resampling(by_sentence, settings.resamples, lengths.astype(np.float64))
             samples = [rounded(each.mean()) for each in right]
             yield [replace(row, samples=samples, interval=interval, note="; ".join(filter(None, (about, runs[0][1]))))]

@@ -33,7 +33,7 @@ ODD_SENTENCES = [[], ["x"], ["x" * 70, "é", "日本"], [], ["The", "end", "."]]
 PASSES = 4  # of repeated batches: compiled, captured, replayed, replayed
 
 
-class Subject:
+class CardSubject:
     """A model on the card and its embedders, made when they are first asked for by `make`, as by `ElmoEmbedder`."""
 
     def __init__(
@@ -79,7 +79,7 @@ def file_means(embedder: Any, path: Path) -> Iterator[Float32]:
 class Truth:
     """What is embedded, and what the reference on the CPU makes of it."""
 
-    def __init__(self, subject: Subject, text: Sentences, settings: Settings) -> None:
+    def __init__(self, subject: CardSubject, text: Sentences, settings: Settings) -> None:
         self._model, self.batch_size = subject.model, settings.stateful_rows
         short = equal_batch(text, settings.short_sentences, 3).sentences if settings.short_sentences else []
         self.sentences: Sentences = [*ODD_SENTENCES, *text[: settings.sentences], *short]
@@ -106,10 +106,10 @@ class Truth:
         return [layers for batch in batches(self.stream, self.batch_size) for layers in runtime.embed_batch(batch)]
 
 
-Way = Callable[[Subject, Truth, str], Iterator[Piece]]
+Way = Callable[[CardSubject, Truth, str], Iterator[Piece]]
 
 
-def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+def _repeated(subject: CardSubject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Small batches several times, so that captured graphs are replayed; the last two times give the same bits."""
     embedder, size = subject.embedder(precision), max(2, len(truth.sentences) // 8)
     again: list[Float32] = []
@@ -121,7 +121,7 @@ def _repeated(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]
     yield Piece("two calls", after, before, same_bits=True)
 
 
-def _bulk(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+def _bulk(subject: CardSubject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Everything three times in windows of a fifth, the vectors left on the device until the end."""
     embedder = subject.embedder(precision, window_tokens=max(1, sum(map(len, truth.sentences)) // 5))
     found = list(embedder.embed(truth.sentences * 3, convert_to_numpy=False))
@@ -129,7 +129,7 @@ def _bulk(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
     return layers([tensor.cpu().numpy() for tensor in found], truth.vectors * 3)
 
 
-def _pooled(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+def _pooled(subject: CardSubject, truth: Truth, precision: str) -> Iterator[Piece]:
     """Means over the tokens, of the average of the layers and of one; the top layer; and a file's means."""
     embedder, sentences = subject.embedder(precision), truth.sentences
     mean = [pool_mean(select_layers(vectors, "average")) for vectors in truth.vectors]
@@ -151,7 +151,7 @@ def _single(detail: str, found: Iterable[Any], expected: Sequence[Float32]) -> P
 def _with(**options: Any) -> Way:
     """All sentences in one call, by an embedder with these options; what is stateful in batches of a stream."""
 
-    def compare(subject: Subject, truth: Truth, precision: str) -> Iterator[Piece]:
+    def compare(subject: CardSubject, truth: Truth, precision: str) -> Iterator[Piece]:
         if "stateful" in options:
             embedder = subject.embedder(precision, batch_size=truth.batch_size, **options)
             return layers(list(embedder.embed(truth.stream)), truth.streamed)
@@ -170,7 +170,7 @@ WAYS = ALWAYS | {
 }
 
 
-def check_way(subject: Subject, truth: Truth, way: str, precision: str) -> list[Row]:
+def check_way(subject: CardSubject, truth: Truth, way: str, precision: str) -> list[Row]:
     """Rows of the errors of one way to embed; what raises has failed."""
     row = Row("error", subject.name, f"{way} {precision}", "relative error")
     try:

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity
 
 from flashelmo.benchmarks.accuracy import beyond
 from flashelmo.benchmarks.contestant import Contestant, Entry, Way, absentees, compete, line_up
-from flashelmo.benchmarks.gpu.accuracy import WAYS, Subject, Truth, file_means, leave_on_device
+from flashelmo.benchmarks.gpu.accuracy import WAYS, CardSubject, Truth, file_means, leave_on_device
 from flashelmo.benchmarks.kernels.card import Card, Device, ceilings
 from flashelmo.benchmarks.kernels.problems import dtype_of
 from flashelmo.benchmarks.results import Row
@@ -124,7 +124,7 @@ class Speed:
     """
 
     def __init__(
-        self, subject: Subject, truth: Truth, settings: Settings, card: Card, folder: Path, checked: Sequence[Row]
+        self, subject: CardSubject, truth: Truth, settings: Settings, card: Card, folder: Path, checked: Sequence[Row]
     ) -> None:
         self.subject, self.truth, self.settings = subject, truth, settings
         self._card, self._folder, self._checked = card, folder, checked

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from flashelmo.benchmarks.contestant import load
 from flashelmo.benchmarks.gpu import accuracy
-from flashelmo.benchmarks.gpu.accuracy import Subject, Truth, file_means, leave_on_device
+from flashelmo.benchmarks.gpu.accuracy import CardSubject, Truth, file_means, leave_on_device
 from flashelmo.benchmarks.gpu.processes import PROCESSES, Ahead, Name, compiling, supervise
 from flashelmo.benchmarks.gpu.speed import WARM_UPS, Speed, trace
 from flashelmo.benchmarks.kernels.card import CARD, RUN_OPTIONS, Card, Device, begin, suited_tokens
@@ -80,7 +80,7 @@ class Engine:
         n_tokens = max(*needed, settings.bulk_tokens or 1)
         self._text, self.source = load_sentences(n_tokens, settings.text, settings.seed, again=True)
         self.subject = cache(
-            lambda name: Subject(name, load(name, settings.seed), self.device, ElmoEmbedder, self.cuda)
+            lambda name: CardSubject(name, load(name, settings.seed), self.device, ElmoEmbedder, self.cuda)
         )
         self._truth = cache(lambda name: Truth(self.subject(name), self._text, settings))
         self._speed = cache(

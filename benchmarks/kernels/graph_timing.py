@@ -25,7 +25,7 @@ RUNS = 50  # captured in one graph, so that launching it costs little beside the
 WARM_UPS = 3
 
 
-class Task(NamedTuple):
+class TimedTask(NamedTuple):
     """Something to time.
 
     Attributes:
@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 
 def time_tasks(
-    row: Row, tasks: Sequence[Task], settings: Settings, device: Device, card: Card, runs: int = RUNS
+    row: Row, tasks: Sequence[TimedTask], settings: Settings, device: Device, card: Card, runs: int = RUNS
 ) -> list[Row]:
     """A row for each task, in turns, with its ceiling and how many times as fast as its peer it is.
 
@@ -114,6 +114,6 @@ def measure_ceilings(settings: Settings, device: Device) -> list[Row]:
             precision = name.split()[-1]
             a, b = (torch.randn(n, n, device=device.torch).to(dtype_of(precision)) for _ in range(2))
             run, unit, detail, work = library_product(a, b, precision), "TFLOP/s", f"{n} x {n} x {n}", 2.0 * n**3
-        row, task = Row("ceiling", CARD, unit=unit, detail=detail), Task(name, run, work / SCALES[unit])
+        row, task = Row("ceiling", CARD, unit=unit, detail=detail), TimedTask(name, run, work / SCALES[unit])
         rows += time_tasks(row, [task], settings, device, Card(), runs=1)
     return rows

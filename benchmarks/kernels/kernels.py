@@ -20,7 +20,7 @@ import torch
 from flashelmo.benchmarks.kernels import card as costs
 from flashelmo.benchmarks.kernels.card import CARD, Card, D, Device
 from flashelmo.benchmarks.kernels.cases import KERNELS, Kernel
-from flashelmo.benchmarks.kernels.graph_timing import Task, measure_ceilings, time_tasks
+from flashelmo.benchmarks.kernels.graph_timing import TimedTask, measure_ceilings, time_tasks
 from flashelmo.benchmarks.kernels.lstm import PORTABLE, LstmLayer, LstmProblem, kernel_name, kind_of_way, serving
 from flashelmo.benchmarks.kernels.problems import Maker, dtype_of, library_product
 from flashelmo.benchmarks.results import FAILED, Row
@@ -111,7 +111,7 @@ class Kernels:
     def _steps(self, n: int, precisions: Sequence[str]) -> Iterator[list[Row]]:
         ragged = LstmProblem(self._layers[0], ((n, max(1, n - 1)), (1 + n // 2, n)))
         problems = [LstmProblem(layer, [(n,) * self._depths] * D) for layer in self._layers]
-        sections: dict[str, dict[str, Task]] = {"step": {}, "gates": {}, "projection": {}}
+        sections: dict[str, dict[str, TimedTask]] = {"step": {}, "gates": {}, "projection": {}}
         for precision in (*precisions, *(["int8"] if "bf16" in precisions else [])):
             for way in serving(self._layers[0], n, precision):
                 detail, name = f"{n} rows", f"{way} step {precision}"
@@ -127,7 +127,7 @@ class Kernels:
 
     def _members(
         self, problems: Sequence[LstmProblem], rows: int, precision: str, way: str
-    ) -> Iterator[tuple[str, Task]]:
+    ) -> Iterator[tuple[str, TimedTask]]:
         """A variant's parts and whole, by section, each with the library's products where it has some."""
         kind, depths = kind_of_way(way), sum(problem.nodes.n_depths for problem in problems)
         steps = [launch for problem in problems for launch in problem.steps(problem.run(precision), way)]
@@ -143,9 +143,9 @@ class Kernels:
             if section != "step" and not projections:  # all steps are one launch
                 continue
             peer = f"cuBLAS {precision if section == 'projection' else f'{kind} {precision}'}" if peers else ""
-            yield section, Task(who, in_order([each.run for each in launches]), depths, cost, peer)
+            yield section, TimedTask(who, in_order([each.run for each in launches]), depths, cost, peer)
             if peer:
-                yield section, Task(peer, peers[section], len(problems))
+                yield section, TimedTask(peer, peers[section], len(problems))
 
     def _products(self, precision: str, kind: str, rows: int) -> dict[str, Callable[[], None]]:
         """The library's products of a step of each layer, by section."""
@@ -162,7 +162,7 @@ class Kernels:
 
     def _of(self, kernel: Kernel, n: int) -> Iterator[list[Row]]:
         """One kernel in each precision that it has, each with the library's product."""
-        tasks, detail = list[Task](), f"{n} {kernel.of}"
+        tasks, detail = list[TimedTask](), f"{n} {kernel.of}"
         for precision in (each for each in self._precisions if each in kernel.precisions):
             checked = self._check(kernel, precision, min(n, MOST_CHECKED))
             yield [checked]
@@ -170,11 +170,11 @@ class Kernels:
                 continue
             problem = kernel.problem(self.config, n, Maker.of(self.device.torch, precision, self.settings.seed))
             peer = f"cuBLAS {precision}" if problem.product else ""
-            tasks.append(Task(precision, problem.run, 1, problem.cost, peer))
-            tasks += [Task(peer, problem.product)] if problem.product else []
+            tasks.append(TimedTask(precision, problem.run, 1, problem.cost, peer))
+            tasks += [TimedTask(peer, problem.product)] if problem.product else []
         yield self._timed(kernel.name, detail, tasks)
 
-    def _timed(self, section: str, detail: str, tasks: Sequence[Task]) -> list[Row]:
+    def _timed(self, section: str, detail: str, tasks: Sequence[TimedTask]) -> list[Row]:
         """A row for each task, in turns."""
         row = Row(section, self.model, unit="µs", detail=detail)
         return time_tasks(row, tasks, self.settings, self.device, self._card())
