@@ -44,7 +44,7 @@ EMBEDDED_VALUES = 512  # of a program that embeds, one warp
 POSITIONS = {16: 16, 32: 4, 64: 2, 128: 2}
 
 
-class Words(NamedTuple):
+class SpelledWords(NamedTuple):
     """Distinct words as the kernel reads them.
 
     Attributes:
@@ -131,7 +131,7 @@ def char_cnn_kernel(
 
 
 def char_cnn_launches(
-    words: Words,
+    words: SpelledWords,
     weights: CharCnnWeights,
     out: Tensor,
     *,
@@ -190,7 +190,7 @@ def char_cnn_launches(
     return _embed_launch(words, weights, embedded, sizes), Launch(char_cnn_kernel, grid, arguments, tile.options)
 
 
-def _embed_launch(words: Words, weights: CharCnnWeights, embedded: Tensor, sizes: dict[str, int]) -> Launch:
+def _embed_launch(words: SpelledWords, weights: CharCnnWeights, embedded: Tensor, sizes: dict[str, int]) -> Launch:
     W, Q, S = embedded.shape
     tile = Tile(max(1, EMBEDDED_VALUES // S), S, k=1, warps=1, stages=1)
     tensors = {"ids_ptr": words.character_ids, "embedding_ptr": weights.embedding, "embedded_ptr": embedded}
@@ -217,7 +217,7 @@ def char_cnn_tile(
 
 
 def char_cnn(
-    words: Words, weights: CharCnnWeights, *, precision: Products = "ieee", batch_invariant: bool = False
+    words: SpelledWords, weights: CharCnnWeights, *, precision: Products = "ieee", batch_invariant: bool = False
 ) -> Tensor:
     """Features [W, F] of words, in the order that they were given in.
 

@@ -24,8 +24,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.lstm import layer as table
 from flashelmo.kernels.lstm import persistent, persistent_kernel, proven
 from flashelmo.kernels.lstm.layer import Variant
-from flashelmo.kernels.lstm.run import LayerRun, Workspace, new_tensors
-from flashelmo.kernels.lstm.run import Words as InputWords
+from flashelmo.kernels.lstm.run import InputWords, LayerRun, Workspace, new_tensors
 from flashelmo.kernels.tuning import CLOCK_WORDS, exchange_size
 
 SIZES = dict(P=128, C=512)  # 8 programs of a direction, of which 2 share a split

@@ -18,7 +18,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import fused, hoisted, layer, proven
 from flashelmo.kernels.lstm.layer import Variant, choose, lstm_layer, pack_lstm
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Words, new_tensors
+from flashelmo.kernels.lstm.run import InputWords, LaunchOptions, LayerRun, new_tensors
 from flashelmo.kernels.lstm.weights import interleave
 
 ROWS = (1, 3, 6)
@@ -105,7 +105,7 @@ def test_an_input_part_by_word_is_proven_by_itself(device: str, monkeypatch: pyt
     made = random_layer(device)
     run, names = run_of(made), []
     count = torch.tensor([5], dtype=torch.int32, device=device)
-    words = Words.of(run.weights, run.tensors.x, run.nodes.parents, count)
+    words = InputWords.of(run.weights, run.tensors.x, run.nodes.parents, count)
     for each in (run, replace(run, words=words)):
         by_word = each.words is not None
         names.append(choose(each, 3).name)

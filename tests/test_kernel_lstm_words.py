@@ -15,10 +15,10 @@ from flashelmo.engine.precision import tolerance
 from flashelmo.kernels.lstm import hoisted
 from flashelmo.kernels.lstm.hoisted import pays_by_word
 from flashelmo.kernels.lstm.layer import cut, lstm_layer
-from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun, Nodes, Words, new_tensors
+from flashelmo.kernels.lstm.run import InputWords, LaunchOptions, LayerRun, Nodes, new_tensors
 
 
-def by_word(layer: RandomLayer, nodes: Nodes | None = None) -> tuple[torch.Tensor, Words]:
+def by_word(layer: RandomLayer, nodes: Nodes | None = None) -> tuple[torch.Tensor, InputWords]:
     """Inputs that are words' vectors, and the words, whose input part is NaN; beyond the words there is NaN too."""
     nodes, P = nodes or layer.nodes, layer.x.shape[2]
     vectors = torch.full((2, N_WORDS + 40, P), torch.nan, device=layer.device)
@@ -31,7 +31,7 @@ def by_word(layer: RandomLayer, nodes: Nodes | None = None) -> tuple[torch.Tenso
         x[d, here] = vectors[d, torch.from_numpy(forest.words).long().to(layer.device)]
     vectors, x = vectors.to(layer.dtype), x.to(layer.dtype)
     count = torch.tensor([N_WORDS], dtype=torch.int32, device=layer.device)
-    words = Words.of(layer.pack(), vectors, of_nodes.to(layer.device), count)
+    words = InputWords.of(layer.pack(), vectors, of_nodes.to(layer.device), count)
     words.gates.fill_(torch.nan)
     return x, words
 

@@ -23,7 +23,7 @@ from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import hopper
-from flashelmo.kernels.lstm.run import Words
+from flashelmo.kernels.lstm.run import InputWords
 from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import ANY, HOPPER_TILES, TILES, TMA_TILES, Tile
 
@@ -116,7 +116,7 @@ def lstm_step(
     run = problem.run(make.precision)
     if by_word:
         count = torch.empty(1, dtype=torch.int32, device=make.device)
-        run = replace(run, words=Words.of(run.weights, run.tensors.x, run.nodes.parents, count))
+        run = replace(run, words=InputWords.of(run.weights, run.tensors.x, run.nodes.parents, count))
     return next(launch for launch in problem.launches(run, way) if kernel_name(launch) == f"{kernel}_kernel")
 
 

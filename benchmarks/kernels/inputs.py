@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashelmo.kernels.char_cnn import Words
+from flashelmo.kernels.char_cnn import SpelledWords
 from flashelmo.kernels.token_layers import Tokens
 
 
-def group_words(character_ids: Tensor, *, padding_id: int, device: torch.device | str = "cpu") -> Words:
+def group_words(character_ids: Tensor, *, padding_id: int, device: torch.device | str = "cpu") -> SpelledWords:
     """Words on the device, grouped by length.
 
     Args:
@@ -22,7 +22,7 @@ def group_words(character_ids: Tensor, *, padding_id: int, device: torch.device 
     positions = torch.arange(1, character_ids.shape[1] + 1, device=character_ids.device)
     lengths = ((character_ids != padding_id) * positions).amax(dim=1).clamp(min=1)
     order = lengths.argsort(descending=True, stable=True)
-    return Words(*(ids.to(device, torch.int32) for ids in (character_ids, lengths, order)))
+    return SpelledWords(*(ids.to(device, torch.int32) for ids in (character_ids, lengths, order)))
 
 
 def make_tokens(

@@ -15,7 +15,7 @@ from flashelmo.engine.cuda.state import DeviceState
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels.gather import gather_words
 from flashelmo.kernels.lstm.layer import lstm_layer
-from flashelmo.kernels.lstm.run import LaunchOptions, Nodes, Words, Workspace
+from flashelmo.kernels.lstm.run import InputWords, LaunchOptions, Nodes, Workspace
 from flashelmo.kernels.token_layers import Tokens, token_layers
 
 
@@ -66,7 +66,7 @@ def compute(
     x, final, words = gather_words(word_vectors, parts["words"]), [], None
     if sizes.n_words:
         distinct = gather_words(word_vectors, parts["distinct"])
-        words = Words.of(model.lstm[0], distinct, parts["node_words"], parts["n_words"])
+        words = InputWords.of(model.lstm[0], distinct, parts["node_words"], parts["n_words"])
     for layer, weights in enumerate(model.lstm):
         x, tensors = lstm_layer(
             weights,

@@ -203,8 +203,8 @@ class Layout:
         token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
         position in its depth, which of two depths' cells it is, and the row of the state that it goes to.
-        distinct [D, W], node_words [D, N], n_words [1]: as `kernels.lstm.run.Words` has them: each distinct word's row
-        in the table, the same for either direction, each node's word, and how many words there are.
+        distinct [D, W], node_words [D, N], n_words [1]: as `kernels.lstm.run.InputWords` has them: each distinct word's
+        row in the table, the same for either direction, each node's word, and how many words there are.
         """
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),

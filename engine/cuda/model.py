@@ -20,7 +20,7 @@ from flashelmo.engine.model.weights import Dense, ElmoModel, LstmCell
 from flashelmo.engine.precision import PRECISIONS, Arithmetic
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.kernels.arguments import Products
-from flashelmo.kernels.char_cnn import Words, char_cnn
+from flashelmo.kernels.char_cnn import SpelledWords, char_cnn
 from flashelmo.kernels.char_cnn_weights import pack_char_cnn
 from flashelmo.kernels.highway import highway, pack_highway
 from flashelmo.kernels.linear import linear
@@ -81,7 +81,7 @@ class DeviceModel:
             self._projection = weight.to(self.dtype), bias
         self.lstm: list[LstmWeights] = [self._layer(cells, arithmetic) for cells in weights.lstm]
 
-    def word_vectors(self, words: Words | None, word_ids: Tensor | None) -> Tensor:
+    def word_vectors(self, words: SpelledWords | None, word_ids: Tensor | None) -> Tensor:
         """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""
         parts: list[Tensor] = []
         how: dict[str, Any] = {"precision": self.products, "batch_invariant": self._batch_invariant}
@@ -295,7 +295,7 @@ class WordVectorTable:
     def _run(self, layout: Layout, packed: Tensor) -> Tensor:
         """Vectors of what `_fill` wrote, also written to the table."""
         ids = layout.views(packed)
-        words = Words(ids["character_ids"], ids["lengths"], ids["order"]) if "order" in ids else None
+        words = SpelledWords(ids["character_ids"], ids["lengths"], ids["order"]) if "order" in ids else None
         vectors = self._model.word_vectors(words, ids.get("word_ids"))
         self._table.index_copy_(0, ids["rows"].view(torch.int64), vectors)
         return vectors

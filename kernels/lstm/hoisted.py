@@ -3,9 +3,9 @@
 A step's time is then that of reading weights, and it has half of them to read. Depths whose input part is computed at
 once are a slab: as many as fit SLAB_BYTES. After the product a depth has the two launches of a fused step.
 
-In the lowest layer a node's input is its word's vector. Where the words are given (`run.Words`), the product is made
-once for each of them, for all depths, and a node reads its word's row: fewer products, so that more rows are worth it,
-and in float32, whose products take far longer than what they read, any number.
+In the lowest layer a node's input is its word's vector. Where the words are given (`run.InputWords`), the product is
+made once for each of them, for all depths, and a node reads its word's row: fewer products, so that more rows are worth
+it, and in float32, whose products take far longer than what they read, any number.
 """
 
 from __future__ import annotations

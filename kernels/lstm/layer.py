@@ -19,11 +19,11 @@ from flashelmo.kernels.lstm.int8 import int8_layout
 from flashelmo.kernels.lstm.proven import is_proven
 from flashelmo.kernels.lstm.run import (
     DEFAULT_OPTIONS,
+    InputWords,
     LaunchOptions,
     LayerRun,
     LstmTensors,
     Nodes,
-    Words,
     Workspace,
     new_tensors,
 )
@@ -141,7 +141,7 @@ def lstm_layer(
     out: Tensor | None = None,
     workspace: Workspace | None = None,
     options: LaunchOptions = DEFAULT_OPTIONS,
-    words: Words | None = None,
+    words: InputWords | None = None,
 ) -> tuple[Tensor, LstmTensors]:
     """What the layer puts out for every node, [D, N, P], and the tensors it was computed in.
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch, is_out_of_memory, run_in_order
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
-from flashelmo.kernels.lstm.run import LayerRun, Nodes, Words, new_tensors
+from flashelmo.kernels.lstm.run import InputWords, LayerRun, Nodes, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
@@ -193,12 +193,12 @@ def milliseconds(variant: Steps, run: LayerRun) -> float:
     return min(found)
 
 
-def _words(weights: LstmWeights, nodes: Nodes, vectors: Tensor) -> tuple[Words, Tensor]:
+def _words(weights: LstmWeights, nodes: Nodes, vectors: Tensor) -> tuple[InputWords, Tensor]:
     """A word for each node, all among the first of some vectors [D, N, P], and what the nodes' inputs are then."""
     of_nodes = torch.arange(nodes.n_nodes, device=vectors.device) * 7 % min(N_WORDS, nodes.n_nodes)
     count = of_nodes.max().int().view(1) + 1
     both = of_nodes.int().expand(len(vectors), -1).contiguous()
-    return Words.of(weights, vectors, both, count), vectors[:, of_nodes].contiguous()
+    return InputWords.of(weights, vectors, both, count), vectors[:, of_nodes].contiguous()
 
 
 def _expected(weights: LstmWeights, nodes: Nodes, x: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Nodes:
 
 
 class NodeTensors(NamedTuple):
-    """`Nodes` as the kernels take them, and `Words.of_nodes`; a kernel is given None for what it leaves alone."""
+    """`Nodes` as the kernels take them, and `InputWords.of_nodes`; a kernel is given None for what it leaves alone."""
 
     starts: Any
     parents: Any = None
@@ -88,7 +88,7 @@ class NodeTensors(NamedTuple):
     words: Any = None
 
 
-class Words(NamedTuple):
+class InputWords(NamedTuple):
     """The distinct words of a layer's inputs, whose input part is computed once for each, not for each of its nodes.
 
     Attributes:
@@ -104,7 +104,7 @@ class Words(NamedTuple):
     gates: Tensor
 
     @classmethod
-    def of(cls, weights: LstmWeights, x: Tensor, of_nodes: Tensor, n_words: Tensor) -> Words:
+    def of(cls, weights: LstmWeights, x: Tensor, of_nodes: Tensor, n_words: Tensor) -> InputWords:
         """With an input part that is yet to be computed."""
         return cls(x, of_nodes, n_words, x.new_empty(*x.shape[:2], 4 * weights.shape.C))
 
@@ -209,7 +209,7 @@ class LayerRun:
     tensors: LstmTensors
     nodes: Nodes
     options: LaunchOptions = DEFAULT_OPTIONS
-    words: Words | None = None
+    words: InputWords | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
