@@ -42,7 +42,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         ValueError: a depth does not exist.
     """
     weights = run.weights.layout(hopper_layout)
-    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.input_bias, serves):
+    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.input_bias):
         if product is not None:
             yield product
         steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _any_projection(run))

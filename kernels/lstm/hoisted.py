@@ -10,7 +10,7 @@ it, and in float32, whose products take far longer than what they read, any numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -78,22 +78,22 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         ValueError: a depth does not exist.
     """
     weights = run.weights.layout(interleave)
-    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.bias, serves):
+    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.bias):
         if product is not None:
             yield product
         yield from step_launches(run, slab, x_gates)
 
 
 def input_parts(
-    run: LayerRun, depths: range, weight: Tensor, bias: Tensor, serves: Callable[[LayerRun, int], bool]
+    run: LayerRun, depths: range, weight: Tensor, bias: Tensor
 ) -> Iterator[tuple[range, Launch | None, Tensor]]:
     """Each slab of some depths, the launch that computes its input part, and that part, [D, M, 4C].
 
-    By word all depths are one slab. Its launch comes with the first depth that the variant serves, and is None later.
+    By word all depths are one slab, whose launch is None where the words' part is there already, in this order of
+    columns: depths are to be asked for in the order in which they are launched.
 
     Args:
         weight, bias: [D, P, 4C] and float32 [D, 4C], in the order of columns that the variant reads.
-        serves: of the variant that computes these depths.
 
     Raises:
         ValueError: a depth does not exist.
@@ -103,7 +103,8 @@ def input_parts(
         for slab in slabs(run, depths):
             yield slab, *slab_product(run, slab, weight, bias)
         return
-    is_made = any(serves(run, run.nodes.rows(depth)) for depth in range(1, depths.start))
+    is_made = depths.start > 1 and run.multiplied[-1:] == [id(weight)]
+    run.multiplied.append(id(weight))
     yield depths, None if is_made else word_product(run, weight, bias), run.words.gates
 
 

@@ -66,7 +66,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
         ValueError: a depth does not exist.
     """
     weights = run.weights.layout(hopper_layout)
-    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.input_bias, serves):
+    for slab, product, x_gates in input_parts(run, depths, weights.input, weights.input_bias):
         if product is not None:
             yield product
         if slab.start == 1:

@@ -10,7 +10,7 @@ who waits for it looks at the word itself; nobody counts, and nothing is fenced 
 word is written again only when all have read it, as a step takes something from every program. That is not so of sums,
 since nobody waits for the r of nodes without children: two steps' sums have words in turn.
 
-All programs must run at once, which a cooperative launch sees to. A wait in vain ends after some 50 ms: what it was for
+All programs must run at once, which a cooperative launch sees to. A wait in vain ends after some milliseconds: what it was for
 is NaN then, and so is all that follows.
 """
 
@@ -42,7 +42,7 @@ COLUMNS = gl.constexpr(64)  # of its part of the projection
 K = gl.constexpr(64)  # of a block of weights in shared memory
 CLOCKS = gl.constexpr(CLOCK_WORDS)
 MOST_ROWS = gl.constexpr(EXCHANGED_ROWS)
-MOST_POLLS = gl.constexpr(1 << 16)  # of a wait, each of some 0.7 us
+MOST_POLLS = gl.constexpr(1 << 14)  # of a wait, each of some 0.5 us
 
 
 # ------------------------------------------------------------------------------------------------------------ exchange
@@ -323,7 +323,7 @@ def persistent_kernel(
     TOTAL: gl.constexpr = row_major_layout(ROWS, SHARE, 2)
     start = depth
     _, first, last = depth_nodes(nodes, direction, depth, T)
-    first_of_all, first_of_last = first, first
+    first_of_all, n = first, first - first  # a name that a loop gives to another's value is not carried by it
     mbarrier.wait(complete.index(0), 0)
     while (depth < end) & (first < last):
         tag += 1
@@ -425,13 +425,12 @@ def persistent_kernel(
         total = gl.convert_layout(gl.join(low, high).reshape([ROWS, SHARE]), TOTAL)
         store_projected(total, projection_clip, tensors, skipped, direction64, node, m_node, o_column, N, P)
         depth += 1
-        first_of_last = first
         first = last
         last = following
 
-    # The rows that the next launch begins with; this thread has stored what it reads.
+    # The rows that the next launch begins with, n of them; who stores here has stored what it reads.
     o_column = i_columns * COLUMNS + i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(0, TOTAL))
-    node = (first_of_last + gl.arange(0, ROWS, layout=gl.SliceLayout(1, TOTAL))).to(gl.int64)
+    node = (first - n + gl.arange(0, ROWS, layout=gl.SliceLayout(1, TOTAL))).to(gl.int64)
     m_node = node < first
     child, n_children = children_of(nodes, direction64, node, m_node, N)
     p_hidden = tensors.hidden + ((direction64 * N + node) * P)[:, None] + o_column[None, :]

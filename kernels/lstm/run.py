@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import sub
 from typing import Any, NamedTuple
@@ -201,6 +201,9 @@ class LayerRun:
 
     With `words` those variants that compute the input's part beforehand do so by word.
 
+    Attributes:
+        multiplied: which weights' product with the words was asked for, the last of which `words.gates` holds.
+
     Raises:
         ValueError: a tensor has another shape, type, layout or device than it should.
     """
@@ -210,6 +213,7 @@ class LayerRun:
     nodes: Nodes
     options: LaunchOptions = DEFAULT_OPTIONS
     words: InputWords | None = None
+    multiplied: list[int] = field(default_factory=list, init=False, repr=False)
 
     @property
     def arguments(self) -> dict[str, Any]:
