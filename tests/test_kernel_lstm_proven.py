@@ -246,7 +246,7 @@ def test_a_verdict_is_one_of_a_card_its_software_and_these_sources(
 
 def test_nodes_are_whole() -> None:
     nodes = proven._nodes((1, 5, 3), 2, torch.device("cpu"))
-    assert nodes.depths == ((0, 2, 3, 8, 11), (0, 2, 3, 6, 8))
+    assert nodes.depths == ((0, 2, 3, 8, 11), (0, 2, 3, 6, 6))
     for d, starts in enumerate(nodes.depths):
         for before, first, last in zip(starts, starts[1:], starts[2:], strict=False):
             for node in range(first, last):

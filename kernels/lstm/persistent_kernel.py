@@ -10,8 +10,8 @@ who waits for it looks at the word itself; nobody counts, and nothing is fenced 
 word is written again only when all have read it, as a step takes something from every program. That is not so of sums,
 since nobody waits for the r of nodes without children: two steps' sums have words in turn.
 
-All programs must run at once, which a cooperative launch sees to. A wait in vain ends after some milliseconds: what it was for
-is NaN then, and so is all that follows.
+All programs must run at once, which a cooperative launch sees to. A wait in vain ends after milliseconds: what it was
+for is NaN then, and so is all that follows.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,13 +28,15 @@ from torch import Tensor
 from flashelmo.kernels import reference
 from flashelmo.kernels.launch import Launch, is_out_of_memory, run_in_order
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
-from flashelmo.kernels.lstm.run import InputWords, LayerRun, Nodes, new_tensors
+from flashelmo.kernels.lstm.run import InputWords, LayerRun, Nodes, Workspace, new_tensors
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
-TIMED = (8,) * 24  # of depths that are timed, about a sentence's
-ASLEEP = 2_000_000  # cycles of a card, in which the host queues these: a millisecond
+TIMED = 8, 32  # rows of depths that are timed, if both serve them
+N_TIMED = 24  # depths, about a sentence's
+ASLEEP = 10_000_000  # cycles of a card, in which the host queues these: five milliseconds
+SLOWER = 1.1  # times as long is longer, as no time is exact
 N_ROOTS = 2
 N_WORDS = 50  # where the input part is by word
 
@@ -131,7 +133,10 @@ def difference(variant: Steps, run: LayerRun) -> float:
     rows = [n for n in ROWS if variant.serves(run, n)]
     if not rows:
         return 0.0
-    nodes = _nodes(rows, weights.shape.D, weights.device)
+    # In two launches, as tiles may be by the most rows. Up and down: most nodes have children, some none.
+    parts = [[*few, *few[::-1], *few] for few in (rows[: 1 + len(rows) // 2], rows[1 + len(rows) // 2 :]) if few]
+    nodes = _nodes(list(chain.from_iterable(parts)), weights.shape.D, weights.device)
+    ends = list(accumulate(map(len, parts), initial=1))
     generator = torch.Generator(weights.device).manual_seed(0)
     size = weights.shape.D, nodes.n_nodes, weights.shape.P
     x = torch.randn(size, generator=generator, device=weights.device).to(weights.dtype)
@@ -145,16 +150,15 @@ def difference(variant: Steps, run: LayerRun) -> float:
         return float((a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
     expected, errors = _expected(weights, nodes, x), []
+    workspace = Workspace.of(weights.shape, weights.device)
     for _ in range(TIMES):
-        tensors = new_tensors(weights, nodes, x, skip=has_skip)
+        tensors = new_tensors(weights, nodes, x, skip=has_skip, workspace=workspace)
         tensors.poison()
         if words is not None:
             words.gates.fill_(torch.nan)
         again = LayerRun(weights, tensors, nodes, run.options, words)
-        middle = 1 + len(rows) // 2
-        for depths in (range(1, middle + 1), range(middle + 1, len(rows) + 1)):  # tiles may be by their largest
-            if depths:
-                run_in_order(variant.launches(again, depths))
+        for depths in map(range, ends, ends[1:]):
+            run_in_order(variant.launches(again, depths))
         errors.append(error(tensors.hidden, expected))
         if has_skip:
             errors.append(error(tensors.outputs, expected + x))
@@ -166,16 +170,22 @@ def _why_slow(variant: Steps, run: LayerRun) -> str:
     rival = variant.rival
     if rival is None or run.weights.device.type != "cuda":
         return ""
-    ours, theirs = milliseconds(variant, run), milliseconds(rival, run)
-    if ours <= theirs:
+    timed = [n for n in TIMED if variant.serves(run, n) and rival.serves(run, n)]
+    try:
+        ours, theirs = (sum(milliseconds(each, run, n) for n in timed) for each in (variant, rival))
+    except Exception as problem:  # of a rival that fails, which is no reason against this one
+        logger.debug("variant '%s' is not timed: %s", variant.name, problem)
         return ""
-    return f"{len(TIMED)} steps of {TIMED[0]} rows take {ours:.3f} ms where '{rival.name}' takes {theirs:.3f}"
+    if ours <= SLOWER * theirs:
+        return ""
+    rows = " and ".join(map(str, timed))
+    return f"{N_TIMED} steps of {rows} rows take {ours:.3f} ms where '{rival.name}' takes {theirs:.3f}"
 
 
-def milliseconds(variant: Steps, run: LayerRun) -> float:
-    """What depths of `TIMED` rows take on a card, the least of some times; the host queues them beforehand."""
+def milliseconds(variant: Steps, run: LayerRun, rows: int) -> float:
+    """What depths of so many rows take on a card, the least of some times; the host queues them beforehand."""
     weights = run.weights
-    nodes = _nodes(TIMED, weights.shape.D, weights.device)
+    nodes = _nodes((rows,) * N_TIMED, weights.shape.D, weights.device)
     x = torch.zeros(weights.shape.D, nodes.n_nodes, weights.shape.P, dtype=weights.dtype, device=weights.device)
     words = None if run.words is None else _words(weights, nodes, x)[0]
     tensors = new_tensors(weights, nodes, x, skip=run.tensors.outputs is not None)
@@ -232,8 +242,12 @@ def _held(weights: LstmWeights) -> tuple[list[Tensor], list[float]]:
 
 
 def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Nodes:
-    """Depths of so many nodes in the first direction, and of about half as many in others; parents have 0 to many."""
-    of_directions = [rows if d == 0 else [1 + n // 2 for n in rows] for d in range(n_directions)]
+    """Depths of so many nodes in the first direction, in others of about half as many and none at last.
+
+    Parents have no child to many.
+    """
+    fewer = [*(1 + n // 2 for n in rows[:-1]), 0]
+    of_directions = [rows if d == 0 else fewer for d in range(n_directions)]
     depths = tuple((0, *accumulate((N_ROOTS, *each))) for each in of_directions)
     N = max(starts[-1] for starts in depths)
     parents = torch.zeros(n_directions, N, dtype=torch.int32, device="cpu")
