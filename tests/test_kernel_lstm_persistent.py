@@ -108,21 +108,36 @@ def test_one_launch_serves_any_schedule_of_its_size(device: str) -> None:
         assert (found - expected[d, starts[1] : starts[-1]]).norm() < BOUND * expected[d].norm()
 
 
-def test_the_input_part_may_be_by_word(device: str) -> None:
+@pytest.mark.parametrize(
+    ("ways", "n_products"),
+    [
+        (("persistent", "persistent", "persistent"), 1),
+        (("few_rows", "few_rows", "persistent"), 1),  # as both have one order of columns
+        (("persistent", "fused", "persistent"), 1),
+        (("persistent", "hoisted", "persistent"), 3),
+        (("hoisted", "persistent", "hoisted"), 3),
+    ],
+    ids=str,
+)
+def test_the_input_part_may_be_by_word(device: str, ways: tuple[str, ...], n_products: int) -> None:
+    """Multiplied once, but again where the last variant that did so has another order of columns."""
     layer = made(device, ((3, 9, 2), (5, 4)))
     which = torch.arange(layer.nodes.n_nodes, device=device) * 5 % 7
-    x = layer.x[:, which].contiguous()
-    layer = replace(layer, x=x)
-    run = layer.poisoned()
-    of_nodes = which.int().expand(2, -1).contiguous()
-    distinct = torch.zeros_like(x)
+    layer = replace(layer, x=layer.x[:, which].contiguous())
+    run, of_nodes = layer.poisoned(), which.int().expand(2, -1).contiguous()
+    distinct = torch.zeros_like(layer.x)
     for word in range(7):
-        distinct[:, word] = x[:, which == word][:, 0]
-    count = torch.tensor([7], dtype=torch.int32, device=device)
-    words = InputWords.of(run.weights, distinct, of_nodes, count)
+        distinct[:, word] = layer.x[:, which == word][:, 0]
+    words = InputWords.of(run.weights, distinct, of_nodes, torch.tensor([7], dtype=torch.int32, device=device))
     words.gates.fill_(torch.nan)
     run = replace(run, words=words)
-    run_all(launches_of(run, "persistent"))
+    variants = {variant.name: variant for variant in table.VARIANTS}
+    found = []
+    for depth, way in enumerate(ways, 1):
+        launches = list(variants[way].launches(run, range(depth, depth + 1)))
+        run_all(launches)
+        found += [each for each in launches if each.arguments.get("count_ptr") is not None]
+    assert len(found) == n_products
     assert error(run, layer) < BOUND
 
 

@@ -28,6 +28,7 @@ from flashelmo.benchmarks.text import Workload
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels.tuning import EXCHANGED_ROWS
 
 CARD = "card"  # in place of the model where a row is of none
 RUN_OPTIONS = ("out", "models", "rounds", "seed", "limit_seconds", "commit")  # of every run on a card
@@ -229,14 +230,18 @@ def ceilings(
     """Tokens a second at best, of the LSTM alone, and with the distinct words' vectors; known ones cost nothing.
 
     Every depth of the sentences is a step of as many rows as there are sentences so long. Recurrent weights are read
-    again in each, input weights once a layer. Nothing is shared between sentences, so that sharing can take a figure
-    above its ceiling.
+    again in each, but once a layer for all that `persistent` may do; input weights once a layer. Nothing is shared
+    between sentences, so that sharing can take a figure above its ceiling.
     """
     by_length = Counter(map(len, workload.sentences))
     rows = Counter(accumulate(by_length[length] for length in range(max(by_length, default=0), 0, -1)))
-    steps = sum(times * lstm_step(config, n, precision).microseconds(card, precision) for n, times in rows.items())
-    once = gates(config, 0, precision, "hoisted").weights  # as large as the recurrent ones
-    lstm, words = config.n_layers * (1e-6 * steps + once / card.memory), 0.0
+    steps = {n: lstm_step(config, n, precision) for n in rows}
+    once = gates(config, 0, precision, "hoisted").weights  # the input's, as large as the recurrent ones
+    stay = [n for n in rows if n <= EXCHANGED_ROWS and value_bytes(precision) == 2]
+    once += max((steps[n].weights for n in stay), default=0)
+    steps |= {n: replace(steps[n], weights=0) for n in stay}
+    seconds = sum(1e-6 * times * steps[n].microseconds(card, precision) for n, times in rows.items())
+    lstm, words = config.n_layers * (seconds + once / card.memory), 0.0
     if config.filters and not words_known:  # models without characters look vectors up
         distinct = set(chain.from_iterable(workload.sentences))
         lengths = [min(len(word.encode()) + 2, config.max_characters) for word in distinct]

@@ -140,8 +140,10 @@ class Kernels:
             ("projection", shared, projections, costs.projection(self.config, rows, precision)),
             ("step", name, steps, costs.step(self.config, rows, precision, kind)),
         ):
-            if section != "step" and not projections:  # all steps are one launch
-                continue
+            if not projections:  # all steps of a layer are one launch, which reads its weights once
+                if section != "step":
+                    continue
+                cost = replace(cost, weights=0, streamed=cost.streamed + cost.weights / self._depths)
             peer = f"cuBLAS {precision if section == 'projection' else f'{kind} {precision}'}" if peers else ""
             yield section, TimedTask(who, in_order([each.run for each in launches]), depths, cost, peer)
             if peer:
