@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from record_rows import check_any_place, chunks, few, parts, rows, sizes, taken
 
 from flashelmo.engine.bulk import inputs, parquet, text_reader
-from flashelmo.engine.bulk.records import Place, open_reader
+from flashelmo.engine.bulk.records import Place, Reader, open_reader
 from flashelmo.engine.errors import FlashElmoError
 
 
@@ -119,12 +119,49 @@ def test_a_record_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(text_reader, "CHUNK_BYTES", 100)
     monkeypatch.setattr(text_reader, "HEAD_BYTES", 100)
     path = tmp_path / "a.csv"
-    path.write_text('text\n"a\nb"\n"c' + 999 * "d\n" + '"\n')
+    path.write_text('text\n"a\nb"\nc' + 999 * "d " + "\n")
     for size in (1, 9):
         with pytest.raises(
             FlashElmoError, match=r"a.csv: line 4, byte 1: expected records of at most 1000 bytes, found"
         ):
             list(parts(open_reader(path), [size]))
+
+
+@pytest.mark.parametrize("longest", [1 << 28, 1000])
+@pytest.mark.parametrize("strays", [[0], [5], [5, 150], [199]])
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv"])
+def test_a_stray_quote_takes_no_other_record(
+    suffix: str, strays: list[int], longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where no quote follows in the whole text, nor where none does in what a record may hold."""
+    monkeypatch.setattr(text_reader, "MAX_RECORD_BYTES", longest)
+    monkeypatch.setattr(text_reader, "HEAD_BYTES", 100)
+    between, format = ("\t", "tsv-quoted") if suffix == "tsv" else (",", None)
+    texts = [
+        f'\n{number}{between}"a stray quote' if number in strays else f"{number}{between}here" for number in range(200)
+    ]
+    text = "\n".join([between.join(("id", "text")), *texts, f'200{between}""', f'201{between}"the last\none"'])
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix == "csv.gz" else text.encode())
+
+    def opened() -> Reader:
+        return open_reader(path, format, id_field="id", errors="skip")
+
+    for chunk in (30, 500):
+        found = check_any_place(opened, [1, 120, 3], chunk)
+        assert [number for number, *_ in found] == [number for number in range(202) if number not in strays]
+        assert all(own_id == str(number) for number, own_id, *_ in found)
+    places = [f"{path}: line {3 + number + i}, byte 1: " for i, number in enumerate(strays)]
+    said = taken(opened()).records().skipped
+    assert [line[: len(place)] for line, place in zip(said, places, strict=True)] == places
+
+
+def test_a_stray_quote_in_a_header_takes_no_record(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,"text\n0,a b\n1,c\n')
+    with pytest.raises(FlashElmoError, match=r"a.csv: expected a column 'text', found 'id', 'text\\n'; field and"):
+        taken(open_reader(tmp_path / "a.csv"))
+    found = check_any_place(lambda: open_reader(tmp_path / "a.csv", field="2", errors="skip"), [1, 2], 30)
+    assert [tokens for _, _, tokens, _ in found] == [["a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "txt.gz", "parquet"])

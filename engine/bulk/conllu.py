@@ -8,13 +8,13 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
 from flashelmo.engine.bulk.tokenizers import tokens_of_lists
 from flashelmo.engine.text.tables import CONLLU_COLUMNS, CONLLU_ID
 
 
 @dataclass(frozen=True)
-class ConllU:
+class ConllU(TextFormat):
     """Sentences in CoNLL-U: the second columns of words with a number of their own, so no ranges and no empty nodes.
 
     A sentence's own id is its sent_id, its number where it has none. See `TextFormat`.

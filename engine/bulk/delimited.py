@@ -16,17 +16,18 @@ import pyarrow.csv
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, check_kind, line_ends
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
 from flashelmo.engine.errors import FlashElmoError
 
 EMPTY_LINES = rb"(?:\r?\n)*(?!\r?\n)"
+FIRST_LINE = re.compile(EMPTY_LINES + rb"[^\n]*\n")
 QUOTED = rb'"[^"]*(?:""[^"]*)*'  # to the last quote, which it leaves out
 
 FOUND_COLUMNS = re.compile(r"Expected \d+ columns, got (\d+)")
 
 
-class Delimited:
+class Delimited(TextFormat):
     """Rows below a header of names, empty lines aside. See `TextFormat`.
 
     Args:
@@ -62,7 +63,7 @@ class Delimited:
         """See `TextFormat`."""
         check_kind(head, name, "a table", "tokens with tags")
         ends = self.cut(head)
-        first = head[: ends[0]] if len(ends) else head
+        first = head[: ends[0] if len(ends) else self.end_of_first(head)]
         if not first.strip():
             raise FlashElmoError(f"{name}: expected a header with the names of columns, found an empty table")
         names = self._names(first)
@@ -80,6 +81,12 @@ class Delimited:
         befores = np.frombuffer(data, np.uint8)[np.maximum(ends - 2, 0)]
         visible: Int64 = ends[(lengths > 2) | ((lengths == 2) & (befores != ord("\r")))]
         return visible
+
+    def end_of_first(self, data: bytes) -> int:
+        """See `TextFormat`."""
+        if not self._quoted or self._patterns[0].fullmatch(data.rstrip()):
+            return len(data)
+        return _line_end(data, 0) or len(data)
 
     def decode(self, raw: RawRecords) -> Records:
         """See `TextFormat`."""
@@ -113,10 +120,10 @@ class Delimited:
             match = row.match(data, start)
             if match is not None:
                 start = match.end()
-            elif beginning.match(data, start) or (newline := data.find(b"\n", start)) < 0:
+            elif beginning.match(data, start) or not (end := _line_end(data, start)):
                 break
             else:
-                start = newline + 1
+                start = end
             ends.append(start)
         return ends
 
@@ -177,3 +184,9 @@ class Delimited:
             advice = f"{NAMED_BY}, or number them where there is no header"
             raise FlashElmoError(f"{name}: expected a column {field!r}, found {found}; {advice}")
         return names.index(field)
+
+
+def _line_end(data: bytes, start: int) -> int:
+    """Where the first line ends from `start` on that is not empty; 0 if there is no end."""
+    line = FIRST_LINE.match(data, start)
+    return 0 if line is None else line.end()

@@ -13,7 +13,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()
@@ -24,7 +24,7 @@ NO_RESIDUE = re.compile(rb"[^A-Za-z*\s]")
 
 
 @dataclass(frozen=True)
-class Fasta:
+class Fasta(TextFormat):
     """A header with > and lines of residues. See `TextFormat`.
 
     As in SeqVec, white space between residues is left out, small letters become capitals, and * stays a residue; U, Z,

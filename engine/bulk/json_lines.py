@@ -10,13 +10,13 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record, lines, tokens_of
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.text.sentences import SURROGATE
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(TextFormat):
     """An object a line, empty lines aside; a field of it is a text or a list of tokens. See `TextFormat`."""
 
     field: str

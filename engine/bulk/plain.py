@@ -8,14 +8,14 @@ import numpy as np
 
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, check_kind, line_ends
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenize
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import check_utf8
 
 
 @dataclass(frozen=True)
-class PlainLines:
+class PlainLines(TextFormat):
     """See `TextFormat`."""
 
     tokenizer: Tokenizer

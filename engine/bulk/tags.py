@@ -8,12 +8,12 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
 from flashelmo.engine.bulk.tokenizers import tokens_of_lists
 
 
 @dataclass(frozen=True)
-class Tags:
+class Tags(TextFormat):
     """A token and its tag a line, a tab or else white space between them. See `TextFormat`."""
 
     errors: RecordErrors

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16  # that tell what a file holds
-MAX_RECORD_BYTES = 1 << 28  # a quote that is never closed takes all that follows into its record
+MAX_RECORD_BYTES = 1 << 28  # so far a quote's end is looked for
 MAX_PART_BYTES = (1 << 31) - 1  # Arrow's strings count their bytes in 31 bits
 READ_BY = {  # what a file holds: how it is read
     "FASTA": "format fasta reads it",
@@ -75,6 +76,10 @@ class TextFormat(Protocol):
     def cut(self, data: bytes) -> Int64:
         """Where each record ends that is whole whatever follows; a last one without an end is none."""
 
+    def end_of_first(self, data: bytes) -> int:
+        """Where the first record ends of what `cut` finds no whole one in, as no more of the text may belong to it."""
+        return len(data)
+
     def decode(self, raw: RawRecords) -> Records:
         """The records."""
 
@@ -117,6 +122,7 @@ class TextReader:
         self._place = Place()
         self._blocks: deque[_Block] = deque()  # behind the place
         self._rest = b""  # behind the blocks, not cut yet
+        self._put_back: IO[bytes] = BytesIO()  # behind the rest: read from the file, and to be read once more
         self._at_end = False  # of the file
 
     def take(self, n: int) -> Part | None:
@@ -175,7 +181,7 @@ class TextReader:
     def _begin(self) -> None:
         """Open the text and look at its head."""
         self._file, self._blocks, self._at_end, self._place = self._open_text(), deque(), False, Place()
-        head = b""
+        head, self._put_back = b"", BytesIO()
         while len(head) < HEAD_BYTES and (chunk := self._read(HEAD_BYTES - len(head))):
             head += chunk
         if (kind := binary_kind_of(head)) is not None:
@@ -190,7 +196,7 @@ class TextReader:
         here, there = (max(byte, len(self._prefix)) for byte in (self._place.byte, place.byte))
         if here != there and self._file.seekable():
             self._file.seek(there)
-            self._blocks, self._rest, self._at_end = deque(), b"", False
+            self._blocks, self._rest, self._put_back, self._at_end = deque(), b"", BytesIO(), False
         elif there < here:
             self.close()
             self._begin()
@@ -202,6 +208,7 @@ class TextReader:
     def _skip(self, n_bytes: int) -> None:
         self._rest = b"".join([*(block.data[block.start :] for block in self._blocks), self._rest])
         self._blocks.clear()
+        self._at_end = False  # what was cut is cut again
         while n_bytes > len(self._rest):
             n_bytes -= len(self._rest)
             self._rest = self._read(CHUNK_BYTES)
@@ -212,22 +219,40 @@ class TextReader:
     def _fill(self) -> bool:
         """Cut the next block of whole records out of the text, if none is left; whether there are records.
 
-        A record of more than `MAX_RECORD_BYTES` is not cut out, and counts as one that is there.
+        A record of more than `MAX_RECORD_BYTES` is not cut out, and counts as one that is there. Where one ends depends
+        on the text from its beginning on, never on where reading began.
         """
         while not self._blocks and not self._at_end and len(self._rest) <= MAX_RECORD_BYTES:
-            chunk = self._read(max(CHUNK_BYTES, len(self._rest)))  # a long record is not looked at again and again
-            data, self._at_end = self._rest + chunk, not chunk
-            ends = self._format.cut(data)
-            n_whole = int(ends[-1]) if len(ends) else 0
-            tail = data[n_whole:]
-            if self._at_end and (tail if self._format.blank_records else tail.strip()):
-                ends, n_whole = np.append(ends, len(data)), len(data)
+            # A long record is not looked at again and again; none is looked at further than it may be long.
+            chunk = self._read(min(max(CHUNK_BYTES, len(self._rest)), MAX_RECORD_BYTES + 1 - len(self._rest)))
+            self._rest += chunk
+            ends = self._format.cut(self._rest)
             if len(ends):
-                self._blocks.append(_Block(data[:n_whole], ends))
-            self._rest = data[n_whole:]
+                self._blocks.append(self._cut_off(ends))
+            elif not chunk and not (self._rest if self._format.blank_records else self._rest.strip()):
+                self._at_end = True
+            elif not chunk or len(self._rest) > MAX_RECORD_BYTES:
+                self._cut_one(self._format.end_of_first(self._rest), at_end=not chunk)
         return bool(self._blocks) or len(self._rest) > MAX_RECORD_BYTES
 
+    def _cut_off(self, ends: Int64) -> _Block:
+        """The records that end there, taken from the rest."""
+        n_whole = int(ends[-1])
+        block, self._rest = _Block(self._rest[:n_whole], ends), self._rest[n_whole:]
+        return block
+
+    def _cut_one(self, end: int, at_end: bool) -> None:
+        """Take a record that is not whole from the rest, and read what is behind it once more, piece by piece.
+
+        Where all of the rest belongs to it, it is not taken unless the text is at its end.
+        """
+        if at_end or end < len(self._rest):
+            self._blocks.append(self._cut_off(np.array([end], np.int64)))
+            self._put_back, self._rest = BytesIO(self._rest + self._put_back.read()), b""
+
     def _read(self, n_bytes: int) -> bytes:
+        if data := self._put_back.read(n_bytes):
+            return data
         assert self._file is not None
         try:
             data = self._file.read(n_bytes)
