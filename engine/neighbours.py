@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import nlargest
+from dataclasses import dataclass
+from heapq import heappush, heappushpop
 from itertools import tee
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +42,40 @@ class Neighbour(NamedTuple):
         return self.tokens[self.position]
 
 
+@dataclass(frozen=True)
+class Use:
+    """A word in a sentence, of which neighbours are asked for.
+
+    Attributes:
+        tokens: the sentence.
+        position: the word's in it, from 0.
+        same_word: whether its neighbours are uses of that word itself, in capitals or small letters.
+    """
+
+    tokens: Sequence[str]
+    position: int
+    same_word: bool = False
+
+    @classmethod
+    def of(cls, query: Sentence | str, word: str | int, same_word: bool = False) -> Use:
+        """The use of a word in a sentence, as `find_neighbours` takes both.
+
+        Raises:
+            FlashElmoError: the sentence does not hold the word; neither text nor tokens.
+        """
+        tokens = tokens_of(query)
+        if not tokens or not all(isinstance(token, str) for token in tokens):
+            raise FlashElmoError(f"query: expected a sentence with a word in it, found {shown(query)}")
+        return cls(tokens, _position(tokens, word), flag("same_word", same_word))
+
+    def candidates(self, tokens: Sequence[str]) -> list[int]:
+        """Positions of the words of a sentence that may be its neighbours; none in the use's own sentence."""
+        if list(tokens) == list(self.tokens):
+            return []
+        word = self.tokens[self.position].lower()
+        return [k for k, token in enumerate(tokens) if not self.same_word or token.lower() == word]
+
+
 def find_neighbours(
     elmo: ElmoEmbedder,
     sentences: Iterable[Sentence | str],
@@ -67,42 +102,54 @@ def find_neighbours(
     """
     if not callable(getattr(elmo, "embed", None)):
         raise FlashElmoError(f"elmo: expected an ElmoEmbedder, found {shown(elmo)}")
-    if not Output(layers).single:
-        raise FlashElmoError(f"layers: expected one of them, 'top' or 'average', found {shown(layers)}")
-    n, tokens = whole_number("n", n, 1, MOST), tokens_of(query)
-    if not tokens or not all(isinstance(token, str) for token in tokens):
-        raise FlashElmoError(f"query: expected a sentence with a word in it, found {shown(query)}")
-    position = _position(tokens, word)
-    wanted = tokens[position].lower() if flag("same_word", same_word) else None
-    (vectors,) = elmo.embed([tokens], layers=layers)
-    found = _nearest(elmo, several("sentences", sentences), tokens, _unit(vectors[position]), layers, wanted)
-    return nlargest(n, found, key=lambda neighbour: neighbour.similarity)
+    check_layers(layers)
+    n = whole_number("n", n, 1, MOST)
+    (found,) = neighbours_of(elmo, sentences, [Use.of(query, word, same_word)], n=n, layers=layers)
+    return found
 
 
-def _nearest(
+def neighbours_of(
     elmo: ElmoEmbedder,
     sentences: Iterable[Sentence | str],
-    query: Sequence[str],
-    vector: Array,
-    layers: Layers,
-    wanted: str | None,
-) -> Iterator[Neighbour]:
-    """The nearest word of every sentence that may have one."""
-    numbered = enumerate(map(tokens_of, sentences))
-    candidates = ((number, each) for number, each in numbered if _may_be_near(each, query, wanted))
-    embedded, named = tee(candidates)
-    for (number, each), vectors in zip(named, elmo.embed((each for _, each in embedded), layers=layers), strict=True):
-        similarities = _unit(vectors) @ vector
-        if wanted is not None:
-            similarities[[token.lower() != wanted for token in each]] = -np.inf
-        position = int(similarities.argmax())
-        yield Neighbour(float(similarities[position]), number, position, each)
+    uses: Sequence[Use],
+    *,
+    n: int = 5,
+    layers: Layers = "average",
+) -> list[list[Neighbour]]:
+    """For each of several uses what `find_neighbours` gives; the text is embedded once for all.
+
+    Raises:
+        FlashElmoError: as there.
+    """
+    check_layers(layers)
+    numbered = enumerate(map(tokens_of, several("sentences", sentences)))
+    queries = _embedded(elmo, (use.tokens for use in uses), layers)
+    wanted = [vectors[use.position] for use, vectors in zip(uses, queries, strict=True)]
+    nearest: list[list[tuple[float, int, Neighbour]]] = [[] for _ in uses]  # heaps of n at most; the first wins a tie
+    embedded, named = tee((number, each) for number, each in numbered if any(use.candidates(each) for use in uses))
+    results = _embedded(elmo, (each for _, each in embedded), layers)
+    for (number, each), vectors in zip(named, results, strict=True):
+        for use, vector, heap in zip(uses, wanted, nearest, strict=True):
+            if places := use.candidates(each):
+                similarities = vectors[places] @ vector
+                k = int(similarities.argmax())
+                found = Neighbour(float(similarities[k]), number, places[k], each)
+                (heappush if len(heap) < n else heappushpop)(heap, (found.similarity, -number, found))
+    return [[found for *_, found in sorted(heap, reverse=True)] for heap in nearest]
 
 
-def _may_be_near(tokens: Sequence[str], query: Sequence[str], wanted: str | None) -> bool:
-    if wanted is not None and wanted not in (token.lower() for token in tokens):
-        return False
-    return len(tokens) > 0 and list(tokens) != list(query)
+def check_layers(layers: Layers) -> None:
+    """Raise FlashElmoError where a token has not one vector."""
+    if not Output(layers).single:
+        raise FlashElmoError(f"layers: expected one of them, 'top' or 'average', found {shown(layers)}")
+
+
+def _embedded(elmo: ElmoEmbedder, sentences: Iterable[Sequence[str]], layers: Layers) -> Iterator[Array]:
+    """The vectors of each sentence's words, of length 1; those of its boundaries, where they are kept, are left out."""
+    given, named = tee(sentences)
+    for tokens, vectors in zip(named, elmo.embed(given, layers=layers), strict=True):
+        edge = (len(vectors) - len(tokens)) // 2
+        yield _unit(vectors[edge : edge + len(tokens)])
 
 
 def _position(tokens: Sequence[str], word: str | int) -> int:

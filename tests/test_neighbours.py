@@ -15,7 +15,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.initialize import preset_config
 from flashelmo.engine.model.named.locate import bundled
-from flashelmo.engine.neighbours import find_neighbours
+from flashelmo.engine.neighbours import Use, find_neighbours, neighbours_of
 
 TEXT = ["the light of day", "", "a light load", "The Light !", "no such word", "light"]
 NAME = next(iter(MODELS))
@@ -49,6 +49,32 @@ def test_they_are_those_that_comparing_all_finds(elmo: ElmoEmbedder, layers: Any
             assert [(each.sentence, each.position) for each in found] == [each[1:] for each in expected[:3]]
         assert np.allclose([each.similarity for each in found], [each[0] for each in expected[:3]], atol=1e-5)
         assert all(each.word == TEXT[each.sentence].split()[each.position] for each in found)
+
+
+@pytest.mark.parametrize("same_word", [True, False])
+def test_the_boundaries_of_sentences_are_no_words(elmo: ElmoEmbedder, same_word: bool) -> None:
+    with_boundaries = ElmoEmbedder(MODELS[NAME], device="cpu", keep_sentence_boundaries=True)
+    for query, word in (("a light load", "light"), ("light", 0), ("the light", "light")):
+        expected, found = (
+            find_neighbours(each, TEXT, query, word, n=9, same_word=same_word) for each in (elmo, with_boundaries)
+        )
+        assert [each[1:] for each in found] == [each[1:] for each in expected]
+        assert np.allclose([each.similarity for each in found], [each.similarity for each in expected], atol=1e-5)
+
+
+def test_a_text_is_embedded_once_for_all_uses(elmo: ElmoEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = ["a light load", "the light of day", "light"]
+    expected = [find_neighbours(elmo, TEXT, query, "light", n=2) for query in queries]
+    calls: list[Any] = []
+
+    def embed(sentences: Any, **options: Any) -> Any:
+        calls.append(list(sentences))
+        return ElmoEmbedder.embed(elmo, calls[-1], **options)
+
+    monkeypatch.setattr(elmo, "embed", embed)
+    found = neighbours_of(elmo, iter(TEXT), [Use.of(query, "light") for query in queries], n=2)
+    assert [[each[1:] for each in some] for some in found] == [[each[1:] for each in some] for some in expected]
+    assert calls == [[query.split() for query in queries], [line.split() for line in TEXT if line]]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +121,9 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
     assert capsys.readouterr().out.splitlines() == lines
     assert main([*arguments[:2], "dark", *arguments[3:]]) == 1
     assert capsys.readouterr().err == "flashelmo: word: expected one of 'a light load', found 'dark'\n"
+    assert main([*arguments[:4], "no such word", "--model", str(tmp_path / "model")]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "flashelmo: word: expected one of 'no such word', found 'light'\n")
 
 
 def test_the_model_of_the_package_tells_senses_apart(root: Path) -> None:

@@ -10,7 +10,6 @@ import typer
 
 from flashelmo.cli.arguments import Options, Precision, parse_layers
 from flashelmo.cli.terminal import warnings_to_stderr
-from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.text.windows import read_windows
 
 TOKENS_AROUND = 6  # of a neighbour, on either side
@@ -33,16 +32,16 @@ def neighbours(
 ) -> None:
     """Find the words of a text that are nearest, in their contexts, to a word in each sentence."""
     from flashelmo.engine.embedder import ElmoEmbedder
-    from flashelmo.engine.neighbours import find_neighbours
+    from flashelmo.engine.neighbours import Use, check_layers, neighbours_of
 
+    compared, uses = parse_layers(layers), [Use.of(sentence, word, same_word) for sentence in sentences]
+    check_layers(compared)
     with warnings_to_stderr(quiet=True):
         elmo = ElmoEmbedder.load(model, options_file=options, device=device, precision=precision, threads=threads)
-        kept = list(_tokens(text)) if is_stream(text) else None
-        for sentence in sentences:
-            tokens = _tokens(text) if kept is None else kept
-            found = find_neighbours(elmo, tokens, sentence, word, n=n, layers=parse_layers(layers), same_word=same_word)
+        found = neighbours_of(elmo, _tokens(text), uses, n=n, layers=compared)
+        for sentence, nearest in zip(sentences, found, strict=True):
             print(f"{word} in: {sentence}")
-            for each in found:
+            for each in nearest:
                 before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
                 behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
                 print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")
