@@ -69,6 +69,13 @@ def test_texts(model: Path, elmo: ElmoEmbedder, means: Array) -> None:
     assert joined.size == 24 and TextEmbedder(model, layers=(0, 2)).size == 16
     mixed = TextEmbedder(model, mix=[1, 0, 2], pool="max")
     np.testing.assert_array_equal(mixed.matrix(TEXTS), np.stack(list(elmo.embed(TEXTS, mix=[1, 0, 2], pool="max"))))
+    for given, options in ((model, {"stateful": True}), (ElmoEmbedder.load(model, stateful=True), {})):
+        with pytest.raises(FlashElmoError, match=r"^stateful: expected texts whose vectors depend on themselves alone"):
+            TextEmbedder(given, **options)
+    bounded = ElmoEmbedder.load(model, keep_sentence_boundaries=True)
+    for given, options in ((model, {"keep_sentence_boundaries": True}), (bounded, {})):
+        with pytest.raises(FlashElmoError, match=r"^keep_sentence_boundaries: expected one vector a token, found True"):
+            TextEmbedder(given, **options).check_rows()
     moses = TextEmbedder(model, tokenizer="moses", pool=None)
     assert [len(each) for each in moses(["the cat, sat.", ["the cat"], "two\nlines"])] == [5, 1, 2]
 
@@ -184,6 +191,9 @@ def test_spacy(model: Path, elmo: ElmoEmbedder) -> None:
     several = list(nlp.pipe(["The cat, sat.", "", "cat"], batch_size=2))
     np.testing.assert_array_equal(several[0].tensor, expected)
     assert several[1].tensor.shape == (0, 8) and not several[1].vector.any()
+    for option in ("keep_sentence_boundaries", "stateful"):
+        with pytest.raises(FlashElmoError, match=f"^{option}: expected "):
+            spacy.blank("en").add_pipe("flashelmo", config={"model": str(model), "options": {option: True}})
 
 
 @quiet
@@ -222,6 +232,8 @@ def test_flair(model: Path, elmo: ElmoEmbedder) -> None:
     assert again.name == embeddings.name and again.embedding_length == 24
     with pytest.raises(FlashElmoError, match="expected a model's path or name"):
         ElmoEmbeddings(elmo).to_params()
+    with pytest.raises(FlashElmoError, match=r"^keep_sentence_boundaries: expected one vector a token"):
+        ElmoEmbeddings(model, keep_sentence_boundaries=True)
 
 
 @quiet

@@ -33,6 +33,9 @@ class ElmoEmbeddings(TokenEmbeddings):  # type: ignore[misc, unused-ignore]
         layers, mix: see `ElmoEmbedder.embed`; several layers are joined end to end.
         name: of the embeddings in a stack.
         **options: of `ElmoEmbedder.load`.
+
+    Raises:
+        FlashElmoError: it keeps sentence boundaries, which are no tokens.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ElmoEmbeddings(TokenEmbeddings):  # type: ignore[misc, unused-ignore]
         **options: Any,
     ) -> None:
         self._texts = TextEmbedder(model, layers=layers if mix is None else "average", mix=mix, pool=None, **options)
+        self._texts.check_rows()
         self._given = {"model": model, "layers": layers, "mix": mix, "name": name, **options}
         self._length = self._texts.size
         self.name = name or f"flashelmo-{model if isinstance(model, str | Path) else 'memory'}"

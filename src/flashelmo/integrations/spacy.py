@@ -30,9 +30,13 @@ class ElmoComponent:
 
     Args:
         texts: what embeds; tokens are spaCy's.
+
+    Raises:
+        FlashElmoError: it keeps sentence boundaries, which are no tokens.
     """
 
     def __init__(self, texts: TextEmbedder) -> None:
+        texts.check_rows()
         self._texts = texts
 
     def __call__(self, doc: Doc) -> Doc:

@@ -29,6 +29,9 @@ class TextEmbedder:
         output: which layers, of which several are joined end to end, and whether tokens are pooled.
         tokenizer: of texts, by its name (`engine/bulk/tokenizers.py`); token lists are taken as they are.
         options: of `ElmoEmbedder.load`.
+
+    Raises:
+        FlashElmoError: a stateful embedder, as the same text would get other vectors each time.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class TextEmbedder:
         self.output = Output(layers, pool=pool, mix=mix)
         self.tokenizer = tokenizer
         self.options = options
+        if self._setting("stateful"):
+            raise FlashElmoError("stateful: expected texts whose vectors depend on themselves alone, found True")
 
     @property
     def embedder(self) -> ElmoEmbedder:
@@ -53,6 +58,17 @@ class TextEmbedder:
             return self.model
         key = json.dumps(self.options, sort_keys=True, default=repr)
         return _load(_Asked(str(self.model), key, self.options))
+
+    def check_rows(self) -> None:
+        """Raise FlashElmoError where a text has other rows than one a token."""
+        if self._setting("keep_sentence_boundaries"):
+            raise FlashElmoError(
+                "keep_sentence_boundaries: expected one vector a token, found True, which gives two more"
+            )
+
+    def _setting(self, name: str) -> Any:
+        """A setting of the embedder, which is not loaded for it."""
+        return getattr(self.model.settings, name) if isinstance(self.model, ElmoEmbedder) else self.options.get(name)
 
     @property
     def size(self) -> int:
