@@ -249,8 +249,8 @@ HELD = {  # what a file holds: its bytes, and what reads it
 
 
 @pytest.mark.parametrize("kind", HELD)
-@pytest.mark.parametrize("format", ["lines", "jsonl", "fasta"])
-def test_files_that_are_plainly_of_another_format(kind: str, format: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", [None, "jsonl", "fasta"])
+def test_files_that_are_plainly_of_another_format(kind: str, format: str | None, tmp_path: Path) -> None:
     data, advice = HELD[kind]
     (tmp_path / "a").write_bytes(data)
     reader = open_reader(tmp_path / "a", format)
@@ -259,6 +259,19 @@ def test_files_that_are_plainly_of_another_format(kind: str, format: str, tmp_pa
         return
     with pytest.raises(FlashElmoError, match=rf"/a: expected .*, found {kind}; {advice}$"):
         reader.take(1)
+
+
+@pytest.mark.parametrize("kind", ["FASTA", "CoNLL-U", "JSON lines", "tokens with tags", "a table"])
+def test_lines_and_tables_that_are_asked_for_by_name_are_such(kind: str, tmp_path: Path) -> None:
+    data, _ = HELD[kind]
+    (tmp_path / "a").write_bytes(data)
+    found = taken(open_reader(tmp_path / "a", "lines")).records()
+    assert found.texts == data.decode().rstrip("\n").split("\n") + [""] * (kind == "tokens with tags")
+    if kind == "CoNLL-U":
+        assert taken(open_reader(tmp_path / "a", "tsv", field="2")).records().texts == ["a"]
+    (tmp_path / "a").write_bytes(HELD["HDF5"][0])
+    with pytest.raises(FlashElmoError, match="/a: expected text, found HDF5; it is not read"):
+        taken(open_reader(tmp_path / "a", "lines"))
 
 
 def test_two_tokens_a_line_between_tabs_are_sentences(tmp_path: Path) -> None:

@@ -165,6 +165,9 @@ def test_the_command_reads_any_input(here: Path, embedder: ElmoEmbedder, succeed
     Path("in.txt").write_text("the\tDET\ncat\tNOUN\n\nsat\tVERB\n")
     succeed("embed", "in.csv", "a.npz", "--id-field", "key", "--model", "model", "--pool", "max")
     succeed("embed", "in.txt", "b.npz", "--input-format", "tags", "--model", "model", "--pool", "max")
+    Path("json.txt").write_text('{"text": "a b"}\n')
+    for output in ("lines.h5", "lines"):
+        succeed("embed", "json.txt", output, "--input-format", "lines", "--model", "model")
     expected = list(embedder.embed(["the cat", "sat"], pool="max"))
     for name, keys in (("a.npz", ["x", "y"]), ("b.npz", ["0", "1", "sentence_to_index"])):
         with np.load(name) as archive:

@@ -16,7 +16,7 @@ import pyarrow.csv
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind, line_ends
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize
 from flashelmo.engine.errors import FlashElmoError
 
@@ -40,6 +40,7 @@ class Delimited(TextFormat):
         errors: as of `open_reader`.
     """
 
+    kinds = ("a table", "tokens with tags")
     blank_records = False
 
     def __init__(
@@ -61,7 +62,6 @@ class Delimited(TextFormat):
 
     def begin(self, head: bytes, name: str) -> int:
         """See `TextFormat`."""
-        check_kind(head, name, "a table", "tokens with tags")
         ends = self.cut(head)
         first = head[: ends[0] if len(ends) else self.end_of_first(head)]
         if not first.strip():

@@ -13,7 +13,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, decode_utf8, each_record
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()
@@ -35,12 +35,8 @@ class Fasta(TextFormat):
 
     id_field: int | None
     errors: RecordErrors
+    kinds = ("FASTA",)
     blank_records = False
-
-    def begin(self, head: bytes, name: str) -> int:
-        """See `TextFormat`."""
-        check_kind(head, name, "FASTA")
-        return 0
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""

@@ -10,7 +10,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import NAMED_BY, Fault, decode_utf8, each_record, lines, tokens_of
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
 from flashelmo.engine.bulk.tokenizers import Tokenizer
 from flashelmo.engine.text.sentences import SURROGATE
 
@@ -23,12 +23,8 @@ class JsonLines(TextFormat):
     id_field: str | None
     tokenizer: Tokenizer
     errors: RecordErrors
+    kinds = ("JSON lines",)
     blank_records = False
-
-    def begin(self, head: bytes, name: str) -> int:
-        """See `TextFormat`."""
-        check_kind(head, name, "JSON lines")
-        return 0
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind, line_ends
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, line_ends
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenize
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.text.lines import check_utf8
@@ -20,12 +20,8 @@ class PlainLines(TextFormat):
 
     tokenizer: Tokenizer
     errors: RecordErrors
+    kinds = ("a sentence a line",)
     blank_records = True
-
-    def begin(self, head: bytes, name: str) -> int:
-        """See `TextFormat`."""
-        check_kind(head, name, "a sentence a line")
-        return 0
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""

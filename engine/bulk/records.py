@@ -42,6 +42,7 @@ SUFFIXES = {  # that mean another format than lines
     ".fa": "fasta",
     ".faa": "fasta",
 }
+OF_ANY_TEXT = ("lines", "csv", "tsv", "tsv-quoted")  # any text is some
 WITH_FIELDS = ("jsonl", "csv", "tsv", "tsv-quoted", "parquet")
 WITH_TOKENS = ("conllu", "tags", "fasta")
 DEFAULT_FIELD = "text"
@@ -63,7 +64,8 @@ def open_reader(
             .zst.
         format: "lines", a sentence each, also for all suffixes that mean nothing else; "jsonl", an object a line;
             "csv"; "tsv", in which quotes are characters as others; "tsv-quoted", in which they enclose tabs and line
-            ends; "parquet"; "conllu"; "tags", a token and its tag a line; "fasta".
+            ends; "parquet"; "conllu"; "tags", a token and its tag a line; "fasta". Text that plainly is of another
+            format is refused, except where lines or a table are asked for by name.
         field: of formats with fields, the one that is embedded, by default "text". JSON's and Parquet's may be lists
             of tokens. A number, from 1, is a column of a CSV or TSV without a header.
         id_field: the field of a record's own id. CoNLL-U and FASTA have ids by themselves; with FASTA a number picks
@@ -89,7 +91,8 @@ def open_reader(
     if kind == "parquet":
         reader = ParquetReader(given.name, given.open, field, id_field, split, errors, given.n_bytes)
     else:
-        reader = TextReader(given.name, given.open, _text_format(kind, field, id_field, split, errors))
+        text_format = _text_format(kind, field, id_field, split, errors)
+        reader = TextReader(given.name, given.open, text_format, trusted=format in OF_ANY_TEXT)
         reader.n_bytes = given.n_bytes
     reader.options = {"format": kind, "field": field, "id_field": id_field, "tokenizer": tokenizer, "errors": errors}
     return reader
@@ -103,9 +106,9 @@ def format_of(source: str | Path, format: str | None = None) -> str:
     return kind
 
 
-def is_plain_text(source: str | Path, format: str | None = None) -> bool:
-    """Whether an input is lines as they are, in a file of this machine or on standard input."""
-    return format_of(source, format) == "lines" and Input(source).is_plain
+def is_plain_text(source: str | Path) -> bool:
+    """Whether an input is lines as they are, judged by its name, in a file of this machine or on standard input."""
+    return format_of(source) == "lines" and Input(source).is_plain
 
 
 def _check_fields(kind: str, field: str | None, id_field: str | None) -> None:

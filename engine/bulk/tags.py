@@ -8,7 +8,7 @@ from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Int64
 from flashelmo.engine.bulk.by_record import Fault, cut_at_blank_lines, each_record, line_text, visible_lines
 from flashelmo.engine.bulk.parts import RecordErrors, Records
-from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat, check_kind
+from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
 from flashelmo.engine.bulk.tokenizers import tokens_of_lists
 
 
@@ -17,12 +17,8 @@ class Tags(TextFormat):
     """A token and its tag a line, a tab or else white space between them. See `TextFormat`."""
 
     errors: RecordErrors
+    kinds = ("tokens with tags", "a table")
     blank_records = False
-
-    def begin(self, head: bytes, name: str) -> int:
-        """See `TextFormat`."""
-        check_kind(head, name, "tokens with tags", "a table")
-        return 0
 
     def cut(self, data: bytes) -> Int64:
         """See `TextFormat`."""

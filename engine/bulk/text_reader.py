@@ -61,17 +61,20 @@ class TextFormat(Protocol):
     """How records stand in a text.
 
     Attributes:
+        kinds: what `kind_of` may take such a text for, first what it is.
         blank_records: whether white space behind the last record is one more.
     """
 
+    kinds: tuple[str, ...]
     blank_records: bool
 
     def begin(self, head: bytes, name: str) -> int:
         """Look at the first bytes of the text; how many of them stand before the first record.
 
         Raises:
-            FlashElmoError: they are plainly of another format.
+            FlashElmoError: they are no beginning of such a text.
         """
+        return 0
 
     def cut(self, data: bytes) -> Int64:
         """Where each record ends that is whole whatever follows; a last one without an end is none."""
@@ -109,15 +112,18 @@ class TextReader:
         name: of the input, for messages.
         open_text: opens the text, decompressed, at its beginning.
         text_format: how records stand in it.
+        trusted: whether it is read so whatever it looks like.
     """
 
-    def __init__(self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat) -> None:
+    def __init__(
+        self, name: str, open_text: Callable[[], IO[bytes]], text_format: TextFormat, trusted: bool = False
+    ) -> None:
         self._file: IO[bytes] | None = None
         self.name = name
         self.options: dict[str, Any] = {}
         self.n_bytes: int | None = None
         self._open_text = open_text
-        self._format = text_format
+        self._format, self._trusted = text_format, trusted
         self._prefix = b""  # what stands before the first record
         self._place = Place()
         self._blocks: deque[_Block] = deque()  # behind the place
@@ -187,6 +193,8 @@ class TextReader:
         if (kind := binary_kind_of(head)) is not None:
             raise FlashElmoError(f"{self.name}: expected text, found {kind}; {READ_BY.get(kind, 'it is not read')}")
         text = without_mark(head, self.name)
+        if not self._trusted:
+            _check_kind(text, self.name, self._format.kinds)
         n_before = len(head) - len(text) + self._format.begin(text, self.name)
         self._prefix, self._rest = head[:n_before], head[n_before:]
 
@@ -290,7 +298,7 @@ def line_ends(data: bytes) -> Int64:
     return (np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1).astype(np.int64)
 
 
-def check_kind(head: bytes, name: str, *allowed: str) -> None:
+def _check_kind(head: bytes, name: str, allowed: tuple[str, ...]) -> None:
     """Raise FlashElmoError where the first bytes are plainly of another kind than the first one that is allowed."""
     head = head[: head.rfind(b"\n") + 1] or head
     kind = kind_of(head)

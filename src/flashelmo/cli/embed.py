@@ -178,8 +178,8 @@ def embed(
             raise FlashElmoError(f"{name}: expected {expected}, found {output}")
         if (
             format != "seqvec"
-            and not (field or id_field or tokenizer or errors == "skip")
-            and is_plain(input, input_format)
+            and not (field or id_field or tokenizer or input_format or errors == "skip")
+            and is_plain(input)
         ):
             embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet, as_json=as_json)
             return
@@ -249,11 +249,11 @@ def embed_to_file(
     _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 
 
-def is_plain(source: str, input_format: str | None) -> bool:
+def is_plain(source: str) -> bool:
     """Whether an input is what `embed_to_file` reads."""
     from flashelmo.engine.bulk.records import is_plain_text
 
-    return is_plain_text(source, input_format)
+    return is_plain_text(source)
 
 
 def embed_records_to(
