@@ -612,13 +612,19 @@ def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["out", "--stateful"], "stateful: expected an embedder that carries no state"),
         (["model"], "model: expected an empty folder or one of shards, found config.json"),
         (["out", "--report", "absent/r.json"], "--report: expected a file's name in a folder that is there"),
+        (
+            ["out", "--report", "./text.txt"],
+            "--report: expected a file for the report, found the text itself: text.txt",
+        ),
+        (["out", "--report", "/proc/r.json"], "/proc/r.json: cannot write: "),
+        (["out", "--report", "r.json", "--stateful"], "stateful: expected an embedder that carries no state"),
     ],
 )
 def test_bad_arguments_of_the_command(
     here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["embed", "text.txt", *arguments, "--model", "model", "-q"]) == 1
-    assert message in capfd.readouterr().err and not (here / "out").exists()
+    assert message in capfd.readouterr().err and not (here / "out").exists() and not (here / "r.json").exists()
 
 
 @pytest.mark.parametrize(

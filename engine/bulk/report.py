@@ -67,6 +67,18 @@ class Report:
         more = {"waited": waited, "bottleneck": self.bottleneck, "tokens_per_second": round(self.tokens_per_second, 1)}
         return {**asdict(self), **rounded, **more}
 
+    @staticmethod
+    def check(path: str | Path) -> None:
+        """Raise FlashElmoError where `write` could not write the file, before the work is done."""
+        path = path_of("report", path)
+        if path.exists() and not path.is_file():
+            return  # a pipe's reader would take this for the report
+        existed = path.exists()
+        with writing(path):
+            path.open("ab").close()
+            if not existed:
+                path.unlink()
+
     def write(self, path: str | Path, folder: Path, num_shards: int = 1, shard_id: int = 0) -> None:
         """Write it as JSON, with a line for each record of the job's shards that was skipped.
 

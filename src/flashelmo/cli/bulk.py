@@ -62,6 +62,7 @@ def embed_to_folder(
     """
     from flashelmo.engine.bulk.folder import check_new
     from flashelmo.engine.bulk.records import open_reader
+    from flashelmo.engine.bulk.report import Report
     from flashelmo.engine.bulk.run import embed_corpus
     from flashelmo.engine.embedder import ElmoEmbedder
 
@@ -71,6 +72,10 @@ def embed_to_folder(
     check_new(target, how["resume"], how["overwrite"], how["num_shards"] > 1)
     if not is_stream(corpus.input) and not ADDRESS.match(corpus.input):
         path_of("input", corpus.input).open("rb").close()
+    if report is not None:
+        if report.exists() and Path(corpus.input).exists() and report.samefile(corpus.input):
+            raise FlashElmoError(f"--report: expected a file for the report, found the text itself: {report}")
+        Report.check(report)
     with warnings_to_stderr(quiet):
         if workers is not None or ray is not None:
             done, computed = _embed_with_others(corpus, how, quiet, 1 if workers is None else workers, ray)
