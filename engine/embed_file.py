@@ -158,7 +158,7 @@ def check_disk(
     """
     n_rows = n_tokens + 2 * n_sentences * bool(embedder.settings.keep_sentence_boundaries)
     needed = sink.n_bytes(embedder.config.n_layers + 1, embedder.config.output_size, n_rows, n_sentences)
-    check_space(sink.path, needed * max(1.0, (total_bytes or 0.0) / n_bytes if n_bytes else 1.0))
+    check_space(sink.path, needed * max(1.0, (total_bytes or 0.0) / n_bytes if n_bytes else 1.0), sink.output)
 
 
 def _check_disk(embedder: Embedder, sink: Sink, total_bytes: float | None, window: Window) -> None:

@@ -213,6 +213,14 @@ def test_the_disk_is_looked_at_before_anything_is_computed(
     with pytest.raises(FlashElmoError, match=message):
         embed(Output())
     assert embedder.statistics.sentences == before and names(here) == ["text.txt"]
+    for output, advice in (
+        (Output("top"), "; --dtype float16 and --pool mean take less"),
+        (Output(mix=[1, 2, 3], dtype="float16"), "; --pool mean takes less"),
+        (Output(1, "float16", "max"), ""),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+        with pytest.raises(FlashElmoError, match=rf"^v: expected about [0-9,]+ bytes of free disk, found 100{advice}$"):
+            embed(output)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=200_000))
     assert embed(Output("top", "float16", "mean")).sentences == 200
 

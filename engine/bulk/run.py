@@ -191,7 +191,7 @@ class Run:
     def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
         """The shards, once it is clear that the disk will hold them."""
         for shard in shards:
-            check_space(self._job.folder, self._bytes_needed(shard))
+            check_space(self._job.folder, self._bytes_needed(shard), self._job.output)
             yield shard
             break
         yield from shards

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.files import sync
+from flashelmo.engine.output import Output
 
 NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
 
@@ -122,11 +123,28 @@ def writing(path: Path) -> Iterator[None]:
         raise FlashElmoError(f"{path}: cannot write: {reason}") from None
 
 
-def check_space(path: Path, n_bytes: float) -> None:
-    """Raise FlashElmoError where the disk that a file or folder is on, or will be, has less room than it needs."""
+def check_space(path: Path, n_bytes: float, output: Output) -> None:
+    """Raise FlashElmoError where the disk that a file or folder is on, or will be, has less room than it needs.
+
+    Args:
+        output: what is written of each sentence: the message names what would be less.
+    """
     real = Path(os.path.realpath(path))
     folder = real if real.is_dir() else real.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         sizes = f"expected about {n_bytes:,.0f} bytes of free disk, found {free:,.0f}"
-        raise FlashElmoError(f"{path}: {sizes}; --layers top, --dtype float16 and --pool mean take less")
+        raise FlashElmoError(f"{path}: {sizes}{_advice(output)}")
+
+
+def _advice(output: Output) -> str:
+    """What would take less."""
+    options = (
+        ("--layers top", output.single),
+        ("--dtype float16", output.dtype == "float16"),
+        ("--pool mean", output.pool),
+    )
+    less = [option for option, chosen in options if not chosen]
+    if len(less) < 2:
+        return "".join(f"; {option} takes less" for option in less)
+    return f"; {', '.join(less[:-1])} and {less[-1]} take less"
