@@ -13,6 +13,7 @@ from typing import Any
 from flashelmo.engine.errors import FlashElmoError
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # the largest number of this type
 LONGEST = 60  # characters of a value in an error
 
 
@@ -53,13 +54,16 @@ def flag(name: str, value: Any) -> bool:
 
 
 def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
-    """At least one number, in a list, an array or a tensor; FlashElmoError where there is something else."""
+    """At least one number, in a list, an array or a tensor; FlashElmoError where there is none, or float32 has not."""
     try:
         found = tuple(float(value) for value in (values.tolist() if hasattr(values, "tolist") else values))
     except (TypeError, ValueError, OverflowError, RuntimeError):
         found = ()
     if not found or isinstance(values, str | bytes) or not all(map(math.isfinite, found)):
         raise FlashElmoError(f"{name}: expected a finite number for each layer, found {shown(values)}")
+    largest = max(found, key=abs)
+    if abs(largest) > FLOAT32_MAX:
+        raise FlashElmoError(f"{name}: expected numbers that float32 can hold, found {largest:g}")
     return found
 
 

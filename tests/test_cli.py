@@ -184,6 +184,7 @@ def test_overwriting_spares_the_model(
         (["text.txt", "absent/v.h5"], "absent/v.h5: there is no folder"),
         (["text.txt", "v.h5", "--mix", "1,2"], "mix: expected 3 coefficients, one a layer, found 2"),
         (["text.txt", "v.h5", "--mix", "1,x,2"], "--mix: expected a number for each layer with commas, found '1,x,2'"),
+        (["text.txt", "v.h5", "--mix", "1,-1e39,1"], "mix: expected numbers that float32 can hold, found"),
         (["text.txt", "v.h5", "--mix", "1,2,nan"], "mix: expected a finite number for each layer, found"),
         (["text.txt", "v.h5", "--mix", "1,2,3", "--layers", "0"], "layers: expected none beside mix, found 0"),
         (["text.txt", "v.h5", "--layers", "1,3"], "layers: expected a layer from 0 to 2, found 3"),

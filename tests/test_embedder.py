@@ -163,6 +163,7 @@ def test_encode_is_what_embed_gives(embedder: ElmoEmbedder, output_value: Any, k
     [
         ({"mix": [1.0, 2.0]}, "mix: expected 3 coefficients, one a layer, found 2"),
         ({"mix": [1.0, float("nan"), 2.0]}, "mix: expected a finite number for each layer, found"),
+        ({"mix": [1e39, 1, 1]}, "mix: expected numbers that float32 can hold, found 1e"),
         ({"mix": []}, "mix: expected a finite number for each layer, found"),
         ({"layers": [0, 3]}, "layers: expected a layer from 0 to 2, found 3"),
         ({"layers": 3}, "layers: expected a layer from 0 to 2, found 3"),

@@ -199,6 +199,7 @@ ERRORS = [
     ("/embed", {"inputs": "a", "layer": 1}, 422, "layer: expected one of the fields that /openapi.json names"),
     ("/embed", {"inputs": "a", "layers": 3}, 422, "layers: expected a layer from 0 to 2, found 3"),
     ("/embed", {"inputs": "a", "layers": "up"}, 422, "layers: expected all, top, average, a layer's number"),
+    ("/embed", {"inputs": "a", "mix": [1, 1e39, 1]}, 422, "mix: expected numbers that float32 can hold, found 1e+39"),
     ("/embed", {"inputs": "a", "mix": [1]}, 422, "mix: expected 3 coefficients, one a layer, found 1"),
     ("/embed", {"inputs": "a", "pool": "min"}, 422, "pool: expected 'mean' or 'max', found 'min'"),
     ("/embed", {"inputs": "a", "normalize": 7}, 422, "normalize: expected a valid boolean"),
