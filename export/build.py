@@ -134,6 +134,25 @@ def build_buckets(
     return each
 
 
+def check_options(
+    model: ElmoModel,
+    *,
+    layers: Sequence[int] | None = None,
+    mix: Sequence[float] | None = None,
+    stateful: bool = False,
+    characters: int | str | None = None,
+    reduce_range: bool | None = None,
+    external_data: bool = False,
+    license: str = "unknown",
+) -> None:
+    """Raise FlashElmoError where `build_onnx` would refuse one of its arguments, before anything is built."""
+    _metadata(model, "fp32", layers, mix, license)
+    _characters(model.config, characters)
+    _levels(reduce_range)
+    for name, value in (("stateful", stateful), ("external_data", external_data)):
+        flag(name, value)
+
+
 def graph_of(model: ElmoModel, metadata: Metadata) -> Graph:
     """The graph that a file of this metadata has."""
     if metadata.bucket is not None:

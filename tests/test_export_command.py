@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,6 +104,7 @@ def test_stateful_files(here: Path, model: Path, succeed: Run) -> None:
 
 
 def test_nothing_is_replaced_unless_told(here: Path, model: Path, succeed: Run, fail: Run) -> None:
+    (here / "out").mkdir()
     succeed("export", model, "out", "-q")
     before = (here / "out" / "onnx" / "model.onnx").read_bytes()
     message = "out: exists already; pass --overwrite (overwrite=True) to replace it"
@@ -166,6 +168,7 @@ def test_verifying_again(here: Path, model: Path, succeed: Run, fail: Run) -> No
         (["out", "--precision", "int8,int8"], "one or more of fp32, fp16, int8, each once, found int8, int8"),
         (["out", "--layers", "top"], "--layers: expected whole numbers with commas, found 'top'"),
         (["out", "--layers", "3"], "layers: expected different numbers from 0 to 2, found [3]"),
+        (["out", "--mix", "1e39,1,1"], "mix: expected numbers that float32 can hold, found 1e+39"),
         (["out", "--mix", "a,b"], "--mix: expected a number for each layer with commas, found 'a,b'"),
         (["out", "--mix", "1,2"], "mix: expected 3 finite coefficients, not all 0, found [1.0, 2.0]"),
         (["out", "--characters", "50"], "characters: expected 12 or 'dynamic', found '50'"),
@@ -174,9 +177,31 @@ def test_verifying_again(here: Path, model: Path, succeed: Run, fail: Run) -> No
         (["out", "--verify-only"], "out: expected an exported folder with onnx/model.onnx, found none"),
     ],
 )
-def test_bad_arguments(here: Path, model: Path, fail: Run, arguments: list[str], message: str) -> None:
-    assert message in fail("export", model, *arguments)
+def test_bad_arguments(
+    here: Path, model: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["export", str(model), *arguments]) == 1
+    said = capfd.readouterr().err
+    assert message in said and "writing" not in said
     assert files(here) == {"text.txt"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"layers": [3]}, {"mix": [1e39, 1, 1]}, {"characters": 50}, {"license": 1}, {"stateful": 1}]
+)
+def test_options_are_looked_at_before_anything_is_written(options: dict[str, Any], tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(FlashElmoError, match=f"^{next(iter(options))}: expected "):
+        export_onnx(MODELS["skip"], tmp_path / "out", on_progress=said.append, **options)
+    assert not said and not list(tmp_path.iterdir())
+
+
+def test_what_completion_offers_is_taken(here: Path, model: Path, succeed: Run) -> None:
+    from flashelmo.cli.arguments import complete_numbers
+
+    (here / "out").mkdir()  # an empty folder is as good as none
+    for layers in complete_numbers():
+        succeed("export", model, "out", "--layers", layers, "--overwrite", "-q")
 
 
 def test_an_absent_provider_is_said_before_anything_is_written(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
 
 
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
-    """Raise FlashElmoError where a folder exists, unless it is to be replaced and holds no files but `ours`."""
-    if not folder.exists():
+    """Raise FlashElmoError where a folder has anything in it, unless it is to be replaced and holds but `ours`."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
         raise FlashElmoError(f"{folder}: exists already; pass --overwrite (overwrite=True) to replace it")

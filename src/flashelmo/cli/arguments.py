@@ -78,6 +78,11 @@ def complete_layers() -> list[str]:
     return ["all", "top", "average", "0", "1", "2", "0,1,2"]
 
 
+def complete_numbers() -> list[str]:
+    """What `--layers` may be where none are computed from others, likewise."""
+    return ["all", "0", "1", "2", "0,1,2"]
+
+
 def complete_devices() -> list[str]:
     """What `--device` may be, likewise."""
     return ["auto", "cpu", "cuda", "cuda:0", "cuda:0,cuda:1"]

@@ -15,7 +15,8 @@ from flashelmo.cli.arguments import (
     Overwrite,
     Quiet,
     Verbose,
-    complete_layers,
+    complete_numbers,
+    parse_coefficients,
     parse_mix,
     parse_numbers,
 )
@@ -49,7 +50,7 @@ def export(
         str | None, typer.Option(metavar="1,8,32", help="Sentences that files for CUDA take, with each of --steps.")
     ] = None,
     layers: Annotated[
-        str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.", autocompletion=complete_layers)
+        str, typer.Option(metavar="all|0,1,2", help="Hidden states that are outputs.", autocompletion=complete_numbers)
     ] = "all",
     mix: Annotated[str, typer.Option(metavar="average|top|W0,W1,W2", help="What token_embeddings are.")] = "average",
     stateful: Annotated[bool, typer.Option("--stateful", help="Take and give the LSTMs' states, by row.")] = False,
@@ -80,6 +81,12 @@ def export(
     destination = path_of("OUT", destination)
     if not verify_only:
         check_folder(destination, overwrite)
+    numbers = {
+        name: None if text is None else parse_numbers(f"--{name}", text)
+        for name, text in (("steps", steps), ("batch", batch), ("layers", None if layers == "all" else layers))
+    }
+    if mix not in ("average", "top"):
+        parse_coefficients("--mix", mix)
     loaded = load_model(model, options)
     sentences = None if text is None else _sentences(text)
     if verify_only:
@@ -96,9 +103,7 @@ def export(
         destination,
         precisions=_all_precisions(target) if all_precisions else precision.split(","),
         target=target,
-        steps=None if steps is None else parse_numbers("--steps", steps),
-        batch=None if batch is None else parse_numbers("--batch", batch),
-        layers=None if layers == "all" else parse_numbers("--layers", layers),
+        **numbers,
         mix=parse_mix(mix, loaded.config.n_layers + 1),
         stateful=stateful,
         characters=characters,
