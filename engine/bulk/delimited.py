@@ -22,7 +22,9 @@ from flashelmo.engine.errors import FlashElmoError
 
 EMPTY_LINES = rb"(?:\r?\n)*(?!\r?\n)"
 FIRST_LINE = re.compile(EMPTY_LINES + rb"[^\n]*\n")
-QUOTED = rb'"[^"]*(?:""[^"]*)*'  # to the last quote, which it leaves out
+# To the last quote, which it leaves out. Each run of other characters stands before a quote, for which `re` goes back
+# over it fast: a run may be what is left of the text.
+QUOTED = rb'"(?:[^"]*"")*[^"]*'
 
 FOUND_COLUMNS = re.compile(r"Expected \d+ columns, got (\d+)")
 
