@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import socket
@@ -171,6 +172,46 @@ def test_more_requests_than_allowed_are_told_to_come_back(model: Path) -> None:
             assert "vectors: expected 100 bytes of all requests in flight at most, found 128" in answers[1].text
             assert (await http.post("/embed", json={"inputs": []})).status_code == 200
             assert "flashelmo_requests_in_flight 0.0" in service.metrics.text().decode()
+
+    asyncio.run(scene())
+
+
+def infer_body(shape: list[Any], data: list[Any] | None, name: str = "tokens", **parameters: Any) -> dict[str, Any]:
+    """A request of the Open Inference Protocol for the mask."""
+    tensor = {"name": name, "shape": shape, "datatype": "BYTES", "data": data, "parameters": parameters}
+    return {"inputs": [tensor], "outputs": [{"name": "mask"}]}
+
+
+def test_a_shape_alone_takes_nothing(model: Path) -> None:
+    """A hundred bytes may tell any number of empty rows."""
+    service, _ = fake_service(model, limits=Limits(sentences=9))
+    path, told = "/v2/models/tiny/infer", "inputs[0].shape: expected 9 sentences at most, found"
+
+    async def scene() -> None:
+        async with asgi(service) as http:
+
+            async def refusal(status: int, body: dict[str, Any], data: bytes | None = None, length: str = "") -> str:
+                content = json.dumps(body).encode()
+                headers = {} if data is None else {"Inference-Header-Content-Length": length or str(len(content))}
+                answer = await http.post(path, content=content + (data or b""), headers=headers)
+                assert answer.status_code == status, answer.text
+                return str(answer.json()["error"])
+
+            for n in (10, 10**11, 2**63):
+                assert await refusal(413, infer_body([n, 0], [])) == f"{told} {n}"
+                assert await refusal(413, infer_body([n, 0], None, binary_data_size=0), b"") == f"{told} {n}"
+                assert await refusal(413, infer_body([n, 1], [], "text")) == f"{told} {n}"
+            assert "expected 100000000000 texts, found 0" in await refusal(400, infer_body([1, 10**11], []))
+            for odd in (-1, 1.5, 1e300, 10**30, None, "x", [1]):
+                assert (await refusal(400, infer_body([odd, 0], []))).startswith("inputs[0].shape[0]: expected ")
+            assert len(await refusal(400, infer_body([1] * 10_000, []))) < 200
+            several = {"inputs": [infer_body([10**11, 0], [])["inputs"][0]] * 2}
+            assert await refusal(400, several) == "inputs: expected one, text or tokens, found 2"
+            length = "9" * 5000
+            assert "expected a number up to" in await refusal(400, infer_body([1, 0], []), b"", length)
+            for shape in ([0, 10**18], [0, 0]):
+                answer = await http.post(path, json=infer_body(shape, []))
+                assert answer.status_code == 200 and answer.json()["outputs"][0]["shape"] == [0, 0]
 
     asyncio.run(scene())
 

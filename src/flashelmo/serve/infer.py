@@ -31,6 +31,7 @@ from flashelmo.serve.service import Answer, Service, Wanted
 
 VERSION = "1"
 LENGTH = "Inference-Header-Content-Length"
+LENGTH_DIGITS = 18  # more than a body has; Python refuses to read numbers of thousands
 INPUTS = {"text": (1, 2), "tokens": (2, 2)}  # name: fewest and most dimensions
 SENTENCES, TOKENS, MASK = "sentence_embedding", "token_embeddings", "mask"
 DATATYPES = {SENTENCES: "FP32", TOKENS: "FP32", MASK: "BOOL"}
@@ -104,7 +105,7 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
         """Vectors of sentences."""
         check(name, version)
         body = parse(await request.body(), request.headers.get(LENGTH))
-        inputs = _inputs(body)
+        inputs = _inputs(body, service)
         wanted = [output.name for output in body.outputs] or [SENTENCES]
         for i, each in enumerate(wanted):
             if each not in DATATYPES:
@@ -122,7 +123,7 @@ def parse(data: bytes, header_length: str | None) -> Infer:
     """
     n_header = len(data)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > len(data):
+        if not header_length.isdecimal() or len(header_length) > LENGTH_DIGITS or int(header_length) > len(data):
             raise Refused(422, f"{LENGTH}: expected a number up to {len(data)}, found {header_length!r:.40}")
         n_header = int(header_length)
     try:
@@ -158,8 +159,8 @@ def _texts(place: str, data: bytes) -> list[Any]:
     return texts
 
 
-def _inputs(body: Infer) -> list[str | Sentence]:
-    """Texts or token lists."""
+def _inputs(body: Infer, service: Service) -> list[str | Sentence]:
+    """Texts or token lists, no more of them than a request may have: a shape may tell any number of empty ones."""
     if len(body.inputs) != 1:
         raise Refused(422, f"inputs: expected one, text or tokens, found {len(body.inputs)}")
     tensor = body.inputs[0]
@@ -171,7 +172,8 @@ def _inputs(body: Infer) -> list[str | Sentence]:
     shape = tensor.shape
     if not least <= len(shape) <= most or (tensor.name == "text" and shape[1:] not in ([], [1])):
         expected = "[B] or [B, 1]" if tensor.name == "text" else "[B, T]"
-        raise Refused(422, f"inputs[0].shape: expected {expected}, found {shape}")
+        raise Refused(422, f"inputs[0].shape: expected {expected}, found {shown(shape)}")
+    service.check_number("inputs[0].shape", shape[0])
     texts = _flat(tensor)
     if len(texts) != prod(shape):
         raise Refused(422, f"inputs[0].data: expected {prod(shape)} texts, found {len(texts)}")

@@ -144,14 +144,18 @@ class Service:
             "model": {key: value for key, value in self.about.items() if key not in ("path", "files")},
         }
 
+    def check_number(self, name: str, n_sentences: int) -> None:
+        """Raise Refused where these are more sentences than a request may have; the message names their place."""
+        if n_sentences > self.limits.sentences:
+            raise Refused(413, f"{name}: expected {self.limits.sentences} sentences at most, found {n_sentences}")
+
     def split(self, name: str, inputs: Sequence[str | Sentence], truncate: str = "") -> list[Sentence]:
         """Inputs as token lists.
 
         Raises:
             Refused: too many, or one that is too long; the message names its place in `name`.
         """
-        if len(inputs) > self.limits.sentences:
-            raise Refused(413, f"{name}: expected {self.limits.sentences} sentences at most, found {len(inputs)}")
+        self.check_number(name, len(inputs))
         sentences = [self._tokens(each) if isinstance(each, str) else each for each in inputs]
         most = self.limits.sentence_tokens
         for b, tokens in enumerate(sentences):
