@@ -109,6 +109,8 @@ class FakeWorker:
         self.device, self.precision, self.is_ready, self.pid = "fake", "fp32", True, 0
         self.held: set[int] = set()
         self.windows: dict[int, Window] = {}
+        self.wanted: dict[int, Output] = {}
+        self.n_layers = service.config.n_layers + 1
         self.limit, self.owner, self.size = windows, service._batcher, service.config.output_size
         self.order: list[Window] = []
         self.outputs: list[Output] = []
@@ -120,6 +122,7 @@ class FakeWorker:
     def send(self, number: int, window: Window, output: Output) -> None:
         self.held.add(number)
         self.windows[number] = window
+        self.wanted[number] = output
         self.order.append(window)
         self.outputs.append(output)
 
@@ -128,11 +131,12 @@ class FakeWorker:
         return [window.tokens(b) for window in self.windows.values() for b in range(len(window))]
 
     def finish(self, error: str = "") -> None:
-        """Answer the oldest window: a sentence's vector is full of its number of tokens."""
+        """Answer the oldest window: a sentence's vectors are full of its number of tokens."""
         number = min(self.held)
         self.held.remove(number)
-        window = self.windows.pop(number)
-        rows = [np.full(self.size, len(window.tokens(b)), np.float32) for b in range(len(window))]
+        window, output = self.windows.pop(number), self.wanted.pop(number)
+        lengths = [len(window.tokens(b)) for b in range(len(window))]
+        rows = [np.full(output.shape((self.n_layers, n, self.size)), n, np.float32) for n in lengths]
         result: Result = FlashElmoError(error) if error else Embedded(iter(rows), Statistics())
         self.owner.on_done(number, result)
 

@@ -126,6 +126,7 @@ BUILT_ON = {
     "face.serve.formats": {"fastapi", "orjson"},
     "face.serve.guard": {"fastapi", "starlette"},
     "face.serve.infer": {"fastapi", "orjson", "pydantic"},
+    "face.serve.tensors": {"fastapi", "orjson"},
     "face.serve.metrics": {"prometheus_client"},
     "face.serve.on_ray": {"fastapi"},
     "face.serve.openai": {"fastapi", "orjson"},

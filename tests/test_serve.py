@@ -169,6 +169,36 @@ def test_the_open_inference_protocol(server: Server, embedder: ElmoEmbedder) -> 
     assert server.http.get("/v2/models/other").status_code == 404
 
 
+@pytest.mark.parametrize("binary", [{"mask", "token_embeddings", "sentence_embedding"}, {"token_embeddings"}, set()])
+@pytest.mark.parametrize("times", [1, 1500])  # that a sentence has a word: much is sent while it is made
+def test_tensors_lie_behind_the_answer_where_they_are_asked_to(
+    times: int, binary: set[str], server: Server, embedder: ElmoEmbedder
+) -> None:
+    texts = ["cat " * times, "", "sat the cat", *["cat"] * 30]
+    names = ["mask", "token_embeddings", "sentence_embedding"]
+    outputs = [{"name": name, "parameters": {"binary_data": name in binary}} for name in names]
+    tensor = {"name": "text", "shape": [33, 1], "datatype": "BYTES", "data": texts}
+    answer = server.post("/v2/models/tiny/infer", {"inputs": [tensor], "outputs": outputs})
+    assert ("content-length" in answer.headers) == (times == 1 or bool(binary))
+    text = answer.content[: int(answer.headers.get("Inference-Header-Content-Length", len(answer.content)))]
+    rest, arrays = answer.content[len(text) :], {}
+    for output in json.loads(text)["outputs"]:
+        assert ("data" in output) == (output["name"] not in binary)
+        dtype = {"BOOL": np.bool_, "FP32": np.float32}[output["datatype"]]
+        if "data" in output:
+            values: Any = np.array(output["data"], dtype)
+        else:
+            n_bytes = output["parameters"]["binary_data_size"]
+            values, rest = np.frombuffer(rest[:n_bytes], dtype), rest[n_bytes:]
+        arrays[output["name"]] = values.reshape(output["shape"])
+    assert list(arrays) == names and not rest
+    longest = max(times, 3)
+    mask = np.array([[t < len(text.split()) for t in range(longest)] for text in texts])
+    vectors = np.zeros((33, longest, 8), np.float32)
+    vectors[mask] = np.concatenate(embedder.encode(texts, output_value="token_embeddings"))
+    assert bits(arrays.values()) == bits([mask, vectors, embedder.encode(texts)])
+
+
 def of_tei(answer: Any) -> str:
     assert set(answer) == {"error", "error_type"}
     return str(answer["error"])

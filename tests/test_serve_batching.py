@@ -259,7 +259,7 @@ def test_two_devices_share_a_request_and_one_does_what_the_other_lost(play: Call
 
 def test_what_a_request_may_hold(model: Path) -> None:
     limits = Limits(sentences=3, sentence_tokens=2)
-    service, _ = fake_service(model, limits=limits)
+    service, worker = fake_service(model, limits=limits)
     assert service.split("inputs", ["a b", ["c d"]]) == [["a", "b"], ["c d"]]
     assert service.split("inputs", ["a b c"], "Right") == [["a", "b"]]
     assert service.split("inputs", [["a", "b", "c"]], "Left") == [["b", "c"]]
@@ -269,6 +269,8 @@ def test_what_a_request_may_hold(model: Path) -> None:
         service.split("inputs", ["a"] * 4)
     assert service.result_bytes([["a"], ["b", "c"]], Output("all")) == 3 * 3 * 8 * 4
     assert service.result_bytes([["a"], ["b", "c"]], Output("top", pool="mean")) == 2 * 8 * 4
+    worker.precision = "fp64"
+    assert service.result_bytes([["a"], ["b", "c"]], Output("top")) == 3 * 8 * 8
 
 
 def test_texts_are_split_by_the_tokenizer_that_was_chosen(model: Path) -> None:

@@ -216,6 +216,51 @@ def test_a_shape_alone_takes_nothing(model: Path) -> None:
     asyncio.run(scene())
 
 
+LONG_AND_SHORT = [["a"] * 100, *[["a"]] * 9]
+VECTORS = 109 * 8 * 4  # bytes of one layer
+FILLED_UP = [[*tokens, *[""] * (100 - len(tokens))] for tokens in LONG_AND_SHORT]
+LONG_WORD = [*["a"] * 10, "b" * 1000]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "accept", "n_bytes"),
+    [
+        ("/v2", ["token_embeddings"], "", 10 * 100 * 8 * 4),
+        ("/v2", ["token_embeddings", "token_embeddings"], "", 10 * 100 * 8 * 4),
+        ("/v2", ["mask"], "", VECTORS + 10 * 100),
+        ("/v2", ["mask", "sentence_embedding"], "", VECTORS + 10 * 100 + 10 * 8 * 4),
+        ("/v2", ["sentence_embedding"], "", 10 * 8 * 4),
+        ("/v2", [], "", 10 * 8 * 4),
+        ("/v1/embeddings", {"input": LONG_AND_SHORT, "encoding_format": "base64"}, "", 10 * 8 * 4),
+        ("/embed", {"inputs": LONG_AND_SHORT}, "application/x-npz", 10 * 8 * 4),
+        ("/embed_all", {"inputs": LONG_AND_SHORT}, SAFETENSORS, VECTORS),
+        ("/tokens", {"inputs": [LONG_WORD]}, SAFETENSORS, 3 * 11 * 8 * 4),
+        ("/tokens", {"inputs": [LONG_WORD]}, "application/x-npz", 3 * 11 * 8 * 4 + 11 * 1000 * 4),
+    ],
+)
+def test_what_an_answer_is_made_of_is_held_to_the_limit(
+    path: str, body: Any, accept: str, n_bytes: int, model: Path
+) -> None:
+    """Also what fills rows up, which a long sentence among short ones has much of, and words as long as the longest."""
+    if path == "/v2":
+        path, names = "/v2/models/tiny/infer", body
+        body = infer_body([10, 100], FILLED_UP) | {"outputs": [{"name": name} for name in names]}
+
+    async def ask(limit: int) -> httpx.Response:
+        service, worker = fake_service(model, limits=Limits(result_bytes=limit))
+        async with asgi(service) as http:
+            task = asyncio.create_task(http.post(path, json=body, headers={"Accept": accept or "*/*"}))
+            while not task.done():
+                await asyncio.sleep(0.01)
+                finish_all(worker)
+            return await task
+
+    answer = asyncio.run(ask(n_bytes - 1))
+    assert answer.status_code == 413
+    assert f"vectors: expected {n_bytes - 1} bytes at most, found {n_bytes}" in answer.text
+    assert asyncio.run(ask(n_bytes)).status_code == 200
+
+
 def finish_all(worker: FakeWorker) -> None:
     while worker.held:
         worker.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -18,7 +19,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import Refused, on_bad_input, on_bad_request, on_failure, on_http_error
-from flashelmo.serve.formats import ARROW, JSON, NUMPY, SAFETENSORS, accepted, vectors_response
+from flashelmo.serve.formats import ARROW, JSON, NUMPY, SAFETENSORS, accepted, bytes_of_tokens, vectors_response
 from flashelmo.serve.guard import Guard, Load
 from flashelmo.serve.infer import add_infer
 from flashelmo.serve.openai import add_openai
@@ -85,7 +86,8 @@ def _add_own(app: FastAPI, service: Service, load: Load) -> None:
             body.normalize,
             body.truncation_direction.title() if body.truncate else "",
         )
-        answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted)
+        more_bytes = None if pool else partial(bytes_of_tokens, media_type)
+        answer = await embed_inputs(request, service, load, "inputs", body.inputs, wanted, more_bytes)
         return vectors_response(media_type, answer, service.config.output_size, with_tokens)
 
     @app.post("/embed", responses=VECTORS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -20,6 +20,7 @@ from fastapi.responses import StreamingResponse
 from safetensors.numpy import save
 
 from flashelmo.engine.arrays import Array, Arrays
+from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.errors import Refused
 from flashelmo.serve.service import Answer
 
@@ -52,7 +53,7 @@ def vectors_response(media_type: str, answer: Answer, size: int, with_tokens: bo
         with_tokens: JSON has objects of tokens and vectors, not vectors alone.
     """
     if media_type == JSON:
-        return _json_response(answer, with_tokens)
+        return response_of(_json_pieces(answer, with_tokens), sum(each.nbytes for each in answer.vectors), JSON)
     arrays = answer_arrays(answer, size)
     if media_type == SAFETENSORS:
         words = None if answer.output.pool else {"tokens": json.dumps(answer.sentences)}
@@ -100,16 +101,30 @@ def _arrow(answer: Answer, arrays: Arrays) -> bytes:
     return sink.getvalue()
 
 
+def response_of(
+    pieces: Iterator[bytes], n_bytes: int, media_type: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An answer of pieces; one of many bytes is sent while it is made, and the server answers others between them."""
+    if n_bytes <= STREAMED_BYTES:
+        return Response(b"".join(pieces), media_type=media_type, headers=headers)
+
+    async def in_turns() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    return StreamingResponse(in_turns(), media_type=media_type, headers=headers)
+
+
+def bytes_of_tokens(media_type: str, sentences: Sequence[Sentence]) -> int:
+    """What tokens take in an answer: NumPy has each as long as the longest, others as they are in the request."""
+    if media_type != NUMPY:
+        return 0
+    return np.dtype("U1").itemsize * sum(map(len, sentences)) * max(map(len, chain.from_iterable(sentences)), default=0)
+
+
 def to_json(array: Array) -> bytes:
     """Numbers as the shortest text that gives the same bits."""
     return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _json_response(answer: Answer, with_tokens: bool) -> Response:
-    pieces = _json_pieces(answer, with_tokens)
-    if sum(each.nbytes for each in answer.vectors) <= STREAMED_BYTES:
-        return Response(b"".join(pieces), media_type=JSON)
-    return StreamingResponse(_in_turns(pieces), media_type=JSON)
 
 
 def _json_pieces(answer: Answer, with_tokens: bool) -> Iterator[bytes]:
@@ -120,9 +135,3 @@ def _json_pieces(answer: Answer, with_tokens: bool) -> Iterator[bytes]:
             text = b'{"tokens":' + orjson.dumps(list(tokens)) + b',"vectors":' + text + b"}"
         yield b"," + text if b else text
     yield b"]"
-
-
-async def _in_turns(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Pieces, between which the server answers others."""
-    for piece in pieces:
-        yield piece

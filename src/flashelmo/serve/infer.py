@@ -12,29 +12,33 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import FastAPI, Path, Request, Response
 from pydantic import ValidationError
 
 from flashelmo import __version__
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.arrays import Arrays
-from flashelmo.engine.output import Output, pool_tokens
+from flashelmo.engine.output import Output
 from flashelmo.engine.text.sentences import Sentence
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import Refused, text_of
-from flashelmo.serve.formats import JSON, to_json
+from flashelmo.serve.formats import JSON
 from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import Infer, Tensor, checked_inputs
-from flashelmo.serve.service import Answer, Service, Wanted
+from flashelmo.serve.service import Service, Wanted
+from flashelmo.serve.tensors import (
+    DATATYPES,
+    LENGTH,
+    MASK,
+    SENTENCES,
+    TOKENS,
+    VERSION,
+    bytes_beside_vectors,
+    tensors_response,
+)
 
-VERSION = "1"
-LENGTH = "Inference-Header-Content-Length"
 LENGTH_DIGITS = 18  # more than a body has; Python refuses to read numbers of thousands
 INPUTS = {"text": (1, 2), "tokens": (2, 2)}  # name: fewest and most dimensions
-SENTENCES, TOKENS, MASK = "sentence_embedding", "token_embeddings", "mask"
-DATATYPES = {SENTENCES: "FP32", TOKENS: "FP32", MASK: "BOOL"}
 ERROR = {"description": "Refused.", "content": {JSON: {"example": {"error": "inputs[0].shape: expected, found"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR for status in (400, 401, 404, 408, 413, 424, 429, 503)}
 
@@ -111,8 +115,14 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
             if each not in DATATYPES:
                 raise Refused(422, f"outputs[{i}].name: expected {', '.join(DATATYPES)}, found {shown(each)}")
         output = Output("average", pool="mean" if wanted == [SENTENCES] else None)
-        answer = await embed_inputs(request, service, load, "inputs[0].data", inputs, Wanted(output))
-        return _response(service, body, wanted, answer)
+
+        def more_bytes(sentences: Sequence[Sentence]) -> int:
+            lengths = service.rows(sentences)
+            return 0 if output.pool else bytes_beside_vectors(wanted, lengths, service.config.output_size)
+
+        field = "inputs[0].data"
+        answer = await embed_inputs(request, service, load, field, inputs, Wanted(output), more_bytes)
+        return tensors_response(service, body, wanted, answer)
 
 
 def parse(data: bytes, header_length: str | None) -> Infer:
@@ -203,44 +213,6 @@ def _without_end(tokens: Sequence[Any]) -> list[Any]:
     while row and row[-1] == "":
         row.pop()
     return row
-
-
-def _arrays(wanted: Sequence[str], answer: Answer, size: int) -> Arrays:
-    vectors, n = answer.vectors, len(answer.vectors)
-    arrays: Arrays = {}
-    if answer.output.pool:
-        return {SENTENCES: np.array(vectors, np.float32).reshape(n, size)}
-    lengths = np.array([len(rows) for rows in vectors], np.int64)
-    longest = int(lengths.max(initial=0))
-    if TOKENS in wanted:
-        arrays[TOKENS] = np.zeros((n, longest, size), np.float32)
-        for row, values in zip(arrays[TOKENS], vectors, strict=True):
-            row[: len(values)] = values
-    arrays[MASK] = np.arange(longest) < lengths[:, None]
-    if SENTENCES in wanted:
-        pooled = [pool_tokens(values, "mean") for values in vectors]
-        arrays[SENTENCES] = np.array(pooled, np.float32).reshape(n, size)
-    return {name: arrays[name] for name in wanted}
-
-
-def _response(service: Service, body: Infer, wanted: Sequence[str], answer: Answer) -> Response:
-    arrays = _arrays(wanted, answer, service.config.output_size)
-    everything = bool(body.parameters.get("binary_data_output"))
-    binary = {each.name: bool(each.parameters.get("binary_data", everything)) for each in body.outputs}
-    outputs, pieces = [], []
-    for name, array in arrays.items():
-        head: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": list(array.shape)}
-        if binary.get(name, everything):
-            pieces.append(array.tobytes())
-            head["parameters"] = {"binary_data_size": array.nbytes}
-            outputs.append(orjson.dumps(head))
-        else:
-            outputs.append(orjson.dumps(head)[:-1] + b',"data":' + to_json(array.reshape(-1)) + b"}")
-    model = {"model_name": service.name, "model_version": VERSION} | ({"id": body.id} if body.id else {})
-    text = orjson.dumps(model)[:-1] + b',"outputs":[' + b",".join(outputs) + b"]}"
-    if not pieces:
-        return Response(text, media_type=JSON)
-    return Response(b"".join([text, *pieces]), headers={LENGTH: str(len(text))}, media_type="application/octet-stream")
 
 
 def _metadata(service: Service) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Limits:
         sentences: of a request.
         sentence_tokens: of a sentence.
         requests: that are in flight at once.
-        result_bytes: that the vectors of all requests in flight take.
+        result_bytes: that the vectors of all requests in flight take, with what fills up their rows in answers.
         seconds: from a request's head to the last byte of its answer.
         connections: that are open at once.
     """

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
 from flashelmo.serve.errors import Refused
-from flashelmo.serve.formats import JSON, STREAMED_BYTES, to_json
+from flashelmo.serve.formats import JSON, response_of, to_json
 from flashelmo.serve.guard import Load
 from flashelmo.serve.schemas import OpenAIEmbed
 from flashelmo.serve.service import Answer, Service, Wanted
@@ -40,14 +39,7 @@ def add_openai(app: FastAPI, service: Service, load: Load) -> None:
             raise Refused(422, f"dimensions: expected {size}, the model's own, found {body.dimensions}")
         answer = await embed_inputs(request, service, load, "input", body.input, MEAN)
         pieces = _pieces(service.name, answer, body.encoding_format == "base64")
-        if sum(each.nbytes for each in answer.vectors) <= STREAMED_BYTES:
-            return Response(b"".join(pieces), media_type=JSON)
-
-        async def in_turns() -> AsyncIterator[bytes]:
-            for piece in pieces:
-                yield piece
-
-        return StreamingResponse(in_turns(), media_type=JSON)
+        return response_of(pieces, sum(each.nbytes for each in answer.vectors), JSON)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -56,7 +48,7 @@ def add_openai(app: FastAPI, service: Service, load: Load) -> None:
         return {"object": "list", "data": [model]}
 
 
-def _pieces(name: str, answer: Answer, as_base64: bool) -> Any:
+def _pieces(name: str, answer: Answer, as_base64: bool) -> Iterator[bytes]:
     """The answer's JSON, a vector at a time."""
     yield b'{"object":"list","data":['
     for b, vector in enumerate(answer.vectors):

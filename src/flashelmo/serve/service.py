@@ -174,9 +174,14 @@ class Service:
         """
         output.check(self.config.n_layers + 1)
         n_layers = len(output.groups(self.config.n_layers + 1))
+        n_rows = len(sentences) if output.pool else sum(self.rows(sentences))
+        item_bytes = 8 if TYPES.get(self.workers[0].precision) == "float64" else 4
+        return item_bytes * n_rows * n_layers * self.config.output_size
+
+    def rows(self, sentences: Sequence[Sentence]) -> list[int]:
+        """How many vectors each sentence has in a layer: of its tokens, and of its boundaries if they are kept."""
         boundaries = 2 * bool(self.settings.options.get("keep_sentence_boundaries"))
-        n_rows = len(sentences) if output.pool else sum(len(tokens) + boundaries for tokens in sentences)
-        return 4 * n_rows * n_layers * self.config.output_size
+        return [len(tokens) + boundaries for tokens in sentences]
 
     async def embed(self, sentences: list[Sentence], wanted: Wanted) -> Answer:
         """The vectors of sentences; whoever cancels it takes them out of the line.
