@@ -26,6 +26,7 @@ from serving import TEXTS, FakeWorker, Server, bits, fake_service, served, settl
 from flashelmo import Client, FlashElmoError
 from flashelmo import client as client_module
 from flashelmo.cli import main
+from flashelmo.cli.serve import _key
 from flashelmo.engine import child
 from flashelmo.serve import guard
 from flashelmo.serve import server as server_module
@@ -464,6 +465,37 @@ def test_what_the_command_refuses(
     assert main(["serve", str(model), *options]) != 0
     said = capfd.readouterr().err
     assert text in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "key\r\n".encode("utf-16"),  # PowerShell's
+        "key\n".encode("utf-16-le"),
+        "clé\n".encode("latin-1"),
+        "clé\n".encode(),
+        b"\x80\xff\0",
+        b"a key\nand another\n",
+        b"\xef\xbb\xbf\r\n",
+        b"",
+    ],
+)
+def test_a_file_that_holds_no_key(data: bytes, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_bytes(data)
+    assert main(["serve", str(model), "--api-key-file", str(tmp_path / "key")]) == 1
+    told = "expected one line of a key in ASCII, found something else"
+    assert capfd.readouterr().err == f"flashelmo: {tmp_path / 'key'}: {told}\n"
+
+
+def test_a_key_after_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xef\xbb\xbfa key\r\n")
+    assert _key(tmp_path / "key") == "a key"
+
+
+@pytest.mark.parametrize("key", ["clé", "a\nkey", "key\n", "\0", 7])
+def test_a_key_that_no_header_can_hold(key: Any) -> None:
+    with pytest.raises(FlashElmoError, match=r"^api_key: expected one line of a key in ASCII, found something else$"):
+        Client("http://x", api_key=key)
 
 
 def test_a_port_that_is_taken(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,8 @@ class Client:
     ) -> None:
         if not str(url).startswith(("http://", "https://")):
             raise FlashElmoError(f"url: expected one that begins with http:// or https://, found {shown(url)}")
+        if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
+            raise FlashElmoError("api_key: expected one line of a key in ASCII, found something else")
         self._url = str(url).rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout, transport=transport)

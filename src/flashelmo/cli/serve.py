@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,10 +108,11 @@ def _replicas(text: str) -> tuple[int, int]:
 
 
 def _key(path: Path | None) -> str:
-    """The key in a file's first line."""
+    """The key that a file holds alone."""
     if path is None:
         return ""
-    key = path_of("--api-key-file", path).read_text(encoding="utf-8").strip()
+    data = path_of("--api-key-file", path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    key = data.decode("ascii", "replace").strip()
     if not key or not key.isascii() or not key.isprintable():
         raise FlashElmoError(f"{path}: expected one line of a key in ASCII, found something else")
     return key
