@@ -31,7 +31,7 @@ from flashelmo.engine.settings import Device, Options, Settings, shows_options
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES
 from flashelmo.engine.text.sentences import Sentence, grouped, several, tokens_of
-from flashelmo.engine.text.spelling import NO_CHARACTER
+from flashelmo.engine.text.spelling import in_place_of_surrogates
 from flashelmo.engine.text.windows import Draft, Drafts, Window
 
 if TYPE_CHECKING:
@@ -452,7 +452,7 @@ class ElmoEmbedder:
         convert_to_numpy: bool = True,
     ) -> Iterator[Any]:
         """Results of sentences in windows of at most `limits` sentences and tokens."""
-        surrogate = NO_CHARACTER if self.config.family == "manylangs" else ""
+        surrogate = in_place_of_surrogates(self.config.family)
         groups = grouped(sentences, *limits, self.first_tokens)
         drafts = Drafts(Draft.of(group, surrogate) for group in groups)
         windows = self.embed_windows(drafts, output=output, convert_to_numpy=convert_to_numpy)

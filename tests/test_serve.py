@@ -17,8 +17,10 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 import pyarrow as pa
 from safetensors.numpy import load
 from serving import TEXTS, Server, bits, served, tiny_embedder, tiny_model
+from tiny_models import MODELS
 
 from flashelmo import Client, ElmoEmbedder, FlashElmoError
+from flashelmo.engine.model.checkpoints.native import write_native
 
 TOKENS = [text.split() for text in TEXTS]
 SAFETENSORS, NUMPY = "application/x-safetensors", "application/x-npz"
@@ -356,3 +358,20 @@ def test_the_client_has_the_embedders_methods(server: Server, embedder: ElmoEmbe
             list(client.embed(TEXTS, layers=9))
         with pytest.raises(FlashElmoError, match="layers: expected 'average', 'top' or a layer's number, found 'all'"):
             client.encode(TEXTS, layers="all")
+
+
+@pytest.mark.parametrize("name", ["skip", "manylangs"])
+def test_lone_surrogates_are_to_the_client_what_they_are_to_the_embedder(name: str, tmp_path: Path) -> None:
+    write_native(MODELS[name], tmp_path / "model")
+    texts = ["a \ud800 b", "\ud800", "c\udc80t \udfff\ud800 é", " \ud83d\ude00\u2003cat ", "cat", ""]
+    tokens = [["\ud800", "cat"], ("c\udc80t", ""), ["\ud800 a"], np.array(["\udfff", "a"])]
+    embedder = tiny_embedder(tmp_path / "model")
+    with served(tmp_path / "model") as server, Client(server.url) as client:
+        for given in (texts, tokens):
+            assert bits(client.embed(given)) == bits(embedder.embed(given))
+            assert bits(client.embed_sentences(given, 2)) == bits(embedder.embed_sentences(given))
+        assert [client.embed_sentence(text).shape[1] for text in texts] == [3, 1, 3, 2, 1, 0]
+        assert bits([client.encode(texts)]) == bits([embedder.encode(texts)])
+    with served(tmp_path / "model", "--tokenizer", "characters") as server, Client(server.url) as client:
+        same = {"skip": "ct", "manylangs": "c\U0010fffft"}[name]  # by no embedder's rules but the model's
+        assert bits(client.embed(["c\udc80t"])) == bits(embedder.embed([list(same)]))

@@ -28,6 +28,11 @@ NO_ROW = -1  # of a word that such a model cannot look up
 NO_CHARACTER = chr(N_CODE_POINTS - 1)  # stands for a lone surrogate, where UTF-8 must: Unicode never assigns it
 
 
+def in_place_of_surrogates(family: str) -> str:
+    """What stands in UTF-8 for each lone surrogate of a token: ELMoForManyLangs' models have a character there."""
+    return NO_CHARACTER if family == "manylangs" else ""
+
+
 @dataclass(frozen=True)
 class SpecialIds:
     """Ids of the special characters, as the embedding's rows count them."""

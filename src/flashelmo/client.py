@@ -13,6 +13,7 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 from flashelmo.engine.output import Layers, Mix, Output, normalize
 from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
+from flashelmo.engine.text.spelling import in_place_of_surrogates
 
 try:
     import httpx
@@ -165,7 +166,7 @@ class Client:
         from safetensors import SafetensorError
 
         size = self._size(batch_size)
-        while batch := [_as_json(sentence) for sentence in islice(sentences, size)]:
+        while batch := [self._as_json(sentence) for sentence in islice(sentences, size)]:
             body: dict[str, Any] = {"inputs": batch, "layers": output.layers}
             if output.mix is not None:
                 body = {"inputs": batch, "mix": output.mix}
@@ -178,6 +179,18 @@ class Client:
             except (SafetensorError, KeyError, ValueError) as error:  # as of a proxy's page
                 raise self._not_ours(path, "vectors", error) from None
             yield from vectors
+
+    def _as_json(self, sentence: Any) -> str | list[str]:
+        """A sentence in UTF-8; a text that has lone surrogates is split here, as a token of nothing else is one too."""
+        if isinstance(sentence, str) and (not SURROGATE.search(sentence) or self.info["tokenizer"] != "whitespace"):
+            return self._in_utf8(sentence)
+        return [self._in_utf8(token) for token in tokens_of(sentence)]
+
+    def _in_utf8(self, text: Any) -> Any:
+        """With what the model's embedder has in place of lone surrogates, which UTF-8 cannot hold."""
+        if not isinstance(text, str) or not SURROGATE.search(text):
+            return text
+        return SURROGATE.sub(in_place_of_surrogates(self.info["model"]["family"]), text)
 
     def _not_ours(self, path: str, expected: str, error: Exception) -> FlashElmoError:
         """The error of an answer that this service does not give."""
@@ -212,14 +225,6 @@ class Client:
     def _say(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         logger.info("%s: tried again after %s", self._url, error)
-
-
-def _as_json(sentence: Any) -> str | list[str]:
-    """Without lone surrogates, which UTF-8 cannot hold and embedders leave out."""
-    if isinstance(sentence, str):
-        return SURROGATE.sub("", sentence)
-    tokens: list[Any] = list(tokens_of(sentence))
-    return [SURROGATE.sub("", token) if isinstance(token, str) else token for token in tokens]
 
 
 def _may_pass(error: BaseException) -> bool:
