@@ -83,6 +83,27 @@ def test_a_key_is_demanded_where_there_are_vectors(strict: Server) -> None:
         assert client.encode("a").shape == (8,)
 
 
+def test_head_is_answered_where_get_is(strict: Server) -> None:
+    without = {"Authorization": ""}
+    opened = ("/", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+    closed = ("/info", "/v1/models", "/v2", "/v2/models/tiny", "/v2/models/tiny/versions/1/ready")
+    for path in (*opened, *closed):
+        got, answer = strict.http.get(path), strict.http.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+        assert answer.headers["content-type" if got.content else "content-length"]
+        assert answer.headers.get("content-type") == got.headers.get("content-type")
+        if path != "/metrics":  # which grows
+            assert answer.headers["content-length"] == got.headers["content-length"] == str(len(got.content))
+        assert strict.http.head(path, headers=without).status_code == (200 if path in opened else 401)
+    for path, status in (("/embed", 405), ("/nothing", 404), ("/v2/models/other", 404)):
+        answer = strict.http.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+    head = raw(strict, "HEAD /health HTTP/1.1\r\nConnection: close")
+    assert head.startswith(b"HTTP/1.1 200 ") and head.endswith(b"\r\n\r\n")
+    pages = strict.http.get("/openapi.json").json()["paths"]
+    assert not any("head" in page for page in pages.values())
+
+
 def raw(server: Server, head: str, *parts: bytes, pause: float = 0.0) -> bytes:
     """What a client gets that writes bytes of its own."""
     host, port = server.url.removeprefix("http://").split(":")
@@ -277,6 +298,7 @@ def test_an_answer_that_takes_too_long_is_given_up(model: Path) -> None:
             worker.is_ready = False
             answer = await http.get("/health")
             assert answer.status_code == 503 and answer.json()["error"].startswith("workers: expected one")
+            assert (await http.head("/health")).status_code == 503
         assert not service._batcher._waiting
 
     asyncio.run(scene())

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -63,6 +64,7 @@ def make_app(service: Service, *, starts: bool = True) -> FastAPI:
     _add_state(app, service)
     add_openai(app, service, load)
     add_infer(app, service, load)
+    _add_head(app)
     app.add_middleware(
         Guard, load=load, limits=service.limits, metrics=service.metrics, api_key=service.settings.api_key
     )
@@ -135,3 +137,15 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """What Prometheus reads."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_head(app: FastAPI) -> None:
+    """HEAD wherever there is GET, as load balancers ask; the description, which would have all twice, has it not."""
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in route.methods]:
+        app.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=["HEAD"],
+            response_class=route.response_class,
+            include_in_schema=False,
+        )
