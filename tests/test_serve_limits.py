@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -417,6 +418,32 @@ def test_at_the_end_what_was_accepted_is_answered(model: Path) -> None:
         assert waiting.result().status_code == 200 and len(waiting.result().json()) == len(TEXTS)
         _, said = server.process.communicate(timeout=30)
         assert server.process.returncode == 0 and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "place", ["flashelmo.cli.app", "flashelmo.cli.serve.model_path", "flashelmo.engine.child.start"]
+)
+def test_who_stops_it_while_it_starts_has_a_clean_end_too(
+    place: str, number: int, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before its options are read, before its model is looked for, and while its worker starts."""
+    module, _, name = place.rpartition(".")
+    go_on, begun = getattr(sys.modules[module], name), []
+
+    def stop_and_go_on(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), number)
+        begun.append(go_on(*arguments, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(sys.modules[module], name, stop_and_go_on)
+    assert main(["serve", str(model), "--port", "0", "--device", "cpu", "--quiet"]) == 0
+    assert capfd.readouterr().err == ""
+    for worker in begun:
+        wait_until(lambda worker=worker: worker.poll() is not None)
+    if place == "flashelmo.cli.app":
+        assert main(["info", str(model)]) == 128 + number
+        assert capfd.readouterr().err == "flashelmo: interrupted\n"
 
 
 def test_a_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:

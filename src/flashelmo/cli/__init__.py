@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -29,6 +30,8 @@ from flashelmo.cli.terminal import (
 )
 from flashelmo.cli.train import train
 from flashelmo.engine.errors import FlashElmoError
+
+ENDED_BY_SIGNALS = "serve"  # a command that signals end, not interrupt: what it accepted, if it got so far, is answered
 
 app = typer.Typer(
     help="ELMo vectors, exact and fast.",
@@ -80,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return fail("not enough memory", 1)
     except InterruptedBySignal as interrupt:
+        if (sys.argv[1:] if arguments is None else arguments)[:1] == [ENDED_BY_SIGNALS]:
+            return 0
         return fail("interrupted", 128 + interrupt.number)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Options, Precision, Runtime, parse_numbers
-from flashelmo.cli.terminal import InterruptedBySignal, say, warnings_to_stderr
+from flashelmo.cli.terminal import say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -89,14 +89,11 @@ def serve(
     if replicas is not None and ray is None:
         raise FlashElmoError("--replicas: expected --ray beside it")
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
-    try:
-        with warnings_to_stderr(quiet):
-            if ray is None:
-                run(settings, host, port, tell)
-            else:
-                serve_on_ray(settings, host, port, ray, _replicas(replicas or "1"), tell)
-    except InterruptedBySignal:
-        return  # all that was accepted is answered
+    with warnings_to_stderr(quiet):
+        if ray is None:
+            run(settings, host, port, tell)
+        else:
+            serve_on_ray(settings, host, port, ray, _replicas(replicas or "1"), tell)
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import threading
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
@@ -87,9 +89,31 @@ def serve(settings: ServiceSettings, host: str, port: int, say: Callable[[str], 
         asyncio.run(_serve(service, listener, say))
 
 
-async def _serve(service: Service, listener: socket.socket, say: Callable[[str], None]) -> None:
-    await service.start()
+async def _start(service: Service) -> None:
+    """Start it. A signal ends that first, then takes its course: what it raises in a callback of the loop is lost."""
+    starting, arrived, loop = asyncio.create_task(service.start()), list[int](), asyncio.get_running_loop()
+
+    def stop(number: int, frame: Any) -> None:
+        arrived.append(number)
+        loop.call_soon_threadsafe(starting.cancel)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main and hasattr(signal, name)]
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, stop)
     try:
+        await starting
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+async def _serve(service: Service, listener: socket.socket, say: Callable[[str], None]) -> None:
+    try:
+        await _start(service)
         config = Config(
             make_app(service, starts=False),
             http=PatientProtocol,
