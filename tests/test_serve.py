@@ -364,7 +364,7 @@ def test_the_client_has_the_embedders_methods(server: Server, embedder: ElmoEmbe
 def test_lone_surrogates_are_to_the_client_what_they_are_to_the_embedder(name: str, tmp_path: Path) -> None:
     write_native(MODELS[name], tmp_path / "model")
     texts = ["a \ud800 b", "\ud800", "c\udc80t \udfff\ud800 é", " \ud83d\ude00\u2003cat ", "cat", ""]
-    tokens = [["\ud800", "cat"], ("c\udc80t", ""), ["\ud800 a"], np.array(["\udfff", "a"])]
+    tokens: Any = [["\ud800", "cat"], ("c\udc80t", ""), ["\ud800 a"], np.array(["\udfff", "a"])]
     embedder = tiny_embedder(tmp_path / "model")
     with served(tmp_path / "model") as server, Client(server.url) as client:
         for given in (texts, tokens):

@@ -57,10 +57,11 @@ class Client:
     ) -> None:
         if not str(url).startswith(("http://", "https://")):
             raise FlashElmoError(f"url: expected one that begins with http:// or https://, found {shown(url)}")
-        if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
+        key: Any = api_key or ""
+        if not (isinstance(key, str) and key.isascii() and key.isprintable()):
             raise FlashElmoError("api_key: expected one line of a key in ASCII, found something else")
         self._url = str(url).rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout, transport=transport)
         self._attempts = whole_number("retries", retries, 0) + 1
         self._info: dict[str, Any] | None = None
@@ -183,7 +184,8 @@ class Client:
     def _as_json(self, sentence: Any) -> str | list[str]:
         """A sentence in UTF-8; a text that has lone surrogates is split here, as a token of nothing else is one too."""
         if isinstance(sentence, str) and (not SURROGATE.search(sentence) or self.info["tokenizer"] != "whitespace"):
-            return self._in_utf8(sentence)
+            text: str = self._in_utf8(sentence)
+            return text
         return [self._in_utf8(token) for token in tokens_of(sentence)]
 
     def _in_utf8(self, text: Any) -> Any:

@@ -141,7 +141,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 def _add_head(app: FastAPI) -> None:
     """HEAD wherever there is GET, as load balancers ask; the description, which would have all twice, has it not."""
-    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in route.methods]:
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())]:
         app.add_api_route(
             route.path,
             route.endpoint,
