@@ -100,9 +100,14 @@ def read_corpus(paths: Iterable[str | Path]) -> EncodedCorpus:
             lengths.append(np.diff(window.offsets))
     length = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
     if not length.any():
-        raise FlashElmoError(f"{', '.join(names) or 'corpus'}: expected a sentence a line, found no token")
+        raise no_token(", ".join(names) or "corpus")
     offsets = np.concatenate([[0], np.cumsum(length[length > 0])]).astype(np.int64)
     return EncodedCorpus(list(ids), np.concatenate(tokens), offsets)
+
+
+def no_token(name: str | Path) -> FlashElmoError:
+    """What is said of a text of this name that has nothing but white space."""
+    return FlashElmoError(f"{name}: expected a sentence a line, found no token")
 
 
 def most_frequent(corpus: EncodedCorpus, min_count: int, max_words: int | None) -> list[str]:

@@ -23,9 +23,10 @@ def perplexity(
 ) -> None:
     """Score a text by a model's language models, forward and backward, each sentence from a fresh state."""
     from flashelmo.engine.text.windows import read_windows
-    from flashelmo.engine.training.corpus import WINDOW_TOKENS
+    from flashelmo.engine.training.corpus import WINDOW_TOKENS, no_token
     from flashelmo.engine.training.language_model import LanguageModel
 
+    found_none = True
     language_model = LanguageModel.load(model, options_file=options, device=device)
     if not tokens:
         scores = language_model.perplexity(text)
@@ -34,8 +35,11 @@ def perplexity(
         return
     for window in read_windows(text, max_sentences=WINDOW_TOKENS, max_tokens=WINDOW_TOKENS):
         sentences = [found for found in map(window.tokens, range(len(window))) if found]
+        found_none = found_none and not sentences
         for sentence, (forward, backward) in zip(sentences, language_model.log_probabilities(sentences), strict=True):
             print(f"\t{backward[0]:.6f}\t<S>")
             for token, before, behind in zip(sentence, forward, backward[1:], strict=False):
                 print(f"{before:.6f}\t{behind:.6f}\t{token}")
             print(f"{forward[-1]:.6f}\t\t</S>")
+    if found_none:
+        raise no_token(text)
