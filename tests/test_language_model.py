@@ -1,6 +1,7 @@
 """Log-probabilities and perplexity, against the formula by hand; `flashelmo perplexity` and `flashelmo train`."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from tiny_models import BILM, MODELS
 
 from flashelmo import FlashElmoError, LanguageModel, load_model
+from flashelmo.cli import main
 from flashelmo.engine.model.checkpoints.bilm import write_bilm
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.reference.reference import ReferenceRuntime
@@ -141,6 +143,48 @@ def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], t
     assert [line[-1] for line in lines] == ["<S>", "the", "cat", "</S>"]
     forward = [float(line[0]) for line in lines[:4] if line[0]]
     assert math.exp(-np.mean(forward)) == pytest.approx(scores.forward, rel=1e-3)
+
+
+def test_a_text_without_tokens_is_refused_with_tokens_too(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n", encoding="utf-8")
+    for option in ([], ["--tokens"]):
+        assert main(["perplexity", str(trained), str(blank), "--device", "cpu", *option]) == 1
+        captured = capfd.readouterr()
+        assert not captured.out and captured.err == f"flashelmo: {blank}: expected a sentence a line, found no token\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--license-text", "line 2, byte 4: expected UTF-8, found 0xe9 (invalid continuation byte)"),
+        ("--heldout", "line 2, byte 4: expected UTF-8, found 0xe9 (invalid continuation byte)"),
+        ("--vocabulary", "expected UTF-8: 'utf-8' codec can't decode byte 0xe9 in position 7"),
+        ("--config", "expected JSON: 'utf-8' codec can't decode byte 0xe9 in position 7"),
+    ],
+)
+def test_files_that_are_no_utf8_are_one_line(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    latin, text = tmp_path / "latin.txt", trained.parent / "text.txt"
+    latin.write_bytes(b"<S>\ncaf\xe9\n")
+    arguments = ["train", str(text), "--output", str(tmp_path / "model"), "--steps", "1", "--batch", "2"]
+    assert main([*arguments, "--unroll", "5", "--device", "cpu", option, str(latin)]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"flashelmo: {latin}: {message}") and error.count("\n") == 1
+
+
+def test_a_name_that_is_no_utf8_is_in_the_card(trained: Path, succeed: Callable[..., str], tmp_path: Path) -> None:
+    text = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    try:
+        text.write_bytes((trained.parent / "text.txt").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    arguments = ["--output", tmp_path / "model", "--config", trained / "config.json", "--batch", "2", "--steps", "1"]
+    succeed("train", text, *arguments, "--unroll", "5", "--device", "cpu", "--heldout", text)
+    assert "caf?.txt" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_command_trains(

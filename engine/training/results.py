@@ -94,7 +94,8 @@ def write_results(
     (folder / BILM_FOLDER).mkdir()
     write_bilm_files(elmo, folder / BILM_FOLDER)
     draw_curve(record, folder / PICTURE_FILE)
-    (folder / CARD_FILE).write_text(write_card(record, elmo, len(words), dtype, card), encoding="utf-8")
+    text = write_card(record, elmo, len(words), dtype, card)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no UTF-8
 
 
 def draw_curve(record: RunRecord, path: Path) -> None:

@@ -95,7 +95,7 @@ def train(
         torch.set_num_threads(threads)
     task = Task(
         corpus, output, chosen, start, heldout, vocabulary,
-        "" if license_text is None else license_text.read_text(encoding="utf-8"),
+        "" if license_text is None else read_text(license_text),
         shlex.join(["flashelmo", *map(_without_folder, sys.argv[1:])]), dtype, overwrite,
     )  # fmt: skip
     with warnings_to_stderr(quiet), _progress(quiet) as on_progress:
@@ -114,6 +114,13 @@ def train(
 def _without_folder(argument: str) -> str:
     """A path's last part: the card says nothing of its maker's folders."""
     return argument if argument.startswith("-") else Path(argument).name
+
+
+def read_text(path: Path) -> str:
+    """A whole file in UTF-8, without the byte order mark; FlashElmoError where it is something else."""
+    from flashelmo.engine.text.lines import check_utf8, without_mark
+
+    return check_utf8(without_mark(path.read_bytes(), str(path)), "strict", str(path), 0).decode("utf-8")
 
 
 def read_config(path: Path) -> ElmoConfig:
