@@ -1,12 +1,16 @@
-"""Two things that are done with files everywhere: sums of what they hold, and the wait until they are on the disk."""
+"""What is done with files everywhere: sums of what they hold, locks, the wait until they are on the disk."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
+from flashelmo.engine.errors import first_line
+
 CHUNK_BYTES = 1 << 20
+NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
 
 
 def sha256_of(path: Path) -> str:
@@ -34,3 +38,34 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name.
+
+    Raises:
+        OSError, ImportError: there are no locks here.
+    """
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def why_not_written(error: BaseException, folder: Path) -> str:
+    """Why a library could not write a file in a folder: the system's reason, where that stands behind what it says.
+
+    Where nothing does, what is free on the disk is said too.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno is not None:
+            return os.strerror(behind.errno)
+        behind = behind.__cause__ or behind.__context__
+    try:
+        return f"{first_line(error)}; {shutil.disk_usage(folder).free:,} bytes are free there"
+    except OSError:
+        return first_line(error)

@@ -388,6 +388,36 @@ def test_a_full_disk_leaves_the_last_checkpoint(text: Path, tmp_path: Path, monk
     assert [point.forward for point in resumed.points] == [point.forward for point in whole.points]
 
 
+def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullAfter:
+        def __init__(self, file: Any, left: int) -> None:
+            self.file, self.left, self.flush = file, left, file.flush
+
+        def write(self, data: bytes) -> int:
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return int(self.file.write(data))
+
+    task, true_save = Task([text], tmp_path / "model", CONFIG), torch.save
+    train(task, replace(SETTINGS, save_every=1e-9))
+    saved = {path: path.read_bytes() for path in checkpoint.checkpoints(task.work)}
+    monkeypatch.setattr(torch, "save", lambda values, file: true_save(values, FullAfter(file, 40_000)))
+    message = r"step-000000013\.pt: cannot be written: No space left on device; last checkpoint: step-000000012\.pt$"
+    with pytest.raises(FlashElmoError, match=message):
+        checkpoint.save_checkpoint(task.work, 13, {"tensor": torch.zeros(10_000)})
+    monkeypatch.setattr(torch, "save", failing_writer)
+    with pytest.raises(FlashElmoError, match=r"written: unexpected pos 1 vs 2; [\d,]+ bytes are free there; last"):
+        checkpoint.save_checkpoint(task.work, 13, {})
+    assert {path: path.read_bytes() for path in task.work.glob("*step-*")} == saved
+
+
+def failing_writer(values: object, file: object) -> None:
+    raise RuntimeError("unexpected pos 1 vs 2")
+
+
 def saved_fingerprint(work: Path) -> dict[str, object]:
     values: dict[str, object] = torch.load(checkpoint.checkpoints(work)[-1], weights_only=True)["fingerprint"]
     return values

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import NO_LOCKS, lock
 from flashelmo.engine.sinks import writing
-from flashelmo.engine.sinks.files import NO_LOCKS, lock
 
 ALL = ".lock"
 DIGITS = 20

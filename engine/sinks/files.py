@@ -11,10 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, first_line
-from flashelmo.engine.files import sync
+from flashelmo.engine.files import NO_LOCKS, lock, sync
 from flashelmo.engine.output import Output
-
-NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
 
 
 def check_path(path: Path, final: Path, overwrite: bool) -> None:
@@ -71,21 +69,6 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
                     leftover.unlink()
             finally:
                 os.close(descriptor)
-
-
-def lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name.
-
-    Raises:
-        OSError, ImportError: there are no locks here.
-    """
-    from fcntl import LOCK_EX, LOCK_NB, flock
-
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def publish(temporary: Path, final: Path, overwrite: bool) -> None:

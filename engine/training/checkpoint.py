@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError, reason_of
-from flashelmo.engine.files import sync
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.files import sync, why_not_written
 
 try:
     import torch
@@ -43,7 +43,8 @@ def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         last = found[-1].name if (found := checkpoints(folder)) else "there is none"
-        raise FlashElmoError(f"{path}: cannot be written: {reason_of(error)}; last checkpoint: {last}") from None
+        why = why_not_written(error, folder)
+        raise FlashElmoError(f"{path}: cannot be written: {why}; last checkpoint: {last}") from None
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

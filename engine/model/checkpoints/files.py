@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import sync
+from flashelmo.engine.files import sync, why_not_written
 
 # What a folder may hold to be replaced: files that are written here, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
@@ -70,7 +70,7 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
                 old.rename(folder)
                 raise
     except OSError as error:
-        raise FlashElmoError(f"{folder}: cannot be written: {reason_of(error)}") from None
+        raise FlashElmoError(f"{folder}: cannot be written: {why_not_written(error, folder.parent)}") from None
 
 
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
