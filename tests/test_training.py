@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(text: Path, tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", command], env={**os.environ, "PYTHONPATH": paths}, timeout=120)
     assert done.returncode == -signal.SIGKILL
     work = tmp_path / "killed.training"
-    assert [path.name for path in checkpoint.checkpoints(work)] == ["step-000000004.pt", "step-000000006.pt"]
+    assert [path.name for path in checkpoint.checkpoints(work)] == ["step-000000006.pt", "step-000000007.pt"]
     record = train(Task([text], tmp_path / "killed", CONFIG), replace(SETTINGS, save_every=1e-9))
     assert record.points[2].step == 6 and curve(tmp_path / "killed") == curve(tmp_path / "whole")
     assert len(whole.points) == 6
@@ -348,7 +348,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(text: Path, tmp_path: 
     before, last = checkpoint.checkpoints(task.work)
     last.write_bytes(last.read_bytes()[:1000])
     points = train(replace(task, overwrite=True), replace(SETTINGS, save_every=1e-9)).points
-    assert before.name == "step-000000010.pt" and points[-1].step == 12
+    assert before.name == "step-000000011.pt" and points[-1].step == 12
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(text: Path, tmp_path: Path, monk
 
     true_read = TrainingStep.read
     monkeypatch.setattr(TrainingStep, "read", read)
-    message = r"step 8: expected a finite loss, found nan forward .* last checkpoint: step-000000006\.pt"
+    message = r"step 8: expected a finite loss, found nan forward .* last checkpoint: step-000000007\.pt"
     with pytest.raises(FlashElmoError, match=message):
         train(task, replace(SETTINGS, save_every=1e-9))
     assert not task.output.exists() and checkpoint.load_checkpoint(task.work, saved_fingerprint(task.work)) is not None
@@ -378,7 +378,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(text: Path, tmp_path: Path, monk
         true_save(values, file)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch, "save", save)
-    message = r"step-000000006\.pt: cannot be written: No space left on device; last checkpoint: step-000000004\.pt"
+    message = r"step-000000003\.pt: cannot be written: No space left on device; last checkpoint: step-000000002\.pt"
     with pytest.raises(FlashElmoError, match=message):
         train(task, replace(SETTINGS, save_every=1e-9))
     assert not list(task.work.glob(".step-*"))
@@ -401,7 +401,8 @@ def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(
                 raise OSError(28, "No space left on device")
             return int(self.file.write(data))
 
-    task, true_save = Task([text], tmp_path / "model", CONFIG), torch.save
+    true_save: Any = torch.save
+    task = Task([text], tmp_path / "model", CONFIG)
     train(task, replace(SETTINGS, save_every=1e-9))
     saved = {path: path.read_bytes() for path in checkpoint.checkpoints(task.work)}
     monkeypatch.setattr(torch, "save", lambda values, file: true_save(values, FullAfter(file, 40_000)))

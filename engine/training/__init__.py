@@ -10,6 +10,8 @@ model.py        the language model in PyTorch; from and to `ElmoWeights`
 optimizers.py   Adagrad as published, Adam; the learning rate's schedule
 step.py         one training step, on a card captured as a CUDA graph
 checkpoint.py   what a run is resumed from
+identity.py     what tells a run from others, and the lock that keeps them out
+due.py          when the next checkpoint is written
 interrupts.py   Ctrl-C between steps alone
 task.py         what is trained on what: the corpus, the device, the vocabulary
 initial.py      weights that a run begins with

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashelmo.engine.arguments import shown
-from flashelmo.engine.errors import FlashElmoError, MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line, reason_of
 from flashelmo.engine.files import sync, why_not_written
 
 try:
@@ -19,6 +20,7 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
 KEPT = 2
+TEMPORARY = ".step-"  # begin of the name of a file that is being written
 NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -32,7 +34,7 @@ def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".step-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY, delete=False) as file:
             temporary = Path(file.name)
             torch.save(values, file)
         sync(temporary)
@@ -56,25 +58,45 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+class Saved(NamedTuple):
+    """A checkpoint: its file and what that holds."""
+
+    path: Path
+    values: dict[str, Any]
+
+    @contextmanager
+    def fits(self) -> Iterator[None]:
+        """Turn what a checkpoint of other sizes or without a value leads to into a FlashElmoError of one line."""
+        try:
+            yield
+        except FlashElmoError:
+            raise
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            found = f"found one that does not fit ({type(error).__name__}: {first_line(error)})"
+            expected = "expected a checkpoint of this run"
+            raise FlashElmoError(
+                f"{self.path}: {expected}, {found}; to begin anew, delete {self.path.parent}"
+            ) from None
+
+
+def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Saved | None:
     """The newest checkpoint that can be read; None where there is none.
 
     Raises:
         FlashElmoError: it is of another run; the message names the first setting that differs.
     """
-    for temporary in folder.glob(".step-*"):  # of a run that was killed
-        temporary.unlink(missing_ok=True)
     for path in reversed(checkpoints(folder)):
         try:
             values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            found = values["fingerprint"]
+            found = dict(values["fingerprint"])
         except Exception as error:
-            logging.getLogger("flashelmo").warning("%s: cannot be read, the one before is taken: %s", path, error)
+            why = reason_of(error)
+            logging.getLogger("flashelmo").warning("%s: cannot be read, the one before is taken: %s", path, why)
             continue
         for name in sorted(fingerprint.keys() | found.keys()):
             if fingerprint.get(name) != found.get(name):
                 expected = f"expected {name} {shown(found.get(name))}, as it was made with"
                 found_here = f"found {shown(fingerprint.get(name))}; to begin anew, delete {folder}"
                 raise FlashElmoError(f"{path}: {expected}, {found_here}")
-        return values
+        return Saved(path, values)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,15 @@ class EncodedCorpus:
         word_ids = self.word_ids[np.repeat(kept, lengths)]
         return EncodedCorpus(self.words, word_ids, np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64))
 
+    @property
+    def sha256(self) -> str:
+        """Of words and sentences: the same for texts that are one to a training."""
+        digest = hashlib.sha256("\n".join(self.words).encode("utf-8", "surrogatepass"))
+        for array in (self.word_ids, self.offsets):
+            digest.update(f"\n{len(array)}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write it so that `load` can map it into memory."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +88,11 @@ class EncodedCorpus:
 
     @classmethod
     def load(cls, folder: Path) -> EncodedCorpus:
-        """What `save` wrote; the ids stay in the file."""
+        """What `save` wrote; the ids stay in the file.
+
+        Raises:
+            OSError, ValueError, EOFError: it is not there, or not whole.
+        """
         words = (folder / "words.txt").read_bytes().decode("utf-8").split("\n")[:-1]
         word_ids, offsets = (np.load(folder / name, mmap_mode="r") for name in ("word_ids.npy", "offsets.npy"))
         return cls(words, word_ids, offsets)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from flashelmo.engine.errors import MissingExtraError
+from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 try:
     import torch
     from torch import distributed
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,37 @@ class Processes:
         if self.number > 1:
             distributed.barrier()
 
-    def same(self, number: float) -> float:
-        """The first process's number."""
+    def first(self, make: Callable[[], Result]) -> Result:
+        """What the first process makes, or the error that it raises, in all of them: they wait for it.
+
+        Raises:
+            FlashElmoError, OSError: those of `make`.
+        """
         if self.number == 1:
-            return number
-        numbers: list[float | None] = [number]
-        distributed.broadcast_object_list(numbers, src=0)
-        return float(numbers[0] or 0.0)
+            return make()
+        made: list[Any] = [None, None]
+        if self.writes:
+            try:
+                made[0] = make()
+            except FlashElmoError as error:
+                made[1] = FlashElmoError(error)  # of a type that travels
+            except OSError as error:
+                made[1] = error
+        distributed.broadcast_object_list(made, src=0)
+        result, raised = made
+        if raised is not None:
+            self.wait()  # who leaves while another still hears of it may end that one
+            raise raised
+        found: Result = result
+        return found
+
+    def in_all(self, holds: bool) -> bool:
+        """Whether it holds in every process."""
+        if self.number == 1:
+            return holds
+        every = [holds] * self.number
+        distributed.all_gather_object(every, holds)
+        return all(every)
 
     def mean(self, values: tuple[float, float]) -> tuple[float, float]:
         """Of all processes."""

@@ -7,6 +7,7 @@ TensorFlow's own checkpoints are not read.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,14 @@ class Softmax:
     weight: Float32
     bias: Float32
     words: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """Of its numbers and its words."""
+        digest = hashlib.sha256("\n".join(self.words).encode())
+        for array in (self.weight, self.bias):
+            digest.update(np.ascontiguousarray(array, np.float32).reshape(-1).data)
+        return digest.hexdigest()
 
 
 def write_softmax(softmax: Softmax, folder: Path, dtype: str = "float32") -> None:

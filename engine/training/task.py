@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import new_folder
 from flashelmo.engine.model.config import ElmoConfig
@@ -55,18 +55,13 @@ class Task:
             raise FlashElmoError(f"dtype: expected float32 or float16, found {self.dtype!r}")
         if (self.config is None) == (self.start is None):
             raise FlashElmoError("config: expected a configuration, or a model to go on from, and not both")
+        if self.output.name in ("", ".."):
+            raise FlashElmoError(f"output: expected the name of a folder to be, found {str(self.output)!r}")
 
     @property
     def work(self) -> Path:
         """Folder of the encoded corpus, the checkpoints and the snapshots."""
         return self.output.with_name(f"{self.output.name}.training")
-
-
-def file_size(path: Path) -> int:
-    """Bytes; FlashElmoError where there is no such file."""
-    if not path.is_file():
-        raise FlashElmoError(f"{path}: expected a file of text, found none")
-    return path.stat().st_size
 
 
 def choose_device(name: str, processes: Processes) -> torch.device:
@@ -98,44 +93,73 @@ def choose_compute(precision: str, device: torch.device) -> torch.dtype:
 
 
 def open_corpus(
-    task: Task, settings: TrainSettings, processes: Processes, known: bool
-) -> tuple[EncodedCorpus, EncodedCorpus | None]:
-    """The corpus and what is held out of it, or None. One process prepares them, the others wait for it.
+    task: Task, settings: TrainSettings, processes: Processes, encoded: Sequence[str] | None
+) -> tuple[EncodedCorpus, EncodedCorpus | None, list[str]]:
+    """The corpus, what perplexity is measured on, if anything, and `sums_of` what was encoded.
+
+    The first process prepares them, and is the only one that has what perplexity is measured on.
 
     Args:
         task: names the files.
         settings: say how much is held out.
         processes: those of the run.
-        known: whether there is a checkpoint, whose corpus is the one that an earlier attempt put into the run's folder.
+        encoded: `sums_of` what the run's checkpoint was made of; None where there is none.
 
     Raises:
-        FlashElmoError: text that is not UTF-8, a corpus of too few sentences, or a folder that cannot be written.
+        FlashElmoError: text that is not UTF-8, a corpus of too few sentences or other ones than the checkpoint's, or a
+            folder that cannot be written.
         OSError: a file that cannot be read.
     """
-    if not processes.writes:
-        processes.wait()
-        return _prepare_corpus(task, settings, known=True)
-    prepared = _prepare_corpus(task, settings, known)
-    processes.wait()
-    return prepared
+    other: list[EncodedCorpus] = []
+
+    def prepare() -> list[str]:
+        if task.heldout is not None:
+            other.append(read_corpus([task.heldout]))
+        if encoded is None or (found := _read_encoded(task)) is None or sums_of(*found) != [*encoded]:
+            return _encode(task, settings, encoded)
+        if any(map(is_stream, task.corpus)):
+            message = "the run goes on with the text that it began with; what comes through the pipe is not read"
+            logging.getLogger("flashelmo").warning(message)
+        return [*encoded]
+
+    sums = processes.first(prepare)
+    found = _read_encoded(task)
+    if found is None:
+        raise FlashElmoError(f"{task.work / 'corpus'}: expected the encoded corpus, found none that can be read")
+    return found[0], other[0] if other else found[1], sums
 
 
-def _prepare_corpus(task: Task, settings: TrainSettings, known: bool) -> tuple[EncodedCorpus, EncodedCorpus | None]:
-    """Read the corpus, or map what an earlier attempt made of it."""
-    folder = task.work / "corpus"
-    if not (known and (folder / "train").is_dir()):
-        corpus = read_corpus(task.corpus)
-        parts = {"train": corpus}
-        if settings.heldout_share:
-            if len(corpus) < 2:
-                raise FlashElmoError(f"heldout_share: expected two sentences or more, found {len(corpus)}")
-            parts["train"], parts["heldout"] = corpus.split(settings.heldout_share, settings.seed)
-        shutil.rmtree(folder, ignore_errors=True)
-        with new_folder(folder, overwrite=False) as target:
-            for name, part in parts.items():
-                part.save(target / name)
-    kept_out = EncodedCorpus.load(folder / "heldout") if (folder / "heldout").is_dir() else None
-    return EncodedCorpus.load(folder / "train"), read_corpus([task.heldout]) if task.heldout else kept_out
+def sums_of(*parts: EncodedCorpus | None) -> list[str]:
+    """What tells a corpus and what is held out of it from others."""
+    return [part.sha256 for part in parts if part is not None]
+
+
+def _read_encoded(task: Task) -> tuple[EncodedCorpus, EncodedCorpus | None] | None:
+    """What an attempt made of the corpus; None where that is not there, or not whole."""
+    train, held_out = task.work / "corpus" / "train", task.work / "corpus" / "heldout"
+    try:
+        return EncodedCorpus.load(train), EncodedCorpus.load(held_out) if held_out.is_dir() else None
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _encode(task: Task, settings: TrainSettings, encoded: Sequence[str] | None) -> list[str]:
+    """Read the corpus, and keep what becomes of it in the run's folder, unless it is not the checkpoint's."""
+    corpus, held_out = read_corpus(task.corpus), None
+    if settings.heldout_share:
+        if len(corpus) < 2:
+            raise FlashElmoError(f"heldout_share: expected two sentences or more, found {len(corpus)}")
+        corpus, held_out = corpus.split(settings.heldout_share, settings.seed)
+    sums = sums_of(corpus, held_out)
+    if encoded is not None and sums != [*encoded]:
+        name = ", ".join(path.name for path in task.corpus)
+        expected = "expected the text that the last checkpoint was made of"
+        raise FlashElmoError(f"{name}: {expected}, found another one; to begin anew, delete {task.work}")
+    with new_folder(task.work / "corpus", overwrite=True, ours=lambda name: True) as target:
+        corpus.save(target / "train")
+        if held_out is not None:
+            held_out.save(target / "heldout")
+    return sums
 
 
 def choose_vocabulary(task: Task, settings: TrainSettings, corpus: EncodedCorpus) -> list[str]:

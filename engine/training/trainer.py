@@ -6,18 +6,17 @@ snapshots. A run that was killed goes on from there when it is started again wit
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.files import check_replaceable, new_folder
@@ -26,7 +25,9 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.processor import processor_name
 from flashelmo.engine.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from flashelmo.engine.training.corpus import UNKNOWN
+from flashelmo.engine.training.due import SaveClock
 from flashelmo.engine.training.evaluate import MAX_LOSS, perplexity_of
+from flashelmo.engine.training.identity import fingerprint_of, only_run
 from flashelmo.engine.training.initial import initial_tensors, tensors_from, word_biases
 from flashelmo.engine.training.interrupts import signals_wait
 from flashelmo.engine.training.model import BiLM, check_trainable
@@ -43,8 +44,8 @@ from flashelmo.engine.training.task import (
     choose_compute,
     choose_device,
     choose_vocabulary,
-    file_size,
     open_corpus,
+    sums_of,
 )
 
 try:
@@ -75,13 +76,14 @@ def train(task: Task, settings: TrainSettings, on_progress: OnTrainProgress | No
     Ctrl-C, SIGTERM and SIGHUP end a run of one process behind a step, with a checkpoint to go on from.
 
     Raises:
-        FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run, a full disk, a loss
-            that is not finite: one line each. What was saved before is intact.
+        FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run or text, another run at
+            work, a full disk, a loss that is not finite: one line each. What was saved before is intact.
     """
     with joined_processes(settings.device) as processes:
         if processes.number > 1 and settings.seconds is not None:
             raise FlashElmoError(f"seconds: expected epochs or steps with {processes.number} processes")
-        return _Run(task, settings, processes, on_progress or (lambda progress: None)).run()
+        with only_run(task.work, processes):
+            return _Run(task, settings, processes, on_progress or (lambda progress: None)).run()
 
 
 class _Run:
@@ -95,13 +97,13 @@ class _Run:
         config = task.config if start is None else start.config
         assert config is not None  # a task has one or the other
         check_trainable(config)
-        if processes.writes:
-            check_replaceable(task.output, task.overwrite, is_ours)
-        self.fingerprint = self._fingerprint(config, start, compute)
+        processes.first(lambda: check_replaceable(task.output, task.overwrite, is_ours))
+        self.fingerprint = fingerprint_of(task, settings, config, start, processes, str(compute))
         saved = load_checkpoint(task.work, self.fingerprint)
-        if saved is not None and any(map(is_stream, task.corpus)):
-            logger.warning("the run goes on with the text that it began with; what comes through the pipe is not read")
-        self.corpus, self.held_out = open_corpus(task, settings, processes, known=saved is not None)
+        encoded = None if saved is None else saved.values.get("encoded", ())
+        self.corpus, self.held_out, self.encoded = open_corpus(task, settings, processes, encoded)
+        name = task.heldout.name if task.heldout else f"{settings.heldout_share:g} of the corpus"
+        self.held_out_text = [name, *sums_of(self.held_out)]  # by which it is told from others
         self.words = choose_vocabulary(task, settings, self.corpus)
         self.model = self._model(config, start, compute)
         self.step = self._training_step()
@@ -109,46 +111,32 @@ class _Run:
         self.points: list[Point] = []
         self.evaluations: list[Evaluation] = []
         if saved is not None:
-            self._restore(saved)
+            with saved.fits():
+                self._restore(saved.values)
 
     def run(self) -> RunRecord:
         """Take all steps, then write the results."""
         if not self.taken:
             self._snapshot(0)
         self._began = self.taken, time.monotonic() - self.seconds, time.monotonic()
-        self._saved_at = time.monotonic()
+        self._clock = SaveClock(self.settings.save_every, self.processes, self.taken)
         try:
-            while (done := self._done()) < 1 or not self.taken:
+            done = self._done()
+            while done < 1 or not self.taken:
                 rate = rate_at(done, self.settings.warm_up, self.settings.peak, self.settings.optimizer == "adam")
                 with signals_wait():
                     self.step(self.streams[self.taken], rate)
                     self.taken += 1
-                    is_point = self.taken % self.settings.log_every == 0 or self._done() >= 1
-                    if is_point:
+                    done = self._done()  # asked once a step, so that the last one is a point whenever time runs out
+                    if self.taken % self.settings.log_every == 0 or done >= 1:
                         self._log(rate)
-                if is_point:
-                    self._look()
+                self._look(done)
         except Exception:
             raise
         except BaseException:  # somebody asks to stop
             self._save_what_is_done()
             raise
         return self._finish()
-
-    def _fingerprint(self, config: ElmoConfig, start: ElmoModel | None, compute: torch.dtype) -> dict[str, Any]:
-        """What must not change between the attempts of a run, as JSON has it."""
-        task, settings = self.task, self.settings
-        fingerprint = {
-            "config": config.to_dict(),
-            "corpus": [["-", None] if is_stream(path) else [path.name, file_size(path)] for path in task.corpus],
-            "vocabulary": None if task.vocabulary is None else file_size(task.vocabulary),
-            "start": None if start is None else start.sha256,
-            "processes": self.processes.number,
-            "compute": str(compute),
-            **settings.fingerprint(),
-        }
-        found: dict[str, Any] = json.loads(json.dumps(fingerprint))
-        return found
 
     def _model(self, config: ElmoConfig, start: ElmoModel | None, compute: torch.dtype) -> BiLM:
         """A new model, or one that goes on from another's weights."""
@@ -184,14 +172,19 @@ class _Run:
         steps = settings.steps or max(1, round((settings.epochs or 1) * self.streams.batches))
         return self.taken / steps
 
-    def _look(self) -> None:
-        """What is done behind some points of the curve: snapshots, checkpoints."""
-        done = self._done()
+    def _look(self, done: float) -> None:
+        """What is done behind some steps: snapshots, checkpoints."""
         if (number := min(self.settings.snapshots, int(done * self.settings.snapshots + 1e-9))) > self.snapshots:
             self._snapshot(number)
-        if done < 1 and self.processes.same(time.monotonic() - self._saved_at) >= self.settings.save_every:
-            self._save()
-            self._saved_at = time.monotonic()
+        if done < 1 and self._clock.is_due(self.taken):
+            if self._is_finite():  # else the curve's next point ends the run
+                self._save()
+            self._clock.restart()
+
+    def _is_finite(self) -> bool:
+        """Whether losses and parameters are finite, in all processes; waits for the device."""
+        tensors = self.step.sums, *self.model.parameters()
+        return self.processes.in_all(all(bool(tensor.isfinite().all()) for tensor in tensors))
 
     def _log(self, rate: float) -> None:
         losses = self.processes.mean(self.step.read())
@@ -212,12 +205,16 @@ class _Run:
 
     def _snapshot(self, number: int) -> None:
         """A model's folder, named by the share of the run in percent."""
-        if self.settings.snapshots and self.processes.writes:
+        if self.settings.snapshots:
             folder = self.task.work / "snapshots" / f"{100 * number // self.settings.snapshots:03d}"
-            self._evaluate()
-            with new_folder(folder, overwrite=True, ours=is_ours) as target:
-                write_results(target, self.model, self.words, self._record(), dtype=self.task.dtype)
+            self.processes.first(lambda: self._write(folder, overwrite=True, card=None))
         self.snapshots = number  # last: one that is interrupted is written by the run that goes on
+
+    def _write(self, folder: Path, overwrite: bool, card: str | None) -> None:
+        """The folder of the model as it is now."""
+        self._evaluate()
+        with new_folder(folder, overwrite, is_ours) as target:
+            write_results(target, self.model, self.words, self._record(), dtype=self.task.dtype, card=card)
 
     def _evaluate(self) -> None:
         """Perplexity of the held-out text, if there is one and it was not measured at this step."""
@@ -226,41 +223,44 @@ class _Run:
         rows = self.held_out.rows(self.words)
         forward, backward = perplexity_of(self.model, self.held_out, rows)
         unknown = float(np.mean(rows[self.held_out.word_ids] == UNKNOWN))
-        name = self.task.heldout.name if self.task.heldout else f"{self.settings.heldout_share:g} of the corpus"
-        self.evaluations.append(Evaluation(self.taken, name, self.held_out.n_tokens, unknown, forward, backward))
+        self.evaluations.append(
+            Evaluation(self.taken, self.held_out_text[0], self.held_out.n_tokens, unknown, forward, backward)
+        )
 
     def _save(self) -> None:
+        """Write a checkpoint, in a run of several processes with the states of all."""
+        ours = [tensor.cpu() for tensor in (*self.step.state, self.step.sums)]
+        states: list[Any] = [ours] * self.processes.number
         if self.processes.number > 1:
-            states: list[Any] = [None] * self.processes.number
-            torch.distributed.all_gather_object(states, [tensor.cpu() for tensor in self.step.state])
-        else:
-            states = [[tensor.cpu() for tensor in self.step.state]]
-        if not self.processes.writes:
-            return
-        values = {
+            torch.distributed.all_gather_object(states, ours)
+        self.processes.first(lambda: save_checkpoint(self.task.work, self.taken, self._values(states)))
+
+    def _values(self, states: list[Any]) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
             "fingerprint": self.fingerprint,
+            "encoded": self.encoded,
+            "held_out": self.held_out_text,
             "model": self.model.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
             "states": states,
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "unread": [*self.step.sums.tolist(), self.step.steps],
+            "unread": self.step.steps,
             "taken": self.taken,
-            "seconds": self.seconds,
+            "seconds": time.monotonic() - self._began[1],
             "snapshots": self.snapshots,
             "points": [asdict(point) for point in self.points],
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
         }
-        save_checkpoint(self.task.work, self.taken, values)
 
     def _save_what_is_done(self) -> None:
         """A run of several processes has its last checkpoint: they would have to stop behind the same step."""
         if not self.taken or self.processes.number > 1:
             return
-        if not all(bool(tensor.isfinite().all()) for tensor in (self.step.sums, *self.model.parameters())):
+        if not self._is_finite():
             logger.warning("interrupted: step %d is not saved, as its loss or parameters are not finite", self.taken)
             return
-        self.seconds = time.monotonic() - self._began[1]
         self._save()
         logger.warning("interrupted: step %d is saved, and the same command goes on from it", self.taken)
 
@@ -268,16 +268,22 @@ class _Run:
         self.model.load_state_dict(saved["model"])
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.follow_rate()
-        for tensor, value in zip(self.step.state, saved["states"][self.processes.rank], strict=True):
+        tensors = *self.step.state, self.step.sums
+        for tensor, value in zip(tensors, saved["states"][self.processes.rank], strict=True):
             tensor.copy_(value)
-        *sums, self.step.steps = saved.get("unread", (0.0, 0.0, 0))
-        self.step.sums.copy_(torch.tensor(sums, device="cpu"))
+        self.step.steps = saved["unread"]
         torch.set_rng_state(saved["random"])
         if saved["cuda_random"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_random"], self.device)
         self.taken, self.seconds, self.snapshots = saved["taken"], saved["seconds"], saved["snapshots"]
         self.points = [Point(**point) for point in saved["points"]]
-        self.evaluations = [Evaluation(**evaluation) for evaluation in saved["evaluations"]]
+        evaluations = [Evaluation(**evaluation) for evaluation in saved["evaluations"]]
+        if saved["held_out"] == self.held_out_text:
+            self.evaluations = evaluations
+        elif evaluations and self.processes.writes:
+            logger.warning(
+                "the held-out text is another one: of the one before, %s, nothing is kept", saved["held_out"][0]
+            )
 
     def _record(self) -> RunRecord:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
@@ -297,12 +303,6 @@ class _Run:
     def _finish(self) -> RunRecord:
         """Save the last checkpoint, then write the model."""
         self._save()
-        self.processes.wait()
-        if self.processes.writes:
-            self._evaluate()
-            with new_folder(self.task.output, self.task.overwrite, is_ours) as target:
-                write_results(
-                    target, self.model, self.words, self._record(), dtype=self.task.dtype, card=self.task.license_text
-                )
+        self.processes.first(lambda: self._write(self.task.output, self.task.overwrite, self.task.license_text))
         self.processes.wait()
         return self._record()
