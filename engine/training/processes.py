@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
 Result = TypeVar("Result")
+
+
+# Threads of gloo hold the last call's tensors a moment longer than the call, and need Python to let go of them: where it
+# has ended meanwhile, they end the process (https://github.com/pytorch/pytorch/pull/179291).
+LET_GO_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,4 @@ def joined_processes(device: str) -> Iterator[Processes]:
         yield processes
     finally:
         distributed.destroy_process_group()
+        time.sleep(LET_GO_SECONDS)
