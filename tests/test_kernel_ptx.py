@@ -1,0 +1,129 @@
+"""What the compiler makes of kernels in Gluon computes the right vectors, in any order of their warps; faults are found.
+
+The kernels are compiled for sm_90 and their PTX runs on the host (`ptx_machine`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from kernel_lstm import RandomLayer, real_nodes
+from kernel_ptx import CASES, Case, compiled, is_for_machine
+from ptx_machine import Code, run
+from ptx_memory import Fault
+
+from flashelmo.engine.precision import PRECISIONS
+from flashelmo.kernels.launch import Launch
+from flashelmo.kernels.lstm.run import LayerRun, Workspace, new_tensors
+from flashelmo.kernels.tuning import CLOCK_WORDS
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="other launches run in Triton's interpreter")
+
+# Threads whose values nobody wants read these too, while others still write them.
+IDLE_READS = ["tensors.hidden"]
+
+
+@pytest.fixture(scope="module")
+def codes() -> dict[str, list[Code]]:
+    """The cases' kernels."""
+    return compiled(list(CASES))
+
+
+def run_all(launches: Iterator[Launch], codes: list[Code], seed: int) -> None:
+    """Kernels that are tested by their PTX, in an order that differs by seed; others in Triton's interpreter."""
+    of_launches = iter(codes)
+    for launch in launches:
+        if is_for_machine(launch):
+            run(launch, next(of_launches), seed, IDLE_READS)
+        else:
+            launch.run()
+    assert next(of_launches, None) is None
+
+
+def error(found: torch.Tensor, expected: torch.Tensor, layer: RandomLayer) -> float:
+    difference = real_nodes(found, layer.nodes) - real_nodes(expected, layer.nodes)
+    return float(difference.norm() / real_nodes(expected, layer.nodes).norm())
+
+
+def bound(case: Case) -> float:
+    return PRECISIONS[case.kind].bounds["cuda"].relative or 0.0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_steps_are_right(name: str, codes: dict[str, list[Code]]) -> None:
+    """Both tiles and both types, uneven directions, with the skip connection and without, and in two launches."""
+    case, seed = CASES[name], len(name)
+    layer = case.layer(seed)
+    computed = case.run(layer)
+    run_all(case.launches(computed), codes[name], seed)
+    hidden = layer.expected()[0]
+    assert error(computed.tensors.hidden, hidden, layer) < bound(case)
+    if case.skip:
+        assert computed.tensors.outputs is not None
+        assert error(computed.tensors.outputs, hidden + layer.x, layer) < bound(case)
+
+
+def test_a_workspace_serves_launch_after_launch(codes: dict[str, list[Code]]) -> None:
+    cases = [replace(CASES["fp16"], sizes=sizes) for sizes in (((2, 1), (9,)), ((1,), (2, 1)), ((3,), (1,)))]
+    workspace, steps = Workspace.of(cases[0].layer().pack().shape, "cpu"), [0, 0]
+    for k, case in enumerate(cases):
+        layer = case.layer(k)
+        tensors = new_tensors(layer.pack(), layer.nodes, layer.x, workspace=workspace)
+        tensors.poison()
+        computed = LayerRun(layer.pack(), tensors, layer.nodes)
+        run_all(case.launches(computed), codes["fp16"], k)
+        assert error(tensors.hidden, layer.expected()[0], layer) < bound(case)
+        steps = [n + len(sizes) for n, sizes in zip(steps, case.sizes, strict=True)]
+        clocks = tensors.exchange[: 2 * CLOCK_WORDS].view(2, CLOCK_WORDS)[:, :2].tolist()
+        assert clocks == [[n, 8 * (k + 1)] for n in steps]
+
+
+# ------------------------------------------------------------------------------------------------------ what it can find
+
+
+def outcome(code: Code, change: Callable[[list[str]], None], case: Case = CASES["small"]) -> str:
+    """What is said of a case whose kernel's lines were changed: a fault, or whether its vectors are right."""
+    lines = code.ptx.split("\n")
+    change(lines)
+    layer = case.layer()
+    computed = case.run(layer)
+    changed = code._replace(ptx="\n".join(lines))
+    try:
+        run_all(case.launches(computed), [changed] * (1 + len(case.cuts)), 1)
+    except (Fault, NotImplementedError) as fault:
+        return str(fault)
+    return "right" if error(computed.tensors.hidden, layer.expected()[0], layer) < bound(case) else "wrong"
+
+
+def line(lines: list[str], text: str, after: int = 0) -> int:
+    """Number of the first line from another one on that has a text."""
+    return next(k for k, each in enumerate(lines[after:], after) if text in each)
+
+
+def remove(text: str, behind: str = "waitLoop") -> Callable[[list[str]], None]:
+    """What removes the first line with a text, after the first one with another."""
+
+    def change(lines: list[str]) -> None:
+        lines[line(lines, text, line(lines, behind))] = ""
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (remove("bar.sync", "fence.proxy.async"), "wgmma.wait_group.sync.aligned 0: race: reads byte"),
+        (remove("bar.sync", "wgmma.wait_group"), "stmatrix.sync.aligned.m8n8.x2.shared.b16 [%r.*race: writes byte"),
+        (remove("fence.proxy.async"), "wgmma.wait_group.sync.aligned 0: race: reads byte"),
+        (remove("wgmma.wait_group"), "read before it is written"),
+        (remove("waitLoop;"), "race: reads byte"),
+    ],
+)
+def test_a_race_is_found(change: Callable[[list[str]], None], expected: str, codes: dict[str, list[Code]]) -> None:
+    """Where a barrier, a fence or a wait was removed."""
+    said = outcome(codes["small"][0], change)
+    assert all(part in said for part in expected.split(".*")), said
