@@ -87,7 +87,9 @@ def is_for_machine(launch: Launch) -> bool:
 def compiled(names: Sequence[str]) -> dict[str, list[Code]]:
     """Kernels of the cases' launches, those that are tested, in order; compiled by another process."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, __file__, *names], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, __file__, *names], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     return {name: [Code(*each) for each in codes] for name, codes in found.items()}

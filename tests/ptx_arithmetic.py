@@ -95,7 +95,7 @@ def _permuted(a: Array, b: Array, selector: Array) -> Array:
 
 def _wide(kind: str) -> Callable[..., Array]:
     wide = TYPES[kind[0] + "64"]
-    return lambda a, b, c=wide(0): a.astype(wide) * b.astype(wide) + c
+    return lambda a, b, *c: sum(c, a.astype(wide) * b.astype(wide))
 
 
 UNARY: dict[str, Callable[..., Array]] = {
@@ -130,7 +130,7 @@ def computation(name: Sequence[str]) -> Computation | None:
             return Computation(parts[0], (of, of), lambda high, low: np.stack([low, high], axis=-1))
         case "cvt", [to, of]:
             return Computation(to, (of,), lambda value: value)
-        case ("mad" | "mul"), ["wide", _]:
+        case (("mad" | "mul"), ["wide", _]):
             wide = kind[0] + "64"
             return Computation(wide, (kind, kind, *([wide] if first == "mad" else [])), _wide(kind))
         case "mul", ["hi", "s32" | "u32"]:
@@ -139,7 +139,7 @@ def computation(name: Sequence[str]) -> Computation | None:
             return Computation(kind, (kind,) * 3, _fused)
         case "mad", [_]:
             return Computation(kind, (kind,) * 3, lambda a, b, c: a * b + c)
-        case ("shl" | "shr"), [_]:
+        case (("shl" | "shr"), [_]):
             shift = np.left_shift if first == "shl" else np.right_shift
             return Computation(kind, (kind, "u32"), lambda a, n: shift(a, n.astype(a.dtype)))
         case "bfe", ["u32"]:
@@ -149,7 +149,7 @@ def computation(name: Sequence[str]) -> Computation | None:
             return Computation(kind, (kind,) * 3, _signed_bits)
         case "prmt", [_]:
             return Computation(kind, (kind,) * 3, _permuted)
-        case ("max" | "min"), [_] if "NaN" in rest:
+        case (("max" | "min"), [_]) if "NaN" in rest:
             return Computation(kind, (kind, kind), np.maximum if first == "max" else np.minimum)
         case _, [_] if first in UNARY:
             return Computation(kind, (kind,), UNARY[first])

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ptx_arithmetic import Array
-from ptx_instructions import SHARED_START, SWIZZLED, Instruction, Program, Warp, instructions
-from ptx_memory import POISON, Clocks, Fault, GlobalMemory, Region, Shared
+from ptx_instructions import Instruction, instructions
+from ptx_memory import POISON, Clocks, Fault, GlobalMemory, Launched, Region
+from ptx_products import SWIZZLED
+from ptx_warp import SHARED_START, Program, Warp
 
 from flashelmo.kernels.launch import Launch
 
@@ -79,15 +81,15 @@ def run(launch: Launch, code: Code, seed: int = 0, idle_reads: Sequence[str] = (
     slots = code.n_warps + 1
     clocks = Clocks(slots * len(places))
     memory = GlobalMemory(tensors, clocks, slots)
-    shared = Shared(memory, clocks, parameters, descriptors, grid, frozenset(idle_reads))
+    launched = Launched(memory, clocks, parameters, descriptors, grid, frozenset(idle_reads))
     warps = []
     for k, at in enumerate(places):
         data = np.full(code.shared, POISON, np.uint8)
         region = Region("shared memory", SHARED_START, data, clocks, slots)
-        program = Program(at, code.n_warps, slots * k, shared, region)
+        program = Program(at, code.n_warps, slots * k, launched, region)
         warps += [Warp(program, number, slots * k + number) for number in range(code.n_warps)]
     with np.errstate(all="ignore"):
-        Machine(instructions(code.ptx), warps, shared, random.Random(seed)).run()
+        Machine(instructions(code.ptx), warps, launched, random.Random(seed)).run()
 
 
 def _arguments(given: Mapping[str, Any], signature: dict[str, str]) -> tuple[list[Any], dict[str, Any], dict[int, Any]]:
@@ -112,18 +114,18 @@ def _arguments(given: Mapping[str, Any], signature: dict[str, str]) -> tuple[lis
 class Machine:
     """Lets warps go on in turns until all have ended."""
 
-    def __init__(self, code: list[Instruction], warps: list[Warp], shared: Shared, chance: random.Random) -> None:
-        self._code, self._warps, self._shared, self._chance = code, warps, shared, chance
+    def __init__(self, code: list[Instruction], warps: list[Warp], launch: Launched, chance: random.Random) -> None:
+        self._code, self._warps, self._launch, self._chance = code, warps, launch, chance
         self._slow: set[int] = set()
 
     def run(self) -> None:
         """See above."""
         vain = 0
         while live := [warp for warp in self._warps if warp.state != "done"]:
-            ready = [warp for warp in live if warp.state == "runs" and warp.seen < self._shared.version]
+            ready = [warp for warp in live if warp.state == "runs" and warp.seen < self._launch.version]
             vain = 0 if ready else vain + 1
-            if self._shared.flying and (not ready or self._chance.random() < 0.1):
-                flying = self._shared.flying
+            if self._launch.flying and (not ready or self._chance.random() < 0.1):
+                flying = self._launch.flying
                 flying.pop(self._chance.randrange(len(flying)))()
             for warp in self._turn(ready or [warp for warp in live if warp.state == "runs"]):
                 self._go_on(warp)
@@ -142,7 +144,7 @@ class Machine:
                 yield warp
 
     def _check_deadlock(self, live: list[Warp]) -> None:
-        if all(warp.state == "done" for warp in live) or self._shared.flying:
+        if all(warp.state == "done" for warp in live) or self._launch.flying:
             return
         texts = sorted({self._code[max(0, warp.at - 1)].text for warp in live if warp.state != "done"})
         raise Fault(f"all wait for each other, at {'; '.join(texts)}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ class Region:
         self.name, self.start, self.data, self._clocks, self._slots = name, start, data, clocks, slots
         self._writer, self._written = np.zeros(n, np.int16), np.zeros(n, np.int32)
         self._reader, self._read = np.zeros((n, slots), np.int16), np.zeros((n, slots), np.int32)
+        self._views: dict[Any, tuple[Array, int]] = {}
 
     def places(self, addresses: Array, size: int) -> Array:
         """Bytes from the start, for accesses of some bytes each.
@@ -84,36 +85,40 @@ class Region:
         Raises:
             Fault: an address is outside or not aligned.
         """
-        found = addresses.astype(np.int64) - self.start
-        if found.min() < 0 or found.max() + size > len(self.data):
+        found: Array = addresses.astype(np.int64) - self.start
+        if ((found < 0) | (found > len(self.data) - size)).any():
             raise Fault(f"out of bounds: bytes {found.min()} to {found.max() + size} of {len(self.data)}, {self.name}")
-        if (found % size).any():
+        if (addresses % size).any():
             raise Fault(f"misaligned: {self.name}")
         return found
 
-    def load(self, addresses: Array, dtype: Any, size: int = 0) -> Array:
-        """Values at addresses; an access is of one value, or of as many bytes as `size`."""
-        width = np.dtype(dtype).itemsize
-        at = self.places(addresses, size or width)[..., None] + np.arange(width)
-        return self.data[at].view(dtype)[..., 0]
+    def load(self, places: Array, dtype: Any) -> Array:
+        """Values."""
+        view, width = self._view(dtype)
+        found: Array = view[places // width]
+        return found
 
-    def store(self, addresses: Array, values: Array, size: int = 0) -> None:
-        """The same for writing."""
-        at = self.places(addresses, size or values.itemsize)[..., None] + np.arange(values.itemsize)
-        self.data[at] = np.ascontiguousarray(values)[..., None].view(np.uint8)
+    def store(self, places: Array, values: Array) -> None:
+        """Values."""
+        view, width = self._view(values.dtype)
+        view[places // width] = values
 
-    def _grains(self, addresses: Array, size: int) -> Array:
-        return (addresses.astype(np.int64) - self.start)[..., None] // GRAIN + np.arange(max(1, size // GRAIN))
+    def _view(self, dtype: Any) -> tuple[Array, int]:
+        if dtype not in self._views:
+            width = np.dtype(dtype).itemsize
+            assert self.start % width == 0, self.name
+            self._views[dtype] = self.data[: len(self.data) // width * width].view(dtype), width
+        return self._views[dtype]
 
-    def races(self, addresses: Array, size: int, known: Array) -> Array:
-        """Which of some addresses were written at times that are not known."""
-        grains = self._grains(addresses, size)
+    def races(self, places: Array, size: int, known: Array) -> Array:
+        """Which of some bytes were written at times that are not known."""
+        grains = self._grains(places, size)
         found: Array = (known[self._writer[grains]] < self._written[grains]).any(axis=-1)
         return found
 
-    def check(self, addresses: Array, size: int, known: Array, agent: int, *, write: bool) -> None:
+    def check(self, places: Array, size: int, known: Array, agent: int, *, write: bool) -> None:
         """Note an agent's access; Fault where it races with what others did at times that are not known."""
-        grains, now = self._grains(addresses, size), self._clocks.now(agent)
+        grains, now = self._grains(places, size), self._clocks.now(agent)
         races = known[self._writer[grains]] < self._written[grains]
         if write:
             races |= (known[self._reader[grains]] < self._read[grains]).any(axis=-1)
@@ -124,6 +129,10 @@ class Region:
         if races.any():
             place = int(grains[races].flat[0]) * GRAIN
             raise Fault(f"race: {'writes' if write else 'reads'} byte {place} of {self.name}")
+
+    def _grains(self, places: Array, size: int) -> Array:
+        first = places // GRAIN
+        return first[..., None] + np.arange(size // GRAIN) if size > GRAIN else first[..., None]
 
 
 class GlobalMemory:
@@ -173,8 +182,8 @@ class Mbarrier:
 
 
 @dataclass
-class Shared:
-    """What the programs of a launch have in common.
+class Launched:
+    """A launch: what its programs have in common.
 
     Attributes:
         descriptors: of tensors, by the address of the parameter that holds one.
@@ -189,5 +198,5 @@ class Shared:
     descriptors: dict[int, Any]
     grid: tuple[int, ...]
     idle_reads: frozenset[str]
-    flying: list[Any] = field(default_factory=list)
+    flying: list[Callable[[], None]] = field(default_factory=list)
     version: int = 0
