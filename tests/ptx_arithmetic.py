@@ -95,7 +95,7 @@ def _permuted(a: Array, b: Array, selector: Array) -> Array:
 
 def _wide(kind: str) -> Callable[..., Array]:
     wide = TYPES[kind[0] + "64"]
-    return lambda a, b, *c: sum(c, a.astype(wide) * b.astype(wide))
+    return lambda a, b, c=None: a.astype(wide) * b.astype(wide) + (0 if c is None else c)
 
 
 UNARY: dict[str, Callable[..., Array]] = {
@@ -134,7 +134,7 @@ def computation(name: Sequence[str]) -> Computation | None:
             wide = kind[0] + "64"
             return Computation(wide, (kind, kind, *([wide] if first == "mad" else [])), _wide(kind))
         case "mul", ["hi", "s32" | "u32"]:
-            return Computation(kind, (kind, kind), lambda a, b: _wide(kind)(a, b) >> 32)
+            return Computation(kind, (kind, kind), lambda a, b: np.right_shift(_wide(kind)(a, b), 32))
         case "fma", [_]:
             return Computation(kind, (kind,) * 3, _fused)
         case "mad", [_]:

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from ptx_arithmetic import Array
 from ptx_instructions import Instruction, instructions
-from ptx_memory import POISON, Clocks, Fault, GlobalMemory, Launched, Region
+from ptx_memory import POISON, Clocks, Fault, GlobalMemory, Launched, Region, regions
 from ptx_products import SWIZZLED
-from ptx_warp import SHARED_START, Program, Warp
+from ptx_warp import SHARED_START, Program, Warp, constant
 
 from flashelmo.kernels.launch import Launch
 
-PATIENCE = 100  # rounds in which all warps look for what is not there
+PATIENCE = 20  # rounds in which all warps look for what is not there
 PREEMPTED = 0.03  # how often a warp stops at an access to memory
 SLOW = 0.25  # programs that dawdle, others from time to time
 
@@ -80,7 +80,7 @@ def run(launch: Launch, code: Code, seed: int = 0, idle_reads: Sequence[str] = (
     places = [(x, y, z) for z, y, x in product(*map(range, reversed(grid)))]
     slots = code.n_warps + 1
     clocks = Clocks(slots * len(places))
-    memory = GlobalMemory(tensors, clocks, slots)
+    memory = GlobalMemory(regions(tensors, clocks, slots))
     launched = Launched(memory, clocks, parameters, descriptors, grid, frozenset(idle_reads))
     warps = []
     for k, at in enumerate(places):
@@ -90,6 +90,20 @@ def run(launch: Launch, code: Code, seed: int = 0, idle_reads: Sequence[str] = (
         warps += [Warp(program, number, slots * k + number) for number in range(code.n_warps)]
     with np.errstate(all="ignore"):
         Machine(instructions(code.ptx), warps, launched, random.Random(seed)).run()
+
+
+def run_assembly(code: str, operands: Sequence[int], memory: Region) -> dict[str, Array]:
+    """Run inline assembly by one warp; its registers afterwards.
+
+    Args:
+        operands: of `$0`, `$1` and so on, the same in all lanes.
+        memory: the only one that there is.
+    """
+    launched = Launched(GlobalMemory([memory]), Clocks(2), [], {}, (1, 1, 1), frozenset())
+    warp = Warp(Program((0, 0, 0), 1, 0, launched, memory), 0, 0)
+    warp.registers |= {f"${k}": constant(value, "b64") for k, value in enumerate(operands)}
+    Machine(instructions(f"{code}\nret;"), [warp], launched, random.Random(0)).run()
+    return warp.registers
 
 
 def _arguments(given: Mapping[str, Any], signature: dict[str, str]) -> tuple[list[Any], dict[str, Any], dict[int, Any]]:

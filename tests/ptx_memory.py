@@ -113,8 +113,8 @@ class Region:
     def races(self, places: Array, size: int, known: Array) -> Array:
         """Which of some bytes were written at times that are not known."""
         grains = self._grains(places, size)
-        found: Array = (known[self._writer[grains]] < self._written[grains]).any(axis=-1)
-        return found
+        found = known[self._writer[grains]] < self._written[grains]
+        return np.asarray(found.any(axis=-1))
 
     def check(self, places: Array, size: int, known: Array, agent: int, *, write: bool) -> None:
         """Note an agent's access; Fault where it races with what others did at times that are not known."""
@@ -135,20 +135,25 @@ class Region:
         return first[..., None] + np.arange(size // GRAIN) if size > GRAIN else first[..., None]
 
 
-class GlobalMemory:
-    """Tensors by name, in the host's memory, and what some agent released at an address."""
+def regions(tensors: Mapping[str, Tensor], clocks: Clocks, slots: int) -> list[Region]:
+    """The memory of tensors by name, which is the host's; of several with one address the first."""
+    found: dict[int, Region] = {}
+    for name, tensor in tensors.items():
+        start, n_bytes = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected a tensor without gaps, found strides {tensor.stride()}")
+        if n_bytes and start not in found:
+            data = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(start))
+            found[start] = Region(name, start, data, clocks, slots)
+    return list(found.values())
 
-    def __init__(self, tensors: Mapping[str, Tensor], clocks: Clocks, slots: int) -> None:
-        regions = {}
-        for name, tensor in tensors.items():
-            start, n_bytes = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-            if n_bytes and not tensor.is_contiguous():
-                raise ValueError(f"{name}: expected a tensor without gaps, found strides {tensor.stride()}")
-            if n_bytes and start not in regions:
-                data = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(start))
-                regions[start] = Region(name, start, data, clocks, slots)
-        self._starts = sorted(regions)
-        self._regions = [regions[start] for start in self._starts]
+
+class GlobalMemory:
+    """Regions, and what some agent released at an address."""
+
+    def __init__(self, found: list[Region]) -> None:
+        self._regions = sorted(found, key=lambda region: region.start)
+        self._starts = [region.start for region in self._regions]
         self.released: dict[int, Array] = {}
 
     def region(self, address: int) -> Region:

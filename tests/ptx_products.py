@@ -130,11 +130,10 @@ def multiply(n: int, kind: str, operands: list[str]) -> Effect:
         a_places = None if in_registers else operand(a_at(warp), rows, bool(transposed[0]))
         b_places, add = operand(b_at(warp), np.arange(n), bool(transposed[1])), bool(adds(warp)[0])
         if sums not in warp.sums:
-            nothing = None if add else np.full(N_LANES, 0xFFFFFFFF, np.uint32)  # sums that begin here may be unwritten
-            found = [warp.registers.pop(name, nothing) for name in sums]
-            if any(each is None for each in found):
+            if add and not set(sums) <= warp.registers.keys():
                 raise Fault("adds to registers that are unwritten, or on their way in another product")
-            warp.sums[sums] = np.stack(found).view(np.float32)
+            nothing = np.full(N_LANES, 0xFFFFFFFF, np.uint32)
+            warp.sums[sums] = np.stack([warp.registers.pop(name, nothing) for name in sums]).view(np.float32)
 
         def read(addresses: Array) -> Array:
             places = region.places(addresses, 2)

@@ -203,9 +203,9 @@ def source(operand: str, kind: str) -> Source:
         found = warp.registers.get(operand)
         if found is None:
             raise Fault(f"{operand}: read before it is written")
-        return decode(found if found.dtype is raw else found.astype(raw))
+        return found if found.dtype is raw else found.astype(raw)
 
-    return read
+    return read if kind == "pred" or kind[0] == "u" or re.fullmatch(r"b\d+", kind) else lambda warp: decode(read(warp))
 
 
 def address(operand: str, kind: str = "b64") -> Source:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from gluon_interpreter import run_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_lstm import RandomLayer, launches_of, random_layer, real_nodes, scheduled
-from ptx_run import Thread
+from ptx_machine import run_assembly
+from ptx_memory import Clocks, Region
 
 from flashelmo.engine.cuda.layout import Sizes
 from flashelmo.engine.precision import PRECISIONS
@@ -224,18 +226,29 @@ TAG, BASE = 7, 1 << 40
 POLLS = 9
 
 
-class Words:
-    """Words of 64 bits from an address on, each of which is there from some look at it on."""
+class Words(Region):
+    """Words of 64 bits by number, each of which is there from some look at it on."""
 
     def __init__(self, values: dict[int, tuple[int, int]]) -> None:
+        data = np.zeros(8 * (max(values) + 1), np.uint8)
+        super().__init__("words", BASE, data, Clocks(2), slots=2)
         self.values, self.looks = values, dict.fromkeys(values, 0)
 
-    def read(self, address: int) -> int:
-        word, rest = divmod(address - BASE, 8)
-        assert rest == 0
+    def load(self, places: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
+        (word,) = {int(place) // 8 for place in places}
         value, since = self.values[word]
         self.looks[word] += 1
-        return value | (TAG if self.looks[word] >= since else TAG - 1) << 32
+        tag = TAG if self.looks[word] >= since else TAG - 1
+        self.data[8 * word : 8 * word + 8] = np.array([value, tag], np.uint32).view(np.uint8)
+        return super().load(places, dtype)
+
+
+def results(code: str, operands: list[int], memory: Region, kind: Any = np.int32) -> list[Any]:
+    """The first two registers after a warp has run assembly, as values of 32 bits."""
+    registers = run_assembly(code, operands, memory)
+    found = [registers[f"${k}"].astype(np.uint32).view(kind) for k in range(2)]
+    assert all((each == each[0]).all() or kind is np.float32 for each in found)
+    return [each[0].item() for each in found]
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
@@ -243,9 +256,10 @@ def test_words_are_waited_for(n: int) -> None:
     """Those of rows 9, 7, 6, ... in a column, STRIDE words apart, and none of an absent row."""
     rows = [-1 if k == 1 else 9 - k for k in range(n)]
     words = Words({3 * row: (0xA0000000 + row, 2 + k) for k, row in enumerate(rows) if row >= 0})
-    thread = Thread([*[0] * n, *rows, *[BASE] * n, *[TAG] * n], words.read)
-    thread.run(persistent_kernel.receive_code.fn(n, 3, POLLS))
-    assert [thread.registers[f"${k}"] for k in range(n)] == [0xA0000000 + row if row >= 0 else 0 for row in rows]
+    operands = [*[0] * n, *rows, *[BASE] * n, *[TAG] * n]
+    found = run_assembly(persistent_kernel.receive_code.fn(n, 3, POLLS), operands, words)
+    expected = [0xA0000000 + row if row >= 0 else 0 for row in rows]
+    assert [set(found[f"${k}"].tolist()) for k in range(n)] == [{value} for value in expected]
     assert set(words.looks.values()) == {
         max(since for _, since in words.values.values())
     }  # all again until the last is there
@@ -255,10 +269,9 @@ def test_words_are_waited_for(n: int) -> None:
 @pytest.mark.parametrize("since", [POLLS, POLLS + 1])
 def test_a_wait_ends(since: int) -> None:
     words = Words({0: (1, 1), 3: (2, since)})
-    thread = Thread([0, 0, 0, 1, BASE, BASE, TAG, TAG], words.read)
-    thread.run(persistent_kernel.receive_code.fn(2, 3, POLLS))
+    found = results(persistent_kernel.receive_code.fn(2, 3, POLLS), [0, 0, 0, 1, BASE, BASE, TAG, TAG], words)
     assert words.looks[3] == POLLS
-    assert [thread.signed("$0"), thread.signed("$1")] == ([1, 2] if since == POLLS else [-1, -1])
+    assert found == ([1, 2] if since == POLLS else [-1, -1])
 
 
 @pytest.mark.parametrize("splits", [1, 2, 4, 8])
@@ -271,20 +284,17 @@ def test_sums_of_splits_are_waited_for_and_added(splits: int, late: int) -> None
     of_words = {10 + 6 * split + k: (bits(each[k]), 1) for split, each in enumerate(values) for k in range(2)}
     last = 10 + 6 * (splits - 1) + 1
     words = Words(of_words | {last: (of_words[last][0], late)})
-    thread = Thread([0, 0, 10, BASE, TAG], words.read)
-    thread.run(persistent_kernel.receive_sums_code.fn(splits, 6, POLLS))
+    code = persistent_kernel.receive_sums_code.fn(splits, 6, POLLS)
+    found = results(code, [0, 0, 10, BASE, TAG], words, np.float32)
     expected = [sum(each[k] for each in values) for k in range(2)] if late <= POLLS else [torch.nan] * 2
-    torch.testing.assert_close([thread.float("$0"), thread.float("$1")], expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert words.looks[last] == min(late, POLLS)
-    absent = Thread([0, 0, -1, BASE, TAG], words.read)
     looks = dict(words.looks)
-    absent.run(persistent_kernel.receive_sums_code.fn(splits, 6, POLLS))
-    assert absent.float("$0") == absent.float("$1") == 0 and words.looks == looks
+    assert results(code, [0, 0, -1, BASE, TAG], words, np.float32) == [0, 0] and words.looks == looks
 
 
 def test_a_value_is_sent_with_its_tag() -> None:
-    written: dict[int, int] = {}
+    words = Region("words", BASE, np.zeros(64, np.uint8), Clocks(2), slots=2)
     for word in (4, -1):
-        thread = Thread([0, word, BASE, 0xDEADBEEF, TAG], lambda _: 0, written.__setitem__)
-        thread.run(persistent_kernel.SEND.value)
-    assert written == {BASE + 32: TAG << 32 | 0xDEADBEEF}
+        run_assembly(persistent_kernel.SEND.value, [0, word, BASE, 0xDEADBEEF, TAG], words)
+    assert words.data.view(np.uint64).tolist() == [0, 0, 0, 0, TAG << 32 | 0xDEADBEEF, 0, 0, 0]
