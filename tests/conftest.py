@@ -24,11 +24,12 @@ LONG = (
     "test_benchmarks",
     "test_onnx_benchmark",
     "test_fuzz",
+    "test_kernel_ptx",
     "test_training",
 )
 
 # Begins of the names of files whose tests run on a card where there is one, and files that look at none all the same.
-CARD, NO_CARD = ("test_cuda_", "test_kernel_"), ("test_cuda_requirements", "test_kernel_resources")
+CARD, NO_CARD = ("test_cuda_", "test_kernel_"), ("test_cuda_requirements", "test_kernel_resources", "test_kernel_ptx")
 
 if N_PROCESSES > 1:  # threads of several processes on one core would wait for each other: read when PyTorch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // N_PROCESSES)))

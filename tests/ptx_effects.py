@@ -61,6 +61,8 @@ def barrier(number: int) -> Effect:
     """Of all warps of the program, at one instruction."""
 
     def effect(warp: Warp, active: Array) -> bool:
+        if not active.any():
+            return False
         all_lanes(active)
         waiting = warp.program.waiting.setdefault(number, [])
         waiting.append(warp)

@@ -160,7 +160,7 @@ class Machine:
     def _check_deadlock(self, live: list[Warp]) -> None:
         if all(warp.state == "done" for warp in live) or self._launch.flying:
             return
-        texts = sorted({self._code[max(0, warp.at - 1)].text for warp in live if warp.state != "done"})
+        texts = sorted({warp.last for warp in live if warp.state != "done"})
         raise Fault(f"all wait for each other, at {'; '.join(texts)}")
 
     def _go_on(self, warp: Warp) -> None:
@@ -180,4 +180,5 @@ class Machine:
             if warp.apart:
                 warp.converge()
             if stops or (instruction.yields and self._chance.random() < PREEMPTED):
+                warp.last = instruction.text
                 return

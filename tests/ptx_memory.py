@@ -85,11 +85,11 @@ class Region:
         Raises:
             Fault: an address is outside or not aligned.
         """
-        found: Array = addresses.astype(np.int64) - self.start
-        if ((found < 0) | (found > len(self.data) - size)).any():
-            raise Fault(f"out of bounds: bytes {found.min()} to {found.max() + size} of {len(self.data)}, {self.name}")
-        if (addresses % size).any():
-            raise Fault(f"misaligned: {self.name}")
+        found: Array = addresses - self.start
+        if ((found < 0) | (found > len(self.data) - size) | (addresses & size - 1 != 0)).any():
+            place = f"bytes {found.min()} to {found.max() + size} of {len(self.data)}, {self.name}"
+            is_inside = found.min() >= 0 and found.max() + size <= len(self.data)
+            raise Fault(f"{'misaligned' if is_inside else 'out of bounds'}: {place}")
         return found
 
     def load(self, places: Array, dtype: Any) -> Array:

@@ -118,6 +118,7 @@ class Warp:
     Attributes:
         mask: lanes that are at `at`; the others are in `apart`, by their place.
         seen: version of memory at which it jumped back, perhaps to look again; -1 where it goes on.
+        last: the instruction that it stopped at.
     """
 
     program: Program
@@ -131,6 +132,7 @@ class Warp:
     sums: dict[tuple[str, ...], Array] = field(default_factory=dict)
     state: str = "runs"
     seen: int = -1
+    last: str = ""
 
     def write(self, name: str, raw: Array, active: Array) -> None:
         """Set a register of some lanes."""
@@ -212,4 +214,6 @@ def address(operand: str, kind: str = "b64") -> Source:
     """What computes the address `[register + offset]`."""
     base, _, offset = operand.strip("[] ").partition("+")
     start, more = source(base.strip(), kind), np.int64(int(offset or 0))
+    if not more and kind == "b64":
+        return lambda warp: start(warp).view(np.int64)
     return lambda warp: start(warp).astype(np.int64) + more
