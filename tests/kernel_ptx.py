@@ -72,7 +72,7 @@ class Case:
 CASES = {
     "ragged": Case("persistent", "bf16", ((3, 9), (5,)), skip=True),
     "fp16": Case("persistent", "fp16", ((1, 16), (7,))),
-    "many rows": Case("persistent", "fp16", ((20, 3), (32,)), skip=True),
+    "many rows": Case("persistent", "fp16", ((20,), (32,)), skip=True),
     "cut": Case("persistent", "bf16", ((1, 5, 16, 17, 32), (1, 3, 9, 9, 17)), cuts=(4,)),
     "by word": Case("persistent", "bf16", ((3, 2), (5,)), by_word=True),
     "small": Case("persistent", "bf16", ((2, 3, 2), (1,))),

@@ -81,6 +81,14 @@ def _fused(a: Array, b: Array, c: Array) -> Array:
     return (a.astype(np.float64) * b + c).astype(a.dtype)
 
 
+def _selected(a: Array, b: Array, which: Array) -> Array:
+    return np.where(which, a, b)
+
+
+def _bits(a: Array, at: Array, n: Array) -> Array:
+    return a >> at & (1 << n) - 1
+
+
 def _signed_bits(a: Array, at: Array, n: Array) -> Array:
     return (a << (32 - at - n)) >> (32 - n)
 
@@ -125,7 +133,7 @@ def computation(name: Sequence[str]) -> Computation | None:
         case "setp", [how, "or", _]:
             return Computation("pred", (kind, kind, "pred"), lambda a, b, also: COMPARISONS[how](a, b) | also)
         case "selp", [_]:
-            return Computation(kind, (kind, kind, "pred"), lambda a, b, which: np.where(which, a, b))
+            return Computation(kind, (kind, kind, "pred"), _selected)
         case "cvt", [_, of] if parts[0].endswith("x2"):
             return Computation(parts[0], (of, of), lambda high, low: np.stack([low, high], axis=-1))
         case "cvt", [to, of]:
@@ -143,8 +151,7 @@ def computation(name: Sequence[str]) -> Computation | None:
             shift = np.left_shift if first == "shl" else np.right_shift
             return Computation(kind, (kind, "u32"), lambda a, n: shift(a, n.astype(a.dtype)))
         case "bfe", ["u32"]:
-            one = np.uint32(1)
-            return Computation(kind, (kind,) * 3, lambda a, at, n: a >> at & ((one << n) - one))
+            return Computation(kind, (kind,) * 3, _bits)
         case "bfe", ["s32"]:
             return Computation(kind, (kind,) * 3, _signed_bits)
         case "prmt", [_]:

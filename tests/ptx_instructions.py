@@ -61,7 +61,7 @@ def _predicate(name: str) -> Source:
 
 def _effect(line: Line, labels: dict[str, int]) -> Effect | None:
     """What an instruction does; None for an unknown one."""
-    first, operands = line.name[0], line.operands
+    operands = line.operands
     match line.name:
         case ["bra", *_]:
             return jump(labels[operands[0]])
@@ -69,9 +69,9 @@ def _effect(line: Line, labels: dict[str, int]) -> Effect | None:
             return end
         case ["trap"]:
             return trap
-        case ["bar" | "barrier", "sync"]:
+        case ["bar", "sync"] if len(operands) == 1:
             return barrier(int(operands[0]))
-        case ["bar", "warp", "sync"] | ["wgmma", "fence", *_] | ["griddepcontrol", *_] | ["setmaxnreg", *_]:
+        case ["bar", "warp", "sync"] | ["wgmma", "fence", *_] | ["griddepcontrol", *_]:
             return together
         case ["fence", "proxy", "async", "shared::cta"]:
             return fence
@@ -108,7 +108,7 @@ def _effect(line: Line, labels: dict[str, int]) -> Effect | None:
         case ["wgmma", "mma_async", "sync", "aligned", shape, "f32", kind, _]:
             return multiply(int(shape[4:].partition("k")[0]), kind, operands)
     computed = computation(line.name)
-    if computed is None or first in ("bra", "mov"):
+    if computed is None:
         return None
     given = [source(operand, kind) for operand, kind in zip(operands[1:], computed.operands, strict=True)]
     return move(operands[0], _applied(computed.function, given), computed.result)

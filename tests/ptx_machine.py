@@ -4,7 +4,7 @@ The tensors' memory is used as it is. Shared memory, its swizzled matrices, copi
 of a group of warps (wgmma) are as on sm_90; copies and products are done late. Looked for are accesses out of bounds,
 registers that nothing was written to, races (`ptx_memory`), barriers that warps reach differently, and warps that wait
 for what never comes. What is not shown: time, what ptxas makes of the PTX, weaker orders of memory than that a race is
-an error, and the last bits of approximate functions and of sums.
+an error, a `wgmma.fence` that is missing, and the last bits of approximate functions and of sums.
 """
 
 from __future__ import annotations

@@ -69,14 +69,14 @@ def test_compiled_steps_are_right(name: str, codes: dict[str, list[Code]]) -> No
 
 
 def test_a_workspace_serves_launch_after_launch(codes: dict[str, list[Code]]) -> None:
-    cases = [replace(CASES["fp16"], sizes=sizes) for sizes in (((2,), (9,)), ((1,), (1,)), ((3,), (2,)))]
+    cases = [replace(CASES["small"], sizes=sizes) for sizes in (((2,), (9,)), ((1,), (1,)), ((3,), (2,)))]
     workspace, steps = Workspace.of(cases[0].layer().pack().shape, "cpu"), [0, 0]
     for k, case in enumerate(cases):
         layer = case.layer(k)
         tensors = new_tensors(layer.pack(), layer.nodes, layer.x, workspace=workspace)
         tensors.poison()
         computed = LayerRun(layer.pack(), tensors, layer.nodes)
-        run_all(case.launches(computed), codes["fp16"], k)
+        run_all(case.launches(computed), codes["small"], k)
         assert error(tensors.hidden, layer.expected()[0], layer) < bound(case)
         steps = [n + len(sizes) for n, sizes in zip(steps, case.sizes, strict=True)]
         clocks = tensors.exchange[: 2 * CLOCK_WORDS].view(2, CLOCK_WORDS)[:, :2].tolist()
