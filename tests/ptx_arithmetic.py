@@ -67,14 +67,8 @@ class Computation(NamedTuple):
 
 COMPARISONS: dict[str, Callable[..., Array]] = {
     **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal},
-    **{"eq": np.equal, "ne": np.not_equal, "lo": np.less, "hs": np.greater_equal},
+    **{"eq": np.equal, "ne": np.not_equal},
 }
-
-
-def _quotient(a: Array, b: Array) -> Array:
-    if np.issubdtype(a.dtype, np.floating):
-        return a / b
-    return (abs(a.astype(np.int64)) // abs(b.astype(np.int64)) * np.sign(a) * np.sign(b)).astype(a.dtype)
 
 
 def _fused(a: Array, b: Array, c: Array) -> Array:
@@ -107,11 +101,10 @@ def _wide(kind: str) -> Callable[..., Array]:
 
 
 UNARY: dict[str, Callable[..., Array]] = {
-    **{"neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": np.exp2, "tanh": np.tanh},
-    **{"lg2": np.log2, "rcp": np.reciprocal, "sqrt": np.sqrt},
+    **{"neg": np.negative, "not": np.invert, "ex2": np.exp2, "tanh": np.tanh},
 }
 BINARY: dict[str, Callable[..., Array]] = {
-    **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _quotient, "rem": np.fmod},
+    **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "rem": np.fmod},
     **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "max": np.fmax, "min": np.fmin},
 }
 # Modifiers that leave the value as it is computed here.
@@ -123,15 +116,13 @@ def computation(name: Sequence[str]) -> Computation | None:
     first, *rest = name
     parts = [part for part in rest if part not in ROUNDING]
     kind = parts[-1] if parts else ""
-    if not set(parts) <= {*TYPES, *COMPARISONS, "and", "or", "wide", "hi"} or kind not in TYPES:
+    if not set(parts) <= {*TYPES, *COMPARISONS, "and", "wide"} or kind not in TYPES:
         return None
     match first, parts:
         case "setp", [how, _]:
             return Computation("pred", (kind, kind), COMPARISONS[how])
         case "setp", [how, "and", _]:
             return Computation("pred", (kind, kind, "pred"), lambda a, b, also: COMPARISONS[how](a, b) & also)
-        case "setp", [how, "or", _]:
-            return Computation("pred", (kind, kind, "pred"), lambda a, b, also: COMPARISONS[how](a, b) | also)
         case "selp", [_]:
             return Computation(kind, (kind, kind, "pred"), _selected)
         case "cvt", [_, of] if parts[0].endswith("x2"):
@@ -141,8 +132,6 @@ def computation(name: Sequence[str]) -> Computation | None:
         case (("mad" | "mul"), ["wide", _]):
             wide = kind[0] + "64"
             return Computation(wide, (kind, kind, *([wide] if first == "mad" else [])), _wide(kind))
-        case "mul", ["hi", "s32" | "u32"]:
-            return Computation(kind, (kind, kind), lambda a, b: np.right_shift(_wide(kind)(a, b), 32))
         case "fma", [_]:
             return Computation(kind, (kind,) * 3, _fused)
         case "mad", [_]:
@@ -160,6 +149,6 @@ def computation(name: Sequence[str]) -> Computation | None:
             return Computation(kind, (kind, kind), np.maximum if first == "max" else np.minimum)
         case _, [_] if first in UNARY:
             return Computation(kind, (kind,), UNARY[first])
-        case _, [_] if first in BINARY:
+        case _, [_] if first in BINARY and (first != "div" or kind == "f32"):
             return Computation(kind, (kind, kind), BINARY[first])
     return None

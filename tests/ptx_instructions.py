@@ -46,7 +46,10 @@ def instructions(ptx: str) -> list[Instruction]:
     lines, labels = parse(ptx)
     found = []
     for line in lines:
-        effect = _effect(line, labels)
+        try:
+            effect = _effect(line, labels)
+        except (NotImplementedError, ValueError, KeyError) as error:  # modifiers or operands that are not known
+            raise NotImplementedError(f"{line.text}: {error}") from error
         if effect is None:
             raise NotImplementedError(line.text)
         predicate = _predicate(line.predicate) if line.predicate else None

@@ -17,34 +17,34 @@ SWIZZLED = 128  # bytes of a row of a matrix in shared memory, whose pieces of 1
 
 
 def at_mbarrier(modifiers: list[str], operands: list[str]) -> Effect | None:
-    """Set up a barrier in shared memory, arrive at it, or see whether its phase is over."""
+    """Set up a barrier in shared memory, arrive there with bytes to come, or see whether its phase is over."""
     first = modifiers[0]
-    at = address(operands[1 if first in ("arrive", "try_wait") else 0], "b32")
-    number = source(operands[-1] if operands[-1][0] != "[" else "1", "u32")
-    if first not in ("init", "inval", "arrive", "try_wait") or {"cluster", "remote", "noComplete"} & set(modifiers):
+    if first not in ("init", "try_wait") and modifiers[:2] != ["arrive", "expect_tx"]:
         return None
+    at = address(operands[0 if first == "init" else 1], "b32")
+    number = source(operands[-1], "u32")
 
     def effect(warp: Warp, active: Array) -> None:
-        program = warp.program
-        clocks = program.launch.clocks
         if not active.any():
             return
-        place, value = int(at(warp)[active][0]), int(number(warp)[active][0])
-        where = program.memory.places(np.array([place]), 8)
-        program.memory.check(where, 8, warp.known(), warp.agent, write=first in ("init", "inval"))
+        if first != "try_wait" and active.sum() != 1:
+            raise NotImplementedError("mbarrier: several lanes at once")
+        program, clocks = warp.program, warp.program.launch.clocks
+        which, value = int(at(warp)[active][0]), int(number(warp)[active][0])
+        place = program.memory.places(np.array([which]), 8)
+        program.memory.check(place, 8, warp.known(), warp.agent, write=first == "init")
         if first == "init":
-            program.mbarriers[place] = Mbarrier(value, np.zeros_like(clocks.known[:, warp.agent]))
-        elif first == "inval":
-            del program.mbarriers[place]
-        elif first == "arrive":
-            expected = "expect_tx" in modifiers
-            program.mbarrier(place).add(1 if expected else value, value if expected else 0, clocks.pass_on(warp.agent))
+            program.mbarriers[which] = Mbarrier(value, np.zeros_like(clocks.known[:, warp.agent]))
+            return
+        barrier = program.mbarrier(which)
+        if first == "arrive":
+            barrier.add(1, value, clocks.pass_on(warp.agent))
             program.launch.version += 1
-        else:
-            over = program.mbarrier(place).phase % 2 != value
-            if over:
-                clocks.learn(warp.agent, program.mbarrier(place).known)
-            warp.write(operands[0], np.full(N_LANES, over), active)
+            return
+        is_over = barrier.phase % 2 != value
+        if is_over:
+            clocks.learn(warp.agent, barrier.known)
+        warp.write(operands[0], np.full(N_LANES, is_over), active)
 
     return effect
 

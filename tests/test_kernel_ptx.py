@@ -161,6 +161,7 @@ def substitute(old: str, new: str) -> Callable[[list[str]], None]:
     ("old", "new", "expected"),
     [
         ("ex2.approx.f32", "sin.approx.f32", "sin.approx.f32"),
+        ("ld.relaxed.gpu.global.b64", "ld.relaxed.sys.global.b64", "@there ld.relaxed.sys.global.b64 word0, [at]: "),
         ("@there st.relaxed.gpu.global.b64 [at], value;", "", "all wait for each other, at .*@there bra again"),
         ("%tid.x;", EXTRA.format(1), "@%p999 bar.sync 0: 1 lanes reach what all must reach together"),
         ("%tid.x;", EXTRA.format(32), "bar.sync.*0: other warps are at another barrier"),
