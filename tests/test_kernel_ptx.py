@@ -181,3 +181,12 @@ def test_what_is_outside_a_tensor_is_not_read(codes: dict[str, list[Code]]) -> N
     short = tensors._replace(exchange=tensors.exchange[:1000])
     with pytest.raises(Fault, match=r"relaxed.*out of bounds: bytes \d+ to \d+ of 8000, tensors.exchange \(program"):
         run(replace(launch, arguments={**launch.arguments, "tensors": short}), codes["small"][0], 0, IDLE_READS)
+
+
+def test_a_load_that_does_not_acquire_is_found(codes: dict[str, list[Code]]) -> None:
+    """Of the counter of splits that wait for each other."""
+    case, old = CASES["few_rows"], "ld.global.gpu.acquire.b32"
+    changed = [code._replace(ptx=code.ptx.replace(old, "ld.global.gpu.relaxed.b32")) for code in codes["few_rows"]]
+    assert any(old in code.ptx for code in codes["few_rows"])
+    with pytest.raises(Fault, match=r"^ld.global.*: race: reads byte \d+ of tensors.partial_sums \(program"):
+        run_all(case.launches(case.run(case.layer())), changed, 1)
