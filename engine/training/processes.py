@@ -20,8 +20,8 @@ except ImportError as error:
 Result = TypeVar("Result")
 
 
-# Threads of gloo hold the last call's tensors a moment longer than the call, and need Python to let go of them: where it
-# has ended meanwhile, they end the process (https://github.com/pytorch/pytorch/pull/179291).
+# Threads of gloo hold the last call's tensors a moment longer than the call, and need Python to let go of them. Where
+# that has ended meanwhile they end the process (https://github.com/pytorch/pytorch/pull/179291).
 LET_GO_SECONDS = 0.2
 
 
