@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +89,8 @@ def is_for_machine(launch: Launch) -> bool:
 def compiled(names: Sequence[str]) -> dict[str, list[Code]]:
     """Kernels of the cases' launches, those that are tested, in order; compiled by another process."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    folders = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     done = subprocess.run(
         [sys.executable, __file__, *names], env=environment, capture_output=True, text=True, timeout=600
     )

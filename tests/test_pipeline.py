@@ -355,9 +355,7 @@ def test_a_mix_is_the_sum_of_the_layers_by_its_coefficients(embedder: ElmoEmbedd
 
 @pytest.mark.parametrize("as_numpy", [True, False])
 @pytest.mark.parametrize("runtime", ["ort", "reference"])
-@pytest.mark.parametrize(
-    "output", [{"layers": "all"}, {"layers": "average"}, {"mix": [2e38] * 3}, {"mix": [1e39, 1.0, 1.0]}], ids=str
-)
+@pytest.mark.parametrize("output", [{"layers": "all"}, {"layers": "average"}, {"mix": [2e38] * 3}], ids=str)
 def test_vectors_that_overflow_are_refused_by_their_sentence(
     output: dict[str, Any], runtime: RuntimeName, as_numpy: bool
 ) -> None:
