@@ -42,7 +42,7 @@ COLUMNS = gl.constexpr(64)  # of its part of the projection
 K = gl.constexpr(64)  # of a block of weights in shared memory
 CLOCKS = gl.constexpr(CLOCK_WORDS)
 MOST_ROWS = gl.constexpr(EXCHANGED_ROWS)
-MOST_POLLS = gl.constexpr(1 << 14)  # of a wait, each of some 0.5 us
+MOST_POLLS = gl.constexpr(1 << 14)  # of a wait: milliseconds, by estimate, where a step should take microseconds
 
 
 # ------------------------------------------------------------------------------------------------------------ exchange
