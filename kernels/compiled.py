@@ -43,7 +43,7 @@ class Kernel(NamedTuple):
     maps: tuple[Any, ...]
     positions: Mapping[str, int]
     stream: Callable[[int], int]
-    in_series: series.Kernel | None = None
+    in_series: series.InSeries | None = None
 
     @classmethod
     def of(cls, found: Any, kernel: Any, arguments: Mapping[str, Any]) -> Kernel | None:
@@ -69,7 +69,7 @@ class Kernel(NamedTuple):
         in_series = None
         if not encodes:
             flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
-            in_series = series.Kernel.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
+            in_series = series.InSeries.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
         stream = triton.runtime.driver.active.get_current_stream
         return cls(kernel, launcher, head, encodes, maps, positions, stream, in_series)
 

@@ -174,7 +174,7 @@ def _run_together(launches: Sequence[Launch]) -> None:
         for launch in launches:
             launch.run()
         return
-    parts: list[tuple[series.Kernel, bytes, str]] = []
+    parts: list[tuple[series.InSeries, bytes, str]] = []
     numbers, device, stream = dict[int, int](), 0, 0
     for key, launch in kinds.items():
         compiled, (name,) = launch._shared.compiled, launch._shared.names

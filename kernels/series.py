@@ -23,8 +23,8 @@ LETTERS |= {"fp32": "f", "f32": "f", "fp64": "d", "i1": "b", "u1": "B"}
 logger = logging.getLogger("flashelmo")
 
 
-class Kernel(NamedTuple):
-    """A compiled kernel, as the C function takes it.
+class InSeries(NamedTuple):
+    """A compiled kernel in a series of launches, as the C function takes it.
 
     Attributes:
         function: on the device; threads: of a program; shared: bytes of its memory; flags: how it is launched.
@@ -46,7 +46,7 @@ class Kernel(NamedTuple):
     @classmethod
     def of(
         cls, function: int, metadata: Sequence[int], flags: int, signature: Mapping[str, Any], sizes: Sequence[int]
-    ) -> Kernel | None:
+    ) -> InSeries | None:
         """None where its parameters have types that are not known here.
 
         Args:
@@ -85,7 +85,11 @@ class Kernel(NamedTuple):
 
 
 def launch(
-    parts: Sequence[tuple[Kernel, bytes, str]], which: array[int], integers: array[int], grids: array[int], stream: int
+    parts: Sequence[tuple[InSeries, bytes, str]],
+    which: array[int],
+    integers: array[int],
+    grids: array[int],
+    stream: int,
 ) -> None:
     """Queue launches on a stream of the current device.
 
