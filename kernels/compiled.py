@@ -1,14 +1,16 @@
 """What Triton has compiled, given its arguments once, and launched without asking Triton again.
 
-Triton finds the compiled kernel anew at each launch, which takes the host ten times as long as the launch itself.
+Triton finds the compiled kernel anew at each launch, which takes the host ten times as long as the launch itself. How
+it launches is its own affair and differs from version to version; those that are known here are launched alike.
 """
 
 from __future__ import annotations
 
-import inspect
+import logging
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -20,105 +22,104 @@ from flashelmo.kernels import series
 
 LEAST, MOST = -(1 << 31), (1 << 31) - 1  # of 32 bits
 ALIGNED = 16  # bytes: kernels are compiled for addresses that are multiples of it, and for others
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+KNOWN = (3, 6), (3, 7), (3, 8), (3, 9)
+FIRST = array("i", [0])
+
+logger = logging.getLogger("flashelmo")
 
 
 class Kernel(NamedTuple):
-    """What Triton compiled for launches of one signature, and how the launcher that it built is called.
+    """What Triton compiled for launches of one signature.
 
     Attributes:
         function: under `triton.jit`.
-        launcher: called with the grid, the stream, `head` and the values of all parameters.
-        head: the function on the device and how it is launched, without hooks.
-        encodes: whether the launcher encodes tensor descriptors itself.
+        c: the same as it is launched.
         maps: how each descriptor is to be encoded.
-        positions: where the first value of each parameter is among all values.
         stream: gives a device's current stream.
-        in_series: the kernel as `series.launch` takes it; None where it must be launched by itself.
     """
 
     function: Any
-    launcher: Callable[..., None]
-    head: tuple[Any, ...]
-    encodes: bool
+    c: series.CKernel
     maps: tuple[Any, ...]
-    positions: Mapping[str, int]
     stream: Callable[[int], int]
-    in_series: series.InSeries | None = None
 
     @classmethod
     def of(cls, found: Any, kernel: Any, arguments: Mapping[str, Any]) -> Kernel | None:
-        """From what Triton's launch of the kernel returned; None where another launcher than CUDA's ran it.
+        """From what Triton's launch of the kernel returned; None where only Triton knows how to launch it.
 
         Args:
             arguments: of that launch, by parameter name.
         """
         from triton.backends.nvidia.driver import CudaLauncher
 
-        if not isinstance(found, CompiledKernel) or not isinstance(found.run, CudaLauncher):
+        if not isinstance(found, CompiledKernel) or not isinstance(found.run, CudaLauncher) or not is_known_triton():
             return None
         how: Any = found.run
-        launcher, encodes = how, True
-        head: tuple[Any, ...] = found.function, found.packed_metadata, None, None, None
-        if not (how.global_scratch_size or how.profile_scratch_size):  # no memory to allocate for each launch
-            head = found.function, how.launch_cooperative_grid, how.launch_pdl, None, None, *head[1:]
-            launcher, encodes = _below_descriptors(how.launch)
+        if how.global_scratch_size or how.profile_scratch_size or getattr(how, "gsan_enabled", False):
+            return None  # memory is allocated for each launch
         maps = tuple(getattr(found.metadata, "tensordesc_meta", None) or ())
-        sizes = [len(values) for values in _values(kernel, arguments, encodes, maps)]
-        names = [parameter.name for parameter in kernel.params]
-        positions = dict(zip(names, accumulate([0, *sizes[:-1]]), strict=True))
-        in_series = None
-        if not encodes:
-            flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
-            in_series = series.InSeries.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
-        stream = triton.runtime.driver.active.get_current_stream
-        return cls(kernel, launcher, head, encodes, maps, positions, stream, in_series)
+        if len(maps) != sum(map(is_descriptor, arguments.values())):
+            return None  # descriptors are other than maps on cards without bulk copies
+        sizes = [len(values) for values in _values(kernel, arguments, maps)]
+        flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
+        c = series.CKernel.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
+        return None if c is None else cls(kernel, c, maps, triton.runtime.driver.active.get_current_stream)
 
     def given(self, arguments: Mapping[str, Any], device: torch.device) -> Compiled:
         """With its arguments by parameter name."""
-        values = list(chain.from_iterable(_values(self.function, arguments, self.encodes, self.maps)))
-        return Compiled(self, values, device.index, None if self.in_series is None else self.in_series.pack(values))
+        values = list(chain.from_iterable(_values(self.function, arguments, self.maps)))
+        return Compiled(self, device.index, self.c.pack(values), arguments)
 
 
 class Compiled(NamedTuple):
     """A compiled kernel and all it is given.
 
-    Tensors are pointers and descriptors are encoded, once for all launches: what a launch holds keeps their memory.
+    Tensors are pointers and descriptors are encoded, once for all launches.
 
     Attributes:
-        values: of all parameters in order.
         device: its number.
         packed: the values for `series.launch`.
+        arguments: which keep the tensors' memory.
     """
 
     kernel: Kernel
-    values: list[Any]
     device: int
-    packed: bytes | None
+    packed: bytes
+    arguments: Mapping[str, Any]
 
-    def launch(self, grid: tuple[int, ...], arguments: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Launch with another grid and other values of these parameters, in the device's current stream."""
+    def launch(self, grid: tuple[int, ...], integers: Mapping[str, int]) -> None:
+        """Launch with another grid and other integers, in the device's current stream."""
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
-                self.launch(grid, arguments, names)
+                self.launch(grid, integers)
             return
-        values, kernel = self.values.copy(), self.kernel
-        for name in names:
-            values[kernel.positions[name]] = arguments[name]
-        x, y, z, *_ = *grid, 1, 1
-        kernel.launcher(x, y, z, kernel.stream(self.device), *kernel.head, *values)
+        kernel, packed = self.kernel, self.kernel.c.with_integers(self.packed, integers)
+        grids = array("i", (*grid, 1, 1)[:3])
+        series.launch([(kernel.c, packed, None)], FIRST, FIRST, grids, kernel.stream(self.device))
 
 
-def _values(kernel: Any, arguments: Mapping[str, Any], encodes: bool, maps: Iterable[Any]) -> Iterator[list[Any]]:
-    """Of each parameter: addresses for tensors, several values for a descriptor unless its launcher encodes it."""
+@cache
+def is_known_triton() -> bool:
+    """Whether kernels are launched as this Triton does it itself; says so once where it does otherwise, perhaps."""
+    if TRITON in KNOWN:
+        return True
+    known = " to ".join(".".join(map(str, each)) for each in (KNOWN[0], KNOWN[-1]))
+    logger.warning("Triton %s: expected %s; it launches all kernels itself, which is slower", triton.__version__, known)
+    return False
+
+
+def _values(kernel: Any, arguments: Mapping[str, Any], maps: Iterable[Any]) -> Iterator[list[Any]]:
+    """Of each parameter: addresses for tensors, several values for a descriptor."""
     from triton.backends.nvidia.driver import make_tensordesc_arg
 
-    following = iter(maps)
+    following, more = iter(maps), (None,) if TRITON >= (3, 8) else ()  # what encodes no map by another function
     for name, default, is_constexpr, _ in _parameters(kernel):
         value = arguments.get(name, default)
-        if is_constexpr or isinstance(value, tuple) or encodes or not is_descriptor(value):
+        if is_constexpr or isinstance(value, tuple) or not is_descriptor(value):
             yield [value if is_constexpr else _pointers(value)]
         else:
-            yield make_tensordesc_arg(value, next(following, None))
+            yield make_tensordesc_arg(value, next(following), *more)
 
 
 def kinds(kernel: Any, arguments: Mapping[str, Any]) -> Iterator[Any]:
@@ -153,18 +154,6 @@ def _kind(value: Any, plain: bool) -> Any:
     if plain and type(value) is int:
         return LEAST <= value <= MOST
     return type(value) if isinstance(value, float) else (type(value), value)
-
-
-@cache
-def _below_descriptors(launch: Any) -> tuple[Callable[..., None], bool]:
-    """The function that launches once tensor descriptors are encoded, and whether it encodes them itself.
-
-    Launchers of Triton versions that have no inner `launcher` do.
-    """
-    if not inspect.isfunction(launch):
-        return launch, False
-    inner = inspect.getclosurevars(launch).nonlocals.get("launcher")
-    return (launch, True) if inner is None else (inner, False)
 
 
 def is_descriptor(value: Any) -> bool:

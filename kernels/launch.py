@@ -57,7 +57,7 @@ class Launch:
         if 0 in self.grid:
             return
         if (compiled := self._compiled()) is not None and not _has_hooks(self.kernel):
-            compiled.launch(self.grid, self.arguments, self._shared.names)
+            compiled.launch(self.grid, {name: self.arguments[name] for name in self._shared.names})
             return
         device = self._found_device()
         if device.type == "cpu":  # Triton's interpreter
@@ -158,7 +158,7 @@ def run_in_order(launches: Iterable[Launch]) -> None:
     waiting: list[Launch] = []
     for launch in launches:
         compiled = launch._compiled()
-        if compiled is None or compiled.packed is None or len(launch._shared.names) != 1:
+        if compiled is None or len(launch._shared.names) != 1:
             _run_together(waiting)
             waiting = []
             launch.run()
@@ -174,18 +174,19 @@ def _run_together(launches: Sequence[Launch]) -> None:
         for launch in launches:
             launch.run()
         return
-    parts: list[tuple[series.InSeries, bytes, str]] = []
-    numbers, device, stream = dict[int, int](), 0, 0
+    parts: list[tuple[series.CKernel, bytes, str | None]] = []
+    numbers, named, device, stream = dict[int, int](), list[str](), 0, 0
     for key, launch in kinds.items():
         compiled, (name,) = launch._shared.compiled, launch._shared.names
-        assert compiled is not None and compiled.packed is not None and compiled.kernel.in_series is not None
+        assert compiled is not None
         device, stream, numbers[key] = compiled.device, compiled.kernel.stream(compiled.device), len(parts)
-        parts.append((compiled.kernel.in_series, compiled.packed, name))
+        parts.append((compiled.kernel.c, compiled.packed, name))
+        named.append(name)
     which, integers, grids = list[int](), list[int](), list[int]()
     for launch in launches:
         if 0 not in launch.grid:
             which.append(numbers[id(launch._shared)])
-            integers.append(launch.arguments[parts[which[-1]][2]])
+            integers.append(launch.arguments[named[which[-1]]])
             grids += (*launch.grid, 1, 1)[:3]
     with torch.cuda.device(device):
         series.launch(parts, array("i", which), array("i", integers), array("i", grids), stream)

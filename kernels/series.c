@@ -21,11 +21,6 @@ typedef struct {
     int32_t *integer; /* among them the one that launches differ in; NULL if there is none */
 } Part;
 
-typedef struct {
-    PyObject_HEAD;
-    _Alignas(ALIGNED) CUtensorMap map;
-} TensorMap; /* as Triton's driver.c has it */
-
 static CUresult (*launch_kernel)(const CUlaunchConfig *, CUfunction, void **, void **);
 static CUresult (*error_text)(CUresult, const char **);
 static CUdeviceptr no_scratch;
@@ -112,12 +107,13 @@ static PyObject *launch(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* The bytes of a tensor map that Triton has encoded. */
+/* The bytes of a tensor map that Triton has encoded: the end of an object that its driver.c aligns by 64 or 128 bytes. */
 static PyObject *map_bytes(PyObject *self, PyObject *map) {
     const char *name = strrchr(Py_TYPE(map)->tp_name, '.');
-    if (strcmp(name ? name + 1 : Py_TYPE(map)->tp_name, "PyCUtensorMap") || Py_TYPE(map)->tp_basicsize != sizeof(TensorMap))
+    Py_ssize_t start = Py_TYPE(map)->tp_basicsize - (Py_ssize_t)sizeof(CUtensorMap);
+    if (strcmp(name ? name + 1 : Py_TYPE(map)->tp_name, "PyCUtensorMap") || (start != 64 && start != 128))
         return PyErr_Format(PyExc_TypeError, "map: expected Triton's tensor map, found %s", Py_TYPE(map)->tp_name);
-    return PyBytes_FromStringAndSize((char *)&((TensorMap *)map)->map, sizeof(CUtensorMap));
+    return PyBytes_FromStringAndSize((char *)map + start, sizeof(CUtensorMap));
 }
 
 static PyMethodDef methods[] = {

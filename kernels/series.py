@@ -1,4 +1,4 @@
-"""Launches of compiled kernels queued together by a C function, a microsecond or two each, without the interpreter.
+"""Launches of compiled kernels queued by a C function, a microsecond or two each, many without the interpreter.
 
 A large window is some hundred launches that differ in their grid and in one integer, the depth. From Python each waits
 for the interpreter, which other threads need to plan further windows.
@@ -23,8 +23,8 @@ LETTERS |= {"fp32": "f", "f32": "f", "fp64": "d", "i1": "b", "u1": "B"}
 logger = logging.getLogger("flashelmo")
 
 
-class InSeries(NamedTuple):
-    """A compiled kernel in a series of launches, as the C function takes it.
+class CKernel(NamedTuple):
+    """A compiled kernel, as the C function takes it.
 
     Attributes:
         function: on the device; threads: of a program; shared: bytes of its memory; flags: how it is launched.
@@ -46,7 +46,7 @@ class InSeries(NamedTuple):
     @classmethod
     def of(
         cls, function: int, metadata: Sequence[int], flags: int, signature: Mapping[str, Any], sizes: Sequence[int]
-    ) -> InSeries | None:
+    ) -> CKernel | None:
         """None where its parameters have types that are not known here.
 
         Args:
@@ -83,9 +83,16 @@ class InSeries(NamedTuple):
         _flatten(self.letters, values, flat, _module().map_bytes)
         return self.packer.pack(*flat)
 
+    def with_integers(self, packed: bytes, integers: Mapping[str, int]) -> bytes:
+        """The same values with others of these parameters."""
+        changed = bytearray(packed)
+        for name, value in integers.items():
+            struct.pack_into("=i", changed, self.integers[name], value)
+        return bytes(changed)
+
 
 def launch(
-    parts: Sequence[tuple[InSeries, bytes, str]],
+    parts: Sequence[tuple[CKernel, bytes, str | None]],
     which: array[int],
     integers: array[int],
     grids: array[int],
@@ -94,14 +101,18 @@ def launch(
     """Queue launches on a stream of the current device.
 
     Args:
-        parts: each a kernel, its packed values, and the name of the integer that its launches differ in.
+        parts: each a kernel, its packed values, and the name of the integer that its launches differ in; None if in
+            none.
         which, integers: int32 [n], the part and the integer of each launch.
         grids: int32 [n, 3], none of them 0.
 
     Raises:
         RuntimeError: what the driver says.
     """
-    given = tuple((*kernel[:4], packed, kernel.offsets, kernel.integers[name]) for kernel, packed, name in parts)
+    given = tuple(
+        (*kernel[:4], packed, kernel.offsets, -1 if name is None else kernel.integers[name])
+        for kernel, packed, name in parts
+    )
     _module().launch(given, which, integers, grids, stream)
 
 

@@ -22,6 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashelmo.benchmarks.kernels.absent import Guard, pretend
 from flashelmo.kernels import series
+from flashelmo.kernels.gluon import async_load
 from flashelmo.kernels.launch import Launch, run_in_order
 
 
@@ -66,7 +67,7 @@ def gluon_kernel(x_desc, out_ptr, row):
     gl.nvidia.hopper.mbarrier.init(bar, count=1)
     x = gl.allocate_shared_memory(x_desc.dtype, x_desc.block_shape, x_desc.layout)
     gl.nvidia.hopper.mbarrier.expect(bar, x_desc.block_type.nbytes)
-    gl.nvidia.hopper.tma.async_copy_global_to_shared(x_desc, [row, 0], bar, x)
+    async_load(x_desc, [row, 0], bar, x)
     gl.nvidia.hopper.mbarrier.wait(bar, 0)
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     i = gl.arange(0, 16, gl.SliceLayout(1, layout))[:, None] * 64 + gl.arange(0, 64, gl.SliceLayout(0, layout))[None, :]
@@ -133,25 +134,25 @@ def main(folder: str) -> None:
         return run(self, *args, **options)
 
     JITFunction.run = count
-    by_series: list[Any] = []
+    by_us: list[Any] = []
     launch_series: Any = series.launch
 
-    def count_series(parts: Any, which: Any, *others: Any) -> None:
-        by_series.extend(which)
+    def count_ours(parts: Any, which: Any, *others: Any) -> None:
+        by_us.extend(which)
         launch_series(parts, which, *others)
 
-    series.launch = count_series  # type: ignore[assignment]
+    series.launch = count_ours  # type: ignore[assignment]
 
     def told(*alike: Launch, device: int = 0) -> dict[str, Any]:
         """Of the last of some launches."""
-        launches, before, series_before = launched.launches, len(by_triton), len(by_series)
+        launches, before, ours_before = launched.launches, len(by_triton), len(by_us)
         with Guard(device):
             run_in_order(alike)
         return {
             **{name: getattr(launched, name) for name in FIELDS},
             "launches": launched.launches - launches,
             "by Triton": len(by_triton) - before,
-            "by a series": len(by_series) - series_before,
+            "by us": len(by_us) - ours_before,
             "grid": list(launched.grid),
             "parameters": list(launched.parameters[: n_parameters.value]),
         }

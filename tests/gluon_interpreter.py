@@ -265,7 +265,6 @@ class _Language:
     num_programs = staticmethod(lambda axis: _number(_here.grid[axis]))
     allocate_shared_memory = staticmethod(_allocate)
     warp_specialize = staticmethod(_specialize)
-    thread_barrier = staticmethod(lambda: None)
     arange = staticmethod(lambda start, end, layout=None: tl.arange(_plain(start), _plain(end)))
     zeros = staticmethod(lambda shape, dtype, layout=None: tl.zeros([_plain(each) for each in shape], dtype))
     convert_layout = staticmethod(lambda value, layout, assert_trivial=False: value)
@@ -277,9 +276,6 @@ class _Language:
         return getattr(gluon_language, name)
 
 
-_copies = SimpleNamespace(
-    async_copy_global_to_shared=lambda desc, at, barrier, to: desc.copy(at, barrier, to),
-)
 _barriers = SimpleNamespace(
     MBarrierLayout=lambda: None,
     init=_init,
@@ -359,7 +355,8 @@ def _wait_for_splits(p_counter: tl.tensor, arrived: tl.tensor) -> None:
 
 INSTEAD = {
     "gl": _Language(),
-    "tma": _copies,
+    "async_load": lambda desc, at, barrier, to: desc.copy(at, barrier, to),
+    "barrier": lambda: None,
     "mbarrier": _barriers,
     "fence_async_shared": lambda: None,
     "warpgroup_mma": _product,

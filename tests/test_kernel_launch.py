@@ -124,21 +124,26 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+def _who(launches: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """How many were launched by Triton and by us; taken out of what they came to."""
+    return [(each.pop("by Triton"), each.pop("by us")) for each in launches]
+
+
 @pytest.mark.parametrize("name", ["tuple", "dependent", "all at once", "descriptors", "scratch", "gluon"])
 def test_the_driver_is_told_what_triton_tells_it(told: dict[str, Any], name: str) -> None:
     by_triton, ours = told[name]["triton"], told[name]["ours"]
-    assert [each.pop("by Triton") for each in by_triton] == [1] * 4
-    assert [each.pop("by Triton") for each in ours] == [1, 0, 0, 0]
+    needs_triton = int(name == "scratch")  # memory is made for each launch
+    assert _who(by_triton) == [(1, 0)] * 4
+    assert _who(ours) == [(1, 0)] + [(needs_triton, 1 - needs_triton)] * 3
     assert ours == by_triton
     assert all(each["launches"] == 1 for each in ours)
     by_triton, others = told[name]["others by Triton"], told[name]["others"]
-    assert [each.pop("by Triton") for each in by_triton] == [1] * 4
-    assert [each.pop("by Triton") for each in others] == [0] * 4
+    assert _who(by_triton) == [(1, 0)] * 4
+    assert _who(others) == [(needs_triton, 1 - needs_triton)] * 4
     assert others == by_triton and others != ours
     together = told[name]["together"]
-    counted = [tuple(each.pop(key) for key in ("by Triton", "by a series", "launches")) for each in together]
-    assert counted == [(0, 0 if name == "scratch" else 2, 2)] * 4  # scratch memory is made for each launch
-    assert together == [{key: each[key] for key in together[0]} for each in ours]
+    assert _who(together) == [(2 * needs_triton, 2 - 2 * needs_triton)] * 4
+    assert together == [{**each, "launches": 2} for each in ours]
     assert [each["grid"] for each in ours] == [[1, 1, 1], [2, 1, 1], [3, 4, 1], [5, 6, 7]]
     assert len({tuple(each["parameters"]) for each in ours}) == 4
     attribute = {"dependent": 1 << 6, "all at once": 1 << 2}.get(name, 0)  # CU_LAUNCH_ATTRIBUTE_...
@@ -147,8 +152,8 @@ def test_the_driver_is_told_what_triton_tells_it(told: dict[str, Any], name: str
 
 @pytest.mark.parametrize("name", ["tuple", "descriptors"])
 def test_the_device_is_set_and_hooks_hear_of_launches(told: dict[str, Any], name: str) -> None:
-    second = {**told[name]["triton"][1], "by Triton": 0}
+    second = {**told[name]["triton"][1], "by Triton": 0, "by us": 1}
     assert told[name]["from another device"] == second
-    assert told[name]["together from another device"] == {**second, "by a series": 2, "launches": 2}
-    assert told[name]["with a hook"] == {**second, "by Triton": 1}
+    assert told[name]["together from another device"] == {**second, "by us": 2, "launches": 2}
+    assert told[name]["with a hook"] == {**second, "by Triton": 1, "by us": 0}
     assert told[name]["heard"] == [{"tuple": "plain_kernel", "descriptors": "descriptor_kernel"}[name]]

@@ -42,7 +42,7 @@ CALL(cuPointerGetAttribute, void *found, CUpointer_attribute attribute, CUdevice
 }
 
 CALL(cuDeviceGetAttribute, int *found, CUdevice_attribute attribute, CUdevice device) {
-    *found = 1 << 20;
+    *found = 227 << 10; /* bytes of shared memory that a program may have, and enough of all else */
     return CUDA_SUCCESS;
 }
 
@@ -57,6 +57,12 @@ CALL(cuModuleGetFunction, CUfunction *function, CUmodule module, const char *nam
     return CUDA_SUCCESS;
 }
 
+CALL(cuDriverGetVersion, int *version) { return *version = 13000, CUDA_SUCCESS; }
+CALL(cuCtxGetDevice, CUdevice *device) { return *device = 0, CUDA_SUCCESS; }
+CALL(cuModuleUnload, CUmodule module) { return CUDA_SUCCESS; }
+CALL(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus *status) {
+    return *status = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS;
+}
 CALL(cuModuleLoadData, CUmodule *module, const void *image) { return *module = (CUmodule)1, CUDA_SUCCESS; }
 CALL(cuCtxGetCurrent, CUcontext *context) { return *context = (CUcontext)1, CUDA_SUCCESS; }
 CALL(cuCtxSetCurrent, CUcontext context) { return CUDA_SUCCESS; }

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
+from flashelmo.kernels.gluon import async_load, barrier
 from flashelmo.kernels.lstm.cell import (
     arrive,
     cell,
@@ -37,7 +38,7 @@ def wait_for_launch_before():
     gl.inline_asm_elementwise(
         "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
     )
-    gl.thread_barrier()  # nobody's copy of a state before everybody's wait
+    barrier()  # nobody's copy of a state before everybody's wait
 
 
 @gluon.constexpr_function
@@ -73,12 +74,12 @@ def few_gates_kernel(
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
-    gl.thread_barrier()
+    barrier()
     gate = direction * (4 * C) + i_cells * GATES
     BYTES: gl.constexpr = weight_desc.block_type.nbytes + hidden_desc.block_type.nbytes
     for k in gl.static_range(min(STAGES, BLOCKS)):
         mbarrier.expect(full.index(k), BYTES)
-        tma.async_copy_global_to_shared(weight_desc, [gate, k * TILE.k], full.index(k), weight_buffers.index(k))
+        async_load(weight_desc, [gate, k * TILE.k], full.index(k), weight_buffers.index(k))
 
     _, first, last = depth_nodes(nodes, direction, depth, T)
     first_of_slab = gl.load(nodes.starts + direction * (T + 2) + slab_depth)
@@ -103,7 +104,7 @@ def few_gates_kernel(
 
     row = direction * N + first + i_rows * ROWS
     for k in gl.static_range(min(STAGES, BLOCKS)):
-        tma.async_copy_global_to_shared(hidden_desc, [row, k * TILE.k], full.index(k), hidden_buffers.index(k))
+        async_load(hidden_desc, [row, k * TILE.k], full.index(k), hidden_buffers.index(k))
     p_before = cell_ptr + ((depth + 1) % 2 * SHAPE.D + direction64) * R * C
     c = gl.load(p_before + (parent * C)[None, :] + o_cell[:, None], mask=m, other=0.0)
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, ROWS, 16])
@@ -116,15 +117,11 @@ def few_gates_kernel(
         )  # fmt: skip
         acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
         if k >= 1 and k - 1 + STAGES < BLOCKS:  # the product before this one is done: its stage is free
-            gl.thread_barrier()
+            barrier()
             stage = full.index((k - 1) % STAGES)
             mbarrier.expect(stage, BYTES)
-            tma.async_copy_global_to_shared(
-                weight_desc, [gate, (k - 1 + STAGES) * TILE.k], stage, weight_buffers.index((k - 1) % STAGES)
-            )
-            tma.async_copy_global_to_shared(
-                hidden_desc, [row, (k - 1 + STAGES) * TILE.k], stage, hidden_buffers.index((k - 1) % STAGES)
-            )
+            async_load(weight_desc, [gate, (k - 1 + STAGES) * TILE.k], stage, weight_buffers.index((k - 1) % STAGES))
+            async_load(hidden_desc, [row, (k - 1 + STAGES) * TILE.k], stage, hidden_buffers.index((k - 1) % STAGES))
     acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
     gates = acc.reshape([2, 4, 2, 8, ROWS]).permute(1, 3, 4, 0, 2).reshape([CELLS, ROWS, 2, 2])
     i_and_g, f_and_o = gl.split(gates)
@@ -163,11 +160,11 @@ def few_projection_kernel(
     full = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
     for k in gl.static_range(BLOCKS):
         mbarrier.init(full.index(k), count=1)
-    gl.thread_barrier()
+    barrier()
     BYTES: gl.constexpr = unprojected_desc.block_type.nbytes + weight_desc.block_type.nbytes
     for k in gl.static_range(BLOCKS):
         mbarrier.expect(full.index(k), BYTES)
-        tma.async_copy_global_to_shared(
+        async_load(
             weight_desc, [direction * C + i_split * SIZE + k * TILE.k, i_columns * COLUMNS], full.index(k),
             weight_buffers.index(k),
         )  # fmt: skip
@@ -183,7 +180,7 @@ def few_projection_kernel(
     wait_for_launch_before()
 
     for k in gl.static_range(BLOCKS):
-        tma.async_copy_global_to_shared(
+        async_load(
             unprojected_desc, [direction * R + i_rows * ROWS, i_split * SIZE + k * TILE.k], full.index(k),
             row_buffers.index(k),
         )  # fmt: skip

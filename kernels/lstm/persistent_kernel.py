@@ -21,11 +21,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from flashelmo.kernels.gluon import async_load, barrier
 from flashelmo.kernels.lstm.cell import (
     cell,
     children_of,
@@ -288,17 +288,17 @@ def persistent_kernel(
     all_states = gl.allocate_shared_memory(TYPE, [1, ROWS, P], STATES)
     complete = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     mbarrier.init(complete.index(0), count=1)
-    gl.thread_barrier()
+    barrier()
     BYTES: gl.constexpr = 2 * recurrent_desc.block_type.nbytes + projection_desc.block_type.nbytes
     mbarrier.expect(complete.index(0), BLOCKS * BYTES)
     gate = direction * (4 * C) + program * (4 * CELLS)
     for k in gl.static_range(BLOCKS):
         for half in gl.static_range(2):
             part = gate_weights.index(k).slice(64 * half, 64, 0)
-            tma.async_copy_global_to_shared(
+            async_load(
                 recurrent_desc, [gate + 128 * half + 64, k * K], complete.index(0), part
             )  # fmt: skip
-        tma.async_copy_global_to_shared(
+        async_load(
             projection_desc, [direction * C + i_split * P + k * K, i_columns * COLUMNS], complete.index(0),
             projection.index(k),
         )  # fmt: skip
@@ -366,7 +366,7 @@ def persistent_kernel(
                     values = receive(p_r + o_word[None, :], row[:, None], tag - 1, P // 2, N_WAITS)
                     states.slice(8 * block, 8, 0).store(unpair(values, TYPE))
         fence_async_shared()
-        gl.thread_barrier()
+        barrier()
 
         # Gates, c and h.
         none = gl.zeros([128, ROWS], gl.float32, GATES)
@@ -386,7 +386,7 @@ def persistent_kernel(
         send_cells(p_h, h.to(TYPE), program, n, tag, zero, C)
         p_after = tensors.cell + (depth % 2 * SHAPE.D + direction64) * R * C
         gl.store(p_after + (o_row * C)[None, :] + o_cell[:, None], c, mask=m)
-        gl.thread_barrier()  # nobody multiplies `states` any more, and all of c is there
+        barrier()  # nobody multiplies `states` any more, and all of c is there
 
         # The split's sums of r, from the h of its P cells. The next step begins with its parents.
         o_touched = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [8], [0]))
@@ -398,14 +398,14 @@ def persistent_kernel(
                 values = receive(p_h + i_split * (P // 2) + o_word[None, :], row[:, None], tag, C // 2, N_WAITS)
                 states.slice(8 * block, 8, 0).store(unpair(values, TYPE))
         fence_async_shared()
-        gl.thread_barrier()
+        barrier()
         sums = gl.zeros([COLUMNS, ROWS], gl.float32, sums_layout(ROWS))
         for k in gl.static_range(BLOCKS):
             some = states.slice(k * K, K, 1).permute((1, 0))
             sums = warpgroup_mma(projection.index(zero + k).permute((1, 0)), some, sums, use_acc=k > 0, is_async=True)
         sums = warpgroup_mma_wait(num_outstanding=0, deps=[sums])
         send_sums(p_sums, sums, i_columns, i_split, n, tag, zero, SPLITS)
-        gl.thread_barrier()  # nobody multiplies `states` any more
+        barrier()  # nobody multiplies `states` any more
 
         # r of this program's share of columns, to the others first.
         first_column = i_columns * COLUMNS + i_split * SHARE
@@ -436,7 +436,7 @@ def persistent_kernel(
     p_hidden = tensors.hidden + ((direction64 * N + node) * P)[:, None] + o_column[None, :]
     r = gl.load(p_hidden, mask=m_node[:, None], other=0.0)
     store_to_children(r, tensors, child, n_children, direction64, m_node, o_column, N, P)
-    gl.thread_barrier()
+    barrier()
     ended = gl.atomic_add(p_clock + 1, 1, sem="acq_rel") + 1
     if ended % gl.num_programs(0) == 0:  # the last one of the direction
         gl.store(p_clock, tag.to(gl.int64))

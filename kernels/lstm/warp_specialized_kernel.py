@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
+from flashelmo.kernels.gluon import async_load
 from flashelmo.kernels.lstm.cell import cell, depth_nodes
 
 
@@ -60,18 +61,14 @@ def producer(
             mbarrier.wait(empty.index(stage), ((i // TILE.stages) & 1) ^ 1)
             mbarrier.expect(full.index(stage), x_desc.block_type.nbytes + weight_desc.block_type.nbytes)
             if k < BLOCKS:
-                tma.async_copy_global_to_shared(x_desc, [row, k * TILE.k], full.index(stage), row_buffers.index(stage))
+                async_load(x_desc, [row, k * TILE.k], full.index(stage), row_buffers.index(stage))
             else:
-                tma.async_copy_global_to_shared(
-                    hidden_desc, [row, (k - BLOCKS) * TILE.k], full.index(stage), row_buffers.index(stage)
-                )
+                async_load(hidden_desc, [row, (k - BLOCKS) * TILE.k], full.index(stage), row_buffers.index(stage))
             if K_MAJOR:
                 weight = direction * (4 * SHAPE.C) + i_columns * (4 * TILE.columns), k * TILE.k
             else:
                 weight = direction * (2 * P) + k * TILE.k, i_columns * (4 * TILE.columns)
-            tma.async_copy_global_to_shared(
-                weight_desc, [weight[0], weight[1]], full.index(stage), weight_buffers.index(stage)
-            )
+            async_load(weight_desc, [weight[0], weight[1]], full.index(stage), weight_buffers.index(stage))
             i += 1
 
 
