@@ -116,7 +116,7 @@ def computation(name: Sequence[str]) -> Computation | None:
     first, *rest = name
     parts = [part for part in rest if part not in ROUNDING]
     kind = parts[-1] if parts else ""
-    if not set(parts) <= {*TYPES, *COMPARISONS, "and", "wide"} or kind not in TYPES:
+    if not set(parts) <= {*TYPES, *COMPARISONS, "and", "wide", "xorsign", "abs"} or kind not in TYPES:
         return None
     match first, parts:
         case "setp", [how, _]:
@@ -145,6 +145,8 @@ def computation(name: Sequence[str]) -> Computation | None:
             return Computation(kind, (kind,) * 3, _signed_bits)
         case "prmt", [_]:
             return Computation(kind, (kind,) * 3, _permuted)
+        case "min", ["xorsign", "abs", _] if "NaN" in rest:
+            return Computation(kind, (kind, kind), _smaller_with_both_signs)
         case (("max" | "min"), [_]) if "NaN" in rest:
             return Computation(kind, (kind, kind), np.maximum if first == "max" else np.minimum)
         case _, [_] if first in UNARY:
@@ -152,3 +154,8 @@ def computation(name: Sequence[str]) -> Computation | None:
         case _, [_] if first in BINARY and (first != "div" or kind == "f32"):
             return Computation(kind, (kind, kind), BINARY[first])
     return None
+
+
+def _smaller_with_both_signs(a: Array, b: Array) -> Array:
+    """The smaller magnitude, negative where one of both is; NaN where one is."""
+    return np.copysign(np.minimum(np.abs(a), np.abs(b)), np.copysign(1, a) * np.copysign(1, b)).astype(a.dtype)

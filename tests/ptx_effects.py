@@ -147,6 +147,19 @@ def shuffle(operands: list[str], how: str) -> Effect:
     return effect
 
 
+def largest(operands: list[str]) -> Effect:
+    """The largest value of all lanes."""
+    to, value, lanes = operands[0], source(operands[1], "s32"), source(operands[2], "u32")
+
+    def effect(warp: Warp, active: Array) -> None:
+        all_lanes(active)
+        if (lanes(warp) != 0xFFFFFFFF).any():
+            raise NotImplementedError("redux of some lanes")
+        warp.write(to, np.full(N_LANES, value(warp).max(), np.int32).view(np.uint32), active)
+
+    return effect
+
+
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
@@ -217,10 +230,13 @@ def store(modifiers: list[str], kind: str, operands: list[str]) -> Effect:
         addresses = at(warp)[active]
         region, size = _region(warp, addresses, is_shared), width * len(given)
         places = region.places(addresses, size)
+        values = [value(warp)[active] for value in given]
         if not is_strong:
-            region.check(places, size, warp.known(), warp.agent, write=True)
-        for k, value in enumerate(given):
-            region.store(places + width * k, value(warp)[active])
+            pairs = enumerate(values)
+            same = np.all([region.load(places + width * k, each.dtype) == each for k, each in pairs], axis=0)
+            region.check(places, size, warp.known(), warp.agent, write=True, same=same)
+        for k, each in enumerate(values):
+            region.store(places + width * k, each)
         warp.program.launch.version += 1
 
     return effect

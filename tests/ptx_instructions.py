@@ -13,6 +13,7 @@ from ptx_effects import (
     end,
     fence,
     jump,
+    largest,
     load,
     move,
     pack,
@@ -104,6 +105,8 @@ def _effect(line: Line, labels: dict[str, int]) -> Effect | None:
             return elect(operands[0].split("|"))
         case ["shfl", "sync", how, "b32"]:
             return shuffle(operands, how)
+        case ["redux", "sync", "max", "s32"]:
+            return largest(operands)
         case ["wgmma", "commit_group", *_]:
             return commit
         case ["wgmma", "wait_group", *_]:

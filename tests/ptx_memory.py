@@ -116,10 +116,17 @@ class Region:
         found = known[self._writer[grains]] < self._written[grains]
         return np.asarray(found.any(axis=-1))
 
-    def check(self, places: Array, size: int, known: Array, agent: int, *, write: bool) -> None:
-        """Note an agent's access; Fault where it races with what others did at times that are not known."""
+    def check(
+        self, places: Array, size: int, known: Array, agent: int, *, write: bool, same: Array | bool = False
+    ) -> None:
+        """Note an agent's access; Fault where it races with what others did at times that are not known.
+
+        Args:
+            same: of which places a write leaves the value as it is: others may have written that too.
+        """
         grains, now = self._grains(places, size), self._clocks.now(agent)
         races = known[self._writer[grains]] < self._written[grains]
+        races &= ~np.asarray(same)[..., None]
         if write:
             races |= (known[self._reader[grains]] < self._read[grains]).any(axis=-1)
             self._writer[grains], self._written[grains] = agent, now
