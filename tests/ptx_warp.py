@@ -18,7 +18,7 @@ from ptx_memory import ORDINARY, POISON, Fault, Launched, Mbarrier, Region
 ALL = np.ones(N_LANES, np.bool_)
 LANES = np.arange(N_LANES, dtype=np.uint32)
 SHARED_START = 1024  # of a program's memory
-PARAMETERS = 1 << 50  # addresses of a kernel's parameters, as far as they are asked for
+PARAMETERS = 1 << 30  # addresses of parameters, as far as they are asked for; some are computed in 32 bits
 PARAMETER_SIZE = 128
 
 
