@@ -57,8 +57,14 @@ class Embedder(Protocol):
 
 @dataclass
 class Summary(Statistics):
-    """What was embedded; see `Statistics` for the numbers. `seconds` is the time from first to last byte."""
+    """What was embedded; see `Statistics` for the numbers.
 
+    Attributes:
+        skipped: records that could not be read.
+        seconds: from first to last byte.
+    """
+
+    skipped: int = 0
     seconds: float = 0.0
 
     @property

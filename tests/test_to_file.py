@@ -181,7 +181,8 @@ def test_records_that_are_skipped(embedder: ElmoEmbedder, tmp_path: Path, caplog
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "cat"}\n' + "nope\n" * 12 + '{"text": "sat"}\n')
     with open_sink(tmp_path / "v.h5", forget_sentences=True) as sink:
-        assert embed_records(embedder, open_reader(path, errors="skip"), sink).sentences == 2
+        summary = embed_records(embedder, open_reader(path, errors="skip"), sink)
+    assert (summary.sentences, summary.skipped) == (2, 12)
     with h5py.File(tmp_path / "v.h5") as file:
         assert set(file) == {"0", "13"}
     assert len(caplog.records) == 11
@@ -189,6 +190,18 @@ def test_records_that_are_skipped(embedder: ElmoEmbedder, tmp_path: Path, caplog
         caplog.records[0].message.startswith(f"{path}: line 2, byte ") and "it is skipped" in caplog.records[0].message
     )
     assert caplog.records[-1].message == f"{path}: 12 records were skipped, the first 10 are named"
+
+
+@pytest.mark.parametrize("output", [["v.h5"], ["v.npz"], ["shards"], ["proteins", "--format", "seqvec"]])
+def test_every_summary_counts_the_records_that_are_skipped(here: Path, succeed: Run, output: list[str]) -> None:
+    write_native(MODELS["skip"], here / "model")
+    Path("in.txt").write_bytes(b"the cat\n\xff\nsat\n\xfe\n")
+    command = ["embed", "in.txt", *output, "--model", "model", "--errors", "skip", "--overwrite"]
+    assert ", 2 records skipped\n" in succeed(*command)
+    printed = succeed(*command, "--json")
+    assert json.loads(printed[: printed.index("\n}") + 2])["skipped"] == 2
+    Path("in.txt").write_text("the cat\n")
+    assert "skipped" not in succeed(*command)
 
 
 @pytest.mark.parametrize("kind", ["text", "file", "records", "seqvec"])

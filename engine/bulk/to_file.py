@@ -46,8 +46,9 @@ def embed_records(
     if embedder.reads_ahead:
         windows = read_ahead(windows)
     summary = write_all(embedder, windows, source.write, sink.output, on_progress)
-    if source.n_skipped > SHOWN:
-        logger.warning("%s: %d records were skipped, the first %d are named", reader.name, source.n_skipped, SHOWN)
+    summary.skipped = source.n_skipped
+    if summary.skipped > SHOWN:
+        logger.warning("%s: %d records were skipped, the first %d are named", reader.name, summary.skipped, SHOWN)
     return summary
 
 

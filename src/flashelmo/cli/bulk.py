@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashelmo.cli.arguments import Folder, Json
-from flashelmo.cli.terminal import progress_of, readable_size, say, warnings_to_stderr
+from flashelmo.cli.terminal import progress_of, readable_size, records_skipped, say, warnings_to_stderr
 from flashelmo.engine.arguments import ADDRESS, is_stream, path_of
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.named.locate import model_path
@@ -115,10 +115,10 @@ def _embed_with_others(corpus: Corpus, how: dict[str, Any], quiet: bool, n: int,
 def _print_summary(done: Report, target: Path, computed: str) -> None:
     all_steps = done.steps + done.steps_saved
     saved = done.steps_saved / all_steps if all_steps else 0.0
-    skipped = f", {done.skipped:,} records skipped" if done.skipped else ""
     busy = ", ".join(f"{stage} {seconds / max(done.seconds, 1e-9):.0%}" for stage, seconds in done.busy.items())
     say(
-        f"{done.records:,} records, {done.tokens:,} tokens, {done.distinct_words:,} distinct words{skipped}\n"
+        f"{done.records:,} records, {done.tokens:,} tokens, "
+        f"{done.distinct_words:,} distinct words{records_skipped(done.skipped)}\n"
         f"{done.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
         f"{done.seconds:,.1f} s, {done.tokens_per_second:,.0f} tokens/s ({computed})\n"
         f"at work: {busy}; the bottleneck is {done.bottleneck}\n"

@@ -48,7 +48,15 @@ from flashelmo.cli.bulk import (
     embed_to_folder,
     is_folder,
 )
-from flashelmo.cli.terminal import file_status, progress_bar, progress_of, readable_size, say, warnings_to_stderr
+from flashelmo.cli.terminal import (
+    file_status,
+    progress_bar,
+    progress_of,
+    readable_size,
+    records_skipped,
+    say,
+    warnings_to_stderr,
+)
 from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.embed_file import Summary, embed_file
@@ -304,7 +312,7 @@ def _print_summary(summary: Summary, target: Path, device: str, precision: str, 
     saved = summary.steps_saved / all_steps if all_steps else 0.0
     say(
         f"{summary.sentences:,} sentences, {summary.tokens:,} tokens, "
-        f"{summary.distinct_words:,} distinct words (boundaries included)\n"
+        f"{summary.distinct_words:,} distinct words (boundaries included){records_skipped(summary.skipped)}\n"
         f"{summary.steps:,} of {all_steps:,} steps, {saved:.1%} saved by sharing\n"
         f"{summary.seconds:,.1f} s, {summary.tokens_per_second:,.0f} tokens/s ({device}, {precision})\n"
         f"{target}: {readable_size(n_bytes)}"

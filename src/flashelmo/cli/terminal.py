@@ -155,6 +155,11 @@ def readable_size(n_bytes: int) -> str:
     return decimal(n_bytes)
 
 
+def records_skipped(n: int) -> str:
+    """The end of a summary's line: how many records could not be read, if there were any."""
+    return f", {n:,} records skipped" if n else ""
+
+
 @contextmanager
 def warnings_to_stderr(quiet: bool) -> Iterator[None]:
     """As `messages_to_stderr` has it; with `quiet`, none about the choice of a device."""
