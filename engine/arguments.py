@@ -53,6 +53,12 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def expect_no_state(stateful: bool, why: str) -> None:
+    """Raise FlashElmoError, with the reason, where sentences must not depend on those before them and would."""
+    if stateful:
+        raise FlashElmoError(f"stateful: expected an embedder that carries no state, as {why}, found True")
+
+
 def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
     """At least one number, in a list, an array or a tensor; FlashElmoError where there is none, or float32 has not."""
     try:

@@ -6,18 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
 from itertools import tee
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from flashelmo.engine.arguments import flag, shown, whole_number
+from flashelmo.engine.arguments import expect_no_state, flag, shown, whole_number
 from flashelmo.engine.arrays import Array
+from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Layers, Output
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
-
-if TYPE_CHECKING:
-    from flashelmo.engine.embedder import ElmoEmbedder
 
 MOST = 1_000_000  # neighbours: more are a mistake
 
@@ -97,10 +95,10 @@ def find_neighbours(
         same_word: only that word itself, in capitals or small letters: in which of its uses is it nearest?
 
     Raises:
-        FlashElmoError: the query does not hold the word; `layers` names more than one vector for a token; an argument
-            is none of these.
+        FlashElmoError: the query does not hold the word; `layers` names more than one vector for a token; the embedder
+            carries a state; an argument is none of these.
     """
-    if not callable(getattr(elmo, "embed", None)):
+    if not isinstance(elmo, ElmoEmbedder):
         raise FlashElmoError(f"elmo: expected an ElmoEmbedder, found {shown(elmo)}")
     check_layers(layers)
     n = whole_number("n", n, 1, MOST)
@@ -122,6 +120,7 @@ def neighbours_of(
         FlashElmoError: as there.
     """
     check_layers(layers)
+    expect_no_state(elmo.settings.stateful, "a neighbour's vector depends on its sentence alone")
     numbered = enumerate(map(tokens_of, several("sentences", sentences)))
     queries = _embedded(elmo, (use.tokens for use in uses), layers)
     wanted = [vectors[use.position] for use, vectors in zip(uses, queries, strict=True)]

@@ -70,7 +70,7 @@ def test_texts(model: Path, elmo: ElmoEmbedder, means: Array) -> None:
     mixed = TextEmbedder(model, mix=[1, 0, 2], pool="max")
     np.testing.assert_array_equal(mixed.matrix(TEXTS), np.stack(list(elmo.embed(TEXTS, mix=[1, 0, 2], pool="max"))))
     for option, said in (
-        ("stateful", "texts whose vectors depend"),
+        ("stateful", "an embedder that carries no state"),
         ("keep_sentence_boundaries", "one vector a token"),
     ):
         options: dict[str, Any] = {option: True}

@@ -91,6 +91,24 @@ def test_what_is_wrong_is_said(elmo: ElmoEmbedder, query: str, word: Any, layers
         find_neighbours(elmo, TEXT, query, word, layers=layers)
 
 
+def test_an_embedder_that_carries_a_state_is_refused() -> None:
+    """Its vectors of a sentence depend on what it embedded before."""
+    stateful = ElmoEmbedder(MODELS[NAME], device="cpu", stateful=True)
+    with pytest.raises(FlashElmoError, match=r"^stateful: expected an embedder that carries no state, .*, found True$"):
+        find_neighbours(stateful, TEXT, "a light load", "light")
+
+
+def test_what_is_no_embedder_is_refused() -> None:
+    """Though it embeds: an exported file's layers are chosen when it is exported."""
+
+    class Exported:
+        def embed(self, sentences: Any, *, batch_size: int = 32) -> list[Any]:
+            return []
+
+    with pytest.raises(FlashElmoError, match=r"^elmo: expected an ElmoEmbedder, found <"):
+        find_neighbours(Exported(), TEXT, "a light load", "light")  # type: ignore[arg-type]
+
+
 def test_the_command_prints_each_sentence_and_its_neighbours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -281,7 +281,7 @@ def test_texts_are_split_by_the_tokenizer_that_was_chosen(model: Path) -> None:
 
 
 def test_what_cannot_be_served(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FlashElmoError, match="stateful: expected a service whose requests depend on themselves alone"):
+    with pytest.raises(FlashElmoError, match="stateful: expected an embedder that carries no state, as a request"):
         Service(ServiceSettings(model, {"stateful": True}))
     with pytest.raises(FlashElmoError, match="nothing"):
         Service(ServiceSettings(tmp_path / "nothing", {"device": "cpu"}))

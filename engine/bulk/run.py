@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from flashelmo.engine.arguments import flag, shown, utf8_path_of, whole_number
+from flashelmo.engine.arguments import expect_no_state, flag, shown, utf8_path_of, whole_number
 from flashelmo.engine.bulk import folder as folders
 from flashelmo.engine.bulk.attempt import Attempt
 from flashelmo.engine.bulk.locks import begin_writing
@@ -99,8 +99,7 @@ def describe_run(
     """
     output.check(embedder.config.n_layers + 1)
     model = embedder.fingerprint()
-    if model["stateful"]:
-        raise FlashElmoError("stateful: expected an embedder that carries no state, as shards are embedded one by one")
+    expect_no_state(model["stateful"], "shards are embedded one by one")
     size, keep_boundaries = embedder.config.output_size, model["keep_sentence_boundaries"]
     rows = Rows.of(output, embedder.config.n_layers + 1, size, keep_boundaries)
     fingerprint = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flashelmo.engine.arguments import expect_no_state
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import lines_of, tokenize, tokenizer_of
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -48,8 +49,7 @@ class TextEmbedder:
         self.output = Output(layers, pool=pool, mix=mix)
         self.tokenizer = tokenizer
         self.options = options
-        if self._setting("stateful"):
-            raise FlashElmoError("stateful: expected texts whose vectors depend on themselves alone, found True")
+        expect_no_state(bool(self._setting("stateful")), "a text's vectors depend on that text alone")
 
     @property
     def embedder(self) -> ElmoEmbedder:

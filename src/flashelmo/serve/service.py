@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashelmo import __version__
+from flashelmo.engine.arguments import expect_no_state
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.bulk.tokenizers import Tokenizer, lines_of, tokenize, tokenizer_of
 from flashelmo.engine.choice import choose_runtime
-from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.convert import describe
 from flashelmo.engine.output import Output, normalize
@@ -77,8 +77,7 @@ class Service:
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
-        if settings.options.get("stateful"):
-            raise FlashElmoError("stateful: expected a service whose requests depend on themselves alone, found True")
+        expect_no_state(bool(settings.options.get("stateful")), "a request's vectors depend on that request alone")
         self.settings, self.limits = settings, settings.limits
         self.metrics = Metrics()
         self._tokenizer: Tokenizer | None = None
