@@ -207,10 +207,10 @@ def test_rows_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"text": texts, "list": [["a", "b"], None, [None], ["c"]]}), path)
     said = {
         "text": [
-            "row 2: expected UTF-8, found 0xff (invalid start byte) at byte 1",
-            "row 3: expected text, found nothing",
+            "row 2, column 'text': expected UTF-8, found 0xff (invalid start byte) at byte 1",
+            "row 3, column 'text': expected text, found nothing",
         ],
-        "list": ["row 2: expected text, found nothing", "row 3: expected text, found nothing"],
+        "list": [f"row {row}, column 'list': expected text, found nothing" for row in (2, 3)],
     }
     for field, lines in said.items():
         with pytest.raises(FlashElmoError, match=re.escape(f"a.parquet: {lines[0]}")):
@@ -222,6 +222,16 @@ def test_rows_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:
         assert records.skipped == [f"{path}: {line}" for line in lines]
     replaced = open_reader(path, errors="replace")
     assert rows(taken(replaced, 2).records())[1][2] == ["\ufffd"]
+    binary = pa.table(
+        {"text": ["a", "b"], "id": pa.array([b"\xff", b"c"]), "list": pa.array([[b"a"], [b"b", b"c\xfe"]])}
+    )
+    pa.parquet.write_table(binary, path)
+    told = "row 1, column 'id': expected UTF-8, found 0xff (invalid start byte) at byte 1"
+    with pytest.raises(FlashElmoError, match=re.escape(f"a.parquet: {told}") + "$"):
+        taken(open_reader(path, id_field="id")).records()
+    assert taken(open_reader(path, id_field="id", errors="skip")).records().ids == ["c"]
+    with pytest.raises(FlashElmoError, match=r"row 2, column 'list': expected UTF-8, found 0xfe .* at byte 2$"):
+        taken(open_reader(path, field="list")).records()
     numbers = pa.table({"text": [["a"]], "x": [1.5]})
     pa.parquet.write_table(numbers, path)
     with pytest.raises(FlashElmoError, match=r"a.parquet: expected a column 'x' of texts or lists of texts, found"):

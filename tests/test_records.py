@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_rows import Row, check_any_place, chunks, few, parts, rows, sizes, taken
 
@@ -132,28 +132,41 @@ def test_fasta(folder: Path, proteins: list[str], blank: str, sizes: list[int], 
         assert found == [(i, own_id.format(i), tokens, None) for i, tokens in enumerate(residues)]
 
 
-def arrow_columns(texts: list[str]) -> list[pa.Array]:
-    lists = [[text, "b"] for text in texts]
-    return [
-        pa.array(texts, pa.string()),
-        pa.array(texts, pa.large_string()),
-        pa.array(texts, pa.string()).dictionary_encode(),
-        pa.array(lists, pa.list_(pa.string())),
-        pa.array(lists, pa.list_(pa.string(), 2)),
-    ]
+def encoded(kind: pa.DataType) -> pa.DataType:
+    return pa.dictionary(pa.int32(), kind)
 
 
-@few
-@given(st.lists(texts, max_size=8), st.integers(0, 4), st.integers(1, 3), sizes, chunks)
-def test_parquet(folder: Path, texts: list[str], kind: int, group: int, sizes: list[int], chunk: int) -> None:
-    path, numbers = folder / "a.parquet", pa.array(range(len(texts)), pa.int64())
-    table = pa.table({"x": numbers, "text": arrow_columns(texts)[kind]})
-    pa.parquet.write_table(table, path, row_group_size=group)
-    found = check_any_place(lambda: open_reader(path, id_field="x"), sizes, chunk)
-    if kind < 3:
-        assert found == [(i, str(i), text.split(), text.strip()) for i, text in enumerate(texts)]
+PLAIN_TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()]
+TEXTS = [*PLAIN_TEXTS, encoded(pa.string()), encoded(pa.large_string()), encoded(pa.binary())]
+LISTS = [
+    *map(pa.list_, [*PLAIN_TEXTS, encoded(pa.string())]),
+    pa.large_list(pa.large_string()),
+    pa.list_(pa.string(), 2),
+    pa.list_(pa.string_view(), 2),
+]
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, *LISTS], ids=str)
+@settings(max_examples=8)
+@given(st.lists(texts, max_size=8), st.integers(1, 3), sizes, chunks)
+def test_parquet(folder: Path, kind: pa.DataType, texts: list[str], group: int, sizes: list[int], chunk: int) -> None:
+    """Texts, and lists of them, of every type of Arrow's that may hold them; ids too."""
+    path, ids = folder / "a.parquet", list(range(len(texts)))
+    if kind in TEXTS:
+        table = pa.table({"x": pa.array(map(str, ids), kind), "text": pa.array(texts, kind)})
+        expected: list[Row] = [(i, str(i), text.split(), text.strip()) for i, text in enumerate(texts)]
     else:
-        assert found == [(i, str(i), [text, "b"], None) for i, text in enumerate(texts)]
+        table = pa.table({"x": pa.array(ids, pa.int64()), "text": pa.array([[text, "b"] for text in texts], kind)})
+        expected = [(i, str(i), [text, "b"], None) for i, text in enumerate(texts)]
+    pa.parquet.write_table(table, path, row_group_size=group)
+    assert check_any_place(lambda: open_reader(path, id_field="x"), sizes, chunk) == expected
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.dictionary(pa.int8(), pa.int64())], ids=str)
+def test_ids_of_parquet_may_be_whole_numbers(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"text": ["a", "b c", "d"], "n": pa.array([5, -6, 5], kind)})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    assert taken(open_reader(tmp_path / "a.parquet", id_field="n")).records().ids == ["5", "-6", "5"]
 
 
 # ------------------------------------------------------------------------------------------------ where bytes come from

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any
 
@@ -16,6 +16,9 @@ from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokeni
 from flashelmo.engine.errors import FlashElmoError
 
 BATCH_ROWS = 1 << 13
+# Arrow's names of types that hold texts, and lists. Some writers leave texts as binary, which is read as UTF-8.
+TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+LISTS = ("list", "large_list", "fixed_size_list")
 
 
 class ParquetReader:
@@ -24,7 +27,7 @@ class ParquetReader:
     Args:
         name: of the input, for messages.
         open_file: opens it; a file that can seek.
-        field: the column that is embedded: of texts, or of lists of tokens.
+        field: the column that is embedded: of texts, or of lists of tokens; of any of Arrow's types for these.
         id_field: the column of the records' own ids: of texts or whole numbers.
         tokenizer: of texts.
         errors: as of `open_reader`.
@@ -53,7 +56,7 @@ class ParquetReader:
         self._n_rows = 0
         self._open_file = open_file
         self._fields = [field] if id_field is None else [field, id_field]
-        self._decode = partial(_decode, name=name, tokenizer=tokenizer, errors=errors)
+        self._decode = partial(_decode, name=name, fields=self._fields, tokenizer=tokenizer, errors=errors)
         self._place = Place()
         self._batches: Iterator[Any] = iter(())  # that follow
         self._rows: Any = None  # read, and behind the place
@@ -66,7 +69,7 @@ class ParquetReader:
             if self._file is None:
                 self._open()
             found = self._take(n)
-            raw = _to_bytes(pa.Table.from_batches(found)) if found else b""
+            raw = _to_bytes(found) if found else b""
         except BaseException as error:
             self.close()  # what was read of it is lost; it is read again
             if isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None):
@@ -117,7 +120,7 @@ class ParquetReader:
         groups, self._n_rows = self._file.metadata.num_row_groups, self._file.metadata.num_rows
         starts = np.cumsum([0, *(self._file.metadata.row_group(i).num_rows for i in range(groups))])
         first = int(np.searchsorted(starts, self._place.record, side="right")) - 1
-        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=range(first, groups), columns=self._fields)
+        self._batches = _batches(self._file, range(first, groups), self._fields)
         n_before = self._place.record - int(starts[first])
         while n_before > 0 and self._fill():
             rows = self._rows
@@ -134,7 +137,7 @@ class ParquetReader:
             batch = next(self._batches, None)
             if batch is None:
                 return False
-            self._rows = batch.select(self._fields).replace_schema_metadata()
+            self._rows = batch
         return True
 
     def _check(self, schema: Any) -> None:
@@ -158,18 +161,28 @@ def _values(kind: Any) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return str(kind) in TEXTS
 
 
 def _is_list(kind: Any) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return str(kind).partition("<")[0] in LISTS
 
 
-def _to_bytes(table: Any) -> bytes:
+def _batches(file: Any, groups: Iterable[int], fields: Sequence[str]) -> Iterator[Any]:
+    """Columns of row groups as the types that `_plain` gives.
+
+    A batch has rows of one group: Arrow cannot join dictionaries in lists.
+    """
+    for group in groups:
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=fields):
+            columns = [_plain(batch.column(field)) for field in fields]
+            yield pa.RecordBatch.from_arrays(columns, list(map(str, range(len(fields)))))
+
+
+def _to_bytes(batches: Sequence[Any]) -> bytes:
     """The same bytes for the same rows, in whatever batches they were read."""
-    columns = {str(i): _plain(column.combine_chunks()) for i, column in enumerate(table.columns)}
     sink = pa.BufferOutputStream()
-    rows = pa.table(columns).combine_chunks()
+    rows = pa.Table.from_batches(batches).combine_chunks()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
     return bytes(sink.getvalue())
@@ -179,10 +192,12 @@ def _plain(array: Any) -> Any:
     """Texts as binary, lists of them as large lists; whole numbers as texts."""
     if _is_list(array.type):
         return array.cast(pa.large_list(pa.binary()))
-    return array.cast(pa.string()).cast(pa.binary())
+    return (array if _is_text(_values(array.type)) else array.cast(pa.string())).cast(pa.binary())
 
 
-def _decode(raw: bytes, first: int, *, name: str, tokenizer: Tokenizer, errors: RecordErrors) -> Records:
+def _decode(
+    raw: bytes, first: int, *, name: str, fields: Sequence[str], tokenizer: Tokenizer, errors: RecordErrors
+) -> Records:
     """Records of a part; see `Part.decode`."""
     table = pa.ipc.open_stream(raw).read_all().combine_chunks()
     columns = [column.combine_chunks() for column in table.columns]
@@ -193,10 +208,11 @@ def _decode(raw: bytes, first: int, *, name: str, tokenizer: Tokenizer, errors: 
         rows, kept = [], []
         for b in range(len(table)):
             try:
-                rows.append([_one(column[b].as_py(), errors) for column in columns])
+                found = zip(columns, fields, strict=True)
+                rows.append([_one(column[b].as_py(), field, errors) for column, field in found])
                 kept.append(b)
             except ValueError as error:
-                message = str(FlashElmoError(f"{name}: row {first + b + 1}: expected {error}"))
+                message = str(FlashElmoError(f"{name}: row {first + b + 1}, {error}"))
                 if errors != "skip":
                     raise FlashElmoError(message) from None
                 skipped.append(message)
@@ -219,17 +235,17 @@ def _as_text(column: Any) -> Any:
     return column.cast(kind)
 
 
-def _one(value: Any, errors: RecordErrors) -> Any:
-    """A row's value as text; ValueError says what was expected, and found instead."""
+def _one(value: Any, field: str, errors: RecordErrors) -> Any:
+    """A row's value of a column as text; ValueError says what was expected there, and found instead."""
     if isinstance(value, list):
-        return [_one(each, errors) for each in value]
+        return [_one(each, field, errors) for each in value]
     if value is None:
-        raise ValueError("text, found nothing")
+        raise ValueError(f"column {field!r}: expected text, found nothing")
     try:
         return value.decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
         found = f"0x{value[error.start]:02x} ({error.reason}) at byte {error.start + 1}"
-        raise ValueError(f"UTF-8, found {found}") from None
+        raise ValueError(f"column {field!r}: expected UTF-8, found {found}") from None
 
 
 def _tokens(lists: Any) -> Tokens:

@@ -67,7 +67,8 @@ def open_reader(
             ends; "parquet"; "conllu"; "tags", a token and its tag a line; "fasta". Text that plainly is of another
             format is refused, except where lines or a table are asked for by name.
         field: of formats with fields, the one that is embedded, by default "text". JSON's and Parquet's may be lists
-            of tokens. A number, from 1, is a column of a CSV or TSV without a header.
+            of tokens, and Parquet's may be binary, if that is UTF-8. A number, from 1, is a column of a CSV or TSV
+            without a header.
         id_field: the field of a record's own id. CoNLL-U and FASTA have ids by themselves; with FASTA a number picks
             a part of the header as SeqVec's --id does.
         tokenizer: of raw text, as `tokenizer_of` takes it.
