@@ -333,8 +333,12 @@ def test_seqvec_folders_that_cannot_be_written(here: Path, capfd: pytest.Capture
     (here / "proteins.fasta").write_text(FASTA)
     (here / "old").mkdir()
     (here / "old" / MAPPING).touch()
+    (here / "shards").mkdir()
+    (here / "shards" / "run.json").touch()
     for arguments, message in (
         (["v.h5"], "v.h5: expected a folder's name for SeqVec's files, found a file's"),
+        (["shards"], "shards: expected a folder for SeqVec's files, found a folder of shards"),
+        (["shards", "--overwrite"], "shards: expected a folder for SeqVec's files, found a folder of shards"),
         (["proteins.fasta"], "proteins.fasta: is the text itself"),
         (["old"], f"old/{MAPPING}: exists already; --overwrite replaces it"),
         (["absent/out"], "absent/out: cannot write: No such file or directory"),
@@ -349,7 +353,8 @@ def test_seqvec_folders_that_cannot_be_written(here: Path, capfd: pytest.Capture
         assert main(command) == 1
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith(f"flashelmo: {message}")
-        assert names(here) == ["old", "proteins.fasta"] and names(here / "old") == [MAPPING]
+        assert names(here) == ["old", "proteins.fasta", "shards"] and names(here / "old") == [MAPPING]
+        assert names(here / "shards") == ["run.json"]
 
 
 def test_seqvec_files_are_whole_or_not_there(embedder: ElmoEmbedder, here: Path) -> None:

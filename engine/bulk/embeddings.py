@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Array, Int64
-from flashelmo.engine.bulk.folder import RUN, Meta, folder_of, read_json, shard_numbers
+from flashelmo.engine.bulk.folder import Meta, folder_of, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import Rows, shard_name
 from flashelmo.engine.errors import FlashElmoError, reason_of
+from flashelmo.engine.sinks.files import RUN
 
 logger = logging.getLogger("flashelmo")
 

@@ -21,12 +21,11 @@ from flashelmo.engine.bulk.shard_writer import NewFile
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import sha256_of, sync
-from flashelmo.engine.sinks import take_name, writing
+from flashelmo.engine.sinks.files import RUN, take_name, writing
 from flashelmo.engine.threads import in_order
 
 logger = logging.getLogger("flashelmo")
 
-RUN = "run.json"
 FORMAT_VERSION = 1
 READERS = 4  # threads that sum files up
 OURS = re.compile(r"run\.json|shard-[0-9]{8,}\.(safetensors|parquet|json)")

@@ -30,6 +30,7 @@ from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.output import Output
+from flashelmo.engine.sinks.files import RUN
 
 MOST_SHARDS = 10**9  # a unit is a job in an array of so many
 WAIT_SECONDS = 600.0  # for a process that was given up, and still writes a shard
@@ -111,7 +112,7 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
         if corpus.shard_records is None:
             keep = bool(corpus.options.get("keep_sentence_boundaries"))
             rows = Rows.of(corpus.output, model.config.n_layers + 1, model.config.output_size, keep)
-            path = folder / folders.RUN
+            path = folder / RUN
             known = folders.read_json(path).get("shard_records") if path.exists() else None
             corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
     assert corpus.shard_records is not None

@@ -14,6 +14,8 @@ from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.files import NO_LOCKS, lock, sync
 from flashelmo.engine.output import Output
 
+RUN = "run.json"  # of a folder of shards, written before any of them
+
 
 def check_path(path: Path, final: Path, overwrite: bool) -> None:
     """Raise FlashElmoError where a file cannot become what `path` names, `final` without links."""

@@ -25,7 +25,7 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output, cast, pool_mean
 from flashelmo.engine.sinks import ENTRY_BYTES, Record
-from flashelmo.engine.sinks.files import check_path, publish, temporary_beside, writing
+from flashelmo.engine.sinks.files import RUN, check_path, publish, temporary_beside, writing
 from flashelmo.engine.sinks.hdf5 import Hdf5File
 
 RESIDUES, PROTEINS, MAPPING = "embeddings_file.h5", "reduced_embeddings_file.h5", "mapping_file.csv"
@@ -115,16 +115,19 @@ def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: 
     They take their names when the context ends well, the mapping last: where that is, the others are whole.
 
     Args:
-        folder: may have other files.
+        folder: may have other files, but no shards.
         output: what is kept of a residue; see `SeqVecSink`.
         overwrite: replace such files that exist.
 
     Raises:
-        FlashElmoError: one of the files exists and `overwrite` is not set; the folder cannot be made or written to.
+        FlashElmoError: one of the files exists and `overwrite` is not set; the folder has shards, or cannot be made or
+            written to.
     """
     folder, overwrite, output = path_of("output", folder), flag("overwrite", overwrite), output or Output()
     if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
         raise FlashElmoError(f"{folder}: expected a folder's name for SeqVec's files, found a file's")
+    if (folder / RUN).exists():
+        raise FlashElmoError(f"{folder}: expected a folder for SeqVec's files, found a folder of shards")
     names = [RESIDUES, PROTEINS, MAPPING]
     is_new = not folder.exists()
     with writing(folder):
