@@ -1,6 +1,7 @@
 """What people expect of any command line: choices, completion, JSON, more and fewer words, help that fits."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,28 @@ def test_help_fits_a_narrow_terminal(
     assert [
         option for each in COMMANDS[name].params for option in each.opts if option not in text and option[:1] == "-"
     ] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["embed", "text.txt", "v.h5", "--model", "m"],
+        ["embed", "text.txt", "shards", "--model", "m"],
+        ["elmo", "text.txt", "v.h5", "--all", "--weight-file", "m"],
+        ["neighbours", "text.txt", "cat", "the cat", "--model", "m"],
+        ["perplexity", "m", "text.txt"],
+        ["train", "text.txt", "--output", "t"],
+        ["serve", "m"],
+    ],
+)
+def test_whatever_computes_takes_a_number_of_threads(
+    here: Path, capfd: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    for number in (0, 10**6):
+        assert main([*command, "--threads", str(number)]) == 1
+        said = capfd.readouterr()
+        assert said.out == "" and re.fullmatch(f"flashelmo: threads: expected 1 to [0-9]+, found {number}\n", said.err)
+        assert sorted(path.name for path in here.iterdir()) == ["m", "text.txt"]
 
 
 def test_json_of_what_was_done(here: Path, succeed: Run) -> None:

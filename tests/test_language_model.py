@@ -133,7 +133,8 @@ def test_models_of_words_have_no_such_softmax(tmp_path: Path) -> None:
 def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat\n\n", encoding="utf-8")
     scores = LanguageModel.load(trained, device="cpu").perplexity(tmp_path / "text.txt")
-    printed = succeed("perplexity", trained, tmp_path / "text.txt", "--device", "cpu")
+    printed = succeed("perplexity", trained, tmp_path / "text.txt", "--device", "cpu", "--threads", "2")
+    assert torch.get_num_threads() == 2
     assert printed == (
         f"forward {scores.forward:.3f}\nbackward {scores.backward:.3f}\npredictions 3\nunknown 0.0000%\n"
     )

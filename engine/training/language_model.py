@@ -19,7 +19,7 @@ from flashelmo.engine.training.evaluate import log_probabilities, perplexity_of
 from flashelmo.engine.training.model import BiLM, check_trainable
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.softmax_files import SOFTMAX_FILE, find_softmax
-from flashelmo.engine.training.task import choose_device
+from flashelmo.engine.training.task import choose_device, use_threads
 
 
 class TokenScores(NamedTuple):
@@ -62,12 +62,27 @@ class LanguageModel:
         self._model, self.words = model.eval(), list(words)
 
     @classmethod
-    def load(cls, path: str | Path, *, options_file: str | Path | None = None, device: str = "auto") -> LanguageModel:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        options_file: str | Path | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> LanguageModel:
         """Read a model that `flashelmo train` wrote, or bilm-tf's HDF5 with `softmax/W`, `softmax/b` and a vocab.txt.
 
+        Args:
+            path: a folder, or a weights file with the softmax beside it.
+            options_file: of weights that have none beside them.
+            device: "auto", "cpu", "cuda" or "cuda:1".
+            threads: processor threads, of PyTorch in all of this process; None leaves them as they are.
+
         Raises:
-            FlashElmoError: it has no softmax, as published weights have none, or it is no model of characters.
+            FlashElmoError: it has no softmax, as published weights have none, or it is no model of characters; a number
+                of threads that is none.
         """
+        use_threads(threads)
         path = path_of("path", path)
         model = load_model(path, options_file)
         check_trainable(model.config)

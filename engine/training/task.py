@@ -11,7 +11,7 @@ from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.model.checkpoints.files import new_folder
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.processor import cpu_flags
+from flashelmo.engine.processor import check_threads, cpu_flags
 from flashelmo.engine.training.corpus import EncodedCorpus, most_frequent, read_corpus, read_vocabulary
 from flashelmo.engine.training.processes import Processes
 from flashelmo.engine.training.settings import TrainSettings
@@ -62,6 +62,17 @@ class Task:
     def work(self) -> Path:
         """Folder of the encoded corpus, the checkpoints and the snapshots."""
         return self.output.with_name(f"{self.output.name}.training")
+
+
+def use_threads(threads: int | None) -> None:
+    """Have PyTorch compute with so many threads, in all of this process; None leaves their number as it is.
+
+    Raises:
+        FlashElmoError: it is no such number.
+    """
+    number = check_threads(threads)
+    if number is not None:
+        torch.set_num_threads(number)
 
 
 def choose_device(name: str, processes: Processes) -> torch.device:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import ForgetSentences, InputText, Json, Options, Overwrite, Quiet, SentenceKeys, Verbose
+from flashelmo.cli.arguments import (
+    ForgetSentences,
+    InputText,
+    Json,
+    Options,
+    Overwrite,
+    Quiet,
+    SentenceKeys,
+    Threads,
+    Verbose,
+)
 from flashelmo.cli.embed import embed_to_file
 from flashelmo.cli.terminal import say
 from flashelmo.engine.allocator import return_large_arrays
@@ -30,6 +40,7 @@ def elmo(
     file_friendly_logging: Annotated[
         bool, typer.Option("--file-friendly-logging", help="Progress in lines, and fewer of them.")
     ] = False,
+    threads: Threads = None,
     cuda_device: Annotated[int, typer.Option(min=-1, help="Number of a CUDA device; -1 is the processor.")] = -1,
     forget_sentences: ForgetSentences = False,
     use_sentence_keys: SentenceKeys = False,
@@ -59,6 +70,7 @@ def elmo(
             "precision": "fp32",  # as AllenNLP's
             "stateful": True,
             "batch_size": batch_size,
+            "threads": threads,
         },
         sink_settings={
             "overwrite": overwrite,

@@ -25,6 +25,7 @@ from flashelmo.cli.arguments import (
     Quiet,
     Runtime,
     SentenceKeys,
+    Threads,
     Verbose,
     complete_devices,
     complete_layers,
@@ -107,7 +108,7 @@ def embed(
     ] = "auto",
     stateful: Annotated[bool, typer.Option("--stateful", help="Carry the state on, as AllenNLP does.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Rows of stateful batches; 64 if not set.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    threads: Threads = None,
     window_tokens: Annotated[
         int | None, typer.Option(help="Tokens computed together; more share more steps and take more memory.")
     ] = None,

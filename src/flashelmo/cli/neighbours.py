@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options, Precision, parse_layers
+from flashelmo.cli.arguments import Options, Precision, Threads, parse_layers
 from flashelmo.cli.terminal import warnings_to_stderr
 from flashelmo.engine.text.windows import read_windows
 
@@ -28,7 +28,7 @@ def neighbours(
     same_word: Annotated[bool, typer.Option("--same-word", help="Only other uses of the word itself.")] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Find the words of a text that are nearest, in their contexts, to a word in each sentence."""
     from flashelmo.engine.embedder import ElmoEmbedder

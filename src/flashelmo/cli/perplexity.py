@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Options
+from flashelmo.cli.arguments import Options, Threads
 
 
 def perplexity(
@@ -20,6 +20,7 @@ def perplexity(
         bool, typer.Option("--tokens", help="A line a token: log-probabilities forward and backward, and the token.")
     ] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
+    threads: Threads = None,
 ) -> None:
     """Score a text by a model's language models, forward and backward, each sentence from a fresh state."""
     from flashelmo.engine.text.windows import read_windows
@@ -27,7 +28,7 @@ def perplexity(
     from flashelmo.engine.training.language_model import LanguageModel
 
     found_none = True
-    language_model = LanguageModel.load(model, options_file=options, device=device)
+    language_model = LanguageModel.load(model, options_file=options, device=device, threads=threads)
     if not tokens:
         scores = language_model.perplexity(text)
         print(f"forward {scores.forward:.3f}\nbackward {scores.backward:.3f}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import Options, Precision, Runtime, parse_numbers
+from flashelmo.cli.arguments import Options, Precision, Runtime, Threads, parse_numbers
 from flashelmo.cli.terminal import say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
@@ -31,7 +31,7 @@ def serve(
         str,
         typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; a process on each of several."),
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")] = None,
+    threads: Threads = None,
     word_cache: Annotated[
         Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
     ] = None,

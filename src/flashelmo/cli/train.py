@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashelmo.cli.arguments import Overwrite
+from flashelmo.cli.arguments import Overwrite, Threads
 from flashelmo.cli.terminal import SECONDS_A_BAR, SECONDS_A_LINE, say, warnings_to_stderr, write_message
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.config import ElmoConfig
@@ -55,7 +55,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of products.")] = "auto",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; all cores if not set.")] = None,
+    threads: Threads = None,
     no_cuda_graph: Annotated[bool, typer.Option("--no-cuda-graph", help="Launch a card's kernels one by one.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
     log_every: Annotated[int, typer.Option(help="Steps between points of the curve.")] = 20,
@@ -70,7 +70,7 @@ def train(
     """Train a model on text, or go on training one. A run that was killed goes on when it is started again."""
     from flashelmo.engine.model.initialize import preset_config
     from flashelmo.engine.training.settings import TrainSettings
-    from flashelmo.engine.training.task import Task
+    from flashelmo.engine.training.task import Task, use_threads
     from flashelmo.engine.training.trainer import train as run
 
     given = [
@@ -89,10 +89,7 @@ def train(
         min_count=min_count, max_words=max_words, heldout_share=heldout_share, precision=precision, device=device,
         cuda_graph=not no_cuda_graph, save_every=save_every, log_every=log_every, snapshots=snapshots,
     )  # fmt: skip
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     task = Task(
         corpus, output, chosen, start, heldout, vocabulary,
         "" if license_text is None else read_text(license_text),
