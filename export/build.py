@@ -18,7 +18,7 @@ from flashelmo.engine.graph.builder import Graph, Tensors
 from flashelmo.engine.graph.tensors import prepare_tensors
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
-from flashelmo.engine.precision import PRECISIONS, PrecisionName, precisions_on
+from flashelmo.engine.precision import PrecisionName, precisions_on
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.sentences import several
@@ -72,13 +72,17 @@ def build_onnx(
             be written.
     """
     external_data = flag("external_data", external_data)
-    metadata = replace(
-        _metadata(model, precision, layers, mix, license),
-        stateful=flag("stateful", stateful),
-        characters=_characters(model.config, characters),
-        int8_levels=_levels(reduce_range) if PRECISIONS[precision].on("onnx").lstm_weights == "int8" else None,
-        report_sha256=_text("report_sha256", report_sha256),
+    metadata = metadata_of(
+        model,
+        precision,
+        layers=layers,
+        mix=mix,
+        stateful=stateful,
+        characters=characters,
+        reduce_range=reduce_range,
+        license=license,
     )
+    metadata = replace(metadata, report_sha256=_text("report_sha256", report_sha256))
     graph, tensors = graph_of(model, metadata), tensors_of(model, metadata)
     tensors = {name: tensors[name] for name in graph.weights}
     large = sum(tensor.nbytes for tensor in tensors.values()) > LARGEST_FILE
@@ -113,10 +117,9 @@ def build_buckets(
     Raises:
         FlashElmoError: as `build_onnx`, a precision that CUDA lacks, or a bucket that is too large.
     """
-    metadata = _metadata(model, precision, layers, mix, license)
+    metadata = metadata_of(model, precision, layers=layers, mix=mix, characters=characters, license=license)
     if metadata.arithmetic.lstm_weights == "int8":
         raise FlashElmoError("precision: expected fp32 or fp16 in files for CUDA, found 'int8'")
-    metadata = replace(metadata, characters=_characters(model.config, characters))
     folder = utf8_path_of("folder", folder)
     each = {folder / bucket_name(bucket): replace(metadata, bucket=bucket) for bucket in buckets}
     for one in each.values():
@@ -134,25 +137,6 @@ def build_buckets(
     return each
 
 
-def check_options(
-    model: ElmoModel,
-    *,
-    layers: Sequence[int] | None = None,
-    mix: Sequence[float] | None = None,
-    stateful: bool = False,
-    characters: int | str | None = None,
-    reduce_range: bool | None = None,
-    external_data: bool = False,
-    license: str = "unknown",
-) -> None:
-    """Raise FlashElmoError where `build_onnx` would refuse one of its arguments, before anything is built."""
-    _metadata(model, "fp32", layers, mix, license)
-    _characters(model.config, characters)
-    _levels(reduce_range)
-    for name, value in (("stateful", stateful), ("external_data", external_data)):
-        flag(name, value)
-
-
 def graph_of(model: ElmoModel, metadata: Metadata) -> Graph:
     """The graph that a file of this metadata has."""
     if metadata.bucket is not None:
@@ -160,12 +144,24 @@ def graph_of(model: ElmoModel, metadata: Metadata) -> Graph:
     return elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
 
 
-def _metadata(
-    model: ElmoModel, precision: str, layers: Sequence[int] | None, mix: Sequence[float] | None, license: str
+def metadata_of(
+    model: ElmoModel,
+    precision: str = "fp32",
+    *,
+    layers: Sequence[int] | None = None,
+    mix: Sequence[float] | None = None,
+    stateful: bool = False,
+    characters: int | str | None = None,
+    reduce_range: bool | None = None,
+    license: str = "unknown",
 ) -> Metadata:
-    """What the files of a model have in common."""
+    """What a file says of itself, from what `build_onnx` is asked for, which says what each argument means.
+
+    Raises:
+        FlashElmoError: one is none of these.
+    """
     check_is_model(model)
-    return Metadata(
+    metadata = Metadata(
         config=model.config,
         lexicon=model.lexicon,
         precision=check_precision(precision),
@@ -174,7 +170,11 @@ def _metadata(
         weights_sha256=model.sha256,
         source_format=model.source_format or model.format,
         license=_text("license", license),
+        stateful=flag("stateful", stateful),
+        characters=_characters(model.config, characters),
     )
+    levels = _levels(reduce_range)
+    return replace(metadata, int8_levels=levels if metadata.arithmetic.lstm_weights == "int8" else None)
 
 
 def _text(name: str, value: object) -> str:

@@ -14,7 +14,7 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import PrecisionName, precisions_on
 from flashelmo.engine.text.sentences import several
 from flashelmo.export.buckets import Bucket, bucket_of
-from flashelmo.export.build import build_buckets, build_onnx, check_is_model, check_options, check_precision
+from flashelmo.export.build import build_buckets, build_onnx, check_is_model, check_precision, metadata_of
 from flashelmo.export.card import model_card
 from flashelmo.export.metadata import BUCKET, BUCKET_DATA, Metadata
 from flashelmo.export.open_session import Provider, available_providers
@@ -95,8 +95,10 @@ def export_onnx(
         expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
     buckets = _check_target(target, checked, steps, batch, {**options, "triton": triton})
-    check_options(model, **options)
-    available_providers(providers)  # what is absent is said before the work is done
+    # What is wrong with the options, or absent, is said before the work is done.
+    flag("external_data", options.get("external_data", False))
+    metadata_of(model, **{name: value for name, value in options.items() if name != "external_data"})
+    available_providers(providers)
     with new_folder(folder, overwrite, ours=_is_ours) as place:
         truth = Truth(model)
         metadata: list[Metadata] = []

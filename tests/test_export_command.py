@@ -187,7 +187,16 @@ def test_bad_arguments(
 
 
 @pytest.mark.parametrize(
-    "options", [{"layers": [3]}, {"mix": [1e39, 1, 1]}, {"characters": 50}, {"license": 1}, {"stateful": 1}]
+    "options",
+    [
+        {"layers": [3]},
+        {"mix": [1e39, 1, 1]},
+        {"characters": 50},
+        {"license": 1},
+        {"stateful": 1},
+        {"reduce_range": 1},
+        {"external_data": 1},
+    ],
 )
 def test_options_are_looked_at_before_anything_is_written(options: dict[str, Any], tmp_path: Path) -> None:
     said: list[str] = []

@@ -519,6 +519,8 @@ def test_other_metadata_are_refused(properties: dict[str, str], message: str) ->
         ({"mix": [0, 0, 0]}, "mix: expected 3 finite coefficients, not all 0, found [0.0, 0.0, 0.0]"),
         ({"mix": [0, 1, np.inf]}, "mix: expected a finite number for each layer, found [0, 1, inf]"),
         ({"characters": 50}, "characters: expected 12 or 'dynamic', found 50"),
+        ({"reduce_range": 1}, "reduce_range: expected True or False, found 1"),
+        ({"external_data": 1}, "external_data: expected True or False, found 1"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str, tmp_path: Path) -> None:
