@@ -18,7 +18,8 @@ senses/          what a trained model's vectors know of words in context, beside
 downstream/      what they are worth to tasks, frozen and fine-tuned
 ngrams.py        the perplexity that a language model must beat
 serve.py         the service under load: throughput, latency, memory
-gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises
+gpu/             the engine on a card, end to end: suite.py has its jobs, processes.py compiles and supervises;
+                 windows.py says without one what steps should take by the size of windows
 kernels/         the GPU kernels by themselves: cases.py is the table of them, kernels.py times them, resources.py says
                  without a card what they cost
 corpus.py        the text that a model is trained on, and what is held out; tasks.py reads the tagged data beside it
