@@ -2,15 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from flashelmo.cli import main
 from flashelmo.engine import choice
+from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.processor import n_cores
 
 N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
@@ -101,6 +103,59 @@ def text() -> list[list[str]]:
     """Real sentences, as tokens: Genesis 1-4, which comes with the project."""
     lines = (ROOT / "examples" / "genesis.txt").read_text(encoding="utf-8").splitlines()
     return [line.split() for line in lines]
+
+
+@pytest.fixture
+def text_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The TEXT of the test's module, in a file."""
+    path = tmp_path / "text.txt"
+    path.write_text(request.module.TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the one that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model."""
+    from tiny_models import MODELS
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_native(MODELS["skip"], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Any]:
+    """`flashelmo serve` with that model."""
+    from serving import served
+
+    with served(model) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one: products of tiny models take longer on several."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets of few tokens, as the interpreter computes their padding too."""
+    from flashelmo.engine.cuda import layout
+
+    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 @pytest.fixture(scope="session")

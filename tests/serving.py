@@ -14,12 +14,10 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from tiny_models import MODELS
 
 from flashelmo import ElmoEmbedder
 from flashelmo.engine.devices.process import Embedded, Result
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
 from flashelmo.engine.pipeline import Statistics
 from flashelmo.engine.text.windows import Window
@@ -78,12 +76,6 @@ def served(model: Path, *options: object) -> Iterator[Server]:
     finally:
         process.kill()
         process.communicate(timeout=SECONDS_TO_END)
-
-
-def tiny_model(folder: Path) -> Path:
-    """A model's files."""
-    write_native(MODELS["skip"], folder / "tiny")
-    return folder / "tiny"
 
 
 def tiny_embedder(model: Path) -> ElmoEmbedder:

@@ -1,6 +1,5 @@
 """Training, timed: everybody takes steps, the plain modules compute the same network, figures are compared."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,15 +17,9 @@ from flashelmo.engine.training.corpus import EncodedCorpus
 from flashelmo.engine.training.initial import initial_tensors
 from flashelmo.engine.training.model import BiLM, State
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = replace(BILM, cell_clip=None, projection_clip=None)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_everybody_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

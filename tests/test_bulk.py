@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bulk_corpora import LINES, contents
 from safetensors.numpy import load_file
 from tiny_models import MODELS
 
@@ -36,7 +37,6 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
 
-LINES = ["the cat sat", "cat", "", "the cat sat on a mat", "incomprehensibilities é", "sat cat the cat"] * 4
 TEXT = "\n".join(LINES) + "\n"
 OUTPUTS = [Output(), Output("top", "float16"), Output((0, 2), pool="mean"), Output("average", pool="mean")]
 Usage = namedtuple("Usage", "total used free")
@@ -48,18 +48,11 @@ def embedder() -> ElmoEmbedder:
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def run(embedder: ElmoEmbedder, text: Path, tmp_path: Path) -> Callable[..., Report]:
+def run(embedder: ElmoEmbedder, text_file: Path, tmp_path: Path) -> Callable[..., Report]:
     """Embed the text into the folder of a name, five records a shard."""
 
     def embed(name: str = "out", output: Output | None = None, reader: Reader | None = None, **options: Any) -> Report:
-        reader = reader or open_reader(text, errors=options.pop("errors", "strict"))
+        reader = reader or open_reader(text_file, errors=options.pop("errors", "strict"))
         options = {"shard_records": 5, **options}
         return embed_corpus(options.pop("embedder", embedder), reader, tmp_path / name, output, **options)
 
@@ -69,10 +62,6 @@ def run(embedder: ElmoEmbedder, text: Path, tmp_path: Path) -> Callable[..., Rep
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "RETRY_SECONDS", (0.0, 0.0))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def vectors(embedder: ElmoEmbedder, output: Output) -> list[Any]:
@@ -194,9 +183,9 @@ def test_a_pipe_is_read_to_its_end(
 
 @pytest.mark.parametrize("n_lines", [0, 5, 10, 11])
 def test_inputs_of_any_length_come_to_an_end(
-    tmp_path: Path, text: Path, run: Callable[..., Report], n_lines: int
+    tmp_path: Path, text_file: Path, run: Callable[..., Report], n_lines: int
 ) -> None:
-    text.write_text("a b\n" * n_lines)
+    text_file.write_text("a b\n" * n_lines)
     report = run()
     assert (report.records, report.shards) == (n_lines, max(1, -(-n_lines // 5)))
     assert len(open_embeddings(tmp_path / "out")) == n_lines and verify(tmp_path / "out") == []
@@ -204,8 +193,8 @@ def test_inputs_of_any_length_come_to_an_end(
     assert run(resume=True).kept == report.shards and contents(tmp_path / "out") == before
 
 
-def test_skipped_records_are_told_and_counted(tmp_path: Path, text: Path, run: Callable[..., Report]) -> None:
-    text.write_bytes(b"a\nb\xff\nc\nd\n\xff\n\xff\n\xff\n\xff\n\xff\n\xff\ne\n")
+def test_skipped_records_are_told_and_counted(tmp_path: Path, text_file: Path, run: Callable[..., Report]) -> None:
+    text_file.write_bytes(b"a\nb\xff\nc\nd\n\xff\n\xff\n\xff\n\xff\n\xff\n\xff\ne\n")
     report = run(errors="skip")
     report.write(tmp_path / "report.json", tmp_path / "out")
     told = json.loads((tmp_path / "report.json").read_text())
@@ -248,9 +237,9 @@ def test_the_report_tells_what_was_done(run: Callable[..., Report]) -> None:
         ("", (8,), True, 65536),
     ],
 )
-def test_shards_are_of_a_size(text: Path, line: str, shape: tuple[int, ...], pooled: bool, expected: int) -> None:
-    text.write_text(f"{line}\n" * 4)
-    reader = open_reader(text)
+def test_shards_are_of_a_size(text_file: Path, line: str, shape: tuple[int, ...], pooled: bool, expected: int) -> None:
+    text_file.write_text(f"{line}\n" * 4)
+    reader = open_reader(text_file)
     assert default_shard_records(reader, Rows(shape, "float32", pooled)) == expected
     part = reader.take(9)
     assert part is not None and (part.begin, part.n_records) == (Place(), 4)
@@ -335,7 +324,7 @@ def test_two_runs_cannot_write_the_same(tmp_path: Path, run: Callable[..., Repor
 
 
 def test_another_model_option_or_input_is_refused(
-    tmp_path: Path, text: Path, run: Callable[..., Report], embedder: ElmoEmbedder
+    tmp_path: Path, text_file: Path, run: Callable[..., Report], embedder: ElmoEmbedder
 ) -> None:
     run()
     before = contents(tmp_path / "out")
@@ -357,20 +346,20 @@ def test_another_model_option_or_input_is_refused(
     refused('format: expected "native"', format="parquet")
     refused("shard_records: expected 5, with which this output was begun, found 6", shard_records=6)
     refused("tokens: expected true", keep_tokens=False)
-    text.write_text(TEXT + "more\n", encoding="utf-8")
+    text_file.write_text(TEXT + "more\n", encoding="utf-8")
     refused(f"input.bytes: expected {len(TEXT.encode())}, with which")
-    text.write_text(TEXT.replace("mat", "rat", 1), encoding="utf-8")
+    text_file.write_text(TEXT.replace("mat", "rat", 1), encoding="utf-8")
     refused("input.sha256_of_first_mib: expected")
     assert first_difference({"a": 1}, {"a": 1, "b": [2]}) == ("b", "null", "[2]")
 
 
 def test_a_change_in_the_middle_of_a_large_input_is_refused(
-    tmp_path: Path, text: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text_file: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashelmo.engine.bulk.source.END_BYTES", 8)
     run()
     (tmp_path / "out" / "shard-00000004.json").unlink()
-    text.write_text(TEXT[:60] + TEXT[60:].replace("mat", "rat", 1), encoding="utf-8")
+    text_file.write_text(TEXT[:60] + TEXT[60:].replace("mat", "rat", 1), encoding="utf-8")
     with pytest.raises(
         FlashElmoError, match=r"text.txt: records 5 to 9: expected those that shard 1 was made of, found"
     ):
@@ -489,20 +478,20 @@ class Unsteady:
 
 
 def test_an_input_that_is_lost_is_tried_again(
-    tmp_path: Path, text: Path, run: Callable[..., Report], no_waiting: None
+    tmp_path: Path, text_file: Path, run: Callable[..., Report], no_waiting: None
 ) -> None:
     run("whole")
-    assert run(reader=Unsteady(open_reader(text), {1, 2, 5, 9})).shards == 5
+    assert run(reader=Unsteady(open_reader(text_file), {1, 2, 5, 9})).shards == 5
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     with pytest.raises(FlashElmoError, match=r"shard-00000001: Connection timed out; tried 3 times. .* are kept, 1"):
-        run("lost", reader=Unsteady(open_reader(text), {3, 4, 5, 6}))
+        run("lost", reader=Unsteady(open_reader(text_file), {3, 4, 5, 6}))
     assert run("lost", resume=True).shards == 4 and contents(tmp_path / "lost") == contents(tmp_path / "whole")
 
 
 def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
-    tmp_path: Path, text: Path, run: Callable[..., Report]
+    tmp_path: Path, text_file: Path, run: Callable[..., Report]
 ) -> None:
-    text.write_bytes(b"a b\n" * 12 + b"a \xff\n")
+    text_file.write_bytes(b"a b\n" * 12 + b"a \xff\n")
     with pytest.raises(FlashElmoError, match=r"text.txt: line 13, byte 3: expected UTF-8, found 0xff"):
         run()
     assert [path.name for path in sorted((tmp_path / "out").glob("*.json"))][1:] == [
@@ -520,9 +509,9 @@ def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Ca
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
-    tmp_path: Path, text: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text_file: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader: Any = open_reader(text)
+    reader: Any = open_reader(text_file)
     reader.n_bytes = len(TEXT.encode()) * 1000
     needed = len(TEXT.split()) * 3 * 8 * 4 * 1000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed * 0.8))
@@ -567,10 +556,10 @@ def test_a_stage_calls_in_order_and_holds_no_more_than_it_may() -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    write_native(MODELS["skip"], tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
+def here(here: Path, text_file: Path) -> Path:
+    """It has a model and a text."""
+    write_native(MODELS["skip"], here / "model")
+    return here
 
 
 def test_commands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

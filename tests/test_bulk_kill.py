@@ -12,6 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from bulk_corpora import contents
 from bulk_worker import begin, said_by
 from tiny_models import MODELS
 
@@ -54,10 +55,6 @@ def finish(folder: Path, name: str) -> None:
     process = run(folder, name)
     process.join(SECONDS)
     assert (process.exitcode, said_by(folder, name)) == (0, "")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def n_finished(folder: Path) -> int:

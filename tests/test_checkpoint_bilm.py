@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from checkpoint_files import fails
 from tiny_models import BILM, MODELS, SENTENCES, WORDS, random_model, with_tensors
 
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -80,12 +81,6 @@ def with_zero_rows(model: ElmoModel) -> ElmoModel:
     for name in {"character_embedding", "word_embedding"} & tensors.keys():
         tensors[name][0] = 0
     return replace(model, weights=ElmoWeights.from_named_tensors(tensors, model.config))
-
-
-def fails(path: Path, message: str) -> None:
-    with pytest.raises(FlashElmoError, match=message) as caught:
-        load_model(path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BILM_MODELS)

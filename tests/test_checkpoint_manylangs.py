@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import edit_json, fails
 from tiny_models import MODELS, SENTENCES, random_model, with_tensors
 
 from flashelmo.engine.embedder import ElmoEmbedder
@@ -94,12 +95,6 @@ def folder(tmp_path) -> Path:
     return write(MODELS["manylangs"], tmp_path / "model")
 
 
-def edit_json(path: Path, change) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
 def edit_tensors(path: Path, change) -> None:
     tensors = torch.load(path, weights_only=True)
     change(tensors)
@@ -113,12 +108,6 @@ def same_model(found: ElmoModel, expected: ElmoModel) -> None:
     for name, tensor in found.weights.named_tensors():
         np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
         assert tensor.flags.c_contiguous
-
-
-def fails(path: Path, message: str) -> None:
-    with pytest.raises(FlashElmoError, match=message) as caught:
-        load_model(path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_files import edit_json, fails
 from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
 
@@ -35,18 +36,6 @@ def same_model(found: ElmoModel, expected: ElmoModel) -> None:
     assert [name for name, _ in found.weights.named_tensors()] == list(tensors)
     for name, tensor in found.weights.named_tensors():
         np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
-
-
-def fails(path: Path, message: str) -> None:
-    with pytest.raises(FlashElmoError, match=message) as caught:
-        load_model(path)
-    assert "\n" not in str(caught.value)
-
-
-def edit_json(path: Path, change) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
 
 
 def edit_tensors(folder: Path, change) -> None:

@@ -33,19 +33,10 @@ LINES = TEXT.splitlines()
 Run = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_native(MODELS["skip"], folder)
-    return folder
-
-
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder but for text.txt, and the one that commands run in."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
+def here(here: Path, text_file: Path) -> Path:
+    """It has text.txt."""
+    return here
 
 
 @pytest.fixture

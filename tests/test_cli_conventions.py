@@ -21,11 +21,11 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_native(MODELS["skip"], tmp_path / "m")
-    (tmp_path / "text.txt").write_text("the cat sat\nthe cat\n")
-    return tmp_path
+def here(here: Path) -> Path:
+    """It has a model and a text."""
+    write_native(MODELS["skip"], here / "m")
+    (here / "text.txt").write_text("the cat sat\nthe cat\n")
+    return here
 
 
 def test_precisions_are_those_of_the_table() -> None:

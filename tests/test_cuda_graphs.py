@@ -19,7 +19,7 @@ from cuda_runs import (
 )
 
 from flashelmo.engine.cuda import cuda_graphs as graphs_module
-from flashelmo.engine.cuda import layout, state
+from flashelmo.engine.cuda import state
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.executor import Executor
 from flashelmo.engine.cuda.layout import Sizes
@@ -27,13 +27,10 @@ from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
 
+pytestmark = pytest.mark.usefixtures("little_padding")
+
 CPU = torch.device("cpu")
 SENTENCE = ["the", "cat"]
-
-
-@pytest.fixture(autouse=True)
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 class Runs:

@@ -17,7 +17,6 @@ from cuda_runs import AHEAD, DEVICE, on_cuda
 from kernel_lstm import FLOATS, random_layer
 from tiny_models import BILM, random_model
 
-from flashelmo.engine.cuda import layout
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel, ElmoWeights
 from flashelmo.engine.settings import CudaSettings
@@ -29,6 +28,8 @@ from flashelmo.kernels.lstm import hopper_projection
 from flashelmo.kernels.lstm.layer import choose
 from flashelmo.kernels.lstm.run import LaunchOptions
 from flashelmo.kernels.lstm.weights import Shape
+
+pytestmark = pytest.mark.usefixtures("little_padding")
 
 INVARIANT = CudaSettings(batch_invariant=True)
 INVARIANT_AHEAD = replace(INVARIANT, graphs=False)
@@ -80,12 +81,6 @@ def alone(precision: str) -> bytes:
 
 def of_sentence(sentences: list[list[str]], found: Sequence[Any]) -> set[bytes]:
     return {each for sentence, each in zip(sentences, bits(found), strict=True) if sentence == SENTENCE}
-
-
-@pytest.fixture(autouse=True)
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets of few tokens, as the interpreter computes their padding too."""
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 @pytest.mark.parametrize(("precision", "n", "share"), CASES)

@@ -12,7 +12,6 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, ONE_LAYER, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import WORD_MODEL, WORDS, random_model
 
-from flashelmo.engine.cuda import layout
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Layers, Output
@@ -20,8 +19,11 @@ from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
 from flashelmo.engine.text.windows import Window
 
-# Of the interpreter, where a card goes on in silence.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(overflow|invalid value):RuntimeWarning")
+pytestmark = [
+    pytest.mark.usefixtures("little_padding"),
+    # Of the interpreter, where a card goes on in silence.
+    pytest.mark.filterwarnings("ignore:.*(overflow|invalid value):RuntimeWarning"),
+]
 
 SENTENCES = [[], ["sat"], [], ["the", "cat"], ["sat"], ["the"]]
 FINITE = [sentence for sentence in SENTENCES if "cat" not in sentence]
@@ -39,11 +41,6 @@ def overflowing() -> ElmoModel:
 
 
 OVERFLOWING = overflowing()
-
-
-@pytest.fixture(autouse=True)
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 def overflowed(embedder: Any) -> bool:

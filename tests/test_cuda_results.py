@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from tiny_models import MODELS
 
 from flashelmo.engine.cuda import executor as executor_module
-from flashelmo.engine.cuda import layout
 from flashelmo.engine.cuda import results as results_module
 from flashelmo.engine.cuda import transfer as transfer_module
 from flashelmo.engine.cuda.results import Callbacks, Results
@@ -32,14 +31,11 @@ from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.windows import Window
 
+pytestmark = pytest.mark.usefixtures("little_padding")
+
 SENTENCES = [["the", "cat"], [], ["sat"], ["é", "cat", "the"], ["cat"]]
 WINDOWS = [Window.from_sentences(SENTENCES[:3]), Window.from_sentences(SENTENCES[3:])]
 OUTPUTS = [Output(), Output("top"), Output(pool="mean"), Output(0, pool="mean")]
-
-
-@pytest.fixture(autouse=True)
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 def results_of(

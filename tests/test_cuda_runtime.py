@@ -31,6 +31,8 @@ from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings, Settings
 from flashelmo.engine.text.windows import Window
 
+pytestmark = pytest.mark.usefixtures("little_padding")
+
 MODEL = MODELS["skip"]
 # One bucket, and so one graph: launched, then captured, then replayed.
 WINDOWS = [
@@ -39,12 +41,6 @@ WINDOWS = [
     [["cat"], ["the", "cat", "the"], ["the", "cat", "é"], []],
 ]
 SHORT = WINDOWS[0]
-
-
-@pytest.fixture(autouse=True)
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets of few tokens, as the interpreter computes their padding too."""
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 def n_graphs(embedder: ElmoEmbedder) -> int:

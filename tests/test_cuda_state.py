@@ -15,10 +15,12 @@ pytest.importorskip("triton")
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Compute, assert_close, on_cuda, on_host, pipeline_of
 from tiny_models import MODELS
 
-from flashelmo.engine.cuda import executor, layout, state
+from flashelmo.engine.cuda import executor, state
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.settings import CudaSettings
+
+pytestmark = pytest.mark.usefixtures("little_padding")
 
 # Batches of several sizes, of which some hold empty sentences: rows rest, and come back.
 BATCHES = [
@@ -27,11 +29,6 @@ BATCHES = [
     [[], ["the"], ["sat", "sat"], ["é", "cat"]],
     [["sat"], [], ["the", "cat"]],
 ]
-
-
-@pytest.fixture(autouse=True)
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 def both(model: ElmoModel, **settings: Any) -> tuple[ElmoEmbedder, ElmoEmbedder]:

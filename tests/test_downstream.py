@@ -15,11 +15,7 @@ from flashelmo.benchmarks.settings import Settings
 from flashelmo.benchmarks.tasks import Sample, Task, load_task
 from flashelmo.engine.model.checkpoints.native import write_native
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    with linear.one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_layer_that_knows_is_learned_from() -> None:

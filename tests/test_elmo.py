@@ -26,6 +26,8 @@ from flashelmo.engine.reference.trainable import TrainableElmo
 from flashelmo.engine.text.characters import WordEncoder, batch_to_ids
 from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WEIGHTS = [0.3, -1.2, 0.7]
 VOCABULARY = ["@@PADDING@@", "the", "cat", "sat", "incomprehensibilities", "é"]
 FLAT = [word for sentence in SENTENCES for word in sentence]
@@ -36,14 +38,6 @@ FOLDERS = {
     "manylangs characters": "manylangs, characters alone",
     "manylangs words": "manylangs, words alone",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

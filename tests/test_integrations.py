@@ -23,13 +23,6 @@ quiet = pytest.mark.filterwarnings("ignore")  # what others warn of is theirs
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_native(MODELS["skip"], folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def elmo(model: Path) -> ElmoEmbedder:
     return ElmoEmbedder.load(model, precision="fp32")
 

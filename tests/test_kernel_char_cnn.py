@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from kernel_inputs import ROUNDING, random  # noqa: E402
 
 from flashelmo.benchmarks.kernels.inputs import group_words  # noqa: E402
 from flashelmo.engine.precision import tolerance  # noqa: E402
@@ -15,15 +16,8 @@ from flashelmo.kernels import reference  # noqa: E402
 from flashelmo.kernels.char_cnn import char_cnn, char_cnn_launches  # noqa: E402
 from flashelmo.kernels.char_cnn_weights import pack_char_cnn  # noqa: E402
 
-# The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
-ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 TINY = ((1, 3), (2, 4), (3, 5))
 N_CHARACTERS, PADDING = 20, 7
-
-
-def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator)
 
 
 def model(filters=TINY, E=3):

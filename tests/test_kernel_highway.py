@@ -7,19 +7,12 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from kernel_inputs import ROUNDING, poisoned, random  # noqa: E402
 
 from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import reference  # noqa: E402
 from flashelmo.kernels.highway import HighwayWeights, highway, highway_launch, pack_highway  # noqa: E402
 from flashelmo.kernels.tuning import choose_tile  # noqa: E402
-
-# The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
-ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-
-
-def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator)
 
 
 def canonical(F):
@@ -27,10 +20,6 @@ def canonical(F):
     transform = random(F, F, seed=1) / F**0.5, random(F, seed=2) + 0.5
     gate = random(F, F, seed=3) / F**0.5, random(F, seed=4) - 2
     return transform, gate
-
-
-def poisoned(*shape, dtype, device):
-    return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
 
 def check_against_truth(n, F, dtype, device):

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from kernel_inputs import ROUNDING, poisoned, random  # noqa: E402
 
 from flashelmo.engine.precision import tolerance  # noqa: E402
 from flashelmo.kernels import linear as module  # noqa: E402
@@ -18,15 +19,6 @@ from flashelmo.kernels import linear_tma, reference  # noqa: E402
 from flashelmo.kernels.linear import linear, linear_kernel, linear_launch  # noqa: E402
 from flashelmo.kernels.linear_tma import choose_tma_tile, count_tiles, linear_tma_kernel, linear_tma_launch  # noqa: E402
 from flashelmo.kernels.tuning import TMA_ROWS, TMA_TILES, Tile, choose_tile  # noqa: E402
-
-# The result's own rounding to nearest: half a unit in the last place of the mantissa, relative.
-ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-
-
-def random(*shape, seed=0, dtype=torch.float32, device="cpu"):
-    """Values about as large as activations; products of K of them stay within a few units."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(device, dtype)
 
 
 def arguments(n, K, F, D=None, dtype=torch.float32, device="cpu"):
@@ -37,10 +29,6 @@ def arguments(n, K, F, D=None, dtype=torch.float32, device="cpu"):
         weight.to(device, dtype),
         random(*batch, F, seed=3, device=device),
     )
-
-
-def poisoned(*shape, dtype, device):
-    return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
 
 def check_against_truth(found, x, weight, bias):

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,18 +24,11 @@ from flashelmo.engine.training.softmax_files import find_softmax
 from flashelmo.engine.training.task import Task
 from flashelmo.engine.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
 TEXT = "the cat sat on the mat .\na dog saw the cat .\nthe dog sat .\n" * 4
 SENTENCES = [["the", "cat", "purred"], [], ["a", "dog", "saw", "the", "mat", "."]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small products take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +123,15 @@ def test_models_of_words_have_no_such_softmax(tmp_path: Path) -> None:
         LanguageModel.load(tmp_path / "words")
 
 
-def test_the_command_scores_a_text(trained: Path, succeed: Callable[..., str], tmp_path: Path) -> None:
+def test_the_command_scores_a_text(
+    trained: Path, succeed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
     (tmp_path / "text.txt").write_text("the cat\n\n", encoding="utf-8")
     scores = LanguageModel.load(trained, device="cpu").perplexity(tmp_path / "text.txt")
     printed = succeed("perplexity", trained, tmp_path / "text.txt", "--device", "cpu", "--threads", "2")
-    assert torch.get_num_threads() == 2
+    assert asked == [2]
     assert printed == (
         f"forward {scores.forward:.3f}\nbackward {scores.backward:.3f}\npredictions 3\nunknown 0.0000%\n"
     )

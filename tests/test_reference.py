@@ -17,13 +17,7 @@ from flashelmo.engine.precision import tolerance
 from flashelmo.engine.reference.reference import ReferenceElmo, ReferenceRuntime
 from flashelmo.engine.text.characters import WordEncoder
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sigmoid(x):

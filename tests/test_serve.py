@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 import pyarrow as pa
 from safetensors.numpy import load
-from serving import TEXTS, Server, bits, served, tiny_embedder, tiny_model
+from serving import TEXTS, Server, bits, served, tiny_embedder
 from tiny_models import MODELS
 
 from flashelmo import Client, ElmoEmbedder, FlashElmoError
@@ -28,19 +28,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def embedder(model: Path) -> ElmoEmbedder:
     return tiny_embedder(model)
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    with served(model) as server:
-        yield server
 
 
 def floats(values: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
-from serving import FakeWorker, fake_service, settle, tiny_model
+from serving import FakeWorker, fake_service, settle
 
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -19,11 +19,6 @@ from flashelmo.serve.limits import Limits
 from flashelmo.serve.service import Service, ServiceSettings, Wanted
 
 MEAN, MAX = Wanted(Output("average", pool="mean")), Wanted(Output("average", pool="max"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 Scene = Callable[[Service, FakeWorker, Callable[..., "asyncio.Task[Any]"]], Coroutine[Any, Any, None]]

@@ -5,7 +5,6 @@ import random
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
-from serving import TEXTS, Server, bits, served, tiny_embedder, tiny_model, wait_until
+from serving import TEXTS, Server, bits, tiny_embedder, wait_until
 
 from flashelmo import ElmoEmbedder
 
@@ -27,19 +26,8 @@ MALFORMED = 9500 if find_spec("schemathesis") else 300
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def embedder(model: Path) -> ElmoEmbedder:
     return tiny_embedder(model)
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    with served(model) as server:
-        yield server
 
 
 def test_openai(server: Server, embedder: ElmoEmbedder) -> None:

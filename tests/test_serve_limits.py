@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 import uvicorn
 from safetensors.numpy import load
-from serving import TEXTS, FakeWorker, Server, bits, fake_service, served, settle, tiny_embedder, tiny_model, wait_until
+from serving import TEXTS, FakeWorker, Server, bits, fake_service, served, settle, tiny_embedder, wait_until
 
 from flashelmo import Client, FlashElmoError
 from flashelmo import client as client_module
@@ -38,11 +38,6 @@ from flashelmo.serve.workers import make_workers
 
 SAFETENSORS = "application/x-safetensors"
 KEY = "a-key"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

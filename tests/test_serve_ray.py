@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
-from serving import TEXTS, bits, tiny_embedder, tiny_model, wait_until
+from serving import TEXTS, bits, tiny_embedder, wait_until
 
 from flashelmo import Client, FlashElmoError
 from flashelmo.serve.on_ray import ray_application
@@ -26,11 +26,6 @@ from flashelmo.serve.service import ServiceSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 SECONDS_TO_START, SECONDS_TO_END = 180, 120
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

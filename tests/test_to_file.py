@@ -62,12 +62,6 @@ def embedder() -> ElmoEmbedder:
     return ElmoEmbedder(MODELS["skip"])
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def jsonl(folder: Path, ids: list[Any], text: str = "the cat") -> Path:
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps({"id": each, "text": text}) + "\n" for each in ids))

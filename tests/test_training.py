@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,24 +30,11 @@ from flashelmo.engine.training.streams import Streams
 from flashelmo.engine.training.task import Task
 from flashelmo.engine.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
 SETTINGS = TrainSettings(batch=4, unroll=5, negatives=4, steps=12, log_every=2, device="cpu", precision="fp32", lr=0.02)
 TEXT = "the cat sat on the mat .\na dog saw the cat .\n\nthe dog sat .\non the mat a cat saw the dog and sat .\n" * 6
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:
@@ -55,9 +42,11 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
     return [(point["step"], point["forward"], point["backward"]) for point in points]
 
 
-def test_a_run_leaves_a_model_that_everything_reads(text: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_a_model_that_everything_reads(text_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
-    task = Task([text, text], output, CONFIG, heldout=text, license_text="Public domain.", dtype="float16")
+    task = Task(
+        [text_file, text_file], output, CONFIG, heldout=text_file, license_text="Public domain.", dtype="float16"
+    )
     record = train(task, replace(SETTINGS, steps=150, snapshots=2, negatives=0))
     first, last = curve(output)[0], curve(output)[-1]
     assert last[0] == 150 and last[1] < 0.7 * first[1] and last[2] < 0.7 * first[2]
@@ -76,8 +65,8 @@ def test_a_run_leaves_a_model_that_everything_reads(text: Path, tmp_path: Path) 
     assert load_model(snapshots[2]).sha256 == native.sha256 != load_model(snapshots[1]).sha256
 
 
-def test_streams_read_every_prediction_once(text: Path) -> None:
-    corpus = read_corpus([text])
+def test_streams_read_every_prediction_once(text_file: Path) -> None:
+    corpus = read_corpus([text_file])
     streams = Streams(corpus, batch=2, unroll=3, seed=5)
     forward, backward = [], []
     for step in range(streams.batches):
@@ -104,15 +93,15 @@ def test_streams_read_every_prediction_once(text: Path) -> None:
     np.testing.assert_array_equal(half[4].targets, streams[4].targets[:, :, 1:])
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(text: Path, tmp_path: Path) -> None:
-    whole = train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(text_file: Path, tmp_path: Path) -> None:
+    whole = train(Task([text_file], tmp_path / "whole", CONFIG), SETTINGS)
     command = (
         "import os, signal, torch; torch.set_num_threads(1)\n"
         "from test_training import *\n"
         "def on_progress(progress):\n"
         "    if progress.point.step == 8:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"train(Task([Path({str(text)!r})], Path({str(tmp_path / 'killed')!r}), CONFIG),\n"
+        f"train(Task([Path({str(text_file)!r})], Path({str(tmp_path / 'killed')!r}), CONFIG),\n"
         "      replace(SETTINGS, save_every=1e-9), on_progress)"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -120,7 +109,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(text: Path, tmp_path: Path)
     assert done.returncode == -signal.SIGKILL
     work = tmp_path / "killed.training"
     assert [path.name for path in checkpoint.checkpoints(work)] == ["step-000000006.pt", "step-000000007.pt"]
-    record = train(Task([text], tmp_path / "killed", CONFIG), replace(SETTINGS, save_every=1e-9))
+    record = train(Task([text_file], tmp_path / "killed", CONFIG), replace(SETTINGS, save_every=1e-9))
     assert record.points[2].step == 6 and curve(tmp_path / "killed") == curve(tmp_path / "whole")
     assert len(whole.points) == 6
     assert load_model(tmp_path / "killed").sha256 == load_model(tmp_path / "whole").sha256
@@ -141,15 +130,15 @@ def step_that(does: Callable[[TrainingStep], None], n: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_an_interrupted_run_saves_the_step_that_it_is_in(
-    text: Path,
+    text_file: Path,
     tmp_path: Path,
     number: int,
     raised: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
-    task, before = Task([text], tmp_path / "out", CONFIG), signal.getsignal(number)
+    train(Task([text_file], tmp_path / "whole", CONFIG), SETTINGS)
+    task, before = Task([text_file], tmp_path / "out", CONFIG), signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(raised):
         step_that(lambda step: os.kill(os.getpid(), number), 5, patched)
         train(task, SETTINGS)
@@ -161,7 +150,7 @@ def test_an_interrupted_run_saves_the_step_that_it_is_in(
 
 
 def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, written = trainer.write_results, list[Path]()
 
@@ -171,7 +160,7 @@ def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
             raise KeyboardInterrupt
         write(target, *arguments, **options)
 
-    task, settings = Task([text], tmp_path / "out", CONFIG), replace(SETTINGS, snapshots=2)
+    task, settings = Task([text_file], tmp_path / "out", CONFIG), replace(SETTINGS, snapshots=2)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(trainer, "write_results", interrupted)
         train(task, settings)
@@ -182,13 +171,13 @@ def test_a_snapshot_that_is_interrupted_is_written_by_the_run_that_goes_on(
 
 
 def test_an_interrupt_saves_nothing_that_is_not_finite(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(step: TrainingStep) -> None:
         next(iter(step.model.parameters())).data.fill_(float("nan"))
         os.kill(os.getpid(), signal.SIGINT)
 
-    task = Task([text], tmp_path / "out", CONFIG)
+    task = Task([text_file], tmp_path / "out", CONFIG)
     step_that(spoil, 5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(task, SETTINGS)
@@ -196,26 +185,26 @@ def test_an_interrupt_saves_nothing_that_is_not_finite(
 
 
 def test_an_error_of_a_step_is_told_whatever_signal_came_with_it(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(step: TrainingStep) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         raise FlashElmoError("a fault")
 
-    task = Task([text], tmp_path / "out", CONFIG)
+    task = Task([text_file], tmp_path / "out", CONFIG)
     step_that(fail, 5, monkeypatch)
     with pytest.raises(FlashElmoError, match="a fault"):
         train(task, SETTINGS)
     assert not checkpoint.checkpoints(task.work)
 
 
-def test_a_corpus_may_be_a_pipe(text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_corpus_may_be_a_pipe(text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(tmp_path / "pipe")
-    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text.read_bytes(),))
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text_file.read_bytes(),))
     writing.start()
     train(Task([tmp_path / "pipe"], tmp_path / "out", CONFIG), SETTINGS)
     writing.join()
-    train(Task([text], tmp_path / "other", CONFIG), SETTINGS)
+    train(Task([text_file], tmp_path / "other", CONFIG), SETTINGS)
     assert load_model(tmp_path / "out").sha256 == load_model(tmp_path / "other").sha256
     train(Task([tmp_path / "pipe"], tmp_path / "out", CONFIG, overwrite=True), SETTINGS)
     assert caplog.messages == [
@@ -231,15 +220,15 @@ train(Task([Path(sys.argv[1])], Path(sys.argv[2]), CONFIG), replace(SETTINGS, dr
 """
 
 
-def test_two_processes_give_the_curve_of_one_with_twice_the_batch(text: Path, tmp_path: Path) -> None:
-    train(Task([text], tmp_path / "one", CONFIG), replace(SETTINGS, dropout=0.0, steps=8))
+def test_two_processes_give_the_curve_of_one_with_twice_the_batch(text_file: Path, tmp_path: Path) -> None:
+    train(Task([text_file], tmp_path / "one", CONFIG), replace(SETTINGS, dropout=0.0, steps=8))
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(text), str(tmp_path / "two")],
+            [sys.executable, "-c", PROCESS, str(text_file), str(tmp_path / "two")],
             env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         )
@@ -251,11 +240,11 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch(text: Path, tm
     assert len(one) == 4 and not np.allclose(one[1:, 1], one[:-1, 1], rtol=1e-2), "a curve that says something"
 
 
-def test_fine_tuning_begins_where_the_model_stands(text: Path, tmp_path: Path) -> None:
-    train(Task([text], tmp_path / "first", CONFIG), replace(SETTINGS, steps=300))
+def test_fine_tuning_begins_where_the_model_stands(text_file: Path, tmp_path: Path) -> None:
+    train(Task([text_file], tmp_path / "first", CONFIG), replace(SETTINGS, steps=300))
     (tmp_path / "more.txt").write_text(TEXT + "the zebra sat .\n", encoding="utf-8")
     record = train(
-        Task([tmp_path / "more.txt"], tmp_path / "second", start=tmp_path / "first", heldout=text),
+        Task([tmp_path / "more.txt"], tmp_path / "second", start=tmp_path / "first", heldout=text_file),
         replace(SETTINGS, steps=2, snapshots=1, lr=1e-6, negatives=0, dropout=0.0),
     )
     before, after = record.evaluations[0], record.evaluations[-1]
@@ -263,39 +252,41 @@ def test_fine_tuning_begins_where_the_model_stands(text: Path, tmp_path: Path) -
     assert after.forward == pytest.approx(before.forward, rel=1e-2)
     assert "zebra" in read_vocabulary(tmp_path / "second" / "vocab.txt")
     write_native(random_model(CONFIG), tmp_path / "published")
-    train(Task([text], tmp_path / "third", start=tmp_path / "published"), replace(SETTINGS, steps=2))
+    train(Task([text_file], tmp_path / "third", start=tmp_path / "published"), replace(SETTINGS, steps=2))
 
 
-def test_adagrad_learns_too(text: Path, tmp_path: Path) -> None:
+def test_adagrad_learns_too(text_file: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, optimizer="adagrad", lr=0.1, steps=150, negatives=0)
-    record = train(Task([text], tmp_path / "model", CONFIG), settings)
+    record = train(Task([text_file], tmp_path / "model", CONFIG), settings)
     forward = [point.forward for point in record.points]
     assert np.mean(forward[-10:]) < 0.97 * np.mean(forward[:5])
-    resumed = train(Task([text], tmp_path / "model", CONFIG, overwrite=True), settings)
+    resumed = train(Task([text_file], tmp_path / "model", CONFIG, overwrite=True), settings)
     assert resumed.points == record.points, "a run that is over is not begun again"
 
 
-def test_held_out_sentences_are_not_trained_on(text: Path, tmp_path: Path) -> None:
-    few = read_corpus([text]).split(0.999, 0)
+def test_held_out_sentences_are_not_trained_on(text_file: Path, tmp_path: Path) -> None:
+    few = read_corpus([text_file]).split(0.999, 0)
     assert len(few[0]) == 1, "something is left to train on"
-    record = train(Task([text], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25))
-    whole = read_corpus([text])
+    record = train(Task([text_file], tmp_path / "model", CONFIG), replace(SETTINGS, heldout_share=0.25))
+    whole = read_corpus([text_file])
     kept, held_out = whole.split(0.25, 0)
     assert len(kept) + len(held_out) == len(whole) and len(held_out) == 6
     assert record.evaluations[-1].tokens == held_out.n_tokens
     assert record.run["tokens"] == kept.n_tokens
 
 
-def test_rare_words_are_unknown_to_the_softmax(text: Path) -> None:
-    corpus = read_corpus([text])
+def test_rare_words_are_unknown_to_the_softmax(text_file: Path) -> None:
+    corpus = read_corpus([text_file])
     words = most_frequent(corpus, min_count=10, max_words=6)
     assert words == [*SPECIAL, "the", ".", "cat"]
     rows = corpus.rows(words)
     assert rows[corpus.words.index("mat")] == 2 and rows[corpus.words.index("cat")] == 5
 
 
-def test_a_softmax_begins_as_the_unigrams(text: Path, tmp_path: Path) -> None:
-    record = train(Task([text], tmp_path / "model", CONFIG, heldout=text), replace(SETTINGS, steps=1, snapshots=1))
+def test_a_softmax_begins_as_the_unigrams(text_file: Path, tmp_path: Path) -> None:
+    record = train(
+        Task([text_file], tmp_path / "model", CONFIG, heldout=text_file), replace(SETTINGS, steps=1, snapshots=1)
+    )
     counts = np.array([*Counter(TEXT.split()).values(), 24 / 2, 24 / 2])  # begin or end: each in one direction
     shares = counts / counts.sum()
     assert record.evaluations[0].step == 0
@@ -315,10 +306,10 @@ def test_bad_corpora_are_one_line(tmp_path: Path) -> None:
         train(task, SETTINGS)
 
 
-def test_vocabularies_need_their_special_words(text: Path, tmp_path: Path) -> None:
+def test_vocabularies_need_their_special_words(text_file: Path, tmp_path: Path) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("<S>\n</S>\nthe\n", encoding="utf-8")
-    task = Task([text], tmp_path / "model", CONFIG, vocabulary=vocabulary)
+    task = Task([text_file], tmp_path / "model", CONFIG, vocabulary=vocabulary)
     with pytest.raises(FlashElmoError, match=r"vocab\.txt: line 3: expected <UNK>, which stands nowhere, found 'the'"):
         train(task, SETTINGS)
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\nthe\n", encoding="utf-8")
@@ -329,8 +320,8 @@ def test_vocabularies_need_their_special_words(text: Path, tmp_path: Path) -> No
     assert read_vocabulary(tmp_path / "model" / "vocab.txt")[3:] == ["the", "cat"]
 
 
-def test_a_checkpoint_of_another_run_is_refused(text: Path, tmp_path: Path) -> None:
-    task = Task([text], tmp_path / "model", CONFIG)
+def test_a_checkpoint_of_another_run_is_refused(text_file: Path, tmp_path: Path) -> None:
+    task = Task([text_file], tmp_path / "model", CONFIG)
     train(task, SETTINGS)
     saved = checkpoint.checkpoints(task.work)
     with pytest.raises(FlashElmoError, match=r"step-000000012\.pt: expected batch 4, .* 2; to begin anew, delete"):
@@ -342,8 +333,8 @@ def test_a_checkpoint_of_another_run_is_refused(text: Path, tmp_path: Path) -> N
     assert checkpoint.checkpoints(task.work) == saved
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(text: Path, tmp_path: Path) -> None:
-    task = Task([text], tmp_path / "model", CONFIG)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(text_file: Path, tmp_path: Path) -> None:
+    task = Task([text_file], tmp_path / "model", CONFIG)
     train(task, replace(SETTINGS, save_every=1e-9))
     before, last = checkpoint.checkpoints(task.work)
     last.write_bytes(last.read_bytes()[:1000])
@@ -351,8 +342,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(text: Path, tmp_path: 
     assert before.name == "step-000000011.pt" and points[-1].step == 12
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task([text], tmp_path / "model", CONFIG)
+def test_a_loss_that_is_not_finite_ends_the_run(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task([text_file], tmp_path / "model", CONFIG)
 
     def read(step: TrainingStep) -> tuple[float, float]:
         losses = true_read(step)
@@ -366,8 +359,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(text: Path, tmp_path: Path, monk
     assert not task.output.exists() and checkpoint.load_checkpoint(task.work, saved_fingerprint(task.work)) is not None
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task([text], tmp_path / "model", CONFIG)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task([text_file], tmp_path / "model", CONFIG)
     true_save, calls = torch.save, []
 
     def save(values: object, file: object) -> None:
@@ -383,13 +378,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(text: Path, tmp_path: Path, monk
         train(task, replace(SETTINGS, save_every=1e-9))
     assert not list(task.work.glob(".step-*"))
     monkeypatch.undo()
-    whole = train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+    whole = train(Task([text_file], tmp_path / "whole", CONFIG), SETTINGS)
     resumed = train(task, replace(SETTINGS, save_every=1e-9))
     assert [point.forward for point in resumed.points] == [point.forward for point in whole.points]
 
 
 def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FullAfter:
         def __init__(self, file: Any, left: int) -> None:
@@ -402,7 +397,7 @@ def test_a_full_disk_is_named_where_the_writer_speaks_of_positions(
             return int(self.file.write(data))
 
     true_save: Any = torch.save
-    task = Task([text], tmp_path / "model", CONFIG)
+    task = Task([text_file], tmp_path / "model", CONFIG)
     train(task, replace(SETTINGS, save_every=1e-9))
     saved = {path: path.read_bytes() for path in checkpoint.checkpoints(task.work)}
     monkeypatch.setattr(torch, "save", lambda values, file: true_save(values, FullAfter(file, 40_000)))
@@ -424,12 +419,12 @@ def saved_fingerprint(work: Path) -> dict[str, object]:
     return values
 
 
-def test_a_time_limit_ends_the_run_and_its_decay(text: Path, tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_run_and_its_decay(text_file: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=None, seconds=0.5)
     started = time.monotonic()
-    record = train(Task([text], tmp_path / "model", CONFIG), settings)
+    record = train(Task([text_file], tmp_path / "model", CONFIG), settings)
     assert time.monotonic() - started < 20
-    at_once = train(Task([text], tmp_path / "at once", CONFIG), replace(settings, seconds=1e-9))
+    at_once = train(Task([text_file], tmp_path / "at once", CONFIG), replace(settings, seconds=1e-9))
     assert [point.step for point in at_once.points] == [1] and load_model(tmp_path / "at once").config == CONFIG
     assert 0.5 <= record.points[-1].seconds < 10 and record.points[-1].rate < 0.5 * settings.peak
 
@@ -454,16 +449,16 @@ def test_settings_are_checked(change: dict[str, object], message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_bf16_products_learn_the_same(text: Path, tmp_path: Path) -> None:
+def test_bf16_products_learn_the_same(text_file: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, dropout=0.0, steps=20)
     for precision in ("fp32", "bf16"):
-        train(Task([text], tmp_path / precision, CONFIG), replace(settings, precision=precision))
+        train(Task([text_file], tmp_path / precision, CONFIG), replace(settings, precision=precision))
     np.testing.assert_allclose(curve(tmp_path / "bf16")[-1], curve(tmp_path / "fp32")[-1], rtol=0.05)
     assert curve(tmp_path / "bf16") != curve(tmp_path / "fp32")
 
 
-def test_devices_that_are_not_there_are_named(text: Path, tmp_path: Path) -> None:
+def test_devices_that_are_not_there_are_named(text_file: Path, tmp_path: Path) -> None:
     for device, message in (("tpu", "expected auto, cpu or cuda, found 'tpu'"), ("meta", "found 'meta'")):
         with pytest.raises(FlashElmoError, match=message):
-            train(Task([text], tmp_path / "model", CONFIG), replace(SETTINGS, device=device))
+            train(Task([text_file], tmp_path / "model", CONFIG), replace(SETTINGS, device=device))
     assert trainer.choose_device("cpu", trainer.Processes()).type == "cpu"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,9 @@ from flashelmo.engine.training.step import TrainingStep
 from flashelmo.engine.training.task import Task
 from flashelmo.engine.training.trainer import Progress, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OFTEN = replace(SETTINGS, save_every=1e-9, log_every=1000)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def names(work: Path) -> list[str]:
@@ -60,35 +47,35 @@ def stop_at(step: int, task: Task, settings: Any = OFTEN) -> None:
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_text_that_changed_and_kept_its_size_is_refused(text: Path, tmp_path: Path, ends: bool) -> None:
-    task = Task([text], tmp_path / "model", CONFIG, overwrite=True)
+def test_a_text_that_changed_and_kept_its_size_is_refused(text_file: Path, tmp_path: Path, ends: bool) -> None:
+    task = Task([text_file], tmp_path / "model", CONFIG, overwrite=True)
     if ends:
         train(task, SETTINGS)
     else:
         stop_at(4, task)
-    text.write_text("".join(sorted(TEXT.splitlines(keepends=True))), encoding="utf-8")
-    assert text.stat().st_size == len(TEXT)
+    text_file.write_text("".join(sorted(TEXT.splitlines(keepends=True))), encoding="utf-8")
+    assert text_file.stat().st_size == len(TEXT)
     before = names(task.work)
     with pytest.raises(
         FlashElmoError, match=r"\.pt: expected sha256 of text\.txt .*, as it was made with, found .* anew"
     ):
         train(task, SETTINGS)
     assert names(task.work) == before
-    text.write_text(TEXT, encoding="utf-8")
+    text_file.write_text(TEXT, encoding="utf-8")
     assert train(task, SETTINGS).points[-1].step == 12
 
 
 def test_a_vocabulary_and_a_softmax_to_begin_with_are_told_from_others_of_their_sizes(
-    text: Path, tmp_path: Path
+    text_file: Path, tmp_path: Path
 ) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\ncat\n", encoding="utf-8")
-    task = Task([text], tmp_path / "first", CONFIG, vocabulary=vocabulary, overwrite=True)
+    task = Task([text_file], tmp_path / "first", CONFIG, vocabulary=vocabulary, overwrite=True)
     train(task, SETTINGS)
     vocabulary.write_text("<S>\n</S>\n<UNK>\nthe\ndog\n", encoding="utf-8")
     with pytest.raises(FlashElmoError, match="expected sha256 of the vocabulary '"):
         train(task, SETTINGS)
-    tuned = Task([text], tmp_path / "tuned", start=tmp_path / "first", overwrite=True)
+    tuned = Task([text_file], tmp_path / "tuned", start=tmp_path / "first", overwrite=True)
     train(tuned, SETTINGS)
     softmax = find_softmax(tmp_path / "first")
     assert softmax is not None
@@ -97,10 +84,10 @@ def test_a_vocabulary_and_a_softmax_to_begin_with_are_told_from_others_of_their_
         train(tuned, SETTINGS)
 
 
-def test_a_second_run_into_the_same_folder_is_refused(text: Path, tmp_path: Path) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(text_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(TEXT.replace("cat", "pig"), encoding="utf-8")
-    task, refused = Task([text], tmp_path / "model", CONFIG), list[str]()
+    task, refused = Task([text_file], tmp_path / "model", CONFIG), list[str]()
 
     def on_progress(progress: Progress) -> None:
         being_written = task.work / f"{checkpoint.TEMPORARY}abc"
@@ -110,7 +97,7 @@ def test_a_second_run_into_the_same_folder_is_refused(text: Path, tmp_path: Path
         refused.append(str(caught.value))
         assert being_written.exists()
 
-    whole = train(Task([text], tmp_path / "whole", CONFIG), SETTINGS)
+    whole = train(Task([text_file], tmp_path / "whole", CONFIG), SETTINGS)
     record = train(task, SETTINGS, on_progress)
     assert {*refused} == {f"{task.work}: expected no other run that writes here, found one at work"}
     assert [point.forward for point in record.points] == [point.forward for point in whole.points]
@@ -118,9 +105,9 @@ def test_a_second_run_into_the_same_folder_is_refused(text: Path, tmp_path: Path
 
 
 def test_what_killed_runs_left_is_removed_and_a_run_that_fails_at_once_leaves_nothing(
-    text: Path, tmp_path: Path
+    text_file: Path, tmp_path: Path
 ) -> None:
-    task = Task([text], tmp_path / "model", CONFIG)
+    task = Task([text_file], tmp_path / "model", CONFIG)
     with pytest.raises(FlashElmoError, match="absent: expected a file of text, found none"):
         train(replace(task, corpus=[tmp_path / "absent"]), SETTINGS)
     assert not task.work.exists()
@@ -165,21 +152,21 @@ except FlashElmoError as error:
 """
 
 
-def test_all_processes_of_a_run_are_refused_alike(text: Path, tmp_path: Path) -> None:
+def test_all_processes_of_a_run_are_refused_alike(text_file: Path, tmp_path: Path) -> None:
     work = tmp_path / "two.training"
     with identity.only_run(work, Processes()):
-        refused = together(TWO, text, tmp_path / "two", 300, 2)
+        refused = together(TWO, text_file, tmp_path / "two", 300, 2)
     assert [status for status, _ in refused] == [1, 1]
     assert all(
         error.endswith(f"{work}: expected no other run that writes here, found one at work\n") for _, error in refused
     )
-    text.write_text("\n", encoding="utf-8")
-    refused = together(TWO, text, tmp_path / "two", 300, 2)
+    text_file.write_text("\n", encoding="utf-8")
+    refused = together(TWO, text_file, tmp_path / "two", 300, 2)
     assert all(error.endswith("text.txt: expected a sentence a line, found no token\n") for _, error in refused)
 
 
-def test_several_processes_save_between_points_too(text: Path, tmp_path: Path) -> None:
-    arguments = text, tmp_path / "two", 1e-9, 1000
+def test_several_processes_save_between_points_too(text_file: Path, tmp_path: Path) -> None:
+    arguments = text_file, tmp_path / "two", 1e-9, 1000
     assert [status for status, _ in together(TWO, *arguments)] == [0, 0]
     work = tmp_path / "two.training"
     assert names(work) == ["step-000000007.pt", "step-000000008.pt"]
@@ -189,12 +176,12 @@ def test_several_processes_save_between_points_too(text: Path, tmp_path: Path) -
     assert curve(tmp_path / "two") == whole
 
 
-def test_the_encoded_corpus_is_the_checkpoint_s(text: Path, tmp_path: Path) -> None:
-    whole = train(Task([text], tmp_path / "whole", CONFIG), OFTEN)
+def test_the_encoded_corpus_is_the_checkpoint_s(text_file: Path, tmp_path: Path) -> None:
+    whole = train(Task([text_file], tmp_path / "whole", CONFIG), OFTEN)
     other = tmp_path / "other.txt"
     other.write_text("a pig saw it .\n" * 30, encoding="utf-8")
     train(Task([other], tmp_path / "other", CONFIG), OFTEN)
-    task = Task([text], tmp_path / "model", CONFIG, overwrite=True)
+    task = Task([text_file], tmp_path / "model", CONFIG, overwrite=True)
     stop_at(4, task)
     assert names(task.work) == ["step-000000002.pt", "step-000000003.pt"]
     for damage in ("another", "half", "none"):
@@ -213,7 +200,7 @@ def test_the_encoded_corpus_is_the_checkpoint_s(text: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-def test_another_text_through_the_pipe_is_refused_where_the_old_one_is_lost(text: Path, tmp_path: Path) -> None:
+def test_another_text_through_the_pipe_is_refused_where_the_old_one_is_lost(text_file: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     task = Task([pipe], tmp_path / "model", CONFIG)
@@ -232,8 +219,8 @@ def test_another_text_through_the_pipe_is_refused_where_the_old_one_is_lost(text
     assert train(task, OFTEN).points[-1].step == 12
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line(text: Path, tmp_path: Path) -> None:
-    task = Task([text], tmp_path / "model", CONFIG)
+def test_a_checkpoint_that_does_not_fit_is_one_line(text_file: Path, tmp_path: Path) -> None:
+    task = Task([text_file], tmp_path / "model", CONFIG)
     stop_at(4, task)
     path = checkpoint.checkpoints(task.work)[-1]
     values = torch.load(path, weights_only=True)
@@ -251,9 +238,9 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(text: Path, tmp_path: Path) 
         train(task, OFTEN)
 
 
-def test_checkpoints_and_snapshots_wait_for_no_point_of_the_curve(text: Path, tmp_path: Path) -> None:
-    train(Task([text], tmp_path / "whole", CONFIG), replace(SETTINGS, log_every=1000))
-    task, settings = Task([text], tmp_path / "model", CONFIG), replace(OFTEN, snapshots=4)
+def test_checkpoints_and_snapshots_wait_for_no_point_of_the_curve(text_file: Path, tmp_path: Path) -> None:
+    train(Task([text_file], tmp_path / "whole", CONFIG), replace(SETTINGS, log_every=1000))
+    task, settings = Task([text_file], tmp_path / "model", CONFIG), replace(OFTEN, snapshots=4)
     stop_at(9, task, settings)
     assert names(task.work) == ["step-000000007.pt", "step-000000008.pt"]
     assert sorted(path.name for path in (task.work / "snapshots").iterdir()) == ["000", "025", "050"]
@@ -262,11 +249,11 @@ def test_checkpoints_and_snapshots_wait_for_no_point_of_the_curve(text: Path, tm
     assert load_model(tmp_path / "model").sha256 == load_model(tmp_path / "whole").sha256
 
 
-def test_what_is_not_finite_is_not_saved_between_points(text: Path, tmp_path: Path) -> None:
+def test_what_is_not_finite_is_not_saved_between_points(text_file: Path, tmp_path: Path) -> None:
     def spoil(step: TrainingStep) -> None:
         next(iter(step.model.parameters())).data.fill_(float("nan"))
 
-    task = Task([text], tmp_path / "model", CONFIG)
+    task = Task([text_file], tmp_path / "model", CONFIG)
     with (
         pytest.MonkeyPatch.context() as patched,
         pytest.raises(FlashElmoError, match="step 12: expected a finite loss"),
@@ -277,14 +264,14 @@ def test_what_is_not_finite_is_not_saved_between_points(text: Path, tmp_path: Pa
 
 
 def test_time_that_runs_out_while_a_run_looks_at_its_snapshots_ends_it_behind_a_point(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def is_due(clock: SaveClock, taken: int) -> bool:
         time.sleep(0.1)
         return False
 
     monkeypatch.setattr(SaveClock, "is_due", is_due)
-    record = train(Task([text], tmp_path / "model", CONFIG), replace(OFTEN, steps=None, seconds=0.3))
+    record = train(Task([text_file], tmp_path / "model", CONFIG), replace(OFTEN, steps=None, seconds=0.3))
     assert record.points and record.points[-1].seconds >= 0.3
 
 
@@ -310,10 +297,12 @@ def test_several_processes_seldom_ask_the_clock(monkeypatch: pytest.MonkeyPatch)
     assert np.abs(np.subtract(saved[1], saved[2])).max() < 5 and len(asked) < 60
 
 
-def test_another_held_out_text_is_measured_anew(text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_held_out_text_is_measured_anew(
+    text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     held_out = tmp_path / "heldout.txt"
     held_out.write_text("the cat sat .\n", encoding="utf-8")
-    task, settings = Task([text], tmp_path / "model", CONFIG, heldout=held_out), replace(SETTINGS, snapshots=2)
+    task, settings = Task([text_file], tmp_path / "model", CONFIG, heldout=held_out), replace(SETTINGS, snapshots=2)
     first = train(task, settings)
     again = train(replace(task, overwrite=True), settings)
     assert again.evaluations == first.evaluations and len(first.evaluations) == 3 and not caplog.messages
@@ -329,7 +318,7 @@ def test_another_held_out_text_is_measured_anew(text: Path, tmp_path: Path, capl
 
 
 def test_a_corpus_that_a_full_disk_does_not_take_says_so(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save(path: Path, array: object) -> None:
         raise OSError("1000 requested and 17 written")  # as NumPy has it
@@ -337,10 +326,10 @@ def test_a_corpus_that_a_full_disk_does_not_take_says_so(
     monkeypatch.setattr(np, "save", save)
     message = r"corpus: cannot be written: 1000 requested and 17 written; [\d,]+ bytes are free there"
     with pytest.raises(FlashElmoError, match=message):
-        train(Task([text], tmp_path / "model", CONFIG), SETTINGS)
+        train(Task([text_file], tmp_path / "model", CONFIG), SETTINGS)
 
 
-def test_an_output_without_a_name_is_one_line(text: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_output_without_a_name_is_one_line(text_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for output in (".", "..", "/"):
-        assert main(["train", str(text), "--output", output, "--overwrite"]) == 1
+        assert main(["train", str(text_file), "--output", output, "--overwrite"]) == 1
         assert capfd.readouterr().err == f"flashelmo: output: expected the name of a folder to be, found {output!r}\n"

@@ -1,6 +1,5 @@
 """The language model as it is trained: gradients, softmax, and what its weights give in the engine."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from flashelmo.engine.training.model import BiLM, State
 from flashelmo.engine.training.recurrence import Clips, Weights, lstm_layer
 from flashelmo.engine.training.softmax import Negatives, cross_entropy, draw, log_counts, log_uniform
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIGS = {
     "published": replace(BILM, cell_clip=3.0, projection_clip=3.0),
     "clips that act": replace(BILM, cell_clip=0.05, projection_clip=0.02),
@@ -31,15 +32,6 @@ CONFIGS = {
     "no character projection": replace(BILM, projection_size=12),
 }
 N_WORDS = 11
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small products take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def model_of(config: ElmoConfig, dtype: torch.dtype = torch.float64, scale: float = 1.0, **options: float) -> BiLM:

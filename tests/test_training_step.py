@@ -20,17 +20,10 @@ from flashelmo.engine.training.spelling import Spelling
 from flashelmo.engine.training.step import WARM_UP_STEPS, TrainingStep, _Captured
 from flashelmo.engine.training.streams import Streams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = replace(BILM, cell_clip=3.0, projection_clip=3.0)
 SETTINGS = TrainSettings(batch=3, unroll=4, negatives=6, steps=12, device="cpu", precision="fp32")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small products take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def new_step(tmp_path: Path, settings: TrainSettings = SETTINGS, compute: torch.dtype = torch.float32) -> TrainingStep:
