@@ -178,7 +178,7 @@ def check(use: Use, name: str, value: Any) -> None:
         assert text and "\n" not in text, text
         named = [name, *PARTS.get(name, name).split("|")]
         if isinstance(value, str | Path) and str(value):  # the file, wherever it lies
-            named += [str(Path(value).expanduser()), " ".join(str(value).split())]
+            named += [str(Path(value).expanduser()), " ".join(str(value).split()), str(FlashElmoError(value))]
         is_called = name == "on_progress" and callable(value)  # and says itself what it takes
         assert is_called or any(each in text for each in named), f"{name}={value!r}: {text}"
     except OSError as error:  # of a text that is not there
