@@ -187,7 +187,7 @@ KERNELS = (
     ),
     Kernel("characters embedded", (), "E", embedding, BF16, ("fp32",)),
     Kernel("characters", ("characters",), "FE", problems.characters, EXACT, sizes=True, of="words"),
-    Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, config=MANYLANGS),
+    Kernel("characters, wide", ("wide characters",), "FE", problems.characters, EXACT, hopper=True, config=MANYLANGS),
     Kernel("highway", ("highway",), "F", problems.highway, EXACT, hopper=True, sizes=True, of="words"),
     Kernel("final projection", LINEAR, "FP", problems.final_projection, EXACT, hopper=True, sizes=True, of="words"),
     Kernel("input", LINEAR, "CP", problems.hoisted_input, few=BF16, hopper=True, sizes=True, of="nodes"),
