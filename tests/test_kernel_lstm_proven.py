@@ -17,8 +17,9 @@ from kernel_lstm import RandomLayer, random_layer
 from flashelmo.engine.precision import PRECISIONS
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.lstm import fused, hoisted, layer, proven
-from flashelmo.kernels.lstm.layer import Variant, choose, lstm_layer, pack_lstm
+from flashelmo.kernels.lstm.layer import choose, lstm_layer, pack_lstm
 from flashelmo.kernels.lstm.run import InputWords, LaunchOptions, LayerRun, new_tensors
+from flashelmo.kernels.lstm.steps import Variant
 from flashelmo.kernels.lstm.weights import interleave
 
 ROWS = (1, 3, 6)

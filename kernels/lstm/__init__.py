@@ -25,7 +25,7 @@ in order.
     training.py          the cell forward and backward while it is trained, which has no schedule
     weights.py           canonical weights, and the layout that the portable variants read
     cell.py              the mathematics, and the parts of kernels that variants share
-    steps.py             the launches of depths, and what they are given, as far as variants share it
+    steps.py             what a variant is; the launches of depths, and what they are given, as far as variants share it
     roots.py             the states that the first depth starts from
 
 A new variant: its file; its row in `layer.VARIANTS`, with the function that lays out the weights as it reads them; its

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from flashelmo.kernels.launch import Launch, run_in_order
+from flashelmo.kernels.launch import run_in_order
 from flashelmo.kernels.lstm import fused, hoisted, int8, tma
 from flashelmo.kernels.lstm.hopper import hopper_layout
 from flashelmo.kernels.lstm.int8 import int8_layout
@@ -27,28 +26,10 @@ from flashelmo.kernels.lstm.run import (
     Workspace,
     new_tensors,
 )
-from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, LstmWeights, interleave
+from flashelmo.kernels.lstm.steps import Variant
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, LstmWeights, interleave
 
 logger = logging.getLogger("flashelmo")
-
-
-class Variant(NamedTuple):
-    """A way to compute some depths that follow each other.
-
-    Attributes:
-        serves: whether it is of use for depths of so many rows, in a run's type and on its card.
-        launches: its launches for some depths of a run, in order.
-        pack: lays out the weights as it reads them; None where it has no use for such weights.
-        blind: written without a card: its first use on one is compared with the reference (`proven`).
-        rival: where no card has timed it: the variant that it must be as fast as, or that serves.
-    """
-
-    name: str
-    serves: Callable[[LayerRun, int], bool]
-    launches: Callable[[LayerRun, range], Iterator[Launch]]
-    pack: Callable[[CanonicalLstm, Format], Layout | None]
-    blind: bool = False
-    rival: Variant | None = None
 
 
 def in_gluon() -> tuple[Variant, ...]:

@@ -15,20 +15,21 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from flashelmo.kernels import reference
-from flashelmo.kernels.launch import Launch, is_out_of_memory, run_in_order
+from flashelmo.kernels.launch import is_out_of_memory, run_in_order
 from flashelmo.kernels.lstm.int8 import dequantized, int8_layout, rounded, row_scales
 from flashelmo.kernels.lstm.run import InputWords, LayerRun, Nodes, Workspace, new_tensors
+from flashelmo.kernels.lstm.steps import Variant
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
@@ -43,31 +44,11 @@ N_WORDS = 50  # where the input part is by word
 logger = logging.getLogger("flashelmo")
 
 
-class Steps(Protocol):
-    """What is needed of a variant (`layer.Variant`)."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def serves(self) -> Callable[[LayerRun, int], bool]:
-        """Whether it is of use for so many rows."""
-
-    @property
-    def launches(self) -> Callable[[LayerRun, range], Iterator[Launch]]:
-        """Its launches for some depths."""
-
-    @property
-    def rival(self) -> Steps | None:
-        """The variant that it must be as fast as, where no card has timed it."""
-
-
 _verdicts: dict[tuple[Any, ...], bool] = {}
 _said: set[tuple[str, torch.device]] = set()
 
 
-def is_proven(variant: Steps, run: LayerRun) -> bool:
+def is_proven(variant: Variant, run: LayerRun) -> bool:
     """Whether a variant may serve a run: it computes what it should, or nothing is to be proven.
 
     Args:
@@ -85,7 +66,7 @@ def is_proven(variant: Steps, run: LayerRun) -> bool:
     return found
 
 
-def _verdict(variant: Steps, run: LayerRun, bound: float) -> bool:
+def _verdict(variant: Variant, run: LayerRun, bound: float) -> bool:
     """Known to this process, kept on disk, or found out now."""
     weights = run.weights
     key = variant.name, weights.shape, weights.dtype, weights.device, weights.int8, bound, *_ways(run)
@@ -111,7 +92,7 @@ def _ways(run: LayerRun) -> tuple[bool, bool, bool]:
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
-def _why_wrong(variant: Steps, run: LayerRun, bound: float) -> str:
+def _why_wrong(variant: Variant, run: LayerRun, bound: float) -> str:
     """Empty where a variant is right."""
     try:
         error = difference(variant, run)
@@ -124,7 +105,7 @@ def _why_wrong(variant: Steps, run: LayerRun, bound: float) -> str:
     return f"its vectors are off by {error:.2g} where {bound:g} is allowed"
 
 
-def difference(variant: Steps, run: LayerRun) -> float:
+def difference(variant: Variant, run: LayerRun) -> float:
     """||found - expected|| / ||expected|| of a variant and the reference, the largest of some times.
 
     Over depths of all `ROWS` that the variant serves, with random inputs and the run's weights.
@@ -165,7 +146,7 @@ def difference(variant: Steps, run: LayerRun) -> float:
     return max(errors, key=lambda each: (math.isnan(each), each))
 
 
-def _why_slow(variant: Steps, run: LayerRun) -> str:
+def _why_slow(variant: Variant, run: LayerRun) -> str:
     """Empty where a variant takes no longer than its rival, or has none."""
     rival = variant.rival
     if rival is None or run.weights.device.type != "cuda":
@@ -182,7 +163,7 @@ def _why_slow(variant: Steps, run: LayerRun) -> str:
     return f"{N_TIMED} steps of {rows} rows take {ours:.3f} ms where '{rival.name}' takes {theirs:.3f}"
 
 
-def milliseconds(variant: Steps, run: LayerRun, rows: int) -> float:
+def milliseconds(variant: Variant, run: LayerRun, rows: int) -> float:
     """What depths of so many rows take on a card, the least of some times; the host queues them beforehand."""
     weights = run.weights
     nodes = _nodes((rows,) * N_TIMED, weights.shape.D, weights.device)
@@ -266,7 +247,7 @@ def _nodes(rows: Sequence[int], n_directions: int, device: torch.device) -> Node
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-def _place(variant: Steps, run: LayerRun, bound: float) -> tuple[Path | None, dict[str, Any]]:
+def _place(variant: Variant, run: LayerRun, bound: float) -> tuple[Path | None, dict[str, Any]]:
     """The file of a verdict, None without a home, and what it is a verdict of."""
     weights = run.weights
     is_cuda = weights.device.type == "cuda"

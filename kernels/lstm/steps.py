@@ -1,4 +1,4 @@
-"""The launches of steps, and what they are given: what variants share on the host.
+"""What variants are and share on the host: the launches of steps, and what they are given.
 
 A variant describes each launch of a step once (`Part`), for any number of rows; `depth_launches` makes the launches of
 some depths of them.
@@ -17,8 +17,27 @@ from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import GatesTensors, ProjectionTensors
 from flashelmo.kernels.lstm.roots import roots_launch
 from flashelmo.kernels.lstm.run import LayerRun, NodeTensors
-from flashelmo.kernels.lstm.weights import interleave
+from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Layout, interleave
 from flashelmo.kernels.tuning import Tile, choose_tile
+
+
+class Variant(NamedTuple):
+    """A way to compute some depths that follow each other.
+
+    Attributes:
+        serves: whether it is of use for depths of so many rows, in a run's type and on its card.
+        launches: its launches for some depths of a run, in order.
+        pack: lays out the weights as it reads them; None where it has no use for such weights.
+        blind: written without a card: its first use on one is compared with the reference (`proven`).
+        rival: where no card has timed it: the variant that it must be as fast as, or that serves.
+    """
+
+    name: str
+    serves: Callable[[LayerRun, int], bool]
+    launches: Callable[[LayerRun, range], Iterator[Launch]]
+    pack: Callable[[CanonicalLstm, Format], Layout | None]
+    blind: bool = False
+    rival: Variant | None = None
 
 
 class Part(NamedTuple):
