@@ -27,8 +27,15 @@ Threads = Annotated[int | None, typer.Option(help="Processor threads; all cores 
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
 DType: TypeAlias = Literal["float32", "float16"]
 Pool: TypeAlias = Literal["mean", "max"]
-Precision: TypeAlias = Literal["auto", PrecisionName]
-Runtime: TypeAlias = Literal["auto", RuntimeName]
+Precision = Annotated[Literal["auto", PrecisionName], typer.Option(help="Of the computation.")]
+Runtime = Annotated[Literal["auto", RuntimeName], typer.Option(help="What computes.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")]
+WordCache = Annotated[
+    Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
+]
+KeepBoundaries = Annotated[
+    bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
+]
 BadRecords: TypeAlias = Literal["strict", "replace", "skip"]
 Folder: TypeAlias = Literal["native", "parquet", "seqvec"]
 ForgetSentences = Annotated[bool, typer.Option("--forget-sentences", help="Leave out the index of sentences.")]

@@ -18,6 +18,7 @@ from flashelmo.cli.arguments import (
     ForgetSentences,
     InputText,
     Json,
+    KeepBoundaries,
     Options,
     Overwrite,
     Pool,
@@ -27,6 +28,7 @@ from flashelmo.cli.arguments import (
     SentenceKeys,
     Threads,
     Verbose,
+    WordCache,
     complete_devices,
     complete_layers,
     complete_names,
@@ -96,8 +98,8 @@ def embed(
     ] = None,
     dtype: Annotated[DType, typer.Option(help="Number type of the file.")] = "float32",
     pool: Annotated[Pool | None, typer.Option(help="One vector a sentence.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
-    runtime: Annotated[Runtime, typer.Option(help="What computes.")] = "auto",
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
     device: Annotated[
         str,
         typer.Option(
@@ -112,13 +114,9 @@ def embed(
     window_tokens: Annotated[
         int | None, typer.Option(help="Tokens computed together; more share more steps and take more memory.")
     ] = None,
-    word_cache: Annotated[
-        Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
-    ] = None,
+    word_cache: WordCache = None,
     errors: Annotated[BadRecords, typer.Option(help="For records that cannot be read.")] = "strict",
-    keep_sentence_boundaries: Annotated[
-        bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
-    ] = False,
+    keep_sentence_boundaries: KeepBoundaries = False,
     use_sentence_keys: SentenceKeys = False,
     forget_sentences: ForgetSentences = False,
     overwrite: Overwrite = False,
@@ -168,12 +166,15 @@ def embed(
         "use_sentence_keys": use_sentence_keys,
         "forget_sentences": forget_sentences,
     }
-    if use_sentence_keys and (format == "seqvec" or is_folder(output, format)):
+    into_seqvec = format == "seqvec"
+    into_shards = not into_seqvec and is_folder(output, format)
+    if use_sentence_keys and (into_seqvec or into_shards):
         raise FlashElmoError("--use-sentence-keys: expected a file of vectors as output; folders keep ids of their own")
-    into_shards = format != "seqvec" and is_folder(output, format)
     if not into_shards:
+        from flashelmo.engine.bulk.records import is_plain_text
+
         for_shards = {
-            "--format": format if format != "seqvec" else None,
+            "--format": None if into_seqvec else format,
             "--resume": resume or None,
             "--num-shards": num_shards,
             "--shard-id": shard_id,
@@ -185,11 +186,8 @@ def embed(
         for name in (name for name, value in for_shards.items() if value is not None):
             expected = "a folder of shards as output, which has no suffix or --format native"
             raise FlashElmoError(f"{name}: expected {expected}, found {output}")
-        if (
-            format != "seqvec"
-            and not (field or id_field or tokenizer or input_format or errors == "skip")
-            and is_plain(input)
-        ):
+        of_records = into_seqvec or field or id_field or tokenizer or input_format or errors == "skip"
+        if not of_records and is_plain_text(input):
             embed_to_file(input, output, kept, model, settings, sink_settings, errors, quiet=quiet, as_json=as_json)
             return
     from flashelmo.engine.bulk.units import Corpus
@@ -217,7 +215,7 @@ def embed(
         }
         embed_to_folder(corpus, how, report, quiet, workers, ray, as_json)
     else:
-        embed_records_to(corpus, sink_settings, format == "seqvec", quiet, as_json)
+        embed_records_to(corpus, sink_settings, into_seqvec, quiet, as_json)
 
 
 def embed_to_file(
@@ -258,17 +256,14 @@ def embed_to_file(
     _print_summary(summary, target, embedder.device, embedder.precision, quiet, as_json)
 
 
-def is_plain(source: str) -> bool:
-    """Whether an input is what `embed_to_file` reads."""
-    from flashelmo.engine.bulk.records import is_plain_text
-
-    return is_plain_text(source)
-
-
 def embed_records_to(
     corpus: Corpus, sink_settings: dict[str, bool], as_seqvec: bool, quiet: bool, as_json: bool
 ) -> None:
-    """As `embed_to_file`, of records of any format, under their own ids; or into SeqVec's files."""
+    """As `embed_to_file`, of records of any format, under their own ids; or into SeqVec's files.
+
+    Args:
+        corpus: whose `folder` is the file.
+    """
     from flashelmo.engine.bulk.records import open_reader
     from flashelmo.engine.bulk.to_file import embed_records
     from flashelmo.engine.embedder import ElmoEmbedder

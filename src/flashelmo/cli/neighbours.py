@@ -27,7 +27,7 @@ def neighbours(
     n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 5,
     same_word: Annotated[bool, typer.Option("--same-word", help="Only other uses of the word itself.")] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="Where it computes.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
+    precision: Precision = "auto",
     threads: Threads = None,
 ) -> None:
     """Find the words of a text that are nearest, in their contexts, to a word in each sentence."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flashelmo.cli.arguments import Options, Precision, Runtime, Threads, parse_numbers
+from flashelmo.cli.arguments import KeepBoundaries, Options, Precision, Runtime, Threads, WordCache, parse_numbers
 from flashelmo.cli.terminal import say, warnings_to_stderr
 from flashelmo.engine.arguments import path_of
 from flashelmo.engine.errors import FlashElmoError
@@ -25,22 +25,18 @@ def serve(
     tokenizer: Annotated[
         str, typer.Option(metavar="whitespace|characters|moses|spacy:MODEL", help="What splits texts.")
     ] = "whitespace",
-    precision: Annotated[Precision, typer.Option(help="Of the computation.")] = "auto",
-    runtime: Annotated[Runtime, typer.Option(help="What computes.")] = "auto",
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
     device: Annotated[
         str,
         typer.Option(metavar="auto|cpu|cuda|cuda:0,cuda:1", help="Where it computes; a process on each of several."),
     ] = "auto",
     threads: Threads = None,
-    word_cache: Annotated[
-        Path | None, typer.Option(help="File that keeps word vectors from run to run, of one model; on the CPU.")
-    ] = None,
+    word_cache: WordCache = None,
     batch_invariant: Annotated[
         bool, typer.Option("--batch-invariant", help="The same bits whatever else is in a window, on cards too.")
     ] = False,
-    keep_sentence_boundaries: Annotated[
-        bool, typer.Option("--keep-sentence-boundaries", help="Keep the vectors of begin and end of sentence.")
-    ] = False,
+    keep_sentence_boundaries: KeepBoundaries = False,
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens computed together; 2,048 on the CPU, 32,768 on a card if not set.")
     ] = None,
