@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashelmo.engine.text.characters import BYTES
+from flashelmo.engine.text.spelling import BYTES
 from flashelmo.export.metadata import Metadata
 
 SENTENCES = [["In", "the", "beginning"], ["Rejoice", "evermore"]]

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from flashelmo.engine.bulk import parquet, text_reader
-from flashelmo.engine.bulk.records import Part, Place, Reader, Records
+from flashelmo.engine.bulk.parts import Part, Place, Reader, Records
 
 Row = tuple[int, str | None, list[str], str | None]  # number, id, tokens, text
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from record_rows import check_any_place, chunks, few, parts, rows, sizes, taken
 
 from flashelmo.engine.bulk import inputs, parquet, text_reader
-from flashelmo.engine.bulk.records import Place, Reader, open_reader
+from flashelmo.engine.bulk.parts import Place, Reader
+from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.errors import FlashElmoError
 
 

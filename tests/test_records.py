@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_rows import Row, check_any_place, chunks, few, parts, rows, sizes, taken
 
-from flashelmo.engine.bulk.records import Reader, open_reader
+from flashelmo.engine.bulk.parts import Reader
+from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 texts = st.text("ab ,\"'\t\n\ré\u3000", max_size=8)

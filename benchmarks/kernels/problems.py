@@ -19,7 +19,8 @@ from flashelmo.benchmarks.kernels.inputs import group_words, make_tokens
 from flashelmo.benchmarks.text import spell
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.precision import PRECISIONS
-from flashelmo.engine.text.characters import BYTES, WordEncoder
+from flashelmo.engine.text.characters import WordEncoder
+from flashelmo.engine.text.spelling import BYTES
 from flashelmo.kernels import reference
 from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.carry import Ends, carry_launch

@@ -10,24 +10,12 @@ from flashelmo.engine.bulk.fasta import Fasta
 from flashelmo.engine.bulk.inputs import Input
 from flashelmo.engine.bulk.json_lines import JsonLines
 from flashelmo.engine.bulk.parquet import ParquetReader
-from flashelmo.engine.bulk.parts import Part, Place, Reader, RecordErrors, Records
+from flashelmo.engine.bulk.parts import Reader, RecordErrors
 from flashelmo.engine.bulk.plain import PlainLines
 from flashelmo.engine.bulk.tags import Tags
 from flashelmo.engine.bulk.text_reader import TextFormat, TextReader
 from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
-
-__all__ = [
-    "FORMATS",
-    "Part",
-    "Place",
-    "Reader",
-    "RecordErrors",
-    "Records",
-    "format_of",
-    "is_plain_text",
-    "open_reader",
-]
 
 FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
 SUFFIXES = {  # that mean another format than lines

@@ -12,12 +12,10 @@ import pyarrow.compute as pc
 from flashelmo.engine.arrays import Int32, Int64
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.text.sentences import Sentence, several, tokens_of
-from flashelmo.engine.text.spelling import BYTES, SpecialIds, Speller, Utf8Words, WordTable, spell_bytes, utf8
+from flashelmo.engine.text.spelling import Speller, Utf8Words, spell_bytes, utf8
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["ALLENNLP_MAX_CHARACTERS", "BYTES", "SpecialIds", "WordEncoder", "WordTable", "batch_to_ids"]
 
 ALLENNLP_MAX_CHARACTERS = 50
 
