@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 
 from flashelmo.engine.arrays import Int64
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.windows import Window
+from flashelmo.engine.text.windows import Window, check_bounds, last_that_fits
 
 RecordErrors: TypeAlias = Literal["strict", "replace", "skip"]
 
@@ -91,13 +89,10 @@ class Records:
 
     def windows(self, max_sentences: int, max_tokens: int) -> Iterator[Window]:
         """The records in windows of these bounds, in order; a record of more tokens is a window by itself."""
-        if min(max_sentences, max_tokens) < 1:
-            found = f"{max_sentences}, {max_tokens}"
-            raise FlashElmoError(f"window: expected at least one sentence and token, found {found}")
+        check_bounds(max_sentences, max_tokens)
         start, offsets = 0, self.offsets
         while start < len(self):
-            stop = int(np.searchsorted(offsets, offsets[start] + max_tokens, side="right")) - 1
-            stop = min(max(stop, start + 1), start + max_sentences)
+            stop = max(start + 1, last_that_fits(offsets, start, max_sentences, max_tokens))
             tokens = self.tokens.slice(offsets[start], offsets[stop] - offsets[start])
             yield Window.encode(tokens, offsets[start : stop + 1] - offsets[start])
             start = stop

@@ -17,6 +17,7 @@ from flashelmo.engine.arrays import Array, Int64
 from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, index_table, shard_name
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.files import sync
+from flashelmo.engine.text.windows import last_that_fits
 
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
 HALF_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinity and NaN
@@ -214,8 +215,7 @@ def _groups(offsets: Int64, rows: Rows) -> Iterator[tuple[int, int] | None]:
     """Ranges of records for the row groups: each within GROUP_BYTES, or one record."""
     start, most = 0, max(1, GROUP_BYTES // rows.n_bytes)
     while start < len(offsets) - 1:
-        stop = int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1
-        stop = min(max(stop, start + 1), start + INDEX_ROWS)
+        stop = max(start + 1, last_that_fits(offsets, start, INDEX_ROWS, most))
         yield start, stop
         start = stop
     yield None

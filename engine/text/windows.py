@@ -185,15 +185,15 @@ def read_windows(
         OSError: a file that cannot be read.
     """
     bound = max_tokens if first_tokens is None else min(first_tokens, max_tokens)
-    if min(max_sentences, bound) < 1:
-        raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {bound}")
+    check_bounds(max_sentences, bound)
     if errors not in ("strict", "replace"):
         raise FlashElmoError(f"errors: expected 'strict' or 'replace', found {errors!r}")
     parts: list[Block] = []
     for block in _read_blocks(source, errors, universal_newlines):
         start = 0
         while start < block.n_lines:
-            stop = _fit(block, start, max_sentences - _total(parts, "n_lines"), bound - _total(parts, "n_tokens"))
+            n_lines, n_tokens = max_sentences - _total(parts, "n_lines"), bound - _total(parts, "n_tokens")
+            stop = last_that_fits(block.token_offsets, start, n_lines, n_tokens)
             if _total(parts, "n_bytes") > MAX_WINDOW_BYTES:
                 stop = start
             if stop == start and parts:
@@ -216,11 +216,21 @@ def read_ahead(windows: Iterator[Item]) -> Iterator[Item]:
         yield window
 
 
-def _fit(block: Block, start: int, max_lines: int, max_tokens: int) -> int:
-    """The line before which a window that starts at `start` must end."""
-    max_tokens = min(max_tokens, block.n_tokens)
-    stop = np.searchsorted(block.token_offsets, block.token_offsets[start] + max_tokens, side="right") - 1
-    return max(start, min(int(stop), start + max_lines))
+def check_bounds(max_sentences: int, max_tokens: int) -> None:
+    """Raise FlashElmoError where no window could have a sentence or a token."""
+    if min(max_sentences, max_tokens) < 1:
+        raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {max_tokens}")
+
+
+def last_that_fits(offsets: Int64, start: int, max_items: int, max_size: int) -> int:
+    """Where a range of items that begins at `start` must end; `start` itself where the first one is too large.
+
+    Args:
+        offsets: [items + 1], where each begins, in tokens or rows.
+        max_items, max_size: of the range.
+    """
+    stop = np.searchsorted(offsets, offsets[start] + min(max_size, offsets[-1]), side="right") - 1
+    return max(start, min(int(stop), start + max_items))
 
 
 def _total(parts: list[Block], name: str) -> int:
