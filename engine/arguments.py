@@ -23,6 +23,12 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def check(holds: bool, name: str, expected: str, found: object) -> None:
+    """Raise FlashElmoError unless what is said of a field holds."""
+    if not holds:
+        raise FlashElmoError(f"{name}: expected {expected}, found {shown(found)}")
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A whole number of any integer type.
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from flashelmo.engine.arguments import is_one_of, shown
+from flashelmo.engine.arguments import FLOAT32_MAX, check, is_one_of, shown
 from flashelmo.engine.errors import FlashElmoError
 
 Family = Literal["bilm", "manylangs"]
 MAX_COUNT = 1000
 MAX_SIZE = 2**31 - 1
-MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -55,29 +54,29 @@ class ElmoConfig:
 
     def __post_init__(self) -> None:
         for name in ("cell_size", "projection_size", "n_layers", "max_characters"):
-            _check(_is_whole(getattr(self, name), 1), name, "a positive whole number", getattr(self, name))
+            check(_is_whole(getattr(self, name), 1), name, "a positive whole number", getattr(self, name))
         for name in ("n_highway", "character_size", "n_characters", "word_size", "n_words"):
-            _check(_is_whole(getattr(self, name), 0), name, "a whole number, zero or more", getattr(self, name))
+            check(_is_whole(getattr(self, name), 0), name, "a whole number, zero or more", getattr(self, name))
         for name in ("n_layers", "n_highway", "max_characters"):  # a damaged file must not fill the memory
-            _check(getattr(self, name) <= MAX_COUNT, name, f"at most {MAX_COUNT}", getattr(self, name))
+            check(getattr(self, name) <= MAX_COUNT, name, f"at most {MAX_COUNT}", getattr(self, name))
         for name in ("cell_size", "projection_size", "character_size", "n_characters", "word_size", "n_words"):
-            _check(getattr(self, name) <= MAX_SIZE, name, f"at most {MAX_SIZE}", getattr(self, name))
-        _check(isinstance(self.skip_connections, bool), "skip_connections", "true or false", self.skip_connections)
+            check(getattr(self, name) <= MAX_SIZE, name, f"at most {MAX_SIZE}", getattr(self, name))
+        check(isinstance(self.skip_connections, bool), "skip_connections", "true or false", self.skip_connections)
         for name in ("cell_clip", "projection_clip"):
             clip = getattr(self, name)
-            _check(clip is None or _is_bound(clip), name, "a positive number in float32's range or none", clip)
+            check(clip is None or _is_bound(clip), name, "a positive number in float32's range or none", clip)
             if clip is not None:
                 object.__setattr__(self, name, float(clip))  # whole numbers of that size fit no integer type
-        _check(is_one_of(self.family, "bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
-        _check(is_one_of(self.activation, "relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
-        _check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
-        _check(_are_pairs(self.filters), "filters", "pairs of positive whole numbers [width, number]", self.filters)
+        check(is_one_of(self.family, "bilm", "manylangs"), "family", "'bilm' or 'manylangs'", self.family)
+        check(is_one_of(self.activation, "relu", "tanh"), "activation", "'relu' or 'tanh'", self.activation)
+        check(bool(self.character_size or self.word_size), "character_size", "characters or words as input", 0)
+        check(_are_pairs(self.filters), "filters", "pairs of positive whole numbers [width, number]", self.filters)
         if self.character_size:
             if self.family == "bilm":  # ids of 256 bytes, begin and end of sentence and word, padding, and no token
-                _check(self.n_characters == 262, "n_characters", "262", self.n_characters)
-            _check(bool(self.filters), "filters", "pairs of positive whole numbers [width, number]", self.filters)
+                check(self.n_characters == 262, "n_characters", "262", self.n_characters)
+            check(bool(self.filters), "filters", "pairs of positive whole numbers [width, number]", self.filters)
             widest = max(width for width, _ in self.filters)
-            _check(self.max_characters >= max(widest, 3), "max_characters", f">= {max(widest, 3)}", self.max_characters)
+            check(self.max_characters >= max(widest, 3), "max_characters", f">= {max(widest, 3)}", self.max_characters)
 
     @property
     def n_filters(self) -> int:
@@ -139,9 +138,4 @@ def _are_pairs(values: object) -> bool:
 
 
 def _is_bound(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_FLOAT32
-
-
-def _check(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:
-        raise FlashElmoError(f"{name}: expected {expected}, found {shown(found)}")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= FLOAT32_MAX

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
-from flashelmo.engine.arguments import shown, whole_number
-from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.arguments import check, whole_number
 
 RATES = {"adam": 2e-3, "adagrad": 0.2}  # learning rates where none is given; Adagrad's is the published one
 MAX_SEED = 2**31 - 1
@@ -71,17 +70,17 @@ class TrainSettings:
                 whole_number(name, getattr(self, name), least)
         for name in ("dropout", "warm_up", "heldout_share"):
             value = getattr(self, name)
-            _check(_is_number(value) and 0 <= value < 1, name, "0 or more and less than 1", value)
+            check(_is_number(value) and 0 <= value < 1, name, "0 or more and less than 1", value)
         for name in ("lr", "clip", "epochs", "seconds", "save_every"):
             value = getattr(self, name)
             is_right = value is None or (_is_number(value) and 0 < value < float("inf"))
-            _check(is_right, name, "a positive number", value)
+            check(is_right, name, "a positive number", value)
         given = [name for name in ("epochs", "steps", "seconds") if getattr(self, name) is not None]
-        _check(len(given) <= 1, "length", "one of epochs, steps and seconds", " and ".join(given))
+        check(len(given) <= 1, "length", "one of epochs, steps and seconds", " and ".join(given))
         if not given:
             object.__setattr__(self, "epochs", 10.0)
         for name, allowed in (("optimizer", tuple(RATES)), ("precision", ("auto", "fp32", "bf16"))):
-            _check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
+            check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
         if self.lr is None:
             object.__setattr__(self, "lr", RATES[self.optimizer])
 
@@ -98,8 +97,3 @@ class TrainSettings:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:
-        raise FlashElmoError(f"{name}: expected {expected}, found {shown(found)}")
