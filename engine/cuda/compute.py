@@ -12,7 +12,6 @@ from torch import Tensor
 from flashelmo.engine.cuda.layout import D, Layout, Sizes
 from flashelmo.engine.cuda.model import DeviceModel
 from flashelmo.engine.cuda.state import DeviceState
-from flashelmo.engine.settings import CudaSettings
 from flashelmo.kernels.gather import gather_words
 from flashelmo.kernels.lstm.layer import lstm_layer
 from flashelmo.kernels.lstm.run import InputWords, LaunchOptions, Nodes, Workspace
@@ -42,7 +41,7 @@ def compute(
     packed_schedule: Tensor,
     sizes: Sizes,
     output: DeviceOutput,
-    settings: CudaSettings,
+    options: LaunchOptions,
     *,
     workspace: Workspace,
     state: DeviceState | None = None,
@@ -61,7 +60,6 @@ def compute(
     parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
     nodes = nodes_of(parts, sizes)
-    options = launch_options(model, settings)
     outputs = word_vectors.new_empty(n_layers, D, n_nodes, size)
     x, final, words = gather_words(word_vectors, parts["words"]), [], None
     if sizes.n_words:
@@ -89,11 +87,6 @@ def compute(
     if state is not None:
         state.write_back(parts, final)
     return results
-
-
-def launch_options(model: DeviceModel, settings: CudaSettings) -> LaunchOptions:
-    """How a model's layers are launched."""
-    return LaunchOptions(model.products, settings.keep_weights, settings.batch_invariant)
 
 
 def nodes_of(parts: Mapping[str, Tensor], sizes: Sizes) -> Nodes:

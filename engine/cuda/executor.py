@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashelmo.engine.arrays import Int32
-from flashelmo.engine.cuda.compute import DeviceOutput, compute, launch_options
+from flashelmo.engine.cuda.compute import DeviceOutput, compute
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.layout import Layout, Sizes, fill, fill_words
 from flashelmo.engine.cuda.memory import word_gates_bytes
@@ -25,7 +25,7 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import Schedule
 from flashelmo.kernels.launch import is_out_of_memory
 from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
-from flashelmo.kernels.lstm.run import Workspace
+from flashelmo.kernels.lstm.run import LaunchOptions, Workspace
 
 MAX_WORD_GRAPHS = 8  # one for each power of two
 LENT_BYTES = 1 << 20  # of a graph's results; more are copied, so that the way down and the next window overlap
@@ -78,7 +78,7 @@ class Executor:
         self._table = WordVectorTable(model, encoder, transfers, settings.cache_bytes, word_graphs)
         self._state = DeviceState(model) if settings.stateful else None
         self._workspace = Workspace.of(model.lstm[0].shape, model.device)
-        self._options = launch_options(model, settings.cuda)
+        self._options = LaunchOptions(model.products, settings.cuda.keep_weights, settings.cuda.batch_invariant)
         self._word_gates_bytes = word_gates_bytes(model.device)
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
@@ -235,7 +235,7 @@ class Executor:
             packed_schedule,
             sizes,
             device_output,
-            self._switches,
+            self._options,
             workspace=self._workspace,
             state=self._state,
             first_row=first_row,

@@ -1,4 +1,4 @@
-"""How many tokens of a window fit the device's memory, and how an out-of-memory error is recognized."""
+"""How many tokens of a window fit the device's memory, and what a window takes of it."""
 
 from __future__ import annotations
 
