@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from interpreter import repair
 from tiny_models import WORD_MODEL, WORDS, random_model
 
 from flashelmo.engine.cuda import executor
@@ -23,6 +24,8 @@ Sentences = Sequence[Sequence[str]]
 Vectors = list[npt.NDArray[Any]]
 
 DEVICE = "interpreter" if os.environ.get("TRITON_INTERPRET") else "cuda"
+if DEVICE == "interpreter":
+    repair()  # in a process of a pool too
 TORCH_DEVICE = find_device(DEVICE)  # with its number, as messages have it
 AHEAD = CudaSettings(graphs=False)
 ONE_LAYER = random_model(replace(WORD_MODEL, n_layers=1), WORDS)  # little to compute, where the loop is tested

@@ -17,7 +17,6 @@ pytest.importorskip("triton")
 
 from cuda_runs import AHEAD, DEVICE, ONE_LAYER, Vectors, assert_close, of_any_name
 from device_pipelines import choosing
-from interpreter import repair
 
 from flashelmo.engine import choice
 from flashelmo.engine.cuda.pipeline import CudaPipeline
@@ -33,8 +32,7 @@ from flashelmo.engine.text.windows import Window
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DevicePool]:
-    setup = repair if DEVICE == "interpreter" else None
-    with closing(DevicePool(partial(of_any_name, ONE_LAYER), ["one", "two"], setup=setup)) as pool:
+    with closing(DevicePool(partial(of_any_name, ONE_LAYER), ["one", "two"])) as pool:
         yield pool
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from device_pipelines import MadeUp, cpu_pipeline, lengths, make_marked, setup_marks
+from device_pipelines import MadeUp, cpu_pipeline, lengths, repaired
 from tiny_models import MODELS
 
 from flashelmo.engine.devices.pool import DevicePool
@@ -115,7 +115,7 @@ def real() -> Iterator[DevicePool]:
 @pytest.fixture(scope="module")
 def made_up() -> Iterator[DevicePool]:
     """One device is slower, so that results come out of order."""
-    with closing(DevicePool(make_marked, ["slow:0.02", "fast"], setup=setup_marks)) as pool:
+    with closing(DevicePool(MadeUp, ["slow:0.02", "fast"])) as pool:
         yield pool
 
 
@@ -198,14 +198,12 @@ def test_runs_end_where_all_windows_are_done_before_the_last_is_known_to_be_the_
 def test_kernels_run_in_a_process_of_their_own(device: str, text: list[list[str]]) -> None:
     """On the card where there is one; otherwise the process repairs Triton's interpreter, as the tests do."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from interpreter import repair
-
     from flashelmo.engine.cuda.pipeline import make_cuda_pipeline
 
     make = partial(make_cuda_pipeline, model=MODELS["skip"], precision="fp32", settings=Settings())
-    name, setup = ("cuda:0", None) if device == "cuda" else ("interpreter", repair)
     windows = [Window.from_sentences(text[start : start + 2]) for start in range(0, 6, 2)]
-    with closing(DevicePool(make, [name], setup=setup)) as pool:
+    name = "cuda:0" if device == "cuda" else "interpreter"
+    with closing(DevicePool(partial(repaired, make), [name])) as pool:
         _, results = run(pool, windows)
     _, expected = collect(cpu_pipeline(MODELS["skip"], "cpu").stream(windows, ALL, ignore))
     for a, b in zip(chain(*results), chain(*expected), strict=True):

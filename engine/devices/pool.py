@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +36,6 @@ class DevicePool:
         make: makes a device's pipeline, called with its name in its process. It must be picklable, from a module that
             can be imported; arrays that it holds are copied once for all processes, which share them.
         devices: names of the devices, each once.
-        setup: called first in every process.
 
     Attributes:
         precision: what the pipelines compute in; "" where they do not say.
@@ -47,9 +45,7 @@ class DevicePool:
             that compute in different precisions.
     """
 
-    def __init__(
-        self, make: Callable[[str], WindowPipeline], devices: Sequence[str], *, setup: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, make: Callable[[str], WindowPipeline], devices: Sequence[str]) -> None:
         _check_names(devices)
         self.statistics = Statistics()
         self._lock = threading.Lock()
@@ -57,23 +53,21 @@ class DevicePool:
         self._processes: list[DeviceProcess] = []
         self._end = weakref.finalize(self, _end, self._processes)
         try:
-            self._start(make, devices, setup)
+            self._start(make, devices)
             self.precision = _one_precision(self._processes)
         except BaseException:
             self.close()
             raise
         self.ahead = sum(process.max_windows + 1 for process in self._processes) - 1
 
-    def _start(
-        self, make: Callable[[str], WindowPipeline], devices: Sequence[str], setup: Callable[[], None] | None
-    ) -> None:
+    def _start(self, make: Callable[[str], WindowPipeline], devices: Sequence[str]) -> None:
         arrays_file, pickled = write_object(make)
         try:
             for name in devices:
                 process = DeviceProcess(name, arrays_file, self._dispatcher)
                 self._processes.append(process)
                 self._dispatcher.processes.append(process)
-                process.send(Start(name, pickle.dumps(setup), pickled))
+                process.send(Start(name, pickled))
         finally:
             os.close(arrays_file)
         for process in self._processes:

@@ -8,7 +8,6 @@ A run ends when the pool says that nothing follows for now, so that a pipeline t
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +27,9 @@ from flashelmo.engine.text.windows import Window
 
 
 class Start(NamedTuple):
-    """The first message: the pickled `setup`, which is called before `make` is unpickled and makes the pipeline."""
+    """The first message: the device's name, with which `make` is called for the pipeline."""
 
     device: str
-    setup: bytes
     make: Pickled
 
 
@@ -90,7 +88,8 @@ def main(connection_descriptor: int, arrays_file: int) -> NoReturn:
     try:
         start: Start = connection.recv()
         inbox = _Inbox(connection)
-        pipeline = _make(start, arrays_file)
+        make: Callable[[str], WindowPipeline] = read_object(arrays_file, start.make)
+        pipeline = make(start.device)
         connection.send(Ready(pipeline.ahead, getattr(pipeline, "precision", "")))
         worker = _Worker(pipeline, connection, inbox)
         while True:
@@ -99,14 +98,6 @@ def main(connection_descriptor: int, arrays_file: int) -> NoReturn:
         with suppress(OSError):
             connection.send(Failed(child.describe(error)))
     os._exit(1)  # a library in an unknown state may hang, or write to the terminal, in an orderly end
-
-
-def _make(start: Start, arrays_file: int) -> WindowPipeline:
-    setup: Callable[[], None] | None = pickle.loads(start.setup)
-    if setup is not None:
-        setup()
-    make: Callable[[str], WindowPipeline] = read_object(arrays_file, start.make)
-    return make(start.device)
 
 
 class _Inbox:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -127,7 +126,7 @@ class Worker:
         arrays_file, pickled = write_object(self._make)
         try:
             process = DeviceProcess(self.device, arrays_file, self)
-            process.send(Start(self.device, pickle.dumps(None), pickled))
+            process.send(Start(self.device, pickled))
         finally:
             os.close(arrays_file)
         self._process = process
