@@ -110,6 +110,8 @@ def test_configuration_in_full(repositories) -> None:
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
     assert not config.dynamic_batching.preferred_batch_size
     assert parameters(config) == {"intra_op_thread_count": "0", "execution_mode": "0", "enable_mem_pattern": "0"}
+    for path in text_models(folder):
+        assert read_config(path).max_batch_size == 64 and parameters(read_config(path))["threads"] == "0"
     assert "zeros, of -1 in word_ids" in (folder / "elmo_fp16" / "config.pbtxt").read_text(encoding="utf-8")
 
 
@@ -126,16 +128,6 @@ def test_on_a_card_fp32_is_told_to_multiply_in_float32(repositories) -> None:
                 config = text_format.Parse(text + added, model_config_pb2.ModelConfig())
                 (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
                 assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
-
-
-def test_limits_are_what_was_asked_for(tmp_path) -> None:
-    folder, _ = export("words", tmp_path, max_batch_size=7, threads=3)
-    config = read_config(folder / "elmo_fp32")
-    assert config.max_batch_size == 7
-    assert parameters(config)["intra_op_thread_count"] == "3"
-    for path in text_models(folder):
-        assert read_config(path).max_batch_size == 7
-        assert parameters(read_config(path))["threads"] == "3"
 
 
 def test_requests_are_of_the_protocol(repository) -> None:

@@ -30,13 +30,13 @@ CASES: dict[str, tuple[str, list[PrecisionName], dict]] = {
 }
 
 
-def export(case: str, folder: Path, **settings: int) -> tuple[Path, ElmoModel]:
+def export(case: str, folder: Path) -> tuple[Path, ElmoModel]:
     """The repository of a case, and the model in it."""
     name, precisions, options = CASES[case]
     files = {precision: folder / FILE_NAMES[precision] for precision in precisions}
     for precision, path in files.items():
         build_onnx(ALL_MODELS[name], path, precision=precision, mix=MIX, **options)
-    write_triton_repository(folder / "triton", files, ALL_MODELS[name], **settings)
+    write_triton_repository(folder / "triton", files, ALL_MODELS[name])
     return folder / "triton", ALL_MODELS[name]
 
 

@@ -22,6 +22,7 @@ DATATYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
 }
+MAX_BATCH_SIZE = 64  # rows of requests that the server may join
 QUEUE_DELAY_MICROSECONDS = 1000
 IDLE_SECONDS = 60
 MAX_TEXTS = 64
@@ -42,19 +43,6 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the server may take for one model.
-
-    Attributes:
-        max_batch_size: rows that it may join.
-        threads: processor threads, 0 for all cores.
-    """
-
-    max_batch_size: int
-    threads: int
-
-
 def graph_tensors(values: Iterable[ValueInfoProto]) -> list[Tensor]:
     """The inputs or outputs of a graph."""
     tensors = []
@@ -65,7 +53,7 @@ def graph_tensors(values: Iterable[ValueInfoProto]) -> list[Tensor]:
     return tensors
 
 
-def onnx_config(name: str, file: ModelProto, metadata: Metadata, example: Iterable[Tensor], limits: Limits) -> str:
+def onnx_config(name: str, file: ModelProto, metadata: Metadata, example: Iterable[Tensor]) -> str:
     """The configuration of an exported file, which the ONNX Runtime backend runs.
 
     Args:
@@ -73,13 +61,12 @@ def onnx_config(name: str, file: ModelProto, metadata: Metadata, example: Iterab
         file: what was exported; its weights may be elsewhere.
         metadata: what the file says of itself.
         example: the inputs of a request of one row, which lie in `warmup/` under their names.
-        limits: what the server may take.
     """
     if metadata.stateful:
         batching = _one_row(file) + _sequence_batching(file)
     else:
-        batching = _rows(file, limits) + _dynamic_batching(metadata) + _warmup(example)
-    parameters = {"intra_op_thread_count": str(limits.threads), "execution_mode": "0", "enable_mem_pattern": "0"}
+        batching = _rows(file) + _dynamic_batching(metadata) + _warmup(example)
+    parameters = {"intra_op_thread_count": "0", "execution_mode": "0", "enable_mem_pattern": "0"}
     return f"""\
 name: "{name}"
 backend: "onnxruntime"
@@ -96,7 +83,7 @@ version_policy {{ latest {{ num_versions: 1 }} }}
 {_parameters(parameters)}"""
 
 
-def text_config(name: str, size: int, parameters: Mapping[str, str], about: str, limits: Limits) -> str:
+def text_config(name: str, size: int, parameters: Mapping[str, str], about: str) -> str:
     """The configuration of a model of text, which the Python backend runs.
 
     Args:
@@ -104,7 +91,6 @@ def text_config(name: str, size: int, parameters: Mapping[str, str], about: str,
         size: 2P, of a vector.
         parameters: of the model, beside its threads.
         about: lines that say what the parameters are.
-        limits: what the server may take.
     """
     vectors = [Tensor("token_embeddings", "FP32", (-1, size)), Tensor("sentence_embedding", "FP32", (size,))]
     comments = "".join(f"# {line}\n" for line in about.splitlines())
@@ -114,7 +100,7 @@ backend: "python"
 
 # Either text, a line whose tokens stand between white space, or tokens, rows filled up with "" at their end. Requests
 # are joined whatever their lengths, and answered with rows as long as the longest sentence of their own.
-max_batch_size: {limits.max_batch_size}
+max_batch_size: {MAX_BATCH_SIZE}
 input [
   {{ name: "text" data_type: TYPE_STRING dims: [ 1 ] optional: true }},
   {{ name: "tokens" data_type: TYPE_STRING dims: [ -1 ] optional: true allow_ragged_batch: true }}
@@ -129,15 +115,15 @@ instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 
 version_policy {{ latest {{ num_versions: 1 }} }}
 
-{comments}{_parameters({**parameters, "threads": str(limits.threads)})}{_warmup([Tensor("text", "STRING", (1, 1))])}"""
+{comments}{_parameters({**parameters, "threads": "0"})}{_warmup([Tensor("text", "STRING", (1, 1))])}"""
 
 
-def _rows(file: ModelProto, limits: Limits) -> str:
+def _rows(file: ModelProto) -> str:
     """Inputs and outputs, the batch axis left out."""
     inputs, outputs = graph_tensors(file.graph.input), graph_tensors(file.graph.output)
     return f"""\
 # The batch axis is left out below: sequence_length comes first, but in sentence_embedding.
-max_batch_size: {limits.max_batch_size}
+max_batch_size: {MAX_BATCH_SIZE}
 {_tensors("input", [Tensor(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in inputs])}
 {_tensors("output", [Tensor(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in outputs])}
 """

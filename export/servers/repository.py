@@ -29,7 +29,7 @@ from flashelmo.engine.precision import PrecisionName
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import pad
 from flashelmo.export.metadata import Metadata
-from flashelmo.export.servers.config import Limits, Tensor, graph_tensors, onnx_config, text_config
+from flashelmo.export.servers.config import Tensor, graph_tensors, onnx_config, text_config
 from flashelmo.export.servers.readme import readme
 from flashelmo.export.verification.sentences import SENTENCES
 
@@ -42,17 +42,13 @@ threads: 0 for all cores."""
 ABOUT_ONNX_TEXT = "model: the file, beside model.py. threads: 0 for all cores."
 
 
-def write_triton_repository(
-    folder: Path, files: Mapping[PrecisionName, Path], model: ElmoModel, *, max_batch_size: int = 64, threads: int = 0
-) -> None:
+def write_triton_repository(folder: Path, files: Mapping[PrecisionName, Path], model: ElmoModel) -> None:
     """Write a repository; it appears whole or not at all.
 
     Args:
         folder: to be made.
         files: exported files by their precision, at least one; hard links to them are made where the disk allows it.
         model: what they were exported from.
-        max_batch_size: rows of requests that the server may join.
-        threads: processor threads of each model, 0 for all cores.
 
     Raises:
         FlashElmoError: the folder exists or cannot be written, a file that was not exported by this package.
@@ -61,22 +57,21 @@ def write_triton_repository(
         raise FlashElmoError(f"{folder}: expected an exported file to serve, found none")
     if folder.exists():
         raise FlashElmoError(f"{folder}: exists already; remove it first")
-    limits = Limits(max_batch_size, threads)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workspace:
             new = Path(workspace, "new")
-            metadata = [_write_onnx(new / f"elmo_{name}", file, limits) for name, file in files.items()]
-            _write_native_text(new / "elmo_native", model, metadata[0], limits)
+            metadata = [_write_onnx(new / f"elmo_{name}", file) for name, file in files.items()]
+            _write_native_text(new / "elmo_native", model, metadata[0])
             if not metadata[0].stateful:
-                _write_onnx_text(new / "elmo_onnx_text", next(iter(files.values())), metadata[0], limits)
+                _write_onnx_text(new / "elmo_onnx_text", next(iter(files.values())), metadata[0])
             (new / "README.md").write_text(readme(list(files), metadata[0]), encoding="utf-8")
             new.rename(folder)
     except OSError as error:
         raise FlashElmoError(f"{folder}: cannot be written: {reason_of(error)}") from None
 
 
-def _write_onnx(folder: Path, file: Path, limits: Limits) -> Metadata:
+def _write_onnx(folder: Path, file: Path) -> Metadata:
     """The model of one exported file, whose metadata are given back."""
     proto = onnx.load(file, load_external_data=False)
     metadata = Metadata.from_properties({entry.key: entry.value for entry in proto.metadata_props}, str(file))
@@ -84,7 +79,7 @@ def _write_onnx(folder: Path, file: Path, limits: Limits) -> Metadata:
     example = [Tensor(name, "INT64", array.shape) for name, array in inputs.items()]
     (folder / "1").mkdir(parents=True)
     _link(file, folder / "1")
-    config = onnx_config(folder.name, proto, metadata, example, limits)
+    config = onnx_config(folder.name, proto, metadata, example)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
     _write_json(folder / "request.json", _onnx_request(inputs, proto, metadata))
     if not metadata.stateful:
@@ -92,29 +87,29 @@ def _write_onnx(folder: Path, file: Path, limits: Limits) -> Metadata:
     return metadata
 
 
-def _write_native_text(folder: Path, model: ElmoModel, metadata: Metadata, limits: Limits) -> None:
+def _write_native_text(folder: Path, model: ElmoModel, metadata: Metadata) -> None:
     parameters = {
         "model": "model",
         "device": "instance",
         "precision": "auto",
         "layers": ",".join(map(repr, metadata.mix)),
     }
-    _write_text(folder, metadata, parameters, ABOUT_NATIVE, limits)
+    _write_text(folder, metadata, parameters, ABOUT_NATIVE)
     write_native(model, folder / "1" / "model")
 
 
-def _write_onnx_text(folder: Path, file: Path, metadata: Metadata, limits: Limits) -> None:
-    _write_text(folder, metadata, {"model": "model.onnx"}, ABOUT_ONNX_TEXT, limits)
+def _write_onnx_text(folder: Path, file: Path, metadata: Metadata) -> None:
+    _write_text(folder, metadata, {"model": "model.onnx"}, ABOUT_ONNX_TEXT)
     _link(file, folder / "1")
 
 
-def _write_text(folder: Path, metadata: Metadata, parameters: Mapping[str, str], about: str, limits: Limits) -> None:
+def _write_text(folder: Path, metadata: Metadata, parameters: Mapping[str, str], about: str) -> None:
     """A model of the Python backend, whose code is the module of its name in `export/servers/models`."""
     (folder / "1").mkdir(parents=True)
     code = find_spec(f"flashelmo.export.servers.models.{folder.name}")
     assert code is not None and code.origin is not None
     shutil.copyfile(code.origin, folder / "1" / "model.py")
-    config = text_config(folder.name, metadata.config.output_size, parameters, about, limits)
+    config = text_config(folder.name, metadata.config.output_size, parameters, about)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
     line = " ".join(EXAMPLE)
     text = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [line]}
