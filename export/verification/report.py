@@ -11,7 +11,8 @@ from typing import Any
 
 from flashelmo.engine.precision import Bound, PrecisionName
 
-ERRORS = ("output", "vectors", "max abs error", "relative error", "worst vector", "least cosine", "bound")
+KINDS = {"max_abs": "max abs error", "relative": "relative error", "worst_vector": "worst vector"}
+ERRORS = ("output", "vectors", *KINDS.values(), "least cosine", "bound")
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def bound_text(bound: Bound) -> str:
     """As "max abs error < 2e-5, cosine > 0.98"."""
-    errors = {"max abs error": bound.max_abs, "relative error": bound.relative, "worst vector": bound.worst_vector}
-    parts = [f"{name} < {short(limit)}" for name, limit in errors.items() if limit is not None]
+    limits = {name: getattr(bound, kind) for kind, name in KINDS.items()}
+    parts = [f"{name} < {short(limit)}" for name, limit in limits.items() if limit is not None]
     return ", ".join(parts if bound.cosine is None else [*parts, f"cosine > {bound.cosine:g}"])
 
 

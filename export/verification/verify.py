@@ -20,7 +20,7 @@ from flashelmo.export.open_session import ORT_ERRORS, Provider, available_provid
 from flashelmo.export.verification.bounds import bounds_of_outputs
 from flashelmo.export.verification.cases import Case, Sentence, in_bucket, make_cases
 from flashelmo.export.verification.compare import Comparison, expected_outputs, expected_states
-from flashelmo.export.verification.report import CaseResult, OutputError, Report, short
+from flashelmo.export.verification.report import KINDS, CaseResult, OutputError, Report, short
 from flashelmo.export.verification.sentences import SENTENCES
 from flashelmo.export.verification.session import Session, token_mask
 from flashelmo.export.verification.structure import (
@@ -35,7 +35,6 @@ from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.weights import weight_problems
 
 BATCH_SIZES = (1, 3, 8, 32)
-KINDS = {"max_abs": "max abs error", "relative": "relative error", "worst_vector": "worst vector"}
 PACKAGES = ("flashelmo", "numpy", "onnx", "onnxruntime", "torch")
 
 
