@@ -96,7 +96,7 @@ class ElmoEmbedder:
         elif weight_file is not None or options_file is not None:
             raise FlashElmoError("weight_file, options_file: expected none beside a model in memory, found one")
         else:
-            self._read_model = partial(_itself, model)
+            self._read_model = lambda: model
         self.config: ElmoConfig = model.config
         self._path = model.path
         self._pipeline, self.device, self.runtime, self.precision, max_tokens = make_pipeline(model, self.settings)
@@ -464,10 +464,6 @@ class ElmoEmbedder:
             return self.window_limits
         batch_size = whole_number("batch_size", batch_size, 1)
         return batch_size if self.settings.stateful else min(batch_size, MAX_WINDOW_SENTENCES), self.window_limits[1]
-
-
-def _itself(model: ElmoModel) -> ElmoModel:
-    return model
 
 
 def _checked_window(window: Any) -> Window:
