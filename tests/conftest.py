@@ -77,6 +77,12 @@ def _no_sizes_of_another_test() -> None:
         layout._filled.clear()
 
 
+@pytest.fixture
+def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets of few tokens, as the interpreter computes their padding too."""
+    monkeypatch.setattr("flashelmo.engine.cuda.layout.LEAST_NODES", 8)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout that the tests lie in; the package under test may be installed elsewhere."""
@@ -148,14 +154,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets of few tokens, as the interpreter computes their padding too."""
-    from flashelmo.engine.cuda import layout
-
-    monkeypatch.setattr(layout, "LEAST_NODES", 8)
 
 
 @pytest.fixture(scope="session")

@@ -341,6 +341,8 @@ def test_who_reads_no_answer_holds_nothing_for_long(model: Path) -> None:
                 if not worker.held:
                     break  # answers fill all buffers: the server reads no more requests
                 finish_all(worker)
+            else:
+                pytest.fail("all answers were sent, and nobody read them")
             while "flashelmo_requests_in_flight 0.0" not in service.metrics.text().decode():
                 await asyncio.sleep(0.05)
             client.close()

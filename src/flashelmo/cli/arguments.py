@@ -23,7 +23,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no s
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say what is chosen and loaded.", callback=lambda value: log_more(value))
 ]
-Threads = Annotated[int | None, typer.Option(help="Processor threads; all cores if not set.")]
 SentenceKeys = Annotated[bool, typer.Option("--use-sentence-keys", help="Sentences, not line numbers, are the keys.")]
 DType: TypeAlias = Literal["float32", "float16"]
 Pool: TypeAlias = Literal["mean", "max"]
