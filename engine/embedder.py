@@ -417,7 +417,7 @@ class ElmoEmbedder:
         return encode(
             lambda rows, output: self._embed(rows, limits, output, as_numpy),
             sentences,
-            none=self._none(0),
+            none=lambda: self._none(0),
             output_value=output_value,
             layers=layers,
             mix=mix,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -188,17 +188,17 @@ def normalize(vectors: Any) -> Any:
     return vectors / (lengths + (lengths == 0))
 
 
-def stack(vectors: list[Any], none: Array, as_numpy: bool) -> Any:
+def stack(vectors: list[Any], none: Callable[[], Array], as_numpy: bool) -> Any:
     """Vectors [2P] one above the other [B, 2P]: numpy arrays, or else PyTorch tensors.
 
     Args:
-        none: [0, 2P], of the vectors' type: what is given where there is none.
+        none: makes what is given where there is none, [0, 2P] of the vectors' type.
     """
     if as_numpy:
-        return np.stack(vectors) if vectors else none
+        return np.stack(vectors) if vectors else none()
     import torch
 
-    return torch.stack(vectors) if vectors else torch.from_numpy(none)
+    return torch.stack(vectors) if vectors else torch.from_numpy(none())
 
 
 def cast(vectors: Array, dtype: str) -> Array:

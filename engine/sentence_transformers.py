@@ -21,26 +21,23 @@ def encode(
     embed: Callable[[Iterator[Sentence | str], Output], Iterator[Any]],
     sentences: str | Iterable[Sentence | str],
     *,
-    none: Array,
+    none: Callable[[], Array],
     output_value: str,
     layers: Layers,
     mix: Mix | None,
-    as_numpy: bool,
     normalize_embeddings: bool,
-    show_progress_bar: bool | None,
+    as_numpy: bool = True,
+    show_progress_bar: bool | None = False,
 ) -> Any:
-    """What `ElmoEmbedder.encode` gives; arguments, shapes and errors are described there.
+    """What `ElmoEmbedder.encode` and `Client.encode` give; arguments, shapes and errors are described there.
 
     Args:
         embed: gives each sentence's result, a numpy array if `as_numpy`, or else a PyTorch tensor.
-        none: [0, 2P], the sentence embeddings of no sentences.
+        none: makes the sentence embeddings of no sentences, [0, 2P].
     """
-    if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
-        expected = "'sentence_embedding' or 'token_embeddings'"
-        raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+    pooled = is_pooled(output_value)
     unit = flag("normalize_embeddings", normalize_embeddings)
     show = show_progress_bar is not None and flag("show_progress_bar", show_progress_bar)
-    pooled = output_value == "sentence_embedding"
     output = Output(layers, pool="mean" if pooled else None, mix=mix)
     if not output.single:
         raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
@@ -54,6 +51,14 @@ def encode(
     if isinstance(sentences, str):
         return results[0]
     return stack(results, none, as_numpy) if pooled else results
+
+
+def is_pooled(output_value: Any) -> bool:
+    """Whether "sentence_embedding" is asked for, not "token_embeddings"; FlashElmoError where it is neither."""
+    if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
+        expected = "'sentence_embedding' or 'token_embeddings'"
+        raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+    return bool(output_value == "sentence_embedding")
 
 
 def check_foreign(embedders_device: str, device: Device | None, precision: Any, prompt_name: str | None) -> None:

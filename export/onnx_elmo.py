@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flashelmo.engine.arguments import flag, is_one_of, shown, utf8_path_of
+from flashelmo.engine.arguments import flag, is_one_of, utf8_path_of
 from flashelmo.engine.arrays import Arrays, Floats
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.output import normalize
 from flashelmo.engine.processor import int8_levels
+from flashelmo.engine.sentence_transformers import is_pooled
 from flashelmo.engine.text.sentences import Sentence, several
 from flashelmo.engine.text.spelling import Speller
 from flashelmo.export.batches import batches, check_inputs, input_names, pad, state_shape, token_lists
@@ -182,13 +183,10 @@ class OnnxElmo:
         Raises:
             FlashElmoError: another `output_value`, or one that is no output of the file; a sentence that is no text.
         """
-        if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
-            expected = "'sentence_embedding' or 'token_embeddings'"
-            raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
+        pooled = is_pooled(output_value)
         unit = flag("normalize_embeddings", normalize_embeddings)
         self._check_outputs([output_value])
         tokens = token_lists([sentences] if isinstance(sentences, str) else sentences)
-        pooled = output_value == "sentence_embedding"
         results: dict[int, Floats] = {}
         for rows, outputs in self._batches(tokens, batch_size, [output_value]):
             for vectors, row in zip(outputs[output_value], rows, strict=True):

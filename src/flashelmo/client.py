@@ -8,10 +8,13 @@ from itertools import islice, pairwise
 from types import TracebackType
 from typing import Any, Literal
 
-from flashelmo.engine.arguments import flag, is_one_of, shown, whole_number
+import numpy as np
+
+from flashelmo.engine.arguments import shown, whole_number
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
-from flashelmo.engine.output import Layers, Mix, Output, normalize
+from flashelmo.engine.output import Layers, Mix, Output
+from flashelmo.engine.sentence_transformers import encode
 from flashelmo.engine.text.sentences import SURROGATE, Sentence, several, tokens_of
 from flashelmo.engine.text.spelling import in_place_of_surrogates
 
@@ -138,23 +141,15 @@ class Client:
         Raises:
             FlashElmoError: as `embed`.
         """
-        if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
-            expected = "'sentence_embedding' or 'token_embeddings'"
-            raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
-        pooled, unit = output_value == "sentence_embedding", flag("normalize_embeddings", normalize_embeddings)
-        output = Output(layers, pool="mean" if pooled else None, mix=mix)
-        if not output.single:
-            raise FlashElmoError(f"layers: expected 'average', 'top' or a layer's number, found {shown(layers)}")
-        batch: Iterable[Sentence | str] = [sentences] if isinstance(sentences, str) else sentences
-        stream = self._embed(several("sentences", batch), output, batch_size)
-        results = [normalize(vectors) if unit else vectors for vectors in stream]
-        if isinstance(sentences, str):
-            return results[0]
-        import numpy as np
-
-        if pooled and not results:
-            return np.empty((0, self.info["output_size"]), np.float32)
-        return np.stack(results) if pooled else results
+        return encode(
+            lambda rows, output: self._embed(rows, output, batch_size),
+            sentences,
+            none=lambda: np.empty((0, self.info["output_size"]), np.float32),
+            output_value=output_value,
+            layers=layers,
+            mix=mix,
+            normalize_embeddings=normalize_embeddings,
+        )
 
     def _size(self, batch_size: int | None) -> int:
         if batch_size is not None:
@@ -256,7 +251,6 @@ def _told(response: httpx.Response) -> str:
 
 def _vectors(content: bytes, single: bool) -> list[Array]:
     """The arrays of a binary answer, sentence by sentence, in memory of their own."""
-    import numpy as np
     from safetensors.numpy import load
 
     arrays = load(content)
