@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tiny_models import BILM, MANYLANGS, MODELS, WORD_MODEL, random_model
 
 from flashelmo.engine.cpu.ort import OrtRuntime
-from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Graph, Tensors
-from flashelmo.engine.graph.pieces import character_windows, input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph.builder import IR_VERSION, OPSET, Tensors
+from flashelmo.engine.graph.pieces import all_graphs, character_windows, input_product_graph, steps_graph, words_graph
 from flashelmo.engine.graph.tensors import prepare_tensors, quantize
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoModel
+from flashelmo.engine.model.weights import GATES, ElmoModel
 from flashelmo.engine.precision import NumberType, tolerance
 from flashelmo.engine.processor import int8_levels
 from flashelmo.engine.text.characters import WordEncoder
@@ -214,20 +214,11 @@ def test_float32_tensors_are_views_of_the_models_own(name: str) -> None:
 def test_every_weight_of_a_graph_has_a_tensor_and_the_reverse(name: str, weight_type: NumberType) -> None:
     model = MODELS[name]
     tensors = prepare_tensors(model.config, model.weights, weight_type)
-    named = [weight for graph in pieces(model.config, weight_type).values() for weight in graph.weights]
+    named = [weight for graph in all_graphs(model.config, weight_type).values() for weight in graph.weights]
     assert sorted(named) == sorted(tensors)
 
 
 # Graphs
-
-
-def pieces(config: ElmoConfig, weight_type: NumberType) -> dict[str, Graph]:
-    graphs = {"words": words_graph(config)}
-    for layer in range(config.n_layers):
-        for direction in DIRECTIONS:
-            graphs[f"product {layer} {direction}"] = input_product_graph(config, layer, direction, weight_type)
-            graphs[f"steps {layer} {direction}"] = steps_graph(config, layer, direction, weight_type)
-    return graphs
 
 
 def tensors_of(config: ElmoConfig, weight_type: NumberType) -> Tensors:
@@ -239,7 +230,7 @@ def tensors_of(config: ElmoConfig, weight_type: NumberType) -> Tensors:
 def test_every_piece_is_valid_onnx(name: str, weight_type: NumberType) -> None:
     model = MODELS[name]
     tensors = prepare_tensors(model.config, model.weights, weight_type)
-    for graph in pieces(model.config, weight_type).values():
+    for graph in all_graphs(model.config, weight_type).values():
         proto = graph.to_model(tensors, embed=True)
         onnx.checker.check_model(proto, full_check=True)
         assert proto.ir_version == IR_VERSION == 8

@@ -72,8 +72,8 @@ class Avx512Runtime:
         if config.character_size and not why_not(16):
             self.word_vectors = CharCnn(config, weights, tensors, threads).compute
         else:
-            pieces = InEachProcess(partial(make_pieces, [words_graph(config)], [threads], tensors))
-            self.word_vectors = lambda *arguments: pieces()[0].run_words(*arguments)
+            pieces = InEachProcess(partial(make_pieces, {"words": (words_graph(config), threads)}, tensors))
+            self.word_vectors = lambda *arguments: pieces()["words"].run_words(*arguments)
 
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Input product: x [m, P] -> gates, m rows."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,10 @@ from flashelmo.engine.arrays import Array, Arrays, Float32, Int32, Int64
 from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 from flashelmo.engine.forks import InEachProcess, Uninterrupted, is_forked
-from flashelmo.engine.graph.builder import Graph, Tensors
-from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph.builder import Tensors
+from flashelmo.engine.graph.pieces import GraphName, all_graphs
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import DIRECTIONS, GATES
-from flashelmo.engine.precision import NumberType
+from flashelmo.engine.model.weights import GATES
 
 TELEMETRY = "openvino_telemetry"
 
@@ -104,17 +103,17 @@ class OpenVinoRuntime:
             "NUM_STREAMS": 1,
         }
         self.gates, self.cells = Blocks(len(GATES), config.cell_size), Blocks(1, config.cell_size)
-        self._pieces = InEachProcess(partial(_Pieces.of, config, tensors, settings))
+        self._requests = InEachProcess(partial(_make_requests, config, tensors, settings))
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         inputs = {"windows": windows, "word_ids": word_ids}
         padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
-        _run(self._pieces().words, padded, {"vectors": vectors})
+        _run(self._requests()["words"], padded, {"vectors": vectors})
 
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Input product: x [m, P] -> gates, each [m, C]."""
-        _run(self._pieces().products[layer][direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
+        _run(self._requests()["product", layer, direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
         """T LSTM steps of n rows. Rows added by rounding repeat row 0."""
@@ -124,33 +123,23 @@ class OpenVinoRuntime:
             for name, array in steps.named_inputs().items()
         }
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell[0]}
-        _run(self._pieces().steps[steps.layer][steps.direction], inputs, outputs)
+        _run(self._requests()["steps", steps.layer, steps.direction], inputs, outputs)
 
 
-class _Pieces(NamedTuple):
-    """The requests that run the pieces, those of the cells by layer and direction."""
+def _make_requests(config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> dict[GraphName, Any]:
+    """A request for each graph, by its name.
 
-    words: Any
-    products: list[list[Any]]
-    steps: list[list[Any]]
-
-    @classmethod
-    def of(cls, config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> _Pieces:
-        """All pieces compiled; in a forked process for one thread, as threads were perhaps starting or ending there."""
-        if is_forked():
-            settings = settings | {"INFERENCE_NUM_THREADS": 1}
-
-        def piece(graph: Graph) -> Any:
-            serialized, compiler = graph.to_model(tensors, embed=True).SerializeToString(), core()
-            with uninterrupted:
-                model = compiler.read_model(serialized)
-                return compiler.compile_model(model, "CPU", settings).create_infer_request()
-
-        def cells(make: Callable[[ElmoConfig, int, str, NumberType], Graph]) -> list[list[Any]]:
-            layers = range(config.n_layers)
-            return [[piece(make(config, layer, name, "float32")) for name in DIRECTIONS] for layer in layers]
-
-        return cls(piece(words_graph(config)), cells(input_product_graph), cells(steps_graph))
+    In a forked process it runs on one thread, as threads were perhaps starting or ending there.
+    """
+    if is_forked():
+        settings = settings | {"INFERENCE_NUM_THREADS": 1}
+    requests: dict[GraphName, Any] = {}
+    for name, graph in all_graphs(config, "float32").items():
+        serialized, compiler = graph.to_model(tensors, embed=True).SerializeToString(), core()
+        with uninterrupted:
+            model = compiler.read_model(serialized)
+            requests[name] = compiler.compile_model(model, "CPU", settings).create_infer_request()
+    return requests
 
 
 def _pad_rows(array: Array, axis: int = 0) -> Array:

@@ -13,9 +13,9 @@ from flashelmo.engine.cpu.runtime import Blocks, Kept, LstmSteps
 from flashelmo.engine.errors import MissingExtraError
 from flashelmo.engine.forks import InEachProcess
 from flashelmo.engine.graph.builder import Graph, Tensors
-from flashelmo.engine.graph.pieces import input_product_graph, steps_graph, words_graph
+from flashelmo.engine.graph.pieces import GraphName, all_graphs
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import DIRECTIONS, GATES
+from flashelmo.engine.model.weights import GATES
 from flashelmo.engine.precision import NumberType
 from flashelmo.engine.processor import cache_bytes, n_cores
 from flashelmo.engine.threads import in_order
@@ -45,30 +45,26 @@ class OrtRuntime:
         self.gates, self.cells = Blocks(len(GATES), config.cell_size), Blocks(1, config.cell_size)
         step_weights = 5 * config.projection_size * config.cell_size * (1 if weight_type == "int8" else 4)
         self.concurrent_directions = threads > 1 and 2 * step_weights <= cache_bytes()
-        piece_threads = -(-threads // 2) if self.concurrent_directions else threads
-        cells = [(layer, name) for layer in range(config.n_layers) for name in DIRECTIONS]
-        graphs = [
-            words_graph(config),
-            *(input_product_graph(config, layer, name, weight_type) for layer, name in cells),
-            *(steps_graph(config, layer, name, weight_type) for layer, name in cells),
-        ]
-        threads_of = [threads, *2 * len(cells) * [piece_threads]]
-        self._pieces = InEachProcess(partial(make_pieces, graphs, threads_of, tensors))  # words, products, steps
+        cell_threads = -(-threads // 2) if self.concurrent_directions else threads
+        graphs = {
+            name: (graph, threads if name == "words" else cell_threads)
+            for name, graph in all_graphs(config, weight_type).items()
+        }
+        self._pieces = InEachProcess(partial(make_pieces, graphs, tensors))
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
         """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
-        self._pieces()[0].run_words(windows, word_ids, vectors)
+        self._pieces()["words"].run_words(windows, word_ids, vectors)
 
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
         """Input product: x [m, P] -> gates, each [m, C]."""
-        self._pieces()[1 + 2 * layer + direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
+        self._pieces()["product", layer, direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
         """T LSTM steps of n rows."""
         inputs = steps.named_inputs()
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell[0]}
-        pieces = self._pieces()
-        pieces[1 + len(pieces) // 2 + 2 * steps.layer + steps.direction].run(inputs, outputs)
+        self._pieces()["steps", steps.layer, steps.direction].run(inputs, outputs)
 
 
 class Piece:
@@ -93,14 +89,14 @@ class Piece:
         self.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
 
 
-def make_pieces(graphs: list[Graph], threads: list[int], tensors: Tensors) -> list[Piece]:
-    """A session for each graph, on so many threads.
+def make_pieces(graphs: Mapping[GraphName, tuple[Graph, int]], tensors: Tensors) -> dict[GraphName, Piece]:
+    """A session for each graph, on so many threads, by its name.
 
     Args:
         tensors: that the graphs name; sessions may read them in place.
     """
     # Packing the weights takes most of the time, and is work for one core each.
-    return list(in_order(partial(_make_piece, tensors), zip(graphs, threads, strict=True), n_cores()))
+    return dict(zip(graphs, in_order(partial(_make_piece, tensors), graphs.values(), n_cores()), strict=True))
 
 
 def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> Piece:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from onnx import TensorProto
@@ -22,8 +23,20 @@ from onnx import TensorProto
 from flashelmo.engine.arrays import Int32
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.engine.model.config import ElmoConfig
-from flashelmo.engine.model.weights import GATES, expected_shapes
+from flashelmo.engine.model.weights import DIRECTIONS, GATES, expected_shapes
 from flashelmo.engine.precision import NumberType
+
+GraphName: TypeAlias = str | tuple[str, int, int]
+
+
+def all_graphs(config: ElmoConfig, weight_type: NumberType) -> dict[GraphName, Graph]:
+    """A model's graphs by name: "words", and ("product" or "steps", layer, direction), direction 0 being forward."""
+    graphs: dict[GraphName, Graph] = {"words": words_graph(config)}
+    for layer in range(config.n_layers):
+        for d, direction in enumerate(DIRECTIONS):
+            graphs["product", layer, d] = input_product_graph(config, layer, direction, weight_type)
+            graphs["steps", layer, d] = steps_graph(config, layer, direction, weight_type)
+    return graphs
 
 
 def words_graph(config: ElmoConfig) -> Graph:
