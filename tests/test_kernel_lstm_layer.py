@@ -269,9 +269,9 @@ def test_a_slab_has_no_more_nodes_than_there_is_room_for(device: str) -> None:
     assert [bucket.span(range(1, n)) for n in (2, 3, 4, 7)] == [4, 10, ROOM, ROOM]
     assert (bucket.n_depths, bucket.n_roots, bucket.max_rows, bucket.n_nodes) == (6, 1, 20, ROOM + 1)
     run = layer.poisoned(nodes=bucket, x=in_bucket(layer.x))
-    product, x_gates = hoisted.input_product(run, range(2, 7))
-    product.run()
     weights, exact = run.weights.layout(interleave), layer.x.double()
+    product, x_gates = hoisted.slab_product(run, range(2, 7), weights.input, weights.bias)
+    product.run()
     for d, n in enumerate((10, 11)):  # those of the schedule, from the second depth on; the others mean nothing
         first = layer.nodes.depths[d][2]
         wanted = exact[d, first : first + n] @ weights.input[d].double() + weights.bias[d].double()

@@ -20,8 +20,6 @@ from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 
-logger = logging.getLogger("flashelmo")
-
 LOCAL = "local"  # an address: a cluster of this machine alone, for as long as the run lasts
 MOST_RETRIES = 4  # of a unit whose actor is lost
 

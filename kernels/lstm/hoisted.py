@@ -119,14 +119,10 @@ def slabs(run: LayerRun, depths: range) -> Iterator[range]:
     yield range(first, depths.stop)
 
 
-def input_product(run: LayerRun, slab: range) -> tuple[Launch, Tensor]:
-    """The launch that computes a slab's input part, and what it writes: [D, M, 4C] in the compute type."""
-    weights = run.weights.layout(interleave)
-    return slab_product(run, slab, weights.input, weights.bias)
-
-
 def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tuple[Launch, Tensor]:
-    """As `input_product`, by a weight [D, P, 4C] and a bias float32 [D, 4C] in whatever order of columns.
+    """The launch that computes a slab's input part, and what it writes: [D, M, 4C] in the compute type.
+
+    The weight [D, P, 4C] and the bias float32 [D, 4C] may have any order of columns.
 
     Where a slab begins is read on the device, unless all directions begin alike.
     """

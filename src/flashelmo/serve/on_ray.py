@@ -21,7 +21,6 @@ from flashelmo.engine.settings import Settings
 from flashelmo.serve.app import make_app
 from flashelmo.serve.service import Service, ServiceSettings
 
-LOCAL = "local"  # an address: a cluster of this machine alone, for as long as the service lasts
 NAME = "flashelmo"
 WAITING = 2  # times the requests that a replica has in flight wait in a proxy before others are refused
 
@@ -39,7 +38,8 @@ def serve_on_ray(
     Args:
         settings: with the model under a path that all machines have.
         host, port: that the proxies listen on, on every machine.
-        address: of the cluster, "auto" for the one that this machine is part of, or "local".
+        address: of the cluster, "auto" for the one that this machine is part of, or "local" for one of this machine
+            alone, for as long as the service lasts.
         replicas: the fewest and the most; Ray chooses by the load.
 
     Raises:
