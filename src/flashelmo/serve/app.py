@@ -19,7 +19,7 @@ from flashelmo import __version__
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.serve.endpoint import embed_inputs
-from flashelmo.serve.errors import Refused, on_bad_input, on_bad_request, on_failure, on_http_error
+from flashelmo.serve.errors import on_bad_input, on_bad_request, on_failure, on_http_error
 from flashelmo.serve.formats import ARROW, JSON, NUMPY, SAFETENSORS, accepted, bytes_of_tokens, vectors_response
 from flashelmo.serve.guard import Guard, Load
 from flashelmo.serve.infer import add_infer
@@ -129,8 +129,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_class=Response, responses={503: ERROR})
     async def health() -> Response:
         """Whether vectors can be had."""
-        if not service.is_ready:
-            raise Refused(503, "workers: expected one that is ready, found none", retry=True)
+        service.check_ready()
         return Response()
 
     @app.get("/metrics", response_class=PlainTextResponse)

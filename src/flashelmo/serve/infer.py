@@ -81,8 +81,7 @@ def add_infer(app: FastAPI, service: Service, load: Load) -> None:
     @app.get("/v2/health/ready", response_class=Response, responses={503: ERROR})
     async def ready() -> Response:
         """Whether vectors can be had."""
-        if not service.is_ready:
-            raise Refused(503, "workers: expected one that is ready, found none", retry=True)
+        service.check_ready()
         return Response()
 
     # A name may have slashes in it: the longer paths are asked first, and a lower decorator before a higher one.

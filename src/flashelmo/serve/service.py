@@ -113,10 +113,10 @@ class Service:
         """End the workers."""
         await asyncio.gather(*(worker.close() for worker in self.workers))
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether a worker takes windows."""
-        return any(worker.is_ready for worker in self.workers)
+    def check_ready(self) -> None:
+        """Raise Refused where no worker takes windows."""
+        if not any(worker.is_ready for worker in self.workers):
+            raise Refused(503, "workers: expected one that is ready, found none", retry=True)
 
     def info(self) -> dict[str, Any]:
         """What is served, under text-embeddings-inference's names, then the model's own."""
