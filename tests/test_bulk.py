@@ -268,6 +268,14 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
             {"shard-00000001.json": b"{"},
             "shard-00000001.json: expected what a finished shard has, found something else",
         ),
+        (
+            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"last"', b'"least"')},
+            "shard-00000001.json: expected what a finished shard has, found something else",
+        ),
+        (
+            {"shard-00000001.json": before["shard-00000001.json"].replace(b'"skipped": []', b'"skipped": 0')},
+            "shard-00000001.json: expected what a finished shard has, found something else",
+        ),
         ({"shard-00000001.json": before["shard-00000002.json"]}, "shard-00000001.json: expected the entry of shard 1"),
         (
             {"shard-00000001.json": before["shard-00000001.json"].replace(b'"tokens": 14', b'"tokens": 15')},
@@ -283,6 +291,32 @@ def test_damage_is_found_and_mended(tmp_path: Path, run: Callable[..., Report], 
         else:
             (out / "shard-00000001.json").write_bytes(before["shard-00000001.json"])
         assert contents(out) == before and verify(out) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"output": Output("top", pool="mean")}, {"format": "parquet"}], ids=str)
+def test_who_reads_a_damaged_file_names_it(tmp_path: Path, run: Callable[..., Report], options: dict[str, Any]) -> None:
+    run(**options)
+    out = tmp_path / "out"
+    before = contents(out)
+    entry, begun = (json.loads(before[name]) for name in ("shard-00000001.json", "run.json"))
+    without = [{key: entry[key] for key in entry if key != absent} for absent in entry]
+    entries = [*({**entry, key: None} for key in entry), *without, {**entry, "records": -1}, {**entry, "tokens": "14"}]
+    damages = [("shard-00000001.json", json.dumps(each).encode()) for each in entries]
+    for rows in ({"shape": [None]}, {"shape": "x"}, {"shape": [-8]}, {"dtype": "x"}):
+        damages.append(("run.json", json.dumps({**begun, "rows": {**begun["rows"], **rows}}).encode()))
+    for name in set(before) - {"run.json"}:
+        damages += [(name, b""), (name, before[name][:20]), (name, before[name][: len(before[name]) // 2])]
+    if (name := "shard-00000001.safetensors") in before:
+        offsets = load_file(out / name)["offsets"]
+        assert before[name].count(offsets.tobytes()) == 1
+        for other in (0 * offsets, offsets[::-1], offsets + (offsets == offsets[-1])):
+            damages.append((name, before[name].replace(offsets.tobytes(), other.tobytes())))
+    for name, content in damages:
+        (out / name).write_bytes(content)
+        with pytest.raises(FlashElmoError) as error:
+            list(open_embeddings(out))
+        assert str(error.value).startswith(str(out / name.partition(".")[0])) and "\n" not in str(error.value)
+        (out / name).write_bytes(before[name])
 
 
 def test_a_gap_is_told_by_its_ends(tmp_path: Path, run: Callable[..., Report]) -> None:

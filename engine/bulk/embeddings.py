@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from flashelmo.engine.arguments import shown
 from flashelmo.engine.arrays import Array, Int64
-from flashelmo.engine.bulk.folder import Meta, folder_of, read_json, shard_numbers
+from flashelmo.engine.bulk.folder import Meta, entry_of, folder_of, read_json, shard_numbers
 from flashelmo.engine.bulk.shards import Rows, shard_name
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.sinks.files import RUN
@@ -49,18 +49,19 @@ class Embeddings:
             rows = self.run["rows"]
             self._rows = Rows(tuple(rows["shape"]), rows["dtype"], rows["pooled"], rows["n_extra"])
             self._is_native = self.run["format"] == "native"
-        except (KeyError, TypeError):
+            np.empty((0, *self._rows.shape), self._rows.dtype)
+        except (KeyError, TypeError, ValueError):
             raise FlashElmoError(f"{folder / RUN}: expected what a run is begun with, found something else") from None
-        self._metas = [read_json(folder / f"{shard_name(number)}.json") for number in shard_numbers(folder)]
-        self._begins = [int(meta["begin"]["record"]) for meta in self._metas]
+        self._metas = [entry_of(folder, number) for number in shard_numbers(folder)]
+        self._begins = [meta["begin"]["record"] for meta in self._metas]
         self._open: OrderedDict[int, _Shard] = OrderedDict()
-        numbers = [int(meta["shard"]) for meta in self._metas]
+        numbers = [meta["shard"] for meta in self._metas]
         if numbers != list(range(len(numbers))) or not (self._metas and self._metas[-1]["last"]):
             logger.warning("%s: not finished: %d shards are there, and records are missing", folder, len(numbers))
 
     def __len__(self) -> int:
         """Records that have vectors."""
-        return sum(int(meta["embedded"]) for meta in self._metas)
+        return sum(meta["embedded"] for meta in self._metas)
 
     @overload
     def __getitem__(self, key: SupportsIndex | str) -> Array: ...
@@ -109,7 +110,7 @@ class Embeddings:
     @property
     def _end(self) -> int:
         """Behind the last record's number."""
-        return int(self._metas[-1]["end"]["record"]) if self._metas else 0
+        return self._metas[-1]["end"]["record"] if self._metas else 0
 
     @cached_property
     def _by_id(self) -> dict[str, int]:
@@ -206,7 +207,9 @@ class _Shard:
                 schema = pq.read_schema(path, memory_map=True)
                 if name not in schema.names:
                     raise FlashElmoError(f"{path}: expected a column {name}, found {', '.join(schema.names)}")
-                self._columns[name] = pq.read_table(path, columns=[name], memory_map=True)[name]
+                column = pq.read_table(path, columns=[name], memory_map=True)[name]
+                column.validate(full=True)
+                self._columns[name] = column
         return self._columns[name]
 
     @cached_property
@@ -219,7 +222,9 @@ def _reading(path: Path) -> Iterator[None]:
     """Errors of a shard's files as one line that names them."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except FlashElmoError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise FlashElmoError(f"{path}: cannot be read: {reason_of(error)}; `flashelmo verify` tells more") from None
 
 
@@ -235,8 +240,11 @@ class _NativeValues:
             parts = [data[begin:][slice(*header[name]["data_offsets"])] for name in ("offsets", "values")]
             self._offsets: Int64 = np.asarray(parts[0]).view(np.int64)
             self._values: Array = np.asarray(parts[1]).view(rows.dtype).reshape(-1, *rows.shape)
-        except (ValueError, KeyError, TypeError):
-            raise FlashElmoError(f"{path}: expected offsets and values, found something else") from None
+            is_whole = [*self._offsets[[0, -1]]] == [0, len(self._values)] and (np.diff(self._offsets) >= 0).all()
+        except (ValueError, KeyError, TypeError, IndexError):
+            is_whole = False
+        if not is_whole:
+            raise FlashElmoError(f"{path}: expected offsets and values, found something else")
 
     def rows(self, b: int) -> Array:
         """Those of record b: a view of the file."""

@@ -173,19 +173,37 @@ def finished(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, Meta |
     return in_order(partial(_look_at, folder), numbers, READERS)
 
 
-def _look_at(folder: Path, number: int) -> tuple[int, Meta | None, list[str]]:
+def entry_of(folder: Path, number: int) -> Meta:
+    """What the JSON of a finished shard says.
+
+    Raises:
+        FlashElmoError: it is damaged, or of another shard.
+    """
     path = folder / f"{shard_name(number)}.json"
     try:
         meta = read_json(path)
-        files = {str(name): (int(each["bytes"]), str(each["sha256"])) for name, each in meta["files"].items()}
-        wrong = meta["shard"] != number or not all(OURS.fullmatch(name) for name in files)
-        for key in ("records", "embedded", "tokens", "rows"):
-            int(meta[key])
-        places = [int(meta[key][inner]) for key in ("begin", "end") for inner in ("record", "line", "byte")]
-    except (FlashElmoError, KeyError, TypeError, ValueError, AttributeError):
-        return number, None, [f"{path.name}: expected what a finished shard has, found something else"]
-    if wrong or places[3] - places[0] != meta["records"]:
-        return number, None, [f"{path.name}: expected the entry of shard {number}, found another"]
+        files = {str(name): (each["bytes"], str(each["sha256"])) for name, each in meta["files"].items()}
+        places = [meta[key][inner] for key in ("begin", "end") for inner in ("record", "line", "byte")]
+        counts = [meta[key] for key in ("shard", "records", "embedded", "tokens", "rows")]
+        numbers = [*places, *counts, *(n_bytes for n_bytes, _ in files.values())]
+        types = (meta["last"], bool), (meta["input_sha256"], str), (meta["skipped"], list)
+        is_entry = all(type(each) is int and each >= 0 for each in numbers) and all(isinstance(*each) for each in types)
+    except (FlashElmoError, KeyError, TypeError, AttributeError):
+        is_entry = False
+    if not is_entry:
+        raise FlashElmoError(f"{path}: expected what a finished shard has, found something else")
+    is_ours = meta["shard"] == number and all(OURS.fullmatch(name) for name in files)
+    if not is_ours or places[3] - places[0] != meta["records"]:
+        raise FlashElmoError(f"{path}: expected the entry of shard {number}, found another")
+    return meta
+
+
+def _look_at(folder: Path, number: int) -> tuple[int, Meta | None, list[str]]:
+    try:
+        meta = entry_of(folder, number)
+    except FlashElmoError as error:
+        return number, None, [str(error).removeprefix(f"{folder}{os.sep}")]
+    files = {name: (each["bytes"], each["sha256"]) for name, each in meta["files"].items()}
     problems = [problem for name, each in files.items() if (problem := _wrong_file(folder / name, *each))]
     return number, meta, problems
 
