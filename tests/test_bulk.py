@@ -1,9 +1,11 @@
 """A corpus into a folder of shards: what is written, read back, resumed, refused and found damaged."""
 
+import copy
 import errno
 import gzip
 import json
 import os
+import pickle
 import shutil
 import threading
 from collections import namedtuple
@@ -100,6 +102,23 @@ def test_what_is_read_back_is_what_the_embedder_gives(
         with pytest.raises((FlashElmoError, IndexError)):
             found[wrong]  # type: ignore[index]
     assert verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("shard_format", ["native", "parquet"])
+def test_a_copy_in_another_process_opens_the_folder_itself(
+    tmp_path: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, shard_format: str
+) -> None:
+    run(format=shard_format)
+    monkeypatch.chdir(tmp_path)
+    found = open_embeddings("out")
+    values = list(found)  # all files are open now
+    pickled = pickle.dumps(found)
+    assert len(pickled) < sum(each.nbytes for each in values) / 10
+    monkeypatch.chdir("/")
+    for other in (pickle.loads(pickled), copy.deepcopy(pickle.loads(pickled))):
+        assert repr(other) == f"Embeddings({str(tmp_path / 'out')!r}, {len(LINES)} records)"
+        for one, each in zip(values, other, strict=True):
+            np.testing.assert_array_equal(one, each)
 
 
 def test_others_read_the_files(tmp_path: Path, run: Callable[..., Report], embedder: ElmoEmbedder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ class Embeddings:
     `e[7]` and `e["P12345"]` are a record's vectors, read-only views of the file; `e[10:20]` is a list of those of the
     records numbered so; iteration gives all in order, and `len(e)` is how many there are. A record that was skipped has
     none: its number raises an IndexError. Of several records with one id it has the first. Threads need an object each.
+    What is pickled is the folder's path: other processes open it themselves.
 
     Attributes:
         run: what the output was begun with: the model, its output, the input.
@@ -58,6 +60,12 @@ class Embeddings:
         numbers = [meta["shard"] for meta in self._metas]
         if numbers != list(range(len(numbers))) or not (self._metas and self._metas[-1]["last"]):
             logger.warning("%s: not finished: %d shards are there, and records are missing", folder, len(numbers))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_embeddings, (os.path.abspath(self._folder),)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._folder)!r}, {len(self)} records)"
 
     def __len__(self) -> int:
         """Records that have vectors."""
