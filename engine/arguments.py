@@ -7,6 +7,7 @@ import operator
 import os
 import re
 import sys
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,16 @@ def expect_no_state(stateful: bool, why: str) -> None:
 
 
 def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
-    """At least one number, in a list, an array or a tensor; FlashElmoError where there is none, or float32 has not."""
+    """At least one number, in a list, an array or a tensor; FlashElmoError where there is none, or float32 has not.
+
+    Of a dictionary only the keys would be taken, a set has no order, and bytes are no numbers.
+    """
+    no_list = str, bytes, bytearray, Mapping, Set
     try:
         found = tuple(float(value) for value in (values.tolist() if hasattr(values, "tolist") else values))
     except (TypeError, ValueError, OverflowError, RuntimeError):
         found = ()
-    if not found or isinstance(values, str | bytes) or not all(map(math.isfinite, found)):
+    if not found or isinstance(values, no_list) or not all(map(math.isfinite, found)):
         raise FlashElmoError(f"{name}: expected a finite number for each layer, found {shown(values)}")
     largest = max(found, key=abs)
     if abs(largest) > FLOAT32_MAX:

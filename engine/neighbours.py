@@ -71,7 +71,12 @@ class Use:
         if list(tokens) == list(self.tokens):
             return []
         word = self.tokens[self.position].lower()
-        return [k for k, token in enumerate(tokens) if not self.same_word or token.lower() == word]
+        # What is no text is left for the embedder to refuse.
+        return [
+            k
+            for k, token in enumerate(tokens)
+            if not (self.same_word and isinstance(token, str)) or token.lower() == word
+        ]
 
 
 def find_neighbours(
@@ -130,7 +135,7 @@ def neighbours_of(
     for (number, each), vectors in zip(named, results, strict=True):
         for use, vector, heap in zip(uses, wanted, nearest, strict=True):
             if places := use.candidates(each):
-                similarities = vectors[places] @ vector
+                similarities = (vectors[places] @ vector).clip(-1, 1)
                 k = int(similarities.argmax())
                 found = Neighbour(float(similarities[k]), number, places[k], each)
                 (heappush if len(heap) < n else heappushpop)(heap, (found.similarity, -number, found))

@@ -109,6 +109,22 @@ def test_what_is_no_embedder_is_refused() -> None:
         find_neighbours(Exported(), TEXT, "a light load", "light")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("same_word", [True, False])
+def test_a_token_that_is_no_text_is_told(elmo: ElmoEmbedder, same_word: bool) -> None:
+    text: Any = [["the", "light"], ["a", 1]]
+    with pytest.raises(FlashElmoError, match=r"^sentence \['a', 1\]: token 1: expected text, found 1$"):
+        find_neighbours(elmo, text, "a light load", "light", same_word=same_word)
+
+
+def test_no_cosine_is_beyond_one() -> None:
+    """Of equal vectors, whose product is beyond it by a rounding."""
+    elmo = ElmoEmbedder.load(device="cpu")
+    words = " ".join({word for line in TEXT for word in line.split()})
+    for word in words.split():
+        (found,) = find_neighbours(elmo, [f"{words} ."], words, word, layers=0)
+        assert 0.9999 < found.similarity <= 1
+
+
 def test_the_command_prints_each_sentence_and_its_neighbours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,7 +196,11 @@ def test_what_are_no_layers(layers: Any) -> None:
         Output(layers)
 
 
-@pytest.mark.parametrize("mix", [1, [], "123", b"123", ["a"], [None], [[1.0]], [1.0, float("nan")], np.ones((2, 2))])
+NO_MIXES: list[Any] = [1, [], "123", b"123", ["a"], [None], [[1.0]], [1.0, float("nan")], np.ones((2, 2))]
+NO_MIXES += [{0: 1, 1: 1, 2: 1}, {0.2, 0.5, 0.3}, {1: "a"}.keys(), bytearray(b"123")]
+
+
+@pytest.mark.parametrize("mix", NO_MIXES)
 def test_what_is_no_mix(mix: Any) -> None:
     with pytest.raises(FlashElmoError, match=r"^mix: expected a finite number for each layer, found [^\n]*$"):
         Output(mix=mix)
