@@ -554,6 +554,17 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
+def test_nothing_is_removed_for_an_input_that_cannot_be_read(
+    tmp_path: Path, text: Path, run: Callable[..., Report]
+) -> None:
+    run()
+    before = contents(tmp_path / "out")
+    for name in ("jsonl", "parquet"):
+        with pytest.raises(FlashElmoError, match=r"text.txt: (line 1, byte 1: )?expected (JSON|Parquet), found"):
+            run(reader=open_reader(text, format=name), overwrite=True)
+        assert contents(tmp_path / "out") == before
+
+
 def test_a_folder_without_a_finished_shard_is_begun_anew(tmp_path: Path, run: Callable[..., Report]) -> None:
     with pytest.raises(FlashElmoError, match="records 0 to 4: expected values within float16's range"):
         run(output=Output(mix=(1e6, 1e6, 1e6), dtype="float16"))

@@ -92,6 +92,28 @@ def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, exp
     assert len(list(make_plan(corpus, overwrite=True).units)) == 5
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"stateful": True}}, "stateful: expected an embedder that carries no state"),
+        ({"options": {"precision": "fp16", "device": "cpu"}}, "precision 'fp16': expected one of"),
+        ({"options": {"threads": 0}}, "threads: expected 1 "),
+        ({"options": {"word_cache": "/dev/null"}}, "/dev/null: cannot be opened as a file of word vectors"),
+        ({"shard_records": 0}, "shard_records: expected 1 or more, found 0"),
+        ({"reader": {"format": "jsonl"}}, "text: line 1, byte 1: expected JSON, found"),
+    ],
+)
+def test_nothing_is_removed_where_the_new_run_could_not_begin(
+    corpus: Corpus, changes: dict[str, Any], message: str
+) -> None:
+    plan = make_plan(corpus)
+    EmbedUnit(plan.corpus)(batch(list(plan.units)))
+    before = contents(corpus.folder)
+    with pytest.raises(FlashElmoError, match=message):
+        list(make_plan(replace(corpus, **changes), overwrite=True).units)
+    assert contents(corpus.folder) == before
+
+
 def test_what_differs_on_resume_is_named(corpus: Corpus) -> None:
     plan = make_plan(corpus)
     EmbedUnit(plan.corpus)(batch(list(plan.units)))

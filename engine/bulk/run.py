@@ -19,7 +19,7 @@ from flashelmo.engine.bulk.locks import begin_writing
 from flashelmo.engine.bulk.parts import Reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.shards import FORMATS, Rows, Shard, ShardFormat, shard_name
-from flashelmo.engine.bulk.source import Job, ShardSource, Source, default_shard_records, describe_input
+from flashelmo.engine.bulk.source import Job, ShardSource, Source, default_shard_records, describe_input, first_records
 from flashelmo.engine.embed_file import Embedder, OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
@@ -77,6 +77,8 @@ def embed_corpus(
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
     rows, fingerprint = describe_run(embedder, reader, output, format, shard_records, keep_tokens)
+    if overwrite:  # what is wrong comes to light before shards are removed
+        first_records(reader)
     with begin_writing(folder, resume, overwrite, num_shards, shard_id):
         begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
         job = Job(folder, output, rows, format, keep_tokens, num_shards, shard_id, int(begun["shard_records"]))

@@ -36,12 +36,24 @@ def default_shard_records(reader: Reader, rows: Rows) -> int:
         FlashElmoError: the first records cannot be read.
     """
     n_tokens = float(TOKENS_A_RECORD)
-    if not is_stream(reader.name) and (part := reader.take(SAMPLE_RECORDS)) is not None:
-        reader.seek(part.begin)
-        offsets = part.records().offsets
+    if (records := first_records(reader)) is not None:
+        offsets = records.offsets
         n_tokens = max(1.0, float(offsets[-1] - offsets[0]) / max(1, len(offsets) - 1))
     n_records = min(SHARD_BYTES / (rows.n_bytes * (1 if rows.pooled else n_tokens)), SHARD_TOKENS / n_tokens)
     return min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << max(0, round(math.log2(max(1.0, n_records))))))
+
+
+def first_records(reader: Reader) -> Records | None:
+    """The first records, which are read again afterwards; None where there are none, or where that cannot be.
+
+    Raises:
+        FlashElmoError: they cannot be read.
+    """
+    part = None if is_stream(reader.name) else reader.take(SAMPLE_RECORDS)
+    if part is None:
+        return None
+    reader.seek(part.begin)
+    return part.records()
 
 
 def describe_input(reader: Reader) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from flashelmo.engine.bulk.records import open_reader
 from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.run import Run, describe_run
 from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat, shard_name
-from flashelmo.engine.bulk.source import Job, check_kept, default_shard_records, no_part
+from flashelmo.engine.bulk.source import Job, check_kept, default_shard_records, first_records, no_part
 from flashelmo.engine.embed_file import OnTextProgress
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
+from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks.files import RUN
 
@@ -107,6 +108,8 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
     folders.check_new(folder, resume, overwrite)  # before a model is read
     model = load_model(corpus.model, corpus.options.get("options_file"))
     corpus.output.check(model.config.n_layers + 1)
+    if overwrite and folders.shard_numbers(folder):
+        _check(corpus, reader, model)
     with begin_writing(folder, resume, overwrite):
         kept = folders.kept_shards(folder, folders.shard_numbers(folder))
         if corpus.shard_records is None:
@@ -117,6 +120,17 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
             corpus = replace(corpus, shard_records=int(known or default_shard_records(reader, rows)))
     assert corpus.shard_records is not None
     return CorpusPlan(corpus, _missing(corpus.shard_records, reader, kept), frozenset(kept), reader.n_bytes)
+
+
+def _check(corpus: Corpus, reader: Reader, model: ElmoModel) -> None:
+    """Raise FlashElmoError for what a process would say only after the shards that are there were removed."""
+    from flashelmo.engine.embedder import ElmoEmbedder
+
+    if not str(corpus.options.get("device")).startswith("cuda"):  # which other machines may have alone
+        options: Any = {name: value for name, value in corpus.options.items() if name != "options_file"}
+        embedder = ElmoEmbedder(model, **options)
+        describe_run(embedder, reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens)
+    first_records(reader)
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
