@@ -7,7 +7,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from flashelmo.engine.errors import first_line
+from flashelmo.engine.errors import FlashElmoError, first_line
 
 CHUNK_BYTES = 1 << 20
 NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
@@ -38,6 +38,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_link(path: Path) -> None:
+    """Raise FlashElmoError where a path is a link to what is not there, or to itself: nothing could take its name."""
+    if path.is_symlink() and not path.exists():
+        raise FlashElmoError(f"{path}: expected a file, a folder or nothing, found a link that leads nowhere")
 
 
 def lock(descriptor: int, path: Path) -> bool:

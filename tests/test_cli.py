@@ -44,13 +44,13 @@ def fail(capfd: pytest.CaptureFixture[str], here: Path) -> Run:
     """Run a command that must fail with one line, leaving no file; that line."""
 
     def run(*arguments: object, status: int = 1) -> str:
-        before = {path: path.stat().st_mtime_ns for path in here.iterdir()}
+        before = {path: path.lstat().st_mtime_ns for path in here.iterdir()}
         assert main([str(argument) for argument in arguments]) == status
         captured = capfd.readouterr()
         lines = [line for line in captured.err.splitlines() if "device 'auto'" not in line]
         assert captured.out == "" and len(lines) == 1, captured
         assert lines[0].startswith("flashelmo: ")
-        assert {path: path.stat().st_mtime_ns for path in here.iterdir()} == before
+        assert {path: path.lstat().st_mtime_ns for path in here.iterdir()} == before
         return lines[0].removeprefix("flashelmo: ")
 
     return run
@@ -203,6 +203,36 @@ def test_bad_arguments(model: Path, fail: Run, arguments: list[str], message: st
         arguments = [*arguments, "--model", "text.txt"]
         message = "text.txt: expected HDF5 weights"
     assert message in fail("embed", "--model", model, *arguments)
+
+
+@pytest.mark.parametrize("target", ["away", "link"])  # what is not there, and the link itself
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert model link",
+        "convert model link/deeper",
+        "init --preset tiny link",
+        "train text.txt --output link --preset tiny --steps 1 --batch 1 --unroll 2",
+        "export model link",
+        "embed text.txt link --model model",
+        "embed text.txt link --model model --overwrite --workers 1",
+        "embed text.txt link --model model --format seqvec",
+        "embed text.txt link.h5 --model model --overwrite",
+    ],
+)
+def test_an_output_that_is_a_link_to_nowhere_is_refused_at_once(
+    here: Path, model: Path, fail: Run, monkeypatch: pytest.MonkeyPatch, command: str, target: str
+) -> None:
+    monkeypatch.setattr("flashelmo.engine.training.trainer._Run.run", None)
+    monkeypatch.setattr(ElmoEmbedder, "embed_windows", None)
+    (here / "model").symlink_to(model)
+    (here / "link").symlink_to(target)
+    (here / "link.h5").symlink_to("link.h5")  # a file may be linked to before it is there
+    said = fail(*command.split())
+    assert "found a link that leads nowhere" in said or (
+        "deeper" in command and re.search("link/deeper: cannot be written: (Too many levels|File exists)", said)
+    )
+    assert (here / "link").is_symlink() and (here / "link.h5").is_symlink()
 
 
 def test_text_that_is_not_utf8(here: Path, model: Path, succeed: Run, fail: Run) -> None:

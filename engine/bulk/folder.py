@@ -20,7 +20,7 @@ from flashelmo.engine.arguments import utf8_path_of
 from flashelmo.engine.bulk.shard_writer import NewFile
 from flashelmo.engine.bulk.shards import shard_name
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import sha256_of, sync
+from flashelmo.engine.files import check_link, sha256_of, sync
 from flashelmo.engine.sinks.files import RUN, take_name, writing
 from flashelmo.engine.threads import in_order
 
@@ -41,6 +41,7 @@ def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = Fals
         raise FlashElmoError("resume, overwrite: expected one of them, found both")
     if overwrite and in_array:
         raise FlashElmoError("overwrite: expected no job of an array, as it would remove what the others wrote")
+    check_link(folder)
     if folder.exists() and not folder.is_dir():
         raise FlashElmoError(f"{folder}: expected a folder for shards, found a file; .h5 and .npz are single files")
     if not folder.parent.is_dir():

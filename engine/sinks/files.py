@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flashelmo.engine.errors import FlashElmoError, first_line
-from flashelmo.engine.files import NO_LOCKS, lock, sync
+from flashelmo.engine.files import NO_LOCKS, check_link, lock, sync
 from flashelmo.engine.output import Output
 
 RUN = "run.json"  # of a folder of shards, written before any of them
@@ -23,6 +23,7 @@ def check_path(path: Path, final: Path, overwrite: bool) -> None:
         raise FlashElmoError("-: expected a file's name; vectors cannot be written to standard output")
     if not final.parent.is_dir():
         raise FlashElmoError(f"{path}: there is no folder {final.parent}")
+    check_link(final)
     if not final.exists():
         return
     if not final.is_file():

@@ -23,6 +23,7 @@ import numpy as np
 from flashelmo.engine.arguments import flag, path_of
 from flashelmo.engine.arrays import Array
 from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.files import check_link
 from flashelmo.engine.output import Output, cast, pool_mean
 from flashelmo.engine.sinks import ENTRY_BYTES, Record
 from flashelmo.engine.sinks.files import RUN, check_path, publish, temporary_beside, writing
@@ -126,6 +127,7 @@ def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: 
     folder, overwrite, output = path_of("output", folder), flag("overwrite", overwrite), output or Output()
     if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
         raise FlashElmoError(f"{folder}: expected a folder's name for SeqVec's files, found a file's")
+    check_link(folder)
     if (folder / RUN).exists():
         raise FlashElmoError(f"{folder}: expected a folder for SeqVec's files, found a folder of shards")
     names = [RESIDUES, PROTEINS, MAPPING]

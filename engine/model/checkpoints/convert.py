@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def convert(
         FlashElmoError: what `load_model` and `write_native` raise; a model is never replaced by its own conversion.
     """
     destination = path_of("destination", destination)
-    original = path_of("source", source).resolve()
-    if destination.resolve() in (original, *original.parents):
+    original = Path(os.path.realpath(path_of("source", source)))
+    if Path(os.path.realpath(destination)) in (original, *original.parents):
         raise FlashElmoError(f"{destination}: expected another folder than that of the model to convert")
     model = load_model(source, options_file)
     write_native(model, destination, overwrite=overwrite)

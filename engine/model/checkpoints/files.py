@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import sync, why_not_written
+from flashelmo.engine.files import check_link, sync, why_not_written
 
 # What a folder may hold to be replaced: files that are written here, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
@@ -75,6 +75,7 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
 
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
     """Raise FlashElmoError where a folder has anything in it, unless it is to be replaced and holds but `ours`."""
+    check_link(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
