@@ -106,7 +106,7 @@ def test_finished_units_are_not_planned_and_damaged_ones_are(corpus: Corpus, exp
 def test_nothing_is_removed_where_the_new_run_could_not_begin(
     corpus: Corpus, changes: dict[str, Any], message: str
 ) -> None:
-    plan = make_plan(corpus)
+    plan = make_plan(corpus, overwrite=True)  # of nothing
     EmbedUnit(plan.corpus)(batch(list(plan.units)))
     before = contents(corpus.folder)
     with pytest.raises(FlashElmoError, match=message):

@@ -154,8 +154,9 @@ def remove_leftovers(folder: Path, num_shards: int, shard_id: int) -> None:
 
 
 def shard_numbers(folder: Path) -> list[int]:
-    """Numbers of the shards that are said to be finished, ascending."""
-    return sorted(int(found[1]) for name in os.listdir(folder) if (found := META.fullmatch(name)) is not None)
+    """Numbers of the shards that are said to be finished, ascending; none where there is no folder."""
+    names = os.listdir(folder) if folder.is_dir() else ()
+    return sorted(int(found[1]) for name in names if (found := META.fullmatch(name)) is not None)
 
 
 def kept_shards(folder: Path, numbers: Iterable[int]) -> dict[int, Meta]:
