@@ -8,7 +8,12 @@ from pathlib import Path
 
 from flashelmo.cli import main
 
-PACKAGES = ["flashelmo.cli", "flashelmo.engine.bulk.run", "flashelmo.engine.cpu.ort", "flashelmo.engine.cpu.pipeline"]
+PACKAGES = [
+    "flashelmo.cli.commands",
+    "flashelmo.engine.bulk.run",
+    "flashelmo.engine.cpu.ort",
+    "flashelmo.engine.cpu.pipeline",
+]
 
 
 def begin(folder: Path, name: str, *options: str) -> ForkServerProcess:

@@ -264,6 +264,27 @@ def test_a_signal_leaves_no_file(
         signal.signal(number, found)
 
 
+WHILE_IT_LOADS = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from flashelmo.cli import main
+main(["--version"])
+"""
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", WHILE_IT_LOADS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["--version"]) == 0 and signal.getsignal(signal.SIGINT) == handler
+
+
 def test_elmo_command_reads_lines_as_python_does(here: Path, model: Path, succeed: Run) -> None:
     (here / "text.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r").encode())
     succeed("elmo", "text.txt", "v.h5", "--weight-file", model, "--all")

@@ -11,7 +11,8 @@ import pytest
 from tiny_models import MODELS
 from typer.main import get_command
 
-from flashelmo.cli import app, main
+from flashelmo.cli import main
+from flashelmo.cli.commands import app
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.precision import PRECISIONS
 

@@ -27,7 +27,7 @@ from documents import (
 from tiny_models import MODELS
 from typer.main import get_command
 
-from flashelmo.cli import app
+from flashelmo.cli.commands import app
 from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.named.locate import bundled

@@ -18,7 +18,7 @@ from docs_place import Place
 from documents import RUN, Block, check_printed, read_page
 from typer.main import get_command
 
-from flashelmo.cli import app
+from flashelmo.cli.commands import app
 from flashelmo.export.servers.readme import IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent

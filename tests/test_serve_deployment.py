@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from flashelmo.cli import app
+from flashelmo.cli.commands import app
 
 FOLDER = Path("examples") / "serving"
 PATHS = {"/v2/health/ready", "/v2/health/live"}

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -419,14 +420,14 @@ def test_at_the_end_what_was_accepted_is_answered(model: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    "place", ["flashelmo.cli.app", "flashelmo.cli.serve.model_path", "flashelmo.engine.child.start"]
+    "place", ["flashelmo.cli.commands.app", "flashelmo.cli.serve.model_path", "flashelmo.engine.child.start"]
 )
 def test_who_stops_it_while_it_starts_has_a_clean_end_too(
     place: str, number: int, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Before its options are read, before its model is looked for, and while its worker starts."""
     module, _, name = place.rpartition(".")
-    go_on, begun = getattr(sys.modules[module], name), []
+    go_on, begun = getattr(import_module(module), name), []
 
     def stop_and_go_on(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -438,7 +439,7 @@ def test_who_stops_it_while_it_starts_has_a_clean_end_too(
     assert capfd.readouterr().err == ""
     for worker in begun:
         wait_until(lambda worker=worker: worker.poll() is not None)
-    if place == "flashelmo.cli.app":
+    if place == "flashelmo.cli.commands.app":
         assert main(["info", str(model)]) == 128 + number
         assert capfd.readouterr().err == "flashelmo: interrupted\n"
 

@@ -22,7 +22,7 @@ RECENT_SECONDS = 30.0  # that a rate is measured over
 
 
 class InterruptedBySignal(BaseException):
-    """A signal asks to stop; no Exception, so that only `main` turns it into an exit status."""
+    """A signal asks to stop; no Exception, so that only `commands.run` turns it into an exit status."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
