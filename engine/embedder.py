@@ -30,7 +30,7 @@ from flashelmo.engine.sentence_transformers import check_foreign, encode
 from flashelmo.engine.settings import Device, Options, Settings, shows_options
 from flashelmo.engine.sinks import open_sink
 from flashelmo.engine.text.schedule import MAX_WINDOW_SENTENCES
-from flashelmo.engine.text.sentences import Sentence, grouped, several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, grouped, several, tokenized, tokens_of
 from flashelmo.engine.text.spelling import in_place_of_surrogates
 from flashelmo.engine.text.windows import Draft, Drafts, Window
 
@@ -327,9 +327,9 @@ class ElmoEmbedder:
             FlashElmoError: what `embed` raises; a `batch_size` that is no number from 1 on.
         """
         limits = self._limits(batch_size)
-        rest = several("sentences", sentences)
         if not self.settings.stateful:
-            return self._embed(rest, limits, ALL_LAYERS)
+            return self._embed(several("sentences", sentences), limits, ALL_LAYERS)
+        rest = tokenized("sentences", sentences)
         batches = iter(lambda: list(islice(rest, limits[0])), [])
         return chain.from_iterable(map(self.embed_batch, batches))
 

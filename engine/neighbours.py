@@ -15,7 +15,7 @@ from flashelmo.engine.arrays import Array
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Layers, Output
-from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, tokenized, tokens_of
 
 MOST = 1_000_000  # neighbours: more are a mistake
 
@@ -126,7 +126,7 @@ def neighbours_of(
     """
     check_layers(layers)
     expect_no_state(elmo.settings.stateful, "a neighbour's vector depends on its sentence alone")
-    numbered = enumerate(map(tokens_of, several("sentences", sentences)))
+    numbered = enumerate(tokenized("sentences", sentences))
     queries = _embedded(elmo, (use.tokens for use in uses), layers)
     wanted = [vectors[use.position] for use, vectors in zip(uses, queries, strict=True)]
     nearest: list[list[tuple[float, int, Neighbour]]] = [[] for _ in uses]  # heaps of n at most; the first wins a tie

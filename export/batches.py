@@ -10,7 +10,7 @@ import numpy as np
 from flashelmo.engine.arguments import whole_number
 from flashelmo.engine.arrays import Array, Arrays, Bool, Int64
 from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, tokenized
 from flashelmo.engine.text.spelling import Speller, Utf8Words
 from flashelmo.export.metadata import STATES, Metadata
 
@@ -25,7 +25,7 @@ def input_names(metadata: Metadata) -> list[str]:
 
 def token_lists(sentences: Iterable[Sentence | str]) -> list[Sentence]:
     """The tokens of sentences, of which strings are split on white space."""
-    return [tokens_of(sentence) for sentence in several("sentences", sentences)]
+    return list(tokenized("sentences", sentences))
 
 
 def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -> Iterator[Int64]:

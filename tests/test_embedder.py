@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_models import MODELS, SENTENCES
 
-from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError
+from flashelmo import ElmoEmbedder, FlashElmoError, MissingExtraError, batch_to_ids, find_neighbours
 from flashelmo.engine.cpu.openvino import has_bf16
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.output import Output
@@ -265,8 +265,20 @@ def test_what_is_iterated_by_letters_or_keys_is_refused(given: Any, message: str
 
 @pytest.mark.parametrize("given", [b"cat", {"cat": 1}], ids=["bytes", "dict"])
 def test_a_sentence_of_another_type_is_refused(embedder: ElmoEmbedder, given: Any) -> None:
-    for call in (lambda: embedder.embed_sentence(given), lambda: embedder.encode([given])):
-        with pytest.raises(FlashElmoError, match=r"^sentence: expected text or a list of tokens, found "):
+    with pytest.raises(FlashElmoError, match=r"^sentence: expected text or a list of tokens, found "):
+        embedder.embed_sentence(given)
+    stateful = ElmoEmbedder(MODEL, stateful=True, batch_size=2)
+    many = [["the", "cat"], "the cat", ("cat",), [], given]
+    calls: list[Callable[[], Any]] = [
+        lambda: embedder.encode(many),
+        lambda: embedder.embed_batch(many),
+        lambda: list(stateful.embed(many)),
+        lambda: list(stateful.embed_sentences(many)),
+        lambda: find_neighbours(embedder, many, "the cat", "cat"),
+        lambda: batch_to_ids(many),
+    ]
+    for call in calls:
+        with pytest.raises(FlashElmoError, match=r"^sentence 4: expected text or a list of tokens, found "):
             call()
 
 

@@ -227,7 +227,7 @@ def test_sentences_that_are_none(toy: Path) -> None:
     wrong: list[tuple[Any, str]] = [
         ("the cat", "sentences: expected several, found one text"),
         ({"the cat": 1}, "sentences: expected a list, found a dict"),
-        ([["a"], 7], "sentence: expected text or a list of tokens, found 7"),
+        ([["a"], 7], "sentence 1: expected text or a list of tokens, found 7"),
         ([["a", None]], "word 1: expected text, found nothing"),
     ]
     for sentences, message in wrong:

@@ -381,7 +381,7 @@ def test_groups_end_before_they_pass_a_bound_and_errors_come_in_their_place(
         found = list(grouped(given(), max_sentences, *bounds))
         assert found == one_by_one([*sentences, ["end"]], max_sentences, *bounds)
         return
-    with pytest.raises(OSError if broken <= bad else FlashElmoError, match=r"broken|sentence: expected"):
+    with pytest.raises(OSError if broken <= bad else FlashElmoError, match=rf"broken|sentence {bad}: expected"):
         for group in grouped(given(), max_sentences, *bounds):
             found.append(group)
             assert read == sum(map(len, found)) + 1

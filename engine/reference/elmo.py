@@ -17,7 +17,7 @@ from flashelmo.engine.model.checkpoints import load_model
 from flashelmo.engine.model.checkpoints.native import write_native
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.text.characters import WordEncoder
-from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, several, tokenized
 
 try:
     import torch
@@ -231,7 +231,7 @@ class Elmo(torch.nn.Module):
         """Ids of tokenized sentences and their padding: of characters for kind 0, of words for 1."""
         if self._encoder is None:
             raise FlashElmoError("module: ids are made for a model from files, found a module that was given")
-        sentences = [tokens_of(sentence) for sentence in several("batch", batch)]
+        sentences = list(tokenized("batch", batch))
         ids = encode(self._encoder, [word for sentence in sentences for word in sentence])[kind]
         if ids is None:
             raise FlashElmoError(f"ids: this model has none of {('characters', 'words')[kind]}")

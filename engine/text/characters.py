@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from flashelmo.engine.arrays import Int32, Int64
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError
-from flashelmo.engine.text.sentences import Sentence, several, tokens_of
+from flashelmo.engine.text.sentences import Sentence, tokenized
 from flashelmo.engine.text.spelling import Speller, Utf8Words, spell_bytes, utf8
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def batch_to_ids(batch: Iterable[Sentence | str]) -> torch.LongTensor:
         import torch
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "batch_to_ids") from error
-    sentences = [tokens_of(sentence) for sentence in several("batch", batch)]
+    sentences = list(tokenized("batch", batch))
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     ids = np.zeros((len(sentences), lengths.max(initial=0), ALLENNLP_MAX_CHARACTERS), np.int64)
     words = _utf8_words([word for sentence in sentences for word in sentence], "ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import count
 from typing import Any, TypeAlias
 
 from flashelmo.engine.arguments import shown
@@ -44,8 +45,17 @@ def _rows_of_arrow(array: Any) -> Iterator[Any]:
         yield from array.slice(start, ARROW_ROWS).to_pylist()
 
 
-def tokens_of(sentence: Any) -> Sentence:
-    """A sentence's tokens, a text's between its white space."""
+def tokenized(name: str, values: Any) -> Iterator[Sentence]:
+    """The tokens of the sentences that a caller gave under an argument's name.
+
+    Raises:
+        FlashElmoError: what `several` raises, by the call itself; a sentence that is neither text nor tokens.
+    """
+    return map(tokens_of, several(name, values), count())
+
+
+def tokens_of(sentence: Any, number: int | None = None) -> Sentence:
+    """A sentence's tokens, a text's between its white space; an error names its number among others, from 0."""
     if isinstance(sentence, str):
         return sentence.split()
     # Lists are told sooner than sequences of any kind.
@@ -55,7 +65,8 @@ def tokens_of(sentence: Any) -> Sentence:
         tokens = getattr(sentence, name)() if hasattr(sentence, name) else None
         if isinstance(tokens, str | list):
             return tokens_of(tokens)
-    raise FlashElmoError(f"sentence: expected text or a list of tokens, found {shown(sentence)}")
+    name = "sentence" if number is None else f"sentence {number}"
+    raise FlashElmoError(f"{name}: expected text or a list of tokens, found {shown(sentence)}")
 
 
 def grouped(
@@ -70,8 +81,9 @@ def grouped(
     bound = min(first_tokens, max_tokens)
     group: list[Sentence] = []
     n_tokens = 0
-    for sentence in sentences:
-        tokens = sentence if type(sentence) is list else tokens_of(sentence)  # a card's host has no time for a call
+    for number, sentence in enumerate(sentences):
+        # A card's host has no time for a call.
+        tokens = sentence if type(sentence) is list else tokens_of(sentence, number)
         n = len(tokens)
         if group and (n_tokens + n > bound or len(group) == max_sentences):
             yield group

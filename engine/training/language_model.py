@@ -13,7 +13,7 @@ from flashelmo.engine.arguments import path_of
 from flashelmo.engine.arrays import Float32
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.checkpoints import load_model
-from flashelmo.engine.text.sentences import several, tokens_of
+from flashelmo.engine.text.sentences import tokenized
 from flashelmo.engine.training.corpus import UNKNOWN, EncodedCorpus, read_corpus
 from flashelmo.engine.training.evaluate import log_probabilities, perplexity_of
 from flashelmo.engine.training.model import BiLM, check_trainable
@@ -112,7 +112,7 @@ class LanguageModel:
         Raises:
             FlashElmoError: what is no list of sentences.
         """
-        given = [tokens_of(sentence) for sentence in several("sentences", sentences)]
+        given = list(tokenized("sentences", sentences))
         if not given:
             return []
         corpus = EncodedCorpus.of(given)
@@ -135,7 +135,7 @@ class LanguageModel:
         if isinstance(text, str | Path):
             corpus = read_corpus([path_of("text", text)])
         else:
-            corpus = EncodedCorpus.of([tokens for tokens in map(tokens_of, several("text", text)) if len(tokens)])
+            corpus = EncodedCorpus.of([tokens for tokens in tokenized("text", text) if len(tokens)])
             if not len(corpus):
                 raise FlashElmoError("text: expected a sentence, found no token")
         rows = corpus.rows(self.words)

@@ -12,7 +12,7 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.precision import Bound
 from flashelmo.engine.processor import processor_name
-from flashelmo.engine.text.sentences import several, tokens_of
+from flashelmo.engine.text.sentences import several, tokenized
 from flashelmo.engine.text.spelling import utf8
 from flashelmo.export.build import check_is_model
 from flashelmo.export.metadata import BUCKET_DATA, Metadata
@@ -115,7 +115,7 @@ def verify(
 
 
 def _checked_text(sentences: Sequence[Sequence[str]]) -> tuple[Sentence, ...]:
-    text = tuple(tuple(tokens_of(sentence)) for sentence in several("sentences", sentences))
+    text = tuple(map(tuple, tokenized("sentences", sentences)))
     utf8([word for sentence in text for word in sentence], "surrogatepass")  # all are texts
     if not any(text):
         raise FlashElmoError(f"sentences: expected some with tokens, found {len(text)} without")
