@@ -1,6 +1,8 @@
 """Neighbours of a word in context."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,19 @@ def test_the_command_prints_each_sentence_and_its_neighbours(
     assert main([*arguments[:4], "no such word", "--model", str(tmp_path / "model")]) == 1
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "flashelmo: word: expected one of 'no such word', found 'light'\n")
+
+
+def test_words_are_in_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
+    write_native(MODELS[NAME], tmp_path / "model")
+    (tmp_path / "text").write_text("un café noir\nun cafe noir\n", encoding="utf-8")
+    command = [sys.executable, "-m", "flashelmo.cli", "neighbours", "text", "--same-word", "--model", "model"]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for arguments, out, err in (
+        (["café".encode(), "le café".encode()], b"un [caf\\xe9] noir", b""),
+        ([b"caf\xe9", b"le caf\xe9"], b"", b"word, SENTENCE: expected UTF-8, found 'caf\\udce9'"),
+    ):
+        done = subprocess.run([*command, *arguments], env=ascii_only, cwd=tmp_path, capture_output=True)
+        assert out in done.stdout and err in done.stderr and done.returncode == bool(err)
 
 
 def test_the_model_of_the_package_tells_senses_apart(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from flashelmo.cli.arguments import Options, Precision, Threads, parse_layers
 from flashelmo.cli.terminal import warnings_to_stderr
+from flashelmo.engine.errors import FlashElmoError
+from flashelmo.engine.text.sentences import SURROGATE
 from flashelmo.engine.text.windows import read_windows
 
 TOKENS_AROUND = 6  # of a neighbour, on either side
@@ -34,6 +37,7 @@ def neighbours(
     from flashelmo.engine.embedder import ElmoEmbedder
     from flashelmo.engine.neighbours import Use, check_layers, neighbours_of
 
+    word, *sentences = map(_in_utf8, (word, *sentences))
     compared, uses = parse_layers(layers), [Use.of(sentence, word, same_word) for sentence in sentences]
     check_layers(compared)
     with warnings_to_stderr(quiet=True):
@@ -45,6 +49,19 @@ def neighbours(
                 before = " ".join(each.tokens[max(0, each.position - TOKENS_AROUND) : each.position])
                 behind = " ".join(each.tokens[each.position + 1 :][:TOKENS_AROUND])
                 print(f"  {each.similarity:.2f}  {before[-32:]:>32} [{each.word}] {behind[:32]}")
+
+
+def _in_utf8(argument: str) -> str:
+    """What was given in UTF-8, as texts are, also where the locale has another encoding.
+
+    Python keeps bytes that it cannot decode as lone surrogates, which a model would leave out of a word.
+    """
+    if SURROGATE.search(argument) is None:
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError:
+        raise FlashElmoError(f"word, SENTENCE: expected UTF-8, found {argument!a}") from None
 
 
 def _tokens(text: str) -> Iterator[list[str]]:
