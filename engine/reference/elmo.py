@@ -105,6 +105,9 @@ class Elmo(torch.nn.Module):
                 raise FlashElmoError("module: expected options_file and weight_file to be None beside it")
             if not isinstance(module, torch.nn.Module):
                 raise FlashElmoError(f"module: expected a torch.nn.Module, found {shown(module)}")
+            for name in ("num_layers", "get_output_dim"):
+                if not hasattr(module, name):
+                    raise FlashElmoError(f"module: expected one that has {name}, found {shown(module)}")
             self.bilm = module
         else:
             model = _load(options_file, weight_file)
