@@ -526,10 +526,11 @@ def test_bad_input(build, ids):
         build()(ids[:, 0])
     with pytest.raises(FlashElmoError, match=r"character_ids: expected \[\.\.\., 12\], found"):
         build()(ids[:, :, :11])
-    for module, found in (
-        (torch.nn.Linear(1, 1), "that has num_layers, found Linear"),
-        ("a", "torch.nn.Module, found"),
-    ):
+    no_models: dict[str, Any] = {
+        "that has num_layers, found Linear": torch.nn.Linear(1, 1),
+        "torch.nn.Module, found": "a",
+    }
+    for found, module in no_models.items():
         with pytest.raises(FlashElmoError, match=f"^module: expected (a|one) {found}"):
             Elmo(None, None, 1, module=module)
 
