@@ -19,10 +19,11 @@ from cuda_runs import (
 )
 
 from flashelmo.engine.cuda import cuda_graphs as graphs_module
-from flashelmo.engine.cuda import state
+from flashelmo.engine.cuda import state, transfer
 from flashelmo.engine.cuda.cuda_graphs import Captured, GraphCache
 from flashelmo.engine.cuda.executor import Executor
 from flashelmo.engine.cuda.layout import Sizes
+from flashelmo.engine.cuda.transfer import Transfers, streams_of
 from flashelmo.engine.embedder import ElmoEmbedder
 from flashelmo.engine.reference.reference import ReferenceRuntime
 from flashelmo.engine.settings import CudaSettings
@@ -223,3 +224,13 @@ def test_buckets_in_turn_displace_each_other() -> None:
     for _ in range(3):
         assert_close([embedder.embed_sentence(sentence) for sentence in sentences], expected)
     assert len(graphs_of(embedder)) == 1
+
+
+def test_a_process_has_the_same_streams_of_a_device_for_all_embedders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no two kernels whose programs wait for each other run side by side; captures are in none of them."""
+    monkeypatch.setattr(transfer, "_streams", {})
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert streams_of(first) is streams_of(first)
+    assert len({id(stream) for device in (first, second) for stream in streams_of(device)}) == 8
+    assert Transfers(first)._compute is Transfers(first)._compute is streams_of(first).compute

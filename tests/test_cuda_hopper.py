@@ -54,6 +54,7 @@ def names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
     monkeypatch.setattr(proven, "_verdicts", {})
     monkeypatch.setattr(proven, "ROWS", (1, 20))
     monkeypatch.setattr(proven, "TIMES", 1)
+    monkeypatch.setattr(proven, "TIMES_OF_NEW", 1)
     monkeypatch.setattr(layout, "LEAST_NODES", 8)  # the interpreter computes padding too
     yield found
 

@@ -133,6 +133,15 @@ def test_what_is_right_serves_and_is_not_compared_again(
     assert not caplog.records
 
 
+def test_what_no_card_has_run_is_compared_more_often(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proven, "TIMES_OF_NEW", 5)
+    made_up = install(monkeypatch)
+    first, *others = layer.VARIANTS
+    monkeypatch.setattr(layer, "VARIANTS", (first._replace(rival=others[-1]), *others))
+    assert chosen(device)[0] == "made up"
+    assert made_up.seen >= proven.TIMES_OF_NEW > proven.TIMES
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [

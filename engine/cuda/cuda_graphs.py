@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging
+from flashelmo.engine.cuda.transfer import CAPTURE_LOCK, Staging, streams_of
 from flashelmo.engine.errors import first_line
 from flashelmo.kernels.launch import is_out_of_memory
 
@@ -111,7 +111,7 @@ class GraphCache:
             torch.cuda.current_stream(self._device).synchronize()
 
     def _capture(self, size: int, run: Callable[[Tensor], Tensor]) -> Captured:
-        """What a run queues on the current stream; `torch.cuda.graph` would collect garbage and empty caches first."""
+        """Capture what a run queues; `torch.cuda.graph` would collect garbage and empty caches first."""
         packed_schedule = torch.zeros(size, dtype=torch.int32, device=self._device)
         if self._device.type == "cpu":  # Triton's interpreter has no graphs: the run itself stands for one
             return Captured(_rerun(partial(run, packed_schedule)), packed_schedule)
@@ -119,7 +119,8 @@ class GraphCache:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._wait()
-        with CAPTURE_LOCK:
+        # Not in the current stream, to which other threads may queue work meanwhile.
+        with CAPTURE_LOCK, torch.cuda.stream(streams_of(self._device).capture):
             try:
                 out = _record(graph, self._pool, partial(run, packed_schedule))
             except BaseException:
@@ -147,7 +148,7 @@ _abandoned: list[torch.cuda.CUDAGraph] = []  # kept alive: the pinned-memory all
 
 
 def _record(graph: torch.cuda.CUDAGraph, pool: Any, run: Callable[[], Tensor]) -> Tensor:
-    """Capture what a run queues on the current stream, and give its result."""
+    """Capture what a run queues on the current stream; return its result."""
     # "relaxed": stricter modes reject harmless calls, such as loading a kernel or freeing a tensor.
     try:
         graph.capture_begin(pool=pool, capture_error_mode="relaxed")

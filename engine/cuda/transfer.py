@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,31 @@ CAPTURE_LOCK = threading.RLock()
 PIECES_IN_TURN = 3  # of a staging: one that is filled, and those of two windows in flight
 
 
+class DeviceStreams(NamedTuple):
+    """Of a device: copies up, computing, copies down, and captures, which compute nothing."""
+
+    up: torch.cuda.Stream
+    compute: torch.cuda.Stream
+    down: torch.cuda.Stream
+    capture: torch.cuda.Stream
+
+
+_streams: dict[torch.device, DeviceStreams] = {}
+_streams_lock = threading.Lock()
+
+
+def streams_of(device: torch.device) -> DeviceStreams:
+    """The streams that all embedders of this process share on a CUDA device.
+
+    Programs of some kernels wait for each other: two such kernels side by side, each with half of the card, would wait
+    for ever.
+    """
+    with _streams_lock:
+        if device not in _streams:
+            _streams[device] = DeviceStreams(*(torch.cuda.Stream(device) for _ in DeviceStreams._fields))
+        return _streams[device]
+
+
 class Transfers:
     """The three streams of one device: copies up, computing, copies down. On the CPU everything happens at once.
 
@@ -39,7 +64,7 @@ class Transfers:
         self.device = device
         self._is_cuda = device.type == "cuda"
         if self._is_cuda:
-            self._up, self._compute, self._down = (torch.cuda.Stream(device) for _ in range(3))
+            self._up, self._compute, self._down, _ = streams_of(device)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 
 ROWS = (1, 5, 16, 17, 32, 40, 64, 100, 128, 129, 256, 300, 520, 1100)  # of depths that are compared, if it serves them
 TIMES = 3  # each: programs that do not wait for each other as they should may be right by chance
+TIMES_OF_NEW = 20  # where no card has run the variant
 TIMED = 8, 32  # rows of depths that are timed, if both serve them
 N_TIMED = 24  # depths, about a sentence's
 ASLEEP = 10_000_000  # cycles of a card, in which the host queues these: five milliseconds
@@ -132,7 +133,7 @@ def difference(variant: Variant, run: LayerRun) -> float:
 
     expected, errors = _expected(weights, nodes, x), []
     workspace = Workspace.of(weights.shape, weights.device)
-    for _ in range(TIMES):
+    for _ in range(TIMES if variant.rival is None else TIMES_OF_NEW):
         tensors = new_tensors(weights, nodes, x, skip=has_skip, workspace=workspace)
         tensors.poison()
         if words is not None:
