@@ -29,7 +29,7 @@ ONNX = ["onnx>=1.16"]  # builds the graphs that both runtimes of the CPU run, an
 CPU = ["onnxruntime>=1.20", *ONNX]
 OPENVINO = ["openvino>=2024.6", *ONNX]
 TORCH = ["torch>=2.4"]
-TRITON = ["triton>=3.6 ; sys_platform == 'linux'"]
+TRITON = ["triton>=3.6,<3.10 ; sys_platform == 'linux'"]  # `kernels.compiled.KNOWN`
 BULK = ["fsspec>=2023.1", "sacremoses>=0.1.1"]  # remote paths, the Moses tokenizer
 DOWNLOAD = ["filelock>=3.12", "platformdirs>=4", "pooch>=1.8", "requests>=2.31"]
 HUB = ["huggingface_hub>=0.23"]
@@ -73,7 +73,7 @@ setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "Operating System :: OS Independent",
+        "Operating System :: POSIX :: Linux",  # what it is tested on
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

@@ -142,11 +142,12 @@ def _can_run(precision: Precision) -> Iterator[str]:
 
 
 def _automatic(precision: str, runtime: str) -> tuple[tuple[str, ...], str]:
-    """A CUDA device where one can be used for this; otherwise the CPU, and the warning to log."""
+    """A CUDA device where one can be used for this; otherwise the CPU, and the warning to log, if any."""
     if runtime in CPU_RUNTIMES or (precision != "auto" and precision not in precisions_on("cuda")):
         return ("cpu",), ""
     if not has_cuda_card():
-        return ("cpu",), "no CUDA device found, running on the CPU"
+        expects_one = find_spec("triton") is not None  # whoever installed nothing for a card misses none
+        return ("cpu",), "no CUDA device found, running on the CPU" if expects_one else ""
     try:
         from flashelmo.engine.cuda.requirements import check_precision, find_device
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from flashelmo.engine.errors import FlashElmoError, first_line
 
 CHUNK_BYTES = 1 << 20
 NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
+
+logger = logging.getLogger("flashelmo")
 
 
 def sha256_of(path: Path) -> str:
@@ -59,6 +63,21 @@ def lock(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+def take_folder(folder: Path, take: Callable[[], bool]) -> None:
+    """Lock a folder by what says whether it took the locks. Where there are none, a warning says so.
+
+    Raises:
+        FlashElmoError: another run holds them.
+    """
+    try:
+        taken = take()
+    except NO_LOCKS:
+        logger.warning("%s: no file locks here: expected no other run that writes here, nobody checks it", folder)
+        return
+    if not taken:
+        raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
 
 
 def why_not_written(error: BaseException, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Units of work: several processes write the files that one process writes, whatever becomes of them."""
 
+import errno
 import fcntl
 import gzip
 import json
@@ -183,6 +184,20 @@ def test_jobs_that_begin_at_the_same_moment_share_the_folder(tmp_path: Path) -> 
         threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN)).start()
         with locked(tmp_path, 2, 0), locked(tmp_path, 2, 1):
             assert (tmp_path / ".lock-1").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_where_there_are_no_locks_a_warning_says_so(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path, jobs, 0), locked(tmp_path, jobs, 0):
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{tmp_path}: no file locks here: expected no other run that writes here, nobody checks it"
+        ] * 2
 
 
 @pytest.mark.parametrize("text", ["", "\n", "one line"])

@@ -261,6 +261,17 @@ def test_auto_without_a_card_is_the_processor_which_is_said_once(
     assert messages(caplog) == [("WARNING", "device 'auto': no CUDA device found, running on the CPU")]
 
 
+def test_nothing_is_said_of_a_card_where_nothing_for_one_is_installed(
+    machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    found = choice.find_spec
+    monkeypatch.setattr(choice, "find_spec", lambda name: None if name == "triton" else found(name))
+    with caplog.at_level(logging.INFO, "flashelmo"):
+        assert choose_runtime(Settings("auto", "fp32", "auto")) == Choice("ort", "fp32")
+    assert messages(caplog) == []
+
+
 def test_of_what_the_processor_lacks_nothing_else_is_said(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     machine()
     with pytest.raises(FlashElmoError, match=r"^precision 'fp16': expected one of fp32, bf16, int8, fp64 on the CPU$"):

@@ -12,8 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flashelmo.engine.bulk import folder as folders
-from flashelmo.engine.errors import FlashElmoError
-from flashelmo.engine.files import NO_LOCKS, lock
+from flashelmo.engine.files import lock, take_folder
 from flashelmo.engine.sinks import writing
 
 ALL = ".lock"
@@ -31,12 +30,7 @@ def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
     with ExitStack() as stack:
         with writing(folder):
             folder.mkdir(exist_ok=True)
-        try:
-            taken = _take(folder, num_shards, shard_id, stack)
-        except NO_LOCKS:
-            taken = True
-        if not taken:
-            raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
+        take_folder(folder, lambda: _take(folder, num_shards, shard_id, stack))
         yield
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from flashelmo.engine.arguments import is_stream
 from flashelmo.engine.errors import FlashElmoError, reason_of
-from flashelmo.engine.files import NO_LOCKS, lock, sha256_of
+from flashelmo.engine.files import lock, sha256_of, take_folder
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.training.checkpoint import TEMPORARY
@@ -97,12 +97,7 @@ def _enter(folder: Path, stack: ExitStack) -> None:
     except OSError as error:
         raise FlashElmoError(f"{folder}: cannot be written: {reason_of(error)}") from None
     stack.callback(os.close, descriptor)
-    try:
-        taken = lock(descriptor, path)
-    except NO_LOCKS:
-        taken = True
-    if not taken:
-        raise FlashElmoError(f"{folder}: expected no other run that writes here, found one at work")
+    take_folder(folder, lambda: lock(descriptor, path))
     stack.callback(_leave, folder)
     for leftover in [path for pattern in LEFTOVERS for path in folder.glob(pattern)]:
         if leftover.is_dir() and not leftover.is_symlink():
