@@ -25,7 +25,7 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.named.locate import bundled
 from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Layers, Mix, Output
-from flashelmo.engine.pipeline import OnProgress, Statistics, Stream
+from flashelmo.engine.pipeline import ClosedPipeline, OnProgress, Statistics, Stream
 from flashelmo.engine.sentence_transformers import check_foreign, encode
 from flashelmo.engine.settings import Device, Options, Settings, shows_options
 from flashelmo.engine.sinks import open_sink
@@ -36,7 +36,7 @@ from flashelmo.engine.text.windows import Draft, Drafts, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 logger = logging.getLogger("flashelmo")
 
@@ -144,6 +144,21 @@ class ElmoEmbedder:
                 "make it where it is used"
             )
         return self._load_again, ()
+
+    def close(self) -> None:
+        """Let go of what computes: the packed weights, a card's memory, the processes of several devices.
+
+        The last reference to an embedder does the same, and so does the end of a `with` block. Streams that have begun
+        go on; further calls raise FlashElmoError.
+        """
+        self._pipeline = ClosedPipeline(self._pipeline.statistics)
+
+    def __enter__(self) -> Self:
+        """For `with`: the embedder itself, which is closed at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         """As "ElmoEmbedder(model, device='cpu', runtime='ort', precision='fp32')"."""

@@ -99,6 +99,29 @@ class WindowPipeline(Protocol):
         """
 
 
+class ClosedPipeline:
+    """A `WindowPipeline` in the place of one that was let go of: it refuses everything.
+
+    Args:
+        statistics: of the one before.
+    """
+
+    ahead = 0
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+
+    def reset_state(self) -> None:
+        """Raise FlashElmoError."""
+        raise FlashElmoError("embedder: expected an open one, found one that was closed")
+
+    def stream(
+        self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
+    ) -> Stream:
+        """Raise FlashElmoError."""
+        raise FlashElmoError("embedder: expected an open one, found one that was closed")
+
+
 class PipelineInfo(NamedTuple):
     """A pipeline; where, with what and in what it computes now that "auto" is decided.
 

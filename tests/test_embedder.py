@@ -1,7 +1,9 @@
 """ElmoEmbedder's own methods: loading, names from AllenNLP and sentence-transformers, threads, errors."""
 
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,21 @@ def test_golden_file(golden: Path, tmp_path: Path, runtime: RuntimeName) -> None
     ):
         for i in range(20):
             assert np.abs(found[str(i)][()] - expected[str(i)][()]).max() < tolerance("fp32")
+
+
+def test_an_embedder_that_is_closed_lets_go_and_refuses() -> None:
+    with ElmoEmbedder(MODEL, device="cpu") as embedder:
+        pipeline = weakref.ref(embedder._pipeline)
+        begun = embedder.embed([["a"], ["b", "c"]])
+        first = next(begun)
+    assert [first.shape[1], *(vectors.shape[1] for vectors in begun)] == [1, 2]
+    del begun
+    gc.collect()
+    assert pipeline() is None and embedder.statistics.tokens == 3
+    embedder.close()
+    for call in (lambda: embedder.embed_sentence(["a"]), embedder.reset_state, lambda: embedder.encode("a")):
+        with pytest.raises(FlashElmoError, match=r"^embedder: expected an open one, found one that was closed$"):
+            call()
 
 
 def test_strings_are_split_on_white_space(embedder: ElmoEmbedder) -> None:
