@@ -11,12 +11,13 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # process dies the run ends and names its test: with another in its place pytest-xdist may wait for ever.
 PARALLEL = --numprocesses=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: help demo test test-ray test-serve test-integrations docs lint style types types-of-tests bench
+.PHONY: help demo test test-triton test-ray test-serve test-integrations docs lint style types types-of-tests bench
 
 help:
 	@echo "make demo   embed a text, and find the neighbours of a word in two senses"
 	@echo "make test   build the wheel, install it and run the tests against it"
 	@echo "make test-integrations  inside scikit-learn, spaCy and others, as far as they are installed"
+	@echo "make test-triton  kernels by other versions of Triton"
 	@echo "make test-ray  actors and replicas of a Ray cluster on this machine (needs: pip install '.[ray]')"
 	@echo "make test-serve  clients of other projects against the service, as far as they are installed"
 	@echo "make lint   ruff, formatting, types"
@@ -96,6 +97,17 @@ bench: $(VENV)/dev.stamp
 test-serve:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v -s tests/test_serve_clients.py tests/test_serve_page.py
 	FLASHELMO_SERVERS=1 $(BIN)/python -m pytest -v tests/test_docs_onnx.py
+
+# Kernels by the other versions of Triton that setup.py allows: compiled for an H100, with what spills, and run here.
+test-triton: $(VENV)/dev.stamp
+	for version in 3.6.0 3.8.0 3.9.0; do \
+	    $(BIN)/python -m pip install --quiet --upgrade --no-deps --target .triton/$$version triton==$$version || exit 1; \
+	    export PYTHONPATH=.triton/$$version PYTHONWARNINGS=ignore; \
+	    $(BIN)/python -c "import triton; print('Triton', triton.__version__)"; \
+	    $(BIN)/python -m benchmarks resources --target 90 > /dev/null; \
+	    $(BIN)/pytest -q $(PARALLEL) -W default -k "not found" tests/test_kernel_*.py tests/test_cuda_hopper.py \
+	        --deselect tests/test_kernel_resources.py || exit 1; \
+	done
 
 # Ray is in no environment of ours: `$(BIN)/python -m pip install '.[ray]'` first.
 test-ray:
