@@ -11,6 +11,8 @@
     carry.py         the states that rows end with, to where they are carried on
     lstm/            the bidirectional LSTM over a schedule, a file a variant
     token_layers.py  tokens' layers gathered and mixed (mixing.py), and averaged over sentences (pooling.py)
+    adagrad.py       an optimizer's step for one parameter, in training
+    gluon.py         names of Gluon that differ between Triton's versions
     reference.py     the same mathematics in plain PyTorch, which every kernel is tested against
 
 Letters of shapes are those of `engine/__init__.py`; K is what a product sums over, O the outputs mixed from layers, and

@@ -30,6 +30,7 @@ ROWS_ALONE = (
     "int8 rows",
     "states carried",
     "training cell",
+    "training step",
 )  # kernels that multiply no matrices
 FULL_TYPES = {"half": "bf16", "int8": "int8", "tf32": "tf32", "ieee": "fp32"}  # compiled for every target
 

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, rate_at, row_gradients
+from flashelmo.engine.training.optimizers import (
+    Adagrad,
+    clip_scale,
+    make_optimizer,
+    rate_at,
+    row_gradients,
+    scale_gradients,
+)
 
 
 def test_adagrad_is_tensorflows() -> None:
@@ -39,7 +46,9 @@ def test_gradients_are_scaled_by_their_common_norm(largest: float, expected: lis
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
     for parameter, value in zip(parameters, (3.0, 4.0), strict=False):
         parameter.grad = torch.tensor([value])
-    assert clip_gradients(parameters, largest).item() == pytest.approx(5)
+    scale = clip_scale(parameters, largest)
+    assert scale.item() == pytest.approx(min(1, largest / 5))
+    scale_gradients(parameters, scale)
     found = [parameter.grad.item() for parameter in parameters[:2] if parameter.grad is not None]
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -67,8 +76,11 @@ def test_gradients_by_rows_are_the_whole_ones(rows: list[int], seed: int) -> Non
             for parameter, part in zip((weight, bias), parts, strict=True):
                 assert parameter.grad is not None
                 parameter.grad.index_add_(0, index, part)
-        norm = clip_gradients([weight, bias, other], 1.0, gradients)
+        scale = clip_scale([weight, bias, other], 1.0, gradients)
+        scale_gradients([weight, bias, other], scale)
+        for each in gradients:
+            each.sums.mul_(scale)
         optimizer.step()
         optimizer.step_by_rows(gradients)
-        found.append([norm, *(each.detach() for each in (weight, bias, other))])
+        found.append([scale, *(each.detach() for each in (weight, bias, other))])
     torch.testing.assert_close(*found)

@@ -201,6 +201,7 @@ KERNELS = (
     Kernel("states carried", (), "CP", problems.carry, BF16, ("fp32",)),
     Kernel("training cell, forward", (), "C", train_forward, BF16, ("fp32",)),
     Kernel("training cell, backward", (), "C", train_backward, BF16, ("fp32",)),
+    Kernel("training step, Adagrad", (), "C", problems.adagrad, ("fp32",)),
     Kernel("token layers", (), "P", tokens, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),
     Kernel("token layers, one mix", (), "P", one_mix, few=BF16, of="nodes"),
     Kernel("token layers, means", (), "P", means, BF16, ("fp16", "fp32"), sizes=True, of="nodes"),

@@ -22,6 +22,7 @@ from flashelmo.engine.precision import PRECISIONS
 from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.spelling import BYTES
 from flashelmo.kernels import reference
+from flashelmo.kernels.adagrad import adagrad_launch
 from flashelmo.kernels.arguments import Products
 from flashelmo.kernels.carry import Ends, carry_launch
 from flashelmo.kernels.char_cnn import char_cnn_launches
@@ -282,6 +283,12 @@ def train_cells(config: ElmoConfig, n: int, make: Maker, *, backward: bool) -> L
     if backward:
         return cell_backward_launch(u, cells[2], gates[0], cells[0], cells[1], gates[1], config.cell_clip)
     return cell_forward_launch(gates[0], cells[0], cells[1], u, config.cell_clip)
+
+
+def adagrad(config: ElmoConfig, n: int, make: Maker) -> Launch:
+    """A step for n rows of gates' weights."""
+    parameter, accumulator, gradient = (make.empty(n, 4 * config.cell_size, dtype=torch.float32) for _ in range(3))
+    return adagrad_launch(parameter, accumulator, gradient, *(make.empty(dtype=torch.float32) for _ in range(2)))
 
 
 def words_of(config: ElmoConfig, n: int) -> list[str]:

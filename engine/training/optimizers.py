@@ -81,6 +81,17 @@ class Adagrad(torch.optim.Optimizer):
         torch._foreach_sub_(parameters, updates)
 
     @torch.no_grad()
+    def step_by_kernels(self, scale: Tensor) -> None:
+        """The same by the gradients times `scale`, float32 [], on a card: each value is read once."""
+        from flashelmo.kernels.adagrad import adagrad_launch
+
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                accumulator = self.state[parameter]["accumulator"]
+                gradient = parameter.grad.contiguous()
+                adagrad_launch(parameter, accumulator, gradient, self.param_groups[0]["lr"], scale).run()
+
+    @torch.no_grad()
     def step_by_rows(self, gradients: Iterable[RowGradient]) -> None:
         """The same of parameters that have these gradients in place of others; all other rows stay as they are."""
         for parameter, rows, sums, _ in gradients:
@@ -102,18 +113,25 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tens
 
 
 @torch.no_grad()
-def clip_gradients(
-    parameters: Iterable[torch.nn.Parameter], largest: float, by_rows: Sequence[RowGradient] = ()
-) -> Tensor:
-    """Scale all gradients down so that their common norm is at most `largest`; returns the norm, on the device.
+def clip_scale(parameters: Iterable[torch.nn.Parameter], largest: float, by_rows: Sequence[RowGradient] = ()) -> Tensor:
+    """What gradients are multiplied by so that their common norm is at most `largest`; [], on the device.
 
     Args:
         by_rows: those of parameters that have no others.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = torch.stack([*torch._foreach_norm(gradients), *(each.norm for each in by_rows)]).norm()
-    torch._foreach_mul_([*gradients, *(each.sums for each in by_rows)], (largest / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    norms = torch._foreach_norm(_gradients(parameters))
+    norm: Tensor = torch.stack([*norms, *(each.norm for each in by_rows)]).norm()
+    return (largest / (norm + 1e-6)).clamp(max=1.0)
+
+
+@torch.no_grad()
+def scale_gradients(parameters: Iterable[torch.nn.Parameter], scale: Tensor) -> None:
+    """Multiply all gradients by a number on their device."""
+    torch._foreach_mul_(_gradients(parameters), scale)
+
+
+def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def rate_at(done: float, warm_up: float, peak: float, decays: bool) -> float:

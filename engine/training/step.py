@@ -16,7 +16,7 @@ import numpy as np
 from flashelmo.engine.arrays import Int32
 from flashelmo.engine.errors import MissingExtraError, first_line
 from flashelmo.engine.training.model import BiLM, State
-from flashelmo.engine.training.optimizers import Adagrad, clip_gradients, make_optimizer, row_gradients
+from flashelmo.engine.training.optimizers import Adagrad, clip_scale, make_optimizer, row_gradients, scale_gradients
 from flashelmo.engine.training.settings import TrainSettings
 from flashelmo.engine.training.softmax import Picked, draw, log_uniform
 from flashelmo.engine.training.spelling import Spelling
@@ -103,9 +103,15 @@ class TrainingStep:
         loss, each, after = self._wrapped(self._spelled(distinct), words, targets, self.state, negatives, picked)
         (loss * self._settings.unroll).backward()  # as published: summed over a row's time steps
         by_rows = [] if picked is None else row_gradients(self._softmax, picked.rows, picked.gradients)
-        clip_gradients(self.model.parameters(), self._settings.clip, by_rows)
-        self.optimizer.step()
+        scale = clip_scale(self.model.parameters(), self._settings.clip, by_rows)
+        if self.model.kernels and isinstance(self.optimizer, Adagrad):
+            self.optimizer.step_by_kernels(scale)
+        else:
+            scale_gradients(self.model.parameters(), scale)
+            self.optimizer.step()
         if self._by_rows is not None:
+            for each in by_rows:
+                each.sums.mul_(scale)
             self._by_rows.step_by_rows(by_rows)
         for before, new in zip(self.state, after, strict=True):
             before.copy_(new)
