@@ -113,6 +113,22 @@ def test_a_captured_step_is_the_step(tmp_path: Path, played: Callable[..., Card]
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [1e-2, 1e6])
+def test_steps_by_kernels_are_those_by_operations(tmp_path: Path, clip: float) -> None:
+    """Cells and Adagrad, in Triton's interpreter."""
+    pytest.importorskip("triton")
+    settings = replace(SETTINGS, optimizer="adagrad", clip=clip)
+    plain, step = new_step(tmp_path, settings), new_step(tmp_path, settings)
+    step.model.kernels = True
+    found = []
+    for each in (plain, step):
+        torch.manual_seed(1)  # what dropout and negatives are drawn by
+        found.append(losses(each, 3))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    for name, parameter in plain.model.tensors.items():
+        torch.testing.assert_close(step.model.tensors[name], parameter, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("clip", [1e-2, 1e6])
 def test_adagrad_changes_the_rows_that_a_step_reads_as_by_whole_gradients(

@@ -92,9 +92,10 @@ class Adagrad(torch.optim.Optimizer):
                 adagrad_launch(parameter, accumulator, gradient, self.param_groups[0]["lr"], scale).run()
 
     @torch.no_grad()
-    def step_by_rows(self, gradients: Iterable[RowGradient]) -> None:
+    def step_by_rows(self, gradients: Iterable[RowGradient], scale: Tensor) -> None:
         """The same of parameters that have these gradients in place of others; all other rows stay as they are."""
         for parameter, rows, sums, _ in gradients:
+            sums.mul_(scale)
             accumulator = self.state[parameter]["accumulator"]
             squares = accumulator.index_select(0, rows).addcmul_(sums, sums)
             accumulator.index_copy_(0, rows, squares)  # a row has the same values at all of its places

@@ -110,9 +110,7 @@ class TrainingStep:
             scale_gradients(self.model.parameters(), scale)
             self.optimizer.step()
         if self._by_rows is not None:
-            for each in by_rows:
-                each.sums.mul_(scale)
-            self._by_rows.step_by_rows(by_rows)
+            self._by_rows.step_by_rows(by_rows, scale)
         for before, new in zip(self.state, after, strict=True):
             before.copy_(new)
         self.sums += each.detach()
