@@ -73,7 +73,9 @@ class Settings:
     stateful_rows: int = _is(4, "of the stateful batches that are checked")
     other_batches: tuple[int, ...] = _is((32,), "in which precisions other than the first take part")
     short_bulk_tokens: int = _is(1 << 16, "tokens for slow contestants")
-    eager_batch: int = _is(32, "sentences of the reference's batches in bulk text on a card")
+    eager_batches: tuple[int, ...] = _is(
+        (128, 512, 2048), "sentences of the batches that PyTorch gets of bulk text on a card"
+    )
     peak_size: int = _is(8192, "of the products that measure a card's ceilings")
     copy_bytes: int = _is(2 << 30, "of the copy that measures a card's memory")
     l2_copy_bytes: int = _is(8 << 20, "of the copy that measures its L2 cache")

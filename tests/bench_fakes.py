@@ -34,8 +34,8 @@ STAND_IN, INTERPRETER = Device("stand-in", "cpu"), Device("interpreter", "cpu")
 RIVALS = ("PyTorch", "torch", "cuDNN", "cuBLAS")
 LITTLE: dict[str, Any] = dict(
     **dict(models=("tiny",), sentences=3, short_sentences=5, stateful_rows=2, tokens=4, batches=(2,)),
-    **dict(other_batches=(2,), bulk_tokens=64, short_bulk_tokens=16, eager_batch=2, peak_size=16, commit="abc"),
-    **dict(copy_bytes=1 << 20, l2_copy_bytes=1 << 20, rounds=3, sample_seconds=0.0, limit_seconds=600.0),
+    **dict(other_batches=(2,), bulk_tokens=64, short_bulk_tokens=16, eager_batches=(2, 3), peak_size=16),
+    **dict(copy_bytes=1 << 20, l2_copy_bytes=1 << 20, rounds=3, sample_seconds=0.0, limit_seconds=600.0, commit="abc"),
 )
 
 

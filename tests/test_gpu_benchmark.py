@@ -97,11 +97,13 @@ def test_a_whole_run(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert ours.ceiling and ours.ceiling_both and 0 < ours.ceiling_both < ours.ceiling == known.ceiling_both
     eager = find(results, "batch", "PyTorch eager fp32", BATCH)
     assert (eager.median, eager.ceiling, eager.ratios) == (pytest.approx(8 / 201e-6, rel=1e-4), None, {})
+    eager_bulk = [f"PyTorch eager fp32, {n} at once" for n in (2, 3)]
+    assert [*find(results, "bulk", "flashelmo bf16", "16 tokens").ratios] == eager_bulk
     for section, detail, names in [
         ("single", ONE, {"flashelmo bf16", "flashelmo int8", "PyTorch eager fp32", "cuDNN LSTM fp32"}),
         ("ragged", "3 sentences", {"flashelmo bf16", "flashelmo bf16, words known", "PyTorch eager fp32"}),
         ("bulk", "64 tokens", {"flashelmo int8", "flashelmo bf16, text to means"}),
-        ("bulk", "16 tokens", {"flashelmo bf16", "flashelmo fp32", "PyTorch eager fp32"}),
+        ("bulk", "16 tokens", {"flashelmo bf16", "flashelmo fp32", *eager_bulk}),
     ]:
         assert names <= {row.name for row in results.section(section, "tiny") if row.detail == detail and row.median}
     peak = find(results, "ceiling", "torch.mm bf16", "16 x 16 x 16", "card").median or 0
@@ -282,7 +284,9 @@ def test_rivals_do_the_same_work() -> None:
         np.testing.assert_allclose(found, other, atol=1e-6, rtol=0)
     with mock.patch.object(eager, "activations", wraps=eager.activations) as computed:
         eager.way(batch_size=3).run(sentences)
-    assert [call.args[0] for call in computed.call_args_list] == [sentences[:3], sentences[3:]]
+    by_length = sorted(sentences, key=len)
+    assert sentences != by_length
+    assert [call.args[0] for call in computed.call_args_list] == [by_length[:3], by_length[3:]]
     with pytest.raises(FlashElmoError, match=r"not the reference's vectors: layer 0: relative error 0\.5, "):
         eager.check(sentences, [2 * x for x in eager.vectors(sentences)])
     named = [each for stack in lstm_stacks(CONFIG) for each in stack.named_parameters()]

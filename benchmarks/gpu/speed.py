@@ -4,7 +4,8 @@ Vectors, all layers of all tokens, stay on the device, but for "text to means", 
 with the mean of each sentence on the host. Where words are not known, their vectors are computed in every call.
 
 Rivals do the work on the same card. Eager is the published algorithm in PyTorch, `ReferenceRuntime`: a padded batch at
-a time, every token's characters, all boundaries; its vectors stay on the device.
+a time, every token's characters, all boundaries; its vectors stay on the device. Bulk text it gets sorted by length, in
+batches of several sizes and in float32 and bf16, each of which has a row: the best one is our rival.
 
 Stacks are the LSTM alone by torch.nn.LSTM, which on a card is cuDNN's: ELMo's two directions are separate stacks of two
 layers, each layer with input P, cell C and projection P, so two unidirectional LSTMs of two layers with proj_size do
@@ -70,10 +71,10 @@ class Eager(ReferenceRuntime):
         return self
 
     def way(self, batch_size: int) -> Way:
-        """Embeds in batches, and drops the vectors on the device."""
+        """Embeds in batches of sentences that are about equally long, and drops the vectors on the device."""
 
         def run(sentences: Sentences) -> None:
-            for batch in batches(sentences, batch_size):
+            for batch in batches(sorted(sentences, key=len), batch_size):
                 self.activations(batch)
 
         return Way(self.vectors, run, wait=self._synchronize)
@@ -145,18 +146,19 @@ class Speed:
             slow: bulk text is for the slower precisions and for the reference in batches.
         """
         subject, settings, section, first = self.subject, self.settings, workload.section, precisions[0]
+        rivals = self._rival_precisions("fp32", "bf16")
         found = [self.ours(precision) for precision in precisions]
         if section in ("single", "batch", "ragged"):
             found.insert(1, self.ours(first, known=True))
             if not settings.check:
-                found += [self.eager(each, len(workload.sentences)) for each in self._rival_precisions("fp32", "bf16")]
+                found += [self.eager(each, len(workload.sentences)) for each in rivals]
         if section in ("single", "batch") and not settings.check:
             for each in self._rival_precisions("bf16", "fp16"):
                 size = len(workload.sentences), len(workload.sentences[0])
                 given = (subject.model.config, *size, subject.device, each)
                 found.append(Contestant(f"{CUDNN} {each}", each, stacks, given, is_rival=True))
         if section == "bulk" and slow:
-            found.append(self.eager("fp32", settings.eager_batch))
+            found += [self.eager(each, n, f", {n} at once") for n in settings.eager_batches for each in rivals]
         elif section == "bulk":
             given_text = first, workload
             found.append(Contestant(f"{OURS} {first}, {TEXT_TO_MEANS}", first, self._text_to_means, given_text))
@@ -206,13 +208,13 @@ class Speed:
     def _way(self, embedder: Any, run: Callable[[Sentences], object]) -> Way:
         return Way(lambda batch: list(embedder.embed(batch)), run, wait=self.subject.device.synchronize)
 
-    def eager(self, precision: str, batch_size: int) -> Contestant:
-        """The reference in batches."""
+    def eager(self, precision: str, batch_size: int, how: str = "") -> Contestant:
+        """The reference in batches, `how` being part of its name."""
 
         def make() -> Way:
             return self._reference(precision).way(batch_size)
 
-        return Contestant(f"{EAGER} {precision}", precision, make, is_rival=True)
+        return Contestant(f"{EAGER} {precision}{how}", precision, make, is_rival=True)
 
     def _made_reference(self, precision: str) -> Eager:
         """Checked on a few sentences."""
