@@ -7,7 +7,7 @@ contestant.py    one contestant: a way to embed or to compute, made in a process
 run.py           jobs whose rows are printed and written as they come
 results.py       rows of figures with what they were measured on (machine.py), as JSON; tables.py shows them
 text.py, roofline.py, fresh.py   the text and its workloads, this processor's limits, and fresh processes
-report.py        tables and plots (plots.py) of the committed results in README and docs
+report.py        tables and plots (plots.py) of the committed results in README and docs; summary.py has the first ones
 
 cpu.py           the engine on the processor beside the reference: the default
 onnx.py          the exported file beside the engine, on a card too

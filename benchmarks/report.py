@@ -3,11 +3,13 @@
 README.md and docs/*.md have markers where tables belong, `<!-- NAME:begin -->` and `<!-- NAME:end -->`; what stands
 between them comes from benchmarks/results and from nothing else, which a test compares. The names:
 
-summary     README's one table: bulk text and one sentence of the original model, on a processor and on a card
+summary     README's one table: the original model on a processor and on a card (summary.py)
+speeds      the same of all machines
 plot        bulk speed on the processor of the summary
 cpu         results/*.json
+older       results/older/*.json: the original model on processors, by code that is not today's
 onnx        results/onnx/*.json
-precision   results/precision/*.json
+precision   results/precision/*.json: errors of random weights; trained is results/precision/trained/*.json
 install     results/install/sizes.json: what an install takes on the disk
 peers       results/peers/*.json: the vectors of other ELMo programs beside ours
 precisions  no results, but the engine's table of precisions with their bounds
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -28,25 +30,27 @@ from typing import Any
 from rich.console import Console
 
 from flashelmo.benchmarks import plots
-from flashelmo.benchmarks.results import Results, Row, median_ratio
+from flashelmo.benchmarks.results import Results
 from flashelmo.benchmarks.run import Suite
 from flashelmo.benchmarks.settings import Settings
-from flashelmo.benchmarks.tables import card_tables, document, figure, markdown, percent
+from flashelmo.benchmarks.summary import MODEL, OLDER, PROCESSOR, cards, newest_first, speeds, summary
+from flashelmo.benchmarks.tables import card_tables, describe_run, document, figure, markdown, notes
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.precision import PRECISIONS, Backend, Bound, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = {"cpu": "*.json", "onnx": "onnx/*.json", "precision": "precision/*.json"}
+FILES = {"cpu": PROCESSOR, "older": OLDER, "onnx": "onnx/*.json"}
+ERRORS = {"precision": "precision/*.json", "trained": "precision/trained/*.json"}
 FILES |= {name: f"senses/{name}*.json" for name in ("senses", "downstream", "ngrams")}  # of models that were trained
-NAMES = ("summary", "plot", "precisions", "gpu", "peers", "install", *FILES)
+NAMES = ("summary", "speeds", "plot", "precisions", "gpu", "peers", "install", *FILES, *ERRORS)
 # By how the files' names end: what plots show.
 PLOTS = {
     "": "Tokens a second of each precision, with the machine's ceiling",
     "-words": "Examples of a word by their sense, in two dimensions",
     "-training": "Accuracy in the course of training",
 }
-MODEL = "original"  # of the summary
+OF_OLDER = ("bulk", "single", "error")  # sections that are still shown of code that is not today's
 
 
 def fill(path: Path, text: str, folder: Path) -> str:
@@ -80,23 +84,46 @@ def generate(name: str, folder: Path, up: str = "") -> Iterator[str]:
     """
     if name == "summary":
         yield from summary(folder)
-    if name == "plot" and (path := newest(folder.glob("*.json"))):
+    if name == "speeds":
+        yield from speeds(folder)
+    for path in newest_first(folder.glob(PROCESSOR))[:1] if name == "plot" else ():
         yield from images(path, folder, up)
     if name == "precisions":
         yield precisions()
-    for path in sorted(folder.glob(FILES[name])) if name in FILES else ():
+    for path in newest_first(folder.glob(FILES[name])) if name in FILES else ():
         found = Results.read(path)
         has_card = any(row.median for row in found.section("cuda"))
         rows = [row for row in found.rows if has_card or row.section != "cuda"]  # most machines have no card
+        if name == "older":
+            rows = [row for row in rows if row.model == MODEL and row.section in OF_OLDER and row.median is not None]
         head, *tables = document(replace(found, rows=rows), path.relative_to(folder).as_posix())
         yield from (head, *images(path, folder, up), *tables)
+    for path in newest_first(folder.glob(ERRORS[name])) if name in ERRORS else ():
+        found = Results.read(path)
+        yield from (describe_run(found, path.relative_to(folder).as_posix()), errors(found))
     if name == "peers":
         for path in sorted((folder / "peers").glob("*.json")):
             yield from peers(Results.read(path), f"peers/{path.name}")
     if name == "install" and (folder / "install" / "sizes.json").is_file():
         yield install(json.loads((folder / "install" / "sizes.json").read_text(encoding="utf-8"))["now"])
     if name == "gpu":
-        yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in _cards(folder))
+        yield from (card_tables(Results.read(path), f"gpu/{path.name}") for path in cards(folder))
+
+
+def errors(results: Results) -> str:
+    """Markdown of the errors of a run: each layer's relative one, and the largest absolute one of all layers."""
+    rows = [row for row in results.section("error") if row.median is not None]
+    columns = [f"{row.detail}, relative" for row in rows if row.unit == "relative error"]
+    headings = ["", *dict.fromkeys(columns), "largest absolute"]
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        if row.unit == "relative error":
+            lines.setdefault(f"{row.model}, {row.name}", []).append(figure(row.median))
+    for name, line in lines.items():
+        of_name = [row for row in rows if f"{row.model}, {row.name}" == name and row.unit == "max abs error"]
+        line.append(figure(max(row.median or 0.0 for row in of_name)))
+    said = "; ".join(dict.fromkeys(part for note in notes(rows) for part in note.split("; ")))
+    return markdown("", headings, [[name, *line] for name, line in lines.items()]) + (f"\n\n{said}." if said else "")
 
 
 def precisions() -> str:
@@ -139,68 +166,12 @@ def install(found: Mapping[str, Any]) -> str:
     return f"{table}\n\nPython {found['python']}, {found['system']}, commit {found['commit'][:12]}."
 
 
-def newest(paths: Iterable[Path]) -> Path | None:
-    """The results with the latest date; None of none."""
-    return max(paths, key=lambda path: (Results.read(path).date, path.name), default=None)
-
-
 def images(path: Path, folder: Path, up: str) -> Iterator[str]:
     """The plots that lie beside some results in a folder of them, as images in a document."""
     for end, text in PLOTS.items():
         plot = path.with_name(f"{path.stem}{end}.svg")
         if plot.is_file():
             yield f"![{text}]({up}benchmarks/results/{plot.relative_to(folder).as_posix()})"
-
-
-def _cards(folder: Path) -> list[Path]:
-    """Results of whole runs on a card."""
-    return sorted(path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith("gpu-kernels-"))
-
-
-def summary(folder: Path) -> Iterator[str]:
-    """Six rows, of the newest results on a processor and on a card; nothing where either is absent.
-
-    Raises:
-        FlashElmoError: a figure is missing.
-    """
-    processor, card = newest(folder.glob("*.json")), newest(_cards(folder))
-    if not (processor and card):
-        return
-    ours, theirs = Results.read(processor), Results.read(card)
-    peers = _row(processor, ours, "bulk", "reference", "by length"), _row(processor, ours, "single", "reference")
-    lines = [
-        _line(f"bulk text, {precision}", _row(processor, ours, "bulk", precision), peers[0])
-        for precision in ("fp32", "int8", "bf16")
-    ]
-    lines += [
-        _line(f"one sentence, {precision}", _row(processor, ours, "single", precision, "cold cache"), peers[1])
-        for precision in ("fp32", "int8")
-    ]
-    peer = _row(card, theirs, "bulk", "PyTorch eager fp32", None)
-    largest = max(theirs.section("bulk", MODEL), key=lambda row: (row.name == "flashelmo bf16", row.median or 0))
-    lines.append(_line("bulk text, bf16, on a card", largest, peer))
-    yield markdown("", ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
-    yield (
-        f"The {MODEL} model on {ours.machine['processor']}, {ours.machine['cores']} cores, {ours.date[:10]}, and on "
-        f"{theirs.machine['gpu']['name']}, {theirs.date[:10]} ({largest.detail}, for PyTorch {peer.detail}). One "
-        "sentence has 20 words, none seen before. PyTorch runs the published algorithm in float32 on batches of 32; "
-        "the limit is that of the LSTM's products, or of reading its weights for one sentence."
-    )
-
-
-def _row(path: Path, results: Results, section: str, name: str, detail: str | None = "") -> Row:
-    """The one row of the summary's model with this name and detail, None being any."""
-    for row in results.section(section, MODEL):
-        if row.name == name and detail in (None, row.detail) and row.median:
-            return row
-    raise FlashElmoError(f"{path}: expected a figure of {MODEL}, {section}, {name} {detail or ''}, found none")
-
-
-def _line(what: str, row: Row, peer: Row) -> list[str]:
-    """A row of the summary: ours, the peer's, and the ratio, of medians where they did not take turns."""
-    figures = [f"{figure(each.median)} {each.unit}" for each in (row, peer)]
-    times = row.ratios.get(peer.label) or median_ratio([row.median or 0], [peer.median or 1], row.unit)
-    return [what, *figures, f"{times:.1f}", percent(row.utilisation)]
 
 
 def documents(root: Path) -> list[Path]:

@@ -371,13 +371,78 @@ def test_markdown_of_results(tmp_path: Path) -> None:
     assert image.endswith("(benchmarks/results/aa.svg)")
 
 
+def test_a_summary_compares_like_with_like(tmp_path: Path) -> None:
+    """On a card: the same sentences, the same precision or a more exact one, and the ratio of the run itself."""
+    single = {"section": "single", "model": "original", "unit": "ms"}
+    rows = [*results().rows, Row.of([90], **single, name="reference")]
+    for name in ("fp32", "int8"):
+        rows.append(Row.of([30], **single, name=name, detail="cold cache", ratios={"reference": 3.1}))
+    bulk = {"section": "bulk", "model": "original", "unit": "tokens/s", "ratios": {"reference, by length": 15.0}}
+    rows += [Row.of([1500], **bulk, name=name) for name in ("int8", "bf16")]
+    results(rows=rows, settings={"reference_batches": 3}).write(tmp_path / "abacus.json")
+    assert list(report.summary(tmp_path)) == []
+
+    def row(section: str, detail: str, name: str, speed: float, **ratios: float) -> Row:
+        named = {f"PyTorch eager {key}": ratio for key, ratio in ratios.items()}
+        return Row.of(
+            [speed], section=section, model="original", unit="tokens/s", detail=detail, name=name, ratios=named
+        )
+
+    on_card = [
+        row("bulk", "many", "flashelmo bf16", 9000),
+        row("bulk", "few", "flashelmo bf16", 5000, fp32=50),
+        row("bulk", "few", "flashelmo fp32", 2000, fp32=21),
+        row("bulk", "few", "PyTorch eager fp32", 100),
+        row("ragged", "8 sentences", "flashelmo bf16", 300, fp32=7, bf16=6),
+        row("ragged", "64 sentences", "flashelmo bf16", 4000, fp32=11, bf16=13),
+        *(row("ragged", f"{n} sentences", "PyTorch eager fp32", 60 * n) for n in (8, 64)),
+        *(row("ragged", f"{n} sentences", "PyTorch eager bf16", 50 * n) for n in (8, 64)),
+    ]
+    machine = {"gpu": {"name": "a card"}}
+    card = results(rows=on_card, machine=machine, settings={"eager_batch": 32})
+    card.write(tmp_path / "gpu" / "gpu-card.json")
+    table, said = report.summary(tmp_path)
+    assert "| bulk text, bf16 | 1,500 tokens/s | 100 tokens/s, fp32 | 15.0 |" in table
+    assert "| bulk text, fp32, on a card | 2,000 tokens/s | 100 tokens/s, fp32 | 21.0 |  |" in table
+    assert "| 64 sentences in one call, bf16, on a card | 4,000 tokens/s | 3,840 tokens/s, fp32 | 11.0 |  |" in table
+    assert "random weights" in said and "bulk text in batches of 32 as they come" in said
+    at_once = {"fp32, 32 at once": 30.0, "fp32, 64 at once": 19.0, "bf16, 64 at once": 14.0}
+    later = [
+        *(row("bulk", "few", f"flashelmo {name}", 5000, **at_once) for name in ("bf16", "fp32")),
+        *(row("bulk", "few", f"PyTorch eager {name}", 5000 / ratio) for name, ratio in at_once.items()),
+    ]
+    replace(card, rows=later, settings={}).write(tmp_path / "gpu" / "gpu-card.json")
+    table, said = report.summary(tmp_path)
+    assert "| bulk text, fp32, on a card | 5,000 tokens/s | 263 tokens/s, fp32, 64 at once | 19.0 |  |" in table
+    assert "| bulk text, bf16, on a card | 5,000 tokens/s | 357 tokens/s, bf16, 64 at once | 14.0 |  |" in table
+    assert "bulk text sorted by length" in said
+    (tmp_path / "older").mkdir()
+    (tmp_path / "abacus.json").rename(tmp_path / "older" / "abacus.json")
+    first, second, third, _ = report.speeds(tmp_path)
+    assert "| Abacus, 2 cores (`abacus`) | 1,600 | 1,500 | 1,500 | 100 | 2030-01-02, older code |" in first
+    assert "| 30 |  | 30 | 90 | 2030-01-02, older code |" in second
+    assert "| few of bulk text | 5,000 |  | 5,000 | 263 | 357 |  |" in third
+    replace(card, rows=later[1:], settings={}).write(tmp_path / "gpu" / "gpu-card.json")
+    (tmp_path / "older" / "abacus.json").rename(tmp_path / "abacus.json")
+    with pytest.raises(FlashElmoError, match=r"gpu-card\.json: expected flashelmo bf16 beside PyTorch eager bf16"):
+        list(report.summary(tmp_path))
+
+
+def test_errors_are_one_line_for_each_precision(tmp_path: Path) -> None:
+    absolute = [Row.of([0.1 * k], section="error", model="original", unit="max abs error", name="int8") for k in (1, 2)]
+    results(rows=[*absolute, *results().rows]).write(tmp_path / "precision" / "trained" / "a.json")
+    head, table = report.generate("trained", tmp_path)
+    assert head.endswith("(`benchmarks/results/precision/trained/a.json`).")
+    assert "| original, int8 | 0 | 0.01 | 0.02 | 0.2 |" in table
+
+
 def test_markers_are_filled_wherever_they_are(tmp_path: Path) -> None:
     begin, end = "<!-- precision:begin -->", "<!-- precision:end -->"
     path = Path("docs/any.md")
     filled = f"a\n{begin}\n\nNone measured yet.\n\n{end}\nb"
     assert report.fill(path, f"a\n{begin}old{end}\nb", tmp_path) == filled
     assert report.fill(path, filled * 2, tmp_path) == filled * 2
-    with pytest.raises(FlashElmoError, match=r"any\.md: expected markers of summary, plot, .*, found 'figures'"):
+    with pytest.raises(FlashElmoError, match=r"any\.md: expected markers of summary, speeds, .*, found 'figures'"):
         report.fill(path, "<!-- figures:begin --><!-- figures:end -->", tmp_path)
     for unpaired in (begin, f"{end}{begin}", f"{begin}<!-- cpu:end -->"):
         with pytest.raises(FlashElmoError, match=r"any\.md: expected <!-- NAME:begin --> and .* in pairs"):

@@ -1,0 +1,165 @@
+"""How fast it is, in a few tables: README's, and the first of docs/figures.md. report.py writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flashelmo.benchmarks.results import Results, Row
+from flashelmo.benchmarks.tables import figure, markdown, percent
+from flashelmo.benchmarks.text import PASSAGE
+from flashelmo.engine.errors import FlashElmoError
+
+MODEL = "original"  # its dimensions; the weights are random
+OURS, EAGER = "flashelmo", "PyTorch eager"
+PROCESSOR, OLDER = "*.json", "older/*.json"  # results of processors, by an older code too
+SORTED, COLD, WARM = "by length", "cold cache", "warm cache"
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Results by their dates."""
+    return sorted(paths, key=lambda path: (Results.read(path).date, path.name), reverse=True)
+
+
+def cards(folder: Path) -> list[Path]:
+    """Results of whole runs on a card, the newest first."""
+    return newest_first(
+        path for path in (folder / "gpu").glob("gpu-*.json") if not path.name.startswith("gpu-kernels-")
+    )
+
+
+def summary(folder: Path) -> Iterator[str]:
+    """README's table, of the newest results on a processor and on a card; nothing where either is absent.
+
+    Raises:
+        FlashElmoError: a figure is missing.
+    """
+    processors, on_cards = newest_first(folder.glob(PROCESSOR)), cards(folder)
+    if not (processors and on_cards):
+        return
+    path, ours, theirs = processors[0], Results.read(processors[0]), Results.read(on_cards[0])
+    bulk, single = _row(path, ours, "bulk", "reference", SORTED), _row(path, ours, "single", "reference")
+    pairs = [(f"bulk text, {each}", _row(path, ours, "bulk", each), bulk, "fp32") for each in ("fp32", "int8", "bf16")]
+    pairs += [
+        (f"one sentence, {each}", _row(path, ours, "single", each, COLD), single, "fp32") for each in ("fp32", "int8")
+    ]
+    for precision in ("fp32", "bf16"):
+        row, peer = _like_for_like(on_cards[0], theirs, precision)
+        what = "bulk text" if row.section == "bulk" else f"{row.detail} in one call"
+        pairs.append((f"{what}, {precision}, on a card", row, peer, peer.name.removeprefix(f"{EAGER} ")))
+    lines = [
+        [
+            what,
+            f"{figure(row.median)} {row.unit}",
+            f"{figure(peer.median)} {peer.unit}, {computes}",
+            f"{row.ratios[peer.name if peer.name in row.ratios else peer.label]:.1f}",  # in the same rounds
+            percent(row.utilisation),
+        ]
+        for what, row, peer, computes in pairs
+    ]
+    yield markdown("", ["", "flashelmo", "PyTorch", "times as fast", "share of the limit"], lines)
+    n_sentences = PASSAGE * ours.settings["reference_batches"]
+    yield (
+        f"The {MODEL} model's size with random weights, on {ours.machine['processor']}, {ours.machine['cores']} cores, "
+        f"{ours.date[:10]} (`benchmarks/results/{path.name}`), and on {theirs.machine['gpu']['name']}, "
+        f"{theirs.date[:10]} (`benchmarks/results/gpu/{on_cards[0].name}`), where all vectors stay on the card. One "
+        f"sentence has 20 words, all new. PyTorch runs the published algorithm: on the processor on {n_sentences} "
+        f"sentences of the text, sorted by length, in batches of {PASSAGE}; on the card on the same sentences, "
+        f"{baseline(theirs)}. The limit is that of the LSTM's products for every token, or of reading its weights for "
+        "one sentence. It can be passed: what sentences have in common is computed once, and some weights stay in a "
+        "cache. [docs/figures.md](docs/figures.md) has all tables and says how they are measured."
+    )
+
+
+def baseline(results: Results) -> str:
+    """How PyTorch got the sentences in a run on a card."""
+    size = results.settings.get("eager_batch")  # before it got the best of several
+    bulk = f"in batches of {size} as they come" if size else "sorted by length in the best of several batch sizes"
+    return f"bulk text {bulk}, all others in one batch"
+
+
+def _row(path: Path, results: Results, section: str, name: str, detail: str = "") -> Row:
+    """The one row of the summary's model with this name and detail."""
+    for row in results.section(section, MODEL):
+        if (row.name, row.detail) == (name, detail) and row.median:
+            return row
+    raise FlashElmoError(f"{path}: expected a figure of {MODEL}, {section}, {name} {detail}, found none")
+
+
+def _like_for_like(path: Path, results: Results, precision: str) -> tuple[Row, Row]:
+    """Ours and PyTorch's best on the same sentences: bulk text, else ragged batches of as many sentences as there are.
+
+    PyTorch computes in the same precision, or in a more exact one if that is faster.
+    """
+    for section in ("bulk", "ragged"):
+        rows = [row for row in results.section(section, MODEL) if row.median]
+        for ours in sorted(rows, key=lambda row: row.median or 0, reverse=True):
+            rivals = [row for row in rows if row.detail == ours.detail and row.name in ours.ratios]
+            same = [row for row in rivals if row.name.startswith(f"{EAGER} {precision}")]
+            others = [row for row in rivals if row.name.startswith(f"{EAGER} fp32")]
+            if ours.name == f"{OURS} {precision}" and same:
+                return ours, max(same + others, key=lambda row: row.median or 0)
+    raise FlashElmoError(f"{path}: expected {OURS} {precision} beside {EAGER} {precision}, found none")
+
+
+def _fastest(rows: Iterable[Row]) -> Row | None:
+    return max(rows, key=lambda row: row.median or 0, default=None)
+
+
+# ------------------------------------------------------------------------------------------------- docs/figures.md
+
+
+def speeds(folder: Path) -> Iterator[str]:
+    """A table for each question: bulk text and one sentence on every processor, and work of all sizes on each card."""
+    processors = [
+        (path, Results.read(path), note)
+        for pattern, note in ((PROCESSOR, ""), (OLDER, ", older code"))
+        for path in newest_first(folder.glob(pattern))
+    ]
+    headings = ["", "fp32", "bf16", "int8", "PyTorch, fp32", "measured"]
+    for title, section, peer, details in (
+        ("Bulk text, tokens/s", "bulk", SORTED, [""]),
+        ("One sentence of 20 words, ms: with words that are new / known", "single", "", [COLD, WARM]),
+    ):
+        lines = []
+        for path, results, note in processors:
+            found = {(row.name, row.detail): row for row in results.section(section, MODEL) if row.median}
+            lines.append(
+                [
+                    f"{results.machine['processor']}, {results.machine['cores']} cores (`{path.stem}`)",
+                    *(_cell(found.get((name, detail)) for detail in details) for name in ("fp32", "bf16", "int8")),
+                    _cell([found.get(("reference", peer))]),
+                    results.date[:10] + note,
+                ]
+            )
+        yield markdown(title, headings, lines)
+    for path in cards(folder):
+        results = Results.read(path)
+        yield _on_card(results)
+        yield (
+            f"`{path.stem}`, {results.date[:10]}; all vectors stay on the card; PyTorch gets {baseline(results)}. "
+            "cuDNN's LSTM has neither characters nor clips to compute."
+        )
+
+
+def _on_card(results: Results) -> str:
+    """One sentence, the largest batches and bulk text, with the best of PyTorch and of cuDNN's bare LSTM."""
+    ours = [f"{OURS} {each}" for each in ("bf16", "int8", "fp32")]
+    lines = []
+    for section, what in (("single", ""), ("batch", ""), ("ragged", " as they come"), ("bulk", " of bulk text")):
+        rows = [row for row in results.section(section, MODEL) if row.median]
+        details = list(dict.fromkeys(row.detail for row in rows))
+        for detail in details if section == "bulk" else details[-1:]:
+            found = [row for row in rows if row.detail == detail]
+            best = [_fastest(row for row in found if row.name == name) for name in ours]
+            best += [
+                _fastest(row for row in found if row.name.startswith(name))
+                for name in (f"{EAGER} fp32", f"{EAGER} bf16", "cuDNN LSTM")
+            ]
+            lines.append([detail + what, *(_cell([row]) for row in best)])
+    headings = ["", "bf16", "int8", "fp32", "PyTorch, fp32", "PyTorch, bf16", "cuDNN's LSTM alone, in 16 bits"]
+    return markdown(f"On {results.machine['gpu']['name']}, tokens/s", headings, lines)
+
+
+def _cell(rows: Iterable[Row | None]) -> str:
+    return " / ".join(figure(row.median) for row in rows if row)
