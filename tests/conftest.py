@@ -1,6 +1,7 @@
 """Fixtures that every test file may use."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -35,6 +36,8 @@ CARD, NO_CARD = ("test_cuda_", "test_kernel_"), ("test_cuda_requirements", "test
 
 if N_PROCESSES > 1:  # threads of several processes on one core would wait for each other: read when PyTorch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // N_PROCESSES)))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A test takes as long as the machine leaves it.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")

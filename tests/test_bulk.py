@@ -555,13 +555,13 @@ def test_a_record_that_cannot_be_read_stops_the_run_behind_what_is_finished(
 
 
 def test_nothing_is_removed_for_an_input_that_cannot_be_read(
-    tmp_path: Path, text: Path, run: Callable[..., Report]
+    tmp_path: Path, text_file: Path, run: Callable[..., Report]
 ) -> None:
     run()
     before = contents(tmp_path / "out")
     for name in ("jsonl", "parquet"):
         with pytest.raises(FlashElmoError, match=r"text.txt: (line 1, byte 1: )?expected (JSON|Parquet), found"):
-            run(reader=open_reader(text, format=name), overwrite=True)
+            run(reader=open_reader(text_file, format=name), overwrite=True)
         assert contents(tmp_path / "out") == before
 
 
