@@ -1,4 +1,4 @@
-"""What kernels are given: types, and the checks of all launchers."""
+"""Types of kernels' arguments, and the checks that all launchers share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have one way
+Products: TypeAlias = Literal["ieee", "tf32"]  # how float32 is multiplied; 16-bit types have only one way
 
 
 def check(name: str, tensor: Tensor | None, shape: Sequence[int | None], dtypes: Collection[torch.dtype]) -> None:
     """Raise ValueError, naming the argument, unless a tensor is contiguous and has this shape and one of these types.
 
     Args:
-        shape: None where any size will do.
+        shape: None where any size is allowed.
     """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: expected a tensor, found {type(tensor).__name__}")

@@ -1,11 +1,11 @@
-"""The states that rows end with, written to where the next window's rows begin: what a stateful run carries on.
+"""Copies the states that rows end with to where the next window's rows begin: what a stateful run carries on.
 
     hidden_out[d, rows[b]] = hidden[d, nodes[b]]
     cell_out[d, rows[b]] = cell[slots[b], d, ranks[b]]
 
-Row b's last node is nodes[b]. c is kept for two depths in turn (`lstm.run.LstmTensors.cell`): that of the row's last
-depth is in slot slots[b], at position ranks[b]. A copy of bits, bound by memory; of a layer's hidden states and cells
-in one launch.
+Row b's last node is nodes[b]. c is kept for two depths, which alternate (`lstm.run.LstmTensors.cell`): that of the
+row's last depth is in slot slots[b], at position ranks[b]. Bits are copied, which is memory-bound; one launch copies a
+layer's hidden states and cells.
 
 Letters: D directions, N nodes, R rows of the largest depth, B rows, S rows of the state, P projection, C cells.
 """
@@ -26,9 +26,9 @@ TILE = Tile(4, 512, k=1, warps=4, stages=1)
 
 
 class Ends(NamedTuple):
-    """Where rows end, and where their states go: int32 [B] each, whose maker has checked them.
+    """Where rows end, and where their states go: int32 [B] each, already checked.
 
-    Several rows may go to one, whose state then means nothing: rows of a bucket that stand for no sentence.
+    Several rows may go to the same one, whose state is then undefined: rows of a bucket that stand for no sentence.
     """
 
     nodes: Any
@@ -42,7 +42,7 @@ def carry_kernel(
     hidden, cell, hidden_out, cell_out, ends, N, R, S, B,
     D: tl.constexpr, P: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows and columns. Grid: blocks of rows; blocks of columns; D."""
+    """Copy a block of rows and columns. Grid: blocks of rows; blocks of columns; D."""
     direction = tl.program_id(2).to(tl.int64)
     o_row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
@@ -59,16 +59,16 @@ def carry_kernel(
 
 
 def carry_launch(hidden: Tensor, cell: Tensor, ends: Ends, hidden_out: Tensor, cell_out: Tensor) -> Launch:
-    """The launch that copies the rows' last states.
+    """Return the launch that copies the rows' last states.
 
     Args:
         hidden: [D, N, P].
         cell: float32 [2, D, R, C].
-        hidden_out: [D, S, P] of the type of `hidden`.
+        hidden_out: [D, S, P] with the type of `hidden`.
         cell_out: float32 [D, S, C].
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+        ValueError: a tensor does not have the expected shape, type or layout.
     """
     check("cell", cell, [2, None, None, None], [float32])
     _, D, R, C = cell.shape

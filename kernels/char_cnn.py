@@ -3,23 +3,23 @@
     z[word, p, f] = sum over j < width[f], e < E of embedding[ids[word, p + j], e] * W_f[j, e],  p <= M - width[f]
     y[word, f] = activation(max over p of z[word, p, f] + bias[f])
 
-(Kim et al. 2016, https://arxiv.org/abs/1508.06615; the maximum runs over padding's windows too, as in bilm-tf.)
+(Kim et al. 2016, https://arxiv.org/abs/1508.06615; the maximum also covers windows of padding, as in bilm-tf.)
 
 - All widths are one product, with the window of the widest filter: a narrower filter's weight is zero in the rows
-  beyond its own width. In the published models the widest filters are half of all.
-- A first kernel writes words as their characters' vectors, one behind the other: a window is then a piece of memory
-  that begins one vector behind the window before, and is copied 16 bytes at a time. Gathered by ids in pieces of 8
-  bytes, windows took several times as long as their product. What is written, 32 bytes a character in the published
-  models, is read again from the L2 cache.
-- A program owns a block of words and one of filters, and keeps their maximum on chip while it goes through positions,
-  some of each word at once: so many rows of one product.
-- Only windows that begin at a word's characters are multiplied. All others hold padding alone and have one value per
-  filter, which is known beforehand and where the maximum starts from, if the word has such a window. Words of like
-  length share a block; where the others have more positions, a word goes through its own last window again, which
-  leaves its maximum as it is: its features are batch-invariant.
+  beyond its own width. In the published models half of all filters have the largest width.
+- A first kernel writes words as the vectors of their characters, one after the other: a window is then a contiguous
+  piece of memory that begins one vector after the previous window, and is copied 16 bytes at a time. Gathered by ids in
+  pieces of 8 bytes, windows took several times as long as their product. What is written, 32 bytes per character in the
+  published models, is read back from the L2 cache.
+- A program owns a block of words and one of filters, and keeps their maximum on chip while it goes through the
+  positions, several of each word at once: these are the rows of one product.
+- Only windows that begin at a word's characters are multiplied. All others hold only padding and have one value per
+  filter, which is known beforehand; the maximum starts from it if the word has such a window. Words of similar length
+  share a block; where the others have more positions, a word repeats its own last window, which leaves its maximum
+  unchanged: its features are batch-invariant.
 
 Letters: W words, M positions, E size of a character's embedding, S its size in memory, F filters, K = widest * S,
-Q characters of a word as embedded, those beyond M the last one again.
+Q characters of a word as embedded, where those beyond M repeat the last one.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.product import larger, tanh
 from flashelmo.kernels.tuning import Tile, choose_tile
 
-EMBEDDED_VALUES = 512  # of a program that embeds, one warp
+EMBEDDED_VALUES = 512  # per program that embeds, which is one warp
 
 # Rows of a block -> positions of each word among them. With more positions a word takes fewer rounds, but a block holds
-# fewer words, which suits few words; with fewer, less is computed in vain beyond the ends of words.
+# fewer words, which suits few words; with fewer positions, less is computed in vain beyond the ends of words.
 POSITIONS = {16: 16, 32: 4, 64: 2, 128: 2}
 
 
@@ -48,9 +48,9 @@ class SpelledWords(NamedTuple):
     """Distinct words as the kernel reads them.
 
     Attributes:
-        character_ids: int32 [W, M], rows of the embedding, whose maker has checked them.
-        lengths: int32 [W], windows of each word to multiply: those that begin before or at its last character that is
-            not padding, and at least one.
+        character_ids: int32 [W, M], rows of the embedding, already checked.
+        lengths: int32 [W], the number of each word's windows to multiply: those that begin no later than its last
+            character that is not padding, and at least one.
         order: int32 [W], the words by length, longest first.
     """
 
@@ -63,10 +63,10 @@ class SpelledWords(NamedTuple):
 def char_cnn_embed_kernel(
     ids_ptr, embedding_ptr, embedded_ptr, n, M: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """Words as their characters' vectors, [n / Q, Q, S]. Grid: blocks of characters."""
+    """Write words as their characters' vectors, [n / Q, Q, S]. Grid: blocks of characters."""
     o_row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     m_row = o_row < n
-    # Beyond a word's end are windows' characters that only wider filters than this position's would read: any will do.
+    # Characters beyond a word's end are only read by filters too wide for this position: any value will do.
     position = tl.minimum(o_row % Q, M - 1)
     character = tl.load(ids_ptr + o_row // Q * M + position, mask=m_row, other=0)
     o_e = tl.arange(0, S)
@@ -80,7 +80,7 @@ def char_cnn_kernel(
     M: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, F: tl.constexpr, WIDEST: tl.constexpr,
     ACTIVATION: tl.constexpr, POSITIONS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block of words and filters. Grid: blocks of filters; blocks of words, the longest first."""
+    """Compute a block of words and filters. Grid: blocks of filters; blocks of words, the longest first."""
     WORDS: tl.constexpr = TILE.rows // POSITIONS
     COLUMNS: tl.constexpr = TILE.columns
     o_row = tl.arange(0, TILE.rows)  # word by word, POSITIONS rows each
@@ -100,7 +100,7 @@ def char_cnn_kernel(
     ONE_BLOCK: tl.constexpr = TILE.k >= WIDEST * S
     if ONE_BLOCK:  # the weights stay on chip
         weight = tl.load(p_weight, mask=(o_k < WIDEST * S)[:, None] & m_filter[None, :], other=0.0)
-    n_blocks = tl.cdiv(tl.max(width) * S, TILE.k)  # beyond them these filters are zero
+    n_blocks = tl.cdiv(tl.max(width) * S, TILE.k)  # beyond these blocks the filters are zero
     for p in range(0, tl.max(length), POSITIONS):
         start = tl.minimum(p + o_row % POSITIONS, length - 1)
         acc = tl.zeros_like(maximum)
@@ -138,16 +138,16 @@ def char_cnn_launches(
     precision: Products = "ieee",
     batch_invariant: bool = False,
 ) -> tuple[Launch, Launch]:
-    """The launches that embed the words' characters and write their features to `out`.
+    """Return the launches that embed the words' characters and write their features to `out`.
 
     Args:
-        words: W of them.
+        words: W distinct words.
         out: [W, F] in the weights' type.
-        precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        precision: of float32 products; "tf32" is fast, with an error of about 3e-4.
         batch_invariant: one tile for any number of words, so that a word's bits do not depend on it.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should, words have fewer positions than the
+        ValueError: a tensor does not have the expected shape, type or layout, words have fewer positions than the
             widest filter, or there is no such precision.
     """
     dtype = weights.weight.dtype
@@ -201,10 +201,10 @@ def _embed_launch(words: SpelledWords, weights: CharCnnWeights, embedded: Tensor
 def char_cnn_tile(
     dtype: torch.dtype, precision: Products, rows: int, size: int, *, batch_invariant: bool = False
 ) -> Tile:
-    """The tile that holds a whole window, or else one that goes through it block by block.
+    """Return the tile that holds a whole window, or else one that goes through it block by block.
 
     Args:
-        rows: words.
+        rows: the number of words.
         size: values of a window of the widest filter.
 
     Raises:
@@ -219,7 +219,7 @@ def char_cnn_tile(
 def char_cnn(
     words: SpelledWords, weights: CharCnnWeights, *, precision: Products = "ieee", batch_invariant: bool = False
 ) -> Tensor:
-    """Features [W, F] of words, in the order that they were given in.
+    """Return the features [W, F] of words, in the order in which they were given.
 
     Arguments and errors are those of `char_cnn_launches`.
     """

@@ -26,8 +26,8 @@ class CharCnnWeights(NamedTuple):
         weight: [widest * S, F], row j * S + e for component e of a window's character j; zero beyond a filter's width.
         bias: float32 [F].
         widths: int32 [F], of each filter.
-        padding: float32 [F], each filter's product with a window of padding alone.
-        widest: of the widths.
+        padding: float32 [F], each filter's product with a window that holds only padding.
+        widest: the largest width.
         activation: "relu" or "tanh".
     """
 
@@ -54,11 +54,11 @@ def pack_char_cnn(
     Args:
         embedding: [characters, E].
         convolutions: (weight [width, E, number], bias [number]) for each width; F is the sum of the numbers.
-        padding_id: of the character that fills up words.
+        padding_id: of the character that pads words.
         dtype: the compute type.
 
     Raises:
-        ValueError: a tensor has another shape or type than it should, or there is no such padding or activation.
+        ValueError: a tensor does not have the expected shape or type, or there is no such padding or activation.
     """
     check("embedding", embedding, [None, None], FLOATS)
     n_characters, E = embedding.shape

@@ -1,7 +1,8 @@
-"""What Triton has compiled, given its arguments once, and launched without asking Triton again.
+"""Kernels that Triton has compiled, given their arguments once, and launched without asking Triton again.
 
-Triton finds the compiled kernel anew at each launch, which takes the host ten times as long as the launch itself. How
-it launches is its own affair and differs from version to version; those that are known here are launched alike.
+At each launch, Triton looks up the compiled kernel anew, which takes the host ten times as long as the launch itself.
+How it launches is an internal matter that differs from version to version; the known versions are launched here as they
+do it themselves.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from triton.compiler import CompiledKernel
 
 from flashelmo.kernels import series
 
-LEAST, MOST = -(1 << 31), (1 << 31) - 1  # of 32 bits
-ALIGNED = 16  # bytes: kernels are compiled for addresses that are multiples of it, and for others
+LEAST, MOST = -(1 << 31), (1 << 31) - 1  # of 32-bit integers
+ALIGNED = 16  # bytes: kernels are compiled once for addresses that are multiples of this, and once for others
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 KNOWN = (3, 6), (3, 7), (3, 8), (3, 9)
 FIRST = array("i", [0])
@@ -30,13 +31,13 @@ logger = logging.getLogger("flashelmo")
 
 
 class Kernel(NamedTuple):
-    """What Triton compiled for launches of one signature.
+    """A kernel that Triton compiled for launches of one signature.
 
     Attributes:
         function: under `triton.jit`.
-        c: the same as it is launched.
-        maps: how each descriptor is to be encoded.
-        stream: gives a device's current stream.
+        c: the same kernel, as the C function takes it.
+        maps: how to encode each descriptor.
+        stream: returns a device's current stream.
     """
 
     function: Any
@@ -46,7 +47,7 @@ class Kernel(NamedTuple):
 
     @classmethod
     def of(cls, found: Any, kernel: Any, arguments: Mapping[str, Any]) -> Kernel | None:
-        """From what Triton's launch of the kernel returned; None where only Triton knows how to launch it.
+        """Return the kernel found by Triton's launch; None where only Triton knows how to launch it.
 
         Args:
             arguments: of that launch, by parameter name.
@@ -60,27 +61,27 @@ class Kernel(NamedTuple):
             return None  # memory is allocated for each launch
         maps = tuple(getattr(found.metadata, "tensordesc_meta", None) or ())
         if len(maps) != sum(map(is_descriptor, arguments.values())):
-            return None  # descriptors are other than maps on cards without bulk copies
+            return None  # on cards without bulk copies, descriptors are not maps
         sizes = [len(values) for values in _values(kernel, arguments, maps)]
         flags = series.DEPENDENT * bool(how.launch_pdl) | series.AT_ONCE * bool(how.launch_cooperative_grid)
         c = series.CKernel.of(found.function, found.packed_metadata, flags, found.src.signature, sizes)
         return None if c is None else cls(kernel, c, maps, triton.runtime.driver.active.get_current_stream)
 
     def given(self, arguments: Mapping[str, Any], device: torch.device) -> Compiled:
-        """With its arguments by parameter name."""
+        """Return the kernel together with its arguments by parameter name."""
         values = list(chain.from_iterable(_values(self.function, arguments, self.maps)))
         return Compiled(self, device.index, self.c.pack(values), arguments)
 
 
 class Compiled(NamedTuple):
-    """A compiled kernel and all it is given.
+    """A compiled kernel and all its arguments.
 
     Tensors are pointers and descriptors are encoded, once for all launches.
 
     Attributes:
         device: its number.
         packed: the values for `series.launch`.
-        arguments: which keep the tensors' memory.
+        arguments: kept so that the tensors' memory stays allocated.
     """
 
     kernel: Kernel
@@ -89,7 +90,7 @@ class Compiled(NamedTuple):
     arguments: Mapping[str, Any]
 
     def launch(self, grid: tuple[int, ...], integers: Mapping[str, int]) -> None:
-        """Launch with another grid and other integers, in the device's current stream."""
+        """Launch with another grid and other integers, on the device's current stream."""
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
                 self.launch(grid, integers)
@@ -101,7 +102,7 @@ class Compiled(NamedTuple):
 
 @cache
 def is_known_triton() -> bool:
-    """Whether kernels are launched as this Triton does it itself; says so once where it does otherwise, perhaps."""
+    """Whether kernels can be launched as this Triton launches them itself; warns once about an unknown Triton."""
     if TRITON in KNOWN:
         return True
     known = " to ".join(".".join(map(str, each)) for each in (KNOWN[0], KNOWN[-1]))
@@ -110,10 +111,10 @@ def is_known_triton() -> bool:
 
 
 def _values(kernel: Any, arguments: Mapping[str, Any], maps: Iterable[Any]) -> Iterator[list[Any]]:
-    """Of each parameter: addresses for tensors, several values for a descriptor."""
+    """Yield each parameter's values: addresses for tensors, several values for a descriptor."""
     from triton.backends.nvidia.driver import make_tensordesc_arg
 
-    following, more = iter(maps), (None,) if TRITON >= (3, 8) else ()  # what encodes no map by another function
+    following, more = iter(maps), (None,) if TRITON >= (3, 8) else ()  # encodes non-maps; None: unused
     for name, default, is_constexpr, _ in _parameters(kernel):
         value = arguments.get(name, default)
         if is_constexpr or isinstance(value, tuple) or not is_descriptor(value):
@@ -123,14 +124,14 @@ def _values(kernel: Any, arguments: Mapping[str, Any], maps: Iterable[Any]) -> I
 
 
 def kinds(kernel: Any, arguments: Mapping[str, Any]) -> Iterator[Any]:
-    """Of each parameter, all that a kernel may be specialized for, and perhaps more."""
+    """Yield, for each parameter, all that a kernel may be specialized for, and perhaps more."""
     for name, default, is_constexpr, is_plain in _parameters(kernel):
         value = arguments.get(name, default)
         yield value if is_constexpr else _kind(value, is_plain)
 
 
 class _Parameter(NamedTuple):
-    """Of a kernel, as Triton's own takes longer to be asked; `is_plain`: not specialized for the value."""
+    """A kernel's parameter, kept as asking Triton takes longer; `is_plain`: not specialized for the value."""
 
     name: str
     default: Any
@@ -144,7 +145,7 @@ def _parameters(kernel: Any) -> list[_Parameter]:
 
 
 def _kind(value: Any, plain: bool) -> Any:
-    """Of an argument; `plain` integers are any of their size."""
+    """Return what a kernel may be specialized for in an argument: of `plain` integers, only that they fit 32 bits."""
     if is_tensor(value):
         return value.dtype, value.data_ptr() % ALIGNED == 0
     if isinstance(value, tuple):
@@ -157,17 +158,17 @@ def _kind(value: Any, plain: bool) -> Any:
 
 
 def is_descriptor(value: Any) -> bool:
-    """Whether an argument is a tensor descriptor, of Triton's or of Gluon's kind."""
+    """Whether an argument is a tensor descriptor, Triton's or Gluon's."""
     return hasattr(value, "block_shape")
 
 
 def is_tensor(value: Any) -> bool:
-    """As `isinstance`, which PyTorch has made slow for what is none."""
+    """Do as `isinstance`, which PyTorch has made slow for objects that are not tensors."""
     return type(value) is Tensor or (value is not None and hasattr(value, "data_ptr") and isinstance(value, Tensor))
 
 
 def _pointers(value: Any) -> Any:
-    """An argument with its tensors' addresses in their place."""
+    """Return an argument with each tensor replaced by its address."""
     if is_tensor(value):
         return value.data_ptr()
     return tuple(map(_pointers, value)) if isinstance(value, tuple) else value

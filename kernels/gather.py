@@ -1,9 +1,9 @@
-"""Rows of words by node: what stands before a layer whose inputs are to lie side by side.
+"""Rows of words by node, gathered before a layer whose inputs must be contiguous.
 
     out[d, node] = table[words[d, node]]
 
-Words of one step are scattered over the table of word vectors, while a card's bulk copies (TMA) take rows that follow
-each other. All nodes of a window are gathered at once; a copy of bits, bound by memory.
+Words of one step are scattered over the table of word vectors, while a card's bulk copies (TMA) take contiguous rows.
+All nodes of a window are gathered at once; bits are copied, which is memory-bound.
 
 Letters: D directions, N nodes, P projection.
 """
@@ -19,14 +19,14 @@ from flashelmo.kernels.arguments import check
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import Tile
 
-VALUES = 4096  # of a program, with 4 warps: 16 bytes a load and thread, and several loads on their way
-NODES = 32  # of a program, at most
-COLUMNS = 2048  # of a program, at most
+VALUES = 4096  # per program, with 4 warps: 16 bytes per load and thread, and several loads in flight
+NODES = 32  # per program, at most
+COLUMNS = 2048  # per program, at most
 
 
 @triton.jit(do_not_specialize=["n"])
 def gather_words_kernel(table_ptr, words_ptr, out_ptr, n, P: tl.constexpr, TILE: tl.constexpr):
-    """A block of rows of all directions, one after the other. Grid: blocks of rows; blocks of columns."""
+    """Copy a block of rows; all directions' rows follow one another. Grid: blocks of rows; blocks of columns."""
     o_row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
     o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
     m_row = o_row < n
@@ -37,15 +37,15 @@ def gather_words_kernel(table_ptr, words_ptr, out_ptr, n, P: tl.constexpr, TILE:
 
 
 def gather_words_launch(table: Tensor, words: Tensor, out: Tensor) -> Launch:
-    """The launch that copies a row of the table to each node.
+    """Return the launch that copies a row of the table to each node.
 
     Args:
         table: [rows, P] of any type.
-        words: int32 [D, N], rows of the table, whose maker has checked them; anything valid where there is no node.
-        out: [D, N, P] of the table's type.
+        words: int32 [D, N], rows of the table, already checked; any valid row where there is no node.
+        out: [D, N, P] with the table's type.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+        ValueError: a tensor does not have the expected shape, type or layout.
     """
     check("table", table, [None, None], [table.dtype])
     check("words", words, [None, None], [torch.int32])
@@ -58,7 +58,7 @@ def gather_words_launch(table: Tensor, words: Tensor, out: Tensor) -> Launch:
 
 
 def gather_words(table: Tensor, words: Tensor) -> Tensor:
-    """table[words]: [rows, P] and int32 [D, N] -> [D, N, P].
+    """Return table[words]: [rows, P] and int32 [D, N] -> [D, N, P].
 
     Arguments and errors are those of `gather_words_launch`.
     """

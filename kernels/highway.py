@@ -4,8 +4,8 @@
     y = g * relu(x @ W_t + b_t) + (1 - g) * x
 
 (Srivastava et al. 2015, https://arxiv.org/abs/1505.00387.) Transform and gate of a feature are columns 2j and 2j + 1 of
-one weight, so that a block of the product holds both and the layer needs no intermediate in memory; the carry reads x
-once more. Sums and gates are float32.
+one weight, so that a block of the product holds both and the layer needs no intermediate in memory; to carry x, it is
+read once more. Sums and gates are float32.
 
 Letters: n rows, F features.
 """
@@ -30,7 +30,7 @@ class HighwayWeights(NamedTuple):
 
     Attributes:
         weight: [F, 2F]; columns 2j and 2j + 1 are transform and gate of feature j.
-        bias: float32 [2F] likewise.
+        bias: float32 [2F], likewise.
     """
 
     weight: Tensor
@@ -46,13 +46,13 @@ def pack_highway(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> HighwayWeights:
-    """Lay out the weights [F, F] and biases [F] of one layer for the kernel; the gate is 1 where x is not carried.
+    """Lay out the weights [F, F] and biases [F] of one layer for the kernel; where the gate is 1, x is not carried.
 
     Args:
         dtype: the compute type.
 
     Raises:
-        ValueError: a tensor has another shape or type than it should.
+        ValueError: a tensor does not have the expected shape or type.
     """
     check("transform_weight", transform_weight, [None, None], FLOATS)
     F = transform_weight.shape[1]
@@ -70,7 +70,7 @@ def highway_kernel(
     x_ptr, weights, out_ptr, n,
     F: tl.constexpr, TILE: tl.constexpr, ROW_GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows and features. Grid: blocks of features; blocks of rows."""
+    """Compute a block of rows and features. Grid: blocks of features; blocks of rows."""
     i_rows, i_features = tl.swizzle2d(
         tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), ROW_GROUP
     )
@@ -97,16 +97,16 @@ def highway_kernel(
 def highway_launch(
     x: Tensor, weights: HighwayWeights, out: Tensor, *, precision: Products = "ieee", batch_invariant: bool = False
 ) -> Launch:
-    """The launch that writes one highway layer of x to `out`.
+    """Return the launch that writes one highway layer of x to `out`.
 
     Args:
         x: [n, F] in the weights' type.
-        out: likewise, and not x itself: every block reads whole rows of x.
-        precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        out: [n, F] in the same type, and not x itself: every block reads whole rows of x.
+        precision: of float32 products; "tf32" is fast, with an error of about 3e-4.
         batch_invariant: one tile for any number of rows, so that a row's bits do not depend on it.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should, or there is no such precision.
+        ValueError: a tensor does not have the expected shape, type or layout, or there is no such precision.
     """
     check("weight", weights.weight, [None, None], FLOATS)
     F, dtype = weights.weight.shape[0], weights.weight.dtype
@@ -135,7 +135,7 @@ def highway_launch(
 def highway(
     x: Tensor, weights: HighwayWeights, *, precision: Products = "ieee", batch_invariant: bool = False
 ) -> Tensor:
-    """One highway layer: [n, F] -> [n, F].
+    """Return one highway layer of x: [n, F] -> [n, F].
 
     Arguments and errors are those of `highway_launch`.
     """

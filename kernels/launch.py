@@ -1,4 +1,4 @@
-"""A launch as a value: what runs it is also what compiles or times it."""
+"""A launch as a value, which can be run, compiled or timed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flashelmo.kernels.compiled import LEAST, MOST, Compiled, Kernel, is_descrip
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel, its grid and its arguments by parameter name; what runs it is also what compiles or times it.
+    """One kernel, its grid and its arguments by parameter name, which can be run, compiled or timed.
 
     Attributes:
         kernel: a function under `triton.jit`.
         grid: programs along each axis; nothing is launched where one is 0.
         arguments: tensors, numbers and constants by parameter name.
-        options: the compiler's, as `num_warps` and `num_stages`.
+        options: the compiler's, such as `num_warps` and `num_stages`.
     """
 
     kernel: Any
@@ -33,16 +33,16 @@ class Launch:
     _shared: _Shared = field(default_factory=lambda: _Shared(), init=False, repr=False, compare=False)
 
     def at(self, grid: tuple[int, ...] | None = None, **integers: int) -> Launch:
-        """The same launch with another grid and other integers, for a few microseconds of the host.
+        """Return the same launch with another grid and other integers, in a few microseconds of the host's time.
 
-        Once one of such launches has run, the others skip what Triton does to find the compiled kernel, which takes the
+        Once one of these launches has run, the others skip Triton's search for the compiled kernel, which takes the
         host ten times as long.
 
         Raises:
-            ValueError: the kernel is compiled for such a number, or a number has more than 32 bits.
+            ValueError: the kernel is compiled for this number, or a number has more than 32 bits.
         """
         self._shared.admit(self, integers)
-        other = object.__new__(Launch)  # in a third of the time that a frozen dataclass takes
+        other = object.__new__(Launch)  # takes a third of the time of a frozen dataclass
         other.__dict__.update(self.__dict__, arguments={**self.arguments, **integers})
         if grid is not None:
             other.__dict__["grid"] = grid
@@ -52,7 +52,7 @@ class Launch:
         """Launch on the tensors' device. The first launch also compiles and loads: do not capture it in a CUDA graph.
 
         Raises:
-            ValueError: a tensor is not on a CUDA device, or not on that of the others.
+            ValueError: a tensor is not on a CUDA device, or not on the same one as the others.
         """
         if 0 in self.grid:
             return
@@ -69,7 +69,7 @@ class Launch:
             _found[(device, *self.signature())] = Kernel.of(found, self.kernel, self.arguments)
 
     def _compiled(self) -> Compiled | None:
-        """What was compiled for launches like this one, with its arguments; None before one of them has run."""
+        """Return what was compiled for launches like this one, with its arguments; None before one of them has run."""
         shared = self._shared
         if shared.compiled is None and shared.names and (device := self._found_device()).type != "cpu":
             kernel = _found.get((device, *self.signature()))
@@ -77,20 +77,20 @@ class Launch:
         return shared.compiled
 
     def _found_device(self) -> torch.device:
-        """The tensors', looked for once for launches that share them."""
+        """Return the tensors' device, looked up once for launches that share them."""
         if self._shared.device is None:
             self._shared.device = self._device()
         return self._shared.device
 
     def signature(self) -> Iterator[Any]:
-        """What Triton compiles a kernel for, and perhaps more: launches with one signature have one compiled kernel."""
+        """Yield what Triton compiles a kernel for, and perhaps more: launches with equal signatures share a kernel."""
         yield self.kernel
         yield tuple(self.options.items())
         yield from kinds(self.kernel, self.arguments)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors among the arguments, those of descriptors and inside named tuples too, by name."""
+        """The tensors among the arguments, including those in descriptors and inside named tuples, by name."""
         named: dict[str, Tensor] = {}
         for name, value in self.arguments.items():
             members = {name.removesuffix("_ptr").removesuffix("_desc"): value.base if is_descriptor(value) else value}
@@ -100,7 +100,7 @@ class Launch:
         return named
 
     def _tensors(self) -> Iterator[Tensor]:
-        """Without their names, which take time."""
+        """Yield the tensors without their names, which take time."""
         for value in self.arguments.values():
             for member in value if isinstance(value, tuple) else (value,):
                 if is_tensor(member):
@@ -125,12 +125,12 @@ class Launch:
 
 @dataclass
 class _Shared:
-    """What launches that differ in their grid and some integers alone have in common.
+    """What launches have in common that differ only in their grid and some integers.
 
     Attributes:
         names: of these integers.
-        device: the tensors', once one of the launches has run.
-        compiled: likewise; None for a launch that has no others.
+        device: the tensors' device, once one of the launches has run.
+        compiled: likewise, what was compiled; None for a launch that has no others.
     """
 
     names: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ class _Shared:
     compiled: Compiled | None = None
 
     def admit(self, launch: Launch, integers: Mapping[str, int]) -> None:
-        """Raise ValueError unless the kernel compiled for the launch serves other integers too."""
+        """Raise ValueError unless the kernel compiled for the launch also serves these integers."""
         for name, value in integers.items():
             if name not in self.names:
                 if name not in _unspecialized(launch.kernel):
@@ -150,10 +150,10 @@ class _Shared:
 
 
 def run_in_order(launches: Iterable[Launch]) -> None:
-    """Run launches; those that differ from one that ran before in grid and one integer alone are queued together.
+    """Run launches; those that differ from an earlier one only in grid and one integer are queued together.
 
     Raises:
-        ValueError, RuntimeError: as of `Launch.run`; some launches are queued then.
+        ValueError, RuntimeError: as for `Launch.run`; some launches may then already be queued.
     """
     waiting: list[Launch] = []
     for launch in launches:
@@ -168,7 +168,7 @@ def run_in_order(launches: Iterable[Launch]) -> None:
 
 
 def _run_together(launches: Sequence[Launch]) -> None:
-    """Run launches all of which may be queued together, and are on one device."""
+    """Run launches all of which may be queued together and are on one device."""
     kinds = {id(launch._shared): launch for launch in launches}
     if len(launches) < 2 or any(_has_hooks(launch.kernel) for launch in kinds.values()):
         for launch in launches:
@@ -196,36 +196,36 @@ _found: dict[Any, Kernel | None] = {}  # by device and signature
 
 
 def _is_mapped(tensor: Tensor, kind: str) -> bool:
-    """Whether a tensor in the host's memory is one that a card reads and writes by the same address: pinned."""
+    """Whether a tensor in host memory is pinned, so that a card can read and write it at the same address."""
     return kind == "cuda" and tensor.device.type == "cpu" and tensor.is_pinned()
 
 
 def _has_hooks(kernel: Any) -> bool:
-    """Whether someone wants to hear of each launch, as profilers do."""
+    """Whether hooks are to be called at each launch, as profilers need."""
     runtime = triton.knobs.runtime
     hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
     return bool(kernel.pre_run_hooks) or any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, PyTorch's or the driver's, says that the device's memory is used up."""
+    """Whether an error, PyTorch's or the driver's, says that the device is out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
 
 
 def _unspecialized(kernel: Any) -> set[str]:
-    """Parameters whose values one compiled kernel serves all of; the interpreter keeps what `triton.jit` was told."""
+    """Return the parameters whose values are not specialized; the interpreter keeps `triton.jit`'s arguments."""
     told = kernel.kwargs["do_not_specialize"] if hasattr(kernel, "kwargs") else kernel.do_not_specialize
     return {kernel.arg_names[name] if isinstance(name, int) else name for name in told or ()}
 
 
 def _check_int32(name: str, value: Any) -> None:
-    """Raise ValueError unless a number is compiled as one of 32 bits."""
+    """Raise ValueError unless a number is compiled as a 32-bit integer."""
     if type(value) is not int or not LEAST <= value <= MOST:
         raise ValueError(f"{name}: expected an integer of 32 bits, found {value!r}")
 
 
 def cdiv(n: int, size: int) -> int:
-    """Blocks of a size that n take; `triton.cdiv` takes the host several microseconds."""
+    """Return how many blocks of a size n takes; `triton.cdiv` takes the host several microseconds."""
     return -(-n // size)

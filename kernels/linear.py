@@ -2,10 +2,10 @@
 
     y = x @ W + b
 
-The characters' projection after the highways, and the LSTM's input product x @ W_x + b of many steps at once, both
-directions in one launch (`lstm.hoisted`). Sums are float32.
+It serves the characters' projection after the highways, and the LSTM's input product x @ W_x + b of many steps at once,
+both directions in one launch (`lstm.hoisted`). Sums are float32.
 
-Many rows go another way where that is faster, with sums in another order: on sm_90 in 16 bits by bulk copies
+Many rows are multiplied otherwise where that is faster, with sums in another order: on sm_90 in 16 bits by bulk copies
 (`linear_tma`), and on any card in float32 by PyTorch's product. On an H200 the LSTM's input product of 2,048 nodes took
 1,627 us in TF32 by this kernel, as Triton multiplies TF32 by warp group only where the weight is transposed, and 203 us
 by cuBLAS; in float32 1,785 and 1,407.
@@ -36,7 +36,7 @@ def linear_kernel(
     K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
     TILE: tl.constexpr, ROW_GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows and columns. Grid: blocks of columns; blocks of rows; D."""
+    """Compute a block of rows and columns. Grid: blocks of columns; blocks of rows; D."""
     i_rows, i_columns = tl.swizzle2d(
         tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), ROW_GROUP
     )
@@ -52,7 +52,7 @@ def linear_tile(
     x_ptr, weight_ptr, bias_ptr, out_ptr, first_ptr, i_rows, i_columns, n, n_x, first, first_stride,
     K: tl.constexpr, F: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows and columns of one of the matrices."""
+    """Compute a block of rows and columns of one of the matrices."""
     d = tl.program_id(2).to(tl.int64)
     o_row = i_rows * TILE.rows + tl.arange(0, TILE.rows)
     o_column = i_columns * TILE.columns + tl.arange(0, TILE.columns)
@@ -70,17 +70,17 @@ def linear_tile(
     tl.store(p_out, acc.to(out_ptr.dtype.element_ty), mask=m_row[:, None] & m_column[None, :])
 
 
-LIBRARY_ROWS = 128  # from so many on float32 is multiplied by PyTorch
+LIBRARY_ROWS = 128  # from this many on, float32 is multiplied by PyTorch
 
-_torch_precision = threading.Lock()  # PyTorch's is the whole process's, and several embedders may compute at once
+_torch_precision = threading.Lock()  # PyTorch's setting is process-wide, and several embedders may compute at once
 
 
 class LibraryProduct:
-    """PyTorch's product in the place of a kernel: run at once for a grid, and captured in graphs, as one."""
+    """PyTorch's product in place of a kernel; like one, it is run for a grid and may be captured in graphs."""
 
     @staticmethod
     def fn(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, precision: Products) -> None:
-        """x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]; PyTorch keeps its own precision."""
+        """Write x [D, n, K] @ weight [D, K, F] + bias [D, F] to out [D, n, F]; PyTorch's own precision is restored."""
         with _torch_precision:
             before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -91,12 +91,12 @@ class LibraryProduct:
                 torch.set_float32_matmul_precision(before)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        """As a kernel's."""
+        """Return what runs the product, as a kernel does for a grid."""
         return self.fn
 
 
 def by_library(x: Tensor, n: int) -> bool:
-    """Whether PyTorch multiplies so many rows of x."""
+    """Whether PyTorch multiplies when x has so many rows."""
     return x.device.type == "cuda" and x.dtype == torch.float32 and n >= LIBRARY_ROWS
 
 
@@ -111,22 +111,22 @@ def linear_launch(
     precision: Products = "ieee",
     batch_invariant: bool = False,
 ) -> Launch:
-    """The launch that writes x @ weight + bias to `out`.
+    """Return the launch that writes x @ weight + bias to `out`.
 
     Args:
-        x: [n, K] or [D, n, K], or more rows, of which `first_rows` says where the n begin.
-        weight: [K, F] or [D, K, F] in x's type; the D matrices may lie apart in memory, each is contiguous. In 16 bits,
-            with K and F multiples of 8, its transpose may be instead (`linear_tma`).
+        x: [n, K] or [D, n, K], or more rows, with `first_rows` saying where the n begin.
+        weight: [K, F] or [D, K, F] in x's type; the D matrices need not be adjacent in memory, but each is contiguous.
+            In 16 bits, with K and F multiples of 8, the transpose of each may be contiguous instead (`linear_tma`).
         bias: float32 [F] or [D, F].
         out: [n, F] or [D, n, F], in x's type or float32.
-        first_rows: where the n rows begin, in all matrices alike or int32 [D] on the device; what would lie beyond x's
-            last row means nothing.
-        count: int32 [1] on the device, how many of the n rows there are; what is written beyond them means nothing.
-        precision: of float32 products; "tf32" is fast and off by about 3e-4.
+        first_rows: where the n rows begin: one number for all matrices or int32 [D] on the device; results for rows
+            beyond x's last are undefined.
+        count: int32 [1] on the device, how many of the n rows there are; results beyond them are undefined.
+        precision: of float32 products; "tf32" is fast, with an error of about 3e-4.
         batch_invariant: one kernel and one tile for any number of rows, so that a row's bits do not depend on it.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+        ValueError: a tensor does not have the expected shape, type or layout.
     """
     if x.ndim not in (2, 3):
         raise ValueError(f"x: expected shape [n, K] or [D, n, K], found {list(x.shape)}")
@@ -186,7 +186,7 @@ def linear(
     precision: Products = "ieee",
     batch_invariant: bool = False,
 ) -> Tensor:
-    """x @ weight + bias: [n, K] or [D, n, K] -> [n, F] or [D, n, F] of type `out_dtype`, by default x's.
+    """Return x @ weight + bias: [n, K] or [D, n, K] -> [n, F] or [D, n, F] of type `out_dtype`, by default x's.
 
     Arguments and errors are those of `linear_launch`.
     """

@@ -1,9 +1,9 @@
-"""The product with bias of `linear`, in 16 bits by bulk copies (TMA), which Hopper's matrix units are fed by.
+"""The product with bias of `linear`, in 16 bits by bulk copies (TMA), which feed Hopper's matrix units.
 
-A block of x, one of the weight and one of the result are boxes of a tensor that the card copies by itself: beyond the
-tensor they are zero, and are not written. A result of many tiles is the work of as many programs as run at once, which
-go from tile to tile, so that a tile is loaded while the one before is still being stored; a result of few has a program
-a tile. The weight may lie either way, [K, F] or with each column's K values side by side.
+Blocks of x, of the weight and of the result are boxes of a tensor that the card copies by itself: outside the tensor
+they read as zero and are not written. A result of many tiles is computed by as many programs as run at once, which go
+from tile to tile, so that a tile is loaded while the previous one is still being stored; a result of few tiles has a
+program per tile. The weight may be stored either way, [K, F] or with each column's K values contiguous.
 
 Letters: D matrices, n rows, K inputs, F outputs.
 """
@@ -18,8 +18,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from flashelmo.kernels.launch import Launch
 from flashelmo.kernels.tuning import ROW_GROUP, TMA_ROWS, TMA_TILES, Tile, is_hopper, n_multiprocessors
 
-STORED_BYTES = 256  # of a row of the result at a time: a store takes shared memory that blocks on their way then lack
-ALIGNED = 16  # bytes: the rows of a tensor begin at multiples of it
+STORED_BYTES = 256  # of a row of the result at a time: a store takes shared memory, which blocks in flight then lack
+ALIGNED = 16  # bytes: the rows of a tensor begin at multiples of this
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def store_columns(
     acc, bias_ptr, out, d, row, column,
     F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Sums [ROWS, COLUMNS] and bias to the result, a part of the columns at a time, which takes less shared memory."""
+    """Write sums [ROWS, COLUMNS] plus bias to the result, part of the columns at a time to save shared memory."""
     HALF: tl.constexpr = COLUMNS // 2
     if PARTS > 1:
         left, right = tl.split(tl.permute(tl.reshape(acc, (ROWS, 2, HALF)), (0, 2, 1)))
@@ -44,7 +44,7 @@ def product_tile(
     tile, x, weight, bias_ptr, out, first_ptr, n, offset, first_stride, K: tl.constexpr, F: tl.constexpr,
     K_MAJOR: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the result: matrix by matrix, in groups of row blocks that pass over all columns."""
+    """Compute one tile of the result: matrix by matrix, in groups of row blocks that pass over all columns."""
     ROWS: tl.constexpr = TILE.rows
     COLUMNS: tl.constexpr = TILE.columns
     BLOCK_K: tl.constexpr = TILE.k
@@ -74,7 +74,7 @@ def linear_tma_kernel(
     D: tl.constexpr, K: tl.constexpr, F: tl.constexpr, K_MAJOR: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr, ROW_GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: PROGRAMS, which share the tiles; or a program a tile where it is 0."""
+    """Compute the result. Grid: PROGRAMS, which share the tiles; or, where that is 0, a program per tile."""
     if count_ptr is not None:
         n = tl.load(count_ptr)
     n_tiles = D * tl.cdiv(n, TILE.rows) * tl.cdiv(F, TILE.columns)
@@ -93,12 +93,12 @@ def linear_tma_kernel(
 
 
 def is_served(x: Tensor, n: int) -> bool:
-    """Whether this kernel is the best for so many rows of x, by the card and their number, if it is able."""
+    """Whether this kernel, if able, is the best for x with so many rows on this card."""
     return is_hopper(x.device) and n >= TMA_ROWS
 
 
 def is_able(x: Tensor, weight: Tensor, out: Tensor) -> bool:
-    """Whether they have 16 bits, and rows and matrices begin where bulk copies can begin."""
+    """Whether the tensors have 16 bits, and rows and matrices begin where bulk copies can begin."""
     multiples = [*weight.shape[-2:], *weight.stride()[:-2]]
     aligned = all(tensor.data_ptr() % ALIGNED == 0 for tensor in (x, weight, out))
     return x.itemsize == 2 and aligned and all(2 * size % ALIGNED == 0 for size in multiples)
@@ -116,20 +116,20 @@ def linear_tma_launch(
     tile: Tile | None = None,
     programs: int | None = None,
 ) -> Launch:
-    """The launch that writes x @ weight + bias to `out` by this kernel.
+    """Return the launch that writes x @ weight + bias to `out` with this kernel.
 
-    It checks nothing: `linear.linear_launch` has checked its arguments, and that they are such as `is_able` asks for.
+    It checks nothing: `linear.linear_launch` has checked its arguments, including for what `is_able` requires.
 
     Args:
-        x: bf16 or fp16 [n, K] or [D, n, K], or more rows, of which `first` and `first_rows` say where the n begin.
+        x: bf16 or fp16 [n, K] or [D, n, K], or more rows, with `first` and `first_rows` saying where the n begin.
         weight: [K, F] or [D, K, F] in x's type, each matrix or its transpose contiguous.
         bias: float32 [F] or [D, F].
         out: [n, F] or [D, n, F], in x's type or float32.
         first_rows: int32 [D] on the device, added to `first`.
-        first: the row of x that the n rows begin with, in all matrices alike.
+        first: the row of x that the n rows begin with, in all matrices.
         count: int32 [1] on the device, how many of the n rows there are.
-        tile: instead of the table's.
-        programs: that run at once; by default as many as the device has multiprocessors.
+        tile: used instead of the table's.
+        programs: how many run at once; by default as many as the device has multiprocessors.
     """
     if x.ndim == 2:
         x, weight, out = x[None], weight[None], out[None]
@@ -163,12 +163,12 @@ def linear_tma_launch(
 
 
 def is_k_major(weight: Tensor) -> bool:
-    """Whether a column's K values lie side by side, not a row's F."""
+    """Whether a column's K values are contiguous, rather than a row's F."""
     return weight.stride(-1) != 1 and weight.stride(-2) == 1
 
 
 def choose_tma_tile(operation: str, D: int, n: int, F: int, programs: int) -> Tile:
-    """The tile of the table for a result [D, n, F] and so many programs at once.
+    """Return the table's tile for a result [D, n, F] when so many programs run at once.
 
     Raises:
         KeyError: the table has no such operation.
@@ -178,10 +178,10 @@ def choose_tma_tile(operation: str, D: int, n: int, F: int, programs: int) -> Ti
 
 
 def count_tiles(tile: Tile, D: int, n: int, F: int) -> int:
-    """Tiles of a result [D, n, F]."""
+    """Return the number of tiles of a result [D, n, F]."""
     return int(D * triton.cdiv(n, tile.rows) * triton.cdiv(F, tile.columns))
 
 
 def _boxes(tensor: Tensor, *box: int) -> TensorDescriptor:
-    """The descriptor of matrices [D, rows, columns] whose boxes are parts of one matrix."""
+    """Return the descriptor of matrices [D, rows, columns] whose boxes are parts of one matrix."""
     return TensorDescriptor.from_tensor(tensor, [1, *box])

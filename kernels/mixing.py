@@ -1,9 +1,9 @@
 """What kernels of tokens' layers share: how a layer is read, mixed and written.
 
-A row of mix with a single 1 and zeros is a copy of that layer, bit for bit where the type stays. In every other row all
-layers count, with a coefficient of zero too: NaN in one layer of a token is NaN in what is mixed of it, as in the
-formula. A program reads each row that some output needs, once, and writes all O outputs from it. Sums are float32, and
-their fused products explicit: of a * b + c * d a compiler may fuse either product, so the bits of a result would
+A row of mix that has a single 1 and otherwise zeros copies that layer, bit for bit if the type stays the same. In every
+other row all layers count, even with a coefficient of zero: NaN in one layer of a token gives NaN in its mix, as in the
+formula. A program reads each row that some output needs once, and writes all O outputs from it. Sums are float32, and
+their fused multiply-adds explicit: of a * b + c * d a compiler may fuse either product, so the bits of a result would
 depend on the tile.
 
 Letters: L layers, O outputs, P projection, N nodes.
@@ -16,11 +16,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: beyond it are infinity and, by its order, NaN
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32: beyond it are infinity and, in comparisons here, NaN
 
 
 class Shape(NamedTuple):
-    """Constants of a model and of what is asked of it: one compilation each."""
+    """Constants of a model and of what is requested of it; kernels are compiled for each."""
 
     L: int
     O: int  # noqa: E741
@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
 @triton.jit
 def copied_layer(mix, i_output, L: tl.constexpr):
-    """The layer that an output is a copy of, -1 if it is a mix."""
+    """Return the layer that an output copies, or -1 if it is a mix."""
     n, copied = 0, -1
     for k in tl.static_range(L):
         coefficient = tl.load(mix + i_output * L + k)
@@ -43,7 +43,7 @@ def load_layers(
     word_vectors, outputs, tokens, mix, o_token, m_token, o_column, direction, n_tokens, N,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """One direction's layers of some tokens: L times [tokens, columns]; zero where no output needs a layer."""
+    """Return one direction's layers of some tokens: L times [tokens, columns]; zero where no output needs a layer."""
     L: tl.constexpr = SHAPE.L
     O: tl.constexpr = SHAPE.O  # noqa: E741
     P: tl.constexpr = SHAPE.P
@@ -66,7 +66,7 @@ def load_layers(
 
 @triton.jit
 def store_output(layers, mix, i_output, p_out, m, L: tl.constexpr):
-    """One output of layers, or of their means, to pointers of their shape; 1 where what is written is not finite."""
+    """Write one output of layers, or of their means, to pointers of their shape; return 1 where it is not finite."""
     copied = copied_layer(mix, i_output, L)
     if copied < 0:
         mixed = tl.load(mix + i_output * L) * layers[0].to(tl.float32)
@@ -84,6 +84,6 @@ def store_output(layers, mix, i_output, p_out, m, L: tl.constexpr):
 
 @triton.jit
 def set_flag(flag, n_bad):
-    """Set it where a program has found a value that is not finite."""
+    """Set the flag if this program has found a value that is not finite."""
     if tl.max(n_bad) > 0:
         tl.store(flag, 1)

@@ -1,10 +1,10 @@
 """Tokens' mixed layers pooled over sentences: kernels of `token_layers`.
 
-    out[o, sentence] = the mean, or the largest value, of the tokens' mixed layers, zero where there are none
+    out[o, sentence] = the mean, or the maximum, of the tokens' mixed layers, zero where there are none
 
-A mean adds token j of its sentence to partial sum j % LANES, in order, then the upper half of the partial sums to the
-lower, until one is left, and divides. So a sentence's mean has the same bits whatever else is asked for with it. A
-maximum is NaN where a token's value is.
+A mean adds token j of its sentence to partial sum j % LANES, in order, then adds the upper half of the partial sums to
+the lower until one is left, and divides. So a sentence's mean has the same bits whatever else is requested with it. A
+maximum is NaN if any token's value is.
 
 Letters: L layers, O outputs, P projection, N nodes, B sentences.
 """
@@ -21,17 +21,17 @@ from flashelmo.kernels.product import larger
 from flashelmo.kernels.tuning import Tile
 
 LANES = 8  # partial sums of a mean: more would be idle in short sentences, and cost registers
-# Means and maxima. With few sentences a program has fewer columns, so that a long sentence is the work of many, and
-# more stages, as it goes through the sentence in more steps. A block's ids are loaded a stage before its rows, so that
-# stages - 2 blocks of rows are on their way.
+# For means and maxima. With few sentences, a program has fewer columns, so that a long sentence is shared by many, and
+# more stages, as it goes through the sentence in more steps. A block's ids are loaded one stage before its rows, so
+# that stages - 2 blocks of rows are in flight.
 MANY_MEANS = Tile(rows=LANES, columns=128, k=1, warps=2, stages=4)
 FEW_MEANS = Tile(rows=LANES, columns=32, k=1, warps=1, stages=8)
-MANY = 512  # programs of MANY_MEANS: four for each multiprocessor of a large card
+MANY = 512  # programs of MANY_MEANS: four per multiprocessor of a large card
 
 
 @triton.jit
 def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] -> [COLUMNS], the upper half added to the lower until one is left: one order in any layout."""
+    """Return the sum [COLUMNS] of [ROWS, COLUMNS], adding the upper half to the lower: one order in any layout."""
     if ROWS == 1:
         return tl.reshape(x, (COLUMNS,))
     else:
@@ -41,7 +41,7 @@ def sum_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def largest_row(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] -> [COLUMNS]."""
+    """Return the maximum [COLUMNS] of [ROWS, COLUMNS]."""
     if ROWS == 1:
         return tl.reshape(x, (COLUMNS,))
     else:
@@ -51,7 +51,7 @@ def largest_row(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def output_of(layers, mix, i_output, L: tl.constexpr):
-    """One output of layers in float32, without a branch."""
+    """Return one output of layers in float32, without a branch."""
     copied = copied_layer(mix, i_output, L)
     copy = layers[0].to(tl.float32)
     mixed = tl.where(copied < 0, copy, 0.0) * tl.load(mix + i_output * L)
@@ -67,7 +67,7 @@ def sentences_kernel(
     word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mixed means of sentences, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
+    """Compute mixed means of sentences, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
     L: tl.constexpr = SHAPE.L
     O: tl.constexpr = SHAPE.O  # noqa: E741
     ROWS: tl.constexpr = TILE.rows
@@ -104,7 +104,7 @@ def maxima_kernel(
     word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Largest values of sentences' mixed layers, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
+    """Compute maxima of sentences' mixed layers, out [O, B, 2, P]. Grid: sentences; directions; blocks of columns."""
     O: tl.constexpr = SHAPE.O  # noqa: E741
     ROWS: tl.constexpr = TILE.rows
     COLUMNS: tl.constexpr = TILE.columns
@@ -141,7 +141,7 @@ POOLING: dict[str, Any] = {"mean": sentences_kernel, "max": maxima_kernel}
 
 
 def means_tile(n_sentences: int, P: int) -> Tile:
-    """The tile of means or maxima of so many sentences.
+    """Return the tile of means or maxima of so many sentences.
 
     Every tile adds in the same order, so that the bits of a mean do not depend on the choice.
     """

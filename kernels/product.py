@@ -3,8 +3,8 @@
     acc [M, N] += sum over k of rows[M, k] * weight[k, N]
 
 The rows are given by pointers, so that they may be gathered, and may come from two tensors one after the other: the
-LSTM's [x, hidden] is never put together in memory. Products are in the rows' type, or TF32 where asked for; sums are
-float32, or int32 where rows and weight are 8-bit integers, whose scales are the caller's.
+LSTM's [x, hidden] is never concatenated in memory. Products are in the rows' type, or TF32 if requested; sums are
+float32, or int32 where rows and weight are 8-bit integers, whose scales the caller applies.
 
 Sizes need not fit the blocks: what lies beyond them is read as zero.
 """
@@ -17,19 +17,19 @@ import triton.language as tl
 
 @triton.jit
 def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr = tl.float32):
-    """Sums to begin with."""
+    """Return sums to begin with."""
     return tl.zeros([ROWS, COLUMNS], TYPE)
 
 
 @triton.jit
 def product(
-    acc,  # float32 or int32 [M, N] that the product is added to, so that it is loaded while the first blocks are
+    acc,  # float32 or int32 [M, N] that the product is added to, so that it is loaded along with the first blocks
     p_rows,  # [M] pointers to the rows
     p_more_rows,  # [M] pointers to the second half of the rows, where PARTS is 2
     m_rows,  # [M] which rows exist
     p_columns,  # [N] pointers to the columns of the weight [PARTS * SIZE, STRIDE]
     m_columns,  # [N] which columns exist
-    SIZE: tl.constexpr,  # of a row
+    SIZE: tl.constexpr,  # length of a row
     PARTS: tl.constexpr,  # 1 or 2
     STRIDE: tl.constexpr,  # from one row of the weight to the next
     EVEN_COLUMNS: tl.constexpr,  # all columns exist
@@ -37,7 +37,7 @@ def product(
     PRECISION: tl.constexpr,  # "ieee" or "tf32"
     KEEP: tl.constexpr,  # eviction policy of the weight
 ):
-    """acc and the product: [M, N] of the type of acc."""
+    """Return acc plus the product: [M, N] with acc's type."""
     N_BLOCKS: tl.constexpr = (SIZE + BLOCK_K - 1) // BLOCK_K
     for i in range(PARTS * N_BLOCKS):  # one loop for both halves, so that loads run ahead across them
         part = i // N_BLOCKS
@@ -61,10 +61,11 @@ def product(
 
 @triton.jit
 def tanh(x, APPROXIMATE: tl.constexpr = False):
-    """Hyperbolic tangent, to 1.2e-7 absolute: an overflow of the exponential gives the right limit.
+    """Return the hyperbolic tangent, with an absolute error of 1.2e-7; if the exponential overflows, the limit is
+    right.
 
-    APPROXIMATE is the card's own instruction, to 2^-11 relative where bf16 rounds to 2^-9: one instruction in
-    place of 13. Triton's interpreter does not know it.
+    APPROXIMATE uses the card's own instruction, with a relative error of 2^-11 where bf16 rounds to 2^-9: one
+    instruction instead of 13. Triton's interpreter does not have it.
     """
     if APPROXIMATE:
         return tl.inline_asm_elementwise(
@@ -75,7 +76,7 @@ def tanh(x, APPROXIMATE: tl.constexpr = False):
 
 @triton.jit
 def sigmoid(x, APPROXIMATE: tl.constexpr):
-    """Logistic function; APPROXIMATE by the card's tanh, to 2^-12 absolute."""
+    """Return the logistic function; APPROXIMATE uses the card's tanh, with an absolute error of 2^-12."""
     if APPROXIMATE:
         return 0.5 * tanh(0.5 * x, APPROXIMATE) + 0.5
     return tl.sigmoid(x)
@@ -83,15 +84,15 @@ def sigmoid(x, APPROXIMATE: tl.constexpr):
 
 @triton.jit
 def larger(x, y):
-    """The larger one, or NaN where one of them is."""
+    """Return the larger one, or NaN if either is NaN."""
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def int8_of(rows, scale):
-    """The rows [M, N] in units of their scale [M], rounded to the nearest integer (ties to even) of 127 at most.
+    """Return rows [M, N] in units of their scale [M], rounded to the nearest integer (ties to even), at most 127.
 
-    Adding 1.5 * 2^23 leaves that integer in a float's last bits, without the conversions, which are slow.
+    Adding 1.5 * 2^23 leaves that integer in a float's last bits, without conversions, which are slow.
     """
     units = tl.clamp(rows * (1.0 / scale)[:, None], -127.0, 127.0)
     return (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
@@ -99,5 +100,5 @@ def int8_of(rows, scale):
 
 @triton.jit
 def clip(x, bound):
-    """x within [-bound, bound]; an infinite bound clips nothing."""
+    """Clip x to [-bound, bound]; an infinite bound clips nothing."""
     return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)

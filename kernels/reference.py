@@ -1,7 +1,7 @@
 """Every kernel's mathematics in plain PyTorch, importable without Triton: what the kernels are tested against.
 
 Weights are in the canonical layout (`engine.model.weights`), not in the kernels' own, so that the packing is tested
-too. All functions compute in the type of their arguments; give them float64 for the truth.
+too. All functions compute in the type of their arguments; pass float64 to get the true values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 def char_cnn(
     character_ids: Tensor, embedding: Tensor, convolutions: Sequence[tuple[Tensor, Tensor]], activation: str
 ) -> Tensor:
-    """Character features [W, F] of words: convolution, maximum over all positions, padding's too, bias, activation.
+    """Return words' character features [W, F]: convolution, maximum over all positions (padding too), bias, activation.
 
     Args:
         character_ids: int64 [W, M].
@@ -32,13 +32,13 @@ def char_cnn(
 
 
 def highway(x: Tensor, transform: tuple[Tensor, Tensor], gate: tuple[Tensor, Tensor]) -> Tensor:
-    """g * relu(x @ W_t + b_t) + (1 - g) * x with g = sigmoid(x @ W_g + b_g); x [W, F], weights [F, F], biases [F]."""
+    """Return g * relu(x @ W_t + b_t) + (1 - g) * x, g = sigmoid(x @ W_g + b_g); x [W, F], W [F, F], b [F]."""
     g = torch.sigmoid(x @ gate[0] + gate[1])
     return g * torch.relu(x @ transform[0] + transform[1]) + (1 - g) * x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias: [..., n, K], [..., K, F], [..., F] -> [..., n, F]."""
+    """Return x @ weight + bias: [..., n, K], [..., K, F], [..., F] -> [..., n, F]."""
     return x @ weight + bias.unsqueeze(-2)
 
 
@@ -53,7 +53,7 @@ def lstm_step(
     cell_clip: float | None,
     projection_clip: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of n rows: x [n, P], the states before, hidden [n, P] and cell [n, C] -> the states after.
+    """Do one step of n rows: x [n, P] and the states before it, hidden [n, P] and cell [n, C] -> the states after it.
 
     Weights [4, P, C] and bias [4, C] of the gates i, f, g, o; projection [C, P], or None where P = C.
     """
@@ -78,11 +78,11 @@ def token_layers(
     offsets: Tensor | None,
     pool: str = "mean",
 ) -> Tensor:
-    """Mixed layers of tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
+    """Return tokens' mixed layers [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
 
     Args:
         word_vectors: [words, P]; layer 0 is [x, x].
-        outputs: [L - 1, 2, N, P], what the LSTM layers put out, forward and backward.
+        outputs: [L - 1, 2, N, P], the outputs of the LSTM layers, forward and backward.
         token_words: int64 [tokens]; token_nodes: int64 [2, tokens].
         mix: [O, L]; output o is the sum over layers k of mix[o, k] * layer k.
         offsets: [B + 1]; sentence b's tokens are offsets[b]:offsets[b + 1]. None for every token by itself.

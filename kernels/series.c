@@ -1,4 +1,4 @@
-/* Queues launches one after the other by the card's driver, while other threads have the interpreter. */
+/* Queues launches one after the other through the card's driver, while other threads hold the interpreter lock. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <cuda.h>
@@ -8,8 +8,8 @@
 #include <string.h>
 
 #define MOST 128       /* parameters of a kernel */
-#define ALIGNED 128    /* bytes: tensor maps lie at multiples of it */
-#define DEPENDENT 1    /* flags: may begin before the launch before it ends */
+#define ALIGNED 128    /* bytes: tensor maps are placed at multiples of it */
+#define DEPENDENT 1    /* flags: may begin before the previous launch ends */
 #define AT_ONCE 2      /* all programs run at the same time */
 
 typedef struct {
@@ -18,7 +18,7 @@ typedef struct {
     CUlaunchAttribute attributes[2];
     void *parameters[MOST + 2];
     char *values;     /* what the parameters point to */
-    int32_t *integer; /* among them the one that launches differ in; NULL if there is none */
+    int32_t *integer; /* the value among these in which launches differ; NULL if there is none */
 } Part;
 
 static CUresult (*launch_kernel)(const CUlaunchConfig *, CUfunction, void **, void **);
@@ -37,7 +37,7 @@ static int find_driver(void) {
     return 0;
 }
 
-/* A part from (function, threads, shared, flags, values, offsets of the parameters, offset of the integer or -1). */
+/* Reads a part: (function, threads, shared, flags, values, parameter offsets, offset of the integer or -1). */
 static int read_part(PyObject *given, Part *part, CUstream stream) {
     unsigned long long function;
     unsigned threads, shared, flags;
@@ -71,7 +71,7 @@ static int read_part(PyObject *given, Part *part, CUstream stream) {
     return part->values != NULL;
 }
 
-/* launch(parts, which, integers, grids, stream): which part each launch is, its integer, its grid; int32 [n], [n],
+/* launch(parts, which, integers, grids, stream): each launch's part, its integer and its grid; int32 [n], [n],
    [n, 3]. */
 static PyObject *launch(PyObject *self, PyObject *args) {
     PyObject *given;
@@ -107,7 +107,7 @@ static PyObject *launch(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* The bytes of a tensor map that Triton has encoded: the end of an object that its driver.c aligns by 64 or 128 bytes. */
+/* Returns the bytes of a tensor map that Triton encoded: the end of an object that its driver.c aligns to 64 or 128. */
 static PyObject *map_bytes(PyObject *self, PyObject *map) {
     const char *name = strrchr(Py_TYPE(map)->tp_name, '.');
     Py_ssize_t start = Py_TYPE(map)->tp_basicsize - (Py_ssize_t)sizeof(CUtensorMap);

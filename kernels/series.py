@@ -1,7 +1,7 @@
-"""Launches of compiled kernels queued by a C function, a microsecond or two each, many without the interpreter.
+"""Queues launches of compiled kernels from a C function, in a microsecond or two each, without the interpreter lock.
 
-A large window is some hundred launches that differ in their grid and in one integer, the depth. From Python each waits
-for the interpreter, which other threads need to plan further windows.
+A large window is some hundred launches that differ only in their grid and in one integer, the depth. From Python, each
+waits for the interpreter, which other threads need to plan further windows.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class CKernel(NamedTuple):
     """A compiled kernel, as the C function takes it.
 
     Attributes:
-        function: on the device; threads: of a program; shared: bytes of its memory; flags: how it is launched.
+        function: on the device; threads: per program; shared: bytes of its memory; flags: how it is launched.
         letters: of each value that `pack` is given; a tuple for a tuple, None for what is compiled in.
-        packer: brings all values behind each other.
-        offsets: int32, where each parameter begins there.
-        integers: where those of 32 bits lie that are parameters by themselves, by name.
+        packer: packs all values one after the other.
+        offsets: int32, where each parameter begins among them.
+        integers: where the 32-bit integers are that are parameters by themselves, by name.
     """
 
     function: int
@@ -47,12 +47,12 @@ class CKernel(NamedTuple):
     def of(
         cls, function: int, metadata: Sequence[int], flags: int, signature: Mapping[str, Any], sizes: Sequence[int]
     ) -> CKernel | None:
-        """None where its parameters have types that are not known here.
+        """Return the kernel; None if a parameter has a type that is not known here.
 
         Args:
             metadata: warps, programs of a cluster and bytes of shared memory.
             signature: types by parameter, in order.
-            sizes: how many values each parameter is: one, but for an encoded map with its sizes and strides.
+            sizes: how many values each parameter is: one, except for an encoded map with its sizes and strides.
         """
         n_warps, n_of_cluster, shared = metadata
         if n_of_cluster != 1 or _module() is None:
@@ -78,13 +78,13 @@ class CKernel(NamedTuple):
         )
 
     def pack(self, values: Sequence[Any]) -> bytes:
-        """Values of all parameters in order, with addresses for tensors."""
+        """Return the packed values of all parameters in order, with addresses for tensors."""
         flat: list[Any] = []
         _flatten(self.letters, values, flat, _module().map_bytes)
         return self.packer.pack(*flat)
 
     def with_integers(self, packed: bytes, integers: Mapping[str, int]) -> bytes:
-        """The same values with others of these parameters."""
+        """Return packed values with these integers replaced."""
         changed = bytearray(packed)
         for name, value in integers.items():
             struct.pack_into("=i", changed, self.integers[name], value)
@@ -101,13 +101,13 @@ def launch(
     """Queue launches on a stream of the current device.
 
     Args:
-        parts: each a kernel, its packed values, and the name of the integer that its launches differ in; None if in
-            none.
+        parts: each a kernel, its packed values, and the name of the integer in which its launches differ; None if they
+            differ in none.
         which, integers: int32 [n], the part and the integer of each launch.
-        grids: int32 [n, 3], none of them 0.
+        grids: int32 [n, 3], without zeros.
 
     Raises:
-        RuntimeError: what the driver says.
+        RuntimeError: with the driver's message.
     """
     given = tuple(
         (*kernel[:4], packed, kernel.offsets, -1 if name is None else kernel.integers[name])
@@ -117,10 +117,10 @@ def launch(
 
 
 def _letters(kind: Any, size: int) -> Sequence[Any]:
-    """Of each value of a parameter.
+    """Return the letters of a parameter's values.
 
     Raises:
-        KeyError: its type is not known.
+        KeyError: the type is not known.
     """
     if isinstance(kind, tuple):
         return [tuple(_letters(member, 1)[0] for member in kind)]
@@ -135,7 +135,7 @@ def _letters(kind: Any, size: int) -> Sequence[Any]:
 
 
 def _flat(letter: Any) -> Iterator[str]:
-    """Those of all numbers that a value is made of."""
+    """Yield the letters of all numbers in a value."""
     if isinstance(letter, tuple):
         for member in letter:
             yield from _flat(member)
@@ -144,7 +144,7 @@ def _flat(letter: Any) -> Iterator[str]:
 
 
 def _flatten(letters: Sequence[Any], values: Sequence[Any], flat: list[Any], map_bytes: Callable[[Any], bytes]) -> None:
-    """Add all numbers that values are made of."""
+    """Append all numbers in the values to `flat`."""
     for letter, value in zip(letters, values, strict=True):
         if letter is None:
             continue
@@ -153,12 +153,12 @@ def _flatten(letters: Sequence[Any], values: Sequence[Any], flat: list[Any], map
         elif letter == MAP:
             flat.append(map_bytes(value))
         else:
-            flat.append(0 if value is None else value)  # a pointer to nothing
+            flat.append(0 if value is None else value)  # null pointer
 
 
 @cache
 def _module() -> Any:
-    """The compiled module, from Triton's cache after the first time; None, after one warning, where it can't be."""
+    """Return the compiled module, cached by Triton after the first time; None, after one warning, if that fails."""
     from triton.backends.nvidia.driver import include_dirs
     from triton.runtime.build import compile_module_from_src
 

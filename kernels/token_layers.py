@@ -1,21 +1,22 @@
-"""Layers of tokens, gathered from the forests, mixed, and pooled over sentences where that is asked for.
+"""Layers of tokens, gathered from the forests, mixed, and, if requested, pooled over sentences.
 
-With layer 0 of a token [x, x] of its word vector x, layer k > 0 what LSTM layer k - 1 put out at its two nodes, forward
-and backward side by side, and mix [O, L] the coefficients:
+Layer 0 of a token is [x, x], with its word vector x; layer k > 0 is the output of LSTM layer k - 1 at the token's two
+nodes, forward and backward side by side; and mix [O, L] are the coefficients:
 
     out[o, token] = sum over k of mix[o, k] * layer k of the token
-    out[o, sentence] = the mean, or the largest value, of that over the sentence's tokens, zero where there are none
+    out[o, sentence] = the mean, or the maximum, of that over the sentence's tokens, zero where there are none
 
-so that a sentence's tokens a:b are the view out[:, a:b], in which each layer is contiguous.
+so a sentence's tokens a:b are the view out[:, a:b], in which each layer is contiguous.
 
-An identity gives all layers, one row with a single 1 the top layer, one of 1 / L their average, and one of
-softmax(w) * gamma the learned scalar mix of Peters et al. 2018 (https://arxiv.org/abs/1802.05365).
+With an identity as mix, the outputs are all layers; one row with a single 1 gives the top layer, one of 1 / L the
+average of the layers, and one of softmax(w) * gamma the learned scalar mix of Peters et al. 2018
+(https://arxiv.org/abs/1802.05365).
 
-`mixing` says what a row of mix gives, `pooling` how sentences are averaged.
+`mixing` describes what a row of mix gives, `pooling` how sentences are pooled.
 
-A flag that is given is set where a value that is written is infinite or NaN, and left as it is otherwise: an overflow,
-which nobody has to look for in the results. It may lie in the host's pinned memory, which a card writes to directly, so
-that reading it takes neither a copy nor more waiting than for the results.
+A given flag is set if a value that is written is infinite or NaN, and otherwise left as it is: results need not be
+searched for an overflow. It may be in the host's pinned memory, which a card writes to directly, so that reading it
+takes neither a copy nor more waiting than for the results.
 
 Letters: L layers, O outputs, P projection, N nodes, B sentences.
 """
@@ -35,21 +36,21 @@ from flashelmo.kernels.mixing import Shape, load_layers, set_flag, store_output
 from flashelmo.kernels.pooling import POOLING, means_tile
 from flashelmo.kernels.tuning import Tile
 
-# Bound by memory: whole rows, 16 bytes a load and thread, and as many values a program as leave registers for several
-# programs a multiprocessor.
-VALUES = 2048  # of a layer, in a program of tokens
-TOKENS = 32  # in a program, at most
-COLUMNS = 2048  # of a program, at most
+# Memory-bound: whole rows, 16 bytes per load and thread, and as many values per program as leave registers for several
+# programs per multiprocessor.
+VALUES = 2048  # of a layer, per program of tokens
+TOKENS = 32  # per program, at most
+COLUMNS = 2048  # per program, at most
 WARPS = 4
 
 
 class Tokens(NamedTuple):
-    """The tokens whose layers are asked for, sentences end to end; kernels read wherever these integers point.
+    """The tokens whose layers are requested, sentence after sentence; kernels read wherever these integers point.
 
     Attributes:
         words: int32 [tokens], the row of each token's word vector.
-        nodes: int32 [2, tokens], its node in the forward and in the backward forest, counted from the roots on.
-        offsets: int32 or int64 [B + 1], sentence b's tokens are offsets[b]:offsets[b + 1]; None for every token by
+        nodes: int32 [2, tokens], each token's node in the forward and in the backward forest, counted from the roots.
+        offsets: int32 or int64 [B + 1]; sentence b's tokens are offsets[b]:offsets[b + 1]. None for every token by
             itself.
     """
 
@@ -63,7 +64,7 @@ def tokens_kernel(
     word_vectors, outputs, tokens, mix, out, flag, n_tokens, N,
     SHAPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Mixed layers of tokens, out [O, tokens, 2, P]. Grid: blocks of tokens; directions; blocks of columns."""
+    """Write mixed layers of tokens, out [O, tokens, 2, P]. Grid: blocks of tokens; directions; blocks of columns."""
     O: tl.constexpr = SHAPE.O  # noqa: E741
     ROWS: tl.constexpr = TILE.rows
     COLUMNS: tl.constexpr = TILE.columns
@@ -92,20 +93,20 @@ def token_layers_launch(
     flag: Tensor | None = None,
     pool: str = "mean",
 ) -> Launch:
-    """The launch that fills `out`.
+    """Return the launch that fills `out`.
 
     Args:
         word_vectors: [words, P].
-        outputs: [L - 1, 2, N, P] of the same type, what the LSTM layers put out, forward and backward.
+        outputs: [L - 1, 2, N, P] of the same type, the outputs of the LSTM layers, forward and backward.
         tokens: of these words and nodes.
         mix: float32 [O, L].
         out: float32, fp16 or bf16 [O, tokens, 2P], or [O, B, 2P] where the tokens have offsets.
         flag: int32 [1], set to 1 where `out` is not finite; on the device, or pinned in the host's memory.
-        pool: "mean" or "max", of sentences where the tokens have offsets.
+        pool: "mean" or "max", over sentences, where the tokens have offsets.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
-        KeyError: there is no such pooling, and the tokens have offsets.
+        ValueError: a tensor does not have the expected shape, type or layout.
+        KeyError: the tokens have offsets, and there is no such pooling.
     """
     check("word_vectors", word_vectors, [None, None], FLOATS)
     P, n_tokens = word_vectors.shape[1], tokens.words.shape[0]
@@ -139,7 +140,7 @@ def token_layers_launch(
 
 
 def tokens_tile(P: int) -> Tile:
-    """Tokens and columns of a program: whole rows where these are not too long."""
+    """Return tokens and columns per program: whole rows if these are not too long."""
     columns = min(COLUMNS, triton.next_power_of_2(P))
     return Tile(min(TOKENS, VALUES // columns), columns, 1, WARPS, stages=1)
 
@@ -154,7 +155,7 @@ def token_layers(
     flag: Tensor | None = None,
     pool: str = "mean",
 ) -> Tensor:
-    """Mixed layers of tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
+    """Return tokens' mixed layers [O, tokens, 2P], or pooled over sentences [O, B, 2P], zero for an empty sentence.
 
     Arguments and errors are those of `token_layers_launch`, whose `out` has `out_dtype`.
     """

@@ -1,7 +1,7 @@
 """Tiles: how much of the result one program computes, by operation, number type and rows.
 
 All of `TILES` fit in 99 KiB of shared memory, the least among the cards (sm_120; sm_86 and sm_89 too); on sm_90 two
-programs then share a multiprocessor if their registers allow it, and one's epilogue runs beside the other's product.
+programs then share a multiprocessor if registers allow, and one's epilogue runs alongside the other's product.
 `python -m benchmarks resources` prints what each entry costs.
 """
 
@@ -18,13 +18,13 @@ ANY = 1 << 62  # rows
 
 
 class Tile(NamedTuple):
-    """One program's share.
+    """The share of one program.
 
     Attributes:
-        rows, columns: of the result; for the LSTM's gates columns are cells (4 gates), for highways features (2).
-        k: summed at once.
-        warps, stages: of a program; stages - 1 blocks of k are on their way while one is multiplied.
-        splits: programs that one sum over k is split among (split-K).
+        rows, columns: of the result; a column is a cell (4 gates) for the LSTM's gates, a feature (2) for highways.
+        k: how much is summed at once.
+        warps, stages: per program; stages - 1 blocks of k are in flight while one is multiplied.
+        splits: how many programs share one sum over k (split-K).
     """
 
     rows: int
@@ -36,24 +36,24 @@ class Tile(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        """As Triton's compiler takes them."""
+        """The tile's options as Triton's compiler takes them."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
     @property
     def label(self) -> str:
-        """As "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits."""
+        """The tile as text, such as "64x32x64 4w 4s /8": rows, columns, k, warps, stages, splits."""
         splits = f" /{self.splits}" if self.splits > 1 else ""
         return f"{self.rows}x{self.columns}x{self.k} {self.warps}w {self.stages}s{splits}"
 
 
-# (operation, kind of product) -> for up to so many rows, the tile. Kinds: "half" (bf16, fp16), "int8" (integers of 8
-# bits), "tf32", "ieee".
+# (operation, kind of product) -> (largest number of rows, tile), ascending. Kinds: "half" (bf16, fp16), "int8" (8-bit
+# integers), "tf32", "ieee".
 TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("gates", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights: much in flight, nothing wasted on absent rows
         (32, Tile(32, 32, 64, 4, 4)),
-        (64, Tile(64, 32, 64, 4, 4)),  # 160 registers: two programs a multiprocessor
-        (ANY, Tile(128, 32, 64, 8, 3)),  # half of the L2 cache's traffic; more columns spill on sm_80 and sm_120
+        (64, Tile(64, 32, 64, 4, 4)),  # 160 registers: two programs per multiprocessor
+        (ANY, Tile(128, 32, 64, 8, 3)),  # half the L2 cache's traffic; more columns spill on sm_80 and sm_120
     ),
     ("gates", "int8"): (
         (16, Tile(16, 32, 128, 4, 3)),
@@ -62,14 +62,14 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (ANY, Tile(128, 32, 128, 8, 3)),
     ),
     ("gates", "tf32"): ((16, Tile(16, 16, 64, 4, 4)), (ANY, Tile(64, 16, 32, 4, 4))),
-    ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # bound by FFMA, not by memory
-    # Few columns: where rows are few too, a sum over the cells is split, so that all multiprocessors have work.
+    ("gates", "ieee"): ((16, Tile(16, 16, 32, 4, 3)), (ANY, Tile(64, 16, 16, 8, 3))),  # limited by FFMA, not by memory
+    # Few columns: with few rows too, a sum over the cells is split, so that all multiprocessors have work.
     ("projection", "half"): (
         (16, Tile(16, 32, 128, 4, 4, splits=8)),
         (32, Tile(32, 64, 128, 4, 3, splits=8)),
         (64, Tile(64, 64, 64, 4, 4, splits=8)),
         (128, Tile(128, 64, 64, 8, 3, splits=8)),
-        (256, Tile(128, 128, 64, 8, 3, splits=8)),  # as large as can be: what is read from the L2 cache bounds it
+        (256, Tile(128, 128, 64, 8, 3, splits=8)),  # as large as possible: reading from the L2 cache is the limit
         (512, Tile(128, 128, 64, 8, 3, splits=4)),
         (1024, Tile(128, 128, 64, 8, 3, splits=2)),
         (ANY, Tile(128, 128, 64, 8, 3)),
@@ -80,16 +80,16 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (16, Tile(16, 32, 128, 4, 3)),  # reads weights
         (128, Tile(32, 64, 128, 4, 3)),
         (512, Tile(64, 64, 64, 4, 4)),
-        (ANY, Tile(128, 128, 64, 8, 3)),  # the least traffic that leaves room for two programs a multiprocessor
+        (ANY, Tile(128, 128, 64, 8, 3)),  # the least traffic that leaves room for two programs per multiprocessor
     ),
     ("linear", "tf32"): ((64, Tile(32, 32, 64, 4, 3)), (ANY, Tile(64, 64, 32, 4, 4))),
     ("linear", "ieee"): (
         (64, Tile(32, 32, 32, 4, 3)),
         (512, Tile(64, 64, 16, 8, 3)),
-        (ANY, Tile(128, 128, 16, 8, 3)),  # bound by FFMA and reads of shared memory: 11 to 1, where 64 x 64 has 7 to 1
+        (ANY, Tile(128, 128, 16, 8, 3)),  # limited by FFMA and shared memory reads: 11 to 1, where 64 x 64 has 7 to 1
     ),
     ("highway", "half"): (
-        (16, Tile(16, 16, 128, 4, 4)),  # reads weights: 2,048 features are a program for each multiprocessor
+        (16, Tile(16, 16, 128, 4, 4)),  # reads weights: 2,048 features are one program per multiprocessor
         (64, Tile(32, 32, 128, 4, 3)),
         (256, Tile(64, 32, 64, 4, 4)),
         (ANY, Tile(128, 64, 64, 8, 3)),
@@ -97,27 +97,27 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("highway", "tf32"): ((64, Tile(32, 16, 64, 4, 3)), (ANY, Tile(64, 32, 32, 4, 4))),
     ("highway", "ieee"): ((64, Tile(32, 16, 32, 4, 3)), (512, Tile(64, 32, 16, 8, 3)), (ANY, Tile(128, 64, 16, 8, 3))),
     # A whole window at once, so that a program's weights stay on chip: 7 characters of 16 values, or fewer.
-    # Rows are positions of words (`char_cnn.POSITIONS`), the limits numbers of words.
+    # Rows are positions of words (`char_cnn.POSITIONS`); the limits are numbers of words.
     ("characters", "half"): (
         (16, Tile(16, 32, 128, 4, 3)),
         (256, Tile(32, 64, 128, 4, 3)),
-        (ANY, Tile(64, 128, 128, 8, 3)),  # two programs a multiprocessor: one's maximum beside the other's product
+        (ANY, Tile(64, 128, 128, 8, 3)),  # two programs per multiprocessor: one's maximum alongside the other's product
     ),
     ("characters", "tf32"): ((64, Tile(32, 32, 128, 4, 3)), (ANY, Tile(64, 64, 128, 8, 3))),
     ("characters", "ieee"): ((64, Tile(32, 32, 128, 4, 3)), (ANY, Tile(64, 64, 128, 8, 3))),
-    # Larger windows: weights are read again at each position, so that many words should share them.
+    # Larger windows: weights are read again at each position, so many words should share them.
     ("wide characters", "half"): (
         (16, Tile(16, 32, 64, 4, 4)),
         (256, Tile(32, 64, 64, 4, 4)),
-        (ANY, Tile(128, 64, 64, 8, 3)),  # 128 columns spill on sm_100 by Triton 3.7
+        (ANY, Tile(128, 64, 64, 8, 3)),  # 128 columns spill on sm_100 with Triton 3.7
     ),
     ("wide characters", "tf32"): ((64, Tile(32, 32, 64, 4, 3)), (ANY, Tile(64, 64, 64, 8, 3))),
     ("wide characters", "ieee"): ((64, Tile(32, 32, 32, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
 }
 
-# What sm_90, with 227 KiB, has instead, from so many rows on: a third less traffic of the L2 cache, for which products
-# wait, in place of a second program a multiprocessor. An H200 has run these, and the others not beside them. Gates only
-# where they are fused.
+# What sm_90, with its 227 KiB, uses instead, from this many rows on: a third less traffic of the L2 cache, for which
+# products wait, in place of a second program per multiprocessor. An H200 has run these, but not the others for
+# comparison. Gates only where they are fused.
 HOPPER_TILES: dict[tuple[str, str], tuple[int, Tile]] = {
     ("gates", "half"): (256, Tile(128, 64, 64, 8, 4)),
     ("linear", "half"): (2048, Tile(128, 256, 64, 8, 4)),
@@ -125,8 +125,8 @@ HOPPER_TILES: dict[tuple[str, str], tuple[int, Tile]] = {
     ("wide characters", "half"): (257, Tile(128, 128, 64, 8, 3)),
 }
 
-# Products by TMA on sm_90 (`linear_tma`), of fewest bytes first: the first that gives most multiprocessors a tile, or
-# the last. On an H200: 125 us for the LSTM's input product of 2,048 nodes, 7.4 us for 1,024 words' final projection.
+# Products by TMA on sm_90 (`linear_tma`), fewest bytes first: used is the first that gives most multiprocessors a tile,
+# or the last. On an H200: 125 us for the LSTM's input product of 2,048 nodes, 7.4 us for 1,024 words' final projection.
 TMA_TILES: dict[str, tuple[Tile, ...]] = {
     "linear": (
         Tile(128, 256, 64, 8, 3),
@@ -135,19 +135,19 @@ TMA_TILES: dict[str, tuple[Tile, ...]] = {
         Tile(64, 64, 128, 4, 5),
     ),
 }
-TMA_ROWS = 128  # from so many on; fewer read weights, which the portable kernels' smaller tiles do as well
+TMA_ROWS = 128  # from this many on; fewer only read weights, for which the portable kernels' smaller tiles are as good
 
-# So many blocks of rows pass over a block of columns one after the other, while both are in the L2 cache.
+# This many blocks of rows pass over a block of columns in succession, while both are in the L2 cache.
 ROW_GROUP = 8
 
-# Up to so many rows a product's time is that of reading its weights, which are then worth keeping in the L2 cache.
+# Up to this many rows a product's time goes into reading its weights, which are then worth keeping in the L2 cache.
 WEIGHT_BOUND_ROWS = 128
 
-# Where a row's bits may not depend on how many rows there are, the tiles for so many serve any number: enough programs
-# for a sentence, and no more than twice the traffic of the largest tiles for bulk text.
+# Where a row's bits must not depend on how many rows there are, the tiles for this many serve any number: enough
+# programs for a sentence, and at most twice the traffic of the largest tiles for bulk text.
 INVARIANT_ROWS = 256
 
-# What the splits of one block add to its counter together: a multiple of every number of splits.
+# What all splits of one block together add to its counter: a multiple of every number of splits.
 SPLIT_ARRIVALS = 8
 
 
@@ -161,10 +161,10 @@ def choose_tile(
     int8: bool = False,
     batch_invariant: bool = False,
 ) -> Tile:
-    """The tile for so many rows of this type.
+    """Return the tile for so many rows of this type.
 
     Args:
-        device: where it runs; a tile that fits every card where absent.
+        device: where it runs; if None, the tile fits every card.
         int8: products are of 8-bit integers.
         batch_invariant: one tile for any number of rows, without splits, so that every sum has one order.
 
@@ -182,7 +182,7 @@ def choose_tile(
 
 
 def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
-    """The tile of the tables for so many rows, on sm_90 or elsewhere."""
+    """Return the table's tile for so many rows, on sm_90 or elsewhere."""
     least, hopper_tile = HOPPER_TILES.get((operation, kind), (ANY, None))
     if hopper and hopper_tile is not None and rows >= least:
         return hopper_tile
@@ -190,46 +190,46 @@ def table_tile(operation: str, kind: str, rows: int, *, hopper: bool) -> Tile:
 
 
 def is_hopper(device: torch.device) -> bool:
-    """Whether it has sm_90, with matrix instructions and copies that no other has."""
+    """Whether the device has sm_90, with matrix instructions and copies that no other has."""
     return capability(device) == (9, 0)
 
 
 def copies_in_bulk(device: torch.device) -> bool:
-    """Whether blocks come to shared memory by a copy engine (TMA), where matrix units read them: sm_90, sm_100, sm_103.
+    """Whether a copy engine (TMA) brings blocks to shared memory, where matrix units read them: sm_90, sm_100, sm_103.
 
-    Not so on sm_120: its matrix instructions take operands from registers, and each bulk copy is compiled to a call of
-    a function of the system (Triton 3.6).
+    This excludes sm_120: its matrix instructions take operands from registers, and each bulk copy is compiled to a call
+    of a system function (Triton 3.6).
     """
     return capability(device)[0] in (9, 10)
 
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA device, (0, 0) of another; asked for at every step, where PyTorch takes microseconds."""
+    """Return a CUDA device's capability, (0, 0) of others; cached, as each step asks and PyTorch takes microseconds."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @cache
 def n_multiprocessors(device: torch.device) -> int:
-    """Programs that surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
+    """Return how many programs surely run at once on a device: its multiprocessors; 1 in Triton's interpreter."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, where there is none
+MULTIPROCESSORS = 132  # of the card that a kernel is compiled for, if none is present
 SPLIT_VALUES = 64 * 128  # of the largest tile whose splits wait for each other
 
 
 def n_programs(device: torch.device) -> int:
-    """Programs that surely run at once: as many as a card has multiprocessors."""
+    """Return how many programs surely run at once: as many as a card has multiprocessors."""
     return n_multiprocessors(device) if device.type == "cuda" else MULTIPROCESSORS
 
 
 def split_sizes(P: int, device: torch.device) -> tuple[int, int]:
-    """Values of partial sums and counters, of a direction with P columns, that projections with split sums may need.
+    """Return how many partial sums and counters projections with split sums may need, per direction with P columns.
 
-    Where splits wait for each other, each has a program of its own.
+    Where splits wait for each other, each has its own program.
     """
     split = [
         (most, tile) for (name, _), entries in TILES.items() if name == "projection" for most, tile in entries
@@ -241,10 +241,10 @@ def split_sizes(P: int, device: torch.device) -> tuple[int, int]:
     return max(rows * P, programs * SPLIT_VALUES), max(max(blocks) * P, programs)
 
 
-EXCHANGED_ROWS = 32  # the most of a depth that programs of `lstm.persistent` exchange
-CLOCK_WORDS = 4  # of each direction, before the values
+EXCHANGED_ROWS = 32  # the most rows of a depth that programs of `lstm.persistent` exchange
+CLOCK_WORDS = 4  # per direction, before the values
 
 
 def exchange_size(D: int, P: int, C: int) -> int:
-    """Words of 64 bits in which programs of `lstm.persistent` exchange r and h of a depth, and sums of two."""
+    """Return the 64-bit words in which `lstm.persistent` programs exchange a depth's r and h, and sums of two."""
     return D * (CLOCK_WORDS + EXCHANGED_ROWS * (P // 2 + C // 2 + 2 * C))

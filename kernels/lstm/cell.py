@@ -1,21 +1,21 @@
-"""The LSTM cell with projection: the parts of kernels that variants share, and what these are given.
+"""The LSTM cell with projection: the parts of kernels that variants share, and their arguments.
 
-With r the projected state that recurs (P values), c the cell (C values) and x the layer's input (P values), of a node
-and its parent:
+For a node and its parent, with r the projected state that recurs (P values), c the cell (C values) and x the layer's
+input (P values):
 
     i, f, g, o = x @ W_x + r_parent @ W_r + b
     c = clip(sigmoid(f) * c_parent + sigmoid(i) * tanh(g), cell_clip)
     h = sigmoid(o) * tanh(c)
     r = clip(h @ W_p, projection_clip)
 
-(Sak et al. 2014, https://arxiv.org/abs/1402.1128, with bilm-tf's clips; the forget bias is already in b.) The skip
-connection adds x to what the layer puts out, never to what recurs.
+(Sak et al. 2014, https://arxiv.org/abs/1402.1128, with bilm-tf's clips; b already includes the forget bias.) The skip
+connection adds x to the layer's output, never to what recurs.
 
-`gates_tile` computes c and h, `projection_tile` r, which it writes to its node and to the rows of the node's children:
-so a depth's rows of x and of r lie side by side, and only c is gathered from the parents. Both read from the schedule
-which nodes there are, so that a captured graph of launches serves any schedule of its size. The input's part
-x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time is that of
-reading weights, it saves almost half of it. In the lowest layer it may be computed once for each distinct word.
+`gates_tile` computes c and h; `projection_tile` computes r and writes it to its node and to the rows of the node's
+children, so that a depth's rows of x and of r are contiguous, and only c is gathered from the parents. Both read from
+the schedule which nodes exist, so that a captured graph of launches serves any schedule of its size. The input part
+x @ W_x + b may be computed beforehand for many steps at once ("hoisted"): where rows are few and the time goes into
+reading weights, this saves almost half of it. In the lowest layer it may be computed once per distinct word.
 
 Sums and cells are float32; x, r and h have the compute type.
 """
@@ -34,7 +34,7 @@ ARRIVALS = tl.constexpr(SPLIT_ARRIVALS)
 
 
 class GatesTensors(NamedTuple):
-    """Those of `LstmTensors` that gates read and write; x is None where its part was computed beforehand."""
+    """The fields of `LstmTensors` that gates read and write; x is None where its part was computed beforehand."""
 
     x: Any
     parent_hidden: Any
@@ -43,7 +43,7 @@ class GatesTensors(NamedTuple):
 
 
 class ProjectionTensors(NamedTuple):
-    """Those of `LstmTensors` that a projection reads and writes."""
+    """The fields of `LstmTensors` that a projection reads and writes."""
 
     x: Any
     hidden: Any
@@ -55,7 +55,7 @@ class ProjectionTensors(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """How a kernel computes: one compilation each.
+    """How a kernel computes; each value is compiled separately.
 
     Attributes:
         precision: of float32 products, "ieee" or "tf32".
@@ -70,7 +70,7 @@ class Mode(NamedTuple):
 
 @triton.jit
 def depth_nodes(nodes, direction, depth, T):
-    """First node of the depth before, first node of this depth, one beyond its last."""
+    """Return the first node of the previous depth, the first of this depth, and one past its last."""
     p = nodes.starts + direction * (T + 2) + depth
     return tl.load(p - 1), tl.load(p), tl.load(p + 1)
 
@@ -80,7 +80,7 @@ def gates_tile(
     weights, tensors, nodes, x_gates_ptr, depth, slab_depth, direction, i_rows, i_cells, N, M, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """c and h of a block of rows and cells."""
+    """Compute c and h of a block of rows and cells."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
     PRECISION: tl.constexpr = MODE.precision
@@ -105,7 +105,7 @@ def gates_tile(
     o_cell = i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m = m_row[:, None] & (o_cell < C)[None, :]
     p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # on its way while the product is computed
+    c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # loads while the product is computed
 
     p_hidden = tensors.parent_hidden + row * P
     if x_gates_ptr is not None:
@@ -132,10 +132,11 @@ def gates_tile(
 
 @triton.jit
 def cell(i, f, g, o, c, cell_clip, APPROXIMATE_ALL: tl.constexpr, APPROXIMATE: tl.constexpr):
-    """c and h of sums of the gates and the parent's c.
+    """Return c and h, from the gates' sums and the parent's c.
 
-    APPROXIMATE takes the card's own tanh where h is rounded at once; APPROXIMATE_ALL in i and f too, whose error c
-    carries on. The fused product is explicit, as a compiler may fuse either of the two, in each variant another.
+    APPROXIMATE uses the card's own tanh where h is rounded right away; APPROXIMATE_ALL uses it in i and f too, whose
+    error c carries on. The fused multiply-add is explicit: left to itself, a compiler may fuse either product,
+    differently in each variant.
     """
     c = tl.fma(sigmoid(f, APPROXIMATE_ALL), c, sigmoid(i, APPROXIMATE_ALL) * tanh(g, APPROXIMATE))
     c = clip(c, cell_clip)
@@ -147,7 +148,7 @@ def projection_tile(
     weights, tensors, nodes, depth, direction, i_rows, i_columns, i_split, N, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """r of a block of rows and columns, or one split's partial sums (split-K): the last split to come adds all up."""
+    """Compute r of a block of rows and columns, or one split's partial sums (split-K), which the last split adds up."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
     PRECISION: tl.constexpr = MODE.precision
@@ -177,7 +178,7 @@ def projection_tile(
         complete = (arrive(p_counter, SPLITS) & (ARRIVALS - 1)) == 0
         if complete:
             acc = tl.zeros_like(acc)
-            for split in tl.static_range(SPLITS):  # in this order, whoever came last: one sum in every run
+            for split in tl.static_range(SPLITS):  # always in this order: the same sum in every run
                 p_sums = tensors.partial_sums + split * TILE.rows * P + o_sums
                 acc += tl.load(p_sums, mask=m, other=0.0, cache_modifier=".cg")
     if complete:
@@ -189,9 +190,9 @@ def projection_tile(
 
 @triton.jit
 def arrive(p_counter, SPLITS: tl.constexpr):
-    """Count a split whose sums this program has written; a multiple of ARRIVALS once all splits of a block are here.
+    """Count a split whose sums this program has written; return a multiple of ARRIVALS once all splits have arrived.
 
-    The counter only ascends, so that nobody resets it: every launch adds ARRIVALS to it, however many splits it has.
+    The counter only ascends, so it is never reset: every launch adds ARRIVALS to it, however many splits it has.
     """
     tl.static_assert(ARRIVALS % SPLITS == 0)
     tl.debug_barrier()  # every thread's sums are written before the program counts itself
@@ -200,7 +201,7 @@ def arrive(p_counter, SPLITS: tl.constexpr):
 
 @triton.jit
 def children_of(nodes, direction, node, m_row, N):
-    """First child of each node, and how many follow it; the schedule says, so that it can be read ahead."""
+    """Return each node's first child and number of children, which come from the schedule, so can be loaded early."""
     p_children = nodes.children + direction * (N + 1) + node
     child = tl.load(p_children, mask=m_row, other=0)
     return child, tl.load(p_children + 1, mask=m_row, other=0) - child
@@ -208,7 +209,7 @@ def children_of(nodes, direction, node, m_row, N):
 
 @triton.jit
 def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
-    """x of a block, complete since the layer below has ended, so that it can be read ahead; None without a skip."""
+    """Load x of a block; it is complete once the layer below has ended, so can be loaded early. None without a skip."""
     skipped = None
     if tensors.outputs is not None:
         o_x = ((direction * N + node) * P)[:, None] + o_column[None, :]
@@ -218,7 +219,7 @@ def load_skipped(tensors, direction, node, m_row, o_column, N, P: tl.constexpr):
 
 @triton.jit
 def store_projected(sums, bound, tensors, skipped, direction, node, m_row, o_column, N, P: tl.constexpr):
-    """r of a block to its nodes, and r + x to the output; r."""
+    """Store r of a block at its nodes, and r + x in the output; return r."""
     row, m = direction * N + node, m_row[:, None] & (o_column < P)[None, :]
     r = clip(sums, bound).to(tensors.hidden.dtype.element_ty)
     o_r = (row * P)[:, None] + o_column[None, :]
@@ -231,7 +232,7 @@ def store_projected(sums, bound, tensors, skipped, direction, node, m_row, o_col
 
 @triton.jit
 def store_to_children(r, tensors, child, n_children, direction, m_row, o_column, N, P: tl.constexpr):
-    """r of a block to the rows of its nodes' children, which lie side by side."""
+    """Store r of a block in the rows of its nodes' children, which are contiguous."""
     m = m_row[:, None] & (o_column < P)[None, :]
     o_child = ((direction * N + child) * P)[:, None] + o_column[None, :]
     for i in range(tl.max(n_children, axis=0)):  # nearly always one

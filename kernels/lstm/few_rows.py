@@ -1,8 +1,8 @@
-"""Hoisted steps for few rows on Hopper, in Gluon: weights are under way before the launch before has ended.
+"""Hoisted steps for few rows on Hopper, in Gluon: weights are loading before the previous launch ends.
 
-There a step's time is that of reading weights and of waiting. The input's part of many depths, or of all words, is one
-product beforehand, as in `hoisted`. `few_rows_kernels` has gates and projection; this file says which launches there
-are.
+With few rows, a step's time goes into reading weights and waiting. The input part of many depths, or of all words, is
+one product computed beforehand, as in `hoisted`. `few_rows_kernels` has gates and projection; this file decides on the
+launches.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SHARED_BYTES = 220 << 10  # of a multiprocessor's memory that a program may fill
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Few rows, on Hopper, where their number may choose."""
+    """Whether this is for so few rows: on Hopper, where the number of rows may decide the variant."""
     few = rows <= (MOST_ROWS if run.words is None else 2 * MOST_ROWS) and not run.options.batch_invariant
     return few and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order: a slab's product, then its steps.
+    """Yield the launches of consecutive depths, in order: each slab's product, then its steps.
 
     Raises:
         ValueError: a depth does not exist.
@@ -47,21 +47,21 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
             yield product
         steps = depth_launches(run, slab, _gates(run, slab.start, x_gates), _any_projection(run))
         if slab.start > 1 and product is not None:
-            # These gates read the results of `product` before they wait, so they may not begin before it has ended.
+            # These gates read the results of `product` before they wait, so they must not begin before it has ended.
             first = next(steps)
             yield Launch(first.kernel, first.grid, first.arguments, {**first.options, "launch_pdl": False})
         yield from steps
 
 
 def gates_tile(rows: int) -> Tile:
-    """Nodes as rows of the tile; as many stages as let two programs share a multiprocessor."""
+    """Return the gates' tile, whose rows are nodes; with as many stages as let two programs share a multiprocessor."""
     if rows <= 16:
         return Tile(16, CELLS.value, 64, 4, 5)
     return Tile(32, CELLS.value, 64, 4, 5) if rows <= 32 else Tile(64, CELLS.value, 64, 4, 4)
 
 
 def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
-    """Of a slab that begins at a depth."""
+    """Return the gates of a slab, which begins at `slab_depth`."""
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     words = None if run.words is None else run.words.of_nodes
     arguments = block_gates_arguments(run, weights) | {
@@ -82,8 +82,8 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor) -> Part:
 
 
 def is_resident(shape: Shape, device: torch.device) -> bool:
-    """Whether all programs of this file's projection, whose splits wait for each other, run at once, one a
-    multiprocessor: where not, that of all variants for Hopper serves.
+    """Whether all programs of this file's projection, whose splits wait for each other, run at once, one per
+    multiprocessor; where not, the projection that the Hopper variants share is used.
     """
     programs = shape.D * (shape.P // PROJECTION.columns) * PROJECTION.splits
     blocks = shape.C // (PROJECTION.splits * PROJECTION.k)
@@ -92,7 +92,7 @@ def is_resident(shape: Shape, device: torch.device) -> bool:
 
 
 def _any_projection(run: LayerRun) -> Part:
-    """This file's for one block of rows, where its programs run at once; else that of all variants for Hopper."""
+    """Return this file's projection for one block of rows, if its programs run at once; else the Hopper variants'."""
     many = projection(run)
     if not is_resident(run.weights.shape, run.weights.device):
         return many

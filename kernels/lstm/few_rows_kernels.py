@@ -1,8 +1,8 @@
 """The kernels of `few_rows`: gates, and a projection that has all operands of a split in shared memory at once.
 
-Gates are computed transposed, so that the weights are a matrix instruction's 64 rows and the few nodes its columns. A
-launch may begin before the one before it ends (programmatic dependent launch): it asks for its first blocks of weights,
-and for what the schedule says, then waits, and then asks for the states.
+Gates are computed transposed: the weights are the 64 rows of a matrix instruction, and the few nodes are its columns. A
+launch may begin before the previous one ends (programmatic dependent launch): it requests its first blocks of weights
+and what it needs of the schedule, then waits, and then requests the states.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from flashelmo.kernels.lstm.cell import (
 )
 from flashelmo.kernels.lstm.hopper_projection import wait_for_splits
 
-GATES = gl.constexpr(128)  # of a program
+GATES = gl.constexpr(128)  # per program
 CELLS = gl.constexpr(32)
 
 
 @gluon.jit
 def wait_for_launch_before():
-    """Wait until the launch before this one has ended, and let the launch after this one begin.
+    """Wait until the previous launch has ended, and let the next one begin.
 
-    Every program must come here. Before, it may read the schedule, the weights and what earlier launches than the last
-    one wrote, and write nothing. A program that skipped the wait would let its successor overtake both predecessors.
+    Every program must call this. Before the call it may read the schedule, the weights and what launches before the
+    previous one wrote, and must write nothing. A program that skipped the wait would let its successor overtake both
+    predecessors.
     """
     gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
     gl.inline_asm_elementwise(
         "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
     )
-    barrier()  # nobody's copy of a state before everybody's wait
+    barrier()  # no thread copies a state before all have waited
 
 
 @gluon.constexpr_function
 def cell_layout(ROWS):
-    """Who holds which cell and node, [32, ROWS], once the gates of the transposed product were split."""
+    """Return which thread holds which cell and node, [32, ROWS], once the transposed product's gates are split."""
     registers, row = [[0, 1]], 8
     while row < ROWS:
         registers.append([0, row])
@@ -62,7 +63,7 @@ def few_gates_kernel(
     weight_desc, hidden_desc, x_gates_ptr, cell_clip, cell_ptr, unprojected, nodes, depth, slab_depth, N, M, R, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
-    """c and h of one depth. Grid: blocks of cells; blocks of rows; D."""
+    """Compute c and h of one depth. Grid: blocks of cells; blocks of rows; D."""
     P: gl.constexpr = SHAPE.P
     C: gl.constexpr = SHAPE.C
     ROWS: gl.constexpr = TILE.rows
@@ -116,7 +117,7 @@ def few_gates_kernel(
             is_async=True,
         )  # fmt: skip
         acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
-        if k >= 1 and k - 1 + STAGES < BLOCKS:  # the product before this one is done: its stage is free
+        if k >= 1 and k - 1 + STAGES < BLOCKS:  # the previous product is done: its stage is free
             barrier()
             stage = full.index((k - 1) % STAGES)
             mbarrier.expect(stage, BYTES)
@@ -142,7 +143,7 @@ def few_projection_kernel(
     unprojected_desc, weight_desc, projection_clip, tensors, nodes, depth, N, R, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """r of one depth, all of a split's operands in shared memory at once.
+    """Compute r of one depth, with all of a split's operands in shared memory at once.
 
     Grid: blocks of rows; blocks of columns times splits, which wait for each other; D.
     """

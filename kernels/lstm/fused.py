@@ -1,7 +1,7 @@
 """Fused steps, for many rows: input and recurrent state are multiplied in one pass, [x, r] @ [W_x; W_r].
 
-A depth has two launches, of `gates_kernel` and `projection_kernel`. Hoisted steps have the same two, which then find
-the input's part computed.
+A depth has two launches, of `gates_kernel` and `projection_kernel`. Hoisted steps launch the same two, with the input
+part already computed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Any number of rows, but for 8-bit products."""
+    """Whether the weights are laid out for this variant: it serves any number of rows, but not 8-bit products."""
     return interleave in run.weights.layouts
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order.
+    """Yield the launches of consecutive depths, in order.
 
     Raises:
         ValueError: a depth does not exist.
@@ -47,7 +47,7 @@ def gates_kernel(
     weights, tensors, nodes, x_gates_ptr, depth, slab_depth, N, M, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
+    """Compute c and h of one depth. Grid: blocks of rows, adjacent where they share weights; blocks of cells; D."""
     i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _, first, last = depth_nodes(nodes, direction, depth, T)
     if first + i_rows * TILE.rows < last:
@@ -62,7 +62,7 @@ def projection_kernel(
     weights, tensors, nodes, depth, N, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """r of one depth. Grid: blocks of rows; blocks of columns times splits; D."""
+    """Compute r of one depth. Grid: blocks of rows; blocks of columns times splits; D."""
     i_rows, i_columns, direction = tl.program_id(0), tl.program_id(1) // TILE.splits, tl.program_id(2)
     _, first, last = depth_nodes(nodes, direction, depth, T)
     if first + i_rows * TILE.rows < last:
@@ -73,19 +73,19 @@ def projection_kernel(
 
 
 def step_launches(run: LayerRun, depths: range, x_gates: Tensor | None = None) -> Iterator[Launch]:
-    """The launches of gates and projection of each depth, in order.
+    """Yield the launches of gates and projection of each depth, in order.
 
     Args:
-        x_gates: [D, M, 4C], the input's part of these depths' nodes; None, and it is computed on the way.
+        x_gates: [D, M, 4C], the input part of these depths' nodes; if None, it is computed on the way.
 
     Raises:
-        ValueError: a depth does not exist, there is no such precision, or the tensors of split sums are too small.
+        ValueError: a depth does not exist, there is no such precision, or the tensors for split sums are too small.
     """
     return depth_launches(run, depths, _gates(run, depths.start, x_gates), projection(run))
 
 
 def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
-    """Of a slab that begins at a depth."""
+    """Return the gates of a slab, which begins at `slab_depth`."""
     (D, _, C), weights, arguments = run.weights.shape, run.weights, gates_arguments(run, slab_depth, x_gates)
     device, options = None if x_gates is not None else weights.device, run.options
     invariant = options.batch_invariant
@@ -102,10 +102,10 @@ def _gates(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> Part:
 
 
 def projection(run: LayerRun, pack: Callable[..., Any] = interleave) -> Part:
-    """The projection of all portable variants, by weights as a function lays them out.
+    """Return the projection of all portable variants, with weights in the layout that `pack` makes.
 
     Raises:
-        KeyError: the weights were not laid out so.
+        KeyError: the weights are not in this layout.
     """
     (D, P, _), arguments = run.weights.shape, projection_arguments(run, pack)
 

@@ -1,11 +1,11 @@
-"""Hoisted steps, for few rows: the input's part x @ W_x + b of all nodes of some depths is one product beforehand.
+"""Hoisted steps, for few rows: the input part x @ W_x + b of all nodes of some depths is one product beforehand.
 
-A step's time is then that of reading weights, and it has half of them to read. Depths whose input part is computed at
-once are a slab: as many as fit SLAB_BYTES. After the product a depth has the two launches of a fused step.
+A step's time then goes into reading weights, and it has only half of them to read. Depths whose input part is computed
+at once form a slab: as many as fit SLAB_BYTES. After this product, each depth has the two launches of a fused step.
 
 In the lowest layer a node's input is its word's vector. Where the words are given (`run.InputWords`), the product is
-made once for each of them, for all depths, and a node reads its word's row: fewer products, so that more rows are worth
-it, and in float32, whose products take far longer than what they read, any number.
+computed once per word, for all depths, and a node reads its word's row. There are then fewer products, so hoisting pays
+for more rows; in float32, whose products take far longer than reading their operands, it pays for any number.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from flashelmo.kernels.lstm.run import LaunchOptions, LayerRun
 from flashelmo.kernels.lstm.weights import LstmWeights, interleave
 from flashelmo.kernels.tuning import ANY, copies_in_bulk, is_hopper
 
-SLAB_BYTES = 256 << 20  # of the input's part of a slab, both directions
+SLAB_BYTES = 256 << 20  # of a slab's input part, both directions
 
-# The time that a row saves by being hoisted, divided by that of one word's product: rows are worth hoisting by word
-# where rows * ROW_GAIN > words. On an H200 in bf16 a row of 128 saves 38 ns (`few_rows` twice for 64 rows in place of
+# The time that hoisting saves per row, divided by the time of one word's product: hoisting rows by word pays where
+# rows * ROW_GAIN > words. On an H200 in bf16, a row of 128 saves 38 ns (`few_rows` twice for 64 rows instead of
 # `warp_specialized`) and a word costs 58 ns. In float32 the quotient is larger: a row of 512 saves 0.99 us, half of a
 # fused step's gates, and a word costs 0.87 us at most.
 ROW_GAIN = 0.65
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Rows for which a step's input part is better computed beforehand, for its whole slab or for all words."""
+    """Whether it pays to compute the input part of so many rows beforehand, for a whole slab or for all words."""
     return is_able(run.weights, run.options) and rows <= most_rows(run.weights, by_word=run.words is not None)
 
 
 def is_able(weights: LstmWeights, options: LaunchOptions) -> bool:
-    """Whether any rows are hoisted: 8-bit products are not, and where rows may choose nothing, none are."""
+    """Whether any rows are hoisted: not 8-bit products, and none where the number of rows must not decide anything."""
     return interleave in weights.layouts and not options.batch_invariant
 
 
 def most_rows(weights: LstmWeights, *, by_word: bool) -> int:
-    """The largest depth that is hoisted, in rows.
+    """Return the number of rows of the largest depth that is hoisted.
 
-    By node, a cell's part is written and read again, 2 * 4 gates * itemsize a row, in place of its input weights, 4
-    gates * P * itemsize: fewer bytes up to 2 * rows = P. Measured on an H200 it pays up to a quarter of that, 64 rows
-    at P = 512: with 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8. By word, the input part is less
-    than that, so that 128 rows pay too; with 256 in bf16 the gates took 56 us hoisted and 41 fused. On sm_100 they do
-    not, as `tma` takes as long for them.
+    By node, a cell's part is written and read again, 2 * 4 gates * itemsize per row, instead of its input weights, 4
+    gates * P * itemsize: fewer bytes up to 2 * rows = P. As measured on an H200, it pays up to a quarter of that, 64
+    rows at P = 512: with 128 a step takes 40.6 us and its input part 11.7, a fused one 44.8. By word, the input part
+    takes less than that, so that 128 rows pay too; with 256 in bf16 the gates took 56 us hoisted and 41 fused. On
+    sm_100, 128 do not pay, as `tma` is as fast for them.
     """
     if by_word and weights.dtype == torch.float32:
         return ANY
@@ -57,7 +57,7 @@ def most_rows(weights: LstmWeights, *, by_word: bool) -> int:
 
 
 def pays_by_word(weights: LstmWeights, options: LaunchOptions, rows: Sequence[int], n_words: int) -> bool:
-    """Whether the input part of so many words takes less time than that of the nodes, of depths of so many rows."""
+    """Whether the input part of `n_words` words takes less time than that of all nodes, in depths of `rows` rows."""
     if not is_able(weights, options):
         return False
     least, most = most_rows(weights, by_word=False), most_rows(weights, by_word=True)
@@ -66,13 +66,13 @@ def pays_by_word(weights: LstmWeights, options: LaunchOptions, rows: Sequence[in
 
 
 def row_bytes(weights: LstmWeights) -> int:
-    """Bytes of the input part of one node or word, both directions."""
+    """Return the bytes of the input part of one node or word, both directions."""
     D, _, C = weights.shape
     return D * 4 * C * weights.dtype.itemsize
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order: a slab's product, then its steps.
+    """Yield the launches of consecutive depths, in order: each slab's product, then its steps.
 
     Raises:
         ValueError: a depth does not exist.
@@ -87,13 +87,13 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 def input_parts(
     run: LayerRun, depths: range, weight: Tensor, bias: Tensor
 ) -> Iterator[tuple[range, Launch | None, Tensor]]:
-    """Each slab of some depths, the launch that computes its input part, and that part, [D, M, 4C].
+    """Yield each slab of some depths, the launch that computes its input part, and that part, [D, M, 4C].
 
-    By word all depths are one slab, whose launch is None where the words' part is there already, in this order of
-    columns: depths are to be asked for in the order in which they are launched.
+    By word, all depths are one slab, whose launch is None where the words' part has already been computed in this order
+    of columns: ask for depths in the order in which they are launched.
 
     Args:
-        weight, bias: [D, P, 4C] and float32 [D, 4C], in the order of columns that the variant reads.
+        weight, bias: [D, P, 4C] and float32 [D, 4C], with columns in the order that the variant reads.
 
     Raises:
         ValueError: a depth does not exist.
@@ -109,9 +109,9 @@ def input_parts(
 
 
 def slabs(run: LayerRun, depths: range) -> Iterator[range]:
-    """The depths in slabs as long as can be, each of a depth at least."""
+    """Yield the depths in slabs that are as long as possible, each of at least one depth."""
     run.check_depths(depths)
-    most, first = SLAB_BYTES // row_bytes(run.weights), depths.start  # nodes of a slab
+    most, first = SLAB_BYTES // row_bytes(run.weights), depths.start  # most: nodes per slab
     for depth in depths[1:]:
         if run.nodes.span(range(first, depth + 1)) > most:
             yield range(first, depth)
@@ -120,11 +120,11 @@ def slabs(run: LayerRun, depths: range) -> Iterator[range]:
 
 
 def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tuple[Launch, Tensor]:
-    """The launch that computes a slab's input part, and what it writes: [D, M, 4C] in the compute type.
+    """Return the launch that computes a slab's input part, and its result: [D, M, 4C] in the compute type.
 
-    The weight [D, P, 4C] and the bias float32 [D, 4C] may have any order of columns.
+    The columns of weight, [D, P, 4C], and bias, float32 [D, 4C], may be in any order.
 
-    Where a slab begins is read on the device, unless all directions begin alike.
+    The slab's first node is read on the device, unless it is the same in all directions.
     """
     (D, _, C), x = run.weights.shape, run.tensors.x
     x_gates = torch.empty(D, run.nodes.span(slab), 4 * C, dtype=x.dtype, device=x.device)
@@ -133,7 +133,7 @@ def slab_product(run: LayerRun, slab: range, weight: Tensor, bias: Tensor) -> tu
 
 
 def word_product(run: LayerRun, weight: Tensor, bias: Tensor) -> Launch:
-    """The launch that computes the words' input part."""
+    """Return the launch that computes the words' input part."""
     words = run.words
     assert words is not None
     return linear_launch(words.x, weight, bias, words.gates, count=words.n_words, precision=run.options.precision)

@@ -1,8 +1,8 @@
-"""What the variants for Hopper (sm_90) share: the layout of the weights, and tensor descriptors.
+"""What the Hopper (sm_90) variants share: the layout of the weights, and tensor descriptors.
 
-Those in plain Triton serve sm_100 too. Their products read blocks that the card's copy engine (TMA) brings to shared
-memory, which needs rows that lie side by side: `cell.store_projected` sees to that. Sizes must fill the blocks; others
-are the portable variants' business.
+Those in plain Triton also serve sm_100. Their products read blocks that the card's copy engine (TMA) brings to shared
+memory, which requires contiguous rows: `cell.store_projected` sees to that. Sizes must fill the blocks; others are left
+to the portable variants.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from flashelmo.kernels.lstm.weights import CanonicalLstm, Format, Shape, bound_o
 from flashelmo.kernels.tuning import SPLIT_ARRIVALS, copies_in_bulk, is_hopper
 
 HALVES = torch.float16, torch.bfloat16
-CELLS = 32  # of a block of 128 gates
-K = 64  # of a block of a product: 128 bytes, the widest row that the copy engine swizzles
+CELLS = 32  # per block of 128 gates
+K = 64  # depth of a product's block: 128 bytes, the widest row that the copy engine swizzles
 
 
 class HopperLayout(NamedTuple):
-    """The layout of the variants for Hopper.
+    """The layout that the Hopper variants read.
 
-    A thread holds some columns of a product's block of sums. Gates are ordered so that the thread that holds one gate
+    A thread holds some columns of a block of a product's sums. Gates are ordered so that the thread that holds one gate
     of a cell holds all four, and no sum goes through shared memory again.
 
     Attributes:
         gates: [D * 2P, 4C], the input's weight above the recurrent one. In each 64 columns, column
             8 * (2u + k // 2) + 2q + k % 2 is gate k (i, f, g, o) of cell 4q + u.
         bias: float32 [D, 4, C].
-        input: [D, P, 4C], column k * C + c is gate k of cell c; its product is made beforehand for few rows.
-        input_bias: float32 [D, 4C] likewise.
+        input: [D, P, 4C], column k * C + c is gate k of cell c; for few rows its product is computed beforehand.
+        input_bias: float32 [D, 4C], in the same order.
         recurrent: [D * 4C, P], for products where gates are rows: in each 128 rows, row 64 * (k // 2) + 16w +
             8 * (k % 2) + g is gate k of cell 8w + g.
         projection: [D * C, P].
@@ -62,10 +62,10 @@ class HopperLayout(NamedTuple):
 
 
 def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None:
-    """The weights of a layer laid out for Hopper; None where no variant for Hopper serves them.
+    """Return a layer's weights laid out for Hopper; None where no Hopper variant serves them.
 
     Args:
-        weights: with a projection, as `CanonicalLstm.projected` gives them; else AssertionError.
+        weights: must have a projection, as `CanonicalLstm.projected` returns them (asserted).
     """
     D, P, C = weights.shape
     device = torch.device(format.device)
@@ -90,45 +90,45 @@ def hopper_layout(weights: CanonicalLstm, format: Format) -> HopperLayout | None
 
 
 def fits(shape: Shape) -> bool:
-    """Whether sizes fill the blocks of all variants for Hopper."""
+    """Whether the sizes fill the blocks of all Hopper variants."""
     return shape.D == 2 and shape.P % 128 == 0 and shape.C % (SPLIT_ARRIVALS * K) == 0
 
 
 def gate_columns(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate and cell of each column of `HopperLayout.gates`: int64 [4C] each."""
+    """Return gate and cell of each column of `HopperLayout.gates`: int64 [4C] each."""
     n = torch.arange(4 * C, device=device)
     block, eighth, quarter, parity = n // 64, n % 64 // 8, n % 8 // 2, n % 2
     return 2 * (eighth % 2) + parity, 16 * block + 4 * quarter + eighth // 2
 
 
 def gate_rows(C: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gate and cell of each row of `HopperLayout.recurrent` in one direction: int64 [4C] each."""
+    """Return gate and cell of each row of `HopperLayout.recurrent` in one direction: int64 [4C] each."""
     n = torch.arange(4 * C, device=device)
     block, half, warp, eight, cell = n // 128, n % 128 // 64, n % 64 // 16, n % 16 // 8, n % 8
     return 2 * half + eight, CELLS * block + 8 * warp + cell
 
 
 def is_served(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the variants for Hopper in Gluon serve a type on a device."""
+    """Whether the Hopper variants in Gluon serve this type on this device."""
     return is_hopper(device) and dtype in HALVES
 
 
 def has_bulk_copies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the variants by bulk copies in plain Triton (`tma`) serve a type on a device."""
+    """Whether the variant with bulk copies in plain Triton (`tma`) serves this type on this device."""
     return copies_in_bulk(device) and dtype in HALVES
 
 
 def has_layout(run: LayerRun) -> bool:
-    """Whether a run's weights were laid out for Hopper."""
+    """Whether the run's weights were laid out for Hopper."""
     return hopper_layout in run.weights.layouts
 
 
 def rows_of(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """The rows [n, values] of a tensor, copied in blocks of so many rows and values."""
+    """Return a descriptor of a tensor's rows [n, values], copied in blocks of `rows` by `columns`."""
     return TensorDescriptor(tensor, *shape_and_strides(tensor), [rows, columns])
 
 
 def shape_and_strides(tensor: Tensor) -> tuple[list[int], list[int]]:
-    """Of a contiguous tensor's rows [n, values]; without a view, for which PyTorch lets other threads run."""
+    """Return these of a contiguous tensor's rows [n, values], without a view, which would let other threads run."""
     size = tensor.shape[-1]
     return [tensor.numel() // size, size], [size, 1]

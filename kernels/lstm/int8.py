@@ -1,14 +1,15 @@
-"""Steps whose gates are products of 8-bit integers, for any rows and sizes: half the bytes, and twice as many products.
+"""Steps whose gates are products of 8-bit integers, for any rows and sizes: half the bytes and twice the throughput.
 
     z = s_row * s_column * ([x, r_parent] / s_row) @ ([W_x; W_r] / s_column) + b
 
-with both quotients rounded to integers of 127 at most, so that sums are exact and depend on no tile. A weight's column
-has one scale, fixed at load. A row has one for x and r together, the largest of their values in 127 parts, so that one
-sum holds both. It depends on nothing but the row. A launch before the gates finds the scales and rounds a depth's rows:
-with a scale fixed beforehand, by the projection's clip, few bits would be left to states that stay far below it.
+with both quotients rounded to integers of at most 127 in magnitude, so that sums are exact and do not depend on the
+tile. Each column of the weights has one scale, fixed at load. Each row has one for x and r together, the largest of
+their magnitudes divided by 127, so that one sum covers both. It depends on nothing but the row. A launch before the
+gates finds the scales and rounds a depth's rows: a scale fixed beforehand, by the projection's clip, would leave few
+bits to states that stay far below it.
 
-h and the projection keep the compute type: they are a fifth of a step's products, and h in 8 bits would be the largest
-error by far, as most of its values are much smaller than its bound of 1.
+h and the projection keep the compute type: the projection is a fifth of a step's products, and h in 8 bits would be by
+far the largest error, as most of its values are much smaller than its bound of 1.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from flashelmo.kernels.product import int8_of, product, zeros
 from flashelmo.kernels.tuning import WEIGHT_BOUND_ROWS, Tile, choose_tile
 
 LEVELS = 127
-LEAST = tl.constexpr(1e-30)  # of a row's largest value, lest its scale be zero
-VALUES = 4096  # of x, of a program that rounds rows
+LEAST = tl.constexpr(1e-30)  # least of a row's largest value, so that its scale is not zero
+VALUES = 4096  # of x, per program that rounds rows
 
 
 class Int8Layout(NamedTuple):
     """The layout of the variants that multiply gates in 8 bits.
 
     Attributes:
-        gates: int8 [D * 4G, 2P], the columns of the input's and the recurrent weight one after the other; G is C up to
-            the next multiple of 32, zero beyond C. Rows are ordered as the columns of `hopper.HopperLayout.gates`.
-        scale: float32 [D, 4, C], what a 1 of these is worth.
+        gates: int8 [D * 4G, 2P], the columns of the input and the recurrent weight one after the other; G is C rounded
+            up to a multiple of 32, with zeros beyond C. Rows are ordered as the columns of `hopper.HopperLayout.gates`.
+        scale: float32 [D, 4, C], the value of one unit of these integers.
         bias: float32 [D, 4, C].
         projection: [D, C, P], in the compute type.
         cell_clip, projection_clip: bounds; infinite where nothing is clipped.
@@ -67,7 +68,7 @@ class Int8Layout(NamedTuple):
 
 
 def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
-    """The weights of a layer with projection; None where products are not of 8 bits."""
+    """Return the weights of a layer with projection in this layout; None unless products are of 8 bits."""
     if not format.int8:
         return None
     assert weights.projection is not None
@@ -87,12 +88,12 @@ def int8_layout(weights: CanonicalLstm, format: Format) -> Int8Layout | None:
 
 
 def padded(C: int) -> int:
-    """Cells, with those that are there to fill a block."""
+    """Return the number of cells, rounded up to whole blocks."""
     return cdiv(C, CELLS) * CELLS
 
 
 def dequantized(layout: Int8Layout, shape: Shape) -> Tensor:
-    """The weights that a layout stands for, float32 [D, 4, 2P, C]."""
+    """Return the weights that a layout represents, float32 [D, 4, 2P, C]."""
     D, P, C = shape
     gates, cells = gate_columns(padded(C), layout.gates.device)
     found = torch.empty(4, padded(C), D, 2 * P, device=layout.gates.device)
@@ -101,23 +102,23 @@ def dequantized(layout: Int8Layout, shape: Shape) -> Tensor:
 
 
 def row_scales(x: Tensor, hidden: Tensor) -> Tensor:
-    """What a 1 is worth in rows [..., P] of x and of r beside it: [...]."""
+    """Return the value of one unit in rows [..., P] of x and r, which share a scale: [...]."""
     return torch.cat([x, hidden], -1).float().abs().amax(dim=-1).clamp(min=LEAST.value) / LEVELS
 
 
 def rounded(rows: Tensor, scale: Tensor) -> Tensor:
-    """Rows [..., P] as their integers stand for them."""
+    """Return rows [..., P] rounded to multiples of their scale, as their integers represent them."""
     units = rows.float() * (1.0 / scale)[..., None]
     return units.clamp(-LEVELS, LEVELS).round() * scale[..., None]
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Any number of rows, in 8 bits."""
+    """Whether the run is in 8 bits: then this serves any number of rows."""
     return run.weights.int8
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order.
+    """Yield the launches of consecutive depths, in order.
 
     Raises:
         ValueError: a depth does not exist.
@@ -126,7 +127,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 
 class RowTensors(NamedTuple):
-    """Those of `LstmTensors` that rounding reads and writes."""
+    """The fields of `LstmTensors` that rounding reads and writes."""
 
     x: Any
     parent_hidden: Any
@@ -136,7 +137,7 @@ class RowTensors(NamedTuple):
 
 
 def rows_part(run: LayerRun) -> Part:
-    """What rounds a depth's rows before its gates."""
+    """Return the part that rounds a depth's rows before its gates."""
     D, P, _ = run.weights.shape
     columns = triton.next_power_of_2(P)
     tile = Tile(max(1, VALUES // columns), columns, k=1, warps=4, stages=1)
@@ -151,7 +152,7 @@ def rows_part(run: LayerRun) -> Part:
 
 @triton.jit(do_not_specialize=["depth", "N", "R", "T"])
 def int8_rows_kernel(tensors, nodes, depth, N, R, T, SHAPE: tl.constexpr, TILE: tl.constexpr):
-    """x and the parents' r of one depth in 8 bits, and their rows' scales. Grid: blocks of rows; D."""
+    """Round one depth's x and parents' r to 8 bits, and store their rows' scales. Grid: blocks of rows; D."""
     P: tl.constexpr = SHAPE.P
     _, first, last = depth_nodes(nodes, tl.program_id(1), depth, T)
     node = first + tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
@@ -170,7 +171,7 @@ def int8_rows_kernel(tensors, nodes, depth, N, R, T, SHAPE: tl.constexpr, TILE: 
 
 
 class Int8Tensors(NamedTuple):
-    """Those of `LstmTensors` that gates in 8 bits read and write."""
+    """The fields of `LstmTensors` that gates in 8 bits read and write."""
 
     x_int8: Any
     hidden_int8: Any
@@ -205,7 +206,7 @@ def int8_gates_kernel(
     weights, tensors, nodes, depth, N, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
-    """c and h of one depth. Grid: blocks of rows, side by side where they share weights; blocks of cells; D."""
+    """Compute c and h of one depth. Grid: blocks of rows, adjacent where they share weights; blocks of cells; D."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
     GATES: tl.constexpr = (C + 31) // 32 * 128
@@ -219,7 +220,7 @@ def int8_gates_kernel(
         m = m_row[:, None] & m_cell[None, :]
         parent = tl.load(nodes.parents + direction * N + node, mask=m_row, other=0).to(tl.int64)
         p_before = tensors.cell + (((depth + 1) % 2 * SHAPE.D + direction) * R + parent) * C
-        c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # on its way while the product is computed
+        c = tl.load(p_before[:, None] + o_cell[None, :], mask=m, other=0.0)  # loads while the product is computed
         row = direction * N + node
         row_scale = tl.load(tensors.row_scale + row, mask=m_row, other=0.0)
 
@@ -243,6 +244,6 @@ def int8_gates_kernel(
 
 @triton.jit
 def scaled(sums, row_scale, p_scale, p_bias, m_cell):
-    """A gate of integer sums, with its bias: float32."""
+    """Return one gate, float32, from its integer sums: scaled, with its bias."""
     scale = row_scale[:, None] * tl.load(p_scale, mask=m_cell)[None, :]
     return sums.to(tl.float32) * scale + tl.load(p_bias, mask=m_cell)[None, :]

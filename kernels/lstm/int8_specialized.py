@@ -13,18 +13,18 @@ from flashelmo.kernels.lstm.steps import Part, depth_launches
 from flashelmo.kernels.lstm.warp_specialized import LEAST_ROWS, Scales, descriptor, specialized_gates
 from flashelmo.kernels.tuning import Tile
 
-TILE = Tile(128, 32, 128, 4, 6)  # of a consumer's warps
-REGISTERS = 240  # of a consumer's threads, who hold all of a tile's cells at once
+TILE = Tile(128, 32, 128, 4, 6)  # per consumer, by its warps
+REGISTERS = 240  # per thread of a consumer, which holds all of a tile's cells at once
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Many rows, on Hopper; any, where their number may not choose, as the projection is another than `int8` has."""
+    """Whether this serves: many rows on Hopper; or any, where rows must not decide, as `int8` projects differently."""
     weights, many = run.weights, rows >= LEAST_ROWS or run.options.batch_invariant
     return weights.int8 and many and fits(weights.shape) and is_served(weights.dtype, weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order.
+    """Yield the launches of consecutive depths, in order.
 
     Raises:
         ValueError: a depth does not exist.

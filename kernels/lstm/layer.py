@@ -1,4 +1,4 @@
-"""One layer of the bidirectional LSTM: its variants, its weights packed at load, its steps over a schedule's nodes."""
+"""One layer of the bidirectional LSTM: its variants, packing of weights at load, and steps over a schedule's nodes."""
 
 from __future__ import annotations
 
@@ -33,50 +33,50 @@ logger = logging.getLogger("flashelmo")
 
 
 def in_gluon() -> tuple[Variant, ...]:
-    """Those for Hopper that are written in Gluon; none where Triton has none, or another one than they need."""
+    """Return the Hopper variants written in Gluon; none where Triton has no Gluon, or not the one they need."""
     try:
         from flashelmo.kernels.lstm import few_rows, int8_specialized, persistent, warp_specialized
     except (ImportError, AttributeError, TypeError) as error:
         logger.warning("Triton %s: expected Gluon, found %s; other kernels serve on sm_90", triton.__version__, error)
         return ()
-    # Weights are under way before the step; 12.5 us for 1 row, 14.5 for 32, 16.3 for 64, where hoisted steps take 14.7,
+    # Weights load before the step begins; 12.5 us for 1 row, 14.5 for 32, 16.3 for 64, where hoisted steps take 14.7,
     # 18.4 and 23.1.
     few = Variant("few_rows", few_rows.serves, few_rows.launches, hopper_layout, blind=True)
     return (
-        # Weights stay on the chip from step to step. No card has run it yet.
+        # Weights stay on the chip from step to step. Not yet run on any card.
         Variant("persistent", persistent.serves, persistent.launches, hopper_layout, blind=True, rival=few),
         few,
         # Tensor cores never wait for arithmetic; 32.5 us for 128 rows, 40 for 256, 115 for 1,024.
         Variant("warp_specialized", warp_specialized.serves, warp_specialized.launches, hopper_layout, blind=True),
-        # In 8 bits alone: prototypes' gates took 19 us for 256 rows, 61 for 1,024, where bf16's took 30 and 102.
+        # For 8 bits only: prototypes' gates took 19 us for 256 rows, 61 for 1,024, where bf16's took 30 and 102.
         Variant("int8_specialized", int8_specialized.serves, int8_specialized.launches, int8_layout, blind=True),
     )
 
 
-# In order of preference: the first that serves. Each with its reason, and a step's time on an H200 in bf16 inside a
-# captured graph, where launches cost the host nothing (`benchmarks/results/gpu/steps-h200.txt`).
+# In order of preference: the first that serves is used. Each has its reason, and a step's time on an H200 in bf16
+# inside a captured graph, where launches cost the host nothing (`benchmarks/results/gpu/steps-h200.txt`).
 VARIANTS = (
     *in_gluon(),
-    # Blocks come by the card's copy engine, on sm_100 too; 47 us for 256 rows, 152 for 1,024.
+    # Blocks are loaded by the card's copy engine, on sm_100 too; 47 us for 256 rows, 152 for 1,024.
     Variant("tma", tma.serves, tma.launches, hopper_layout, blind=True),
     Variant("int8", int8.serves, int8.launches, int8_layout),
-    # A step reads its recurrent weights alone.
+    # A step reads only its recurrent weights.
     Variant("hoisted", hoisted.serves, hoisted.launches, interleave),
-    # Nothing but the states goes through memory; 57 us for 256 rows, 167 for 1,024.
+    # Only the states go through memory; 57 us for 256 rows, 167 for 1,024.
     Variant("fused", fused.serves, fused.launches, interleave),
 )
 
 
 def choose(run: LayerRun, rows: int) -> Variant:
-    """The variant for depths of so many rows."""
+    """Return the variant for depths of so many rows."""
     return next(
         variant for variant in VARIANTS if variant.serves(run, rows) and (not variant.blind or is_proven(variant, run))
     )
 
 
 def cut(run: LayerRun) -> Iterator[tuple[Variant, range]]:
-    """All depths in order, 1 ... T, as many at a time as one variant computes."""
-    of_rows = cache(partial(choose, run))  # many depths have as many rows as others
+    """Yield all depths in order, 1 ... T, in runs that one variant computes."""
+    of_rows = cache(partial(choose, run))  # many depths have the same number of rows
     for variant, group in groupby(range(1, run.nodes.n_depths + 1), lambda depth: of_rows(run.nodes.rows(depth))):
         depths = list(group)
         yield variant, range(depths[0], depths[-1] + 1)
@@ -90,21 +90,21 @@ def pack_lstm(
     device: torch.device | str = "cpu",
     bound: float | None = None,
 ) -> LstmWeights:
-    """Lay out the weights of one layer on a device, once in each layout that a variant reads.
+    """Lay out one layer's weights on a device, once in each layout that a variant reads.
 
-    A layer without projection gets the identity as its projection, which is exact, and no clip, as bilm-tf has it.
+    A layer without projection gets the identity as its projection, which is exact, without a clip, as in bilm-tf.
 
     Args:
-        weights: [D, ...] in any floating-point types, on any device.
+        weights: [D, ...] of any floating-point types, on any device.
         dtype: the compute type.
         int8: multiply the gates in 8 bits.
         device: where the packed weights go.
-        bound: how far a blind variant may be from the reference where it is used (relative error); None asks nothing.
+        bound: the largest relative error, against the reference, with which a blind variant is used; None for any.
 
     Raises:
-        ValueError: a layout is not as its kernels rely on.
+        ValueError: a layout is not what its kernels rely on.
     """
-    device = torch.empty(0, device=device).device  # "cuda" is one with a number
+    device = torch.empty(0, device=device).device  # gives "cuda" its number
     packs = dict.fromkeys(variant.pack for variant in VARIANTS)
     weights = weights.projected()
     packed = {pack: pack(weights, Format(dtype, int8, device)) for pack in packs}
@@ -124,22 +124,22 @@ def lstm_layer(
     options: LaunchOptions = DEFAULT_OPTIONS,
     words: InputWords | None = None,
 ) -> tuple[Tensor, LstmTensors]:
-    """What the layer puts out for every node, [D, N, P], and the tensors it was computed in.
+    """Return the layer's output for every node, [D, N, P], and the tensors it was computed in.
 
-    Rows of the roots and those beyond a direction's last node mean nothing. Nothing waits for the device, so that a
+    Rows of the roots and those beyond a direction's last node are undefined. Nothing waits for the device, so that a
     CUDA graph may capture the launches once each has run before.
 
     Args:
         x: [D, N, P], the layer's input at every node: the words' vectors, or the layer below's outputs.
         skip: add x to the output.
-        roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C], perhaps rows of larger
-            tensors; zero where absent.
-        out: [D, N, P], what the layer puts out is written to it, as to a slice of all layers' outputs; not x.
-        workspace: for split sums, of one layer at a time; a new one where absent.
-        words: those whose vectors x has, where their input part is to be computed by word (`pays_by_word`).
+        roots: states to start from, hidden [D, n_roots, P] and float32 cell [D, n_roots, C], which may be rows of
+            larger tensors; zero if None.
+        out: [D, N, P], where to write the layer's output, for example a slice of all layers' outputs; not x.
+        workspace: for split sums, used by one layer at a time; a new one if None.
+        words: the words whose vectors x holds, to compute their input part by word (`pays_by_word`).
 
     Raises:
-        ValueError: a tensor has another shape, type, layout or device than it should.
+        ValueError: a tensor does not have the expected shape, type, layout or device.
     """
     tensors = new_tensors(weights, nodes, x, skip=skip, roots=roots, out=out, workspace=workspace)
     run = LayerRun(weights, tensors, nodes, options, words)

@@ -1,13 +1,13 @@
-"""All steps of few rows in one launch on Hopper, in Gluon: weights are read once, and stay on the chip.
+"""All steps of few rows in one launch on Hopper, in Gluon: weights are read once and stay on the chip.
 
-Where rows are few, a step's time is that of reading weights and of starting two launches. Here a layer's recurrent
-weights and projection lie in the registers and the shared memory of as many multiprocessors as hold them (Diamos et al.
-2016, http://proceedings.mlr.press/v48/diamos16.html), and a launch does the steps of all depths that follow each other.
-The input's part of them, or of all words, is one product beforehand, as in `hoisted`. `persistent_kernel` has the
-kernel; this file says which launches there are.
+With few rows, a step's time goes into reading weights and starting two launches. Here a layer's recurrent weights and
+projection are kept in the registers and shared memory of as many multiprocessors as can hold them (Diamos et al.
+2016, http://proceedings.mlr.press/v48/diamos16.html), and one launch does the steps of a run of consecutive depths.
+Their input part, or that of all words, is one product computed beforehand, as in `hoisted`. `persistent_kernel` has the
+kernel; this file decides on the launches.
 
-42 MB of a layer's weights of the original model have 61 MB of registers and shared memory on the 128 multiprocessors
-that its programs run on.
+A layer of the original model has 42 MB of these weights; the 128 multiprocessors that its programs run on have 61 MB of
+registers and shared memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from flashelmo.kernels.lstm.weights import Shape
 from flashelmo.kernels.tuning import EXCHANGED_ROWS, Tile, n_programs
 
 TILES = tuple(Tile(rows, CELLS.value, K.value, 8, 1) for rows in (16, EXCHANGED_ROWS))  # all nodes of a depth
-SIZES = 128, 256, 512  # P: of more, weights have no room; of less, threads have no word to wait for
+SIZES = 128, 256, 512  # P: weights of larger ones do not fit; in smaller ones, threads have no word to wait for
 SPLITS = 1, 2, 4, 8  # C / P
 AT_ONCE = {"num_warps": 8, "launch_cooperative_grid": True}
 
 
 class PersistentTensors(NamedTuple):
-    """Those of `LstmTensors` that the kernel reads and writes; x is None where there is no skip connection."""
+    """The fields of `LstmTensors` that the kernel reads and writes; x is None where there is no skip connection."""
 
     x: Any
     hidden: Any
@@ -47,20 +47,20 @@ class PersistentTensors(NamedTuple):
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Few rows, on Hopper, where their number may choose, of sizes that are cut into programs that all run at once."""
+    """Whether this serves: few rows on Hopper, where rows may decide, of sizes whose programs can all run at once."""
     few = rows <= EXCHANGED_ROWS and not run.options.batch_invariant and has_layout(run)
     return few and is_served(run.weights.dtype, run.weights.device) and fits(run.weights.shape, run.weights.device)
 
 
 def fits(shape: Shape, device: torch.device) -> bool:
-    """Whether sizes are cut into programs that all run at once, one a multiprocessor."""
+    """Whether sizes divide into programs that can all run at once, one per multiprocessor."""
     D, P, C = shape
     is_cut = P in SIZES and C % P == 0 and C // P in SPLITS
     return is_cut and D * (C // CELLS.value) <= n_programs(device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order: a slab's product, the roots, and all steps.
+    """Yield the launches of consecutive depths, in order: each slab's product, the roots, and the slab's steps.
 
     Raises:
         ValueError: a depth does not exist.
@@ -75,7 +75,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 
 def _steps(run: LayerRun, slab: range, x_gates: Tensor) -> Launch:
-    """All of a slab's."""
+    """Return the launch of all of a slab's steps."""
     weights, tensors, (D, _, C) = run.weights.layout(hopper_layout), run.tensors, run.weights.shape
     rows = max(map(run.nodes.rows, slab))
     x = None if tensors.outputs is None else tensors.x

@@ -1,17 +1,18 @@
 """The kernel of `persistent`: the steps of many depths in one launch, with the weights on the chip throughout.
 
-A program has 64 cells of a direction. Their 256 gates are the rows of two matrix products, with the weights of the
-first in registers and of the second in shared memory; nodes are their columns. There too are the weights of its part of
-the projection, 64 columns for the P cells of one split; the P / 64 programs of these cells have all columns.
+A program computes 64 cells of one direction. Their 256 gates are the rows of two matrix products, whose columns are
+nodes; the weights of the first are in registers, those of the second in shared memory. Also there are the weights of
+the program's part of the projection, 64 columns for the P cells of one split; the P / 64 programs of these cells cover
+all columns.
 
-In a step programs exchange three things through the L2 cache: h among those of a split, the splits' sums of r, and r
-among all of a direction. Each value is sent in a word of 64 bits beside a tag that says of which step it is, so that
-who waits for it looks at the word itself; nobody counts, and nothing is fenced (NCCL's protocol LL does the same). A
-word is written again only when all have read it, as a step takes something from every program. That is not so of sums,
-since nobody waits for the r of nodes without children: two steps' sums have words in turn.
+In a step, programs exchange three things through the L2 cache: h among those of a split, the splits' sums of r, and r
+among all of a direction. Each value is sent in a 64-bit word beside a tag that tells its step, so that a receiver polls
+the word itself; there are no counters and no fences (as in NCCL's LL protocol). A word is rewritten only when all have
+read it, as a step needs something from every program. That does not hold for sums, since no program waits for the r of
+nodes without children: successive steps alternate between two sets of words for sums.
 
-All programs must run at once, which a cooperative launch sees to. A wait in vain ends after milliseconds: what it was
-for is NaN then, and so is all that follows.
+All programs must run at once, which a cooperative launch ensures. A wait that fails ends after milliseconds: the values
+it was for become NaN, and so does everything computed from them.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from flashelmo.kernels.lstm.cell import (
 from flashelmo.kernels.product import clip
 from flashelmo.kernels.tuning import CLOCK_WORDS, EXCHANGED_ROWS
 
-CELLS = gl.constexpr(64)  # of a program
-COLUMNS = gl.constexpr(64)  # of its part of the projection
-K = gl.constexpr(64)  # of a block of weights in shared memory
+CELLS = gl.constexpr(64)  # per program
+COLUMNS = gl.constexpr(64)  # of the projection, per program
+K = gl.constexpr(64)  # depth of a block of weights in shared memory
 CLOCKS = gl.constexpr(CLOCK_WORDS)
 MOST_ROWS = gl.constexpr(EXCHANGED_ROWS)
-MOST_POLLS = gl.constexpr(1 << 14)  # of a wait: milliseconds, by estimate, where a step should take microseconds
+MOST_POLLS = gl.constexpr(1 << 14)  # per wait: milliseconds, by estimate, where a step should take microseconds
 
 
 # ------------------------------------------------------------------------------------------------------------ exchange
@@ -50,12 +51,12 @@ MOST_POLLS = gl.constexpr(1 << 14)  # of a wait: milliseconds, by estimate, wher
 
 @gluon.constexpr_function
 def waiting(loads, values, results, polls):
-    """Assembly that loads words until all of them have the tag: lines that load, and lines that read their values.
+    """Return assembly that loads words until all have the tag, from lines that load and lines that read their values.
 
     Args:
-        loads: lines; a word that is not to be waited for has the tag beforehand.
-        values: lines that take the words apart, and the tags with `check`.
-        results: of type f32 or b32, NaN where the wait was in vain.
+        loads: lines that load; a word that need not be waited for gets its tag beforehand.
+        values: lines that split the words into values and tags, the latter compared with `check`.
+        results: operands of type f32 or b32, set to NaN if the wait failed.
     """
     declared = ["{", ".reg .pred there, missing;", ".reg .b32 tag, wrong, left, bits;", ".reg .b64 at;"]
     end = ["setp.ne.b32 missing, wrong, 0;", "setp.gt.and.s32 there, left, 0, missing;", "@there bra again;"]
@@ -66,13 +67,13 @@ def waiting(loads, values, results, polls):
 
 @gluon.constexpr_function
 def check(tag):
-    """Lines that note whether a word's tag is another."""
+    """Return lines that note whether a word's tag is a different one."""
     return [f"xor.b32 tag, tag, {tag};", "or.b32 wrong, wrong, tag;"]
 
 
 @gluon.constexpr_function
 def receive_code(n, stride, polls):
-    """Assembly of `receive`: $0 to $n-1 are the values, then come rows, addresses of row 0, and tags, n of each."""
+    """Return `receive`'s assembly: $0 to $n-1: values; then rows, addresses of row 0, and tags, n of each."""
     address, tag = f"${2 * n}", f"${3 * n}"
     loads, values = [f".reg .b64 word<{n}>;"], []
     for k in range(n):
@@ -85,13 +86,13 @@ def receive_code(n, stride, polls):
 
 @gluon.constexpr_function
 def receive_constraints(n):
-    """How `receive_code` takes its operands."""
+    """Return the operand constraints of `receive_code`."""
     return ",".join(["=&r"] * n + ["r"] * n + ["l"] * n + ["r"] * n)
 
 
 @gluon.jit
 def receive(p_words, row, tag, STRIDE: gl.constexpr, N: gl.constexpr):
-    """Values of 32 bits sent to some rows of words, STRIDE apart; 0 for no row (-1). A thread has N of a column."""
+    """Receive 32-bit values sent to rows of words, STRIDE apart; 0 for row -1. A thread has N of one column."""
     return gl.inline_asm_elementwise(
         receive_code(N, STRIDE, MOST_POLLS), receive_constraints(N), [row, p_words, tag], dtype=gl.int32,
         is_pure=False, pack=N,
@@ -100,7 +101,7 @@ def receive(p_words, row, tag, STRIDE: gl.constexpr, N: gl.constexpr):
 
 @gluon.constexpr_function
 def receive_sums_code(splits, stride, polls):
-    """Assembly of `receive_sums`: $0 and $1 are the sums, $2 the first word's number, $3 where word 0 is, $4 a tag."""
+    """Return `receive_sums`' assembly: $0, $1: sums; $2: first word's number; $3: address of word 0; $4: tag."""
     loads = [f".reg .b64 first<{splits}>, second<{splits}>;", ".reg .f32 value;"]
     loads += ["setp.ge.s32 there, $2, 0;", "mad.wide.s32 at, $2, 8, $3;"]
     values = ["mov.f32 $0, 0f00000000;", "mov.f32 $1, 0f00000000;"]
@@ -115,9 +116,9 @@ def receive_sums_code(splits, stride, polls):
 
 @gluon.jit
 def receive_sums(p_words, word, tag, SPLITS: gl.constexpr, STRIDE: gl.constexpr):
-    """Sums over splits, in order, of a word and of the one that follows it, float32; a split's words are STRIDE apart.
+    """Return the sums over splits, in order, of a word and the next one, float32; the splits' words are STRIDE apart.
 
-    0 for no word (-1).
+    The sums are 0 where the word is -1.
     """
     return gl.inline_asm_elementwise(
         receive_sums_code(SPLITS, STRIDE, MOST_POLLS), "=&f,=&f,r,l,r", [word, p_words, tag],
@@ -138,7 +139,7 @@ SEND = gl.constexpr("""{
 
 @gluon.jit
 def send(p_words, word, values, tag):
-    """Write values of 32 bits to some words (-1: none), each with the tag of its step."""
+    """Write 32-bit values to words (none where the word is -1), each with the tag of its step."""
     gl.inline_asm_elementwise(
         SEND, "=r,r,l,r,r", [word, p_words, values, tag], dtype=gl.int32, is_pure=False, pack=1
     )  # fmt: skip
@@ -146,14 +147,14 @@ def send(p_words, word, values, tag):
 
 @gluon.jit
 def pair(low, high):
-    """Two values of 16 bits as one of 32."""
+    """Pack two 16-bit values into one of 32."""
     low = low.to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
     return low | (high.to(gl.int16, bitcast=True).to(gl.int32) << 16)
 
 
 @gluon.jit
 def unpair(values, TYPE: gl.constexpr):
-    """[M, N] of 32 bits as [M, 2N] of 16."""
+    """Unpack 32-bit values [M, N] into 16-bit ones [M, 2N]."""
     low = values.to(gl.int16).to(TYPE, bitcast=True)
     high = (values >> 16).to(gl.int16).to(TYPE, bitcast=True)
     return gl.join(low, high).reshape([values.shape[0], 2 * values.shape[1]])
@@ -164,7 +165,7 @@ def unpair(values, TYPE: gl.constexpr):
 
 @gluon.constexpr_function
 def cell_layout(ROWS):
-    """Who holds which cell and node, [64, ROWS], once the gates of the transposed product were split."""
+    """Return which thread holds which cell and node, [64, ROWS], once the transposed product's gates are split."""
     more = [[0, 1 << k] for k in range(3, ROWS.bit_length() - 1)]
     lanes = [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout([[0, 1], *more], lanes, [[8, 0], [16, 0], [32, 0]], [], [64, ROWS])
@@ -172,7 +173,7 @@ def cell_layout(ROWS):
 
 @gluon.constexpr_function
 def paired_layout(ROWS):
-    """The same, but that a thread holds two cells of a node that follow each other, in place of two nodes."""
+    """Return `cell_layout` changed so that a thread holds two consecutive cells of a node instead of two nodes."""
     more = [[0, 1 << k] for k in range(3, ROWS.bit_length() - 1)]
     lanes = [[0, 2], [0, 4], [0, 1], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout([[1, 0], *more], lanes, [[8, 0], [16, 0], [32, 0]], [], [64, ROWS])
@@ -180,7 +181,7 @@ def paired_layout(ROWS):
 
 @gluon.constexpr_function
 def pairs_layout(ROWS):
-    """Of the pairs of `paired_layout`, [32, ROWS]."""
+    """Return the layout of the pairs of cells of `paired_layout`, [32, ROWS]."""
     more = [[0, 1 << k] for k in range(3, ROWS.bit_length() - 1)]
     lanes = [[0, 2], [0, 4], [0, 1], [1, 0], [2, 0]]
     return gl.DistributedLinearLayout(more, lanes, [[4, 0], [8, 0], [16, 0]], [], [32, ROWS])
@@ -188,20 +189,20 @@ def pairs_layout(ROWS):
 
 @gluon.constexpr_function
 def sums_layout(ROWS):
-    """Of a split's sums, [64, ROWS]."""
+    """Return the layout of a split's sums, [64, ROWS]."""
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, ROWS // 2, 16])
 
 
 @gluon.constexpr_function
 def words_layout(PAIRS):
-    """Who waits for which words of 8 nodes, [8, PAIRS]: a thread for those of some nodes in one column."""
+    """Return which thread waits for which words of 8 nodes, [8, PAIRS]: each for some nodes' words in one column."""
     across = PAIRS // 32
     return gl.BlockedLayout([across, 1], [1, 32], [8 // across, across], [1, 0])
 
 
 @gluon.constexpr_function
 def row_major_layout(ROWS, COLUMNS, n_together):
-    """[ROWS, COLUMNS] over 8 warps, so many neighbours of a row to a thread."""
+    """Return a layout of [ROWS, COLUMNS] over 8 warps, with `n_together` neighbours of a row per thread."""
     bits = [[0, 1 << k] for k in range(COLUMNS.bit_length() - 1)] + [[1 << k, 0] for k in range(ROWS.bit_length() - 1)]
     bits, together = bits[n_together - 1 :], bits[: n_together - 1]
     lanes, warps = (bits[:5] + [[0, 0]] * 5)[:5], (bits[5:8] + [[0, 0]] * 3)[:3]
@@ -213,13 +214,13 @@ def row_major_layout(ROWS, COLUMNS, n_together):
 
 @gluon.jit
 def opaque_zero():
-    """0, unknown to the compiler, which would keep all numbers that are the same in each step in registers."""
+    """Return 0, unknown to the compiler, which would otherwise keep every step-independent number in registers."""
     return gl.inline_asm_elementwise("mov.b32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
 def touch(p_values):
-    """Bring values of 32 bits to the first-level cache; nobody waits for them here."""
+    """Prefetch 32-bit values into the first-level cache, without waiting for them."""
     gl.inline_asm_elementwise(
         "prefetch.global.L1 [$1]; mov.b32 $0, 0;", "=r,l", [p_values], dtype=gl.int32, is_pure=False, pack=1
     )
@@ -227,7 +228,7 @@ def touch(p_values):
 
 @gluon.jit
 def gates_of(sums):
-    """Two gates, [64, ROWS] each, of sums [128, ROWS]."""
+    """Return two gates, [64, ROWS] each, from sums [128, ROWS]."""
     ROWS: gl.constexpr = sums.shape[1]
     LAYOUT: gl.constexpr = cell_layout(ROWS)
     one, other = gl.split(sums.reshape([8, 2, 8, ROWS]).permute(0, 2, 3, 1).reshape([CELLS, ROWS, 2]))
@@ -236,7 +237,7 @@ def gates_of(sums):
 
 @gluon.jit
 def send_cells(p_h, h, program, n, tag, zero, C: gl.constexpr):
-    """h [64, ROWS] of a program's cells to the others, two cells in a word."""
+    """Send h [64, ROWS] of a program's cells to the others, two cells per word."""
     ROWS: gl.constexpr = h.shape[1]
     LAYOUT: gl.constexpr = pairs_layout(ROWS)
     pairs = gl.convert_layout(h, paired_layout(ROWS)).reshape([CELLS // 2, 2, ROWS]).permute(0, 2, 1)
@@ -249,7 +250,7 @@ def send_cells(p_h, h, program, n, tag, zero, C: gl.constexpr):
 
 @gluon.jit
 def send_sums(p_sums, sums, i_columns, i_split, n, tag, zero, SPLITS: gl.constexpr):
-    """A split's sums [64, ROWS] to those that add them up: words [block of columns, share, split, node, column]."""
+    """Send a split's sums [64, ROWS] to the programs that add them: words [block, share, split, node, column]."""
     ROWS: gl.constexpr = sums.shape[1]
     SHARE: gl.constexpr = COLUMNS // SPLITS
     LAYOUT: gl.constexpr = sums_layout(ROWS)
@@ -265,7 +266,7 @@ def persistent_kernel(
     recurrent_desc, projection_desc, recurrent, x_gates_ptr, cell_clip, projection_clip, tensors, nodes, depth, end,
     N, M, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
-    """c, h and r of the depths from one to before another, none with more nodes than the tile has rows.
+    """Compute c, h and r of depths `depth` to `end - 1`, none with more nodes than the tile has rows.
 
     Grid: C / 64; D.
     """
@@ -275,13 +276,13 @@ def persistent_kernel(
     SPLITS: gl.constexpr = C // P
     SHARE: gl.constexpr = COLUMNS // SPLITS  # columns of r that a program adds up
     BLOCKS: gl.constexpr = P // K
-    N_WAITS: gl.constexpr = P // 64  # for words, of a thread at once
+    N_WAITS: gl.constexpr = P // 64  # for words, per thread at once
     TYPE: gl.constexpr = recurrent_desc.dtype
     program, direction = gl.program_id(0), gl.program_id(1)
     i_columns, i_split = program % (P // COLUMNS), program // (P // COLUMNS)
     direction64 = direction.to(gl.int64)
 
-    # Weights, where they stay.
+    # The weights, which stay on the chip.
     gate_weights = gl.allocate_shared_memory(TYPE, [BLOCKS, 128, K], recurrent_desc.layout)
     projection = gl.allocate_shared_memory(TYPE, [BLOCKS, K, COLUMNS], projection_desc.layout)
     STATES: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, K], TYPE)
@@ -308,7 +309,7 @@ def persistent_kernel(
     o_k = gl.arange(0, P, layout=gl.SliceLayout(0, OPERAND))
     i_and_f_weights = gl.load(recurrent + ((gate + o_gate // 64 * 128 + o_gate % 64) * P)[:, None] + o_k[None, :])
 
-    # What is exchanged: r, h, and sums of either of two steps. A direction has its own words, as it has its own tags.
+    # The exchanged words: r, h, and two sets of sums. Each direction has its own words, as it has its own tags.
     SUMS: gl.constexpr = SPLITS * ROWS * P
     WORDS_OF_DIRECTION: gl.constexpr = MOST_ROWS * (P // 2 + C // 2 + 2 * C)
     p_clock = tensors.exchange + direction * CLOCKS
@@ -337,7 +338,7 @@ def persistent_kernel(
         p_parents = nodes.parents + direction64 * N + first
         following = gl.load(nodes.starts + direction * (T + 2) + depth + 2, mask=depth + 1 < end, other=0)
 
-        # The input's part and c, on their way while this waits for the parents' r.
+        # The input part and c load while this waits for the parents' r.
         m = (o_row < n)[None, :]
         if nodes.words is not None:
             word = gl.load(nodes.words + direction64 * N + first + o_row, mask=o_row < n, other=0).to(gl.int64)
@@ -386,9 +387,9 @@ def persistent_kernel(
         send_cells(p_h, h.to(TYPE), program, n, tag, zero, C)
         p_after = tensors.cell + (depth % 2 * SHAPE.D + direction64) * R * C
         gl.store(p_after + (o_row * C)[None, :] + o_cell[:, None], c, mask=m)
-        barrier()  # nobody multiplies `states` any more, and all of c is there
+        barrier()  # all threads are done multiplying `states`, and all of c is stored
 
-        # The split's sums of r, from the h of its P cells. The next step begins with its parents.
+        # The split's sums of r, from the h of its P cells. The next step begins by reading its parents.
         o_touched = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [8], [0]))
         touch(p_parents + gl.where(o_touched < following - last, n + o_touched, 0))
         for block in gl.static_range(ROWS // 8):
@@ -405,14 +406,14 @@ def persistent_kernel(
             sums = warpgroup_mma(projection.index(zero + k).permute((1, 0)), some, sums, use_acc=k > 0, is_async=True)
         sums = warpgroup_mma_wait(num_outstanding=0, deps=[sums])
         send_sums(p_sums, sums, i_columns, i_split, n, tag, zero, SPLITS)
-        barrier()  # nobody multiplies `states` any more
+        barrier()  # all threads are done multiplying `states`
 
-        # r of this program's share of columns, to the others first.
+        # r of this program's share of columns, sent to the others first.
         first_column = i_columns * COLUMNS + i_split * SHARE
         o_column = zero + first_column + gl.arange(0, SHARE, layout=gl.SliceLayout(0, TOTAL))
         o_node = zero + gl.arange(0, ROWS, layout=gl.SliceLayout(1, TOTAL))
         node, m_node = (first + o_node).to(gl.int64), o_node < n
-        skipped = load_skipped(tensors, direction64, node, m_node, o_column, N, P)  # on its way meanwhile
+        skipped = load_skipped(tensors, direction64, node, m_node, o_column, N, P)  # loads meanwhile
         o_row = zero + gl.arange(0, ROWS, layout=gl.SliceLayout(1, PAIRS))
         o_pair = zero + gl.arange(0, SHARE // 2, layout=gl.SliceLayout(0, PAIRS))
         m_pair = (o_row < n)[:, None]
@@ -428,7 +429,7 @@ def persistent_kernel(
         first = last
         last = following
 
-    # The rows that the next launch begins with, n of them; who stores here has stored what it reads.
+    # The n rows that the next launch begins with; each thread stores what it has stored itself before.
     o_column = i_columns * COLUMNS + i_split * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(0, TOTAL))
     node = (first - n + gl.arange(0, ROWS, layout=gl.SliceLayout(1, TOTAL))).to(gl.int64)
     m_node = node < first

@@ -1,7 +1,7 @@
 """The roots' states, from which the first depth starts: given, or zero.
 
-One launch before the first depth writes them where depth 0 has its states, and r to the rows of the first depth's nodes
-too, as a projection does for the depths that follow.
+One launch before the first depth writes them as the states of depth 0, and also writes r to the rows of the first
+depth's nodes, as a projection does for later depths.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from flashelmo.kernels.launch import Launch, cdiv
 from flashelmo.kernels.lstm.cell import depth_nodes
 from flashelmo.kernels.lstm.run import INTEGERS, LayerRun, NodeTensors
 
-ROOT_ROWS, ROOT_COLUMNS = 4, 512  # of a program that sets the roots' states
+ROOT_ROWS, ROOT_COLUMNS = 4, 512  # per program that sets the roots' states
 
 
 @triton.jit(do_not_specialize=["N", "R", "T", "HIDDEN_STRIDE", "CELL_STRIDE"])
 def roots_kernel(
     tensors, nodes, N, R, T, HIDDEN_STRIDE, CELL_STRIDE, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """The roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
+    """Write the roots' states, and their r to the first depth's rows. Grid: blocks of rows; blocks of columns; D."""
     P: tl.constexpr = SHAPE.P
     C: tl.constexpr = SHAPE.C
     direction = tl.program_id(2).to(tl.int64)
@@ -47,7 +47,7 @@ def roots_kernel(
 
 
 def roots_launch(run: LayerRun) -> Launch:
-    """The launch that writes the roots' states, before the first depth's launches."""
+    """Return the launch that writes the roots' states, before the first depth's launches."""
     tensors, nodes = run.tensors, run.nodes
     rows, columns = max(nodes.n_roots, nodes.rows(1)), max(run.weights.shape.P, run.weights.shape.C)
     strides = (0, 0) if tensors.root_hidden is None else (tensors.root_hidden.stride(0), tensors.root_cell.stride(0))

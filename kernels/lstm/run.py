@@ -1,4 +1,4 @@
-"""What the launches of one layer are made of, and whether it fits together."""
+"""What the launches of one layer are made of, and the check that it fits together."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from flashelmo.kernels.tuning import exchange_size, split_sizes
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
-    """The nodes of a schedule's forests, in order of depth; depth 0 are the roots, whose state is given.
+    """The nodes of a schedule's forests, in order of depth; depth 0 is the roots, whose state is given.
 
     `engine.cuda.compute.nodes_of` makes them, and kernels read wherever these integers point. They may stand for every
-    schedule that fits, as a captured graph of launches needs, whose tensors are filled anew: how many nodes there are
-    is read on the device.
+    schedule that fits, as a captured graph of launches needs, whose tensors are refilled: the number of nodes is read
+    on the device.
 
     Attributes:
         starts: int32 [D, T + 2]; direction d's nodes of depth t are starts[d, t]:starts[d, t + 1]. Beyond a schedule's
-            last depth all are the end of its nodes.
-        parents: int32 [D, N], each node's parent among the nodes of the depth before, ascending within a depth but the
-            first; 0 for roots, and what lies beyond the last node is not read.
+            last depth, every entry is the end of its nodes.
+        parents: int32 [D, N], each node's parent among the nodes of the previous depth, ascending within each depth but
+            the first; 0 for roots; entries beyond the last node are not read.
         children: int32 [D, N + 1]; the children of node n of a direction, all of the next depth, are
-            children[d, n]:children[d, n + 1]. Those of roots mean nothing.
-            Beyond the last node with children all are the end of the nodes.
+            children[d, n]:children[d, n + 1]. Those of roots are undefined. Beyond the last node with children, every
+            entry is the end of the nodes.
         depths: host copy of starts; for a captured graph, upper bounds whose total may exceed N.
     """
 
@@ -41,46 +41,46 @@ class Nodes:
 
     @property
     def n_directions(self) -> int:
-        """D."""
+        """The number of directions, D."""
         return len(self.depths)
 
     @property
     def n_depths(self) -> int:
-        """T, without the roots' depth."""
+        """The number of depths, T, without that of the roots."""
         return len(self.depths[0]) - 2
 
     @property
     def n_nodes(self) -> int:
-        """N, roots included, of the direction that has most, or as many as there is room for."""
+        """N: the nodes, roots included, of the direction that has most, or the number there is room for."""
         return self.parents.shape[1]
 
     @property
     def n_roots(self) -> int:
-        """States that the first depth starts from."""
+        """The number of states that the first depth starts from."""
         return self.depths[0][1]
 
     def rows(self, depth: int) -> int:
-        """Nodes of a depth, in the direction that has most."""
+        """Return the number of nodes of a depth, in the direction that has most."""
         return self._rows[depth]
 
     @cached_property
     def _rows(self) -> list[int]:
-        """[T + 1], of every depth."""
+        """The number of rows of every depth, [T + 1]."""
         return list(map(max, zip(*(map(sub, starts[1:], starts) for starts in self.depths), strict=True)))
 
     def span(self, depths: range) -> int:
-        """Nodes of depths that follow each other, none of them the roots', in the direction that has most."""
+        """Return the number of nodes of consecutive depths after the roots', in the direction that has most."""
         most = max(starts[depths.stop] - starts[depths.start] for starts in self.depths)
         return min(most, self.n_nodes - self.n_roots)
 
     @cached_property
     def max_rows(self) -> int:
-        """Nodes of the largest depth, roots included."""
+        """The number of nodes of the largest depth, roots included."""
         return max(self._rows)
 
 
 class NodeTensors(NamedTuple):
-    """`Nodes` as the kernels take them, and `InputWords.of_nodes`; a kernel is given None for what it leaves alone."""
+    """`Nodes` and `InputWords.of_nodes` as kernels take them; None for each tensor that a kernel does not use."""
 
     starts: Any
     parents: Any = None
@@ -89,13 +89,13 @@ class NodeTensors(NamedTuple):
 
 
 class InputWords(NamedTuple):
-    """The distinct words of a layer's inputs, whose input part is computed once for each, not for each of its nodes.
+    """The distinct words of a layer's inputs, whose input part is computed once per word instead of once per node.
 
     Attributes:
-        x: [D, W, P], their vectors.
-        of_nodes: int32 [D, N], each node's word; anything valid where there is no node.
+        x: [D, W, P], the words' vectors.
+        of_nodes: int32 [D, N], each node's word; any valid word where there is no node.
         n_words: int32 [1] on the device, how many of the W words there are.
-        gates: [D, W, 4C], their input part, written by a launch before the first that reads it.
+        gates: [D, W, 4C], their input part, written by a launch before the first one that reads it.
     """
 
     x: Tensor
@@ -105,17 +105,18 @@ class InputWords(NamedTuple):
 
     @classmethod
     def of(cls, weights: LstmWeights, x: Tensor, of_nodes: Tensor, n_words: Tensor) -> InputWords:
-        """With an input part that is yet to be computed."""
+        """Return the words with an input part that is yet to be computed."""
         return cls(x, of_nodes, n_words, x.new_empty(*x.shape[:2], 4 * weights.shape.C))
 
 
 class Workspace(NamedTuple):
-    """Where projections whose sums over cells are split among programs (split-K) meet; for one launch at a time.
+    """Where programs that split a projection's sums over cells (split-K) exchange them; for one launch at a time.
 
     Attributes:
         partial_sums: float32 [values].
-        counters: int32 [values], how far each block's splits have come; multiples of `SPLIT_ARRIVALS` between launches.
-        exchange: int64 [words], where `persistent` programs send each other values, beside tags that only ascend.
+        counters: int32 [values], how many of each block's splits have arrived; multiples of `SPLIT_ARRIVALS` between
+            launches.
+        exchange: int64 [words], where `persistent` programs send each other values, with tags that only ascend.
     """
 
     partial_sums: Any
@@ -124,7 +125,7 @@ class Workspace(NamedTuple):
 
     @classmethod
     def of(cls, shape: Shape, device: torch.device | str) -> Workspace:
-        """For any number of rows."""
+        """Return a workspace for any number of rows."""
         n_sums, n_counters = split_sizes(shape.P, torch.device(device))
         return cls(
             torch.empty(shape.D * n_sums, dtype=torch.float32, device=device),
@@ -133,24 +134,24 @@ class Workspace(NamedTuple):
         )
 
 
-INTEGERS = ("x_int8", "hidden_int8", "row_scale")  # tensors of 8-bit products alone
+INTEGERS = ("x_int8", "hidden_int8", "row_scale")  # only for 8-bit products
 
 
 class LstmTensors(NamedTuple):
-    """What the steps of one layer read and write; a kernel is given None for what it leaves alone.
+    """The tensors that the steps of one layer read and write; None for each one that a kernel does not use.
 
     Attributes:
         x: [D, N, P], the layer's input at every node.
         hidden: [D, N, P], r of every node, the roots' first.
-        parent_hidden: [D, N, P], r of every node's parent, so that a step's rows lie side by side.
-        cell: float32 [2, D, R, C], c of two depths in turn.
+        parent_hidden: [D, N, P], r of every node's parent, so that a step's rows are contiguous.
+        cell: float32 [2, D, R, C], c of two depths, which alternate.
         unprojected: [D, R, C], h of one depth.
         outputs: [D, N, P], r + x where there is a skip connection; else None.
         partial_sums, counters, exchange: see `Workspace`.
-        x_int8, hidden_int8, row_scale: x and `parent_hidden` as 8-bit integers, and what a 1 is worth in either's
-            row, float32 [D, N]; None where products are not of 8 bits.
-        root_hidden, root_cell: [D, roots, P] and float32 [D, roots, C], what the roots' states are; zero where None.
-            Rows may lie apart in memory, as those of a larger tensor.
+        x_int8, hidden_int8, row_scale: x and `parent_hidden` as 8-bit integers, and the value of one unit in both rows
+            of a node, float32 [D, N]; None unless products are of 8 bits.
+        root_hidden, root_cell: [D, roots, P] and float32 [D, roots, C], the roots' states; zero if None. Rows need not
+            be contiguous, so they may be part of a larger tensor.
     """
 
     x: Any
@@ -169,7 +170,7 @@ class LstmTensors(NamedTuple):
     row_scale: Any = None
 
     def poison(self) -> None:
-        """Fill all that steps write with what they cannot: NaN, or the least integer."""
+        """Fill everything that steps write with values they cannot produce: NaN, or the least integer."""
         written = self.hidden, self.parent_hidden, self.cell, self.unprojected, self.outputs, self.partial_sums
         for tensor in (*written, *(getattr(self, name) for name in INTEGERS)):
             if tensor is not None:
@@ -181,10 +182,10 @@ class LaunchOptions:
     """How a layer is launched.
 
     Attributes:
-        precision: of float32 products; "tf32" is fast and off by about 3e-4.
-        keep_weights: ask the L2 cache to keep the weights of depths whose time is that of reading them.
+        precision: of float32 products; "tf32" is fast, with an error of about 3e-4.
+        keep_weights: ask the L2 cache to keep the weights of depths whose time goes into reading them.
         batch_invariant: one variant and one tile for any number of rows, without splits, so that a node's bits depend
-            on its words alone.
+            only on its words.
     """
 
     precision: Products = "ieee"
@@ -197,15 +198,15 @@ DEFAULT_OPTIONS = LaunchOptions()
 
 @dataclass(frozen=True, eq=False)
 class LayerRun:
-    """One layer over one schedule: what its launches are made of, checked when it is made and by no launcher again.
+    """One layer over one schedule: what its launches are made of; checked here, once, and by no launcher again.
 
-    With `words` those variants that compute the input's part beforehand do so by word.
+    With `words`, the variants that compute the input part beforehand do so by word.
 
     Attributes:
-        multiplied: which weights' product with the words was asked for, the last of which `words.gates` holds.
+        multiplied: the weights whose product with the words was requested; `words.gates` holds the last one.
 
     Raises:
-        ValueError: a tensor has another shape, type, layout or device than it should.
+        ValueError: a tensor does not have the expected shape, type, layout or device.
     """
 
     weights: LstmWeights
@@ -217,7 +218,7 @@ class LayerRun:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What all kernels of steps are given alike."""
+        """The arguments that all kernels of steps share."""
         return {
             "N": self.nodes.n_nodes,
             "R": self.tensors.cell.shape[2],
@@ -226,7 +227,7 @@ class LayerRun:
         }
 
     def check_depths(self, depths: range) -> None:
-        """Raise ValueError unless there are such depths, one after the other."""
+        """Raise ValueError unless the depths exist and are consecutive."""
         if not (depths.step == 1 and 1 <= depths.start < depths.stop <= self.nodes.n_depths + 1):
             raise ValueError(
                 f"depths: expected some from 1 to {self.nodes.n_depths}, found {depths.start} to {depths.stop - 1}"
@@ -277,17 +278,17 @@ def new_tensors(
     out: Tensor | None = None,
     workspace: Workspace | None = None,
 ) -> LstmTensors:
-    """Tensors for one layer, none of them filled.
+    """Return new, unfilled tensors for one layer.
 
     Args:
         x: [D, N, P], the layer's input at every node.
-        skip: whether x is added to what the layer puts out.
-        roots: hidden [D, n_roots, P] and float32 cell [D, n_roots, C] of the roots; zero where absent.
-        out: [D, N, P], what the layer puts out; new where absent.
-        workspace: for split sums; new where absent.
+        skip: whether x is added to the layer's output.
+        roots: hidden [D, n_roots, P] and float32 cell [D, n_roots, C] of the roots; zero if None.
+        out: [D, N, P], where to write the layer's output; new if None.
+        workspace: for split sums; new if None.
 
     Raises:
-        ValueError: `out` has another shape, type, layout or device than it should.
+        ValueError: `out` does not have the expected shape, type, layout or device.
     """
     D, P, C = weights.shape
     N, R = nodes.n_nodes, nodes.max_rows
@@ -319,6 +320,6 @@ def new_tensors(
 
 
 def check_device(name: str, tensor: Tensor, weights: LstmWeights) -> None:
-    """Raise ValueError, naming the argument, unless a tensor lies where the weights are."""
+    """Raise ValueError, naming the argument, unless the tensor is on the weights' device."""
     if tensor.device != weights.device:
         raise ValueError(f"{name}: expected a tensor on {weights.device} as weights, found {tensor.device}")

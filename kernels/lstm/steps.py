@@ -1,7 +1,7 @@
-"""What variants are and share on the host: the launches of steps, and what they are given.
+"""What variants are and share on the host: the launches of steps, and their arguments.
 
-A variant describes each launch of a step once (`Part`), for any number of rows; `depth_launches` makes the launches of
-some depths of them.
+A variant describes each launch of a step once (`Part`), for any number of rows; `depth_launches` turns these parts into
+the launches of consecutive depths.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from flashelmo.kernels.tuning import Tile, choose_tile
 
 
 class Variant(NamedTuple):
-    """A way to compute some depths that follow each other.
+    """A way to compute consecutive depths.
 
     Attributes:
-        serves: whether it is of use for depths of so many rows, in a run's type and on its card.
+        serves: whether it is useful for depths of so many rows, with a run's type on its card.
         launches: its launches for some depths of a run, in order.
-        pack: lays out the weights as it reads them; None where it has no use for such weights.
+        pack: lays out the weights as it reads them; returns None for weights that it does not serve.
         blind: written without a card: its first use on one is compared with the reference (`proven`).
-        rival: where no card has timed it: the variant that it must be as fast as, or that serves.
+        rival: for a variant that no card has timed: the one that it must be as fast as, or else is replaced by.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Part(NamedTuple):
     """One of the launches of a step, gates or projection, for any number of rows.
 
     Attributes:
-        kind: gives, for a number of rows, all that the launch depends on but its grid: its tile, as a rule.
+        kind: returns, for a number of rows, all that the launch depends on except its grid: usually its tile.
         launch: makes the launch of a kind, which serves any depth and grid.
-        grid: gives the grid for a number of rows and its kind.
+        grid: returns the grid for a number of rows and its kind.
     """
 
     kind: Callable[[int], Hashable]
@@ -55,9 +55,9 @@ class Part(NamedTuple):
 
 
 def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launch]:
-    """The launches of each depth, in order.
+    """Yield the launches of each depth, in order.
 
-    A launch is made once for all depths of a kind, as making one takes the host longer than changing depth and grid.
+    A launch is made once for all depths of a kind: making one takes the host longer than changing its depth and grid.
 
     Raises:
         ValueError: a depth does not exist.
@@ -75,9 +75,9 @@ def depth_launches(run: LayerRun, depths: range, *parts: Part) -> Iterator[Launc
 
 
 def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> dict[str, Any]:
-    """What `gates_tile` is given of a slab that begins at a depth, but for tile and mode.
+    """Return the arguments of `gates_tile`, except tile and mode, for a slab that begins at `slab_depth`.
 
-    Tensors that a kernel leaves alone are None, so that it is compiled once whether a layer has them or not.
+    Tensors that a kernel does not use are None, so that it is compiled once whether or not a layer has them.
     """
     tensors, words = run.tensors, None if x_gates is None else run.words
     return run.arguments | {
@@ -93,7 +93,7 @@ def gates_arguments(run: LayerRun, slab_depth: int, x_gates: Tensor | None) -> d
 
 
 def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -> dict[str, Any]:
-    """What `projection_tile` is given, but for tile and mode, of the layout that a function makes."""
+    """Return the arguments of `projection_tile`, except tile and mode, with weights in the layout that `pack` makes."""
     return run.arguments | {
         "weights": run.weights.layout(pack),
         "tensors": projected_tensors(run),
@@ -102,7 +102,7 @@ def projection_arguments(run: LayerRun, pack: Callable[..., Any] = interleave) -
 
 
 def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
-    """What gates whose blocks are bulk copies are given alike, of the layout that they read."""
+    """Return the arguments shared by all gates that read blocks by bulk copies, given the layout that they read."""
     return run.arguments | {
         "cell_clip": weights.cell_clip,
         "cell_ptr": run.tensors.cell,
@@ -113,7 +113,7 @@ def block_gates_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
 
 
 def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
-    """What a projection whose blocks are bulk copies is given, of the layout that it reads."""
+    """Return the arguments of a projection that reads blocks by bulk copies, given the layout that it reads."""
     return run.arguments | {
         "projection_clip": weights.projection_clip,
         "tensors": projected_tensors(run)._replace(unprojected=None),
@@ -122,17 +122,17 @@ def block_projection_arguments(run: LayerRun, weights: Any) -> dict[str, Any]:
 
 
 def projected_tensors(run: LayerRun) -> ProjectionTensors:
-    """What a projection reads and writes; x and the output where there is a skip connection."""
+    """Return the tensors that a projection reads and writes; x and the output where there is a skip connection."""
     tensors = run.tensors
     x = None if tensors.outputs is None else tensors.x
     return ProjectionTensors(*(x if name == "x" else getattr(tensors, name) for name in ProjectionTensors._fields))
 
 
 def choose_projection(run: LayerRun, rows: int) -> Tile:
-    """The projection's tile for so many rows, its sums split where the cells can be split evenly.
+    """Return the projection's tile for so many rows; its sums are split where the cells divide evenly.
 
     Raises:
-        ValueError: the tensors of split sums are too small.
+        ValueError: the tensors for split sums are too small.
     """
     (D, P, C), weights = run.weights.shape, run.weights
     options = run.options
@@ -148,5 +148,5 @@ def choose_projection(run: LayerRun, rows: int) -> Tile:
 
 
 def is_approximate(dtype: torch.dtype) -> bool:
-    """Whether tanh and the output gate are the card's approximate ones: where h is rounded to bf16 at once."""
+    """Whether tanh and the output gate use the card's approximations: where h is rounded to bf16 right away."""
     return dtype == torch.bfloat16 and not triton.knobs.runtime.interpret

@@ -1,7 +1,7 @@
-"""Fused steps in plain Triton: as `fused`, but blocks come by the copy engine (TMA), and nothing is gathered but c.
+"""Fused steps in plain Triton: as `fused`, but the copy engine (TMA) loads blocks, and only c is gathered.
 
-The rung between the portable kernels, which it shares its mathematics with, and `warp_specialized`, whose layout of the
-weights it reads: Triton's interpreter runs it. It serves many rows on sm_100, and on sm_90 where Triton has no Gluon.
+This is between the portable kernels, whose mathematics it shares, and `warp_specialized`, whose weight layout it reads:
+Triton's interpreter can run it. It serves many rows on sm_100, and on sm_90 where Triton has no Gluon.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LEAST_ROWS = 65  # fewer are hoisted: 23 us for 64 rows, where a fused step of p
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Many rows, where there are bulk copies; any, where their number may not choose."""
+    """Whether this serves: many rows where there are bulk copies; any, where the number of rows must not decide."""
     many = rows >= LEAST_ROWS or run.options.batch_invariant
     return many and has_layout(run) and has_bulk_copies(run.weights.dtype, run.weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order.
+    """Yield the launches of consecutive depths, in order.
 
     Raises:
         ValueError: a depth does not exist.
@@ -59,7 +59,7 @@ def tma_gates_kernel(
     x_desc, hidden_desc, weight_desc, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
     SHAPE: tl.constexpr, TILE: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
-    """c and h of one depth. Grid: blocks of rows; blocks of cells; D."""
+    """Compute c and h of one depth. Grid: blocks of rows; blocks of cells; D."""
     P: tl.constexpr = SHAPE.P
     i_rows, i_cells, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _, first, last = depth_nodes(nodes, direction, depth, T)
@@ -81,7 +81,7 @@ def tma_gates_kernel(
 
 @triton.jit
 def split_gates(acc, TILE: tl.constexpr):
-    """The four gates of columns as `HopperLayout.gates` has them."""
+    """Return the four gates of columns that are ordered as in `HopperLayout.gates`."""
     acc = tl.reshape(acc, (TILE.rows, TILE.columns // 16, 4, 2, 4, 2))
     acc = tl.reshape(tl.permute(acc, (0, 1, 4, 2, 3, 5)), (TILE.rows, TILE.columns, 2, 2))
     i_and_g, f_and_o = tl.split(acc)
@@ -95,7 +95,7 @@ def store_cells(
     i, f, g, o, bias, cell_clip, cell_ptr, unprojected, nodes, depth, direction, row, first, last, i_cells, N, R,
     SHAPE: tl.constexpr, TILE: tl.constexpr, APPROXIMATE: tl.constexpr,
 ):  # fmt: skip
-    """c and h of a block of sums, whose bias is added here."""
+    """Compute and store c and h from a block of sums; the bias is added here."""
     C: tl.constexpr = SHAPE.C
     o_node, o_cell = row + tl.arange(0, TILE.rows), i_cells * TILE.columns + tl.arange(0, TILE.columns)
     m_row = o_node < last

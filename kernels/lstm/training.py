@@ -1,18 +1,18 @@
-"""The pointwise parts of an LSTM's time step while it is trained, forward and backward, of both directions at once.
+"""The pointwise parts of an LSTM's time step in training, forward and backward, of both directions at once.
 
-Forward, from gates before activation, i, f, g, o side by side:
+Forward, from the gates before activation, i, f, g, o side by side:
 
     c = clip(sigmoid(f) * c_before + sigmoid(i) * tanh(g), cell_clip),  u = sigmoid(o) * tanh(c)
 
-and the activated gates take the place of what they were made from. Backward, with the gradient du of u, and dc from the
-time step that follows:
+and the activated gates overwrite the gates they were computed from. Backward, with the gradient du of u, and dc from
+the next time step:
 
     dc  = (dc + du * o * (1 - tanh(c)^2)) where |c| < cell_clip, else 0
     d_i = dc * g * i (1 - i),  d_f = dc * c_before * f (1 - f),  d_g = dc * i (1 - g^2),  d_o = du * tanh(c) * o (1 - o)
     dc_before = dc * f
 
-Both are bound by memory: each value is read and written once. States and arithmetic are float32, gates and u have the
-products' type. A row of a direction lies `*_stride` values behind that of the direction before it.
+Both are memory-bound: each value is read and written once. States and arithmetic are float32; gates and u have the
+products' type. The rows of one direction begin `*_stride` values after those of the previous one.
 
 Letters: B rows, C cells; both directions are the first dimension, 2.
 """
@@ -34,7 +34,7 @@ TILE = Tile(1, 512, k=1, warps=4, stages=1)  # each thread has four cells, whose
 
 @triton.jit
 def _places(B, C: tl.constexpr, TILE: tl.constexpr):
-    """This program's direction, its row, columns, and which of them exist. Grid: rows of both; blocks of columns."""
+    """Return this program's direction, row and columns, and which of these exist. Grid: all rows; blocks of columns."""
     row = tl.program_id(0)
     o_column = tl.program_id(1) * TILE.columns + tl.arange(0, TILE.columns)
     return (row // B).to(tl.int64), (row % B).to(tl.int64), o_column, o_column < C
@@ -50,7 +50,7 @@ def cell_forward_kernel(
     gates, before, after, u, cell_clip, B, gates_stride, before_stride, after_stride,
     C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A row's block of columns."""
+    """Compute one row's block of columns."""
     direction, row, o_column, m_column = _places(B, C, TILE)
     p_gates = gates + direction * gates_stride + row * (4 * C)
     i = sigmoid(_gate(p_gates, 0, C, o_column, m_column), False)
@@ -72,7 +72,7 @@ def cell_backward_kernel(
     d_u, d_c, gates, cell, before, d_gates, cell_clip, B, gates_stride, cell_stride, before_stride, d_gates_stride,
     C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A row's block of columns; d_c is read and replaced."""
+    """Compute one row's block of columns; d_c is read and replaced."""
     direction, row, o_column, m_column = _places(B, C, TILE)
     p_gates = gates + direction * gates_stride + row * (4 * C)
     i = _gate(p_gates, 0, C, o_column, m_column)
@@ -95,17 +95,17 @@ def cell_backward_kernel(
 
 
 def cell_forward_launch(gates: Tensor, before: Tensor, after: Tensor, u: Tensor, cell_clip: float | None) -> Launch:
-    """The launch of a time step forward.
+    """Return the launch of a time step forward.
 
     Args:
-        gates: [2, B, 4C], with any stride between directions; replaced by the activated ones.
-        before: float32 [2, B, C], the same.
-        after: float32 [2, B, C], the same; written.
-        u: [2, B, C] of the type of the gates; written.
-        cell_clip: bound of the cell state; None for none.
+        gates: [2, B, 4C], with any stride between directions; replaced by the activated gates.
+        before: float32 [2, B, C], likewise.
+        after: float32 [2, B, C], likewise; written.
+        u: [2, B, C] with the gates' type; written.
+        cell_clip: bound of the cell state; None for no bound.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+        ValueError: a tensor does not have the expected shape, type or layout.
     """
     B, C = _check_gates("gates", gates)
     for name, tensor in (("before", before), ("after", after)):
@@ -122,18 +122,18 @@ def cell_forward_launch(gates: Tensor, before: Tensor, after: Tensor, u: Tensor,
 def cell_backward_launch(
     d_u: Tensor, d_c: Tensor, gates: Tensor, cell: Tensor, before: Tensor, d_gates: Tensor, cell_clip: float | None
 ) -> Launch:
-    """The launch of a time step backward.
+    """Return the launch of a time step backward.
 
     Args:
         d_u: [2, B, C], the gradient of u.
-        d_c: float32 [2, B, C], that of the cell state from the step that follows; replaced by that of the state before.
-        gates: [2, B, 4C], activated, with any stride between directions, as all that follow.
+        d_c: float32 [2, B, C], the gradient of the cell state from the next step; replaced by that of the state before.
+        gates: [2, B, 4C], activated, with any stride between directions, as for all that follow.
         cell, before: float32 [2, B, C], the states after and before the step.
-        d_gates: [2, B, 4C] of the type of the gates; written: the gradient of the gates before activation.
-        cell_clip: bound of the cell state; None for none.
+        d_gates: [2, B, 4C] with the gates' type; written: the gradient of the gates before activation.
+        cell_clip: bound of the cell state; None for no bound.
 
     Raises:
-        ValueError: a tensor has another shape, type or layout than it should.
+        ValueError: a tensor does not have the expected shape, type or layout.
     """
     B, C = _check_gates("gates", gates)
     check("d_u", d_u, [2, B, C], FLOATS)
@@ -150,7 +150,7 @@ def cell_backward_launch(
 
 
 def _check_gates(name: str, gates: Tensor) -> tuple[int, int]:
-    """B and C."""
+    """Check the gates; return B and C."""
     _check_rows(name, gates, [2, None, None], FLOATS)
     _, B, four_c = gates.shape
     if four_c % 4:
@@ -159,7 +159,7 @@ def _check_gates(name: str, gates: Tensor) -> tuple[int, int]:
 
 
 def _check_rows(name: str, tensor: Tensor, shape: list[int | None], dtypes: object) -> None:
-    """As `check`, for a tensor that lies in one piece within each direction."""
+    """Do the checks of `check`, for a tensor that is contiguous within each direction."""
     check(name, tensor[0], shape[1:], dtypes)  # type: ignore[arg-type]
     if tensor.shape[0] != 2:
         raise ValueError(f"{name}: expected two directions, found {tensor.shape[0]}")

@@ -1,7 +1,7 @@
 """Fused steps for many rows on Hopper, in Gluon: one warp copies, two groups of warps multiply in turn.
 
-`warp_specialized_kernel` has the gates; this file says which launches there are. `tma` computes the same in plain
-Triton, which the interpreter runs.
+`warp_specialized_kernel` has the gates; this file decides on the launches. `tma` computes the same in plain Triton,
+which the interpreter runs.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from flashelmo.kernels.lstm.steps import Part, block_gates_arguments, depth_laun
 from flashelmo.kernels.lstm.warp_specialized_kernel import specialized_gates_kernel
 from flashelmo.kernels.tuning import Tile, n_programs
 
-TILE = Tile(128, 32, 64, 4, 6)  # of a consumer's warps
-REGISTERS = 216  # of a consumer's threads; a producer's have 24
+TILE = Tile(128, 32, 64, 4, 6)  # per consumer, by its warps
+REGISTERS = 216  # per thread of a consumer; a producer's have 24
 LEAST_ROWS = 65
 
 
 def serves(run: LayerRun, rows: int) -> bool:
-    """Many rows, on Hopper; any, where their number may not choose."""
+    """Whether this serves: many rows on Hopper; any, where the number of rows must not decide."""
     many = rows >= LEAST_ROWS or run.options.batch_invariant
     return many and has_layout(run) and is_served(run.weights.dtype, run.weights.device)
 
 
 def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
-    """The launches of some depths that follow each other, in order.
+    """Yield the launches of consecutive depths, in order.
 
     Raises:
         ValueError: a depth does not exist.
@@ -44,7 +44,7 @@ def launches(run: LayerRun, depths: range) -> Iterator[Launch]:
 
 
 def descriptor(tensor: Tensor, rows: int, columns: int) -> Any:
-    """The rows [n, values] of a tensor, copied in blocks of so many rows and values."""
+    """Return a descriptor of a tensor's rows [n, values], copied in blocks of `rows` by `columns`."""
     layout = _layout(tensor.dtype, rows, columns)
     return TensorDescriptor(tensor, *shape_and_strides(tensor), [rows, columns], layout)
 
@@ -67,7 +67,7 @@ def _gates(run: LayerRun) -> Part:
 
 
 def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile: Tile, registers: int) -> Part:
-    """The gates by weights in some layout, with descriptors and scales for it."""
+    """Return the gates for weights in some layout, given its descriptors and scales in `blocks`."""
     D, _, C = run.weights.shape
     arguments = block_gates_arguments(run, weights) | blocks
     arguments |= {"bias": weights.bias, "TILE": tile, "REGISTERS": registers}
@@ -81,7 +81,7 @@ def specialized_gates(run: LayerRun, weights: Any, blocks: dict[str, Any], tile:
 
 
 class Scales(NamedTuple):
-    """What makes integer sums gates: float32 scales of rows [D, N] and columns [D, 4, C]."""
+    """What turns integer sums into gates: float32 scales of rows [D, N] and columns [D, 4, C]."""
 
     rows: Any
     columns: Any

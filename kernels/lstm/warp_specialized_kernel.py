@@ -1,12 +1,12 @@
 """Gates by one warp that copies and two groups of warps that multiply in turn: for `warp_specialized` and in 8 bits.
 
-A persistent program goes from tile to tile. Its producer keeps STAGES blocks of rows and of weights on their way to
-shared memory, also across tiles. Two consumers of four warps take tiles in turn, so that one multiplies while the other
-computes its cells: what waits for arithmetic and what waits for tensor cores is never the same warp. Blocks come in the
+A persistent program goes from tile to tile. Its producer keeps STAGES blocks of rows and of weights in flight to shared
+memory, also across tiles. Two consumers of four warps take tiles in turn, so that one multiplies while the other
+computes its cells: a warp that waits for arithmetic is never one that waits for tensor cores. Blocks arrive in the
 order of the tiles, and a consumer begins only when the other has multiplied all of its own.
 
-The mathematics of a cell is `cell.cell`, the order of columns that of `hopper.HopperLayout`, and of
-`int8.Int8Layout` where `scales` are given: the sums are then integers.
+The mathematics of a cell is `cell.cell`; columns are ordered as in `hopper.HopperLayout`, or as in `int8.Int8Layout`
+where `scales` are given: the sums are then integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flashelmo.kernels.lstm.cell import cell, depth_nodes
 
 @gluon.jit
 def row_blocks(nodes, T, depth, TILE: gl.constexpr):
-    """First node of a depth in either direction, and how many blocks of rows each has."""
+    """Return a depth's first and last nodes and number of row blocks, per direction."""
     _, first, last = depth_nodes(nodes, 0, depth, T)
     _, first_backward, last_backward = depth_nodes(nodes, 1, depth, T)
     blocks = (last - first + TILE.rows - 1) // TILE.rows
@@ -31,7 +31,7 @@ def row_blocks(nodes, T, depth, TILE: gl.constexpr):
 
 @gluon.jit
 def place(tile, first, last, blocks, first_backward, last_backward, blocks_backward, COLUMNS: gl.constexpr):
-    """Which direction, rows and columns a tile is; neighbours share their columns' weights."""
+    """Return a tile's direction, rows and columns; neighbouring tiles share their columns' weights."""
     direction = 0
     if tile >= blocks * COLUMNS:
         direction = 1
@@ -45,7 +45,7 @@ def producer(
     x_desc, hidden_desc, weight_desc, row_buffers, weight_buffers, full, empty, nodes, depth, N, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr, K_MAJOR: gl.constexpr,
 ):  # fmt: skip
-    """Copies the blocks of this program's tiles, each as soon as its stage is empty."""
+    """Copy the blocks of this program's tiles, each as soon as its stage is empty."""
     P: gl.constexpr = SHAPE.P
     COLUMNS: gl.constexpr = SHAPE.C // TILE.columns
     BLOCKS: gl.constexpr = P // TILE.k
@@ -77,7 +77,7 @@ def consumer(
     index, row_buffers, weight_buffers, full, empty, turn, scales, bias, cell_clip, cell_ptr, unprojected, nodes,
     depth, N, R, T, SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
-    """Every other tile of this program's: the product, then its cells."""
+    """Compute every other one of this program's tiles: the product, then its cells."""
     COLUMNS: gl.constexpr = SHAPE.C // TILE.columns
     BLOCKS: gl.constexpr = 2 * SHAPE.P // TILE.k
     GATES: gl.constexpr = 4 * TILE.columns
@@ -101,7 +101,7 @@ def consumer(
             cell_ptr, nodes, depth, direction, row, end, first_cell, N, R, SHAPE, ROWS, CELLS, WARPS
         )  # fmt: skip
         m_row = own_rows(row, ROWS, CELLS, WARPS) < end
-        before = gl.load(p_before, mask=m_row[:, None], other=0.0)  # on its way while the product is computed
+        before = gl.load(p_before, mask=m_row[:, None], other=0.0)  # loads while the product is computed
         acc = gl.zeros([ROWS, GATES], SUM, SUMS)
         i = n * BLOCKS
         # Wait here so that no consumer is two passes behind: an mbarrier has only one phase bit.
@@ -114,7 +114,7 @@ def consumer(
                 weight = weight.permute((1, 0))
             acc = warpgroup_mma(row_buffers.index(stage), weight, acc, use_acc=k > 0, is_async=True)
             acc = warpgroup_mma_wait(num_outstanding=1, deps=[acc])
-            if k > 0:  # the product before this one is done
+            if k > 0:  # the previous product is done
                 mbarrier.arrive(empty.index((i + TILE.stages - 1) % TILE.stages), count=1)
             i += 1
         mbarrier.arrive(turn.index(1 - index), count=1)
@@ -140,7 +140,7 @@ def consumer(
 
 @gluon.constexpr_function
 def cell_layout(ROWS, CELLS, WARPS):
-    """Who holds which cell once the gates were split; of a thread's cells four are neighbours, so one access."""
+    """Return which thread holds which cell once the gates are split; four of its cells are adjacent: one access."""
     registers = [[0, 1], [0, 2], [8, 0]]
     column = 16
     while column < CELLS:
@@ -164,7 +164,7 @@ def cell_layout(ROWS, CELLS, WARPS):
 
 @gluon.jit
 def own_rows(row, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr):
-    """The nodes of a tile."""
+    """Return a tile's nodes."""
     return row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, cell_layout(ROWS, CELLS, WARPS)))
 
 
@@ -173,7 +173,7 @@ def parents_cells(
     cell_ptr, nodes, depth, direction, row, last, first_cell, N, R,
     SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Where the c of the nodes' parents are, of as many cells."""
+    """Return pointers to c of the nodes' parents, for a tile's cells."""
     C: gl.constexpr = SHAPE.C
     o_node = own_rows(row, ROWS, CELLS, WARPS)
     o_cell = first_cell + gl.arange(0, CELLS, layout=gl.SliceLayout(0, cell_layout(ROWS, CELLS, WARPS)))
@@ -188,7 +188,7 @@ def store_cells(
     sums, c, scales, bias, cell_clip, cell_ptr, unprojected, depth, direction, row, first, last, first_cell, N, R,
     SHAPE: gl.constexpr, ROWS: gl.constexpr, CELLS: gl.constexpr, WARPS: gl.constexpr, APPROXIMATE: gl.constexpr,
 ):  # fmt: skip
-    """c and h of a block of sums, whose bias is added here; `tma.store_cells` is the same."""
+    """Compute and store c and h from a block of sums, adding the bias; `tma.store_cells` does the same."""
     C: gl.constexpr = SHAPE.C
     LAYOUT: gl.constexpr = cell_layout(ROWS, CELLS, WARPS)
     gates = sums.reshape([ROWS, CELLS // 16, 4, 2, 4, 2]).permute(0, 1, 4, 2, 3, 5).reshape([ROWS, CELLS, 2, 2])
@@ -226,7 +226,7 @@ def specialized_gates_kernel(
     x_desc, hidden_desc, weight_desc, scales, bias, cell_clip, cell_ptr, unprojected, nodes, depth, N, R, T,
     SHAPE: gl.constexpr, TILE: gl.constexpr, APPROXIMATE: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """c and h of one depth. Grid: any number of programs."""
+    """Compute c and h of one depth. Grid: any number of programs."""
     STAGES: gl.constexpr = TILE.stages
     ROWS: gl.constexpr = TILE.rows
     GATES: gl.constexpr = 4 * TILE.columns

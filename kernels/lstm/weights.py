@@ -1,7 +1,7 @@
-"""An LSTM layer's weights: as models have them, and laid out once at load as kernels read them.
+"""An LSTM layer's weights: as models store them, and laid out once at load as kernels read them.
 
-A layout belongs to the variants that read it: the function that makes it stands in their rows of `layer.VARIANTS`,
-and `LstmWeights` keeps what it made. `interleave` makes the one that fused and hoisted steps read.
+A layout belongs to the variants that read it: the function that makes it is named in their rows of `layer.VARIANTS`,
+and `LstmWeights` keeps its result. `interleave` makes the one that fused and hoisted steps read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flashelmo.kernels.arguments import FLOATS, check
 
 
 class Shape(NamedTuple):
-    """Constants of a model: one compilation each."""
+    """Sizes of a model; kernels are compiled for each."""
 
     D: int
     P: int
@@ -26,7 +26,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CanonicalLstm:
-    """The weights of one layer as models have them (`engine.model.weights`), D directions.
+    """The weights of one layer as models store them (`engine.model.weights`), D directions.
 
     Attributes:
         input, recurrent: [D, 4, P, C], gates i, f, g, o.
@@ -35,7 +35,7 @@ class CanonicalLstm:
         cell_clip, projection_clip: bounds, or None.
 
     Raises:
-        ValueError: a tensor has another shape or type than it should.
+        ValueError: a tensor does not have the expected shape or type.
     """
 
     input: Tensor
@@ -57,12 +57,12 @@ class CanonicalLstm:
 
     @property
     def shape(self) -> Shape:
-        """Its sizes."""
+        """The sizes D, P, C."""
         D, _, P, C = self.input.shape
         return Shape(D, P, C)
 
     def projected(self) -> CanonicalLstm:
-        """The same with a projection: the identity, which is exact, and no clip, as bilm-tf has it."""
+        """Return these with a projection: the identity, which is exact, without a clip, as in bilm-tf."""
         if self.projection is not None:
             return self
         D, _, C = self.shape
@@ -71,17 +71,17 @@ class CanonicalLstm:
 
 
 def bound_of(clip: float | None) -> float:
-    """A clip as kernels take it: infinite where there is none."""
+    """Return a clip as kernels take it: infinite where it is None."""
     return float("inf" if clip is None else clip)
 
 
 class Format(NamedTuple):
-    """What weights are packed to.
+    """How weights are packed.
 
     Attributes:
         dtype: the compute type.
         int8: multiply the gates in 8 bits (`int8`); the projection keeps the compute type.
-        device: where they go.
+        device: where they are placed.
     """
 
     dtype: torch.dtype
@@ -90,7 +90,7 @@ class Format(NamedTuple):
 
 
 class Layout(Protocol):
-    """Weights as some kernels read them."""
+    """Weights laid out as some kernels read them."""
 
     def check(self, shape: Shape, dtype: torch.dtype) -> None:
         """Raise ValueError unless the tensors have the shape, type and layout that the kernels rely on."""
@@ -108,13 +108,13 @@ class LstmWeights:
         dtype: the compute type.
         int8: the gates are multiplied in 8 bits.
         device: where they are.
-        layouts: by the function that made each; none by one that has no use for such weights.
-        bound: how far from the reference a variant that is to be proven may be; None where none is.
-        verdicts: whether it is right, by its name, whether there is a skip connection, whether its tiles are those for
-            any number of rows, and whether the input part is by word (`proven`).
+        layouts: by the function that made each; those that do not serve such weights are left out.
+        bound: the largest error, against the reference, of variants that must be proven; None for no bound.
+        verdicts: whether a variant is right, by its name, whether there is a skip connection, whether its tiles are
+            those for any number of rows, and whether the input part is by word (`proven`).
 
     Raises:
-        ValueError: a layout is not as its kernels rely on.
+        ValueError: a layout is not what its kernels rely on.
     """
 
     shape: Shape
@@ -130,7 +130,7 @@ class LstmWeights:
             layout.check(self.shape, self.dtype)
 
     def layout(self, pack: Callable[[CanonicalLstm, Format], AnyLayout | None]) -> AnyLayout:
-        """What this function made of them.
+        """Return the layout that `pack` made.
 
         Raises:
             KeyError: no variant that reads this layout serves such weights.
@@ -141,12 +141,12 @@ class LstmWeights:
 class Interleaved(NamedTuple):
     """The layout of fused and hoisted steps.
 
-    The four gates of a cell stand side by side, so that one block of columns holds all that its cells need, and the
-    input's and the recurrent weight one under the other, so that [x, r] @ [W_x; W_r] is one product.
+    The four gates of a cell are adjacent, so that one block of columns holds all that its cells need, and the recurrent
+    weight is below that of the input, so that [x, r] @ [W_x; W_r] is one product.
 
     Attributes:
         input: [D, P, 4C], column 4c + k is gate k (i, f, g, o) of cell c.
-        recurrent: [D, P, 4C] likewise; it lies behind `input` in memory.
+        recurrent: [D, P, 4C], likewise; it follows `input` in memory.
         bias: float32 [D, 4C].
         projection: [D, C, P].
         cell_clip, projection_clip: bounds; infinite where nothing is clipped.
@@ -174,7 +174,7 @@ class Interleaved(NamedTuple):
 
 
 def interleave(weights: CanonicalLstm, format: Format) -> Interleaved | None:
-    """The layout of fused and hoisted steps, of a layer with projection; None for 8-bit products."""
+    """Return the layout of fused and hoisted steps, for a layer with projection; None for 8-bit products."""
     dtype, int8, device = format
     if int8:
         return None
@@ -191,5 +191,5 @@ def interleave(weights: CanonicalLstm, format: Format) -> Interleaved | None:
 
 
 def _gates_last(tensor: Tensor) -> Tensor:
-    """[D, 4, ..., C] -> [D, ..., 4C], the gates of one cell side by side."""
+    """Permute [D, 4, ..., C] to [D, ..., 4C], with the gates of each cell adjacent."""
     return tensor.movedim(1, -1).flatten(-2)
