@@ -1,4 +1,4 @@
-"""The kernels in their order: a window from word vectors to what was asked for, without waiting for the device."""
+"""The kernels in order: a window from word vectors to the requested layers, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from flashelmo.kernels.token_layers import Tokens, token_layers
 
 @dataclass(frozen=True)
 class DeviceOutput:
-    """What is wanted of a window, on the device.
+    """What is requested of a window, on the device.
 
     Attributes:
         mix: float32 [O, L], coefficients of the layers for each output.
         dtype: of the result.
-        pool: "mean" or "max", of sentences where the schedule has their offsets.
-        overflow: int32 [1] in the host's memory, set where a result is infinite or NaN.
+        pool: "mean" or "max", over sentences, where the schedule has their offsets.
+        overflow: int32 [1] in host memory, set where a result is infinite or NaN.
     """
 
     mix: Tensor
@@ -47,15 +47,15 @@ def compute(
     state: DeviceState | None = None,
     first_row: int = 0,
 ) -> Tensor:
-    """Layers of a window's tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P].
+    """Return layers of a window's tokens [O, tokens, 2P], or pooled over sentences [O, B, 2P].
 
     Nothing is read back, so that all of it can be captured in a CUDA graph.
 
     Args:
-        word_vectors: [rows, P], the table that `packed_schedule` names words in.
-        packed_schedule: int32 [size], what `layout.fill` wrote for these sizes.
+        word_vectors: [rows, P], the table that words in `packed_schedule` refer to.
+        packed_schedule: int32 [size], as written by `layout.fill` for these sizes.
         workspace: of the computing stream, for the LSTM's split sums.
-        state: to start from and to update, with `first_row` for the window's first one.
+        state: to start from and to update, from row `first_row` on.
     """
     parts: dict[str, Any] = Layout.of(sizes).views(packed_schedule)
     n_layers, n_nodes, size = len(model.lstm), sizes.n_nodes, word_vectors.shape[1]
@@ -79,7 +79,7 @@ def compute(
         )
         if state is not None:
             final.append((tensors.hidden, tensors.cell))
-        del tensors  # the next layer's take their memory, but for states that are carried on
+        del tensors  # frees memory for the next layer, except states that are carried on
     tokens = Tokens(parts["token_words"], parts["token_nodes"], parts.get("offsets"))
     results = token_layers(
         word_vectors, outputs, tokens, output.mix, out_dtype=output.dtype, flag=output.overflow, pool=output.pool
@@ -90,5 +90,5 @@ def compute(
 
 
 def nodes_of(parts: Mapping[str, Tensor], sizes: Sizes) -> Nodes:
-    """The nodes of a schedule on the device, of the parts of `layout.Layout` that `layout.fill` wrote."""
+    """Return a schedule's nodes on the device, from the parts of `layout.Layout` that `layout.fill` wrote."""
     return Nodes(parts["starts"], parts["parents"], parts["children"], sizes.depths)

@@ -1,4 +1,4 @@
-"""Queues a window's work on one device: by a bucket's graph where it is small, launch by launch where it is large."""
+"""Queues a window's work on one device: by a bucket's graph if it is small, launch by launch if it is large."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flashelmo.kernels.lstm.hoisted import pays_by_word, row_bytes
 from flashelmo.kernels.lstm.run import LaunchOptions, Workspace
 
 MAX_WORD_GRAPHS = 8  # one for each power of two
-LENT_BYTES = 1 << 20  # of a graph's results; more are copied, so that the way down and the next window overlap
+LENT_BYTES = 1 << 20  # of a graph's results; larger ones are copied, so that their download and the next window overlap
 
 
 class Queued(NamedTuple):
@@ -37,8 +37,8 @@ class Queued(NamedTuple):
     Attributes:
         values: [O, tokens, 2P], pooled ones [O, B, 2P].
         n_new: words that had to be computed.
-        lent: the values are a graph's, perhaps with rows beyond the last token, and its next replay overwrites them:
-            whatever reads them is to be queued before it, in the same stream.
+        lent: the values belong to a graph, perhaps with rows beyond the last token, and its next replay overwrites
+            them: queue whatever reads them before that, on the same stream.
     """
 
     values: Tensor
@@ -47,11 +47,11 @@ class Queued(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What is prepared of a window in the thread that plans it: all that does not depend on the windows before.
+    """What the planning thread prepares of a window: all that does not depend on earlier windows.
 
     Attributes:
         sizes: of the window.
-        schedule: of a large window, in the host's memory, without the words' rows in the table; None for others.
+        schedule: of a large window, in host memory, without the words' rows in the table; None for others.
         words: see `WordVectorTable.pack`.
     """
 
@@ -61,7 +61,7 @@ class Packed(NamedTuple):
 
 
 class Executor:
-    """A model on a device, with what is kept from window to window. All methods run in the computing stream.
+    """A model on a device, with what is kept from window to window. All methods run on the computing stream.
 
     Args:
         model: on the device.
@@ -83,27 +83,27 @@ class Executor:
         self._graphs = GraphCache(model.device, settings.cuda.max_graphs)
         self._captured_on: list[Tensor] = []
         self._outputs: dict[Output, DeviceOutput] = {}
-        # In memory that a card writes to: its kernels set it, and the host reads it without a copy.
+        # In host memory that a card can write to: kernels set it, and the host reads it without a copy.
         self._overflow = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=model.device.type == "cuda")
         self._overflowed = self._overflow.numpy()
 
     @property
     def overflowed(self) -> bool:
-        """Whether any window computed so far had a result that is infinite or NaN; never reset."""
+        """Whether any window so far had a result that is infinite or NaN; never reset."""
         return bool(self._overflowed[0])
 
     def reset_state(self) -> None:
-        """Let every row start at zero again."""
+        """Reset every row's state to zero."""
         if self._state is not None:
             self._state.reset()
 
     def lose_state(self) -> None:
-        """Make the state unusable until it is reset, as some rows have moved on and others have not."""
+        """Make the state unusable until it is reset, as some rows have advanced and others have not."""
         if self._state is not None:
             self._state.lose()
 
     def renew(self) -> None:
-        """Forget graphs and words after a call that was interrupted; the state checks by itself whether it is whole."""
+        """Forget graphs and words after an interrupted call; the state checks by itself whether it is intact."""
         self.make_room()
         self._table.clear()
 
@@ -117,10 +117,10 @@ class Executor:
                 torch.cuda.empty_cache()
 
     def packing(self, output: Output) -> Pack:
-        """The function that prepares a window's `Packed` from its schedule, in the thread that plans it."""
+        """Return the function with which the planning thread prepares a window's `Packed` from its schedule."""
 
         def pack(schedule: Schedule, words: pa.StringArray) -> Packed:
-            """The sizes alone where a graph is replayed or a state is carried on."""
+            """Return only the sizes if a graph is replayed or a state is carried on."""
             sizes = self._with_words(self.sizes(schedule, output), len(words))
             if self._state is not None or sizes.n_depths == 0 or self._is_small(sizes):
                 return Packed(sizes)
@@ -134,12 +134,12 @@ class Executor:
         """Queue a window's work.
 
         Args:
-            plan: perhaps with what `packing` made of it for this output.
-            first_row: where the window's rows begin in a batch, which matters to stateful runs.
-            lend: the values may be lent.
+            plan: possibly with what `packing` prepared for this output.
+            first_row: where the window's rows begin in a batch; it matters to stateful runs.
+            lend: whether the values may be lent.
 
         Raises:
-            RuntimeError: the device's memory is used up, among others; the state is as it was.
+            RuntimeError: the device is out of memory, among others; the state is then unchanged.
         """
         schedule, device_output = plan.schedule, self._device_output(output)
         sizes, host, words = plan.packed or self.packing(output)(schedule, plan.words)
@@ -161,16 +161,16 @@ class Executor:
         return Queued(self._compute(sizes, device_output, first_row, packed_schedule), n_new)
 
     def sizes(self, schedule: Schedule, output: Output) -> Sizes:
-        """How large the tensors of a window are."""
+        """Return the sizes of a window's tensors."""
         stateful = self._state is not None
         return Sizes.of(schedule, share=self._share, pooled=output.pool is not None, stateful=stateful)
 
     def _with_words(self, sizes: Sizes, n_words: int) -> Sizes:
-        """The same, with the number of words where the lowest layer's input part is better computed by word."""
+        """Return sizes with the number of words, if the lowest layer's input part is better computed by word."""
         weights = self.model.lstm[0]
         if n_words >= sizes.n_nodes - sizes.n_roots or not pays_by_word(weights, self._options, sizes.rows, n_words):
             return sizes
-        room = sizes.n_nodes if self._is_small(sizes) else n_words  # of a bucket there are graphs for all up to it
+        room = sizes.n_nodes if self._is_small(sizes) else n_words  # a bucket has graphs for all numbers up to it
         fits = room * row_bytes(weights) <= self._word_gates_bytes
         return sizes.with_words(n_words) if fits else sizes
 
@@ -181,7 +181,7 @@ class Executor:
     def _replay(
         self, schedule: Schedule, sizes: Sizes, word_rows: Int32, output: Output, first_row: int, lend: bool
     ) -> tuple[Tensor, bool]:
-        """A small window by its bucket's graph, or launch by launch as long as there is none; whether it is lent."""
+        """Compute a small window by its bucket's graph, or by launches if it has none; return values, whether lent."""
         bucket = sizes.bucket()
         if self._state is not None:
             self._state.reserve(first_row + bucket.n_roots)
@@ -196,12 +196,12 @@ class Executor:
         if lend and captured.n_bytes <= LENT_BYTES:
             captured.staging.upload(fill_bucket)
             return captured.replay(), True
-        results = self._new_results(device_output, n_results)  # before the state moves on, as memory may be lacking
+        results = self._new_results(device_output, n_results)  # before the state advances, as memory may be lacking
         captured.staging.upload(fill_bucket)
         return results.copy_(captured.replay()[:, :n_results]), False
 
     def _graph(self, key: Hashable, size: int, run: Callable[[Tensor], Tensor]) -> Captured | None:
-        """A bucket's graph; none where it finds no memory, as a capture may not use what is kept for launches."""
+        """Return a bucket's graph; None if it finds no memory, as a capture cannot use memory kept for launches."""
         try:
             return self._graphs.get(key, size, run)
         except RuntimeError as error:
@@ -211,12 +211,12 @@ class Executor:
         return None
 
     def _new_results(self, device_output: DeviceOutput, n: int) -> Tensor:
-        """[O, n, 2P], not filled."""
+        """Return an unfilled tensor [O, n, 2P]."""
         size = (len(device_output.mix), n, 2 * self.model.config.projection_size)
         return torch.empty(size, dtype=device_output.dtype, device=self.model.device)
 
     def _forget_graphs_of_other_tensors(self) -> None:
-        """Graphs hold the addresses of the table and the state; both may have moved."""
+        """Forget graphs if the table or the state has moved, since graphs hold their addresses."""
         tensors = [self._table.vectors, *([] if self._state is None else self._state.hidden)]
         if [id(tensor) for tensor in tensors] != [id(tensor) for tensor in self._captured_on]:
             self._graphs.clear()
@@ -253,7 +253,7 @@ class Executor:
         )
 
     def _device_output(self, output: Output) -> DeviceOutput:
-        """What is wanted, on the device; its coefficients are kept, since graphs hold their address."""
+        """Return what is requested, on the device; its coefficients are kept, since graphs hold their address."""
         if output not in self._outputs:
             mix = torch.from_numpy(output.coefficients(self.model.config.n_layers + 1)).to(self.model.device)
             dtype = getattr(torch, output.dtype)

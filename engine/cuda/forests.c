@@ -1,17 +1,18 @@
 /* The forests of a window, as text/schedule.py builds them, in one call that leaves the interpreter to other threads.
 
-   Rows in order of their words share with the row before them what both begin with; each further step is a node. */
+   With rows in order of their words, each row shares its common beginning with the previous one; each further step is a
+   node. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 typedef struct {
-    uint64_t key; /* of the first two words, as rows compare by them; 0 in place of a word stands for the end */
+    uint64_t key; /* of the first two words, for comparing rows; 0 in place of a word is the end */
     int64_t first, steps, row;
 } Row;
 
-/* Whether a comes after b, words compared one by one; where one ends, the other comes after it. */
+/* Whether a comes after b, comparing word by word; if one is the beginning of the other, the longer comes later. */
 static int is_after(const Row *a, const Row *b, const int32_t *sequences, int64_t stride) {
     if (a->key != b->key) return a->key > b->key;
     int64_t common = a->steps < b->steps ? a->steps : b->steps;
@@ -22,7 +23,7 @@ static int is_after(const Row *a, const Row *b, const int32_t *sequences, int64_
     return a->steps > b->steps;
 }
 
-/* Sorts rows by merging runs, with room for as many; gives the one of both that holds them then. */
+/* Sorts rows by merging runs, with room for as many; returns whichever of the two holds the result. */
 static Row *sort(Row *rows, Row *room, int64_t n, const int32_t *sequences, int64_t stride) {
     for (int64_t run = 1; run < n; run *= 2) {
         for (int64_t start = 0; start < n; start += 2 * run) {
@@ -39,7 +40,7 @@ static Row *sort(Row *rows, Row *room, int64_t n, const int32_t *sequences, int6
     return rows;
 }
 
-/* One direction. depths [T + 1] is zero at first; path and next have room for T, rows and room for B.
+/* Builds one direction. depths [T + 1] is zero at first; path and next have room for T, rows and room for B.
    Returns the number of nodes. */
 static int64_t build(const int32_t *sequences, const int64_t *firsts, const int64_t *steps, const int64_t *order,
                      int64_t B, int64_t T, int64_t stride, int share, Row *rows, Row *room, int64_t *shared,

@@ -1,7 +1,7 @@
-"""Forests built by a C function: several times as fast as NumPy's, and other threads run meanwhile.
+"""Forests built by a C function: several times as fast as with NumPy, while other threads run.
 
 While one thread launches kernels, those that plan windows get the interpreter only now and then, and NumPy needs it
-between any two of its operations. The card's runtime has a C compiler at hand, which Triton builds its launchers with.
+between any two of its operations. The CUDA runtime has a C compiler available, which Triton uses for its launchers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("flashelmo")
 
 
 def build_native_forests(walks: Walks, share: bool) -> tuple[ForestNodes, ForestNodes]:
-    """As `engine.text.schedule.build_forests`, node for node; by it where there is no compiler."""
+    """Do as `engine.text.schedule.build_forests`, node for node; call it where there is no compiler."""
     module = _module()
     if module is None:
         return build_forests(walks, share)
@@ -40,7 +40,7 @@ def build_native_forests(walks: Walks, share: bool) -> tuple[ForestNodes, Forest
 
 @cache
 def _module() -> Any:
-    """The compiled module, from Triton's cache after the first time; None, after one warning, where it can't be."""
+    """Return the compiled module, cached by Triton after the first time; None, after one warning, if that fails."""
     from triton.runtime.build import compile_module_from_src
 
     try:

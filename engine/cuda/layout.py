@@ -1,4 +1,4 @@
-"""A window's schedule as one array of integers, so that one copy brings it to the device. NumPy alone.
+"""A window's schedule as one array of integers, so that one copy brings it to the device. Only NumPy is used.
 
 Letters: D directions, T depths, N nodes with the roots, R rows of the largest depth, B sentences.
 """
@@ -20,28 +20,28 @@ from flashelmo.engine.text.schedule import Forest, Schedule
 Depths: TypeAlias = tuple[tuple[int, ...], ...]
 
 D = 2
-ALIGNED = 32  # integers: every part begins at 128 bytes, as kernels are compiled for aligned pointers
+ALIGNED = 32  # integers: every part begins at a multiple of 128 bytes, as kernels are compiled for aligned pointers
 LEAST_ROWS = 16  # of a bucket: no tile has fewer
-LEAST_TAIL_ROWS = 32  # of a bucket's last depths: `persistent` steps are for so many; fewer would make more buckets
+LEAST_TAIL_ROWS = 32  # of a bucket's last depths: `persistent` steps take that many; fewer would mean more buckets
 LEAST_NODES = 32
-MOST_FILLED = 1024  # sentences' lengths that are kept, some 2 KB each
+MOST_FILLED = 1024  # sentence lengths that are kept, at about 2 KB each
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the tensors of a window are, or of a bucket: of all windows that are no larger.
+    """The sizes of a window's tensors, or of a bucket's: of all windows that are no larger.
 
     Attributes:
-        depths: [D][T + 2], first node of each depth and one beyond the last, the roots' depth first. In a bucket every
-            depth has as many rows as the largest depth from that depth on (rounded up), so that every forest in the
-            bucket fits.
+        depths: [D][T + 2], first node of each depth and one past the last, the roots' depth first. In a bucket every
+            depth has as many rows as the largest depth from there on (rounded up), so that every forest in the bucket
+            fits.
         n_roots: states that the first depth starts from.
-        n_nodes: N. In a bucket it may be less than `depths` has room for.
+        n_nodes: N. In a bucket this may be less than `depths` has room for.
         n_tokens: tokens that get a result.
-        n_sentences: B where each gets one vector; 0 where every token gets its own.
-        n_rows: B where rows carry a state on; else 0.
-        n_words: W, distinct words, where the lowest layer's input part is computed by word; else 0. In a bucket it is
-            the number of nodes, as each may have a word of its own.
+        n_sentences: B if each gets one vector; 0 if every token gets its own.
+        n_rows: B if rows carry a state on; else 0.
+        n_words: W, distinct words, if the lowest layer's input part is computed by word; else 0. In a bucket it is the
+            number of nodes, as each may have its own word.
     """
 
     depths: Depths
@@ -54,7 +54,7 @@ class Sizes:
 
     @classmethod
     def of(cls, schedule: Schedule, *, share: bool, pooled: bool, stateful: bool) -> Sizes:
-        """The exact sizes of a schedule; without sharing every sentence has a root of its own."""
+        """Return the exact sizes of a schedule; without sharing every sentence has its own root."""
         n_sentences = len(schedule.offsets) - 1
         forests = (schedule.forward, schedule.backward)
         if is_sentence(schedule):
@@ -72,7 +72,7 @@ class Sizes:
 
     @property
     def n_depths(self) -> int:
-        """T, without the roots' depth."""
+        """The number of depths, T, without the roots'."""
         return len(self.depths[0]) - 2
 
     @property
@@ -82,15 +82,15 @@ class Sizes:
 
     @cached_property
     def rows(self) -> list[int]:
-        """[T] rows of each depth, in the direction that has most, without the roots."""
+        """The number of rows of each depth, [T], in the direction that has most, without the roots."""
         return list(map(max, *(map(sub, starts[2:], starts[1:]) for starts in self.depths)))
 
     def with_words(self, n_words: int) -> Sizes:
-        """The same, with a number of words."""
+        """Return these with a number of words."""
         return _with_words(self, n_words)
 
     def bucket(self) -> Sizes:
-        """The sizes of a bucket that holds this window: some padding, so that many windows share one."""
+        """Return the sizes of a bucket that holds this window: some padding, so that many windows share one."""
         return self._bucket
 
     @cached_property
@@ -107,7 +107,7 @@ class Sizes:
 
     @property
     def _steps(self) -> tuple[tuple[int, int], ...]:
-        """A bucket's rows by depth, as descending steps (rows, end): so many rows up to the depth `end`."""
+        """Return a bucket's rows by depth, as descending steps (rows, end): so many rows up to the depth `end`."""
         rows, depth = self.rows, self.n_depths
         least = min(LEAST_TAIL_ROWS, power_of_two(max(rows), LEAST_ROWS))
         found: list[tuple[int, int]] = []
@@ -120,14 +120,14 @@ class Sizes:
 
 
 def is_sentence(schedule: Schedule) -> bool:
-    """Whether it is of one sentence: two chains of nodes, the same for all of as many tokens."""
+    """Whether it is of one sentence: two chains of nodes, the same for all sentences of that length."""
     chains = (forest.n_nodes == forest.n_depths for forest in (schedule.forward, schedule.backward))
     return len(schedule.offsets) == 2 and all(chains)
 
 
 @lru_cache(1024)
 def _of_sentence(n_forward: int, n_backward: int, n_tokens: int, pooled: bool, stateful: bool) -> Sizes:
-    """Sizes of one sentence, two chains of nodes. Cached, as a caller waits for it: what follows from them is too."""
+    """Return the sizes of one sentence, two chains of nodes. Cached for latency, with what follows from them."""
     n_depths = max(n_forward, n_backward)
     depths = tuple((0, *range(1, n + 2), *[n + 1] * (n_depths - n)) for n in (n_forward, n_backward))
     return Sizes(depths, 1, 1 + n_depths, n_tokens, int(pooled), int(stateful))
@@ -142,7 +142,7 @@ def _with_words(sizes: Sizes, n_words: int) -> Sizes:
 def _bucket_of(
     steps: tuple[tuple[int, int], ...], *, n_roots: int, n_nodes: int, n_sentences: int, n_rows: int, by_word: bool
 ) -> Sizes:
-    """Sizes of a bucket of these `Sizes._steps`. Cached: equal buckets are one object, which compares at once."""
+    """Return the sizes of a bucket with these `Sizes._steps`; cached, so that equal buckets are one object."""
     starts = [0, n_roots]
     for rows, end in steps:
         while len(starts) < end + 2:
@@ -157,27 +157,27 @@ def _starts(forest: Forest, n_depths: int, n_roots: int) -> tuple[int, ...]:
 
 
 def power_of_two(n: int, least: int) -> int:
-    """The next power of two from n on, or the least."""
+    """Return the smallest power of two that is at least n and at least `least`."""
     return max(least, 1 << max(0, n - 1).bit_length())
 
 
 def _rounded_nodes(n: int, least: int) -> int:
-    """The next number of 32, 64, 80, 96, 112, 128, 160, 192, ...: a quarter is added at most, beyond the least."""
+    """Return n rounded up to 32, 64, 80, 96, 112, 128, 160, 192, ...: beyond the least, by a quarter at most."""
     step = max(least, power_of_two(n, 1) >> 3)
     return -(-n // step) * step
 
 
 def _rounded_depths(n: int) -> int:
-    """The number of depths rounded up: by 1 at most up to 32, by less than an eighth above.
+    """Return the number of depths rounded up: by 1 at most up to 32, by less than an eighth above.
 
-    A step without rows costs its launches, so that few are added.
+    A step without rows still costs its launches, so few are added.
     """
     step = max(2, power_of_two(n, 1) >> 4)
     return -(-n // step) * step
 
 
 class Layout:
-    """Where arrays of integers lie end to end in one, which a single copy brings to the device.
+    """Where arrays of integers are placed, end to end, in one that a single copy brings to the device.
 
     Args:
         shapes: of the parts, by name.
@@ -196,15 +196,15 @@ class Layout:
     @classmethod
     @lru_cache(256)
     def of(cls, sizes: Sizes) -> Layout:
-        """A window's parts.
+        """Return a window's layout, with these parts:
 
-        starts [D, T + 2], parents [D, N], children [D, N + 1]: as `kernels.lstm.run.Nodes` has them.
+        starts [D, T + 2], parents [D, N], children [D, N + 1]: see `kernels.lstm.run.Nodes`.
         words [D, N]: each node's row in the table of word vectors.
-        token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: as `kernels.token_layers.Tokens` has them.
+        token_words [tokens], token_nodes [D, tokens], offsets [B + 1]: see `kernels.token_layers.Tokens`.
         final_nodes, final_ranks, final_slots, state_rows [B]: of the rows that carry a state on: the last node, its
         position in its depth, which of two depths' cells it is, and the row of the state that it goes to.
-        distinct [D, W], node_words [D, N], n_words [1]: as `kernels.lstm.run.InputWords` has them: each distinct word's
-        row in the table, the same for either direction, each node's word, and how many words there are.
+        distinct [D, W], node_words [D, N], n_words [1]: see `kernels.lstm.run.InputWords`: each distinct word's row in
+        the table, the same for either direction; each node's word; and how many words there are.
         """
         shapes: dict[str, tuple[int, ...]] = {
             "starts": (D, sizes.n_depths + 2),
@@ -223,7 +223,7 @@ class Layout:
         return cls(shapes)
 
     def views(self, flat: Any) -> dict[str, Any]:
-        """The parts of an array or tensor of `size` integers, by name."""
+        """Return the parts of an array or tensor of `size` integers, by name."""
         return {name: flat[start : start + prod(shape)].reshape(shape) for name, (start, shape) in self._parts.items()}
 
 
@@ -236,10 +236,10 @@ def fill(
     first_row: int = 0,
     padding_row: int = 0,
 ) -> None:
-    """Write a schedule into an array of `Layout.of(sizes).size` integers; what a bucket has beyond it is harmless.
+    """Write a schedule into an array of `Layout.of(sizes).size` integers; a bucket's surplus is filled harmlessly.
 
     Args:
-        word_rows: [W], each word's row in the table of word vectors; None where `fill_words` follows.
+        word_rows: [W], each word's row in the table of word vectors; None if `fill_words` follows.
         first_row: of the state, where the window's rows begin.
         padding_row: spare row of the state that a bucket's padding rows write to.
     """
@@ -264,14 +264,14 @@ def fill(
         _fill_words(parts, sizes, schedule, word_rows)
 
 
-# What `_fill_structure` writes for a sentence, which all of as many tokens have alike.
+# What `_fill_structure` writes for a sentence: the same for all sentences of one length.
 _filled: dict[tuple[Any, ...], Int32] = {}
 
 
 def _fill_structure(
     parts: dict[str, Int32], sizes: Sizes, schedule: Schedule, first_row: int, padding_row: int
 ) -> None:
-    """Write all but the words into zeros."""
+    """Write everything except the words; the parts must be zero."""
     for d, forest in enumerate((schedule.forward, schedule.backward)):
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
         starts, n_depths = parts["starts"][d], len(forest.depths)
@@ -289,7 +289,7 @@ def _fill_structure(
 
 
 def fill_words(flat: Int32, sizes: Sizes, schedule: Schedule, word_rows: Int32) -> None:
-    """Write where the words' vectors lie into what `fill` has filled.
+    """Write the rows of words' vectors into what `fill` has filled.
 
     Args:
         word_rows: [W], each word's row in the table of word vectors.
@@ -302,19 +302,19 @@ def _fill_words(parts: dict[str, Int32], sizes: Sizes, schedule: Schedule, word_
         nodes = slice(sizes.n_roots, sizes.n_roots + forest.n_nodes)
         word_rows.take(forest.words, out=parts["words"][d, nodes], mode="clip")  # the other modes copy
     word_rows.take(schedule.token_words, out=parts["token_words"][: len(schedule.token_words)], mode="clip")
-    # What a bucket's other tokens name is computed: what is in memory by chance might be taken for an overflow.
+    # A bucket's surplus tokens refer to computed rows: what happens to be in memory might look like an overflow.
     parts["token_words"][len(schedule.token_words) :] = parts["words"][0, sizes.n_roots : sizes.n_roots + 1]
     if sizes.n_words:
         parts["distinct"][:, : len(word_rows)], parts["n_words"][0] = word_rows, len(word_rows)
 
 
 def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
-    """Write where each node's children begin: a running sum of their numbers, as nodes stand in order of their parents.
+    """Write where each node's children begin: the running sum of their numbers, as nodes are in order of their parents.
 
-    Those of roots mean nothing.
+    Those of roots are undefined.
     """
     n_roots, n_depths = starts[1], forest.n_depths
-    above = forest.parents + np.repeat(starts[:n_depths], np.diff(forest.depths))  # each one's parent among all nodes
+    above = forest.parents + np.repeat(starts[:n_depths], np.diff(forest.depths))  # each node's parent among all nodes
     counts = np.bincount(above, minlength=len(children) - 1)
     children[0] = n_roots
     np.cumsum(counts, out=children[1:])
@@ -322,7 +322,7 @@ def _fill_children(children: Int32, starts: Int32, forest: Forest) -> None:
 
 
 def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row: int, padding_row: int) -> None:
-    """Where each row's run ends; both directions take as many steps, and rows stand in order of their number."""
+    """Write where each row ends; both directions take the same number of steps, and rows are in order of number."""
     ranks = np.arange(len(forest.order))
     steps = last_depths(forest)
     parts["final_nodes"][: len(ranks)] = forest.depths[steps - 1] + n_roots + ranks
@@ -333,7 +333,7 @@ def _fill_final(parts: dict[str, Int32], forest: Forest, n_roots: int, first_row
 
 
 def last_depths(forest: Forest) -> Int64:
-    """Steps of every row [B], longest first, of a forest without sharing.
+    """Return the number of steps of every row [B], longest first, of a forest without sharing.
 
     Row k takes part in every depth with more than k nodes.
     """

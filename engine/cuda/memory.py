@@ -1,4 +1,4 @@
-"""How many tokens of a window fit the device's memory, and what a window takes of it."""
+"""How many tokens of a window fit the device's memory, and how much memory a window takes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from flashelmo.engine.text.schedule import LARGEST_WINDOW_TOKENS, MAX_WINDOW_TOK
 from flashelmo.kernels.lstm.hoisted import SLAB_BYTES
 
 LEAST_WINDOW_TOKENS = 1 << 10
-# Where there is room, windows have up to LARGEST_WINDOW_TOKENS: more tokens share what a step takes whatever its rows,
-# and what its launches take the host (`benchmarks/results/gpu/windows.txt`, `benchmarks/results/bulk/host.json`).
+# If there is room, windows have up to LARGEST_WINDOW_TOKENS: more tokens share the fixed cost of a step, and the host's
+# time for its launches (`benchmarks/results/gpu/windows.txt`, `benchmarks/results/bulk/host.json`).
 ROOM_FRACTION = 1 / 4  # of free memory, for these
-USABLE_FRACTION = 0.8  # of free memory; the estimate leaves some out
-WORD_GATES_FRACTION = 1 / 16  # of all memory, for the input part of a window's words at most
+USABLE_FRACTION = 0.8  # of free memory; the estimate leaves some things out
+WORD_GATES_FRACTION = 1 / 16  # of all memory, at most, for the input part of a window's words
 TOKENS_PER_ROW = 6  # assume the widest depth has one row per 6 tokens: short sentences
-RESULTS_HELD = 3  # windows whose results may be on the device at once: two in flight, and the one that is read
+RESULTS_HELD = 3  # windows whose results may be on the device at once: two in flight, and the one being read
 FLOAT_BYTES = 4
 
 
 def window_tokens(config: ElmoConfig, value_bytes: int, device: torch.device) -> int:
-    """Tokens that a window may have so that its tensors fit what is free now; halved later should that be wrong."""
+    """Return how many tokens a window may have to fit the free memory; halved later if that proves wrong."""
     if device.type != "cuda":
         return MAX_WINDOW_TOKENS
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # given back where it is needed
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # returned when needed
     return tokens_that_fit(config, value_bytes, torch.cuda.mem_get_info(device)[0] + cached)
 
 
 def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
-    """Of a window, for so many free bytes: MAX_WINDOW_TOKENS if they fit, more if they take a quarter at most."""
+    """Return a window's tokens for so many free bytes: MAX_WINDOW_TOKENS if they fit, more if a quarter is enough."""
     size, n_layers = config.projection_size, config.n_layers
     hidden = 2 * size * value_bytes * (n_layers + 1)
     step = 2 * config.cell_size * (2 * FLOAT_BYTES + value_bytes) / TOKENS_PER_ROW
@@ -44,13 +44,13 @@ def tokens_that_fit(config: ElmoConfig, value_bytes: int, free: int) -> int:
 
 
 def word_gates_bytes(device: torch.device) -> int:
-    """What the input part of a window's words may take; without a card as much as on a small one."""
+    """Return the bytes that the input part of a window's words may take; without a card, as on a small one."""
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 16 << 30
     return int(WORD_GATES_FRACTION * total)
 
 
 def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Output) -> int:
-    """About what a window of these sizes takes at its peak, beside the model and the table of words."""
+    """Return about how many bytes a window of these sizes takes at its peak, besides the model and the word table."""
     size, n_layers = config.projection_size, config.n_layers
     hidden = D * sizes.n_nodes * size * value_bytes
     step = D * max(sizes.max_rows, sizes.n_roots) * config.cell_size * (2 * FLOAT_BYTES + value_bytes)
@@ -60,7 +60,7 @@ def peak_bytes(config: ElmoConfig, value_bytes: int, sizes: Sizes, output: Outpu
 
 
 def free_memory(device: torch.device) -> str:
-    """What is free, as text; nothing is known of the host's."""
+    """Return the device's free memory as text; the host's is not known."""
     if device.type != "cuda":
         return "some GiB"
     return f"{torch.cuda.mem_get_info(device)[0] / 2**30:.2f} GiB"

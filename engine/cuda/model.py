@@ -1,4 +1,4 @@
-"""The model on the device: its weights, laid out for the kernels, and the table of the word vectors they computed."""
+"""The model on the device: its weights, laid out for the kernels, and a table of the word vectors they compute."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from flashelmo.kernels.lstm.layer import pack_lstm
 from flashelmo.kernels.lstm.weights import CanonicalLstm, LstmWeights
 
 LEAST_WORDS = 16  # of a graph: no tile has fewer
-MOST_CAPTURED_WORDS = 1 << 9  # more take longer than their launches
+MOST_CAPTURED_WORDS = 1 << 9  # beyond this, computing takes longer than launching
 OLDEST_AT_ONCE = 64  # this fraction of the table's rows is found at once
-WORDS_AT_ONCE = 1 << 14  # of the char-CNN: their features, 2,048 values a word, are held twice
+WORDS_AT_ONCE = 1 << 14  # by the char-CNN: their features, 2,048 values per word, are held twice
 
 
 class DeviceModel:
@@ -39,8 +39,8 @@ class DeviceModel:
     Args:
         model: as it was read.
         device: where the weights go.
-        precision: of the computation, a name of `PRECISIONS`.
-        batch_invariant: a word's vector has the same bits whichever words are computed with it.
+        precision: of the computation, a name in `PRECISIONS`.
+        batch_invariant: whether a word's vector has the same bits whatever words are computed with it.
 
     Attributes:
         dtype: of word vectors and hidden states; cells and sums are float32.
@@ -82,7 +82,7 @@ class DeviceModel:
         self.lstm: list[LstmWeights] = [self._layer(cells, arithmetic) for cells in weights.lstm]
 
     def word_vectors(self, words: SpelledWords | None, word_ids: Tensor | None) -> Tensor:
-        """Context-free vectors [W, P] of words, by their characters, their rows of the word embedding, or both."""
+        """Return words' context-free vectors [W, P], from characters, from rows of the word embedding, or from both."""
         parts: list[Tensor] = []
         how: dict[str, Any] = {"precision": self.products, "batch_invariant": self._batch_invariant}
         if self._word_embedding is not None and word_ids is not None:
@@ -96,7 +96,7 @@ class DeviceModel:
         return x if self._projection is None else linear(x, *self._projection, **how)
 
     def _layer(self, cells: tuple[LstmCell, LstmCell], arithmetic: Arithmetic) -> LstmWeights:
-        """One layer, packed where it is used: the device sorts the weights faster than the host."""
+        """Return one layer, packed on the device, which sorts the weights faster than the host."""
 
         def stacked(name: str) -> Tensor:
             return torch.stack([self._tensor(getattr(cell, name)) for cell in cells])
@@ -113,7 +113,7 @@ class DeviceModel:
         return pack_lstm(canonical, dtype=self.dtype, int8=int8, device=self.device, bound=bound)
 
     def _tensor(self, array: Float32) -> Tensor:
-        """A copy on the device; the array may be a mapped file, which PyTorch must not own."""
+        """Return a copy on the device; the array may be a mapped file, which PyTorch must not own."""
         return torch.from_numpy(np.array(array)).to(self.device)
 
     def _pair(self, dense: Dense) -> tuple[Tensor, Tensor]:
@@ -126,12 +126,12 @@ class WordVectorTable:
     Args:
         model, encoder: what computes a word's vector, and its characters' ids.
         transfers: brings ids to the device.
-        cache_bytes: the table's size; the least recently used rows give way, window by window. With 0 no word is kept
-            beyond its window.
-        graphs: where the graphs for few words are kept; None, and all are launched kernel by kernel.
+        cache_bytes: the table's size; the least recently used rows are replaced, window by window. With 0 no word is
+            kept beyond its window.
+        graphs: where the graphs for few words are kept; with None, all are computed kernel by kernel.
 
     Attributes:
-        vectors: [rows, P]; another tensor once a window has more words than there are rows.
+        vectors: [rows, P]; replaced by a larger tensor once a window has more words than there are rows.
     """
 
     def __init__(
@@ -150,20 +150,20 @@ class WordVectorTable:
         self._make(max(1, cache_bytes // (model.config.projection_size * model.dtype.itemsize)))
 
     def pack(self, words: pa.StringArray) -> list[Tensor | None]:
-        """The integers of words, ready to be sent, for each piece of them; in any thread.
+        """Return the integers of words, ready to be sent, for each piece of them; callable in any thread.
 
-        None for a piece that a graph computes. Empty where the table keeps words from window to window, since only
-        `lookup` knows then which of them are new.
+        None for a piece that a graph computes. Empty if the table keeps words from window to window, since only
+        `lookup` then knows which of them are new.
         """
         if self._keep:
             return []
         return [None if self._is_few(len(rows)) else self._host(piece, rows) for piece, rows in _pieces(words)]
 
     def lookup(self, words: pa.StringArray, packed: Sequence[Tensor | None] = ()) -> tuple[Int32, int]:
-        """Rows [W] of distinct words, and how many of them are computed now, in the computing stream.
+        """Return the rows [W] of distinct words, and how many are now being computed, on the computing stream.
 
         Args:
-            packed: what `pack` made of them.
+            packed: the result of `pack` for these words.
         """
         if len(words) > len(self.vectors):
             self._make(len(words))
@@ -184,11 +184,11 @@ class WordVectorTable:
                 for row, name in zip(taken, taken_names, strict=True):
                     self._names[row] = name
                 self._used[rows[group]] = self._window
-                self._rows.update(zip(taken_names, taken, strict=True))  # last: only now they are what is named
+                self._rows.update(zip(taken_names, taken, strict=True))  # last: only now do the rows hold these words
         return rows, len(missing)
 
     def _make(self, n_rows: int) -> None:
-        """An empty table; graphs would write to the one before."""
+        """Make an empty table; graphs would write to the previous one."""
         if self._graphs is not None:
             self._graphs.clear()
         size = self._model.config.projection_size
@@ -202,18 +202,18 @@ class WordVectorTable:
         self._rows: dict[str, int] = {}
         self._names: list[str | None] = [None] * n_rows
         self._used = np.zeros(n_rows, np.int64)  # window of the last use; 0 for free rows
-        self._n_taken = 0  # rows from here on were never used
-        self._oldest = np.empty(0, np.int64), np.empty(0, np.int64)  # see `_find_oldest`; some were used since
+        self._n_taken = 0  # rows from here on have never been used
+        self._oldest = np.empty(0, np.int64), np.empty(0, np.int64)  # see `_find_oldest`; some have been used since
         self._window = 0
 
     def _free_rows(self, n: int) -> Int64:
-        """n rows that this window does not use: free ones first, then the least recently used."""
+        """Return n rows that this window does not use: free ones first, then the least recently used."""
         if self._n_taken + n <= len(self._used):
             self._n_taken += n
             return np.arange(self._n_taken - n, self._n_taken)
         self._n_taken = len(self._used)
         oldest, used = self._oldest
-        still = np.flatnonzero(self._used[oldest] == used)  # all others were used since
+        still = np.flatnonzero(self._used[oldest] == used)  # all others have been used since
         if len(still) < n:
             self._oldest = oldest, used = self._find_oldest(n)
             still = np.arange(len(oldest))
@@ -223,7 +223,7 @@ class WordVectorTable:
         return oldest[taken]
 
     def _find_oldest(self, n: int) -> tuple[Int64, Int64]:
-        """The least recently used rows, oldest first, and when; more than n, as finding them takes milliseconds."""
+        """Return the least recently used rows, oldest first, and when; more than n, as this takes milliseconds."""
         n = min(len(self._used), max(n, len(self._used) // OLDEST_AT_ONCE))
         oldest = np.argpartition(self._used, n - 1)[:n]
         oldest = oldest[np.argsort(self._used[oldest], kind="stable")]
@@ -232,7 +232,7 @@ class WordVectorTable:
     def _forget(self, rows: Int64) -> None:
         for row in rows[self._used[rows] > 0].tolist():
             name = self._names[row]
-            if name is not None and self._rows.get(name) == row:  # a window may name a word twice: a boundary's
+            if name is not None and self._rows.get(name) == row:  # a window may contain a word twice: a boundary's
                 del self._rows[name]
             self._names[row] = None
         self._used[rows] = 0
@@ -263,14 +263,14 @@ class WordVectorTable:
         return self._graphs is not None and n <= MOST_CAPTURED_WORDS
 
     def _host(self, words: pa.StringArray, rows: Int32) -> Tensor:
-        """Words' integers in memory that is sent."""
+        """Return words' integers in memory ready to be sent."""
         layout = self._layout(len(rows))
         host = self._transfers.host(layout.size)
         self._fill(layout, words, rows, host.numpy())
         return host
 
     def _layout(self, n: int) -> Layout:
-        """Where the integers of n words lie: rows int64, the others as `DeviceModel.word_vectors` takes them."""
+        """Return the layout of n words' integers: rows int64, the others as `DeviceModel.word_vectors` takes them."""
         shapes: dict[str, tuple[int, ...]] = {"rows": (2 * n,)}
         if self._model.config.word_size:
             shapes["word_ids"] = (n,)
@@ -279,7 +279,7 @@ class WordVectorTable:
         return Layout(shapes)
 
     def _fill(self, layout: Layout, words: pa.StringArray, rows: Int32, flat: Int32) -> None:
-        """Write words' integers; those of words beyond the last one go to the spare row."""
+        """Write words' integers; surplus ones, beyond the last word, go to the spare row."""
         parts, n = layout.views(flat), len(rows)
         table_rows = parts["rows"].view(np.int64)
         table_rows[:n], table_rows[n:] = rows, len(self.vectors)
@@ -293,7 +293,7 @@ class WordVectorTable:
             parts["order"][:] = np.argsort(-parts["lengths"], kind="stable")
 
     def _run(self, layout: Layout, packed: Tensor) -> Tensor:
-        """Vectors of what `_fill` wrote, also written to the table."""
+        """Return the vectors for what `_fill` wrote, having written them to the table."""
         ids = layout.views(packed)
         words = SpelledWords(ids["character_ids"], ids["lengths"], ids["order"]) if "order" in ids else None
         vectors = self._model.word_vectors(words, ids.get("word_ids"))
@@ -302,7 +302,7 @@ class WordVectorTable:
 
 
 def _pieces(words: pa.StringArray) -> Iterator[tuple[pa.StringArray, Int32]]:
-    """Words in pieces that are computed together, with the rows that they get in a table without other words."""
+    """Yield words in pieces that are computed together, with their rows in a table without other words."""
     rows = np.arange(len(words), dtype=np.int32)
     for start in range(0, len(words), WORDS_AT_ONCE):
         yield words.slice(start, WORDS_AT_ONCE), rows[start : start + WORDS_AT_ONCE]

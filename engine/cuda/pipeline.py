@@ -1,6 +1,6 @@
 """Windows of sentences to vectors on a device: schedules are made ahead, and one window computes while another is read.
 
-The host makes a window's schedule, queues all its work and goes on to the next one; it waits only where a caller takes
+The host makes a window's schedule, queues all its work and goes on to the next one; it waits only when a caller takes
 results that are not there yet. A window that does not fit the device's memory is halved.
 """
 
@@ -46,9 +46,9 @@ class _Reader(NamedTuple):
     """What the caller of `stream` wants of a window's results.
 
     Attributes:
-        first: number, in the stream, of the window's first sentence.
+        first: index, in the stream, of the window's first sentence.
         n_sentences: of the window.
-        on_progress: called with the fraction of the window that has come to the host.
+        on_progress: called with the fraction of the window that has arrived on the host.
     """
 
     output: Output
@@ -59,23 +59,23 @@ class _Reader(NamedTuple):
 
 
 class CudaPipeline:
-    """Embeds windows by the Triton kernels. Several threads may use one at once.
+    """Embeds windows with the Triton kernels. Several threads may use one at once.
 
     Args:
         model: what to compute.
         device: a CUDA device, or the CPU where Triton interprets its kernels.
-        precision: of the computation, a name of `PRECISIONS`.
+        precision: of the computation, a name in `PRECISIONS`.
         settings: boundaries, sharing, state, sizes and switches. Windows of more than `window_tokens` are halved; None
-            takes what fits the device's free memory.
+            chooses what fits the device's free memory.
 
     Attributes:
         device, precision: as given.
-        max_tokens: of a window; fewer for a while once one did not fit.
+        max_tokens: of a window; lower for a while after one did not fit.
     """
 
     def __init__(self, model: ElmoModel, device: torch.device, precision: str, settings: Settings) -> None:
         self.device, self.precision = device, precision
-        self._process = os.getpid()  # neither a card's context nor the threads of its driver come along into a fork
+        self._process = os.getpid()  # neither a card's context nor its driver's threads survive a fork
         self._settings = settings
         encoder = WordEncoder(model.config, model.lexicon)
         self._planner = Planner(encoder.boundary_words, settings, build_native_forests)
@@ -84,10 +84,10 @@ class CudaPipeline:
             device_model = DeviceModel(model, device, precision, batch_invariant=settings.cuda.batch_invariant)
             self._executor = Executor(device_model, encoder, self._transfers, settings)
         self._lock = threading.Lock()  # what is kept from window to window is shared
-        self._ahead: list[Window] = []  # of the stateful stream that was last queued: see `_take_turn`
-        self._left: Mark | None = None  # the end of what the last stream left on the device: see `_check_left`
-        self._refused = False  # somebody was told of an overflow
-        self._is_whole = True  # what the executor keeps: Ctrl-C may come at any moment of its work
+        self._ahead: list[Window] = []  # of the last queued stateful stream: see `_take_turn`
+        self._left: Mark | None = None  # end of the last stream's results on the device: see `_check_left`
+        self._refused = False  # an overflow has been reported
+        self._is_whole = True  # what the executor keeps: Ctrl-C may interrupt its work at any moment
         value_bytes = self._executor.model.dtype.itemsize
         self._most_tokens = settings.window_tokens or memory.window_tokens(model.config, value_bytes, device)
         self.max_tokens, self._n_fitted = self._most_tokens, 0
@@ -95,7 +95,7 @@ class CudaPipeline:
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
-        """Let every row start at zero again."""
+        """Reset every row's state to zero."""
         with self._lock, self._transfers.computing():
             self._ahead = []
             self._executor.reset_state()
@@ -103,10 +103,10 @@ class CudaPipeline:
     def stream(
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
-        """See `engine.pipeline.WindowPipeline`; `on_progress` is called as a window's results come to the host.
+        """See `engine.pipeline.WindowPipeline`; `on_progress` is called as a window's results arrive on the host.
 
-        Vectors that overflow are refused by their sentence. Those that are left on the device are not waited for: they
-        are looked at when a later window is given, and what the last windows of a stream had by the next call.
+        Sentences whose vectors overflow are refused. Vectors that stay on the device are not waited for: they are
+        checked when a later window is given, and those of a stream's last windows by the next call.
         """
         if os.getpid() != self._process:
             raise FlashElmoError(
@@ -115,14 +115,14 @@ class CudaPipeline:
             )
         self._check_left()
         queued: deque[tuple[Window, list[Results]]] = deque()
-        ahead: list[Window] = []  # the same, as long as anyone may want to know
+        ahead: list[Window] = []  # the same windows, as long as they may matter
         errors: list[Exception] = []
-        first = 0  # the number of the next window's first sentence
+        first = 0  # the index of the next window's first sentence
         for plan in until_error(self._planner.plan_ahead(windows, self._executor.packing(output)), errors):
             if len(queued) == IN_FLIGHT:
                 parts = queued[0][1]
                 yield self._oldest(queued, ahead, on_progress)
-                for part in parts:  # where nobody waits for results, the host would otherwise run ahead without bound
+                for part in parts:  # without this, the host would run ahead without limit if results are not waited for
                     part.confirm()
             try:
                 with self._lock, self._transfers.computing():
@@ -130,7 +130,7 @@ class CudaPipeline:
                     results = self._queue(plan, _Reader(output, as_numpy, first, len(plan.window), on_progress))
                     ahead.append(plan.window)
                     queued.append((plan.window, results))
-            except Exception as error:  # it stands in its place, behind the windows that are queued
+            except Exception as error:  # raised in its place, after the windows already queued
                 errors.append(error)
                 break
             first += len(plan.window)
@@ -145,7 +145,7 @@ class CudaPipeline:
     def _oldest(
         self, queued: deque[tuple[Window, list[Results]]], ahead: list[Window], on_progress: OnProgress
     ) -> tuple[Window, Iterator[Any]]:
-        """The results of the window that was queued first."""
+        """Return the window that was queued first, and its results."""
         window, parts = queued.popleft()
         ahead.pop(0)
         if not parts[-1].as_numpy:
@@ -154,10 +154,10 @@ class CudaPipeline:
         return window, chain.from_iterable(parts)
 
     def _take_turn(self, ahead: list[Window]) -> None:
-        """Let a stateful stream go on from the rows' state, if the stream before it was read to its end.
+        """Let a stateful stream continue from the rows' state, if the previous stream was read to its end.
 
-        Windows are queued ahead of what the caller reads. A stream that is given up has moved the state on by windows
-        whose results nobody got.
+        Windows are queued ahead of what the caller reads. An abandoned stream has advanced the state by windows whose
+        results were never read.
 
         Args:
             ahead: windows of the caller's stream that are queued, and whose results are not given yet.
@@ -174,7 +174,7 @@ class CudaPipeline:
             self._ahead = ahead
 
     def _check_left(self) -> None:
-        """Check the tensors that the last call left on the device, if they are computed by now.
+        """Check the tensors that the last call left on the device, if they have been computed by now.
 
         Raises:
             FlashElmoError: some were not finite, and no call has said so.
@@ -189,7 +189,7 @@ class CudaPipeline:
                 )
 
     def _queue(self, plan: Plan, reader: _Reader, first_row: int = 0) -> list[Results]:
-        """Queue a window's work, in halves where it does not fit the device's memory or has too many sentences."""
+        """Queue a window's work, in halves if it does not fit the device's memory or has too many sentences."""
         window, n_tokens = plan.window, len(plan.window.word_ids)
         if len(window) == 1 or (n_tokens <= self.max_tokens and len(window) <= MAX_WINDOW_SENTENCES):
             if not self._is_whole:
@@ -214,24 +214,24 @@ class CudaPipeline:
         try:
             return [*results, *self._queue(second, reader, first_row + len(first.window))]
         except BaseException:
-            self._executor.lose_state()  # the first half's rows have moved on
+            self._executor.lose_state()  # the first half's rows have advanced
             raise
 
     def _shrink(self, n_tokens: int) -> None:
-        """After a window of so many tokens found no memory."""
+        """Lower the limit, after a window of so many tokens found no memory."""
         if self.max_tokens == self._most_tokens:
             logger.warning("device %s: out of memory, windows of %d tokens are halved", self.device, n_tokens)
         self.max_tokens = max(1, n_tokens // 2)
         self._n_fitted = 0
 
     def _grow(self) -> None:
-        """After a window that fitted: the shortage may have passed."""
+        """Raise the limit after enough windows that fitted: the shortage may have passed."""
         self._n_fitted += 1
         if self.max_tokens < self._most_tokens and self._n_fitted >= FITS_BEFORE_GROWING:
             self.max_tokens, self._n_fitted = min(2 * self.max_tokens, self._most_tokens), 0
 
     def _results(self, plan: Plan, found: Queued, reader: _Reader, first_row: int) -> Results:
-        """Of a window that is queued. Should this fail, it is not run again: its rows' states have moved on."""
+        """Return a queued window's results. If this fails, it is not run again: its rows' states have advanced."""
         schedule, output = plan.schedule, reader.output
         self.statistics.count(plan.window, schedule, found.n_new, self._settings.keep_sentence_boundaries)
 
@@ -247,7 +247,7 @@ class CudaPipeline:
         return Results(found.values, offsets, output, self._transfers, callbacks, as_numpy=as_numpy, lent=found.lent)
 
     def _too_long(self, schedule: Schedule, output: Output) -> str:
-        """Why a single sentence is too long, with sizes."""
+        """Return why a single sentence is too long, with sizes."""
         model, device = self._executor.model, self._executor.model.device
         needed = memory.peak_bytes(model.config, model.dtype.itemsize, self._executor.sizes(schedule, output), output)
         return (
@@ -257,7 +257,7 @@ class CudaPipeline:
 
 
 def make_cuda_pipeline(name: str, /, *, model: ElmoModel, precision: str, settings: Settings) -> CudaPipeline:
-    """The pipeline of a device, by its name; precision "auto" is the one that it computes fastest in.
+    """Return the pipeline of the named device; precision "auto" is the one in which it computes fastest.
 
     Raises:
         FlashElmoError: the device is not there, or lacks the precision.

@@ -1,4 +1,4 @@
-"""What the CUDA runtime needs of a machine, and in one line what is missing."""
+"""What the CUDA runtime needs of a machine, and one line about what is missing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ LEAST_CAPABILITY = PRECISIONS["fp32"].capability
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: "cuda" (the current one), "cuda:1", or "interpreter".
+    """Return the device of a name: "cuda" (the current one), "cuda:1", or "interpreter".
 
     Raises:
-        FlashElmoError: it is not there, or something that it needs is not.
+        FlashElmoError: it, or something that it needs, is missing.
     """
     if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST_TRITON:
         expected = f"Triton {_dotted(LEAST_TRITON)} or newer"
@@ -66,12 +66,12 @@ def find_device(name: str) -> torch.device:
 
 
 def default_precision(device: torch.device) -> str:
-    """The precision that a device computes fastest in: "bf16" where it has it, otherwise "fp32"."""
+    """Return the precision in which a device computes fastest: "bf16" if it has it, otherwise "fp32"."""
     return "bf16" if _has(device, "bf16") else "fp32"
 
 
 def check_precision(device: torch.device, precision: str) -> None:
-    """Raise FlashElmoError where the device lacks the precision."""
+    """Raise FlashElmoError if the device lacks the precision."""
     if precision != "auto" and not _has(device, precision):
         found = f"{torch.cuda.get_device_name(device)} with {_dotted(torch.cuda.get_device_capability(device))}"
         expected = _dotted(PRECISIONS[precision].capability)
@@ -86,11 +86,11 @@ def _has(device: torch.device, precision: str) -> bool:
 
 
 def _count(name: str) -> int:
-    """Cards that PyTorch can use, one at least."""
+    """Return the number of cards that PyTorch can use, at least one."""
     try:
         torch.cuda.init()
         n_devices = torch.cuda.device_count()
-    except (RuntimeError, AssertionError) as error:  # no driver, or too old a one: PyTorch's own sentence says which
+    except (RuntimeError, AssertionError) as error:  # no driver, or too old a one: PyTorch's own message says which
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise FlashElmoError(f"device {name!r}: expected a card that CUDA can use, found none: {reason}") from None
     if not n_devices:

@@ -1,4 +1,4 @@
-"""The results of a window, sentence by sentence: arrays in the host's memory, or views of a tensor on the device."""
+"""The results of a window, sentence by sentence: arrays in host memory, or views of a tensor on the device."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 from flashelmo.engine.threads import in_order
 
-# Results come down in pieces of about this size: while one is read, the next one is copied. Pinned memory is allocated
-# in powers of two, and a piece may be a sentence longer.
+# Results are downloaded in pieces of about this size: while one is read, the next one is copied. Pinned memory is
+# allocated in powers of two, and a piece may be one sentence longer.
 PIECE_BYTES = 60 << 20
 
-TENSORS_AT_ONCE = 256  # of a window's thousands: where there are 700 objects more than before, Python looks for garbage
+TENSORS_AT_ONCE = 256  # of a window's thousands: with 700 more objects than before, Python's garbage collector runs
 
-COPIERS = 4  # threads; on an H200's host 512 sentences of 22 tokens take 74 ms by one, 14 by 4, 12 by 8
-COPIED_BYTES = 4 << 20  # of a piece: with fewer, starting threads takes longer
+COPIERS = 4  # threads; on an H200's host 512 sentences of 22 tokens take 74 ms with one, 14 with 4, 12 with 8
+COPIED_BYTES = 4 << 20  # per piece: with fewer, starting threads takes longer
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a window's results ask and tell the pipeline.
+    """Callbacks with which a window's results query and inform the pipeline.
 
     Attributes:
         overflowed: whether any window so far had a result that is infinite or NaN; only then are values checked.
-        refuse: makes the error for a sentence, by its number in the window; it is raised in place of that sentence.
-        on_read: called with the number of sentences that have come to the host so far, piece by piece.
+        refuse: makes the error for a sentence, by its index in the window; it is raised in place of that sentence.
+        on_read: called with the number of sentences that have arrived on the host so far, piece by piece.
     """
 
     overflowed: Callable[[], bool]
@@ -43,21 +43,21 @@ class Callbacks:
 
 
 class Results:
-    """What was asked for of a window's sentences.
+    """The requested results of a window's sentences.
 
     Args:
-        values: [O, rows, 2P] on the device, a row for each token, or pooled for each sentence. Made by what is queued
-            on the computing stream by now.
+        values: [O, rows, 2P] on the device, a row for each token, or pooled for each sentence; computed by work already
+            queued on the computing stream.
         offsets: [B + 1]; sentence b's tokens are offsets[b]:offsets[b + 1].
-        output: what was asked for: whether results are pooled, and have a dimension for the layers.
+        output: what was requested: whether results are pooled, and have a dimension for the layers.
         transfers: bring the values to the host.
         callbacks: see there.
-        as_numpy: arrays in the host's memory, which the caller owns; otherwise views of `values`.
-        lent: whatever is queued next overwrites the values, perhaps more rows than there are tokens: they are copied to
-            the host at once. Only with `as_numpy`.
+        as_numpy: arrays in host memory, which the caller owns; otherwise views of `values`.
+        lent: whatever is queued next overwrites the values, which may have more rows than there are tokens: they are
+            copied to the host at once. Only with `as_numpy`.
 
     Attributes:
-        ready: the mark on the computing stream behind which the values may be read.
+        ready: the mark on the computing stream after which the values may be read.
         as_numpy: as given.
     """
 
@@ -89,7 +89,7 @@ class Results:
         return self._arrays() if self.as_numpy else self._tensors()
 
     def confirm(self) -> None:
-        """Wait until the values are computed; tensors that are left on the device are looked at where that is needed.
+        """Wait until the values are computed; check tensors that stay on the device if that is needed.
 
         Raises:
             FlashElmoError: of the first sentence whose tensor is not finite.
@@ -109,7 +109,7 @@ class Results:
             rows = values.narrow(dimension, part[0], part[-1] - part[0])
             if self._pooled:
                 yield from rows.unbind(dimension)
-            else:  # the unsafe variant leaves out what autograd needs to know of views; it takes half of the time
+            else:  # the unsafe variant skips autograd's bookkeeping of views; it takes half the time
                 yield from rows.unsafe_split_with_sizes(list(map(sub, part[1:], part)), dimension)
 
     def _arrays(self) -> Iterator[Array]:
@@ -124,14 +124,14 @@ class Results:
             yield from self._checked(results, first) if self._callbacks.overflowed() else results
 
     def _checked(self, results: Iterator[Array], first: int) -> Iterator[Array]:
-        """Results of the sentences from `first` on, each of which is looked at."""
+        """Yield the results of the sentences from `first` on, checking each."""
         for b, result in enumerate(results, first):
             if not np.isfinite(result).all():
                 raise self._callbacks.refuse(b)
             yield result
 
     def _cut(self, values: Array, first: int, last: int) -> Iterator[Array]:
-        """The results of some sentences, whose rows are all that there are; copies, as this memory is used again."""
+        """Yield copies of some sentences' results, given exactly their rows; copies, as this memory is reused."""
         if self._pooled:
             return (rows.copy() for rows in values.swapaxes(0, -2))
         offsets = (self._offsets[first : last + 1] - self._offsets[first]).tolist()
@@ -144,7 +144,7 @@ class Results:
 
 
 def copies(arrays: list[Array]) -> Iterator[Array]:
-    """Copies in order, by some threads: most of their time the system takes, which finds memory page by page."""
+    """Yield copies in order, made by several threads: the system's search for memory pages takes most of the time."""
     size = max(1, len(arrays) // (2 * COPIERS))
     batches = (arrays[k : k + size] for k in range(0, len(arrays), size))
     for batch in in_order(lambda batch: [array.copy() for array in batch], batches, COPIERS):
@@ -152,7 +152,7 @@ def copies(arrays: list[Array]) -> Iterator[Array]:
 
 
 def _cuts(offsets: Int64, row_bytes: int) -> list[tuple[int, int]]:
-    """Runs of sentences of about `PIECE_BYTES`; one that is longer by itself stays whole."""
+    """Return runs of sentences of about `PIECE_BYTES`; one that is longer by itself stays whole."""
     if offsets[-1] * row_bytes < PIECE_BYTES:
         return [(0, len(offsets) - 1)]
     ends = offsets[1:] * row_bytes // PIECE_BYTES

@@ -13,13 +13,13 @@ INITIAL_ROWS = 64  # grows with the largest batch
 
 
 class DeviceState:
-    """Final states of rows, for each layer; a smaller batch updates the first rows only (AllenNLP, bilm-tf).
+    """Final states of rows, for each layer; a smaller batch updates only the first rows (AllenNLP, bilm-tf).
 
     Args:
-        model: whose states.
+        model: the one whose states these are.
 
     Attributes:
-        hidden, cell: [layer][D, rows, P] and float32 [layer][D, rows, C]; others once there are more rows.
+        hidden, cell: [layer][D, rows, P] and float32 [layer][D, rows, C]; replaced when there are more rows.
     """
 
     def __init__(self, model: DeviceModel) -> None:
@@ -31,14 +31,14 @@ class DeviceState:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows, plus a spare one behind them that a bucket's padding rows write to."""
+        """The number of rows, without a spare one at the end that a bucket's padding rows write to."""
         return self.hidden[0].shape[1] - 1
 
     def reserve(self, n_rows: int) -> None:
-        """Have at least so many rows; new ones start at zero.
+        """Make room for at least so many rows; new ones start at zero.
 
         Raises:
-            FlashElmoError: the state is lost: some layers' or rows' are older than others.
+            FlashElmoError: the state is lost: some layers or rows are older than others.
         """
         if not self._is_whole:
             raise FlashElmoError("stateful: the batch before was interrupted and the state is lost; call reset_state()")
@@ -52,20 +52,20 @@ class DeviceState:
         cell = [torch.zeros(sizes[1], dtype=torch.float32, device=device) for _ in range(config.n_layers)]
         for larger, before in zip((*hidden, *cell), (*self.hidden, *self.cell), strict=False):
             larger[:, :kept] = before[:, :kept]
-        self.hidden, self.cell = hidden, cell  # only now: what is kept survives an error
+        self.hidden, self.cell = hidden, cell  # only now: if an error is raised, the old state is kept
 
     def reset(self) -> None:
-        """Let every row start at zero again."""
+        """Reset every row's state to zero."""
         for tensor in (*self.hidden, *self.cell):
             tensor.zero_()
         self._is_whole = True
 
     def lose(self) -> None:
-        """Refuse to go on from here until it is reset."""
+        """Refuse to continue from here until it is reset."""
         self._is_whole = False
 
     def roots(self, layer: int, first_row: int, n_rows: int) -> tuple[Tensor, Tensor]:
-        """What rows first_row ... start from: hidden [D, n_rows, P] and cell [D, n_rows, C]."""
+        """Return the start states of rows first_row ...: hidden [D, n_rows, P] and cell [D, n_rows, C]."""
         rows = slice(first_row, first_row + n_rows)
         return self.hidden[layer][:, rows], self.cell[layer][:, rows]
 
@@ -73,9 +73,9 @@ class DeviceState:
         """Store the rows' new states; all layers together, after the last step that can fail.
 
         Args:
-            parts: `layout.Layout`'s, whose final_nodes, final_ranks, final_slots and state_rows [B] say where rows end
+            parts: those of `layout.Layout`; final_nodes, final_ranks, final_slots and state_rows [B] say where rows end
                 and where their states go.
-            final: of each layer hidden [D, N, P] of all nodes and cell [2, D, R, C] of the last two depths that had
+            final: for each layer, hidden [D, N, P] of all nodes and cell [2, D, R, C] of the last two depths that had
                 each row.
         """
         ends = Ends(*(parts[name] for name in ("final_nodes", "final_ranks", "final_slots", "state_rows")))
