@@ -1,7 +1,7 @@
-"""16 and 8 bits on processors with AMX, or AVX-512 that multiplies them: `lstm.c` in place of the graph's pieces.
+"""16 and 8 bits on processors with AMX, or AVX-512 for such numbers: `lstm.c` instead of the graph's pieces.
 
-Words are computed in 16 bits too, once for each distinct word; where the processor has 8 bits alone, or a model has no
-characters, by ONNX Runtime in float32.
+Words are computed in 16 bits too, once per distinct word; where the processor only has 8 bits, or a model has no
+characters, ONNX Runtime computes them in float32.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from flashelmo.engine.model.weights import DIRECTIONS, GATES, ElmoWeights, LstmC
 from flashelmo.engine.processor import n_cores
 from flashelmo.engine.threads import in_order
 
-# Gates are 1 / (1 + 2^sum), the candidate is (2^sum - 1) / (2^sum + 1): what weights and biases are multiplied by.
+# Gates are 1 / (1 + 2^sum), the candidate is (2^sum - 1) / (2^sum + 1): weights and biases are multiplied by these.
 EXPONENTS = LOG2_E * np.array([-1, -1, 2, -1], np.float32)
 LEVELS = 127  # products of 8 bits are added in 32
-ADDED = 128  # to rows of 8 bits, which VNNI multiplies without a sign
+ADDED = 128  # to rows of 8 bits, which VNNI multiplies as unsigned numbers
 
 
 class Avx512Runtime:
-    """Runs `lstm.c`, a call for each input product and for each run of steps.
+    """Runs `lstm.c`, with one call for each input product and for each run of steps.
 
     Args:
         config, weights: of the model.
-        bits: of numbers that are multiplied: 16 (bfloat16), or 8, whose rows are scaled by their largest magnitude.
-        threads: threads to use; 0 takes all cores. Each direction has half of them.
+        bits: of the numbers that are multiplied: 16 (bfloat16), or 8, with each row scaled by its largest magnitude.
+        threads: how many to use; 0 takes all cores. Each direction has half of them.
 
     Raises:
-        FlashElmoError: the processor, the system or its compiler cannot.
+        FlashElmoError: the processor, the system or its compiler cannot do this.
     """
 
     def __init__(self, config: ElmoConfig, weights: ElmoWeights, bits: Bits, threads: int = 0) -> None:
@@ -76,13 +76,13 @@ class Avx512Runtime:
             self.word_vectors = lambda *arguments: pieces()["words"].run_words(*arguments)
 
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
-        """Input product: x [m, P] -> gates, m rows."""
+        """Write the input product: x [m, P] -> gates, m rows."""
         cell = self._cells[layer][direction].struct
         arguments = (len(x), c_int64(_rows(gates)), pointer(np.ascontiguousarray(x)), pointer(gates))
         self._functions.call("input_product", ctypes.byref(cell), *arguments, self._room(cell, direction, len(x)))
 
     def steps(self, steps: LstmSteps) -> None:
-        """T LSTM steps of n rows."""
+        """Do T LSTM steps of n rows."""
         cell = self._cells[steps.layer][steps.direction].struct
         n_steps, n_rows, _ = steps.new_hidden.shape
         told = _Steps(n_steps, n_rows, _rows(steps.gates), _rows(steps.cell), _rows(steps.new_cell))
@@ -93,12 +93,12 @@ class Avx512Runtime:
         self._functions.call("run_steps", ctypes.byref(cell), ctypes.byref(told), memory)
 
     def _room(self, cell: _CellStruct, direction: int, n_rows: int) -> c_void_p:
-        """Memory of a direction for so many rows."""
+        """Return a direction's memory for so many rows."""
         return self._memory[direction].of(self._functions.n_bytes("memory_bytes", ctypes.byref(cell), n_rows))
 
 
 class _CellStruct(ctypes.Structure):
-    """`Cell` of lstm.c."""
+    """`Cell` in lstm.c."""
 
     _fields_ = [
         *((name, c_int32) for name in ("n_inputs", "n_cells", "bits", "threads")),
@@ -110,7 +110,7 @@ class _CellStruct(ctypes.Structure):
 
 
 class _Steps(ctypes.Structure):
-    """`Steps` of lstm.c."""
+    """`Steps` in lstm.c."""
 
     _fields_ = [
         *((name, c_int32) for name in ("n_steps", "n_rows")),
@@ -127,7 +127,7 @@ class _Cell:
         self.arrays: Arrays = {"bias": in_blocks(cell.bias * EXPONENTS[:, None])}
         for name, weight in (("input", cell.input_weight), ("recurrent", cell.recurrent_weight)):
             self._add(name, weight, EXPONENTS, bits)
-        if cell.projection is not None:  # cells are filled up to 64 in 16 bits as in 8
+        if cell.projection is not None:  # cells are padded to 64 in 16 bits as in 8
             self._add("projection", in_groups(cell.projection, 2), np.ones(2, np.float32), bits, multiple=LINE)
         clips = (config.cell_clip or 0.0, config.projection_clip or 0.0)
         self.struct = _CellStruct(config.projection_size, config.cell_size, bits, threads, *clips)
@@ -135,7 +135,7 @@ class _Cell:
             setattr(self.struct, name, pointer(array))
 
     def _add(self, name: str, weight: Float32, factors: Float32, bits: Bits, multiple: int = 0) -> None:
-        """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits these are in the scales."""
+        """Pack weights [groups, K, N] times the groups' factors as `name`; in 8 bits the scales contain these."""
         numbers: Array
         if bits == 8:
             quantized = [quantize(group, LEVELS) for group in weight]
@@ -148,5 +148,5 @@ class _Cell:
 
 
 def _rows(kept: Kept) -> int:
-    """Rows of the array that this one is part of, plane by plane."""
+    """Return the number of rows of the array that this one is part of, plane by plane."""
     return kept.strides[0] // kept.strides[1]

@@ -25,9 +25,9 @@ WORD_TABLE_BYTES = 320 << 20
 
 @dataclass
 class RowStates:
-    """Final states of rows, carried from batch to batch: of each (layer, direction), hidden [B, P] and B rows of cells.
+    """Final states of rows, carried from batch to batch: per (layer, direction), hidden [B, P] and B rows of cells.
 
-    A smaller batch updates the first rows only; a larger one's new rows start at zero (AllenNLP, bilm-tf).
+    A smaller batch updates only the first rows; a larger one's new rows start at zero (AllenNLP, bilm-tf).
     """
 
     states: dict[tuple[int, int], tuple[Float32, Kept]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class RowStates:
     def of(
         self, layer: int, direction: int, n_rows: int, zeros: Callable[[int], tuple[Float32, Kept]]
     ) -> tuple[Float32, Kept]:
-        """The states of the first n_rows rows, new ones from `zeros`; writing to them updates this object."""
+        """Return the states of the first n_rows rows, new ones from `zeros`; writing to them updates this object."""
         hidden, cell = self.states.get((layer, direction)) or zeros(0)
         if n_rows > len(hidden):
             new_hidden, new_cell = zeros(n_rows - len(hidden))
@@ -44,7 +44,7 @@ class RowStates:
         return hidden[:n_rows], cell[:, :n_rows]
 
     def copy(self) -> RowStates:
-        """The same states, to be updated on their own."""
+        """Return the same states, to be updated independently."""
         return RowStates({key: (hidden.copy(), cell.copy()) for key, (hidden, cell) in self.states.items()})
 
 
@@ -56,7 +56,7 @@ class BiLstm:
         self._runtime = runtime
         self._memory: dict[tuple[str, int], Kept] = {}
         self._boundaries: dict[tuple[int, int], tuple[Float32, Float32, Kept]] = {}
-        # A direction's memory and its pieces of the network.
+        # Each direction's memory and its pieces of the network.
         self._in_use = InEachProcess(lambda: (threading.Lock(), threading.Lock()))
         self._table_rows = max(STEP_ROWS, WORD_TABLE_BYTES // runtime.gates.row_bytes)
 
@@ -67,19 +67,19 @@ class BiLstm:
         state: RowStates | None = None,
         on_nodes: Callable[[int], None] = lambda nodes: None,
     ) -> list[tuple[Float32, Float32]]:
-        """Outputs of every layer: (forward [N_forward, P], backward [N_backward, P]).
+        """Return every layer's outputs: (forward [N_forward, P], backward [N_backward, P]).
 
         Args:
             schedule: built with `share=False, complete=True` where there is a state.
-            word_vectors: [W, P] of the words that the schedule's nodes name.
-            state: rows' states to start from, updated in place; None starts every root at zero.
-            on_nodes: called after every step with the number of its nodes, by either direction's thread.
+            word_vectors: [W, P] of the words that the schedule's nodes refer to.
+            state: rows' states to start from, updated in place; with None every root starts at zero.
+            on_nodes: called after every step with its number of nodes, by either direction's thread.
         """
         forests = (schedule.forward, schedule.backward)
         both = Directions(on_nodes)
 
         def run_direction(direction: int) -> list[Float32]:
-            with self._in_use()[direction]:  # until one that an interrupted call left running has ended
+            with self._in_use()[direction]:  # wait until one that an interrupted call left running has ended
                 both.count(0)
                 return self._run_direction(direction, forests[direction], word_vectors, state, both.count)
 
@@ -89,7 +89,7 @@ class BiLstm:
             start_new_thread(both.run_backward, (run_direction,))
             forward = run_direction(0)
             return list(zip(forward, both.backward(), strict=True))
-        except BaseException as error:  # Ctrl-C among them: the other direction ends after its step
+        except BaseException as error:  # even Ctrl-C: the other direction ends after its step
             both.stopped = True
             with self._in_use()[1]:
                 raise both.error or error from None
@@ -102,32 +102,32 @@ class BiLstm:
         state: RowStates | None,
         on_nodes: Callable[[int], None],
     ) -> list[Float32]:
-        """Outputs [N, P] of every layer."""
+        """Return every layer's outputs [N, P]."""
         outputs: list[Float32] = []
         for layer in range(self._config.n_layers):
             states = state.of(layer, direction, len(forest.order), self._zero_states) if state else None
             x, x_rows = (word_vectors, forest.words) if layer == 0 else (outputs[-1], None)
             hidden = self._run_layer(layer, direction, forest, x, x_rows, states, on_nodes)
             if layer and self._config.skip_connections:
-                hidden += outputs[-1]  # into the output alone: the recurrence is over
+                hidden += outputs[-1]  # only into the output: the recurrence is over
             outputs.append(hidden)
         return outputs
 
     def _zero_states(self, n_rows: int) -> tuple[Float32, Kept]:
-        """The state before any word: hidden [n_rows, P], and cells."""
+        """Return the state before any word: hidden [n_rows, P], and cells."""
         cell = self._runtime.cells.empty(n_rows)
         cell[:] = 0
         return np.zeros((n_rows, self._config.projection_size), np.float32), cell
 
     def _scratch(self, name: str, direction: int, blocks: Blocks, rows: int) -> Kept:
-        """Rows of memory that is reused: touching newly allocated pages costs as much as reading them."""
+        """Return rows of reused memory: touching newly allocated pages costs as much as reading them."""
         key, size = (name, direction), blocks.planes * rows * blocks.width
         if key not in self._memory or self._memory[key].size < size:
             self._memory[key] = np.empty(size, blocks.dtype)
         return self._memory[key][:size].reshape(blocks.planes, rows, blocks.width)
 
     def _boundary_state(self, layer: int, direction: int, x: Float32) -> tuple[Float32, Kept]:
-        """State after a boundary's vector x [1, P] from a fresh state: hidden [1, P] and a cell, in every window."""
+        """Return the state after a boundary's vector x [1, P], from zero, in every window: hidden [1, P] and a cell."""
         key = (layer, direction)
         known = self._boundaries.get(key)
         if known is None or not np.array_equal(known[0], x):
@@ -150,7 +150,7 @@ class BiLstm:
         states: tuple[Float32, Kept] | None,
         on_nodes: Callable[[int], None],
     ) -> Float32:
-        """Hidden states [N, P] of one layer. Node n's input is x[x_rows[n]], or x[n]; `states` are read and updated."""
+        """Return one layer's hidden states [N, P]. Node n's input is x[x_rows[n]], or x[n]; `states` are updated."""
         config, runtime = self._config, self._runtime
         sizes = np.diff(forest.depths)
         hidden = np.empty((forest.n_nodes, config.projection_size), np.float32)
@@ -158,8 +158,8 @@ class BiLstm:
         cell, cell_before = (self._scratch(f"cells {k}", direction, runtime.cells, most) for k in range(2))
         first_depth = 0
         if states:
-            before = states  # of the depth before
-        elif forest.n_nodes:  # depth 0 of a shared forest is the boundary alone
+            before = states  # of the previous depth
+        elif forest.n_nodes:  # depth 0 of a shared forest is only the boundary
             before = self._boundary_state(layer, direction, x[forest.words[:1]] if x_rows is not None else x[:1])
             hidden[:1] = before[0]
             first_depth = 1
@@ -188,7 +188,7 @@ class BiLstm:
                 if steps.stop == forest.depths[last]:  # all rows of this depth are done
                     before = (hidden[forest.depths[last - 1] : steps.stop], cell[:, : sizes[last - 1]])
                     cell, cell_before = cell_before, cell
-                    if states:  # rows are in order of length: those that end here are the last ones
+                    if states:  # rows are in order of length: the last ones end here
                         ended = slice(sizes[last] if last < len(sizes) else 0, None)
                         rows = forest.order[: sizes[last - 1]][ended]
                         states[0][rows], states[1][:, rows] = before[0][ended], before[1][:, ended]
@@ -197,7 +197,7 @@ class BiLstm:
     def _input_gates(
         self, layer: int, direction: int, nodes: slice, x: Float32, x_rows: Int32 | None
     ) -> tuple[Kept, Int32 | None]:
-        """The gates' part that does not recur, of some nodes; or of their distinct rows of x, and each node's place."""
+        """Return the non-recurrent part of nodes' gates; or that of their distinct rows of x, and each node's row."""
         gate_rows, inputs = None, x[nodes]
         if x_rows is not None:
             words, inverse = np.unique(x_rows[nodes], return_inverse=True)

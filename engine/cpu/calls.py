@@ -14,7 +14,7 @@ from flashelmo.engine.text.schedule import Forest
 
 @dataclass(frozen=True)
 class Call:
-    """One call: n_steps depths from `depth` on, the same rows in each; nodes start:stop."""
+    """One call: n_steps depths from `depth` on, with the same rows in each; nodes start:stop."""
 
     depth: int
     n_steps: int
@@ -23,20 +23,20 @@ class Call:
 
     @property
     def n_rows(self) -> int:
-        """Of each depth."""
+        """The number of rows of each depth."""
         return (self.stop - self.start) // self.n_steps
 
 
 def slabs(
     forest: Forest, first_depth: int, step_rows: int, max_nodes: int, x_rows: Int32 | None
 ) -> Iterator[list[Call]]:
-    """Groups of consecutive calls whose input product is one: at most max_nodes nodes each.
+    """Yield groups of consecutive calls that share one input product: at most max_nodes nodes each.
 
     Args:
-        first_depth: that is computed.
-        step_rows: most nodes of a call.
-        x_rows: each node's row of the input [N], if it is not node by node: a window whose distinct rows are at most
-            max_nodes is one group, however many its nodes.
+        first_depth: the first one to compute.
+        step_rows: the most nodes per depth of a call.
+        x_rows: each node's row of the input [N], unless nodes have their own: a window with at most max_nodes distinct
+            rows is one group, whatever its number of nodes.
     """
     if x_rows is not None and len(np.unique(x_rows)) <= max_nodes:
         max_nodes = forest.n_nodes
@@ -51,7 +51,7 @@ def slabs(
 
 
 def _steps(forest: Forest, first_depth: int, step_rows: int) -> Iterator[Call]:
-    """Calls of at most step_rows nodes from first_depth on: large depths are cut, those whose rows go on are joined."""
+    """Yield calls of at most step_rows rows from first_depth on: large depths are cut, those with equal rows joined."""
     sizes = np.diff(forest.depths)
     keeps_rows = _keeps_rows(forest)
     depth = first_depth
@@ -71,7 +71,7 @@ def _steps(forest: Forest, first_depth: int, step_rows: int) -> Iterator[Call]:
 
 
 def _keeps_rows(forest: Forest) -> Bool:
-    """[depths] whether a depth's rows are the ones before, none ended and none branched."""
+    """Return, per depth, whether its rows are those of the depth before, with none ended and none branched."""
     sizes = np.diff(forest.depths)
     keeps_rows = np.zeros(len(sizes), np.bool_)
     if len(sizes) > 1:

@@ -1,4 +1,4 @@
-"""Both directions of the biLSTM at once: one in a thread of its own."""
+"""Both directions of the biLSTM at once: the backward one in its own thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from flashelmo.engine.arrays import Float32
 
 
 class Directions:
-    """Two directions at once, the backward one in a thread of its own, until either fails.
+    """Two directions at once, the backward one in its own thread, until either fails.
 
-    Ctrl-C may come at any moment. It would leave the locks of a `Future`, an `Event` or a `Condition` held for ever,
-    which are taken by functions in Python; a lock by itself is safe.
+    Ctrl-C may come at any moment. The locks of a `Future`, an `Event` or a `Condition`, which Python functions take,
+    could then stay held for ever; a plain lock is safe.
 
     Attributes:
-        stopped: both directions are to end after their step.
-        error: what the backward direction failed with.
+        stopped: both directions must end after their current step.
+        error: the exception with which the backward direction failed.
     """
 
     def __init__(self, on_nodes: Callable[[int], None]) -> None:
@@ -28,13 +28,13 @@ class Directions:
         self._done.acquire()
 
     def count(self, nodes: int) -> None:
-        """Called by either after a step of so many nodes."""
+        """Count a step of so many nodes; called by both directions."""
         if self.stopped:
             raise InterruptedError
         self._on_nodes(nodes)
 
     def run_backward(self, run_direction: Callable[[int], list[Float32]]) -> None:
-        """What the thread does."""
+        """Run the backward direction: the thread's work."""
         try:
             self._backward = run_direction(1)
         except BaseException as error:
@@ -43,7 +43,7 @@ class Directions:
         self._done.release()
 
     def backward(self) -> list[Float32]:
-        """Wait for the thread's outputs."""
+        """Wait for the thread, and return its outputs."""
         self._done.acquire()
         if self.error is not None:
             raise self.error

@@ -1,22 +1,23 @@
-/* An LSTM with projection in 16 or 8 bits, for processors with AMX, or with AVX-512 that multiplies such numbers.
+/* An LSTM with projection in 16 or 8 bits, for processors with AMX, or with AVX-512 instructions that multiply them.
 
 The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014):
 
-    i, f, g, o = part + h W                         sums in float32; of 8 bits in integers, times both scales
+    i, f, g, o = part + h W                         sums in float32; for 8 bits in integers, times both scales
     c = clip(sigmoid(f) c + sigmoid(i) tanh(g))     float32
     h = clip((sigmoid(o) tanh(c)) W_p)              float32, rounded where it is multiplied
 
-Products alone would be bound by reading weights, and cells by their arithmetic. So a thread has some blocks of 16 cells,
-all four gates of each: while the tiles multiply the next 32 rows, the vector units compute the cells of the last, whose
-sums are still in the first-level cache. What passes between calls lies block by block, so that memory is read in order:
+Products alone would be limited by reading weights, and cells by their arithmetic. So a thread has some blocks of 16
+cells, with all four gates of each: while the tiles multiply the next 32 rows, the vector units compute the cells of the
+previous ones, whose sums are still in the first-level cache. Arrays that pass between calls are stored block by block,
+so that memory is read in order:
 
-    part     [C / 16, rows, 4, 16]  bfloat16: a product that does not recur, bias and all; or a table of words
+    part     [C / 16, rows, 4, 16]  bfloat16: the non-recurrent product, including the bias; or a table of words
     cells    [C / 16, rows, 16]     float32
-    weights  [N / 16, K / k, gates, 16, 16, 4 bytes]    a tile is 16 lines of 64 bytes: of 16 columns four bytes each
-    rows     [rows / 16, K / k, 16, 64 bytes]           that are multiplied; 64 bytes are k numbers
+    weights  [N / 16, K / k, gates, 16, 16, 4 bytes]    a tile is 16 lines of 64 bytes: four bytes each of 16 columns
+    rows     [rows / 16, K / k, 16, 64 bytes]           the rows that are multiplied; 64 bytes are k numbers
 
-Sizes that are no multiple of these end in zeros. In 8 bits each row is divided by its own largest magnitude, and each
-column of the weights. So no sum depends on other rows: a row's bits are the same in any company.
+Sizes that are not multiples of these are padded with zeros. In 8 bits each row is divided by its own largest magnitude,
+and so is each column of the weights. So no sum depends on other rows: a row's bits are the same in any batch.
 */
 
 #include <immintrin.h>
@@ -34,18 +35,18 @@ enum { LINE = 64, TILE = 1024, ROWS = 32, TOGETHER = 256 };
 
 typedef struct {
     int32_t n_inputs, n_cells, bits, threads; /* P, C, 16 or 8 */
-    float cell_clip, projection_clip;         /* 0 where there is none */
-    const uint8_t *input, *recurrent, *projection; /* of P and P columns of C; no projection where P is C */
+    float cell_clip, projection_clip;         /* 0 for no clip */
+    const uint8_t *input, *recurrent, *projection; /* of P and P columns of C; no projection if P is C */
     const float *bias, *input_scale, *recurrent_scale; /* [C / 16, 4, 16] */
     const float *projection_scale;                     /* [P / 32, 2, 16] */
-    const int32_t *input_start, *recurrent_start, *projection_start; /* likewise, of 8 bits: see SHIFT */
+    const int32_t *input_start, *recurrent_start, *projection_start; /* likewise, for 8 bits: see SHIFT */
 } Cell;
 
 typedef struct {
     int32_t n_steps, n_rows;
-    int64_t part_rows, before_rows, after_rows; /* of the arrays that parts, cells and new cells are in */
-    const int32_t *parents, *gate_rows;         /* [n] into the states before; [T, n] into a table, or none */
-    const float *hidden, *cells;                /* [p, P], the states before */
+    int64_t part_rows, before_rows, after_rows; /* rows of the arrays that hold parts, cells and new cells */
+    const int32_t *parents, *gate_rows;         /* [n] rows of the previous states; [T, n] rows of a table, or NULL */
+    const float *hidden, *cells;                /* [p, P]; the previous states */
     const bf16 *parts;
     float *new_hidden, *new_cells; /* [T, n, P]; the last step's */
 } Steps;
@@ -57,7 +58,7 @@ INLINE uint8_t *line(uint8_t *rows, int n_k, int row) { return rows + (int64_t)(
 
 /* -------------------------------------------------------------------------------------------------------- products */
 
-/* Sums [gates][ROWS][16] of up to 32 rows with 16 columns of each gate, in so many pieces of work. */
+/* Sums [gates][ROWS][16] of up to 32 rows with 16 columns of each gate; `n_pieces` pieces of work. */
 typedef struct {
     int bits, n_rows, n_k, n_gates;
     const uint8_t *rows, *weights;
@@ -65,10 +66,10 @@ typedef struct {
     float *sums;
 } Product;
 
-enum { FEW = 4 }; /* rows whose sums are in registers, of four gates */
+enum { FEW = 4 }; /* rows whose sums are in registers, for four gates */
 
-/* VNNI multiplies 8-bit rows without a sign by weights with one. So 128 is added to the rows, and sums start at what that
-adds to them, -128 times the sum of a column's weights. Tiles multiply rows that have a sign. */
+/* VNNI multiplies unsigned 8-bit rows by signed weights. So 128 is added to the rows, and sums start with what offsets
+that, -128 times the sum of a column's weights. Tiles multiply signed rows. */
 #ifdef __AMX_TILE__
 enum { SHIFT = 0 };
 #else
@@ -81,7 +82,7 @@ enum { SHIFT = 0x80 }; /* of rows as they are stored */
 #define MULTIPLY_16(sum, row, column) (sum)
 #endif
 
-/* `n` rows from the piece's on, 1 or FEW, with all gates. */
+/* Multiplies `n` rows, 1 or FEW, from the piece's first on, with all gates. */
 INLINE void multiply_few(Product product, int piece, const int n) {
     __m512i sums[4][FEW];
     const uint8_t *rows = product.rows + (int64_t)(piece * FEW / 16) * product.n_k * TILE + piece * FEW % 16 * LINE;
@@ -127,7 +128,7 @@ INLINE void multiply_few(Product product, int piece, const int n) {
         else _tile_dpbf16ps(sum, row, column);                   \
     } while (0)
 
-/* Tiles of at most `n` rows: 0 to 3 are sums, 4 (and 5 of 32 rows) what is multiplied, the others weights. */
+/* Configures tiles of at most `n` rows: 0 to 3 are sums, 4 (and 5 for 32 rows) multiplied rows, the others weights. */
 INLINE void begin_products(int n) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t lines[16]; } shapes = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) shapes.bytes[tile] = LINE, shapes.lines[tile] = tile <= 4 ? at_most(n, 16) : 16;
@@ -135,9 +136,9 @@ INLINE void begin_products(int n) {
 }
 INLINE void end_products(void) { _tile_release(); }
 
-/* One row waits for its weights alone, and longer with tiles; sums of 8 bits are the same either way. */
+/* One row only waits for its weights, and longer with tiles; 8-bit sums are the same either way. */
 INLINE int is_single(Product product) { return product.n_rows == 1 && product.bits == 8; }
-/* 16 rows with all gates, or 32 with two at a time: at most four sums are in tiles. */
+/* 16 rows with all gates, or 32 with two at a time: tiles hold at most four sums. */
 INLINE int is_short(Product product) { return product.n_rows <= 16; }
 INLINE int n_pieces(Product product) {
     return is_single(product) ? 1 : is_short(product) ? product.n_k : product.n_k * product.n_gates / 2;
@@ -175,7 +176,7 @@ INLINE void do_piece(Product product, int piece) {
         MULTIPLY(3, 5, 7);
     }
     if (k < product.n_k - 1) return;
-    float *to = product.sums + gate * ROWS * 16; /* tiles 0 to 3: rows and gates of short ones, (gate, 16 rows) of others */
+    float *to = product.sums + gate * ROWS * 16; /* tiles 0 to 3: gates if short, else (gate, 16 rows) */
     int step = short_ ? ROWS * 16 : 256;
     _tile_stored(0, to, LINE);
     _tile_stored(1, to + step, LINE);
@@ -206,20 +207,20 @@ INLINE __m512 load_bf16(const void *from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
 }
 
-/* Rounded to the nearest; 16 of a line of 32. */
+/* Stores 16 numbers of a line of 32, rounded to nearest. */
 INLINE void store_bf16(void *to, __m512 x) {
 #ifdef __AVX512BF16__
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 #else
     __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __mmask16 none = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); /* no number stays none */
+    __mmask16 none = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); /* NaN stays NaN */
     bits = _mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7fc00000));
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 #endif
 }
 
-/* 2^x: to the nearest whole number, and a polynomial for the rest, fitted to a relative error of 3e-6; 1 at 0. */
+/* 2^x: the nearest whole power, times a polynomial for the rest, fitted to a relative error of 3e-6; 1 at 0. */
 INLINE __m512 power_of_2(__m512 x) {
     __m512 rest = _mm512_reduce_ps(x, 0);
     __m512 y = _mm512_set1_ps(9.58285467e-3f);
@@ -234,7 +235,7 @@ INLINE __m512 clipped(__m512 x, float most) {
     return most > 0 ? _mm512_max_ps(_mm512_set1_ps(-most), _mm512_min_ps(_mm512_set1_ps(most), x)) : x;
 }
 
-/* A row's sums with 16 columns of a gate, as numbers, and `more`. */
+/* Returns a row's sums with 16 columns of a gate, as floats, plus `more`. */
 INLINE __m512 sum_of(int bits, const float *sums, int gate, int row, float row_scale, const float *scales, __m512 more) {
     const float *from = sums + (gate * ROWS + row) * 16;
     if (bits == 16) return _mm512_add_ps(_mm512_load_ps(from), more);
@@ -244,7 +245,7 @@ INLINE __m512 sum_of(int bits, const float *sums, int gate, int row, float row_s
 
 /* ----------------------------------------------------------------------------------------- rows that are multiplied */
 
-/* 16 numbers times a factor as 8-bit integers. */
+/* Stores 16 numbers times a factor as 8-bit integers. */
 INLINE void store_8bits(void *to, __m512 x, float factor) {
     __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor)));
     _mm_storeu_si128((__m128i *)to, _mm_xor_si128(_mm512_cvtsepi32_epi8(whole), _mm_set1_epi8((char)SHIFT)));
@@ -256,7 +257,7 @@ INLINE float factor_of(__m512 magnitudes, float *scale) {
     return largest > 0 ? 127.f / largest : 0.f;
 }
 
-/* A row of float32 [n] into its lines, zeros behind it. */
+/* Stores a row of float32 [n] in its lines, followed by zeros. */
 INLINE void store_row(int bits, int n, int n_k, const float *x, uint8_t *to, float *scale) {
     float factor = 1;
     if (bits == 8) {
@@ -274,7 +275,7 @@ INLINE void store_row(int bits, int n, int n_k, const float *x, uint8_t *to, flo
         }
 }
 
-/* A row of 16-bit numbers in `n_k` lines into half as many of 8 bits. */
+/* Converts a row of 16-bit numbers in `n_k` lines into half as many of 8 bits. */
 INLINE void narrow_row(int n_k, const uint8_t *from, uint8_t *to, float *scale) {
     __m512 most = _mm512_setzero_ps();
     for (int half = 0; half < 2 * n_k; half++)
@@ -317,15 +318,15 @@ INLINE void multiply_inputs(int bits, const Cell *cell, int n, int64_t part_rows
 
 /* ------------------------------------------------------------------------------------------------------------ steps */
 
-/* A row's cells of a block, from its sums with the hidden state before. Returns what is projected.
+/* Computes a row's cells of a block, from its sums with the previous hidden state. Returns what will be projected.
 
 sigmoid(x) is 1 / (1 + e^-x) and tanh(x) is (e^2x - 1) / (e^2x + 1), whose error is relative to x where x is small. The
-weights are such that the sums are exponents of 2: -x log2(e), of the candidate 2 x log2(e). Reciprocals have 14 bits.
+weights are such that the sums are exponents of 2: -x log2(e), for the candidate 2 x log2(e). Reciprocals have 14 bits.
 */
 INLINE __m512 compute_cells(int bits, const float *sums, int row, float scale, const float *scales, const bf16 *part,
                             const float *before, float *after, float cell_clip) {
 #define GATE(k) sum_of(bits, sums, k, row, scale, scales, load_bf16(part + 16 * k))
-#define BELOW(x) _mm512_min_ps(_mm512_set1_ps(64.f), x) /* no number stays none */
+#define BELOW(x) _mm512_min_ps(_mm512_set1_ps(64.f), x) /* NaN stays NaN */
     const __m512 one = _mm512_set1_ps(1.f);
     __m512 input = _mm512_add_ps(one, power_of_2(GATE(0))), forget = _mm512_add_ps(one, power_of_2(GATE(1)));
     __m512 candidate = power_of_2(BELOW(GATE(2)));
@@ -349,8 +350,8 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
     float *scales = (float *)(multiplied + (int64_t)n_groups * 2 * n_p * TILE), *u_scales = scales + n_groups * ROWS;
     #pragma omp parallel num_threads(cell->threads)
     {
-        float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the unit before, and of this one */
-        /* A thread's blocks, 32 rows of each after the other. */
+        float both_sums[2][4 * ROWS * 16] __attribute__((aligned(LINE))); /* of the previous unit and of this one */
+        /* This thread's blocks; a unit of work is 32 rows of a block. */
         int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         int first = n_blocks * thread / threads, last = n_blocks * (thread + 1) / threads, n_units = (last - first) * n_groups;
         Product product = {bits, 0, n_k, 4, 0, 0, 0, 0};
@@ -364,7 +365,7 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
                 for (int at = n_blocks; at < 2 * n_u; at++)
                     store_bf16(line(unprojected, n_u, row) + at / 2 * TILE + at % 2 * 32, _mm512_setzero_ps());
             }
-            for (int unit = 0; unit <= n_units; unit++) { /* products of this one, cells of the last */
+            for (int unit = 0; unit <= n_units; unit++) { /* products of this one, cells of the previous one */
                 int piece = 0, pieces = 0;
                 if (unit < n_units) {
                     int group = unit % n_groups;
@@ -420,12 +421,12 @@ INLINE void run(int bits, const Cell *cell, const Steps *steps, uint8_t *memory)
 
 /* ------------------------------------------------------------------------------------------------------------ words */
 
-enum { AS_IT_IS, RELU, TANH }; /* what becomes of sums */
+enum { AS_IT_IS, RELU, TANH }; /* what is done to sums */
 
 typedef struct {
     int32_t n_rows, n_inputs, n_outputs, threads;
-    int32_t activation, together; /* rows whose largest sums alone are kept, as of a word's positions */
-    int32_t is_highway;           /* of 32 columns the transformed ones, then the gates of the same */
+    int32_t activation, together; /* consecutive rows of which only the largest sums are kept, as a word's positions */
+    int32_t is_highway;           /* per 32 columns, the transformed ones, then their gates */
     const float *x, *bias;        /* [n, K]; [N / 16] of the sums' columns, [16] each */
     const uint8_t *weights;       /* four groups of 16 columns in a block */
     float *y;                     /* [n / together, N] */
@@ -433,7 +434,7 @@ typedef struct {
 
 INLINE __m512 activated(int activation, __m512 x) {
     const __m512 one = _mm512_set1_ps(1.f);
-    if (activation == RELU) return _mm512_max_ps(_mm512_setzero_ps(), x); /* no number stays none */
+    if (activation == RELU) return _mm512_max_ps(_mm512_setzero_ps(), x); /* NaN stays NaN */
     if (activation == AS_IT_IS) return x;
     __m512 e = power_of_2(_mm512_min_ps(_mm512_set1_ps(64.f), _mm512_mul_ps(x, _mm512_set1_ps(2.88539008f))));
     return _mm512_mul_ps(_mm512_sub_ps(e, one), _mm512_rcp14_ps(_mm512_add_ps(e, one)));
@@ -446,7 +447,7 @@ INLINE __m512 highway(__m512 transformed, __m512 gate, __m512 x) {
     return _mm512_fmadd_ps(g, _mm512_sub_ps(activated(RELU, transformed), x), x);
 }
 
-/* Rows of a layer with a block's columns, after the products. */
+/* Computes a block's columns of some rows of a layer, after the products. */
 INLINE void finish_rows(const Layer *layer, int block, int first, int here, const float *sums, __m512 *largest) {
     int groups_of_16 = layer->is_highway ? 2 : 4;
     for (int group = 0; group < groups_of_16; group++) {
@@ -471,14 +472,14 @@ INLINE void finish_rows(const Layer *layer, int block, int first, int here, cons
     }
 }
 
-/* ----------------------------------------------------------------------------------------------------- what is called */
+/* --------------------------------------------------------------------------------------------------- entry points */
 
-/* Bytes of memory that a layer needs, from a 64-byte boundary on. */
+/* Returns the bytes of memory that a layer needs, aligned to 64. */
 int64_t layer_bytes(const Layer *layer) {
     return (int64_t)groups(layer->n_rows, ROWS) * 2 * groups(layer->n_inputs * 2, LINE) * TILE;
 }
 
-/* A layer of the words' network, in 16 bits: [n, K] -> [n / together, N]. */
+/* Runs a layer of the words' network, in 16 bits: [n, K] -> [n / together, N]. */
 void run_layer(const Layer *layer, uint8_t *memory) {
     const int K = layer->n_inputs, n = layer->n_rows, n_k = groups(K * 2, LINE);
     const int n_blocks = groups(layer->n_outputs, layer->is_highway ? 32 : 64);
@@ -506,7 +507,7 @@ void run_layer(const Layer *layer, uint8_t *memory) {
     }
 }
 
-/* Ask Linux for the tiles; 0 where it gives them to this process, as they are on the processor. */
+/* Asks Linux for the tiles; returns 0 if the processor has them and Linux grants them to this process. */
 int ask_for_tiles(void) {
 #ifdef __AMX_TILE__
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' data */) != 0;
@@ -515,19 +516,19 @@ int ask_for_tiles(void) {
 #endif
 }
 
-/* Bytes of memory that n rows of either function need, from a 64-byte boundary on. */
+/* Returns the bytes of memory that n rows need in either function, aligned to 64. */
 int64_t memory_bytes(const Cell *cell, int n) {
     int n_k = groups(cell->n_inputs * cell->bits / 8, LINE), n_u = 2 * groups(cell->n_cells, 64), n_groups = groups(n, ROWS);
     return (int64_t)n_groups * (2 * TILE * (n_k + n_u + (cell->bits == 8 ? n_u / 2 : 0)) + 2 * ROWS * 4);
 }
 
-/* The gates' part that does not recur: x [n, P] -> parts, n of `part_rows` rows. */
+/* Computes the gates' non-recurrent part: x [n, P] -> parts, n of `part_rows` rows. */
 void input_product(const Cell *cell, int n, int64_t part_rows, const float *x, bf16 *parts, uint8_t *memory) {
     if (cell->bits == 8) multiply_inputs(8, cell, n, part_rows, x, parts, memory);
     else multiply_inputs(16, cell, n, part_rows, x, parts, memory);
 }
 
-/* T steps of the same n rows. */
+/* Does T steps of the same n rows. */
 void run_steps(const Cell *cell, const Steps *steps, uint8_t *memory) {
     if (cell->bits == 8) run(8, cell, steps, memory);
     else run(16, cell, steps, memory);

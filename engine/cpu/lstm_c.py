@@ -1,4 +1,4 @@
-"""`lstm.c`: compiled where it runs, and its weights, packed as it reads them."""
+"""`lstm.c`, compiled where it runs, and its weights, packed as it reads them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ PRODUCTS = {8: "avx512_vnni", 16: "avx512_bf16"}
 TILES = ("amx_tile", "amx_bf16", "amx_int8")
 COMPILE_SECONDS = 300
 DIGEST_BYTES = hashlib.sha256().digest_size
-LINE, LANES = 64, 16  # bytes of a row that are multiplied at once; columns of a block
+LINE, LANES = 64, 16  # bytes of a row that are multiplied at once; columns per block
 LOG2_E = np.float32(np.log2(np.e))  # sigmoid(x) = 1 / (1 + 2^(-x log2 e))
 
 
 def why_not(bits: Bits) -> str:
-    """Why this machine cannot compute in so many bits by `lstm.c`; empty where it can."""
+    """Return why this machine cannot compute in so many bits with `lstm.c`; empty if it can."""
     flags = cpu_flags()
     if sys.platform != "linux" or not flags.issuperset(BASE):
         return "expected Linux on a processor with AVX-512"
@@ -53,22 +53,22 @@ def why_not(bits: Bits) -> str:
 
 
 class Functions:
-    """The library's functions, called from any process.
+    """The library's functions, which any process may call.
 
     Raises:
-        FlashElmoError: no compiler here can compile it.
+        FlashElmoError: no compiler on this machine can compile it.
     """
 
     def __init__(self) -> None:
         self._library = library()
 
     def n_bytes(self, function: str, *arguments: Any) -> int:
-        """What a function that counts bytes gives."""
+        """Call a function that counts bytes, and return the count."""
         count: int = getattr(self._library, function)(*arguments)
         return count
 
     def call(self, function: str, *arguments: Any) -> None:
-        """Call it. In a forked process OpenMP's threads are missing: a new thread calls, for which it starts others."""
+        """Call a function. A forked process lacks OpenMP's threads: there, a new thread calls, which starts its own."""
         call = partial(getattr(self._library, function), *arguments)
         if is_forked():
             Background(call).result()
@@ -77,23 +77,23 @@ class Functions:
 
 
 class Memory:
-    """Memory that calls use one after the other."""
+    """Memory that successive calls reuse."""
 
     def __init__(self) -> None:
         self._bytes = aligned(0, np.uint8)
 
     def of(self, n_bytes: int) -> c_void_p:
-        """At least so many bytes, from a 64-byte boundary on."""
+        """Return at least so many bytes, aligned to 64."""
         if self._bytes.size < n_bytes:
             self._bytes = aligned(n_bytes, np.uint8)
         return pointer(self._bytes)
 
 
 def library() -> ctypes.CDLL:
-    """The functions of `lstm.c`, with tiles where processor and system give them.
+    """Return the functions of `lstm.c`, with tiles where processor and system provide them.
 
     Raises:
-        FlashElmoError: no compiler here can compile it.
+        FlashElmoError: no compiler on this machine can compile it.
     """
     found = _library_or_problem()
     if isinstance(found, str):
@@ -103,7 +103,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def _library_or_problem() -> ctypes.CDLL | str:
-    """Looked for once: a compiler that fails may take long to say so."""
+    """Return the library or why there is none; cached, since a compiler may take long to fail."""
     flags = cpu_flags()
     try:
         if flags.issuperset(TILES):
@@ -116,10 +116,10 @@ def _library_or_problem() -> ctypes.CDLL | str:
 
 
 def compiled(flags: Sequence[str]) -> ctypes.CDLL:
-    """The library for these instructions, from the user's cache after the first time.
+    """Return the library for these instructions, compiled, or from the user's cache after the first time.
 
     Raises:
-        FlashElmoError: there is no compiler, or none that can.
+        FlashElmoError: there is no compiler, or none that can compile it.
     """
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     options = ["-O3", "-fopenmp", "-shared", "-fPIC", "-mfma"]
@@ -140,15 +140,15 @@ def compiled(flags: Sequence[str]) -> ctypes.CDLL:
 
 
 def _folders() -> Iterator[Path]:
-    """Where a library may be kept: the user's cache, or where that cannot be written to, a folder for now."""
-    with suppress(RuntimeError):  # no home
+    """Yield folders for the library: the user's cache; then, if that is not writable, a temporary folder."""
+    with suppress(RuntimeError):  # no home folder
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashelmo"
     with tempfile.TemporaryDirectory(prefix="flashelmo-") as folder:
         yield Path(folder)
 
 
 def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:
-    """The library that is kept there; where there is none that is whole, it is compiled."""
+    """Return the library at this path, compiling it first unless it is there and whole."""
     if not _is_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _compile(command, path)
@@ -156,7 +156,7 @@ def _loaded(path: Path, command: Sequence[str]) -> ctypes.CDLL:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file ends with the digest of what stands before it: loading a part of a library may end the process."""
+    """Whether a file ends with the digest of what precedes it: loading a partial library may end the process."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -165,7 +165,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _compile(command: Sequence[str], path: Path) -> None:
-    """Compile; the file appears whole."""
+    """Compile to a file that appears there only when complete."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         try:
@@ -182,18 +182,18 @@ def _compile(command: Sequence[str], path: Path) -> None:
             said = next((line for line in done.stderr.splitlines() if "error" in line), "it failed")
             raise FlashElmoError(f"expected a C compiler with OpenMP, found {command[0]}: {said.strip()}")
         with made.open("r+b") as file:
-            file.write(hashlib.sha256(file.read()).digest())  # behind it, where the system's loader does not look
+            file.write(hashlib.sha256(file.read()).digest())  # at the end, which the system's loader ignores
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)
 
 
 def pack(numbers: Array, multiple: int = 0) -> Array:
-    """Matrices [groups, K, N] as `lstm.c` reads them: [N / 16, K / k, groups, 16, 16, 4 bytes].
+    """Return matrices [groups, K, N] as `lstm.c` reads them: [N / 16, K / k, groups, 16, 16, 4 bytes].
 
     Args:
         numbers: 8-bit integers, or the bits of bfloat16.
-        multiple: K is filled up to one of this, by default to whole lines of 64 bytes.
+        multiple: K is padded to a multiple of this, by default to whole lines of 64 bytes.
     """
     n_groups, n_inputs, n_columns = numbers.shape
     each = 4 // numbers.itemsize
@@ -208,13 +208,13 @@ def pack(numbers: Array, multiple: int = 0) -> Array:
 
 
 def to_bfloat16(x: Float32) -> npt.NDArray[np.uint16]:
-    """The upper 16 bits of each number, rounded to the nearest, to even where two are as near."""
+    """Return the upper 16 bits of each number, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def in_groups(matrix: Float32, n_groups: int) -> Float32:
-    """[K, N] -> [groups, K, N / groups]: columns in turn to each group, 16 at a time; zeros at the end."""
+    """Return [K, N] as [groups, K, N / groups]: columns go to the groups in turn, 16 at a time; zeros at the end."""
     n_rows, n_columns = matrix.shape
     padded = np.zeros((n_rows, _up(n_columns, n_groups * LANES)), np.float32)
     padded[:, :n_columns] = matrix
@@ -223,21 +223,21 @@ def in_groups(matrix: Float32, n_groups: int) -> Float32:
 
 
 def in_blocks(values: Array) -> Array:
-    """[groups, N] -> [N / 16, groups, 16], zeros at the end."""
+    """Return [groups, N] as [N / 16, groups, 16], with zeros at the end."""
     padded = np.zeros((len(values), _up(values.shape[1], LANES)), values.dtype)
     padded[:, : values.shape[1]] = values
     return np.ascontiguousarray(padded.reshape(len(values), -1, LANES).transpose(1, 0, 2))
 
 
 def aligned(n: int, dtype: type[np.generic]) -> Array:
-    """Memory for n numbers from a 64-byte boundary on."""
+    """Return memory for n numbers, aligned to 64 bytes."""
     n_bytes = n * np.dtype(dtype).itemsize
     memory = np.empty(n_bytes + LINE, np.uint8)
     return memory[-memory.ctypes.data % LINE :][:n_bytes].view(dtype)
 
 
 def pointer(array: Array | None) -> c_void_p:
-    """Where an array begins."""
+    """Return the address of an array's data."""
     return c_void_p(None if array is None else array.ctypes.data)
 
 

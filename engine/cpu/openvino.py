@@ -24,7 +24,7 @@ TELEMETRY = "openvino_telemetry"
 
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Let `import openvino` find its telemetry absent, which it allows for.
+    """Let `import openvino` find its telemetry absent, which it tolerates.
 
     Otherwise it looks up an analytics host, sends it an event and writes an identity into the home folder.
     """
@@ -45,24 +45,24 @@ try:
 except ImportError as error:
     raise MissingExtraError("openvino", "openvino", "the OpenVINO runtime") from error
 
-ROW_MULTIPLE = 32  # OpenVINO prepares every new row count anew, and odd ones run slowly
+ROW_MULTIPLE = 32  # OpenVINO prepares anew for every new row count, and odd ones run slowly
 
 
-# Each core calls sigaltstack() and restores the previous stack when it is destroyed. If core A is made before B and
-# destroyed before B, then B restores A's stack, which is already freed. So one core is made and never destroyed.
+# Each core calls sigaltstack() and restores the previous stack when it is destroyed. If core A is created before B and
+# destroyed before B, then B restores A's stack, which is already freed. So one core is created and never destroyed.
 core = InEachProcess(openvino.Core)
 
 
 def _end_idle_threads() -> None:
-    """Before a fork: those of models that were let go, which OpenVINO keeps for others; milliseconds.
+    """End idle threads before a fork, in milliseconds: OpenVINO keeps those of released models for others.
 
-    They do not come along, and a forked process would take them and wait for ever. What unloads the plugin forgets the
-    idle threads of all cores; that of a core whose models are in use stays loaded.
+    Threads do not survive a fork, yet a forked process would take them and wait for ever. Unloading the plugin makes it
+    forget the idle threads of all cores; the plugin of a core whose models are in use stays loaded.
     """
-    if not core.is_made:  # a forked process that has used none
+    if not core.is_made:  # in a forked process that has used none
         return
     other = openvino.Core()
-    other.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads it
+    other.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin
     other.unload_plugin("CPU")
 
 
@@ -77,19 +77,19 @@ def has_bf16() -> bool:
 
 
 class OpenVinoRuntime:
-    """Runs the graph's pieces, their rows rounded up to a multiple of 32.
+    """Runs the graph's pieces, with their rows rounded up to a multiple of 32.
 
     Args:
         config: the model's dimensions.
-        tensors: what `prepare_tensors` made for float32.
-        values: "float32" or "bfloat16", of products and elementwise operations; what passes between pieces is float32.
-        threads: threads of one piece; 0 lets OpenVINO take the machine's cores.
+        tensors: the result of `prepare_tensors` for float32.
+        values: "float32" or "bfloat16", for products and elementwise operations; values between pieces are float32.
+        threads: threads per piece; 0 lets OpenVINO use the machine's cores.
 
     Raises:
         FlashElmoError: bfloat16 on a processor without it.
     """
 
-    concurrent_directions = False  # OpenVINO's threads serve one request after the other
+    concurrent_directions = False  # OpenVINO's threads serve one request at a time
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, values: str, threads: int = 0) -> None:
         if values == "bfloat16" and not has_bf16():
@@ -106,17 +106,17 @@ class OpenVinoRuntime:
         self._requests = InEachProcess(partial(_make_requests, config, tensors, settings))
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
-        """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
+        """Run the words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         inputs = {"windows": windows, "word_ids": word_ids}
         padded = {name: _pad_rows(array) for name, array in inputs.items() if array is not None}
         _run(self._requests()["words"], padded, {"vectors": vectors})
 
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
-        """Input product: x [m, P] -> gates, each [m, C]."""
+        """Run the input product: x [m, P] -> gates, each [m, C]."""
         _run(self._requests()["product", layer, direction], {"x": _pad_rows(x)}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
-        """T LSTM steps of n rows. Rows added by rounding repeat row 0."""
+        """Do T LSTM steps of n rows. Rows added by rounding repeat row 0."""
         by_row = {"parents": 0, **dict.fromkeys(GATES if steps.gate_rows is None else ["gate_rows"], 1)}
         inputs = {
             name: _pad_rows(array, by_row[name]) if name in by_row else array
@@ -127,9 +127,9 @@ class OpenVinoRuntime:
 
 
 def _make_requests(config: ElmoConfig, tensors: Tensors, settings: dict[str, Any]) -> dict[GraphName, Any]:
-    """A request for each graph, by its name.
+    """Return a request for each graph, by name.
 
-    In a forked process it runs on one thread, as threads were perhaps starting or ending there.
+    In a forked process they run on one thread, as threads may have been starting or ending there at the fork.
     """
     if is_forked():
         settings = settings | {"INFERENCE_NUM_THREADS": 1}

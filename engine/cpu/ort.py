@@ -27,17 +27,17 @@ except ImportError as error:
 
 
 class OrtRuntime:
-    """Runs the graph's pieces; every output goes into an array the caller gives.
+    """Runs the graph's pieces; every output is written into an array that the caller provides.
 
     Args:
         config: the model's dimensions.
-        tensors: what `prepare_tensors` made; kept alive, since ONNX Runtime may read them in place.
+        tensors: the result of `prepare_tensors`; kept alive, since ONNX Runtime may read them in place.
         weight_type: "float32" or "int8".
-        threads: threads to use; 0 takes all cores.
+        threads: how many to use; 0 takes all cores.
 
-    Where a step's weights of both directions fit the cache, each direction has half of the threads and both run at
-    once: one's elementwise operations fill the time in which the other waits. Larger weights come from memory anew at
-    every step of few rows, and two directions would only drive each other's out of the cache.
+    Where the weights of a step in both directions fit the cache, each direction has half of the threads and both run at
+    once: one's elementwise operations fill the time in which the other waits. Larger weights come from memory again at
+    every step of few rows, and two directions would only evict each other's from the cache.
     """
 
     def __init__(self, config: ElmoConfig, tensors: Tensors, weight_type: NumberType, threads: int = 0) -> None:
@@ -53,22 +53,22 @@ class OrtRuntime:
         self._pieces = InEachProcess(partial(make_pieces, graphs, tensors))
 
     def word_vectors(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
-        """Words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
+        """Run the words graph: windows [W, m, width], word_ids [W] -> vectors [W, P]."""
         self._pieces()["words"].run_words(windows, word_ids, vectors)
 
     def input_product(self, layer: int, direction: int, x: Float32, gates: Kept) -> None:
-        """Input product: x [m, P] -> gates, each [m, C]."""
+        """Run the input product: x [m, P] -> gates, each [m, C]."""
         self._pieces()["product", layer, direction].run({"x": x}, dict(zip(GATES, gates, strict=True)))
 
     def steps(self, steps: LstmSteps) -> None:
-        """T LSTM steps of n rows."""
+        """Do T LSTM steps of n rows."""
         inputs = steps.named_inputs()
         outputs = {"new_hidden": steps.new_hidden, "new_cell": steps.new_cell[0]}
         self._pieces()["steps", steps.layer, steps.direction].run(inputs, outputs)
 
 
 class Piece:
-    """A session with inputs and outputs bound in place."""
+    """A session whose inputs and outputs are bound in place."""
 
     def __init__(self, session: Any, weights: list[Any]) -> None:
         self._session = session
@@ -76,7 +76,7 @@ class Piece:
         self._binding = session.io_binding()
 
     def run(self, inputs: Arrays, outputs: Mapping[str, Array]) -> None:
-        """Run it on arrays by name; outputs are float32 and written in place."""
+        """Run on arrays by name; outputs are float32 and written in place."""
         for name, array in inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
@@ -84,18 +84,18 @@ class Piece:
         self._session.run_with_iobinding(self._binding)
 
     def run_words(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
-        """The words graph's; see `Runtime.word_vectors`."""
+        """Run the words graph; see `Runtime.word_vectors`."""
         inputs = {"windows": windows, "word_ids": word_ids}
         self.run({name: array for name, array in inputs.items() if array is not None}, {"vectors": vectors})
 
 
 def make_pieces(graphs: Mapping[GraphName, tuple[Graph, int]], tensors: Tensors) -> dict[GraphName, Piece]:
-    """A session for each graph, on so many threads, by its name.
+    """Return a session for each graph, by name, each on its number of threads.
 
     Args:
-        tensors: that the graphs name; sessions may read them in place.
+        tensors: those that the graphs name; sessions may read them in place.
     """
-    # Packing the weights takes most of the time, and is work for one core each.
+    # Packing the weights takes most of the time, and each session is packed by one core.
     return dict(zip(graphs, in_order(partial(_make_piece, tensors), graphs.values(), n_cores()), strict=True))
 
 
@@ -103,7 +103,7 @@ def _make_piece(tensors: Tensors, graph_threads: tuple[Graph, int]) -> Piece:
     graph, threads = graph_threads
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # row counts vary without end, and a pattern is kept for each
+    options.enable_mem_pattern = False  # row counts vary without end, and each would keep a pattern
     # Each session has its own threads; they must not spin while another session works.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""Windows to vectors on the processor: plan, word vectors, biLSTM, and the gathering of what was asked for."""
+"""Windows to vectors on the processor: plan, word vectors, biLSTM, and gathering of the requested layers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from flashelmo.engine.text.characters import WordEncoder
 from flashelmo.engine.text.schedule import MAX_WINDOW_TOKENS, Schedule
 from flashelmo.engine.text.windows import Window
 
-Source: TypeAlias = tuple[Float32, Int32]  # states [N, P], and which of them each token has [tokens]
+Source: TypeAlias = tuple[Float32, Int32]  # states [N, P], and each token's row in them [tokens]
 
 WINDOW_BYTES = 256 << 20  # of a window's hidden states, all layers and directions
-FILE_TIMES = 8  # the word cache's file may be so many times as large as the cache in memory
+FILE_TIMES = 8  # the word cache's file may be this many times as large as the cache in memory
 
 
 class CpuPipeline:
-    """Embeds windows on a runtime that executes the graph's pieces, each when it is asked for.
+    """Embeds windows on a runtime that executes the graph's pieces, each window when it is asked for.
 
     Args:
-        model, runtime: what to compute and what computes it.
+        model, runtime: what to compute, and on what.
         settings: boundaries, sharing, state and the size of the word cache.
-        words: word vectors of earlier runs.
+        words: word vectors kept from earlier runs.
     """
 
     ahead = 0
@@ -52,13 +52,13 @@ class CpuPipeline:
         self._words = WordVectors(model.config, encoder, runtime, settings.cache_bytes, words)
         self._bilstm = BiLstm(model.config, runtime)
         self._state = RowStates() if settings.stateful or not settings.share else None
-        self._lock = InEachProcess(threading.Lock)  # a window at a time: state, cache and the LSTM's memory are shared
-        self._running = object()  # another for every window
-        self._run_by = threading.local()  # `window`: what this thread computes
+        self._lock = InEachProcess(threading.Lock)  # one window at a time: state, cache, memory are shared
+        self._running = object()  # a new object for every window
+        self._run_by = threading.local()  # `window`: what this thread is computing
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
-        """Let every row start at zero again."""
+        """Reset every row's state to zero."""
         self._check_not_inside()
         with self._lock():
             self._clear_state()
@@ -80,7 +80,7 @@ class CpuPipeline:
         return stream_windows(windows, run, as_numpy)
 
     def _check_not_inside(self) -> None:
-        """Raise FlashElmoError in a thread that computes a window, which would wait for itself."""
+        """Raise FlashElmoError in a thread that is computing a window: it would wait for itself."""
         if self._lock().locked() and getattr(self._run_by, "window", None) is self._running:
             raise FlashElmoError(
                 "embedder: expected no call from within its own progress callback, found one; use another one there"
@@ -91,7 +91,7 @@ class CpuPipeline:
             self._state = RowStates()
 
     def _run(self, window: Window, output: Output, on_progress: OnProgress) -> Iterator[Float32]:
-        """Compute a window; then iterate over its sentences' results."""
+        """Compute a window; then return an iterator over its sentences' results."""
         plan = self._planner.plan(window)
         schedule = plan.schedule
         n_steps = max(1, schedule.n_nodes * self._config.n_layers)
@@ -105,19 +105,19 @@ class CpuPipeline:
 
         def count(nodes: int) -> None:
             nonlocal done
-            self._run_by.window = running  # either direction has its thread
+            self._run_by.window = running  # each direction has its own thread
             with lock:
                 done += nodes
                 on_progress(done / (n_new + n_steps))
 
         layers = self._bilstm.run(schedule, vectors, state, count)
-        self._state = state  # only now: whatever is raised before, the batch did not happen
+        self._state = state  # only now: had an error been raised before, the batch would not have happened
         self.statistics.count(window, schedule, n_new, self._settings.keep_sentence_boundaries)
         return _sentences(schedule, vectors, layers, output)
 
 
 def make_cpu_pipeline(model: ElmoModel, runtime: str, precision: str, settings: Settings) -> PipelineInfo:
-    """The pipeline on a runtime of a name, "ort", "avx512" or "openvino".
+    """Return the pipeline on the named runtime, "ort", "avx512" or "openvino".
 
     Raises:
         MissingExtraError: the runtime's package is not installed.
@@ -129,7 +129,7 @@ def make_cpu_pipeline(model: ElmoModel, runtime: str, precision: str, settings: 
 
 
 def _word_file(model: ElmoModel, runtime: str, precision: str, settings: Settings) -> WordFile:
-    """The file of word vectors of this model, in this precision, on this runtime."""
+    """Return the file of word vectors of this model, in this precision, on this runtime."""
     config = json.dumps(model.config.to_dict(), sort_keys=True)
     belongs_to = {"sha256": model.sha256, "configuration": config, "precision": precision, "runtime": runtime}
     path, size = Path(settings.word_cache or ""), model.config.projection_size
@@ -137,7 +137,7 @@ def _word_file(model: ElmoModel, runtime: str, precision: str, settings: Setting
 
 
 def make_runtime(model: ElmoModel, name: str, precision: str, threads: int) -> Runtime:
-    """The runtime of a name, "ort", "avx512" or "openvino", on `threads` threads; 0 takes all cores."""
+    """Return the named runtime, "ort", "avx512" or "openvino", on `threads` threads; 0 takes all cores."""
     from flashelmo.engine.graph.tensors import prepare_tensors  # needs onnx, which a CUDA device does not
 
     if name == "avx512":
@@ -163,7 +163,7 @@ def _tokens_at_once(config: ElmoConfig) -> int:
 def _sentences(
     schedule: Schedule, vectors: Float32, layers: list[tuple[Float32, Float32]], output: Output
 ) -> Iterator[Float32]:
-    """Gather what is asked for of each sentence and no more. Layer 0 is [x, x], the others are [forward, backward]."""
+    """Yield what is requested of each sentence and no more. Layer 0 is [x, x], the others are [forward, backward]."""
     words, nodes = schedule.token_words, (schedule.forward.token_nodes, schedule.backward.token_nodes)
     sources = [((vectors, words), (vectors, words))]
     sources += [((forward, nodes[0]), (backward, nodes[1])) for forward, backward in layers]
@@ -173,7 +173,7 @@ def _sentences(
 
 
 def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: int, output: Output) -> Float32:
-    """The result for the tokens of one sentence; at a time, at most one layer more is held."""
+    """Return the result for the tokens of one sentence; at any time, at most one extra layer is held."""
     n_tokens = tokens.stop - tokens.start
     result = np.empty((len(groups), size) if output.pool else (len(groups), n_tokens, size), np.float32)
     for row, group in zip(result, groups, strict=True):
@@ -190,7 +190,7 @@ def _sentence(groups: list[list[tuple[Source, Source]]], tokens: slice, size: in
 def _gather(
     halves: tuple[Source, Source], tokens: slice, into: Float32, *, add: bool, factor: float | None = None
 ) -> None:
-    """Write a layer's vectors, times a factor, into [T, 2P], or add them to what it holds."""
+    """Write a layer's vectors, times a factor, into [T, 2P], or add them to what is there."""
     size = into.shape[1] // 2
     for half, (states, rows) in zip((into[:, :size], into[:, size:]), halves, strict=True):
         found = states[rows[tokens]]
@@ -200,4 +200,4 @@ def _gather(
             half += found
         else:
             half[:] = found
-        del found  # before the next half takes as much
+        del found  # frees memory before the next half takes as much

@@ -1,7 +1,7 @@
 """Word vectors in a file that outlives a run and that several runs may use at once.
 
-The file is a SQLite database: a run that is killed leaves it whole, and two runs that write take turns. It belongs to
-one model in one precision and runtime, and never grows beyond its bound: the words that come first stay, which in text
+The file is a SQLite database: a run that is killed leaves it intact, and two runs that write take turns. It belongs to
+one model in one precision and runtime, and never grows beyond its limit: the words that come first stay, which in text
 are the frequent ones.
 """
 
@@ -27,9 +27,9 @@ logger = logging.getLogger("flashelmo")
 
 APPLICATION_ID = 0x464C4D4F  # "FLMO", in the header of a SQLite file
 PAGE_BYTES = 1 << 14  # holds several vectors; a page of 4 KiB would hold one and be half empty
-ROW_BYTES = 64  # of a word beyond its vector and, twice, its letters
-MOST_AT_ONCE = 500  # words of one query; SQLite takes 999 or more
-WAIT_SECONDS = 60.0  # for another run's writing
+ROW_BYTES = 64  # per word, in addition to its vector and twice its letters
+MOST_AT_ONCE = 500  # words per query; SQLite takes 999 or more
+WAIT_SECONDS = 60.0  # for another run to finish writing
 SCHEMA = (
     "CREATE TABLE belongs_to (name TEXT PRIMARY KEY, value TEXT)",
     "CREATE TABLE words (word BLOB PRIMARY KEY, vector BLOB, crc INTEGER)",
@@ -41,22 +41,22 @@ class WordFile:
     """The vectors [P] of words in one file.
 
     Args:
-        path: the file; it is made where there is none.
+        path: the file; created if it does not exist.
         belongs_to: what the vectors depend on: the model's sha256, precision, runtime.
         size: P.
-        max_bytes: the file's bound.
+        max_bytes: the file's size limit.
 
     Raises:
-        FlashElmoError: another file, one of another model, or one that cannot be opened.
+        FlashElmoError: the file is of another kind or another model, or cannot be opened.
     """
 
     def __init__(self, path: Path, belongs_to: Mapping[str, str], size: int, max_bytes: int) -> None:
         self._path, self._size, self._max_bytes = path, size, max_bytes
         self._database = InEachProcess(partial(_open, path, dict(belongs_to)))
-        self._reads = self._writes = True  # until it fails
+        self._reads = self._writes = True  # until one fails
 
     def read(self, names: list[str], values: Float32) -> Int64:
-        """Copy known vectors into `values` [n, P]; the indices of unknown words."""
+        """Copy known vectors into `values` [n, P]; return the indices of unknown words."""
         import sqlite3
 
         unknown = np.ones(len(names), np.bool_)
@@ -76,7 +76,7 @@ class WordFile:
         return np.flatnonzero(unknown)
 
     def write(self, names: list[str], values: Float32) -> None:
-        """Keep vectors of words, as many as the bound allows."""
+        """Keep words' vectors, as many as the limit allows."""
         import sqlite3
 
         if not self._writes:
@@ -134,7 +134,7 @@ def _is_begun(database: sqlite3.Connection) -> bool:
 
 
 def _begin(database: sqlite3.Connection, belongs_to: dict[str, str]) -> None:
-    """Lay a new file out, unless another run does so first."""
+    """Set up a new file, unless another run does so first."""
     database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     database.execute("BEGIN IMMEDIATE")
     try:

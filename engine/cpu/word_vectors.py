@@ -17,7 +17,7 @@ from flashelmo.engine.text.characters import WordEncoder
 
 OnComputed: TypeAlias = Callable[[int, int], None]
 
-# Positions of one words product: enough rows for the matrix peak, few enough to stay in the last-level cache.
+# Positions of one words product: enough rows to reach the matrix peak, few enough to stay in the last-level cache.
 GROUP_POSITIONS = 2048
 
 
@@ -25,8 +25,8 @@ class WordVectors:
     """The context-free vectors [W, P] of words (layer 0's half).
 
     Args:
-        config, encoder, runtime: the model's dimensions, its words-to-ids rules, and what computes.
-        cache_bytes: the least recently used vectors beyond this many bytes are forgotten.
+        config, encoder, runtime: the model's dimensions, its words-to-ids rules, and what computes the vectors.
+        cache_bytes: beyond this many bytes, the least recently used vectors are forgotten.
         file: keeps them from run to run.
     """
 
@@ -47,9 +47,9 @@ class WordVectors:
     def lookup(
         self, words: pa.StringArray, on_computed: OnComputed = lambda n_done, n_missing: None
     ) -> tuple[Float32, int]:
-        """Vectors [W, P] of distinct words, and how many of them had to be computed.
+        """Return vectors [W, P] of distinct words, and how many of them had to be computed.
 
-        `on_computed` is called repeatedly with the number that is computed and the number that has to be.
+        `on_computed` is called repeatedly with the number computed so far and the number to compute.
         """
         names = words.to_pylist()
         vectors = np.empty((len(names), self._config.projection_size), np.float32)
@@ -64,7 +64,7 @@ class WordVectors:
         return vectors, len(unknown)
 
     def _read_file(self, names: list[str], missing: Int64, vectors: Float32) -> Int64:
-        """Copy those of the missing vectors that the file has; the indices of the others."""
+        """Copy the missing vectors that the file has; return the indices of the others."""
         assert self._file is not None
         found = np.empty((len(missing), vectors.shape[1]), np.float32)
         unknown = self._file.read([names[i] for i in missing], found)
@@ -72,7 +72,7 @@ class WordVectors:
         return missing[unknown]
 
     def _compute(self, words: pa.StringArray, on_computed: OnComputed) -> Float32:
-        """Words of like length together, so that few positions are padding."""
+        """Compute words' vectors, similar lengths together, so that few positions are padding."""
         character_ids = self._encoder.character_ids(words)
         word_ids = self._encoder.word_ids(words)
         vectors = np.empty((len(words), self._config.projection_size), np.float32)
@@ -101,7 +101,7 @@ def _groups(order: Int64, sizes: Int64) -> list[Int64]:
 
 
 class _LruCache:
-    """Rows of floats by word; the least recently used give way."""
+    """Rows of floats by word; the least recently used are replaced."""
 
     def __init__(self, capacity: int, width: int) -> None:
         self._capacity = capacity
@@ -109,7 +109,7 @@ class _LruCache:
         self._values = np.empty((min(capacity, 1024), width), np.float32)
 
     def read(self, names: list[str], values: Float32) -> Int64:
-        """Copy known rows into `values`; the indices of unknown names."""
+        """Copy known rows into `values`; return the indices of unknown names."""
         rows = np.array([self._rows.get(name, -1) for name in names], np.int64)
         known = np.flatnonzero(rows >= 0)
         values[known] = self._values[rows[known]]
@@ -118,13 +118,13 @@ class _LruCache:
         return np.flatnonzero(rows < 0)
 
     def write(self, names: list[str], values: Float32) -> None:
-        """Keep rows of names that are not there yet."""
+        """Keep the rows of names that are not there yet."""
         names, values = names[: self._capacity], values[: self._capacity]
         grown = min(self._capacity, max(len(self._values), len(self._rows) + len(names)))
         if grown > len(self._values):
             more = min(self._capacity, max(grown, 2 * len(self._values))) - len(self._values)
             self._values = np.concatenate([self._values, np.empty((more, self._values.shape[1]), np.float32)])
-        rows, self._rows = self._rows, OrderedDict()  # of a call that is interrupted from here on nothing is kept
+        rows, self._rows = self._rows, OrderedDict()  # if the call is interrupted from here on, nothing is kept
         for name, value in zip(names, values, strict=True):
             if name in rows:
                 continue

@@ -14,16 +14,16 @@ from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import ElmoWeights
 
 ACTIVATIONS = {"": 0, "relu": 1, "tanh": 2}
-GROUPS = 4  # of 16 columns, in a block
-ROWS = 1 << 15  # of one call: convolutions have one for each position of each word
+GROUPS = 4  # of 16 columns, per block
+ROWS = 1 << 15  # per call: convolutions have one for each position of each word
 
 
 class CharCnn:
-    """The part of the network that turns words with characters into vectors.
+    """The part of the network that turns words' characters into vectors.
 
     Args:
         config, weights: of the model.
-        tensors: what `prepare_tensors` made for float32; its table of characters and its convolutions are used.
+        tensors: the result of `prepare_tensors` for float32; its table of characters and its convolutions are used.
         threads: threads to use.
     """
 
@@ -48,7 +48,7 @@ class CharCnn:
         )
 
     def compute(self, windows: Int32 | None, word_ids: Int64 | None, vectors: Float32) -> None:
-        """Words: windows [W, m, width], word_ids [W] -> vectors [W, P]; see `character_windows`."""
+        """Compute words' vectors: windows [W, m, width], word_ids [W] -> vectors [W, P]; see `character_windows`."""
         assert windows is not None
         n_words, n_positions, _ = windows.shape
         some = max(1, ROWS // n_positions)
@@ -64,7 +64,7 @@ class CharCnn:
             vectors[part] = x if self._projection is None else self._run(self._projection, x)
 
     def _run(self, layer: _Layer, x: Float32, together: int = 1) -> Float32:
-        """[n, K] -> [n / together, N]."""
+        """Run a layer: [n, K] -> [n / together, N]."""
         x = np.ascontiguousarray(x)
         y = np.empty((len(x) // together, layer.struct.n_outputs), np.float32)
         told = layer.struct
@@ -75,7 +75,7 @@ class CharCnn:
 
 
 class _LayerStruct(ctypes.Structure):
-    """`Layer` of lstm.c."""
+    """`Layer` in lstm.c."""
 
     _fields_ = [
         *((name, c_int32) for name in ("n_rows", "n_inputs", "n_outputs", "threads")),
