@@ -2,5 +2,5 @@
 
 pieces.py    words to vectors, an LSTM's input product, its steps
 builder.py   a graph under construction
-tensors.py   a model's weights as the pieces name them, in float32, float16 or 8 bits
+tensors.py   a model's weights by the names used in the pieces, in float32, float16 or 8 bits
 """

@@ -1,7 +1,7 @@
 """The streamlined inference graph as ONNX pieces: words to vectors, an LSTM's input product, its steps.
 
 The published network runs in three pieces, each an ONNX model without weights: its initializers are named, and
-`prepare_tensors` gives an array for every name, a view of the model's own memory wherever that is possible.
+`prepare_tensors` provides an array for every name, a view of the model's own memory wherever possible.
 
     words          character ids (and word ids) -> word vectors          once per distinct word
     input product  word vectors or hidden states -> gates' input part    no recurrence: any number of rows at once
@@ -30,7 +30,7 @@ GraphName: TypeAlias = str | tuple[str, int, int]
 
 
 def all_graphs(config: ElmoConfig, weight_type: NumberType) -> dict[GraphName, Graph]:
-    """A model's graphs by name: "words", and ("product" or "steps", layer, direction), direction 0 being forward."""
+    """Return a model's graphs by name: "words", and ("product" or "steps", layer, direction), with 0 forward."""
     graphs: dict[GraphName, Graph] = {"words": words_graph(config)}
     for layer in range(config.n_layers):
         for d, direction in enumerate(DIRECTIONS):
@@ -40,7 +40,7 @@ def all_graphs(config: ElmoConfig, weight_type: NumberType) -> dict[GraphName, G
 
 
 def words_graph(config: ElmoConfig) -> Graph:
-    """Words to vectors: of `windows` (see `character_windows`) and `word_ids` [W], those it has -> `vectors` [W, P]."""
+    """Return the words graph: `windows` (see `character_windows`) and `word_ids` [W], if used -> `vectors` [W, P]."""
     graph = Graph()
     word_ids = graph.input("word_ids", ["W"], TensorProto.INT64) if config.word_size else ""
     maxima = ""
@@ -53,10 +53,10 @@ def words_graph(config: ElmoConfig) -> Graph:
 
 
 def maxima_nodes(graph: Graph, config: ElmoConfig, windows: str) -> str:
-    """Character embeddings, convolutions and their maximum over positions: windows [W, m, width] -> [W, F].
+    """Append character embeddings, convolutions and their maximum over positions: windows [W, m, width] -> [W, F].
 
     The convolutions of all widths are one product over the characters of each window of the widest. The maximum over
-    positions comes before bias and activation: both keep its order.
+    positions comes before bias and activation, which preserve order.
     """
     embedded = graph.node("Gather", [graph.weight("characters"), windows])  # [W, m, width, E + 1]
     flat = graph.ints(0, 0, widest(config) * (config.character_size + 1))
@@ -65,7 +65,7 @@ def maxima_nodes(graph: Graph, config: ElmoConfig, windows: str) -> str:
 
 
 def vector_nodes(graph: Graph, config: ElmoConfig, maxima: str, word_ids: str) -> str:
-    """Words' vectors [W, P] from maxima [W, F] and word_ids [W], whichever of them the model has."""
+    """Append words' vectors [W, P] from maxima [W, F] and word_ids [W], whichever of these the model uses."""
     parts = []
     if config.word_size:
         parts.append(graph.node("Gather", [graph.weight("word_embedding"), word_ids]))
@@ -76,7 +76,7 @@ def vector_nodes(graph: Graph, config: ElmoConfig, maxima: str, word_ids: str) -
 
 
 def highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
-    """Bias, activation and highways: [W, F] -> [W, F]."""
+    """Append bias, activation and highways: [W, F] -> [W, F]."""
     x = graph.node("Add", [maxima, graph.weight("convolutions.bias")])
     x = graph.node("Relu" if config.activation == "relu" else "Tanh", [x])
     one = graph.number("one", 1)
@@ -91,7 +91,7 @@ def highway_nodes(graph: Graph, config: ElmoConfig, maxima: str) -> str:
 
 
 def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_type: NumberType) -> Graph:
-    """The gates' part that does not recur: `x` [m, P] -> `input`, `forget`, `candidate`, `output`, each [m, C]."""
+    """Return the gates' non-recurrent part: `x` [m, P] -> `input`, `forget`, `candidate`, `output`, each [m, C]."""
     graph = Graph(weight_type)
     x = graph.input("x", ["m", config.projection_size])
     for gate, part in zip(GATES, input_product_nodes(graph, layer, direction, x), strict=True):
@@ -101,7 +101,7 @@ def input_product_graph(config: ElmoConfig, layer: int, direction: str, weight_t
 
 
 def input_product_nodes(graph: Graph, layer: int, direction: str, x: str) -> list[str]:
-    """The gates' part that does not recur, bias and all: x [m, P] -> four of [m, C]."""
+    """Append the gates' non-recurrent part, including the bias: x [m, P] -> four of [m, C]."""
     name = f"lstm.{layer}.{direction}"
     return [
         graph.lstm_matmul(x, f"{name}.input_weight.{gate}", add=graph.weight(f"{name}.bias.{gate}")) for gate in GATES
@@ -109,11 +109,11 @@ def input_product_nodes(graph: Graph, layer: int, direction: str, x: str) -> lis
 
 
 def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: NumberType) -> Graph:
-    """T LSTM steps of the same n rows, as one Scan; T is 1 where rows branch or end.
+    """Return T LSTM steps of the same n rows, as one Scan; T is 1 where rows branch or end.
 
     Inputs: `input`, `forget`, `candidate`, `output` from the input product: in layer 0 [m, C], one row per distinct
-    word, with `gate_rows` [T, n] int32 into them, in the others [T, n, C]; the states of the depth before, `hidden`
-    [p, P] and `cell` [p, C], and `parents` [n] int32 into those.
+    word, with `gate_rows` [T, n] int32 as indices into them, in the others [T, n, C]; the states of the previous depth,
+    `hidden` [p, P] and `cell` [p, C], and `parents` [n] int32 as indices into those.
     Outputs: `new_hidden` [T, n, P], and `new_cell` [n, C] after the last step.
     """
     graph = Graph(weight_type)
@@ -136,14 +136,14 @@ def steps_graph(config: ElmoConfig, layer: int, direction: str, weight_type: Num
 
 @dataclass(frozen=True)
 class ScanInputs:
-    """What LSTM steps start from, by the names of a graph's values.
+    """What LSTM steps start from, by names of a graph's values.
 
     Attributes:
         hidden, cell: states before the first step, [n, P] and [n, C].
         gates: the four gates' input parts, [T, n, C] each.
-        fresh: bool [T, n, 1]: rows that begin anew with a step, from `fresh_states`; empty where none does.
+        fresh: bool [T, n, 1]: rows that restart at a step, from `fresh_states`; empty if none does.
         fresh_states: weights of the graph, hidden [1, P] and cell [1, C].
-        running: bool [T, n, 1]: rows that take part in a step, others keep their states; empty where all do.
+        running: bool [T, n, 1]: rows that take part in a step, while others keep their states; empty if all do.
     """
 
     hidden: str
@@ -156,7 +156,7 @@ class ScanInputs:
 
 @dataclass(frozen=True)
 class ScanOutputs:
-    """What LSTM steps end in: hidden [n, P] and cell [n, C] after the last one, all_hidden [T, n, P] after each."""
+    """The results of LSTM steps: hidden [n, P] and cell [n, C] after the last one, all_hidden [T, n, P] after each."""
 
     hidden: str
     cell: str
@@ -164,7 +164,8 @@ class ScanOutputs:
 
 
 def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, steps: ScanInputs) -> ScanOutputs:
-    """LSTM steps as one Scan, whose body holds the recurrent products, the cell, the clips and the projection alone.
+    """Append LSTM steps as one Scan, whose body holds only the recurrent products, the cell, the clips and the
+    projection.
 
     ONNX's own LSTM has neither a projection nor a clipped cell. float16 graphs keep the cell in float32.
     """
@@ -178,7 +179,7 @@ def scan_nodes(graph: Graph, config: ElmoConfig, layer: int, direction: str, ste
 
 
 def _step_graph(config: ElmoConfig, prefix: str, steps: ScanInputs, weight_type: NumberType) -> Graph:
-    """One step: states [n, P] and [n, C], and the gates' input parts -> states, and the hidden state once more.
+    """Return one step: states [n, P] and [n, C] and the gates' input parts -> states, and again the hidden state.
 
     The cell is bilm-tf's LSTMCell with projection, cell_clip and proj_clip (Sak et al. 2014).
     """
@@ -221,15 +222,15 @@ def _step_graph(config: ElmoConfig, prefix: str, steps: ScanInputs, weight_type:
 
 
 def widest(config: ElmoConfig) -> int:
-    """Width of the widest convolution."""
+    """Return the width of the widest convolution."""
     return max(width for width, _ in config.filters)
 
 
 def character_windows(character_ids: Int32, longest: int, config: ElmoConfig) -> Int32:
-    """[W, M] ids of words of at most `longest` characters -> [W, m, width], the windows that matter.
+    """Convert ids [W, M] of words of at most `longest` characters to [W, m, width], the windows that matter.
 
-    Every window that touches a character of some word is there, and one of padding alone, since the published maximum
-    runs over padding too. Windows that reach beyond position M do not exist: their last ids are `n_characters`, whose
+    These are all windows that touch a character of some word, and one that is only padding, since the published maximum
+    includes padding. Windows that would reach beyond position M do not exist: their last ids are `n_characters`, whose
     embedding keeps them from ever being the maximum.
     """
     n_words, n_positions = character_ids.shape

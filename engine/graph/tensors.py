@@ -1,4 +1,4 @@
-"""The tensors that the ONNX pieces name, from a model's weights: views of them, in 16 or in 8 bits."""
+"""The tensors that the ONNX pieces name, from a model's weights: views of them, or in 16 or 8 bits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from flashelmo.engine.processor import int8_levels, n_cores
 from flashelmo.engine.threads import in_order
 
 MASKED = np.float32(-1e30)  # a window that reaches beyond the word's last position can never be the maximum
-MASKED_FLOAT16 = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be no number
+MASKED_FLOAT16 = np.float32(-3e4)  # the same in 16 bits, where infinity times zero would be NaN
 
 
 def prepare_tensors(
     config: ElmoConfig, weights: ElmoWeights, weight_type: NumberType, levels: int | None = None
 ) -> Tensors:
-    """An array for every weight the graphs name, in the order of `weights`.
+    """Return an array for every weight that the graphs name, in the order of `weights`.
 
-    float32: views of the model's own tensors, but for the small convolutions. float16: all of them rounded. int8: the
-    LSTM's matrices, quantized symmetrically by column to integers in [-levels, levels] (by default those that this
+    float32: views of the model's own tensors, except for the small convolutions. float16: all of them rounded. int8:
+    the LSTM's matrices, quantized symmetrically by column to integers in [-levels, levels] (by default those that this
     processor adds up exactly), with `NAME.scale`; the characters' matrices stay float32, as they run once per distinct
     word and their error would reach every layer.
     """
@@ -48,7 +48,7 @@ def prepare_tensors(
 
 
 def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> Arrays:
-    """All widths as one matrix [width * (E + 1), F]; the embedding [n_characters + 1, E + 1] with its mask column."""
+    """Return all widths as one matrix [width * (E + 1), F], and the embedding [n_characters + 1, E + 1] with a mask."""
     assert weights.character_embedding is not None
     size = config.character_size
     table = np.zeros((config.n_characters + 1, size + 1), np.float32)
@@ -66,6 +66,6 @@ def _prepare_convolutions(config: ElmoConfig, weights: ElmoWeights) -> Arrays:
 
 
 def quantize(weight: Float32, levels: int) -> tuple[npt.NDArray[np.int8], Float32]:
-    """Symmetric quantization by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
+    """Quantize symmetrically by column: weight [K, N] ~ int8 [K, N] * scale [N], integers in [-levels, levels]."""
     scale = np.maximum(np.abs(weight).max(axis=0) / levels, np.finfo(np.float32).tiny).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale
