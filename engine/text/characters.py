@@ -24,19 +24,19 @@ class WordEncoder(Speller):
     """A `Speller` of words in Arrow or in a Python list."""
 
     def character_ids(self, words: Sequence[str] | pa.Array) -> Int32 | None:
-        """Rows of the character embedding, int32 [W, M]; None for models of words alone. See `Speller.spell`."""
+        """Return rows of the character embedding, int32 [W, M]; None for word-only models. See `Speller.spell`."""
         return self.spell(_utf8_words(words, self.surrogates)) if self.config.character_size else None
 
     def word_ids(self, words: Sequence[str] | pa.Array) -> Int64 | None:
-        """Rows of the word embedding, int64 [W]; None for models of characters alone. See `Speller.look_up`."""
+        """Return rows of the word embedding, int64 [W]; None for character-only models. See `Speller.look_up`."""
         return self.look_up(_utf8_words(words, self.surrogates)) if self.config.word_size else None
 
 
 def batch_to_ids(batch: Iterable[Sentence | str]) -> torch.LongTensor:
-    """Character ids of sentences as AllenNLP's `batch_to_ids` gives them; strings are split on white space.
+    """Return character ids of sentences as AllenNLP's `batch_to_ids` does; strings are split on white space.
 
     Returns:
-        int64 [B, T, 50], without boundaries, zero where a sentence is shorter than the longest one.
+        int64 [B, T, 50], without boundaries, zero beyond a sentence's end.
     """
     try:
         import torch
@@ -52,7 +52,7 @@ def batch_to_ids(batch: Iterable[Sentence | str]) -> torch.LongTensor:
 
 
 def _utf8_words(words: Sequence[str] | pa.Array, surrogates: str) -> Utf8Words:
-    """The words' UTF-8, whatever they came in."""
+    """Return the words' UTF-8, whatever type holds them."""
     if isinstance(words, pa.ChunkedArray):
         words = words.combine_chunks()
     if not isinstance(words, pa.Array):
@@ -72,7 +72,7 @@ def _from_python(words: Sequence[str], surrogates: str) -> pa.Array:
 
 
 def _buffers(strings: pa.LargeBinaryArray) -> Utf8Words:
-    """The strings' bytes, not copied; of a sliced array, those of the slice."""
+    """Return the strings' bytes without copying; those of the slice for a sliced array."""
     _, offset_buffer, data_buffer = strings.buffers()
     if not len(strings) or data_buffer is None:
         return Utf8Words(np.empty(0, np.uint8), np.zeros(len(strings) + 1, np.int64))

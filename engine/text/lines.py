@@ -16,10 +16,10 @@ from flashelmo.engine.text.tables import binary_kind_of
 Errors = Literal["strict", "replace"]
 
 NEWLINE = ord("\n")
-UTF16_NULS = 32  # more than one NUL in so many bytes is UTF-16, where each blank and newline has one beside it
+UTF16_NULS = 32  # more than one NUL in this many bytes means UTF-16, where each blank and newline has one beside it
 UTF16_SPACES = b" \0", b"\0 ", b"\n\0", b"\0\n"
 
-# White space as str.split() has it.
+# White space as in str.split().
 ASCII_SPACE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
 WIDE_SPACES = [char.encode() for char in map(chr, range(128, 0x3001)) if char.isspace()]
 
@@ -35,21 +35,21 @@ class Block:
 
     @property
     def n_lines(self) -> int:
-        """Lines."""
+        """The number of lines."""
         return len(self.token_offsets) - 1
 
     @property
     def n_tokens(self) -> int:
-        """Tokens."""
+        """The number of tokens."""
         return len(self.tokens)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of text."""
+        """The number of bytes of text."""
         return len(self.text)
 
     def lines(self, start: int, stop: int) -> Block:
-        """Lines start:stop."""
+        """Return lines start:stop."""
         token_offsets, byte_offsets = self.token_offsets[start : stop + 1], self.byte_offsets[start : stop + 1]
         return Block(
             self.text[byte_offsets[0] : byte_offsets[-1]],
@@ -60,10 +60,10 @@ class Block:
 
 
 def without_mark(raw: bytes, name: str) -> bytes:
-    """The first lines of a text without the byte order mark.
+    """Return the beginning of a text, which consists of whole lines, without the byte order mark.
 
     Raises:
-        FlashElmoError: they are of a file that holds no text, or of one in UTF-16.
+        FlashElmoError: the file is not text, or is UTF-16.
     """
     if (kind := binary_kind_of(raw)) is not None:
         raise FlashElmoError(f"{name}: expected text, found {kind}")
@@ -74,7 +74,7 @@ def without_mark(raw: bytes, name: str) -> bytes:
 
 
 def check_utf8(raw: bytes, errors: Errors, name: str, n_lines: int) -> bytes:
-    """The bytes themselves, or a repaired copy; n_lines were read before them."""
+    """Return the bytes themselves, or a repaired copy; n_lines were read before them."""
     if raw.isascii():
         return raw
     if errors == "replace":
@@ -90,7 +90,7 @@ def check_utf8(raw: bytes, errors: Errors, name: str, n_lines: int) -> bytes:
 
 
 def split_lines(text: bytes) -> Block:
-    """Tokens of whole lines of UTF-8, at white space."""
+    """Return the tokens of whole lines of UTF-8, split at white space."""
     if len(text) > np.iinfo(np.int32).max:
         raise FlashElmoError(f"text: expected lines shorter than 2 GiB, found one of about {len(text)} bytes")
     spaced = text

@@ -1,11 +1,11 @@
 """The schedule: which LSTM steps a window of sentences needs, each computed once.
 
-From a fresh state, the forward LSTM's state after a prefix depends on that prefix alone, the backward one's on the
-suffix alone. A window of sentences is therefore two forests: one node for each distinct prefix, one for each distinct
-suffix. A node's depth is its time step; it knows its word and its parent. A time step is then one dense product over
-the nodes of that depth: no padding, no mask, no sentence computed twice.
+From a fresh state, the forward LSTM's state after a prefix depends only on that prefix, the backward one's only on the
+suffix. A window of sentences is therefore two forests: one node for each distinct prefix, one for each distinct suffix.
+A node's depth is its time step; it knows its word and its parent. A time step is then one dense product over the nodes
+of that depth: no padding, no mask, no sentence computed twice.
 
-Rows that carry a state of their own (stateful runs) take the same structure without sharing.
+Rows that carry their own state (stateful runs) use the same structure without sharing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flashelmo.engine.arrays import Int32, Int64
 
 MAX_WINDOW_TOKENS = 1 << 17  # beyond it, twice the window saves 1.5% of the steps (benchmarks/results/bulk)
 LARGEST_WINDOW_TOKENS = 1 << 19  # on a card that has room for more: see `engine.cuda.memory`
-MAX_WINDOW_SENTENCES = 1 << 17  # rows of a step: kernels count a direction's cells, up to 16,383 a row, in 32 bits
-DENSE_FOREST_CELLS = 1 << 17  # rows times depths: up to here a dense table takes less time than a loop over depths
+MAX_WINDOW_SENTENCES = 1 << 17  # rows of a step: kernels count a direction's cells, up to 16,383 per row, in 32 bits
+DENSE_FOREST_CELLS = 1 << 17  # rows times depths: up to here a dense table is faster than a loop over depths
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Forest:
 
     Attributes:
         words: [N] index of each node's word.
-        parents: [N] index of each node's parent among the nodes of the depth before, or, at depth 0, among the roots.
+        parents: [N] index of each node's parent among the nodes of the previous depth, or, at depth 0, among the roots.
         depths: [depths + 1]; the nodes of depth t are depths[t]:depths[t + 1].
-        token_nodes: [tokens] node of every token that was asked for, sentences end to end.
-        order: [B] the sentences in order of their number of steps, longest first. Without sharing, the rows of a
+        token_nodes: [tokens] node of every requested token, sentence after sentence.
+        order: [B] the sentences by number of steps, longest first. Without sharing, the rows of a depth are the first
+            ones in this order.
             depth are the first ones of this order.
     """
 
@@ -51,13 +52,13 @@ class Forest:
 
     @property
     def n_depths(self) -> int:
-        """Number of time steps."""
+        """The number of time steps."""
         return len(self.depths) - 1
 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Word indices of the begin and end of a sentence, and whether their own vectors are asked for."""
+    """Word indices of the begin and end of a sentence, and whether their own vectors are requested."""
 
     begin: int
     end: int
@@ -70,7 +71,7 @@ class Schedule:
 
     Attributes:
         forward, backward: one node for each distinct prefix, and for each distinct suffix.
-        token_words: [tokens] word index of every token that was asked for, boundaries included where they are kept.
+        token_words: [tokens] word index of every requested token, including boundaries if they are kept.
         offsets: [B + 1]; sentence b's tokens are offsets[b]:offsets[b + 1] of token_words and of token_nodes.
     """
 
@@ -81,7 +82,7 @@ class Schedule:
 
     @property
     def n_nodes(self) -> int:
-        """LSTM steps of both directions, for one layer."""
+        """The LSTM steps of both directions, for one layer."""
         return self.forward.n_nodes + self.backward.n_nodes
 
 
@@ -94,22 +95,22 @@ def build_schedule(
     complete: bool = False,
     build: Builder | None = None,
 ) -> Schedule:
-    """Forests of a window of sentences.
+    """Return the forests of a window of sentences.
 
     Args:
-        word_ids: [tokens] index of each token's word, sentences end to end.
+        word_ids: [tokens] index of each token's word, sentence after sentence.
         offsets: [B + 1]; sentence b is word_ids[offsets[b]:offsets[b + 1]].
-        boundaries: every sentence runs between these two words. The far one's state is used by no token, so it is
-            computed only where boundaries are kept or the run is complete.
-        share: one node for equal prefixes (suffixes) and one root for all. Without it every sentence has nodes of
-            its own and its own root, root b for sentence b.
-        complete: run every sentence, an empty one too, through its far boundary, as a stateful run must.
-        build: what makes the nodes of more than one sentence, by default `build_forests`.
+        boundaries: every sentence runs between these two words. No token uses the far one's state, so it is computed
+            only if boundaries are kept or the run is complete.
+        share: one node for equal prefixes (suffixes) and one root for all. Otherwise every sentence has its own nodes
+            and its own root, root b for sentence b.
+        complete: run every sentence, even an empty one, through its far boundary, as a stateful run must.
+        build: makes the nodes of more than one sentence; by default `build_forests`.
     """
     if len(offsets) == 2:
         return _one_sentence(word_ids, boundaries, complete)
     lengths = offsets[1:] - offsets[:-1]
-    starts = offsets + 2 * np.arange(len(offsets))  # a sentence stands between its two boundaries
+    starts = offsets + 2 * np.arange(len(offsets))  # each sentence is between its two boundaries
     places = np.arange(len(word_ids)) + np.repeat(2 * np.arange(len(lengths)) + 1, lengths)  # of words in `sequences`
     sequences = np.empty(starts[-1], np.int32)
     sequences[starts[:-1]], sequences[starts[1:] - 1], sequences[places] = boundaries.begin, boundaries.end, word_ids
@@ -130,7 +131,7 @@ def build_schedule(
 
 
 def _one_sentence(word_ids: Int32, boundaries: Boundaries, complete: bool) -> Schedule:
-    """Two chains: a caller waits for the schedule of a single sentence."""
+    """Return two chains, quickly: a caller waits for the schedule of a single sentence."""
     n, keep = len(word_ids), boundaries.keep
     sequence = np.empty(n + 2, np.int32)
     sequence[0], sequence[1:-1], sequence[-1] = boundaries.begin, word_ids, boundaries.end
@@ -147,11 +148,11 @@ def _one_sentence(word_ids: Int32, boundaries: Boundaries, complete: bool) -> Sc
 
 
 class Walks(NamedTuple):
-    """Rows of words: row b of a direction walks through `sequences` from firsts[direction, b] for steps[b] words.
+    """Rows of words: row b of a direction goes through `sequences` from firsts[direction, b] for steps[b] words.
 
     Attributes:
         sequences: the sentences between their boundaries, end to end.
-        firsts: [2, B]; the forward direction walks on, the backward one back.
+        firsts: [2, B]; the forward direction goes forward from there, the backward one back.
         steps: [B].
         order: [B] the rows, longest first.
     """
@@ -163,9 +164,10 @@ class Walks(NamedTuple):
 
 
 class ForestNodes(NamedTuple):
-    """The nodes of one direction: `words`, `parents` and `depths` of a `Forest`, and of each position in `sequences`.
+    """The nodes of one direction: `words`, `parents` and `depths` of a `Forest`, and the node of each position in
+    `sequences`.
 
-    Nodes of a depth stand in order of their parents, then of their words; without sharing in order of their rows.
+    Nodes of a depth are ordered by their parents, then by their words; without sharing by their rows.
     """
 
     words: Int32
@@ -178,24 +180,24 @@ Builder: TypeAlias = Callable[[Walks, bool], tuple[ForestNodes, ForestNodes]]
 
 
 def build_forests(walks: Walks, share: bool) -> tuple[ForestNodes, ForestNodes]:
-    """The nodes of both directions; with `share` one for equal prefixes (suffixes)."""
+    """Return the nodes of both directions; with `share`, one for equal prefixes (suffixes)."""
     if 0 < len(walks.order) * walks.steps.max(initial=0) <= DENSE_FOREST_CELLS:
         return _build_small_forests(walks, share)
     return _build_forest(walks, 0, share), _build_forest(walks, 1, share)
 
 
 def _build_forest(walks: Walks, direction: int, share: bool) -> ForestNodes:
-    """The nodes of one direction, depth by depth."""
+    """Return the nodes of one direction, built depth by depth."""
     sequences, firsts, steps, order = walks
     stride = 1 - 2 * direction
     firsts = firsts[direction, order]
-    # sentences stand in order of length, so those that reach depth t are the first reach[t]
+    # sentences are ordered by length, so those that reach depth t are the first reach[t]
     reach = len(order) - np.searchsorted(np.sort(steps), np.arange(steps.max(initial=0)), side="right")
     n_words = int(sequences.max(initial=0)) + 1
 
     position_nodes = np.full(len(sequences), -1, np.int32)
     words, parents, depths = [], [], [0]
-    states = np.zeros(len(order), np.int64) if share else order  # each row's node of the depth before
+    states = np.zeros(len(order), np.int64) if share else order  # each row's node of the previous depth
     for depth, n_rows in enumerate(reach):
         positions = firsts[:n_rows] + stride * depth
         words_here = sequences[positions]
@@ -213,10 +215,10 @@ def _build_forest(walks: Walks, direction: int, share: bool) -> ForestNodes:
 
 
 def _build_small_forests(walks: Walks, share: bool) -> tuple[ForestNodes, ForestNodes]:
-    """As `build_forests`, without a loop over depths, which for few rows takes longer than the work in it.
+    """Do as `build_forests`, without a loop over depths, which for few rows costs more than the work in it.
 
-    Rows are sorted by their words. Then each shares a node with the row before it as long as both have begun alike, and
-    has nodes of its own from the first difference on.
+    Rows are sorted by their words. Then each shares the nodes of the previous row as far as their beginnings are equal,
+    and has its own from the first difference on.
     """
     sequences, firsts, steps, order = walks
     B, T = len(order), int(steps.max())
@@ -224,7 +226,7 @@ def _build_small_forests(walks: Walks, share: bool) -> tuple[ForestNodes, Forest
     positions = firsts[:, :, None] + depth * np.array([1, -1])[:, None, None]  # [2, B, T]
     present = np.broadcast_to(depth < steps[:, None], positions.shape)
     words = np.where(present, sequences.take(positions, mode="clip"), np.int32(-1))
-    positions[1] += len(sequences)  # both directions' nodes by position, one behind the other
+    positions[1] += len(sequences)  # both directions' nodes by position, one after the other
     rows = _lexicographic(words) if share else np.stack([order, order + B])  # [2, B]
     words, positions, present = (each.reshape(2 * B, T)[rows] for each in (words, positions, present))
     is_new = present.copy()
@@ -250,10 +252,10 @@ def _build_small_forests(walks: Walks, share: bool) -> tuple[ForestNodes, Forest
 
 
 def _lexicographic(words: Int32) -> Int64:
-    """The lexicographic order of each direction's rows of words [2, B, T], where -1 comes first.
+    """Return the lexicographic order of each direction's rows of words [2, B, T], where -1 comes first.
 
     Returns:
-        [2, B] numbers of rows; the second direction's are counted from B on.
+        [2, B] row numbers; the second direction's are counted from B.
     """
     _, B, T = words.shape
     keys = np.empty((2, B, T + 1), ">u4")  # whose bytes compare as the numbers do

@@ -1,4 +1,4 @@
-"""What may be given as sentences: token lists, and texts that are split on white space, in lists, arrays or columns."""
+"""What may be given as sentences: token lists, and texts split on white space, in lists, arrays or columns."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flashelmo.engine.errors import FlashElmoError
 
 Sentence: TypeAlias = Sequence[str]
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # a lone one, which UTF-8 cannot hold
-ARROW_ROWS = 1 << 14  # of an Arrow array that are Python objects at a time
+SURROGATE = re.compile("[\ud800-\udfff]")  # a lone one, which UTF-8 cannot represent
+ARROW_ROWS = 1 << 14  # of an Arrow array, converted to Python objects at a time
 
 
 def several(name: str, values: Any) -> Iterator[Any]:
-    """What a caller gave under an argument's name, one by one: of any iterable, Arrow's arrays too.
+    """Yield the values that a caller gave for an argument, from any iterable, including Arrow's arrays.
 
     Raises:
         FlashElmoError: iterating would give letters, keys or columns, or has no order; raised by the call itself.
@@ -29,7 +29,7 @@ def several(name: str, values: Any) -> Iterator[Any]:
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, of which only the keys are iterated")
     if isinstance(values, Set):
         raise FlashElmoError(f"{name}: expected a list, found a {kind}, which has no order")
-    if hasattr(values, "columns"):  # of pandas, polars or Arrow
+    if hasattr(values, "columns"):  # pandas, polars or Arrow
         raise FlashElmoError(f"{name}: expected a list, found a table ({kind}); give one of its columns")
     if hasattr(values, "to_pylist"):
         return _rows_of_arrow(values)
@@ -40,28 +40,28 @@ def several(name: str, values: Any) -> Iterator[Any]:
 
 
 def _rows_of_arrow(array: Any) -> Iterator[Any]:
-    """Python objects of an Arrow array, whose own iterator gives Arrow's scalars."""
+    """Yield an Arrow array's values as Python objects; its own iterator gives Arrow's scalars."""
     for start in range(0, len(array), ARROW_ROWS):
         yield from array.slice(start, ARROW_ROWS).to_pylist()
 
 
 def tokenized(name: str, values: Any) -> Iterator[Sentence]:
-    """The tokens of the sentences that a caller gave under an argument's name.
+    """Yield the tokens of the sentences that a caller gave for an argument.
 
     Raises:
-        FlashElmoError: what `several` raises, by the call itself; a sentence that is neither text nor tokens.
+        FlashElmoError: what `several` raises, by the call itself; or a sentence that is neither text nor tokens.
     """
     return map(tokens_of, several(name, values), count())
 
 
 def tokens_of(sentence: Any, number: int | None = None) -> Sentence:
-    """A sentence's tokens, a text's between its white space; an error names its number among others, from 0."""
+    """Return a sentence's tokens, a text's split on white space; an error gives its index among others, from 0."""
     if isinstance(sentence, str):
         return sentence.split()
-    # Lists are told sooner than sequences of any kind.
+    # Lists are recognised sooner than general sequences.
     if isinstance(sentence, list | tuple) or (isinstance(sentence, Sequence) and not isinstance(sentence, bytes)):
         return sentence
-    for name in ("tolist", "to_pylist", "as_py"):  # of NumPy's and Arrow's arrays and scalars, and of columns
+    for name in ("tolist", "to_pylist", "as_py"):  # NumPy's and Arrow's arrays and scalars, and columns
         tokens = getattr(sentence, name)() if hasattr(sentence, name) else None
         if isinstance(tokens, str | list):
             return tokens_of(tokens)
@@ -72,17 +72,17 @@ def tokens_of(sentence: Any, number: int | None = None) -> Sentence:
 def grouped(
     sentences: Iterator[Any], max_sentences: int, max_tokens: int, first_tokens: int
 ) -> Iterator[list[Sentence]]:
-    """Sentences in order, in groups that end before they would pass either bound; one that is longer stands by itself.
+    """Yield sentences in order, in groups within both limits; one that exceeds them forms its own group.
 
     Args:
         sentences: as `tokens_of` takes them.
-        first_tokens: bound of the first group, the next one's is twice as high, and so on up to `max_tokens`.
+        first_tokens: limit of the first group; the next one's is twice as high, and so on up to `max_tokens`.
     """
     bound = min(first_tokens, max_tokens)
     group: list[Sentence] = []
     n_tokens = 0
     for number, sentence in enumerate(sentences):
-        # A card's host has no time for a call.
+        # The host of a card has no time for a function call.
         tokens = sentence if type(sentence) is list else tokens_of(sentence, number)
         n = len(tokens)
         if group and (n_tokens + n > bound or len(group) == max_sentences):

@@ -1,9 +1,9 @@
-"""Words to the ids that a model's embeddings are indexed by, in numpy alone.
+"""Words to the ids that index a model's embeddings, with NumPy alone.
 
-bilm-tf's models spell a word as the bytes of its UTF-8 (`UnicodeCharsVocabulary` in bilm-tf's bilm/data.py and
+bilm-tf's models spell a word as its UTF-8 bytes (`UnicodeCharsVocabulary` in bilm-tf's bilm/data.py and
 `ELMoCharacterMapper` in AllenNLP agree), ELMoForManyLangs' models as code points looked up in `char.dic`
-(`create_one_batch` in its elmo.py). Both put a begin-of-word before and an end-of-word behind, then padding.
-`characters.py` brings words in Arrow here, `Utf8Words.from_python` those in a Python list.
+(`create_one_batch` in its elmo.py). Both put a begin-of-word before and an end-of-word after the word, then padding.
+`characters.py` passes words in Arrow here, `Utf8Words.from_python` those in a Python list.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ N_CODE_POINTS = 0x110000
 # Rows of the boundaries in bilm-tf's vocabularies, whose first lines are <S>, </S> and <UNK>; row 0 is no word.
 WITHOUT_VOCABULARY = {"<S>": 1, "</S>": 2}
 NO_ROW = -1  # of a word that such a model cannot look up
-NO_CHARACTER = chr(N_CODE_POINTS - 1)  # stands for a lone surrogate, where UTF-8 must: Unicode never assigns it
+NO_CHARACTER = chr(N_CODE_POINTS - 1)  # stands for a lone surrogate in UTF-8: Unicode never assigns it
 
 
 def in_place_of_surrogates(family: str) -> str:
-    """What stands in UTF-8 for each lone surrogate of a token: ELMoForManyLangs' models have a character there."""
+    """Return what replaces each lone surrogate of a token in UTF-8: ELMoForManyLangs' models have a character there."""
     return NO_CHARACTER if family == "manylangs" else ""
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of the special characters, as the embedding's rows count them."""
+    """Ids of the special characters, as the embedding's rows are counted."""
 
     begin_sentence: int
     end_sentence: int
@@ -44,7 +44,7 @@ class SpecialIds:
     padding: int
 
 
-# Bytes are 1 to 256, since AllenNLP and bilm-tf add 1 to every id: 0 stands for no token at all.
+# Bytes are 1 to 256, since AllenNLP and bilm-tf add 1 to every id: 0 stands for no token.
 BYTES = SpecialIds(begin_sentence=257, end_sentence=258, begin_word=259, end_word=260, padding=261)
 
 
@@ -56,26 +56,26 @@ class Utf8Words(NamedTuple):
 
     @classmethod
     def from_python(cls, words: Sequence[str], surrogates: str) -> Utf8Words:
-        """Words of a list; see `utf8`."""
+        """Return the words of a list; see `utf8`."""
         encoded = utf8(words, surrogates)
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return cls.from_lengths(np.frombuffer(b"".join(encoded), np.uint8), lengths)
 
     @classmethod
     def from_lengths(cls, data: Uint8, lengths: Int64) -> Utf8Words:
-        """Words of so many bytes each [W]."""
+        """Return words with so many bytes each [W]."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return cls(data, offsets)
 
     def first_bytes(self) -> Int64:
-        """Where in `data` code points begin."""
+        """Return the indices in `data` where code points begin."""
         return np.flatnonzero((self.data & 0xC0) != 0x80)
 
     def rows_of(self, word: str) -> Int64:
-        """Indices of the words that equal this one."""
+        """Return the indices of the words that equal this one."""
         text = word.encode()
-        if text not in self.data.tobytes():  # as a rule no word has it, which this tells at once
+        if text not in self.data.tobytes():  # usually no word contains it, which this finds at once
             return np.empty(0, np.int64)
         encoded = np.frombuffer(text, np.uint8)
         rows = np.flatnonzero(self.offsets[1:] - self.offsets[:-1] == len(encoded))
@@ -84,10 +84,10 @@ class Utf8Words(NamedTuple):
 
 
 def utf8(words: Sequence[str], surrogates: str) -> list[bytes]:
-    """The UTF-8 of every word; `surrogates` says what becomes of lone surrogates, as the `errors` of `str.encode`.
+    """Return every word's UTF-8; `surrogates` says what replaces lone surrogates, as `errors` of `str.encode`.
 
     Raises:
-        FlashElmoError: a word that is no text.
+        FlashElmoError: a word is not text.
     """
     try:
         return [word.encode("utf-8", surrogates) for word in words]
@@ -104,15 +104,15 @@ class Speller:
 
     Args:
         config: says which family's ids, and whether the model has characters, words or both.
-        lexicon: what ELMoForManyLangs' models and bilm-tf's word models look tokens up in.
+        lexicon: where ELMoForManyLangs' models and bilm-tf's word models look up tokens.
 
     Attributes:
         boundary_words: the tokens that stand for the begin and the end of a sentence.
-        surrogates: what becomes of a lone surrogate in a Python string, as `utf8` takes it: dropped (AllenNLP), or
-            kept as an unknown code point.
+        surrogates: what happens to a lone surrogate in a Python string, as `utf8` takes it: it is dropped (AllenNLP),
+            or kept as an unknown code point.
 
     Raises:
-        FlashElmoError: the lexicon is absent or lacks a token that every look-up needs.
+        FlashElmoError: the lexicon is missing or lacks a token that every lookup needs.
     """
 
     def __init__(self, config: ElmoConfig, lexicon: Lexicon | None) -> None:
@@ -135,9 +135,9 @@ class Speller:
             self._words = WordTable(words, unknown, self.boundary_words)
 
     def spell(self, words: Utf8Words) -> Int32 | None:
-        """Rows of the character embedding, int32 [W, M]; None for models of words alone.
+        """Return rows of the character embedding, int32 [W, M]; None for word-only models.
 
-        A word's first M - 2 bytes (or code points) count. The boundary words are one special character each.
+        Only a word's first M - 2 bytes (or code points) count. The boundary words are one special character each.
         """
         if not self.config.character_size:
             return None
@@ -145,16 +145,16 @@ class Speller:
             return spell_bytes(words, self.config.max_characters, self.boundary_words)
         units, starts = _code_points(words)
         ids = _spell(self._code_points[units], starts, self._special_ids, self.config.max_characters)
-        # a word that is cut down to a boundary word means the boundary, as in the published code
+        # a word that is cut to a boundary word means the boundary, as in the published code
         return _spell_boundaries(ids, self._cut(words), self.boundary_words, self._special_ids)
 
     def look_up(self, words: Utf8Words) -> Int64 | None:
-        """Rows of the word embedding, int64 [W]; None for models of characters alone.
+        """Return rows of the word embedding, int64 [W]; None for character-only models.
 
         ELMoForManyLangs looks up the word's first M - 2 code points.
 
         Raises:
-            FlashElmoError: the model's vocabulary is absent.
+            FlashElmoError: the model's vocabulary is missing.
         """
         if self._words is None:
             return None
@@ -166,16 +166,16 @@ class Speller:
 
     @property
     def padding_id(self) -> int:
-        """The id that fills a word's row up to M."""
+        """The id that pads a word's row up to M."""
         return self._special_ids.padding
 
     def lengths(self, character_ids: Int32) -> Int64:
-        """Positions of each word of character_ids [W, M] up to its end-of-word and with it, int64 [W]."""
+        """Return each word's number of positions in character_ids [W, M], up to and including its end, int64 [W]."""
         occupied = character_ids[:, ::-1] != self._special_ids.padding
         return np.asarray(character_ids.shape[1] - occupied.argmax(axis=1), np.int64)
 
     def _cut(self, words: Utf8Words) -> Utf8Words:
-        """Words cut to M - 2 code points, but for the boundary words."""
+        """Return words cut to M - 2 code points, except the boundary words."""
         data, offsets = words
         limit = self.config.max_characters - 2
         first_bytes = words.first_bytes()
@@ -202,26 +202,26 @@ class WordTable:
         self._unknown = rows[unknown]
 
     def rows(self, words: Utf8Words) -> Int64:
-        """Row of every word, int64 [W]."""
+        """Return the row of every word, int64 [W]."""
         # the one loop over words: a hash table is a dict, and Arrow's index_in builds its own in every call
         text, find, unknown = words.data.tobytes(), self._rows.get, self._unknown
         return np.array([find(text[begin:end], unknown) for begin, end in pairwise(words.offsets.tolist())], np.int64)
 
 
 def spell_bytes(words: Utf8Words, max_characters: int, boundaries: Sequence[str]) -> Int32:
-    """Ids of words as bytes, int32 [W, max_characters]: bilm-tf's and AllenNLP's."""
+    """Return ids of words as bytes, int32 [W, max_characters]: bilm-tf's and AllenNLP's."""
     ids = _spell(words.data, words.offsets, BYTES, max_characters, shift=1)
     return _spell_boundaries(ids, words, boundaries, BYTES)
 
 
 def _spell(units: Array, offsets: Int64, special_ids: SpecialIds, max_characters: int, shift: int = 0) -> Int32:
-    """Words whose characters are units[offsets[w]:offsets[w + 1]] as rows: begin, characters, end, padding."""
+    """Return words with characters units[offsets[w]:offsets[w + 1]] as rows: begin, characters, end, padding."""
     n_words = len(offsets) - 1
     lengths = np.minimum(np.diff(offsets), max_characters - 2)
     ids = np.full((n_words, max_characters), special_ids.padding, np.int32)
     ids[:, 0] = special_ids.begin_word
     ids[np.arange(n_words), lengths + 1] = special_ids.end_word
-    # the k-th character that is kept lies at units[k + skipped] and goes to place k + moved of the flat ids
+    # the k-th character that is kept is at units[k + skipped] and goes to position k + moved of the flat ids
     ends = np.cumsum(lengths)
     kept = np.arange(ends[-1] if n_words else 0)
     skipped = np.repeat(offsets[:-1] - (ends - lengths), lengths)
@@ -246,14 +246,14 @@ def _manylangs_special_ids(characters: Mapping[str, int]) -> SpecialIds:
     return SpecialIds(
         begin_sentence=characters["<bos>"],
         end_sentence=characters["<eos>"],
-        begin_word=characters["<eow>"],  # swapped, as in the published code that the models were trained by
+        begin_word=characters["<eow>"],  # swapped, as in the published code that the models were trained with
         end_word=characters["<bow>"],
         padding=characters["<pad>"],
     )
 
 
 def _code_point_table(characters: Mapping[str, int]) -> Int32:
-    """Row of every code point."""
+    """Return the row of every code point."""
     table = np.full(N_CODE_POINTS, characters["<oov>"], np.int32)
     for character, row in characters.items():
         if len(character) == 1:
@@ -262,7 +262,7 @@ def _code_point_table(characters: Mapping[str, int]) -> Int32:
 
 
 def _code_points(words: Utf8Words) -> tuple[npt.NDArray[np.uint32], Int64]:
-    """Code points of all words end to end, and the offsets of the words in them."""
+    """Return the code points of all words end to end, and the words' offsets in them."""
     text = words.data.tobytes().decode("utf-8", "surrogatepass")
     units = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
     return units, np.searchsorted(words.first_bytes(), words.offsets).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a file plainly holds instead of a sentence a line: its headers and columns would be embedded as words."""
+"""Recognises files that are clearly not one sentence per line: their headers and columns would be embedded as words."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 
 from flashelmo.engine.errors import FlashElmoError
 
-MAX_LINES = 100  # that are looked at
+MAX_LINES = 100  # that are examined
 FEW_LINES = 10  # of two columns, which may be sentences
 
 RESIDUES = re.compile(r"[A-Za-z*.-]+")
 CONLLU_ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 CONLLU_COLUMNS = 10
 
-# What a file is called that plainly holds it: how to make lines of sentences of it.
+# What such a file is called, and how to turn it into lines of sentences.
 KINDS = {
     "FASTA": "leave out the headers and put a blank between residues",
     "CoNLL-U": "put a sentence's second column on a line",
@@ -22,7 +22,7 @@ KINDS = {
     "tokens with tags": "put a sentence's first column on a line",
     "a table": "`cut -f` picks a column",
 }
-SURE = ("FASTA", "CoNLL-U", "JSON lines")  # whoever reads text takes no sentences for these
+SURE = ("FASTA", "CoNLL-U", "JSON lines")  # readers of text never accept these as sentences
 BEGINNINGS = {
     b"PAR1\x15": "Parquet",
     b"\x1f\x8b": "gzip",
@@ -35,7 +35,7 @@ BEGINNINGS = {
 
 
 def check_is_text(head: bytes, name: str) -> None:
-    """Raise FlashElmoError where the first lines of a file are plainly no sentences; `kind_of` says what is plain."""
+    """Raise FlashElmoError if a file's first lines are clearly not sentences, according to `kind_of`."""
     _refuse(kind_of(head), name)
     if name.endswith(".csv") and b"," in head.lstrip().partition(b"\n")[0]:
         advice = "take the column of sentences out of it"
@@ -43,7 +43,7 @@ def check_is_text(head: bytes, name: str) -> None:
 
 
 def check_is_no_other_format(head: bytes, name: str) -> None:
-    """As `check_is_text`, but let pass what may be meant as it is: tables, and tokens with tags."""
+    """Do as `check_is_text`, but allow what may be intended: tables, and tokens with tags."""
     kind = kind_of(head)
     _refuse(kind if kind in SURE else None, name)
 
@@ -54,9 +54,9 @@ def _refuse(kind: str | None, name: str) -> None:
 
 
 def kind_of(head: bytes) -> str | None:
-    """Which of KINDS the first lines of a file plainly are of.
+    """Return which of KINDS the first lines of a file clearly belong to.
 
-    Tokens may stand between tabs; a table is told by its equal number of columns and the blanks within them.
+    Tokens may be separated by tabs; a table is recognised by its constant number of columns and the blanks within them.
     """
     every = [line.strip() for line in head.decode("utf-8", "replace").split("\n", MAX_LINES)[:MAX_LINES]]
     lines = [line for line in every if line]
@@ -73,12 +73,12 @@ def kind_of(head: bytes) -> str | None:
 
 
 def binary_kind_of(head: bytes) -> str | None:
-    """What a file is that its first bytes say to be no text."""
+    """Return a file's kind, if its first bytes say that it is not text."""
     return next((kind for beginning, kind in BEGINNINGS.items() if head.startswith(beginning)), None)
 
 
 def _is_fasta(lines: list[str]) -> bool:
-    """Headers with > and, below each, lines of one word of letters."""
+    """Whether there are headers with > and, below each, lines of one word of letters."""
     is_header = [re.match(r">\S", line) is not None for line in lines]
     if len(lines) < 2 or not is_header[0] or is_header[1]:
         return False
@@ -86,7 +86,7 @@ def _is_fasta(lines: list[str]) -> bool:
 
 
 def _is_json(lines: list[str]) -> bool:
-    """An object a line."""
+    """Whether each line is an object."""
     if not lines or not all(line.startswith("{") and line.endswith("}") for line in lines):
         return False
     try:
@@ -97,14 +97,14 @@ def _is_json(lines: list[str]) -> bool:
 
 
 def _is_tagged(rows: list[list[str]]) -> bool:
-    """Lines of two columns of one word each, the second of which is often the same."""
+    """Whether lines have two columns of one word each, the second of which often repeats."""
     if len(rows) < FEW_LINES or not all(len(row) == 2 and " " not in row[0] + row[1] for row in rows):
         return False
     return 2 * len({tag for _, tag in rows}) < len(rows)
 
 
 def _is_table(rows: list[list[str]]) -> bool:
-    """Lines of as many columns each, blanks in one of them."""
+    """Whether all lines have the same number of columns, with blanks in one of them."""
     if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
         return False
     return any(" " in cell.strip() for row in rows for cell in row)

@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 CHUNK_BYTES = 1 << 20
 MAX_WINDOW_BYTES = 1 << 28  # Arrow's strings count their bytes in 31 bits
 BARE_RETURN = re.compile(rb"\r(?!\n)")
-FEW_TOKENS = 1 << 10  # converted one by one in less time
-SEPARATOR = "\0"  # of tokens in lists, which hardly ever have it in them
+FEW_TOKENS = 1 << 10  # converted one by one faster
+SEPARATOR = "\0"  # between tokens in lists, which hardly ever contain it
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Window:
     """Tokenized sentences that are embedded together.
 
     Attributes:
-        words: distinct words in the order they are first seen [W].
-        word_ids: index into `words` of every token [tokens], sentences end to end.
+        words: distinct words in order of first appearance [W].
+        word_ids: index into `words` of every token [tokens], sentence after sentence.
         offsets: [B + 1]; sentence b is word_ids[offsets[b]:offsets[b + 1]].
-        text: the lines as they were read (UTF-8), where they came from a file.
+        text: the lines as they were read (UTF-8), if they came from a file.
     """
 
     words: pa.StringArray
@@ -49,12 +49,12 @@ class Window:
 
     @classmethod
     def from_sentences(cls, sentences: Sequence[Sequence[str]]) -> Window:
-        """Window of sentences as token lists. Lone surrogates, which UTF-8 cannot hold, are left out of a token."""
+        """Make a window of sentences given as token lists. Lone surrogates, which UTF-8 lacks, are dropped."""
         return Draft.of(sentences).window()
 
     @classmethod
     def encode(cls, tokens: pa.StringArray, offsets: Int64, text: bytes | None = None) -> Window:
-        """Window of tokens, sentences end to end."""
+        """Make a window of tokens, sentence after sentence."""
         encoded = tokens.dictionary_encode()
         return cls(encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False), offsets, text)
 
@@ -62,13 +62,13 @@ class Window:
         return len(self.offsets) - 1
 
     def tokens(self, b: int) -> list[str]:
-        """The tokens of sentence b."""
+        """Return the tokens of sentence b."""
         ids = self.word_ids[self.offsets[b] : self.offsets[b + 1]]
         tokens: list[str] = self.words.take(pa.array(ids)).to_pylist()
         return tokens
 
     def halves(self) -> tuple[Window, Window]:
-        """Two windows of about as many tokens each, without the text. This one must have two sentences or more."""
+        """Return two windows of about the same number of tokens, without the text; needs at least two sentences."""
         half = self.offsets[-1] / 2
         middle = int(np.argmin(np.abs(self.offsets[1:-1] - half))) + 1
         return self._part(0, middle), self._part(middle, len(self))
@@ -79,7 +79,7 @@ class Window:
         return Window(self.words.take(pa.array(used)), word_ids.astype(np.int32), offsets - offsets[0])
 
     def sentence_text(self, b: int) -> str:
-        """Sentence b as it stands in the file, without white space around it; else its tokens joined by blanks."""
+        """Return sentence b as in the file, without surrounding white space; else its tokens joined by blanks."""
         return " ".join(self.tokens(b)) if self.text is None else self._lines[b].strip()
 
     @cached_property
@@ -89,13 +89,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Draft:
-    """A window to be: what takes longest is left to whoever makes it, in a thread of their own perhaps.
+    """A window to be made: the slowest part is left to whoever makes it, perhaps in another thread.
 
     Attributes:
-        tokens: UTF-8, one behind the other with a separator between them; or a list, where they are few or have it in
-            them.
+        tokens: UTF-8, one after the other with a separator between them; or a list, if they are few or contain it.
         offsets: as the window's.
-        surrogate: what a lone surrogate becomes, which UTF-8 cannot hold.
+        surrogate: what replaces a lone surrogate, which UTF-8 cannot represent.
     """
 
     tokens: bytes | list[Any]
@@ -104,11 +103,11 @@ class Draft:
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[str]], surrogate: str = "") -> Draft:
-        """Of sentences as token lists, which may change afterwards."""
+        """Draft a window of sentences given as token lists, which may change afterwards."""
         offsets = np.zeros(len(sentences) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, sentences), np.int64, len(sentences)), out=offsets[1:])
         if offsets[-1] >= FEW_TOKENS:
-            # Tokens that are no text, or no UTF-8: `window` says which, or leaves out what is none.
+            # Tokens that are not text, or not UTF-8: `window` reports them, or leaves out what is not.
             with suppress(TypeError, UnicodeEncodeError):
                 text = SEPARATOR.join(map(SEPARATOR.join, filter(len, sentences))).encode()
                 if np.count_nonzero(_separators(text)) == offsets[-1] - 1:
@@ -116,19 +115,19 @@ class Draft:
         return cls([token for sentence in sentences for token in sentence], offsets, surrogate)
 
     def __len__(self) -> int:
-        """Sentences."""
+        """Return the number of sentences."""
         return len(self.offsets) - 1
 
     def window(self) -> Window:
-        """The window.
+        """Make the window.
 
         Raises:
-            FlashElmoError: a token that is no text.
+            FlashElmoError: a token is not text.
         """
         tokens = self.tokens
         if isinstance(tokens, bytes):
             return Window.encode(_split_text(tokens), self.offsets)
-        if not {*map(type, tokens)} <= {str}:  # or of a type that is built on it
+        if not {*map(type, tokens)} <= {str}:  # or of a subclass
             self._check_texts(tokens)
         words = dict.fromkeys(tokens)
         try:
@@ -139,7 +138,7 @@ class Draft:
         return Window(strings, np.fromiter(map(ids.__getitem__, tokens), np.int32, len(tokens)), self.offsets)
 
     def _check_texts(self, tokens: list[Any]) -> None:
-        """Raise FlashElmoError where a token is no text."""
+        """Raise FlashElmoError if a token is not text."""
         for i, token in enumerate(tokens):
             if not isinstance(token, str):
                 b = int(np.searchsorted(self.offsets, i, side="right")) - 1
@@ -150,7 +149,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Drafts:
-    """Windows that are made when they are iterated over; whoever can make them in threads takes the drafts."""
+    """Windows that are made as they are iterated over; whoever can make them in threads takes the drafts."""
 
     drafts: Iterable[Draft]
 
@@ -169,20 +168,20 @@ def read_windows(
 ) -> Iterator[Window]:
     r"""Read text of one sentence a line, its tokens separated by white space, in bounded memory.
 
-    Lines end at \n (so \r\n does too). An empty line is an empty sentence, an empty file has none. A byte order mark
-    at the beginning is no part of the text.
+    Lines end at \n (so \r\n does too). An empty line is an empty sentence; an empty file has none. A byte order mark at
+    the beginning is not part of the text.
 
     Args:
-        source: a path, "-" for standard input, or a file object, best a binary one.
-        max_sentences, max_tokens: bounds of a window. A line of more tokens is a window by itself.
-        first_tokens: bound of the first window, the next one's is twice as high, and so on up to `max_tokens`.
-        errors: what bytes that are not UTF-8 get: "strict", an error, or "replace", U+FFFD.
-        universal_newlines: lines end at a \r by itself too, as those of Python's text files do.
+        source: a path, "-" for standard input, or a file object, preferably binary.
+        max_sentences, max_tokens: limits of a window. A line of more tokens is its own window.
+        first_tokens: limit of the first window; the next one's is twice as high, and so on up to `max_tokens`.
+        errors: what happens to bytes that are not UTF-8: "strict" is an error, "replace" gives U+FFFD.
+        universal_newlines: lines also end at a lone \r, as in Python's text files.
 
     Raises:
-        FlashElmoError: text that is not UTF-8, naming the line and the byte, both counted from 1; whatever `errors` is,
-            UTF-16, another kind of file, and records of another format, as JSON lines.
-        OSError: a file that cannot be read.
+        FlashElmoError: text that is not UTF-8, with the line and the byte, both counted from 1; whatever `errors` is,
+            UTF-16, another kind of file, and records of another format, such as JSON lines.
+        OSError: a file cannot be read.
     """
     bound = max_tokens if first_tokens is None else min(first_tokens, max_tokens)
     check_bounds(max_sentences, bound)
@@ -208,7 +207,7 @@ def read_windows(
 
 
 def read_ahead(windows: Iterator[Item]) -> Iterator[Item]:
-    """Windows, each read by a thread while the one before is used; closing does not wait for a blocked read."""
+    """Yield windows, each read by a thread while the previous one is used; closing does not wait for a blocked read."""
     read = partial(next, windows, None)
     following = Background(read)
     while (window := following.result()) is not None:
@@ -217,17 +216,17 @@ def read_ahead(windows: Iterator[Item]) -> Iterator[Item]:
 
 
 def check_bounds(max_sentences: int, max_tokens: int) -> None:
-    """Raise FlashElmoError where no window could have a sentence or a token."""
+    """Raise FlashElmoError if no window could hold a sentence or a token."""
     if min(max_sentences, max_tokens) < 1:
         raise FlashElmoError(f"window: expected at least one sentence and token, found {max_sentences}, {max_tokens}")
 
 
 def last_that_fits(offsets: Int64, start: int, max_items: int, max_size: int) -> int:
-    """Where a range of items that begins at `start` must end; `start` itself where the first one is too large.
+    """Return where a range of items that begins at `start` must end; `start` itself if the first one is too large.
 
     Args:
         offsets: [items + 1], where each begins, in tokens or rows.
-        max_items, max_size: of the range.
+        max_items, max_size: limits of the range.
     """
     stop = np.searchsorted(offsets, offsets[start] + min(max_size, offsets[-1]), side="right") - 1
     return max(start, min(int(stop), start + max_items))
@@ -262,7 +261,7 @@ def _read_blocks(source: str | Path | IO[Any], errors: Errors, universal_newline
 
 
 def _open(source: str | Path | IO[Any]) -> Any:
-    """A context that closes what was opened here, and nothing else."""
+    """Return a context that closes the file only if it was opened here."""
     if isinstance(source, str | Path) and str(source) == "-":
         return nullcontext(sys.stdin.buffer)
     if not hasattr(source, "read"):
@@ -274,7 +273,7 @@ def _open(source: str | Path | IO[Any]) -> Any:
 
 
 def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
-    """Large pieces of the file, each of whole lines; a last line without a newline gets one."""
+    """Yield large pieces of the file, each of whole lines; a last line without a newline gets one."""
     rest: list[bytes] = []
 
     def lines(last: bytes) -> bytes:
@@ -286,7 +285,7 @@ def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
             chunk = chunk.encode("utf-8", "surrogatepass")
         end = chunk.rfind(b"\n") + 1
         if universal_newlines:
-            end = max(end, chunk.rfind(b"\r", 0, -1) + 1)  # behind one at the chunk's end there may be a \n
+            end = max(end, chunk.rfind(b"\r", 0, -1) + 1)  # a \n may follow one at the chunk's end
         if end:
             yield lines(chunk[:end])
             rest = []
@@ -296,13 +295,13 @@ def _read_lines(file: IO[Any], universal_newlines: bool) -> Iterator[bytes]:
 
 
 def _separators(text: bytes) -> Bool:
-    """Which bytes are a separator."""
+    """Return which bytes are separators."""
     found: Bool = np.frombuffer(text, np.uint8) == ord(SEPARATOR)
     return found
 
 
 def _split_text(text: bytes) -> pa.StringArray:
-    """Texts with separators between them; other threads run meanwhile, which they don't while Arrow converts a list."""
+    """Split texts at separators; unlike Arrow's conversion of a list, this lets other threads run."""
     data, is_end = np.frombuffer(text, np.uint8), _separators(text)
     if len(data) > np.iinfo(np.int32).max:
         raise FlashElmoError(f"window: expected tokens of less than 2 GiB in all, found {len(data)} bytes")
@@ -311,5 +310,5 @@ def _split_text(text: bytes) -> pa.StringArray:
     offsets[1:-1] += ends
     offsets[-1] += len(data)
     offsets[1:] += 1
-    kept = data.take(np.flatnonzero(~is_end))  # `compress` would let no other thread run
+    kept = data.take(np.flatnonzero(~is_end))  # `compress` would not let other threads run
     return pa.StringArray.from_buffers(len(ends) + 1, pa.py_buffer(offsets), pa.py_buffer(kept))
