@@ -27,12 +27,12 @@ TAGS = ("elmo", "bilm", "word-embeddings", "contextual-embeddings")
 
 
 def front_matter(license: str, tags: Sequence[str] = TAGS, language: str | None = None) -> str:
-    """The head of a model card: YAML between two lines of dashes.
+    """Return the head of a model card: YAML between two lines of dashes.
 
     Args:
         license: one of LICENSES in any case, or the name of another.
-        tags: what the hub finds it by.
-        language: a code of ISO 639.
+        tags: for the hub's search.
+        language: an ISO 639 code.
     """
     lines = [f"license: {license.lower()}"]
     if license.lower() not in LICENSES:
@@ -49,11 +49,11 @@ def front_matter(license: str, tags: Sequence[str] = TAGS, language: str | None 
 
 
 def model_card(model: ElmoModel, license: str | None = None, language: str | None = None) -> str:
-    """README.md of a model's folder: what it is, where it came from, how it is used.
+    """Return README.md for a model's folder: what it is, where it came from, how to use it.
 
     Args:
-        model: which.
-        license, language: of the weights; None for what the list of named models says of a downloaded one, or else
+        model: the model to describe.
+        license, language: of the weights; with None, what the list of named models says of a downloaded one, or else
             unknown.
     """
     license, language = _text("license", license), _text("language", language, LANGUAGE)
@@ -90,13 +90,13 @@ def save_pretrained(
     language: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model's folder with its card; it appears whole or not at all.
+    """Write a model's folder with its card; it appears complete or not at all.
 
     Args:
-        model: which.
-        folder: its files are `config.json`, `model.safetensors`, `README.md` and, where it has one, `lexicon.json`.
+        model: the model to save.
+        folder: its files are `config.json`, `model.safetensors`, `README.md` and, if the model has one, `lexicon.json`.
         license, language: see `model_card`.
-        overwrite: replace a folder that holds a model, and a card of flashelmo's, alone.
+        overwrite: replace a folder, if it holds only a model and a flashelmo card.
 
     Raises:
         FlashElmoError: the folder exists, or cannot be written.
@@ -105,13 +105,13 @@ def save_pretrained(
 
 
 class HubOptions(TypedDict, total=False):
-    """What `push_to_hub` may be given.
+    """Options of `push_to_hub`.
 
     Attributes:
         license, language: see `model_card`.
-        private: whether a new repository is; None for the owner's default.
+        private: whether a new repository is private; None for the owner's default.
         commit_message: of the upload.
-        token: of the account; None for the one that `hf auth login` has kept.
+        token: of the account; None for the one that `hf auth login` has stored.
     """
 
     license: str | None
@@ -122,18 +122,18 @@ class HubOptions(TypedDict, total=False):
 
 
 def push_to_hub(model: ElmoModel, repo_id: str, **options: Unpack[HubOptions]) -> str:
-    """Upload what `save_pretrained` writes to a repository of Hugging Face's hub, which is made if it is not there.
+    """Upload what `save_pretrained` writes to a repository on the Hugging Face hub, creating it if needed.
 
     Args:
-        model: which.
+        model: the model to upload.
         repo_id: "user/name".
         **options: see `HubOptions`.
 
     Returns:
-        The repository's address.
+        The repository's URL.
 
     Raises:
-        FlashElmoError: an unknown option; what the hub refuses.
+        FlashElmoError: an unknown option, or the hub refuses.
         MissingExtraError: huggingface_hub is not installed.
     """
     if unknown := sorted(options.keys() - HubOptions.__annotations__.keys()):
@@ -152,20 +152,20 @@ def push_to_hub(model: ElmoModel, repo_id: str, **options: Unpack[HubOptions]) -
             address = api.create_repo(repo_id, private=options.get("private"), exist_ok=True)
             message = options.get("commit_message") or "Upload an ELMo model"
             api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message)
-        except Exception as error:  # of many families: its own, and its HTTP client's
+        except Exception as error:  # of several families: its own, and its HTTP client's
             raise FlashElmoError(f"{repo_id}: {str(error).partition(chr(10))[0]}") from None
     return str(address)
 
 
 def _text(name: str, value: Any, pattern: re.Pattern[str] = ANYTHING) -> str | None:
-    """A text of one line, or none; FlashElmoError where it is something else."""
+    """Check a one-line text or None, and return it; FlashElmoError if it is something else."""
     if value is not None and not (isinstance(value, str) and value.isprintable() and pattern.fullmatch(value)):
         raise FlashElmoError(f"{name}: expected a text such as 'mit' or 'en', found {shown(value)}")
     return value
 
 
 def _origin(path: Path) -> dict[str, Any]:
-    """The record of a downloaded model's files; empty for others."""
+    """Return the record of a downloaded model's files; empty for others."""
     record = next((folder / RECORD for folder in (path, path.parent) if (folder / RECORD).is_file()), None)
     return {} if record is None else read_json(record)
 

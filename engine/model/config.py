@@ -24,15 +24,15 @@ class ElmoConfig:
         cell_size: C, size of the LSTM cell.
         projection_size: P, size of a hidden state; equals C where the LSTM has no projection.
         n_layers: LSTM layers in each direction, without the character layer.
-        cell_clip, projection_clip: bounds of cell state and hidden state; None where unbounded.
+        cell_clip, projection_clip: bounds of cell state and hidden state; None if unbounded.
         skip_connections: whether a layer's input is added to its output, from the second layer on.
-        filters: (width, number) of each convolution over characters; empty for models of words alone.
+        filters: (width, number) of each convolution over characters; empty for word-only models.
         n_highway: highway layers after the convolutions.
         activation: "relu" or "tanh", applied to the maximum over positions.
-        character_size: E, size of a character embedding; 0 where the model has no characters.
+        character_size: E, size of a character embedding; 0 if the model has no characters.
         n_characters: rows of the character embedding, padding and boundaries included.
-        max_characters: M, positions of a word, begin and end of word included.
-        word_size: size of a word embedding; 0 where the model has none.
+        max_characters: M, positions of a word, including its begin and end.
+        word_size: size of a word embedding; 0 if the model has none.
         n_words: rows of the word embedding.
     """
 
@@ -57,7 +57,7 @@ class ElmoConfig:
             check(_is_whole(getattr(self, name), 1), name, "a positive whole number", getattr(self, name))
         for name in ("n_highway", "character_size", "n_characters", "word_size", "n_words"):
             check(_is_whole(getattr(self, name), 0), name, "a whole number, zero or more", getattr(self, name))
-        for name in ("n_layers", "n_highway", "max_characters"):  # a damaged file must not fill the memory
+        for name in ("n_layers", "n_highway", "max_characters"):  # a damaged file must not exhaust the memory
             check(getattr(self, name) <= MAX_COUNT, name, f"at most {MAX_COUNT}", getattr(self, name))
         for name in ("cell_size", "projection_size", "character_size", "n_characters", "word_size", "n_words"):
             check(getattr(self, name) <= MAX_SIZE, name, f"at most {MAX_SIZE}", getattr(self, name))
@@ -80,12 +80,12 @@ class ElmoConfig:
 
     @property
     def n_filters(self) -> int:
-        """F, the filters of all widths together."""
+        """F, the number of filters of all widths."""
         return sum(number for _, number in self.filters)
 
     @property
     def absent_word_id(self) -> int:
-        """What word ids hold where there is no token; -1 in ELMoForManyLangs' models, whose 0 is a word."""
+        """The word id where there is no token; -1 in ELMoForManyLangs' models, whose 0 is a word."""
         return -1 if self.family == "manylangs" else 0
 
     @property
@@ -101,7 +101,7 @@ class ElmoConfig:
         return 2 * self.n_layers * (recurrent + projection)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary that `from_dict` reads back."""
+        """Return a JSON-ready dictionary that `from_dict` can read."""
         return {**asdict(self), "filters": [list(pair) for pair in self.filters]}
 
     @classmethod

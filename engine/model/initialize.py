@@ -23,7 +23,7 @@ PRESETS = {
 
 
 def preset_config(preset: str) -> ElmoConfig:
-    """The configuration of a size: "tiny" (3.0M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M).
+    """Return a size's configuration: "tiny" (3.0M parameters), "small" (13.6M), "medium" (28.0M), "original" (93.6M).
 
     Raises:
         FlashElmoError: there is no such size.
@@ -49,7 +49,7 @@ def preset_config(preset: str) -> ElmoConfig:
 
 
 def random_model(preset: str, seed: int) -> ElmoModel:
-    """A model of a published size with random weights, the same for the same seed.
+    """Return a model of a published size with random weights, the same for the same seed.
 
     Its activations neither vanish nor saturate.
 
@@ -61,7 +61,7 @@ def random_model(preset: str, seed: int) -> ElmoModel:
 
 
 def random_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
-    """Random weights of any configuration: float32 tensors of `expected_shapes(config)`, the same for the same seed.
+    """Return random float32 tensors of `expected_shapes(config)`, the same for the same seed.
 
     Raises:
         FlashElmoError: a negative seed.
@@ -76,7 +76,7 @@ def random_weights(config: ElmoConfig, seed: int) -> ElmoWeights:
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Float32:
-    """Uniform with the variance that keeps a layer's output about as large as its input."""
+    """Return uniform values, with the variance that keeps a layer's output about as large as its input."""
     kind = name.rpartition(".")[2]
     if kind == "bias":
         bias = np.zeros(shape, np.float32)

@@ -2,8 +2,8 @@
 
 Every reader in `checkpoints/` produces it and every runtime starts from it. Matrices are used as `x @ weight`. The
 LSTM's gates are the first dimension, [4, P, C] and [4, C], in the order input, forget, candidate, output (i, f, g, o),
-so that each gate's matrix is contiguous and runtimes use the memory-mapped file as it lies. The forget bias already
-holds the 1 that bilm-tf adds at load. A highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps
+so that each gate's matrix is contiguous and runtimes use the memory-mapped file directly. The forget bias already
+includes the 1 that bilm-tf adds at load. A highway's gate multiplies the transformed part (ELMoForManyLangs' gate keeps
 the input, so its reader negates it).
 """
 
@@ -71,7 +71,7 @@ class ElmoWeights:
     lstm: tuple[tuple[LstmCell, LstmCell], ...]
 
     def named_tensors(self) -> Iterator[tuple[str, Float32]]:
-        """Every tensor under its canonical name, the one the native format stores it by."""
+        """Yield every tensor under its canonical name, which is also its name in the native format."""
         if self.character_embedding is not None:
             yield "character_embedding", self.character_embedding
         if self.word_embedding is not None:
@@ -94,7 +94,7 @@ class ElmoWeights:
 
     @classmethod
     def from_named_tensors(cls, tensors: Mapping[str, Float32], config: ElmoConfig) -> ElmoWeights:
-        """The inverse of `named_tensors`; names and shapes must already be those of `expected_shapes(config)`."""
+        """Do the inverse of `named_tensors`; names and shapes must already be those of `expected_shapes(config)`."""
 
         def dense(prefix: str) -> Dense:
             return Dense(tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"])
@@ -121,7 +121,7 @@ class ElmoWeights:
 
     @property
     def n_parameters(self) -> int:
-        """Number of stored values."""
+        """The number of stored values."""
         return sum(tensor.size for _, tensor in self.named_tensors())
 
 
@@ -131,7 +131,7 @@ def _named_dense(prefix: str, dense: Dense) -> Iterator[tuple[str, Float32]]:
 
 
 def expected_shapes(config: ElmoConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every canonical tensor that a model of this configuration has, by canonical name."""
+    """Return the shape of every canonical tensor that a model of this configuration has, by canonical name."""
     size, n_filters = config.projection_size, config.n_filters
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -182,9 +182,9 @@ def check_tensors(weights: ElmoWeights, config: ElmoConfig, source: str) -> None
 
 
 def all_finite(tensor: Floats) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Whether all values are finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total = tensor.sum()  # fast; infinite or NaN only where a value is, or where the sum overflows
+        total = tensor.sum()  # fast; not finite only if a value is not, or if the sum overflows
     return bool(np.isfinite(total) or np.isfinite(tensor).all())
 
 
@@ -202,12 +202,12 @@ class ElmoModel:
 
     Attributes:
         config, weights, lexicon: what the runtimes need; lexicon is None for models of bytes.
-        path: the weights file that was read, or the folder where there are several.
+        path: the weights file that was read, or the folder if there are several.
         format: "bilm-hdf5", "manylangs" or "native".
-        source_format: what a native model was converted from; None where it was not.
+        source_format: what a native model was converted from; None if it was not.
 
     Raises:
-        FlashElmoError: the weights are not those of the configuration, or not finite; see `check_tensors`.
+        FlashElmoError: the weights do not match the configuration, or are not finite; see `check_tensors`.
     """
 
     config: ElmoConfig
@@ -222,7 +222,7 @@ class ElmoModel:
 
     @property
     def sha256(self) -> str:
-        """Of the canonical tensors and the lexicon: the same for all formats that hold the same model."""
+        """The sha256 of the canonical tensors and the lexicon: the same for all formats that hold the same model."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.weights.named_tensors()):
             digest.update(f"{name} {tensor.shape}\n".encode())

@@ -1,4 +1,4 @@
-"""Readers of every published weight format. Which one a path holds is told by its contents, never by its name."""
+"""Readers of every published weight format. The format is recognised by a path's contents, never by its name."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
 
     Args:
         path: bilm-tf's or AllenNLP's HDF5, an NLPL archive or its folder, SeqVec's folder, an ELMoForManyLangs folder
-            or archive, or what `flashelmo convert` wrote; or the name of a published model, where no such path exists,
+            or archive, or what `flashelmo convert` wrote; or, if no such path exists, the name of a published model,
             which is downloaded on first use.
-        options_file: the options of an HDF5 file that lie elsewhere than beside it.
+        options_file: the options of an HDF5 file, if they are not beside it.
 
     Raises:
-        FlashElmoError: one line that names the file, and the tensor or key, that is missing or wrong.
+        FlashElmoError: one line that names the file, and the missing or wrong tensor or key.
         MissingExtraError: reading ELMoForManyLangs' pickles without PyTorch; downloading without what that needs.
     """
     path = path_of("path", path)
@@ -48,9 +48,9 @@ def load_model(path: str | Path, options_file: str | Path | None = None) -> Elmo
 
 
 def is_model_file(file: Path, path: Path, options: Path | None) -> bool:
-    """Whether an existing file is a part of the model that `load_model` reads from the path and the options file.
+    """Whether an existing file is part of the model that `load_model` reads from the path and the options file.
 
-    In a model's folder, or beside its weights, those are the names that models' files have, and all weights.
+    In a model's folder, or beside its weights, these are files with the names of models' files, and all weights.
     """
     if any(other is not None and other.is_file() and file.samefile(other) for other in (path, options)):
         return True
@@ -72,7 +72,7 @@ def _load_folder(folder: Path, options: Path | None) -> ElmoModel:
     if config.is_file() and any((folder / name).exists() for name in PICKLES):
         return read_manylangs(folder)
     weights = [path for path in sorted(folder.iterdir()) if path.is_file() and _starts_with(path, HDF5_SIGNATURE)]
-    if len(weights) > 1:  # beside the weights may lie vectors; only weights hold an LSTM
+    if len(weights) > 1:  # vectors may be beside the weights; only weights hold an LSTM
         weights = [path for path in weights if _has_lstm(path)]
     if len(weights) > 1:
         raise FlashElmoError(f"{folder}: expected one model, found {', '.join(path.name for path in weights)}")
@@ -105,7 +105,7 @@ def _load_archive(path: Path, options: Path | None) -> ElmoModel:
     with extracted(path) as folder:
         try:
             model = _load_folder(folder, options)
-        except FlashElmoError as error:  # which names the files where they were extracted to
+        except FlashElmoError as error:  # which names the files where they were extracted
             error.args = (str(error).replace(str(folder), str(path)),)
             raise
     return replace(model, path=path)
@@ -134,6 +134,6 @@ def _has_lstm(path: Path) -> bool:
 
     try:
         with h5py.File(path, "r") as file:
-            return "RNN_0" in list(file)  # `in file` would open what a link points to
+            return "RNN_0" in list(file)  # `in file` would open a link's target
     except Exception:  # damaged
-        return True  # let the reader say what is wrong with it
+        return True  # the reader will say what is wrong with it

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 FORMAT = "bilm-hdf5"
 GATE_ORDER = (0, 2, 1, 3)  # canonical i, f, g, o from bilm-tf's i, j, f, o and back
 NEEDED_WORDS = {"<S>", "</S>", "<UNK>"}
-NOT_A_WORD = "!!!MAXTERMID"  # a line of vocabularies that bilm-tf's reader skips
-# Begins of the names of the network's tensors; others, such as a softmax, belong to training.
+NOT_A_WORD = "!!!MAXTERMID"  # a line in vocabularies that bilm-tf's reader skips
+# Prefixes of the names of the network's tensors; others, such as a softmax, belong to training.
 PARTS = ("CNN", "RNN_", "char_embed", "embedding")
-ALONE = "/RNN/LSTMCell/", "/RNN/MultiRNNCell/Cell0/LSTMCell/"  # one layer, as bilm-tf writes it; as AllenNLP reads it
-DEPTH = 5  # groups around the deepest of them
+ALONE = "/RNN/LSTMCell/", "/RNN/MultiRNNCell/Cell0/LSTMCell/"  # one layer: as bilm-tf writes it; as AllenNLP reads it
+DEPTH = 5  # number of groups around the deepest tensors
 
 
 def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel:
@@ -45,10 +45,10 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
 
     Args:
         weights_file: HDF5.
-        options_file: JSON; where absent, what `find_options` finds beside the weights.
+        options_file: JSON; by default what `find_options` finds beside the weights.
 
     Raises:
-        FlashElmoError: naming the file, the key or the tensor, what was expected and what was found.
+        FlashElmoError: names the file and the key or tensor, and says what was expected and found.
     """
     import h5py
 
@@ -65,7 +65,7 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
             tensors = {name: to_canonical(s, stored[s.name], weights_file) for name, s in table.items()}
     except FlashElmoError:
         raise
-    except Exception as error:  # h5py raises what it pleases where a file is damaged
+    except Exception as error:  # h5py raises anything for a damaged file
         raise FlashElmoError(f"{weights_file}: expected a whole HDF5 file: {reason_of(error)}") from None
     config, tensors = widen(config, tensors)
     weights = ElmoWeights.from_named_tensors(tensors, config)
@@ -76,8 +76,8 @@ def read_bilm(weights_file: Path, options_file: Path | None = None) -> ElmoModel
 def write_bilm(model: ElmoModel, folder: str | Path, *, overwrite: bool = False) -> None:
     """Write `weights.hdf5` and `options.json` (and `vocab.txt`) that bilm-tf and AllenNLP read.
 
-    What `read_bilm` read is read again bit for bit. The file's forget bias lacks the 1 of the canonical one, so other
-    models' may be rounded, by 6e-8 at most where it lies within ±1.
+    What `read_bilm` has read is written back bit for bit. The file's forget bias lacks the 1 of the canonical one, so
+    that of other models may be rounded, by 6e-8 at most where it is within ±1.
     """
     config = model.config
     if config.family != "bilm":
@@ -89,7 +89,7 @@ def write_bilm(model: ElmoModel, folder: str | Path, *, overwrite: bool = False)
 
 
 def write_bilm_files(model: ElmoModel, folder: Path) -> None:
-    """What `write_bilm` writes, into a folder that exists."""
+    """Write the files of `write_bilm` into an existing folder."""
     import h5py
 
     config = model.config
@@ -97,7 +97,7 @@ def write_bilm_files(model: ElmoModel, folder: Path) -> None:
     for name, tensor in model.weights.named_tensors():
         parts.setdefault(table[name].name, []).append(table[name].write(tensor))
     (folder / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
-    image = io.BytesIO()  # on a full disk HDF5 itself ends in a segmentation fault
+    image = io.BytesIO()  # on a full disk HDF5 itself would segfault
     with h5py.File(image, "w") as file:
         for stored_name, tensors in parts.items():  # an LSTM's matrix: input rows, then recurrent rows
             file.create_dataset(stored_name, data=np.concatenate(tensors), dtype="float32")
@@ -109,7 +109,7 @@ def write_bilm_files(model: ElmoModel, folder: Path) -> None:
 
 
 def stored_tensors(config: ElmoConfig, found: Collection[str] = ()) -> dict[str, Stored]:
-    """How the file stores each canonical tensor of a model of this configuration.
+    """Return how the file stores each canonical tensor of a model with this configuration.
 
     Args:
         config: the model's dimensions.
@@ -127,7 +127,7 @@ def stored_tensors(config: ElmoConfig, found: Collection[str] = ()) -> dict[str,
         table[f"convolutions.{i}.weight"] = Stored(f"CNN/W_cnn_{i}", shape, lambda t: t[0], lambda t: t[None])
         table[f"convolutions.{i}.bias"] = Stored(f"CNN/b_cnn_{i}", (number,))
     for k in range(config.n_highway):
-        for ours, theirs in (("transform", "transform"), ("gate", "carry")):  # their carry gate carries the new part
+        for ours, theirs in (("transform", "transform"), ("gate", "carry")):  # their carry gate weights the new part
             table[f"highways.{k}.{ours}.weight"] = Stored(f"CNN_high_{k}/W_{theirs}", (filters, filters))
             table[f"highways.{k}.{ours}.bias"] = Stored(f"CNN_high_{k}/b_{theirs}", (filters,))
     if config.character_size and (filters != size or "CNN_proj/W_proj" in found):
@@ -146,22 +146,22 @@ def stored_tensors(config: ElmoConfig, found: Collection[str] = ()) -> dict[str,
 
 
 def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset]]:
-    """The network's tensors by path. Links to other places and files are not followed.
+    """Yield the network's tensors by path, without following links to other places and files.
 
     Raises:
-        FlashElmoError: naming the file `source` and the tensor, where its values lie in another file.
+        FlashElmoError: names the file `source` and a tensor whose values are in another file.
     """
     import h5py
 
-    seen = set()  # groups, which may hold each other
+    seen = set()  # groups, which may contain each other
     found = [(name, file) for name in file if name.startswith(PARTS)]
-    for path, group in found:  # what lies deeper is added behind
+    for path, group in found:  # deeper ones are appended
         name = path.rpartition("/")[2]
         if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
             continue
         entry = group[name]
         if isinstance(entry, h5py.Dataset):
-            if entry.is_virtual or entry.external:  # any file of this machine
+            if entry.is_virtual or entry.external:  # could be any file on this machine
                 raise FlashElmoError(f"{source}: tensor {path}: expected its values in this file, found another's")
             yield path, entry
         elif isinstance(entry, h5py.Group) and path.count("/") < DEPTH and entry not in seen:
@@ -170,7 +170,7 @@ def _datasets(file: h5py.File, source: Path) -> Iterator[tuple[str, h5py.Dataset
 
 
 def _n_bytes(dataset: h5py.Dataset) -> int:
-    """Memory that reading takes: HDF5 unpacks whole chunks, which may be larger than the dataset."""
+    """Return the memory that reading takes: HDF5 unpacks whole chunks, which may be larger than the dataset."""
     values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
     return int(values * dataset.dtype.itemsize)
 
@@ -184,7 +184,7 @@ def _drop_row(tensor: Float32) -> Float32:
 
 
 def _split_gates(tensor: Float32) -> Float32:
-    """[P, 4C] in the order i, j, f, o -> [4, P, C] in the order i, f, g, o."""
+    """Convert [P, 4C] in the order i, j, f, o to [4, P, C] in the order i, f, g, o."""
     gates = np.split(tensor, 4, axis=1)
     return np.stack([gates[gate] for gate in GATE_ORDER])
 
@@ -194,7 +194,7 @@ def _join_gates(tensor: Float32) -> Float32:
 
 
 def _read_bias(tensor: Float32) -> Float32:
-    """[4C] -> [4, C]. TensorFlow's LSTMCell adds 1 to the forget gate when it runs."""
+    """Convert [4C] to [4, C]. TensorFlow's LSTMCell adds 1 to the forget gate when it runs."""
     bias = tensor.reshape(4, -1)[list(GATE_ORDER)]
     bias[1] += 1.0
     return bias
@@ -207,7 +207,7 @@ def _write_bias(tensor: Float32) -> Float32:
 
 
 def _read_vocabulary(folder: Path, n_words: int) -> dict[str, int]:
-    """Words of a word model, one a line; row 0 is no word. Empty where no vocabulary lies beside the weights."""
+    """Return a word model's words by row, one per line; row 0 is no word. Empty without a vocabulary file."""
     for path in (folder / "vocab.txt", folder / "vocab.txt.gz"):
         if path.is_file():
             lines = [line.strip() for line in _read_text(path).removesuffix("\n").split("\n")]

@@ -1,4 +1,4 @@
-"""What `flashelmo convert` and `flashelmo info` do."""
+"""`flashelmo convert` and `flashelmo info`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from flashelmo.engine.model.weights import ElmoModel
 def convert(
     source: str | Path, destination: str | Path, *, options_file: str | Path | None = None, overwrite: bool = False
 ) -> ElmoModel:
-    """Read a model of any format and write it in flashelmo's own; returns the model that was read.
+    """Read a model of any format and write it in flashelmo's own; return the model.
 
     Raises:
-        FlashElmoError: what `load_model` and `write_native` raise; a model is never replaced by its own conversion.
+        FlashElmoError: as for `load_model` and `write_native`; a model is never replaced by its own conversion.
     """
     destination = path_of("destination", destination)
     original = Path(os.path.realpath(path_of("source", source)))
@@ -33,7 +33,7 @@ def convert(
 
 
 def describe(model: ElmoModel) -> dict[str, Any]:
-    """What a model is, ready for JSON: its format, dimensions and parameters, and its files' sizes and sha256."""
+    """Return a model's description, ready for JSON: format, dimensions, parameters, and its files' sizes and sha256."""
     config = model.config
     dimensions = config.to_dict()
     n_lstms = dimensions.pop("n_layers")
@@ -44,7 +44,7 @@ def describe(model: ElmoModel) -> dict[str, Any]:
         "source_format": model.source_format or model.format,
         "family": config.family,
         "parameters": model.weights.n_parameters,
-        "layers": n_lstms + 1,  # as vectors have them: the characters' one, then each LSTM's
+        "layers": n_lstms + 1,  # counted as in vectors: the characters' layer, then each LSTM's
         "lstm_layers": n_lstms,
         "output_size": config.output_size,
         "inputs": inputs,
@@ -54,7 +54,7 @@ def describe(model: ElmoModel) -> dict[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The weights; none for a model that was not read from files."""
+    """Return the weights files; none for a model that was not read from files."""
     return [file for file in ([path / name for name in PICKLES] if path.is_dir() else [path]) if file.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Files and folders of checkpoints: JSON with clear errors, archives, folders that appear whole or not at all."""
+"""Files and folders of checkpoints: JSON with clear errors, archives, folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import IO, Any
 from flashelmo.engine.errors import FlashElmoError, reason_of
 from flashelmo.engine.files import check_link, sync, why_not_written
 
-# What a folder may hold to be replaced: files that are written here, and nothing of the user's.
+# What a folder may hold to be replaced: files that flashelmo writes, and nothing of the user's.
 MODEL_FILES = {"config.json", "model.safetensors", "lexicon.json", "options.json", "weights.hdf5", "vocab.txt"}
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by a file's first bytes; modules
 MAX_GROWTH = 32  # trained numbers shrink by a tenth, vocabularies to a fifth
-ANY_GROWTH = 1 << 20  # bytes that nobody minds
+ANY_GROWTH = 1 << 20  # bytes that never matter
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, with or without a byte order mark; FlashElmoError where it cannot be read or is something else."""
+    """Read a JSON object, with or without a byte order mark; FlashElmoError if it is unreadable or something else."""
     check_regular(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -38,16 +38,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_regular(path: Path) -> None:
-    """Raise FlashElmoError where a path is neither a file nor a folder: a pipe may wait, a device be read, for ever."""
+    """Raise FlashElmoError if a path is neither a file nor a folder: a pipe or device could be read for ever."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise FlashElmoError(f"{path}: expected a file or folder, found a pipe, socket or device")
 
 
 @contextmanager
 def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODEL_FILES.__contains__) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes `folder` if the block succeeds, and is removed if it fails.
 
-    Only a folder whose files, by their paths in it, are all `ours` is ever replaced.
+    A folder is only replaced if all its files, by their paths in it, are `ours`.
     """
     folder = folder.absolute()
     try:
@@ -74,7 +74,7 @@ def new_folder(folder: Path, overwrite: bool, ours: Callable[[str], bool] = MODE
 
 
 def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]) -> None:
-    """Raise FlashElmoError where a folder has anything in it, unless it is to be replaced and holds but `ours`."""
+    """Raise FlashElmoError if a folder has any contents, unless it is to be replaced and holds only `ours`."""
     check_link(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -89,14 +89,14 @@ def check_replaceable(folder: Path, overwrite: bool, ours: Callable[[str], bool]
 
 @contextmanager
 def extracted(archive: Path, parent: Path | None = None) -> Iterator[Path]:
-    """The files of a zip or tar archive in a temporary folder; none is ever written outside it.
+    """Yield a temporary folder with the files of a zip or tar archive; none is ever written outside it.
 
     Args:
-        archive: which.
-        parent: of the folder, where it is not the system's for temporary files.
+        archive: the archive's path.
+        parent: where to make the folder, if not in the system's folder for temporary files.
 
     Raises:
-        FlashElmoError: the archive is damaged, or would grow beyond `check_growth`; then nothing is unpacked.
+        FlashElmoError: the archive is damaged, or would exceed `check_growth`; then nothing is unpacked.
     """
     with tempfile.TemporaryDirectory(prefix="flashelmo.", dir=parent) as folder:
         try:
@@ -110,21 +110,21 @@ def extracted(archive: Path, parent: Path | None = None) -> Iterator[Path]:
                     tar.extractall(folder, filter="data")
         except FlashElmoError:
             raise
-        except Exception as error:  # each compression has errors of its own for damaged data
+        except Exception as error:  # each compression has its own errors for damaged data
             raise FlashElmoError(f"{archive}: expected a whole zip or tar archive: {reason_of(error)}") from None
         yield Path(folder)
 
 
 @contextmanager
 def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar archive, compressed or not, of which no more is ever unpacked than `check_growth` allows."""
+    """Open a tar archive, compressed or not; it never unpacks more than `check_growth` allows."""
     with unpacked(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
         yield tar
 
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[_Bounded]:
-    """The contents of a file that may be compressed by gzip, bzip2 or xz."""
+    """Open a file, which may be compressed by gzip, bzip2 or xz, for reading its contents."""
     with path.open("rb") as file:
         start = file.read(max(map(len, COMPRESSIONS)))
     module = next((name for signature, name in COMPRESSIONS.items() if start.startswith(signature)), "io")
@@ -133,39 +133,39 @@ def unpacked(path: Path) -> Iterator[_Bounded]:
 
 
 class _Bounded:
-    """What `tarfile` needs of a file for reading; a place beyond `check_growth` is an error."""
+    """The part of a file's interface that `tarfile` reads with; positions beyond `check_growth` are an error."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path, self._file, self.tell = path, file, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, or all."""
+        """Read up to `size` bytes, or all."""
         most = growth_limit(self._path) - self.tell() + 1
         data = self._file.read(most if size < 0 else min(size, most))
         check_growth(self._path, self.tell())
         return data
 
     def seek(self, place: int) -> int:
-        """Go to a place, by unpacking what lies before it."""
+        """Go to a position, by unpacking everything before it."""
         check_growth(self._path, place)
         return self._file.seek(place)
 
 
 def check_zip(path: Path) -> None:
-    """Raise FlashElmoError unless a zip archive's files are as small as `check_growth` allows."""
+    """Raise FlashElmoError unless a zip archive's files are within `check_growth`."""
     with zipfile.ZipFile(path) as archive:
         check_growth(path, sum(member.file_size for member in archive.infolist()))
 
 
 def growth_limit(path: Path) -> int:
-    """The most bytes that a file may take when it is unpacked."""
+    """Return the largest number of bytes that a file may unpack to."""
     return MAX_GROWTH * path.stat().st_size + ANY_GROWTH
 
 
 def check_growth(path: Path, n_bytes: int) -> None:
-    """Raise FlashElmoError where unpacking a file would take far more bytes than it has, as no trained model does.
+    """Raise FlashElmoError if unpacking a file would take far more bytes than it has, which no trained model does.
 
-    Options are no better bound: whoever makes such a file writes them too.
+    Its options would be no better limit: whoever makes such a file writes them too.
     """
     if n_bytes > growth_limit(path):
         limit = f"expected at most {growth_limit(path):,} bytes when unpacked"
@@ -173,7 +173,7 @@ def check_growth(path: Path, n_bytes: int) -> None:
 
 
 def check_rows(lexicon: Mapping[str, int], n_rows: int, source: Path) -> None:
-    """Every entry of a lexicon must be a row of the embedding."""
+    """Raise FlashElmoError unless every entry of a lexicon is a row of the embedding."""
     for token, row in lexicon.items():
         if not 0 <= row < n_rows:
             raise FlashElmoError(f"{source}: {token!r} is row {row}, but the embedding's rows are 0 to {n_rows - 1}")

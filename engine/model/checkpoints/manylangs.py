@@ -1,6 +1,6 @@
 """ELMoForManyLangs' folders: two pickled state dicts, two lexicons, and the configuration that trained them.
 
-Read as elmoformanylangs' `Embedder` does (elmoformanylangs/elmo.py, modules/), but never unpickling code.
+They are read as elmoformanylangs' `Embedder` does (elmoformanylangs/elmo.py, modules/), but without unpickling code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMAT = "manylangs"
 PICKLES = EMBEDDER, ENCODER = "token_embedder.pkl", "encoder.pkl"
 NEEDED_WORDS = ("<oov>", "<bos>", "<eos>")
 NEEDED_CHARACTERS = (*NEEDED_WORDS, "<bow>", "<eow>", "<pad>")
-# What the published models were trained with (elmoformanylangs/configs/cnn_50_100_512_4096_sample.json).
+# How the published models were trained (elmoformanylangs/configs/cnn_50_100_512_4096_sample.json).
 PUBLISHED_CONFIGURATION: dict[str, Any] = {
     "encoder": {
         "name": "elmo",
@@ -54,7 +54,7 @@ def read_manylangs(folder: Path) -> ElmoModel:
     """Read a model's folder.
 
     Raises:
-        FlashElmoError: naming the file and what is wrong in it, a pickle that holds code among them.
+        FlashElmoError: names the file and what is wrong in it, such as a pickle that contains code.
         MissingExtraError: PyTorch, which reads the pickles, is not installed.
     """
     options, source = _read_configuration(folder)
@@ -80,7 +80,7 @@ def read_manylangs(folder: Path) -> ElmoModel:
 
 
 def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
-    """How the state dicts store each canonical tensor. Their linear layers compute x @ weight.T."""
+    """Return how the state dicts store each canonical tensor. Their linear layers compute x @ weight.T."""
     size, cell, filters, inputs = config.projection_size, config.cell_size, config.n_filters, config.character_size
     table = {}
     if config.word_size:
@@ -109,22 +109,22 @@ def stored_tensors(config: ElmoConfig) -> dict[str, Stored]:
 
 
 def _to_gate(keep: Float32) -> Float32:
-    """Their gate keeps the input, ours multiplies the new part: 1 - sigmoid(x) = sigmoid(-x)."""
+    """Convert a gate: theirs keeps the input, ours weights the new part: 1 - sigmoid(x) = sigmoid(-x)."""
     return -keep.T
 
 
 def _split_gates(weight: Float32) -> Float32:
-    """[4C, P] -> [4, P, C]; the gates' order i, f, g, o is the canonical one."""
+    """Convert [4C, P] to [4, P, C]; the gates' order i, f, g, o is the canonical one."""
     return weight.reshape(4, -1, weight.shape[1]).transpose(0, 2, 1)
 
 
 def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """The configuration that config.json points to, often by a path on its author's machine, and its file.
+    """Return the configuration that config.json refers to, often by a path on its author's machine, and its file.
 
-    A path that leads out of the folder is not followed: a file of that name in the folder is taken.
+    A path that leads out of the folder is not followed: the file of that name in the folder is used.
     """
     arguments = read_json(folder / "config.json")
-    given = PureWindowsPath(str(arguments.get("config_path") or ""))  # splits at / and \\ alike
+    given = PureWindowsPath(str(arguments.get("config_path") or ""))  # splits at both / and \\
     inside = not given.anchor and ".." not in given.parts
     for candidate in (given.as_posix(), given.name) if inside else (given.name,):
         if given.name and (folder / candidate).is_file():
@@ -135,7 +135,7 @@ def _read_configuration(folder: Path) -> tuple[Mapping[str, Any], Path]:
 
 
 def _sizes(options: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The configuration but for the lexicons' sizes."""
+    """Return the configuration except the lexicons' sizes."""
     try:
         encoder, embedder = options["encoder"], options["token_embedder"]
         for part, kind, found in (("encoder", "elmo", encoder["name"]), ("token_embedder", "cnn", embedder["name"])):
@@ -163,7 +163,7 @@ def _sizes(options: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
-    """`token<TAB>row` lines, stripped as the published reader does, which leaves one field of the token U+3000."""
+    """Read `token<TAB>row` lines, stripped as the published reader does, which leaves the token U+3000 one field."""
     lexicon = {}
     try:
         check_regular(path)
@@ -187,7 +187,7 @@ def _read_lexicon(path: Path, needed: Sequence[str]) -> dict[str, int]:
 
 
 def _load_pickle(path: Path) -> Arrays:
-    """The tensors of a state dict. Nothing but tensors is unpickled, so no code of the file's runs."""
+    """Return the tensors of a state dict. Only tensors are unpickled, so no code in the file runs."""
     try:
         import torch
     except ImportError as error:
@@ -199,7 +199,7 @@ def _load_pickle(path: Path) -> Arrays:
     check_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other versions of pickle; what counts are the tensors
+            warnings.simplefilter("ignore")  # about other versions of pickle; only the tensors matter
             if zipfile.is_zipfile(path):
                 check_zip(path)
             stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -209,7 +209,7 @@ def _load_pickle(path: Path) -> Arrays:
         return {name: _to_numpy(tensor) for name, tensor in stored.items()}
     except FlashElmoError:
         raise
-    except pickle.UnpicklingError as error:  # its advice is to run the file's code
+    except pickle.UnpicklingError as error:  # its message advises running the file's code
         found = next((line for line in str(error).splitlines() if "GLOBAL" in line), "something else").strip()
         raise FlashElmoError(f"{path}: expected a pickle of tensors alone, found: {found}") from None
     except Exception as error:  # a damaged file may raise anything

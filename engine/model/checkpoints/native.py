@@ -1,6 +1,6 @@
 """flashelmo's own format: `config.json`, `model.safetensors` and, for models with one, `lexicon.json`.
 
-The tensors are the canonical ones under their canonical names: a model is used as it lies in the file, memory-mapped.
+The tensors are the canonical ones under their canonical names: a model is used directly from the memory-mapped file.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 HEADER_LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 8
-STORED_TYPES = {"F32": np.float32, "F16": np.float16}  # what is read as float32
+STORED_TYPES = {"F32": np.float32, "F16": np.float16}  # types that are read as float32
 
 
 def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = False, card: str | None = None) -> None:
-    """Write a model's folder, with a model card if one is given; it appears whole or not at all.
+    """Write a model's folder, with a model card if one is given; it appears complete or not at all.
 
     Raises:
         FlashElmoError: the folder exists (and is not to be overwritten) or cannot be written.
@@ -45,12 +45,12 @@ def write_native(model: ElmoModel, folder: str | Path, *, overwrite: bool = Fals
 
 
 def write_native_files(model: ElmoModel, folder: Path, dtype: str = "float32") -> None:
-    """Write a model's files into a folder that exists.
+    """Write a model's files into an existing folder.
 
     Args:
-        model: to be written.
-        folder: where.
-        dtype: "float32", or "float16" for half the bytes: numbers are rounded, and no longer used as they lie there.
+        model: the model to write.
+        folder: an existing folder.
+        dtype: "float32", or "float16" for half the bytes: numbers are rounded, and must be converted when read.
     """
     source_format = model.source_format if model.format == FORMAT else model.format
     config = {"format_version": FORMAT_VERSION, "source_format": source_format, **model.config.to_dict()}
@@ -62,7 +62,7 @@ def write_native_files(model: ElmoModel, folder: Path, dtype: str = "float32") -
 
 
 def write_safetensors(tensors: Mapping[str, Float32], path: Path, dtype: str = "float32") -> None:
-    """Write tensors by name, as numbers of the type."""
+    """Write tensors by name, as numbers of this type."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -76,7 +76,7 @@ def write_safetensors(tensors: Mapping[str, Float32], path: Path, dtype: str = "
 
 
 def _is_card(folder: Path, name: str) -> bool:
-    """Whether a file is a model card of flashelmo's, which may be replaced."""
+    """Whether a file is one of flashelmo's model cards, which may be replaced."""
     if name != CARD_FILE:
         return False
     return "\nlibrary_name: flashelmo\n" in (folder / name).read_text(encoding="utf-8", errors="replace")
@@ -86,11 +86,11 @@ def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:
     """Read a folder that `write_native` wrote; the tensors are read-only views of the memory-mapped file.
 
     Args:
-        folder: of `config.json`, and of the lexicon where there is one.
-        weights_file: where it is not the folder's `model.safetensors`.
+        folder: holds `config.json`, and the lexicon if there is one.
+        weights_file: if it is not the folder's `model.safetensors`.
 
     Raises:
-        FlashElmoError: naming the file and the tensor or key.
+        FlashElmoError: names the file and the tensor or key.
     """
     config_file, weights_file = folder / "config.json", weights_file or folder / WEIGHTS_FILE
     values = read_json(config_file)
@@ -111,14 +111,14 @@ def read_native(folder: Path, weights_file: Path | None = None) -> ElmoModel:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as one: a length, and a JSON object of that length."""
+    """Whether a file begins like safetensors: with a length, and a JSON object of that length."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
         return 2 <= length <= MAX_HEADER_BYTES and file.read(1) == b"{"
 
 
 def read_safetensors(path: Path) -> dict[str, Float32]:
-    """Read-only views of a memory-mapped safetensors file of float32 tensors; copies of float16 ones.
+    """Return read-only views of a memory-mapped safetensors file of float32 tensors; copies of float16 ones.
 
     The safetensors library's own numpy reader copies every tensor. Layout: https://huggingface.co/docs/safetensors
     (8 bytes of header length, a JSON header of names, types, shapes and offsets, then the data).
@@ -145,7 +145,7 @@ def read_safetensors(path: Path) -> dict[str, Float32]:
 
 
 def _view(data: Uint8, path: Path, name: str, dtype: str, shape: Any, *offsets: Any) -> Float32:
-    """One tensor of the file's data."""
+    """Return one tensor of the file's data."""
     numbers = [*shape, *offsets] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
     if len(offsets) != 2 or not all(type(number) is int and 0 <= number < 2**64 for number in numbers):
         raise FlashElmoError(f"{path}: tensor {name}: expected a shape and two offsets, found {shape} and {offsets}")
@@ -161,20 +161,20 @@ def _view(data: Uint8, path: Path, name: str, dtype: str, shape: Any, *offsets: 
     n_bytes = stored.itemsize * math.prod(shape)
     if stop - start != n_bytes:
         raise FlashElmoError(f"{path}: tensor {name} has {stop - start} bytes, expected {n_bytes} by its shape")
-    # a header of odd length would leave the numbers unaligned: then a copy, which is no memmap; and so for float16
+    # a header of odd length would leave numbers unaligned: then they are copied, not mapped; so are those of float16
     values = np.asarray(data[start:stop].view(stored).reshape(shape))
     return np.require(values, np.float32, "A")
 
 
 def release_pages(weights: ElmoWeights) -> None:
-    """Let the system take back the memory of a memory-mapped model; what is read again comes from the file."""
+    """Let the system reclaim the memory of a memory-mapped model; the file is read again when needed."""
     for _, tensor in weights.named_tensors():
         array: Any = tensor
         while array is not None and not isinstance(array, np.memmap):
             array = getattr(array, "base", None)
         if array is not None and hasattr(mmap, "MADV_DONTNEED"):
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-            return  # all tensors lie in one file
+            return  # all tensors are in one file
 
 
 def _read_lexicon(path: Path, config: ElmoConfig) -> Lexicon:
@@ -183,6 +183,6 @@ def _read_lexicon(path: Path, config: ElmoConfig) -> Lexicon:
         rows = values.get(name)
         if not isinstance(rows, dict) or not all(type(row) is int for row in rows.values()):
             raise FlashElmoError(f"{path}: key {name!r}: expected an object of tokens and rows")
-        if n_rows:  # a lexicon may know words that the model does not look up
+        if n_rows:  # a lexicon may have words that the model does not look up
             check_rows(rows, n_rows, path)
     return Lexicon(values["characters"], values["words"])

@@ -1,4 +1,4 @@
-"""bilm-tf's and AllenNLP's options.json, and the configuration it stands for."""
+"""bilm-tf's and AllenNLP's options.json, and the configuration it describes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N_CHARACTERS = 262  # 256 bytes, 5 specials, and the zero row of id 0, which the
 
 
 def find_options(weights_file: Path) -> Path:
-    """The options beside a weights file: named after it as AllenNLP's are, `options.json`, or known by their contents.
+    """Find the options beside a weights file: named after it, as AllenNLP's are, `options.json`, or by their contents.
 
     Raises:
         FlashElmoError: there is no such file, or several.
@@ -39,19 +39,19 @@ def _holds_options(path: Path) -> bool:
 
 
 def read_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], source: Path) -> ElmoConfig:
-    """A configuration from options.json; the keys of training are ignored.
+    """Return the configuration in options.json; keys about training are ignored.
 
     Args:
-        options: what the JSON file `source` holds.
-        shapes: of the weights file's tensors by name: they tell whether it is a model of words, and of how many.
+        options: the contents of the JSON file `source`.
+        shapes: of the weights file's tensors by name: they tell whether it is a word model, and its number of words.
 
     Raises:
-        FlashElmoError: a key that is missing, or a value of the wrong type.
+        FlashElmoError: a key is missing, or a value has the wrong type.
     """
     cell_size = _get(options, "lstm.dim", source, int)
     lstm = options["lstm"]
     projection_size = lstm.get("projection_dim") or cell_size
-    has_words = "embedding" in shapes and "char_embed" not in shapes  # their options may still tell of characters
+    has_words = "embedding" in shapes and "char_embed" not in shapes  # their options may still describe characters
     inputs = _words(shapes["embedding"], projection_size) if has_words else _characters(options, source)
     values = {
         "family": "bilm",
@@ -96,7 +96,7 @@ def _words(shape: tuple[int, ...], size: int) -> dict[str, Any]:
 
 
 def write_options(config: ElmoConfig) -> dict[str, Any]:
-    """The inverse of `read_options`."""
+    """Do the inverse of `read_options`."""
     options: dict[str, Any] = {
         "lstm": {
             "dim": config.cell_size,
@@ -120,7 +120,7 @@ def write_options(config: ElmoConfig) -> dict[str, Any]:
 
 
 def _get(options: Mapping[str, Any], key: str, source: Path, kind: type) -> Any:
-    """options["a"]["b"] for the key "a.b"."""
+    """Return options["a"]["b"] for the key "a.b"."""
     value: Any = options
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:

@@ -1,4 +1,4 @@
-"""Tables of names: where each canonical tensor lies in a published file, and how it is transformed."""
+"""Tables of names: where each canonical tensor is in a published file, and how it is transformed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL_ROWS = slice(None)
 
 
 def identity(tensor: Float32) -> Float32:
-    """The tensor itself."""
+    """Return the tensor itself."""
     return tensor
 
 
@@ -25,11 +25,11 @@ class Stored(NamedTuple):
     """A canonical tensor as a file stores it.
 
     Attributes:
-        name: of the stored tensor, which may hold several canonical ones below each other.
+        name: of the stored tensor, which may contain several canonical ones, one after the other.
         shape: of the whole stored tensor.
-        read: the stored rows to the canonical tensor.
-        write: the inverse of `read`, in formats that are also written.
-        rows: those of the stored tensor that hold this one.
+        read: converts the stored rows to the canonical tensor.
+        write: the inverse of `read`, for formats that are also written.
+        rows: those of the stored tensor that contain this one.
     """
 
     name: str
@@ -51,14 +51,14 @@ def check_stored(table: Collection[Stored], found: Mapping[str, tuple[int, ...]]
 
 
 def to_canonical(stored: Stored, tensor: Any, source: Path) -> Float32:
-    """The canonical float32 tensor from a stored tensor, an array or an HDF5 dataset, whose 16 or 64 bits are cast.
+    """Return the canonical float32 tensor of a stored one, an array or an HDF5 dataset, casting from 16 or 64 bits.
 
     Raises:
-        FlashElmoError: naming the file `source` and the tensor, where it is of another type or not finite.
+        FlashElmoError: names the file `source` and the tensor if that has another type or is not finite.
     """
-    if tensor.dtype.kind != "f":  # before anything is read: another type's values may be as large as it pleases
+    if tensor.dtype.kind != "f":  # before anything is read: values of another type may be arbitrarily large
         raise FlashElmoError(f"{source}: tensor {stored.name} has type {tensor.dtype}, expected float32")
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, which is refused
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which is refused
         rows = tensor[stored.rows].astype(np.float32, copy=False)
     if not all_finite(rows):
         raise FlashElmoError(f"{source}: tensor {stored.name} holds NaN or infinity")

@@ -1,9 +1,9 @@
 """Projections between equal sizes: idle units make the sizes differ, as the canonical layout has it.
 
-The canonical layout projects cells (or filters) to P only where their number is another. AllenNLP's and
-ELMoForManyLangs' cells and AllenNLP's filters are always projected. A unit whose weights and biases are all zero is
-zero for any input, in the LSTM, a convolution and a highway alike, and adds nothing through its row of zeros in the
-projection: with some of them the same function has the canonical layout.
+The canonical layout projects cells (or filters) to P only if their number differs. AllenNLP's and ELMoForManyLangs'
+cells and AllenNLP's filters are always projected. A unit whose weights and biases are all zero outputs zero for any
+input, in an LSTM, a convolution or a highway, and adds nothing through its zero row in the projection: with some such
+units, the same function fits the canonical layout.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from flashelmo.engine.arrays import Float32
 from flashelmo.engine.model.config import ElmoConfig
 from flashelmo.engine.model.weights import expected_shapes
 
-IDLE = 64  # units: the tiles of kernels stay whole
+IDLE = 64  # units: kernels' tiles stay full
 
 
 def widen(config: ElmoConfig, tensors: dict[str, Float32]) -> tuple[ElmoConfig, dict[str, Float32]]:
-    """A configuration that has a place for all projections in `tensors`, and the tensors of its shapes.
+    """Return a configuration that has room for all projections in `tensors`, and tensors of its shapes.
 
     Args:
-        config: which may describe projections from P to P, that is none.
+        config: it may describe projections from P to P, which means none.
         tensors: of its shapes, by canonical name, with these projections.
     """
     homeless = tensors.keys() - expected_shapes(config).keys()
@@ -39,5 +39,5 @@ def widen(config: ElmoConfig, tensors: dict[str, Float32]) -> tuple[ElmoConfig, 
 
 
 def _padded(tensor: Float32, shape: tuple[int, ...]) -> Float32:
-    """Zeros behind the values of each dimension."""
+    """Return a tensor with zeros added at the end of each dimension."""
     return np.pad(tensor, [(0, wanted - size) for wanted, size in zip(shape, tensor.shape, strict=True)])

@@ -1,8 +1,8 @@
-"""Download a model's files: what is interrupted goes on where it ended, what is wrong is never kept.
+"""Downloads a model's files: interrupted downloads are resumed, and wrong files are never kept.
 
-Pooch verifies sums and puts files in their place. It does not resume (pooch 1.9 starts anew), and what huggingface_hub
-has for that is not public, so this has a downloader for pooch that asks the server for the rest of the file (RFC 9110,
-ranges), as long as it is the same file.
+Pooch verifies checksums and moves files into place. It does not resume (pooch 1.9 starts over), and huggingface_hub's
+code for that is not public, so this is a downloader for pooch that asks the server for the rest of the file (RFC 9110,
+ranges), if it is still the same file.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from flashelmo.engine.model.named.table import RECORD, NamedFile, NamedModel, of
 
 logger = logging.getLogger("flashelmo")
 
-ATTEMPTS = 5  # of a download that breaks off
-PAUSE = 1.0  # seconds before the second, twice as many before each further one
+ATTEMPTS = 5  # at a download that breaks off
+PAUSE = 1.0  # seconds before the second attempt, twice as many before each further one
 TIMEOUT = 30.0  # seconds without an answer, or without data
 CHUNK = 1 << 20  # bytes
 
 
 def download(model: NamedModel, home: Path, *, overwrite: bool = False) -> Path:
-    """Make a model's folder in the cache, which appears when all of it is there; returns the folder.
+    """Make a model's folder in the cache, which appears when it is complete; return the folder.
 
-    Two processes that want the same model download it once. A sum that nobody published is taken here, and written
-    into the folder's `download.json`, by which a later download of the same model is verified.
+    If two processes want the same model, it is downloaded once. A checksum that nobody published is computed here and
+    written into the folder's `download.json`, which later downloads of the same model are verified with.
 
     Args:
-        model: which.
+        model: the model to download.
         home: the cache's folder.
-        overwrite: download again what is there.
+        overwrite: download again even if it is there.
 
     Raises:
-        FlashElmoError: the server's answer, a wrong sum, a damaged archive, a full disk; or downloads are forbidden.
+        FlashElmoError: the server's answer, a wrong checksum, a damaged archive, a full disk; or downloads are
+            forbidden.
         MissingExtraError: the packages for downloads are not installed.
     """
     folder = home / model.name
@@ -76,7 +77,7 @@ def download(model: NamedModel, home: Path, *, overwrite: bool = False) -> Path:
 
 
 def check(folder: Path) -> list[str]:
-    """What of a downloaded model's files is missing, or has another sum than when it was downloaded."""
+    """Return what a downloaded model's files lack, or which have changed since the download."""
     record = read_json(folder / RECORD)
     problems = []
     for name, expected in record["contents"].items():
@@ -88,14 +89,14 @@ def check(folder: Path) -> list[str]:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """The sums of the files of an earlier download."""
+    """Return the checksums of the files of an earlier download."""
     if not (folder / RECORD).is_file():
         return {}
     return {name: file["sha256"] for name, file in read_json(folder / RECORD)["files"].items()}
 
 
 def _fetch(work: Path, name: str, file: NamedFile, recorded: str | None) -> None:
-    """Download one file, unless it is there; FlashElmoError where its sum is another."""
+    """Download one file, unless it is there; FlashElmoError if its checksum is wrong."""
     import pooch
 
     known = file.sha256 or recorded
@@ -103,7 +104,7 @@ def _fetch(work: Path, name: str, file: NamedFile, recorded: str | None) -> None
     work.mkdir(exist_ok=True)
     try:
         pooch.retrieve(file.url, None if known is None else f"sha256:{known}", name, work, downloader=Resumed(part))
-    except ValueError as error:  # pooch's, about the sum; the file is gone
+    except ValueError as error:  # pooch's, about the checksum; the file is gone
         if isinstance(error, FlashElmoError) or known is None or "hash" not in str(error):
             raise
         expected = "that its authors publish" if file.sha256 else "of the first download"
@@ -112,16 +113,16 @@ def _fetch(work: Path, name: str, file: NamedFile, recorded: str | None) -> None
 
 @dataclass
 class Resumed:
-    """A downloader for pooch that keeps what it has in `part`, and goes on with it.
+    """A downloader for pooch that keeps its partial file in `part`, and continues with it.
 
     Attributes:
-        part: the unfinished file; beside it `.tag`, by which the server knows which file it is of.
+        part: the unfinished file; beside it `.tag`, which tells the server which file it belongs to.
     """
 
     part: Path
 
     def __call__(self, url: str, output_file: str, pooch: Any) -> None:
-        """Download an address to `output_file`. Errors are those of requests."""
+        """Download a URL to `output_file`. Errors are those of requests."""
         import requests
 
         for attempt in range(ATTEMPTS):
@@ -140,24 +141,24 @@ class Resumed:
         return self.part.with_suffix(".tag")
 
     def _go_on(self, url: str) -> None:
-        """Download what is not there yet; all of it where the server has another file by now, or knows no ranges."""
+        """Download the missing rest; or all of it if the server has another file by now, or does not support ranges."""
         import requests
         from tqdm import tqdm
 
         tag = self._tag.read_text(encoding="utf-8") if self._tag.is_file() and self.part.is_file() else ""
         start = self.part.stat().st_size if tag else 0
-        headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
+        headers = {"Accept-Encoding": "identity"}  # so that lengths are the file's
         if start:
             headers |= {"Range": f"bytes={start}-", "If-Range": tag}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == 416:  # nothing follows, or the file is a shorter one: begin again
+            if response.status_code == 416:  # nothing follows, or the file is now shorter: start over
                 self._tag.unlink()
                 raise requests.ConnectionError(f"expected bytes from {start:,} on, found none")
             response.raise_for_status()
             start = _start_of(response.headers) if response.status_code == 206 else 0
             length = response.headers.get("Content-Length")
             total = None if length is None else start + int(length)
-            if not start:  # before the tag says that what is there is of this file
+            if not start:  # before the tag says that the partial file belongs to this one
                 self.part.write_bytes(b"")
             self._tag.write_text(_validator(response.headers), encoding="utf-8")
             with (
@@ -177,7 +178,7 @@ class Resumed:
 
 
 def _start_of(headers: Mapping[str, str]) -> int:
-    """Where the part begins that a server sends."""
+    """Return where the part begins that a server sends."""
     import requests
 
     begin = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
@@ -187,13 +188,13 @@ def _start_of(headers: Mapping[str, str]) -> int:
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    """What names this very file: a strong ETag, or the time of its last change; empty where the server says neither."""
+    """Return what identifies this very file: a strong ETag or the time of its last change; empty without either."""
     tag = headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
 
 
 def _settle(model: NamedModel, work: Path, folder: Path) -> None:
-    """Unpack archives, write the record, and give the folder its name."""
+    """Unpack archives, write the record, and give the folder its final name."""
     new = work / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -227,7 +228,7 @@ def _settle(model: NamedModel, work: Path, folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return what went wrong, in one line."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"{response.url}: the server says {response.status_code} {response.reason}"

@@ -1,4 +1,4 @@
-"""Which path a model's name stands for."""
+"""The path that a model's name stands for."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FILES = (".hdf5", ".h5", ".json", ".zip", ".safetensors")  # suffixes that no na
 
 
 def bundled() -> Path:
-    """The folder of the model that comes with the package, with which is embedded where none is named."""
+    """Return the folder of the model that comes with the package, which is used where none is named."""
     return Path(__file__).resolve().parents[1] / TINY
 
 
 def locate(path: Path) -> Path:
-    """A model's path as it is given, or the folder of the model of that name, which is downloaded if it is not there.
+    """Return a model's path as given, or the folder of the model of that name, downloading it if necessary.
 
     "tiny" comes with the package.
 
-    What exists is a path, whatever it is called.
+    If a path exists, it is used, whatever its name.
 
     Raises:
-        FlashElmoError: neither is there; the download fails.
+        FlashElmoError: there is neither; or the download fails.
         MissingExtraError: the packages for downloads are not installed.
     """
     name = str(path)
@@ -46,8 +46,8 @@ def locate(path: Path) -> Path:
 
 
 def model_path(name: str, value: object) -> Path:
-    """The path of a model from what a caller gives as the argument `name`: see `path_of` and `locate`.
+    """Return a model's path from the value that a caller gives as the argument `name`: see `path_of` and `locate`.
 
-    With None the one that comes with the package.
+    With None, it is the model that comes with the package.
     """
     return bundled() if value is None else locate(path_of(name, value))

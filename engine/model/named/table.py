@@ -1,4 +1,4 @@
-"""The list of models that have a name, and where they are kept."""
+"""The list of named models, and where they are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flashelmo.engine.errors import FlashElmoError, MissingExtraError
 
 HOME = "FLASHELMO_HOME"  # the folder of the cache
 OFFLINE = ("FLASHELMO_OFFLINE", "HF_HUB_OFFLINE")
-RECORD = "download.json"  # beside a model's files: whence they came, and their sums
+RECORD = "download.json"  # beside a model's files: where they came from, and their checksums
 LANGUAGES = "manylangs-"
 
 
@@ -36,14 +36,14 @@ class NamedModel:
     """A published model.
 
     Attributes:
-        name: what users call it by.
+        name: what users call it.
         about: what it is, in one line.
-        page: of its authors.
+        page: its authors' page.
         format: "bilm" (HDF5 weights and options), or "manylangs" (ELMoForManyLangs' pickles, which PyTorch reads).
-        language: a code of ISO 639, or "proteins".
-        license: of the repository that publishes it; None where its authors state none.
-        layers, output_size, cell_size: its dimensions; None where they are not published.
-        files: by the names that they get; a `.zip` is unpacked.
+        language: an ISO 639 code, or "proteins".
+        license: of the repository that publishes it; None if its authors state none.
+        layers, output_size, cell_size: its dimensions; None if they are not published.
+        files: by the names they get; a `.zip` is unpacked.
     """
 
     name: str
@@ -60,7 +60,7 @@ class NamedModel:
 
 @cache
 def named_models() -> dict[str, NamedModel]:
-    """All models that have a name, in the order of the list."""
+    """Return all named models, in the order of the list."""
     rows = json.loads(files(__package__).joinpath("models.json").read_text(encoding="utf-8"))
     models = [
         NamedModel(**{**row, "files": {name: NamedFile(**file) for name, file in row["files"].items()}}) for row in rows
@@ -69,14 +69,14 @@ def named_models() -> dict[str, NamedModel]:
 
 
 def find_named(name: str) -> NamedModel:
-    """The model of a name; FlashElmoError, which lists the names, where there is none."""
+    """Return the model of this name; FlashElmoError, which lists the names, if there is none."""
     if name not in named_models():
         raise FlashElmoError(f"{name}: no model's name; there are {all_names()}")
     return named_models()[name]
 
 
 def home() -> Path:
-    """The folder of the cache: $FLASHELMO_HOME, $HF_HOME/flashelmo, or that of the system for this user."""
+    """Return the cache folder: $FLASHELMO_HOME, $HF_HOME/flashelmo, or the system's cache folder of this user."""
     if given := os.environ.get(HOME):
         return Path(given).expanduser()
     if given := os.environ.get("HF_HOME"):
@@ -89,13 +89,13 @@ def home() -> Path:
 
 
 def offline() -> str | None:
-    """The variable of the environment that forbids downloads; None where none does."""
+    """Return the environment variable that forbids downloads; None if none does."""
     off = ("", "0", "false", "no", "off")
     return next((name for name in OFFLINE if os.environ.get(name, "").lower() not in off), None)
 
 
 def all_names() -> str:
-    """All names, those of many languages as one."""
+    """Return all names as text, with those of many languages as one."""
     others = [name for name in named_models() if not name.startswith(LANGUAGES)]
     languages = [name.removeprefix(LANGUAGES) for name in named_models() if name.startswith(LANGUAGES)]
     return f"tiny, {', '.join(others)}, {LANGUAGES}LANGUAGE ({', '.join(languages)})"
