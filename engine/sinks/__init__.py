@@ -1,8 +1,8 @@
 """Where vectors go.
 
-files.py   files that appear under their name only when they are whole
-hdf5.py    HDF5, an array a sentence
-npz.py     NumPy's archives, the same
+files.py   files that appear under their name only when complete
+hdf5.py    HDF5, one array per sentence
+npz.py     NumPy's archives, likewise
 seqvec.py  the files of SeqVec's pipeline
 """
 
@@ -29,18 +29,18 @@ __all__ = ["HDF5_SUFFIXES", "Record", "Sink", "Store", "open_sink", "take_name",
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", "")
 INDEX_NAME = "sentence_to_index"
-ENTRY_BYTES = 300  # about what a format takes for an array's name and shape
+ENTRY_BYTES = 300  # approximate size of an array's name and shape in a file
 
 logger = logging.getLogger("flashelmo")
 
 
 class Record(NamedTuple):
-    """Of which record vectors are.
+    """The record that vectors belong to.
 
     Attributes:
-        number: in the input, from 0.
-        id: its own; None where it has none.
-        n_tokens: how many there are.
+        number: its index in the input, from 0.
+        id: its own id; None if it has none.
+        n_tokens: its number of tokens.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Store(Protocol):
     """A file format: named arrays, written one by one."""
 
     def key_of(self, record_id: str) -> str:
-        """The key that stands for a record's own id: that itself where it can be one."""
+        """Return the key for a record's own id: the id itself, if it can be a key."""
 
     def add(
         self,
@@ -62,7 +62,7 @@ class Store(Protocol):
         blocks: Iterable[tuple[Index, Array]],
         original_id: str | None = None,
     ) -> None:
-        """Write one array, which comes in blocks in C order, and the id that its key does not tell."""
+        """Write one array, given as blocks in C order, and the record's id if the key differs from it."""
 
     def add_text(self, key: str, text: str) -> None:
         """Write one text as an array of shape (1,)."""
@@ -71,21 +71,21 @@ class Store(Protocol):
         """Finish the file."""
 
     def abort(self) -> None:
-        """Close the file without finishing it, whatever state it is in."""
+        """Close the file without finishing it, whatever its state."""
 
 
 class Sink:
-    """One sentence after the other into a store, under the keys of AllenNLP's `elmo` command (0.9).
+    """Writes sentences one after the other into a store, under the keys of AllenNLP's `elmo` command (0.9).
 
-    A sentence's key is its number, from 0, or with `use_sentence_keys` the sentence. With numbers, and unless
-    `forget_sentences`, the text `sentence_to_index` maps sentences to keys in JSON; the last of equal sentences stays.
-    A record with an id of its own has that as its key; where another one has it already, it gets "#2" and so on behind
-    it. HDF5 has an id that is not its key as the attribute `original_id`.
+    A sentence's key is its index, from 0, or with `use_sentence_keys` the sentence. With indices, and unless
+    `forget_sentences`, the text `sentence_to_index` maps sentences to keys in JSON; of equal sentences the last counts.
+    A record with its own id has that as its key; if another one already has it, "#2" and so on is appended. In HDF5, an
+    id that differs from its key is the attribute `original_id`.
 
     Args:
-        path: the name that errors give.
+        path: the name used in errors.
         store: the file.
-        output: what is kept of a sentence.
+        output: what to keep of a sentence.
     """
 
     def __init__(self, path: Path, store: Store, output: Output, use_sentence_keys: bool, forget_sentences: bool):
@@ -97,24 +97,24 @@ class Sink:
         self._index: dict[str, str] | None = None if use_sentence_keys or forget_sentences else {}
         self._n_written = 0
         self._has_ids = False
-        self._repeated: dict[str, int] = {}  # keys of several records: of how many so far
+        self._repeated: dict[str, int] = {}  # keys shared by several records: how many so far
 
     def n_bytes(self, n_layers: int, size: int, n_tokens: int, n_sentences: int) -> int:
-        """About what vectors of 2P = size and n_layers layers will take."""
+        """Return about how many bytes vectors of 2P = size and n_layers layers will take."""
         rows = n_sentences if self.output.pool else n_tokens
         shape = self.output.shape((n_layers, 1, size))
         return rows * prod(shape) * np.dtype(self.output.dtype).itemsize + n_sentences * ENTRY_BYTES
 
     def write(self, vectors: Array, sentence: str = "", record: Record | None = None) -> None:
-        """Write what `output` asks for of a sentence; the text matters where `needs_sentences`.
+        """Write what `output` requests of a sentence; the text matters only if `needs_sentences`.
 
         Args:
-            vectors: [L, T, 2P] of all layers, [T, 2P] of one, without T where pooled; of any floating-point type.
-            record: that the sentence is; None for the next line.
+            vectors: [L, T, 2P] for all layers, [T, 2P] for one, without T if pooled; of any floating-point type.
+            record: the record that the sentence is; None for the next line.
 
         Raises:
-            FlashElmoError: the file cannot be written, a key that was there or cannot be one, vectors that `output`
-                does not ask for, a value beyond the number type's range.
+            FlashElmoError: the file cannot be written, a key is taken or cannot be used, vectors are not what `output`
+                requests, or a value is beyond the number type's range.
         """
         key = str(self._n_written if record is None else record.number)
         if self._use_sentence_keys:
@@ -131,7 +131,7 @@ class Sink:
         self._n_written += 1
 
     def _write_by_id(self, vectors: Array, record_id: str) -> None:
-        """Under the first key for this id that is not taken."""
+        """Write under the first key for this id that is not taken."""
         with self._errors(record_id):
             key = name = self._store.key_of(record_id)
             n = self._repeated.get(key, 0)
@@ -150,7 +150,7 @@ class Sink:
         self._n_written += 1
 
     def close(self) -> None:
-        """Write the index of sentences where there is one, and finish the file."""
+        """Write the index of sentences, if there is one, and finish the file."""
         with self._errors(INDEX_NAME):
             if self._index is not None and not self._has_ids:
                 self._store.add_text(INDEX_NAME, json.dumps(self._index))
@@ -161,7 +161,7 @@ class Sink:
 
     def abort(self) -> None:
         """Close the file after an error, without finishing it."""
-        with suppress(Exception):  # the error that led here is the one to tell
+        with suppress(Exception):  # the original error is the one to report
             self._store.abort()
 
     def _check_key(self, sentence: str) -> None:
@@ -173,7 +173,7 @@ class Sink:
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """Turn a store's errors into FlashElmoErrors that name the file, and the line of a key that cannot be."""
+        """Turn a store's errors into FlashElmoErrors that name the file, and the line of an unusable key."""
         try:
             with writing(self.path):
                 yield
@@ -194,27 +194,27 @@ def open_sink(
     forget_sentences: bool = False,
     always_hdf5: bool = False,
 ) -> Iterator[Sink]:
-    """Open a file to write vectors to: `.npz`, or HDF5 under `.h5`, `.hdf5`, `.hdf` or no suffix.
+    """Open a file to write vectors to: `.npz`, or HDF5 for `.h5`, `.hdf5`, `.hdf` or no suffix.
 
     The file is written under a temporary name in the same folder and takes its own name when the context ends well;
-    after an exception nothing is left, and what killed runs left is removed by the next one.
+    after an exception nothing is left, and leftovers of killed runs are removed by the next one.
 
     Args:
         path: the file.
-        output: what is kept of a sentence.
+        output: what to keep of a sentence.
         overwrite: replace a file that exists.
         use_sentence_keys, forget_sentences: see `Sink`.
-        always_hdf5: HDF5, whatever the suffix.
+        always_hdf5: write HDF5, whatever the suffix.
 
     Raises:
-        FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or when it
-            ends, as another run may have written it meanwhile; or it cannot be written.
+        FlashElmoError: another suffix; the file exists and `overwrite` is not set, when the context begins or ends, as
+            another run may have written it meanwhile; or it cannot be written.
     """
     path = path_of("output", path)
     overwrite, always_hdf5 = flag("overwrite", overwrite), flag("always_hdf5", always_hdf5)
     use_sentence_keys = flag("use_sentence_keys", use_sentence_keys)
     forget_sentences = flag("forget_sentences", forget_sentences)
-    final = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
+    final = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
     with writing(path):
         check_path(path, final, overwrite)
     is_npz = not always_hdf5 and _is_npz(path)
@@ -235,7 +235,7 @@ def open_sink(
 
 
 def _is_npz(path: Path) -> bool:
-    """Whether the suffix is .npz's, not one of HDF5's."""
+    """Whether the suffix is .npz, not one of HDF5's."""
     suffix = path.suffix.lower()
     if suffix != ".npz" and suffix not in HDF5_SUFFIXES:
         expected = f"expected a name that ends with .h5, .hdf5 or .npz, found {path.suffix}"

@@ -1,4 +1,4 @@
-"""Files that appear under their names only when they are whole."""
+"""Files that appear under their names only when complete."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from flashelmo.engine.errors import FlashElmoError, first_line
 from flashelmo.engine.files import NO_LOCKS, check_link, lock, sync
 from flashelmo.engine.output import Output
 
-RUN = "run.json"  # of a folder of shards, written before any of them
+RUN = "run.json"  # in a folder of shards, written before any of them
 
 
 def check_path(path: Path, final: Path, overwrite: bool) -> None:
-    """Raise FlashElmoError where a file cannot become what `path` names, `final` without links."""
+    """Raise FlashElmoError if a file cannot become what `path` names; `final` is the path without links."""
     if str(path) == "-":
         raise FlashElmoError("-: expected a file's name; vectors cannot be written to standard output")
     if not final.parent.is_dir():
@@ -38,9 +38,9 @@ def _exists(path: Path) -> FlashElmoError:
 
 @contextmanager
 def temporary_beside(path: Path, final: Path) -> Iterator[Path]:
-    """A new empty file beside `final` that no other run uses; gone when the context ends, if it has that name still.
+    """Yield a new empty file beside `final` that no other run uses; it is removed at the end unless it was renamed.
 
-    A run holds a lock on its file, which ends with the process: whoever gets the lock of another's may remove it.
+    A run holds a lock on its file, which ends with the process: whoever gets the lock of another's file may remove it.
     """
     prefix = f".{final.name[:100]}."
     with writing(path):
@@ -51,9 +51,9 @@ def temporary_beside(path: Path, final: Path) -> Iterator[Path]:
             try:
                 if lock(descriptor, temporary):
                     break
-            except NO_LOCKS:  # where leftovers stay
+            except NO_LOCKS:  # then leftovers stay
                 break
-            os.close(descriptor)  # another run has taken it for a leftover before it was locked
+            os.close(descriptor)  # another run took it for a leftover before it was locked
     try:
         yield temporary
     finally:
@@ -65,7 +65,7 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
     """Remove the temporary files of an output whose runs have ended."""
     name = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
     for leftover in [entry for entry in folder.iterdir() if name.fullmatch(entry.name)]:
-        with suppress(*NO_LOCKS):  # another's, or another run removes it as well
+        with suppress(*NO_LOCKS):  # another run's, or another run is removing it as well
             descriptor = os.open(leftover, os.O_RDWR)
             try:
                 if lock(descriptor, leftover):
@@ -81,7 +81,7 @@ def publish(temporary: Path, final: Path, overwrite: bool) -> None:
         os.replace(temporary, final)
     else:
         take_name(temporary, final)
-    with suppress(OSError):  # not every system lets one open a folder
+    with suppress(OSError):  # not every system allows opening a folder
         sync(final.parent)
 
 
@@ -91,14 +91,14 @@ def take_name(temporary: Path, final: Path) -> None:
         os.link(temporary, final)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         os.close(os.open(final, os.O_CREAT | os.O_EXCL))
         os.replace(temporary, final)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors into a FlashElmoError of one line."""
+    """Turn the system's errors into one-line FlashElmoErrors."""
     try:
         yield
     except FileExistsError:
@@ -110,10 +110,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_space(path: Path, n_bytes: float, output: Output) -> None:
-    """Raise FlashElmoError where the disk that a file or folder is on, or will be, has less room than it needs.
+    """Raise FlashElmoError if the disk that a file or folder is on, or will be on, has too little room.
 
     Args:
-        output: what is written of each sentence: the message names what would be less.
+        output: what is written of each sentence: the message suggests what would take less.
     """
     real = Path(os.path.realpath(path))
     folder = real if real.is_dir() else real.parent
@@ -124,7 +124,7 @@ def check_space(path: Path, n_bytes: float, output: Output) -> None:
 
 
 def _advice(output: Output) -> str:
-    """What would take less."""
+    """Return what would take less."""
     options = (
         ("--layers top", output.single),
         ("--dtype float16", output.dtype == "float16"),

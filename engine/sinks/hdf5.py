@@ -1,4 +1,4 @@
-"""HDF5, one dataset a sentence, in the layout of AllenNLP's `elmo` command."""
+"""HDF5, one dataset per sentence, in the layout of AllenNLP's `elmo` command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Hdf5File:
         self._dataset_properties.set_obj_track_times(False)  # equal runs give equal files
 
     def key_of(self, record_id: str) -> str:
-        """The id without what HDF5 gives a meaning: no groups, and not the file's root."""
+        """Return the id without characters that are special in HDF5: no groups, and not the file's root."""
         key = record_id.replace("/", "_").replace("\0", "_")
         return key if key != "." else "_"
 
@@ -39,9 +39,9 @@ class Hdf5File:
         blocks: Iterable[tuple[Index, Array]],
         original_id: str | None = None,
     ) -> None:
-        """Write one array, with an id as an attribute where one is given.
+        """Write one array, with an id, if given, as an attribute.
 
-        KeyError: the key is taken, or cannot be one, as "." cannot. OSError: the disk is full.
+        KeyError: the key is taken, or cannot be one, like ".". OSError: the disk is full.
         """
         try:
             # h5py's create_dataset does the same and takes twice as long
@@ -66,7 +66,7 @@ class Hdf5File:
         self._disk.check()
 
     def add_text(self, key: str, text: str) -> None:
-        """Write one text of variable length."""
+        """Write one variable-length text."""
         self._file.create_dataset(key, (1,), dtype=h5py.string_dtype())[0] = text
 
     def close(self) -> None:
@@ -83,18 +83,18 @@ class Hdf5File:
 
 
 class _Disk(io.FileIO):
-    """The file beneath HDF5, in which no write fails: on a full disk HDF5 would end in a segmentation fault.
+    """The file beneath HDF5, whose writes never fail: on a full disk HDF5 would segfault.
 
     Attributes:
         error: the first one, which `check` raises; what is written after it is lost.
-        discard: lose all that is written from now on.
+        discard: drop everything written from now on.
     """
 
     error: OSError | None = None
     discard = False
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, or remember why not."""
+        """Write all of `data`, or remember why that failed."""
         rest = memoryview(data)
         while rest and self.error is None and not self.discard:
             try:
@@ -104,7 +104,7 @@ class _Disk(io.FileIO):
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size of the file, or remember why not."""
+        """Set the size of the file, or remember why that failed."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -112,6 +112,6 @@ class _Disk(io.FileIO):
             return self.tell() if size is None else size
 
     def check(self) -> None:
-        """Raise the error that writing met."""
+        """Raise the error that writing encountered."""
         if self.error is not None:
             raise self.error

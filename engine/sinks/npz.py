@@ -1,4 +1,4 @@
-"""NumPy's .npz: a zip archive with one array a sentence, written without keeping any in memory."""
+"""NumPy's .npz: a zip archive with one array per sentence, written without keeping any in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NpzFile:
         self._keys: set[str] = set()
 
     def key_of(self, record_id: str) -> str:
-        """The id, without NUL."""
+        """Return the id without NUL."""
         return record_id.replace("\0", "_")
 
     def add(
@@ -44,7 +44,7 @@ class NpzFile:
                 member.write(np.ascontiguousarray(block).tobytes())
 
     def add_text(self, key: str, text: str) -> None:
-        """Write one text as UTF-8; as a text, NumPy would store every character in four bytes."""
+        """Write one text as UTF-8 bytes; NumPy would store every character of a string in four bytes."""
         array = np.array([text.encode("utf-8")])
         self.add(key, array.shape, array.dtype.str, [((), array)])
 
@@ -54,7 +54,7 @@ class NpzFile:
         self._file.close()
 
     def abort(self) -> None:
-        """Close the file, as it is not going to be kept."""
+        """Close the file, which will not be kept."""
         try:
             self._archive.close()
         finally:

@@ -1,11 +1,11 @@
 """The files that the pipeline around SeqVec (bio_embeddings) writes for proteins, under its names, in one folder.
 
-    embeddings_file.h5           what is kept of each residue: all layers [L, T, 2P], or those that were asked for
+    embeddings_file.h5           what is kept of each residue: all layers [L, T, 2P], or the requested ones
     reduced_embeddings_file.h5   a vector for each protein [2P]: the mean over its residues of the layers' sum
-    mapping_file.csv             a row for each: its key in both files, its id, its residues
+    mapping_file.csv             a row for each: its key in both files, its id, its number of residues
 
-A key is the protein's number in the input, as with the pipeline's `simple_remapping`: its other keys, sums of the
-residues, cannot tell equal proteins apart. In both files the attribute `original_id` of a key is the protein's id.
+A key is the protein's index in the input, as with the pipeline's `simple_remapping`: its other keys, checksums of the
+residues, cannot distinguish equal proteins. In both files the attribute `original_id` of a key is the protein's id.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from flashelmo.engine.sinks.hdf5 import Hdf5File
 RESIDUES, PROTEINS, MAPPING = "embeddings_file.h5", "reduced_embeddings_file.h5", "mapping_file.csv"
 FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".npz", ".csv")
 COLUMNS = ("", "original_id", "sequence_length")
-ROW_BYTES = 64  # about, of the mapping
+ROW_BYTES = 64  # about, per row of the mapping
 
 
 class SeqVecSink:
-    """One protein after the other into SeqVec's files; one without residues has zeros as its vector.
+    """Writes proteins one after the other into SeqVec's files; one without residues gets a vector of zeros.
 
     Args:
-        folder: the name that errors give.
-        output: what is kept of a residue; pooled, there is no file of residues, and the vectors of proteins are the
+        folder: the name used in errors.
+        output: what to keep of a residue; if pooled, there is no file of residues, and the vectors of proteins are the
             mean or the maximum over residues of the layers' sum.
-        residues, proteins: the files; no residues where they are pooled.
-        mapping: gets the table.
+        residues, proteins: the files; no residues if they are pooled.
+        mapping: receives the table.
     """
 
     needs_sentences = False
@@ -57,23 +57,23 @@ class SeqVecSink:
         self._table.writerow(COLUMNS)
 
     def begin(self, n_layers: int) -> None:
-        """Say how many layers the model has, before the first `write`. Pooled layers are then asked for as their sum.
+        """Set how many layers the model has, before the first `write`. Pooled layers are then requested as their sum.
 
         Raises:
-            FlashElmoError: the output names a layer that the model lacks.
+            FlashElmoError: the output requests a layer that the model lacks.
         """
         self.output.check(n_layers)
         if self.output.pool and not self.output.single:
             self.output = replace(self.output, layers="average", mix=self.output.coefficients(n_layers).sum(axis=0))
 
     def n_bytes(self, n_layers: int, size: int, n_tokens: int, n_sentences: int) -> int:
-        """About what vectors of 2P = size and n_layers layers will take."""
+        """Return about how many bytes vectors of 2P = size and n_layers layers will take."""
         value = np.dtype(self.output.dtype).itemsize
         n_values = 0 if self.output.pool else n_tokens * int(np.prod(self.output.shape((n_layers, 1, size))))
         return (n_values + n_sentences * size) * value + n_sentences * (2 * ENTRY_BYTES + ROW_BYTES)
 
     def write(self, vectors: Array, sentence: str = "", record: Record | None = None) -> None:
-        """Write a protein's vectors, as `output` asks for them; the sentence is not looked at.
+        """Write a protein's vectors, as `output` requests them; the sentence is ignored.
 
         Raises:
             FlashElmoError: the files cannot be written; a value beyond the number type's range.
@@ -97,7 +97,7 @@ class SeqVecSink:
     def abort(self) -> None:
         """Close the files after an error, without finishing them."""
         for file in self._files():
-            with suppress(Exception):  # the error that led here is the one to tell
+            with suppress(Exception):  # the original error is the one to report
                 getattr(file, "abort", file.close)()
 
     def _files(self) -> list[Any]:
@@ -105,24 +105,24 @@ class SeqVecSink:
 
 
 def _mean_of_sum(vectors: Array) -> Array:
-    """Mean over residues of the sum of the layers: [L, T, 2P] or [T, 2P] -> [2P]."""
+    """Return the mean over residues of the sum of the layers: [L, T, 2P] or [T, 2P] -> [2P]."""
     return pool_mean(vectors.sum(axis=0, dtype=np.float32) if vectors.ndim == 3 else vectors.astype(np.float32))
 
 
 @contextmanager
 def open_seqvec(folder: str | Path, output: Output | None = None, *, overwrite: bool = False) -> Iterator[SeqVecSink]:
-    """Open SeqVec's files in a folder, which is made where it is not there, to write vectors to.
+    """Open SeqVec's files in a folder, created if necessary, to write vectors to.
 
-    They take their names when the context ends well, the mapping last: where that is, the others are whole.
+    They take their names when the context ends well, the mapping last: if it is there, the others are complete.
 
     Args:
         folder: may have other files, but no shards.
-        output: what is kept of a residue; see `SeqVecSink`.
-        overwrite: replace such files that exist.
+        output: what to keep of a residue; see `SeqVecSink`.
+        overwrite: replace such files if they exist.
 
     Raises:
-        FlashElmoError: one of the files exists and `overwrite` is not set; the folder has shards, or cannot be made or
-            written to.
+        FlashElmoError: one of the files exists and `overwrite` is not set; the folder has shards, or cannot be created
+            or written to.
     """
     folder, overwrite, output = path_of("output", folder), flag("overwrite", overwrite), output or Output()
     if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
