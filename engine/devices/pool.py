@@ -1,7 +1,7 @@
-"""Several devices embed one stream of windows, each in a process of its own.
+"""Several devices embed one stream of windows, each in its own process.
 
 A window goes to the device that has the fewest, and its results come back through memory that both processes share. The
-program that starts the processes needs no guard: they run `worker.py`, never the program's own file.
+program that starts the processes needs no main guard: they run `worker.py`, never the program's own file.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ logger = logging.getLogger("flashelmo")
 
 
 class DevicePool:
-    """A pipeline made of one on each of several devices, with the face of `WindowPipeline`.
+    """A pipeline made of one on each of several devices, with the interface of `WindowPipeline`.
 
-    Windows are given in the order they came in. Several threads may use a pool, and a thread several streams, at once.
-    A device whose process ends is reported once as a warning, and its windows are done by the others. No state is
+    Windows are returned in the order they came in. Several threads may use a pool, and a thread several streams, at
+    once. A device whose process ends is reported once as a warning, and the others take over its windows. No state is
     carried from window to window, as neighbours go to different devices.
 
     Args:
-        make: makes a device's pipeline, called with its name in its process. It must be picklable, from a module that
-            can be imported; arrays that it holds are copied once for all processes, which share them.
-        devices: names of the devices, each once.
+        make: makes a device's pipeline; called with its name in its process. It must be picklable, from an importable
+            module; arrays that it holds are copied once for all processes, which share them.
+        devices: names of the devices, without repetition.
 
     Attributes:
-        precision: what the pipelines compute in; "" where they do not say.
+        precision: what the pipelines compute in; "" if they do not say.
 
     Raises:
-        FlashElmoError: no device, one twice, one whose pipeline cannot be made, with what `make` said, or pipelines
-            that compute in different precisions.
+        FlashElmoError: no device, a repeated one, one whose pipeline cannot be made (with the message of `make`), or
+            pipelines that compute in different precisions.
     """
 
     def __init__(self, make: Callable[[str], WindowPipeline], devices: Sequence[str]) -> None:
@@ -77,15 +77,15 @@ class DevicePool:
                 raise FlashElmoError(cause if process.name in cause else f"device {process.name}: {cause}")
 
     def reset_state(self) -> None:
-        """Does nothing: there is no state."""
+        """Do nothing: there is no state."""
 
     def stream(
         self, windows: Iterable[Window], output: Output, on_progress: OnProgress, *, as_numpy: bool = True
     ) -> Stream:
-        """See `WindowPipeline`; `on_progress` is called when a window is given. Results are arrays of their own memory.
+        """See `WindowPipeline`; `on_progress` is called when a window is given. Each result array owns its memory.
 
         Raises:
-            FlashElmoError: tensors are asked for; or, from the iterator, a window's own error in its place, or that no
+            FlashElmoError: tensors are requested; or, from the iterator, a window's own error in its place, or that no
                 device is left.
         """
         if not as_numpy:
@@ -117,7 +117,7 @@ def _check_names(devices: Sequence[str]) -> None:
 
 
 def _one_precision(processes: list[DeviceProcess]) -> str:
-    """The one that all share: a sentence's vectors do not depend on the device that it goes to."""
+    """Return the precision that all share: a sentence's vectors must not depend on the device that it goes to."""
     if len({process.precision for process in processes}) == 1:
         return processes[0].precision
     *most, last = [f"{process.precision} on {process.name}" for process in processes]
@@ -142,20 +142,20 @@ class _Dispatcher:
 
     def __init__(self) -> None:
         self.processes: list[DeviceProcess] = []
-        self._lock = threading.RLock()  # a stream may be freed, and so closed, at any time, here too
+        self._lock = threading.RLock()  # a stream may be freed, and so closed, at any time, even here
         self._streams: dict[int, WindowStream] = {}
         self._numbers = count()
         self._cause = ""
 
     def open(self, windows: Iterable[Window], output: Output, bound: int) -> WindowStream:
-        """A stream on all processes that run."""
+        """Return a new stream on all running processes."""
         with self._lock:
             stream = WindowStream(next(self._numbers), self.processes, windows, output, bound, self._cause)
             self._streams[stream.number] = stream
             return stream
 
     def close(self, stream: WindowStream) -> None:
-        """Forget a stream; what it waits for is dropped."""
+        """Forget a stream and drop what it waits for."""
         with self._lock:
             del self._streams[stream.number]
         for process, held in stream.sent.items():
@@ -164,7 +164,7 @@ class _Dispatcher:
         stream.clear()
 
     def deliver(self, process: DeviceProcess, number: int, position: int, result: Result) -> None:
-        """A window is finished."""
+        """Hand over a finished window."""
         with self._lock:
             stream = self._streams.get(number)
             if stream is not None:
@@ -172,7 +172,7 @@ class _Dispatcher:
                 stream.events.put(Arrived(position, result))
 
     def lose(self, process: DeviceProcess) -> None:
-        """A process has ended."""
+        """Record that a process has ended."""
         with self._lock:
             self.processes.remove(process)
             self._cause = f"{process.name}: {process.cause}"

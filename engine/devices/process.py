@@ -31,37 +31,37 @@ Result: TypeAlias = Embedded | FlashElmoError
 
 
 class Listener(Protocol):
-    """Gets what processes send; each process's reader thread calls it."""
+    """Receives what processes send; called by each process's reader thread."""
 
     def deliver(self, process: DeviceProcess, stream: int, position: int, result: Result) -> None:
-        """A window of a stream is done: its results, or its error."""
+        """Take a stream's finished window: its results, or its error."""
 
     def lose(self, process: DeviceProcess) -> None:
-        """The process has ended."""
+        """Take notice that the process has ended."""
 
 
 class DeviceProcess:
-    """Starts `worker.py` for a device. A thread writes to it and another reads from it, so that `send` never blocks,
+    """Starts `worker.py` for a device. One thread writes to it and another reads from it, so that `send` never blocks,
     results are taken as they come, and an interrupt of the program leaves no message half sent.
 
     Args:
         name: of the device.
         arrays_file: descriptor of the open file that holds the arrays of `Start.make`.
-        listener: gets what it sends.
+        listener: receives what the process sends.
 
     Attributes:
-        max_windows: windows of one stream it may hold at once; 0 until it is ready.
-        precision: what its pipeline computes in, where it says so.
-        settled: gets something when it is ready or has ended.
-        cause: why it ended; None as long as it runs.
-        closed: it was ended on purpose.
+        max_windows: how many windows of one stream it may hold at once; 0 until it is ready.
+        precision: what its pipeline computes in, if it says so.
+        settled: gets an item when the process is ready or has ended.
+        cause: why it ended; None while it runs.
+        closed: whether it was ended on purpose.
     """
 
     def __init__(self, name: str, arrays_file: int, listener: Listener) -> None:
         self.name = name
         self.max_windows = 0
         self.precision = ""
-        self.settled: SimpleQueue[None] = SimpleQueue()  # an Event's lock may stay held where Ctrl-C comes
+        self.settled: SimpleQueue[None] = SimpleQueue()  # an Event's lock might stay held after Ctrl-C
         self.cause: str | None = None
         self.closed = False
         self._outbox: SimpleQueue[Any] = SimpleQueue()
@@ -80,11 +80,11 @@ class DeviceProcess:
 
     @property
     def pid(self) -> int:
-        """The system's number of the process."""
+        """The process id."""
         return self._process.pid
 
     def send(self, message: object) -> None:
-        """Send a message as soon as it can be; lost where the process has ended."""
+        """Send a message as soon as possible; it is lost if the process has ended."""
         self._outbox.put(message)
 
     def kill(self) -> None:
@@ -101,7 +101,7 @@ class DeviceProcess:
         with suppress(Exception):
             while (message := self._outbox.get()) is not None:
                 self._connection.send(message)
-        self._process.kill()  # it cannot be reached, so that the other thread finds that it has ended
+        self._process.kill()  # it cannot be reached; the other thread will notice that it has ended
 
     def _read(self, listener: Listener) -> None:
         failure: str | None = None
@@ -122,7 +122,7 @@ class DeviceProcess:
         self._connection.close()
 
     def _handle(self, message: Ready | Done | Refused | Failed, listener: Listener) -> str | None:
-        """Act on a message; why the process cannot go on, or None."""
+        """Act on a message; return why the process cannot go on, or None."""
         if isinstance(message, Failed):
             return message.text
         if isinstance(message, Ready):

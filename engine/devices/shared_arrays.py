@@ -1,7 +1,7 @@
 """Arrays in memory that two processes share, copied into it once and handed over as an open file.
 
-The memory has no name: the system frees it with the last process that has it open, whichever way that process ends, and
-no bound of `/dev/shm` applies to it.
+The memory has no name: the system frees it with the last process that has it open, however that process ends, and the
+size limit of `/dev/shm` does not apply to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUFFER_BYTES = 1 << 20
 
 
 class ArrayLayout(NamedTuple):
-    """How arrays lie end to end in a file: their number type, their shapes [B, dimensions] and the bytes in all."""
+    """How arrays are stored end to end in a file: their number type, shapes [B, dimensions] and total bytes."""
 
     dtype: str
     shapes: Int64
@@ -36,7 +36,7 @@ class ArrayLayout(NamedTuple):
 
 
 class Pickled(NamedTuple):
-    """A value whose arrays lie in a file, each at its (start, bytes) of `spans`."""
+    """A pickled value whose arrays are in a file, each at its (start, bytes) in `spans`."""
 
     pickle: bytes
     spans: list[tuple[int, int]]
@@ -44,7 +44,7 @@ class Pickled(NamedTuple):
 
 
 def write_arrays(arrays: Iterable[Array]) -> tuple[int, ArrayLayout]:
-    """Copy arrays, of one number type and number of dimensions, into new memory; the caller closes the descriptor."""
+    """Copy arrays of one type and number of dimensions into new memory; the caller closes the descriptor."""
 
     def write(file: IO[bytes]) -> ArrayLayout:
         dtype, shapes = "float32", []
@@ -58,12 +58,12 @@ def write_arrays(arrays: Iterable[Array]) -> tuple[int, ArrayLayout]:
 
 
 def read_arrays(descriptor: int, layout: ArrayLayout) -> Iterator[Array]:
-    """Copies of the arrays, made one by one as they are asked for; closes the descriptor."""
+    """Yield copies of the arrays, each made when asked for; close the descriptor."""
     return _copies(_map(descriptor, layout.n_bytes, mmap.ACCESS_READ), layout)
 
 
 def write_object(value: object) -> tuple[int, Pickled]:
-    """Pickle a value, its arrays once and outside the pickle; the caller closes the descriptor."""
+    """Pickle a value, with each array once and outside the pickle; the caller closes the descriptor."""
     buffers: list[memoryview] = []
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=5, buffer_callback=lambda buffer: buffers.append(buffer.raw())).dump(value)
@@ -80,19 +80,19 @@ def write_object(value: object) -> tuple[int, Pickled]:
 
 
 def read_object(descriptor: int, pickled: Pickled) -> Any:
-    """The value, its arrays views of the shared memory, which writing copies; closes the descriptor."""
+    """Return the value, whose arrays are copy-on-write views of the shared memory; close the descriptor."""
     memory = memoryview(_map(descriptor, pickled.n_bytes, mmap.ACCESS_COPY))
     return pickle.loads(pickled.pickle, buffers=[memory[start : start + size] for start, size in pickled.spans])
 
 
 def send_file(connection: Connection[Any, Any], descriptor: int) -> None:
-    """Hand an open file to the process at the other end; the caller closes its own descriptor."""
+    """Send an open file to the process at the other end; the caller closes its own descriptor."""
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
         socket.send_fds(end, [b"f"], [descriptor])
 
 
 def receive_file(connection: Connection[Any, Any]) -> int:
-    """The descriptor of the file that `send_file` hands over."""
+    """Return the descriptor of the file that `send_file` sends."""
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
         data, descriptors, _, _ = socket.recv_fds(end, 1, 1)
     if not data:
@@ -103,14 +103,14 @@ def receive_file(connection: Connection[Any, Any]) -> int:
 
 
 class _Pickler(pickle.Pickler):
-    """Takes memory-mapped arrays for what they hold, so that they too stay out of the pickle."""
+    """Pickles memory-mapped arrays as ordinary ones, so that they too stay out of the pickle."""
 
     def reducer_override(self, value: Any) -> Any:
         return value.view(np.ndarray).__reduce_ex__(5) if isinstance(value, np.memmap) else NotImplemented
 
 
 def _new_file(write: Callable[[IO[bytes]], T]) -> tuple[int, T]:
-    """A nameless file in memory, and what the function says of what it wrote."""
+    """Return a nameless file in memory, and the function's result from writing it."""
     descriptor = _open_nameless()
     try:
         with open(descriptor, "wb", BUFFER_BYTES, closefd=False) as file:
@@ -123,12 +123,12 @@ def _new_file(write: Callable[[IO[bytes]], T]) -> tuple[int, T]:
 def _open_nameless() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("flashelmo")
-    with tempfile.TemporaryFile() as file:  # where the system has no such files: one of its folder of temporary files
+    with tempfile.TemporaryFile() as file:  # if the system has no such files: one in its folder of temporary files
         return os.dup(file.fileno())
 
 
 def _map(descriptor: int, n_bytes: int, access: int) -> mmap.mmap | bytearray:
-    """The file's memory, which has a descriptor of its own; no file can be mapped that holds nothing."""
+    """Map the file's memory, which keeps its own descriptor; an empty file cannot be mapped."""
     try:
         return mmap.mmap(descriptor, n_bytes, access=access) if n_bytes else bytearray()
     finally:

@@ -1,8 +1,8 @@
-"""One stream of windows over several devices: which windows are where, and which is given next.
+"""One stream of windows over several devices: which windows are where, and which comes next.
 
-A device holds as many windows as its pipeline reads ahead and two more, so that it always has the next one at hand. How
-many are taken from the input before the first of them is given is bounded too: a device that falls behind makes the
-others wait, not the memory grow.
+A device holds as many windows as its pipeline reads ahead and two more, so that it always has the next one at hand. The
+number taken from the input before the first of them is returned is limited too: a device that falls behind makes the
+others wait, instead of letting memory grow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flashelmo.engine.text.windows import Window
 
 
 class Arrived(NamedTuple):
-    """A window is done."""
+    """A window is finished."""
 
     position: int
     result: Result
@@ -38,7 +38,7 @@ class WindowStream:
 
     Attributes:
         sent: the windows that each process holds.
-        events: windows that are done and processes that ended, as the processes' reader threads put them there.
+        events: finished windows and ended processes, as the processes' reader threads report them.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class WindowStream:
         self._output = output
         self._bound = bound
         self._cause = cause
-        self._taken: dict[int, Window] = {}  # and not given
+        self._taken: dict[int, Window] = {}  # and not yet returned
         self._finished: dict[int, Result] = {}
         self._to_resend: list[int] = []  # taken, and lost with a process
-        self._unflushed: set[DeviceProcess] = set()  # got windows since their last flush, may hold results back
-        self._end: Exception | None = None  # what the input raised, StopIteration for its orderly end
+        self._unflushed: set[DeviceProcess] = set()  # sent windows since their last flush; may hold back results
+        self._end: Exception | None = None  # what the input raised; StopIteration for its regular end
 
     def results(self) -> Iterator[tuple[Window, Embedded]]:
-        """Every window with its results, in order."""
+        """Yield every window with its results, in order."""
         for position in count():
             self._fill()
             while position not in self._finished:
@@ -83,7 +83,7 @@ class WindowStream:
             yield window, result
 
     def clear(self) -> None:
-        """Free all results: what an error's traceback holds must not hold them."""
+        """Free all results, so that an error's traceback does not keep them alive."""
         self.events = SimpleQueue()
         self._finished.clear()
         self._taken.clear()
@@ -96,7 +96,7 @@ class WindowStream:
             self._to_resend = sorted([*self._to_resend, *self.sent.pop(event.process)])
 
     def _fill(self) -> None:
-        """Send windows to whoever has room."""
+        """Send windows to processes that have room."""
         while (process := self._least_busy()) is not None and (position := self._next()) is not None:
             self.sent[process].add(position)
             self._unflushed.add(process)
@@ -106,7 +106,7 @@ class WindowStream:
     def _flush(self, position: int) -> None:
         """Flush processes whose look-ahead holds back the awaited window.
 
-        Not those that hold as many windows as they may: no pipeline reads further ahead.
+        Processes that hold as many windows as they may are left out: no pipeline reads further ahead.
         """
         for process in self._unflushed & self.sent.keys():
             needed = position in self.sent[process] and len(self.sent[process]) < process.max_windows
@@ -115,12 +115,12 @@ class WindowStream:
                 self._unflushed.remove(process)
 
     def _least_busy(self) -> DeviceProcess | None:
-        """A process that has room, if there is one."""
+        """Return the process with the fewest windows if it has room."""
         with_room = [process for process in self.sent if len(self.sent[process]) < process.max_windows]
         return min(with_room, key=lambda process: len(self.sent[process]), default=None)
 
     def _next(self) -> int | None:
-        """The next window to send, if there is one, and if it may be taken before the first is given."""
+        """Return the next window to send, if there is one and it may be taken before the first is returned."""
         if self._to_resend:
             return self._to_resend.pop(0)
         if self._end is not None or len(self._taken) >= self._bound:

@@ -1,8 +1,8 @@
 """The process of one device: `DevicePool` starts it, sends it windows and gets their results.
 
 A thread reads what the pool sends, so that the pool never waits for a device that computes, and ends the process as
-soon as the pool has ended. The pipeline is fed with runs: windows of one of the pool's streams that follow each other.
-A run ends when the pool says that nothing follows for now, so that a pipeline that looks ahead gives what it holds.
+soon as the pool has ended. The pipeline is fed with runs: consecutive windows of one of the pool's streams. A run ends
+when the pool says that nothing follows for now, so that a pipeline that reads ahead returns what it holds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from flashelmo.engine.text.windows import Window
 
 
 class Start(NamedTuple):
-    """The first message: the device's name, with which `make` is called for the pipeline."""
+    """The first message: the device's name, which `make` is called with to make the pipeline."""
 
     device: str
     make: Pickled
 
 
 class WindowTask(NamedTuple):
-    """A window to embed: its stream, and its position in that."""
+    """A window to embed: its stream, and its position there."""
 
     stream: int
     position: int
@@ -47,20 +47,20 @@ class Flush(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Nobody waits for a stream's windows any more."""
+    """A stream's windows are no longer wanted."""
 
     stream: int
 
 
 class Ready(NamedTuple):
-    """The pipeline is made; its precision, where it has one."""
+    """The pipeline is made; its precision, if it has one."""
 
     ahead: int
     precision: str
 
 
 class Done(NamedTuple):
-    """A window's results, in a file that is handed over next, and what it added to the statistics."""
+    """A window's results, in a file that is sent next, and what it added to the statistics."""
 
     stream: int
     position: int
@@ -97,11 +97,11 @@ def main(connection_descriptor: int, arrays_file: int) -> NoReturn:
     except BaseException as error:
         with suppress(OSError):
             connection.send(Failed(child.describe(error)))
-    os._exit(1)  # a library in an unknown state may hang, or write to the terminal, in an orderly end
+    os._exit(1)  # in an orderly exit, a library in an unknown state may hang or write to the terminal
 
 
 class _Inbox:
-    """What the pool sent, in order."""
+    """What the pool has sent, in order."""
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
         self._messages: SimpleQueue[WindowTask | Flush | Cancel] = SimpleQueue()
@@ -110,26 +110,26 @@ class _Inbox:
         threading.Thread(target=self._read, args=(connection,), daemon=True).start()
 
     def first(self) -> WindowTask:
-        """The next window, of whatever stream."""
+        """Return the next window, of any stream."""
         while (task := self._next()) is None:
             pass
         return task
 
     def rest(self, stream: int) -> Iterator[WindowTask]:
-        """The windows of a stream that follow, to the end of the run."""
+        """Yield a stream's following windows, to the end of the run."""
         while (task := self._next()) is not None and task.stream == stream:
             yield task
         self._held = task
 
     def is_cancelled(self, stream: int) -> bool:
-        """Whether nobody waits for a stream any more."""
+        """Whether a stream is no longer wanted."""
         return stream in self._cancelled
 
     def _next(self) -> WindowTask | None:
-        """A window that somebody waits for, or None: the run ends here."""
+        """Return the next wanted window, or None if the run ends here."""
         message, self._held = self._held or self._messages.get(), None
         if isinstance(message, Cancel):
-            self._cancelled.remove(message.stream)  # no window of it comes after this
+            self._cancelled.remove(message.stream)  # none of its windows comes after this
         if isinstance(message, WindowTask) and message.stream not in self._cancelled:
             return message
         return None
@@ -142,22 +142,22 @@ class _Inbox:
                     self._cancelled.add(message.stream)
                 self._messages.put(message)
         finally:
-            os._exit(1)  # the pool is gone, or what it sends cannot be read
+            os._exit(1)  # the pool is gone, or has sent something unreadable
 
 
 class _Worker:
-    """Runs the pipeline on what is in the inbox."""
+    """Runs the pipeline on the inbox."""
 
     def __init__(self, pipeline: WindowPipeline, connection: Connection[Any, Any], inbox: _Inbox) -> None:
         self._pipeline = pipeline
         self._connection = connection
         self._inbox = inbox
-        self._begun: deque[WindowTask] = deque()  # taken by the pipeline, and their results not sent
+        self._begun: deque[WindowTask] = deque()  # taken by the pipeline, with results not yet sent
 
     def run(self) -> None:
         """Embed the windows of one run.
 
-        An error of a pipeline that looks ahead may be that of a window further on: each is then embedded alone.
+        An error of a pipeline that reads ahead may belong to a later window: each is then embedded alone.
         """
         first = self._inbox.first()
         error = self._embed(first, self._inbox.rest(first.stream))
@@ -170,7 +170,7 @@ class _Worker:
                     self._refuse(task, error)
 
     def _embed(self, first: WindowTask, rest: Iterator[WindowTask]) -> str | None:
-        """Embed windows of one stream, and send their results; what a FlashElmoError says, or None."""
+        """Embed windows of one stream and send their results; return a FlashElmoError's message, or None."""
         before, self._begun = replace(self._pipeline.statistics), deque([first])
 
         def windows() -> Iterator[Window]:
@@ -192,7 +192,7 @@ class _Worker:
         return None
 
     def _send(self, task: WindowTask, results: Iterable[Array], before: Statistics) -> Statistics:
-        """Hand a window's results over; the statistics after it."""
+        """Send a window's results; return the statistics after it."""
         descriptor, layout = write_arrays(results)
         try:
             after = replace(self._pipeline.statistics)
