@@ -1,11 +1,11 @@
-"""Whole corpora: records of many formats in, vectors of shards out.
+"""Whole corpora: records of many formats in, shards of vectors out.
 
 records.py      an input's reader, chosen by its format
-parts.py        records, raw and decoded, and where they stand in their input
+parts.py        records, raw and decoded, and their places in the input
 inputs.py       where the bytes come from: files, addresses, standard input; decompressed
-text_reader.py  records that follow each other as text, cut out of it from any place on
+text_reader.py  consecutive records in a text, cut out of it from any place on
 plain.py        lines
-by_record.py    what formats share whose records are decoded one by one
+by_record.py    shared by formats whose records are decoded one by one
 json_lines.py   JSON lines
 conllu.py       CoNLL-U
 tags.py         tokens with tags
@@ -15,18 +15,18 @@ parquet.py      a column of a Parquet file
 tokenizers.py   raw text to tokens
 
 run.py          `embed_corpus`: an input into a folder of shards
-source.py       the shards that a job has still to write, cut out of its input
-attempt.py      reading, computing and writing beside each other
+source.py       the shards that a job still has to write, cut out of its input
+attempt.py      reading, computing and writing at the same time
 stages.py       calls in the background, one after the other
 shards.py       what a shard is
-shard_writer.py writes one, whole or not at all
-folder.py       what a folder was begun with, what of it is whole; `verify`
+shard_writer.py writes one, completely or not at all
+folder.py       how a folder was begun, and which of its shards are complete; `verify`
 locks.py        who may write to it
 report.py       what a run did
 to_file.py      an input into a single file of vectors, or SeqVec's files
 
 units.py        the shards as units of work for other processes; `EmbedUnit` does them
-workers.py      several processes on this machine: `embed_with_workers`; worker_process.py is what each of them does
+workers.py      several processes on this machine: `embed_with_workers`; worker_process.py is what each of them runs
 on_ray.py       actors of a Ray cluster: `embed_on_ray`
 
 embeddings.py   `open_embeddings`: vectors read back

@@ -1,7 +1,8 @@
-"""Shards through the three stages, until all are finished or something is raised.
+"""Shards through the three stages, until all are finished or an error is raised.
 
-A thread reads, cuts out and decodes records some windows ahead; the caller's thread computes; another writes. A shard's
-vectors stream into its files, so that memory holds some windows and blocks, whatever the size of a shard or a corpus.
+One thread reads, cuts out and decodes records some windows ahead; the caller's thread computes; another writes. A
+shard's vectors stream into its files, so that memory holds a few windows and blocks, whatever the size of a shard or
+corpus.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from flashelmo.engine.bulk.stages import Stage
 from flashelmo.engine.embed_file import Embedder, OnTextProgress, TextProgress
 from flashelmo.engine.text.windows import Window
 
-WINDOWS_AHEAD = 4  # that are read before they are asked for
-BLOCK_BYTES = 8 << 20  # of vectors that are written at once
-QUEUE_BYTES = 128 << 20  # of vectors that wait to be written
+WINDOWS_AHEAD = 4  # read before they are asked for
+BLOCK_BYTES = 8 << 20  # of vectors written at once
+QUEUE_BYTES = 128 << 20  # of vectors waiting to be written
 
 
 class _Item(NamedTuple):
-    """A window, and where in the input, in bytes, it begins and ends."""
+    """A window, and where it begins and ends in the input, in bytes."""
 
     window: Window
     begin: float
@@ -41,10 +42,10 @@ class Attempt:
     """The three stages.
 
     Args:
-        embedder: computes.
-        job: says what is written where.
-        undone: gets the shards that are read; `finish` takes the oldest one out.
-        finish: called with each shard's entry when that is on the disk, by the thread that writes.
+        embedder: computes the vectors.
+        job: what is written where.
+        undone: receives the shards that are read; `finish` removes the oldest one.
+        finish: called with each shard's entry once it is on disk, by the thread that writes.
         on_progress: see `embed_corpus`.
     """
 
@@ -59,7 +60,7 @@ class Attempt:
         self._embedder, self._job, self._undone = embedder, job, undone
         self._reading: Stage[_Item | None] = Stage()
         self._writing: Stage[None] = Stage(QUEUE_BYTES)
-        self._read: deque[Shard] = deque()  # whose first vectors are to come
+        self._read: deque[Shard] = deque()  # whose first vectors are still to come
         self._writer = _Writer(job, self._writing, self._read, finish)
         self._progress = TextProgress(on_progress)
         self._started = time.perf_counter()
@@ -68,13 +69,13 @@ class Attempt:
         """Embed shards.
 
         Raises:
-            OSError: what reading or writing meets; shards that are not finished are in `undone`.
-            FlashElmoError: a record that cannot be read, or vectors that cannot be written.
+            OSError: as reading or writing raises it; shards that are not finished are in `undone`.
+            FlashElmoError: a record cannot be read, or vectors cannot be written.
         """
         windows = self._windows(shards)
         try:
             stream = self._embedder.embed_windows(self._ahead(windows), self._progress.window, self._job.output)
-            with np.errstate(over="ignore"):  # the writer says more
+            with np.errstate(over="ignore"):  # the writer reports it with details
                 for _, results in stream:
                     for vectors in results:
                         self._writer.add(vectors)
@@ -82,7 +83,7 @@ class Attempt:
             self._writer.finish()
             self._writing.finish()
         except BaseException as error:
-            self._reading.stop(wait=isinstance(error, OSError))  # who ends it does not wait for standard input
+            self._reading.stop(wait=isinstance(error, OSError))  # an abort does not wait for standard input
             with suppress(Exception):
                 self._writing.finish()  # finishes the shards whose vectors are all there
             raise
@@ -91,13 +92,13 @@ class Attempt:
             self._writer.abort()
 
     def busy(self) -> dict[str, float]:
-        """Seconds in which each stage worked."""
+        """Return the seconds during which each stage worked."""
         seconds = time.perf_counter() - self._started
         computing = seconds - self._reading.waited - self._writing.waited
         return {"reading": self._reading.busy, "computing": computing, "writing": self._writing.busy}
 
     def _windows(self, shards: Iterator[Shard]) -> Iterator[_Item]:
-        """The windows of the shards one after the other; each ends at a shard's end. Runs in the stage that reads."""
+        """Yield the shards' windows in order; each shard's end ends a window. Runs in the reading stage."""
         for shard in shards:
             self._undone.append(shard)
             self._read.append(shard)
@@ -109,7 +110,7 @@ class Attempt:
                 begin = end
 
     def _ahead(self, windows: Iterator[_Item]) -> Iterator[Window]:
-        """The windows, read ahead."""
+        """Yield the windows, reading ahead."""
         for _ in range(WINDOWS_AHEAD):
             self._reading.add(partial(next, windows, None))
         while (item := self._reading.oldest()) is not None:
@@ -120,25 +121,25 @@ class Attempt:
 
 
 class _Writer:
-    """Gathers records' vectors in blocks, and has the blocks written.
+    """Collects records' vectors in blocks, and has the blocks written.
 
     Args:
-        job: says what is written where.
-        stage: writes.
-        shards: that are read, in order; taken from here.
+        job: what is written where.
+        stage: runs the writing.
+        shards: those that are read, in order; taken from here.
         finish: see `Attempt`.
     """
 
     def __init__(self, job: Job, stage: Stage[None], shards: deque[Shard], finish: Callable[[Meta], None]) -> None:
         self._job, self._stage, self._shards, self._finish = job, stage, shards, finish
         self._block_rows = max(1, BLOCK_BYTES // job.rows.n_bytes)
-        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)  # of the shard that is begun
+        self._block = np.empty((0, *job.rows.shape), job.rows.dtype)  # of the current shard
         self._n_rows = 0  # in the block
         self._n_left = 0  # records of the shard
-        self._writers: deque[ShardWriter] = deque()  # that are not finished
+        self._writers: deque[ShardWriter] = deque()  # those not yet finished
 
     def add(self, vectors: Array) -> None:
-        """The vectors of the next record."""
+        """Add the vectors of the next record."""
         while not self._n_left:
             self._begin_shard()
         rows = self._job.rows.of_record(vectors)
@@ -155,12 +156,12 @@ class _Writer:
             self._end_shard()
 
     def finish(self) -> None:
-        """There are no more records; shards without any may be left."""
+        """Finish, as there are no more records; shards without any may be left."""
         while self._shards:
             self._begin_shard()
 
     def abort(self) -> None:
-        """Leave nothing of shards that are not finished."""
+        """Remove what was written of unfinished shards."""
         while self._writers:
             with suppress(Exception):
                 self._writers.pop().abort()
@@ -179,7 +180,7 @@ class _Writer:
         self._stage.add(partial(self._commit, self._writers[-1]))
 
     def _write_block(self) -> None:
-        """Have the block's rows written, which is not changed from now on. What writing earlier ones met is raised."""
+        """Have the block's rows written; it no longer changes. Errors of earlier writes are raised here."""
         self._stage.check()
         n_rows, self._n_rows = self._n_rows, 0
         if n_rows:

@@ -1,4 +1,4 @@
-"""What formats share whose records are decoded one by one: `json_lines.py`, `conllu.py`, `tags.py` and others."""
+"""Shared by formats whose records are decoded one by one: `json_lines.py`, `conllu.py`, `tags.py` and others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashelmo.engine.errors import FlashElmoError
 Row = TypeVar("Row")
 
 SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
-NAMED_BY = "field and id_field name others"  # what errors say behind the fields that there are
+NAMED_BY = "field and id_field name others"  # added in errors to the list of existing fields
 
 
 class Fault(Exception):
@@ -25,7 +25,7 @@ class Fault(Exception):
 
     Args:
         position: of the first wrong byte in the record.
-        expected, found: what a message says.
+        expected, found: parts of the message.
     """
 
     def __init__(self, position: int, expected: str, found: str) -> None:
@@ -36,10 +36,10 @@ class Fault(Exception):
 def each_record(
     raw: RawRecords, errors: RecordErrors, read: Callable[[bytes], Row]
 ) -> tuple[Int64, list[Row], list[str]]:
-    """What `read` gives for each record that it can read: numbers, rows, and what is said of those it cannot.
+    """Return `read`'s results for each readable record: numbers, rows, and messages about the others.
 
     Raises:
-        FlashElmoError: one that cannot be read, unless they are skipped.
+        FlashElmoError: a record cannot be read, unless such records are skipped.
     """
     numbers, rows, skipped, start = [], [], [], 0
     for b, end in enumerate(raw.ends.tolist()):
@@ -56,7 +56,7 @@ def each_record(
 
 
 def decode_utf8(data: bytes, errors: RecordErrors) -> str:
-    """A record's text; Fault where it is no UTF-8 and not to be repaired."""
+    """Return a record's text; Fault if it is not UTF-8 and is not to be repaired."""
     try:
         return data.decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
@@ -64,7 +64,7 @@ def decode_utf8(data: bytes, errors: RecordErrors) -> str:
 
 
 def tokens_of(rows: list[str | list[str]], tokenizer: Tokenizer) -> Tokens:
-    """Of texts, and of token lists as they are."""
+    """Return the tokens of texts, and token lists unchanged."""
     texts = [row for row in rows if isinstance(row, str)]
     if not texts:
         return tokens_of_lists([row for row in rows if not isinstance(row, str)])
@@ -76,20 +76,20 @@ def tokens_of(rows: list[str | list[str]], tokenizer: Tokenizer) -> Tokens:
 
 
 def lines(data: bytes) -> tuple[Int64, Bool]:
-    """Where each whole line ends, and whether it has white space alone [lines]."""
+    """Return where each whole line ends, and whether it is only white space [lines]."""
     ends = line_ends(data)
     n_visible = np.cumsum(~SPACE.take(np.frombuffer(data, np.uint8)))
     return ends, np.diff(n_visible[ends - 1], prepend=0) == 0
 
 
 def cut_at_blank_lines(data: bytes) -> Int64:
-    """Behind each blank line that follows another one."""
+    """Return where each blank line ends that follows a line that is not blank."""
     ends, blank = lines(data)
     return ends[1:][blank[1:] & ~blank[:-1]]
 
 
 def visible_lines(record: bytes) -> Iterator[tuple[int, bytes]]:
-    """Where each line that is not blank begins, and the line without its end."""
+    """Yield where each line that is not blank begins, and the line without its end."""
     start = 0
     for line in record.split(b"\n"):
         if line.strip():
@@ -98,7 +98,7 @@ def visible_lines(record: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def line_text(line: bytes, start: int, errors: RecordErrors) -> str:
-    """A line's text; `start` is where it begins in its record. Fault where it is no UTF-8 and not to be repaired."""
+    """Return a line's text; `start` is where it begins in its record. Fault if it is not UTF-8 nor to be repaired."""
     try:
         return decode_utf8(line, errors)
     except Fault as fault:

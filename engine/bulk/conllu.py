@@ -1,4 +1,4 @@
-"""CoNLL-U: a word a line, its columns between tabs, and a blank line behind each sentence."""
+"""CoNLL-U: one word per line, its columns separated by tabs, and a blank line after each sentence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flashelmo.engine.text.tables import CONLLU_COLUMNS, CONLLU_ID
 
 @dataclass(frozen=True)
 class ConllU(TextFormat):
-    """Sentences in CoNLL-U: the second columns of words with a number of their own, so no ranges and no empty nodes.
+    """Sentences in CoNLL-U: the second columns of words that have their own number, so no ranges and no empty nodes.
 
-    A sentence's own id is its sent_id, its number where it has none. See `TextFormat`.
+    A sentence's own id is its sent_id, or its number if it has none. See `TextFormat`.
     """
 
     errors: RecordErrors

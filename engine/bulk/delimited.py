@@ -1,4 +1,4 @@
-"""CSV and TSV: a record a row, of which one column is embedded."""
+"""CSV and TSV: one record per row, of which one column is embedded."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from flashelmo.engine.errors import FlashElmoError
 
 EMPTY_LINES = rb"(?:\r?\n)*(?!\r?\n)"
 FIRST_LINE = re.compile(EMPTY_LINES + rb"[^\n]*\n")
-# To the last quote, which it leaves out. Each run of other characters stands before a quote, for which `re` goes back
-# over it fast: a run may be what is left of the text.
+# Up to the last quote, which is left out. Each run of other characters precedes a quote, for which `re` backtracks fast
+# over it: a run may be all the rest of the text.
 QUOTED = rb'"(?:[^"]*"")*[^"]*'
 
 FOUND_COLUMNS = re.compile(r"Expected \d+ columns, got (\d+)")
 
 
 class Delimited(TextFormat):
-    """Rows below a header of names, empty lines aside. See `TextFormat`.
+    """Rows below a header of names, except empty lines. See `TextFormat`.
 
     Args:
         delimiter: between columns.
-        quoted: whether columns may stand between quotes, and then have delimiters, line ends and doubled quotes in
-            them. Otherwise a quote is a character as any other.
-        field: the column that is embedded, by its name; or its number, from 1, in a table without a header.
+        quoted: whether columns may be quoted, and may then contain delimiters, line ends and doubled quotes. Otherwise
+            a quote is an ordinary character.
+        field: the column to embed, by name; or its number, from 1, in a table without a header.
         id_field: the column of the records' own ids, in the same way.
         tokenizer: of the column.
-        errors: as of `open_reader`.
+        errors: as in `open_reader`.
     """
 
     kinds = ("a table", "tokens with tags")
@@ -60,7 +60,7 @@ class Delimited(TextFormat):
         self._tokenizer = tokenizer
         self._errors = errors
         self._n_columns = 0
-        self._columns: list[int] = []  # of the fields
+        self._columns: list[int] = []  # indices of the fields
 
     def begin(self, head: bytes, name: str) -> int:
         """See `TextFormat`."""
@@ -105,7 +105,7 @@ class Delimited(TextFormat):
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
-        """Three patterns: a row; a row with its line end; the beginning of a row that goes on beyond the data."""
+        """Return three patterns: a row; a row with its line end; the beginning of a row that the data cuts off."""
         delimiter = re.escape(self._delimiter.encode())
         plain = rb'[^"\n' + delimiter + rb"][^\n" + delimiter + rb"]*|"
         column = rb"(?:" + QUOTED + rb'"(?=' + delimiter + rb"|\r?\n|\Z)|" + plain + rb")"
@@ -115,7 +115,7 @@ class Delimited(TextFormat):
         return re.compile(row + rb"(?:\r?\n)?"), re.compile(row + rb"\r?\n"), re.compile(before + unfinished)
 
     def _quoted_ends(self, data: bytes) -> list[int]:
-        """Where each whole row ends, with quotes. A row whose quotes are wrong ends with its line."""
+        """Return where each whole row ends, given quotes. A row whose quotes are wrong ends with its line."""
         _, row, beginning = self._patterns
         ends, start = [], 0
         while start < len(data):
@@ -130,7 +130,7 @@ class Delimited(TextFormat):
         return ends
 
     def _parse(self, data: bytes, ends: Int64) -> list[list[str]]:
-        """The wanted columns of the rows that end at `ends`. Fault: there are other rows, or they cannot be read."""
+        """Return the wanted columns of the rows that end at `ends`. Fault: rows end elsewhere, or cannot be read."""
         if self._quoted and b'"' in data:
             row, starts = self._patterns[0], [0, *ends.tolist()]
             if not all(row.fullmatch(data, start, end) for start, end in pairwise(starts)):
@@ -172,7 +172,7 @@ class Delimited(TextFormat):
         return Fault(len(data) - len(data.lstrip(b"\r\n")), f"a row of {self._n_columns} columns", found + advice)
 
     def _names(self, header: bytes) -> list[str]:
-        """Of the columns, in the first row."""
+        """Return the columns' names, from the first row."""
         rows = StringIO(header.decode("utf-8", "replace").lstrip("\r\n"), newline="")
         if self._quoted:
             return next(csv.reader(rows, delimiter=self._delimiter))
@@ -189,6 +189,6 @@ class Delimited(TextFormat):
 
 
 def _line_end(data: bytes, start: int) -> int:
-    """Where the first line ends from `start` on that is not empty; 0 if there is no end."""
+    """Return where the first non-empty line from `start` on ends; 0 if there is no end."""
     line = FIRST_LINE.match(data, start)
     return 0 if line is None else line.end()

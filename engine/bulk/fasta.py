@@ -1,4 +1,4 @@
-"""FASTA: proteins, of which each residue is a token."""
+"""FASTA: proteins, whose tokens are residues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashelmo.engine.bulk.text_reader import RawRecords, TextFormat
 
 HEADER = re.compile(rb"\n>")
 WHITE_SPACE = string.whitespace.encode()
-# SeqVec's input is in capitals, and the rare and ambiguous residues are X to it.
+# SeqVec's input is in capitals, and it treats rare and ambiguous residues as X.
 RARE = str.maketrans("UZOB", "XXXX")
 AS_SEQVEC = bytes.maketrans(string.ascii_letters.encode(), string.ascii_letters.upper().translate(RARE).encode())
 NO_RESIDUE = re.compile(rb"[^A-Za-z*\s]")
@@ -27,10 +27,10 @@ NO_RESIDUE = re.compile(rb"[^A-Za-z*\s]")
 class Fasta(TextFormat):
     """A header with > and lines of residues. See `TextFormat`.
 
-    As in SeqVec, white space between residues is left out, small letters become capitals, and * stays a residue; U, Z,
-    O and B become X. All else, as the - of a gap, is no residue. A protein's own id is the first word of its header;
-    with `id_field`, a number as SeqVec's --id, it is so much of the header as stands between two |, from 0, or with -1
-    all of it.
+    As in SeqVec, white space between residues is ignored, lower case becomes upper case, and * stays a residue; U, Z, O
+    and B become X. Anything else, such as the - of a gap, is not a residue. A protein's own id is the first word of its
+    header; with `id_field`, a number like SeqVec's --id, it is the part of the header between two |, counted from 0, or
+    with -1 all of it.
     """
 
     id_field: int | None

@@ -1,4 +1,4 @@
-"""A folder of shards: what it was begun with, what of it is whole."""
+"""A folder of shards: how it was begun, and which of its shards are complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flashelmo.engine.threads import in_order
 logger = logging.getLogger("flashelmo")
 
 FORMAT_VERSION = 1
-READERS = 4  # threads that sum files up
+READERS = 4  # threads that compute checksums
 OURS = re.compile(r"run\.json|shard-[0-9]{8,}\.(safetensors|parquet|json)")
 TEMPORARY = re.compile(r"\.(run\.json|shard-([0-9]{8,})\.(safetensors|parquet|json))(\.[0-9a-f]{16})?\.tmp")
 META = re.compile(r"shard-([0-9]{8,})\.json")
@@ -36,7 +36,7 @@ Meta = dict[str, Any]
 
 
 def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = False) -> None:
-    """Raise FlashElmoError where a run may not begin or go on in a folder; of an array's jobs others may have begun."""
+    """Raise FlashElmoError if a run may not begin or resume in a folder; an array's other jobs may have begun."""
     if resume and overwrite:
         raise FlashElmoError("resume, overwrite: expected one of them, found both")
     if overwrite and in_array:
@@ -54,7 +54,7 @@ def check_new(folder: Path, resume: bool, overwrite: bool, in_array: bool = Fals
 
 
 def _names(folder: Path) -> set[str]:
-    """What is in the folder, but for locks and what killed runs left."""
+    """Return the names in the folder, except locks and leftovers of killed runs."""
     if not folder.is_dir():
         return set()
     return {name for name in os.listdir(folder) if not name.startswith(".lock") and not TEMPORARY.fullmatch(name)}
@@ -64,23 +64,23 @@ def clear(folder: Path) -> None:
     """Remove the shards of an earlier run, and nothing else."""
     names = [name for name in os.listdir(folder) if OURS.fullmatch(name)]
     with writing(folder):
-        for name in sorted(names, key=lambda name: (name == RUN, name)):  # while that is there, it is known as ours
+        for name in sorted(names, key=lambda name: (name == RUN, name)):  # run.json marks the folder as ours
             (folder / name).unlink()
 
 
 def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> Meta:
-    """Write `run.json`, or check that the one which is there was written with the same fingerprint.
+    """Write `run.json`, or check that an existing one was written with the same fingerprint.
 
     Args:
         folder: of the shards.
-        fingerprint: what must stay the same from run to run. Its `shard_records` may be None for any number.
-        shard_records: called for the number of records a shard where neither the fingerprint nor the folder has one.
+        fingerprint: what must stay the same between runs. Its `shard_records` may be None for any number.
+        shard_records: called for the number of records per shard if neither the fingerprint nor the folder has one.
 
     Returns:
-        What `run.json` holds.
+        The contents of `run.json`.
 
     Raises:
-        FlashElmoError: the fingerprint is another; the message names the first difference.
+        FlashElmoError: the fingerprint differs; the message names the first difference.
     """
     path = folder / RUN
     fingerprint = json.loads(json.dumps({"format_version": FORMAT_VERSION, **fingerprint}))
@@ -101,7 +101,7 @@ def start(folder: Path, fingerprint: Meta, shard_records: Callable[[], int]) -> 
 
 
 def _write_first(path: Path, values: Meta) -> None:
-    """Write a file of JSON that is not there. FileExistsError: it is."""
+    """Write a new JSON file. FileExistsError: it already exists."""
     file = NewFile(path, f".{secrets.token_hex(8)}")
     try:
         file.write((json.dumps(values, indent=1) + "\n").encode())
@@ -114,7 +114,7 @@ def _write_first(path: Path, values: Meta) -> None:
 
 
 def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, str] | None:
-    """Name of the first thing that differs, with its value in either."""
+    """Return the name of the first thing that differs, and both its values."""
     if isinstance(begun, dict) and isinstance(found, dict):
         for key in [*begun, *(key for key in found if key not in begun)]:
             inner = f"{name}.{key}" if name else str(key)
@@ -125,10 +125,10 @@ def first_difference(begun: Any, found: Any, name: str = "") -> tuple[str, str, 
 
 
 def read_json(path: Path) -> Meta:
-    """An object of JSON.
+    """Read a JSON object.
 
     Raises:
-        FlashElmoError: the file is absent, or holds something else.
+        FlashElmoError: the file is missing, or holds something else.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -142,25 +142,25 @@ def read_json(path: Path) -> Meta:
 
 
 def remove_leftovers(folder: Path, num_shards: int, shard_id: int) -> None:
-    """Remove what killed runs left of the shards that are this run's alone."""
+    """Remove leftovers of killed runs from the shards that belong to this run alone."""
     with writing(folder):
         for name in os.listdir(folder):
             found = TEMPORARY.fullmatch(name)
             if found is None:
                 continue
-            # the one of run.json has no number; it may be that of another job, which begins just now
+            # that of run.json has no number; it may belong to another job that is just beginning
             if num_shards == 1 or (found[2] is not None and int(found[2]) % num_shards == shard_id):
                 (folder / name).unlink(missing_ok=True)
 
 
 def shard_numbers(folder: Path) -> list[int]:
-    """Numbers of the shards that are said to be finished, ascending; none where there is no folder."""
+    """Return the numbers of shards marked as finished, ascending; none if there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else ()
     return sorted(int(found[1]) for name in names if (found := META.fullmatch(name)) is not None)
 
 
 def kept_shards(folder: Path, numbers: Iterable[int]) -> dict[int, Meta]:
-    """The entries of the shards that are finished and undamaged, by their number; a warning for each that is not."""
+    """Return the entries of finished, undamaged shards, by number; warn about each damaged one."""
     kept = {}
     for number, meta, problems in finished(folder, numbers):
         if meta is not None and not problems:
@@ -171,15 +171,15 @@ def kept_shards(folder: Path, numbers: Iterable[int]) -> dict[int, Meta]:
 
 
 def finished(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[int, Meta | None, list[str]]]:
-    """Each shard with its JSON where that can be read, and what is wrong with its files; threads look ahead."""
+    """Yield each shard with its JSON, if readable, and what is wrong with its files; threads check ahead."""
     return in_order(partial(_look_at, folder), numbers, READERS)
 
 
 def entry_of(folder: Path, number: int) -> Meta:
-    """What the JSON of a finished shard says.
+    """Return the contents of a finished shard's JSON.
 
     Raises:
-        FlashElmoError: it is damaged, or of another shard.
+        FlashElmoError: it is damaged, or belongs to another shard.
     """
     path = folder / f"{shard_name(number)}.json"
     try:
@@ -211,7 +211,7 @@ def _look_at(folder: Path, number: int) -> tuple[int, Meta | None, list[str]]:
 
 
 def _wrong_file(path: Path, n_bytes: int, sha256: str) -> str | None:
-    """What is wrong with a file that should have this size and sum."""
+    """Return what is wrong with a file that should have this size and checksum."""
     try:
         size = path.stat().st_size
         if size != n_bytes:
@@ -225,7 +225,7 @@ def _wrong_file(path: Path, n_bytes: int, sha256: str) -> str | None:
 
 
 def folder_of(name: str, path: str | Path) -> Path:
-    """A folder that was given under an argument's name; FlashElmoError where it is a file."""
+    """Return the folder given as this argument; FlashElmoError if it is a file."""
     folder = utf8_path_of(name, path)
     if folder.is_file():
         raise FlashElmoError(f"{folder}: expected a folder of shards, found a file")
@@ -233,12 +233,12 @@ def folder_of(name: str, path: str | Path) -> Path:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """What is wrong with a folder of shards, a line each; nothing where it is whole.
+    """Return what is wrong with a folder of shards, one line each; nothing if it is complete.
 
-    Looked at are sizes and sha256 of all files, their counts, gaps between shards and the end of the input.
+    Checked are sizes and sha256 of all files, their counts, gaps between shards and the end of the input.
 
     Raises:
-        FlashElmoError: it is no folder of shards.
+        FlashElmoError: it is not a folder of shards.
     """
     folder = folder_of("folder", folder)
     begun = read_json(folder / RUN)
@@ -273,7 +273,7 @@ def _gap(first: int, next_one: int) -> str:
 
 
 def _wrong_counts(folder: Path, meta: Meta) -> list[str]:
-    """Whether the index has as many records, tokens and rows as the entry says."""
+    """Return how the index's records, tokens and rows differ from the entry's counts."""
     name = f"{shard_name(meta['shard'])}.parquet"
     try:
         table = pq.read_table(folder / name, columns=["record", "n_tokens"], memory_map=True)

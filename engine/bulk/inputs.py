@@ -20,7 +20,7 @@ class Input:
     """An input's bytes.
 
     Args:
-        source: a path, "-" for standard input, or an address that fsspec opens, as s3://bucket/file.
+        source: a path, "-" for standard input, or an address that fsspec opens, such as s3://bucket/file.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -34,20 +34,20 @@ class Input:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is of this machine and not compressed."""
+        """Whether it is on this machine and not compressed."""
         return self._compression is None and not ADDRESS.match(self.name)
 
     @property
     def n_bytes(self) -> int | None:
-        """How many there are, decompressed; None where only reading tells."""
+        """The number of bytes, decompressed; None if only reading can tell."""
         return None if self._compression is not None else self._size()
 
     def open(self) -> IO[bytes]:
-        """The bytes from the beginning, decompressed; seekable where that costs nothing.
+        """Open the bytes from the beginning, decompressed; seekable if that is free.
 
         Raises:
-            FlashElmoError: an address that cannot be opened.
-            OSError: a file that cannot be read.
+            FlashElmoError: an address cannot be opened.
+            OSError: a file cannot be read.
         """
         file = self._open()
         if self._compression is None:
@@ -55,7 +55,7 @@ class Input:
         return cast("IO[bytes]", Decompressed(file, self._compression, self._size()))
 
     def _size(self) -> int | None:
-        """Bytes of the file as it is; None where nobody knows."""
+        """Return the bytes of the file as stored; None if unknown."""
         if is_stream(self.name):
             return None
         if ADDRESS.match(self.name):
@@ -68,9 +68,9 @@ class Decompressed:
     """A text that is decompressed as it is read.
 
     Args:
-        file: what is decompressed.
-        compression: Arrow's name of it.
-        size: bytes of the file, where that is known.
+        file: the compressed file.
+        compression: Arrow's name for it.
+        size: bytes of the file, if known.
     """
 
     def __init__(self, file: IO[bytes], compression: str, size: int | None) -> None:
@@ -79,21 +79,21 @@ class Decompressed:
 
     @property
     def n_bytes(self) -> int | None:
-        """Estimated size of the text, by the compression ratio so far; exact at the end. None where it is not known.
+        """The text's estimated size, from the compression ratio so far; exact at the end. None if unknown.
 
-        The file is read somewhat ahead, so the estimate is rather too small at the beginning.
+        The file is read somewhat ahead, so the estimate tends to be too small at first.
         """
         done = 0 if self._size is None else self._file.tell()
         return None if self._size is None or not done else round(self._n_read * max(1.0, self._size / done))
 
     def read(self, n_bytes: int) -> bytes:
-        """The next bytes of the text."""
+        """Read the next bytes of the text."""
         data: bytes = self._text.read(n_bytes)
         self._n_read += len(data)
         return data
 
     def seekable(self) -> bool:
-        """It is read from its beginning on."""
+        """Return False: it can only be read from the beginning."""
         return False
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ def _open_address(address: str) -> IO[bytes]:
 
 
 def _size_at(address: str) -> int | None:
-    """Bytes at an address; None where the server does not say or there is nothing, which opening it will report."""
+    """Return the bytes at an address; None if the server does not say, or nothing is there, as opening will report."""
     try:
         from fsspec.core import url_to_fs
 
@@ -134,12 +134,12 @@ def _size_at(address: str) -> int | None:
 
 
 class _Once:
-    """A file whose beginning does not come back.
+    """A file that cannot be read twice.
 
     Args:
         name: for messages.
         open: opens it.
-        closes: whether it is closed with this.
+        closes: whether to close it with this.
     """
 
     closed = False

@@ -1,4 +1,4 @@
-"""JSON lines: an object a line, of which fields are the text and the id."""
+"""JSON lines: one object per line, with the text and the id as fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashelmo.engine.text.sentences import SURROGATE
 
 @dataclass(frozen=True)
 class JsonLines(TextFormat):
-    """An object a line, empty lines aside; a field of it is a text or a list of tokens. See `TextFormat`."""
+    """One object per line, except empty lines; a field of it is a text or a list of tokens. See `TextFormat`."""
 
     field: str
     id_field: str | None
@@ -70,7 +70,7 @@ class JsonLines(TextFormat):
         return found[field]
 
     def _whole(self, text: str, first: int) -> str:
-        """A text without halves of surrogate pairs, which UTF-8 cannot hold."""
+        """Return a text without halves of surrogate pairs, which UTF-8 cannot represent."""
         if (half := SURROGATE.search(text)) is None:
             return text
         if self.errors != "replace":

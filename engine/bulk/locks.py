@@ -1,6 +1,6 @@
 """Locks on a folder of shards: one run writes to it, or the jobs of one array, each its own shards.
 
-They are the system's (flock) and end with the process, whatever ends it.
+They are the system's (flock) and end with the process, however it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ATTEMPTS, PAUSE = 20, 0.02  # to share the folder; seconds
 
 @contextmanager
 def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
-    """Keep other runs from writing the same shards, as long as the context lasts. The folder is made.
+    """Keep other runs from writing the same shards while the context lasts. The folder is created.
 
     Raises:
         FlashElmoError: another run writes them.
@@ -38,20 +38,20 @@ def locked(folder: Path, num_shards: int, shard_id: int) -> Iterator[None]:
 def begin_writing(
     folder: Path, resume: bool, overwrite: bool, num_shards: int = 1, shard_id: int = 0
 ) -> Iterator[None]:
-    """Lock a folder, as long as the context lasts, and remove what killed runs left; with `overwrite` all shards too.
+    """Lock a folder while the context lasts, and remove killed runs' leftovers; with `overwrite`, all shards too.
 
     Args:
-        folder: of the shards; it is made.
+        folder: of the shards; created if necessary.
         resume, overwrite, num_shards, shard_id: see `embed_corpus`.
 
     Raises:
-        FlashElmoError: the folder is not to be written to; nothing in it has changed then.
+        FlashElmoError: the folder must not be written to; nothing in it has changed then.
     """
     in_array = num_shards > 1
     folders.check_new(folder, resume, overwrite, in_array)
     with locked(folder, num_shards, shard_id):
-        folders.check_new(folder, resume, overwrite, in_array)  # nobody else changes it from now on
-        if overwrite or (not in_array and not folders.shard_numbers(folder)):  # nothing is lost then
+        folders.check_new(folder, resume, overwrite, in_array)  # from now on, nothing else changes it
+        if overwrite or (not in_array and not folders.shard_numbers(folder)):  # then nothing is lost
             folders.clear(folder)
         folders.remove_leftovers(folder, num_shards, shard_id)
         yield
@@ -71,11 +71,11 @@ def _opened(path: Path, stack: ExitStack) -> int:
 
 
 def _share(folder: Path, num_shards: int, stack: ExitStack) -> bool:
-    """Share the folder with jobs of an array of as many; the first one writes how many into the lock."""
+    """Share the folder with the jobs of an equally large array; the first one writes the number into the lock."""
     from fcntl import LOCK_NB, LOCK_SH, flock
 
     descriptor = _opened(folder / ALL, stack)
-    for attempt in range(ATTEMPTS):  # another job may hold it alone for a moment, to write the number
+    for attempt in range(ATTEMPTS):  # another job may briefly hold it exclusively, to write the number
         if attempt:
             time.sleep(PAUSE)
         if lock(descriptor, folder / ALL):

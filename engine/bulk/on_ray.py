@@ -1,7 +1,7 @@
 """A corpus on a Ray cluster: units are the rows of a data set, and actors embed them.
 
-A row is a few numbers and so is what comes back: the actors write the shards. Ray starts an actor that is lost anew and
-gives its unit to another.
+A row is a few numbers, and so is the answer: the actors write the shards. Ray restarts an actor that is lost and gives
+its unit to another.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from flashelmo.engine.bulk.report import Report
 from flashelmo.engine.bulk.units import DONE, Corpus, EmbedUnit, make_plan
 from flashelmo.engine.errors import FlashElmoError, MissingExtraError, first_line
 
-LOCAL = "local"  # an address: a cluster of this machine alone, for as long as the run lasts
-MOST_RETRIES = 4  # of a unit whose actor is lost
+LOCAL = "local"  # an address: a cluster on this machine alone, for the duration of the run
+MOST_RETRIES = 4  # for a unit whose actor is lost
 
 
 def embed_on_ray(
@@ -32,17 +32,17 @@ def embed_on_ray(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Report:
-    """As `embed_corpus`, by actors of a Ray cluster; the files are the same.
+    """Do as `embed_corpus`, with actors of a Ray cluster; the files are the same.
 
     Args:
         corpus: model, input and folder under paths that all machines have. Each actor has as many cores as the option
-            `threads` says, 1 unless it is given, and a card where the option `device` is "cuda".
-        n_workers: actors.
-        address: of the cluster, "auto" for the one that this machine is part of, or "local".
+            `threads` says, by default 1, and a card if the option `device` is "cuda".
+        n_workers: number of actors.
+        address: of the cluster; "auto" for the one that this machine is part of, or "local".
         resume, overwrite: see `embed_corpus`.
 
     Raises:
-        FlashElmoError: see `embed_corpus`; no cluster at the address; what Ray gave up for.
+        FlashElmoError: see `embed_corpus`; or there is no cluster at the address, or Ray gave up.
         MissingExtraError: Ray is not installed.
     """
     n_workers = whole_number("workers", n_workers, 1)
@@ -70,7 +70,7 @@ def embed_on_ray(
         )
         for row in rows.iter_rows():
             _add(report, row, plan.kept)
-    except FlashElmoError:  # a ValueError too
+    except FlashElmoError:  # also a ValueError
         raise
     except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
         raise FlashElmoError(f"ray: {first_line(error)}; finished shards are kept, --resume goes on") from None
@@ -82,14 +82,14 @@ def embed_on_ray(
 
 
 class RayUnit:
-    """An `EmbedUnit` that gives what is wrong as a row: Ray wraps what is raised in pages of its own.
+    """An `EmbedUnit` that returns errors as a row: Ray wraps exceptions in pages of its own text.
 
     Args:
-        corpus: of the units.
+        corpus: that the units belong to.
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        return_large_arrays()  # an actor has a process of its own
+        return_large_arrays()  # an actor has its own process
         self._error = ""
         self._embed: EmbedUnit | None = None
         try:
@@ -98,7 +98,7 @@ class RayUnit:
             self._error = str(error)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """See `EmbedUnit`; one column more, `error`."""
+        """See `EmbedUnit`; there is one more column, `error`."""
         done, error = None, self._error
         if self._embed is not None:
             try:
@@ -109,13 +109,13 @@ class RayUnit:
 
 
 def _nothing(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of units for which nothing was done."""
+    """Return the columns of units for which nothing was done."""
     shards = np.asarray(batch["shard"])
     return {name: shards if name == "shard" else np.zeros(len(shards), np.int64) for name in DONE}
 
 
 def _add(report: Report, row: Mapping[str, Any], kept: frozenset[int]) -> None:
-    """Add what was done for a unit, if only by an actor that was lost. FlashElmoError: it could not be done."""
+    """Add what was done for a unit, even by an actor that was then lost. FlashElmoError: it could not be done."""
     if row["error"]:
         raise FlashElmoError(row["error"])
     known = {each.name for each in fields(Report)} - {"kept"}

@@ -1,4 +1,4 @@
-"""Parquet: a record a row, of which one column is embedded."""
+"""Parquet: one record per row, of which one column is embedded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flashelmo.engine.bulk.tokenizers import Tokenizer, Tokens, lines_of, tokeni
 from flashelmo.engine.errors import FlashElmoError
 
 BATCH_ROWS = 1 << 13
-# Arrow's names of types that hold texts, and lists. Some writers leave texts as binary, which is read as UTF-8.
+# Arrow's names of types for texts, and for lists. Some writers leave texts as binary, which is read as UTF-8.
 TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 LISTS = ("list", "large_list", "fixed_size_list")
 
@@ -26,16 +26,16 @@ class ParquetReader:
 
     Args:
         name: of the input, for messages.
-        open_file: opens it; a file that can seek.
-        field: the column that is embedded: of texts, or of lists of tokens; of any of Arrow's types for these.
-        id_field: the column of the records' own ids: of texts or whole numbers.
+        open_file: opens it, seekable.
+        field: the column to embed: of texts, or of lists of tokens; of any of Arrow's types for these.
+        id_field: the column of the records' own ids: texts or whole numbers.
         tokenizer: of texts.
-        errors: as of `open_reader`.
-        n_bytes: of the file, where that is known.
+        errors: as in `open_reader`.
+        n_bytes: of the file, if known.
 
     Raises:
-        FlashElmoError: no Parquet, or its columns are others.
-        OSError: a file that cannot be read.
+        FlashElmoError: it is not Parquet, or lacks such columns.
+        OSError: the file cannot be read.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class ParquetReader:
         self._fields = [field] if id_field is None else [field, id_field]
         self._decode = partial(_decode, name=name, fields=self._fields, tokenizer=tokenizer, errors=errors)
         self._place = Place()
-        self._batches: Iterator[Any] = iter(())  # that follow
-        self._rows: Any = None  # read, and behind the place
+        self._batches: Iterator[Any] = iter(())  # those that follow
+        self._rows: Any = None  # read, and following the current place
 
     def take(self, n: int) -> Part | None:
         """See `Reader`."""
@@ -71,7 +71,7 @@ class ParquetReader:
             found = self._take(n)
             raw = _to_bytes(found) if found else b""
         except BaseException as error:
-            self.close()  # what was read of it is lost; it is read again
+            self.close()  # what was read of it is lost; it will be read again
             if isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None):
                 raise FlashElmoError(f"{self.name}: row {self._place.line}: expected Parquet, found: {error}") from None
             raise
@@ -105,7 +105,7 @@ class ParquetReader:
         self.close()
 
     def _open(self) -> None:
-        """Go to the place: to its row group, then on to its row."""
+        """Go to the current place: to its row group, then to its row."""
         import pyarrow.parquet
 
         self._source = self._open_file()
@@ -128,11 +128,11 @@ class ParquetReader:
             n_before -= len(rows)
 
     def _row(self, record: int) -> Place:
-        """Where a row begins; its byte is its share of the file's, as rows are stored column by column."""
+        """Return where a row begins; its byte is its share of the file's, as rows are stored column by column."""
         return Place(record, record + 1, record * (self.n_bytes or 0) // max(1, self._n_rows))
 
     def _fill(self) -> bool:
-        """Whether there are rows, read where there were none."""
+        """Read rows if none are left; return whether there are any."""
         while self._rows is None or not len(self._rows):
             batch = next(self._batches, None)
             if batch is None:
@@ -156,7 +156,7 @@ class ParquetReader:
 
 
 def _values(kind: Any) -> Any:
-    """The type of values that may stand in a dictionary."""
+    """Return the type of values, which may be in a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -169,9 +169,9 @@ def _is_list(kind: Any) -> bool:
 
 
 def _batches(file: Any, groups: Iterable[int], fields: Sequence[str]) -> Iterator[Any]:
-    """Columns of row groups as the types that `_plain` gives.
+    """Yield columns of row groups as the types that `_plain` gives.
 
-    A batch has rows of one group: Arrow cannot join dictionaries in lists.
+    A batch has rows of only one group: Arrow cannot join dictionaries in lists.
     """
     for group in groups:
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=fields):
@@ -180,7 +180,7 @@ def _batches(file: Any, groups: Iterable[int], fields: Sequence[str]) -> Iterato
 
 
 def _to_bytes(batches: Sequence[Any]) -> bytes:
-    """The same bytes for the same rows, in whatever batches they were read."""
+    """Return the same bytes for the same rows, however they were split into batches."""
     sink = pa.BufferOutputStream()
     rows = pa.Table.from_batches(batches).combine_chunks()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
@@ -189,7 +189,7 @@ def _to_bytes(batches: Sequence[Any]) -> bytes:
 
 
 def _plain(array: Any) -> Any:
-    """Texts as binary, lists of them as large lists; whole numbers as texts."""
+    """Convert texts to binary, lists of them to large lists, and whole numbers to texts."""
     if _is_list(array.type):
         return array.cast(pa.large_list(pa.binary()))
     return (array if _is_text(_values(array.type)) else array.cast(pa.string())).cast(pa.binary())
@@ -198,7 +198,7 @@ def _plain(array: Any) -> Any:
 def _decode(
     raw: bytes, first: int, *, name: str, fields: Sequence[str], tokenizer: Tokenizer, errors: RecordErrors
 ) -> Records:
-    """Records of a part; see `Part.decode`."""
+    """Return the records of a part; see `Part.decode`."""
     table = pa.ipc.open_stream(raw).read_all().combine_chunks()
     columns = [column.combine_chunks() for column in table.columns]
     numbers, skipped = np.arange(first, first + len(table), dtype=np.int64), []
@@ -228,7 +228,7 @@ def _decode(
 
 
 def _as_text(column: Any) -> Any:
-    """A column of UTF-8 as texts; ValueError where it has nothing in a row, or is no UTF-8."""
+    """Return a column of UTF-8 as texts; ValueError if a row is empty or not UTF-8."""
     kind = pa.large_list(pa.string()) if _is_list(column.type) else pa.string()
     if column.null_count or (_is_list(column.type) and column.flatten().null_count):
         raise ValueError
@@ -236,7 +236,7 @@ def _as_text(column: Any) -> Any:
 
 
 def _one(value: Any, field: str, errors: RecordErrors) -> Any:
-    """A row's value of a column as text; ValueError says what was expected there, and found instead."""
+    """Return a row's value of a column as text; ValueError says what was expected and found."""
     if isinstance(value, list):
         return [_one(each, field, errors) for each in value]
     if value is None:

@@ -1,4 +1,4 @@
-"""Records of an input, raw and decoded, and where in it they stand."""
+"""Records of an input, raw and decoded, and their places in it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Place:
     """Where a record begins.
 
     Attributes:
-        record: its number in the input, from 0.
+        record: its index in the input, from 0.
         line: its line, from 1; in Parquet its row, from 1.
-        byte: its first byte, from 0, of the decompressed text; in Parquet its row's share of the file's.
+        byte: its first byte, from 0, of the decompressed text; in Parquet its row's share of the file's bytes.
     """
 
     record: int = 0
@@ -33,14 +33,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive records as they stand in the input, not yet decoded.
+    """Consecutive records as stored in the input, not yet decoded.
 
     Attributes:
-        begin: place of the first record; the beginning of the input where a header stands before it.
-        end: place behind the last one.
+        begin: place of the first record; the beginning of the input if a header precedes it.
+        end: place after the last one.
         n_records: how many there are, readable or not.
-        raw: their bytes; of Parquet's rows their used columns in Arrow's stream format.
-        decode: gives the records; called by `records`.
+        raw: their bytes; for Parquet, the rows' used columns in Arrow's stream format.
+        decode: returns the records; called by `records`.
     """
 
     begin: Place
@@ -51,28 +51,28 @@ class Part:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the raw bytes, as hexadecimal digits."""
+        """The sha256 of the raw bytes, in hexadecimal digits."""
         return hashlib.sha256(self.raw).hexdigest()
 
     def records(self) -> Records:
-        """Decode the records. It may be called in any thread.
+        """Decode the records; callable in any thread.
 
         Raises:
-            FlashElmoError: one that cannot be read, unless they are skipped.
+            FlashElmoError: a record cannot be read, unless such records are skipped.
         """
         return self.decode()
 
 
 @dataclass(frozen=True)
 class Records:
-    """Tokenized records of which each is a sentence.
+    """Tokenized records, each of which is a sentence.
 
     Attributes:
-        numbers: [B] the number in the input of each record that could be read.
-        ids: their own ids [B]; None where they have none, and are known by their numbers.
+        numbers: [B] the index in the input of each readable record.
+        ids: their own ids [B]; None if they have none, and are known by their numbers.
         tokens: sentences end to end.
         offsets: [B + 1]; record b is tokens[offsets[b]:offsets[b + 1]].
-        texts: original text of each [B], without white space around it; None where the input has tokens alone.
+        texts: original text of each [B], without surrounding white space; None if the input has only tokens.
         skipped: one line for each record that could not be read.
     """
 
@@ -84,11 +84,11 @@ class Records:
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """B."""
+        """Return B, the number of records."""
         return len(self.numbers)
 
     def windows(self, max_sentences: int, max_tokens: int) -> Iterator[Window]:
-        """The records in windows of these bounds, in order; a record of more tokens is a window by itself."""
+        """Yield the records in windows within these limits, in order; a record of more tokens is its own window."""
         check_bounds(max_sentences, max_tokens)
         start, offsets = 0, self.offsets
         while start < len(self):
@@ -103,17 +103,17 @@ class Reader(Protocol):
 
     name: str  # of the input, for messages
     options: dict[str, Any]  # how it is read, ready for JSON
-    n_bytes: int | None  # of the text, as places count them; of a compressed one judged by what was read, None before
+    n_bytes: int | None  # of the text, as places count them; an estimate if compressed, None before reading
 
     def take(self, n: int) -> Part | None:
-        """The next n records, fewer at the end; None behind the last one.
+        """Return the next n records, fewer at the end; None after the last one.
 
         Raises:
-            FlashElmoError: the input is plainly of another format, or cannot be read.
+            FlashElmoError: the input is clearly of another format, or cannot be read.
         """
 
     def seek(self, place: Place) -> None:
-        """Go on from a place that a part began or ended at."""
+        """Continue from a place where a part began or ended."""
 
     def close(self) -> None:
-        """Free what is open; a place stays, and reading may go on."""
+        """Close what is open; the place is kept, and reading may go on."""

@@ -1,4 +1,4 @@
-"""Plain lines: a record each."""
+"""Plain lines: one record each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flashelmo.engine.text.lines import check_utf8
 
 @dataclass(frozen=True)
 class PlainLines(TextFormat):
-    """See `TextFormat`."""
+    """One record per line. See `TextFormat`."""
 
     tokenizer: Tokenizer
     errors: RecordErrors
@@ -52,7 +52,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _readable(raw: RawRecords) -> tuple[list[int], list[bytes], list[str]]:
-    """Of lines of which some are no UTF-8: which are, their bytes, and what is said of the others."""
+    """Return, of lines some of which are not UTF-8, the good ones, their bytes, and messages about the others."""
     kept, lines, skipped, line = [], [], [], raw.place.line - 1
     for b, (start, end) in enumerate(zip([0, *raw.ends], raw.ends, strict=False)):
         try:

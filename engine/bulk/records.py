@@ -18,7 +18,7 @@ from flashelmo.engine.bulk.tokenizers import Tokenizer, tokenizer_of
 from flashelmo.engine.errors import FlashElmoError
 
 FORMATS = ("lines", "jsonl", "csv", "tsv", "tsv-quoted", "parquet", "conllu", "tags", "fasta")
-SUFFIXES = {  # that mean another format than lines
+SUFFIXES = {  # those that mean another format than lines
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
@@ -30,7 +30,7 @@ SUFFIXES = {  # that mean another format than lines
     ".fa": "fasta",
     ".faa": "fasta",
 }
-OF_ANY_TEXT = ("lines", "csv", "tsv", "tsv-quoted")  # any text is some
+OF_ANY_TEXT = ("lines", "csv", "tsv", "tsv-quoted")  # which any text can be read as
 WITH_FIELDS = ("jsonl", "csv", "tsv", "tsv-quoted", "parquet")
 WITH_TOKENS = ("conllu", "tags", "fasta")
 DEFAULT_FIELD = "text"
@@ -48,24 +48,23 @@ def open_reader(
     """Open an input; its format is that of its suffix, or the given one.
 
     Args:
-        source: a path, "-" for standard input, or an address that fsspec opens; decompressed where it ends in .gz or
-            .zst.
-        format: "lines", a sentence each, also for all suffixes that mean nothing else; "jsonl", an object a line;
-            "csv"; "tsv", in which quotes are characters as others; "tsv-quoted", in which they enclose tabs and line
-            ends; "parquet"; "conllu"; "tags", a token and its tag a line; "fasta". Text that plainly is of another
-            format is refused, except where lines or a table are asked for by name.
-        field: of formats with fields, the one that is embedded, by default "text". JSON's and Parquet's may be lists
-            of tokens, and Parquet's may be binary, if that is UTF-8. A number, from 1, is a column of a CSV or TSV
-            without a header.
-        id_field: the field of a record's own id. CoNLL-U and FASTA have ids by themselves; with FASTA a number picks
-            a part of the header as SeqVec's --id does.
-        tokenizer: of raw text, as `tokenizer_of` takes it.
-        errors: what a record that cannot be read gets: "strict", an error; "skip", a line in `Records.skipped`; with
-            "replace" bytes that are not UTF-8 become U+FFFD, and what else is wrong is an error.
+        source: a path, "-" for standard input, or an address that fsspec opens; decompressed if it ends in .gz or .zst.
+        format: "lines", one sentence each, also for all suffixes that mean nothing else; "jsonl", one object per line;
+            "csv"; "tsv", in which quotes are ordinary characters; "tsv-quoted", in which they enclose tabs and line
+            ends; "parquet"; "conllu"; "tags", a token and its tag per line; "fasta". Text that is clearly of another
+            format is refused, unless lines or a table are requested by name.
+        field: for formats with fields, the one to embed, by default "text". JSON's and Parquet's may be lists of
+            tokens, and Parquet's may be binary, if that is UTF-8. A number, from 1, is a column of a CSV or TSV without
+            a header.
+        id_field: the field of a record's own id. CoNLL-U and FASTA have ids of their own; with FASTA a number selects a
+            part of the header as SeqVec's --id does.
+        tokenizer: of raw text, as for `tokenizer_of`.
+        errors: what happens to a record that cannot be read: "strict", an error; "skip", a line in `Records.skipped`;
+            with "replace", bytes that are not UTF-8 become U+FFFD, and other faults are errors.
 
     Raises:
-        FlashElmoError: an argument that is none of these.
-        MissingExtraError: a package that the tokenizer needs is absent.
+        FlashElmoError: an argument is none of these.
+        MissingExtraError: a package that the tokenizer needs is missing.
     """
     if errors not in ("strict", "replace", "skip"):
         raise FlashElmoError(f"errors: expected strict, replace or skip, found {errors!r}")
@@ -88,7 +87,7 @@ def open_reader(
 
 
 def format_of(source: str | Path, format: str | None = None) -> str:
-    """The format that `open_reader` reads a source in."""
+    """Return the format in which `open_reader` reads a source."""
     kind = format or SUFFIXES.get(Input(source).suffix, "lines")
     if kind not in FORMATS:
         raise FlashElmoError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
@@ -96,7 +95,7 @@ def format_of(source: str | Path, format: str | None = None) -> str:
 
 
 def is_plain_text(source: str | Path) -> bool:
-    """Whether an input is lines as they are, judged by its name, in a file of this machine or on standard input."""
+    """Whether an input, judged by its name, is uncompressed lines, in a file on this machine or on standard input."""
     return format_of(source) == "lines" and Input(source).is_plain
 
 

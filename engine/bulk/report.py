@@ -1,4 +1,4 @@
-"""What a run did: counts, speed, and which stage held the others up."""
+"""What a run did: counts, speed, and which stage was the bottleneck."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Report:
 
     Attributes:
         records, skipped, tokens: of the shards that this run wrote; skipped are records that could not be read.
-        shards, kept: shards that were written, and that were finished before.
+        shards, kept: shards that were written, and that were already finished.
         distinct_words, steps, steps_saved: see `Statistics`.
         bytes_written: of all files.
-        seconds: from first to last byte; busy: of these, those in which reading, computing and writing worked. They run
-            beside each other: the one that waited least holds the others up.
+        seconds: from first to last byte; busy: of these, those in which reading, computing and writing worked. These
+            run at the same time: the one that waited least is the bottleneck.
     """
 
     records: int = 0
@@ -46,11 +46,11 @@ class Report:
 
     @property
     def bottleneck(self) -> str:
-        """What the other stages waited for: reading, computing or writing."""
+        """The stage that the others waited for: reading, computing or writing."""
         return max(self.busy, key=lambda stage: self.busy[stage], default="computing")
 
     def add_shard(self, entry: Meta) -> None:
-        """Count a shard that is on the disk, by its entry."""
+        """Count a shard that is on disk, by its entry."""
         self.shards += 1
         self.records += entry["embedded"]
         self.skipped += len(entry["skipped"])
@@ -58,7 +58,7 @@ class Report:
         self.bytes_written += sum(file["bytes"] for file in entry["files"].values())
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report, ready for JSON."""
         waited = {stage: round(max(0.0, self.seconds - busy), 3) for stage, busy in self.busy.items()}
         rounded = {
             "seconds": round(self.seconds, 3),
@@ -69,7 +69,7 @@ class Report:
 
     @staticmethod
     def check(path: str | Path) -> None:
-        """Raise FlashElmoError where `write` could not write the file, before the work is done."""
+        """Raise FlashElmoError, before the work is done, if `write` could not write the file."""
         path = path_of("report", path)
         if path.exists() and not path.is_file():
             return  # a pipe's reader would take this for the report
@@ -80,7 +80,7 @@ class Report:
                 path.unlink()
 
     def write(self, path: str | Path, folder: Path, num_shards: int = 1, shard_id: int = 0) -> None:
-        """Write it as JSON, with a line for each record of the job's shards that was skipped.
+        """Write it as JSON, with a line for each skipped record of the job's shards.
 
         Raises:
             FlashElmoError: the file cannot be written.

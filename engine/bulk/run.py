@@ -1,4 +1,4 @@
-"""A corpus into a folder of shards, of which none is lost once it is finished."""
+"""A corpus into a folder of shards, none of which is lost once it is finished."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ def embed_corpus(
 ) -> Report:
     """Embed an input into a folder of shards that `open_embeddings` reads.
 
-    Whatever ends it, the shards that are finished stay, and `resume` goes on with the others. A shard's files depend on
-    its records alone: however often a run was ended, they are those of a run that was not.
+    However it ends, finished shards stay, and `resume` goes on with the others. A shard's files depend only on its
+    records: however often a run was interrupted, they are those of an uninterrupted one.
 
     Args:
-        embedder: one that forgets a sentence before the next, as all do that are not `stateful`.
+        embedder: one that forgets each sentence before the next, as all do that are not `stateful`.
         reader: of the input; see `open_reader`.
-        folder: a new or an empty one.
-        output: what is kept of a record.
+        folder: a new or empty one.
+        output: what to keep of a record.
         format: "native", safetensors with an index beside them, or "parquet".
-        shard_records: records of a shard; None makes shards of about 1 GiB.
+        shard_records: records per shard; None makes shards of about 1 GiB.
         keep_tokens: keep the tokens in the index.
-        resume: go on with what is there; finished shards are checked, and damaged ones written again.
-        overwrite: remove the shards that are there.
-        num_shards, shard_id: in an array of num_shards jobs, the one with this number, which writes every shard whose
-            number is shard_id more than a multiple of num_shards.
+        resume: go on with what is there; finished shards are checked, and damaged ones rewritten.
+        overwrite: remove existing shards.
+        num_shards, shard_id: in an array of num_shards jobs, this one's number; it writes every shard whose number is
+            shard_id more than a multiple of num_shards.
         on_progress: called repeatedly with the place in the input in bytes and the tokens embedded so far.
 
     Raises:
@@ -77,7 +77,7 @@ def embed_corpus(
     shard_id = whole_number("shard_id", shard_id, 0, num_shards - 1)
     resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
     rows, fingerprint = describe_run(embedder, reader, output, format, shard_records, keep_tokens)
-    if overwrite:  # what is wrong comes to light before shards are removed
+    if overwrite:  # errors should come before shards are removed
         first_records(reader)
     with begin_writing(folder, resume, overwrite, num_shards, shard_id):
         begun = folders.start(folder, fingerprint, partial(default_shard_records, reader, rows))
@@ -94,10 +94,10 @@ def describe_run(
     shard_records: int | None,
     keep_tokens: bool,
 ) -> tuple[Rows, folders.Meta]:
-    """What rows of the output are, and what must not change as long as a folder is written to.
+    """Return what rows of the output are, and what must not change while a folder is being written.
 
     Raises:
-        FlashElmoError: the embedder carries a state, the model lacks a layer, or an argument of another type.
+        FlashElmoError: the embedder carries a state, the model lacks a layer, or an argument has the wrong type.
     """
     output.check(embedder.config.n_layers + 1)
     model = embedder.fingerprint()
@@ -117,12 +117,12 @@ def describe_run(
 
 
 class Run:
-    """One call of `embed_corpus`, or of those that share its work.
+    """One call of `embed_corpus`, or of the functions that share its work.
 
     Args:
         embedder, reader, on_progress: see `embed_corpus`.
         job: what is written where.
-        on_finish: called with a shard's entry when it is on the disk, by a thread.
+        on_finish: called with a shard's entry once it is on disk, in a thread.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Run:
         self._embedder, self._reader, self._job = embedder, reader, job
         self._on_progress, self._on_finish = on_progress, on_finish
         self._report = Report()
-        self._undone: deque[Shard] = deque()  # read and not finished, in order
+        self._undone: deque[Shard] = deque()  # read and not yet finished, in order
 
     def run(self, source: ShardSource) -> Report:
         """Embed the source's shards."""
@@ -158,7 +158,7 @@ class Run:
         return report
 
     def kept(self, resume: bool) -> dict[int, folders.Meta]:
-        """The entries of this job's shards that are finished and undamaged."""
+        """Return the entries of this job's finished, undamaged shards."""
         folder = self._job.folder
         numbers = [number for number in folders.shard_numbers(folder) if self._job.has(number)]
         if numbers and not resume:
@@ -168,10 +168,10 @@ class Run:
         return kept
 
     def _attempt(self, shards: Iterator[Shard], check_disk: bool) -> None:
-        """Embed shards until all are finished or something is raised; those that are not finished stay undone."""
+        """Embed shards until all are finished or an error is raised; unfinished ones stay undone."""
         if check_disk:
             shards = self._checked(shards)
-        before = self._report.tokens  # of attempts before this one
+        before = self._report.tokens  # of earlier attempts
 
         def on_progress(n_bytes: float, n_tokens: float) -> None:
             self._on_progress(n_bytes, before + n_tokens)
@@ -184,13 +184,13 @@ class Run:
                 self._report.busy[stage] = self._report.busy.get(stage, 0.0) + seconds
 
     def _finish(self, meta: folders.Meta) -> None:
-        """A shard is on the disk, the oldest one that was not."""
+        """Count the oldest undone shard as finished, as it is on disk."""
         self._undone.popleft()
         self._report.add_shard(meta)
         self._on_finish(meta)
 
     def _checked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
-        """The shards, once it is clear that the disk will hold them."""
+        """Yield the shards, once it is clear that the disk has room for them."""
         for shard in shards:
             check_space(self._job.folder, self._bytes_needed(shard), self._job.output)
             yield shard
@@ -198,7 +198,7 @@ class Run:
         yield from shards
 
     def _bytes_needed(self, shard: Shard) -> float:
-        """What is still to be written, judged by a shard's records."""
+        """Return the bytes that are still to be written, estimated from a shard's records."""
         records, rows = shard.records, self._job.rows
         n_bytes = int(rows.offsets(records.offsets)[-1]) * rows.n_bytes + len(records) * INDEX_BYTES
         if self._job.keep_tokens:
@@ -212,7 +212,7 @@ class Run:
         return max(n_bytes, n_bytes / (end - begin) * float(input_bytes) - written)
 
     def _wait_or_give_up(self, error: OSError, number: int, n_failed: int) -> None:
-        """Wait before a shard is tried again, or raise FlashElmoError, or an error that waiting does not end."""
+        """Wait before a shard is tried again; or raise FlashElmoError, or an error that waiting cannot cure."""
         if isinstance(error, NOT_LOST):
             raise error
         reason = error.strerror or str(error)

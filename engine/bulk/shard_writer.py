@@ -1,4 +1,4 @@
-"""Writing shards: each a few files that appear whole or not at all, the one that says so last."""
+"""Writes shards: each a few files that appear completely or not at all; the last says that the shard is complete."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from flashelmo.engine.text.windows import last_that_fits
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
 HALF_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinity and NaN
 ALIGNMENT = 64  # bytes, of the first tensor
-GROUP_BYTES = 32 << 20  # of vectors in a row group of Parquet
-INDEX_ROWS = 1 << 16  # of a row group of the index
+GROUP_BYTES = 32 << 20  # of vectors per row group of Parquet
+INDEX_ROWS = 1 << 16  # per row group of the index
 
 
 class NewFile:
-    """A file under a temporary name, written from its beginning to its end; what it holds is summed up on the way.
+    """A file under a temporary name, written from beginning to end, with its checksum computed on the way.
 
     Args:
-        path: its name once it is whole.
-        mark: in the temporary name, where several runs may write the same file.
+        path: its name once it is complete.
+        mark: part of the temporary name, if several runs may write the same file.
     """
 
     def __init__(self, path: Path, mark: str = "") -> None:
@@ -53,11 +53,11 @@ class NewFile:
         return n_bytes
 
     def tell(self) -> int:
-        """Bytes written."""
+        """Return the number of bytes written."""
         return self._n_bytes
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
         """Close the file."""
@@ -65,7 +65,7 @@ class NewFile:
         self._file.close()
 
     def publish(self) -> dict[str, Any]:
-        """Give the file its name, now that it is safe on the disk; its size and sha256."""
+        """Give the file its name, once it is safe on disk; return its size and sha256."""
         os.fsync(self._file.fileno())
         self.close()
         os.replace(self.temporary, self.path)
@@ -78,7 +78,7 @@ class NewFile:
 
 
 class _Values(Protocol):
-    """A shard's vectors on their way into files."""
+    """Writes a shard's vectors into files."""
 
     def begin(self) -> None:
         """Write what comes before them."""
@@ -87,14 +87,14 @@ class _Values(Protocol):
         """Write the next rows."""
 
     def publish(self) -> dict[str, Any]:
-        """Finish: what is known of each file, by its name."""
+        """Finish, and return each file's size and sha256, by its name."""
 
     def abort(self) -> None:
-        """Leave nothing."""
+        """Leave nothing behind."""
 
 
 class _Native:
-    """Vectors in a file of safetensors, the index beside it."""
+    """Writes vectors to a safetensors file, with the index beside it."""
 
     def __init__(self, folder: Path, shard: Shard, rows: Rows, index: pa.Table) -> None:
         self._index, self._index_path = index, folder / f"{shard_name(shard.number)}.parquet"
@@ -127,7 +127,7 @@ class _Native:
 
 
 def _header(rows: Rows, offsets: Int64) -> bytes:
-    """A safetensors header: offsets first, so that both are aligned."""
+    """Return a safetensors header: offsets first, so that both are aligned."""
     shape = [int(offsets[-1]), *rows.shape]
     end = offsets.nbytes + int(offsets[-1]) * rows.n_bytes
     entries = {
@@ -140,7 +140,7 @@ def _header(rows: Rows, offsets: Int64) -> bytes:
 
 
 class _Parquet:
-    """Index and vectors in one Parquet file, whose row groups are bounded in bytes."""
+    """Writes index and vectors to one Parquet file, whose row groups are limited in bytes."""
 
     def __init__(self, folder: Path, shard: Shard, rows: Rows, index: pa.Table) -> None:
         self._rows, self._index = rows, index
@@ -161,7 +161,7 @@ class _Parquet:
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
-            compression="none",  # vectors hardly get smaller
+            compression="none",  # vectors hardly compress
             use_dictionary=["tokens.list.element"],
             write_statistics=["record", "id", "n_tokens", "row"],
         )
@@ -201,7 +201,7 @@ class _Parquet:
             self._group = next(self._groups, None)
 
     def _column(self, values: Array, start: int, stop: int) -> pa.Array:
-        """Rows of the records from start to stop."""
+        """Return rows of the records from start to stop."""
         column = pa.array(values.reshape(-1))
         for size in reversed(self._rows.shape):
             column = pa.FixedSizeListArray.from_arrays(column, size)
@@ -212,7 +212,7 @@ class _Parquet:
 
 
 def _groups(offsets: Int64, rows: Rows) -> Iterator[tuple[int, int] | None]:
-    """Ranges of records for the row groups: each within GROUP_BYTES, or one record."""
+    """Yield ranges of records for the row groups: each within GROUP_BYTES, or a single record."""
     start, most = 0, max(1, GROUP_BYTES // rows.n_bytes)
     while start < len(offsets) - 1:
         stop = max(start + 1, last_that_fits(offsets, start, INDEX_ROWS, most))
@@ -226,10 +226,10 @@ class ShardWriter:
 
     Args:
         folder: of the shards.
-        shard: what is written.
-        rows: of what shape.
+        shard: the shard to write.
+        rows: their shape and type.
         shard_format: "native" or "parquet".
-        keep_tokens: whether the index has the tokens.
+        keep_tokens: whether the index contains the tokens.
     """
 
     def __init__(self, folder: Path, shard: Shard, rows: Rows, shard_format: ShardFormat, keep_tokens: bool) -> None:
@@ -252,11 +252,11 @@ class ShardWriter:
         self._n_rows += len(block)
 
     def commit(self) -> dict[str, Any]:
-        """Finish the shard, its JSON last; what that holds.
+        """Finish the shard, its JSON last; return the contents of that.
 
         Raises:
             OSError: the disk is full, or gone.
-            FlashElmoError: there were not as many rows as the records' tokens.
+            FlashElmoError: the number of rows does not match the records' tokens.
         """
         expected = int(self._rows.offsets(self._shard.records.offsets)[-1])
         if self._n_rows != expected:
@@ -270,7 +270,7 @@ class ShardWriter:
         return meta
 
     def abort(self) -> None:
-        """Leave nothing of a shard that is not whole."""
+        """Leave nothing of an incomplete shard."""
         if self._values is not None:
             self._values.abort()
 
@@ -284,7 +284,7 @@ class ShardWriter:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all."""
+    """Write a JSON file, completely or not at all."""
     file = NewFile(path)
     try:
         file.write((json.dumps(values, indent=1) + "\n").encode())

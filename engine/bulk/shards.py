@@ -1,10 +1,10 @@
-"""What shards are: fixed ranges of records, whose files depend on their records alone.
+"""What shards are: fixed ranges of records, whose files depend only on their records.
 
-    shard-00000000.safetensors   values [rows, layers, 2P] (without layers where there is one), offsets int64 [B + 1]
+    shard-00000000.safetensors   values [rows, layers, 2P] (without layers if there is only one), offsets int64 [B + 1]
     shard-00000000.parquet       a row for each record: record, id, n_tokens, tokens, row; or the vectors too
     shard-00000000.json          written last: counts, and size and sha256 of the others
 
-A row is a token's vectors, or where they are pooled a record's.
+A row is a token's vectors, or, if they are pooled, a record's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMATS: tuple[ShardFormat, ...] = ("native", "parquet")
 
 
 def shard_name(number: int) -> str:
-    """The files' name without a suffix."""
+    """Return the files' name without a suffix."""
     return f"shard-{number:08d}"
 
 
@@ -34,10 +34,10 @@ class Rows:
     """What a row of the output is.
 
     Attributes:
-        shape: (L, 2P) of several layers, (2P,) of one.
+        shape: (L, 2P) for several layers, (2P,) for one.
         dtype: "float32" or "float16".
-        pooled: one row a record, not one a token.
-        n_extra: rows of a record beyond its tokens: the boundaries, where they are kept.
+        pooled: whether there is one row per record, not per token.
+        n_extra: rows of a record beyond its tokens: the boundaries, if they are kept.
     """
 
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class Rows:
 
     @classmethod
     def of(cls, output: Output, n_layers: int, size: int, keep_boundaries: bool) -> Rows:
-        """Rows of an output, of a model of n_layers layers (the characters' one included) of 2P = size."""
+        """Return the rows of an output, for a model of n_layers layers (with the characters' one) and 2P = size."""
         shape = output.shape((n_layers, 1, size))
         token_axis = () if output.pool else (len(shape) - 2,)
         kept = tuple(n for axis, n in enumerate(shape) if axis not in token_axis)
@@ -55,23 +55,23 @@ class Rows:
 
     @property
     def n_bytes(self) -> int:
-        """Of a row."""
+        """Bytes of a row."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def offsets(self, token_offsets: Int64) -> Int64:
-        """Where each record's rows begin [B + 1]."""
+        """Return where each record's rows begin [B + 1]."""
         n_records = len(token_offsets) - 1
         steps = np.arange(n_records + 1, dtype=np.int64)
         return steps if self.pooled else (token_offsets - token_offsets[0] + self.n_extra * steps).astype(np.int64)
 
     def of_record(self, vectors: Array) -> Array:
-        """A record's vectors [L, T, 2P], [T, 2P], pooled [L, 2P] or [2P], as rows [n, *shape]."""
+        """Return a record's vectors [L, T, 2P], [T, 2P], pooled [L, 2P] or [2P], as rows [n, *shape]."""
         if self.pooled:
             return vectors[None]
         return vectors if len(self.shape) == 1 else vectors.transpose(1, 0, 2)
 
     def as_embedded(self, rows: Array) -> Array:
-        """A record's rows in the shape that an embedder gives."""
+        """Return a record's rows in the shape that an embedder returns."""
         if self.pooled:
             rows = rows[0]
             return rows
@@ -84,8 +84,8 @@ class Shard:
 
     Attributes:
         number: of the shard, from 0.
-        begin, end: where the records stand in the input, readable or not.
-        records: those that could be read.
+        begin, end: the records' place in the input, readable or not.
+        records: the readable ones.
         input_sha256: of the records' raw bytes.
         last: whether the input ends with it.
     """
@@ -104,7 +104,7 @@ class Shard:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What is known before it is embedded."""
+        """Return what is known before it is embedded."""
         return {
             "shard": self.number,
             "begin": asdict(self.begin),
@@ -119,7 +119,7 @@ class Shard:
 
 
 def index_table(records: Records, rows: Rows, keep_tokens: bool) -> pa.Table:
-    """The index of a shard: a row for each record."""
+    """Return the index of a shard: a row for each record."""
     offsets = records.offsets - records.offsets[0]
     columns: dict[str, Any] = {
         "record": pa.array(records.numbers, pa.int64()),

@@ -1,4 +1,4 @@
-"""The shards that a job has still to write, cut out of its input."""
+"""The shards that a job still has to write, cut out of its input."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from flashelmo.engine.bulk.shards import Rows, Shard, ShardFormat
 from flashelmo.engine.errors import FlashElmoError
 from flashelmo.engine.output import Output
 
-# What the default number of records in a shard is made for: its bytes, and its tokens, which are read at once.
+# The default number of records per shard aims at these: its bytes, and its tokens, which are read at once.
 SHARD_BYTES, SHARD_TOKENS = 1 << 30, 1 << 22
 FEWEST_RECORDS, MOST_RECORDS = 1 << 6, 1 << 16
-SAMPLE_RECORDS, TOKENS_A_RECORD = 256, 25  # records that are looked at, and what they have where none can be
-END_BYTES = 1 << 20  # of either end of an input, which tell it from others
+SAMPLE_RECORDS, TOKENS_A_RECORD = 256, 25  # records that are sampled, and their assumed length if none can be
+END_BYTES = 1 << 20  # at either end of an input, which identify it
 
 
 def default_shard_records(reader: Reader, rows: Rows) -> int:
-    """Records of a shard of about 1 GiB and at most some million tokens, a power of two, judged by the first records.
+    """Return records per shard of about 1 GiB and at most some million tokens, a power of two, from the first records.
 
-    Standard input or a pipe cannot be read again: its records are taken for sentences.
+    Standard input or a pipe cannot be read again: its records are assumed to be sentences.
 
     Raises:
         FlashElmoError: the first records cannot be read.
@@ -44,7 +44,7 @@ def default_shard_records(reader: Reader, rows: Rows) -> int:
 
 
 def first_records(reader: Reader) -> Records | None:
-    """The first records, which are read again afterwards; None where there are none, or where that cannot be.
+    """Return the first records, which are read again afterwards; None if there are none, or rereading is impossible.
 
     Raises:
         FlashElmoError: they cannot be read.
@@ -57,7 +57,7 @@ def first_records(reader: Reader) -> Records | None:
 
 
 def describe_input(reader: Reader) -> dict[str, Any]:
-    """What tells an input from another: how it is read, and of a file its name, size, first and last bytes."""
+    """Return what identifies an input: how it is read, and for a file its name, size, first and last bytes."""
     described: dict[str, Any] = {"name": os.path.basename(reader.name), **reader.options}
     path = Path(os.path.expanduser(reader.name))
     if path.is_file():
@@ -92,33 +92,33 @@ class ShardSource(Protocol):
 
     @property
     def number(self) -> int:
-        """Of the shard that is read next."""
+        """The number of the shard that is read next."""
 
     def shards(self) -> Iterator[Shard]:
-        """From where the last call left off: it may be called again after an error."""
+        """Yield shards from where the last call left off: it may be called again after an error."""
 
 
 class Source:
-    """This job's shards that are not finished, in order.
+    """This job's unfinished shards, in order.
 
     Args:
-        reader, job: what is read, and for whom.
-        kept: entries of the shards that are finished, by their number; their records are compared and passed over.
+        reader, job: what is read, and for which job.
+        kept: entries of the finished shards, by number; their records are compared and skipped.
     """
 
     def __init__(self, reader: Reader, job: Job, kept: dict[int, Meta]) -> None:
         self._reader, self._job, self._kept = reader, job, kept
-        self._part: Part | None = None  # that comes next, once it is read
+        self._part: Part | None = None  # the one that comes next, once it is read
         self._place = Place()  # where it begins
         self._at_end = False
 
     @property
     def number(self) -> int:
-        """Of the shard that comes next."""
+        """The number of the shard that comes next."""
         return self._place.record // self._job.shard_records
 
     def shards(self) -> Iterator[Shard]:
-        """From where the last call left off: it may be called again after an error."""
+        """Yield shards from where the last call left off: it may be called again after an error."""
         while not self._at_end:
             part = self._part = self._part or self._take(self._place) or no_part()
             following = self._take(part.end) if part.n_records == self._job.shard_records else None
@@ -134,13 +134,13 @@ class Source:
             del part, following, shard
 
     def _take(self, place: Place) -> Part | None:
-        """The records of a shard, which begin at a place."""
+        """Return the records of a shard, which begin at this place."""
         self._reader.seek(place)
         return self._reader.take(self._job.shard_records)
 
 
 def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
-    """Raise FlashElmoError where the input, of this name, is not the one of which a shard was made."""
+    """Raise FlashElmoError if the input, of this name, is not the one from which a shard was made."""
     found = (part.sha256, asdict(part.end), last)
     if found != (meta["input_sha256"], meta["end"], meta["last"]):
         records = f"records {part.begin.record} to {part.end.record - 1}"
@@ -151,7 +151,7 @@ def check_kept(name: str, part: Part, last: bool, meta: Meta) -> None:
 
 
 def no_part() -> Part:
-    """What an input without records has: a shard without any."""
+    """Return the part of an input without records: a shard without any."""
     return Part(Place(), Place(), 0, b"", _empty)
 
 

@@ -1,4 +1,4 @@
-"""Stages that run beside each other: calls in the background, one after the other, bounded by what they hold."""
+"""Stages that run at the same time: calls in the background, one after the other, with a limit on their weight."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ Result = TypeVar("Result")
 
 
 class StoppedError(Exception):
-    """A call that did not begin, as its stage was stopped."""
+    """A call that was not begun, as its stage was stopped."""
 
 
 class Stage(Generic[Result]):
-    """Calls one after the other, in threads of their own; after one that raises none begins.
+    """Calls one after the other, in their own threads; after one fails, no more are begun.
 
     Args:
-        most: weight of the calls that may be under way; whoever adds more waits for the oldest.
+        most: total weight of pending calls; whoever adds more waits for the oldest.
 
     Attributes:
-        busy, waited: seconds in which a call ran, and in which somebody waited for one.
+        busy, waited: seconds during which a call ran, and during which a caller waited for one.
     """
 
     def __init__(self, most: int = 0) -> None:
         self._most = most
         self._under_way: deque[tuple[Background[Result], int]] = deque()
         self._weight = 0
-        self._error: BaseException | None = None  # that keeps further calls from beginning
+        self._error: BaseException | None = None  # which keeps further calls from beginning
         self.busy = self.waited = 0.0
 
     def __len__(self) -> int:
-        """Calls whose results nobody has taken."""
+        """Return the number of calls whose results have not been taken."""
         return len(self._under_way)
 
     def add(self, call: Callable[[], Result], weight: int = 0) -> None:
-        """Call this after those before it. What an earlier call raised may be raised here."""
+        """Call this after those before it. An earlier call's error may be raised here."""
         while self._under_way and self._most and self._weight + weight > self._most:
             self.oldest()
         previous = self._under_way[-1][0] if self._under_way else None
@@ -48,12 +48,12 @@ class Stage(Generic[Result]):
         self._weight += weight
 
     def check(self) -> None:
-        """Raise what a call raised, without waiting for those before it."""
+        """Raise a call's error, without waiting for those before it."""
         if self._error is not None:
             raise self._error
 
     def oldest(self) -> Result:
-        """Wait for the oldest call's result."""
+        """Wait for the oldest call's result, and return it."""
         started = time.perf_counter()
         call, weight = self._under_way[0]
         try:
@@ -70,7 +70,7 @@ class Stage(Generic[Result]):
             self.oldest()
 
     def stop(self, wait: bool = True) -> None:
-        """Let no further call begin; the one that runs may be waited for."""
+        """Let no further call begin; optionally wait for the one that runs."""
         self._error = self._error or StoppedError()
         while wait and self._under_way:
             with suppress(Exception):
@@ -81,7 +81,7 @@ class Stage(Generic[Result]):
         if previous is not None:
             with suppress(BaseException):
                 previous.result()
-            del previous  # and what it gave
+            del previous  # and its result
         if self._error is not None:
             raise StoppedError
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A token and its tag a line, and a blank line behind each sentence."""
+"""A token and its tag per line, and a blank line after each sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flashelmo.engine.bulk.tokenizers import tokens_of_lists
 
 @dataclass(frozen=True)
 class Tags(TextFormat):
-    """A token and its tag a line, a tab or else white space between them. See `TextFormat`."""
+    """A token and its tag per line, separated by a tab or else white space. See `TextFormat`."""
 
     errors: RecordErrors
     kinds = ("tokens with tags", "a table")

@@ -1,4 +1,4 @@
-"""Records that follow each other as text: cut out of it whole, decoded later, read from any place on."""
+"""Consecutive records in a text: cut out of it whole, decoded later, read from any place on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flashelmo.engine.text.lines import NEWLINE, without_mark
 from flashelmo.engine.text.tables import binary_kind_of, kind_of
 
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 16  # that tell what a file holds
-MAX_RECORD_BYTES = 1 << 28  # so far a quote's end is looked for
+HEAD_BYTES = 1 << 16  # that show what a file holds
+MAX_RECORD_BYTES = 1 << 28  # how far to search for a closing quote
 MAX_PART_BYTES = (1 << 31) - 1  # Arrow's strings count their bytes in 31 bits
-READ_BY = {  # what a file holds: how it is read
+READ_BY = {  # what a file holds: how to read it
     "FASTA": "format fasta reads it",
     "CoNLL-U": "format conllu reads it",
     "JSON lines": "format jsonl reads them",
@@ -51,36 +51,36 @@ class RawRecords:
     ends: Int64
 
     def where(self, position: int) -> str:
-        """The input's name, the line and the byte in it of a position in `data`, both counted from 1."""
+        """Return the input's name, and the line and its byte of a position in `data`, both counted from 1."""
         line = self.place.line + self.data.count(b"\n", 0, position)
         byte = position - self.data.rfind(b"\n", 0, position)
         return f"{self.name}: line {line}, byte {byte}"
 
 
 class TextFormat(Protocol):
-    """How records stand in a text.
+    """How records are stored in a text.
 
     Attributes:
-        kinds: what `kind_of` may take such a text for, first what it is.
-        blank_records: whether white space behind the last record is one more.
+        kinds: what `kind_of` may take such a text for, the format itself first.
+        blank_records: whether white space after the last record is one more.
     """
 
     kinds: tuple[str, ...]
     blank_records: bool
 
     def begin(self, head: bytes, name: str) -> int:
-        """Look at the first bytes of the text; how many of them stand before the first record.
+        """Look at the first bytes of the text; return how many of them precede the first record.
 
         Raises:
-            FlashElmoError: they are no beginning of such a text.
+            FlashElmoError: such a text cannot begin like this.
         """
         return 0
 
     def cut(self, data: bytes) -> Int64:
-        """Where each record ends that is whole whatever follows; a last one without an end is none."""
+        """Return where each record ends that is whole whatever follows; a last one without an end does not count."""
 
     def end_of_first(self, data: bytes) -> int:
-        """Where the first record ends of what `cut` finds no whole one in, as no more of the text may belong to it."""
+        """Return where the first record ends if `cut` finds no whole one, and no more text may belong to it."""
         return len(data)
 
     def decode(self, raw: RawRecords) -> Records:
@@ -95,7 +95,7 @@ class _Block(NamedTuple):
     n_taken: int = 0
 
     def part(self, n: int) -> _Block:
-        """So many of the next records, or all that are left, by themselves."""
+        """Return this many of the next records, or all that are left."""
         start, ends = self.start, self.ends[self.n_taken : self.n_taken + n]
         return _Block(self.data[start : ends[-1]], ends - start)
 
@@ -111,8 +111,8 @@ class TextReader:
     Args:
         name: of the input, for messages.
         open_text: opens the text, decompressed, at its beginning.
-        text_format: how records stand in it.
-        trusted: whether it is read so whatever it looks like.
+        text_format: how records are stored in it.
+        trusted: whether to read it in this format whatever it looks like.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class TextReader:
         self.n_bytes: int | None = None
         self._open_text = open_text
         self._format, self._trusted = text_format, trusted
-        self._prefix = b""  # what stands before the first record
+        self._prefix = b""  # what precedes the first record
         self._place = Place()
-        self._blocks: deque[_Block] = deque()  # behind the place
-        self._rest = b""  # behind the blocks, not cut yet
-        self._put_back: IO[bytes] = BytesIO()  # behind the rest: read from the file, and to be read once more
+        self._blocks: deque[_Block] = deque()  # following the current place
+        self._rest = b""  # after the blocks, not cut yet
+        self._put_back: IO[bytes] = BytesIO()  # after the rest: read from the file, to be read again
         self._at_end = False  # of the file
 
     def take(self, n: int) -> Part | None:
@@ -142,7 +142,7 @@ class TextReader:
                 self._go(place)
             blocks = self._take(n)
         except BaseException:
-            self.close()  # what was read of it is lost; it is read again
+            self.close()  # what was read of it is lost; it will be read again
             self._place = place
             raise
         return self._part(blocks) if blocks else None
@@ -170,7 +170,7 @@ class TextReader:
     def _take(self, n: int) -> list[_Block]:
         blocks: list[_Block] = []
         while n and self._fill():
-            if not self._blocks:  # the next record is longer than may be
+            if not self._blocks:  # the next record is longer than allowed
                 line = self._part(blocks).end.line if blocks else self._place.line
                 expected = f"expected records of at most {MAX_RECORD_BYTES} bytes, found a longer one"
                 raise FlashElmoError(f"{self.name}: line {line}, byte 1: {expected}")
@@ -199,7 +199,7 @@ class TextReader:
         self._prefix, self._rest = head[:n_before], head[n_before:]
 
     def _go(self, place: Place) -> None:
-        """Move to another place: by seeking where the file can, otherwise by reading, from the beginning if need be."""
+        """Move to another place: by seeking if the file can, else by reading, from the beginning if necessary."""
         assert self._file is not None
         here, there = (max(byte, len(self._prefix)) for byte in (self._place.byte, place.byte))
         if here != there and self._file.seekable():
@@ -216,7 +216,7 @@ class TextReader:
     def _skip(self, n_bytes: int) -> None:
         self._rest = b"".join([*(block.data[block.start :] for block in self._blocks), self._rest])
         self._blocks.clear()
-        self._at_end = False  # what was cut is cut again
+        self._at_end = False  # what was cut will be cut again
         while n_bytes > len(self._rest):
             n_bytes -= len(self._rest)
             self._rest = self._read(CHUNK_BYTES)
@@ -225,13 +225,13 @@ class TextReader:
         self._rest = self._rest[n_bytes:]
 
     def _fill(self) -> bool:
-        """Cut the next block of whole records out of the text, if none is left; whether there are records.
+        """Cut the next block of whole records out of the text, if none is left; return whether there are records.
 
-        A record of more than `MAX_RECORD_BYTES` is not cut out, and counts as one that is there. Where one ends depends
-        on the text from its beginning on, never on where reading began.
+        A record of more than `MAX_RECORD_BYTES` is not cut out, but counts as present. Where one ends depends on the
+        text from its beginning on, never on where reading began.
         """
         while not self._blocks and not self._at_end and len(self._rest) <= MAX_RECORD_BYTES:
-            # A long record is not looked at again and again; none is looked at further than it may be long.
+            # A long record is not scanned repeatedly; none is scanned further than the longest may reach.
             chunk = self._read(min(max(CHUNK_BYTES, len(self._rest)), MAX_RECORD_BYTES + 1 - len(self._rest)))
             self._rest += chunk
             ends = self._format.cut(self._rest)
@@ -244,15 +244,15 @@ class TextReader:
         return bool(self._blocks) or len(self._rest) > MAX_RECORD_BYTES
 
     def _cut_off(self, ends: Int64) -> _Block:
-        """The records that end there, taken from the rest."""
+        """Take the records that end there from the rest."""
         n_whole = int(ends[-1])
         block, self._rest = _Block(self._rest[:n_whole], ends), self._rest[n_whole:]
         return block
 
     def _cut_one(self, end: int, at_end: bool) -> None:
-        """Take a record that is not whole from the rest, and read what is behind it once more, piece by piece.
+        """Take a record that is not whole from the rest, and read again what follows it, piece by piece.
 
-        Where all of the rest belongs to it, it is not taken unless the text is at its end.
+        If all of the rest belongs to it, it is only taken at the end of the text.
         """
         if at_end or end < len(self._rest):
             self._blocks.append(self._cut_off(np.array([end], np.int64)))
@@ -294,12 +294,12 @@ def _decode(text_format: TextFormat, raw: RawRecords) -> Records:
 
 
 def line_ends(data: bytes) -> Int64:
-    r"""Behind each \n."""
+    r"""Return the positions after each \n."""
     return (np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1).astype(np.int64)
 
 
 def _check_kind(head: bytes, name: str, allowed: tuple[str, ...]) -> None:
-    """Raise FlashElmoError where the first bytes are plainly of another kind than the first one that is allowed."""
+    """Raise FlashElmoError if the first bytes are clearly of another kind than the first allowed one."""
     head = head[: head.rfind(b"\n") + 1] or head
     kind = kind_of(head)
     if kind is not None and kind not in allowed:

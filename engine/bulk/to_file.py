@@ -16,8 +16,8 @@ from flashelmo.engine.text.windows import Window, read_ahead
 
 RecordSink: TypeAlias = "Sink | SeqVecSink"
 
-RECORDS = 1 << 13  # that are read at once
-SHOWN = 10  # records that were skipped
+RECORDS = 1 << 13  # read at once
+SHOWN = 10  # skipped records that are logged
 
 logger = logging.getLogger("flashelmo")
 
@@ -36,7 +36,7 @@ def embed_records(
         on_progress: called repeatedly with the bytes of the input and the tokens done so far.
 
     Raises:
-        FlashElmoError: a record that cannot be read, a layer that the model lacks, a file that cannot be written.
+        FlashElmoError: a record cannot be read, the model lacks a layer, or a file cannot be written.
         OSError: the input cannot be read.
     """
     if isinstance(sink, SeqVecSink):
@@ -53,16 +53,16 @@ def embed_records(
 
 
 class _Source:
-    """The windows of an input, and the records whose vectors are to come."""
+    """The windows of an input, and the records whose vectors are still to come."""
 
     def __init__(self, embedder: Embedder, reader: Reader, sink: RecordSink) -> None:
         self._embedder, self._reader, self._sink = embedder, reader, sink
         self._read: deque[Records] = deque()
-        self._b = 0  # of the first of them, whose vectors come next
+        self._b = 0  # of the first record, whose vectors come next
         self.n_skipped = 0
 
     def windows(self) -> Iterator[tuple[Window, float]]:
-        """Each window with the bytes of its records, judged by its share in the tokens that were read with it."""
+        """Yield each window with its records' bytes, estimated by its share of the tokens that were read with it."""
         max_sentences, max_tokens = self._embedder.window_limits
         n = max(1, RECORDS // max_sentences) * max_sentences if max_sentences < RECORDS else RECORDS
         is_first = True

@@ -1,4 +1,4 @@
-"""Raw text to tokens. Each takes whole lines of UTF-8, and gives the tokens of all and where each line's begin."""
+"""Raw text to tokens. Each tokenizer takes whole lines of UTF-8, and returns all tokens and where each line begins."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NAMES = "whitespace, characters, moses, moses:LANGUAGE, spacy:MODEL or spacy:bla
 
 
 def tokenizer_of(name: str) -> Tokenizer:
-    """The tokenizer of a name.
+    """Return the named tokenizer.
 
     Args:
-        name: "whitespace"; "characters", each of which is a token, white space none; "moses" for English, or
-            "moses:de" for another language, as sacremoses has it, without escapes; "spacy:en_core_web_sm", a model
-            that is installed, or "spacy:blank:en", a language's rules without a model.
+        name: "whitespace"; "characters", which makes each one a token, except white space; "moses" for English, or
+            "moses:de" for another language, as in sacremoses, without escapes; "spacy:en_core_web_sm", an installed
+            model, or "spacy:blank:en", a language's rules without a model.
 
     Raises:
-        FlashElmoError: there is none of this name, or its model is absent.
-        MissingExtraError: its package is.
+        FlashElmoError: there is none of this name, or its model is missing.
+        MissingExtraError: its package is missing.
     """
     kind, _, rest = str(name).partition(":")
     if name == "whitespace":
@@ -43,37 +43,37 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 
 def tokenize(text: bytes, tokenizer: Tokenizer) -> Tokens:
-    """Of any number of lines."""
+    """Tokenize any number of lines."""
     return tokenizer(text) if text else tokens_of_lists([])
 
 
 def whitespace(text: bytes) -> Tokens:
-    """Tokens between white space."""
+    """Return the tokens between white space."""
     block = split_lines(text)
     return block.tokens, block.token_offsets
 
 
 def characters(text: bytes) -> Tokens:
-    """Each character that is no white space."""
+    """Return each character that is not white space."""
     words, word_offsets = whitespace(text)
     _, ends, data = words.buffers()
     n_bytes = np.frombuffer(ends, np.int32)
     bytes_of_words = np.frombuffer(data, np.uint8)[: n_bytes[-1]]
-    starts = np.flatnonzero((bytes_of_words & 0xC0) != 0x80)  # all but the further bytes of a character
+    starts = np.flatnonzero((bytes_of_words & 0xC0) != 0x80)  # all except a character's further bytes
     offsets = np.append(starts, len(bytes_of_words)).astype(np.int32)
     tokens = pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), data)
     return tokens, np.searchsorted(starts, n_bytes[word_offsets]).astype(np.int64)
 
 
 def tokens_of_lists(sentences: Sequence[Sequence[str]]) -> Tokens:
-    """Of sentences as token lists."""
+    """Return the tokens of sentences given as token lists."""
     offsets = np.zeros(len(sentences) + 1, np.int64)
     np.cumsum([len(sentence) for sentence in sentences], out=offsets[1:])
     return pa.array([token for sentence in sentences for token in sentence], pa.string()), offsets
 
 
 def lines_of(texts: Iterable[str]) -> bytes:
-    """Texts as a tokenizer takes them, line ends within one being white space like other."""
+    """Return texts as tokenizers take them, with line ends inside one turned into other white space."""
     return "".join([text.replace("\n", " ") + "\n" for text in texts]).encode()
 
 

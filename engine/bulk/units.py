@@ -1,8 +1,8 @@
 """Units of work: shards that processes, here or on other machines, embed for one folder.
 
-Whoever deals them out reads through the input once, without decoding it. A unit says where its shard begins, and a
-process writes the shard's files itself, by the same commit as a run by itself: no vectors travel. A unit may be done
-twice: its files are the same each time.
+The process that distributes them reads through the input once, without decoding it. A unit says where its shard begins,
+and a process writes the shard's files itself, with the same commit as a single run: no vectors travel. A unit may be
+done twice: its files are the same each time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from flashelmo.engine.model.weights import ElmoModel
 from flashelmo.engine.output import Output
 from flashelmo.engine.sinks.files import RUN
 
-MOST_SHARDS = 10**9  # a unit is a job in an array of so many
-WAIT_SECONDS = 600.0  # for a process that was given up, and still writes a shard
+MOST_SHARDS = 10**9  # a unit counts as a job in an array of this many
+WAIT_SECONDS = 600.0  # for a process that was given up but still writes a shard
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Corpus:
     """An input, and the folder of shards that it becomes; it can be sent to other processes.
 
     Attributes:
-        model: what `ElmoEmbedder.load` takes.
-        input: a path or address that all processes can read; a pipe cannot be.
-        folder: of the shards, that all processes can write to.
-        output: what is kept of a record.
+        model: an argument for `ElmoEmbedder.load`.
+        input: a path or address that all processes can read; not a pipe.
+        folder: of the shards, writable by all processes.
+        output: what to keep of a record.
         format, shard_records, keep_tokens: see `embed_corpus`.
         reader: further arguments of `open_reader`.
         options: those of `ElmoEmbedder.load`.
@@ -62,7 +62,7 @@ class Corpus:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self) -> Reader:
-        """Its reader."""
+        """Return its reader."""
         if is_stream(self.input):
             found = "standard input" if self.input == "-" else f"a pipe or a device: {self.input}"
             raise FlashElmoError(f"input: expected a file, as several processes read it, found {found}")
@@ -82,14 +82,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """The shards of a corpus that are still to be written.
+    """The shards of a corpus that still have to be written.
 
     Attributes:
-        corpus: with the number of records of a shard.
-        units: that are not finished; where all are, the first one, so that model and options are compared once. The
-            input is read as they are taken.
-        kept: numbers of the shards that were finished before.
-        n_bytes: of the input, where that is known.
+        corpus: with the number of records per shard.
+        units: those not finished; if all are, the first one, so that model and options are compared once. The input is
+            read as they are taken.
+        kept: numbers of the shards that were already finished.
+        n_bytes: of the input, if known.
     """
 
     corpus: Corpus
@@ -99,7 +99,7 @@ class CorpusPlan:
 
 
 def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) -> CorpusPlan:
-    """Look at a folder, remove what is damaged there, and say what is to do. No model is computed with.
+    """Look at a folder, remove what is damaged in it, and return what is to be done, without computing.
 
     Raises:
         FlashElmoError: see `embed_corpus`.
@@ -123,10 +123,10 @@ def make_plan(corpus: Corpus, *, resume: bool = False, overwrite: bool = False) 
 
 
 def _check(corpus: Corpus, reader: Reader, model: ElmoModel) -> None:
-    """Raise FlashElmoError for what a process would say only after the shards that are there were removed."""
+    """Raise FlashElmoError now for what a process would report only after existing shards were removed."""
     from flashelmo.engine.embedder import ElmoEmbedder
 
-    if not str(corpus.options.get("device")).startswith("cuda"):  # which other machines may have alone
+    if not str(corpus.options.get("device")).startswith("cuda"):  # which perhaps only other machines have
         options: Any = {name: value for name, value in corpus.options.items() if name != "options_file"}
         embedder = ElmoEmbedder(model, **options)
         describe_run(embedder, reader, corpus.output, corpus.format, corpus.shard_records, corpus.keep_tokens)
@@ -134,9 +134,9 @@ def _check(corpus: Corpus, reader: Reader, model: ElmoModel) -> None:
 
 
 def _missing(n: int, reader: Reader, kept: dict[int, folders.Meta]) -> Iterator[Unit]:
-    """The units that are not finished, of n records each; the first one if all are.
+    """Yield the unfinished units, of n records each; the first one if all are finished.
 
-    Records of finished ones are compared with what their shards were made of.
+    Records of finished ones are compared with those that their shards were made of.
     """
     first: Unit | None = None
     n_missing = 0
@@ -160,13 +160,13 @@ class UnitSource:
     """The shards of units; see `ShardSource`.
 
     Args:
-        reader, job: what is read, and for whom.
-        units: that are to do.
+        reader, job: what is read, and for which job.
+        units: those to do.
     """
 
     def __init__(self, reader: Reader, job: Job, units: Iterable[Unit]) -> None:
         self._reader, self._job, self._units = reader, job, iter(units)
-        self._unit: Unit | None = None  # that is being read
+        self._unit: Unit | None = None  # the one being read
         self.number = 0
 
     def shards(self) -> Iterator[Shard]:
@@ -188,13 +188,13 @@ class UnitSource:
 
 
 class EmbedUnit:
-    """Embeds units of a corpus, one a call or a stream of them.
+    """Embeds units of a corpus, one per call or a stream of them.
 
-    An actor for `ray.data.Dataset.map_batches`: `batch_size=1`, the corpus as its constructor's argument, rows with the
-    fields of `Unit`; it gives the fields of `DONE`. Elsewhere it can be called likewise.
+    It is an actor for `ray.data.Dataset.map_batches`: `batch_size=1`, the corpus as the constructor's argument, rows
+    with the fields of `Unit`; it returns the fields of `DONE`. It can be called likewise elsewhere.
 
     Args:
-        corpus: with a number of records of a shard, as `make_plan` gives it.
+        corpus: with a number of records per shard, as `make_plan` returns it.
 
     Raises:
         FlashElmoError: another model, option or input than the folder was begun with; see `embed_corpus`.
@@ -213,7 +213,7 @@ class EmbedUnit:
         self._job = Job(corpus.folder, corpus.output, rows, corpus.format, corpus.keep_tokens, 1, 0, size)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Embed units that are given as columns; a column of each of `DONE`."""
+        """Embed units that are given as columns; return a column for each of `DONE`."""
         columns = (np.asarray(batch[each.name]).tolist() for each in fields(Unit))
         units = [Unit(*values) for values in zip(*columns, strict=True)]
         done = [self._one(unit) for unit in units]
@@ -229,14 +229,14 @@ class EmbedUnit:
 
         Args:
             units: taken as they are needed.
-            on_finish: called with a shard's entry when it is on the disk, by a thread.
+            on_finish: called with a shard's entry once it is on disk, in a thread.
             on_progress: see `embed_corpus`.
         """
         run = Run(self._embedder, self._reader, self._job, on_progress, on_finish)
         return run.run(UnitSource(self._reader, self._job, units))
 
     def finished(self, unit: Unit) -> folders.Meta | None:
-        """A unit's entry, if it is finished and undamaged."""
+        """Return a unit's entry, if it is finished and undamaged."""
         there = (self._job.folder / f"{shard_name(unit.shard)}.json").exists()
         return folders.kept_shards(self._job.folder, [unit.shard] if there else []).get(unit.shard)
 
@@ -250,16 +250,16 @@ class EmbedUnit:
         return {name: values[name] for name in DONE}
 
 
-# What is told of a unit: its shard, whether it was finished before, and what was done for it.
+# What is reported of a unit: its shard, whether it was already finished, and what was done for it.
 DONE = ("shard", "kept", "records", "skipped", "tokens", "distinct_words", "steps", "steps_saved", "bytes_written")
 
 
 @contextmanager
 def _waited_for(folder: Path, shard: int) -> Iterator[None]:
-    """Hold a shard's lock; a process that was given up may have it for a while.
+    """Hold a shard's lock; a process that was given up may still have it for a while.
 
     Raises:
-        FlashElmoError: it has it for too long.
+        FlashElmoError: it keeps it for too long.
     """
     until = time.monotonic() + WAIT_SECONDS
     while True:

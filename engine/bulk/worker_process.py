@@ -16,12 +16,12 @@ from flashelmo.engine.allocator import return_large_arrays
 from flashelmo.engine.bulk.locks import locked
 from flashelmo.engine.bulk.units import Corpus, EmbedUnit, Unit
 
-# What it sends: it wants a unit; a shard is finished; all of its are, with its report; it cannot go on.
+# Its messages: it wants a unit; a shard is finished; all of its shards are, with its report; it cannot go on.
 WANTS, FINISHED, REPORT, FAILED = "wants", "finished", "report", "failed"
 
 
 def main(descriptor: int) -> NoReturn:
-    """Embed the units that come at the other end of a connection, until that closes."""
+    """Embed the units that arrive over a connection, until that closes."""
     return_large_arrays()
     worker = _Worker(child.connect(descriptor))
     status = 1
@@ -31,11 +31,11 @@ def main(descriptor: int) -> NoReturn:
     except BaseException as error:
         with suppress(OSError):
             worker.send(FAILED, child.describe(error))
-    os._exit(status)  # a library in an unknown state may hang in an orderly end
+    os._exit(status)  # in an orderly exit, a library in an unknown state may hang
 
 
 class _Worker:
-    """Takes units as they come, and says what becomes of them."""
+    """Takes units as they arrive, and reports on them."""
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
         self._connection = connection
@@ -43,7 +43,7 @@ class _Worker:
         self._inbox: SimpleQueue[Unit | None] = SimpleQueue()
 
     def send(self, kind: str, value: Any = None) -> None:
-        """Send one of the messages above; in any thread."""
+        """Send one of the messages above; callable in any thread."""
         with self._sending:
             self._connection.send((kind, value))
 
@@ -60,7 +60,7 @@ class _Worker:
         return asdict(embed.run(self._units(embed), lambda meta: self.send(FINISHED, meta)))
 
     def _units(self, embed: EmbedUnit) -> Iterator[Unit]:
-        """The units that are to be embedded: one that a killed process has finished is told as finished."""
+        """Yield the units to embed; one that a killed process has finished is reported as finished."""
         self.send(WANTS)
         while (unit := self._inbox.get()) is not None:
             meta = embed.finished(unit)
@@ -71,7 +71,7 @@ class _Worker:
             self.send(WANTS)
 
     def _receive(self) -> None:
-        """Take units as they come; the process ends when the pool has."""
+        """Take units as they arrive; the process ends when the pool has."""
         try:
             while True:
                 self._inbox.put(self._connection.recv())

@@ -1,7 +1,7 @@
 """Several processes on this machine embed one corpus: each takes the next shard that is free.
 
-A process has its own threads, a share of the cores, and maps the model's file, which all of them read from the same
-memory. One that is killed is no loss: its shards are dealt out again.
+A process has its own threads, a share of the cores, and maps the model's file, so that all share its memory. One that
+is killed is no loss: its shards are handed out again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flashelmo.engine.processor import n_cores
 logger = logging.getLogger("flashelmo")
 
 MOST_WORKERS = 1024
-END_SECONDS, BUSY_SECONDS = 10.0, 0.2  # that a process may take to end, and one that still has units
+END_SECONDS, BUSY_SECONDS = 10.0, 0.2  # for a process to end, and for one that still has units
 WORKER = "flashelmo.engine.bulk.worker_process"
 
 
@@ -41,11 +41,11 @@ def embed_with_workers(
     overwrite: bool = False,
     on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
 ) -> Report:
-    """As `embed_corpus`, by several processes; the files are the same.
+    """Do as `embed_corpus`, with several processes; the files are the same.
 
     Args:
-        corpus: whose `threads`, among its options, are each process's: cores / n_workers unless they are given.
-        n_workers: processes, on the CPU.
+        corpus: its option `threads` is each process's; by default cores / n_workers.
+        n_workers: number of processes, on the CPU.
         resume, overwrite: see `embed_corpus`.
         on_progress: called with each finished shard's bytes of the input, and tokens.
 
@@ -79,24 +79,24 @@ class _Worker:
         self.connection, theirs = Pipe()
         with theirs:
             self.process = child.start(WORKER, theirs.fileno())
-        with suppress(OSError):  # it has ended already; `recv` will say so
+        with suppress(OSError):  # it has already ended; `recv` will report that
             self.connection.send((corpus, n_workers, number))
 
     def give(self, unit: Unit | None) -> None:
-        """Give it a unit, or say that there are no more."""
+        """Give it a unit, or None if there are no more."""
         if unit is not None:
             self.units[unit.shard] = unit
         with suppress(OSError):
             self.connection.send(unit)
 
     def end(self) -> str:
-        """End it; why it ended, if it did by itself."""
+        """End it; return why it ended, if it did by itself."""
         self.connection.close()
         return child.end(self.process, BUSY_SECONDS if self.units else END_SECONDS)
 
 
 class _Pool:
-    """Deals units out to processes until all are finished."""
+    """Hands out units to processes until all are finished."""
 
     def __init__(self, plan: CorpusPlan, n_workers: int, on_progress: OnTextProgress) -> None:
         self.report = Report()
@@ -108,7 +108,7 @@ class _Pool:
         self._workers: list[_Worker] = []
 
     def run(self) -> None:
-        """Until all units are finished.
+        """Run until all units are finished.
 
         Raises:
             FlashElmoError: all processes ended by themselves, and none of them had finished a shard.
@@ -125,17 +125,17 @@ class _Pool:
             self._round()
 
     def end(self) -> None:
-        """End the processes, and remove what they leave half written."""
+        """End the processes, and remove their half-written files."""
         left = bool(self._workers)
         while self._workers:
             self._workers.pop().end()
         if left:
             folder = self._plan.corpus.folder
-            with suppress(FlashElmoError), locked(folder, 1, 0):  # it may be another run's by now
+            with suppress(FlashElmoError), locked(folder, 1, 0):  # by now it may be another run's
                 folders.remove_leftovers(folder, 1, 0)
 
     def _next(self) -> Unit | None:
-        """The next unit, if there is one."""
+        """Return the next unit, if there is one."""
         return self._again.popleft() if self._again else next(self._units, None)
 
     def _round(self) -> None:
@@ -163,9 +163,9 @@ class _Pool:
             self._serve(idle)
 
     def _serve(self, idle: list[_Worker]) -> None:
-        """Give idle processes what there is; where there is nothing and none works, they are done.
+        """Give idle processes the available units; if there are none and no process is working, they are done.
 
-        As long as one works, the others wait: it may be killed.
+        While one is working, the others wait: it may be killed.
         """
         while idle and (unit := self._next()) is not None:
             idle.pop(0).give(unit)
@@ -174,7 +174,7 @@ class _Pool:
                 idle.pop().give(None)
 
     def _finish(self, worker: _Worker, meta: folders.Meta) -> None:
-        """A shard is on the disk."""
+        """Count a shard that is on disk."""
         worker.units.pop(meta["shard"], None)
         if meta["shard"] in self._plan.kept:
             return
@@ -183,7 +183,7 @@ class _Pool:
         self._on_progress(float(self._n_bytes), float(self.report.tokens))
 
     def _lose(self, worker: _Worker, idle: list[_Worker]) -> None:
-        """A process has ended by itself: others do its units."""
+        """Give the units of a process that has ended by itself to others."""
         self._workers.remove(worker)
         if worker in idle:
             idle.remove(worker)
@@ -193,7 +193,7 @@ class _Pool:
         logger.warning("process %d: %s; its shards are done again", worker.process.pid, self._cause)
 
     def _add(self, values: dict[str, Any]) -> None:
-        """A process's report, without its shards, which were counted as they were finished: it may have been killed."""
+        """Add a process's report, except its shards, which were counted when finished, as it may have been killed."""
         for stage, seconds in values["busy"].items():
             self.report.busy[stage] = self.report.busy.get(stage, 0.0) + seconds / self._n_workers
         for name in ("distinct_words", "steps", "steps_saved"):
