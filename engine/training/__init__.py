@@ -4,17 +4,17 @@ settings.py     everything that can be chosen of a run
 corpus.py       text to word ids; the words that the softmax predicts
 spelling.py     a batch's distinct words and their characters
 streams.py      word ids to batches of streams, both directions
-recurrence.py   one LSTM layer over a window of time steps, with a backward pass of its own
+recurrence.py   one LSTM layer over a window of time steps, with its own backward pass
 softmax.py      sampled and full softmax, loss and gradients in one pass
 model.py        the language model in PyTorch; from and to `ElmoWeights`
 optimizers.py   Adagrad as published, Adam; the learning rate's schedule
-step.py         one training step, on a card captured as a CUDA graph
+step.py         one training step, which on a card is captured as a CUDA graph
 checkpoint.py   what a run is resumed from
-identity.py     what tells a run from others, and the lock that keeps them out
+identity.py     what identifies a run, and the lock that keeps others out
 due.py          when the next checkpoint is written
-interrupts.py   Ctrl-C between steps alone
+interrupts.py   lets Ctrl-C take effect only between steps
 task.py         what is trained on what: the corpus, the device, the vocabulary
-initial.py      weights that a run begins with
+initial.py      the weights with which a run begins
 processes.py    several processes that train one model
 softmax_files.py  the softmax and its words, beside a model's weights
 trainer.py      the loop

@@ -1,4 +1,4 @@
-"""What a run is resumed from: one file a checkpoint, which appears whole or not at all, and the two newest of them."""
+"""What a run is resumed from: one file per checkpoint, complete or not there at all; the newest two are kept."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
 KEPT = 2
-TEMPORARY = ".step-"  # begin of the name of a file that is being written
+TEMPORARY = ".step-"  # prefix of the name of a file that is being written
 NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
-    """Write a checkpoint; older ones than the last two are removed once it is on the disk.
+    """Write a checkpoint; all but the newest two are removed once it is on disk.
 
     Raises:
-        FlashElmoError: it cannot be written; the checkpoints before it are intact.
+        FlashElmoError: it cannot be written; the previous checkpoints are intact.
     """
     path = folder / f"step-{step:09d}.pt"
     temporary = None
@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
             torch.save(values, file)
         sync(temporary)
         temporary.replace(path)
-        with suppress(OSError):  # not every system lets one open a folder
+        with suppress(OSError):  # not every system allows opening a folder
             sync(folder)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
         if temporary is not None:
@@ -53,20 +53,20 @@ def save_checkpoint(folder: Path, step: int, values: dict[str, Any]) -> Path:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those of a folder, oldest first."""
+    """Return a folder's checkpoints, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 class Saved(NamedTuple):
-    """A checkpoint: its file and what that holds."""
+    """A checkpoint: its file and that file's contents."""
 
     path: Path
     values: dict[str, Any]
 
     @contextmanager
     def fits(self) -> Iterator[None]:
-        """Turn what a checkpoint of other sizes or without a value leads to into a FlashElmoError of one line."""
+        """Turn errors from a checkpoint of other sizes, or without a value, into one-line FlashElmoErrors."""
         try:
             yield
         except FlashElmoError:
@@ -80,10 +80,10 @@ class Saved(NamedTuple):
 
 
 def load_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Saved | None:
-    """The newest checkpoint that can be read; None where there is none.
+    """Return the newest checkpoint that can be read; None if there is none.
 
     Raises:
-        FlashElmoError: it is of another run; the message names the first setting that differs.
+        FlashElmoError: it belongs to another run; the message names the first setting that differs.
     """
     for path in reversed(checkpoints(folder)):
         try:

@@ -24,7 +24,7 @@ class EncodedCorpus:
 
     Attributes:
         words: distinct words; the first three are `SPECIAL`.
-        word_ids: index into `words` of every token, sentences end to end [tokens].
+        word_ids: index into `words` of every token, sentence after sentence [tokens].
         offsets: [S + 1]; sentence s is word_ids[offsets[s]:offsets[s + 1]].
     """
 
@@ -34,32 +34,32 @@ class EncodedCorpus:
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[str]]) -> EncodedCorpus:
-        """Tokenized sentences, which may be empty here."""
+        """Encode tokenized sentences, which may be empty here."""
         window = Window.from_sentences(sentences)
         ids = {word: row for row, word in enumerate(SPECIAL)}
         rows = np.array([ids.setdefault(word, len(ids)) for word in window.words.to_pylist()], np.int32)
         return cls(list(ids), rows[window.word_ids] if len(rows) else np.empty(0, np.int32), window.offsets)
 
     def __len__(self) -> int:
-        """Sentences."""
+        """Return the number of sentences."""
         return len(self.offsets) - 1
 
     @property
     def n_tokens(self) -> int:
-        """Tokens, without boundaries."""
+        """The number of tokens, without boundaries."""
         return len(self.word_ids)
 
     def counts(self) -> Int64:
-        """How often each of the words stands in the text [W]."""
+        """Return how often each word occurs in the text [W]."""
         return np.bincount(self.word_ids, minlength=len(self.words)).astype(np.int64)
 
     def rows(self, vocabulary: Sequence[str]) -> Int32:
-        """Row of the softmax of each of the words [W]; that of <UNK> for words that it does not have."""
+        """Return each word's row in the softmax [W]; that of <UNK> for words outside the vocabulary."""
         row_of = {word: row for row, word in enumerate(vocabulary)}
         return np.fromiter((row_of.get(word, UNKNOWN) for word in self.words), np.int32, len(self.words))
 
     def split(self, share: float, seed: int) -> tuple[EncodedCorpus, EncodedCorpus]:
-        """Two corpora over the same words: a share of the sentences, drawn by the seed, is the second's."""
+        """Return two corpora over the same words; the second gets a share of the sentences, drawn with the seed."""
         held_out = np.zeros(len(self), bool)
         number = min(max(1, round(share * len(self))), len(self) - 1)
         held_out[np.random.default_rng(seed).permutation(len(self))[:number]] = True
@@ -72,7 +72,7 @@ class EncodedCorpus:
 
     @property
     def sha256(self) -> str:
-        """Of words and sentences: the same for texts that are one to a training."""
+        """The sha256 of words and sentences: the same for texts that do not differ in training."""
         digest = hashlib.sha256("\n".join(self.words).encode("utf-8", "surrogatepass"))
         for array in (self.word_ids, self.offsets):
             digest.update(f"\n{len(array)}\n".encode())
@@ -88,10 +88,10 @@ class EncodedCorpus:
 
     @classmethod
     def load(cls, folder: Path) -> EncodedCorpus:
-        """What `save` wrote; the ids stay in the file.
+        """Load what `save` wrote; the ids stay in the file.
 
         Raises:
-            OSError, ValueError, EOFError: it is not there, or not whole.
+            OSError, ValueError, EOFError: it is missing or incomplete.
         """
         words = (folder / "words.txt").read_bytes().decode("utf-8").split("\n")[:-1]
         word_ids, offsets = (np.load(folder / name, mmap_mode="r") for name in ("word_ids.npy", "offsets.npy"))
@@ -99,10 +99,10 @@ class EncodedCorpus:
 
 
 def read_corpus(paths: Iterable[str | Path]) -> EncodedCorpus:
-    """Read texts of one tokenized sentence a line; empty lines are left out.
+    """Read texts of one tokenized sentence per line; empty lines are skipped.
 
     Raises:
-        FlashElmoError: naming the file, where it is no UTF-8, or no file has a sentence.
+        FlashElmoError: names a file that is not UTF-8; or no file has a sentence.
     """
     ids = {word: row for row, word in enumerate(SPECIAL)}
     tokens, lengths, names = [], [], []
@@ -120,14 +120,14 @@ def read_corpus(paths: Iterable[str | Path]) -> EncodedCorpus:
 
 
 def no_token(name: str | Path) -> FlashElmoError:
-    """What is said of a text of this name that has nothing but white space."""
+    """Return the error about a text of this name that is only white space."""
     return FlashElmoError(f"{name}: expected a sentence a line, found no token")
 
 
 def most_frequent(corpus: EncodedCorpus, min_count: int, max_words: int | None) -> list[str]:
-    """The softmax's words: `SPECIAL`, then the others by count, equally frequent ones in alphabetical order.
+    """Return the softmax's words: `SPECIAL`, then the others by count, equally frequent ones in alphabetical order.
 
-    A sampler of negatives by rank counts on this order.
+    Sampling negatives by rank relies on this order.
     """
     counts = corpus.counts()
     found = [(-int(counts[row]), word) for row, word in enumerate(corpus.words) if row >= len(SPECIAL)]
@@ -136,10 +136,10 @@ def most_frequent(corpus: EncodedCorpus, min_count: int, max_words: int | None) 
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """A vocabulary as bilm-tf has it: a word a line, the most frequent first, behind <S>, </S> and <UNK>.
+    """Read a vocabulary in bilm-tf's format: one word per line, most frequent first, after <S>, </S> and <UNK>.
 
     Raises:
-        FlashElmoError: it does not begin with these three, or has a word twice.
+        FlashElmoError: it does not begin with these three, or repeats a word.
     """
     try:
         words = path.read_bytes().decode("utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""When the next checkpoint is due, by a clock that costs nothing between two of them."""
+"""When the next checkpoint is due, by a clock that costs nothing in between."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ MOST_STEPS, TINY = 1 << 30, 1e-9  # between two looks at the clock; seconds
 
 
 class SaveClock:
-    """Tells behind which steps a checkpoint is written.
+    """Decides after which steps a checkpoint is written.
 
-    One process looks at its clock behind every step. Several ask the first one's, for which they have to wait for each
-    other: all behind the same steps, each time behind half of those that the first one's pace leaves.
+    A single process looks at its clock after every step. Several use the first one's clock, for which they have to wait
+    for each other: all after the same steps, each time after half of the steps that remain at the first one's pace.
 
     Args:
         seconds: between two checkpoints.
         processes: those of the run.
-        taken: steps so far.
+        taken: steps taken so far.
     """
 
     def __init__(self, seconds: float, processes: Processes, taken: int) -> None:
@@ -27,7 +27,7 @@ class SaveClock:
         self._saved, self._next_look = self._began, taken
 
     def is_due(self, taken: int) -> bool:
-        """Whether a checkpoint is to be written behind this step; all processes hear the same."""
+        """Whether to write a checkpoint after this step; all processes get the same answer."""
         if taken < self._next_look:
             return False
         steps = self._processes.first(lambda: self._steps_left(taken))
@@ -35,11 +35,11 @@ class SaveClock:
         return steps == 0
 
     def restart(self) -> None:
-        """A checkpoint was written."""
+        """Start timing anew, after a checkpoint was written."""
         self._saved = time.monotonic()
 
     def _steps_left(self, taken: int) -> int:
-        """Half of the steps that there is time for; 0 where it is over."""
+        """Return half of the steps for which there is time; 0 if time is up."""
         now = time.monotonic()
         left = self._seconds - (now - self._saved)
         pace = (now - self._began) / max(1, taken - self._first)

@@ -21,24 +21,24 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
-BATCH_TOKENS = 8192  # with padding
-MAX_LOSS = 700.0  # whose exponential is still a number
+BATCH_TOKENS = 8192  # including padding
+MAX_LOSS = 700.0  # its exponential is still finite
 
 
 class Perplexity(NamedTuple):
-    """exp of the mean negative log-probability of a prediction, each sentence's end (or begin) being one."""
+    """exp of the mean negative log-probability of a prediction; each sentence's end (or begin) is also predicted."""
 
     forward: float
     backward: float
 
 
 def perplexity_of(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> Perplexity:
-    """Of a text, each sentence from a fresh state.
+    """Return the perplexity of a text, with each sentence from a fresh state.
 
     Args:
         model: on any device.
         corpus: the text.
-        rows: row of the softmax of each of its words [W].
+        rows: each of its words' row in the softmax [W].
     """
     forward, backward = log_probabilities(model, corpus, rows)
     means = (float(np.mean(each, dtype=np.float64)) for each in (forward, backward))
@@ -46,10 +46,10 @@ def perplexity_of(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> Perplexity
 
 
 def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[Float32, Float32]:
-    """Natural logarithms of probabilities [predictions], forward and backward, sentences end to end.
+    """Return natural logarithms of probabilities [predictions], forward and backward, sentence after sentence.
 
-    Sentence s of n words has n + 1, at corpus.offsets[s] + s: forward those of w1 .. wn and </S>, each from the words
-    before it; backward those of <S> and w1 .. wn, each from the words behind it.
+    Sentence s of n words has n + 1, at corpus.offsets[s] + s: forward those of w1 .. wn and </S>, each given the words
+    before it; backward those of <S> and w1 .. wn, each given the words after it.
     """
     lengths = np.diff(corpus.offsets) + 1
     begins = np.asarray(corpus.offsets[:-1]) + np.arange(len(corpus))
@@ -70,7 +70,7 @@ def log_probabilities(model: BiLM, corpus: EncodedCorpus, rows: Int32) -> tuple[
 
 
 def _batches(lengths: Int64) -> Iterator[Int64]:
-    """Sentences of similar lengths [B]."""
+    """Yield batches of sentences of similar lengths [B]."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):
@@ -83,10 +83,10 @@ def _batches(lengths: Int64) -> Iterator[Int64]:
 
 def _fill(model: BiLM, corpus: EncodedCorpus, spelling: Spelling, rows: Int32, chosen: Int64, begins: Int64,
           forward: Float32, backward: Float32) -> None:  # fmt: skip
-    """Compute the predictions of some sentences, and put them into their places."""
+    """Compute the predictions of some sentences, and put them in their places."""
     start, length = np.asarray(corpus.offsets)[chosen], np.diff(corpus.offsets)[chosen]
     t = np.arange(int(length.max()) + 1)[:, None]
-    ids = corpus.word_ids if corpus.n_tokens else np.zeros(1, np.int32)  # of sentences that are all empty
+    ids = corpus.word_ids if corpus.n_tokens else np.zeros(1, np.int32)  # all sentences may be empty
 
     def word(index: Int64) -> Int32:
         return np.asarray(ids[np.clip(start + index, 0, len(ids) - 1)])

@@ -1,4 +1,4 @@
-"""What tells a run from others: what must not change between its attempts, and that only one of them is at work."""
+"""What identifies a run: what must not change between its attempts, and a lock so that only one is at work."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from flashelmo.engine.training.softmax_files import find_softmax
 from flashelmo.engine.training.task import Task
 
 LOCK = ".lock"
-# What killed runs leave in the run's folder: files and folders that did not get their names.
+# Leftovers of killed runs in the run's folder: files and folders that were never renamed.
 LEFTOVERS = f"{TEMPORARY}*", ".corpus.*", "snapshots/.[0-9][0-9][0-9].*"
 
 
 def fingerprint_of(
     task: Task, settings: TrainSettings, config: ElmoConfig, start: ElmoModel | None, processes: Processes, compute: str
 ) -> dict[str, Any]:
-    """What must not change between the attempts of a run, as JSON has it: of files their sums.
+    """Return what must not change between the attempts of a run, ready for JSON; files are given by their checksums.
 
     Args:
         task, settings: of the run.
         config: of its model.
-        start: the model that it goes on from.
-        processes: of which the first one reads the files.
+        start: the model that it continues from.
+        processes: those of the run, of which the first one reads the files.
         compute: the type of products.
 
     Raises:
-        FlashElmoError: a text that is not there.
+        FlashElmoError: a text is missing.
     """
     fingerprint = {
         "config": config.to_dict(),
@@ -55,7 +55,7 @@ def fingerprint_of(
 
 
 def _sums(task: Task) -> dict[str, str]:
-    """Of the files that are read besides a model's weights; what comes through a pipe has none."""
+    """Return checksums of the files that are read, besides a model's weights; what comes through a pipe has none."""
     sums: dict[str, str] = {}
     for path in task.corpus:
         if not is_stream(path):
@@ -77,9 +77,10 @@ def _sha256_of_text(path: Path) -> str:
 
 @contextmanager
 def only_run(folder: Path, processes: Processes) -> Iterator[None]:
-    """Keep other runs out of a run's folder, which is made, as long as the context lasts; one process does for all.
+    """Keep other runs out of a run's folder while the context lasts; one process does this for all. The folder is
+    created.
 
-    What killed runs left there is removed.
+    Leftovers of killed runs in it are removed.
 
     Raises:
         FlashElmoError: another run is at work there, or the folder cannot be written.
@@ -107,7 +108,7 @@ def _enter(folder: Path, stack: ExitStack) -> None:
 
 
 def _leave(folder: Path) -> None:
-    """Remove the lock, and the folder where nothing is in it."""
+    """Remove the lock, and the folder if it is empty."""
     with suppress(OSError):
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""The tensors that training begins with: random ones as bilm-tf draws them, or those of a model to go on from."""
+"""The tensors with which training begins: random, as bilm-tf draws them, or those of a model to continue from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
 from flashelmo.engine.training.softmax_files import find_softmax
 
 CONVOLUTION_BOUND = 0.05  # Kim et al. 2015; with tanh it is a normal distribution instead
-CARRY = -2.0  # bias of the highways' gates: at first they let their input through
+CARRY = -2.0  # bias of the highways' gates: at first they pass their input through
 
 
 def word_biases(corpus: EncodedCorpus, rows: Int32, n_words: int) -> Float32:
-    """Logarithms of the words' frequencies [V]: with them a softmax begins as the text's unigrams.
+    """Return logarithms of the words' frequencies [V]: with them a softmax begins as the text's unigram model.
 
     Args:
         corpus: the text.
-        rows: row of the softmax of each of its words [W].
+        rows: each of its words' row in the softmax [W].
         n_words: V.
     """
     counts = np.bincount(rows, corpus.counts(), n_words).astype(np.float64)
@@ -31,12 +31,12 @@ def word_biases(corpus: EncodedCorpus, rows: Int32, n_words: int) -> Float32:
 
 
 def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Float32 | None = None) -> dict[str, Float32]:
-    """Random canonical tensors, and `softmax.weight` [V, P] and `softmax.bias` [V], the same for the same seed.
+    """Return random canonical tensors, and `softmax.weight` [V, P] and `softmax.bias` [V]; the same for the same seed.
 
     Args:
         config: of the model.
         n_words: V.
-        seed: of what is drawn.
+        seed: of the random numbers.
         biases: of the softmax; None for zeros.
     """
     rng = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def initial_tensors(config: ElmoConfig, n_words: int, seed: int, biases: Float32
 def tensors_from(
     model: ElmoModel, vocabulary: list[str], seed: int, biases: Float32, path: Path | None = None
 ) -> dict[str, Float32]:
-    """A model's tensors and, where a softmax lies beside it, its rows for the words that both vocabularies have."""
+    """Return a model's tensors and, if a softmax is beside it, its rows for the words that both vocabularies have."""
     tensors = initial_tensors(model.config, len(vocabulary), seed, biases)
     tensors |= dict(model.weights.named_tensors())
     softmax = find_softmax(path or model.path)
@@ -77,7 +77,7 @@ def _random(name: str, shape: tuple[int, ...], config: ElmoConfig, rng: np.rando
         return rng.uniform(-1, 1, shape).astype(np.float32)
     if kind == "convolutions" and config.activation == "relu":
         return rng.uniform(-CONVOLUTION_BOUND, CONVOLUTION_BOUND, shape).astype(np.float32)
-    if kind == "lstm":  # Glorot and Bengio 2010, of the matrices as TensorFlow's cell has them
+    if kind == "lstm":  # Glorot and Bengio 2010, for the matrices of TensorFlow's cell
         size, cells = config.projection_size, config.cell_size
         fans = cells + size if part == "projection" else 2 * size + 4 * cells
         bound = (6 / fans) ** 0.5

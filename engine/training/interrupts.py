@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals between steps alone: within one, parameters would be half updated."""
+"""Lets Ctrl-C and other signals take effect only between steps: within one, parameters would be half updated."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals that ask to stop have their effect behind the block, where it ends without an error.
+    """Delay signals that ask to stop until the end of the block, if it ends without an error.
 
-    One that would end the process at once raises SystemExit there, with a shell's status. Only in a program's main
-    thread, which gets the signals.
+    One that would end the process at once raises SystemExit there, with a shell's status. This only works in a
+    program's main thread, which gets the signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -26,8 +26,8 @@ class TokenScores(NamedTuple):
     """Natural logarithms of the probabilities of a sentence's predictions, float32 [n + 1] each.
 
     Attributes:
-        forward: of its n words and of its end, each from the words before.
-        backward: of its begin and of its n words, each from the words behind: backward[t + 1] is of word t.
+        forward: of its n words and its end, each given the words before.
+        backward: of its begin and its n words, each given the words after: backward[t + 1] is that of word t.
     """
 
     forward: Float32
@@ -36,12 +36,12 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a text: perplexities by direction, over its words and one boundary a sentence.
+    """Perplexities of a text by direction, over its words and one boundary per sentence.
 
     Attributes:
         forward, backward: exp of the mean negative log-probability.
-        predictions: tokens and sentences together.
-        unknown: share of the tokens that are not in the softmax's vocabulary, whose <UNK> is scored in their place.
+        predictions: the number of tokens and sentences together.
+        unknown: share of the tokens that are not in the softmax's vocabulary; <UNK> is scored in their place.
     """
 
     forward: float
@@ -55,7 +55,7 @@ class LanguageModel:
 
     Args:
         model: with its parameters on a device.
-        words: of the softmax's rows.
+        words: those of the softmax's rows.
     """
 
     def __init__(self, model: BiLM, words: Sequence[str]) -> None:
@@ -74,13 +74,13 @@ class LanguageModel:
 
         Args:
             path: a folder, or a weights file with the softmax beside it.
-            options_file: of weights that have none beside them.
+            options_file: for weights that have none beside them.
             device: "auto", "cpu", "cuda" or "cuda:1".
-            threads: processor threads, of PyTorch in all of this process; None leaves them as they are.
+            threads: PyTorch's processor threads, in the whole process; None leaves them unchanged.
 
         Raises:
-            FlashElmoError: it has no softmax, as published weights have none, or it is no model of characters; a number
-                of threads that is none.
+            FlashElmoError: there is no softmax, as with published weights, or the model does not use characters; or
+                `threads` is invalid.
         """
         use_threads(threads)
         path = path_of("path", path)
@@ -100,17 +100,17 @@ class LanguageModel:
         return cls(BiLM(model.config, tensors).to(choose_device(device, Processes())), softmax.words)
 
     def log_probabilities(self, sentences: Iterable[Sequence[str] | str]) -> list[TokenScores]:
-        """Log-probabilities of every prediction, each sentence from a fresh state.
+        """Return log-probabilities of every prediction, with each sentence from a fresh state.
 
         Args:
             sentences: token lists, or strings, which are split on white space.
 
         Returns:
-            For each sentence of n words float32 [n + 1] forward and backward: natural logarithms. Of an empty one the
-            end is predicted behind the begin, and the other way about.
+            For each sentence of n words, float32 [n + 1] forward and backward: natural logarithms. In an empty one, the
+            end is predicted after the begin, and vice versa.
 
         Raises:
-            FlashElmoError: what is no list of sentences.
+            FlashElmoError: the argument is not a list of sentences.
         """
         given = list(tokenized("sentences", sentences))
         if not given:
@@ -122,15 +122,15 @@ class LanguageModel:
         return [TokenScores(forward[a:b], backward[a:b]) for a, b in zip(starts, ends, strict=True)]
 
     def perplexity(self, text: str | Path | Iterable[Sequence[str] | str]) -> Scores:
-        """Perplexity of a text in both directions, each sentence from a fresh state; empty sentences are left out.
+        """Return a text's perplexity in both directions, each sentence from a fresh state; empty sentences are skipped.
 
         Args:
-            text: a file's path, of one tokenized sentence a line; or token lists, or strings, which are split on white
-                space.
+            text: a file's path, with one tokenized sentence per line; or token lists, or strings, which are split on
+                white space.
 
         Raises:
-            FlashElmoError: there is no token; a file that is no text in UTF-8; what is no list of sentences.
-            OSError: a file that cannot be read.
+            FlashElmoError: there is no token; a file is not UTF-8 text; the argument is not a list of sentences.
+            OSError: a file cannot be read.
         """
         if isinstance(text, str | Path):
             corpus = read_corpus([path_of("text", text)])

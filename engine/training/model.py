@@ -1,4 +1,4 @@
-"""The bidirectional language model (Peters et al. 2018) as it is trained, from and to the canonical weights."""
+"""The bidirectional language model (Peters et al. 2018) for training, from and to the canonical weights."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
-FEW_ROWS = 512  # of an embedding: the gradient is a product with ones and zeros
+FEW_ROWS = 512  # of an embedding: up to here its gradient is a product with ones and zeros
 
 
 class State(NamedTuple):
-    """Where the streams stand: hidden [L, 2, B, P] and cell [L, 2, B, C] of all L LSTM layers."""
+    """The streams' states: hidden [L, 2, B, P] and cell [L, 2, B, C] of all L LSTM layers."""
 
     hidden: Tensor
     cell: Tensor
 
     @classmethod
     def zero(cls, config: ElmoConfig, rows: int, like: Tensor) -> State:
-        """Of rows at their beginning, with the type and device of `like`."""
+        """Return the state of rows at their beginning, with the type and device of `like`."""
         shape = config.n_layers, 2, rows
         return cls(like.new_zeros(*shape, config.projection_size), like.new_zeros(*shape, config.cell_size))
 
@@ -41,10 +41,10 @@ class BiLM(torch.nn.Module):
     """Character convolutions, LSTMs in both directions and one softmax for both.
 
     Args:
-        config: of a model of characters, of the bilm family.
+        config: of a character model of the bilm family.
         tensors: the canonical tensors by name, and `softmax.weight` [V, P] and `softmax.bias` [V].
-        dropout: share of a layer's inputs that is dropped while training, and of the softmax's.
-        compute: type of the products; parameters and states stay as they are.
+        dropout: share of the inputs of layers and of the softmax that is dropped in training.
+        compute: type of the products; parameters and states keep theirs.
 
     Attributes:
         kernels: whether Triton's kernels compute the pointwise parts of the LSTMs.
@@ -74,14 +74,14 @@ class BiLM(torch.nn.Module):
         negatives: Negatives | None = None,
         picked: Picked | None = None,
     ) -> tuple[Tensor, Tensor, State]:
-        """The mean loss, each direction's own [2], and the state after.
+        """Return the mean loss, each direction's own [2], and the new state.
 
         Args:
             characters: ids of distinct words, in pieces [n, positions].
-            words: which of them is read, [2, T, B].
-            targets: rows of the softmax to be predicted [2, T, B].
-            state: before.
-            negatives, picked: as `cross_entropy` takes them.
+            words: the index of the word that is read, [2, T, B].
+            targets: rows of the softmax to predict [2, T, B].
+            state: the previous state.
+            negatives, picked: as for `cross_entropy`.
         """
         hidden, after = self.hidden(self.word_vectors(characters), words, state)
         loss, losses = cross_entropy(
@@ -91,7 +91,7 @@ class BiLM(torch.nn.Module):
         return loss, losses.view(2, -1).mean(dim=1), after
 
     def word_vectors(self, characters: Sequence[Tensor]) -> Tensor:
-        """Context-free vectors [U, P] of words spelled in pieces [n, positions]."""
+        """Return context-free vectors [U, P] of words spelled in pieces [n, positions]."""
         features = torch.cat([self._convolved(piece) for piece in characters])
         for k in range(self.config.n_highway):
             transform, gate = self._dense(f"highways_{k}", features).chunk(2, dim=-1)
@@ -100,7 +100,7 @@ class BiLM(torch.nn.Module):
         return self._dense("projection", features) if "projection_weight" in self.tensors else features
 
     def _convolved(self, characters: Tensor) -> Tensor:
-        """Convolutions and their maxima over all positions [n, F]."""
+        """Return the convolutions' maxima over all positions [n, F]."""
         embedded = look_up(self.tensors["character_embedding"], characters.flatten()).to(self.compute)
         embedded = embedded.view(*characters.shape, -1).transpose(1, 2)
         maxima = []
@@ -112,7 +112,7 @@ class BiLM(torch.nn.Module):
         return torch.relu(features) if self.config.activation == "relu" else torch.tanh(features)
 
     def hidden(self, vectors: Tensor, words: Tensor, state: State) -> tuple[list[Tensor], State]:
-        """What each layer gives, [2, T, B, P] with layer 0 first and dropout where training, and the state after."""
+        """Return each layer's output, [2, T, B, P] with layer 0 first, with dropout in training, and the new state."""
         x = look_up(vectors, words.flatten()).view(*words.shape, -1)
         outputs, after = [x], []
         for k in range(self.config.n_layers):
@@ -125,12 +125,12 @@ class BiLM(torch.nn.Module):
         return outputs, State(*(torch.stack(each) for each in zip(*after, strict=True)))
 
     def to_tensors(self) -> dict[str, Float32]:
-        """Copies of all parameters under their canonical names, float32."""
+        """Return copies of all parameters by canonical names, float32."""
         arrays = {name: each.detach().float().cpu().numpy().copy() for name, each in self.tensors.items()}
         return parted(arrays, self.config)
 
     def to_weights(self) -> ElmoWeights:
-        """The canonical weights, without the softmax."""
+        """Return the canonical weights, without the softmax."""
         return ElmoWeights.from_named_tensors(self.to_tensors(), self.config)
 
     def _lstm(self, k: int) -> Weights:
@@ -146,7 +146,7 @@ class BiLM(torch.nn.Module):
         )
 
     def _dense(self, name: str, x: Tensor) -> Tensor:
-        """x [U, in] -> [U, out]; the sum with the bias in the parameters' type."""
+        """Apply a layer: x [U, in] -> [U, out]; the bias is added in the parameters' type."""
         bias: Tensor = self.tensors[f"{name}_bias"]
         product = x.to(self.compute) @ self.tensors[f"{name}_weight"].to(self.compute)
         result: Tensor = product.to(bias.dtype) + bias
@@ -154,19 +154,19 @@ class BiLM(torch.nn.Module):
 
 
 def check_trainable(config: ElmoConfig) -> None:
-    """Raise FlashElmoError for a model that is not trained here: of words, or of another family's characters."""
+    """Raise FlashElmoError for a model that cannot be trained here: of words, or of another family."""
     if config.family != "bilm" or config.word_size:
         kind = f"family {config.family}, word_size {config.word_size}"
         raise FlashElmoError(f"config: expected a model of characters of the bilm family to train, found {kind}")
 
 
 def parameter(array: Float32) -> torch.nn.Parameter:
-    """A copy that can be trained."""
+    """Return a trainable copy."""
     return torch.nn.Parameter(torch.from_numpy(np.array(array, order="C")))
 
 
 def look_up(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index], with a gradient that needs no synchronisation on a card."""
+    """Return rows[index], with a gradient that needs no synchronisation on a card."""
     if not rows.is_cuda:
         return F.embedding(index, rows)
     if len(rows) <= FEW_ROWS:
@@ -176,7 +176,7 @@ def look_up(rows: Tensor, index: Tensor) -> Tensor:
 
 
 class _FewRows(torch.autograd.Function):
-    """Nearly all positions are padding: atomic additions would queue for its row."""
+    """rows[index] for few rows: most indices may be padding, and atomic additions would queue for its row."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class _FewRows(torch.autograd.Function):
 
 
 def joined(tensors: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Float32]:
-    """Canonical tensors as the model holds them: directions stacked, four gates and a highway's two side by side."""
+    """Return canonical tensors as the model holds them: directions stacked; gates and highways' parts adjacent."""
     result = {name: tensors[name] for name in ("character_embedding", "softmax.weight", "softmax.bias")}
     for name in [f"convolutions.{i}" for i in range(len(config.filters))] + ["projection"]:
         result |= {
@@ -213,7 +213,7 @@ def joined(tensors: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Floa
 
 
 def parted(arrays: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Float32]:
-    """The inverse of `joined`, from names with underscores."""
+    """Undo `joined`, from names with underscores."""
     result = {}
     for name, array in arrays.items():
         kind, *rest = name.split("_", 2)
@@ -231,7 +231,7 @@ def parted(arrays: Mapping[str, Float32], config: ElmoConfig) -> dict[str, Float
 
 
 def _join_gates(part: str, array: Float32) -> Float32:
-    """[4, P, C] -> [P, 4C], [4, C] -> [4C]."""
+    """Put gates side by side: [4, P, C] -> [P, 4C], [4, C] -> [4C]."""
     if part == "projection":
         return array
     return np.moveaxis(array, 0, -2).reshape(*array.shape[1:-1], -1)

@@ -19,13 +19,13 @@ ADAM_BETAS = (0.9, 0.99)
 
 
 class RowGradient(NamedTuple):
-    """The gradient of a parameter that is zero but for some rows, each of which may be named several times.
+    """The gradient of a parameter that is zero except in some rows, which may be listed several times.
 
     Attributes:
         parameter: [V, ...].
         rows: int64 [M].
-        sums: [M, ...], a row's gradient at each of its places.
-        shares: [M], 1 over the number of a row's places.
+        sums: [M, ...], the total gradient of each listed row.
+        shares: [M], 1 over the number of times that a row is listed.
     """
 
     parameter: Tensor
@@ -35,16 +35,16 @@ class RowGradient(NamedTuple):
 
     @property
     def norm(self) -> Tensor:
-        """Of the whole gradient."""
+        """The norm of the whole gradient."""
         return (self.sums.square().view(len(self.rows), -1).sum(1) * self.shares).sum().sqrt()
 
 
 def row_gradients(parameters: Iterable[Tensor], rows: Tensor, gradients: Iterable[Tensor]) -> list[RowGradient]:
-    """Of parameters whose gradients [M, ...] of these rows [M] are given, whatever number of them are alike."""
+    """Return gradients of parameters, given those [M, ...] of rows [M], however often rows repeat."""
     ordered, order = rows.sort(stable=True)
     begins = torch.ones_like(rows)
     begins[1:] = ordered[1:] != ordered[:-1]
-    group = torch.empty_like(rows).index_copy_(0, order, begins.cumsum(0) - 1)  # a number for each different row
+    group = torch.empty_like(rows).index_copy_(0, order, begins.cumsum(0) - 1)  # a number for each distinct row
 
     def sums(values: Tensor) -> Tensor:
         return torch.zeros_like(values).index_add_(0, group, values).index_select(0, group)
@@ -57,10 +57,10 @@ def row_gradients(parameters: Iterable[Tensor], rows: Tensor, gradients: Iterabl
 
 
 class Adagrad(torch.optim.Optimizer):
-    """accumulator += g^2, parameter -= lr g / sqrt(accumulator), as TensorFlow's; nothing waits for the device.
+    """accumulator += g^2, parameter -= lr g / sqrt(accumulator), as in TensorFlow; nothing waits for the device.
 
     Args:
-        parameters: to be trained.
+        parameters: to train.
         lr: a tensor on their device, which may change between steps.
     """
 
@@ -71,7 +71,7 @@ class Adagrad(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update by the gradients."""
+        """Update once, using the gradients."""
         parameters: list[Tensor] = [each for each in self._parameters() if each.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         accumulators = [self.state[parameter]["accumulator"] for parameter in parameters]
@@ -82,7 +82,7 @@ class Adagrad(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_by_kernels(self, scale: Tensor) -> None:
-        """The same by the gradients times `scale`, float32 [], on a card: each value is read once."""
+        """Update by the gradients times `scale`, float32 [], on a card: each value is read once."""
         from flashelmo.kernels.adagrad import adagrad_launch
 
         for parameter in self._parameters():
@@ -93,12 +93,12 @@ class Adagrad(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_by_rows(self, gradients: Iterable[RowGradient], scale: Tensor) -> None:
-        """The same of parameters that have these gradients in place of others; all other rows stay as they are."""
+        """Update parameters that have these gradients instead, times `scale`; all other rows stay unchanged."""
         for parameter, rows, sums, _ in gradients:
             sums.mul_(scale)
             accumulator = self.state[parameter]["accumulator"]
             squares = accumulator.index_select(0, rows).addcmul_(sums, sums)
-            accumulator.index_copy_(0, rows, squares)  # a row has the same values at all of its places
+            accumulator.index_copy_(0, rows, squares)  # all entries of a repeated row have the same values
             update = sums / squares.sqrt_() * self.param_groups[0]["lr"]
             parameter.index_copy_(0, rows, parameter.index_select(0, rows) - update)
 
@@ -107,7 +107,7 @@ class Adagrad(torch.optim.Optimizer):
 
 
 def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tensor) -> torch.optim.Optimizer:
-    """An optimizer, "adagrad" or "adam", with a learning rate that lies on the device."""
+    """Return an optimizer, "adagrad" or "adam", whose learning rate is on the device."""
     if name == "adagrad":
         return Adagrad(parameters, lr)
     return torch.optim.Adam(parameters, lr=lr, betas=ADAM_BETAS, fused=True, capturable=lr.is_cuda)
@@ -115,7 +115,7 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], lr: Tens
 
 @torch.no_grad()
 def clip_scale(parameters: Iterable[torch.nn.Parameter], largest: float, by_rows: Sequence[RowGradient] = ()) -> Tensor:
-    """What gradients are multiplied by so that their common norm is at most `largest`; [], on the device.
+    """Return what to multiply gradients by so that their joint norm is at most `largest`: [], on the device.
 
     Args:
         by_rows: those of parameters that have no others.
@@ -136,7 +136,7 @@ def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:
 
 
 def rate_at(done: float, warm_up: float, peak: float, decays: bool) -> float:
-    """The learning rate when a share `done` of the run is over: linear up to the peak, then a cosine down to 0.
+    """Return the learning rate when a share `done` of the run is over: linear up to the peak, then a cosine down to 0.
 
     Without decay it stays at the peak.
     """

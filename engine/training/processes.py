@@ -1,4 +1,4 @@
-"""One process, or several that torchrun started: who this one is, and what only one of them does."""
+"""One process, or several that torchrun started: which one this is, and what only one of them does."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ except ImportError as error:
 Result = TypeVar("Result")
 
 
-# Threads of gloo hold the last call's tensors a moment longer than the call, and need Python to let go of them. Where
-# that has ended meanwhile they end the process (https://github.com/pytorch/pytorch/pull/179291).
+# Threads of gloo keep the last call's tensors a moment longer than the call, and need Python to release them. If Python
+# has ended by then, they end the process (https://github.com/pytorch/pytorch/pull/179291).
 LET_GO_SECONDS = 0.2
 
 
@@ -35,19 +35,19 @@ class Processes:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files and says what happens."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.number > 1:
             distributed.barrier()
 
     def first(self, make: Callable[[], Result]) -> Result:
-        """What the first process makes, or the error that it raises, in all of them: they wait for it.
+        """Return the first process's result of `make`, or raise its error, in all processes, which wait for it.
 
         Raises:
-            FlashElmoError, OSError: those of `make`.
+            FlashElmoError, OSError: as raised by `make`.
         """
         if self.number == 1:
             return make()
@@ -56,13 +56,13 @@ class Processes:
             try:
                 made[0] = make()
             except FlashElmoError as error:
-                made[1] = FlashElmoError(error)  # of a type that travels
+                made[1] = FlashElmoError(error)  # of a type that can be sent
             except OSError as error:
                 made[1] = error
         distributed.broadcast_object_list(made, src=0)
         result, raised = made
         if raised is not None:
-            self.wait()  # who leaves while another still hears of it may end that one
+            self.wait()  # one that leaves while another is still receiving may end that one
             raise raised
         found: Result = result
         return found
@@ -76,7 +76,7 @@ class Processes:
         return all(every)
 
     def mean(self, values: tuple[float, float]) -> tuple[float, float]:
-        """Of all processes."""
+        """Return the means over all processes."""
         if self.number == 1:
             return values
         every: list[tuple[float, float]] = [values] * self.number
@@ -87,7 +87,7 @@ class Processes:
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """Those that torchrun tells of in the environment, by NCCL on cards and gloo elsewhere; else this one alone."""
+    """Join the processes named in torchrun's environment, by NCCL on cards and gloo elsewhere; else only this one."""
     number = int(os.environ.get("WORLD_SIZE", "1"))
     if number == 1:
         yield Processes()

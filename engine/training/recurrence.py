@@ -1,4 +1,4 @@
-"""One LSTM layer of both directions over a window of time steps, with a backward pass of its own.
+"""One LSTM layer of both directions over a window of time steps, with its own backward pass.
 
     gates_t = x_t W_in + h_{t-1} W_rec + bias                (i, f, g, o)
     c_t     = clip(sigmoid(f) c_{t-1} + sigmoid(i) tanh(g))
@@ -6,13 +6,13 @@
     h_t     = clip(u_t W_proj)
 
 What PyTorch's autograd would do step by step is done once for all steps: the product over inputs before the recurrence,
-the four products for the weights' gradients and that for the inputs' after it. Both directions are one batched product.
-A clip lets no gradient through where it acts, as `tf.clip_by_value`. The state before the window is a constant
+and after it the four products for the weights' gradients and the one for the inputs'. Both directions are one batched
+product. A clip passes no gradient where it acts, as in `tf.clip_by_value`. The state before the window is a constant
 (truncated backpropagation).
 
 Letters: T time steps, B rows, P size of x and h, C of c and u; both directions are the first dimension, 2.
-Products are computed in the type of the weights that are given (bf16, fp16 or float32), states and pointwise parts in
-the state's (float32); autocast changes nothing here.
+Products are computed in the type of the given weights (bf16, fp16 or float32), states and pointwise parts in the
+state's (float32); autocast changes nothing here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ except ImportError as error:
 
 
 class Clips(NamedTuple):
-    """Bounds of the cell state and of the projected hidden state; None where unbounded."""
+    """Bounds of the cell state and of the projected hidden state; None if unbounded."""
 
     cell: float | None
     projection: float | None
@@ -51,17 +51,17 @@ class Weights(NamedTuple):
 def lstm_layer(
     x: Tensor, weights: Weights, hidden: Tensor, cell: Tensor, clips: Clips, kernels: bool = False
 ) -> tuple[Tensor, ...]:
-    """One layer over a window.
+    """Run one layer over a window.
 
     Args:
         x: [2, T, B, P].
         weights: of the layer.
-        hidden, cell: the state before, [2, B, P] and [2, B, C].
+        hidden, cell: the previous state, [2, B, P] and [2, B, C].
         clips: bounds.
         kernels: whether Triton's kernels compute the pointwise parts.
 
     Returns:
-        h [2, T, B, P], and the state after.
+        h [2, T, B, P], and the new state.
     """
     result: tuple[Tensor, ...]
     with without_autocast(x.device):
@@ -141,20 +141,20 @@ class _Layer(torch.autograd.Function):
 
 
 def _passes(outputs: Tensor, clip: float | None) -> Tensor | None:
-    """Where the projection's clip lets gradients through; None where it does everywhere."""
+    """Return where the projection's clip passes gradients; None if it does everywhere."""
     if clip is None:
         return None
-    rounded = torch.tensor(clip, dtype=torch.float64, device="cpu").to(outputs.dtype).item()  # as it acts
+    rounded = torch.tensor(clip, dtype=torch.float64, device="cpu").to(outputs.dtype).item()  # where it acts
     return outputs.abs() < rounded
 
 
 def cell_forward(gates: Tensor, before: Tensor, after: Tensor, u: Tensor, clip: float | None) -> None:
-    """The pointwise part of a step; `kernels.lstm.training` computes the same.
+    """Compute the pointwise part of a step; `kernels.lstm.training` does the same.
 
     Args:
         gates: [2, B, 4C], activated in place.
         before: the cell state [2, B, C].
-        after: the next one, written.
+        after: the next cell state, written.
         u: [2, B, C], written.
         clip: bound of the cell state.
     """
@@ -172,14 +172,14 @@ def cell_forward(gates: Tensor, before: Tensor, after: Tensor, u: Tensor, clip: 
 
 def cell_backward(d_u: Tensor, d_c: Tensor, gates: Tensor, cell: Tensor, before: Tensor, d_gates: Tensor,
                   clip: float | None) -> None:  # fmt: skip
-    """Its gradient; `kernels.lstm.training` computes the same.
+    """Compute the gradient of `cell_forward`; `kernels.lstm.training` does the same.
 
     Args:
         d_u: gradient of u [2, B, C].
-        d_c: of this step's cell state, from the step behind it; becomes that of the state before.
+        d_c: gradient of this step's cell state, from the next step; replaced by that of the previous state.
         gates: activated.
         cell, before: states after and before this step.
-        d_gates: of the gates before activation [2, B, 4C], written.
+        d_gates: gradient of the gates before activation [2, B, 4C], written.
         clip: bound of the cell state.
     """
     i, f, g, o = (gate.to(cell.dtype) for gate in gates.split(cell.shape[-1], dim=-1))
@@ -210,7 +210,7 @@ def _launch_backward(d_u: Tensor, d_c: Tensor, gates: Tensor, cell: Tensor, befo
 
 @cache
 def kernels_work(device: torch.device) -> bool:
-    """Whether Triton's kernels can be used on a card: they are tried there, and give what the formula gives."""
+    """Whether Triton's kernels can be used on a card: they are tried there, and must agree with the formula."""
     if device.type != "cuda":
         return False
     results = []
@@ -227,7 +227,7 @@ def kernels_work(device: torch.device) -> bool:
             results.append([h, *torch.autograd.grad((h * h).sum(), tensors[:5])])
         for ours, formula in zip(*results, strict=True):
             torch.testing.assert_close(ours, formula, rtol=1e-3, atol=1e-4)
-    except Exception as error:  # no Triton, no compiler for it, another card than it knows
+    except Exception as error:  # no Triton, no compiler for it, or a card that it does not know
         logging.getLogger("flashelmo").warning(
             "Triton's kernels are not used, PyTorch's operations are: %s", first_line(error)
         )

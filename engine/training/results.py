@@ -1,4 +1,4 @@
-"""What a run leaves: weights in two formats, softmax and vocabulary, the curve, and a card that says how it was."""
+"""What a run leaves: weights in two formats, softmax and vocabulary, the curve, and a card that describes the run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OURS |= {f"{BILM_FOLDER}/{name}" for name in MODEL_FILES}
 
 @dataclass(frozen=True)
 class Point:
-    """Of the curve: perplexities are those of training since the point before, with dropout and negatives.
+    """A point of the curve; perplexities are of training since the last point, with dropout and negatives.
 
     Attributes:
         step, tokens: taken and read so far.
-        seconds: of the run, with those before it was resumed.
-        rate: of learning.
+        seconds: of the run, including those before it was resumed.
+        rate: the learning rate.
         forward, backward: perplexities.
     """
 
@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Perplexities of a held-out text by the full softmax, each sentence from a fresh state."""
+    """Perplexities of a held-out text with the full softmax, each sentence from a fresh state."""
 
     step: int
     text: str
@@ -54,7 +54,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of a run beside its weights; `run` is what was chosen, ready for JSON."""
+    """What is known of a run besides its weights; `run` is what was chosen, ready for JSON."""
 
     run: dict[str, Any]
     points: Sequence[Point]
@@ -62,22 +62,23 @@ class RunRecord:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a folder with such a file may be replaced."""
+    """Whether a folder with a file of this name may be replaced."""
     return name in OURS
 
 
 def write_results(
     folder: Path, model: BiLM, words: list[str], record: RunRecord, *, dtype: str = "float32", card: str | None = None
 ) -> None:
-    """Write all into a folder that exists.
+    """Write everything into an existing folder.
 
     Args:
-        folder: where.
-        model: trained.
+        folder: an existing folder.
+        model: the trained model.
         words: of the softmax.
         record: of the run.
-        dtype: of the native weights and the softmax on the disk.
-        card: a license's text, for the card; None writes neither card, curve nor bilm-tf's files (a snapshot).
+        dtype: of the native weights and the softmax on disk.
+        card: a license's text, for the card; with None neither card, curve nor bilm-tf's files are written (a
+            snapshot).
     """
     tensors = model.to_tensors()
     elmo = ElmoModel(model.config, model.to_weights(), None, folder, "native")
@@ -95,11 +96,11 @@ def write_results(
     write_bilm_files(elmo, folder / BILM_FOLDER)
     draw_curve(record, folder / PICTURE_FILE)
     text = write_card(record, elmo, len(words), dtype, card)
-    (folder / CARD_FILE).write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no UTF-8
+    (folder / CARD_FILE).write_text(text, encoding="utf-8", errors="replace")  # a file's name may not be UTF-8
 
 
 def draw_curve(record: RunRecord, path: Path) -> None:
-    """A picture of perplexity over tokens, where matplotlib is installed."""
+    """Draw perplexity over tokens, if matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -123,7 +124,7 @@ def draw_curve(record: RunRecord, path: Path) -> None:
 
 
 def write_card(record: RunRecord, model: ElmoModel, n_words: int, dtype: str, license_text: str) -> str:
-    """The model's README.md."""
+    """Return the model's README.md."""
     run, config = record.run, model.config
     last = record.points[-1] if record.points else None
     lines = [

@@ -8,34 +8,34 @@ from typing import Any
 
 from flashelmo.engine.arguments import check, whole_number
 
-RATES = {"adam": 2e-3, "adagrad": 0.2}  # learning rates where none is given; Adagrad's is the published one
+RATES = {"adam": 2e-3, "adagrad": 0.2}  # learning rates by default; Adagrad's is the published one
 MAX_SEED = 2**31 - 1
-UNCHECKED = {"cuda_graph", "save_every", "log_every"}  # change nothing of the result
+UNCHECKED = {"cuda_graph", "save_every", "log_every"}  # do not change the result
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a model is trained; what is not said is as published (Peters et al. 2018, bilm-tf's `bin/train_elmo.py`).
+    """How a model is trained; defaults are as published (Peters et al. 2018, bilm-tf's `bin/train_elmo.py`).
 
     Attributes:
-        batch: streams of sentences of each process, B.
+        batch: streams of sentences per process, B.
         unroll: time steps that gradients go back, T.
-        negatives: words that the sampled softmax compares a target with; 0, or as many as there are: all words.
+        negatives: words that the sampled softmax compares a target with; 0, or at least their number, means all words.
         dropout: of the layers' inputs and the softmax's.
         optimizer: "adam", or "adagrad" as published.
-        lr: the learning rate's peak; None is the optimizer's own.
-        clip: bound of the gradients' common norm, of the loss summed over a row's time steps.
+        lr: the learning rate's peak; None is the optimizer's default.
+        clip: limit of the gradients' joint norm, for the loss summed over a row's time steps.
         warm_up: share of the run in which the rate grows.
-        epochs, steps, seconds: how long; exactly one is given. Of seconds, those of earlier attempts count.
+        epochs, steps, seconds: how long; exactly one is given. Seconds include those of earlier attempts.
         seed: of initial weights, order of sentences, dropout and negatives.
-        min_count, max_words: which words the softmax has: those at least so frequent, and at most so many.
+        min_count, max_words: the softmax's words: those at least this frequent, and at most this many.
         heldout_share: share of the sentences that are kept out of training for evaluation; 0 for none.
-        precision: of products: "fp32", "bf16", or "auto", which is bf16 where the device multiplies it fast.
+        precision: of products: "fp32", "bf16", or "auto", which is bf16 if the device multiplies it fast.
         device: "auto", "cpu", "cuda" or "cuda:1".
         cuda_graph: capture a step on a card as a graph.
         save_every: seconds between checkpoints.
         log_every: steps between two points of the curve.
-        snapshots: model folders that are written at evenly spaced points of the run, besides one at its beginning.
+        snapshots: model folders written at evenly spaced points of the run, besides one at its beginning.
     """
 
     batch: int = 128
@@ -87,11 +87,11 @@ class TrainSettings:
     @property
     def peak(self) -> float:
         """The learning rate's peak."""
-        assert self.lr is not None  # since `__post_init__`
+        assert self.lr is not None  # set in `__post_init__`
         return self.lr
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint must agree with."""
+        """Return what a checkpoint must agree with."""
         return {name: value for name, value in asdict(self).items() if name not in UNCHECKED}
 
 

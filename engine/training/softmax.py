@@ -1,14 +1,14 @@
 """Cross-entropy over the vocabulary: sampled for training, full for training on few words and for evaluation.
 
-Loss and gradients come from one pass over rows in pieces, so that the logits [N, S] never lie in memory as a whole.
+Loss and gradients come from one pass over rows in pieces, so that the logits [N, S] are never in memory as a whole.
 
 Negatives are drawn from the log-uniform distribution over ranks, p_k = log((k + 2) / (k + 1)) / log(V + 1), without
-replacement, as TensorFlow's `log_uniform_candidate_sampler(unique=True)` draws them: until S different ones are found.
-Here that is a race: word k arrives after an exponential time of rate p_k, and the first S to arrive are the sample. By
-the time n that the next one takes, a word has arrived with probability 1 - exp(-n p_k). With the logarithm of this
-number taken from its logit, the sum over the sample estimates the sum over all words (Jean et al. 2015). The target's
-own logit stands as it is, since it is always there. (`tf.nn.sampled_softmax_loss` corrects that one too: the same
-weights minimise it, but its value is another than the full softmax's.)
+replacement, as in TensorFlow's `log_uniform_candidate_sampler(unique=True)`: until S distinct ones are found. Here that
+is a race: word k arrives after an exponential time of rate p_k, and the first S to arrive are the sample. By the
+arrival time n of the next one, a word has arrived with probability 1 - exp(-n p_k). With the logarithm of this number
+subtracted from its logit, the sum over the sample estimates the sum over all words (Jean et al. 2015). The target's own
+logit is not corrected, since the target is always included. (`tf.nn.sampled_softmax_loss` corrects that one too: the
+same weights minimise it, but its value differs from the full softmax's.)
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
-PIECE_VALUES = 1 << 26  # logits that lie in memory at the same time
+PIECE_VALUES = 1 << 26  # logits that are in memory at the same time
 
 
 class Negatives(NamedTuple):
-    """Rows [S] of the softmax, all different, and the logarithms of their expected counts [S]."""
+    """Distinct rows [S] of the softmax, and the logarithms of their expected counts [S]."""
 
     rows: Tensor
     log_counts: Tensor
 
 
 def log_uniform(n_words: int, device: torch.device | str = "cpu") -> Tensor:
-    """Probability of each rank, [V]."""
+    """Return the probability of each rank, [V]."""
     ranks = torch.arange(1, n_words + 1, dtype=torch.float64, device=device)
     return ((1 / ranks).log1p() / math.log(n_words + 1)).float()
 
 
 def draw(probabilities: Tensor, number: int) -> Negatives:
-    """Different words, drawn by the device's default generator. number < V."""
+    """Draw distinct words with the device's default generator. number < V."""
     times = torch.empty_like(probabilities).exponential_() / probabilities
     first, words = torch.topk(times, number + 1, largest=False, sorted=False)
     draws, last = first.max(dim=0)
     places = torch.arange(number, device=words.device)
-    rows = torch.where(places == last, words[-1], words[:-1])  # all but the last to arrive
+    rows = torch.where(places == last, words[-1], words[:-1])  # all except the last to arrive
     return Negatives(rows, log_counts(probabilities[rows], draws))
 
 
 def log_counts(probabilities: Tensor, draws: Tensor) -> Tensor:
-    """Logarithms of how often words are expected in a sample of so many draws."""
+    """Return the logarithms of how often words are expected in a sample of so many draws."""
     return (-torch.expm1(-draws * probabilities)).log()
 
 
@@ -59,7 +59,7 @@ class Picked(NamedTuple):
     """What a step reads of the softmax: the rows of the negatives, then those of the targets.
 
     Attributes:
-        rows: int64 [S + N], of which some may be alike.
+        rows: int64 [S + N], which may repeat.
         weight, bias: of these rows, [S + N, P] and [S + N].
     """
 
@@ -69,18 +69,18 @@ class Picked(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Negatives) -> Picked:
-        """Copies; their gradients add up in that of the whole softmax, where it has one."""
+        """Copy the rows; their gradients add up in the whole softmax's, if it has one."""
         rows = torch.cat([negatives.rows, targets])
         return cls(rows, weight.index_select(0, rows), bias.index_select(0, rows))
 
     @property
     def gradients(self) -> list[Tensor]:
-        """Of weight and bias, after a pass backward to `leaves`."""
+        """The gradients of weight and bias, after a backward pass to `leaves`."""
         return [leaf.grad for leaf in (self.weight, self.bias) if leaf.grad is not None]
 
     @classmethod
     def leaves(cls, weight: Tensor, bias: Tensor, targets: Tensor, negatives: Negatives) -> Picked:
-        """Copies that have gradients of their own: nobody fills in and reads zeros for all other rows."""
+        """Copy the rows as leaves with their own gradients; no zeros are then written and read for other rows."""
         rows, *copies = cls.of(weight.detach(), bias.detach(), targets, negatives)
         return cls(rows, *(copy.requires_grad_() for copy in copies))
 
@@ -89,14 +89,14 @@ def cross_entropy(
     hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor,
     negatives: Negatives | None = None, compute: torch.dtype = torch.float32, picked: Picked | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The mean loss, and all losses [N] without gradients, of hidden [N, P] that should predict targets [N].
+    """Return the mean loss, and all losses [N] without gradients, of hidden [N, P] that should predict targets [N].
 
     Args:
         hidden, targets: as above.
         weight, bias: of the softmax, [V, P] and [V].
         negatives: the words against which the target must win; None for all words.
         compute: type of the products.
-        picked: what is read of the softmax where there are negatives, if a caller has it.
+        picked: what is read of the softmax if there are negatives; made here by default.
     """
     result: tuple[Tensor, Tensor]
     if negatives is None:
@@ -105,7 +105,7 @@ def cross_entropy(
     picked = picked or Picked.of(weight, bias, targets, negatives)
     place = torch.full((len(weight),), -1, device=targets.device)
     place.scatter_(0, negatives.rows, torch.arange(len(negatives.rows), device=targets.device))
-    place = place[targets]  # where the target is among the negatives; -1 where it is not
+    place = place[targets]  # the target's index among the negatives; -1 if it is not there
     result = _Sampled.apply(hidden, picked.weight, picked.bias, negatives.log_counts, place, compute)  # type: ignore[no-untyped-call]
     return result
 
@@ -134,7 +134,7 @@ class _Sampled(torch.autograd.Function):
 
 
 def _keep(ctx: Any, losses: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Save the gradients of the mean loss, which is given with all losses."""
+    """Save the gradients of the mean loss, and return it with all losses."""
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(losses)
     return losses.mean(), losses
@@ -142,7 +142,7 @@ def _keep(ctx: Any, losses: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Te
 
 def _full(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, compute: torch.dtype,
           differentiates: bool) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """The losses, and the gradients of their mean where any are asked for."""
+    """Return the losses, and the gradients of their mean if any are needed."""
     losses, typed, scale = hidden.new_empty(len(hidden)), weight.to(compute), 1 / len(hidden)
     gradients = [torch.zeros_like(tensor) for tensor in (hidden, weight, bias)] if differentiates else []
     for part in _pieces(hidden, len(weight)):
@@ -159,7 +159,7 @@ def _full(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, compute
 
 def _sampled(hidden: Tensor, weight: Tensor, bias: Tensor, log_counts: Tensor, place: Tensor, compute: torch.dtype,
              differentiates: bool) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """As `_full`, of the target among the negatives; weight and bias are those of `Picked`."""
+    """Do as `_full`, for the target among the negatives; weight and bias are those of `Picked`."""
     losses, n, scale = hidden.new_empty(len(hidden)), len(log_counts), 1 / len(hidden)
     typed, others_bias = weight[:n].to(compute), bias[:n] - log_counts
     target_logits = (hidden * weight[n:]).sum(1) + bias[n:]
@@ -183,13 +183,13 @@ def _sampled(hidden: Tensor, weight: Tensor, bias: Tensor, log_counts: Tensor, p
 
 
 def _pieces(hidden: Tensor, n_words: int) -> list[slice]:
-    """Rows whose logits lie in memory at the same time."""
+    """Return slices of rows whose logits are in memory at the same time."""
     size = max(1, PIECE_VALUES // n_words)
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
 def _add_products(error: Tensor, h: Tensor, typed: Tensor, part: slice, gradients: list[Tensor]) -> None:
-    """What an error of the logits [n, S] adds to the gradients of hidden, weight [S, P] and bias [S]."""
+    """Add what an error of the logits [n, S] contributes to the gradients of hidden, weight [S, P] and bias [S]."""
     typed_error = error.to(typed.dtype)
     gradients[0][part] += typed_error @ typed
     gradients[1] += typed_error.t() @ h
@@ -197,7 +197,7 @@ def _add_products(error: Tensor, h: Tensor, typed: Tensor, part: slice, gradient
 
 
 def _remove_hits(logits: Tensor, place: Tensor) -> None:
-    """A negative that is the target itself does not count."""
+    """Exclude negatives that are the target itself."""
     column = place.clamp(min=0)[:, None]
     kept = logits.gather(1, column)
     logits.scatter_(1, column, kept.masked_fill(place[:, None] >= 0, -torch.inf))

@@ -1,8 +1,8 @@
-"""The softmax of a trained model, in a file of its own: embedding needs none of it.
+"""The softmax of a trained model, in its own file: embedding does not need it.
 
 `softmax.safetensors` holds `weight` [V, P] and `bias` [V], `vocab.txt` the word of each row. Of bilm-tf's files, an
-HDF5 file that has `softmax/W` [V, P] and `softmax/b` [V] among its tensors is read; the published ones have none, and
-TensorFlow's own checkpoints are not read.
+HDF5 file with `softmax/W` [V, P] and `softmax/b` [V] among its tensors can be read; the published ones have none, and
+TensorFlow's own checkpoints are not supported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Softmax:
 
     @property
     def sha256(self) -> str:
-        """Of its numbers and its words."""
+        """The sha256 of its numbers and its words."""
         digest = hashlib.sha256("\n".join(self.words).encode())
         for array in (self.weight, self.bias):
             digest.update(np.ascontiguousarray(array, np.float32).reshape(-1).data)
@@ -46,10 +46,10 @@ def write_softmax(softmax: Softmax, folder: Path, dtype: str = "float32") -> Non
 
 
 def find_softmax(weights: Path) -> Softmax | None:
-    """The softmax beside (or in) the weights of a model; None where there is none.
+    """Return the softmax beside (or in) the weights of a model; None if there is none.
 
     Raises:
-        FlashElmoError: it does not suit its vocabulary, or the vocabulary is absent.
+        FlashElmoError: it does not match its vocabulary, or the vocabulary is missing.
     """
     folder = weights if weights.is_dir() else weights.parent
     source = folder / SOFTMAX_FILE

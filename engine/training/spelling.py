@@ -1,8 +1,8 @@
-"""Distinct words of a batch and their characters, short words apart from long ones.
+"""Distinct words of a batch and their characters, with short words separate from long ones.
 
-A word of k characters, begin and end included, is the same in k + w positions as in all M, w being the widest
-convolution: every window that touches a character is there, and one of padding alone, like all that follow. Words that
-are sorted by length and computed some at a time take a third of the positions.
+A word of k characters, begin and end included, gives the same in k + w positions as in all M, where w is the width of
+the widest convolution: every window that touches a character is there, and one of only padding, like all that follow.
+Words that are sorted by length and computed in pieces take a third of the positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Spelling:
 
     Args:
         config: of the model.
-        words: W of them.
+        words: the W words.
 
     Attributes:
         characters: ids [W, M].
@@ -37,14 +37,14 @@ class Spelling:
     def __init__(self, config: ElmoConfig, words: list[str]) -> None:
         encoder = WordEncoder(config, None)
         ids = encoder.character_ids(words)
-        assert ids is not None  # models of characters alone are trained
+        assert ids is not None  # only character models are trained
         self.characters = ids
         self._positions = encoder.lengths(ids) + max(width for width, _ in config.filters)
         self._seen = np.zeros(len(words), bool)
         self._place = np.zeros(len(words), np.int32)
 
     def distinct(self, inputs: Int32) -> tuple[Int32, Int32]:
-        """Distinct words [U], short ones first, and which of them each input is."""
+        """Return distinct words [U], short ones first, and the index of each input among them."""
         self._seen[inputs] = True
         found = np.flatnonzero(self._seen)
         self._seen[found] = False
@@ -53,6 +53,6 @@ class Spelling:
         return found.astype(np.int32), self._place[inputs]
 
     def pieces(self, distinct: Int32) -> list[Tensor]:
-        """Their ids [n, positions] in pieces of similar lengths, on the CPU."""
+        """Return their ids [n, positions] in pieces of similar lengths, on the CPU."""
         parts = [distinct[start : start + PIECE] for start in range(0, len(distinct), PIECE)]
         return [torch.from_numpy(self.characters[part, : self._positions[part].max()]) for part in parts]

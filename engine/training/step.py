@@ -1,8 +1,8 @@
-"""One training step: loss, gradients, update. On a card the whole of it is one captured CUDA graph.
+"""One training step: loss, gradients, update. On a card all of it is one captured CUDA graph.
 
-The host finds a batch's distinct words and copies numbers; all else, dropout and negatives too, happens on the device,
+The host finds a batch's distinct words and copies numbers; all else, even dropout and negatives, happens on the device,
 and nothing waits for it: losses add up there until `read` asks for them. A graph needs the same addresses and shapes in
-every step, so the distinct words are padded to a capacity that nearly every batch keeps to. A batch that does not is
+every step, so the distinct words are padded to a capacity that is enough for nearly every batch. Other batches are
 computed without the graph.
 """
 
@@ -28,10 +28,10 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "training") from error
 
-WARM_UP_STEPS = 3  # before a capture, on a stream of their own
+WARM_UP_STEPS = 3  # before a capture, on their own stream
 SLOTS = 4  # batches that the host may be ahead of the card
-SAMPLED_BATCHES = 64  # of which the capacity is told
-SPARE = 1.1  # of the capacity
+SAMPLED_BATCHES = 64  # from which the capacity is estimated
+SPARE = 1.1  # extra factor of the capacity
 ROUND = 128
 
 
@@ -42,12 +42,12 @@ class TrainingStep:
         model: on the device.
         settings: of the run.
         spelling: of all words of the corpus, W.
-        rows: row of the softmax of each of them [W].
-        streams: of which the capacity for distinct words is told, on a card.
+        rows: each of these words' row in the softmax [W].
+        streams: from which the capacity for distinct words is estimated, on a card.
         wrapped: what computes the loss: the model, or DistributedDataParallel around it.
 
     Attributes:
-        sums, steps: losses [2] by direction that were not read yet, and of how many steps.
+        sums, steps: losses [2] by direction that have not been read yet, and their number of steps.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TrainingStep:
         n_words = len(model.tensors["softmax_bias"])
         sampled = 0 < settings.negatives < n_words
         self._probabilities = log_uniform(n_words, self.device) if sampled else None
-        # Adagrad leaves rows that have no gradient as they are. Adam does not, and processes exchange whole gradients.
+        # Adagrad leaves rows without a gradient unchanged. Adam does not, and processes exchange whole gradients.
         may = sampled and wrapped is None
         self._by_rows = self.optimizer if isinstance(self.optimizer, Adagrad) and may else None
         self._softmax = model.tensors["softmax_weight"], model.tensors["softmax_bias"]
@@ -83,7 +83,7 @@ class TrainingStep:
         model.train()
 
     def __call__(self, batch: Batch, lr: float) -> None:
-        """Take a step by a batch."""
+        """Take a step with a batch."""
         self.lr.fill_(lr)
         distinct, words = self._spelling.distinct(batch.inputs)
         targets = self._rows[batch.targets]
@@ -94,7 +94,7 @@ class TrainingStep:
         self.compute(*(torch.from_numpy(array).to(self.device) for array in (distinct, words, targets)))
 
     def compute(self, distinct: Tensor, words: Tensor, targets: Tensor) -> None:
-        """The step on the device: words [2, T, B] are indices into distinct [U], targets [2, T, B] the softmax's."""
+        """Do the step on the device: words [2, T, B] index distinct [U]; targets [2, T, B] are rows of the softmax."""
         self.optimizer.zero_grad(set_to_none=True)
         negatives = None if self._probabilities is None else draw(self._probabilities, self._settings.negatives)
         targets, picked = targets.long(), None
@@ -116,18 +116,18 @@ class TrainingStep:
         self.sums += each.detach()
 
     def _spelled(self, distinct: Tensor) -> list[Tensor]:
-        """Characters of words; on a card in one piece of all positions, whose shape stays."""
+        """Return words' characters; on a card in one piece of all positions, whose shape stays the same."""
         if self._characters is None:
             return self._spelling.pieces(distinct.numpy())
         return [self._characters.index_select(0, distinct).int()]
 
     def follow_rate(self) -> None:
-        """Let the optimizer read this object's learning rate again, after it has loaded a state with another."""
+        """Make the optimizer read this object's learning rate again, after it has loaded a state with another."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
     def read(self) -> tuple[float, float]:
-        """Mean loss of each direction since this was asked last; waits for the device."""
+        """Return each direction's mean loss since the last call; waits for the device."""
         forward, backward = (self.sums / max(1, self.steps)).tolist()
         self.sums.zero_()
         self.steps = 0
@@ -135,10 +135,10 @@ class TrainingStep:
 
 
 class _Captured:
-    """A step as a CUDA graph, once a few have been taken without.
+    """A step as a CUDA graph, after a few have been taken without.
 
     Attributes:
-        capacity: most distinct words of a batch.
+        capacity: the most distinct words of a batch.
     """
 
     def __init__(self, step: TrainingStep, streams: Streams) -> None:
@@ -187,7 +187,7 @@ class _Captured:
         copied.record()
 
     def _warm_up(self) -> None:
-        """A step on a stream of its own, as whatever is set up on first use must not be in the graph."""
+        """Take a step on a separate stream, as initialisations on first use must not be in the graph."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -210,7 +210,7 @@ class _Captured:
 
 
 def _capacity(streams: Streams, spelling: Spelling) -> int:
-    """More distinct words than nearly every batch has."""
+    """Return more distinct words than nearly every batch has."""
     sampled = np.unique(np.linspace(0, streams.batches - 1, SAMPLED_BATCHES).astype(int))
     most = max(len(spelling.distinct(streams[int(place)].inputs)[0]) for place in sampled)
     return -(-int(most * SPARE) // ROUND) * ROUND

@@ -1,10 +1,10 @@
 """Word ids to batches: streams of sentences that are read `unroll` tokens at a time, in both directions.
 
 Sentences are shuffled, put end to end and cut into as many pieces as the batch has rows. A row's state is carried from
-batch to batch. A sentence of n words is n + 1 predictions: <S> w1 .. wn predict w1 .. wn </S>, and backward
-</S> wn .. w1 predict wn .. w1 <S>, as in bilm-tf. There the two directions shuffle for themselves; here the backward
-direction reads the same sentences in the same order, each reversed in its place, so that a batch's two halves have
-nearly the same distinct words, whose vectors are computed once.
+batch to batch. A sentence of n words gives n + 1 predictions: <S> w1 .. wn predict w1 .. wn </S>, and backward </S> wn
+.. w1 predict wn .. w1 <S>, as in bilm-tf. There the two directions are shuffled separately; here the backward direction
+reads the same sentences in the same order, each reversed in its place, so that a batch's two halves have nearly the
+same distinct words, whose vectors are computed once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flashelmo.engine.training.corpus import BEGIN, END, EncodedCorpus
 
 
 class Batch(NamedTuple):
-    """A window of time steps: word ids int32 [2, T, B], forward and backward, read and to be predicted."""
+    """A window of time steps: word ids int32 [2, T, B], forward and backward, to read and to predict."""
 
     inputs: Int32
     targets: Int32
@@ -32,7 +32,7 @@ class Streams:
         corpus: the sentences.
         batch: B, rows of all processes together.
         unroll: T, time steps of a batch.
-        seed: of the order of sentences, which is another in each epoch.
+        seed: of the order of sentences, which differs in each epoch.
         rows: those of this process.
 
     Raises:
@@ -51,7 +51,7 @@ class Streams:
         self._epoch = -1
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step, counted over all epochs."""
+        """Return the batch of a step, counted over all epochs."""
         epoch, place = divmod(step, self.batches)
         if epoch != self._epoch:
             self._shuffle(epoch)
@@ -65,11 +65,11 @@ class Streams:
         self._epoch = epoch
 
     def _read(self, positions: Int64) -> Batch:
-        """Predictions [T, B] of the shuffled sentences."""
+        """Return predictions [T, B] of the shuffled sentences."""
         place = np.searchsorted(self._ends, positions, side="right")
         sentence = self._order[place]
         words = self._lengths[sentence] - 1
-        k = positions - (self._ends[place] - words - 1)  # of words + 1 predictions
+        k = positions - (self._ends[place] - words - 1)  # among words + 1 predictions
         start = np.asarray(self._corpus.offsets)[sentence]
         last, ids = self._corpus.n_tokens - 1, self._corpus.word_ids
 

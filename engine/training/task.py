@@ -1,4 +1,4 @@
-"""What is trained on what, and all that is made ready before the first step."""
+"""What is trained on what, and all preparations before the first step."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Task:
     """What is trained on what, and where it goes.
 
     Attributes:
-        corpus: texts, a tokenized sentence a line.
-        output: folder of the model to be.
+        corpus: texts, with one tokenized sentence per line.
+        output: folder for the new model.
         config: of a new model; or
-        start: a model of any format to go on from.
-        heldout: text that perplexity is measured on.
+        start: a model of any format to continue from.
+        heldout: text on which perplexity is measured.
         vocabulary: the softmax's words; None takes the corpus's.
         license_text: for the card.
         command: what the user typed, for the card.
-        dtype: of the native weights on the disk, "float32" or "float16".
-        overwrite: replace a model that is there.
+        dtype: of the native weights on disk, "float32" or "float16".
+        overwrite: replace an existing model.
     """
 
     corpus: Sequence[Path]
@@ -60,15 +60,15 @@ class Task:
 
     @property
     def work(self) -> Path:
-        """Folder of the encoded corpus, the checkpoints and the snapshots."""
+        """The folder of the encoded corpus, the checkpoints and the snapshots."""
         return self.output.with_name(f"{self.output.name}.training")
 
 
 def use_threads(threads: int | None) -> None:
-    """Have PyTorch compute with so many threads, in all of this process; None leaves their number as it is.
+    """Make PyTorch compute with this many threads, in the whole process; None leaves their number unchanged.
 
     Raises:
-        FlashElmoError: it is no such number.
+        FlashElmoError: the number is invalid.
     """
     number = check_threads(threads)
     if number is not None:
@@ -76,7 +76,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def choose_device(name: str, processes: Processes) -> torch.device:
-    """The device of this process."""
+    """Return the device of this process."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -94,7 +94,7 @@ def choose_device(name: str, processes: Processes) -> torch.device:
 
 
 def choose_compute(precision: str, device: torch.device) -> torch.dtype:
-    """The type of products: bf16 where it is asked for, or where the device multiplies it fast."""
+    """Return the type of products: bf16 if requested, or if the device multiplies it fast."""
     if precision == "auto":
         fast = (
             torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else "amx_bf16" in cpu_flags()
@@ -106,20 +106,20 @@ def choose_compute(precision: str, device: torch.device) -> torch.dtype:
 def open_corpus(
     task: Task, settings: TrainSettings, processes: Processes, encoded: Sequence[str] | None
 ) -> tuple[EncodedCorpus, EncodedCorpus | None, list[str]]:
-    """The corpus, what perplexity is measured on, if anything, and `sums_of` what was encoded.
+    """Return the corpus, the held-out text, if any, and `sums_of` what was encoded.
 
-    The first process prepares them, and is the only one that has what perplexity is measured on.
+    The first process prepares them, and only it has the held-out text.
 
     Args:
         task: names the files.
-        settings: say how much is held out.
+        settings: how much is held out.
         processes: those of the run.
-        encoded: `sums_of` what the run's checkpoint was made of; None where there is none.
+        encoded: `sums_of` what the run's checkpoint was made from; None without a checkpoint.
 
     Raises:
-        FlashElmoError: text that is not UTF-8, a corpus of too few sentences or other ones than the checkpoint's, or a
-            folder that cannot be written.
-        OSError: a file that cannot be read.
+        FlashElmoError: text is not UTF-8, the corpus has too few sentences or others than the checkpoint's, or a folder
+            cannot be written.
+        OSError: a file cannot be read.
     """
     other: list[EncodedCorpus] = []
 
@@ -141,12 +141,12 @@ def open_corpus(
 
 
 def sums_of(*parts: EncodedCorpus | None) -> list[str]:
-    """What tells a corpus and what is held out of it from others."""
+    """Return what identifies a corpus and its held-out part."""
     return [part.sha256 for part in parts if part is not None]
 
 
 def _read_encoded(task: Task) -> tuple[EncodedCorpus, EncodedCorpus | None] | None:
-    """What an attempt made of the corpus; None where that is not there, or not whole."""
+    """Return what an earlier attempt made of the corpus; None if that is missing or incomplete."""
     train, held_out = task.work / "corpus" / "train", task.work / "corpus" / "heldout"
     try:
         return EncodedCorpus.load(train), EncodedCorpus.load(held_out) if held_out.is_dir() else None
@@ -155,7 +155,7 @@ def _read_encoded(task: Task) -> tuple[EncodedCorpus, EncodedCorpus | None] | No
 
 
 def _encode(task: Task, settings: TrainSettings, encoded: Sequence[str] | None) -> list[str]:
-    """Read the corpus, and keep what becomes of it in the run's folder, unless it is not the checkpoint's."""
+    """Read the corpus, and keep the result in the run's folder, unless it is not the checkpoint's."""
     corpus, held_out = read_corpus(task.corpus), None
     if settings.heldout_share:
         if len(corpus) < 2:
@@ -174,7 +174,7 @@ def _encode(task: Task, settings: TrainSettings, encoded: Sequence[str] | None) 
 
 
 def choose_vocabulary(task: Task, settings: TrainSettings, corpus: EncodedCorpus) -> list[str]:
-    """The softmax's words."""
+    """Return the softmax's words."""
     if task.vocabulary is not None:
         return read_vocabulary(task.vocabulary)
     words = most_frequent(corpus, settings.min_count, settings.max_words)

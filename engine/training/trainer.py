@@ -1,7 +1,7 @@
-"""The run: its loop, what is kept on the way and what it leaves.
+"""The run: its loop, what it saves on the way and what it leaves.
 
-Beside the folder of the model to be, `NAME.training` holds the encoded corpus, the two newest checkpoints and the
-snapshots. A run that was killed goes on from there when it is started again with the same arguments.
+Beside the new model's folder, `NAME.training` holds the encoded corpus, the two newest checkpoints and the snapshots.
+A run that was killed continues from there when it is started again with the same arguments.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ logger = logging.getLogger("flashelmo")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of 1, `left` seconds, tokens a second since it began, and the curve's last point."""
+    """A run's progress: `done` of 1, `left` seconds, tokens per second since it began, and the curve's last point."""
 
     done: float
     left: float
@@ -73,7 +73,7 @@ OnTrainProgress = Callable[[Progress], None]
 def train(task: Task, settings: TrainSettings, on_progress: OnTrainProgress | None = None) -> RunRecord:
     """Train a model and write its folder.
 
-    Ctrl-C, SIGTERM and SIGHUP end a run of one process behind a step, with a checkpoint to go on from.
+    Ctrl-C, SIGTERM and SIGHUP end a run of one process after a step, with a checkpoint to continue from.
 
     Raises:
         FlashElmoError: an empty corpus, a vocabulary without <UNK>, a checkpoint of another run or text, another run at
@@ -103,7 +103,7 @@ class _Run:
         encoded = None if saved is None else saved.values.get("encoded", ())
         self.corpus, self.held_out, self.encoded = open_corpus(task, settings, processes, encoded)
         name = task.heldout.name if task.heldout else f"{settings.heldout_share:g} of the corpus"
-        self.held_out_text = [name, *sums_of(self.held_out)]  # by which it is told from others
+        self.held_out_text = [name, *sums_of(self.held_out)]  # which identifies it
         self.words = choose_vocabulary(task, settings, self.corpus)
         self.model = self._model(config, start, compute)
         self.step = self._training_step()
@@ -127,19 +127,19 @@ class _Run:
                 with signals_wait():
                     self.step(self.streams[self.taken], rate)
                     self.taken += 1
-                    done = self._done()  # asked once a step, so that the last one is a point whenever time runs out
+                    done = self._done()  # checked once per step, so that the last one is a point whenever time runs out
                     if self.taken % self.settings.log_every == 0 or done >= 1:
                         self._log(rate)
                 self._look(done)
         except Exception:
             raise
-        except BaseException:  # somebody asks to stop
+        except BaseException:  # a request to stop
             self._save_what_is_done()
             raise
         return self._finish()
 
     def _model(self, config: ElmoConfig, start: ElmoModel | None, compute: torch.dtype) -> BiLM:
-        """A new model, or one that goes on from another's weights."""
+        """Return a new model, or one that continues from another's weights."""
         settings, words = self.settings, self.words
         torch.manual_seed(settings.seed)
         biases = word_biases(self.corpus, self.corpus.rows(words), len(words))
@@ -164,7 +164,7 @@ class _Run:
         return TrainingStep(self.model, settings, spelling, self.corpus.rows(self.words), self.streams, wrapped)
 
     def _done(self) -> float:
-        """The share of the run that is over."""
+        """Return the share of the run that is over."""
         settings = self.settings
         if settings.seconds is not None:
             self.seconds = time.monotonic() - self._began[1]
@@ -173,7 +173,7 @@ class _Run:
         return self.taken / steps
 
     def _look(self, done: float) -> None:
-        """What is done behind some steps: snapshots, checkpoints."""
+        """Do what is due after some steps: snapshots, checkpoints."""
         if (number := min(self.settings.snapshots, int(done * self.settings.snapshots + 1e-9))) > self.snapshots:
             self._snapshot(number)
         if done < 1 and self._clock.is_due(self.taken):
@@ -204,20 +204,20 @@ class _Run:
         self.on_progress(Progress(min(1.0, done), self.seconds * max(0.0, 1 - done) / max(1e-9, done), speed, point))
 
     def _snapshot(self, number: int) -> None:
-        """A model's folder, named by the share of the run in percent."""
+        """Write a model's folder, named by the share of the run in percent."""
         if self.settings.snapshots:
             folder = self.task.work / "snapshots" / f"{100 * number // self.settings.snapshots:03d}"
             self.processes.first(lambda: self._write(folder, overwrite=True, card=None))
-        self.snapshots = number  # last: one that is interrupted is written by the run that goes on
+        self.snapshots = number  # last: if interrupted, the resumed run writes it
 
     def _write(self, folder: Path, overwrite: bool, card: str | None) -> None:
-        """The folder of the model as it is now."""
+        """Write the folder of the model as it is now."""
         self._evaluate()
         with new_folder(folder, overwrite, is_ours) as target:
             write_results(target, self.model, self.words, self._record(), dtype=self.task.dtype, card=card)
 
     def _evaluate(self) -> None:
-        """Perplexity of the held-out text, if there is one and it was not measured at this step."""
+        """Measure the perplexity of the held-out text, if there is one, unless already done at this step."""
         if self.held_out is None or (self.evaluations and self.evaluations[-1].step == self.taken):
             return
         rows = self.held_out.rows(self.words)
@@ -228,7 +228,7 @@ class _Run:
         )
 
     def _save(self) -> None:
-        """Write a checkpoint, in a run of several processes with the states of all."""
+        """Write a checkpoint; in a run of several processes, with the states of all."""
         ours = [tensor.cpu() for tensor in (*self.step.state, self.step.sums)]
         states: list[Any] = [ours] * self.processes.number
         if self.processes.number > 1:
@@ -236,7 +236,7 @@ class _Run:
         self.processes.first(lambda: save_checkpoint(self.task.work, self.taken, self._values(states)))
 
     def _values(self, states: list[Any]) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         return {
             "fingerprint": self.fingerprint,
             "encoded": self.encoded,
@@ -255,7 +255,7 @@ class _Run:
         }
 
     def _save_what_is_done(self) -> None:
-        """A run of several processes has its last checkpoint: they would have to stop behind the same step."""
+        """Save a checkpoint, except in runs of several processes, which would have to stop after the same step."""
         if not self.taken or self.processes.number > 1:
             return
         if not self._is_finite():
