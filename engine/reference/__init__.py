@@ -3,7 +3,7 @@
 reference.py      the bidirectional language model, and batches of sentences through it
 torch_layers.py   its layers
 padding.py        masks and sentence boundaries of padded batches
-trainable.py      the same, faster, where gradients are wanted
-pipeline.py       the reference behind the face of `WindowPipeline`
+trainable.py      the same, faster where gradients are needed
+pipeline.py       the reference with the interface of `WindowPipeline`
 elmo.py           `Elmo`, AllenNLP's module; scalar_mix.py, its learned mix of layers
 """

@@ -12,7 +12,7 @@ except ImportError as error:
 
 
 def sentence_lengths(mask: Tensor) -> Tensor:
-    """Tokens of each sentence [B] of a mask [B, T] whose padding must stand on the right."""
+    """Return the tokens of each sentence [B], from a mask [B, T] whose padding must be on the right."""
     lengths = mask.sum(dim=1)
     if not torch.equal(mask, positions_before(lengths, mask.shape[1])):
         row = int((mask != positions_before(lengths, mask.shape[1])).any(dim=1).nonzero()[0])
@@ -21,7 +21,7 @@ def sentence_lengths(mask: Tensor) -> Tensor:
 
 
 def positions_before(lengths: Tensor, size: int) -> Tensor:
-    """bool [B, size], True at the first lengths[b] positions."""
+    """Return bool [B, size], True at the first lengths[b] positions."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
@@ -36,13 +36,13 @@ def add_boundaries(values: Tensor, lengths: Tensor, boundaries: Tensor) -> Tenso
 
 
 def pad_tokens(flat: Tensor, mask: Tensor) -> Tensor:
-    """Values of all tokens [N, ...] at the True positions of mask [B, T] -> [B, T, ...]."""
+    """Put all tokens' values [N, ...] at the True positions of mask [B, T] -> [B, T, ...]."""
     padded = flat.new_zeros(*mask.shape, *flat.shape[1:])
     padded[mask] = flat
     return padded
 
 
 def remove_boundaries(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `add_boundaries`: [B, T + 2, ...] and its mask -> [B, T, ...], zero where padded, and its mask."""
+    """Undo `add_boundaries`: [B, T + 2, ...] and its mask -> [B, T, ...], zero where padded, and its mask."""
     token_mask = positions_before(mask.sum(dim=1) - 2, mask.shape[1] - 2)
     return values[:, 1:-1].masked_fill(~token_mask.unsqueeze(-1), 0.0), token_mask

@@ -17,11 +17,11 @@ from flashelmo.engine.text.windows import Window
 
 
 class ReferencePipeline:
-    """The reference behind the face of `WindowPipeline`.
+    """The reference with the interface of `WindowPipeline`.
 
     Args:
-        runtime: takes sentences whole.
-        keep_boundaries: give the vectors of the begin and end of every sentence too.
+        runtime: processes whole sentences.
+        keep_boundaries: also return the vectors of the begin and end of every sentence.
     """
 
     ahead = 0
@@ -33,7 +33,7 @@ class ReferencePipeline:
         self.statistics = Statistics()
 
     def reset_state(self) -> None:
-        """Let every row start at zero again."""
+        """Reset every row's state to zero."""
         with self._lock():
             self._runtime.reset_state()
 
@@ -51,7 +51,7 @@ class ReferencePipeline:
         return stream_windows(windows, run, as_numpy)
 
     def _run(self, window: Window) -> list[Array]:
-        """The layers [L, T, 2P] of a window's sentences."""
+        """Return the layers [L, T, 2P] of a window's sentences."""
         sentences = [window.tokens(b) for b in range(len(window))]
         results: list[Any] = self._runtime.embed_batch(sentences, self._keep_boundaries)
         tokens = sum(map(len, sentences))
@@ -63,7 +63,7 @@ class ReferencePipeline:
 
 
 def make_reference_pipeline(model: ElmoModel, precision: str, settings: Settings) -> PipelineInfo:
-    """The reference's pipeline, in float32 or float64. Stateful, a window is one batch."""
+    """Return the reference's pipeline, in float32 or float64. If stateful, a window is one batch."""
     runtime = ReferenceRuntime(
         model,
         precision=precision,

@@ -1,7 +1,7 @@
 """The published algorithm in plain PyTorch: the truth that every other runtime is tested against.
 
-A batch of sentences is padded, every token of it runs through the character convolutions, and each LSTM advances
-time step by time step, as AllenNLP's `Elmo`, bilm-tf and ELMoForManyLangs do (Peters et al. 2018,
+A batch of sentences is padded, every token in it goes through the character convolutions, and each LSTM advances time
+step by time step, as in AllenNLP's `Elmo`, bilm-tf and ELMoForManyLangs (Peters et al. 2018,
 https://arxiv.org/abs/1802.05365). Nothing is hoisted, shared or cached, so it is also the benchmarks' baseline.
 """
 
@@ -41,11 +41,11 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "the PyTorch reference") from error
 
-if hasattr(os, "register_at_fork"):  # a forked process has none of PyTorch's threads, and would wait for them for ever
+if hasattr(os, "register_at_fork"):  # a forked process lacks PyTorch's threads, and would wait for them for ever
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 REFERENCE_PRECISIONS = tuple(name for name, each in PRECISIONS.items() if "reference" in each.runtimes)
-TOKENS_AT_ONCE = 512  # the widest convolution of the published models takes 180 KB a token
+TOKENS_AT_ONCE = 512  # the widest convolution of the published models takes 180 KB per token
 
 
 class ReferenceElmo(torch.nn.Module):
@@ -57,8 +57,8 @@ class ReferenceElmo(torch.nn.Module):
         stateful: carry the LSTM state from batch to batch by batch row, as AllenNLP and bilm-tf do.
 
     Attributes:
-        state: the LstmState carried; None before the first batch, and always where not stateful.
-        num_layers: L, layers of the output.
+        state: the LstmState carried; None before the first batch, and always None if not stateful.
+        num_layers: L, the number of output layers.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class ReferenceElmo(torch.nn.Module):
         return self.config.output_size
 
     def reset_state(self) -> None:
-        """Let every row of the next batch start at zero."""
+        """Reset every row's state to zero."""
         self.state = None
 
     def to_weights(self) -> ElmoWeights:
-        """The parameters, perhaps fine-tuned, in the canonical layout (copies, float32)."""
+        """Return the parameters, perhaps fine-tuned, in the canonical layout (copies, float32)."""
         tensors = {}
         for name, parameter in self.named_parameters():
             name = re.sub(r"^(forward|backward)_layers\.(\d+)", r"lstm.\2.\1", name)
@@ -109,10 +109,10 @@ class ReferenceElmo(torch.nn.Module):
         """Embed a padded batch; the sentence boundaries are added here.
 
         Args:
-            character_ids: integers [B, T, M]; None for models of words alone.
-            word_ids: integers [B, T]; None for models of characters alone.
-            mask: [B, T], True or 1 at tokens; where absent, a token is what has a character other than 0, or in models
-                of words alone another id than `absent_word_id`.
+            character_ids: integers [B, T, M]; None for word-only models.
+            word_ids: integers [B, T]; None for character-only models.
+            mask: [B, T], True or 1 at tokens; by default, tokens are positions with a character other than 0, or in
+                word-only models with an id other than `absent_word_id`.
 
         Returns:
             {"activations": L tensors [B, T + 2, 2P], zero where padded, "mask": bool [B, T + 2]}.
@@ -120,7 +120,7 @@ class ReferenceElmo(torch.nn.Module):
         character_ids = self._checked("character_ids", character_ids, self.character_embedding)
         word_ids = self._checked("word_ids", word_ids, self.word_embedding)
         mask = self._token_mask(character_ids, word_ids) if mask is None else mask.bool()
-        word_ids = None if word_ids is None else word_ids.clamp(min=0)  # padding may be below
+        word_ids = None if word_ids is None else word_ids.clamp(min=0)  # padding may be negative
         lengths = sentence_lengths(mask)
         if character_ids is not None:
             character_ids = add_boundaries(character_ids, lengths, self.get_buffer("boundary_characters"))
@@ -131,12 +131,12 @@ class ReferenceElmo(torch.nn.Module):
         return {"activations": self.layers(vectors, mask), "mask": mask}
 
     def boundary_vectors(self) -> Tensor:
-        """Context-free vectors [2, P] of the begin and the end of a sentence."""
+        """Return context-free vectors [2, P] of the begin and the end of a sentence."""
         ids: Any = self.boundary_characters, self.boundary_words
         return self.token_vectors(*ids)
 
     def token_vectors(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
-        """Context-free vectors [..., P] of character_ids [..., M] and word_ids [...], a few at a time."""
+        """Return context-free vectors [..., P] of character_ids [..., M] and word_ids [...], made a few at a time."""
         parts, shape = [], torch.Size()
         if word_ids is not None:
             shape = word_ids.shape
@@ -150,7 +150,7 @@ class ReferenceElmo(torch.nn.Module):
         return vectors.view(*shape, vectors.shape[-1])
 
     def layers(self, vectors: Tensor, mask: Tensor) -> list[Tensor]:
-        """All L layers [B, T, 2P] of sentences with their boundaries: vectors [B, T, P], mask bool [B, T]."""
+        """Return all L layers [B, T, 2P] of sentences with boundaries: vectors [B, T, P], mask bool [B, T]."""
         order = mask.sum(dim=1).argsort(descending=True, stable=True)
         restore = order.argsort()
         rows: list[int] = mask.sum(dim=0).tolist()
@@ -171,7 +171,7 @@ class ReferenceElmo(torch.nn.Module):
         return outputs
 
     def _character_features(self, character_ids: Tensor) -> Tensor:
-        """[N, M] -> [N, F]: convolutions, maximum over every position, padding included, and highways."""
+        """Apply convolutions, the maximum over all positions, padding included, and highways: [N, M] -> [N, F]."""
         embedded = _look_up(self.character_embedding, character_ids).transpose(1, 2)
         maxima = torch.cat([convolution(embedded).amax(dim=-1) for convolution in self.convolutions], dim=-1)
         features = torch.relu(maxima) if self.config.activation == "relu" else torch.tanh(maxima)
@@ -186,7 +186,7 @@ class ReferenceElmo(torch.nn.Module):
         return word_ids != self.config.absent_word_id
 
     def _checked(self, name: str, ids: Tensor | None, embedding: Tensor | None) -> Tensor | None:
-        """The ids if they suit the embedding; None where the model has no such embedding."""
+        """Return the ids if they fit the embedding; None if the model has no such embedding."""
         if embedding is None:
             return None
         if ids is None:
@@ -202,14 +202,14 @@ class ReferenceElmo(torch.nn.Module):
 
 
 class ReferenceRuntime:
-    """Words in, layers out, through `ReferenceElmo` on batches in the order given.
+    """Words in, layers out, through `ReferenceElmo`, in batches in the given order.
 
     Args:
-        precision: of the arithmetic and of the result: "fp32" or "fp64", those of `PRECISIONS` that it has.
+        precision: of the arithmetic and the result: "fp32" or "fp64", those of `PRECISIONS` that it has.
         device: a PyTorch device; on a GPU products stay in full float32, without TF32.
-        threads: PyTorch's threads, a setting of the whole process; None leaves it.
+        threads: PyTorch's threads, a setting of the whole process; None leaves them unchanged.
         stateful: carry the LSTM state, so that results depend on what was embedded before.
-        batch_size: sentences that are computed together; stateful, what is given as one batch is one, however many.
+        batch_size: sentences that are computed together; if stateful, each call is one batch of any size.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class ReferenceRuntime:
         if batch_size < 1:
             raise FlashElmoError(f"batch_size: expected 1 or more, found {batch_size}")
         if threads is not None:
-            torch.set_num_threads(1 if is_forked() else threads)  # of which a forked process has none
+            torch.set_num_threads(1 if is_forked() else threads)  # a forked process has no PyTorch threads
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.encoder = WordEncoder(model.config, model.lexicon)
@@ -236,11 +236,11 @@ class ReferenceRuntime:
         self.elmo.to(self.device, getattr(torch, PRECISIONS[precision].on("cpu").dtype))
 
     def reset_state(self) -> None:
-        """Forget the state carried."""
+        """Forget the carried state."""
         self.elmo.reset_state()
 
     def embed_batch(self, sentences: Sequence[Sequence[str]], keep_sentence_boundaries: bool = False) -> list[Floats]:
-        """Every sentence's layers, [L, tokens, 2P] or [L, tokens + 2, 2P] with the boundaries."""
+        """Return every sentence's layers, [L, tokens, 2P] or [L, tokens + 2, 2P] with boundaries."""
         results = []
         size = max(1, len(sentences)) if self.elmo.stateful else self.batch_size
         for start in range(0, len(sentences), size):
@@ -252,12 +252,12 @@ class ReferenceRuntime:
         return results
 
     def _layers(self, batch: Sequence[Sequence[str]]) -> Floats:
-        """[L, B, T + 2, 2P] of a padded batch."""
+        """Return [L, B, T + 2, 2P] for a padded batch."""
         with self._full_float32():
             return self.activations(batch).cpu().numpy()
 
     def activations(self, batch: Sequence[Sequence[str]]) -> Tensor:
-        """[L, B, T + 2, 2P] of one padded batch on the device, by PyTorch's own settings."""
+        """Return [L, B, T + 2, 2P] for one padded batch, on the device, with PyTorch's current settings."""
         lengths = torch.tensor([len(sentence) for sentence in batch], device="cpu")
         mask = positions_before(lengths, int(lengths.max()))
         ids = encode(self.encoder, [word for sentence in batch for word in sentence])
@@ -272,20 +272,20 @@ class ReferenceRuntime:
 
 
 def encode(encoder: WordEncoder, words: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
-    """Character ids int64 [W, M] and word ids int64 [W], each None where the model has none."""
+    """Return character ids int64 [W, M] and word ids int64 [W], each None if the model has none."""
     both = encoder.character_ids(list(words)), encoder.word_ids(list(words))
     characters, word_ids = (None if ids is None else torch.from_numpy(ids.astype(np.int64)) for ids in both)
     return characters, word_ids
 
 
 def check_is_tensor(name: str, ids: object) -> None:
-    """Raise FlashElmoError where ids are given in a list or in NumPy."""
+    """Raise FlashElmoError if ids are given as a list or in NumPy."""
     if not isinstance(ids, Tensor):
         raise FlashElmoError(f"{name}: expected a tensor of integers, found {type(ids).__name__}")
 
 
 def whole_numbers(name: str, ids: Tensor) -> Tensor:
-    """Ids of any integer type as int64."""
+    """Return ids of any integer type as int64."""
     check_is_tensor(name, ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise FlashElmoError(f"{name}: expected integers, found {ids.dtype}")
@@ -293,5 +293,5 @@ def whole_numbers(name: str, ids: Tensor) -> Tensor:
 
 
 def _look_up(embedding: Tensor | None, ids: Tensor) -> Tensor:
-    assert embedding is not None  # ids are made and checked by the same configuration
+    assert embedding is not None  # the same configuration made and checked the ids
     return F.embedding(ids, embedding)

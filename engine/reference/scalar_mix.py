@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "the learned mix of layers") from error
 
-TINY = 1e-13  # under the variance's root, as AllenNLP's
+TINY = 1e-13  # added to the variance under the root, as in AllenNLP
 TINY_HALF = 1e-4
 
 
@@ -23,9 +23,9 @@ class ScalarMix(torch.nn.Module):
     Args:
         mixture_size: layers to mix.
         do_layer_norm: normalise every layer first, with one mean and one variance over all unmasked values of the
-            batch, as AllenNLP's `ScalarMix`.
-        initial_scalar_parameters: w before the softmax; zeros, an average, where absent.
-        trainable: whether w and gamma learn.
+            batch, as in AllenNLP's `ScalarMix`.
+        initial_scalar_parameters: w before the softmax; by default zeros, an average.
+        trainable: whether w and gamma are trained.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ScalarMix(torch.nn.Module):
         self.gamma = Parameter(torch.tensor([1.0], device="cpu"), requires_grad=trainable)
 
     def forward(self, tensors: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-        """Mix tensors of one shape [..., D]; mask [...] is needed for the layer normalisation alone."""
+        """Mix tensors of one shape [..., D]; mask [...] is needed only for layer normalisation."""
         if len(tensors) != self.mixture_size:
             raise FlashElmoError(f"ScalarMix: expected {self.mixture_size} tensors, found {len(tensors)}")
         if self.do_layer_norm:

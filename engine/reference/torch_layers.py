@@ -20,18 +20,18 @@ except ImportError as error:
 
 
 def parameter(array: Float32) -> torch.nn.Parameter:
-    """A canonical tensor in PyTorch's layout, its axes reversed: [in, out] -> [out, in]."""
+    """Return a canonical tensor in PyTorch's layout, with its axes reversed: [in, out] -> [out, in]."""
     return torch.nn.Parameter(torch.from_numpy(np.array(array.T, order="C")))
 
 
 def gates_parameter(array: Float32) -> torch.nn.Parameter:
-    """The gates of an LSTM side by side: [4, P, C] -> [4C, P], [4, C] -> [4C]."""
+    """Return the gates of an LSTM side by side: [4, P, C] -> [4C, P], [4, C] -> [4C]."""
     rows = np.moveaxis(array, 1, -1).reshape(4 * array.shape[-1], -1)
     return torch.nn.Parameter(torch.from_numpy(np.array(rows if array.ndim == 3 else rows.ravel(), order="C")))
 
 
 def canonical_tensor(name: str, array: Float32) -> Float32:
-    """The inverse of the functions above: a parameter's values as `ElmoWeights` stores them."""
+    """Undo the functions above: return a parameter's values as `ElmoWeights` stores them."""
     kind = name.rpartition(".")[2]
     if kind.endswith("embedding"):
         return np.array(array)
@@ -43,7 +43,7 @@ def canonical_tensor(name: str, array: Float32) -> Float32:
 
 
 def embedding_parameter(array: Float32 | None) -> torch.nn.Parameter | None:
-    """An embedding [rows, size] as it stands."""
+    """Return an embedding [rows, size] unchanged."""
     return None if array is None else torch.nn.Parameter(torch.from_numpy(np.array(array)))
 
 
@@ -56,7 +56,7 @@ class DenseLayer(torch.nn.Module):
         self.bias = parameter(dense.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Apply the layer: [..., in] -> [..., out]."""
         return F.linear(inputs, self.weight, self.bias)
 
 
@@ -64,7 +64,7 @@ class ConvolutionLayer(DenseLayer):
     """Valid convolution over a word's positions, with weight [number, E, width] and bias [number]."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[N, E, M] -> [N, number, M - width + 1]."""
+        """Apply the layer: [N, E, M] -> [N, number, M - width + 1]."""
         return F.conv1d(inputs, self.weight, self.bias)
 
 
@@ -77,7 +77,7 @@ class HighwayLayer(torch.nn.Module):
         self.gate = DenseLayer(highway.gate)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[N, F] -> [N, F]."""
+        """Apply the layer: [N, F] -> [N, F]."""
         gate = torch.sigmoid(self.gate(inputs))
         return gate * torch.relu(self.transform(inputs)) + (1 - gate) * inputs
 
@@ -97,8 +97,8 @@ class LstmLayer(torch.nn.Module):
     def forward(self, inputs: Tensor, rows: list[int], hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run over whole sentences, longest first.
 
-        inputs [B, T, P]; rows[t] sentences reach time step t; hidden [B, P] and cell [B, C] are the state before.
-        Returns the outputs [B, T, P], zero after a sentence's end, and the state after.
+        inputs [B, T, P]; rows[t] sentences reach time step t; hidden [B, P] and cell [B, C] are the previous state.
+        Returns the outputs [B, T, P], zero after a sentence's end, and the new state.
         """
         outputs = inputs.new_zeros(inputs.shape)
         steps = range(len(rows))
@@ -112,7 +112,7 @@ class LstmLayer(torch.nn.Module):
         return outputs, hidden, cell
 
     def step(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """inputs [R, P], hidden [R, P], cell [R, C] -> the next hidden [R, P] and cell [R, C]."""
+        """Do one step: inputs [R, P], hidden [R, P], cell [R, C] -> the next hidden [R, P] and cell [R, C]."""
         gates = F.linear(inputs, self.input_weight) + F.linear(hidden, self.recurrent_weight, self.bias)
         i, f, g, o = gates.chunk(4, dim=-1)
         cell = torch.sigmoid(i) * torch.tanh(g) + torch.sigmoid(f) * cell
@@ -121,30 +121,30 @@ class LstmLayer(torch.nn.Module):
         hidden = torch.sigmoid(o) * torch.tanh(cell)
         if self.projection is not None:
             hidden = F.linear(hidden, self.projection)
-            if self.projection_clip is not None:  # bilm-tf clips what is projected, and nothing else
+            if self.projection_clip is not None:  # bilm-tf clips only what is projected
                 hidden = hidden.clamp(-self.projection_clip, self.projection_clip)
         return hidden, cell
 
 
 @dataclass(frozen=True)
 class LstmState:
-    """Where every row's LSTMs stand between two batches: hidden [L - 1, 2, R, P], cell [L - 1, 2, R, C]."""
+    """Every row's LSTM state between two batches: hidden [L - 1, 2, R, P], cell [L - 1, 2, R, C]."""
 
     hidden: Tensor
     cell: Tensor
 
     @classmethod
     def empty(cls, config: ElmoConfig) -> LstmState:
-        """No rows."""
+        """Return the state of no rows."""
         shape = config.n_layers, 2, 0
         return cls(*(torch.zeros(*shape, n, device="cpu") for n in (config.projection_size, config.cell_size)))
 
     def first(self, n: int, like: Tensor) -> LstmState:
-        """The first n rows, new ones zero, with the type and device of `like`."""
+        """Return the first n rows, with new ones zero, and the type and device of `like`."""
         new = max(0, n - self.hidden.shape[2])
         return LstmState(*(F.pad(x.to(like)[:, :, :n], (0, 0, 0, new)) for x in (self.hidden, self.cell)))
 
     def with_first(self, other: LstmState) -> LstmState:
-        """The other's rows in place of the first ones; the rest stay."""
+        """Return this with its first rows replaced by the other's."""
         pairs = (other.hidden, self.hidden), (other.cell, self.cell)
         return LstmState(*(torch.cat([new, old.to(new)[:, :, new.shape[2] :]], dim=2) for new, old in pairs))

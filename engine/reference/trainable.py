@@ -1,9 +1,9 @@
-"""The reference as it is fine-tuned: the same function of the same parameters, computed as training computes it.
+"""The reference for fine-tuning: the same function of the same parameters, computed as training computes it.
 
 Each distinct word of a batch is convolved once. A layer's two directions are one recurrence, whose gradients are
 computed for all steps at once (`engine.training.recurrence`): the backward one reads each sentence reversed within its
 length, so that padding comes last in both, after everything that counts. On a card Triton's kernels compute its
-pointwise parts, where they work.
+pointwise parts, if they work there.
 
 Under autocast (`torch.autocast("cuda", torch.bfloat16)`) products are computed in its type, states in the parameters'.
 """
@@ -26,25 +26,25 @@ except ImportError as error:
 
 
 class TrainableElmo(ReferenceElmo):
-    """`ReferenceElmo`, faster where gradients are wanted; without them, and where a state is carried, it is that.
+    """`ReferenceElmo`, but faster where gradients are needed; without them, or if a state is carried, it is the same.
 
     It cannot be differentiated twice.
     """
 
     def token_vectors(self, character_ids: Tensor | None, word_ids: Tensor | None) -> Tensor:
-        """Context-free vectors [..., P] of character_ids [..., M]; distinct rows once, where there are no word_ids."""
+        """Return context-free vectors [..., P] of character_ids [..., M]; without word_ids, distinct rows once."""
         if self.stateful or character_ids is None or word_ids is not None or not torch.is_grad_enabled():
             return super().token_vectors(character_ids, word_ids)
         words, positions = character_ids.flatten(0, -2).unique(dim=0, return_inverse=True)
         return super().token_vectors(words, None)[positions.view(character_ids.shape[:-1])]
 
     def layers(self, vectors: Tensor, mask: Tensor) -> list[Tensor]:
-        """All L layers [B, T, 2P] of sentences with their boundaries: vectors [B, T, P], mask bool [B, T]."""
+        """Return all L layers [B, T, 2P] of sentences with boundaries: vectors [B, T, P], mask bool [B, T]."""
         if self.stateful or not torch.is_grad_enabled() or not mask.numel():
             return super().layers(vectors, mask)
         lowest: Any = self.forward_layers[0]
         kind = lowest.bias.dtype
-        compute = kind if kind == torch.float64 else autocast_type(mask.device) or kind  # as PyTorch's own layers
+        compute = kind if kind == torch.float64 else autocast_type(mask.device) or kind  # as PyTorch's own layers do
         batch, steps, size = vectors.shape
         lengths = mask.sum(dim=1, keepdim=True)
         places = torch.arange(steps, device=mask.device)
