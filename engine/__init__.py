@@ -2,20 +2,20 @@
 
     embedder.py     load a model, embed, stream, encode; embed_file.py: a text file to a file of vectors
     allennlp.py     AllenNLP's arguments and padded batches; sentence_transformers.py: its `encode`
-    neighbours.py   the uses of a word that are nearest to one
+    neighbours.py   the uses of a word that are nearest to a given one
     bulk/           whole corpora: records of many formats into folders of shards
-    training/       the language model trained
+    training/       trains the language model
     settings.py     everything that can be chosen
-    arguments.py    what callers give, checked; errors.py: the errors that they get
+    arguments.py    checks of callers' arguments; errors.py: the errors that they get
     arrays.py       the types of arrays
     choice.py       what runs a model, by device, precision and runtime
     precision.py    what each precision computes in, where it runs, and how exact it is
     pipeline.py     what all pipelines share: windows of sentences in, results out
-    output.py       hidden states to the vectors that were asked for
-    files.py        sums of files, and the wait until they are on the disk
+    output.py       hidden states to the requested vectors
+    files.py        checksums of files, locks, and waiting until they are on disk
     threads.py      calls in background threads; forks.py: what a forked process needs anew; child.py: child processes
     processor.py    the processor: instruction sets, cores, cache
-    allocator.py    what becomes of memory that was freed, in programs that run for hours
+    allocator.py    returns freed memory to the system, for programs that run for hours
     autocast.py     PyTorch's autocast, which a caller may have turned on
     model/          configuration, weights, and readers of every format
     text/           lines to windows, words to ids, sentences to schedules
@@ -23,12 +23,12 @@
     cpu/            runs them: word vectors, then the biLSTM over a schedule
     cuda/           the same on a card
     reference/      the published algorithm in plain PyTorch
-    devices/        several cards, a process each
+    devices/        several cards, one process each
     sinks/          where vectors are written
 
 docs/layout.md follows a sentence through them.
 
-One legend of dimension letters holds in every shape of this project:
+The dimension letters in every shape of this project:
 
     B  sentences of a batch        T  tokens, time steps       L  layers (LSTM layers + 1)
     W  distinct words              M  characters of a word     N  nodes of a forest

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def files_of(first: Any, weight_file: Any, options_file: Any) -> tuple[Path, Path | None]:
-    """The model's path, and that of its options where it is given.
+    """Return the model's path, and that of its options if it is given.
 
     Args:
-        first: what is given by position: the model, or AllenNLP's options file before a weights file.
+        first: the first positional argument: the model, or AllenNLP's options file before a weights file.
     """
     if weight_file is None:
         if first is None and options_file is None:
             raise FlashElmoError("model: expected a path, a name or a model in memory, found none")
-        if first is None:  # a whole model under AllenNLP's name, or options alone, of which `load_model` says so
+        if first is None:  # a whole model under AllenNLP's name, or only options, which `load_model` reports
             return path_of("options_file", options_file), None
         return path_of("model", first), None if options_file is None else path_of("options_file", options_file)
     if first is not None and options_file is not None:
@@ -33,7 +33,7 @@ def files_of(first: Any, weight_file: Any, options_file: Any) -> tuple[Path, Pat
 
 
 def with_defaults(weight_file: Any, cuda_device: Any, options: Options) -> Options:
-    """The options of an embedder that is made as AllenNLP's: on the processor and in float32 unless they say more."""
+    """Return the options of an embedder made as AllenNLP's: on the processor, in float32, unless they say otherwise."""
     if weight_file is None and cuda_device is None:
         return options
     if cuda_device is not None and "device" in options:
@@ -43,7 +43,7 @@ def with_defaults(weight_file: Any, cuda_device: Any, options: Options) -> Optio
 
 
 def padded(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sentences [L, T, 2P] as one batch [B, L, T, 2P], zero behind a sentence's end, and its mask int64 [B, T]."""
+    """Return sentences [L, T, 2P] as one batch [B, L, T, 2P], zero beyond sentences' ends, and a mask int64 [B, T]."""
     import torch
 
     longest = max(each.shape[1] for each in vectors)

@@ -1,4 +1,4 @@
-"""What callers give: whole numbers, flags, numbers, paths. Errors are one line that names the argument."""
+"""Checks of callers' arguments: whole numbers, flags, numbers, paths. Errors are one line that names the argument."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ LONGEST = 60  # characters of a value in an error
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: on one line, and not all of a long one."""
+    """Return a value as errors show it: on one line, and shortened if long."""
     text = " ".join(f"{value!r:.200}".split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def check(holds: bool, name: str, expected: str, found: object) -> None:
-    """Raise FlashElmoError unless what is said of a field holds."""
+    """Raise FlashElmoError unless the condition on a field holds."""
     if not holds:
         raise FlashElmoError(f"{name}: expected {expected}, found {shown(found)}")
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number of any integer type.
+    """Return a whole number given as any integer type.
 
     Raises:
-        FlashElmoError: it is something else, or out of its range.
+        FlashElmoError: it is something else, or out of range.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # of arrays and tensors too
+    except (TypeError, ValueError, RuntimeError):  # for arrays and tensors too
         number = None
     largest = sys.maxsize if most is None else most
     if number is None or not least <= number <= largest:
@@ -49,27 +49,27 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def is_one_of(value: object, *names: str) -> bool:
-    """Whether a value, which may be of any type, is one of these texts."""
+    """Whether a value, which may be of any type, is one of these strings."""
     return isinstance(value, str) and value in names
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, NumPy's too; FlashElmoError where it is something else."""
+    """Return True or False, given as such or as NumPy's; FlashElmoError if the value is something else."""
     if type(value).__name__ not in ("bool", "bool_"):
         raise FlashElmoError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
 
 
 def expect_no_state(stateful: bool, why: str) -> None:
-    """Raise FlashElmoError, with the reason, where sentences must not depend on those before them and would."""
+    """Raise FlashElmoError, with the reason, if sentences would depend on earlier ones and must not."""
     if stateful:
         raise FlashElmoError(f"stateful: expected an embedder that carries no state, as {why}, found True")
 
 
 def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
-    """At least one number, in a list, an array or a tensor; FlashElmoError where there is none, or float32 has not.
+    """Return the numbers in a list, an array or a tensor; FlashElmoError if there are none, or one exceeds float32.
 
-    Of a dictionary only the keys would be taken, a set has no order, and bytes are no numbers.
+    A dictionary would only give its keys, a set has no order, and bytes are not numbers.
     """
     no_list = str, bytes, bytearray, Mapping, Set
     try:
@@ -85,10 +85,10 @@ def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
 
 
 def path_of(name: str, value: Any) -> Path:
-    """A path on this machine, `~` being the home folder.
+    """Return a path on this machine, with `~` as the home folder.
 
     Raises:
-        FlashElmoError: it is no path, or an address elsewhere.
+        FlashElmoError: it is not a path, or is an address elsewhere.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text or not _can_be_encoded(text):
@@ -101,7 +101,7 @@ def path_of(name: str, value: Any) -> Path:
 
 
 def is_stream(source: str | Path) -> bool:
-    """Whether an input can be read once only: standard input, a pipe, a device."""
+    """Whether an input can be read only once: standard input, a pipe, a device."""
     if str(source) == "-" or ADDRESS.match(str(source)):
         return str(source) == "-"
     path = Path(os.path.expanduser(source))
@@ -116,10 +116,10 @@ def _can_be_encoded(text: str) -> bool:
 
 
 def utf8_path_of(name: str, value: Any) -> Path:
-    """As `path_of`, of what a library writes or reads that takes no other bytes in names.
+    """Do as `path_of`, for a path that goes to a library which requires UTF-8.
 
     Raises:
-        FlashElmoError: as there, or it is not UTF-8.
+        FlashElmoError: as for `path_of`, or the path is not UTF-8.
     """
     path = path_of(name, value)
     try:

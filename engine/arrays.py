@@ -1,4 +1,4 @@
-"""Types of arrays by their numbers; an array's shape is said where it is used."""
+"""Types of arrays by their numbers; an array's shape is documented where it is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]  # of numbers of any type
+Array: TypeAlias = npt.NDArray[Any]  # with numbers of any type
 Arrays: TypeAlias = dict[str, Array]  # by name, as a graph's inputs and outputs
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Uint8: TypeAlias = npt.NDArray[np.uint8]

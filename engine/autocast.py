@@ -1,4 +1,4 @@
-"""PyTorch's autocast, which a program may have turned on around what is called here."""
+"""PyTorch's autocast, which a program may have turned on around calls into this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
-    """In what products are computed on a device; None where it is off, or the device has none."""
+    """Return the type in which a device computes products; None if autocast is off or the device has none."""
     import torch
 
     kind = device.type
@@ -20,7 +20,7 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, products on a device have the types of what is multiplied."""
+    """Return a context in which products on a device have their operands' types."""
     import torch
 
     return nullcontext() if autocast_type(device) is None else torch.autocast(device.type, enabled=False)

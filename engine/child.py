@@ -12,13 +12,13 @@ from typing import Any
 
 from flashelmo.engine.errors import FlashElmoError, first_line
 
-KILLED_SECONDS = 10.0  # that the system may take to end a process
+KILLED_SECONDS = 10.0  # that the system may take to kill a process
 
 
 def start(module: str, *descriptors: int) -> subprocess.Popen[bytes]:
-    """Start `main` of a module in a process of its own, with descriptors of open files that it is given.
+    """Start a module's `main` in its own process, passing it descriptors of open files.
 
-    It imports from where this process does, and no key pressed in the terminal reaches it.
+    It imports from where this process does, and does not receive keys pressed in the terminal.
     """
     path = [str(entry) for entry in sys.path]
     code = f"import sys; sys.path[:] = {path!r}; from {module} import main; main{descriptors!r}"
@@ -28,20 +28,20 @@ def start(module: str, *descriptors: int) -> subprocess.Popen[bytes]:
 
 
 def connect(descriptor: int) -> Connection[Any, Any]:
-    """In a child: the connection to its parent, who decides when to end; Ctrl-C does not."""
+    """Return, in a child, the connection to its parent, which decides when it ends; Ctrl-C does not end it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
     return Connection(descriptor)
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a process, kill it after so many seconds, and say why it ended."""
+    """Wait for a process, kill it after this many seconds, and return why it ended."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     code = process.poll()
     if code is None:
         process.kill()
-        with suppress(subprocess.TimeoutExpired):  # the system does not let it go, as while a disk is waited for
+        with suppress(subprocess.TimeoutExpired):  # the system does not let it go, as while it waits for a disk
             code = process.wait(KILLED_SECONDS)
     if code is not None and code < 0:
         with suppress(ValueError):  # a signal without a name
@@ -50,5 +50,5 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """One line; the class too where the text is not written for users."""
+    """Return an error as one line, with its class unless the text is written for users."""
     return str(error) if isinstance(error, FlashElmoError) else f"{type(error).__name__}: {first_line(error)}"

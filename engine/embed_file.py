@@ -1,4 +1,4 @@
-"""A text into a file of vectors: what the command line and `ElmoEmbedder.embed_file` share."""
+"""A text file into a file of vectors: what the command line and `ElmoEmbedder.embed_file` share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OnTextProgress: TypeAlias = Callable[[float, float], None]  # bytes of text and 
 
 
 class Embedder(Protocol):
-    """What is needed of an `ElmoEmbedder`, which says more of each."""
+    """The part of `ElmoEmbedder`'s interface that is needed here; documented there."""
 
     config: ElmoConfig
     window_limits: tuple[int, int]
@@ -38,21 +38,21 @@ class Embedder(Protocol):
 
     @property
     def statistics(self) -> Statistics:
-        """Totals of everything that was embedded."""
+        """Totals of everything embedded."""
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether it reads further windows while one is computed."""
+        """Whether it reads further windows while one is being computed."""
 
     @property
     def first_tokens(self) -> int:
-        """Bound of a stream's first window."""
+        """Token limit of a stream's first window."""
 
     def embed_windows(self, windows: Iterable[Window], on_progress: OnProgress, output: Output) -> Stream:
-        """Each window with its sentences' results."""
+        """Yield each window with its sentences' results."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its vectors depend on."""
+        """Return what its vectors depend on."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Summary(Statistics):
 
     Attributes:
         skipped: records that could not be read.
-        seconds: from first to last byte.
+        seconds: from the first byte to the last.
     """
 
     skipped: int = 0
@@ -83,7 +83,7 @@ def embed_file(
     max_sentences: int | None = None,
     on_progress: OnTextProgress = lambda n_bytes, n_tokens: None,
 ) -> Summary:
-    """Embed a text of one sentence a line, window by window in bounded memory, into an open sink.
+    """Embed a text of one sentence per line, window by window in bounded memory, into an open sink.
 
     Args:
         source, errors, universal_newlines: as `read_windows` takes them.
@@ -91,8 +91,8 @@ def embed_file(
         on_progress: called repeatedly with the bytes of text and the tokens done so far.
 
     Raises:
-        FlashElmoError: text that is not UTF-8 or is plainly a table, a layer that the model lacks, a file that cannot
-            be written.
+        FlashElmoError: the text is not UTF-8 or is clearly a table, the model lacks a layer, or a file cannot be
+            written.
         OSError: the text cannot be read.
     """
     sentences_at_once, max_tokens = embedder.window_limits
@@ -122,10 +122,10 @@ def write_all(
     output: Output,
     on_progress: OnTextProgress,
 ) -> Summary:
-    """Embed windows, each with its size in bytes, and have the vectors of each sentence b of one written.
+    """Embed windows, each with its size in bytes, and write the vectors of each sentence b of a window.
 
     Raises:
-        FlashElmoError: the model lacks a layer of the output; what `write` raises.
+        FlashElmoError: the model lacks a layer of the output; or as `write` raises.
     """
     output.check(embedder.config.n_layers + 1)
     started = time.perf_counter()
@@ -155,12 +155,12 @@ def check_disk(
     n_bytes: float,
     total_bytes: float | None,
 ) -> None:
-    """Raise FlashElmoError where the disk has less room than the vectors of a text will take.
+    """Raise FlashElmoError if the disk has less room than the vectors of a text will take.
 
     Args:
         n_tokens, n_sentences, n_bytes: of the beginning of the text.
-        total_bytes: of the whole text, to whose size the need is scaled up. With None, or `n_bytes` 0, the beginning
-            alone is judged.
+        total_bytes: of the whole text, to which the need is scaled up. With None, or `n_bytes` 0, only the beginning
+            counts.
     """
     n_rows = n_tokens + 2 * n_sentences * bool(embedder.settings.keep_sentence_boundaries)
     needed = sink.n_bytes(embedder.config.n_layers + 1, embedder.config.output_size, n_rows, n_sentences)
@@ -173,7 +173,7 @@ def _check_disk(embedder: Embedder, sink: Sink, total_bytes: float | None, windo
 
 
 def _size_of(source: str | Path | IO[Any]) -> int | None:
-    """Of a regular file, in bytes."""
+    """Return the size of a regular file in bytes; None for anything else."""
     try:
         status = os.stat(source) if isinstance(source, str | Path) else os.fstat(source.fileno())
     except (AttributeError, OSError, ValueError):
@@ -182,7 +182,7 @@ def _size_of(source: str | Path | IO[Any]) -> int | None:
 
 
 def _checked(windows: Iterator[Window], name: str, check: Callable[[Window], None]) -> Iterator[tuple[Window, float]]:
-    """The windows of a file of this name with their bytes, the first one looked at before it is embedded."""
+    """Yield the windows of the file of this name with their bytes, checking the first before it is embedded."""
     for window in islice(windows, 1):
         check_is_text(window.text or b"", name)
         check(window)
@@ -192,7 +192,7 @@ def _checked(windows: Iterator[Window], name: str, check: Callable[[Window], Non
 
 
 class TextProgress:
-    """Where in the input the computation is, in bytes, and how many tokens are done.
+    """The position of the computation in the input, in bytes, and the number of tokens done.
 
     Args:
         report: called with both.
@@ -201,18 +201,18 @@ class TextProgress:
     def __init__(self, report: OnTextProgress) -> None:
         self._report = report
         self._n_tokens = 0
-        self._read: deque[tuple[float, float, int]] = deque()  # of the windows that are not done
+        self._read: deque[tuple[float, float, int]] = deque()  # of the windows not yet done
 
     def add(self, begin: float, end: float, n_tokens: int) -> None:
-        """A window has been read: its bytes of the input, from `begin` to `end`, and its tokens."""
+        """Add a window that was read: its bytes of the input, from `begin` to `end`, and its tokens."""
         self._read.append((begin, end, n_tokens))
 
     def window(self, computed: float) -> None:
-        """The computed fraction of the oldest window that is not done."""
+        """Report the computed fraction of the oldest window not yet done."""
         begin, end, n_tokens = self._read[0]
         self._report(begin + computed * (end - begin), self._n_tokens + computed * n_tokens)
 
     def finish_window(self) -> None:
-        """That window is done."""
+        """Count that window as done."""
         self.window(1.0)
         self._n_tokens += self._read.popleft()[2]

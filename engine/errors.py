@@ -1,4 +1,4 @@
-"""Errors a user can cause. The command line prints their one line and exits with 1."""
+"""Errors that users can cause. The command line prints them as one line and exits with 1."""
 
 LONGEST_MESSAGE = 1000  # characters
 
@@ -6,7 +6,7 @@ LONGEST_MESSAGE = 1000  # characters
 class FlashElmoError(ValueError):
     """Bad input: one line that names the file, tensor or line, what was expected and what was found.
 
-    What a file holds may stand in it: it is cut in the middle where it is too long, and no character of it ends the
+    It may quote a file's contents: it is shortened in the middle if it is too long, and no character in it ends the
     line or moves a terminal's cursor.
     """
 
@@ -18,7 +18,7 @@ class FlashElmoError(ValueError):
 
 
 class MissingExtraError(FlashElmoError, ImportError):
-    """An optional package is absent; the message names the extra that installs it."""
+    """An optional package is missing; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -27,16 +27,16 @@ class MissingExtraError(FlashElmoError, ImportError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of any kind says, in one line; its type where it says nothing."""
+    """Return an error's message in one line; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def reason_of(error: BaseException) -> str:
-    """The same without the number and the file's name that the system's errors have: where the file is named beside."""
+    """Return it without the number and file name of the system's errors, for use where the file is named anyway."""
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _cut(text: str) -> str:
-    """Begin and end of a long text."""
+    """Return the beginning and the end of a long text."""
     half = LONGEST_MESSAGE // 2
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[5 - half :]}"

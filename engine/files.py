@@ -1,4 +1,4 @@
-"""What is done with files everywhere: sums of what they hold, locks, the wait until they are on the disk."""
+"""Operations on files used everywhere: checksums, locks, waiting until they are on disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from flashelmo.engine.errors import FlashElmoError, first_line
 
 CHUNK_BYTES = 1 << 20
-NO_LOCKS = OSError, ImportError  # of a file system without locks, and on Windows
+NO_LOCKS = OSError, ImportError  # on a file system without locks, and on Windows
 
 logger = logging.getLogger("flashelmo")
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file, as hexadecimal digits.
+    """Return a file's sha256 in hexadecimal digits.
 
     Raises:
         OSError: it cannot be read.
@@ -31,10 +31,10 @@ def sha256_of(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's contents, or the names that a folder lists, are on the disk.
+    """Wait until a file's contents, or the names in a folder, are on disk.
 
     Raises:
-        OSError: the disk is full or gone, or the system opens no folders.
+        OSError: the disk is full or gone, or the system cannot open folders.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR  # Windows flushes only files that are open for writing
     descriptor = os.open(path, flags)
@@ -45,16 +45,16 @@ def sync(path: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Raise FlashElmoError where a path is a link to what is not there, or to itself: nothing could take its name."""
+    """Raise FlashElmoError if a path is a link to something missing, or to itself: no file could take its name."""
     if path.is_symlink() and not path.exists():
         raise FlashElmoError(f"{path}: expected a file, a folder or nothing, found a link that leads nowhere")
 
 
 def lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file for this run; False where another holds it, or it is no longer the file of that name.
+    """Lock an open file for this run; return False if another holds it, or it is no longer the file of that name.
 
     Raises:
-        OSError, ImportError: there are no locks here.
+        OSError, ImportError: locks are not available.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
 
@@ -81,9 +81,9 @@ def take_folder(folder: Path, take: Callable[[], bool]) -> None:
 
 
 def why_not_written(error: BaseException, folder: Path) -> str:
-    """Why a library could not write a file in a folder: the system's reason, where that stands behind what it says.
+    """Return why a library could not write a file in a folder: the system's reason, if its error has one.
 
-    Where nothing does, what is free on the disk is said too.
+    Otherwise the free space on the disk is given as well.
     """
     behind: BaseException | None = error
     while behind is not None:

@@ -1,4 +1,4 @@
-"""Forked processes: threads do not come along, so that what waits for them would wait for ever."""
+"""Forked processes: threads do not survive a fork, so that waiting for them would take for ever."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LONGEST_CALL, POLL = 60.0, 0.001  # seconds
 
 
 class InEachProcess(Generic[Value]):
-    """A value that a forked process can't use, such as a lock or a session that has threads: there it is made anew.
+    """A value that a forked process can't use, such as a lock or a session with threads: it is made anew there.
 
     Args:
-        make: makes it, at once; in a forked process where it is first asked for. It should not hold the object that
-            holds this, which would then be freed late.
+        make: makes the value, at once; in a forked process, when it is first asked for. It should not hold the object
+            that holds this, which would then be freed late.
     """
 
     def __init__(self, make: Callable[[], Value]) -> None:
@@ -29,9 +29,9 @@ class InEachProcess(Generic[Value]):
         _in_this_process.add(self)
 
     def __call__(self) -> Value:
-        """The value of this process."""
+        """Return this process's value."""
         if not self._values:
-            with _making:  # one for all threads; what is made may ask for other such values
+            with _making:  # one lock for all threads; `make` may ask for other such values
                 self._values = self._values or [self._make()]
         return self._values[0]
 
@@ -41,7 +41,7 @@ class InEachProcess(Generic[Value]):
         return bool(self._values)
 
     def renew(self) -> None:
-        """In a forked process: the parent's value is never freed, since that would wait for its threads."""
+        """In a forked process, keep the parent's value from ever being freed, which would wait for its threads."""
         for value in self._values:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
         self._values = []
@@ -81,7 +81,7 @@ class Uninterrupted:
 
     def _begin(self) -> None:
         """Forget all calls and forks; also in a forked process, where no other thread exists."""
-        self._calls, self._forks = dict[int, None](), dict[int, None]()  # threads, in the order in which they came
+        self._calls, self._forks = dict[int, None](), dict[int, None]()  # threads, in order of arrival
 
     def _stop(self) -> None:
         thread = threading.get_ident()
@@ -95,7 +95,7 @@ class Uninterrupted:
 
 
 def _others(threads: dict[int, None]) -> set[int]:
-    """Threads but for this one."""
+    """Return the threads except this one."""
     return threads.keys() - {threading.get_ident()}
 
 
@@ -111,7 +111,7 @@ def _wait(threads: dict[int, None], is_over: Callable[[], bool]) -> None:
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from one in which this module was."""
+    """Whether this process was forked from one that had already loaded this module."""
     return _forked
 
 

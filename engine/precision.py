@@ -1,6 +1,6 @@
-"""Precisions: what each computes in, where it runs, and how far its vectors may lie from the reference.
+"""Precisions: what each computes in, where it runs, and how far its vectors may be from the reference.
 
-Every literal type, tolerance and bound of the engine, the export's gate, the benchmarks and the tests comes from
+Every literal type, tolerance and bound of the engine, of export verification, the benchmarks and the tests comes from
 `PRECISIONS`. A new precision is a new row here.
 """
 
@@ -17,12 +17,12 @@ NumberType: TypeAlias = Literal["float64", "float32", "bfloat16", "float16", "in
 
 @dataclass(frozen=True)
 class Bound:
-    """How far vectors may lie from the reference's: errors must be less, the cosine more; None where nothing is asked.
+    """How far vectors may be from the reference's: errors must be less, the cosine more; None for no requirement.
 
     Attributes:
-        max_abs: largest absolute difference; hidden states lie in about [-3, 3].
-        relative: ||a - b|| / ||b|| of a layer, over all vectors that are compared.
-        worst_vector: the same of one vector, so that one wrong token is not lost among many.
+        max_abs: largest absolute difference; hidden states are in about [-3, 3].
+        relative: ||a - b|| / ||b|| of a layer, over all compared vectors.
+        worst_vector: the same for one vector, so that one wrong token is not lost among many.
         cosine: of a vector and the reference's.
     """
 
@@ -33,18 +33,18 @@ class Bound:
 
     @property
     def tightest(self) -> float:
-        """The absolute bound where there is one, else the relative one."""
+        """The absolute bound if there is one, else the relative one."""
         return next(bound for bound in (self.max_abs, self.relative) if bound is not None)
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a precision is computed on one backend. Sums and cells are float32 throughout, in fp64 float64.
+    """How a precision is computed on one backend. Sums and cells are float32 throughout, or float64 in fp64.
 
     Attributes:
         dtype: number type of word vectors and hidden states.
-        bound: against the reference.
-        lstm_weights: number type of the LSTM's matrices; on a card of the gates' alone.
+        bound: on the difference from the reference.
+        lstm_weights: number type of the LSTM's matrices; on a card only of the gates'.
         products: "tf32" where float32 values are multiplied with 11 bits, otherwise "ieee".
     """
 
@@ -60,10 +60,11 @@ class Precision:
 
     Attributes:
         name: as users write it.
-        computes_in: the same for people.
-        runtimes: of the CPU that have it, the preferred one first.
+        computes_in: a description for people.
+        runtimes: the CPU runtimes that have it, the preferred one first.
         capability: the least compute capability of a card that has it.
-        cpu, cuda, onnx: its arithmetic on the processor, on a card and in an exported file; None where it is not.
+        cpu, cuda, onnx: its arithmetic on the processor, on a card and in an exported file; None if not available
+            there.
     """
 
     name: PrecisionName
@@ -75,7 +76,7 @@ class Precision:
     onnx: Arithmetic | None = None
 
     def on(self, backend: Backend) -> Arithmetic:
-        """Its arithmetic on a backend; KeyError where it is not."""
+        """Return its arithmetic on a backend; KeyError if it is not available there."""
         found: Arithmetic | None = getattr(self, backend)
         if found is None:
             raise KeyError(f"{self.name} does not run on {backend}")
@@ -83,21 +84,21 @@ class Precision:
 
     @property
     def bits(self) -> Literal[8, 16]:
-        """Of the numbers that the LSTM multiplies on the processor, 8 or 16; KeyError where they are others."""
+        """The bits of the numbers that the LSTM multiplies on the processor, 8 or 16; KeyError for other types."""
         found: Mapping[str, Literal[8, 16]] = {"bfloat16": 16, "int8": 8}
         return found[self.on("cpu").lstm_weights]
 
     @property
     def bounds(self) -> Mapping[Backend, Bound]:
-        """Its bound on every backend that has it."""
+        """Its bounds on all backends that have it."""
         backends: tuple[Backend, ...] = ("cpu", "cuda", "onnx")
         return {backend: self.on(backend).bound for backend in backends if getattr(self, backend) is not None}
 
 
-# Exported files have bounds for single vectors too. `worst_vector` is 3 to 5 times `relative`, which is of all vectors
-# together (in fp32 100 times), and `cosine` is 1 - worst_vector ** 2.
+# Exported files also have bounds for single vectors. `worst_vector` is 3 to 5 times `relative`, which is over all
+# vectors together (100 times in fp32), and `cosine` is 1 - worst_vector ** 2.
 _ROWS = (
-    # The same sums in another order, 24 bits: also the bound against published vectors, which are float32 themselves.
+    # The same sums in another order, 24 bits: also the bound for published vectors, which are themselves float32.
     # Measured: CPU 2.3e-6, an H200 8.8e-6 (relative 1.3e-6), exported files 2.3e-6.
     Precision(
         "fp32",
@@ -124,16 +125,15 @@ _ROWS = (
         cuda=Arithmetic("float16", Bound(relative=2e-3), "float16"),
         onnx=Arithmetic("float16", Bound(relative=2e-3, worst_vector=0.01, cosine=0.9999), "float16"),
     ),
-    # Triton cuts to 10 bits instead of rounding: 7e-4 a product, and words take four in a row. Measured: H200 0.0019.
+    # Triton truncates to 10 bits instead of rounding: 7e-4 per product, and words take four. Measured: H200 0.0019.
     Precision(
         "tf32",
         "float32, products of 11 bits",
         cuda=Arithmetic("float32", Bound(relative=3e-3), "float32", products="tf32"),
     ),
-    # 8-bit LSTM weights by column, inputs of 8 bits by their row: on the CPU and in files those of every product,
-    # measured 0.0140 (by `lstm.c`, which has words in 16 bits, 0.0144), and 0.0239 with weights of 7 bits, as x86
-    # without VNNI needs; the worst vector 0.016 and 0.030. On a card the gates' alone, measured 0.0127 in Triton's
-    # interpreter.
+    # 8-bit LSTM weights by column, 8-bit inputs by row: on the CPU and in files those of every product, measured 0.0140
+    # (by `lstm.c`, which has words in 16 bits, 0.0144), and 0.0239 with weights of 7 bits, as x86 without VNNI needs;
+    # the worst vector 0.016 and 0.030. On a card only the gates', measured 0.0127 in Triton's interpreter.
     Precision(
         "int8",
         "LSTM products in 8 bits (on a card: those of the gates, all else as bf16)",
@@ -151,10 +151,10 @@ PRECISIONS: Mapping[str, Precision] = {row.name: row for row in _ROWS}
 
 
 def precisions_on(backend: Backend) -> tuple[PrecisionName, ...]:
-    """Names of the precisions that a backend has."""
+    """Return the names of the precisions that a backend has."""
     return tuple(row.name for row in _ROWS if getattr(row, backend) is not None)
 
 
 def tolerance(precision: str, backend: Backend = "cpu") -> float:
-    """The tightest bound that a precision has on a backend: absolute where there is one, else relative."""
+    """Return the main bound of a precision on a backend: the absolute one if there is one, else the relative one."""
     return PRECISIONS[precision].on(backend).bound.tightest

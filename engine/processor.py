@@ -9,12 +9,12 @@ from pathlib import Path
 
 from flashelmo.engine.arguments import whole_number
 
-ALWAYS_ALLOWED = 64  # threads: the same settings suit a large and a small machine
+ALWAYS_ALLOWED = 64  # threads: so that the same settings suit a large and a small machine
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets as Linux names them; empty where the system does not say."""
+    """Return instruction sets by their Linux names; empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -23,7 +23,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def processor_name() -> str:
-    """The processor's name as Linux gives it, or what Python knows."""
+    """Return the processor's name as Linux gives it, or what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -33,7 +33,7 @@ def processor_name() -> str:
 
 
 def n_cores() -> int:
-    """Cores this process may use; of two hardware threads on one core only one counts, as they share its units."""
+    """Return the number of usable cores; hardware threads that share a core, and so its units, count once."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         shared = Path("/sys/devices/system/cpu/smt/active").read_text(encoding="utf-8").strip() == "1"
@@ -43,7 +43,7 @@ def n_cores() -> int:
 
 
 def cache_bytes() -> int:
-    """Size of the last-level cache; 32 MiB where the system does not say."""
+    """Return the size of the last-level cache; 32 MiB if the system does not say."""
     try:
         size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="utf-8").strip()
         return int(size.removesuffix("K")) << 10
@@ -52,23 +52,23 @@ def cache_bytes() -> int:
 
 
 def int8_levels() -> int:
-    """Largest magnitude of an 8-bit weight whose products with unsigned 8-bit inputs add up exactly.
+    """Return the largest magnitude of 8-bit weights whose products with unsigned 8-bit inputs add up exactly.
 
-    127 with 8-bit dot products (VNNI, or Arm's). Without them x86 adds pairs of products in saturating 16 bits, which
-    only weights of 7 bits never overflow: 2 * 255 * 63 < 2**15.
+    It is 127 with 8-bit dot products (VNNI, or Arm's). Without them x86 adds pairs of products in saturating 16 bits,
+    which only weights of 7 bits never overflow: 2 * 255 * 63 < 2**15.
     """
     dot_products = {"avx512_vnni", "avx_vnni", "asimddp"} & cpu_flags()
     return 127 if dot_products or platform.machine() == "arm64" else 63
 
 
 def multiplies_bf16() -> bool:
-    """Whether it has instructions for products of bfloat16 (AVX-512 BF16, AMX, Arm's BF16)."""
+    """Whether the processor has instructions for products of bfloat16 (AVX-512 BF16, AMX, Arm's BF16)."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
 
 
 def check_threads(threads: int | None) -> int | None:
-    """A number of threads; FlashElmoError where it is none, or so large that libraries abort the process.
+    """Return a number of threads; FlashElmoError if it is invalid, or so large that libraries abort the process.
 
-    Beyond the machine's processors threads only cost: 256 on two of them take ONNX Runtime 24 seconds to start.
+    More threads than processors only cost time: with 256 on two processors, ONNX Runtime takes 24 seconds to start.
     """
     return None if threads is None else whole_number("threads", threads, 1, max(ALWAYS_ALLOWED, os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""`ElmoEmbedder.encode`: vectors of sentences under sentence-transformers' names."""
+"""`ElmoEmbedder.encode`: sentence vectors with sentence-transformers' interface."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def encode(
     as_numpy: bool = True,
     show_progress_bar: bool | None = False,
 ) -> Any:
-    """What `ElmoEmbedder.encode` and `Client.encode` give; arguments, shapes and errors are described there.
+    """Do the work of `ElmoEmbedder.encode` and `Client.encode`, which document arguments, shapes and errors.
 
     Args:
-        embed: gives each sentence's result, a numpy array if `as_numpy`, or else a PyTorch tensor.
+        embed: yields each sentence's result, a numpy array if `as_numpy`, else a PyTorch tensor.
         none: makes the sentence embeddings of no sentences, [0, 2P].
     """
     pooled = is_pooled(output_value)
@@ -54,7 +54,7 @@ def encode(
 
 
 def is_pooled(output_value: Any) -> bool:
-    """Whether "sentence_embedding" is asked for, not "token_embeddings"; FlashElmoError where it is neither."""
+    """Whether "sentence_embedding" is requested, not "token_embeddings"; FlashElmoError if it is neither."""
     if not is_one_of(output_value, "sentence_embedding", "token_embeddings"):
         expected = "'sentence_embedding' or 'token_embeddings'"
         raise FlashElmoError(f"output_value: expected {expected}, found {shown(output_value)}")
@@ -62,7 +62,7 @@ def is_pooled(output_value: Any) -> bool:
 
 
 def check_foreign(embedders_device: str, device: Device | None, precision: Any, prompt_name: str | None) -> None:
-    """Look at the arguments of sentence-transformers that choose nothing here.
+    """Check sentence-transformers' arguments that have no effect here.
 
     Args:
         embedders_device: where the embedder computes.

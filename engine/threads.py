@@ -1,8 +1,8 @@
-"""Calls in threads of their own, at whatever moment Ctrl-C comes.
+"""Calls in their own threads that stay safe whenever Ctrl-C comes.
 
 A `Future`, an `Event`, a `Condition` or a `ThreadPoolExecutor` takes its locks in functions written in Python. An
-interrupt in one of these may leave a lock held for ever, and a thread, the next call or the end of the program waiting
-for it. A lock by itself is taken and freed by C code, between whose steps no interrupt is raised.
+interrupt in one of these may leave a lock held for ever, with a thread, the next call or the end of the program waiting
+for it. A plain lock is taken and freed by C code, which no interrupt can split.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-END_SECONDS = 0.2  # that the end of the program waits for calls that nobody waits for
+END_SECONDS = 0.2  # that the end of the program waits for calls that were abandoned
 
 
 class Background(Generic[Result]):
-    """A call in a thread of its own. Whoever started it may forget it.
+    """A call in its own thread. Whoever started it may forget it.
 
     Args:
-        call: what is called.
+        call: the function to call.
     """
 
     def __init__(self, call: Callable[[], Result]) -> None:
@@ -37,7 +37,7 @@ class Background(Generic[Result]):
         start_new_thread(self._run, (call,))
 
     def result(self) -> Result:
-        """Wait for what it gives; what it raises is raised here."""
+        """Wait for the call and return its result; what it raised is raised here."""
         with self._running:
             pass
         if self._error is not None:
@@ -51,13 +51,13 @@ class Background(Generic[Result]):
         except BaseException as error:
             self._error = error
         finally:
-            del call  # what it holds is not held longer than its result
+            del call  # so that what it holds does not outlive its result
             self._running.release()
             _running.pop(id(self), None)
 
 
 def in_order(call: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """As `map`, but with up to `threads` calls running ahead, each in a thread of its own; results are in order."""
+    """Do as `map`, with up to `threads` calls running ahead, each in its own thread; results are in order."""
     waiting: deque[Background[Result]] = deque()
     for item in items:
         waiting.append(Background(partial(call, item)))
@@ -67,7 +67,7 @@ def in_order(call: Callable[[Item], Result], items: Iterable[Item], threads: int
         yield waiting.popleft().result()
 
 
-_running: dict[int, Any] = {}  # locks that are held as long as a call runs
+_running: dict[int, Any] = {}  # locks that are held while a call runs
 
 
 def _wait_for_all() -> None:
@@ -78,4 +78,4 @@ def _wait_for_all() -> None:
 
 atexit.register(_wait_for_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_running.clear)  # these threads did not come along
+    os.register_at_fork(after_in_child=_running.clear)  # these threads do not survive a fork
