@@ -1,18 +1,18 @@
 """A whole model as one ONNX file, or as unrolled ones for CUDA, and what it takes to trust and to deploy it.
 
-    metadata.py         what a file says of itself
-    build.py            a file: its graph, its weights in the precision asked for, its metadata
+    metadata.py         what a file says about itself
+    build.py            builds a file: its graph, its weights in the requested precision, its metadata
     external_data.py    weights in a file beside it
     whole_model.py      the graph; distinct_words.py, placement.py and boundaries.py are its parts
-    unrolled.py         the graph of one shape, every step of it, all on the card; unrolled_words.py is its first part
-    verification/       the gate: a file against the reference, within bounds
+    unrolled.py         the graph of one shape, with every step, all on the card; unrolled_words.py is its first part
+    verification/       compares a file with the reference, within bounds
     card.py             the model card; card_examples.py holds the programs in it
     servers/            a repository for NVIDIA Triton Inference Server
-    write.py            the folder that holds all this, whole or not at all
+    write.py            the folder with all this, complete or not there at all
     onnx_elmo.py        a file in ONNX Runtime, with numpy alone; open_session.py opens it, batches.py makes its inputs,
                         buckets.py runs a batch in the unrolled file that holds it
 
-The names below are looked up on first use, so that importing this package loads nothing else.
+The names below are loaded on first use, so that importing this package loads nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxElmo", "Report", "export_onnx", "verify"]
 
-# Public name -> module that defines it. The imports above tell the same to type checkers.
+# Public name -> module that defines it. The imports above tell type checkers the same.
 _HOMES = {
     "OnnxElmo": "flashelmo.export.onnx_elmo",
     "Report": "flashelmo.export.verification.report",

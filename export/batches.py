@@ -1,4 +1,4 @@
-"""Sentences to the padded arrays that an exported file takes, and the checks of arrays that others made."""
+"""Sentences to the padded arrays that an exported file takes, and checks of arrays made elsewhere."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ AXES = ("batch_size", "sequence_length", "characters")
 
 
 def input_names(metadata: Metadata) -> list[str]:
-    """Names of a file's inputs, those of ids first."""
+    """Return the names of a file's inputs, those of ids first."""
     ids = {"character_ids": metadata.config.character_size, "word_ids": metadata.config.word_size}
     return [*(name for name, size in ids.items() if size), *(STATES if metadata.stateful else ())]
 
 
 def token_lists(sentences: Iterable[Sentence | str]) -> list[Sentence]:
-    """The tokens of sentences, of which strings are split on white space."""
+    """Return the tokens of sentences; strings are split on white space."""
     return list(tokenized("sentences", sentences))
 
 
 def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -> Iterator[Int64]:
-    """Numbers of the sentences of each batch: in the order given, or the longest first, so that little is padding."""
+    """Yield the indices of each batch's sentences: in the given order, or longest first, to save padding."""
     batch_size = whole_number("batch_size", batch_size, 1)
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     order = np.arange(len(lengths)) if in_order else np.argsort(-lengths, kind="stable")
@@ -38,9 +38,9 @@ def batches(sentences: Sequence[Sentence], batch_size: int, *, in_order: bool) -
 
 
 def pad(sentences: Sequence[Sentence], speller: Speller, metadata: Metadata) -> Arrays:
-    """Inputs for sentences: character_ids int64 [B, T, M] and word_ids int64 [B, T], those that the file takes.
+    """Return inputs for sentences: character_ids int64 [B, T, M] and word_ids int64 [B, T], those that the file takes.
 
-    T is the length of the longest sentence, at least 1; where the file's last axis is free, M is that of the longest
+    T is the length of the longest sentence, at least 1; if the file's last axis is free, M is the length of the longest
     word.
     """
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
@@ -57,18 +57,18 @@ def pad(sentences: Sequence[Sentence], speller: Speller, metadata: Metadata) -> 
 
 
 def _at_tokens(ids: Array, is_token: Bool, absent: int) -> Int64:
-    """Ids of all tokens [W, ...] at the True places of is_token [B, T], and `absent` at the others."""
+    """Return ids with those of all tokens [W, ...] at the True places of is_token [B, T], and `absent` elsewhere."""
     padded = np.full((*is_token.shape, *ids.shape[1:]), absent, np.int64)
     padded[is_token] = ids
     return padded
 
 
 def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
-    """Arrays as the file takes them, of inputs in whatever integers; absent states stay absent.
+    """Return arrays as the file takes them, from inputs of any integer types; absent states stay absent.
 
     Raises:
-        FlashElmoError: a name, type or shape that the file does not take, ids out of range, padding that does not
-            stand on the right of its sentence.
+        FlashElmoError: a name, type or shape that the file does not take, ids out of range, or padding that is not on
+            the right of its sentence.
     """
     names = input_names(metadata)
     for name, value in inputs.items():
@@ -97,7 +97,7 @@ def check_inputs(inputs: Mapping[str, Any], metadata: Metadata) -> Arrays:
 
 
 def _integers(inputs: Mapping[str, Any], name: str, n_axes: int) -> Array:
-    """One input as an array of `n_axes` axes."""
+    """Return one input as an array of `n_axes` axes."""
     if inputs.get(name) is None:
         raise FlashElmoError(f"{name}: this file needs them, found none")
     array = _array(name, inputs[name])
@@ -126,7 +126,7 @@ def _check_width(characters: Array, metadata: Metadata) -> None:
 
 
 def _check_range(name: str, ids: Array, least: int, n_rows: int) -> None:
-    """An id that is no row of the embedding must never reach the graph: some providers read what lies beyond it."""
+    """Check that ids are rows of the embedding: others must not reach the graph: some providers read out of bounds."""
     if not ids.size:
         return
     lowest, highest = int(ids.min()), int(ids.max())
@@ -135,7 +135,7 @@ def _check_range(name: str, ids: Array, least: int, n_rows: int) -> None:
 
 
 def _check_places(expected: str, wrong: Bool) -> None:
-    """`wrong` [B, T] says which tokens break what is expected."""
+    """Raise FlashElmoError if any token violates what is expected; `wrong` [B, T] marks those that do."""
     if wrong.any():
         raise FlashElmoError(f"{expected}, found otherwise in sentence {int(wrong.any(axis=1).argmax())} of the batch")
 
@@ -154,7 +154,7 @@ def _check_states(inputs: Mapping[str, Any], metadata: Metadata, n_rows: int) ->
 
 
 def state_shape(name: str, metadata: Metadata, n_rows: int) -> tuple[int, int, int]:
-    """Shape of a state of so many rows."""
+    """Return the shape of a state with this many rows."""
     config = metadata.config
     size = config.projection_size if name == "state.hidden" else config.cell_size
     return 2 * config.n_layers, n_rows, size

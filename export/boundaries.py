@@ -16,9 +16,10 @@ from flashelmo.export.whole_model import boundary_names
 
 
 def boundary_states(config: ElmoConfig, weights: ElmoWeights, vocabulary: Vocabulary) -> dict[str, Float32]:
-    """The states by name, float32: hidden [1, P] and cell [1, C] of each layer and direction, from a fresh state.
+    """Return the states by name, float32: hidden [1, P] and cell [1, C] of each layer and direction, from a fresh
+    state.
 
-    The engine's own pieces compute them, in ONNX's reference implementation: it is one step in each LSTM.
+    The engine's own pieces compute them, run by ONNX's reference implementation: it is one step in each LSTM.
     """
     tensors = prepare_tensors(config, weights, "float32")
     vectors = _run(words_graph(config), tensors, _word_inputs(config, vocabulary))["vectors"]
@@ -43,7 +44,7 @@ def _word_inputs(config: ElmoConfig, vocabulary: Vocabulary) -> Arrays:
 
 
 def _step(config: ElmoConfig, tensors: Tensors, layer: int, direction: str, x: Float32) -> tuple[Float32, Float32]:
-    """State [1, P] and [1, C] after one input [1, P]."""
+    """Return the state, [1, P] and [1, C], after one input [1, P]."""
     gates = _run(input_product_graph(config, layer, direction, "float32"), tensors, {"x": x})
     inputs: Arrays = {gate: gates[gate] if layer == 0 else gates[gate][None] for gate in GATES}
     if layer == 0:

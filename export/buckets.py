@@ -1,8 +1,7 @@
-"""Unrolled files, each of one shape, as one that takes any: a batch runs in the smallest file that holds it.
+"""Unrolled files, each of one shape, as one that takes any: a batch runs in the smallest file that can hold it.
 
-On CUDA each file's nodes are captured in a CUDA graph with its first run and replayed from then on, which needs its
-inputs and outputs at the same addresses: every file that is open keeps its own. Files are opened when a batch needs
-them.
+On CUDA each file's nodes are captured in a CUDA graph at its first run and replayed from then on, which needs its
+inputs and outputs at the same addresses: every open file keeps its own. Files are opened when a batch needs them.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from flashelmo.export.open_session import (
 )
 
 Bucket = tuple[int, int]  # sentences, tokens of each
-OF_SENTENCES = ("sentence_embedding",)  # outputs without an axis of tokens
+OF_SENTENCES = ("sentence_embedding",)  # outputs without a token axis
 
 
 def bucket_of(file: Path) -> Bucket | None:
-    """Sentences and tokens of an unrolled file by its name; None where it is another file."""
+    """Return the sentences and tokens of an unrolled file, from its name; None for another file."""
     if re.fullmatch(BUCKET_FILE, file.name) is None:
         return None
     batch, steps = map(int, re.findall(r"\d+", file.name))
@@ -50,7 +49,7 @@ class Buckets:
         options: onnxruntime.SessionOptions.
 
     Raises:
-        FlashElmoError: a file that ONNX Runtime cannot load there.
+        FlashElmoError: ONNX Runtime cannot load a file there.
     """
 
     def __init__(self, files: Sequence[Path], wanted: Sequence[tuple[str, Options]], options: Any) -> None:
@@ -63,22 +62,22 @@ class Buckets:
 
     @property
     def smallest(self) -> Path:
-        """The file that costs least to open."""
+        """Return the file that is cheapest to open."""
         return self._files[min(self._files, key=lambda bucket: bucket[0] * bucket[1])]
 
     def session(self) -> Any:
-        """The smallest file's session."""
+        """Return the smallest file's session."""
         with self._lock():
             return self._open(min(self._files, key=lambda bucket: bucket[0] * bucket[1])).session
 
     def run(self, inputs: Arrays, metadata: Metadata, names: Sequence[str], on_device: bool) -> dict[str, Any]:
-        """Outputs [B, T, ...] of inputs [B, T, ...] by name, of a batch of any number of sentences.
+        """Return outputs [B, T, ...] for inputs [B, T, ...], by name, for a batch of any number of sentences.
 
-        With `on_device` they are onnxruntime.OrtValues of the file's own shape, until the next batch of that file.
+        With `on_device` they are onnxruntime.OrtValues of the file's own shape, valid until that file's next batch.
 
         Raises:
-            FlashElmoError: a longer sentence than any file takes; with `on_device` more sentences; what ONNX Runtime
-                failed at.
+            FlashElmoError: a sentence is longer than any file takes; with `on_device`, there are too many sentences; or
+                ONNX Runtime failed.
         """
         absent = {"character_ids": 0, "word_ids": metadata.config.absent_word_id}
         name, ids = next(iter(inputs.items()))
@@ -105,7 +104,7 @@ class Buckets:
         return results
 
     def _most_sentences(self, longest: int) -> int:
-        """Sentences of the largest file that takes so many tokens."""
+        """Return the number of sentences of the largest file that takes this many tokens."""
         batches = [batch for batch, steps in self._files if steps >= longest]
         if not batches:
             *fewer, most = sorted({steps for _, steps in self._files})
@@ -116,7 +115,7 @@ class Buckets:
         return max(batches)
 
     def _holding(self, sentences: int, longest: int) -> Bucket:
-        """The file of the fewest steps that holds so much, and of those the one of the fewest sentences."""
+        """Return the file of fewest steps that holds this much, and among those the one of fewest sentences."""
         there = [bucket for bucket in self._files if bucket[0] >= sentences and bucket[1] >= longest]
         return min(there, key=lambda bucket: (bucket[1], bucket[0]))
 
@@ -128,7 +127,7 @@ class Buckets:
 
 
 class _Opened:
-    """One file in ONNX Runtime, its inputs and outputs at addresses that stay."""
+    """One file in ONNX Runtime, with its inputs and outputs at fixed addresses."""
 
     def __init__(self, file: Path, wanted: list[tuple[str, Options]], options: Any) -> None:
         self.file, self.session = file, open_session(file, wanted, options)
@@ -146,7 +145,7 @@ class _Opened:
             self._binding.bind_ortvalue_output(name, value)
 
     def run(self, inputs: Arrays, absent: Mapping[str, int]) -> None:
-        """Compute the outputs of a batch that fits; what it lacks is filled up."""
+        """Compute the outputs of a batch that fits; the rest is filled up."""
         for name, value in self._inputs.items():
             given, padded = inputs[name], np.full(value.shape(), absent[name], np.int64)
             given = given[:, : padded.shape[1]]
@@ -156,7 +155,7 @@ class _Opened:
 
 
 def _enter(results: dict[str, Any], name: str, found: Array, shape: tuple[int, ...], some: slice) -> None:
-    """Put a file's output into its place among the batch's rows; zeros where a batch has columns beyond the file's."""
+    """Put a file's output in its place among the batch's rows; zeros in columns beyond the file's."""
     axes = found.shape[1:] if name in OF_SENTENCES else (shape[1], *found.shape[2:])
     whole = results.setdefault(name, np.zeros((shape[0], *axes), found.dtype))
     rows = whole[some]

@@ -1,4 +1,4 @@
-"""ONNX files of a model, unverified: the graph, the weights in the precision asked for, what a file says of itself.
+"""Builds ONNX files of a model, unverified: the graph, the weights in the requested precision, and metadata.
 
 One file takes batches of any shape; unrolled files take one shape each, for ONNX Runtime on CUDA.
 """
@@ -34,7 +34,7 @@ import onnx  # behind the graph's builder, which says how it is installed
 
 INT8_LEVELS, REDUCED_LEVELS = 127, 63
 LARGEST_HALF = float(np.finfo(np.float16).max)
-LARGEST_FILE = 2_000_000_000  # bytes of weights in one file; protobuf's own bound is 2 GiB
+LARGEST_FILE = 2_000_000_000  # bytes of weights in one file; protobuf's own limit is 2 GiB
 
 
 def build_onnx(
@@ -51,25 +51,25 @@ def build_onnx(
     license: str = "unknown",
     report_sha256: str = "",
 ) -> Metadata:
-    """Write a model as one ONNX file; `export_onnx` verifies it too.
+    """Write a model as one ONNX file; `export_onnx` also verifies it.
 
     Args:
         model: of any format.
-        path: the file; external data, where there are any, go beside it under its name with `_data`.
+        path: the file; external data, if there are any, go beside it under its name with `_data`.
         precision: "fp32", "fp16" (weights and products; cells are float32) or "int8" (the LSTM's matrices).
-        layers: numbers of the hidden states that are outputs; None for all.
+        layers: numbers of the hidden states to output; None for all.
         mix: coefficient of each layer in the token embeddings; None for their average.
-        stateful: take the rows' LSTM states as inputs and give them as outputs.
+        stateful: take the rows' LSTM states as inputs and return them as outputs.
         characters: positions of a word in `character_ids`: the model's number, or "dynamic" for any up to it; None is
             the model's number.
-        reduce_range: 8-bit weights of 7 bits, as x86 processors without VNNI need; None where this processor does.
-        external_data: weights in a file of their own, as they always are beyond 2 GB.
+        reduce_range: limit 8-bit weights to 7 bits, as x86 processors without VNNI need; None if this processor does.
+        external_data: put weights in their own file, as always happens beyond 2 GB.
         license: of the weights, for the metadata.
         report_sha256: digest of the verification report, for the metadata.
 
     Raises:
-        FlashElmoError: an argument that is none of these, weights that the precision cannot hold, a file that cannot
-            be written.
+        FlashElmoError: an argument is none of these, the precision cannot hold the weights, or a file cannot be
+            written.
     """
     external_data = flag("external_data", external_data)
     metadata = metadata_of(
@@ -105,17 +105,17 @@ def build_buckets(
     characters: int | None = None,
     license: str = "unknown",
 ) -> dict[Path, Metadata]:
-    """Write a model as unrolled files in a folder that is there, one for each (sentences, tokens), and their weights.
+    """Write a model as unrolled files in an existing folder, one for each (sentences, tokens), and their weights.
 
     Args:
         model, precision, layers, mix, license: as for `build_onnx`; int8 has no kernels on CUDA.
         characters: the model's number, or None for that.
 
     Returns:
-        What each file says of itself.
+        Each file's metadata.
 
     Raises:
-        FlashElmoError: as `build_onnx`, a precision that CUDA lacks, or a bucket that is too large.
+        FlashElmoError: as for `build_onnx`; or CUDA lacks the precision, or a bucket is too large.
     """
     metadata = metadata_of(model, precision, layers=layers, mix=mix, characters=characters, license=license)
     if metadata.arithmetic.lstm_weights == "int8":
@@ -138,7 +138,7 @@ def build_buckets(
 
 
 def graph_of(model: ElmoModel, metadata: Metadata) -> Graph:
-    """The graph that a file of this metadata has."""
+    """Return the graph of a file with this metadata."""
     if metadata.bucket is not None:
         return unrolled_graph(metadata, vocabulary_of(model))
     return elmo_graph(metadata, vocabulary_of(model), metadata.arithmetic.lstm_weights)
@@ -155,10 +155,10 @@ def metadata_of(
     reduce_range: bool | None = None,
     license: str = "unknown",
 ) -> Metadata:
-    """What a file says of itself, from what `build_onnx` is asked for, which says what each argument means.
+    """Return a file's metadata, from the arguments of `build_onnx`, which documents them.
 
     Raises:
-        FlashElmoError: one is none of these.
+        FlashElmoError: an argument is invalid.
     """
     check_is_model(model)
     metadata = Metadata(
@@ -184,10 +184,10 @@ def _text(name: str, value: object) -> str:
 
 
 def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
-    """Every weight that a file of this metadata may name, in the type that its graph takes.
+    """Return every weight that a file with this metadata may refer to, in the type that its graph takes.
 
     Raises:
-        FlashElmoError: a value that float16 cannot hold.
+        FlashElmoError: float16 cannot hold a value.
     """
     weight_type = metadata.arithmetic.lstm_weights
     if weight_type == "float16":
@@ -208,14 +208,14 @@ def tensors_of(model: ElmoModel, metadata: Metadata) -> Tensors:
 
 
 def vocabulary_of(model: ElmoModel) -> Vocabulary:
-    """The ids of the boundaries and of padding."""
+    """Return the ids of the boundaries and of padding."""
     encoder = WordEncoder(model.config, model.lexicon)
     characters, words = encoder.character_ids(encoder.boundary_words), encoder.word_ids(encoder.boundary_words)
     return Vocabulary(None if characters is None else characters.astype(np.int64), words, encoder.padding_id)
 
 
 def check_precision(precision: str) -> PrecisionName:
-    """The precision; FlashElmoError where a file has none of that name."""
+    """Return the precision; FlashElmoError if no file can have one of that name."""
     names = precisions_on("onnx")
     for name in names:
         if is_one_of(precision, name):
@@ -224,7 +224,7 @@ def check_precision(precision: str) -> PrecisionName:
 
 
 def check_is_model(model: object) -> None:
-    """Raise FlashElmoError where something else is given, such as a path."""
+    """Raise FlashElmoError if this is not a model, but a path for example."""
     if not isinstance(model, ElmoModel):
         raise FlashElmoError(f"model: expected one from load_model, found {shown(model)}")
 
@@ -271,7 +271,7 @@ def _check_range(model: ElmoModel) -> None:
 
 
 def _save(graph: Graph, tensors: Tensors, metadata: Metadata, path: Path, places: Mapping[str, Place] | None) -> None:
-    """Write a file, its weights inside, or where they lie in a file beside it."""
+    """Write a file, with its weights inside, or with their places in a file beside it."""
     proto = graph.to_model(tensors, embed=places is None, name="elmo")
     onnx.helper.set_model_props(proto, metadata.to_properties())
     if places is not None:

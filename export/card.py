@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what its files are, how exact they are, and how they are used."""
+"""The model card of an exported folder: what its files are, how exact they are, and how to use them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flashelmo.export.verification.report import Report, short, table
 from flashelmo.export.verification.structure import expected_values, value_text
 
 TAGS = ("onnx", *card.TAGS)
-EXACT_LEVELS = 63  # two products of 8 by 7 bits never overflow the 16 bits that x86 adds them in
+EXACT_LEVELS = 63  # two products of 8 by 7 bits never overflow the 16 bits in which x86 adds them
 
 
 def model_card(metadata: Sequence[Metadata], reports: Sequence[Report]) -> str:
-    """README.md of the folder, with the front matter that Hugging Face's hub reads.
+    """Return README.md for the folder, with the front matter that the Hugging Face hub reads.
 
     Args:
-        metadata: of each file; they differ in the precision alone, and in what follows from it.
+        metadata: of each file; they differ only in the precision, and in what follows from it.
         reports: of each file, in the same order.
     """
     if not reports or [each.precision for each in metadata] != [report.precision for report in reports]:
@@ -71,7 +71,7 @@ def _about(config: ElmoConfig) -> str:
 
 
 def _files(reports: Sequence[Report]) -> str:
-    """Each file's size, and the relative error of its outputs."""
+    """Return each file's size, and the relative error of its outputs."""
     names = list(reports[0].bounds)
     rows = []
     for report in reports:
@@ -109,7 +109,7 @@ def _meaning(name: str, metadata: Metadata) -> str:
 
 
 def _conventions(first: Metadata, *, halves: bool) -> list[str]:
-    """Paragraphs on what no table says; `halves` where a file beside others is of fp16."""
+    """Return paragraphs on what no table says; `halves` if there are other files and one is of fp16."""
     config = first.config
     decides = _DECIDES if config.character_size and config.word_size else ""
     paragraphs = [_PADDING + decides + _BOUNDARIES]

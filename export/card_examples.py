@@ -1,4 +1,4 @@
-"""The Python examples of the model card: whole programs that run as they stand in the exported folder."""
+"""The Python examples of the model card: complete programs that run as they are in the exported folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SENTENCES = [["In", "the", "beginning"], ["Rejoice", "evermore"]]
 
 
 def flashelmo_example(file: str, metadata: Metadata) -> str:
-    """With this package, which turns words into ids."""
+    """Return the example with this package, which turns words into ids."""
     config, where = metadata.config, f'"{file}"' if metadata.bucket is None else f'"{file}", providers="cuda"'
     lines = ["from flashelmo.export import OnnxElmo", "", f"elmo = OnnxElmo({where})", f"sentences = {_text()}"]
     if metadata.layers:
@@ -21,7 +21,7 @@ def flashelmo_example(file: str, metadata: Metadata) -> str:
 
 
 def bare_example(file: str, metadata: Metadata) -> str:
-    """With ONNX Runtime and NumPy alone, words being turned into ids by hand."""
+    """Return the example with only ONNX Runtime and NumPy, in which words are turned into ids by hand."""
     config = metadata.config
     parts = [
         "import json\n\n" if metadata.lexicon is not None else "",
@@ -49,7 +49,7 @@ def _text() -> str:
 
 
 def _filled(text: str, metadata: Metadata) -> str:
-    """The program with this model's numbers."""
+    """Return the program with this model's numbers."""
     config = metadata.config
     numbers = {
         "M": config.max_characters,

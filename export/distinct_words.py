@@ -23,9 +23,9 @@ class Vocabulary:
     """Ids that the graph itself needs.
 
     Attributes:
-        boundary_characters: of the begin and the end of a sentence, [2, M]; None where a model has no characters.
-        boundary_words: likewise [2]; None where a model has no words.
-        padding_character: stands behind a word's end.
+        boundary_characters: of the begin and the end of a sentence, [2, M]; None if a model has no characters.
+        boundary_words: likewise [2]; None if a model has no words.
+        padding_character: follows a word's end.
     """
 
     boundary_characters: Int64 | None
@@ -37,10 +37,10 @@ class Vocabulary:
 class Words:
     """Names of values: mask bool [B, T]; vectors [W, P] of the distinct words, and each token's row in them [B, T].
 
-    boundary_rows int64 [2]: the rows of the begin and the end of a sentence; empty where not stateful.
+    boundary_rows int64 [2]: the rows of the begin and the end of a sentence; empty unless stateful.
 
-    Where a batch is given without sentences or columns, B or T is 1 all the same, since few operators take nothing:
-    sizes int64 [2] are those that were given, missing int64 [2] says how many more there are here.
+    If a batch has no sentences or columns, B or T is nevertheless 1, since few operators accept empty values: sizes
+    int64 [2] are those that were given, missing int64 [2] says how many more there are here.
     """
 
     mask: str
@@ -52,7 +52,7 @@ class Words:
 
 
 def distinct_words(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> Words:
-    """Declare the ids as inputs, and compute the vectors of the words that they name, once for each distinct one."""
+    """Declare the ids as inputs, and compute the vectors of their words, once for each distinct one."""
     config = metadata.config
     given = []
     if config.character_size:
@@ -85,12 +85,12 @@ def distinct_words(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> 
 
 
 def of_given(graph: Graph, value: str, words: Words, output: str = "") -> str:
-    """The part of a value [B, T, ...] that stands for what was given, which may be nothing."""
+    """Return the part of a value [B, T, ...] that belongs to what was given, which may be empty."""
     return graph.node("Slice", [value, graph.ints(0, 0), words.sizes, graph.ints(0, 1)], output)
 
 
 def _mask(graph: Graph, metadata: Metadata, characters: str, word_ids: str) -> str:
-    """Where tokens are, bool [B, T]. A token's character ids are never all 0, whatever the model."""
+    """Return where tokens are, bool [B, T]. In every model, a token's character ids are never all 0."""
     if characters:
         largest = graph.node("ReduceMax", [characters, graph.ints(2)], keepdims=0)
         return graph.node("Greater", [largest, graph.ints(0)])
@@ -99,7 +99,7 @@ def _mask(graph: Graph, metadata: Metadata, characters: str, word_ids: str) -> s
 
 
 def _character_rows(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str, characters: str) -> str:
-    """Character ids [B, T, m] as rows [N, M]: padding alone where there is no token, then perhaps the boundaries."""
+    """Return character ids [B, T, m] as rows [N, M]: only padding where there is no token, then boundaries, if any."""
     n_positions = metadata.config.max_characters
     padding = graph.constant("padding_character", vocabulary.padding_character)
     present = graph.node("Unsqueeze", [mask, graph.ints(2)])
@@ -117,7 +117,7 @@ def _character_rows(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, ma
 
 
 def _word_rows(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str, word_ids: str) -> str:
-    """Word ids [B, T] as rows [N, 1]: 0 where there is no token, then perhaps the boundaries."""
+    """Return word ids [B, T] as rows [N, 1]: 0 where there is no token, then boundaries, if any."""
     ids = graph.node("Where", [mask, word_ids, graph.ints(0)])
     rows = graph.node("Reshape", [ids, graph.ints(-1, 1)])
     if not metadata.stateful:
@@ -127,7 +127,7 @@ def _word_rows(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: s
 
 
 def _vectors(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, distinct: str) -> str:
-    """Vectors [W, P] of distinct rows of character ids, of a word id, or of both."""
+    """Return vectors [W, P] of distinct rows of character ids, of a word id, or of both."""
     maxima = word_ids = ""
     if config.character_size:
         maxima = _maxima(graph, config, vocabulary, distinct)
@@ -138,7 +138,7 @@ def _vectors(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, distinct:
 
 
 def _maxima(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, distinct: str) -> str:
-    """The convolutions' maxima [W, F] over the windows of each word's characters, blocks of words at a time."""
+    """Return the convolutions' maxima [W, F] over the windows of words' characters, computed in blocks of words."""
     ends = graph.ints(config.max_characters)
     ids = graph.node("Slice", [distinct, graph.ints(0), ends, graph.ints(1)]) if config.word_size else distinct
     windows = _windows(graph, config, vocabulary, ids)
@@ -159,7 +159,7 @@ def _maxima(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, distinct: 
 
 
 def _windows(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, ids: str) -> str:
-    """Character ids [W, M] -> windows [W, m, width] as `engine.graph.pieces` has them, m by the longest."""
+    """Convert character ids [W, M] to windows [W, m, width] as in `engine.graph.pieces`; the longest word sets m."""
     n_positions, width = config.max_characters, widest(config)
     padding = graph.constant("padding_character", vocabulary.padding_character)
     occupied = graph.node("Not", [graph.node("Equal", [ids, padding])])
@@ -174,5 +174,5 @@ def _windows(graph: Graph, config: ElmoConfig, vocabulary: Vocabulary, ids: str)
 
 
 def divide_up(graph: Graph, number: str, by: str) -> str:
-    """number / by, rounded up."""
+    """Return number / by, rounded up."""
     return graph.node("Div", [graph.node("Sub", [graph.node("Add", [number, by]), graph.ints(1)]), by])

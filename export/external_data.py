@@ -1,4 +1,4 @@
-"""Weights in a file of their own beside a graph, or beside several graphs that share them."""
+"""Weights in their own file beside a graph, or beside several graphs that share them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALIGNMENT = 4096  # so that the file can be memory-mapped
 
 
 class Place(NamedTuple):
-    """Where a tensor lies: a file's name, beside the graph's, and bytes in it."""
+    """Where a tensor is: the name of a file beside the graph's, and bytes in it."""
 
     location: str
     offset: int
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 def places_of(tensors: Tensors, name: str) -> dict[str, Place]:
-    """The place of each tensor in a file of this name: one behind the other, each aligned."""
+    """Return the place of each tensor in a file of this name: one after the other, each aligned."""
     places, end = {}, 0
     for tensor_name, tensor in tensors.items():
         begin = end + -end % ALIGNMENT
@@ -52,7 +52,7 @@ def write_data(tensors: Tensors, places: Mapping[str, Place], folder: Path) -> N
 
 
 def refer(proto: onnx.ModelProto, places: Mapping[str, Place]) -> None:
-    """Tell each initializer that is not in the graph its place."""
+    """Set the place of each initializer that is not in the graph."""
     for stored in proto.graph.initializer:
         if stored.data_location == onnx.TensorProto.EXTERNAL:
             del stored.external_data[:]

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, in ONNX's `metadata_props`: all that is needed to deploy it."""
+"""What an exported file says about itself, in ONNX's `metadata_props`: all that is needed to deploy it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flashelmo.engine.precision import PRECISIONS, Arithmetic, PrecisionName, pr
 FORMAT_VERSION = 1
 UNROLLED_VERSION = 2  # of files of one shape, which earlier versions of this package cannot run
 
-# Inputs of a stateful file, and the outputs that hold the states after the batch. A row of the first dimension
+# Inputs of a stateful file, and the outputs with the states after the batch. A row of the first dimension
 # [2 * LSTM layers] is a layer and direction: 2 * layer + direction, forward first.
 STATES = {"state.hidden": "new_state.hidden", "state.cell": "new_state.cell"}
 JSON_VALUES = ("config", "lexicon", "layers", "mix", "stateful", "characters", "int8_levels")
@@ -35,17 +35,17 @@ class Metadata:
 
     Attributes:
         config, lexicon: of the model; the lexicon is None for models of bytes.
-        precision: one that exported files have (`engine.precision`).
-        layers: numbers of the `hidden_states.K` that are outputs, 0 the characters' one.
+        precision: one that exported files can have (`engine.precision`).
+        layers: numbers of the `hidden_states.K` that are outputs; 0 is the characters' one.
         mix: coefficient of each layer in `token_embeddings`, one for every layer of the model.
         stateful: whether states are inputs and outputs.
-        characters: positions of a word in `character_ids`: M, or None where any number up to M is taken.
-        int8_levels: largest magnitude of an 8-bit weight; None but for int8.
+        characters: positions of a word in `character_ids`: M, or None if any number up to M is accepted.
+        int8_levels: largest magnitude of an 8-bit weight; None except for int8.
         weights_sha256: the model's sha256, of its float32 tensors and lexicon (`ElmoModel.sha256`).
-        source_format: the format that the weights were read from.
-        license: of the weights, as whoever exported them said.
-        report_sha256: digest of the verification report beside the file; empty before it is verified.
-        bucket: (sentences, tokens of each) of the one shape that an unrolled file takes; None where any is taken.
+        source_format: the format from which the weights were read.
+        license: of the weights, as stated at export.
+        report_sha256: digest of the verification report beside the file; empty before verification.
+        bucket: (sentences, tokens of each) of the one shape that an unrolled file takes; None if any is accepted.
     """
 
     config: ElmoConfig
@@ -64,11 +64,11 @@ class Metadata:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """What the file computes in."""
+        """How the file computes."""
         return PRECISIONS[self.precision].on("onnx")
 
     def to_properties(self) -> dict[str, str]:
-        """Strings for `metadata_props`, some of them JSON."""
+        """Return strings for `metadata_props`, some of them JSON."""
         lexicon = self.lexicon and {"characters": dict(self.lexicon.characters), "words": dict(self.lexicon.words)}
         values = {
             "config": self.config.to_dict(),
@@ -98,11 +98,11 @@ class Metadata:
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str], source: str) -> Metadata:
-        """Read what `to_properties` wrote.
+        """Read the properties that `to_properties` made.
 
         Raises:
-            FlashElmoError: a file that this package did not export, or a later version did, or whose metadata are
-                damaged or contradict each other; naming `source`.
+            FlashElmoError: this package did not export the file, or a later version did, or the metadata are damaged or
+                contradictory; names `source`.
         """
         if properties.get("format") != "flashelmo":
             raise FlashElmoError(f"{source}: expected a model exported by flashelmo, found no metadata of it")
@@ -120,13 +120,13 @@ class Metadata:
 
 
 def bucket_name(bucket: tuple[int, int]) -> str:
-    """Name of the unrolled file of so many sentences and tokens."""
+    """Return the name of the unrolled file for this many sentences and tokens."""
     batch, steps = bucket
     return f"batch{batch}_steps{steps}.onnx"
 
 
 def _values(properties: Mapping[str, str], source: str) -> dict[str, Any]:
-    """The fields of Metadata, each of its type and suiting the configuration."""
+    """Return the fields of Metadata, each with its type and consistent with the configuration."""
     values: dict[str, Any] = {name: json.loads(properties[name]) for name in JSON_VALUES}
     values |= {name: properties[name] for name in TEXTS}
     values["bucket"] = _bucket(json.loads(properties["bucket"]), source) if "bucket" in properties else None
@@ -144,7 +144,7 @@ def _values(properties: Mapping[str, str], source: str) -> dict[str, Any]:
 
 
 def _lexicon(values: Any, config: ElmoConfig, source: str) -> Lexicon | None:
-    """Rows of tokens, none of which lies beyond its embedding."""
+    """Return the rows of tokens, all within their embedding."""
     looks_up = config.word_size or (config.character_size and config.family == "manylangs")
     if values is None and not looks_up:
         return None
@@ -153,7 +153,7 @@ def _lexicon(values: Any, config: ElmoConfig, source: str) -> Lexicon | None:
         rows = values.get(name)
         whole = isinstance(rows, dict) and all(type(row) is int for row in rows.values())
         _check(whole, source, f"lexicon: {name}", "an object of tokens and rows", rows)
-        if n_rows:  # a lexicon may know words that the model does not look up
+        if n_rows:  # a lexicon may have words that the model does not look up
             check_rows(rows, n_rows, Path(source))
     return Lexicon(values["characters"], values["words"])
 

@@ -1,4 +1,4 @@
-"""A file opened in ONNX Runtime, on the execution providers that were asked for and no others."""
+"""Opens a file in ONNX Runtime, on the requested execution providers and no others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Provider: TypeAlias = str | tuple[str, Options]
 SHORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FIRST_WITH_TF32 = 1, 18  # earlier versions refuse the option
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
-# ONNX Runtime's exceptions have no class in common but Exception.
+# ONNX Runtime's exceptions have no common class but Exception.
 ORT_ERRORS = (
     ort.EngineError,
     ort.EPFail,
@@ -48,8 +48,8 @@ ORT_ERRORS = (
 
 
 def model_files(path: Path) -> list[Path]:
-    """The files that a path means: itself, or the unrolled files that it holds; in an exported folder its fp32 file, or
-    else its only file, or its unrolled files, likewise.
+    """Return the files that a path stands for: itself, or the unrolled files in it; for an exported folder its fp32
+    file, or else its only file, or its unrolled files, likewise.
     """
     if unrolled := _unrolled(path):
         return unrolled
@@ -70,12 +70,12 @@ def model_files(path: Path) -> list[Path]:
 
 
 def _unrolled(folder: Path) -> list[Path]:
-    """The unrolled files that lie in a folder."""
+    """Return the unrolled files in a folder."""
     return sorted(file for file in folder.glob("*.onnx") if re.fullmatch(BUCKET_FILE, file.name))
 
 
 def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, Options]]:
-    """Full names and options of providers, all of which this ONNX Runtime was built with."""
+    """Return full names and options of providers, after checking that this ONNX Runtime was built with all of them."""
     there = onnxruntime.get_available_providers()
     wanted: list[tuple[str, Options]] = []
     for provider in [providers] if isinstance(providers, str) else several("providers", providers):
@@ -92,36 +92,36 @@ def available_providers(providers: str | Sequence[Provider]) -> list[tuple[str, 
 
 
 def _defaults(name: str) -> Options:
-    """What a provider is told unless the caller says otherwise: CUDA's by itself rounds float32 products to 11 bits."""
+    """Return a provider's default options here: without them, CUDA rounds float32 products to 11 bits."""
     version = re.match(r"(\d+)\.(\d+)", onnxruntime.__version__)
     knows_tf32 = version is not None and tuple(map(int, version.groups())) >= FIRST_WITH_TF32
     return {"use_tf32": "0"} if name == "CUDAExecutionProvider" and knows_tf32 else {}
 
 
 def with_cuda_graphs(wanted: Sequence[tuple[str, Options]]) -> list[tuple[str, Options]]:
-    """The providers, CUDA with graphs unless told: ONNX Runtime opens a file then only where all nodes lie there."""
+    """Enable CUDA graphs unless told otherwise: ONNX Runtime then only opens files whose nodes are all on CUDA."""
     graphs = {SHORT_NAMES["cuda"]: {"enable_cuda_graph": "1"}}
     return [(name, {**graphs.get(name, {}), **options}) for name, options in wanted]
 
 
 def device_of(name: str, options: Options) -> tuple[str, int]:
-    """Kind and number of the device on which a provider leaves what it computed."""
+    """Return the kind and number of the device on which a provider leaves its results."""
     return (DEVICES[name], int(options.get("device_id", 0))) if name in DEVICES else ("cpu", 0)
 
 
 def number_type(name: str) -> npt.DTypeLike:
-    """The numpy type of a value whose type ONNX Runtime writes as `tensor(float)`."""
+    """Return the numpy type of a value whose type ONNX Runtime writes as `tensor(float)`."""
     element = name.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(element, element))
 
 
 def device_memory(value: Any, device: tuple[str, int]) -> Any:
-    """An OrtValue for an input or output of a session, of the one shape that it has."""
+    """Return an OrtValue for an input or output of a session, which has a fixed shape."""
     return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(value.shape), number_type(value.type), *device)
 
 
 def options_of(given: Any, threads: int | None) -> Any:
-    """The SessionOptions given, or some that suit batches whose shapes keep changing."""
+    """Return the given SessionOptions, or some that suit batches whose shapes keep changing."""
     check_threads(threads)
     if given is not None:
         if not isinstance(given, onnxruntime.SessionOptions):
@@ -131,13 +131,13 @@ def options_of(given: Any, threads: int | None) -> Any:
         return given
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or n_cores()
-    options.enable_mem_pattern = False  # shapes vary without end, and a pattern is kept for each
-    options.log_severity_level = 4  # what fails is raised, and would be said twice
+    options.enable_mem_pattern = False  # shapes vary without end, and each would keep a pattern
+    options.log_severity_level = 4  # errors are raised, and would otherwise be reported twice
     return options
 
 
 def open_session(file: Path, wanted: list[tuple[str, Options]], options: Any) -> Any:
-    """An InferenceSession on the providers wanted; ONNX Runtime would go on without those that fail to load."""
+    """Return an InferenceSession on the wanted providers; ONNX Runtime would skip those that fail to load."""
     providers = [(name, dict(values)) for name, values in wanted]
     try:
         if any(name in DEVICES for name, _ in wanted):
@@ -154,7 +154,7 @@ def open_session(file: Path, wanted: list[tuple[str, Options]], options: Any) ->
 
 
 def properties_of(session: Any, file: Path) -> Mapping[str, str]:
-    """What a file says of itself, still as text."""
+    """Return what a file says about itself, still as text."""
     try:
         properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:
@@ -163,13 +163,13 @@ def properties_of(session: Any, file: Path) -> Mapping[str, str]:
 
 
 def _preload() -> None:
-    """Load the CUDA libraries of pip's wheels, which ONNX Runtime since 1.21 does not find unless told to."""
+    """Load the CUDA libraries from pip's wheels, which ONNX Runtime since 1.21 does not find by itself."""
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # it prints what it did not find; the caller's output stays clean
             onnxruntime.preload_dlls()
 
 
 def reason(error: Exception) -> str:
-    """What an exception says on its first line, without the code and path that ONNX Runtime puts before it."""
+    """Return the first line of an exception's message, without the code and path that ONNX Runtime puts before it."""
     line = first_line(error)
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .+? failed: ?)?", "", line)

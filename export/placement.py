@@ -1,14 +1,14 @@
 """The exported graph's integers: which row and which steps of the LSTMs' Scans each token takes.
 
-Both directions read a sentence from its own end, so that padding stands behind every sentence in both. With b a
-sentence, len its number of tokens and t the number of a token in it, the token takes row[b] in this step:
+Both directions read a sentence from its own end, so that padding follows every sentence in both. With b a sentence, len
+its number of tokens and t the index of a token in it, the token takes row[b] in this step:
 
     forward         first[b] + t
     backward        first[b] + len - 1 - t
 
-A row may hold several sentences, one behind the other: a batch of unlike lengths takes fewer rows then, and hardly more
+A row may hold several sentences, one after the other: a batch of varying lengths then takes fewer rows, and hardly more
 steps. Stateful files have a row for each sentence, since a state belongs to a row, and boundaries in the steps before
-the first token and behind the last.
+the first token and after the last.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from onnx import TensorProto
 from flashelmo.engine.graph.builder import Graph
 from flashelmo.export.distinct_words import Words, divide_up
 
-MOST_SENTENCES = 8  # in a row
-STREAMED_ROWS = 16  # a step costs as much as so many rows more, since its weights come from memory
+MOST_SENTENCES = 8  # per row
+STREAMED_ROWS = 16  # a step costs as much as this many rows more, since its weights come from memory
 
 
 @dataclass(frozen=True)
 class Sentences:
     """Names of values that say where a batch's tokens are.
 
-    mask bool [B, T]; lengths int64 [B, 1]; tokens int64 [B, T], their numbers; rows, steps int64 [1], R and S of the
+    mask bool [B, T]; lengths int64 [B, 1]; tokens int64 [B, T], their indices; rows, steps int64 [1], R and S of the
     Scans; row int64 [B, 1], a sentence's row; first int64 [B, 1] or [1], the step of its first token.
 
-    `tokens` counts tokens, not columns: where a caller left a column empty in the middle of a sentence, the tokens
-    behind it still take steps of their own sentence.
+    `tokens` counts tokens, not columns: if a caller leaves a column empty in the middle of a sentence, the tokens after
+    it still take steps of their own sentence.
     """
 
     mask: str
@@ -45,7 +45,7 @@ class Sentences:
 
 
 def sentences_of(graph: Graph, mask: str, *, stateful: bool) -> Sentences:
-    """All that follows from the mask [B, T]."""
+    """Derive all of this from the mask [B, T]."""
     ones = graph.node("Cast", [mask], to=TensorProto.INT64)
     lengths = graph.node("ReduceSum", [ones, graph.ints(1)])
     batch, size = graph.node("Shape", [mask], end=1), graph.node("Shape", [mask], start=1)
@@ -63,15 +63,15 @@ def sentences_of(graph: Graph, mask: str, *, stateful: bool) -> Sentences:
 
 
 def _cost(graph: Graph, rows: str, steps: str) -> str:
-    """Work of so many steps, in rows."""
+    """Return the cost of these steps, in rows."""
     return graph.node("Mul", [steps, graph.node("Add", [rows, graph.ints(STREAMED_ROWS)])])
 
 
 def _shared_rows(graph: Graph, lengths: str, batch: str, longest: str) -> tuple[str, str, str, str]:
-    """Rows R and steps S [1], and each sentence's row and first step [B, 1], where sentences share rows.
+    """Return rows R and steps S [1], and each sentence's row and first step [B, 1], with rows shared by sentences.
 
-    They are dealt to the rows by length, the longest first, in as many rounds as the batch has padding for and in snake
-    order: every second round runs backwards, so that the longest get the shortest behind them.
+    They are assigned to the rows by length, longest first, in as many rounds as the batch has padding for and in snake
+    order: every second round runs backwards, so that the longest are followed by the shortest.
     """
     flat = graph.node("Reshape", [lengths, graph.ints(-1)])
     by_length, order = graph.add("TopK", [flat, batch], ["lengths_by_length", "sentences_by_length"])
@@ -99,7 +99,7 @@ def _shared_rows(graph: Graph, lengths: str, batch: str, longest: str) -> tuple[
 
 
 def places_of_tokens(graph: Graph, sentences: Sentences, direction: int) -> str:
-    """Each token's step and row as one number, step * R + row, int64 [B, T]; 0 where there is no token."""
+    """Return each token's step and row as one number, step * R + row, int64 [B, T]; 0 where there is no token."""
     number = sentences.tokens
     if direction:
         last = graph.node("Sub", [sentences.lengths, graph.ints(1)])
@@ -109,7 +109,7 @@ def places_of_tokens(graph: Graph, sentences: Sentences, direction: int) -> str:
 
 
 def words_of_steps(graph: Graph, sentences: Sentences, words: Words, direction: int, places: str) -> str:
-    """Rows of the words' vectors that each step takes, int64 [S, R]; any where there is no token."""
+    """Return the rows of the words' vectors that each step takes, int64 [S, R]; any row where there is no token."""
     nowhere = graph.node("Mul", [sentences.steps, sentences.rows])
     places = graph.node("Where", [sentences.mask, places, nowhere])
     pairs = [(places, words.rows)]
@@ -123,7 +123,7 @@ def words_of_steps(graph: Graph, sentences: Sentences, words: Words, direction: 
 
 
 def fresh_rows(graph: Graph, sentences: Sentences) -> str:
-    """Where a sentence begins: bool [S, R, 1]."""
+    """Return where a sentence begins: bool [S, R, 1]."""
     nowhere = graph.node("Mul", [sentences.steps, sentences.rows])
     place = _place(graph, sentences, sentences.first)
     place = graph.node("Where", [graph.node("Greater", [sentences.lengths, graph.ints(0)]), place, nowhere])
@@ -133,7 +133,7 @@ def fresh_rows(graph: Graph, sentences: Sentences) -> str:
 
 
 def running_rows(graph: Graph, sentences: Sentences) -> str:
-    """Where a sentence, with its boundaries, has not ended: bool [S, R, 1], with a row for each sentence."""
+    """Return where a sentence, with its boundaries, has not ended: bool [S, R, 1], with a row for each sentence."""
     step = _count(graph, sentences.steps, axis=1)
     ends = graph.node("Transpose", [graph.node("Add", [sentences.lengths, graph.ints(2)])], perm=[1, 0])
     return graph.node("Unsqueeze", [graph.node("Less", [step, ends]), graph.ints(2)])
@@ -144,7 +144,7 @@ def _place(graph: Graph, sentences: Sentences, step: str) -> str:
 
 
 def _written(graph: Graph, sentences: Sentences, pairs: list[tuple[str, str]]) -> str:
-    """Zeros [S, R] with values written at places; the place S * R is beyond them."""
+    """Return zeros [S, R] with values written at places; the place S * R is outside."""
     places, values = (
         graph.node("Concat", [graph.node("Reshape", [each, graph.ints(-1)]) for each in column], axis=0)
         for column in zip(*pairs, strict=True)
@@ -157,7 +157,7 @@ def _written(graph: Graph, sentences: Sentences, pairs: list[tuple[str, str]]) -
 
 
 def _count(graph: Graph, number: str, axis: int) -> str:
-    """0, 1, ... up to a number [1], with an axis of size 1 put in."""
+    """Return 0, 1, ... up to a number [1], with an axis of size 1 inserted."""
     start, step = graph.constant("first_number", 0), graph.constant("number_step", 1)
     numbers = graph.node("Range", [start, graph.node("Squeeze", [number]), step])
     return graph.node("Unsqueeze", [numbers, graph.ints(axis)])

@@ -3,19 +3,19 @@
 unrolled_words.py has its inputs and the words' vectors.
 
 A bucket is a number of sentences B and of steps T. Every step of the LSTMs is in the graph, so that its nodes are all
-there is to launch, and ONNX Runtime captures them once in a CUDA graph and replays that. What it takes:
+there is to launch, and ONNX Runtime captures them once in a CUDA graph and replays that. This requires:
 
-- Every operator and type has a CUDA kernel, and no shape or size is computed: they are constants. One node on the
-  processor, and nothing is captured.
-- Split and Concat have equal parts, and at most `PARTS` of them. ONNX Runtime's kernels are told of others by a copy
-  from memory of the host that is free for something else when the graph is replayed.
-- Both directions are side by side in every step, forward first: half as many nodes. In each, a sentence begins with its
-  first step, the backward direction's with its last token, and so from the states after the boundary, which are
+- Every operator and type must have a CUDA kernel, and no shape or size may be computed: they are constants. A single
+  node on the processor would prevent the capture.
+- Split and Concat have equal parts, and at most `PARTS` of them. For others, ONNX Runtime's kernels copy from host
+  memory that is free for other uses when the graph is replayed.
+- Both directions are side by side in every step, forward first: half as many nodes. In each, a sentence begins at its
+  first step, in the backward direction with its last token, and so from the states after the boundary, which are
   constants. What follows its end is computed and never read, so no step needs a mask.
 
 A step has few nodes: one sigmoid for all four gates, since tanh(x) = 2 sigmoid(2x) - 1, with the candidate's weights
-doubled where they are stored (exact); Sum adds twice what one sigmoid is short of. Rounding apart, it is the published
-cell. Files of float16 multiply in it; sums and cells are float32.
+doubled where they are stored (exact); Sum adds twice the term that one sigmoid leaves out. Apart from rounding, it is
+the published cell. Files of float16 multiply in it; sums and cells are float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BOTH = len(DIRECTIONS)
 
 
 def unrolled_graph(metadata: Metadata, vocabulary: Vocabulary) -> Graph:
-    """The graph of one bucket; its weights are those of `unrolled_tensors`. Outputs are those of `elmo_graph`."""
+    """Return the graph of one bucket, with the weights of `unrolled_tensors` and the outputs of `elmo_graph`."""
     assert metadata.bucket is not None and not metadata.stateful
     graph, (batch, steps) = Graph(metadata.arithmetic.lstm_weights), metadata.bucket
     mask, vectors = words_of_places(graph, metadata, vocabulary)
@@ -55,10 +55,10 @@ def unrolled_graph(metadata: Metadata, vocabulary: Vocabulary) -> Graph:
 
 
 def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> Arrays:
-    """The weights of every bucket, from those of `prepare_tensors` and `boundary_states`.
+    """Return the weights of every bucket, from those of `prepare_tensors` and `boundary_states`.
 
-    Both directions are stacked, [2, K, 4C], gates beside each other in the order of GATES, the candidate's doubled. A
-    projection of words and characters is two, one for each.
+    Both directions are stacked, [2, K, 4C], with the gates side by side in the order of GATES, the candidate's doubled.
+    A projection of words and characters is split in two, one for each.
     """
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("lstm.")}
     for layer in range(config.n_layers):
@@ -83,13 +83,13 @@ def unrolled_tensors(config: ElmoConfig, tensors: Tensors) -> Arrays:
 
 def _gates_of(tensors: Tensors, name: str) -> Array:
     parts = {gate: tensors[f"{name}.{gate}"] for gate in GATES}
-    with np.errstate(over="ignore"):  # of float16, which whoever asks for the tensors looks for
+    with np.errstate(over="ignore"):  # float16 overflow is checked by the caller
         parts["candidate"] = 2 * parts["candidate"]
     return np.concatenate([*parts.values()], axis=-1)
 
 
 def _boundary(layer: int) -> tuple[str, str]:
-    """Names of both directions' states after the boundary: hidden [2, 1, P] and cell [2, 1, C]."""
+    """Return the names of both directions' states after the boundary: hidden [2, 1, P] and cell [2, 1, C]."""
     return f"lstm.{layer}.boundary_hidden", f"lstm.{layer}.boundary_cell"
 
 
@@ -97,9 +97,9 @@ def _boundary(layer: int) -> tuple[str, str]:
 
 
 def _lstm_layers(graph: Graph, metadata: Metadata, vectors: str, lengths: str) -> list[str]:
-    """The states [B, T, 2P] of every LSTM layer that is needed, of both directions, in the order of the tokens."""
+    """Return the states [B, T, 2P] of every needed LSTM layer, of both directions, in the order of the tokens."""
     config, (batch, steps) = metadata.config, metadata.bucket or (0, 0)
-    groups = -(-steps // PARTS)  # of equally many steps, some of which may lie behind the last token
+    groups = -(-steps // PARTS)  # of equally many steps, some of which may follow the last token
     size = -(-steps // groups)
     n_steps, state = groups * size, config.projection_size
     layers: list[str] = []
@@ -124,7 +124,7 @@ def _lstm_layers(graph: Graph, metadata: Metadata, vectors: str, lengths: str) -
 
 
 def _steps(graph: Graph, config: ElmoConfig, layer: int, parts: Sequence[str]) -> list[str]:
-    """Hidden states [2, B, P] after each step, from the gates' input parts [2, B, 4C]."""
+    """Return the hidden states [2, B, P] after each step, from the gates' input parts [2, B, 4C]."""
     hidden, cell = map(graph.weight, _boundary(layer))
     states = []
     for part in parts:
@@ -152,7 +152,7 @@ def _clip(graph: Graph, x: str, name: str, bound: float, dtype: npt.DTypeLike) -
 
 
 def _words_of_steps(graph: Graph, lengths: str, batch: int, steps: int, n_steps: int) -> str:
-    """Rows of the words' vectors that each step takes, int32 [2, S, B]; any where a sentence has ended."""
+    """Return rows of the words' vectors for each step, int32 [2, S, B]; any row where a sentence has ended."""
     first, number = np.arange(batch) * steps, np.arange(n_steps)[:, None]
     forward = graph.constant("words_of_steps", (first + np.minimum(number, steps - 1))[None], np.int32)
     own = _from_the_end(graph, graph.node("Reshape", [lengths, graph.ints(1, 1, -1)]), number[None], "steps")
@@ -161,7 +161,7 @@ def _words_of_steps(graph: Graph, lengths: str, batch: int, steps: int, n_steps:
 
 
 def _places_of_tokens(graph: Graph, lengths: str, batch: int, steps: int, n_steps: int) -> str:
-    """Each token's row among both directions' states [2 * S * B], int32 [B, T, 2]; any where there is no token."""
+    """Return each token's row in both directions' states [2 * S * B], int32 [B, T, 2]; any row without a token."""
     sentence, number = np.arange(batch)[:, None, None], np.arange(steps)[None, :, None]
     forward = graph.constant("places_of_tokens", number * batch + sentence, np.int32)
     own = _from_the_end(graph, graph.node("Unsqueeze", [lengths, graph.ints(2)]), number, "tokens")
@@ -171,13 +171,13 @@ def _places_of_tokens(graph: Graph, lengths: str, batch: int, steps: int, n_step
 
 
 def _from_the_end(graph: Graph, lengths: str, number: Int64, name: str) -> str:
-    """len - 1 - number, but 0 where that is less: int32."""
+    """Return len - 1 - number, but at least 0: int32."""
     counted = graph.node("Sub", [lengths, graph.constant(f"counted_{name}", 1 + number, np.int32)])
     return graph.node("Max", [counted, graph.constant("first", 0, np.int32)])
 
 
 def _split(graph: Graph, x: str, parts: int, axis: int) -> list[str]:
-    """Equal parts of a value along an axis, at most PARTS."""
+    """Return equal parts of a value along an axis, at most PARTS."""
     assert parts <= PARTS
     if parts == 1:
         return [x]
@@ -186,7 +186,7 @@ def _split(graph: Graph, x: str, parts: int, axis: int) -> list[str]:
 
 
 def _joined(graph: Graph, parts: Sequence[str], axis: int) -> str:
-    """The inverse of `_split`."""
+    """Undo `_split`."""
     assert len(parts) <= PARTS
     return graph.node("Concat", parts, axis=axis) if len(parts) > 1 else parts[0]
 
@@ -195,7 +195,7 @@ def _joined(graph: Graph, parts: Sequence[str], axis: int) -> str:
 
 
 def _write_outputs(graph: Graph, metadata: Metadata, layers: Sequence[str], lengths: str) -> None:
-    """What callers read: the layers, their mix, its mean over the tokens, and the mask."""
+    """Write what callers read: the layers, their mix, its mean over the tokens, and the mask."""
     bucket, size = metadata.bucket or (0, 0), metadata.config.output_size
     for layer in metadata.layers:
         graph.node("Identity", [layers[layer]], f"hidden_states.{layer}")
@@ -216,7 +216,7 @@ def _write_outputs(graph: Graph, metadata: Metadata, layers: Sequence[str], leng
 
 
 def most_values(metadata: Metadata) -> int:
-    """Values of the largest array that a bucket computes, which must be fewer than 2^31."""
+    """Return the number of values of the largest array that a bucket computes, which must be less than 2^31."""
     config, (batch, steps) = metadata.config, metadata.bucket or (0, 0)
     gates = BOTH * batch * (steps + PARTS) * len(GATES) * config.cell_size
     return max(gates, most_values_of_words(config, batch * steps))

@@ -1,4 +1,4 @@
-"""The first part of an unrolled graph: its inputs, where they hold tokens, and the vectors of all places of a batch."""
+"""The first part of an unrolled graph: its inputs, where they hold tokens, and the vectors at all places of a batch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from flashelmo.export.distinct_words import Vocabulary
 from flashelmo.export.metadata import Metadata
 
 FEW_WORDS = 256
-MAXIMA_AT_ONCE = 8  # that one kernel of ONNX Runtime's takes
+MAXIMA_AT_ONCE = 8  # that one kernel of ONNX Runtime takes
 
 
 def int32(graph: Graph, x: str) -> str:
-    """Integers in 32 bits: those of 64 may be taken for sizes, which belong on the host."""
+    """Convert integers to 32 bits: those of 64 may be taken for sizes, which belong on the host."""
     return graph.node("Cast", [x], to=TensorProto.INT32)
 
 
 def words_of_places(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, str]:
-    """Declare the ids as inputs: where tokens are, bool [B, T], and the vectors of all places [B * T, P]."""
+    """Declare the ids as inputs; return where tokens are, bool [B, T], and the vectors at all places [B * T, P]."""
     config, bucket = metadata.config, metadata.bucket
     assert bucket is not None
     mask = maxima = word_ids = ""
@@ -48,12 +48,12 @@ def words_of_places(graph: Graph, metadata: Metadata, vocabulary: Vocabulary) ->
 
 
 def _maxima(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str, characters: str) -> str:
-    """The convolutions' maxima [W, F] over all positions of a word, of W = B * T places.
+    """Return the convolutions' maxima [W, F] over all positions of a word, for W = B * T places.
 
-    Convolutions of all widths are one product, of a window of the widest. One that reaches beyond the last position
-    must never be the maximum, which a term of the sum sees to. Of many words each position is a product of its own, and
-    the maximum is taken of eight at a time, so that no sums of all positions, W * M * F values, go through memory; of
-    few words all positions are one product, so that there is less to launch.
+    Convolutions of all widths are one product, with a window of the widest. One that reaches beyond the last position
+    must never be the maximum, which a term of the sum ensures. For many words, each position is its own product, and
+    the maximum is taken of eight at a time, so that the sums of all positions, W * M * F values, never go through
+    memory; for few words all positions are one product, so that there is less to launch.
     """
     config, (batch, steps) = metadata.config, metadata.bucket or (0, 0)
     padding = graph.constant("padding_character", vocabulary.padding_character, np.int32)
@@ -64,7 +64,7 @@ def _maxima(graph: Graph, metadata: Metadata, vocabulary: Vocabulary, mask: str,
 
 
 def _all_positions(graph: Graph, config: ElmoConfig, ids: str) -> str:
-    """From the windows of all positions, [W, M, width * E]."""
+    """Return the sums from the windows of all positions, [W, M, width * E]."""
     places = np.arange(config.max_characters)[:, None] + np.arange(widest(config))
     windows = _embedded(graph, config, ids, places)
     flat = graph.ints(-1, config.max_characters, widest(config) * config.character_size)
@@ -74,7 +74,7 @@ def _all_positions(graph: Graph, config: ElmoConfig, ids: str) -> str:
 
 
 def _each_position(graph: Graph, config: ElmoConfig, ids: str) -> str:
-    """From the window of one position after the other, [W, width * E]: a slice of the word's characters."""
+    """Return the sums from one position's window after the other, [W, width * E]: slices of the word's characters."""
     n_positions, size, width = config.max_characters, config.character_size, widest(config)
     n_characters = n_positions + width - 1
     characters = _embedded(graph, config, ids, np.arange(n_characters))
@@ -93,16 +93,16 @@ def _each_position(graph: Graph, config: ElmoConfig, ids: str) -> str:
 
 
 def _embedded(graph: Graph, config: ElmoConfig, ids: str, places: Int64) -> str:
-    """Vectors of the characters at some places of each word, [W, ..., E]; beyond the last of that one."""
+    """Return characters' vectors at some places of each word, [W, ..., E]; places past the end take the last one."""
     known = np.minimum(places, config.max_characters - 1)
     chosen = graph.node("Gather", [ids, graph.constant("places_of_characters", known, np.int32)], axis=1)
     return graph.node("Gather", [graph.weight("characters"), chosen])
 
 
 def convolution_tensors(config: ElmoConfig, tensors: Tensors) -> Arrays:
-    """Embedding [n_characters, E] and matrix [width * E, F] without the column that masks; the terms that do, [M, F].
+    """Return the embedding [n_characters, E], matrix [width * E, F] without the masking column, and mask terms [M, F].
 
-    Their rows are then a multiple of 16 bytes in the published size, as fast products of 16 bits ask for.
+    Rows are then a multiple of 16 bytes at the published size, as fast 16-bit products require.
     """
     matrix = tensors["convolutions"].reshape(widest(config), config.character_size + 1, config.n_filters)
     widths = np.repeat(*np.array(config.filters, np.int64).T)
@@ -116,7 +116,7 @@ def convolution_tensors(config: ElmoConfig, tensors: Tensors) -> Arrays:
 
 
 def most_values_of_words(config: ElmoConfig, n_words: int) -> int:
-    """Values of the largest array that so many words take."""
+    """Return the number of values of the largest array that this many words take."""
     if not config.filters:
         return n_words * config.word_size
     positions = config.max_characters if n_words <= FEW_WORDS else 1

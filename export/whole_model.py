@@ -1,7 +1,7 @@
 """The whole model as one ONNX graph: from padded character ids to layers, their mix and a vector for each sentence.
 
     distinct_words.py   ids to the vectors of the distinct words of a batch
-    placement.py        which row and which steps of the LSTMs each token takes
+    placement.py        the row and the steps of the LSTMs that each token takes
     this file           LSTM layers: the input product hoisted out as one product over all steps, then a Scan over the
                         steps; from their states the layers, their mix, and its mean over the tokens
 
@@ -31,7 +31,7 @@ from flashelmo.export.placement import (
 
 
 def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: NumberType) -> Graph:
-    """The graph of one file; its weights are those of `prepare_tensors`, and of `boundary_states` if not stateful."""
+    """Return the graph of one file, with the weights of `prepare_tensors`, and `boundary_states` if not stateful."""
     graph = Graph(weight_type)
     words = distinct_words(graph, metadata, vocabulary)
     given = _declare_states(graph, metadata, words) if metadata.stateful else []
@@ -51,7 +51,7 @@ def elmo_graph(metadata: Metadata, vocabulary: Vocabulary, weight_type: NumberTy
 
 
 def n_lstm_layers(metadata: Metadata) -> int:
-    """LSTM layers that a file's outputs need."""
+    """Return the number of LSTM layers that a file's outputs need."""
     needed = [*metadata.layers, *(layer for layer, coefficient in enumerate(metadata.mix) if coefficient)]
     return metadata.config.n_layers if metadata.stateful else max(needed, default=0)
 
@@ -59,7 +59,7 @@ def n_lstm_layers(metadata: Metadata) -> int:
 def _direction(
     graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, given: list[str], direction: int
 ) -> tuple[list[str], list[ScanOutputs]]:
-    """The tokens' states of every LSTM layer [B, T, P], and the states that the layers end in."""
+    """Return the tokens' states of every LSTM layer [B, T, P], and the states in which the layers end."""
     config, name = metadata.config, DIRECTIONS[direction]
     places = places_of_tokens(graph, sentences, direction)
     order = words_of_steps(graph, sentences, words, direction, places)
@@ -84,16 +84,16 @@ def _direction(
 
 
 def _rows(graph: Graph, x: str, size: int) -> str:
-    """[S, R, size] as [S * R, size]."""
+    """Reshape [S, R, size] to [S * R, size]."""
     return graph.node("Reshape", [x, graph.ints(-1, size)])
 
 
 def _steps(
     graph: Graph, given: list[str], sentences: Sentences, layer: int, direction: int, gates: list[str], marked: str
 ) -> ScanInputs:
-    """What a Scan starts from: the states after the boundary wherever a sentence begins, or the states `given`.
+    """Return what a Scan starts from: the states after the boundary wherever a sentence begins, or the `given` states.
 
-    `marked` are the rows that begin a sentence with a step, or for stateful files those that have not ended.
+    `marked` are the rows that begin a sentence at a step, or for stateful files those that have not ended.
     """
     if given:
         place = graph.constant(f"place_{layer}_{direction}", 2 * layer + direction)
@@ -106,13 +106,13 @@ def _steps(
 
 
 def boundary_names(layer: int, direction: str) -> tuple[str, str]:
-    """Names of the states after the boundary that a direction begins with: hidden [1, P] and cell [1, C]."""
+    """Return the names of the boundary states with which a direction begins: hidden [1, P] and cell [1, C]."""
     prefix = f"lstm.{layer}.{direction}.boundary"
     return f"{prefix}_hidden", f"{prefix}_cell"
 
 
 def _write_layers(graph: Graph, metadata: Metadata, words: Words, sentences: Sentences, layers: list[str]) -> None:
-    """The outputs that callers read."""
+    """Write the outputs that callers read."""
     size = metadata.config.output_size
     for layer in metadata.layers:
         graph.node("Identity", [layers[layer]], f"hidden_states.{layer}")
@@ -126,7 +126,7 @@ def _write_layers(graph: Graph, metadata: Metadata, words: Words, sentences: Sen
     graph.output("token_embeddings", [*BATCH, size])
     columns = graph.node("Slice", [words.missing, graph.ints(1), graph.ints(2)])
     pads = graph.node("Concat", [graph.ints(0, 0, 0, 0), columns, graph.ints(0)], axis=0)
-    summed = graph.node("Pad", [graph.to_float32("token_embeddings"), pads])  # nothing has no sum in older runtimes
+    summed = graph.node("Pad", [graph.to_float32("token_embeddings"), pads])  # older runtimes cannot sum nothing
     total = graph.node("ReduceSum", [summed, graph.ints(1)], keepdims=0)
     lengths = graph.node("Slice", [sentences.lengths, graph.ints(0), _given_rows(graph, words)])
     count = graph.node("Max", [lengths, graph.ints(1)])
@@ -142,12 +142,12 @@ def _state_shapes(metadata: Metadata) -> list[tuple[int, str, int]]:
 
 
 def _given_rows(graph: Graph, words: Words) -> str:
-    """Sentences of the batch as it was given, int64 [1]."""
+    """Return the number of sentences in the given batch, int64 [1]."""
     return graph.node("Slice", [words.sizes, graph.ints(0), graph.ints(1)])
 
 
 def _declare_states(graph: Graph, metadata: Metadata, words: Words) -> list[str]:
-    """The states to start from, as inputs, `state.hidden` and, always float32, `state.cell`; with a row at least."""
+    """Declare the initial states as inputs, `state.hidden` and, always float32, `state.cell`; with at least one row."""
     types, states = (graph.float_type, TensorProto.FLOAT), []
     rows = graph.node("Slice", [words.missing, graph.ints(0), graph.ints(1)])
     for name, shape, float_type in zip(STATES, _state_shapes(metadata), types, strict=True):
@@ -160,7 +160,7 @@ def _declare_states(graph: Graph, metadata: Metadata, words: Words) -> list[str]
 
 
 def _write_states(graph: Graph, metadata: Metadata, words: Words, directions: list[list[ScanOutputs]]) -> None:
-    """The states of all layers and directions after the batch, as outputs."""
+    """Write the states of all layers and directions after the batch, as outputs."""
     states = [state for layer in zip(*directions, strict=True) for state in layer]
     parts = [state.hidden for state in states], [state.cell for state in states]
     types = (graph.float_type, TensorProto.FLOAT)

@@ -24,8 +24,8 @@ from flashelmo.export.verification.truth import Truth
 from flashelmo.export.verification.verify import verify
 
 DEFAULTS = {"steps": (16, 32, 64), "batch": (1, 8, 32)}  # of unrolled files
-MOST = {"steps": 512, "batch": 1024}  # a step has some fifteen nodes a layer
-# The names that deployment tools look for; the card and reports lie beside them.
+MOST = {"steps": 512, "batch": 1024}  # a step has about fifteen nodes per layer
+# The names that deployment tools look for; the card and reports are beside them.
 FILE_NAMES = {name: "model.onnx" if name == "fp32" else f"model_{name}.onnx" for name in precisions_on("onnx")}
 ONNX_FILE = r"model(_fp16|_int8)?\.onnx(_data)?"
 WRITTEN = re.compile(
@@ -58,31 +58,31 @@ def export_onnx(
         folder/onnx/model.report.json, .md  what the verification found
         folder/triton/                      a model repository for NVIDIA Triton Inference Server, if `triton`
 
-    For CUDA, in place of each file a folder of unrolled ones, which share their weights:
+    For CUDA, instead of each file, there is a folder of unrolled ones, which share their weights:
 
         folder/onnx/cuda_fp32/batch8_steps32.onnx   for 8 sentences of up to 32 tokens; with its report
         folder/onnx/cuda_fp32/weights.onnx_data
 
     Args:
-        model: of any format, as `load_model` gives it.
-        folder: where to; it appears whole or not at all.
+        model: of any format, as `load_model` returns it.
+        folder: where to write; it appears complete or not at all.
         precisions: the files to write: "fp32", "fp16" and "int8".
         target: "any" or "cuda": where the files will run.
-        steps, batch: tokens of a sentence, and sentences, of the files for CUDA, one for each pair of them; by default
-            16, 32 and 64, and 1, 8 and 32.
-        triton: write the model repository too.
+        steps, batch: tokens per sentence, and sentences, of the files for CUDA, one for each pair; by default 16, 32
+            and 64, and 1, 8 and 32.
+        triton: also write the model repository.
         sentences, providers: what the verification embeds and runs on; see `verify`.
         overwrite: replace a folder that this function wrote.
         on_progress: called with a few words on what is being done.
-        **options: what `build_onnx` takes: layers, mix, stateful, characters, reduce_range, external_data, license.
+        **options: those of `build_onnx`: layers, mix, stateful, characters, reduce_range, external_data, license.
 
     Returns:
         The report of each file.
 
     Raises:
-        FlashElmoError: an argument that is none of these, a folder that exists, or a file that breaks a bound: then
-            nothing is left under `folder`.
-        MissingExtraError: PyTorch or ONNX Runtime, which verify, are not installed.
+        FlashElmoError: an argument is none of these, the folder exists, or a file breaks a bound: then nothing is left
+            under `folder`.
+        MissingExtraError: PyTorch or ONNX Runtime, needed for verification, is not installed.
     """
     folder = utf8_path_of("folder", folder)
     overwrite, triton = flag("overwrite", overwrite), flag("triton", triton)
@@ -95,7 +95,7 @@ def export_onnx(
         expected = f"one or more of {', '.join(FILE_NAMES)}, each once"
         raise FlashElmoError(f"precisions: expected {expected}, found {', '.join(checked) or 'none'}")
     buckets = _check_target(target, checked, steps, batch, {**options, "triton": triton})
-    # What is wrong with the options, or absent, is said before the work is done.
+    # Wrong options and missing packages are reported before the work is done.
     flag("external_data", options.get("external_data", False))
     metadata_of(model, **{name: value for name, value in options.items() if name != "external_data"})
     available_providers(providers)
@@ -128,10 +128,10 @@ def _check_target(
     batch: Sequence[int] | None,
     options: Mapping[str, Any],
 ) -> list[Bucket]:
-    """Sentences and tokens of each unrolled file; none for a general file.
+    """Return sentences and tokens of each unrolled file; none for a general file.
 
     Raises:
-        FlashElmoError: what does not go with the target.
+        FlashElmoError: an argument does not go with the target.
     """
     if not is_one_of(target, "any", "cuda"):
         raise FlashElmoError(f"target: expected 'any' or 'cuda', found {shown(target)}")
@@ -163,7 +163,7 @@ def _sizes(name: str, values: Sequence[int]) -> list[int]:
 def _build(
     model: ElmoModel, folder: Path, precision: PrecisionName, buckets: Sequence[Bucket], options: Mapping[str, Any]
 ) -> dict[Path, Metadata]:
-    """Write a precision's file, or its unrolled ones; what each says of itself."""
+    """Write a precision's file, or its unrolled ones; return their metadata."""
     target = folder / f"cuda_{precision}" if buckets else folder
     target.mkdir(parents=True, exist_ok=True)
     if not buckets:
@@ -175,7 +175,7 @@ def _build(
 
 
 def check_folder(folder: str | Path, overwrite: bool) -> None:
-    """Raise FlashElmoError where `export_onnx` could not write the folder, before the work is done."""
+    """Raise FlashElmoError, before the work is done, if `export_onnx` could not write the folder."""
     folder = utf8_path_of("folder", folder)
     if folder.suffix == ".onnx":
         raise FlashElmoError(f"{folder}: expected the name of a folder to write, found that of a file")
@@ -186,12 +186,12 @@ def verify_folder(model: ElmoModel, folder: str | Path, **settings: Any) -> list
     """Verify every file of an exported folder again: elsewhere, with other versions or on another provider.
 
     Args:
-        model: what they were exported from.
+        model: the model that they were exported from.
         folder: as `export_onnx` wrote it.
-        **settings: what `verify` takes.
+        **settings: those of `verify`.
 
     Raises:
-        FlashElmoError: no exported file, or what `verify` raises.
+        FlashElmoError: there is no exported file, or as `verify` raises.
     """
     folder = utf8_path_of("folder", folder)
     files = [folder / "onnx" / name for name in FILE_NAMES.values()]
@@ -208,13 +208,13 @@ def _is_ours(name: str) -> bool:
 
 
 def _failures(report: Report) -> str:
-    """The first thing that is not as it must be, and how many more there are."""
+    """Return the first failure, and how many more there are."""
     failures = report.failures or (f"{report.file}: no token was compared",)
     return failures[0] + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else "")
 
 
 def _enter_report(path: Path, report: Report) -> Metadata:
-    """Write a file's report beside it, and the report's digest into it; its metadata."""
+    """Write a file's report beside it, and the report's digest into it; return its metadata."""
     import onnx
 
     path.with_suffix(".report.json").write_text(report.to_json(), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""A model repository for NVIDIA Triton Inference Server, in which the exported files and the engine are served."""
+"""A model repository for NVIDIA Triton Inference Server, which serves the exported files and the engine."""

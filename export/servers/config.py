@@ -2,8 +2,8 @@
 
 Fields: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html,
 and https://github.com/triton-inference-server/onnxruntime_backend for the `parameters` of ONNX Runtime and
-those of its CUDA provider, which have ONNX Runtime's names and stand below `gpu_execution_accelerator`. What a file
-takes and gives is read from the file itself, as the server compares the two.
+those of its CUDA provider, which have ONNX Runtime's names and are below `gpu_execution_accelerator`. A file's inputs
+and outputs are read from the file itself, as the server compares the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DATATYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
 }
-MAX_BATCH_SIZE = 64  # rows of requests that the server may join
+MAX_BATCH_SIZE = 64  # rows of requests that the server may combine
 QUEUE_DELAY_MICROSECONDS = 1000
 IDLE_SECONDS = 60
 MAX_TEXTS = 64
@@ -33,9 +33,9 @@ class Tensor:
     """An input or output.
 
     Attributes:
-        name: as the graph has it.
-        datatype: as the protocol names it ("FP32"); the configuration puts TYPE_ before.
-        shape: its axes, the batch's first, -1 where free.
+        name: as in the graph.
+        datatype: as the protocol names it ("FP32"); the configuration puts TYPE_ before it.
+        shape: its axes, the batch's first, -1 if free.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Tensor:
 
 
 def graph_tensors(values: Iterable[ValueInfoProto]) -> list[Tensor]:
-    """The inputs or outputs of a graph."""
+    """Return the inputs or outputs of a graph."""
     tensors = []
     for value in values:
         axes = value.type.tensor_type.shape.dim
@@ -54,13 +54,13 @@ def graph_tensors(values: Iterable[ValueInfoProto]) -> list[Tensor]:
 
 
 def onnx_config(name: str, file: ModelProto, metadata: Metadata, example: Iterable[Tensor]) -> str:
-    """The configuration of an exported file, which the ONNX Runtime backend runs.
+    """Return the configuration of an exported file, which the ONNX Runtime backend runs.
 
     Args:
         name: of the model in the repository.
-        file: what was exported; its weights may be elsewhere.
-        metadata: what the file says of itself.
-        example: the inputs of a request of one row, which lie in `warmup/` under their names.
+        file: the exported file; its weights may be elsewhere.
+        metadata: what the file says about itself.
+        example: the inputs of a request of one row, which are in `warmup/` under their names.
     """
     if metadata.stateful:
         batching = _one_row(file) + _sequence_batching(file)
@@ -84,13 +84,13 @@ version_policy {{ latest {{ num_versions: 1 }} }}
 
 
 def text_config(name: str, size: int, parameters: Mapping[str, str], about: str) -> str:
-    """The configuration of a model of text, which the Python backend runs.
+    """Return the configuration of a model of text, which the Python backend runs.
 
     Args:
         name: of the model in the repository.
         size: 2P, of a vector.
-        parameters: of the model, beside its threads.
-        about: lines that say what the parameters are.
+        parameters: of the model, besides its threads.
+        about: lines that explain the parameters.
     """
     vectors = [Tensor("token_embeddings", "FP32", (-1, size)), Tensor("sentence_embedding", "FP32", (size,))]
     comments = "".join(f"# {line}\n" for line in about.splitlines())
@@ -119,7 +119,7 @@ version_policy {{ latest {{ num_versions: 1 }} }}
 
 
 def _rows(file: ModelProto) -> str:
-    """Inputs and outputs, the batch axis left out."""
+    """Return inputs and outputs without the batch axis."""
     inputs, outputs = graph_tensors(file.graph.input), graph_tensors(file.graph.output)
     return f"""\
 # The batch axis is left out below: sequence_length comes first, but in sentence_embedding.
@@ -130,7 +130,7 @@ max_batch_size: {MAX_BATCH_SIZE}
 
 
 def _one_row(file: ModelProto) -> str:
-    """Inputs and outputs of a file with states; the server demands the outputs' axes as the file has them."""
+    """Return inputs and outputs of a file with states; the server requires the outputs' axes to be the file's."""
     inputs = [tensor for tensor in graph_tensors(file.graph.input) if tensor.name not in STATES]
     outputs = [tensor for tensor in graph_tensors(file.graph.output) if tensor.name not in STATES.values()]
     return f"""\
@@ -154,7 +154,7 @@ dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}
 
 
 def _sequence_batching(file: ModelProto) -> str:
-    """The server keeps the states from request to request of a sequence."""
+    """Return the section with which the server keeps a sequence's states from request to request."""
     states = ",\n".join(_state(tensor) for tensor in graph_tensors(file.graph.input) if tensor.name in STATES)
     return f"""
 # A sequence is a text, its requests the sentences in their order: the server brings the LSTMs' states from each to the
@@ -170,7 +170,7 @@ sequence_batching {{
 
 
 def _state(tensor: Tensor) -> str:
-    """An input that is an output of the request before, with one row."""
+    """Return an input that is an output of the previous request, with one row."""
     form = f"data_type: TYPE_{tensor.datatype} dims: {[axis if axis > 0 else 1 for axis in tensor.shape]}"
     return f"""\
     {{
@@ -180,7 +180,7 @@ def _state(tensor: Tensor) -> str:
 
 
 def _warmup(example: Iterable[Tensor]) -> str:
-    """A request of one row before the first, from the files in `warmup/` that have the inputs' names."""
+    """Return a request of one row before the first, from the files in `warmup/` with the inputs' names."""
     inputs = "\n".join(
         f'    inputs {{ key: "{tensor.name}" value {{ data_type: TYPE_{tensor.datatype} '
         f'dims: {list(tensor.shape[1:])} input_data_file: "{tensor.name}" }} }}'

@@ -1,4 +1,4 @@
-"""The README of a repository for NVIDIA Triton Inference Server: how it is started, how it is asked."""
+"""The README of a repository for NVIDIA Triton Inference Server: how to start it, and how to send requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.04-py3"
 
 
 def readme(precisions: Sequence[str], metadata: Metadata) -> str:
-    """Markdown; `metadata` is of any of the files."""
+    """Return the Markdown; `metadata` is of any of the files."""
     names = [f"elmo_{precision}" for precision in precisions]
     rows = [f"| `{name}` | ONNX Runtime | {_takes(metadata)} |" for name in names]
     rows.append("| `elmo_native` | Python, flashelmo's engine | text |")

@@ -43,15 +43,15 @@ ABOUT_ONNX_TEXT = "model: the file, beside model.py. threads: 0 for all cores."
 
 
 def write_triton_repository(folder: Path, files: Mapping[PrecisionName, Path], model: ElmoModel) -> None:
-    """Write a repository; it appears whole or not at all.
+    """Write a repository; it appears complete or not at all.
 
     Args:
-        folder: to be made.
-        files: exported files by their precision, at least one; hard links to them are made where the disk allows it.
-        model: what they were exported from.
+        folder: to be created.
+        files: exported files by precision, at least one; they are hard-linked if the disk allows it.
+        model: the model that they were exported from.
 
     Raises:
-        FlashElmoError: the folder exists or cannot be written, a file that was not exported by this package.
+        FlashElmoError: the folder exists or cannot be written, or a file was not exported by this package.
     """
     if not files:
         raise FlashElmoError(f"{folder}: expected an exported file to serve, found none")
@@ -72,7 +72,7 @@ def write_triton_repository(folder: Path, files: Mapping[PrecisionName, Path], m
 
 
 def _write_onnx(folder: Path, file: Path) -> Metadata:
-    """The model of one exported file, whose metadata are given back."""
+    """Write the model of one exported file, and return its metadata."""
     proto = onnx.load(file, load_external_data=False)
     metadata = Metadata.from_properties({entry.key: entry.value for entry in proto.metadata_props}, str(file))
     inputs = pad([EXAMPLE], Speller(metadata.config, metadata.lexicon), metadata)
@@ -104,7 +104,7 @@ def _write_onnx_text(folder: Path, file: Path, metadata: Metadata) -> None:
 
 
 def _write_text(folder: Path, metadata: Metadata, parameters: Mapping[str, str], about: str) -> None:
-    """A model of the Python backend, whose code is the module of its name in `export/servers/models`."""
+    """Write a model of the Python backend, whose code is the module of its name in `export/servers/models`."""
     (folder / "1").mkdir(parents=True)
     code = find_spec(f"flashelmo.export.servers.models.{folder.name}")
     assert code is not None and code.origin is not None
@@ -119,7 +119,7 @@ def _write_text(folder: Path, metadata: Metadata, parameters: Mapping[str, str],
 
 
 def _onnx_request(inputs: Arrays, proto: onnx.ModelProto, metadata: Metadata) -> dict[str, Any]:
-    """The example for an exported file; a stateful one gets a text of one sentence."""
+    """Return the example for an exported file; for a stateful one it has one sentence."""
     request: dict[str, Any] = {
         "inputs": [
             {"name": name, "shape": list(array.shape), "datatype": "INT64", "data": array.tolist()}
@@ -133,7 +133,7 @@ def _onnx_request(inputs: Arrays, proto: onnx.ModelProto, metadata: Metadata) ->
 
 
 def _wanted(tensor: Tensor) -> dict[str, Any]:
-    """An output of a request; the server cannot write float16 in JSON."""
+    """Return an output of a request; the server cannot write float16 in JSON."""
     binary: dict[str, Any] = {"parameters": {"binary_data": True}} if tensor.datatype == "FP16" else {}
     return {"name": tensor.name, **binary}
 
@@ -143,19 +143,19 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_warmup(folder: Path, data: Mapping[str, bytes]) -> None:
-    """Inputs as the server's memory has them, in the files that the configuration names."""
+    """Write inputs as in the server's memory, to the files that the configuration names."""
     (folder / "warmup").mkdir()
     for name, value in data.items():
         (folder / "warmup" / name).write_bytes(value)
 
 
 def _link(file: Path, folder: Path) -> None:
-    """The exported file as `model.onnx`, and its external data under the name that the file knows them by."""
+    """Link the exported file as `model.onnx`, and its external data under the name by which the file refers to them."""
     data = file.with_name(f"{file.name}_data")
     for source, target in ((file, folder / "model.onnx"), (data, folder / data.name)):
         if source is data and not data.exists():
             continue
         try:
             os.link(source, target)
-        except OSError:  # another disk, or one that has no links
+        except OSError:  # another disk, or one without hard links
             shutil.copyfile(source, target)

@@ -14,8 +14,8 @@ Sentence: TypeAlias = tuple[str, ...]
 
 EXTRA_COLUMNS = 3
 SAMPLED = 64  # words, and characters, of a lexicon
-LENGTHS = (4, 1, 7, 2, 3)  # of the sentences that sampled words are put into, in turn
-ROWS_CARRIED = (3, 5, 1, 4, 2)  # of batches in a row: rows that are new, that pause, and that come back
+LENGTHS = (4, 1, 7, 2, 3)  # of the sentences into which sampled words are put, in turn
+ROWS_CARRIED = (3, 5, 1, 4, 2)  # of successive batches: with rows that are new, that pause, and that come back
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Batch:
     Attributes:
         sentences: B of them.
         extra_columns: padding beyond the longest sentence.
-        least_columns: of a batch, whose sentences may all be empty.
-        all_positions: give all M positions of a word, even where the file takes fewer.
+        least_columns: least columns of a batch, whose sentences may all be empty.
+        all_positions: pass all M positions of a word, even if the file takes fewer.
     """
 
     sentences: tuple[Sentence, ...]
@@ -37,12 +37,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Case:
-    """Batches that one line of the report is about.
+    """Batches for one line of the report.
 
     Attributes:
-        name: what is special.
-        batches: in their order.
-        carried: whether each batch starts from the states that the one before it left.
+        name: what is special about it.
+        batches: in order.
+        carried: whether each batch starts from the states that the previous one left.
     """
 
     name: str
@@ -51,19 +51,19 @@ class Case:
 
     @property
     def n_sentences(self) -> int:
-        """Sentences of all batches."""
+        """The number of sentences in all batches."""
         return sum(len(batch.sentences) for batch in self.batches)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all batches."""
+        """The number of tokens in all batches."""
         return sum(len(sentence) for batch in self.batches for sentence in batch.sentences)
 
 
 def make_cases(
     model: ElmoModel, sentences: Sequence[Sentence], batch_sizes: Sequence[int], stateful: bool
 ) -> list[Case]:
-    """All cases of one model and text."""
+    """Return all cases for one model and text."""
     first = tuple(sentences[:3])
     empty = Batch((first[0], (), *first[1:])), Batch(((), ())), Batch(((),))
     nothing = Batch(((), ()), least_columns=0), Batch((), least_columns=EXTRA_COLUMNS), Batch((), least_columns=0)
@@ -80,10 +80,10 @@ def make_cases(
 
 
 def in_bucket(cases: Sequence[Case], sentences: Sequence[Sentence], bucket: tuple[int, int]) -> list[Case]:
-    """The cases as a file of one shape takes them: long sentences in pieces, and batches filled up with empty ones.
+    """Return the cases as a file of one shape takes them: long sentences in pieces, batches filled up with empty ones.
 
-    Of batches of text those of the file's own size remain, as its rows are the same work; and there is text of as many
-    tokens as the file has steps, and of one less.
+    Of batches of text only those of the file's own size remain, as their rows are the same work; and there is text with
+    as many tokens as the file has steps, and with one less.
     """
     batch, steps = bucket
     words = [word for sentence in sentences for word in sentence]
@@ -111,7 +111,7 @@ def _batches(sentences: Sequence[Sentence], size: int) -> tuple[Batch, ...]:
 
 
 def _special_words(max_characters: int) -> tuple[Sentence, ...]:
-    """Words of one character; of M - 3 to M + 10, whose limit is M - 2; and of several bytes a character."""
+    """Return words of one character; of M - 3 to M + 10, whose limit is M - 2; and with several bytes per character."""
     letters = "pneumonoultramicroscopicsilicovolcanoconiosis" * (1 + max_characters // 40)
     sizes = (max_characters - 3, max_characters - 2, max_characters - 1, max_characters, max_characters + 10)
     long = tuple(letters[:size] for size in sizes if size > 0)
@@ -120,7 +120,7 @@ def _special_words(max_characters: int) -> tuple[Sentence, ...]:
 
 
 def _lexicon_sentences(lexicon: Lexicon) -> tuple[Sentence, ...]:
-    """Words at even steps of the lexicon, and words made of characters at even steps."""
+    """Return words at regular intervals of the lexicon, and words made of characters at regular intervals."""
     characters = _sample([character for character in lexicon.characters if len(character) == 1])
     sizes = _in_turn(len(characters))
     words = ["".join(islice(letters, size)) for letters in [iter(characters)] for size in sizes]
@@ -135,7 +135,7 @@ def _sample(values: Sequence[str]) -> list[str]:
 
 
 def _in_turn(total: int) -> Iterator[int]:
-    """LENGTHS in turn, as many as make up the total."""
+    """Yield LENGTHS in turn until they make up the total."""
     k = 0
     while total > 0:
         yield LENGTHS[k % len(LENGTHS)]
@@ -144,7 +144,7 @@ def _in_turn(total: int) -> Iterator[int]:
 
 
 def _carried(sentences: Sequence[Sentence]) -> tuple[Batch, ...]:
-    """Batches of different numbers of rows, one of which is an empty sentence."""
+    """Return batches of different numbers of rows, one of which is an empty sentence."""
     rest = iter((*sentences[:4], (), *sentences[4:]))
     batches = (Batch(tuple(islice(rest, rows))) for rows in ROWS_CARRIED)
     return tuple(batch for batch in batches if batch.sentences)

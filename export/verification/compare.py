@@ -1,4 +1,4 @@
-"""Outputs beside what they should be: errors where there are tokens, exact zeros where there are none."""
+"""Compares outputs with what they should be: errors where there are tokens, exact zeros where there are none."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flashelmo.engine.arrays import Array, Bool, Float64, Floats
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.report import OutputError
 
-TINY = 0.1  # of the root mean square of the lengths; a model of the small size has no vector below a third of it
+TINY = 0.1  # of the root mean square of the lengths; the small model has no vector shorter than a third of it
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One output as it should be.
+    """The correct value of one output.
 
     Attributes:
         values: [..., D], zero where nothing is present.
@@ -29,7 +29,7 @@ class Expected:
 
 
 def expected_outputs(layers: Sequence[Floats], mask: Bool, metadata: Metadata) -> dict[str, Expected]:
-    """Outputs of a batch with these sentences' layers [L, tokens, 2P] and mask [B, T], mixed as the metadata say."""
+    """Return the outputs for sentences' layers [L, tokens, 2P] and mask [B, T], mixed according to the metadata."""
     padded = np.zeros((len(metadata.mix), *mask.shape, metadata.config.output_size))
     if layers:
         padded[:, mask] = np.concatenate(layers, axis=1)
@@ -41,7 +41,7 @@ def expected_outputs(layers: Sequence[Floats], mask: Bool, metadata: Metadata) -
 
 
 def expected_states(states: Mapping[str, Floats]) -> dict[str, Expected]:
-    """The states {"hidden": [2 * LSTM layers, B, P], "cell": ...} after a batch; every row of it runs."""
+    """Return the states {"hidden": [2 * LSTM layers, B, P], "cell": ...} after a batch, all of whose rows ran."""
     return {
         f"new_state.{name}": Expected(state.astype(np.float64), np.ones(state.shape[:2], bool))
         for name, state in states.items()
@@ -60,14 +60,14 @@ class Comparison:
         self._pairs: dict[str, list[tuple[Float64, Float64]]] = {}
 
     def add(self, found: Mapping[str, Array], expected: Mapping[str, Expected], mask: Bool) -> None:
-        """Compare one batch's outputs; those that the file lacks are left to the check of its graph."""
+        """Compare one batch's outputs; missing ones are left to the check of the graph."""
         if "mask" in found and not np.array_equal(found["mask"], mask):
             self.problems.append("mask: differs from where the tokens are")
         for name in expected.keys() & found.keys():
             self._add(name, np.asarray(found[name], np.float64), expected[name])
 
     def errors(self) -> tuple[OutputError, ...]:
-        """Errors of all outputs that were compared, in the order of their names."""
+        """Return the errors of all compared outputs, ordered by name."""
         pairs = ((name, zip(*self._pairs[name], strict=True)) for name in sorted(self._pairs))
         return tuple(output_error(name, *map(np.concatenate, both)) for name, both in pairs)
 
@@ -83,7 +83,7 @@ class Comparison:
 
 
 def output_error(name: str, found: Float64, expected: Float64) -> OutputError:
-    """Errors of vectors [N, D], N >= 0, to four digits."""
+    """Return the errors of vectors [N, D], N >= 0, to four digits."""
     if not np.isfinite(found).all():
         return OutputError(name, len(found), math.inf, math.inf, math.inf, -1.0)
     difference = found - expected
@@ -102,7 +102,7 @@ def _ratio(off: float, size: float) -> float:
 
 
 def _worst_vector(difference: Float64, expected: Float64) -> float:
-    """Largest error of a vector relative to its length, which counts as TINY of their root mean square at least."""
+    """Return the largest error of a vector relative to its length, which counts as at least TINY of their RMS."""
     off, sizes = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
     if not sizes.any():
         return _ratio(float(off.max(initial=0.0)), 0.0)
@@ -111,7 +111,7 @@ def _worst_vector(difference: Float64, expected: Float64) -> float:
 
 
 def _least_cosine(a: Float64, b: Float64) -> float:
-    """Least cosine of a row's two vectors: 1 where both are zero, 0 where one is."""
+    """Return the least cosine of a row's two vectors: 1 where both are zero, 0 where one is."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0))

@@ -1,4 +1,4 @@
-"""The verification report: how far an exported file lies from the reference, as data, JSON, a digest and Markdown."""
+"""The verification report: how far an exported file is from the reference, as data, JSON, a digest and Markdown."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ERRORS = ("output", "vectors", *KINDS.values(), "least cosine", "bound")
 
 @dataclass(frozen=True)
 class OutputError:
-    """Distance of one output's vectors from the reference's.
+    """The distance of one output's vectors from the reference's.
 
     Attributes:
         name: of the output.
         vectors: how many were compared.
-        max_abs: largest absolute difference; infinite where a value is not finite.
+        max_abs: largest absolute difference; infinite if a value is not finite.
         relative: ||a - b|| / ||b|| over all vectors.
         worst_vector: the largest of any vector.
         cosine: least cosine of a vector and the reference's.
@@ -53,14 +53,14 @@ class Report:
 
     Attributes:
         file: its path in the exported folder.
-        precision, layers, mix, stateful, int8_levels, weights_sha256: what the file's metadata says.
+        precision, layers, mix, stateful, int8_levels, weights_sha256: what the file's metadata say.
         megabytes: size of the file and its external data.
         providers: those that ONNX Runtime used.
         processor: its name.
-        versions: of the packages that took part.
-        bounds: the bound of each output but the mask, which must be equal.
+        versions: of the packages involved.
+        bounds: the bound of each output except the mask, which must be equal.
         cases: every case, with its errors.
-        failures: a line for each thing that is not as it must be, beginning with `file`.
+        failures: a line for each failure, beginning with `file`.
     """
 
     file: str
@@ -85,23 +85,23 @@ class Report:
 
     @property
     def sentences(self) -> int:
-        """Sentences compared, each as often as it was."""
+        """The number of sentences compared; each counts as often as it was compared."""
         return sum(case.sentences for case in self.cases)
 
     @property
     def tokens(self) -> int:
-        """Tokens compared, each as often as it was."""
+        """The number of tokens compared; each counts as often as it was compared."""
         return sum(case.tokens for case in self.cases)
 
     @property
     def outputs(self) -> tuple[OutputError, ...]:
-        """Each output's errors, the worst of any case; without outputs that were never compared."""
+        """Each output's worst errors in any case; without outputs that were never compared."""
         errors = [error for case in self.cases for error in case.outputs]
         compared = [name for name in self.bounds if any(error.name == name for error in errors)]
         return tuple(worst(name, [error for error in errors if error.name == name]) for name in compared)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `passed`, the totals and the worst errors follow from the rest and are added for readers."""
+        """Return a JSON-ready dictionary; `passed`, totals and worst errors are derived, and added for readers."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["bounds"] = {name: asdict(bound) for name, bound in self.bounds.items()}
         values["cases"] = [
@@ -111,20 +111,20 @@ class Report:
         return {**values, **summary, "outputs": [_error_to_dict(error) for error in self.outputs]}
 
     def to_json(self) -> str:
-        """The text of the file beside the model."""
+        """Return the text of the file beside the model."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
     def digest(self) -> str:
-        """sha256 of `to_json` in UTF-8, which the model's metadata holds as `report_sha256`."""
+        """Return the sha256 of `to_json` in UTF-8, which the model's metadata hold as `report_sha256`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_markdown(self) -> str:
-        """The page for people."""
+        """Return the page for people."""
         return report_page(self)
 
 
 def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
-    """The worst of each kind of error."""
+    """Return the worst of each kind of error."""
     errors = list(errors)
     return OutputError(
         name,
@@ -137,12 +137,12 @@ def worst(name: str, errors: Iterable[OutputError]) -> OutputError:
 
 
 def _error_to_dict(error: OutputError) -> dict[str, Any]:
-    """JSON has no infinity: it becomes a text."""
+    """Convert an error for JSON, which has no infinity: it becomes text."""
     return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in asdict(error).items()}
 
 
 def short(value: float, digits: int = 2) -> str:
-    """A number as it is written by hand, 3.1e-3: with a power of ten below 0.01 and from 1000 on."""
+    """Return a number as written by hand, 3.1e-3: with a power of ten below 0.01 and from 1000 on."""
     if value == 0 or 0.01 <= abs(value) < 1000 or not math.isfinite(value):
         return f"{value:.{digits}g}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
@@ -150,7 +150,7 @@ def short(value: float, digits: int = 2) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; columns of numbers are set to the right."""
+    """Return a table; columns of numbers are aligned right."""
     rows = [[str(value) for value in row] for row in rows]
     numbers = [bool(rows) and all(row[k][:1].isdigit() for row in rows) for k in range(len(header))]
     lines = [header, ["---:" if number else "---" for number in numbers], *rows]
@@ -158,14 +158,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def bound_text(bound: Bound) -> str:
-    """As "max abs error < 2e-5, cosine > 0.98"."""
+    """Return a bound as text, such as "max abs error < 2e-5, cosine > 0.98"."""
     limits = {name: getattr(bound, kind) for kind, name in KINDS.items()}
     parts = [f"{name} < {short(limit)}" for name, limit in limits.items() if limit is not None]
     return ", ".join(parts if bound.cosine is None else [*parts, f"cosine > {bound.cosine:g}"])
 
 
 def report_page(report: Report) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     verdict = [
         "Passed: weights are the model's, masks are equal, padding is zero, everything is finite, and every error is "
         "within its bound."

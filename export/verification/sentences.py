@@ -1,4 +1,4 @@
-"""The text that exported files are verified on: forty sentences of the King James Version, of 3 to 27 tokens.
+"""The text for verifying exported files: forty sentences of the King James Version, of 3 to 27 tokens.
 
 Genesis 1–4 and verses of a few words. First published in 1611 and in the public domain. Lengths are mixed, so that
 every batch of them is ragged.
@@ -50,5 +50,5 @@ And his brother's name was Jubal : he was the father of all such as handle the h
 """
 SENTENCES = tuple(tuple(line.split()) for line in TEXT.splitlines())
 
-# Two, three and four bytes a character; combining marks; no white space between words.
+# Two, three and four bytes per character; combining marks; no white space between words.
 MULTIBYTE_WORDS = ("naïve", "Übermaß", "ἀρχή", "начале", "בראשית", "日本語", "한국어", "e\u0301te\u0301", "😀")

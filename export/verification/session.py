@@ -1,4 +1,4 @@
-"""One exported file in ONNX Runtime, fed through its documented inputs alone, without the code of `OnnxElmo`."""
+"""One exported file in ONNX Runtime, fed only through its documented inputs, without the code of `OnnxElmo`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flashelmo.export.verification.cases import Batch
 
 
 class Session:
-    """Runs batches and keeps the states that a stateful file gives back.
+    """Runs batches and keeps the states that a stateful file returns.
 
     Args:
         path: the file.
-        metadata: what it says of itself.
+        metadata: what it says about itself.
         providers: ONNX Runtime's execution providers, the preferred one first.
 
     Attributes:
@@ -28,14 +28,14 @@ class Session:
         providers: those in use.
 
     Raises:
-        FlashElmoError: a provider that is not there, or a file that ONNX Runtime cannot load; an unrolled one, on CUDA,
-            that leaves a node to the host.
+        FlashElmoError: a provider is missing, ONNX Runtime cannot load the file; or, on CUDA, an unrolled one leaves a
+            node to the host.
     """
 
     def __init__(self, path: Path, metadata: Metadata, providers: str | Sequence[Provider]) -> None:
         wanted = available_providers(providers)
         if metadata.bucket is not None and (graphs := with_cuda_graphs(wanted)) != wanted:
-            open_session(path, graphs, options_of(None, None))  # which asks for all nodes to lie on the card
+            open_session(path, graphs, options_of(None, None))  # which requires all nodes to be on the card
         self._session = open_session(path, wanted, options_of(None, None))
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._names = [output.name for output in self._session.get_outputs()]
@@ -44,7 +44,7 @@ class Session:
         self.reset_state()
 
     def reset_state(self) -> None:
-        """Let every row of the next batch start at zero."""
+        """Reset every row's state to zero."""
         config = self.metadata.config
         hidden_type = np.float16 if self.metadata.arithmetic.dtype == "float16" else np.float32
         self._states: Arrays = {
@@ -53,7 +53,7 @@ class Session:
         }
 
     def run(self, batch: Batch) -> Arrays:
-        """All outputs by name."""
+        """Return all outputs by name."""
         inputs = batch_inputs(batch, self.metadata, self._encoder)
         if self.metadata.stateful:
             inputs |= {name: _first_rows(state, len(batch.sentences)) for name, state in self._states.items()}
@@ -66,7 +66,7 @@ class Session:
 
 
 def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arrays:
-    """The inputs character_ids and word_ids that the file has, made from the description of its format."""
+    """Return the file's inputs character_ids and word_ids, made from the description of its format."""
     mask = token_mask(batch)
     words = list(chain(*batch.sentences))
     inputs: Arrays = {}
@@ -83,12 +83,12 @@ def batch_inputs(batch: Batch, metadata: Metadata, encoder: WordEncoder) -> Arra
 
 
 def token_mask(batch: Batch) -> Bool:
-    """bool [B, T], True at tokens."""
+    """Return bool [B, T], True at tokens."""
     lengths = np.array([len(sentence) for sentence in batch.sentences], np.int64)
     return np.arange(lengths.max(initial=batch.least_columns) + batch.extra_columns) < lengths[:, None]
 
 
 def _first_rows(state: Array, rows: int) -> Array:
-    """[2 * layers, rows, D]: the first rows, new ones zero."""
+    """Return the first rows of [2 * layers, rows, D], with new ones zero."""
     new = max(0, rows - state.shape[1])
     return np.pad(state[:, :rows], ((0, 0), (0, new), (0, 0)))

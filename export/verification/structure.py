@@ -1,4 +1,4 @@
-"""What can be checked of an exported file without running it: its graph, its inputs and outputs, its metadata."""
+"""What can be checked in an exported file without running it: its graph, its inputs and outputs, its metadata."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ Values: TypeAlias = dict[str, tuple[int, list[str | int]]]  # name -> element ty
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto, Metadata]:
-    """The graph without its external data, and what the file says of itself.
+    """Return the graph without its external data, and what the file says about itself.
 
     Raises:
-        FlashElmoError: no file, no ONNX, or not exported by this package.
+        FlashElmoError: the file is missing, not ONNX, or not exported by this package.
     """
     try:
         graph = onnx.load(path, load_external_data=False)
     except FileNotFoundError:
         raise FlashElmoError(f"{path}: expected an exported model, found no file") from None
-    except Exception as error:  # protobuf's class of it depends on its version
+    except Exception as error:  # the class of protobuf's error depends on its version
         raise FlashElmoError(f"{path}: expected an ONNX model, found {one_line(error, path)}") from None
     return graph, Metadata.from_properties({entry.key: entry.value for entry in graph.metadata_props}, path.name)
 
 
 def graph_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> list[str]:
-    """What the ONNX checker finds, versions, and every input and output that differs from the contract."""
+    """Return what the ONNX checker finds, wrong versions, and every input and output that differs from the contract."""
     problems = []
     try:
         onnx.checker.check_model(path, full_check=True)
@@ -53,7 +53,7 @@ def graph_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> li
 
 
 def expected_values(metadata: Metadata) -> tuple[Values, Values]:
-    """Inputs and outputs of a file with this metadata."""
+    """Return the inputs and outputs of a file with this metadata."""
     config, (batch, length) = metadata.config, metadata.bucket or ("batch_size", "sequence_length")
     floats = TensorProto.FLOAT16 if metadata.arithmetic.dtype == "float16" else TensorProto.FLOAT
     tokens: list[str | int] = [batch, length]
@@ -77,14 +77,14 @@ def expected_values(metadata: Metadata) -> tuple[Values, Values]:
 
 
 def metadata_problems(metadata: Metadata, model: ElmoModel, expected: Metadata | None) -> list[str]:
-    """Where the metadata differ from the model, from themselves, or from what the caller meant to export."""
+    """Return where the metadata differ from the model, from themselves, or from what the caller meant to export."""
     of_model = {
         "config": model.config,
         "lexicon": model.lexicon,
         "weights_sha256": model.sha256,
     }
     wanted: dict[str, Any] = {} if expected is None else {f.name: getattr(expected, f.name) for f in fields(Metadata)}
-    wanted.pop("report_sha256", None)  # comes last
+    wanted.pop("report_sha256", None)  # added last
     return [
         f"metadata: {name}: {_shown(getattr(metadata, name), value)}"
         for name, value in {**wanted, **of_model}.items()
@@ -93,7 +93,7 @@ def metadata_problems(metadata: Metadata, model: ElmoModel, expected: Metadata |
 
 
 def report_problems(path: Path, metadata: Metadata) -> list[str]:
-    """Whether the report beside the file, if there is one, is that which the metadata tell."""
+    """Check that the report beside the file, if there is one, is the one that the metadata refer to."""
     report = path.with_suffix(".report.json")
     if not metadata.report_sha256 or not report.is_file():
         return []
@@ -104,7 +104,7 @@ def report_problems(path: Path, metadata: Metadata) -> list[str]:
 
 
 def makes_sense(metadata: Metadata, model: ElmoModel) -> bool:
-    """Whether the metadata fit the model so far that vectors can be compared."""
+    """Whether the metadata fit the model well enough for vectors to be compared."""
     n_layers = model.config.n_layers + 1
     return (
         metadata.config == model.config and len(metadata.mix) == n_layers and set(metadata.layers) <= {*range(n_layers)}
@@ -112,7 +112,7 @@ def makes_sense(metadata: Metadata, model: ElmoModel) -> bool:
 
 
 def one_line(error: Exception, path: Path) -> str:
-    """An error's first line, without the machine's paths."""
+    """Return an error's first line, without the machine's paths."""
     lines = str(error).replace(f"{path.parent}/", "").split("\n")
     return " ".join(lines[0].split())[:300] or type(error).__name__
 
@@ -133,7 +133,7 @@ def _axes(value: onnx.ValueInfoProto) -> list[str | int]:
 
 
 def value_text(element_type: int, axes: list[str | int]) -> str:
-    """As "int64 [batch_size, sequence_length, 50]"."""
+    """Return a value as text, such as "int64 [batch_size, sequence_length, 50]"."""
     name = "float32" if element_type == TensorProto.FLOAT else TensorProto.DataType.Name(element_type).lower()
     return f"{name} [{', '.join(map(str, axes))}]"
 

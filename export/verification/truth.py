@@ -1,4 +1,4 @@
-"""What exported files are measured against: the PyTorch reference, each sentence computed once."""
+"""What exported files are compared with: the PyTorch reference, each sentence computed once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH_SIZE = 32
 
 
 class Truth:
-    """One model's vectors, computed when they are first asked for and kept for every file made of it."""
+    """One model's vectors, computed when first needed and kept for every file made from it."""
 
     def __init__(self, model: ElmoModel) -> None:
         self.model = model
@@ -21,15 +21,16 @@ class Truth:
         self._carried: dict[tuple[Batch, ...], list[tuple[list[Floats], dict[str, Floats]]]] = {}
 
     def layers(self, sentences: Sequence[Sentence]) -> list[Floats]:
-        """Layers [L, tokens, 2P] of every sentence, each from a fresh state."""
+        """Return layers [L, tokens, 2P] of every sentence, each from a fresh state."""
         new = sorted(set(sentences) - self._layers.keys(), key=lambda sentence: (len(sentence), sentence))
-        if new:  # by length, so that little is padding
+        if new:  # by length, to save padding
             computed = ReferenceRuntime(self.model, batch_size=BATCH_SIZE).embed_batch(new)
             self._layers |= zip(new, computed, strict=True)
         return [self._layers[sentence] for sentence in sentences]
 
     def carried(self, batches: tuple[Batch, ...]) -> list[tuple[list[Floats], dict[str, Floats]]]:
-        """As `layers`, for batches that each start where the one before it ended; and each batch's state after.
+        """Do as `layers`, for batches that each start where the previous one ended; also return each batch's final
+        state.
 
         A state is that of the batch's own rows: {"hidden": [2 * LSTM layers, B, P], "cell": [2 * LSTM layers, B, C]}.
         """

@@ -1,4 +1,4 @@
-"""The gate: an exported file, run by ONNX Runtime alone, against the PyTorch reference on ragged real text."""
+"""Verification: an exported file, run by ONNX Runtime alone, against the PyTorch reference on ragged real text."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ def verify(
     truth: Truth | None = None,
     expected: Metadata | None = None,
 ) -> Report:
-    """Compare every output of an exported file with what the reference computes of the model.
+    """Compare every output of an exported file with what the reference computes from the model.
 
-    Every output is compared in every case, token by token, and must be exactly zero where there is no token. What it
-    should be follows from the reference's layers and the file's own metadata, which are checked against `model` and
-    `expected`; the graph is checked against the contract, and its weights must be those that `model` gives.
+    Every output is compared in every case, token by token, and must be exactly zero where there is no token. The
+    correct values follow from the reference's layers and the file's own metadata, which are checked against `model` and
+    `expected`; the graph is checked against the contract, and its weights must be those of `model`.
 
     Args:
-        path: the ONNX file, its external data beside it.
+        path: the ONNX file, with its external data beside it.
         model: what it was exported from.
-        sentences: tokenized text; forty sentences of the King James Version where absent. The reference computes each
-            once, some 200 tokens a second at the original size.
-        batch_sizes: numbers of sentences that the text runs in, one case each; an unrolled file has its own.
+        sentences: tokenized text; by default forty sentences of the King James Version. The reference computes each
+            once, at some 200 tokens per second at the original size.
+        batch_sizes: numbers of sentences in which the text is run, one case each; an unrolled file has its own.
         providers: ONNX Runtime's execution providers, the preferred one first.
-        bounds: by precision, in place of those of `PRECISIONS`.
-        truth: a `Truth(model)`, given where several files of one model are verified.
-        expected: the metadata as they were meant to be; the report's digest is not compared.
+        bounds: by precision, instead of those of `PRECISIONS`.
+        truth: a `Truth(model)`, to share when several files of one model are verified.
+        expected: the intended metadata; the report's digest is not compared.
 
     Returns:
-        The report. Where it has not passed, `failures` says why, a line each.
+        The report. If it has not passed, `failures` says why, one line each.
 
     Raises:
-        FlashElmoError: no file exported by this package, a provider that is absent, or no text.
+        FlashElmoError: the file was not exported by this package, a provider is missing, or there is no text.
     """
     path = utf8_path_of("path", path)
     text, batch_sizes = _checked_text(SENTENCES if sentences is None else sentences), _checked_sizes(batch_sizes)
@@ -130,7 +130,7 @@ def _checked_sizes(batch_sizes: Sequence[int]) -> list[int]:
 
 
 def _look(path: Path, model: ElmoModel, expected: Metadata | None) -> tuple[Metadata, list[str]]:
-    """What the file says of itself, and what is wrong with it at rest. Its weights are let go on return."""
+    """Return what the file says about itself, and what is wrong with it at rest. Its weights are released on return."""
     graph, metadata = read_graph(path)
     problems = graph_problems(path, graph, metadata) + metadata_problems(metadata, model, expected)
     problems += report_problems(path, metadata)
@@ -140,7 +140,7 @@ def _look(path: Path, model: ElmoModel, expected: Metadata | None) -> tuple[Meta
 
 
 def _open(path: Path, metadata: Metadata, providers: Sequence[Provider], problems: list[str]) -> Session | None:
-    """The file in ONNX Runtime; None, and a problem, where it can't read it."""
+    """Open the file in ONNX Runtime; return None, and add a problem, if it can't be read."""
     try:
         return Session(path, metadata, providers)
     except FlashElmoError as error:
@@ -149,10 +149,10 @@ def _open(path: Path, metadata: Metadata, providers: Sequence[Provider], problem
 
 
 def _run_cases(cases: Sequence[Case], session: Session, truth: Truth, problems: list[str]) -> list[CaseResult]:
-    """Each case's errors. A problem is said once, with the first case that has it."""
+    """Return each case's errors. A problem is reported once, with the first case that has it."""
     results = []
     found: dict[str, str] = {}
-    # All at once, so that what runs together, and how it rounds, depends on the text alone.
+    # All at once, so that what runs together, and how it rounds, depends only on the text.
     truth.layers(
         [sentence for case in cases if not case.carried for batch in case.batches for sentence in batch.sentences]
     )
@@ -188,14 +188,14 @@ def _run_case(case: Case, session: Session, truth: Truth) -> Comparison:
 
 
 def _not_compared(results: Sequence[CaseResult], limits: Mapping[str, Bound]) -> list[str]:
-    """What would let a file pass without having been looked at."""
+    """Return what would let a file pass without having been checked."""
     lines = [f"{result.name}: no token was compared" for result in results if not result.tokens]
     compared = {error.name for result in results for error in result.outputs if error.vectors}
     return lines + [f"{name}: nothing was compared" for name in limits if name not in compared]
 
 
 def _broken_bounds(results: Sequence[CaseResult], limits: Mapping[str, Bound]) -> list[str]:
-    """A line for each bound that an output breaks, with the case that breaks it most."""
+    """Return a line for each bound that an output breaks, with the case that breaks it most."""
     lines = []
     for name, bound in limits.items():
         errors = [(case.name, error) for case in results for error in case.outputs if error.name == name]
@@ -219,13 +219,13 @@ def _broken(bound: Bound, errors: Sequence[tuple[str, OutputError]]) -> list[str
 
 
 def _name_of(path: Path) -> str:
-    """The file's path in an exported folder, or else its name."""
+    """Return the file's path in an exported folder, or else its name."""
     folders = path.parts[-3:-1]
     return "/".join([*folders[folders.index("onnx") :], path.name]) if "onnx" in folders else path.name
 
 
 def _megabytes(path: Path, metadata: Metadata) -> float:
-    """Of the file and its external data, to a tenth."""
+    """Return the size of the file and its external data, to a tenth."""
     files = (path, path.with_name(f"{path.name}_data" if metadata.bucket is None else BUCKET_DATA))
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 1)
 
@@ -233,5 +233,5 @@ def _megabytes(path: Path, metadata: Metadata) -> float:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # installed by another name, as onnxruntime-gpu
+    except PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
         return str(getattr(import_module(package), "__version__", "unknown"))

@@ -1,4 +1,4 @@
-"""An exported file's weights against those that the model gives: what no text happens to read is judged here."""
+"""Compares an exported file's weights with those of the model, including those that no text happens to use."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from flashelmo.export.build import graph_of, tensors_of
 from flashelmo.export.metadata import Metadata
 from flashelmo.export.verification.structure import one_line
 
-# The states after the boundaries are computed, and another processor may add up in another order: a last bit of
-# float32, which may turn one of float16 (2^-10 of the value).
+# The states after the boundaries are computed, and another processor may add up in another order: an error in the last
+# bit of float32, which may become one of float16 (2^-10 of the value).
 STATE_TOLERANCE = {np.dtype(np.float32): tolerance("fp32", "onnx"), np.dtype(np.float16): tolerance("fp16", "onnx")}
 
 
 def weight_problems(path: Path, graph: onnx.ModelProto, metadata: Metadata, model: ElmoModel) -> list[str]:
-    """A line for each weight, clip and coefficient of the mix that the file lacks or has otherwise.
+    """Return a line for each weight, clip and coefficient of the mix that is missing from the file or differs.
 
     Args:
-        path: of the file, beside which its external data lie.
+        path: of the file, with its external data beside it.
         graph: of the file, without external data; they are read one tensor at a time.
-        metadata: what the file says of itself.
+        metadata: what the file says about itself.
         model: what it was exported from.
     """
     try:
         wanted = _expected_tensors(metadata, model)
-    except FlashElmoError as error:  # values that the precision cannot hold
+    except FlashElmoError as error:  # the precision cannot hold some values
         return [f"weights: {one_line(error, path)}"]
     stored = {tensor.name: tensor for tensor in graph.graph.initializer}
     problems = []
@@ -49,7 +49,7 @@ def _expected_tensors(metadata: Metadata, model: ElmoModel) -> Arrays:
 
 
 def _problem(name: str, stored: onnx.TensorProto | None, expected: Array, path: Path) -> str:
-    """What is wrong with one tensor; empty where nothing is."""
+    """Return what is wrong with one tensor; empty if nothing is."""
     if stored is None:
         return "expected it, found none"
     try:
@@ -62,7 +62,7 @@ def _problem(name: str, stored: onnx.TensorProto | None, expected: Array, path: 
 
 
 def _array(stored: onnx.TensorProto, folder: Path) -> Array:
-    """The values; external ones are read into a copy, as onnx would keep them in the graph."""
+    """Return the values; external ones are read into a copy, as onnx would keep them in the graph."""
     if stored.data_location == onnx.TensorProto.EXTERNAL:
         copy = onnx.TensorProto()
         copy.CopyFrom(stored)

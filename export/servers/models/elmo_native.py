@@ -1,7 +1,7 @@
 """ELMo's vectors of text from flashelmo's engine: a model of NVIDIA Triton Inference Server's Python backend.
 
-Its settings are the `parameters` of `config.pbtxt`; the weights lie beside this file. The sentences of all requests
-that the server joined are one stream for the engine, which computes their common words, beginnings and endings once.
+Its settings are the `parameters` of `config.pbtxt`; the weights are beside this file. The sentences of all requests
+that the server combined are one stream for the engine, which computes their common words, beginnings and endings once.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from flashelmo.export.servers.models.text_requests import answer
 
 
 class TritonPythonModel:
-    """What the server calls, under the names that it looks for."""
+    """The class that the server uses, with the names that it expects."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model.
 
         Args:
-            args: of the server; `model_config` is the configuration in JSON.
+            args: from the server; `model_config` is the configuration in JSON.
 
         Raises:
-            FlashElmoError: no such model, or parameters that do not go together; the server says so and does not load.
+            FlashElmoError: no such model, or parameters that do not go together; the server then reports this and does
+                not load it.
         """
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {name: value["string_value"] for name, value in parameters.items()}
@@ -45,17 +46,17 @@ class TritonPythonModel:
         self._output.check(self._embedder.config.n_layers + 1)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """A response to each request, the error of those that cannot be read."""
+        """Return a response to each request; an error for those that cannot be read."""
         layers, mix = self._output.layers, self._output.mix
         return answer(requests, lambda sentences: self._embedder.embed(sentences, layers=layers, mix=mix))
 
     def finalize(self) -> None:
-        """Let the model go."""
+        """Release the model."""
         del self._embedder
 
 
 def _output(text: str) -> Output:
-    """What the parameter `layers` asks for: top, average, a layer's number or the coefficients of a mix."""
+    """Return what the parameter `layers` requests: top, average, a layer's number or the coefficients of a mix."""
     if text.isdecimal():
         return Output(int(text))
     if text in ("top", "average"):

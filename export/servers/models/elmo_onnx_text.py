@@ -1,6 +1,6 @@
 """ELMo's vectors of text from an exported file: a model of NVIDIA Triton Inference Server's Python backend.
 
-It needs numpy and onnxruntime alone, and spells the words itself, so that requests are text and need no padding.
+It needs only numpy and onnxruntime, and spells the words itself, so that requests are text and need no padding.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from flashelmo.export.servers.models.text_requests import answer
 
 
 class TritonPythonModel:
-    """What the server calls, under the names that it looks for."""
+    """The class that the server uses, with the names that it expects."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the file.
 
         Args:
-            args: of the server; `model_config` is the configuration in JSON.
+            args: from the server; `model_config` is the configuration in JSON.
 
         Raises:
-            FlashElmoError: no such file, or no such provider; the server says so and does not load.
+            FlashElmoError: no such file, or no such provider; the server then reports this and does not load it.
         """
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {name: value["string_value"] for name, value in parameters.items()}
@@ -36,9 +36,9 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """A response to each request, the error of those that cannot be read."""
+        """Return a response to each request; an error for those that cannot be read."""
         return answer(requests, lambda sentences: self._elmo.encode(sentences, output_value="token_embeddings"))
 
     def finalize(self) -> None:
-        """Let the file go."""
+        """Release the file."""
         del self._elmo

@@ -19,16 +19,16 @@ from flashelmo.engine.output import pool_mean
 
 Sentence: TypeAlias = Sequence[str] | str
 
-pb_utils = import_module("triton_python_backend_utils")  # the server has it, no package index does
+pb_utils = import_module("triton_python_backend_utils")  # provided by the server, and by no package index
 
 
 def answer(requests: Sequence[Any], embed: Callable[[list[Sentence]], Iterable[Array]]) -> list[Any]:
-    """A response to each request; one that cannot be read or embedded gets its error, the others their vectors.
+    """Return a response to each request; one that cannot be read or embedded gets its error, the others their vectors.
 
     Args:
-        requests: those that the server joined.
-        embed: the vectors [T, 2P] of each of any number of sentences; called once for all requests, and only where that
-            fails once for each.
+        requests: those that the server combined.
+        embed: yields the vectors [T, 2P] of each of any number of sentences; called once for all requests, and again
+            for each only if that fails.
     """
     results = [_result(_sentences, request) for request in requests]
     places = [place for place, result in enumerate(results) if isinstance(result, list)]
@@ -36,7 +36,7 @@ def answer(requests: Sequence[Any], embed: Callable[[list[Sentence]], Iterable[A
     try:
         vectors = iter(list(embed(list(chain.from_iterable(read)))))
         embedded = [list(islice(vectors, len(sentences))) for sentences in read]
-    except Exception:  # one request's, perhaps: which it is shows where each is alone
+    except Exception:  # perhaps because of one request: running each alone shows which
         embedded = [_result(lambda sentences: list(embed(sentences)), sentences) for sentences in read]
     for place, result in zip(places, embedded, strict=True):
         results[place] = result
@@ -44,7 +44,7 @@ def answer(requests: Sequence[Any], embed: Callable[[list[Sentence]], Iterable[A
 
 
 def _result(function: Callable[[Any], list[Any]], given: Any) -> Any:
-    """What a function gives, or the exception that it raises."""
+    """Return a function's result, or the exception that it raises."""
     try:
         return function(given)
     except Exception as error:
@@ -52,7 +52,7 @@ def _result(function: Callable[[Any], list[Any]], given: Any) -> Any:
 
 
 def _sentences(request: Any) -> list[Sentence]:
-    """The lines of `text` [B, 1] as they are, or the rows of `tokens` [B, T] without the empty ones at their end."""
+    """Return the lines of `text` [B, 1] as they are, or the rows of `tokens` [B, T] without empty ones at their end."""
     text, tokens = (pb_utils.get_input_tensor_by_name(request, name) for name in ("text", "tokens"))
     if (text is None) == (tokens is None):
         found = "neither" if text is None else "both"
@@ -63,7 +63,7 @@ def _sentences(request: Any) -> list[Sentence]:
 
 
 def _rows(name: str, shape: str, tensor: Any) -> Array:
-    """An input's strings, in one row or more."""
+    """Return an input's strings, in one row or more."""
     array: Array = tensor.as_numpy()
     if array.ndim != 2 or not len(array) or (name == "text" and array.shape[1] != 1):
         raise FlashElmoError(f"{name}: expected {shape}, B of 1 or more, found {list(array.shape)}")
@@ -86,7 +86,7 @@ def _decode(text: Any, name: str) -> str:
 
 
 def _response(vectors: list[Array]) -> Any:
-    """The vectors [T, 2P] of a request's B sentences, padded with zeros to the longest one, or to one token."""
+    """Return the vectors [T, 2P] of a request's B sentences, padded with zeros to the longest one, or to one token."""
     longest = max(1, *map(len, vectors))
     token_embeddings = np.zeros((len(vectors), longest, vectors[0].shape[-1]), np.float32)
     mask = np.zeros((len(vectors), longest), np.bool_)
@@ -102,7 +102,7 @@ def _response(vectors: list[Array]) -> Any:
 
 
 def _failure(error: Exception) -> Any:
-    """The one line of what a caller can mend, the class and message of anything else."""
+    """Return one line about what a caller can fix, and the class and message of any other error."""
     wrong = isinstance(error, FlashElmoError)
     message, code = (str(error), "INVALID_ARG") if wrong else (f"{type(error).__name__}: {error}", "INTERNAL")
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
